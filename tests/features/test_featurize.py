@@ -1,0 +1,274 @@
+"""Features in the store against plain autograd and a materialised P."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference_projection as reference
+import torch
+from features.models import ConvNet, Recurrent, Samples, mlp, seeded
+from torch import nn
+
+import trakstore as ts
+from trakstore.errors import NotFoundError, NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.features import Job, featurize, featurize_job, load_job
+from trakstore.features.parameters import canonical_name
+
+SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
+
+
+def run(model: nn.Module, data: Any, where: Any, **options: Any) -> ts.FeatureStore:
+    options = {"projector": SJLT, "batch_size": 8, "progress": False, **options}
+    featurize(model, data, where, **options)
+    return ts.open_store(where)
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+
+
+def column(store: ts.FeatureStore, name: str) -> np.ndarray[Any, Any]:
+    split = store.split(0, "train")
+    return split.column(name).read(0, split.rows)
+
+
+MODELS = [mlp, lambda: seeded(ConvNet), lambda: seeded(Recurrent)]
+PROJECTIONS = [
+    SJLT,
+    ts.ProjectionSpec("sjlt", dim=32, s=4),
+    ts.ProjectionSpec("rademacher", dim=40),
+    ts.ProjectionSpec("identity"),
+]
+
+
+@pytest.mark.parametrize("make", MODELS, ids=["mlp", "conv", "gru"])
+@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
+@pytest.mark.parametrize("output", ["margin", "cross_entropy"])
+def test_features_equal_the_dense_reference(
+    tmp_path: Path, make: Any, projection: ts.ProjectionSpec, output: str
+) -> None:
+    model, data = make(), Samples(21)
+    store = run(model, data, tmp_path / "s.zarr", projector=projection, output=output)
+    model.eval()
+    samples = [data[i] for i in range(len(data))]
+    g = reference.gradients(model, getattr(reference, output), samples)
+    expected = g @ reference.matrix(projection, shapes(model))
+    got = column(store, "features")
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(column(store, "norm"), np.linalg.norm(expected, axis=1), rtol=1e-4)
+
+
+def test_columns_beside_the_features(tmp_path: Path) -> None:
+    model, data = mlp(), Samples(21)
+    p = torch.softmax(model(data.x), dim=1)[range(21), data.y].detach().double().numpy()
+    store = run(model, data, tmp_path / "m.zarr", ids=[f"s{i}" for i in range(21)])
+    np.testing.assert_allclose(column(store, "out_to_loss"), 1 - p, rtol=1e-5)
+    np.testing.assert_allclose(column(store, "loss"), -np.log(p), rtol=1e-5)
+    np.testing.assert_allclose(column(store, "output"), np.log(p / (1 - p)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(column(store, "label"), data.y)
+    assert column(store, "sample_id").tolist() == [f"s{i}" for i in range(21)]
+    store = run(model, data, tmp_path / "c.zarr", output="cross_entropy")
+    np.testing.assert_array_equal(column(store, "out_to_loss"), -1)
+    np.testing.assert_allclose(column(store, "output"), -np.log(p), rtol=1e-5)
+
+
+def test_loss_gradients_are_scaled_output_gradients(tmp_path: Path) -> None:
+    """∇loss = -out_to_loss · ∇output: what makes one store serve every method."""
+    model, data = mlp(), Samples(21)
+    margin = run(model, data, tmp_path / "m.zarr")
+    loss = run(model, data, tmp_path / "c.zarr", output="cross_entropy")
+    scaled = -column(margin, "out_to_loss")[:, None] * column(margin, "features")
+    np.testing.assert_allclose(column(loss, "features"), scaled, rtol=1e-4, atol=1e-6)
+
+
+def test_batches_and_blocks_change_nothing_but_rounding(tmp_path: Path) -> None:
+    model, data = seeded(ConvNet), Samples(29)
+    first = column(run(model, data, tmp_path / "0.zarr"), "features")
+    for i, (batch, block) in enumerate([(1, 4), (3, 7), (29, 29), (64, None), (5, 100)], start=1):
+        where = tmp_path / f"{i}.zarr"
+        other = column(run(model, data, where, batch_size=batch, block_rows=block), "features")
+        np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-5 * np.abs(first).max())
+
+
+def test_wrappers_of_the_model_change_nothing(tmp_path: Path) -> None:
+    model, data = mlp(), Samples(9)
+    first = column(run(model, data, tmp_path / "0.zarr"), "features")
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.module(x)
+            return out
+
+    np.testing.assert_array_equal(
+        column(run(Wrapped(), data, tmp_path / "1.zarr"), "features"), first
+    )
+    run(Wrapped(), data, tmp_path / "0.zarr")  # and it is the same checkpoint
+    assert canonical_name("_orig_mod.module.fc.weight") == "fc.weight"
+
+
+def test_a_recurrent_model_is_done_one_by_one_with_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="trakstore"):
+        run(seeded(Recurrent), Samples(30), tmp_path / "s.zarr")
+    assert [r.message[:32] for r in caplog.records] == ["per-sample gradients one by one,"]
+
+
+def test_parameter_patterns_and_frozen_parameters(tmp_path: Path) -> None:
+    model, data = mlp(), Samples(9)
+    store = run(model, data, tmp_path / "s.zarr", parameters=["2.*"])
+    assert dict(store.spec.parameters.shapes) == {"2.weight": (3, 10), "2.bias": (3,)}  # type: ignore[union-attr]
+    model[0].requires_grad_(False)  # type: ignore[index]
+    frozen = run(model, data, tmp_path / "f.zarr")
+    np.testing.assert_array_equal(column(frozen, "features"), column(store, "features"))
+    with pytest.raises(TrakStoreError, match=r"matches '0\.\*'.*2\.weight"):
+        run(model, data, tmp_path / "n.zarr", parameters=["0.*"])
+
+
+def test_the_model_is_given_back_as_it_was(tmp_path: Path) -> None:
+    model = seeded(ConvNet).train()
+    model.norm.eval()  # type: ignore[union-attr, operator]
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    run(model, Samples(9), tmp_path / "s.zarr")
+    assert [m.training for m in model.modules()] == modes
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_run_goes_on_and_redoes_nothing(tmp_path: Path) -> None:
+    model, data = mlp(), Samples(40)
+    whole = run(model, data, tmp_path / "w.zarr", block_rows=8)
+    run(model, data, tmp_path / "s.zarr", block_rows=8)
+    (tmp_path / "s.zarr/0/train/written/c.3.0").unlink()
+    again = featurize(
+        model, data, tmp_path / "s.zarr", projector=SJLT, batch_size=8, progress=False
+    )
+    assert (again.rows, again.blocks) == (8, 1)
+    store = ts.open_store(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(column(store, "features"), column(whole, "features"))
+
+
+def nothing_at(where: Path) -> bool:
+    return not where.exists() or not any(where.iterdir())
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    where, model, data = tmp_path / "s.zarr", mlp(), Samples(9)
+    broken = mlp()
+    broken[2].bias.data[:] = torch.nan  # type: ignore[index, operator, union-attr]
+    labels = Samples(9)
+    labels.y[1] = 3
+
+    class Random(Samples):
+        def __getitem__(self, index: int) -> Any:
+            return torch.randn(12), self.y[index]
+
+    class Shifting(Samples):
+        def __getitem__(self, index: int) -> Any:
+            return [super().__getitem__(index)[0]]
+
+    cases: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
+        (broken, data, {}, NumericsError, "2 rows have NaN or infinite"),
+        (model, labels, {}, TrakStoreError, "sample 1 has label 3, the model has classes 0 to 2"),
+        (model, Random(9), {}, TrakStoreError, "differs when it is read twice"),
+        (model, Shifting(9), {}, TrakStoreError, "needs samples"),
+        (model, [], {}, TrakStoreError, "empty"),
+        (model, iter(data.x), {}, TrakStoreError, "__len__"),
+        (model, data, {"output": "margins"}, NotFoundError, "did you mean 'margin'"),
+        (model, data, {"split": "../x"}, TrakStoreError, "cannot name a split"),
+        (model, data, {"epoch": -1}, TrakStoreError, "non-negative"),
+        (model, data, {"batch_size": 0}, TrakStoreError, "batch_size must be 1 or more"),
+        (model, data, {"rank": 2, "world_size": 2}, TrakStoreError, "rank 2 is not in 0..1"),
+        (nn.Flatten(), data, {}, TrakStoreError, "no parameter"),
+        (nn.Linear(12, 1), data, {}, TrakStoreError, "2 classes or more"),
+        (model, data, {"dtype": "int8"}, TrakStoreError, "stored as float32, float16"),
+        (model, data, {"ids": [1, 2]}, TrakStoreError, "ids must be 9"),
+    ]
+    for net, samples, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            run(net, samples, where, **options)
+        assert nothing_at(where), message
+
+
+def test_another_spec_checkpoint_or_data_set_is_refused_with_both(tmp_path: Path) -> None:
+    where, model, data = tmp_path / "s.zarr", mlp(), Samples(9)
+    run(model, data, where)
+    for net, samples, options, message in [
+        (model, data, {"projector": ts.ProjectionSpec("sjlt", dim=33)}, r"dim=32.*dim=33"),
+        (model, data, {"output": "cross_entropy"}, r"margin.*cross_entropy"),
+        (model, data, {"parameters": ["2.*"]}, r"0\.weight.*2\.weight"),
+        (model, data, {"dtype": "float16"}, r"float32, this run has float16"),
+        (mlp(seed=1), data, {}, r"checkpoint [0-9a-f]{64}, this run has [0-9a-f]{64}"),
+        (model, Samples(9, seed=1), {}, r"dataset 9:[0-9a-f]{64}, this run has 9:"),
+        (model, Samples(8), {}, r"rows 9, this run has 8"),
+        (model, data, {"learning_rate": 0.1}, r"learning_rate None, this run has 0.1"),
+    ]:
+        with pytest.raises(SpecMismatchError, match=message):
+            run(net, samples, where, **options)
+    run(model, data, where, projector=None)  # what is left open is as the store has it
+
+
+def test_bad_rows_in_the_middle_keep_the_blocks_before(tmp_path: Path) -> None:
+    data = Samples(40)
+    data.x[20] = torch.nan
+    with pytest.raises(NumericsError, match="1 rows have NaN or infinite features"):
+        run(mlp(), data, tmp_path / "s.zarr", block_rows=8)
+    status = ts.open_store(tmp_path / "s.zarr").split(0, "train").status()
+    assert status.missing == ((16, 40),)
+
+
+def test_a_job_of_epochs_and_splits(tmp_path: Path) -> None:
+    states = {2: mlp(2).state_dict(), "final": mlp(3).state_dict()}
+    torch.save(states[2], tmp_path / "2.pt")
+    job = Job(
+        mlp(),
+        {"train": Samples(30), "test": Samples(7, seed=1)},
+        projector=SJLT,
+        checkpoints={2: tmp_path / "2.pt", "final": states["final"]},
+        learning_rates={2: 0.5},
+        batch_size=4,
+    )
+    done = featurize_job(job, tmp_path / "s.zarr", progress=False)
+    store = ts.open_store(tmp_path / "s.zarr")
+    assert store.epochs == (2, "final") and store.splits == ("test", "train")
+    assert done.rows == 2 * 37 and all(status.complete for status in store.status())
+    assert store.split(2, "train").spec.learning_rate == 0.5
+    single = run(mlp(3), Samples(30), tmp_path / "one.zarr", batch_size=4)
+    np.testing.assert_array_equal(store.features("final", "train"), column(single, "features"))
+
+
+def test_jobs_that_cannot_be_had(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text("digits = 3\ndef wrong():\n    return 'no job'\n")
+    jobs = tmp_path / "jobs.py"
+    for name, error, message in [
+        ("digits", TrakStoreError, "named like"),
+        (f"{tmp_path}/nojobs.py:digits", NotFoundError, "no job file"),
+        (f"{jobs}:digit", NotFoundError, "did you mean 'digits'"),
+        (f"{jobs}:digits", TrakStoreError, "gave a int"),
+        (f"{jobs}:wrong", TrakStoreError, "gave a str"),
+        ("trakstore.nothing:digits", NotFoundError, "no module"),
+    ]:
+        with pytest.raises(error, match=message):
+            load_job(name)
+
+
+def test_a_checkpoint_of_another_model_and_unsafe_files_are_refused(tmp_path: Path) -> None:
+    import pickle
+
+    job = Job(mlp(), {"train": Samples(9)}, checkpoints={0: nn.Linear(2, 2).state_dict()})
+    with pytest.raises(TrakStoreError, match="checkpoint 0 is not of this model"):
+        job.load(0)
+    with pytest.raises(NotFoundError, match="no epoch 7"):
+        job.load(7)
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(print, protocol=2))
+    with pytest.raises(TrakStoreError, match="not a file of plain tensors"):
+        Job(mlp(), {"train": Samples(9)}, checkpoints={0: tmp_path / "evil.pt"}).load(0)

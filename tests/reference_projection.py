@@ -1,0 +1,99 @@
+"""The projections, materialised entry by entry with Python integers from ``storage/FORMAT.md``.
+
+Slow and independent of the library: P is formed, gradients come from plain autograd, one sample at a
+time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def mix(x: int) -> int:
+    x ^= x >> 16
+    x = x * 0x85EBCA6B % 2**32
+    x ^= x >> 13
+    x = x * 0xC2B2AE35 % 2**32
+    return x ^ x >> 16
+
+
+def keys(spec: Any, name: str, shape: tuple[int, ...], stream: str) -> list[int]:
+    text = json.dumps(
+        [spec.kind, spec.version, spec.dim, spec.seed, spec.s, name, list(shape), stream],
+        separators=(",", ":"),
+    )
+    return np.frombuffer(hashlib.sha256(text.encode()).digest()[:12], "<u4").tolist()
+
+
+def sjlt_entry(spec: Any, name: str, shape: tuple[int, ...], r: int, c: int) -> dict[int, float]:
+    entry: dict[int, float] = {}
+    for copy in range(spec.s):
+        a, b, _ = keys(spec, name, shape, f"runs {copy}")
+        d, e, _ = keys(spec, name, shape, f"signs {copy}")
+        word = mix((mix(r ^ a) + mix(c // spec.dim ^ b)) % 2**32)
+        column = ((word // 2) * spec.dim // 2**31 + c) % spec.dim
+        sign = (-1) ** (word % 2) * (-1) ** (mix((mix(c ^ d) + e) % 2**32) % 2)
+        entry[column] = entry.get(column, 0.0) + sign / spec.s**0.5
+    return entry
+
+
+def rademacher_entry(
+    spec: Any, name: str, shape: tuple[int, ...], r: int, c: int
+) -> dict[int, float]:
+    a, b, d = keys(spec, name, shape, "signs")
+    pair = mix((mix(r ^ a) + mix(c ^ b)) % 2**32)
+    words = [mix((pair + mix(w ^ d)) % 2**32) for w in range(-(-spec.dim // 32))]
+    return {j: (1 - 2 * (words[j // 32] >> j % 32 & 1)) / spec.dim**0.5 for j in range(spec.dim)}
+
+
+def matrix(spec: Any, shapes: dict[str, tuple[int, ...]]) -> NDArray[np.float64]:
+    """Pᵀ, of shape (parameters, dim), for parameters laid one after the other."""
+    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    if spec.kind == "identity":
+        return np.eye(total)
+    entry = {"sjlt": sjlt_entry, "rademacher": rademacher_entry}[spec.kind]
+    rows = np.zeros((total, spec.dim))
+    at = 0
+    for name, shape in shapes.items():
+        rest = int(np.prod(shape[1:]))
+        for r in range(shape[0] if shape else 1):
+            for c in range(rest):
+                for column, value in entry(spec, name, shape, r, c).items():
+                    rows[at, column] += value
+                at += 1
+    return rows
+
+
+def gradients(model: Any, f: Any, samples: Any) -> NDArray[np.float64]:
+    """Gradients of f(model, sample), one sample after the other, shape (samples, parameters)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rows = []
+    for sample in samples:
+        parts = torch.autograd.grad(f(model, sample), parameters, allow_unused=True)
+        rows.append(
+            torch.cat(
+                [
+                    (torch.zeros_like(p) if g is None else g).reshape(-1)
+                    for p, g in zip(parameters, parts, strict=True)
+                ]
+            )
+        )
+    return torch.stack(rows).double().numpy()
+
+
+def margin(model: Any, sample: Any) -> torch.Tensor:
+    """log p - log(1 - p) of the own class."""
+    x, y = sample
+    p = torch.softmax(model(x[None])[0], dim=0)
+    return torch.log(p[y]) - torch.log(1 - p[y])
+
+
+def cross_entropy(model: Any, sample: Any) -> torch.Tensor:
+    x, y = sample
+    return -torch.log(torch.softmax(model(x[None])[0], dim=0)[y])

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import trakstore as ts
+from trakstore.errors import (
+    DamagedError,
+    IncompleteError,
+    LocationError,
+    NotFoundError,
+    NumericsError,
+    SpecMismatchError,
+    TrakStoreError,
+)
+from trakstore.spec import SplitSpec
+from trakstore.storage.arrays import block_keys
+from trakstore.storage.writer import BlockWriter, stored_rows
+
+SPEC = ts.ProjectionSpec("sjlt", dim=8)
+
+
+def rows_of(n: int, dim: int = 8, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
+
+
+def make(path: Any, dim: int = 8, dtype: Any = "float32") -> ts.FeatureStore:
+    return ts.FeatureStore.create(path, projection=ts.ProjectionSpec("sjlt", dim=dim), dtype=dtype)
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 60), block=st.integers(1, 70), strings=st.booleans())
+def test_what_is_written_is_read(n: int, block: int, strings: bool) -> None:
+    store = make(zarr.storage.MemoryStore())
+    X, q, y = rows_of(n), np.linspace(0, 1, n, dtype=np.float32), np.arange(n) % 3
+    ids = [f"row {i}" for i in range(n)] if strings else list(range(5, 5 + n))
+    split = store.write_split(3, "train", X, out_to_loss=q, ids=ids, labels=y, block_rows=block)
+    got = split.to_xarray().compute()
+    np.testing.assert_array_equal(got.features, X)
+    np.testing.assert_array_equal(got.out_to_loss, q)
+    np.testing.assert_array_equal(got.label, y)
+    np.testing.assert_allclose(got.norm, np.linalg.norm(X, axis=1), rtol=1e-6)
+    assert got.sample_id.values.tolist() == ids
+    assert split.status().complete
+    column = split.column("features")
+    np.testing.assert_array_equal(column.read(n // 3, n), X[n // 3 :])
+
+
+def test_features_are_labelled_and_lazy(tmp_path: Path) -> None:
+    X = rows_of(100)
+    store = make(tmp_path / "s.zarr")
+    store.write_split(10, "train", da.from_array(X, chunks=(7, 8)), ids=np.arange(100) + 1)
+    F = store.features(10, "train")
+    assert F.dims == ("sample", "feature") and isinstance(F.data, da.Array)
+    assert "sample_id" in F.coords and "sample_id" not in F.indexes
+    np.testing.assert_array_equal(F, X)
+    assert store.epochs == (10,) and store.splits == ("train",)
+
+
+def test_plain_readers_open_it(tmp_path: Path) -> None:
+    X = rows_of(20)
+    where = tmp_path / "s.zarr"
+    make(where).write_split(10, "train", X, ids=[f"r{i}" for i in range(20)])
+    group = zarr.open_group(where, mode="r", use_consolidated=False)
+    np.testing.assert_array_equal(group["10/train/features"][:], X)
+    assert group["10/train/features"].metadata.dimension_names == ("sample", "feature")
+    opened = xr.open_zarr(where, group="10/train", consolidated=False, zarr_format=3)
+    np.testing.assert_array_equal(opened.features, X)
+    tree = xr.open_datatree(where, engine="zarr", consolidated=False)
+    np.testing.assert_array_equal(tree["10/train"]["features"], X)
+
+
+def test_a_column_pickles_as_an_address(tmp_path: Path) -> None:
+    X = rows_of(50)
+    split = make(tmp_path / "s.zarr").write_split(0, "train", X)
+    frozen = pickle.dumps(split.column("features"))
+    assert len(frozen) < 1000
+    np.testing.assert_array_equal(pickle.loads(frozen).read(3, 9), X[3:9])  # noqa: S301
+
+
+def incomplete(path: Any) -> tuple[ts.FeatureStore, Any, np.ndarray[Any, Any]]:
+    """A split of 10 rows in blocks of 3, of which blocks 0 and 2 are written; row 1 is zero."""
+    store = make(path)
+    columns = (("features", "float32"), ("norm", "float32"), ("sample_id", "int64"))
+    split = store.create_split(0, "train", SplitSpec(10, 8, columns, block_rows=3))
+    X = rows_of(10)
+    X[1] = 0
+    for block in (0, 2):
+        a, b = split.spec.block_range(block)
+        BlockWriter(split).write(
+            block, stored_rows(X[a:b], "float32", a) | {"sample_id": np.arange(a, b)}
+        )
+    return store, split, X
+
+
+def test_missing_rows_are_named_and_told_from_zero_rows(tmp_path: Path) -> None:
+    store, split, X = incomplete(tmp_path / "s.zarr")
+    assert split.status().missing == ((3, 6), (9, 10))
+    with pytest.raises(IncompleteError, match="6 of 10 rows; missing 3-5, 9-9"):
+        store.features(0, "train")
+    F = store.features(0, "train", allow_missing=True).values
+    np.testing.assert_array_equal(np.isnan(F).all(axis=1), [i in (3, 4, 5, 9) for i in range(10)])
+    np.testing.assert_array_equal(F[[0, 1, 2, 6, 7, 8]], X[[0, 1, 2, 6, 7, 8]])
+    ids = split.to_xarray(allow_missing=True).sample_id.values
+    assert ids.tolist() == [0, 1, 2, -1, -1, -1, 6, 7, 8, -1]
+
+
+def test_write_split_goes_on_where_it_was(tmp_path: Path) -> None:
+    store, _, X = incomplete(tmp_path / "s.zarr")
+    store.write_split(0, "train", X)
+    np.testing.assert_array_equal(store.features(0, "train"), X)
+
+
+def test_a_missing_chunk_under_a_marker_is_an_error(tmp_path: Path) -> None:
+    _, split, _ = incomplete(tmp_path / "s.zarr")
+    (tmp_path / "s.zarr/0/train/features/c/2/0").unlink()
+    with pytest.raises(DamagedError, match="missing though its block was committed"):
+        split.column("features").read(6, 9)
+
+
+def test_a_flipped_bit_and_a_truncation_are_errors(tmp_path: Path) -> None:
+    _, split, _ = incomplete(tmp_path / "s.zarr")
+    chunk = tmp_path / "s.zarr/0/train/features/c/0/0"
+    good = chunk.read_bytes()
+    chunk.write_bytes(good[:10] + bytes([good[10] ^ 4]) + good[11:])
+    with pytest.raises(DamagedError, match="damaged"):
+        split.column("features").read(0, 3)
+    chunk.write_bytes(good[:-1])
+    with pytest.raises(DamagedError, match="damaged"):
+        split.column("features").read(0, 3)
+
+
+def test_a_marker_holds_rows_nonce_and_checksums(tmp_path: Path) -> None:
+    _, split, _ = incomplete(tmp_path / "s.zarr")
+    where = tmp_path / "s.zarr/0/train"
+    marker = zarr.open_array(where / "written", mode="r")[2]
+    tails = [(where / key).read_bytes()[-4:] for key in block_keys(split.spec, 2)]
+    expected = [3, split.spec.nonce, *(int.from_bytes(tail, "little") for tail in tails)]
+    assert marker.tolist() == expected
+
+
+def test_a_writer_of_a_dropped_split_commits_nothing(tmp_path: Path) -> None:
+    _, split, _ = incomplete(tmp_path / "s.zarr")
+    document = tmp_path / "s.zarr/0/train/zarr.json"
+    content = json.loads(document.read_text())
+    content["attributes"]["nonce"] ^= 1
+    document.write_text(json.dumps(content))
+    block = stored_rows(rows_of(3), "float32", 3) | {"sample_id": np.arange(3, 6)}
+    with pytest.raises(SpecMismatchError, match="dropped or replaced"):
+        BlockWriter(split).write(1, block)
+    assert 1 in split.missing_blocks()
+
+
+def test_the_same_create_opens_and_another_is_refused(tmp_path: Path) -> None:
+    assert make(tmp_path / "s.zarr").spec == make(tmp_path / "s.zarr").spec
+    with pytest.raises(SpecMismatchError, match=r"dim=8.*dim=9"):
+        make(tmp_path / "s.zarr", dim=9)
+
+
+def test_another_shape_is_refused_with_both(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr")
+    store.write_split(0, "train", rows_of(10))
+    with pytest.raises(SpecMismatchError, match="rows 10, this run has 11"):
+        store.write_split(0, "train", rows_of(11))
+    with pytest.raises(SpecMismatchError, match="dimension 8, got 9"):
+        store.write_split(0, "test", rows_of(10, 9))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
+    X = rows_of(10)
+    X[7, 3] = bad
+    store = make(tmp_path / "s.zarr")
+    with pytest.raises(NumericsError, match=r"rows 7"):
+        store.write_split(0, "train", X)
+    assert not store.split(0, "train").status().complete
+
+
+def test_float16_refuses_overflow_and_underflow(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr", dtype="float16")
+    with pytest.raises(NumericsError, match="overflow float16"):
+        store.write_split(0, "big", rows_of(5) * 1e6)
+    with pytest.raises(NumericsError, match="underflow float16"):
+        store.write_split(0, "small", rows_of(5) * 1e-7)
+    X = rows_of(5)
+    X[0] = 0
+    store.write_split(0, "fine", X)
+    np.testing.assert_array_equal(store.features(0, "fine"), X.astype(np.float16))
+
+
+def test_names_that_do_not_exist_get_the_nearest(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.zarr")
+    store.write_split(10, "train", rows_of(5))
+    with pytest.raises(NotFoundError, match="did you mean 'train'"):
+        store.split(10, "trian")
+    with pytest.raises(NotFoundError, match="no epoch 11; there are 10"):
+        store.split(11, "train")
+    with pytest.raises(NotFoundError, match="did you mean 'norm'"):
+        store.split(10, "train").column("norms")
+
+
+def test_places_that_are_no_stores(tmp_path: Path) -> None:
+    with pytest.raises(LocationError, match="no such folder"):
+        ts.open_store(tmp_path / "nothing.zarr")
+    with pytest.raises(LocationError, match="there is no store at"):
+        ts.open_store(tmp_path)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(LocationError, match=re.escape("not empty and is not a store")):
+        make(tmp_path)
+    with pytest.raises(LocationError, match="is a file"):
+        make(tmp_path / "thesis.txt")
+    zarr.open_group(tmp_path / "other", mode="w")
+    with pytest.raises(LocationError, match="not a trakstore store"):
+        ts.open_store(tmp_path / "other")
+    assert not (tmp_path / "nothing.zarr").exists()
+
+
+def test_a_newer_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    make(tmp_path / "s.zarr")
+    document = tmp_path / "s.zarr/zarr.json"
+    document.write_text(document.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(SpecMismatchError, match=r"format 2.*pip install"):
+        ts.open_store(tmp_path / "s.zarr")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"features": np.zeros(5)}, "shape"),
+        ({"out_to_loss": np.zeros(4)}, "out_to_loss must have shape"),
+        ({"out_to_loss": np.full(5, np.nan)}, "NaN"),
+        ({"ids": [1, 1, 2, 3, 4]}, "1 of 5 repeat"),
+        ({"ids": [1.5, 2, 3, 4, 5]}, "integers or strings"),
+        ({"split": "a/b"}, "cannot name a split"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    store = make(tmp_path / "s.zarr")
+    with pytest.raises(TrakStoreError, match=message):
+        store.write_split(**{"epoch": 0, "split": "train", "features": rows_of(5), **arguments})
+    assert store.epochs == ()
+
+
+def test_large_rows_are_cut_into_column_chunks(tmp_path: Path) -> None:
+    dim = 5_000_000
+    X = np.ones((3, dim), dtype=np.float32)
+    X[2, -1] = 7
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("identity"))
+    split = store.write_split(0, "train", X)
+    assert split.spec.chunk_columns < dim
+    assert split.status().complete
+    np.testing.assert_array_equal(split.column("features").read(2, 3), X[2:])

@@ -1,0 +1,97 @@
+"""A module imports only modules of a lower rank, or earlier files of its own folder."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import trakstore
+
+ROOT = Path(trakstore.__file__).parent
+
+# rank of each room; files of a folder in the order in which they may import each other
+RANKS: dict[str, int] = {
+    "errors": 0,
+    "planning": 1,
+    "progress": 1,
+    "sampling": 1,
+    "spec": 2,
+    "storage": 3,
+    "features": 4,
+    "linalg": 4,
+    "scores": 5,
+    "analysis": 6,
+    "evaluation": 6,
+    "attributors": 7,
+    "report": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 9,
+}
+APART = [("features", "linalg"), ("linalg", "features")]
+ORDER: dict[str, list[str]] = {
+    "storage": ["layout", "locations", "arrays", "splits", "writer", "store"],
+    "features": [
+        "parameters",
+        "projectors",
+        "outputs",
+        "gradients",
+        "fingerprint",
+        "batches",
+        "job",
+        "task",
+        "featurize",
+    ],
+    "linalg": ["rows", "tiles", "gram", "solvers", "lazy", "factored", "streaming", "topk"],
+}
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def imports(path: Path) -> list[list[str]]:
+    """The trakstore modules that a file imports, as parts after ``trakstore``."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found += [name.split(".")[1:] for name in names if name.startswith("trakstore.")]
+    return [parts for parts in found if parts[0] not in ("__version__",)]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_imports_only_lower_ranks(path: Path) -> None:
+    here = room(path)
+    assert here in RANKS, f"{here} is not a room of the design"
+    for parts in imports(path):
+        there = parts[0]
+        if there not in RANKS:  # a name that trakstore/__init__.py gives
+            assert RANKS[here] >= 8, f"{path} imports the package's public names"
+            continue
+        assert (here, there) not in APART, f"{path} imports {'.'.join(parts)}"
+        assert there == here or RANKS[there] < RANKS[here], f"{path} imports {'.'.join(parts)}"
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_a_file_imports_only_earlier_files_of_its_folder(folder: str) -> None:
+    order = ORDER[folder]
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT / folder).with_suffix("").parts
+        if parts[0] == "__init__" or (len(parts) > 1 and parts[-1] == "__init__"):
+            continue
+        assert parts[0] in order, f"{path} has no place in the order of {folder}"
+        for there in imports(path):
+            if there[0] == folder and len(there) > 1 and there[1] in order:
+                later = there[1] != parts[0] and order.index(there[1]) > order.index(parts[0])
+                assert not later, f"{path} imports {'.'.join(there)}"

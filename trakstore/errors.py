@@ -1,0 +1,87 @@
+"""The errors that trakstore raises.
+
+Every one is a :class:`TrakStoreError`, hence a ``ValueError``; most are also the built-in error that
+a caller would expect::
+
+    TrakStoreError(ValueError)
+    ├── NotFoundError(KeyError)            an epoch, split, store, job or method that is not there
+    ├── SpecMismatchError                  the store was written with another spec, model or data set
+    ├── IncompleteError                    rows are missing that were asked for
+    ├── DamagedError(OSError)              stored bytes are gone or not what was written
+    ├── LocationError(OSError)             a place that cannot be opened, read or written
+    ├── NumericsError(ArithmeticError)     NaN, inf, underflow, a singular kernel
+    └── MemoryLimitError(MemoryError)      the request cannot be done within the memory limit
+
+A message says what was got, what was needed and what to do, in one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "DamagedError",
+    "IncompleteError",
+    "LocationError",
+    "MemoryLimitError",
+    "NotFoundError",
+    "NumericsError",
+    "SpecMismatchError",
+    "TrakStoreError",
+    "did_you_mean",
+]
+
+
+class TrakStoreError(ValueError):
+    """Base of every error that trakstore raises on purpose."""
+
+
+class NotFoundError(TrakStoreError, KeyError):
+    """A name (epoch, split, store, job, method) that does not exist."""
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return ValueError.__str__(self)
+
+
+class SpecMismatchError(TrakStoreError):
+    """The store's spec, checkpoint or data set is not the writer's; both values are shown."""
+
+
+class IncompleteError(TrakStoreError):
+    """Rows that were asked for have not been written yet."""
+
+
+class DamagedError(TrakStoreError, OSError):
+    """Stored bytes are missing or are not those that were written."""
+
+
+class LocationError(TrakStoreError, OSError):
+    """A location that cannot be opened, read or written."""
+
+
+class NumericsError(TrakStoreError, ArithmeticError):
+    """Non-finite or unrepresentable values, or a kernel that cannot be factored."""
+
+
+class MemoryLimitError(TrakStoreError, MemoryError):
+    """An operation that does not fit the memory limit, whatever its tiles."""
+
+
+def did_you_mean(got: object, known: Iterable[object]) -> str:
+    """The tail of an error message: the nearest known name, else the list of known names.
+
+    Examples
+    --------
+    >>> did_you_mean("trian", ["train", "test"])
+    "; did you mean 'train'?"
+    >>> did_you_mean("x", [1, 5])
+    '; there are 1, 5'
+    >>> did_you_mean("x", [])
+    '; there are none yet'
+    """
+    names = [str(name) for name in known]
+    near = difflib.get_close_matches(str(got), names, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; there are {', '.join(names)}" if names else "; there are none yet"

@@ -1,0 +1,17 @@
+"""Features: per-sample gradients of a torch model, projected and written to a store."""
+
+from __future__ import annotations
+
+from trakstore.features.featurize import Featurized, featurize, featurize_job
+from trakstore.features.job import Job, load_job
+from trakstore.features.outputs import ModelOutput, RowOutputs
+
+__all__ = [
+    "Featurized",
+    "Job",
+    "ModelOutput",
+    "RowOutputs",
+    "featurize",
+    "featurize_job",
+    "load_job",
+]

@@ -1,0 +1,67 @@
+"""Batches of a data set, and a model that is lent for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as tree
+from torch.utils.data import default_collate
+
+from trakstore.errors import TrakStoreError
+
+__all__ = ["Batches", "Collate", "evaluated"]
+
+Collate = Callable[[list[Any]], Any]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Samples of a data set, collated and moved to a device.
+
+    Attributes
+    ----------
+    dataset : map-style data set
+    device : torch.device
+    collate : callable or None
+        torch's default where None.
+    """
+
+    dataset: Any
+    device: torch.device
+    collate: Collate | None = None
+
+    def read(self, start: int, stop: int) -> Any:
+        """Samples ``start`` to ``stop`` as a tree of tensors with the batch dimension first."""
+        samples = [self.dataset[index] for index in range(start, stop)]
+        batch = (self.collate or default_collate)(samples)
+        for leaf in tree.tree_leaves(batch):
+            if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != stop - start:
+                got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise TrakStoreError(
+                    f"a batch is a tree of tensors with the batch dimension first; samples "
+                    f"{start} to {stop - 1} collate to one that holds {got}; pass collate="
+                )
+        return tree.tree_map(lambda tensor: tensor.to(self.device), batch)
+
+
+@contextmanager
+def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model in eval mode on a device; every module's mode, and the device, are put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    first = next(model.parameters(), None)
+    home = first.device if first is not None else device
+    model.eval()
+    try:
+        if home != device:
+            model.to(device)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        if home != device:
+            model.to(home)

@@ -1,0 +1,263 @@
+"""The worker loop: batches in, blocks of features out."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.features.batches import Collate, evaluated
+from trakstore.features.job import Job
+from trakstore.features.outputs import ModelOutput
+from trakstore.features.task import SplitTask
+from trakstore.planning import share
+from trakstore.progress import ProgressLine
+from trakstore.spec import FeatureDtype, ProjectionSpec
+from trakstore.storage.locations import Where
+from trakstore.storage.store import FeatureStore, open_store
+
+__all__ = ["Featurized", "featurize", "featurize_job"]
+
+
+@dataclass(frozen=True)
+class Featurized:
+    """What this worker wrote: rows, blocks, and the seconds that it took."""
+
+    rows: int
+    blocks: int
+    seconds: float
+
+    def __add__(self, other: Featurized) -> Featurized:
+        return Featurized(
+            self.rows + other.rows, self.blocks + other.blocks, self.seconds + other.seconds
+        )
+
+
+def featurize(
+    model: nn.Module,
+    dataset: Any,
+    store: Where | FeatureStore,
+    *,
+    epoch: int | str = 0,
+    split: str = "train",
+    output: str | ModelOutput = "margin",
+    projector: ProjectionSpec | None = None,
+    batch_size: int = 64,
+    parameters: Sequence[str] = ("*",),
+    ids: Sequence[int] | Sequence[str] | None = None,
+    learning_rate: float | None = None,
+    dtype: FeatureDtype | None = None,
+    collate: Collate | None = None,
+    block_rows: int | None = None,
+    device: str | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    progress: bool = True,
+) -> Featurized:
+    """Write the projected per-sample gradients of a data set to a store.
+
+    Any number of workers may run this at once with the same arguments: each does its share of the
+    blocks, then helps with what is missing. Blocks that are there are passed over, so a run that was
+    stopped goes on where it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Put in eval mode, and on ``device``, for the duration; given back as it was.
+    dataset : map-style data set
+        Without random transforms; samples are trees of tensors, arrays and numbers, for the
+        outputs of classification ``(input, ..., label)``.
+    store : path, FeatureStore or zarr store
+        Made when it is not there.
+    epoch, split
+        Where in the store.
+    output : str or ModelOutput
+        What is differentiated: ``"margin"``, ``"cross_entropy"`` or your own.
+    projector : ProjectionSpec, optional
+        By default what the store has, else ``ProjectionSpec("sjlt", dim=2048)``.
+    batch_size : int
+        Samples of a batch; features do not depend on it, but for rounding.
+    parameters : sequence of str
+        Shell-style patterns of parameter names.
+    ids : sequence of int or str, optional
+        Names of samples; positions by default.
+    learning_rate : float, optional
+        Kept with the features, for TracIn.
+    dtype : {"float32", "float16"}, optional
+        Stored dtype of features: what the store has, else float32.
+    collate : callable, optional
+        Makes a batch of a list of samples.
+    block_rows : int, optional
+        Rows of a block, the unit that is written whole; chosen by default.
+    device : str, optional
+        By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU.
+    rank, world_size : int, optional
+        By default from the environment, as ``torchrun`` sets it.
+    progress : bool
+        Whether rank 0 shows progress on standard error.
+
+    Returns
+    -------
+    Featurized
+        What this worker wrote.
+
+    Raises
+    ------
+    SpecMismatchError
+        When the store or the split was made from something else; both values are shown.
+    NumericsError
+        When features are not finite; the block that they are in is not written.
+    TrakStoreError
+        When model, output and data set do not fit together; nothing is written then.
+    """
+    job = Job(
+        model,
+        {split: dataset},
+        output=output,
+        projector=projector,
+        parameters=parameters,
+        batch_size=batch_size,
+        ids={} if ids is None else {split: ids},
+        learning_rates={} if learning_rate is None else {epoch: learning_rate},
+        dtype=dtype,
+        collate=collate,
+        block_rows=block_rows,
+    )
+    worker = _Worker.here(rank, world_size, device)
+    with _prepared(job, store, epoch, split, worker, progress) as (task, line):
+        return _do_share(task, worker, line) + _help(task, worker, line)
+
+
+def featurize_job(
+    job: Job,
+    store: Where | FeatureStore,
+    *,
+    epochs: Sequence[int | str] | None = None,
+    splits: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    progress: bool = True,
+) -> Featurized:
+    """Write all epochs and splits of a job, or some; see :func:`featurize`.
+
+    Each worker first does its share of every epoch and split, and only then helps others.
+    """
+    worker = _Worker.here(rank, world_size, device)
+    if batch_size is not None:
+        job = replace(job, batch_size=batch_size)
+    chosen = [
+        (epoch, split)
+        for epoch in _chosen(epochs, job.epochs, "epoch")
+        for split in _chosen(splits, tuple(job.datasets), "split")
+    ]
+    done = Featurized(0, 0, 0.0)
+    for duty in (_do_share, _help):
+        for epoch, split in chosen:
+            if duty is _help and open_store(store).split(epoch, split).status().complete:
+                continue
+            job.load(epoch)
+            with _prepared(job, store, epoch, split, worker, progress) as (task, line):
+                done += duty(task, worker, line)
+    return done
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """One of ``world`` processes that share the blocks of a split."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def here(cls, rank: int | None, world: int | None, device: str | None) -> _Worker:
+        rank = _from_environment("RANK", 0) if rank is None else rank
+        world = _from_environment("WORLD_SIZE", 1) if world is None else world
+        share(0, rank, world)  # refuses a rank outside the world
+        if device is None:
+            local = _from_environment("LOCAL_RANK", 0)
+            device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        return cls(rank, world, torch.device(device))
+
+
+@contextmanager
+def _prepared(
+    job: Job, store: Where | FeatureStore, epoch: int | str, split: str, worker: _Worker, show: bool
+) -> Iterator[tuple[SplitTask, ProgressLine]]:
+    with evaluated(job.model, worker.device):
+        task = SplitTask.prepare(job, store, epoch, split, worker.device)
+        name = f"{split} at epoch {epoch}"
+        rows = task.writer.spec.rows
+        with ProgressLine(name, rows, show=show and worker.rank == 0) as line:
+            yield task, line
+
+
+def _do_share(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
+    """The blocks that are this rank's duty: a function of count, rank and world alone."""
+    missing = set(task.writer.split.missing_blocks())
+    own = share(task.writer.spec.blocks, worker.rank, worker.world)
+    return _write([block for block in own if block in missing], task, line)
+
+
+def _help(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
+    """Whatever is missing, one block at a time, until nothing is.
+
+    The last few missing blocks are most likely in the hands of other workers: those are first given
+    the time that a block takes.
+    """
+    done, began, waited = Featurized(0, 0, 0.0), time.monotonic(), False
+    choice = random.Random(worker.rank)  # helpers spread over what is missing
+    while missing := task.writer.split.missing_blocks():
+        if len(missing) < worker.world and not waited:
+            waited = True
+            _wait_for(task, missing, task.seconds_per_block)
+            continue
+        done += _write([choice.choice(missing)], task, line)
+    return replace(done, seconds=time.monotonic() - began)
+
+
+def _wait_for(task: SplitTask, missing: list[int], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and task.writer.split.missing_blocks() == missing:
+        time.sleep(min(0.2, seconds / 10))
+
+
+def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized:
+    began, rows, written = time.monotonic(), 0, 0
+    for block in blocks:
+        if task.writer.is_written(block):
+            continue
+        task.write(block)
+        start, stop = task.writer.spec.block_range(block)
+        rows, written = rows + stop - start, written + 1
+        line.advance(stop - start)
+    return Featurized(rows, written, time.monotonic() - began)
+
+
+def _chosen(asked: Sequence[Any] | None, known: tuple[Any, ...], what: str) -> tuple[Any, ...]:
+    if asked is None:
+        return known
+    for one in asked:
+        if one not in known:
+            raise NotFoundError(f"the job has no {what} {one!r}{did_you_mean(one, known)}")
+    return tuple(asked)
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise TrakStoreError(
+            f"the environment variable {name} must be a number, got {text!r}"
+        ) from None

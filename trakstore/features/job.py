@@ -1,0 +1,170 @@
+"""A job: the model, data sets and checkpoints of one study, named on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.features.batches import Collate
+from trakstore.features.outputs import ModelOutput
+from trakstore.spec import FeatureDtype, ProjectionSpec
+
+__all__ = ["Checkpoint", "Job", "load_job"]
+
+Checkpoint = str | Path | Mapping[str, Tensor]
+
+
+@dataclass
+class Job:
+    """Everything that ``trakstore featurize`` needs to know.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The architecture; its parameters are those of epoch 0 where there are no checkpoints.
+    datasets : mapping of split to data set
+        Map-style data sets without random transforms.
+    output : str or ModelOutput
+        What is differentiated: ``"margin"``, ``"cross_entropy"`` or your own.
+    projector : ProjectionSpec, optional
+        How gradients become features: what the store has, else ``ProjectionSpec("sjlt", 2048)``.
+    checkpoints : mapping of epoch to path or state_dict
+        Weights; files are loaded with ``weights_only=True``.
+    parameters : sequence of str
+        Shell-style patterns of parameter names.
+    batch_size : int
+        Samples of a batch.
+    ids : mapping of split to sequence of int or str
+        Names of samples; positions by default.
+    learning_rates : mapping of epoch to float
+        Kept with the features, for TracIn.
+    dtype : {"float32", "float16"}, optional
+        Stored dtype: what the store has, else float32.
+    collate : callable, optional
+        Makes a batch of a list of samples; torch's default otherwise.
+    block_rows : int, optional
+        Rows of a block, the unit that is written whole; chosen by default.
+    """
+
+    model: nn.Module
+    datasets: Mapping[str, Any]
+    output: str | ModelOutput = "margin"
+    projector: ProjectionSpec | None = None
+    checkpoints: Mapping[int | str, Checkpoint] | None = None
+    parameters: Sequence[str] = ("*",)
+    batch_size: int = 64
+    ids: Mapping[str, Sequence[int] | Sequence[str]] = field(default_factory=dict)
+    learning_rates: Mapping[int | str, float] = field(default_factory=dict)
+    dtype: FeatureDtype | None = None
+    collate: Collate | None = None
+    block_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TrakStoreError(f"model must be an nn.Module, got {type(self.model).__name__}")
+        for name in ("batch_size", "block_rows"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise TrakStoreError(f"{name} must be 1 or more, got {size}")
+
+    @property
+    def epochs(self) -> tuple[int | str, ...]:
+        """Epochs that the job has weights of."""
+        return (0,) if self.checkpoints is None else tuple(self.checkpoints)
+
+    def load(self, epoch: int | str) -> nn.Module:
+        """The model with the weights of an epoch."""
+        if self.checkpoints is None and epoch == 0:
+            return self.model
+        if self.checkpoints is None or epoch not in self.checkpoints:
+            raise NotFoundError(f"the job has no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
+        state = self.checkpoints[epoch]
+        if isinstance(state, str | Path):
+            state = _load_file(Path(state))
+        try:
+            self.model.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise TrakStoreError(f"checkpoint {epoch} is not of this model: {reason}") from None
+        return self.model
+
+
+def load_job(name: str) -> Job:
+    """The job that ``jobs.py:digits`` or ``package.module:name`` names.
+
+    The name is a :class:`Job`, or a function without arguments that returns one.
+
+    Raises
+    ------
+    NotFoundError
+        When the file, module or name does not exist.
+    TrakStoreError
+        When it is not a job.
+    """
+    source, separator, attribute = name.rpartition(":")
+    if not separator or not source or not attribute:
+        raise TrakStoreError(
+            f"a job is named like jobs.py:digits or package.module:name, got {name!r}"
+        )
+    module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+    if not hasattr(module, attribute):
+        public = [one for one in vars(module) if not one.startswith("_")]
+        raise NotFoundError(f"{source} has no {attribute!r}{did_you_mean(attribute, public)}")
+    job = getattr(module, attribute)
+    if callable(job) and not isinstance(job, Job):
+        job = job()
+    if not isinstance(job, Job):
+        raise TrakStoreError(
+            f"{name} gave a {type(job).__name__}; it must be or return a trakstore Job"
+        )
+    return job
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise NotFoundError(f"there is no job file {path}")
+    specification = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    if specification is None or specification.loader is None:
+        raise NotFoundError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    specification.loader.exec_module(module)
+    return module
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise NotFoundError(
+            f"there is no module {name!r}; name a file like jobs.py:digits"
+        ) from None
+
+
+def _load_file(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise NotFoundError(f"there is no checkpoint file {path}")
+    try:
+        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise TrakStoreError(
+            f"{path} is not a file of plain tensors ({reason}); save it by "
+            f"torch.save(model.state_dict(), path)"
+        ) from None
+    return state

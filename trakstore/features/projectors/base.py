@@ -1,0 +1,102 @@
+"""What a projector is: one linear map of gradients, given parameter by parameter, tile by tile."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trakstore.errors import SpecMismatchError
+from trakstore.spec import ParameterSpec, ProjectionSpec
+
+__all__ = ["Projector", "as_matrix"]
+
+TEST_PARAMETERS = ParameterSpec((("weight", (3, 5)),))
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A parameter seen as (first dimension, rest).
+
+    Examples
+    --------
+    >>> as_matrix((16, 3, 3, 3)), as_matrix((10,)), as_matrix(())
+    ((16, 27), (10, 1), (1, 1))
+    """
+    rest = 1
+    for size in shape[1:]:
+        rest *= size
+    return (shape[0] if shape else 1), rest
+
+
+class Projector(ABC):
+    """φ = Σ_parameters P_parameter·g_parameter, with E[PᵀP] = I.
+
+    P is a function of the spec, the parameter's canonical name and shape, and the index, and of
+    nothing else; it is never formed.
+
+    Parameters
+    ----------
+    spec : ProjectionSpec
+        Kind, dimension, seed.
+    parameters : ParameterSpec
+        Canonical names and shapes of the parameters.
+    """
+
+    def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
+        self.spec = spec
+        self.shapes = dict(parameters.shapes)
+
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        return self.spec.dim or 0
+
+    @abstractmethod
+    def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
+        """Add the projection of a tile of a parameter's gradients to ``out``.
+
+        Parameters
+        ----------
+        out : Tensor, shape (batch, dim), float32
+            Changed in place.
+        name : str
+            Canonical name of the parameter.
+        tile : Tensor, shape (batch, rows, rest)
+            Gradients of some rows of the parameter seen as (first dimension, rest).
+        first_row : int
+            Which row of the parameter is the tile's first.
+        """
+
+    def project(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """Project whole gradients.
+
+        Parameters
+        ----------
+        gradients : mapping of name to Tensor, shape (batch, *shape of the parameter)
+
+        Returns
+        -------
+        Tensor, shape (batch, dim), float32
+        """
+        first = next(iter(gradients.values()))
+        out = torch.zeros(len(first), self.dim, dtype=torch.float32, device=first.device)
+        for name, gradient in gradients.items():
+            shape = as_matrix(self.shapes[name])
+            self.add(out, name, gradient.reshape(len(gradient), *shape))
+        return out
+
+    def check(self) -> None:
+        """Raise a :class:`SpecMismatchError` unless the published test vector comes out."""
+        spec = self.spec
+        if spec.kind != "identity":
+            spec = ProjectionSpec(spec.kind, dim=8, version=spec.version)
+        tester = type(self)(spec, TEST_PARAMETERS)
+        gradient = torch.arange(1.0, 16.0).reshape(1, 3, 5)
+        got = tester.project({"weight": gradient})[0]
+        if not torch.allclose(got, torch.tensor(spec.test_vector), rtol=1e-6, atol=1e-6):
+            raise SpecMismatchError(
+                f"this {spec.kind} gives {got.tolist()} on the published test, version "
+                f"{spec.version} is defined to give {list(spec.test_vector)}; reinstall trakstore"
+            )

@@ -1,0 +1,35 @@
+"""No projection: the gradients themselves, one parameter after the other, in model order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trakstore.features.projectors.base import Projector, as_matrix
+from trakstore.spec import ParameterSpec, ProjectionSpec
+
+__all__ = ["Identity"]
+
+
+class Identity(Projector):
+    """P = I; for small models and for tests of everything else."""
+
+    def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
+        super().__init__(spec, parameters)
+        self._total = parameters.count
+        self._offsets: dict[str, int] = {}
+        offset = 0
+        for name, shape in parameters.shapes:
+            rows, rest = as_matrix(shape)
+            self._offsets[name] = offset
+            offset += rows * rest
+
+    @property
+    def dim(self) -> int:
+        """Number of features: of scalars in the parameters."""
+        return self._total
+
+    def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
+        """Add a tile at its place; see :meth:`Projector.add`."""
+        batch, rows, rest = tile.shape
+        start = self._offsets[name] + first_row * rest
+        out[:, start : start + rows * rest] += tile.reshape(batch, rows * rest)

@@ -1,0 +1,159 @@
+"""One split at one epoch, ready to be computed block by block."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.batches import Batches
+from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint, dataset_rows
+from trakstore.features.gradients import GenericEngine
+from trakstore.features.job import Job
+from trakstore.features.outputs import ModelOutput, as_output
+from trakstore.features.parameters import parameter_spec, select_parameters
+from trakstore.features.projectors import make_projector
+from trakstore.planning import ranges
+from trakstore.spec import FeatureDtype, ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec
+from trakstore.storage import layout
+from trakstore.storage.locations import Where
+from trakstore.storage.store import FeatureStore, column_dtype, find_store, sample_ids
+from trakstore.storage.writer import BlockWriter, stored_rows
+
+__all__ = ["SplitTask"]
+
+_DEFAULT = ProjectionSpec("sjlt", dim=2048)
+_PROBE = 2  # rows that are computed before anything is written
+
+
+@dataclass(frozen=True)
+class RowComputer:
+    """Computes the columns of rows, checked and in the stored dtypes."""
+
+    engine: GenericEngine
+    output: ModelOutput
+    batches: Batches
+    ids: NDArray[Any]
+    dtype: FeatureDtype
+    classes: int | None
+
+    def columns(self, start: int, stop: int, batch_size: int) -> dict[str, NDArray[Any]]:
+        """All columns of rows ``start`` to ``stop``.
+
+        Raises
+        ------
+        NumericsError
+            When features are not finite or the stored dtype cannot hold them.
+        TrakStoreError
+            When a label is out of range.
+        """
+        parts = [
+            self._batch(start + first, start + last)
+            for first, last in ranges(stop - start, batch_size)
+        ]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        stored = stored_rows(joined.pop(layout.FEATURES), self.dtype, start)
+        return {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
+
+    def _batch(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        batch = self.batches.read(start, stop)
+        labels = self.output.labels(batch)
+        columns: dict[str, NDArray[Any]] = {}
+        if labels is not None:
+            columns["label"] = labels.cpu().numpy().astype(np.int64)
+            self._check_labels(columns["label"], start)
+        rows = self.engine.rows(batch)
+        columns[layout.FEATURES] = _numpy(rows.features)
+        return columns | {name: _numpy(c) for name, c in rows.outputs._asdict().items()}
+
+    def _check_labels(self, labels: NDArray[np.int64], start: int) -> None:
+        if self.classes is None:
+            return
+        bad = np.flatnonzero((labels < 0) | (labels >= self.classes))
+        if len(bad):
+            raise TrakStoreError(
+                f"sample {start + bad[0]} has label {labels[bad[0]]}, the model has classes 0 to "
+                f"{self.classes - 1}"
+            )
+
+
+@dataclass
+class SplitTask:
+    """A split at an epoch: what computes its rows, and what writes its blocks."""
+
+    rows: RowComputer
+    writer: BlockWriter
+    batch_size: int
+    _seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def prepare(
+        cls,
+        job: Job,
+        store: Where | FeatureStore,
+        epoch: int | str,
+        split: str,
+        device: torch.device,
+    ) -> SplitTask:
+        """Check that everything fits together, then open the split, which may be new.
+
+        The model is in eval mode, on the device, with the weights of the epoch.
+        """
+        dataset = job.datasets[split]
+        count = dataset_rows(dataset)
+        ids = sample_ids(job.ids.get(split), count)
+        layout.split_path(epoch, split)  # refuses bad names
+        selected = select_parameters(job.model, job.parameters)
+        parameters = parameter_spec(selected, job.parameters)
+        output = as_output(job.output)
+        spec = _store_spec(job, store, output, parameters)
+        projector = make_projector(spec.projection, parameters)
+        engine = GenericEngine(job.model, output, selected, projector)
+        batches = Batches(dataset, device, job.collate)
+        classes = output.check(job.model, batches.read(0, min(_PROBE, count)))
+        rows = RowComputer(engine, output, batches, ids, spec.dtype, classes)
+        probe = rows.columns(0, min(_PROBE, count), _PROBE)
+        wanted = SplitSpec(
+            count,
+            projector.dim,
+            tuple(sorted((name, column_dtype(array)) for name, array in probe.items())),
+            checkpoint=checkpoint_hash(job.model),
+            dataset=dataset_fingerprint(dataset, ids),
+            learning_rate=job.learning_rates.get(epoch),
+            block_rows=job.block_rows or 1,
+        )
+        opened = FeatureStore.of_spec(store, spec)
+        made = opened.create_split(epoch, split, wanted, batch_rows=min(job.batch_size, count))
+        return cls(rows, BlockWriter(made), job.batch_size)
+
+    def write(self, block: int) -> None:
+        """Compute a block and commit it."""
+        began = time.monotonic()
+        start, stop = self.writer.spec.block_range(block)
+        self.writer.write(block, self.rows.columns(start, stop, self.batch_size))
+        self._seconds.append(time.monotonic() - began)
+
+    @property
+    def seconds_per_block(self) -> float:
+        """Median time that a block took here; 0 before the first."""
+        return float(np.median(self._seconds)) if self._seconds else 0.0
+
+
+def _store_spec(
+    job: Job, where: Where | FeatureStore, output: ModelOutput, parameters: ParameterSpec
+) -> StoreSpec:
+    """What this job needs the store to be; what the job leaves open is as the store has it."""
+    store = find_store(where)
+    projection = job.projector or (store.spec.projection if store else _DEFAULT)
+    dtype = job.dtype or (store.spec.dtype if store else "float32")
+    return StoreSpec(projection, output.spec, parameters, dtype)
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,208 @@
+"""Plans in integers: shapes of blocks and chunks, shares of workers, ranges of rows, bytes.
+
+Nothing here reads, allocates or knows of arrays; every plan is a function of its arguments alone, so
+that workers agree on it without a word between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dask.utils import parse_bytes
+
+from trakstore.errors import MemoryLimitError, TrakStoreError
+
+__all__ = [
+    "BlockShape",
+    "block_shape",
+    "byte_count",
+    "fit_slots",
+    "human_bytes",
+    "merge_ranges",
+    "ranges",
+    "share",
+    "window_rows",
+]
+
+CHUNK_BYTES = 8 * 2**20
+BLOCK_BYTES = 8 * CHUNK_BYTES
+BLOCKS_PER_SPLIT = 64
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Rows of a block, and rows and columns of a feature chunk; chunks tile blocks exactly."""
+
+    block_rows: int
+    chunk_rows: int
+    chunk_columns: int
+
+
+def block_shape(
+    rows: int, columns: int, itemsize: int, *, at_least: int = 1, block_rows: int | None = None
+) -> BlockShape:
+    """The shape of a block: the smaller of 64 MB of rows and a 64th of the split.
+
+    Parameters
+    ----------
+    rows, columns : int
+        Shape of the split's features.
+    itemsize : int
+        Bytes of one stored value.
+    at_least : int
+        Rows of a batch: blocks hold whole batches where they can.
+    block_rows : int, optional
+        Rows of a block, when the caller decides.
+
+    Examples
+    --------
+    >>> block_shape(1_000_000, 512, 4, at_least=64)
+    BlockShape(block_rows=15680, chunk_rows=3920, chunk_columns=512)
+    >>> block_shape(1297, 512, 4, at_least=32)
+    BlockShape(block_rows=32, chunk_rows=32, chunk_columns=512)
+    """
+    row_bytes = max(1, columns * itemsize)
+    if block_rows is None:
+        wanted = min(BLOCK_BYTES // row_bytes, -(-rows // BLOCKS_PER_SPLIT))
+        block_rows = max(1, at_least, -(-wanted // at_least) * at_least)
+    chunks = max(1, round(block_rows * row_bytes / CHUNK_BYTES))
+    chunk_rows = -(-block_rows // chunks)
+    chunk_columns = columns if row_bytes <= 2 * CHUNK_BYTES else CHUNK_BYTES // itemsize
+    return BlockShape(chunk_rows * chunks, chunk_rows, max(1, chunk_columns))
+
+
+def share(blocks: int, rank: int, world: int) -> range:
+    """The contiguous block numbers that are first of all the duty of ``rank``.
+
+    Examples
+    --------
+    >>> [list(share(5, rank, 2)) for rank in range(2)]
+    [[0, 1], [2, 3, 4]]
+    """
+    if not 0 <= rank < world:
+        raise TrakStoreError(f"rank {rank} is not in 0..{world - 1} (world size {world})")
+    return range(blocks * rank // world, blocks * (rank + 1) // world)
+
+
+def ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
+    """``(start, stop)`` pairs of at most ``size`` rows that cover ``rows``.
+
+    Examples
+    --------
+    >>> list(ranges(5, 2))
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    for start in range(0, rows, size):
+        yield start, min(rows, start + size)
+
+
+def merge_ranges(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join ``(start, stop)`` pairs that touch.
+
+    Examples
+    --------
+    >>> merge_ranges([(0, 2), (2, 4), (6, 8)])
+    [(0, 4), (6, 8)]
+    """
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(pieces):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def byte_count(size: int | str) -> int:
+    """A number of bytes from ``600_000_000``, ``"600MB"`` or ``"1GiB"``.
+
+    Examples
+    --------
+    >>> byte_count("600MB")
+    600000000
+    """
+    try:
+        count = int(parse_bytes(size))
+    except ValueError:
+        raise TrakStoreError(f"a size is a number of bytes or like '600MB', got {size!r}") from None
+    if count <= 0:
+        raise TrakStoreError(f"a size must be positive, got {size!r}")
+    return count
+
+
+def human_bytes(count: int) -> str:
+    """``count`` bytes for people.
+
+    Examples
+    --------
+    >>> human_bytes(64_000_000), human_bytes(512)
+    ('64.0 MB', '512 B')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: str) -> int:
+    """How many of ``rows`` can be worked on at once in ``limit`` bytes.
+
+    Parameters
+    ----------
+    rows : int
+        Rows that there are.
+    row_bytes : int
+        Bytes that each row held at once costs.
+    fixed_bytes : int
+        Bytes that are needed however few rows are held.
+    limit : int
+        The memory limit in bytes.
+    what : str
+        What is being planned, for the message.
+
+    Raises
+    ------
+    MemoryLimitError
+        When not even one row fits.
+
+    Examples
+    --------
+    >>> window_rows(1000, 100, 500, 10_500, "top-k")
+    100
+    """
+    fitting = (limit - fixed_bytes) // max(1, row_bytes)
+    if fitting < 1:
+        need = human_bytes(fixed_bytes + row_bytes)
+        raise MemoryLimitError(
+            f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: "
+            f"give a larger memory_limit"
+        )
+    return max(1, min(rows, fitting))
+
+
+def fit_slots(
+    slots: int, least: int, fixed_bytes: int, slot_bytes: int, limit: int, what: str
+) -> int:
+    """How many of ``slots`` tasks may run at once in ``limit`` bytes; never fewer than ``least``.
+
+    Raises
+    ------
+    MemoryLimitError
+        When not even ``least`` tasks fit.
+
+    Examples
+    --------
+    >>> fit_slots(8, 1, 100, 10, 150, "a gram")
+    5
+    """
+    fitting = (limit - fixed_bytes) // max(1, slot_bytes)
+    if fitting < least:
+        need = human_bytes(fixed_bytes + least * slot_bytes)
+        raise MemoryLimitError(
+            f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: "
+            f"give a larger memory_limit"
+        )
+    return min(slots, fitting)

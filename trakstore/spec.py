@@ -1,0 +1,306 @@
+"""What is stored with the data, and compared when a store is opened: small frozen dataclasses.
+
+Each goes to a plain dict and back; two that are equal are compatible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from trakstore.errors import SpecMismatchError, TrakStoreError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "FeatureDtype",
+    "OutputSpec",
+    "ParameterSpec",
+    "ProjectionKind",
+    "ProjectionSpec",
+    "SplitSpec",
+    "StoreSpec",
+    "check_equal",
+]
+
+FORMAT_VERSION = 1
+
+ProjectionKind = Literal["sjlt", "rademacher", "identity"]
+FeatureDtype = Literal["float32", "float16"]
+
+# P of (dim 8, seed 0, s 1) times the gradient 1, 2, ... 15 of a parameter "weight" of shape (3, 5).
+# A projector that gives other numbers is another version: it must not write to, or be compared with,
+# a store whose attributes hold these.
+TEST_VECTORS: Mapping[tuple[str, int], tuple[float, ...]] = {
+    ("sjlt", 1): (-13.0, 14.0, -20.0, -5.0, -5.0, 5.0, -16.0, -12.0),
+    ("rademacher", 1): tuple(
+        sum_of_signed / 8**0.5 for sum_of_signed in (12, 38, 40, -32, -20, 6, -8, 34)
+    ),
+    ("identity", 1): tuple(float(i) for i in range(1, 16)),
+}
+
+
+@dataclass(frozen=True)
+class ProjectionSpec:
+    """How gradients are projected: φ = P·g with E[PᵀP] = I.
+
+    Parameters
+    ----------
+    kind : {"sjlt", "rademacher", "identity"}
+        Sparse Johnson-Lindenstrauss transform, dense random signs, or no projection.
+    dim : int, optional
+        Number of features; not for ``"identity"``, whose dimension is the number of parameters.
+    seed : int, optional
+        Seed of the random P, 0 by default; not for ``"identity"``.
+    s : int
+        Non-zeros of each column of an ``"sjlt"``; each is ±1/√s.
+    version : int
+        Version of the projection's definition; see ``storage/FORMAT.md``.
+
+    Examples
+    --------
+    >>> spec = ProjectionSpec("sjlt", dim=512)
+    >>> spec
+    ProjectionSpec(kind='sjlt', dim=512, seed=0, s=1, version=1)
+    >>> ProjectionSpec.from_dict(spec.to_dict()) == spec
+    True
+    """
+
+    kind: ProjectionKind
+    dim: int | None = None
+    seed: int | None = None
+    s: int = 1
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ProjectionKind):
+            known = ", ".join(get_args(ProjectionKind))
+            raise TrakStoreError(f"unknown projection {self.kind!r}; there are {known}")
+        if (self.kind, self.version) not in TEST_VECTORS:
+            raise TrakStoreError(
+                f"projection {self.kind!r} has no version {self.version} in this trakstore; "
+                f"install the version that wrote the store"
+            )
+        if self.kind == "identity":
+            if self.seed is not None or self.s != 1:
+                raise TrakStoreError("the identity projection takes no seed and no s")
+        else:
+            if self.dim is None:
+                raise TrakStoreError(f"projection {self.kind!r} needs dim, the number of features")
+            if self.seed is None:
+                object.__setattr__(self, "seed", 0)
+        if self.dim is not None and not 1 <= self.dim < 2**31:
+            raise TrakStoreError(f"dim must be from 1 to 2**31 - 1, got {self.dim}")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise TrakStoreError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
+        if self.s < 1 or (self.s > 1 and self.kind != "sjlt"):
+            raise TrakStoreError(f"s counts an sjlt's non-zeros a column (>= 1), got {self.s}")
+
+    @property
+    def test_vector(self) -> tuple[float, ...]:
+        """What this kind and version gives on the published test (``storage/FORMAT.md``)."""
+        return TEST_VECTORS[self.kind, self.version]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict for JSON, with the test vector."""
+        return {**_plain(self), "test_vector": list(self.test_vector)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ProjectionSpec:
+        """From :meth:`to_dict`; refuses a test vector that this version does not give."""
+        known = dict(document)
+        vector = known.pop("test_vector", None)
+        spec = cls(**known)
+        if vector is not None and tuple(vector) != spec.test_vector:
+            raise SpecMismatchError(
+                f"the store's {spec.kind} version {spec.version} gives {vector} on the published "
+                f"test, this trakstore's gives {list(spec.test_vector)}: they are not one projection"
+            )
+        return spec
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """Which scalar of the model is differentiated: a name and its options."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict for JSON."""
+        return {"name": self.name, "options": dict(self.options)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> OutputSpec:
+        """From :meth:`to_dict`."""
+        return cls(document["name"], tuple(sorted(document["options"].items())))
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """The parameters that gradients are taken of: canonical names and shapes, in model order."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    patterns: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            raise TrakStoreError(
+                f"no parameter that requires a gradient matches {list(self.patterns)}; "
+                f"patterns are shell-style, like 'layer4.*'"
+            )
+
+    @property
+    def count(self) -> int:
+        """Number of scalars."""
+        return sum(_product(shape) for _, shape in self.shapes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict for JSON."""
+        return {
+            "patterns": list(self.patterns),
+            "shapes": [[name, list(shape)] for name, shape in self.shapes],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ParameterSpec:
+        """From :meth:`to_dict`."""
+        shapes = tuple((name, tuple(shape)) for name, shape in document["shapes"])
+        return cls(shapes, tuple(document["patterns"]))
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What all features of a store have in common.
+
+    ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere.
+    """
+
+    projection: ProjectionSpec
+    output: OutputSpec | None = None
+    parameters: ParameterSpec | None = None
+    dtype: FeatureDtype = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(FeatureDtype):
+            known = ", ".join(get_args(FeatureDtype))
+            raise TrakStoreError(f"features are stored as {known}, got {self.dtype!r}")
+
+    @property
+    def dim(self) -> int | None:
+        """Number of features; ``None`` where only the first written split will tell."""
+        if self.projection.kind == "identity" and self.parameters is not None:
+            return self.parameters.count
+        return self.projection.dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict for JSON."""
+        return {
+            "projection": self.projection.to_dict(),
+            "output": self.output.to_dict() if self.output else None,
+            "parameters": self.parameters.to_dict() if self.parameters else None,
+            "dtype": self.dtype,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> StoreSpec:
+        """From :meth:`to_dict`."""
+        output, parameters = document["output"], document["parameters"]
+        return cls(
+            ProjectionSpec.from_dict(document["projection"]),
+            OutputSpec.from_dict(output) if output else None,
+            ParameterSpec.from_dict(parameters) if parameters else None,
+            document["dtype"],
+        )
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """One split at one epoch: its size, its blocks and columns, and what it was made from.
+
+    The shape of blocks and the nonce are settled by whoever creates the split, and adopted by all
+    others; they do not take part in comparisons.
+
+    Attributes
+    ----------
+    rows, dim : int
+        Shape of the features.
+    columns : tuple of (name, dtype)
+        The stored columns, ``features`` among them.
+    checkpoint, dataset : str or None
+        Hash of the model's parameters and buffers; fingerprint of the data set.
+    learning_rate : float or None
+        Learning rate at this checkpoint, for TracIn.
+    block_rows, chunk_rows, chunk_columns : int
+        Shape of a block and of a feature chunk; see :class:`trakstore.planning.BlockShape`.
+    nonce : int
+        A random 32-bit number that tells this split from one of the same name dropped before.
+    """
+
+    rows: int
+    dim: int
+    columns: tuple[tuple[str, str], ...]
+    checkpoint: str | None = None
+    dataset: str | None = None
+    learning_rate: float | None = None
+    block_rows: int = field(default=1, compare=False)
+    chunk_rows: int = field(default=1, compare=False)
+    chunk_columns: int = field(default=1, compare=False)
+    nonce: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.dim < 1:
+            raise TrakStoreError(f"a split needs rows and features, got {self.rows} x {self.dim}")
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.rows // self.block_rows)
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """First row of a block, and the row after its last."""
+        return block * self.block_rows, min(self.rows, (block + 1) * self.block_rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict for JSON."""
+        return {**_plain(self), "columns": dict(self.columns)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> SplitSpec:
+        """From :meth:`to_dict`."""
+        return cls(**{**document, "columns": tuple(document["columns"].items())})
+
+
+def check_equal(stored: Any, got: Any, where: str) -> None:
+    """Raise a :class:`SpecMismatchError` that shows both values of each field that differs.
+
+    Examples
+    --------
+    >>> check_equal(ProjectionSpec("sjlt", 8), ProjectionSpec("sjlt", 9), "run.zarr")
+    Traceback (most recent call last):
+    trakstore.errors.SpecMismatchError: run.zarr holds dim 8, this run has 9; give it another store
+    """
+    if stored == got:
+        return
+    differences = [
+        f"{f.name} {_short(getattr(stored, f.name))}, this run has {_short(getattr(got, f.name))}"
+        for f in fields(stored)
+        if f.compare and getattr(stored, f.name) != getattr(got, f.name)
+    ]
+    raise SpecMismatchError(f"{where} holds {'; '.join(differences)}; give it another store")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 400 else f"{text[:400]}..."
+
+
+def _plain(spec: Any) -> dict[str, Any]:
+    return {f.name: getattr(spec, f.name) for f in fields(spec)}
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

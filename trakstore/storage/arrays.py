@@ -1,0 +1,239 @@
+"""Stored columns: their zarr documents, their bytes, and reading them by rows.
+
+A column is a zarr array whose chunks are committed by markers; reading one never gives zarr's fill
+value for a chunk that a marker says is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest, Store
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore, WrapperStore
+
+from trakstore.errors import DamagedError
+from trakstore.planning import ranges
+from trakstore.spec import SplitSpec
+from trakstore.storage import layout
+from trakstore.storage.locations import Location
+
+__all__ = [
+    "StoredColumn",
+    "array_documents",
+    "block_keys",
+    "encode",
+    "fill_value",
+    "marker_entries",
+]
+
+_WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
+
+
+def fill_value(dtype: str) -> Any:
+    """What stands where nothing was written: NaN, -1 or ``""``."""
+    if dtype == "str":
+        return ""
+    return float("nan") if np.dtype(dtype).kind == "f" else -1
+
+
+def array_documents(split: SplitSpec) -> dict[str, bytes]:
+    """The metadata documents of all arrays of a split, by name: a pure function of its spec."""
+    staged = MemoryStore()
+    for name, dtype in split.columns:
+        wide = name == layout.FEATURES
+        zarr.create_array(
+            staged,
+            name=name,
+            shape=(split.rows, split.dim) if wide else (split.rows,),
+            chunks=(split.chunk_rows, split.chunk_columns) if wide else (split.block_rows,),
+            dtype=str if dtype == "str" else dtype,
+            fill_value=fill_value(dtype),
+            dimension_names=("sample", "feature") if wide else ("sample",),
+            compressors=[Crc32cCodec()],
+            filters=None,
+        )
+    entries = marker_entries(split)
+    zarr.create_array(
+        staged,
+        name=layout.WRITTEN,
+        shape=(split.blocks, entries),
+        chunks=(1, entries),
+        dtype="uint32",
+        fill_value=0,
+        dimension_names=("block", "entry"),
+        compressors=[Crc32cCodec()],
+        filters=None,
+        chunk_key_encoding={"name": "default", "separator": "."},
+    )
+    names = [*(name for name, _ in split.columns), layout.WRITTEN]
+    return {name: _read_key(staged, layout.document_key(name)) for name in names}
+
+
+def block_keys(split: SplitSpec, block: int) -> list[str]:
+    """The chunk keys of a block, relative to the split, in the order of its marker's entries.
+
+    First one chunk of each row column, by name, then the feature chunks, row by row.
+    """
+    start, stop = split.block_range(block)
+    down = range(start // split.chunk_rows, -(-stop // split.chunk_rows))
+    across = range(-(-split.dim // split.chunk_columns))
+    narrow = sorted(name for name, _ in split.columns if name != layout.FEATURES)
+    return [
+        *(f"{name}/c/{block}" for name in narrow),
+        *(f"{layout.FEATURES}/c/{i}/{j}" for i in down for j in across),
+    ]
+
+
+def marker_entries(split: SplitSpec) -> int:
+    """Entries of a marker: rows, nonce, and the checksums of as many chunks as a block can have."""
+    across = -(-split.dim // split.chunk_columns)
+    return 2 + len(split.columns) - 1 + split.block_rows // split.chunk_rows * across
+
+
+def encode(
+    documents: Mapping[str, bytes], rows: tuple[int, int], values: Mapping[str, NDArray[Any]]
+) -> dict[str, bytes]:
+    """The chunks, by key relative to the split, that hold ``values`` at the given rows."""
+    staged = MemoryStore()
+    buffer = default_buffer_prototype().buffer
+    for name, array in values.items():
+        sync(staged.set(layout.document_key(name), buffer.from_bytes(documents[name])))
+        column = zarr.open_array(staged, path=name, mode="r+", zarr_format=3, config=_WRITE_ALL)
+        column[rows[0] : rows[1]] = array
+    return {key: _read_key(staged, key) for key in _keys(staged) if not key.endswith("zarr.json")}
+
+
+def _keys(store: MemoryStore) -> list[str]:
+    async def listing() -> list[str]:
+        return [key async for key in store.list()]
+
+    return sorted(sync(listing()))
+
+
+def _read_key(store: MemoryStore, key: str) -> bytes:
+    value = sync(store.get(key, default_buffer_prototype()))
+    if value is None:
+        raise DamagedError(f"a staged chunk {key} was not kept; this is a fault of trakstore")
+    return value.to_bytes()
+
+
+class StrictStore(WrapperStore[Store]):
+    """A store in which a missing chunk is an error, not zarr's fill value."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """The value at ``key``; raises :class:`DamagedError` when a chunk is not there."""
+        value = await self._store.get(key, prototype, byte_range)
+        if value is None and not key.endswith("zarr.json"):
+            raise DamagedError(f"chunk {key} is missing though its block was committed")
+        return value
+
+
+@lru_cache(maxsize=512)
+def _opened(location: Location, path: str, _token: str) -> zarr.Array[Any]:
+    try:
+        return zarr.open_array(StrictStore(location.store), path=path, mode="r", zarr_format=3)
+    except FileNotFoundError:
+        raise DamagedError(f"{location}: the array {path} has no metadata document") from None
+
+
+@dataclass(frozen=True)
+class StoredColumn:
+    """A column of a split, read by rows; it pickles as an address and a path.
+
+    Attributes
+    ----------
+    location, path
+        Where the array lies.
+    shape : tuple of int
+        ``(rows, dim)`` for features, else ``(rows,)``.
+    dtype : numpy.dtype
+        As stored.
+    chunk_rows : int
+        Rows of a chunk: read these at once.
+    token : str
+        Changes with the contents' identity: names Dask arrays.
+    missing : tuple of (start, stop)
+        Rows that were never written and are to be given as the fill value.
+    """
+
+    location: Location
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk_rows: int
+    token: str
+    missing: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``start`` to ``stop``, shape ``(stop - start, ...)``.
+
+        Raises
+        ------
+        DamagedError
+            When a chunk is missing, truncated, or does not have its checksum.
+        """
+        if not self.missing:
+            return self._read(start, stop)
+        rows = np.full((stop - start, *self.shape[1:]), self._fill, dtype=self.dtype)
+        for a, b in self._present(start, stop):
+            rows[a - start : b - start] = self._read(a, b)
+        return rows
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        start, stop, step = first.indices(self.shape[0])
+        return self.read(start, stop)[(slice(None, None, step), *rest)]
+
+    def to_dask(self) -> da.Array:
+        """A lazy Dask array of the column, one block for each stored chunk of rows."""
+        chunks = (tuple(b - a for a, b in ranges(self.shape[0], self.chunk_rows)), *self.shape[1:])
+        name = f"{self.path.replace('/', '-')}-{self.token}"
+        lazy: da.Array = da.from_array(  # type: ignore[no-untyped-call]
+            self,
+            chunks=chunks,
+            name=name,
+            asarray=False,
+            meta=np.empty((0,) * self.ndim, self.dtype),
+        )
+        return lazy
+
+    @property
+    def _fill(self) -> Any:
+        return fill_value("str" if self.dtype.kind == "T" else self.dtype.name)
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        try:
+            array = _opened(self.location, self.path, self.token)
+            return np.asarray(array[start:stop]).astype(self.dtype, copy=False)
+        except DamagedError:
+            raise
+        except (ValueError, RuntimeError, TypeError, IndexError, OSError) as error:
+            raise DamagedError(
+                f"{self.location}: rows {start} to {stop} of {self.path} cannot be read ({error}); "
+                f"the stored bytes are damaged"
+            ) from error
+
+    def _present(self, start: int, stop: int) -> list[tuple[int, int]]:
+        present, at = [], start
+        for a, b in (*self.missing, (stop, stop)):
+            if at < min(a, stop):
+                present.append((at, min(a, stop)))
+            at = max(at, b)
+        return present

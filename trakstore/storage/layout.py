@@ -1,0 +1,121 @@
+"""Where everything lies in a store: the only place that builds a path or an array name.
+
+::
+
+    zarr.json                        spec of the store
+    {epoch}/zarr.json                a checkpoint
+    {epoch}/{split}/zarr.json        spec of the split
+    {epoch}/{split}/features         (sample, feature)
+    {epoch}/{split}/{column}         (sample,)
+    {epoch}/{split}/written          (block, entry): the markers that commit blocks
+    scores/{name}                    saved score matrices
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TypeAlias
+
+from trakstore.errors import TrakStoreError
+
+__all__ = [
+    "FEATURES",
+    "SAMPLE_ID",
+    "WRITTEN",
+    "Epoch",
+    "as_epoch",
+    "check_name",
+    "document_key",
+    "epoch_path",
+    "epoch_sort_key",
+    "marker_block",
+    "marker_key",
+    "scores_path",
+    "split_path",
+]
+
+Epoch: TypeAlias = int | str
+
+FEATURES = "features"
+SAMPLE_ID = "sample_id"
+WRITTEN = "written"
+SCORES = "scores"
+RESERVED = frozenset({SCORES, "grams", "runs", "dynamics", "evaluation"})
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
+_MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` if it can be a folder's name everywhere, else an error.
+
+    Examples
+    --------
+    >>> check_name("train", "split")
+    'train'
+    >>> check_name("../train", "split")
+    Traceback (most recent call last):
+    trakstore.errors.TrakStoreError: '../train' cannot name a split: names begin with a letter and \
+have letters, digits and _ . + = - only, 100 at most
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise TrakStoreError(
+            f"{name!r} cannot name a {what}: names begin with a letter and have letters, digits "
+            f"and _ . + = - only, 100 at most"
+        )
+    return name
+
+
+def as_epoch(epoch: Epoch) -> Epoch:
+    """A non-negative integer, also from its digits, or a valid name.
+
+    Examples
+    --------
+    >>> as_epoch("10"), as_epoch("final")
+    (10, 'final')
+    """
+    if isinstance(epoch, str) and epoch.isascii() and epoch.isdigit():
+        epoch = int(epoch)
+    if isinstance(epoch, int):
+        if epoch < 0 or isinstance(epoch, bool):
+            raise TrakStoreError(f"an epoch is a non-negative integer or a name, got {epoch}")
+        return epoch
+    if epoch in RESERVED:
+        raise TrakStoreError(f"{epoch!r} is a name that the store keeps for itself; choose another")
+    return check_name(epoch, "epoch")
+
+
+def epoch_sort_key(epoch: Epoch) -> tuple[bool, int, str]:
+    """Integers first, in order; then names."""
+    return (False, epoch, "") if isinstance(epoch, int) else (True, 0, epoch)
+
+
+def epoch_path(epoch: Epoch) -> str:
+    """Group of an epoch."""
+    return str(as_epoch(epoch))
+
+
+def split_path(epoch: Epoch, split: str) -> str:
+    """Group of a split at an epoch."""
+    return f"{epoch_path(epoch)}/{check_name(split, 'split')}"
+
+
+def scores_path(name: str) -> str:
+    """Group of a saved score matrix."""
+    return f"{SCORES}/{check_name(name, 'score matrix')}"
+
+
+def document_key(path: str) -> str:
+    """Key of the metadata document of the group or array at ``path``; ``""`` is the root."""
+    return f"{path}/zarr.json" if path else "zarr.json"
+
+
+def marker_key(split: str, block: int) -> str:
+    """Key whose presence commits ``block`` of the split at path ``split``."""
+    return f"{split}/{WRITTEN}/c.{block}.0"
+
+
+def marker_block(name: str) -> int | None:
+    """The block that a key's last part marks, or ``None`` if it is not a marker."""
+    match = _MARKER.fullmatch(name)
+    return int(match[1]) if match else None

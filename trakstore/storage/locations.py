@@ -1,0 +1,203 @@
+"""Places that hold a store: local folders, memory, any zarr store.
+
+A :class:`Location` is a synchronous face of a zarr store for whole keys. It pickles as its address,
+so that a worker process opens the place itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from zarr.abc.store import Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, MemoryStore
+
+from trakstore.errors import LocationError
+
+__all__ = ["Location", "Where", "open_location"]
+
+Where: TypeAlias = "str | os.PathLike[str] | Store | Location"
+
+
+class DurableLocalStore(LocalStore):
+    """A local store whose ``set`` returns when the bytes would survive a power loss.
+
+    As in zarr's own store, a value is written to a temporary file and renamed; here the file is
+    flushed before and the folders after.
+    """
+
+    async def _open(self) -> None:  # type: ignore[override]  # zarr's own would make the folder
+        await Store._open(self)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a value durably."""
+        await asyncio.to_thread(self._write, key, value, replace=True)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a value durably unless the key exists; of several at once exactly one wins."""
+        await asyncio.to_thread(self._write, key, value, replace=False)
+
+    def _write(self, key: str, value: Buffer, *, replace: bool) -> None:
+        path = self.root / key
+        made = _make_folders(path.parent)
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with temporary.open("xb") as file:
+                file.write(value.as_buffer_like())
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                temporary.replace(path)
+            else:
+                _link_unless_there(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        for folder in (path.parent, *(one.parent for one in made)):
+            _sync_folder(folder)
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; the ones that were not there before."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _link_unless_there(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True, eq=False)
+class Location:
+    """A place for a store, read and written by whole keys.
+
+    Attributes
+    ----------
+    address : str
+        A path or URL that opens the place again, or a description where there is none.
+    store : zarr.abc.store.Store
+        The zarr store behind it.
+    """
+
+    address: str
+    store: Store
+    reopens: bool = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open_location, (self.address if self.reopens else self.store,))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Location) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> object:
+        return self.address if self.reopens else id(self.store)
+
+    def __str__(self) -> str:
+        return self.address
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes at ``key``, or ``None``."""
+        found = sync(self.store.get(key, default_buffer_prototype()))
+        return None if found is None else found.to_bytes()
+
+    def get_tails(self, keys: list[str], size: int) -> list[bytes | None]:
+        """The last ``size`` bytes at each key, or ``None``."""
+
+        async def tails() -> list[Buffer | None]:
+            suffix = SuffixByteRequest(size)
+            prototype = default_buffer_prototype()
+            return await asyncio.gather(*(self.store.get(k, prototype, suffix) for k in keys))
+
+        return [None if one is None else one.to_bytes() for one in sync(tails())]
+
+    def put(self, values: Mapping[str, bytes]) -> None:
+        """Write values, several at a time; each is there whole or not at all."""
+        buffer = default_buffer_prototype().buffer
+
+        async def write() -> None:
+            await asyncio.gather(
+                *(self.store.set(key, buffer.from_bytes(value)) for key, value in values.items())
+            )
+
+        sync(write())
+
+    def put_if_absent(self, key: str, value: bytes) -> bytes:
+        """Write ``value`` unless the key exists; what the key holds in the end."""
+        existing = self.get(key)
+        if existing is not None:
+            return existing
+        buffer = default_buffer_prototype().buffer.from_bytes(value)
+        sync(self.store.set_if_not_exists(key, buffer))
+        settled = self.get(key)
+        if settled is None:
+            raise LocationError(f"wrote {key} to {self} but cannot read it back")
+        return settled
+
+    def names(self, prefix: str) -> list[str]:
+        """Names just below ``prefix``, sorted; temporary files of writers may be among them."""
+
+        async def listing() -> list[str]:
+            return [name async for name in self.store.list_dir(prefix)]
+
+        return sorted(sync(listing()))
+
+
+_MEMORY: dict[str, MemoryStore] = {}
+
+
+def open_location(where: Where, *, create: bool = False) -> Location:
+    """A :class:`Location` from a path, ``memory://name``, a zarr store or a location.
+
+    Parameters
+    ----------
+    where : str, path, zarr.abc.store.Store or Location
+        A memory store lives as long as the process and is not seen by others.
+    create : bool
+        Whether the place may be new.
+
+    Raises
+    ------
+    LocationError
+        When there is nothing, or the URL's scheme is not known.
+    """
+    if isinstance(where, Location):
+        return where
+    if isinstance(where, Store):
+        return Location(str(where), where, reopens=False)
+    address = os.fspath(where)
+    scheme, separator, name = address.partition("://")
+    if scheme == "memory" and separator:
+        return Location(address, _MEMORY.setdefault(name, MemoryStore()), reopens=False)
+    if separator and scheme != "file":
+        raise LocationError(f"{address!r}: a location is a path or memory://name")
+    return _open_folder(Path(name if separator else address).expanduser().absolute(), create)
+
+
+def _open_folder(folder: Path, create: bool) -> Location:
+    if not create and not folder.exists():
+        raise LocationError(f"there is no store at {folder}: no such folder")
+    if folder.exists() and not folder.is_dir():
+        raise LocationError(f"{folder} is a file; a store is a folder")
+    return Location(str(folder), DurableLocalStore(folder))

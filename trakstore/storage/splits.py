@@ -1,0 +1,188 @@
+"""A split at an epoch, as a reader sees it: its columns, and which rows are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trakstore.errors import DamagedError, IncompleteError, NotFoundError, did_you_mean
+from trakstore.planning import merge_ranges
+from trakstore.spec import SplitSpec
+from trakstore.storage import layout
+from trakstore.storage.arrays import StoredColumn
+from trakstore.storage.layout import Epoch
+from trakstore.storage.locations import Location
+
+__all__ = ["Split", "SplitStatus", "attributes", "group_document", "written_blocks"]
+
+
+def group_document(attributes: Mapping[str, Any]) -> bytes:
+    """The zarr document of a group: a pure function of its attributes."""
+    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def attributes(document: bytes, where: str) -> dict[str, Any]:
+    """The attributes in a group's document."""
+    try:
+        return dict(json.loads(document)["attributes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{where}: the metadata document is damaged ({error})") from error
+
+
+def written_blocks(location: Location, path: str) -> set[int]:
+    """Numbers of the blocks of the split at ``path`` that are committed: one listing."""
+    found = map(layout.marker_block, location.names(f"{path}/{layout.WRITTEN}"))
+    return {block for block in found if block is not None}
+
+
+@dataclass(frozen=True)
+class SplitStatus:
+    """How much of a split is there.
+
+    Attributes
+    ----------
+    epoch, split
+        Which one.
+    rows, written_rows : int
+        Rows that it is to have, and that are committed.
+    blocks, written_blocks : int
+        The same in blocks.
+    missing : tuple of (start, stop)
+        Row ranges that are not committed.
+    """
+
+    epoch: Epoch
+    split: str
+    rows: int
+    written_rows: int
+    blocks: int
+    written_blocks: int
+    missing: tuple[tuple[int, int], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is there."""
+        return not self.missing
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split at one epoch.
+
+    Attributes
+    ----------
+    location : Location
+        The store's place.
+    epoch, name
+        Which one.
+    spec : SplitSpec
+        Size, blocks, columns and origin.
+    """
+
+    location: Location
+    epoch: Epoch
+    name: str
+    spec: SplitSpec
+
+    @property
+    def path(self) -> str:
+        """Path of its group in the store."""
+        return layout.split_path(self.epoch, self.name)
+
+    @property
+    def rows(self) -> int:
+        """Number of samples."""
+        return self.spec.rows
+
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        return self.spec.dim
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the stored columns."""
+        return tuple(name for name, _ in self.spec.columns)
+
+    def missing_blocks(self) -> list[int]:
+        """Numbers of the blocks that are not committed, in order."""
+        written = written_blocks(self.location, self.path)
+        return [block for block in range(self.spec.blocks) if block not in written]
+
+    def status(self) -> SplitStatus:
+        """What is there and what is missing: one listing."""
+        blocks = self.missing_blocks()
+        missing = merge_ranges([self.spec.block_range(block) for block in blocks])
+        absent = sum(stop - start for start, stop in missing)
+        total = self.spec.blocks
+        return SplitStatus(
+            self.epoch,
+            self.name,
+            self.rows,
+            self.rows - absent,
+            total,
+            total - len(blocks),
+            tuple(missing),
+        )
+
+    def require_complete(self) -> None:
+        """Raise an :class:`IncompleteError` that names the rows that are missing."""
+        status = self.status()
+        if status.complete:
+            return
+        shown = ", ".join(f"{start}-{stop - 1}" for start, stop in status.missing[:5])
+        more = f" and {len(status.missing) - 5} more ranges" if len(status.missing) > 5 else ""
+        raise IncompleteError(
+            f"{self.name} at epoch {self.epoch} has {status.written_rows} of {self.rows} rows; "
+            f"missing {shown}{more}; run the same featurize again to write them"
+        )
+
+    def column(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
+        """A stored column; unwritten rows come as its fill value where ``allow_missing``.
+
+        Raises
+        ------
+        NotFoundError
+            When the split has no such column.
+        """
+        dtypes = dict(self.spec.columns)
+        if name not in dtypes:
+            raise NotFoundError(
+                f"{self.name} at epoch {self.epoch} has no column {name!r}"
+                f"{did_you_mean(name, dtypes)}"
+            )
+        dtype: Any = np.dtypes.StringDType() if dtypes[name] == "str" else np.dtype(dtypes[name])
+        wide = name == layout.FEATURES
+        missing = self.status().missing if allow_missing else ()
+        return StoredColumn(
+            self.location,
+            f"{self.path}/{name}",
+            (self.rows, self.dim) if wide else (self.rows,),
+            dtype,
+            self.spec.chunk_rows if wide else self.spec.block_rows,
+            f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}",
+            missing,
+        )
+
+    def to_xarray(self, *, allow_missing: bool = False) -> xr.Dataset:
+        """All columns, lazy, with dimensions ``sample`` and ``feature``.
+
+        Raises
+        ------
+        IncompleteError
+            When rows are missing and ``allow_missing`` is not set.
+        """
+        if not allow_missing:
+            self.require_complete()
+        columns: dict[str, Any] = {}
+        for name in self.columns:
+            column = self.column(name, allow_missing=allow_missing)
+            dims = ("sample", "feature")[: column.ndim]
+            columns[name] = (dims, column.to_dask())
+        return xr.Dataset(columns).set_coords(layout.SAMPLE_ID)

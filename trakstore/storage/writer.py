@@ -1,0 +1,190 @@
+"""Writing blocks: rows are checked, encoded, stored, and committed by a marker that comes last."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import LocationError, NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.spec import SplitSpec
+from trakstore.storage import layout
+from trakstore.storage.arrays import array_documents, block_keys, encode, marker_entries
+from trakstore.storage.splits import Split, attributes
+
+__all__ = ["BlockWriter", "stored_rows"]
+
+TAIL = 4  # bytes of the crc32c that ends every chunk
+ATTEMPTS = 8
+UNDERFLOW = 0.01  # largest relative change of a row's norm that a narrower dtype may cause
+
+
+def stored_rows(features: NDArray[Any], dtype: str, first_row: int) -> dict[str, NDArray[Any]]:
+    """The ``features`` and ``norm`` columns of rows, in the stored dtypes.
+
+    Parameters
+    ----------
+    features : array, shape (rows, dim)
+        Projected gradients.
+    dtype : str
+        The stored dtype.
+    first_row : int
+        Row number of the first, for messages.
+
+    Raises
+    ------
+    NumericsError
+        For NaN or inf; for values that ``dtype`` cannot hold; for rows whose norm the cast changes
+        by more than 1% (underflow).
+    """
+    norm = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
+    _refuse(~np.isfinite(norm), first_row, "have NaN or infinite features")
+    with np.errstate(over="ignore", under="ignore"):
+        stored = features.astype(dtype, copy=False)
+    if stored.dtype != features.dtype:
+        _refuse(~np.isfinite(stored).all(axis=1), first_row, f"overflow {dtype}; use float32")
+        kept = np.sqrt(np.einsum("ij,ij->i", stored, stored, dtype=np.float64))
+        _refuse(
+            np.abs(kept - norm) > UNDERFLOW * norm,
+            first_row,
+            f"underflow {dtype} (their norm changes by more than 1%); use float32",
+        )
+    return {layout.FEATURES: stored, "norm": norm.astype(np.float32)}
+
+
+def _refuse(bad: NDArray[np.bool_], first_row: int, what: str) -> None:
+    if bad.any():
+        rows = np.flatnonzero(bad) + first_row
+        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        raise NumericsError(f"{len(rows)} rows {what} (rows {shown}); nothing of them was written")
+
+
+@dataclass(frozen=True)
+class BlockWriter:
+    """Writes whole blocks of a split; any number may write the same split at once.
+
+    Attributes
+    ----------
+    split : Split
+        The split, whose documents exist.
+
+    Notes
+    -----
+    A block counts when its marker is there. The marker holds the number of rows, the split's nonce
+    and the checksum that ends each chunk; it is written after all chunks, and read back together
+    with the chunks' ends: should another writer have stored the same block with other bytes in the
+    meantime, this one waits and writes it again.
+    """
+
+    split: Split
+    _documents: dict[str, bytes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_documents", array_documents(self.split.spec))
+
+    @property
+    def spec(self) -> SplitSpec:
+        """The split's spec."""
+        return self.split.spec
+
+    def is_written(self, block: int) -> bool:
+        """Whether the block's marker is there."""
+        return self.split.location.get(layout.marker_key(self.split.path, block)) is not None
+
+    def write(self, block: int, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Write and commit a block.
+
+        Parameters
+        ----------
+        block : int
+            Its number.
+        columns : mapping of name to array
+            Every column of the split, with the block's rows in the stored dtypes.
+
+        Raises
+        ------
+        TrakStoreError
+            When a column is missing, or has the wrong shape or dtype.
+        SpecMismatchError
+            When the split was dropped or replaced since it was opened.
+        LocationError
+            When the bytes cannot be stored.
+        """
+        self._check(block, columns)
+        chunks = encode(self._documents, self.spec.block_range(block), columns)
+        tails = [chunks[key][-TAIL:] for key in block_keys(self.spec, block)]
+        marker = self._marker(block, tails)
+        for attempt in range(ATTEMPTS):
+            self._store(block, chunks, marker)
+            if self._settled(block, tails, marker):
+                return
+            time.sleep(random.uniform(0, 0.05 * 2**attempt))
+        raise LocationError(
+            f"block {block} of {self.split.path} changed under {ATTEMPTS} attempts to commit it; "
+            f"another writer is storing different bytes"
+        )
+
+    def _store(self, block: int, chunks: Mapping[str, bytes], marker: bytes) -> None:
+        place, path = self.split.location, self.split.path
+        try:
+            place.put({f"{path}/{key}": value for key, value in chunks.items()})
+            self._check_nonce()
+            place.put({layout.marker_key(path, block): marker})
+        except OSError as error:
+            if isinstance(error, TrakStoreError):
+                raise
+            raise LocationError(
+                f"cannot write block {block} of {path} to {place}: {error}; what was committed "
+                f"before is safe, and the same command goes on from there"
+            ) from error
+
+    def _settled(self, block: int, tails: list[bytes], marker: bytes) -> bool:
+        place, path = self.split.location, self.split.path
+        keys = [f"{path}/{key}" for key in block_keys(self.spec, block)]
+        stored = place.get_tails(keys, TAIL)
+        return stored == tails and place.get(layout.marker_key(path, block)) == marker
+
+    def _marker(self, block: int, tails: list[bytes]) -> bytes:
+        start, stop = self.spec.block_range(block)
+        row = marker_row(self.spec, stop - start, tails)
+        key = layout.marker_key("", block).lstrip("/")
+        return encode(self._documents, (block, block + 1), {layout.WRITTEN: row[None]})[key]
+
+    def _check_nonce(self) -> None:
+        document = self.split.location.get(layout.document_key(self.split.path))
+        if document is None or attributes(document, self.split.path)["nonce"] != self.spec.nonce:
+            raise SpecMismatchError(
+                f"{self.split.path} was dropped or replaced while it was being written; "
+                f"start the run again"
+            )
+
+    def _check(self, block: int, columns: Mapping[str, NDArray[Any]]) -> None:
+        start, stop = self.spec.block_range(block)
+        if not 0 <= block < self.spec.blocks:
+            raise TrakStoreError(f"block {block} is not in 0..{self.spec.blocks - 1}")
+        wanted = dict(self.spec.columns)
+        if set(columns) != set(wanted):
+            raise TrakStoreError(
+                f"a block needs the columns {sorted(wanted)}, got {sorted(columns)}"
+            )
+        for name, dtype in wanted.items():
+            shape = (stop - start, self.spec.dim)[: 2 if name == layout.FEATURES else 1]
+            got = columns[name]
+            if got.shape != shape or (dtype != "str" and got.dtype != np.dtype(dtype)):
+                raise TrakStoreError(
+                    f"column {name} of block {block} must have shape {shape} and dtype {dtype}, "
+                    f"got {got.shape} and {got.dtype}"
+                )
+
+
+def marker_row(spec: SplitSpec, rows: int, tails: list[bytes]) -> NDArray[np.uint32]:
+    """A marker's entries: rows, nonce, then the end of each chunk; zero where there is no chunk."""
+    row = np.zeros(marker_entries(spec), dtype=np.uint32)
+    row[0], row[1] = rows, spec.nonce
+    row[2 : 2 + len(tails)] = [int.from_bytes(tail, "little") for tail in tails]
+    return row
