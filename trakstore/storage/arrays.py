@@ -205,7 +205,7 @@ class StoredColumn:
         """A lazy Dask array of the column, one block for each stored chunk of rows."""
         chunks = (tuple(b - a for a, b in ranges(self.shape[0], self.chunk_rows)), *self.shape[1:])
         name = f"{self.path.replace('/', '-')}-{self.token}"
-        lazy: da.Array = da.from_array(  # type: ignore[no-untyped-call]
+        lazy: da.Array = da.from_array(
             self,
             chunks=chunks,
             name=name,
