@@ -32,7 +32,20 @@ RANKS: dict[str, int] = {
 }
 APART = [("features", "linalg"), ("linalg", "features")]
 ORDER: dict[str, list[str]] = {
-    "storage": ["layout", "locations", "arrays", "splits", "writer", "store"],
+    "storage": [
+        "layout",
+        "locations",
+        "arrays",
+        "splits",
+        "writer",
+        "store",
+        "checks",
+        "saved",
+        "walk",
+        "verify",
+        "export",
+        "traker",
+    ],
     "features": [
         "parameters",
         "projectors",

@@ -25,7 +25,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
-ProjectionKind = Literal["sjlt", "rademacher", "identity"]
+ProjectionKind = Literal["sjlt", "rademacher", "identity", "external"]
 FeatureDtype = Literal["float32", "float16"]
 
 # P of (dim 8, seed 0, s 1) times the gradient 1, 2, ... 15 of a parameter "weight" of shape (3, 5).
@@ -37,6 +37,7 @@ TEST_VECTORS: Mapping[tuple[str, int], tuple[float, ...]] = {
         sum_of_signed / 8**0.5 for sum_of_signed in (12, 38, 40, -32, -20, 6, -8, 34)
     ),
     ("identity", 1): tuple(float(i) for i in range(1, 16)),
+    ("external", 1): (),
 }
 
 
@@ -46,12 +47,14 @@ class ProjectionSpec:
 
     Parameters
     ----------
-    kind : {"sjlt", "rademacher", "identity"}
-        Sparse Johnson-Lindenstrauss transform, dense random signs, or no projection.
+    kind : {"sjlt", "rademacher", "identity", "external"}
+        Sparse Johnson-Lindenstrauss transform, dense random signs, no projection; or one that
+        another program made, which cannot be made again here, may differ from epoch to epoch, and
+        may lack the scale of E[PᵀP] = I.
     dim : int, optional
         Number of features; not for ``"identity"``, whose dimension is the number of parameters.
     seed : int, optional
-        Seed of the random P, 0 by default; not for ``"identity"``.
+        Seed of the random P, 0 by default; not for ``"identity"`` and ``"external"``.
     s : int
         Non-zeros of each column of an ``"sjlt"``; each is ±1/√s.
     version : int
@@ -81,14 +84,13 @@ class ProjectionSpec:
                 f"projection {self.kind!r} has no version {self.version} in this trakstore; "
                 f"install the version that wrote the store"
             )
-        if self.kind == "identity":
+        if self.kind in ("identity", "external"):
             if self.seed is not None or self.s != 1:
-                raise TrakStoreError("the identity projection takes no seed and no s")
-        else:
-            if self.dim is None:
-                raise TrakStoreError(f"projection {self.kind!r} needs dim, the number of features")
-            if self.seed is None:
-                object.__setattr__(self, "seed", 0)
+                raise TrakStoreError(f"the {self.kind} projection takes no seed and no s")
+        elif self.seed is None:
+            object.__setattr__(self, "seed", 0)
+        if self.dim is None and self.kind != "identity":
+            raise TrakStoreError(f"projection {self.kind!r} needs dim, the number of features")
         if self.dim is not None and not 1 <= self.dim < 2**31:
             raise TrakStoreError(f"dim must be from 1 to 2**31 - 1, got {self.dim}")
         if self.seed is not None and not 0 <= self.seed < 2**64:
@@ -228,7 +230,8 @@ class SplitSpec:
     columns : tuple of (name, dtype)
         The stored columns, ``features`` among them.
     checkpoint, dataset : str or None
-        Hash of the model's parameters and buffers; fingerprint of the data set.
+        Hash of the model's parameters and buffers, or ``features:`` and a hash of the features
+        where those were made elsewhere; fingerprint of the data set.
     learning_rate : float or None
         Learning rate at this checkpoint, for TracIn.
     block_rows, chunk_rows, chunk_columns : int

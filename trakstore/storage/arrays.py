@@ -6,6 +6,7 @@ value for a chunk that a marker says is there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest, Store
-from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore, WrapperStore
@@ -29,54 +29,73 @@ from trakstore.storage.locations import Location
 
 __all__ = [
     "StoredColumn",
+    "array_document",
     "array_documents",
     "block_keys",
+    "column_shape",
     "encode",
     "fill_value",
     "marker_entries",
 ]
 
+DIMENSIONS = ("sample", "feature")
 _WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
 
 
 def fill_value(dtype: str) -> Any:
-    """What stands where nothing was written: NaN, -1 or ``""``."""
+    """What stands where nothing was written: NaN, -1 (0 where unsigned) or ``""``."""
     if dtype == "str":
         return ""
-    return float("nan") if np.dtype(dtype).kind == "f" else -1
+    return {"f": float("nan"), "i": -1, "u": 0}[np.dtype(dtype).kind]
+
+
+def array_document(
+    dtype: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dimensions: tuple[str, ...],
+    *,
+    separator: str = "/",
+) -> bytes:
+    """The metadata document of an array: the same bytes whatever the version of zarr."""
+    text = dtype == "str"
+    bytes_codec = {"name": "bytes", "configuration": {"endian": "little"}}
+    text_codec = {"name": "vlen-utf8", "configuration": {}}
+    fill = fill_value(dtype)
+    document = {
+        "shape": shape,
+        "data_type": "string" if text else dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
+        "fill_value": "NaN" if fill != fill else fill,
+        "codecs": [text_codec if text else bytes_codec, {"name": "crc32c"}],
+        "attributes": {},
+        "dimension_names": dimensions,
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+    return json.dumps(document, indent=2).encode()
+
+
+def column_shape(split: SplitSpec, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of a column, and of its chunks."""
+    if name == layout.FEATURES:
+        return (split.rows, split.dim), (split.chunk_rows, split.chunk_columns)
+    return (split.rows,), (split.block_rows,)
 
 
 def array_documents(split: SplitSpec) -> dict[str, bytes]:
     """The metadata documents of all arrays of a split, by name: a pure function of its spec."""
-    staged = MemoryStore()
+    documents = {}
     for name, dtype in split.columns:
-        wide = name == layout.FEATURES
-        zarr.create_array(
-            staged,
-            name=name,
-            shape=(split.rows, split.dim) if wide else (split.rows,),
-            chunks=(split.chunk_rows, split.chunk_columns) if wide else (split.block_rows,),
-            dtype=str if dtype == "str" else dtype,
-            fill_value=fill_value(dtype),
-            dimension_names=("sample", "feature") if wide else ("sample",),
-            compressors=[Crc32cCodec()],
-            filters=None,
-        )
+        shape, chunks = column_shape(split, name)
+        documents[name] = array_document(dtype, shape, chunks, DIMENSIONS[: len(shape)])
     entries = marker_entries(split)
-    zarr.create_array(
-        staged,
-        name=layout.WRITTEN,
-        shape=(split.blocks, entries),
-        chunks=(1, entries),
-        dtype="uint32",
-        fill_value=0,
-        dimension_names=("block", "entry"),
-        compressors=[Crc32cCodec()],
-        filters=None,
-        chunk_key_encoding={"name": "default", "separator": "."},
+    documents[layout.WRITTEN] = array_document(
+        "uint32", (split.blocks, entries), (1, entries), ("block", "entry"), separator="."
     )
-    names = [*(name for name, _ in split.columns), layout.WRITTEN]
-    return {name: _read_key(staged, layout.document_key(name)) for name in names}
+    return documents
 
 
 def block_keys(split: SplitSpec, block: int) -> list[str]:
@@ -128,24 +147,35 @@ def _read_key(store: MemoryStore, key: str) -> bytes:
 
 
 class StrictStore(WrapperStore[Store]):
-    """A store in which a missing chunk is an error, not zarr's fill value."""
+    """A store in which a missing chunk is an error, not zarr's fill value.
+
+    The array's metadata document is given, not read: it follows from the split's, which has a
+    checksum, so that a damaged one cannot change what is read.
+    """
+
+    def __init__(self, store: Store, document: bytes) -> None:
+        super().__init__(store)
+        self._document = document
+
+    def _with_store(self, store: Store) -> StrictStore:
+        return StrictStore(store, self._document)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """The value at ``key``; raises :class:`DamagedError` when a chunk is not there."""
+        if key.endswith(layout.document_key("")):
+            return prototype.buffer.from_bytes(self._document)
         value = await self._store.get(key, prototype, byte_range)
-        if value is None and not key.endswith("zarr.json"):
+        if value is None:
             raise DamagedError(f"chunk {key} is missing though its block was committed")
         return value
 
 
 @lru_cache(maxsize=512)
-def _opened(location: Location, path: str, _token: str) -> zarr.Array[Any]:
-    try:
-        return zarr.open_array(StrictStore(location.store), path=path, mode="r", zarr_format=3)
-    except FileNotFoundError:
-        raise DamagedError(f"{location}: the array {path} has no metadata document") from None
+def _opened(location: Location, path: str, document: bytes, _token: str) -> zarr.Array[Any]:
+    store = StrictStore(location.store, document)
+    return zarr.open_array(store, path=path, mode="r", zarr_format=3)
 
 
 @dataclass(frozen=True)
@@ -160,8 +190,8 @@ class StoredColumn:
         ``(rows, dim)`` for features, else ``(rows,)``.
     dtype : numpy.dtype
         As stored.
-    chunk_rows : int
-        Rows of a chunk: read these at once.
+    chunks : tuple of int
+        Shape of a chunk.
     token : str
         Changes with the contents' identity: names Dask arrays.
     missing : tuple of (start, stop)
@@ -172,7 +202,7 @@ class StoredColumn:
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    chunk_rows: int
+    chunks: tuple[int, ...]
     token: str
     missing: tuple[tuple[int, int], ...] = ()
 
@@ -180,6 +210,11 @@ class StoredColumn:
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk: read these at once."""
+        return self.chunks[0]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start`` to ``stop``, shape ``(stop - start, ...)``.
@@ -191,7 +226,9 @@ class StoredColumn:
         """
         if not self.missing:
             return self._read(start, stop)
-        rows = np.full((stop - start, *self.shape[1:]), self._fill, dtype=self.dtype)
+        rows = np.full(
+            (stop - start, *self.shape[1:]), fill_value(self._dtype_name), dtype=self.dtype
+        )
         for a, b in self._present(start, stop):
             rows[a - start : b - start] = self._read(a, b)
         return rows
@@ -215,12 +252,17 @@ class StoredColumn:
         return lazy
 
     @property
-    def _fill(self) -> Any:
-        return fill_value("str" if self.dtype.kind == "T" else self.dtype.name)
+    def _dtype_name(self) -> str:
+        return "str" if self.dtype.kind == "T" else self.dtype.name
+
+    @property
+    def _document(self) -> bytes:
+        names = DIMENSIONS[: self.ndim]
+        return array_document(self._dtype_name, self.shape, self.chunks, names)
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         try:
-            array = _opened(self.location, self.path, self.token)
+            array = _opened(self.location, self.path, self._document, self.token)
             return np.asarray(array[start:stop]).astype(self.dtype, copy=False)
         except DamagedError:
             raise

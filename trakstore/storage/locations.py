@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -149,7 +149,10 @@ class Location:
         if existing is not None:
             return existing
         buffer = default_buffer_prototype().buffer.from_bytes(value)
-        sync(self.store.set_if_not_exists(key, buffer))
+        try:
+            sync(self.store.set_if_not_exists(key, buffer))
+        except OSError as error:
+            raise LocationError(f"cannot write {key} to {self}: {error}") from error
         settled = self.get(key)
         if settled is None:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
@@ -162,6 +165,18 @@ class Location:
             return [name async for name in self.store.list_dir(prefix)]
 
         return sorted(sync(listing()))
+
+    def find(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
+        """Keys anywhere below ``folder`` that are wanted, sorted."""
+
+        async def listing() -> list[str]:
+            return [key async for key in self.store.list_prefix(f"{folder}/") if wanted(key)]
+
+        return sorted(sync(listing()))
+
+    def delete(self, key: str) -> None:
+        """Remove ``key`` if it is there."""
+        sync(self.store.delete(key))
 
 
 _MEMORY: dict[str, MemoryStore] = {}

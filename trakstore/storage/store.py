@@ -232,6 +232,7 @@ class FeatureStore:
         out_to_loss: Any = None,
         ids: Sequence[int] | Sequence[str] | None = None,
         labels: Any = None,
+        checkpoint: str | None = None,
         block_rows: int = 1,
     ) -> Split:
         """Store features made elsewhere, block by block; blocks that are there are passed over.
@@ -248,6 +249,8 @@ class FeatureStore:
             Names of the samples; their positions by default.
         labels : array of int, shape (rows,), optional
             Classes.
+        checkpoint : str, optional
+            What tells these features from others: going on with others is refused.
         block_rows : int
             Rows of a block; chosen by default.
 
@@ -270,7 +273,8 @@ class FeatureStore:
         narrow = {name: array for name, array in given.items() if array is not None}
         dtypes = {name: column_dtype(array) for name, array in narrow.items()}
         columns = {layout.FEATURES: self.spec.dtype, "norm": "float32", **dtypes}
-        spec = SplitSpec(rows, dim, tuple(sorted(columns.items())), block_rows=block_rows)
+        names = tuple(sorted(columns.items()))
+        spec = SplitSpec(rows, dim, names, checkpoint, block_rows=block_rows)
         made = self.create_split(epoch, split, spec)
         writer = BlockWriter(made)
         for block in made.missing_blocks():
@@ -363,16 +367,18 @@ def _column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] | No
 
 
 def _store_spec(document: bytes, location: Location) -> StoreSpec:
-    stored = attributes(document, str(location)).get(_KIND)
+    where = str(location)
+    stored = attributes(document, where, check=False).get(_KIND)
     if stored is None:
         raise LocationError(f"{location} holds a zarr group that is not a trakstore store")
-    version = stored.pop("format")
-    if version > FORMAT_VERSION:
+    version = stored.get("format") if isinstance(stored, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise SpecMismatchError(
             f"{location} has format {version}, this trakstore reads up to {FORMAT_VERSION}: "
             f"pip install --upgrade trakstore"
         )
-    return StoreSpec.from_dict(stored)
+    checked = attributes(document, where)[_KIND]
+    return StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
 
 
 def _refuse_foreign(location: Location) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trakstore.errors import TrakStoreError
 from trakstore.features.projectors.base import Projector
 from trakstore.features.projectors.identity import Identity
 from trakstore.features.projectors.rademacher import Rademacher
@@ -19,6 +20,11 @@ _KINDS: dict[ProjectionKind, type[Projector]] = {
 
 def make_projector(spec: ProjectionSpec, parameters: ParameterSpec) -> Projector:
     """The projector that a spec describes, after it gave the published test vector."""
+    if spec.kind not in _KINDS:
+        raise TrakStoreError(
+            f"projection {spec.kind!r} was made by another program and cannot be continued here; "
+            f"give another store"
+        )
     projector = _KINDS[spec.kind](spec, parameters)
     projector.check()
     return projector

@@ -1,0 +1,189 @@
+"""Whether the stored bytes of a block are what its marker says, and its numbers what they should be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.spec import SplitSpec
+from trakstore.storage import layout
+from trakstore.storage.arrays import block_keys, column_shape, marker_entries
+from trakstore.storage.layout import Epoch
+from trakstore.storage.splits import Split
+
+__all__ = ["Finding", "FindingKind", "check_block", "intact"]
+
+FindingKind: TypeAlias = Literal[
+    "missing", "truncated", "damaged", "foreign", "marker", "document", "non-finite", "norm"
+]
+
+_Wrong: TypeAlias = tuple[FindingKind, str, str]  # what kind, the key in the split, a message
+
+TAIL = 4  # bytes of the crc32c that ends every chunk
+# how far the norm of the stored row may be from the stored norm, which was taken before the cast:
+# the writer lets a narrower dtype change it by 1%, and the stored norm is itself rounded
+NORM_TOLERANCE = {"float32": 1e-5, "float16": 0.01 + 1e-6}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a store.
+
+    Attributes
+    ----------
+    kind : str
+        ``missing``, ``truncated`` and ``damaged`` chunks; ``foreign`` files or chunks, which were
+        not written for this place; a damaged or stale ``marker``; a metadata ``document`` that is
+        gone, damaged or disagrees; rows that are ``non-finite``; rows whose ``norm`` disagrees.
+    key : str
+        The file or object.
+    message : str
+        What is wrong with it.
+    epoch, split, block
+        Where, as far as it is in one.
+    repaired : bool
+        Whether it was repaired: its block marked as missing, or its document written again.
+    """
+
+    kind: FindingKind
+    key: str
+    message: str
+    epoch: Epoch | None = None
+    split: str | None = None
+    block: int | None = None
+    repaired: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.key} {self.message}{' (repaired)' if self.repaired else ''}"
+
+
+def intact(value: bytes) -> bool:
+    """Whether a chunk ends with the checksum of the rest."""
+    if len(value) < TAIL:
+        return False
+    rest = np.frombuffer(value, np.uint8, count=len(value) - TAIL)  # not a copy
+    return bool(google_crc32c.value(rest) == int.from_bytes(value[-TAIL:], "little"))
+
+
+def check_block(split: Split, block: int) -> list[Finding]:
+    """Read a committed block, one chunk at a time; what is wrong with it."""
+    get, spec = split.location.get, split.spec
+    marker = get(layout.marker_key(split.path, block))
+    if marker is None:  # dropped since it was listed
+        return []
+    wrong = _wrong_marker(spec, block, marker)
+    found: list[_Wrong] = [] if wrong is None else [wrong]
+    keys, rows = block_keys(spec, block), _Rows(spec, block)
+    for i, key in enumerate(keys):
+        value = get(f"{split.path}/{key}")
+        tail = None if wrong else marker[(2 + i) * TAIL : (3 + i) * TAIL]
+        bad = _wrong_chunk(spec, key, value, tail)
+        if bad is not None:
+            found.append(bad)
+        elif value is not None:
+            rows.add(key, value)
+    return [
+        Finding(kind, f"{split.path}/{key}", message, split.epoch, split.name, block)
+        for kind, key, message in (*found, *rows.wrong())
+    ]
+
+
+def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:
+    key = layout.marker_key("", block).lstrip("/")
+    if len(marker) != TAIL * (marker_entries(spec) + 1) or not intact(marker):
+        return "marker", key, "is damaged: its checksum or its length is wrong"
+    rows, nonce, *tails = np.frombuffer(marker[:-TAIL], "<u4").tolist()
+    start, stop = spec.block_range(block)
+    if nonce != spec.nonce:
+        return "marker", key, f"is stale: it has nonce {nonce}, the split {spec.nonce}"
+    if rows != stop - start:
+        return "marker", key, f"says {rows} rows, the block has {stop - start}"
+    if any(tails[len(block_keys(spec, block)) :]):
+        return "marker", key, "has entries for chunks that the block does not have"
+    return None
+
+
+def _wrong_chunk(
+    spec: SplitSpec, key: str, value: bytes | None, tail: bytes | None
+) -> _Wrong | None:
+    if value is None:
+        return "missing", key, "is missing though its block was committed"
+    size = _chunk_bytes(spec, key.partition("/")[0])
+    if len(value) < (size or TAIL):
+        return "truncated", key, f"has {len(value)} bytes of {size or 'at least 4'}"
+    if size not in (None, len(value)) or not intact(value):
+        return "damaged", key, "does not have the checksum or the length that it was written with"
+    if tail not in (None, value[-TAIL:]):
+        return "foreign", key, "is sound but is not the chunk that the block's marker commits"
+    return None
+
+
+def _chunk_bytes(spec: SplitSpec, name: str) -> int | None:
+    """Length of a column's chunks, which are all whole; None for strings."""
+    dtype = dict(spec.columns)[name]
+    _, chunks = column_shape(spec, name)
+    return None if dtype == "str" else math.prod(chunks) * np.dtype(dtype).itemsize + TAIL
+
+
+class _Rows:
+    """The numbers of a block, chunk by chunk: keeps the row columns and the rows' squared norms."""
+
+    def __init__(self, spec: SplitSpec, block: int) -> None:
+        self.spec, self.dtypes = spec, dict(spec.columns)
+        self.first, stop = spec.block_range(block)
+        self.count = stop - self.first
+        self.squares = np.zeros(self.count)
+        self.narrow: dict[str, NDArray[Any]] = {}
+        self.awaited = sum(key.startswith(f"{layout.FEATURES}/") for key in block_keys(spec, block))
+
+    def add(self, key: str, value: bytes) -> None:
+        """Take in a sound chunk."""
+        name, _, index = key.split("/", 2)
+        if self.dtypes[name] == "str":
+            return
+        dtype = np.dtype(self.dtypes[name]).newbyteorder("<")
+        values = np.frombuffer(value, dtype, count=(len(value) - TAIL) // dtype.itemsize)
+        if name == layout.FEATURES:
+            self._add_squares(values, *map(int, index.split("/")))
+        else:
+            self.narrow[name] = values[: self.count]
+
+    def _add_squares(self, values: NDArray[Any], down: int, across: int) -> None:
+        height, width = self.spec.chunk_rows, self.spec.chunk_columns
+        row = down * height - self.first
+        rows, columns = min(height, self.count - row), min(width, self.spec.dim - across * width)
+        tile = values.reshape(height, width)[:rows, :columns]
+        self.squares[row : row + rows] += np.einsum("ij,ij->i", tile, tile, dtype=np.float64)
+        self.awaited -= 1
+
+    def wrong(self) -> Iterator[_Wrong]:
+        """Rows that are not finite, and rows that have not their stored norm."""
+        for name, column in self.narrow.items():
+            if column.dtype.kind == "f" and not np.isfinite(column).all():
+                yield "non-finite", name, self._named(~np.isfinite(column), "is NaN or infinite")
+        if self.awaited:  # a chunk of features is gone
+            return
+        finite = np.isfinite(self.squares)
+        if not finite.all():
+            yield "non-finite", layout.FEATURES, self._named(~finite, "has NaN or infinite values")
+        if "norm" in self.narrow:
+            off = finite & ~self._near(self.narrow["norm"].astype(np.float64))
+            if off.any():
+                yield "norm", "norm", self._named(off, "is not the norm of the stored features")
+
+    def _near(self, norm: NDArray[np.float64]) -> NDArray[np.bool_]:
+        relative = NORM_TOLERANCE[self.dtypes[layout.FEATURES]]
+        absolute = math.sqrt(self.spec.dim) * float(np.finfo(np.float32).smallest_subnormal)
+        difference = np.abs(np.sqrt(self.squares) - norm)
+        return np.asarray((difference <= relative * norm + absolute) | ~np.isfinite(norm))
+
+    def _named(self, bad: NDArray[np.bool_], what: str) -> str:
+        rows = np.flatnonzero(bad) + self.first
+        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        return f"{what} in {len(rows)} rows ({shown})"

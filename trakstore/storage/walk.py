@@ -1,0 +1,197 @@
+"""Walking through a store's hierarchy: its documents, and the keys that do not belong there."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from trakstore.errors import DamagedError, LocationError, NotFoundError, did_you_mean
+from trakstore.spec import SplitSpec
+from trakstore.storage import layout
+from trakstore.storage.arrays import array_documents
+from trakstore.storage.checks import Finding, FindingKind
+from trakstore.storage.layout import Epoch
+from trakstore.storage.locations import Location
+from trakstore.storage.saved import check_saved
+from trakstore.storage.splits import Split, attributes, group_document
+from trakstore.storage.store import open_store
+
+__all__ = ["Walk", "require"]
+
+# what killed writers leave: zarr's and our temporary files, and obstore's
+_LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
+LEFTOVER_SECONDS = 3600.0  # a younger one may be a running writer's
+
+
+class Walk:
+    """Goes through the hierarchy; keeps what it finds."""
+
+    def __init__(self, location: Location, repair: bool) -> None:
+        self.location, self.repair = location, repair
+        self.findings: list[Finding] = []
+        self.leftovers: list[str] = []
+
+    def say(self, kind: FindingKind, key: str, message: str, **where: Any) -> None:
+        """Keep a finding."""
+        self.findings.append(Finding(kind, key, message, **where))
+
+    def document(self, key: str, wanted: bytes, **where: Any) -> None:
+        """A document that follows from others: it has to be there, byte for byte."""
+        found = self.location.get(key)
+        if found == wanted:
+            return
+        if self.repair:
+            self.location.put({key: wanted})
+        message = "is missing" if found is None else "is damaged or disagrees with the spec"
+        self.say("document", key, message, repaired=self.repair, **where)
+
+    def root(self) -> None:
+        """The store's own document."""
+        key = layout.document_key("")
+        document = self.location.get(key)
+        if document is None and not self.location.names(""):
+            open_store(self.location)  # says that there is none
+        try:
+            found = attributes(document or b"", str(self.location))
+        except DamagedError as error:
+            if document is not None and not _looks_ours(document):
+                raise LocationError(f"{self.location} is not a trakstore store") from error
+            lost = "; put it back from a copy: nothing can be read without it"
+            self.say("document", key, ("is missing" if document is None else "is damaged") + lost)
+        else:
+            open_store(self.location)  # refuses what is not a store, or is of a newer format
+            self.document(key, group_document(found))
+
+    def epochs(self, wanted: Sequence[Epoch] | None) -> list[Epoch]:
+        """The epochs that are there, of those that are wanted."""
+        names = [n for n in self.location.names("") if n not in (*layout.RESERVED, "zarr.json")]
+        found = [layout.as_epoch(n) for n in self._folders("", names, layout.as_epoch)]
+        require(wanted, found, "epoch", self.location)
+        chosen = found if wanted is None else {layout.as_epoch(epoch) for epoch in wanted}
+        return sorted((e for e in found if e in chosen), key=layout.epoch_sort_key)
+
+    def splits_of(self, epoch: Epoch, wanted: Sequence[str] | None) -> Iterator[Split]:
+        """The splits at an epoch whose documents can be read, of those that are wanted."""
+        path = layout.epoch_path(epoch)
+        names = [name for name in self.location.names(path) if name != "zarr.json"]
+        key = layout.document_key(path)
+        if self.location.get(key) is None and not self._any_document(path, names):
+            self._strange(path)
+            return
+        self.document(key, group_document({}), epoch=epoch)
+        for name in self._folders(path, names, lambda one: layout.check_name(one, "split")):
+            if wanted is None or name in wanted:
+                split = self._opened(epoch, name)
+                if split is not None:
+                    yield split
+
+    def _any_document(self, path: str, names: list[str]) -> bool:
+        keys = [layout.document_key(f"{path}/{name}") for name in names]
+        return any(self.location.get_tails(keys, 1))
+
+    def _folders(self, path: str, names: list[str], check: Callable[[str], Any]) -> Iterator[str]:
+        """The names that can be an epoch's or split's; the others are foreign or leftovers."""
+        for name in names:
+            key = f"{path}/{name}".lstrip("/")
+            try:
+                named = str(check(name)) == name
+            except ValueError:
+                named = False
+            if named and self.location.get_tails([key], 1) == [None]:
+                yield name
+            else:
+                self._strange(key)
+
+    def _strange(self, key: str, **where: Any) -> None:
+        if _LEFTOVER.fullmatch(key):
+            self.leftovers.append(key)
+        else:
+            self.say("foreign", key, "is not part of a store; remove it by hand", **where)
+
+    def _opened(self, epoch: Epoch, name: str) -> Split | None:
+        path = layout.split_path(epoch, name)
+        key = layout.document_key(path)
+        document = self.location.get(key)
+        try:
+            found = attributes(document or b"", path)
+            spec = SplitSpec.from_dict(found)
+        except (ValueError, TypeError, KeyError) as error:
+            what = "is missing" if document is None else f"is damaged ({error})"
+            lost = "put it back from a copy, or remove the folder and featurize again"
+            self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
+            return None
+        self.document(key, group_document(found), epoch=epoch, split=name)
+        return Split(self.location, epoch, name, spec)
+
+    def keys(self, split: Split, *, any_written: bool) -> None:
+        """The documents of a split's arrays, and keys that it cannot have."""
+        for name, wanted in array_documents(split.spec).items():
+            key = layout.document_key(f"{split.path}/{name}")
+            if any_written or self.location.get(key) is not None:  # else creation was cut short
+                self.document(key, wanted, epoch=split.epoch, split=split.name)
+        for key in self.location.find(split.path, lambda one: not _belongs(split, one)):
+            self._strange(key, epoch=split.epoch, split=split.name)
+
+    def scores(self) -> None:
+        """The saved score matrices."""
+        for name in self.location.names(layout.SCORES):
+            self.findings += check_saved(self.location, f"{layout.SCORES}/{name}")
+
+    def clear_leftovers(self) -> None:
+        """With ``repair``, remove the leftovers that no running writer can own."""
+        if self.repair:
+            kept = [key for key in self.leftovers if _age(self.location, key) < LEFTOVER_SECONDS]
+            for key in set(self.leftovers) - set(kept):
+                self.location.delete(key)
+            self.leftovers = kept
+
+
+def _belongs(split: Split, key: str) -> bool:
+    """Whether a key is one of those that a split of this spec can have."""
+    inside = key.removeprefix(f"{split.path}/")
+    if inside == "zarr.json":
+        return True
+    name, _, rest = inside.partition("/")
+    if rest == "zarr.json":
+        return name == layout.WRITTEN or name in split.columns
+    if name == layout.WRITTEN:
+        return layout.marker_block(rest) is not None
+    return name in split.columns and _in_grid(split.spec, name, rest)
+
+
+def _in_grid(spec: SplitSpec, name: str, rest: str) -> bool:
+    letter, *numbers = rest.split("/")
+    wide = name == layout.FEATURES
+    rows = spec.chunk_rows if wide else spec.block_rows
+    counts = [-(-spec.rows // rows), *([-(-spec.dim // spec.chunk_columns)] if wide else [])]
+    if letter != "c" or len(numbers) != len(counts):
+        return False
+    return all(
+        number.isascii() and number.isdigit() and str(int(number)) == number and int(number) < count
+        for number, count in zip(numbers, counts, strict=True)
+    )
+
+
+def _looks_ours(document: bytes) -> bool:
+    return b'"trakstore"' in document or b'"crc32c"' in document or not document.strip(b"\0 ")
+
+
+def _age(location: Location, key: str) -> float:
+    """Seconds since a file was written; 0 where that cannot be known."""
+    root = getattr(location.store, "root", None)
+    try:
+        return 0.0 if root is None else time.time() - (root / key).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def require(
+    wanted: Sequence[Any] | None, found: Iterable[Any], what: str, location: Location
+) -> None:
+    """Raise a :class:`NotFoundError` for the first that is wanted and was not found."""
+    known = sorted(map(str, found))
+    for one in wanted or ():
+        if str(one) not in known:
+            raise NotFoundError(f"{location} has no {what} {one!r}{did_you_mean(one, known)}")
