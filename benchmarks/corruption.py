@@ -43,7 +43,7 @@ def columns_of(epoch: int | str, split: str) -> dict[str, Any]:
 
 
 def build(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
-    """A store of three epochs with two splits each, and one split that is not complete."""
+    """A store of three epochs with two splits each, one split that is not complete, and scores."""
     spec = ts.ProjectionSpec("sjlt", dim=DIM)
     store = ts.FeatureStore.create(where, projection=spec, dtype=dtype)
     for epoch in EPOCHS:
@@ -55,6 +55,7 @@ def build(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
         a, b = half.spec.block_range(block)
         rows = columns_of(0, "half")["features"][a:b]
         BlockWriter(half).write(block, stored_rows(rows, dtype, a) | {"sample_id": np.arange(a, b)})
+    ts.save_scores(ts.trak_scores(store, targets="test", train="train", epochs=[0, 5]), store, "s")
     return store
 
 
@@ -68,7 +69,7 @@ def build_tiny(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
 
 
 def read(where: Path) -> Columns:
-    """Every column of every split; where reading is refused, the error."""
+    """Every column of every split, and the scores; where reading is refused, the error."""
     found: Columns = {}
     for epoch in EPOCHS:
         for split in ("train", "test", *(["half"] if epoch == 0 else [])):
@@ -81,6 +82,12 @@ def read(where: Path) -> Columns:
                     found[epoch, split, column] = stored.read(0, opened.rows)
                 except TrakStoreError as error:
                     found[epoch, split, column] = error
+    try:
+        scores = ts.open_scores(where, "s").compute()
+        found |= {("s", name): array.values for name, array in scores.coords.items()}
+        found["s", "scores"] = scores.values
+    except (TrakStoreError, ValueError) as error:  # zarr's own, for a chunk that is damaged
+        found |= {("s", name): error for name in ("scores", "target_id", "train_id")}
     return found
 
 
@@ -109,6 +116,8 @@ class Trial:
     def kind(self) -> str:
         """What sort of file it was."""
         parts = self.key.split("/")
+        if parts[0] == "scores":
+            return "saved scores"
         if parts[-1] == "zarr.json":
             return ("root", "epoch", "split", "array")[len(parts) - 1] + " document"
         return "marker" if "written" in parts else f"chunk of {parts[2]}"
@@ -131,10 +140,10 @@ def trials(
     where: Path,
     damage: Callable[[bytes, random.Random], tuple[bytes, str]],
     count: int,
-    seed: int = 0,
+    seed: object = 0,
 ) -> Iterator[Trial]:
     """Damage a random file, look, put it right again; ``count`` times."""
-    rng = random.Random(seed)
+    rng = random.Random(f"{seed} {damage.__name__}")
     files = files_of(where)
     chosen = (rng.choice(files) for _ in range(count))
     return _tried(where, ((path, *damage(path.read_bytes(), rng)) for path in chosen))
@@ -186,7 +195,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 where = Path(folder) / "run.zarr"
                 build(where, dtype)
-                done = list(trials(where, damage, count, given.seed))
+                done = list(trials(where, damage, count, f"{given.seed} {dtype}"))
             show(dtype, damage.__name__, done)
     if given.every_byte:
         with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,6 @@ import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
 
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Scores
@@ -20,6 +19,7 @@ from trakstore.linalg.streaming import for_each_tile
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage import layout
 from trakstore.storage.locations import Location, Where
+from trakstore.storage.saved import SavedArray
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.store import FeatureStore, open_store
 
@@ -66,11 +66,17 @@ def save_scores(
     rows, columns = scores.shape
     width = min(columns, scores.tile_rows)
     height = max(1, min(rows, CHUNK_BYTES // (4 * width)))
-    _create(location, f"{path}/scores", scores.shape, (height, width), np.float32, scores.dims)
-    for dim, ids in (("target", scores.target_ids), ("train", scores.train_ids)):
-        _save_ids(location, f"{path}/{dim}_id", ids, dim)
+    made = SavedArray("scores", "float32", scores.shape, (height, width), scores.dims)
+    made.create(location, path)
+    for_ids = {"target": scores.target_ids, "train": scores.train_ids}
+    arrays = [made, *(_save_ids(location, path, ids, dim) for dim, ids in for_ids.items())]
     for_each_tile(scores, _Save(location, f"{path}/scores"), memory_limit, align=height)
-    what = {"method": scores.method, "epochs": list(scores.epochs), "average": scores.average}
+    what = {
+        "method": scores.method,
+        "epochs": list(scores.epochs),
+        "average": scores.average,
+        "arrays": [array.to_dict() for array in arrays],
+    }
     location.put({layout.document_key(path): group_document(what)})  # last: now it is complete
     return open_scores(store, name)
 
@@ -90,10 +96,8 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray:
         names = [one for one in saved if _description(location, f"{layout.SCORES}/{one}")]
         raise NotFoundError(f"{location} has no scores {name!r}{did_you_mean(name, names)}")
     open_lazily: Callable[..., da.Array] = da.from_zarr
-    matrix, target, train = (
-        open_lazily(_open(location, f"{path}/{array}", "r"))
-        for array in ("scores", "target_id", "train_id")
-    )
+    arrays = [SavedArray.from_dict(told) for told in described.pop("arrays")]
+    matrix, target, train = (open_lazily(array.open(location, path)) for array in arrays)
     return xr.DataArray(
         matrix,
         dims=("target", "train"),
@@ -123,34 +127,15 @@ class _Save:
         _open(self.location, self.path, "r+")[t0:t1, n0:n1] = tile
 
 
-def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> None:
-    text = ids.dtype.kind in "TUO"
+def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> SavedArray:
+    dtype = "str" if ids.dtype.kind in "TUO" else "int64"
     chunk = min(ids.shape[0], CHUNK_BYTES // 8)
-    _create(location, path, ids.shape, (chunk,), str if text else np.int64, (dim,))
-    column = _open(location, path, "r+")
+    made = SavedArray(f"{dim}_id", dtype, ids.shape, (chunk,), (dim,))
+    made.create(location, path)
+    column = _open(location, f"{path}/{made.name}", "r+")
     for start, stop in ranges(ids.shape[0], chunk):
         column[start:stop] = ids.read(start, stop)
-
-
-def _create(
-    location: Location,
-    path: str,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    dtype: Any,
-    dims: tuple[str, ...],
-) -> None:
-    zarr.create_array(
-        location.store,
-        name=path,
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        dimension_names=dims,
-        compressors=[Crc32cCodec()],
-        filters=None,
-        overwrite=True,
-    )
+    return made
 
 
 def _open(location: Location, path: str, mode: Any) -> zarr.Array[Any]:

@@ -29,6 +29,7 @@ from trakstore.storage.locations import Location
 
 __all__ = [
     "StoredColumn",
+    "StrictStore",
     "array_document",
     "array_documents",
     "block_keys",

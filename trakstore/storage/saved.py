@@ -1,96 +1,120 @@
-"""Whether a saved score matrix is whole: its documents, and every chunk of its arrays."""
+"""Arrays of a saved matrix: what the group's document says of them, reading them, checking them.
+
+The group's document, which has a checksum and is written last, holds the shape of each array; an
+array's own document follows from that, as a column's follows from its split's.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import zarr
 
 from trakstore.errors import DamagedError
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_document
+from trakstore.storage.arrays import StrictStore, array_document
 from trakstore.storage.checks import TAIL, Finding, intact
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["check_saved"]
+__all__ = ["SavedArray", "check_saved"]
 
-
-def check_saved(location: Location, path: str) -> Iterator[Finding]:
-    """What is wrong with the group at ``path``; nothing is while its save has not ended."""
-    key = layout.document_key(path)
-    document = location.get(key)
-    if document is None:  # a save that was stopped: it is not there for readers either
-        return
-    try:
-        if group_document(attributes(document, path)) != document:
-            yield Finding("document", key, "is not as it was written")
-    except DamagedError as error:
-        yield Finding("document", key, str(error))
-    lengths: dict[str, set[int]] = {}
-    for name in location.names(path):
-        if name == "zarr.json":
-            continue
-        array = _Array.read(location, f"{path}/{name}")
-        if array is None:
-            key = layout.document_key(f"{path}/{name}")
-            yield Finding("document", key, "is missing, damaged, or not as it was written")
-            continue
-        for dimension, length in zip(array.dimensions, array.shape, strict=True):
-            lengths.setdefault(dimension, set()).add(length)
-        yield from array.check(location)
-    for dimension, found in lengths.items():
-        if len(found) > 1:
-            what = f"arrays have {' and '.join(map(str, sorted(found)))} along {dimension}"
-            yield Finding("document", path, what)
+ARRAYS = "arrays"  # the attribute that holds them
 
 
 @dataclass(frozen=True)
-class _Array:
-    """An array as its own document says."""
+class SavedArray:
+    """One array of a saved matrix.
 
-    path: str
+    Attributes
+    ----------
+    name : str
+        Below the matrix's group.
+    dtype : str
+        NumPy's name, or ``"str"``.
+    shape, chunks : tuple of int
+        Of the array, and of a chunk.
+    dimensions : tuple of str
+        Their names.
+    """
+
+    name: str
     dtype: str
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dimensions: tuple[str, ...]
 
     @classmethod
-    def read(cls, location: Location, path: str) -> _Array | None:
-        """From its document; None where that is not what :func:`array_document` would write."""
-        document = location.get(layout.document_key(path))
-        try:
-            told: dict[str, Any] = json.loads(document or b"")
-            dtype = "str" if told["data_type"] == "string" else told["data_type"]
-            chunks = tuple(told["chunk_grid"]["configuration"]["chunk_shape"])
-            shape, dimensions = tuple(told["shape"]), tuple(told["dimension_names"])
-            same = document == array_document(dtype, shape, chunks, dimensions)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return cls(path, dtype, shape, chunks, dimensions) if same and all(chunks) else None
+    def from_dict(cls, told: dict[str, Any]) -> SavedArray:
+        """From an entry of the group's document."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in told.items()
+        }
+        return cls(**values)
 
-    def check(self, location: Location) -> Iterator[Finding]:
-        """Every chunk of the grid is there and sound."""
+    def to_dict(self) -> dict[str, Any]:
+        """A dict for JSON."""
+        return asdict(self)
+
+    @property
+    def document(self) -> bytes:
+        """The array's metadata document."""
+        return array_document(self.dtype, self.shape, self.chunks, self.dimensions)
+
+    def create(self, location: Location, group: str) -> None:
+        """Make the array anew, without what an earlier, stopped save left in its place."""
+        path = f"{group}/{self.name}"
+        for key in location.find(path, lambda _: True):
+            location.delete(key)
+        location.put({layout.document_key(path): self.document})
+
+    def open(self, location: Location, group: str) -> zarr.Array[Any]:
+        """The array, read-only; a chunk that is missing raises a :class:`DamagedError`."""
+        store = StrictStore(location.store, self.document)
+        return zarr.open_array(store, path=f"{group}/{self.name}", mode="r", zarr_format=3)
+
+    def check(self, location: Location, group: str) -> Iterator[Finding]:
+        """Whether its document and every chunk of its grid are there and as they were written."""
+        path = f"{group}/{self.name}"
+        document = layout.document_key(path)
+        if location.get(document) != self.document:
+            yield Finding("document", document, "is missing, damaged or disagrees with the group's")
         grid = [range(-(-n // c)) for n, c in zip(self.shape, self.chunks, strict=True)]
-        keys = [f"{self.path}/c/{'/'.join(map(str, at))}" for at in itertools.product(*grid)]
+        keys = [f"{path}/c/{'/'.join(map(str, at))}" for at in itertools.product(*grid)]
         for key in keys:
             value = location.get(key)
             if value is None:
                 yield Finding("missing", key, "is missing")
             elif not intact(value) or not self._whole(value):
                 yield Finding("damaged", key, "does not have its checksum or its length")
-        known = {*keys, layout.document_key(self.path)}
-        for key in location.find(self.path, lambda one: one not in known):
+        known = {*keys, document}
+        for key in location.find(path, lambda one: one not in known):
             if not key.endswith(".partial"):
                 yield Finding("foreign", key, "is not part of the array; remove it by hand")
 
     def _whole(self, value: bytes) -> bool:
         count = math.prod(self.chunks)
-        if self.dtype == "str":  # vlen-utf8 begins with the number of strings
-            return int.from_bytes(value[:4], "little") == count
-        return len(value) == count * np.dtype(self.dtype).itemsize + TAIL
+        return self.dtype == "str" or len(value) == count * np.dtype(self.dtype).itemsize + TAIL
+
+
+def check_saved(location: Location, group: str) -> Iterator[Finding]:
+    """What is wrong with a saved matrix; nothing is while its save has not ended."""
+    key = layout.document_key(group)
+    document = location.get(key)
+    if document is None:  # a save that was stopped: it is not there for readers either
+        return
+    try:
+        found = attributes(document, group)
+        arrays = [SavedArray.from_dict(told) for told in found[ARRAYS]]
+    except (DamagedError, KeyError, TypeError) as error:
+        yield Finding("document", key, f"is damaged ({error}); save the scores again")
+        return
+    if group_document(found) != document:
+        yield Finding("document", key, "is not as it was written")
+    for array in arrays:
+        yield from array.check(location, group)

@@ -113,8 +113,7 @@ def verify_store(
     walk = Walk(location, repair)
     walk.root()
     found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
-    unread = {finding.split for finding in walk.findings if finding.split}
-    require(splits, {split.name for split in found} | unread, "split", location)
+    require(splits, walk.split_names, "split", location)
     rows = sum(split.status().written_rows for split in found)
     with (
         ThreadPoolExecutor(threads) as pool,

@@ -32,6 +32,7 @@ class Walk:
         self.location, self.repair = location, repair
         self.findings: list[Finding] = []
         self.leftovers: list[str] = []
+        self.split_names: set[str] = set()
 
     def say(self, kind: FindingKind, key: str, message: str, **where: Any) -> None:
         """Keep a finding."""
@@ -82,6 +83,7 @@ class Walk:
             return
         self.document(key, group_document({}), epoch=epoch)
         for name in self._folders(path, names, lambda one: layout.check_name(one, "split")):
+            self.split_names.add(name)
             if wanted is None or name in wanted:
                 split = self._opened(epoch, name)
                 if split is not None:
