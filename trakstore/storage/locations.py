@@ -137,9 +137,11 @@ class Location:
         buffer = default_buffer_prototype().buffer
 
         async def write() -> None:
-            await asyncio.gather(
-                *(self.store.set(key, buffer.from_bytes(value)) for key, value in values.items())
-            )
+            writes = (self.store.set(key, buffer.from_bytes(one)) for key, one in values.items())
+            # all end before the first error is raised: nothing is written behind the caller's back
+            for result in await asyncio.gather(*writes, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
 
         sync(write())
 

@@ -79,7 +79,8 @@ class Walk:
         names = [name for name in self.location.names(path) if name != "zarr.json"]
         key = layout.document_key(path)
         if self.location.get(key) is None and not self._any_document(path, names):
-            self._strange(path)
+            if not self._cut_short(path):
+                self._strange(path)
             return
         self.document(key, group_document({}), epoch=epoch)
         for name in self._folders(path, names, lambda one: layout.check_name(one, "split")):
@@ -88,6 +89,14 @@ class Walk:
                 split = self._opened(epoch, name)
                 if split is not None:
                     yield split
+
+    def _cut_short(self, path: str) -> bool:
+        """Whether a folder has no files but leftovers: its document was never written."""
+        inside = self.location.find(path, lambda _: True)
+        if not all(map(_LEFTOVER.fullmatch, inside)):
+            return False
+        self.leftovers += inside
+        return True
 
     def _any_document(self, path: str, names: list[str]) -> bool:
         keys = [layout.document_key(f"{path}/{name}") for name in names]
@@ -116,6 +125,8 @@ class Walk:
         path = layout.split_path(epoch, name)
         key = layout.document_key(path)
         document = self.location.get(key)
+        if document is None and self._cut_short(path):
+            return None
         try:
             found = attributes(document or b"", path)
             spec = SplitSpec.from_dict(found)
