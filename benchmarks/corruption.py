@@ -21,8 +21,9 @@ import numpy as np
 import trakstore as ts
 from trakstore.errors import TrakStoreError
 from trakstore.spec import SplitSpec
+from trakstore.storage.columns import stored_rows
 from trakstore.storage.verify import verify_store
-from trakstore.storage.writer import BlockWriter, stored_rows
+from trakstore.storage.writer import BlockWriter
 
 ROWS, DIM, BLOCK = 37, 24, 8
 EPOCHS: tuple[int | str, ...] = (0, 5, "final")
@@ -55,6 +56,7 @@ def build(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
         a, b = half.spec.block_range(block)
         rows = columns_of(0, "half")["features"][a:b]
         BlockWriter(half).write(block, stored_rows(rows, dtype, a) | {"sample_id": np.arange(a, b)})
+    store.mask("train", ["bild-3-ü"], epochs=["final"])
     ts.save_scores(ts.trak_scores(store, targets="test", train="train", epochs=[0, 5]), store, "s")
     return store
 
@@ -82,6 +84,10 @@ def read(where: Path) -> Columns:
                     found[epoch, split, column] = stored.read(0, opened.rows)
                 except TrakStoreError as error:
                     found[epoch, split, column] = error
+    try:
+        found["final", "masked"] = ts.open_store(where).split("final", "train").masked
+    except TrakStoreError as error:
+        found["final", "masked"] = error
     try:
         scores = ts.open_scores(where, "s").compute()
         found |= {("s", name): array.values for name, array in scores.coords.items()}
@@ -118,6 +124,8 @@ class Trial:
         parts = self.key.split("/")
         if parts[0] == "scores":
             return "saved scores"
+        if "masked" in parts:
+            return "mask"
         if parts[-1] == "zarr.json":
             return ("root", "epoch", "split", "array")[len(parts) - 1] + " document"
         return "marker" if "written" in parts else f"chunk of {parts[2]}"

@@ -25,8 +25,9 @@ from trakstore.errors import (
 )
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import block_keys
+from trakstore.storage.columns import stored_rows
 from trakstore.storage.splits import attributes, group_document
-from trakstore.storage.writer import BlockWriter, stored_rows
+from trakstore.storage.writer import BlockWriter
 
 SPEC = ts.ProjectionSpec("sjlt", dim=8)
 

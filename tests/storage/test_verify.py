@@ -17,9 +17,11 @@ import trakstore as ts
 from trakstore.errors import DamagedError, LocationError, NotFoundError, SpecMismatchError
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import array_documents, encode
+from trakstore.storage.columns import stored_rows
+from trakstore.storage.runs import Run, record_run
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.verify import verify_store
-from trakstore.storage.writer import BlockWriter, stored_rows
+from trakstore.storage.writer import BlockWriter
 
 X = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
 
@@ -86,6 +88,10 @@ def marker(where: Path, block: int, **changes: int) -> None:
         (where / "0/train" / key).write_bytes(value)
 
 
+def aged(path: Path) -> None:
+    os.utime(path, (time.time() - 7200,) * 2)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], set[tuple[str, int | None]]]] = {
     "missing chunk": (lambda s: (s / "features/c/1/0").unlink(), {("missing", 1)}),
     "truncated chunk": (lambda s: os.truncate(s / "norm/c/2", 5), {("truncated", 2)}),
@@ -102,7 +108,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], set[tuple[str, int | None]]]] = 
     "marker of other rows": (lambda s: marker(s.parent.parent, 1, rows=2), {("marker", 1)}),
     "marker of another chunk": (lambda s: marker(s.parent.parent, 1, tail=2), {("foreign", 1)}),
     "marker of no block": (
-        lambda s: shutil.copy(s / "written/c.3.0", s / "written/c.4.0"),
+        lambda s: aged(Path(shutil.copy(s / "written/c.3.0", s / "written/c.4.0"))),
         {("marker", 4)},
     ),
     "no array document": (lambda s: (s / "norm/zarr.json").unlink(), {("document", None)}),
@@ -139,14 +145,19 @@ def test_damage_is_named_and_repair_makes_it_writable(where: Path, damage: str) 
 
 
 @pytest.mark.parametrize(
-    "name", ["0/train/features/c/4/0", "0/train/norm/c/01", "0/train/x.txt", "0/notes", "thesis"]
+    "name",
+    [
+        *("0/train/features/c/4/0", "0/train/features/c/0/1", "0/train/norm/c/01"),
+        *("0/train/x.txt", "0/train/written/c.0", "0/notes", "thesis", "photos/a.jpg"),
+    ],
 )
 def test_files_that_do_not_belong_are_reported_and_left_alone(where: Path, name: str) -> None:
     (where / name).parent.mkdir(exist_ok=True)
     (where / name).write_text("mine")
     report = verify_store(where, repair=True)
+    shown = name.partition("/")[0] if name.startswith("photos") else name
     assert [(one.kind, one.key, one.repaired) for one in report.findings] == [
-        ("foreign", name, False)
+        ("foreign", shown, False)
     ]
     assert (where / name).read_text() == "mine"
 
@@ -155,7 +166,7 @@ def test_leftovers_are_harmless_and_old_ones_are_removed(where: Path) -> None:
     old, young = where / "0/train/norm/c/3.ab12.partial", where / "0/train/norm/c/2#1"
     for path in (old, young):
         path.write_text("half")
-    os.utime(old, (time.time() - 7200,) * 2)
+    aged(old)
     report = verify_store(where)
     assert report.ok and len(report.leftovers) == 2
     assert verify_store(where, repair=True).leftovers == ("0/train/norm/c/2#1",)
@@ -274,6 +285,71 @@ def test_saved_scores(where: Path) -> None:
     assert sorted(kinds(where)) == [("damaged", None), ("missing", None)]
     with pytest.raises(DamagedError, match="missing"):
         ts.open_scores(store, "all").train_id.compute()
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("stop_at", range(6))
+def test_an_append_that_was_stopped_is_reported_and_undone(
+    where: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, again: bool
+) -> None:
+    store = ts.open_store(where)
+    place, calls = type(store.location), iter(range(100))
+    whole = place.put
+
+    def put(self: Any, values: Any) -> None:
+        if next(calls) == stop_at:
+            raise KeyboardInterrupt
+        whole(self, values)
+
+    more = {"features": X[:4], "ids": list("abcd")}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(place, "put", put)
+        store.append(0, "train", **more)
+    found = verify_store(where).findings
+    assert all("append" in one.message or one.kind == "document" for one in found), found
+    if again:
+        store.append(0, "train", **more)
+        np.testing.assert_array_equal(store.features(0, "train"), np.concatenate([X, X[:4]]))
+    else:
+        for path in where.rglob("*"):
+            aged(path)
+        assert all(finding.repaired for finding in verify_store(where, repair=True).findings)
+        np.testing.assert_array_equal(store.features(0, "train"), X)
+    assert verify_store(where).ok
+
+
+def test_masked_rows_and_records_of_runs(where: Path) -> None:
+    ts.open_store(where).mask("train", ["r4", "r9"])
+    record_run(
+        ts.open_store(where).location, Run(0, "train", "j", "", "", 0, 1, "cpu", 10, 4, {"a": "1"})
+    )
+    assert verify_store(where).ok
+    [record] = where.glob("runs/*/zarr.json")
+    for path in (record, where / "0/train/masked/c/1", where / "0/train/masked/zarr.json"):
+        flip(path)
+        [finding] = verify_store(where).findings
+        assert finding.key == path.relative_to(where).as_posix()
+        flip(path)
+    flip(where / "0/train/masked/c/1")
+    with pytest.raises(DamagedError):
+        assert ts.open_store(where).split(0, "train").masked
+
+
+def test_rounded_and_compressed_features(tmp_path: Path) -> None:
+    spec = ts.ProjectionSpec("sjlt", dim=8)
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=spec, keep_bits=7)
+    store.write_split(0, "train", X, block_rows=3)
+    assert verify_store(store).ok
+    for path in sorted((tmp_path / "s.zarr").rglob("*")):
+        if path.is_file():
+            flip(path)
+            assert not verify_store(tmp_path / "s.zarr").ok, path
+            flip(path)
+    shutil.copytree(tmp_path / "s.zarr", tmp_path / "off.zarr")
+    split = ts.open_store(tmp_path / "off.zarr").split(0, "train")
+    wrong = stored_rows(X[:3] * 1.05, "float32", 0, 7) | {"sample_id": np.arange(3)}
+    BlockWriter(split).write(0, wrong | {"norm": np.linalg.norm(X[:3], axis=1)})
+    assert kinds(tmp_path / "off.zarr") == {("norm", 0)}
 
 
 def test_memory_stores_and_the_report_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "encode",
     "fill_value",
     "marker_entries",
+    "mask_document",
 ]
 
 DIMENSIONS = ("sample", "feature")
@@ -44,10 +45,10 @@ _WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would l
 
 
 def fill_value(dtype: str) -> Any:
-    """What stands where nothing was written: NaN, -1 (0 where unsigned) or ``""``."""
+    """What stands where nothing was written: NaN, -1 (0 where unsigned), False or ``""``."""
     if dtype == "str":
         return ""
-    return {"f": float("nan"), "i": -1, "u": 0}[np.dtype(dtype).kind]
+    return {"f": float("nan"), "i": -1, "u": 0, "b": False}[np.dtype(dtype).kind]
 
 
 def array_document(
@@ -57,19 +58,17 @@ def array_document(
     dimensions: tuple[str, ...],
     *,
     separator: str = "/",
+    compressed: bool = False,
 ) -> bytes:
     """The metadata document of an array: the same bytes whatever the version of zarr."""
-    text = dtype == "str"
-    bytes_codec = {"name": "bytes", "configuration": {"endian": "little"}}
-    text_codec = {"name": "vlen-utf8", "configuration": {}}
     fill = fill_value(dtype)
     document = {
         "shape": shape,
-        "data_type": "string" if text else dtype,
+        "data_type": "string" if dtype == "str" else dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
         "fill_value": "NaN" if fill != fill else fill,
-        "codecs": [text_codec if text else bytes_codec, {"name": "crc32c"}],
+        "codecs": _codecs(dtype, compressed),
         "attributes": {},
         "dimension_names": dimensions,
         "zarr_format": 3,
@@ -77,6 +76,16 @@ def array_document(
         "storage_transformers": [],
     }
     return json.dumps(document, indent=2).encode()
+
+
+def _codecs(dtype: str, compressed: bool) -> list[dict[str, Any]]:
+    first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    if dtype == "str":
+        first = {"name": "vlen-utf8", "configuration": {}}
+    elif dtype == "bool":
+        first = {"name": "bytes"}
+    zstd = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+    return [first, *([zstd] if compressed else []), {"name": "crc32c"}]
 
 
 def column_shape(split: SplitSpec, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -91,12 +100,20 @@ def array_documents(split: SplitSpec) -> dict[str, bytes]:
     documents = {}
     for name, dtype in split.columns:
         shape, chunks = column_shape(split, name)
-        documents[name] = array_document(dtype, shape, chunks, DIMENSIONS[: len(shape)])
+        compressed = name == layout.FEATURES and split.keep_bits is not None
+        documents[name] = array_document(
+            dtype, shape, chunks, DIMENSIONS[: len(shape)], compressed=compressed
+        )
     entries = marker_entries(split)
     documents[layout.WRITTEN] = array_document(
         "uint32", (split.blocks, entries), (1, entries), ("block", "entry"), separator="."
     )
     return documents
+
+
+def mask_document(split: SplitSpec) -> bytes:
+    """The metadata document of the ``masked`` column; a chunk that is not there masks nothing."""
+    return array_document("bool", (split.rows,), (split.block_rows,), DIMENSIONS[:1])
 
 
 def block_keys(split: SplitSpec, block: int) -> list[str]:
@@ -197,6 +214,8 @@ class StoredColumn:
         Changes with the contents' identity: names Dask arrays.
     missing : tuple of (start, stop)
         Rows that were never written and are to be given as the fill value.
+    compressed : bool
+        Whether its chunks are.
     """
 
     location: Location
@@ -206,6 +225,7 @@ class StoredColumn:
     chunks: tuple[int, ...]
     token: str
     missing: tuple[tuple[int, int], ...] = ()
+    compressed: bool = False
 
     @property
     def ndim(self) -> int:
@@ -258,8 +278,13 @@ class StoredColumn:
 
     @property
     def _document(self) -> bytes:
-        names = DIMENSIONS[: self.ndim]
-        return array_document(self._dtype_name, self.shape, self.chunks, names)
+        return array_document(
+            self._dtype_name,
+            self.shape,
+            self.chunks,
+            DIMENSIONS[: self.ndim],
+            compressed=self.compressed,
+        )
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         try:

@@ -160,6 +160,18 @@ class Location:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
         return settled
 
+    def delete(self, keys: list[str]) -> None:
+        """Delete keys; those that are not there are passed over."""
+
+        async def remove() -> None:
+            await asyncio.gather(*(self.store.delete(key) for key in keys))
+
+        sync(remove())
+
+    def delete_folder(self, prefix: str) -> None:
+        """Delete everything below ``prefix``."""
+        sync(self.store.delete_dir(prefix))
+
     def names(self, prefix: str) -> list[str]:
         """Names just below ``prefix``, sorted; temporary files of writers may be among them."""
 
@@ -175,10 +187,6 @@ class Location:
             return [key async for key in self.store.list_prefix(f"{folder}/") if wanted(key)]
 
         return sorted(sync(listing()))
-
-    def delete(self, key: str) -> None:
-        """Remove ``key`` if it is there."""
-        sync(self.store.delete(key))
 
 
 _MEMORY: dict[str, MemoryStore] = {}

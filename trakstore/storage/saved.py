@@ -70,7 +70,7 @@ class SavedArray:
         """Make the array anew, without what an earlier, stopped save left in its place."""
         path = f"{group}/{self.name}"
         for key in location.find(path, lambda _: True):
-            location.delete(key)
+            location.delete([key])
         location.put({layout.document_key(path): self.document})
 
     def open(self, location: Location, group: str) -> zarr.Array[Any]:

@@ -87,8 +87,9 @@ def verify_store(
         Only these; else everything, saved scores too.
     repair : bool
         Delete the markers of bad blocks, so that the next featurize (or ``write_split``) writes them
-        again; write documents again that follow from others; remove leftovers older than an hour.
-        Sound chunks, and files that are not the store's, are left alone.
+        again; write documents again that follow from others; remove leftovers of killed writers and
+        of stopped appends that are older than an hour. Sound chunks, and files that are not the
+        store's, are left alone.
     workers : int, optional
         Threads; each holds one chunk at a time. By default four more than there are CPUs.
     progress : bool
@@ -122,6 +123,7 @@ def verify_store(
         reports = tuple(_check_split(walk, split, pool, threads, line) for split in found)
         if epochs is None and splits is None:
             walk.scores()
+            walk.runs()
     walk.clear_leftovers()
     return VerifyReport(str(location), reports, tuple(walk.findings), tuple(walk.leftovers))
 
@@ -131,11 +133,13 @@ def _check_split(
 ) -> SplitReport:
     written = sorted(written_blocks(split.location, split.path))
     walk.keys(split, any_written=bool(written))
+    walk.mask(split)
     inside = [block for block in written if block < split.spec.blocks]
     for block in written[len(inside) :]:
         key = layout.marker_key(split.path, block)
-        stray = Finding("marker", key, "is of no block", split.epoch, split.name, block)
-        _bad_block(walk, split, block, [stray])
+        what = "is of a block that the split does not have: an append was stopped (append again)"
+        stray = Finding("marker", key, what, split.epoch, split.name, block)
+        _bad_block(walk, split, block, [stray], only_if_old=True)
     bad = 0
     for first, last in ranges(len(inside), 8 * threads):
         some = inside[first:last]
@@ -154,7 +158,11 @@ def _twice_checked(split: Split, block: int) -> list[Finding]:
     return check_block(split, block) and check_block(split, block)
 
 
-def _bad_block(walk: Walk, split: Split, block: int, found: list[Finding]) -> None:
-    if walk.repair:
-        split.location.delete(layout.marker_key(split.path, block))
-    walk.findings += [replace(one, repaired=walk.repair) for one in found]
+def _bad_block(
+    walk: Walk, split: Split, block: int, found: list[Finding], *, only_if_old: bool = False
+) -> None:
+    key = layout.marker_key(split.path, block)
+    repaired = walk.repair and (not only_if_old or walk.abandoned(key))
+    if repaired:
+        split.location.delete([key])
+    walk.findings += [replace(one, repaired=repaired) for one in found]

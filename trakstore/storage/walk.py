@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from trakstore.errors import DamagedError, LocationError, NotFoundError, did_you_mean
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents
-from trakstore.storage.checks import Finding, FindingKind
+from trakstore.storage.arrays import array_documents, mask_document
+from trakstore.storage.checks import TAIL, Finding, FindingKind, intact
+from trakstore.storage.grid import belongs, is_beyond
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
 from trakstore.storage.saved import check_saved
@@ -23,6 +25,7 @@ __all__ = ["Walk", "require"]
 # what killed writers leave: zarr's and our temporary files, and obstore's
 _LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
 LEFTOVER_SECONDS = 3600.0  # a younger one may be a running writer's
+_BEYOND = "behind the last row: an append was stopped (append again), or it was copied here"
 
 
 class Walk:
@@ -57,7 +60,7 @@ class Walk:
         try:
             found = attributes(document or b"", str(self.location))
         except DamagedError as error:
-            if document is not None and not _looks_ours(document):
+            if document is not None and _of_another(document):
                 raise LocationError(f"{self.location} is not a trakstore store") from error
             lost = "; put it back from a copy: nothing can be read without it"
             self.say("document", key, ("is missing" if document is None else "is damaged") + lost)
@@ -140,12 +143,53 @@ class Walk:
 
     def keys(self, split: Split, *, any_written: bool) -> None:
         """The documents of a split's arrays, and keys that it cannot have."""
+        where = {"epoch": split.epoch, "split": split.name}
         for name, wanted in array_documents(split.spec).items():
             key = layout.document_key(f"{split.path}/{name}")
             if any_written or self.location.get(key) is not None:  # else creation was cut short
-                self.document(key, wanted, epoch=split.epoch, split=split.name)
-        for key in self.location.find(split.path, lambda one: not _belongs(split, one)):
-            self._strange(key, epoch=split.epoch, split=split.name)
+                self.document(key, wanted, **where)
+        for key in self.location.find(split.path, lambda one: not belongs(split, one)):
+            if is_beyond(split, key):
+                repaired = self.repair and self.abandoned(key)
+                if repaired:
+                    self.location.delete([key])
+                self.say("foreign", key, f"is {_BEYOND}", repaired=repaired, **where)
+            else:
+                self._strange(key, **where)
+
+    def mask(self, split: Split) -> None:
+        """The column that leaves rows out; its chunks are there only for blocks with such rows."""
+        path, where = f"{split.path}/{layout.MASKED}", {"epoch": split.epoch, "split": split.name}
+        keys = self.location.find(path, lambda key: belongs(split, key))
+        chunks = [key for key in keys if not key.endswith("zarr.json")]
+        if keys:
+            self.document(layout.document_key(path), mask_document(split.spec), **where)
+        for key in chunks:
+            value = self.location.get(key)
+            if value is not None and not (
+                intact(value) and len(value) == split.spec.block_rows + TAIL
+            ):
+                self.say("damaged", key, "is damaged: mask its samples again", **where)
+
+    def abandoned(self, key: str) -> bool:
+        """Whether no running writer can own a file: it is more than an hour old."""
+        root = getattr(self.location.store, "root", None)
+        if root is None:
+            return False
+        with suppress(OSError):
+            return bool(time.time() - (root / key).stat().st_mtime > LEFTOVER_SECONDS)
+        return False
+
+    def runs(self) -> None:
+        """The records of runs."""
+        top = layout.document_key(layout.RUNS)
+        for key in self.location.find(layout.RUNS, lambda _: True):
+            if key == top:
+                self.document(key, group_document({}))
+            elif key.count("/") != 2 or not key.endswith("/zarr.json"):
+                self._strange(key)
+            elif not _is_canonical(self.location.get(key)):
+                self.say("document", key, "is damaged; it is a record only, and may be removed")
 
     def scores(self) -> None:
         """The saved score matrices."""
@@ -155,49 +199,25 @@ class Walk:
     def clear_leftovers(self) -> None:
         """With ``repair``, remove the leftovers that no running writer can own."""
         if self.repair:
-            kept = [key for key in self.leftovers if _age(self.location, key) < LEFTOVER_SECONDS]
-            for key in set(self.leftovers) - set(kept):
-                self.location.delete(key)
-            self.leftovers = kept
+            gone = list(filter(self.abandoned, self.leftovers))
+            self.location.delete(gone)
+            self.leftovers = [key for key in self.leftovers if key not in gone]
 
 
-def _belongs(split: Split, key: str) -> bool:
-    """Whether a key is one of those that a split of this spec can have."""
-    inside = key.removeprefix(f"{split.path}/")
-    if inside == "zarr.json":
-        return True
-    name, _, rest = inside.partition("/")
-    if rest == "zarr.json":
-        return name == layout.WRITTEN or name in split.columns
-    if name == layout.WRITTEN:
-        return layout.marker_block(rest) is not None
-    return name in split.columns and _in_grid(split.spec, name, rest)
-
-
-def _in_grid(spec: SplitSpec, name: str, rest: str) -> bool:
-    letter, *numbers = rest.split("/")
-    wide = name == layout.FEATURES
-    rows = spec.chunk_rows if wide else spec.block_rows
-    counts = [-(-spec.rows // rows), *([-(-spec.dim // spec.chunk_columns)] if wide else [])]
-    if letter != "c" or len(numbers) != len(counts):
-        return False
-    return all(
-        number.isascii() and number.isdigit() and str(int(number)) == number and int(number) < count
-        for number, count in zip(numbers, counts, strict=True)
-    )
-
-
-def _looks_ours(document: bytes) -> bool:
-    return b'"trakstore"' in document or b'"crc32c"' in document or not document.strip(b"\0 ")
-
-
-def _age(location: Location, key: str) -> float:
-    """Seconds since a file was written; 0 where that cannot be known."""
-    root = getattr(location.store, "root", None)
+def _is_canonical(document: bytes | None) -> bool:
     try:
-        return 0.0 if root is None else time.time() - (root / key).stat().st_mtime
-    except OSError:
-        return 0.0
+        return document is None or group_document(attributes(document, "")) == document
+    except DamagedError:
+        return False
+
+
+def _of_another(document: bytes) -> bool:
+    """Whether a root document is whole and is some other program's."""
+    try:
+        attributes(document, "", check=False)
+    except DamagedError:
+        return False
+    return b'"trakstore"' not in document and b'"crc32c"' not in document
 
 
 def require(
