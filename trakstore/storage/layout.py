@@ -9,6 +9,7 @@
     {epoch}/{split}/{column}         (sample,)
     {epoch}/{split}/written          (block, entry): the markers that commit blocks
     scores/{name}                    saved score matrices
+    grams/{epoch}/{split}            the gram of a split's features
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = [
     "document_key",
     "epoch_path",
     "epoch_sort_key",
+    "gram_path",
     "marker_block",
     "marker_key",
     "scores_path",
@@ -40,7 +42,8 @@ FEATURES = "features"
 SAMPLE_ID = "sample_id"
 WRITTEN = "written"
 SCORES = "scores"
-RESERVED = frozenset({SCORES, "grams", "runs", "dynamics", "evaluation"})
+GRAMS = "grams"
+RESERVED = frozenset({SCORES, GRAMS, "runs", "dynamics", "evaluation"})
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
@@ -103,6 +106,11 @@ def split_path(epoch: Epoch, split: str) -> str:
 def scores_path(name: str) -> str:
     """Group of a saved score matrix."""
     return f"{SCORES}/{check_name(name, 'score matrix')}"
+
+
+def gram_path(epoch: Epoch, split: str) -> str:
+    """Group of the gram of a split's features."""
+    return f"{GRAMS}/{split_path(epoch, split)}"
 
 
 def document_key(path: str) -> str:
