@@ -9,7 +9,7 @@ import numpy as np
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-__all__ = ["ArrayRows", "MeanRows", "Rows", "TakenRows"]
+__all__ = ["ArrayRows", "KeptRows", "MeanRows", "Rows", "TakenRows"]
 
 
 class Rows(Protocol):
@@ -82,6 +82,8 @@ class TakenRows:
         return str(tokenize("taken", self.base.token, self.index))
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
+        if isinstance(self.index, range) and self.index.step == 1:
+            return self.base.read(self.index.start + start, self.index.start + stop)
         wanted = np.asarray(self.index[start:stop], dtype=np.int64)
         out = np.empty((len(wanted), *self.base.shape[1:]), dtype=self.base.dtype)
         order = np.argsort(wanted, kind="stable")
@@ -123,6 +125,38 @@ class MeanRows:
         for column in self.columns:
             total += column.read(start, stop)
         return total / len(self.columns)
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRows:
+    """Weights that leave out some rows: 0 at the positions in ``without``, 1 elsewhere."""
+
+    rows: int
+    without: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows,)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    @property
+    def chunk_rows(self) -> int:
+        return 2**16
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("kept", self.rows, self.without))
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        kept = np.ones(stop - start, dtype=np.float32)
+        kept[self.without[(self.without >= start) & (self.without < stop)] - start] = 0
+        return kept
 
     def __dask_tokenize__(self) -> str:
         return self.token

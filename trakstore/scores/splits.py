@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Epoch
 from trakstore.linalg.rows import Rows
+from trakstore.storage.locations import Location
 
 __all__ = ["EpochPair", "Split", "Store", "epoch_pairs"]
 
@@ -24,6 +25,10 @@ class Split(Protocol):
     def rows(self) -> int: ...
     @property
     def dim(self) -> int: ...
+    @property
+    def location(self) -> Location: ...
+    @property
+    def spec(self) -> Any: ...
     def column(self, name: str, /) -> Rows: ...
     def require_complete(self) -> None: ...
 

@@ -7,7 +7,8 @@ from typing import get_args
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Average, Epoch, Part, Scores
-from trakstore.linalg.gram import GramDtype, gram
+from trakstore.linalg.gram import GramDtype
+from trakstore.linalg.grams import split_gram
 from trakstore.linalg.solvers import Cholesky, Damping, Solver
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs
 
@@ -95,7 +96,7 @@ def _part(
     memory_limit: int | str | None,
 ) -> Part:
     scale, features = pair.train.column("out_to_loss"), pair.train.column("features")
-    kernel = gram(features, dtype=gram_dtype, memory_limit=memory_limit)
+    kernel = split_gram(pair.train, dtype=gram_dtype, memory_limit=memory_limit)
     factor = solver.factor(kernel, damping)
     target = pair.target.column("features")
     return Part(pair.epoch, target, features, factor, column_scale=scale)
