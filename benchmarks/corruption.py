@@ -122,8 +122,8 @@ class Trial:
     def kind(self) -> str:
         """What sort of file it was."""
         parts = self.key.split("/")
-        if parts[0] == "scores":
-            return "saved scores"
+        if parts[0] in ("scores", "grams"):
+            return f"saved {parts[0]}"
         if "masked" in parts:
             return "mask"
         if parts[-1] == "zarr.json":

@@ -9,7 +9,6 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
@@ -24,8 +23,6 @@ from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.store import FeatureStore, open_store
 
 __all__ = ["check_new_name", "open_scores", "save_scores"]
-
-_WRITE_ALL: Any = {"write_empty_chunks": True}
 
 
 def save_scores(
@@ -69,7 +66,7 @@ def save_scores(
     made.create(location, path)
     for_ids = {"target": scores.target_ids, "train": scores.train_ids}
     arrays = [made, *(_save_ids(location, path, ids, dim) for dim, ids in for_ids.items())]
-    for_each_tile(scores, _Save(location, f"{path}/scores"), memory_limit, align=height)
+    for_each_tile(scores, _Save(location, path, made), memory_limit, align=height)
     what = {
         "method": scores.method,
         "epochs": list(scores.epochs),
@@ -123,6 +120,7 @@ def _description(location: Location, path: str) -> dict[str, Any]:
 class _Save:
     location: Location
     path: str
+    array: SavedArray
 
     def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[np.float32]) -> None:
         if not np.isfinite(tile).all():
@@ -130,7 +128,7 @@ class _Save:
                 f"scores of targets {t0}..{t1} with train rows {n0}..{n1} are not finite; raise "
                 f"the damping, or look at the features with `trakstore kernel`"
             )
-        _open(self.location, self.path, "r+")[t0:t1, n0:n1] = tile
+        self.array.open(self.location, self.path, "r+")[t0:t1, n0:n1] = tile
 
 
 def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> SavedArray:
@@ -138,11 +136,7 @@ def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> SavedArray:
     chunk = min(ids.shape[0], CHUNK_BYTES // 8)
     made = SavedArray(f"{dim}_id", dtype, ids.shape, (chunk,), (dim,))
     made.create(location, path)
-    column = _open(location, f"{path}/{made.name}", "r+")
+    column = made.open(location, path, "r+")
     for start, stop in ranges(ids.shape[0], chunk):
         column[start:stop] = ids.read(start, stop)
     return made
-
-
-def _open(location: Location, path: str, mode: Any) -> zarr.Array[Any]:
-    return zarr.open_array(location.store, path=path, mode=mode, zarr_format=3, config=_WRITE_ALL)

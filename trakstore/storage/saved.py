@@ -1,4 +1,4 @@
-"""Arrays of a saved matrix: what the group's document says of them, reading them, checking them.
+"""Arrays of a saved matrix, scores or a gram: made, read, and checked by their group's document.
 
 The group's document, which has a checksum and is written last, holds the shape of each array; an
 array's own document follows from that, as a column's follows from its split's.
@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -22,8 +22,10 @@ from trakstore.storage.checks import TAIL, Finding, intact
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["SavedArray", "check_saved"]
+__all__ = ["UNFINISHED", "SavedArray", "check_saved"]
 
+_WRITE_ALL: Any = {"write_empty_chunks": True}  # else a chunk of fill values would look unwritten
+UNFINISHED = group_document({})  # the group's document until all is saved
 ARRAYS = "arrays"  # the attribute that holds them
 
 
@@ -71,12 +73,16 @@ class SavedArray:
         path = f"{group}/{self.name}"
         for key in location.find(path, lambda _: True):
             location.delete([key])
+        parts = group.split("/")
+        for above in ("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
+            location.put_if_absent(layout.document_key(above), UNFINISHED)
         location.put({layout.document_key(path): self.document})
 
-    def open(self, location: Location, group: str) -> zarr.Array[Any]:
-        """The array, read-only; a chunk that is missing raises a :class:`DamagedError`."""
-        store = StrictStore(location.store, self.document)
-        return zarr.open_array(store, path=f"{group}/{self.name}", mode="r", zarr_format=3)
+    def open(self, location: Location, group: str, mode: Literal["r", "r+"] = "r") -> Any:
+        """The zarr array; reading a chunk that is missing raises a :class:`DamagedError`."""
+        store = location.store if mode == "r+" else StrictStore(location.store, self.document)
+        path = f"{group}/{self.name}"
+        return zarr.open_array(store, path=path, mode=mode, zarr_format=3, config=_WRITE_ALL)
 
     def check(self, location: Location, group: str) -> Iterator[Finding]:
         """Whether its document and every chunk of its grid are there and as they were written."""
@@ -106,13 +112,13 @@ def check_saved(location: Location, group: str) -> Iterator[Finding]:
     """What is wrong with a saved matrix; nothing is while its save has not ended."""
     key = layout.document_key(group)
     document = location.get(key)
-    if document is None:  # a save that was stopped: it is not there for readers either
+    if document in (None, UNFINISHED):  # it is not there for readers either
         return
     try:
-        found = attributes(document, group)
+        found = attributes(document or b"", group)
         arrays = [SavedArray.from_dict(told) for told in found[ARRAYS]]
     except (DamagedError, KeyError, TypeError) as error:
-        yield Finding("document", key, f"is damaged ({error}); save the scores again")
+        yield Finding("document", key, f"is damaged ({error})")
         return
     if group_document(found) != document:
         yield Finding("document", key, "is not as it was written")

@@ -87,9 +87,9 @@ def verify_store(
         Only these; else everything, saved scores too.
     repair : bool
         Delete the markers of bad blocks, so that the next featurize (or ``write_split``) writes them
-        again; write documents again that follow from others; remove leftovers of killed writers and
-        of stopped appends that are older than an hour. Sound chunks, and files that are not the
-        store's, are left alone.
+        again; drop bad grams; write documents again that follow from others; remove leftovers of
+        killed writers and of stopped appends that are older than an hour. Sound chunks, and files
+        that are not the store's, are left alone.
     workers : int, optional
         Threads; each holds one chunk at a time. By default four more than there are CPUs.
     progress : bool
@@ -122,7 +122,7 @@ def verify_store(
     ):
         reports = tuple(_check_split(walk, split, pool, threads, line) for split in found)
         if epochs is None and splits is None:
-            walk.scores()
+            walk.saved()
             walk.runs()
     walk.clear_leftovers()
     return VerifyReport(str(location), reports, tuple(walk.findings), tuple(walk.leftovers))

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from trakstore.errors import DamagedError, LocationError, NotFoundError, did_you_mean
@@ -191,10 +192,25 @@ class Walk:
             elif not _is_canonical(self.location.get(key)):
                 self.say("document", key, "is damaged; it is a record only, and may be removed")
 
-    def scores(self) -> None:
-        """The saved score matrices."""
+    def saved(self) -> None:
+        """The saved score matrices and grams; a gram is computed again when it is not there."""
+        self._above(layout.SCORES)
         for name in self.location.names(layout.SCORES):
             self.findings += check_saved(self.location, f"{layout.SCORES}/{name}")
+        self._above(layout.GRAMS)
+        for epoch in self.location.names(layout.GRAMS):
+            self._above(f"{layout.GRAMS}/{epoch}")
+            for name in self.location.names(f"{layout.GRAMS}/{epoch}"):
+                path = f"{layout.GRAMS}/{epoch}/{name}"
+                found = list(check_saved(self.location, path))
+                if found and self.repair:
+                    self.location.delete([layout.document_key(path)])
+                self.findings += [replace(one, repaired=self.repair) for one in found]
+
+    def _above(self, path: str) -> None:
+        key = layout.document_key(path)
+        if self.location.get(key) is not None:
+            self.document(key, group_document({}))
 
     def clear_leftovers(self) -> None:
         """With ``repair``, remove the leftovers that no running writer can own."""
