@@ -191,7 +191,8 @@ class _Rows:
         row = down * height - self.first
         rows, columns = min(height, self.count - row), min(width, self.spec.dim - across * width)
         tile = values.reshape(height, width)[:rows, :columns]
-        self.squares[row : row + rows] += np.einsum("ij,ij->i", tile, tile, dtype=np.float64)
+        wide = tile.astype(np.float32, copy=False)  # float16 is slow to sum
+        self.squares[row : row + rows] += np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
         self.awaited -= 1
 
     def wrong(self) -> Iterator[_Wrong]:
