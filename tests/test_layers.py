@@ -32,7 +32,7 @@ RANKS: dict[str, int] = {
 }
 APART = [("features", "linalg"), ("linalg", "features")]
 ORDER: dict[str, list[str]] = {
-    "storage": ["layout", "locations", "arrays", "splits", "writer", "store"],
+    "storage": ["layout", "objects", "locations", "arrays", "splits", "writer", "store"],
     "features": [
         "parameters",
         "projectors",
