@@ -94,6 +94,14 @@ def margin(model: Any, sample: Any) -> torch.Tensor:
     return torch.log(p[y]) - torch.log(1 - p[y])
 
 
+def stable_margin(model: Any, sample: Any) -> torch.Tensor:
+    """The same in float64 logits, for models so sure that 1 - p is 0 in float32."""
+    x, y = sample
+    logits = model(x[None])[0].double()
+    others = torch.cat([logits[:y], logits[y + 1 :]])
+    return logits[y] - torch.logsumexp(others, dim=0)
+
+
 def cross_entropy(model: Any, sample: Any) -> torch.Tensor:
     x, y = sample
     return -torch.log(torch.softmax(model(x[None])[0], dim=0)[y])

@@ -44,7 +44,17 @@ ORDER: dict[str, list[str]] = {
         "task",
         "featurize",
     ],
-    "linalg": ["rows", "tiles", "gram", "solvers", "lazy", "factored", "streaming", "topk"],
+    "linalg": [
+        "rows",
+        "tiles",
+        "gram",
+        "solvers",
+        "lazy",
+        "factored",
+        "streaming",
+        "topk",
+        "saving",
+    ],
 }
 
 

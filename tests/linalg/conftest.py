@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trakstore.linalg import tiles
+from trakstore.linalg.factored import Part, Scores
+from trakstore.linalg.rows import ArrayRows
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    """One chunk a tile, so that small arrays are cut into many."""
+    monkeypatch.setattr(tiles, "TILE_ROWS", 1)
+
+
+@pytest.fixture
+def draw():
+    """Seeded features of some dtype."""
+    rng = np.random.default_rng(7)
+
+    def features(*shape, dtype="float32"):
+        return rng.standard_normal(shape).astype(dtype)
+
+    return features
+
+
+@pytest.fixture
+def make_scores(draw):
+    """Scores of random factors, and the arrays behind them."""
+
+    def make(m=9, n=101, k=6, epochs=(1, 5), *, chunk=8, scaled=True, dtype="float32", **options):
+        parts, arrays = [], []
+        for epoch in epochs:
+            target, train = draw(m, k, dtype=dtype), draw(n, k, dtype=dtype)
+            scale = np.abs(draw(n)) if scaled else None
+            column = None if scale is None else ArrayRows(scale, 2 * chunk)
+            rows = ArrayRows(target, 4), ArrayRows(train, chunk)
+            parts.append(Part(epoch, *rows, column_scale=column, weight=1.5))
+            arrays.append((target, train, scale))
+        ids = ArrayRows(np.arange(m) + 1000, 4), ArrayRows(np.arange(n) * 10, 2 * chunk)
+        return Scores("test", tuple(parts), *ids, **options), arrays
+
+    return make

@@ -1,0 +1,178 @@
+"""The gram matrix of stored rows: float32 products of tiles, summed in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.linalg.rows import Rows
+from trakstore.linalg.tiles import (
+    RANGES,
+    active_client,
+    map_reduce,
+    memory_budget,
+    task_slots,
+    tile_rows,
+)
+from trakstore.planning import fit_slots
+
+__all__ = ["Gram", "GramDtype", "gram"]
+
+GramDtype = Literal["float32", "float64"]
+PRODUCT_ROWS = 4096  # rows whose products are summed in float32 before float64 takes over
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """K = Φᵀ diag(w) Φ.
+
+    Attributes
+    ----------
+    matrix : ndarray of float64, shape (k, k)
+        K, symmetric to the bit.
+    rows : int
+        Rows that entered (those with a weight above zero).
+    trace : float
+        tr(K): the sum of the squared norms of the rows.
+    """
+
+    matrix: NDArray[np.float64]
+    rows: int
+    trace: float
+
+    @property
+    def dim(self) -> int:
+        return int(self.matrix.shape[0])
+
+
+def gram(
+    rows: Rows,
+    weights: Rows | None = None,
+    *,
+    dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> Gram:
+    """K = Σᵢ wᵢ φᵢ φᵢᵀ in one pass over the rows.
+
+    Parameters
+    ----------
+    rows : Rows, shape (n, k)
+        Features, of any float dtype.
+    weights : Rows, shape (n,), optional
+        Non-negative weights wᵢ; one when None.
+    dtype : {"float32", "float64"}
+        Of the products within a tile; sums over tiles are float64 always.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Gram
+        Float64.
+
+    Raises
+    ------
+    NumericsError
+        A feature or weight that is not finite, a negative weight.
+    MemoryLimitError
+        The matrix and one tile do not fit.
+
+    Examples
+    --------
+    >>> from trakstore.linalg.rows import ArrayRows
+    >>> gram(ArrayRows(np.array([[1.0, 2.0], [0.0, 1.0]]))).matrix
+    array([[1., 2.],
+           [2., 5.]])
+    """
+    if len(rows.shape) != 2:
+        raise TrakStoreError(f"a gram needs rows of shape (n, k), got {rows.shape}")
+    if weights is not None and weights.shape != rows.shape[:1]:
+        raise TrakStoreError(f"weights have shape {weights.shape}, needed {rows.shape[:1]}")
+    count, dim = rows.shape
+    step = tile_rows(rows)
+    workers = _plan(dim, step, rows.dtype.itemsize, np.dtype(dtype).itemsize, memory_limit)
+    task = _GramTask(rows, weights, step, dtype)
+    total, used = map_reduce(task, count, step, _add, parts=_parts(dim), workers=workers)
+    _mirror(total)
+    return Gram(total, used, float(np.trace(total)))
+
+
+def _parts(dim: int) -> int:
+    """Fewer ranges where a partial matrix is large (a function of the shape alone)."""
+    return max(1, min(RANGES, 2**31 // (8 * dim * dim)))
+
+
+def _plan(dim: int, step: int, stored: int, computed: int, memory_limit: int | str | None) -> int:
+    # results that wait in the merge tree; of each task its sum, product, and tile, read and cast
+    waiting = (_parts(dim).bit_length() + 1) * 8 * dim * dim
+    each = dim * dim * (8 + computed) + step * dim * (stored + 2 * computed)
+    slots = task_slots()
+    least = slots if active_client() is not None else 1
+    return fit_slots(slots, least, waiting, each, memory_budget(memory_limit), f"a gram of {dim}")
+
+
+@dataclass(frozen=True, eq=False)
+class _GramTask:
+    rows: Rows
+    weights: Rows | None
+    step: int
+    dtype: GramDtype
+
+    def __call__(self, start: int, stop: int) -> tuple[NDArray[np.float64], int]:
+        dim = self.rows.shape[1]
+        total, used = np.zeros((dim, dim)), 0
+        for low in range(start, stop, self.step):
+            high = min(stop, low + self.step)
+            tile = np.asarray(self.rows.read(low, high), dtype=self.dtype)
+            tile, count = self._weighted(tile, low, high)
+            for first in range(0, len(tile), PRODUCT_ROWS):
+                _add_product(total, tile[first : first + PRODUCT_ROWS])
+            if not np.isfinite(np.einsum("ii->i", total)).all():
+                raise NumericsError(_complaint(tile, low, high))
+            used += count
+        return total, used
+
+    def _weighted(self, tile: NDArray[Any], low: int, high: int) -> tuple[NDArray[Any], int]:
+        if self.weights is None:
+            return tile, high - low
+        weights = np.asarray(self.weights.read(low, high), dtype=np.float64)
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise NumericsError(f"weights of rows {low}..{high} are not all finite and >= 0")
+        keep = weights > 0  # a row without weight may hold anything
+        scaled = tile[keep] * np.sqrt(weights[keep])[:, None]
+        return scaled.astype(self.dtype), int(keep.sum())
+
+
+def _add_product(total: NDArray[np.float64], tile: NDArray[Any]) -> None:
+    """Add the upper block triangle of tileᵀ·tile (gemm: scipy's syrk keeps the GIL)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        for low, high in _column_blocks(len(total)):
+            total[low:high, low:] += tile[:, low:high].T @ tile[:, low:]
+
+
+def _column_blocks(dim: int) -> list[tuple[int, int]]:
+    size = max(128, -(-dim // 4))
+    return [(low, min(dim, low + size)) for low in range(0, dim, size)]
+
+
+def _mirror(total: NDArray[np.float64]) -> None:
+    for low, high in _column_blocks(len(total)):
+        square = total[low:high, low:high]
+        square[...] = np.triu(square) + np.triu(square, 1).T
+        total[high:, low:high] = total[low:high, high:].T
+
+
+def _add(
+    left: tuple[NDArray[np.float64], int], right: tuple[NDArray[np.float64], int]
+) -> tuple[NDArray[np.float64], int]:
+    return left[0] + right[0], left[1] + right[1]
+
+
+def _complaint(tile: NDArray[Any], low: int, high: int) -> str:
+    bad = int((~np.isfinite(tile).all(axis=1)).sum())
+    what = f"{bad} of them hold NaN or inf" if bad else "too large for float32 products"
+    return f"features of rows {low}..{high} cannot enter a gram: {what}; featurize them again"

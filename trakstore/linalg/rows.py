@@ -1,0 +1,128 @@
+"""Rows that are read by contiguous ranges: what every blocked operation works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from dask.base import tokenize
+from numpy.typing import NDArray
+
+__all__ = ["ArrayRows", "MeanRows", "Rows", "TakenRows"]
+
+
+class Rows(Protocol):
+    """Rows on disk or in memory, read by contiguous ranges; small to pickle when on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def chunk_rows(self) -> int: ...
+    @property
+    def token(self) -> str: ...
+    def read(self, start: int, stop: int) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayRows:
+    """An array in memory as :class:`Rows`.
+
+    Examples
+    --------
+    >>> ArrayRows(np.arange(6), chunk_rows=4).read(2, 5)
+    array([2, 3, 4])
+    """
+
+    array: NDArray[Any]
+    chunk_rows: int = 4096
+    token: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token", tokenize(self.array, self.chunk_rows))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        return self.array[start:stop]
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class TakenRows:
+    """The rows of ``base`` at ``index`` (a ``range`` or non-negative positions), in that order."""
+
+    base: Rows
+    index: range | NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.index), *self.base.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.base.dtype
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.base.chunk_rows
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("taken", self.base.token, self.index))
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        wanted = np.asarray(self.index[start:stop], dtype=np.int64)
+        out = np.empty((len(wanted), *self.base.shape[1:]), dtype=self.base.dtype)
+        order = np.argsort(wanted, kind="stable")
+        cuts = np.flatnonzero(np.diff(wanted[order] // self.base.chunk_rows)) + 1
+        for at in np.split(order, cuts):  # one read for each chunk of the base
+            if len(at):
+                low, high = int(wanted[at[0]]), int(wanted[at[-1]]) + 1
+                out[at] = self.base.read(low, high)[wanted[at] - low]
+        return out
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class MeanRows:
+    """The float64 mean of several columns of numbers of equal length."""
+
+    columns: tuple[Rows, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.columns[0].shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float64)
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.columns[0].chunk_rows
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("mean", [column.token for column in self.columns]))
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        total = np.zeros(stop - start)
+        for column in self.columns:
+            total += column.read(start, stop)
+        return total / len(self.columns)
+
+    def __dask_tokenize__(self) -> str:
+        return self.token

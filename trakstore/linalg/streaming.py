@@ -1,0 +1,151 @@
+"""Windows of targets against streamed train rows: planned in integers, then run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.linalg.factored import SCRATCH_VALUES, Scores, Window
+from trakstore.linalg.tiles import (
+    active_client,
+    map_reduce,
+    memory_budget,
+    task_slots,
+    tile_rows,
+)
+from trakstore.planning import ranges, window_rows
+
+__all__ = ["TileWriter", "WindowPlan", "for_each_tile", "plan_windows"]
+
+ENOUGH_TARGETS = 256  # a smaller window is worth less than fewer tasks at once
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Targets of a window, and the tasks that run at once in a process."""
+
+    targets: int
+    workers: int
+
+    def windows(self, targets: int) -> Iterator[tuple[int, int]]:
+        return ranges(targets, self.targets)
+
+
+def plan_windows(
+    scores: Scores,
+    what: str,
+    memory_limit: int | str | None = None,
+    *,
+    fixed_bytes: int = 0,
+    task_bytes: int = 0,
+    target_bytes: int = 0,
+    state_bytes: int = 0,
+    align: int = 1,
+) -> WindowPlan:
+    """How many targets to take at once, and how many tasks to run.
+
+    Parameters
+    ----------
+    scores : Scores
+    what : str
+        The operation, for the message.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+    fixed_bytes, task_bytes, target_bytes, state_bytes : int
+        What the operation needs beside the tiles: at all, in each task, for each target of a
+        window, and for each target in each task.
+    align : int
+        Windows are whole multiples of so many targets where more than one fits.
+
+    Raises
+    ------
+    MemoryLimitError
+        When one target does not fit.
+    """
+    limit, rows, step = memory_budget(memory_limit), scores.shape[0], scores.tile_rows
+    fixed = fixed_bytes + max(_solve_bytes(part.target) for part in scores.parts)
+    task = task_bytes + max(_tile_bytes(part.train, step) for part in scores.parts)
+    task += 4 * min(SCRATCH_VALUES, rows * step)
+    target = target_bytes + 4 * sum(part.target.shape[1] for part in scores.parts)
+    each = state_bytes + 4 * step
+    slots = task_slots()
+    least = slots if active_client() is not None else 1
+    enough = min(rows, ENOUGH_TARGETS)
+    while slots > least and fixed + slots * task + enough * (target + slots * each) > limit:
+        slots -= 1
+    fitting = window_rows(rows, target + slots * each, fixed + slots * task, limit, what)
+    return WindowPlan(max(fitting // align * align, min(align, fitting)), slots)
+
+
+def _tile_bytes(train: Any, step: int) -> int:
+    """A train tile as stored, as float32, and scaled."""
+    return int(step * train.shape[1] * (train.dtype.itemsize + 8))
+
+
+def _solve_bytes(target: Any) -> int:
+    """A tile of targets as stored, and four of float64 on the way through the solver."""
+    return int(tile_rows(target) * target.shape[1] * (target.dtype.itemsize + 32))
+
+
+class TileWriter(Protocol):
+    """Takes the tile of targets t0..t1 and train rows n0..n1; picklable, called in the tasks."""
+
+    def __call__(
+        self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[np.float32], /
+    ) -> None: ...
+
+
+def for_each_tile(
+    scores: Scores,
+    write: TileWriter,
+    memory_limit: int | str | None = None,
+    *,
+    align: int = 1,
+) -> None:
+    """Call ``write(t0, t1, n0, n1, tile)`` once for each tile of the scores.
+
+    Tiles start at multiples of ``scores.tile_rows`` train rows. Windows of targets follow one
+    another; tiles of one window are written at once from several threads or processes.
+
+    Parameters
+    ----------
+    scores : Scores
+    write : callable
+        Gets a float32 tile that it may keep.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+    align : int
+        Windows start at multiples of so many targets where memory allows.
+
+    Raises
+    ------
+    MemoryLimitError
+        When one target and one tile do not fit.
+    """
+    plan = plan_windows(scores, "streaming scores", memory_limit, align=align)
+    step = scores.tile_rows
+    for start, stop in plan.windows(scores.shape[0]):
+        task = _WriteTask(scores.window(start, stop), write, start, step)
+        map_reduce(task, scores.shape[1], step, _nothing, workers=plan.workers)
+
+
+@dataclass(frozen=True, eq=False)
+class _WriteTask:
+    window: Window
+    write: TileWriter
+    first: int
+    step: int
+
+    def __call__(self, start: int, stop: int) -> None:
+        last = self.first + len(self.window.lefts[0])
+        for low in range(start, stop, self.step):
+            high = min(stop, low + self.step)
+            self.write(self.first, last, low, high, self.window.tile(low, high))
+
+
+def _nothing(_left: None, _right: None) -> None:
+    return None

@@ -1,0 +1,216 @@
+"""How blocked work runs: rows that are read by ranges, a few range tasks, a fixed merge tree.
+
+A pass over rows is cut into at most :data:`RANGES` contiguous ranges of whole chunks. The cut and
+the order of the merges depend on the shape alone, so that a result does not depend on the
+scheduler, on the number of workers or on their timing. Each range is one Dask task that loops over
+tiles (read, product, running result) with BLAS on one thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dask
+import numpy as np
+from dask.base import compute, get_scheduler
+from dask.delayed import delayed
+from dask.local import get_sync
+from dask.system import CPU_COUNT
+from threadpoolctl import threadpool_limits
+
+from trakstore.errors import TrakStoreError
+from trakstore.linalg.rows import Rows
+from trakstore.planning import CHUNK_BYTES, byte_count
+
+__all__ = [
+    "active_client",
+    "map_reduce",
+    "memory_budget",
+    "one_blas_thread",
+    "row_ranges",
+    "sent_once",
+    "task_slots",
+    "tile_rows",
+]
+
+RANGES = 32
+TILE_ROWS = 1024
+R = TypeVar("R")
+
+
+class _ProcessLimit:
+    """BLAS of this process on one thread while anyone is inside.
+
+    OpenBLAS's limit belongs to the process, and threadpoolctl leaves it to the one thread that set
+    it first: so a thread of its own holds it, from the first who enters to the last who leaves.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                ready, self._done = threading.Event(), threading.Event()
+                args = (ready, self._done)
+                self._holder = threading.Thread(target=_hold_limit, args=args, daemon=True)
+                self._holder.start()
+                ready.wait()
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._done.set()
+                self._holder.join()
+
+
+def _hold_limit(ready: threading.Event, done: threading.Event) -> None:
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            ready.set()
+            done.wait()
+    finally:
+        ready.set()
+
+
+_PROCESS_LIMIT = _ProcessLimit()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """BLAS on one thread within; safe to enter from many threads at once."""
+    _PROCESS_LIMIT.enter()
+    try:
+        # for BLAS on OpenMP, whose limit belongs to each thread; otherwise changes nothing
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        _PROCESS_LIMIT.leave()
+
+
+def tile_rows(rows: Rows) -> int:
+    """Rows of one tile: a chunk, or several while they stay below 1024 rows and 8 MB."""
+    row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
+    wanted = min(TILE_ROWS, CHUNK_BYTES // max(1, row_bytes))
+    return rows.chunk_rows * max(1, wanted // rows.chunk_rows)
+
+
+def row_ranges(rows: int, step: int, parts: int = RANGES) -> list[tuple[int, int]]:
+    """Contiguous ranges of whole steps, of nearly equal length: a function of the shape alone.
+
+    At most ``parts``, and no more than 8 where that would leave less than 8 steps to each.
+
+    Examples
+    --------
+    >>> row_ranges(10, 2, parts=3)
+    [(0, 2), (2, 6), (6, 10)]
+    """
+    steps = -(-rows // step)
+    parts = min(parts, steps, max(8, steps // 8))
+    edges = [min(rows, steps * part // parts * step) for part in range(parts + 1)]
+    return list(pairwise(edges))
+
+
+def map_reduce(
+    task: Callable[[int, int], R],
+    rows: int,
+    step: int,
+    merge: Callable[[R, R], R],
+    *,
+    parts: int = RANGES,
+    workers: int | None = None,
+) -> R:
+    """Run ``task(start, stop)`` on ranges of rows and merge the results, left before right.
+
+    Parameters
+    ----------
+    task : callable
+        Picklable; sent to each worker once, with all that it holds.
+    rows, step : int
+        Rows in all, and the rows of a tile; ranges are whole tiles.
+    merge : callable
+        ``merge(left, right)`` of two results of neighbouring ranges.
+    parts : int
+        Ranges at most.
+    workers : int, optional
+        Threads at most, when there is no Dask client.
+
+    Raises
+    ------
+    TrakStoreError
+        When there are no rows.
+    """
+    if rows < 1:
+        raise TrakStoreError("there are no rows to work on")
+    client, sent = active_client(), sent_once(task)
+    run, join = delayed(_run_range, pure=False), delayed(merge, pure=False)
+    results = [run(sent, start, stop) for start, stop in row_ranges(rows, step, parts)]
+    while len(results) > 1:
+        pairs = [results[at : at + 2] for at in range(0, len(results), 2)]
+        results = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    found: R = _compute(results[0], client, workers)
+    return found
+
+
+def sent_once(value: Any) -> Any:
+    """A delayed value that goes to each worker of the active client once, not with every graph."""
+    client = active_client()
+    if client is None:
+        return delayed(value, name=f"value-{uuid.uuid4().hex}", traverse=False)
+    return delayed(client.scatter(value, broadcast=True, hash=False))
+
+
+def _run_range(task: Callable[[int, int], R], start: int, stop: int) -> R:
+    with one_blas_thread():
+        return task(start, stop)
+
+
+def _compute(value: Any, client: Any, workers: int | None) -> Any:
+    if client is not None:
+        return client.compute(value).result()
+    with one_blas_thread():
+        return compute(value, num_workers=workers)[0]
+
+
+def active_client() -> Any:
+    """The Dask client that ``dask.compute`` would use now, or None."""
+    if "distributed" not in sys.modules:
+        return None
+    client = getattr(get_scheduler(), "__self__", None)
+    return client if isinstance(client, sys.modules["distributed"].Client) else None
+
+
+def task_slots() -> int:
+    """How many tasks run at once in one process."""
+    client = active_client()
+    if client is not None:
+        return max(client.nthreads().values(), default=1)
+    if get_scheduler() is get_sync:
+        return 1
+    return int(dask.config.get("num_workers", None) or CPU_COUNT)
+
+
+def memory_budget(memory_limit: int | str | None) -> int:
+    """The memory limit in bytes; a quarter of what this process may still take when None."""
+    return byte_count(memory_limit) if memory_limit is not None else _available_bytes() // 4
+
+
+def _available_bytes() -> int:
+    available = 4 * 2**30  # where the system does not say
+    meminfo, control = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    if control.exists() and (text := control.read_text().strip()).isdigit():
+        available = min(available, int(text))
+    return available

@@ -1,0 +1,303 @@
+"""Exact top-k of each target, in one streamed pass over the train rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from dask.delayed import delayed
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.linalg.factored import Scores, Window
+from trakstore.linalg.rows import ArrayRows, Rows, TakenRows
+from trakstore.linalg.streaming import plan_windows
+from trakstore.linalg.tiles import (
+    active_client,
+    map_reduce,
+    memory_budget,
+    task_slots,
+)
+from trakstore.planning import fit_slots, ranges
+
+__all__ = ["Order", "top_k"]
+
+Order: TypeAlias = Literal["largest", "smallest", "magnitude"]
+
+SELECT_VALUES = 2**17  # values of a tile that are looked at together,
+SELECT_BYTES = 64 * SELECT_VALUES  # and the most that this takes (all of them tied)
+NOWHERE = np.iinfo(np.int64).max  # position of a place in the list that is still free
+
+
+def top_k(
+    scores: Scores | xr.DataArray,
+    k: int,
+    *,
+    order: Order = "largest",
+    memory_limit: int | str | None = None,
+) -> xr.Dataset:
+    """The k train rows with the first scores for each target, exactly.
+
+    The matrix is never formed: windows of targets meet one tile of train rows after another, and
+    only entries that beat a target's present k-th are looked at. The train features are read once
+    for each window; memory is O(targets · k + a window of tiles).
+
+    Parameters
+    ----------
+    scores : Scores or DataArray
+        Factored scores, or any (lazy) array with the dimensions ``target`` and ``train``.
+    k : int
+        Entries of each list, 1 to the number of train rows.
+    order : {"largest", "smallest", "magnitude"}
+        What comes first. Equal scores are ordered by train position.
+    memory_limit : int or str, optional
+        Bytes of one process, such as ``"600MB"``; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Dataset
+        Dimensions ``("target", "rank")``; ``score`` (float32; for a DataArray its own dtype),
+        ``train`` (sample ids), ``position`` (int64, train rows); coordinate ``target_id``.
+
+    Raises
+    ------
+    TrakStoreError
+        ``k`` is not in 1..train rows, or an unknown order.
+    NumericsError
+        A score is NaN or infinite.
+    MemoryLimitError
+        The plan does not fit the memory limit.
+
+    Examples
+    --------
+    >>> scores = xr.DataArray([[0.5, -2.0, 1.0, 1.0]], dims=("target", "train"))
+    >>> top_k(scores, 3)["position"].values
+    array([[2, 3, 0]])
+    >>> top_k(scores, 1, order="magnitude")["score"].values
+    array([[-2.]])
+    """
+    if order not in get_args(Order):
+        raise TrakStoreError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
+    if isinstance(scores, xr.DataArray):
+        return _top_k_of_array(scores, k, order, memory_limit)
+    rows, columns = scores.shape
+    _check_k(k, columns)
+    plan = plan_windows(
+        scores,
+        f"top-{k} of {rows} targets",
+        memory_limit,
+        fixed_bytes=rows * k * (STATE_BYTES + scores.train_ids.dtype.itemsize),
+        task_bytes=_select_bytes(k, scores.tile_rows),
+        target_bytes=10 * STATE_BYTES * k,  # lists that wait in the merge tree, and one merge
+        state_bytes=(STATE_BYTES + WAITING_BYTES) * k,
+    )
+    step, found = scores.tile_rows, []
+    for start, stop in plan.windows(rows):
+        task = _SelectTask(scores.window(start, stop), start, step, k, order)
+        found.append(map_reduce(task, columns, step, _merge, workers=plan.workers))
+    return _dataset(found, scores.target_ids, scores.train_ids, scores.method, order)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The running lists: key (larger comes first), score and position, shape (targets, k) each."""
+
+    key: NDArray[Any]
+    score: NDArray[Any]
+    position: NDArray[np.int64]
+
+
+STATE_BYTES = 4 + 4 + 8
+WAITING_BYTES = 3 * (STATE_BYTES + 8)  # of entries that wait, at most three for each that is kept
+
+
+@dataclass(frozen=True, eq=False)
+class _SelectTask:
+    window: Window
+    first: int
+    step: int
+    k: int
+    order: Order
+
+    def __call__(self, start: int, stop: int) -> _Found:
+        running = _Running(len(self.window.lefts[0]), self.k, np.dtype(np.float32), self.step)
+        for low in range(start, stop, self.step):
+            tile = self.window.tile(low, min(stop, low + self.step))
+            running.offer(tile, self.first, low, self.order)
+        return running.found()
+
+
+class _Running:
+    """The lists of a window while tiles stream by, in blocks of rows that fit a cache."""
+
+    def __init__(self, rows: int, k: int, dtype: np.dtype[Any], columns: int) -> None:
+        pieces = ranges(rows, max(1, SELECT_VALUES // columns))
+        self._lists = [(low, high, _Lists(high - low, k, dtype)) for low, high in pieces]
+
+    def offer(self, tile: NDArray[Any], target: int, train: int, order: Order) -> None:
+        """The tile that begins at (target, train); tiles come in the order of train."""
+        _check_finite(tile, target, train)
+        for low, high, lists in self._lists:
+            lists.offer(tile[low:high], train, order)
+
+    def found(self) -> _Found:
+        parts = [lists.settle() for _, _, lists in self._lists]
+        names = ("key", "score", "position")
+        return _Found(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+
+
+class _Lists:
+    """Lists of a few targets, and entries that beat a k-th but are not sorted in yet.
+
+    They are sorted in only once there are as many as in the lists: about log(n / k) times in all.
+    """
+
+    def __init__(self, rows: int, k: int, dtype: np.dtype[Any]) -> None:
+        key, score = np.full((rows, k), -np.inf, dtype), np.zeros((rows, k), dtype)
+        self._best = _Found(key, score, np.full((rows, k), NOWHERE))
+        self._waiting: list[tuple[NDArray[Any], ...]] = []
+        self._count = 0
+
+    def offer(self, tile: NDArray[Any], train: int, order: Order) -> None:
+        rows, k = self._best.key.shape
+        key = _key(tile, order)
+        better = key > self._best.key[:, -1:]  # an equal score further on loses its tie
+        if k < tile.shape[1] and np.count_nonzero(better) > 2 * k * rows:
+            better &= key >= np.partition(key, -k, axis=1)[:, -k, None]
+        at, column = np.divmod(np.flatnonzero(better), tile.shape[1])
+        self._waiting.append((at, key[at, column], tile[at, column], column + train))
+        self._count += len(at)
+        if self._count >= k * rows:
+            self.settle()
+
+    def settle(self) -> _Found:
+        """Sort in what waits. Entries are in order of position, which a stable sort keeps."""
+        if self._count:
+            rows, k = self._best.key.shape
+            best = self._best
+            listed = (np.repeat(np.arange(rows), k), best.key, best.score, best.position)
+            columns = zip(listed, *self._waiting, strict=True)
+            row, key, score, position = (
+                np.concatenate([part.ravel() for part in parts]) for parts in columns
+            )
+            sizes = np.bincount(row)
+            ranked = np.lexsort((-key, row))
+            kept = ranked[(np.cumsum(sizes) - sizes)[:, None] + np.arange(k)]
+            self._best = _Found(key[kept], score[kept], position[kept])
+            self._waiting, self._count = [], 0
+        return self._best
+
+
+def _key(tile: NDArray[Any], order: Order) -> NDArray[Any]:
+    if order == "largest":
+        return tile
+    turned: NDArray[Any] = np.negative(tile) if order == "smallest" else np.abs(tile)
+    return turned
+
+
+def _merge(left: _Found, right: _Found) -> _Found:
+    k = left.key.shape[1]
+    key = np.concatenate([left.key, right.key], axis=1)
+    score = np.concatenate([left.score, right.score], axis=1)
+    position = np.concatenate([left.position, right.position], axis=1)
+    first = np.lexsort((position, -key), axis=1)[:, :k]
+    return _Found(*(np.take_along_axis(part, first, axis=1) for part in (key, score, position)))
+
+
+def _select_bytes(k: int, columns: int) -> int:
+    """Looking at some rows of a tile, and sorting in what they had waiting."""
+    return SELECT_BYTES + 4 * k * max(1, SELECT_VALUES // columns) * (STATE_BYTES + 32)
+
+
+def _check_k(k: int, columns: int) -> None:
+    if not 1 <= k <= columns:
+        raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
+
+
+def _check_finite(tile: NDArray[Any], target: int, train: int) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.add.reduce(tile, axis=None)):
+            return
+    bad = np.argwhere(~np.isfinite(tile))
+    if len(bad):  # else only the sum was too large
+        row, column = bad[0]
+        raise NumericsError(
+            f"the score of target {target + row} with train row {train + column} is "
+            f"{tile[row, column]}: look for non-finite features or out_to_loss there"
+        )
+
+
+def _dataset(
+    found: list[_Found], target_ids: Rows, train_ids: Rows, method: str, order: Order
+) -> xr.Dataset:
+    score = np.concatenate([part.score for part in found])
+    position = np.concatenate([part.position for part in found])
+    train = TakenRows(train_ids, position.ravel()).read(0, position.size)
+    dims = ("target", "rank")
+    return xr.Dataset(
+        {
+            "score": (dims, score),
+            "train": (dims, train.reshape(position.shape)),
+            "position": (dims, position),
+        },
+        coords={"target_id": ("target", target_ids.read(0, target_ids.shape[0]))},
+        attrs={"method": method, "order": order},
+    )
+
+
+def _top_k_of_array(
+    array: xr.DataArray, k: int, order: Order, memory_limit: int | str | None
+) -> xr.Dataset:
+    if set(array.dims) != {"target", "train"}:
+        raise TrakStoreError(f"top_k needs the dimensions (target, train), got {array.dims}")
+    array = array.transpose("target", "train")
+    _check_k(k, array.sizes["train"])
+    data = da.asarray(array.data)
+    data = data if data.dtype.kind == "f" else data.astype(np.float64)
+    workers = _block_workers(data, k, memory_limit)
+    found = compute(*_block_lists(data, k, order), **workers)
+    ids = {dim: ArrayRows(_ids(array, dim)) for dim in ("target", "train")}
+    return _dataset(list(found), ids["target"], ids["train"], str(array.name or "scores"), order)
+
+
+def _block_workers(data: da.Array, k: int, memory_limit: int | str | None) -> dict[str, int]:
+    rows, columns = (max(lengths) for lengths in data.chunks)
+    block = 2 * rows * columns * data.dtype.itemsize + _select_bytes(k, columns)
+    block += rows * k * (STATE_BYTES + WAITING_BYTES)
+    lists = (data.shape[0] + 10 * rows) * k * 3 * 8
+    slots, client = task_slots(), active_client()
+    least, limit = (1 if client is None else slots), memory_budget(memory_limit)
+    what = f"top-{k} of blocks of ({rows}, {columns}) (rechunk the array, or)"
+    workers = fit_slots(slots, least, lists, block, limit, what)
+    return {"num_workers": workers} if client is None else {}
+
+
+def _block_lists(data: da.Array, k: int, order: Order) -> list[Any]:
+    """For each row of blocks, its lists: one list a block, merged pairwise."""
+    select, merge = delayed(_select_block, pure=False), delayed(_merge, pure=False)
+    edges = [np.concatenate([[0], np.cumsum(lengths)]).tolist() for lengths in data.chunks]
+    found = []
+    for row, target in zip(data.to_delayed(), edges[0], strict=False):
+        lists = [
+            select(block, target, at, k, order) for block, at in zip(row, edges[1], strict=False)
+        ]
+        while len(lists) > 1:
+            pairs = [lists[at : at + 2] for at in range(0, len(lists), 2)]
+            lists = [merge(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        found.append(lists[0])
+    return found
+
+
+def _select_block(block: NDArray[Any], target: int, train: int, k: int, order: Order) -> _Found:
+    running = _Running(len(block), k, block.dtype, block.shape[1])
+    running.offer(block, target, train, order)
+    return running.found()
+
+
+def _ids(array: xr.DataArray, dim: str) -> NDArray[Any]:
+    name = f"{dim}_id"
+    return array.coords[name].values if name in array.coords else np.arange(array.sizes[dim])

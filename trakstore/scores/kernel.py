@@ -1,0 +1,184 @@
+"""What the kernel of a split looks like, and how far its inverse can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigvalsh
+
+from trakstore.errors import NumericsError
+from trakstore.linalg.factored import Epoch
+from trakstore.linalg.gram import Gram, GramDtype, gram
+from trakstore.linalg.solvers import CONDITION_LIMIT, Damping
+from trakstore.scores.splits import Store
+
+__all__ = ["KernelReport", "kernel_report"]
+
+
+@dataclass(frozen=True, eq=False)
+class KernelReport:
+    """The spectrum of K = ΦᵀΦ, with eigenvalues σ₁ >= ... >= σ_k, and what follows from it.
+
+    Attributes
+    ----------
+    epoch, split
+        What was looked at.
+    n, dim : int
+        Rows and columns of Φ.
+    trace : float
+        tr(K).
+    eigenvalues : ndarray of float64, shape (dim,)
+        Descending; below about 1e-7 of the first they are rounding noise.
+    damping : float or None
+        c of λ = c·tr(K)/n; None where λ was given itself.
+    lam : float
+        λ.
+    condition : float
+        σ₁/σ_k; inf where the smallest is not above zero or n < dim.
+    damped_condition : float
+        (σ₁ + λ)/(σ_k + λ).
+    stable_rank : float
+        tr(K)/σ₁.
+    effective_rank : float
+        exp of the entropy of σ/tr(K).
+    effective_dim : float
+        tr(K (K + λI)⁻¹).
+    warnings : tuple of str
+        What to mind, with what to do.
+    """
+
+    epoch: Epoch
+    split: str
+    n: int
+    dim: int
+    trace: float
+    eigenvalues: NDArray[np.float64]
+    damping: float | None
+    lam: float
+    condition: float
+    damped_condition: float
+    stable_rank: float
+    effective_rank: float
+    effective_dim: float
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; numbers that are not finite become None."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def kernel_report(
+    store: Store,
+    epoch: Epoch,
+    split: str = "train",
+    damping: float | Damping = 1.0,
+    *,
+    gram_dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> KernelReport:
+    """Spectrum, condition, ranks and damping of the kernel of one epoch and split.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    epoch : int or str
+    split : str
+    damping : float or Damping
+        As for the scores: c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
+    gram_dtype : {"float32", "float64"}
+        Of the products within a tile.
+    memory_limit : int or str, optional
+        Bytes of one process for the gram; a quarter of the available memory when None.
+
+    Returns
+    -------
+    KernelReport
+
+    Raises
+    ------
+    NotFoundError
+        No such epoch or split.
+    IncompleteError
+        Rows are missing.
+    NumericsError
+        Features that are not finite, or all zero.
+    MemoryLimitError
+        The gram does not fit.
+    """
+    damped = Damping.of(damping)
+    stored = store.split(epoch, split)
+    stored.require_complete()
+    kernel = gram(stored.column("features"), dtype=gram_dtype, memory_limit=memory_limit)
+    if kernel.trace == 0:
+        raise NumericsError(
+            f"all {kernel.rows} rows of split {split!r} at epoch {epoch!r} are zero"
+        )
+    return _report(kernel, damped, epoch, split)
+
+
+def _report(kernel: Gram, damping: Damping, epoch: Epoch, split: str) -> KernelReport:
+    values = eigvalsh(kernel.matrix)[::-1].copy()
+    positive = np.maximum(values, 0.0)
+    lam = damping.value(kernel.trace, kernel.rows)
+    first, last = float(positive[0]), float(positive[-1])
+    full = last > 0 and kernel.rows >= kernel.dim
+    condition = first / last if full else float("inf")
+    damped_condition = (first + lam) / (last + lam) if lam > 0 else condition
+    return KernelReport(
+        epoch=epoch,
+        split=split,
+        n=kernel.rows,
+        dim=kernel.dim,
+        trace=kernel.trace,
+        eigenvalues=values,
+        damping=None if damping.absolute is not None else float(damping.relative),
+        lam=lam,
+        condition=condition,
+        damped_condition=damped_condition,
+        stable_rank=float(positive.sum() / first),
+        effective_rank=_effective_rank(positive),
+        effective_dim=_effective_dim(positive, lam),
+        warnings=_warnings(kernel, condition, damped_condition),
+    )
+
+
+def _effective_rank(values: NDArray[np.float64]) -> float:
+    share = values[values > 0] / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def _effective_dim(values: NDArray[np.float64], lam: float) -> float:
+    values = values[values > 0]
+    return float((values / (values + lam)).sum())
+
+
+def _warnings(kernel: Gram, condition: float, damped: float) -> tuple[str, ...]:
+    found = []
+    if kernel.rows < kernel.dim:
+        found.append(
+            f"singular without damping: rank <= n = {kernel.rows} < k = {kernel.dim}; "
+            f"keep damping > 0"
+        )
+    elif condition > CONDITION_LIMIT:
+        found.append(
+            f"nearly singular without damping: condition number {condition:.1e}, small eigenvalues "
+            f"are rounding noise; keep damping > 0"
+        )
+    if damped > CONDITION_LIMIT:
+        found.append(
+            f"condition number {damped:.1e} at this damping: use a larger one, for example 1.0"
+        )
+    return tuple(found)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,115 @@
+"""Which epochs of a store a method works on: chosen and checked before any feature is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
+from trakstore.linalg.factored import Epoch
+from trakstore.linalg.rows import Rows
+
+__all__ = ["EpochPair", "Split", "Store", "epoch_pairs"]
+
+
+class Split(Protocol):
+    """What a method needs of a stored split."""
+
+    @property
+    def epoch(self) -> Epoch: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    def column(self, name: str, /) -> Rows: ...
+    def require_complete(self) -> None: ...
+
+
+class Store(Protocol):
+    """What a method needs of a feature store."""
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]: ...
+    def split(self, epoch: Epoch, name: str, /) -> Split: ...
+    def epochs_of(self, *splits: str) -> tuple[Epoch, ...]: ...
+
+
+@dataclass(frozen=True)
+class EpochPair:
+    """The target and the train split of one epoch."""
+
+    epoch: Epoch
+    target: Split
+    train: Split
+
+
+def epoch_pairs(
+    store: Store, targets: str, train: str, epochs: Epoch | Sequence[Epoch] | None = None
+) -> tuple[EpochPair, ...]:
+    """The splits of each epoch, complete and of one shape.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits.
+    epochs : epoch or sequence of epochs, optional
+        All that have both splits when None.
+
+    Raises
+    ------
+    NotFoundError
+        No such epoch or split, or no epoch that has both.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ.
+    """
+    chosen = _chosen(store, targets, train, epochs)
+    pairs = tuple(
+        EpochPair(epoch, store.split(epoch, targets), store.split(epoch, train)) for epoch in chosen
+    )
+    for pair in pairs:
+        _check_like(pair, pairs[0])
+        pair.target.require_complete()
+        pair.train.require_complete()
+    return pairs
+
+
+def _chosen(
+    store: Store, targets: str, train: str, epochs: Epoch | Sequence[Epoch] | None
+) -> tuple[Epoch, ...]:
+    both = store.epochs_of(targets, train)
+    if epochs is None:
+        if not both:
+            raise NotFoundError(f"no epoch has both splits {targets!r} and {train!r}")
+        return both
+    chosen = (epochs,) if isinstance(epochs, (int, str)) else tuple(epochs)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise TrakStoreError(f"epochs must be some epochs, each named once, got {epochs!r}")
+    for epoch in chosen:
+        if epoch not in store.epochs:
+            raise NotFoundError(f"no epoch {epoch!r}{did_you_mean(epoch, store.epochs)}")
+    return chosen
+
+
+def _check_like(pair: EpochPair, first: EpochPair) -> None:
+    for split, like in ((pair.train, pair.target), (pair.target, first.target)):
+        if split.dim != like.dim:
+            raise SpecMismatchError(
+                f"{_named(split)} has dimension {split.dim}, {_named(like)} has {like.dim}: "
+                f"scores need features of one projection"
+            )
+    for split, like in ((pair.target, first.target), (pair.train, first.train)):
+        if split.rows != like.rows:
+            raise SpecMismatchError(
+                f"{_named(split)} has {split.rows} rows, {_named(like)} has {like.rows}: "
+                f"choose epochs= of the same samples"
+            )
+
+
+def _named(split: Split) -> str:
+    return f"split {split.name!r} of epoch {split.epoch!r}"

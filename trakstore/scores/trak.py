@@ -1,0 +1,101 @@
+"""TRAK scores from a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from trakstore.errors import TrakStoreError
+from trakstore.linalg.factored import Average, Epoch, Part, Scores
+from trakstore.linalg.gram import GramDtype, gram
+from trakstore.linalg.solvers import Cholesky, Damping, Solver
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs
+
+__all__ = ["trak_scores"]
+
+
+def trak_scores(
+    store: Store,
+    targets: str = "test",
+    train: str = "train",
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    damping: float | Damping = 1.0,
+    *,
+    average: Average = "factors",
+    solver: Solver | None = None,
+    gram_dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> Scores:
+    r"""TRAK: how training on each sample moves each target's model output.
+
+    .. math:: \tau = \mathrm{mean}_c[T_c (K_c + \lambda_c I)^{-1} \Phi_c^\top]
+              \cdot \mathrm{diag}(\mathrm{mean}_c[Q_c]), \qquad K_c = \Phi_c^\top \Phi_c
+
+    with T and Φ the target and train features of checkpoint c, λ_c = damping · tr(K_c) / n and
+    Q = ``out_to_loss`` (1 − p for the margin output). Positive: training on the sample raised the
+    target's output.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits with m and n rows.
+    epochs : epoch or sequence of epochs, optional
+        Checkpoints to average over; all that have both splits when None.
+    damping : float or Damping
+        c, or ``Damping(absolute=λ)``.
+    average : {"factors", "scores"}
+        ``"factors"``: as above, the scales Q averaged apart from the products. ``"scores"``: the
+        mean of each checkpoint's own scores, mean_c[T_c (K_c + λ_c I)⁻¹ Φ_cᵀ diag(Q_c)].
+    solver : Solver, optional
+        ``Cholesky()`` when None.
+    gram_dtype : {"float32", "float64"}
+        Of the products within a tile of the gram.
+    memory_limit : int or str, optional
+        Bytes of one process for the grams; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n), float32, in factored form: the train features were read once
+        for the gram and are read again by whatever is asked of the scores.
+
+    Raises
+    ------
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ.
+    NumericsError
+        Non-finite features, or a kernel that is singular at this damping.
+    MemoryLimitError
+        A gram does not fit.
+
+    References
+    ----------
+    Park, Georgiev, Ilyas, Leclerc, Madry: "TRAK: Attributing Model Behavior at Scale", ICML 2023,
+    section 3.
+    """
+    if average not in get_args(Average):
+        raise TrakStoreError(f"average must be 'factors' or 'scores', got {average!r}")
+    damped, solver = Damping.of(damping), solver or Cholesky()
+    pairs = epoch_pairs(store, targets, train, epochs)
+    parts = tuple(_part(pair, damped, solver, gram_dtype, memory_limit) for pair in pairs)
+    ids = [split.column("sample_id") for split in (pairs[0].target, pairs[0].train)]
+    return Scores("trak", parts, ids[0], ids[1], reduce="mean", average=average)
+
+
+def _part(
+    pair: EpochPair,
+    damping: Damping,
+    solver: Solver,
+    gram_dtype: GramDtype,
+    memory_limit: int | str | None,
+) -> Part:
+    scale, features = pair.train.column("out_to_loss"), pair.train.column("features")
+    kernel = gram(features, dtype=gram_dtype, memory_limit=memory_limit)
+    factor = solver.factor(kernel, damping)
+    target = pair.target.column("features")
+    return Part(pair.epoch, target, features, factor, column_scale=scale)
