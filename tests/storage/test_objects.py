@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -229,9 +230,14 @@ def test_a_profile_in_the_shared_files(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     store = ts.FeatureStore.create(f"{bucket}/run.zarr", projection=SPEC)
-    provider = store.location.store.store.credential_provider  # type: ignore[attr-defined]
-    assert provider()["access_key_id"] == "of-the-lab"
-    assert b"dark" not in pickle.dumps(store) and b"of-the-lab" not in pickle.dumps(store)
+    store.write_split(0, "train", rows_of(10))
+    inside: Any = store.location.store
+    for thing in (store, store.features(0, "train"), inside, inside.with_read_only(True)):
+        assert inside.store.credential_provider()["access_key_id"] == "of-the-lab"
+        data = pickle.dumps(thing)
+        assert b"dark" not in data and b"of-the-lab" not in data
+    assert pickle.loads(pickle.dumps(inside)) is inside  # noqa: S301
+    assert pickle.loads(pickle.dumps(inside.with_read_only(True))).read_only  # noqa: S301
 
 
 def test_it_pickles_as_its_url_and_opens_once(bucket: str) -> None:
@@ -251,6 +257,21 @@ def test_new_credentials_in_the_environment_are_taken(
     before = open_location(bucket).store
     monkeypatch.setenv("AWS_SESSION_TOKEN", "renewed")
     assert open_location(bucket).store is not before
+
+
+@pytest.mark.filterwarnings("ignore:This process")  # forks although it has threads: Python 3.12
+def test_a_forked_process_is_told_instead_of_waiting_for_ever(bucket: str) -> None:
+    store = ts.FeatureStore.create(f"{bucket}/run.zarr", projection=SPEC)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            print(store.epochs)
+        except LocationError as error:
+            os._exit(7 if "spawn" in str(error) else 8)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert store.epochs == ()
 
 
 def test_of_conditional_writes_at_once_one_wins(bucket: str) -> None:

@@ -55,6 +55,7 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_
 _SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
 _URL = re.compile(rf"(?P<scheme>{'|'.join(SCHEMES)})://(?P<bucket>[^/@?#]+)(/[^@?#]*)?")
 _T = TypeVar("_T")
+_users: set[int] = set()  # processes that used obstore since the first of them was started
 
 
 class SinglePutStore(ObjectStore[Any]):
@@ -64,13 +65,20 @@ class SinglePutStore(ObjectStore[Any]):
     parts when a process is killed.
     """
 
-    def __init__(self, store: Any, *, read_only: bool = False, address: str = "") -> None:
+    def __init__(self, store: Any, *, read_only: bool = False, url: str | None = None) -> None:
         super().__init__(store, read_only=read_only)
-        self.address = address or str(store)
+        self.url = url
+        self.address = url or str(store)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As the URL: obstore's own stores pickle with the credentials that they were given."""
+        if self.url is None:
+            return super().__reduce_ex__(protocol)
+        return open_url, (self.url, self.read_only)
 
     def with_read_only(self, read_only: bool = False) -> Self:
         """The same store, to be written or not."""
-        return type(self)(self.store, read_only=read_only, address=self.address)
+        return type(self)(self.store, read_only=read_only, url=self.url)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -124,6 +132,7 @@ class SinglePutStore(ObjectStore[Any]):
         obstore itself retries requests, but not listings that break off, nor conditional writes
         that time out; all that is done here may be done twice.
         """
+        _refuse_fork()
         began, attempt = time.monotonic(), 1
         while True:
             try:
@@ -137,13 +146,15 @@ class SinglePutStore(ObjectStore[Any]):
             attempt += 1
 
 
-def open_url(url: str) -> SinglePutStore:
+def open_url(url: str, read_only: bool = False) -> SinglePutStore:
     """The store at a URL; one for each URL in a process, as long as the environment is the same.
 
     Parameters
     ----------
     url : str
         ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``.
+    read_only : bool
+        Whether it refuses to write.
 
     Raises
     ------
@@ -157,11 +168,13 @@ def open_url(url: str) -> SinglePutStore:
             "az://container/prefix; credentials are taken from the environment, never from it"
         )
     settings = {name: text for name, text in os.environ.items() if name.startswith(_SETTINGS)}
-    return _opened(url, tuple(sorted(settings.items())))
+    store = _opened(url, tuple(sorted(settings.items())))
+    return store.with_read_only(True) if read_only else store
 
 
 @lru_cache(maxsize=64)
 def _opened(url: str, settings: tuple[tuple[str, str], ...]) -> SinglePutStore:
+    _refuse_fork()
     environment = dict(settings)
     plain = any(environment.get(name, "").startswith("http://") for name in _ENDPOINTS)
     options: dict[str, Any] = {"client_options": {**TIMEOUTS, "allow_http": plain}}
@@ -169,7 +182,17 @@ def _opened(url: str, settings: tuple[tuple[str, str], ...]) -> SinglePutStore:
         options["credential_provider"] = _credentials(url, environment)
     with _explained(url):
         _check(from_url(url, retry_config=RETRIES_AT_OPENING, **options))
-        return SinglePutStore(from_url(url, retry_config=RETRIES, **options), address=url)
+        return SinglePutStore(from_url(url, retry_config=RETRIES, **options), url=url)
+
+
+def _refuse_fork() -> None:
+    """Raise where obstore would wait for ever: its threads do not outlive a fork."""
+    _users.add(os.getpid())
+    if len(_users) > 1:
+        raise LocationError(
+            "object storage cannot be used in a process that was forked from one that used it; "
+            'start processes by "spawn" or "forkserver" (multiprocessing.set_start_method)'
+        )
 
 
 def _check(store: Any) -> None:
