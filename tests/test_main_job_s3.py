@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import torch
 from fault_proxy import fault_proxy, share_of_requests
 from features.models import Samples, mlp
+from features.test_torchrun import columns, torchrun
 
 import trakstore as ts
 from trakstore.features import Job, featurize_job
@@ -23,15 +22,13 @@ TESTS = str(Path(__file__).parent)
 QUICK = 0.7  # seconds of a request, for runs with faults
 ROWS = 2 * (101 + 19)
 PATIENCE: Any = {"timeout": timedelta(seconds=QUICK)}
-RANK = f"""
+JOBS = f"""
 import sys
 sys.path.insert(0, {TESTS!r})
 from test_main_job_s3 import PATIENCE, job
-from trakstore.features import featurize_job
 from trakstore.storage import objects
 
 objects.TIMEOUTS = PATIENCE
-print(featurize_job(job(), sys.argv[1], progress=False).rows)
 """
 
 
@@ -48,17 +45,10 @@ def job() -> Job:
 
 def run_two_ranks(where: str, folder: Path) -> int:
     """Run the job with torchrun; rows that both ranks wrote."""
-    script = folder / "rank.py"
-    script.write_text(RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", str(script), where]
-    root = str(Path(ts.__file__).parent.parent)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
+    (folder / "jobs.py").write_text(JOBS)
+    done = torchrun(2, "featurize", "jobs.py:job", "--store", where, "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
-    return sum(int(line) for line in done.stdout.splitlines() if line.strip())
+    return sum(json.loads(line)["rows"] for line in done.stdout.splitlines() if line.strip())
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +64,10 @@ def assert_same(store: ts.FeatureStore, local: ts.FeatureStore) -> None:
     """Every column to the bit, the scores and the lists."""
     assert store.epochs == local.epochs == (0, 7) and store.splits == local.splits
     assert all(status.complete for status in store.status())
-    for epoch, split in ((e, s) for e in local.epochs for s in local.splits):
-        mine, expected = store.split(epoch, split), local.split(epoch, split)
-        for name in expected.columns:
-            columns = (one.column(name).read(0, expected.rows) for one in (mine, expected))
-            np.testing.assert_array_equal(*columns, err_msg=f"{epoch}/{split}/{name}")
+    mine, expected = columns(store), columns(local)
+    assert mine.keys() == expected.keys()
+    for name, column in expected.items():
+        np.testing.assert_array_equal(mine[name], column, err_msg=str(name))
     mine_scores, expected_scores = ts.trak_scores(store), ts.trak_scores(local)
     np.testing.assert_array_equal(np.asarray(mine_scores), np.asarray(expected_scores))
     assert ts.top_k(mine_scores, 20).identical(ts.top_k(expected_scores, 20))

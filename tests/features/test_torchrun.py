@@ -14,6 +14,8 @@ import pytest
 
 import trakstore as ts
 
+ROOT = str(Path(ts.__file__).parent.parent)
+
 JOB = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -33,13 +35,13 @@ def job():
 def torchrun(ranks: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", "-m", "trakstore", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=240
     )
 
 
-def columns(where: Path) -> dict[tuple[Any, ...], np.ndarray[Any, Any]]:
+def columns(where: Path | ts.FeatureStore) -> dict[tuple[Any, ...], np.ndarray[Any, Any]]:
     store = ts.open_store(where)
     return {
         (epoch, name, column): split.column(column).read(0, split.rows)

@@ -114,6 +114,20 @@ def test_a_stopped_write_is_resumed(bucket: str) -> None:
     np.testing.assert_array_equal(store.features(0, "train"), X)
 
 
+def test_rows_are_appended_masked_and_dropped(bucket: str) -> None:
+    X = rows_of(33)
+    store = ts.FeatureStore.create(f"{bucket}/run.zarr", projection=SPEC)
+    store.write_split(0, "train", X[:20], block_rows=7)
+    store.append(0, "train", X[20:], ids=range(20, 33))
+    np.testing.assert_array_equal(store.features(0, "train"), X)
+    assert store.mask("train", [3, 30]) == 2
+    store.write_split(0, "test", X[:5])
+    store.drop(0, "train")
+    assert store.splits == ("test",)
+    assert open_location(f"{bucket}/run.zarr/0").names("train") == []
+    np.testing.assert_array_equal(store.features(0, "test"), X[:5])
+
+
 def test_a_chunk_is_one_put_and_one_get(bucket: str, faults: Any) -> None:
     X = rows_of(2048, 2048)
     with faults(never) as proxy:
