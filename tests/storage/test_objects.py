@@ -306,6 +306,28 @@ def test_a_conditional_write_whose_reply_is_lost(bucket: str, faults: Any, fault
     assert len(creates) == 2 and proxy.injected == {fault: 1}
 
 
+def test_a_conditional_write_that_all_lose_is_tried_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 may answer 409 to several at once, which is taken for a key that is there."""
+    place, real, calls = open_location(bucket), SinglePutStore.set_if_not_exists, []
+
+    async def conflict_first(store: SinglePutStore, key: str, value: Any) -> None:
+        calls.append(key)
+        if len(calls) > 1:
+            await real(store, key, value)
+
+    monkeypatch.setattr(SinglePutStore, "set_if_not_exists", conflict_first)
+    assert place.put_if_absent("zarr.json", b"mine") == b"mine" and len(calls) == 2
+
+
+def test_a_listing_that_breaks_off_at_opening(bucket: str, faults: Any) -> None:
+    listings: Iterator[Fault] = iter(["truncated", "truncated", "late"])
+    with faults(lambda _: next(listings, None)) as proxy:
+        assert open_location(f"{bucket}/run.zarr").names("") == []
+    assert proxy.injected == {"truncated": 2, "late": 1}
+
+
 def test_networks_that_stay_down_are_neither_damage_nor_missing(
     bucket: str, faults: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

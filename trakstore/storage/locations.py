@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ __all__ = ["Location", "Where", "open_location"]
 
 Where: TypeAlias = "str | os.PathLike[str] | Store | Location"
 _T = TypeVar("_T")
+
+RESTS = (0.0, 0.2, 1.0)  # seconds before each attempt to write a key that is absent
 
 
 class DurableLocalStore(LocalStore):
@@ -146,12 +149,13 @@ class Location:
 
     def put_if_absent(self, key: str, value: bytes) -> bytes:
         """Write ``value`` unless the key exists; what the key holds in the end."""
-        existing = self.get(key)
-        if existing is not None:
-            return existing
         buffer = default_buffer_prototype().buffer.from_bytes(value)
-        self._run(self.store.set_if_not_exists(key, buffer))
-        settled = self.get(key)  # whoever wrote it: a winner whose reply was lost cannot know
+        for rest in RESTS:  # S3 may turn down all of several writers that come at once
+            if (existing := self.get(key)) is not None:
+                return existing
+            time.sleep(rest)
+            self._run(self.store.set_if_not_exists(key, buffer))
+        settled = self.get(key)
         if settled is None:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
         return settled

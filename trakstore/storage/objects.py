@@ -29,6 +29,7 @@ from obstore.exceptions import (
 from obstore.store import from_url
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from trakstore.errors import LocationError
@@ -181,7 +182,8 @@ def _opened(url: str, settings: tuple[tuple[str, str], ...]) -> SinglePutStore:
     if url.startswith("s3:"):
         options["credential_provider"] = _credentials(url, environment)
     with _explained(url):
-        _check(from_url(url, retry_config=RETRIES_AT_OPENING, **options))
+        hasty = from_url(url, retry_config=RETRIES_AT_OPENING, **options)
+        sync(_check(SinglePutStore(hasty, url=url)))
         return SinglePutStore(from_url(url, retry_config=RETRIES, **options), url=url)
 
 
@@ -195,9 +197,9 @@ def _refuse_fork() -> None:
         )
 
 
-def _check(store: Any) -> None:
+async def _check(store: SinglePutStore) -> None:
     """Raise unless the bucket is there and may be listed: reads take no bucket for no key."""
-    for _ in obstore.list(store, prefix="zarr.json"):  # never has anything below it
+    async for _ in store.list_dir("zarr.json"):  # never has anything below it
         return
 
 
