@@ -72,6 +72,8 @@ ORDER: dict[str, list[str]] = {
         "rows",
         "tiles",
         "gram",
+        "kept",
+        "grams",
         "solvers",
         "lazy",
         "factored",

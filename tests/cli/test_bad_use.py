@@ -19,7 +19,10 @@ def listing(folder: Path) -> set[Path]:
 QUERIES = {
     "epoch": (["kernel", "{store}", "--epoch", "3"], "no epoch 3"),
     "split": (["kernel", "{store}", "--split", "trian"], "did you mean 'train'"),
-    "targets": (["topk", "{store}", "--targets", "tset"], "no epoch has a split 'tset'; did you mean 'test'"),
+    "targets": (
+        ["topk", "{store}", "--targets", "tset"],
+        "'tset'; did you mean 'test'",
+    ),
     "method": (["topk", "{store}", "--method", "track"], "did you mean 'trak'"),
     "score method": (["score", "{store}", "--save", "a", "--method", "x"], "no method 'x'"),
     "name": (["score", "{store}", "--save", "../a"], "cannot name a score matrix"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from zarr.storage import MemoryStore
 
 from trakstore.errors import IncompleteError, NotFoundError
 from trakstore.linalg.rows import ArrayRows
+from trakstore.storage.locations import Location
 
 
 @dataclass
@@ -18,6 +21,13 @@ class FakeSplit:
     columns: dict[str, np.ndarray]
     complete: bool = True
     reads: list[str] = field(default_factory=list)
+
+    spec = SimpleNamespace(nonce=1)
+
+    @property
+    def location(self):
+        """A place of its own each time: nothing that is stored there is found again."""
+        return Location("memory", MemoryStore(), reopens=False)
 
     @property
     def rows(self):

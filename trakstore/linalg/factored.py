@@ -141,6 +141,8 @@ class Scores:
         One for each epoch; all of one shape.
     target_ids, train_ids : Rows, shapes (m,) and (n,)
         Sample ids, lazy.
+    train_positions : Rows, shape (n,), optional
+        Positions of the train rows in the stored split; 0, 1, ... when None.
     reduce : {"mean", "sum"}
         Over the epochs.
     average : {"factors", "scores"}
@@ -154,6 +156,7 @@ class Scores:
     train_ids: Rows
     reduce: Literal["mean", "sum"] = "mean"
     average: Average = "factors"
+    train_positions: Rows | None = None
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -244,6 +247,7 @@ class Scores:
             parts=tuple(part.isel(targets, trains) for part in self.parts),
             target_ids=_take(self.target_ids, targets),
             train_ids=_take(self.train_ids, trains),
+            train_positions=self.train_positions and _take(self.train_positions, trains),
         )
 
     def to_xarray(self) -> xr.DataArray:

@@ -38,11 +38,14 @@ class Gram:
         Rows that entered (those with a weight above zero).
     trace : float
         tr(K): the sum of the squared norms of the rows.
+    dtype : {"float32", "float64"}
+        Of the products that were summed: how far small eigenvalues can be trusted.
     """
 
     matrix: NDArray[np.float64]
     rows: int
     trace: float
+    dtype: GramDtype = "float32"
 
     @property
     def dim(self) -> int:
@@ -98,7 +101,7 @@ def gram(
     task = _GramTask(rows, weights, step, dtype)
     total, used = map_reduce(task, count, step, _add, parts=_parts(dim), workers=workers)
     _mirror(total)
-    return Gram(total, used, float(np.trace(total)))
+    return Gram(total, used, float(np.trace(total)), dtype)
 
 
 def _parts(dim: int) -> int:
@@ -142,6 +145,8 @@ class _GramTask:
         weights = np.asarray(self.weights.read(low, high), dtype=np.float64)
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise NumericsError(f"weights of rows {low}..{high} are not all finite and >= 0")
+        if (weights == 1).all():
+            return tile, high - low
         keep = weights > 0  # a row without weight may hold anything
         scaled = tile[keep] * np.sqrt(weights[keep])[:, None]
         return scaled.astype(self.dtype), int(keep.sum())

@@ -9,7 +9,15 @@ import numpy as np
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-__all__ = ["ArrayRows", "MeanRows", "Rows", "TakenRows"]
+__all__ = [
+    "ArrayRows",
+    "KeptRows",
+    "MeanRows",
+    "PositionRows",
+    "Rows",
+    "TakenRows",
+    "UnmaskedRows",
+]
 
 
 class Rows(Protocol):
@@ -82,6 +90,8 @@ class TakenRows:
         return str(tokenize("taken", self.base.token, self.index))
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
+        if isinstance(self.index, range) and self.index.step == 1:
+            return self.base.read(self.index.start + start, self.index.start + stop)
         wanted = np.asarray(self.index[start:stop], dtype=np.int64)
         out = np.empty((len(wanted), *self.base.shape[1:]), dtype=self.base.dtype)
         order = np.argsort(wanted, kind="stable")
@@ -123,6 +133,110 @@ class MeanRows:
         for column in self.columns:
             total += column.read(start, stop)
         return total / len(self.columns)
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class PositionRows:
+    """The positions 0, 1, ... rows - 1 themselves."""
+
+    rows: int
+    chunk_rows: int = 2**16
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows,)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.int64)
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("positions", self.rows))
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        return np.arange(start, stop)
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class UnmaskedRows:
+    """The rows of ``base`` without those at the ascending positions ``masked``.
+
+    Examples
+    --------
+    >>> UnmaskedRows(PositionRows(8), np.array([0, 3, 4])).read(1, 4)
+    array([2, 5, 6])
+    """
+
+    base: Rows
+    masked: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.base.shape[0] - len(self.masked), *self.base.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.base.dtype
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.base.chunk_rows
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("unmasked", self.base.token, self.masked))
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        if stop <= start:
+            return self.base.read(0, 0)
+        low, high = self._position(start), self._position(stop - 1) + 1
+        here = self.masked[np.searchsorted(self.masked, low) : np.searchsorted(self.masked, high)]
+        rows = self.base.read(low, high)
+        return np.delete(rows, here - low, axis=0) if len(here) else rows
+
+    def _position(self, kept: int) -> int:
+        """Position in the base of the kept row with this number."""
+        before = self.masked - np.arange(len(self.masked))  # kept rows in front of each masked one
+        return kept + int(np.searchsorted(before, kept, side="right"))
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRows:
+    """Weights that leave out some rows: 0 at the positions in ``without``, 1 elsewhere."""
+
+    rows: int
+    without: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows,)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    @property
+    def chunk_rows(self) -> int:
+        return 2**16
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("kept", self.rows, self.without))
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        kept = np.ones(stop - start, dtype=np.float32)
+        kept[self.without[(self.without >= start) & (self.without < stop)] - start] = 0
+        return kept
 
     def __dask_tokenize__(self) -> str:
         return self.token

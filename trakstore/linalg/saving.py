@@ -9,12 +9,11 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
 
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Scores
+from trakstore.linalg.kept import create_array, open_array
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.streaming import for_each_tile
 from trakstore.planning import CHUNK_BYTES, ranges
@@ -24,8 +23,6 @@ from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.store import FeatureStore, open_store
 
 __all__ = ["check_new_name", "open_scores", "save_scores"]
-
-_WRITE_ALL: Any = {"write_empty_chunks": True}
 
 
 def save_scores(
@@ -65,7 +62,7 @@ def save_scores(
     rows, columns = scores.shape
     width = min(columns, scores.tile_rows)
     height = max(1, min(rows, CHUNK_BYTES // (4 * width)))
-    _create(location, f"{path}/scores", scores.shape, (height, width), np.float32, scores.dims)
+    create_array(location, f"{path}/scores", scores.shape, (height, width), np.float32, scores.dims)
     for dim, ids in (("target", scores.target_ids), ("train", scores.train_ids)):
         _save_ids(location, f"{path}/{dim}_id", ids, dim)
     for_each_tile(scores, _Save(location, f"{path}/scores"), memory_limit, align=height)
@@ -97,7 +94,7 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray:
         raise NotFoundError(f"{location} has no scores {name!r}{did_you_mean(name, names)}")
     open_lazily: Callable[..., da.Array] = da.from_zarr
     matrix, target, train = (
-        open_lazily(_open(location, f"{path}/{array}", "r"))
+        open_lazily(open_array(location, f"{path}/{array}", "r"))
         for array in ("scores", "target_id", "train_id")
     )
     return xr.DataArray(
@@ -126,38 +123,13 @@ class _Save:
                 f"scores of targets {t0}..{t1} with train rows {n0}..{n1} are not finite; raise "
                 f"the damping, or look at the features with `trakstore kernel`"
             )
-        _open(self.location, self.path, "r+")[t0:t1, n0:n1] = tile
+        open_array(self.location, self.path, "r+")[t0:t1, n0:n1] = tile
 
 
 def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> None:
     text = ids.dtype.kind in "TUO"
     chunk = min(ids.shape[0], CHUNK_BYTES // 8)
-    _create(location, path, ids.shape, (chunk,), str if text else np.int64, (dim,))
-    column = _open(location, path, "r+")
+    create_array(location, path, ids.shape, (chunk,), str if text else np.int64, (dim,))
+    column = open_array(location, path, "r+")
     for start, stop in ranges(ids.shape[0], chunk):
         column[start:stop] = ids.read(start, stop)
-
-
-def _create(
-    location: Location,
-    path: str,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    dtype: Any,
-    dims: tuple[str, ...],
-) -> None:
-    zarr.create_array(
-        location.store,
-        name=path,
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        dimension_names=dims,
-        compressors=[Crc32cCodec()],
-        filters=None,
-        overwrite=True,
-    )
-
-
-def _open(location: Location, path: str, mode: Any) -> zarr.Array[Any]:
-    return zarr.open_array(location.store, path=path, mode=mode, zarr_format=3, config=_WRITE_ALL)

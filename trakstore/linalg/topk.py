@@ -61,7 +61,8 @@ def top_k(
     -------
     Dataset
         Dimensions ``("target", "rank")``; ``score`` (float32; for a DataArray its own dtype),
-        ``train`` (sample ids), ``position`` (int64, train rows); coordinate ``target_id``.
+        ``train`` (sample ids), ``position`` (int64, rows of the stored train split, masked ones
+        counted); coordinate ``target_id``.
 
     Raises
     ------
@@ -99,7 +100,12 @@ def top_k(
     for start, stop in plan.windows(rows):
         task = _SelectTask(scores.window(start, stop), start, step, k, order)
         found.append(map_reduce(task, columns, step, _merge, workers=plan.workers))
-    return _dataset(found, scores.target_ids, scores.train_ids, scores.method, order)
+    top = _dataset(found, scores.target_ids, scores.train_ids, scores.method, order)
+    if scores.train_positions is not None:
+        axis = top["position"].values
+        stored = TakenRows(scores.train_positions, axis.ravel()).read(0, axis.size)
+        top["position"] = (("target", "rank"), stored.reshape(axis.shape))
+    return top
 
 
 @dataclass(frozen=True, eq=False)

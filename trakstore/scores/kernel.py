@@ -11,7 +11,8 @@ from scipy.linalg import eigvalsh
 
 from trakstore.errors import NumericsError
 from trakstore.linalg.factored import Epoch
-from trakstore.linalg.gram import Gram, GramDtype, gram
+from trakstore.linalg.gram import Gram, GramDtype
+from trakstore.linalg.grams import split_gram
 from trakstore.linalg.solvers import CONDITION_LIMIT, Damping
 from trakstore.scores.splits import Store
 
@@ -111,7 +112,7 @@ def kernel_report(
     damped = Damping.of(damping)
     stored = store.split(epoch, split)
     stored.require_complete()
-    kernel = gram(stored.column("features"), dtype=gram_dtype, memory_limit=memory_limit)
+    kernel = split_gram(stored, dtype=gram_dtype, memory_limit=memory_limit)
     if kernel.trace == 0:
         raise NumericsError(
             f"all {kernel.rows} rows of split {split!r} at epoch {epoch!r} are zero"

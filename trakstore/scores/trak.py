@@ -7,7 +7,7 @@ from typing import get_args
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Average, Epoch, Part, Scores
-from trakstore.linalg.gram import GramDtype, gram
+from trakstore.linalg.gram import GramDtype
 from trakstore.linalg.solvers import Cholesky, Damping, Solver
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs
 
@@ -83,8 +83,16 @@ def trak_scores(
     damped, solver = Damping.of(damping), solver or Cholesky()
     pairs = epoch_pairs(store, targets, train, epochs)
     parts = tuple(_part(pair, damped, solver, gram_dtype, memory_limit) for pair in pairs)
-    ids = [split.column("sample_id") for split in (pairs[0].target, pairs[0].train)]
-    return Scores("trak", parts, ids[0], ids[1], reduce="mean", average=average)
+    target, train_split = pairs[0].target, pairs[0].train
+    return Scores(
+        "trak",
+        parts,
+        target.column("sample_id"),
+        train_split.column("sample_id"),
+        reduce="mean",
+        average=average,
+        train_positions=train_split.positions,
+    )
 
 
 def _part(
@@ -95,7 +103,7 @@ def _part(
     memory_limit: int | str | None,
 ) -> Part:
     scale, features = pair.train.column("out_to_loss"), pair.train.column("features")
-    kernel = gram(features, dtype=gram_dtype, memory_limit=memory_limit)
+    kernel = pair.train.gram(gram_dtype, memory_limit)
     factor = solver.factor(kernel, damping)
     target = pair.target.column("features")
     return Part(pair.epoch, target, features, factor, column_scale=scale)

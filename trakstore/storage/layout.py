@@ -11,6 +11,7 @@
     {epoch}/{split}/masked           (sample,): rows that are left out, where there are any
     runs/{epoch}.{split}.{run}       what each run did
     scores/{name}                    saved score matrices
+    grams/{epoch}/{split}            the gram of a split's features
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = [
     "document_key",
     "epoch_path",
     "epoch_sort_key",
+    "gram_path",
     "marker_block",
     "marker_key",
     "run_path",
@@ -45,8 +47,9 @@ SAMPLE_ID = "sample_id"
 WRITTEN = "written"
 MASKED = "masked"
 SCORES = "scores"
+GRAMS = "grams"
 RUNS = "runs"
-RESERVED = frozenset({SCORES, "grams", RUNS, "dynamics", "evaluation"})
+RESERVED = frozenset({SCORES, GRAMS, RUNS, "dynamics", "evaluation"})
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
@@ -114,6 +117,11 @@ def scores_path(name: str) -> str:
 def run_path(epoch: Epoch, split: str, run: str) -> str:
     """Group of the record of one run."""
     return f"{RUNS}/{epoch_path(epoch)}.{check_name(split, 'split')}.{run}"
+
+
+def gram_path(epoch: Epoch, split: str) -> str:
+    """Group of the gram of a split's features."""
+    return f"{GRAMS}/{split_path(epoch, split)}"
 
 
 def document_key(path: str) -> str:

@@ -1,0 +1,213 @@
+"""Grams kept in the store: read where valid, brought up to date where rows came or went."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.linalg.gram import Gram, GramDtype, gram
+from trakstore.linalg.kept import create_array, open_array
+from trakstore.linalg.rows import KeptRows, Rows, TakenRows
+from trakstore.planning import ranges
+from trakstore.storage import layout
+from trakstore.storage.locations import Location
+from trakstore.storage.splits import attributes, group_document
+
+__all__ = ["GramOrigin", "GramSplit", "masked_rows", "origin_of", "split_gram"]
+
+GRAM_CHUNK = 1024  # rows and columns of a chunk: 8 MB
+MASKED_SHARE = 0.1  # of the rows: beyond, a gram is computed again instead of downdated
+TAIL = 4  # bytes of the crc32c that ends every chunk
+
+
+class GramSplit(Protocol):
+    """What is needed of a stored split."""
+
+    @property
+    def epoch(self) -> layout.Epoch: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def location(self) -> Location: ...
+    @property
+    def spec(self) -> Any: ...
+    def column(self, name: str, /) -> Rows: ...
+
+
+@dataclass(frozen=True)
+class GramOrigin:
+    """What a gram was computed from, as its attributes in the store say.
+
+    Attributes
+    ----------
+    nonce : int
+        Of the split.
+    rows : int
+        Rows of the split, masked ones included.
+    masked : int
+        Rows that were left out.
+    masked_digest : str
+        SHA-256 of their positions (int64, little-endian, ascending); ``""`` for none.
+    dtype : {"float32", "float64"}
+        Of the products.
+    """
+
+    nonce: int
+    rows: int
+    masked: int
+    masked_digest: str
+    dtype: GramDtype
+
+
+def split_gram(
+    split: GramSplit,
+    *,
+    dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> Gram:
+    """K = ΦᵀΦ of a split's features, without its masked rows: the stored one where it is valid.
+
+    A stored gram of fewer rows of the same split gets the rows that were appended; one with fewer
+    masked rows is downdated in float64. Otherwise it is computed. What is new is stored, unless the
+    place cannot be written.
+
+    Parameters
+    ----------
+    split : Split
+        Complete.
+    dtype : {"float32", "float64"}
+        Of the products within a tile; a stored gram of float64 products serves both.
+    memory_limit : int or str, optional
+        Bytes of one process.
+
+    Raises
+    ------
+    NumericsError
+        Features that are not finite.
+    MemoryLimitError
+        The gram does not fit.
+    """
+    wanted = origin_of(split, dtype)
+    stored = _read(split, wanted)
+    if stored is not None and stored.origin == wanted:
+        return stored.gram
+    made = None if stored is None else _updated(split, stored, wanted, memory_limit)
+    if made is None:
+        rows, masked = split.column(layout.FEATURES), masked_rows(split)
+        weights = KeptRows(split.rows, masked) if len(masked) else None
+        made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
+    origin = wanted if made.dtype == dtype else origin_of(split, made.dtype)
+    _write(split, _Stored(made, origin, masked_rows(split)))
+    return made
+
+
+def masked_rows(split: GramSplit) -> NDArray[np.int64]:
+    """Positions of the rows that were masked, ascending."""
+    return np.sort(np.asarray(getattr(split, "masked", ()), dtype=np.int64))
+
+
+def origin_of(split: GramSplit, dtype: GramDtype) -> GramOrigin:
+    """What a gram of this split, as it is now, is computed from."""
+    masked = masked_rows(split)
+    digest = hashlib.sha256(masked.astype("<i8").tobytes()).hexdigest() if len(masked) else ""
+    return GramOrigin(split.spec.nonce, split.rows, len(masked), digest, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    gram: Gram
+    origin: GramOrigin
+    masked: NDArray[np.int64]
+
+
+def _updated(
+    split: GramSplit, stored: _Stored, wanted: GramOrigin, memory_limit: int | str | None
+) -> Gram | None:
+    """The stored gram with rows that were appended and without rows that were masked since."""
+    now = masked_rows(split)
+    gone = np.setdiff1d(now[now < stored.origin.rows], stored.masked)
+    if len(np.setdiff1d(stored.masked, now)) or len(gone) > MASKED_SHARE * stored.gram.rows:
+        return None
+    features, result = split.column(layout.FEATURES), stored.gram
+    if stored.origin.rows < wanted.rows:
+        added = TakenRows(features, range(stored.origin.rows, wanted.rows))
+        new = now[now >= stored.origin.rows] - stored.origin.rows
+        weights = KeptRows(added.shape[0], new) if len(new) else None
+        more = gram(added, weights, dtype=result.dtype, memory_limit=memory_limit)
+        result = _sum(result, more, 1)
+    if len(gone):
+        less = gram(TakenRows(features, gone), dtype="float64", memory_limit=memory_limit)
+        result = _sum(result, less, -1)
+    return result
+
+
+def _sum(left: Gram, right: Gram, sign: int) -> Gram:
+    matrix = left.matrix + sign * right.matrix
+    rows = left.rows + sign * right.rows
+    return Gram(matrix, rows, float(np.trace(matrix)), left.dtype)
+
+
+def _read(split: GramSplit, wanted: GramOrigin) -> _Stored | None:
+    """The stored gram if it is whole and of this split; a damaged one counts as none."""
+    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    try:
+        document = place.get(layout.document_key(path))
+        found = {} if document is None else attributes(document, path)
+        origin = GramOrigin(**{name: found[name] for name in asdict(wanted)})
+        usable = origin.dtype in (wanted.dtype, "float64")
+        if origin.nonce != wanted.nonce or origin.rows > wanted.rows or not usable:
+            return None
+        dim = split.column(layout.FEATURES).shape[1]
+        if found["digest"] != _digest(place, path, dim):
+            return None
+        matrix = np.asarray(open_array(place, f"{path}/gram")[:], dtype=np.float64)
+        masked = open_array(place, f"{path}/masked")[:] if origin.masked else ()
+        kept = Gram(matrix, found["used"], found["trace"], origin.dtype)
+        if (origin.masked, origin.masked_digest) == (wanted.masked, wanted.masked_digest):
+            return _Stored(kept, _as(origin, wanted), np.asarray(masked, dtype=np.int64))
+        return _Stored(kept, origin, np.asarray(masked, dtype=np.int64))
+    except (KeyError, TypeError, ValueError, OSError):
+        return None
+
+
+def _as(origin: GramOrigin, wanted: GramOrigin) -> GramOrigin:
+    """A gram of float64 products is as good as the one of float32 products that was wanted."""
+    return wanted if origin.rows == wanted.rows else origin
+
+
+def _write(split: GramSplit, made: _Stored) -> None:
+    """The document with the checksums of all chunks comes last: until then nothing is valid."""
+    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    dim = made.gram.dim
+    try:
+        chunk = min(dim, GRAM_CHUNK)
+        create_array(
+            place, f"{path}/gram", (dim, dim), (chunk, chunk), "f8", ("feature", "feature_2")
+        )
+        open_array(place, f"{path}/gram", "r+")[:] = made.gram.matrix
+        if len(made.masked):
+            count = len(made.masked)
+            create_array(place, f"{path}/masked", (count,), (count,), "i8", ("masked_row",))
+            open_array(place, f"{path}/masked", "r+")[:] = made.masked
+        what = asdict(made.origin) | {
+            "used": made.gram.rows,
+            "trace": made.gram.trace,
+            "digest": _digest(place, path, dim),
+        }
+        place.put({layout.document_key(path): group_document(what)})
+    except (TrakStoreError, OSError, ValueError):
+        return  # a place that cannot be written: the gram is computed again next time
+
+
+def _digest(place: Location, path: str, dim: int) -> str:
+    """SHA-256 of the checksums that end the chunks of a gram, row by row."""
+    blocks = range(len(list(ranges(dim, min(dim, GRAM_CHUNK)))))
+    tails = place.get_tails([f"{path}/gram/c/{i}/{j}" for i in blocks for j in blocks], TAIL)
+    return hashlib.sha256(b"".join(tail or b"none" for tail in tails)).hexdigest()

@@ -1,0 +1,41 @@
+"""Zarr arrays of results: how they are made and opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from trakstore.storage.locations import Location
+
+__all__ = ["create_array", "open_array"]
+
+_WRITE_ALL: Any = {"write_empty_chunks": True}  # else a chunk of zeros would look unwritten
+
+
+def create_array(
+    location: Location,
+    path: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: Any,
+    dims: tuple[str, ...],
+) -> None:
+    """An empty array with checksums and named dimensions; replaces what is there."""
+    zarr.create_array(
+        location.store,
+        name=path,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        dimension_names=dims,
+        compressors=[Crc32cCodec()],
+        filters=None,
+        overwrite=True,
+    )
+
+
+def open_array(location: Location, path: str, mode: Any = "r") -> zarr.Array[Any]:
+    """An array that :func:`create_array` made."""
+    return zarr.open_array(location.store, path=path, mode=mode, zarr_format=3, config=_WRITE_ALL)
