@@ -99,9 +99,7 @@ class BlockWriter:
             place.put({f"{path}/{key}": value for key, value in chunks.items()})
             self._check_nonce()
             place.put({layout.marker_key(path, block): marker})
-        except OSError as error:
-            if isinstance(error, TrakStoreError):
-                raise
+        except LocationError as error:
             raise LocationError(
                 f"cannot write block {block} of {path} to {place}: {error}; what was committed "
                 f"before is safe, and the same command goes on from there"
