@@ -34,6 +34,7 @@ APART = [("features", "linalg"), ("linalg", "features")]
 ORDER: dict[str, list[str]] = {
     "storage": [
         "layout",
+        "objects",
         "locations",
         "arrays",
         "splits",

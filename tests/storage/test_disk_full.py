@@ -80,7 +80,7 @@ def test_a_full_disk_is_one_clear_error_and_the_same_call_goes_on(small_disk: Pa
 
 def test_a_disk_that_is_full_from_the_start(small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
-    with pytest.raises(LocationError, match=r"cannot write zarr\.json to .*No space left"):
+    with pytest.raises(LocationError, match="No space left on device"):
         ts.FeatureStore.create(small_disk / "s.zarr", projection=SPEC)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -274,6 +275,25 @@ def test_only_the_asked_for(where: Path) -> None:
         verify_store(where, epochs=[7])
 
 
+def test_a_bad_sector_is_damage_and_a_lost_network_is_not(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = zarr.storage.LocalStore.get
+
+    async def get(self: Any, key: str, *given: Any) -> Any:
+        if key == "0/train/norm/c/2":
+            raise OSError(code, os.strerror(code))
+        return await whole(self, key, *given)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", get)
+    code = errno.EIO
+    assert kinds(where) == {("damaged", 2)}
+    code = errno.ENETUNREACH
+    with pytest.raises(LocationError, match="unreachable"):
+        verify_store(where, repair=True)
+    assert not ts.open_store(where).split(0, "train").missing_blocks()
+
+
 def test_saved_scores(where: Path) -> None:
     store = ts.open_store(where)
     store.write_split(1, "train", X, out_to_loss=np.ones(10))
@@ -391,3 +411,20 @@ def test_memory_is_a_few_chunks_for_each_thread(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2 * 4 * 8 * 2**20, f"{peak / 2**20:.0f} MiB"
+
+
+def test_object_storage(bucket: str) -> None:
+    url = f"{bucket}/run.zarr"
+    store = ts.FeatureStore.create(url, projection=ts.ProjectionSpec("sjlt", dim=8))
+    store.write_split(0, "train", X, out_to_loss=np.ones(10), block_rows=3)
+    store.write_split(0, "test", X[:4])
+    ts.save_scores(ts.trak_scores(store, targets="test", train="train"), store, "all")
+    assert verify_store(url).ok
+    key = "0/train/features/c/2/0"
+    store.location.put({key: (store.location.get(key) or b"")[:-5], "0/train/mine": b"x"})
+    found = {(one.kind, one.key) for one in verify_store(url, repair=True).findings}
+    assert found == {("truncated", key), ("foreign", "0/train/mine")}
+    assert store.split(0, "train").missing_blocks() == [2]
+    store.write_split(0, "train", X, out_to_loss=np.ones(10), block_rows=3)
+    store.location.delete(["0/train/mine"])
+    assert verify_store(url).ok

@@ -21,7 +21,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore, WrapperStore
 
-from trakstore.errors import DamagedError
+from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
@@ -244,6 +244,8 @@ class StoredColumn:
         ------
         DamagedError
             When a chunk is missing, truncated, or does not have its checksum.
+        LocationError
+            When the place cannot be read.
         """
         if not self.missing:
             return self._read(start, stop)
@@ -290,9 +292,11 @@ class StoredColumn:
         try:
             array = _opened(self.location, self.path, self._document, self.token)
             return np.asarray(array[start:stop]).astype(self.dtype, copy=False)
-        except DamagedError:
+        except (DamagedError, LocationError):
             raise
-        except (ValueError, RuntimeError, TypeError, IndexError, OSError) as error:
+        except OSError as error:
+            raise LocationError(f"{self.location}: {self.path} cannot be read: {error}") from error
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
             raise DamagedError(
                 f"{self.location}: rows {start} to {stop} of {self.path} cannot be read ({error}); "
                 f"the stored bytes are damaged"

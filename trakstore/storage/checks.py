@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from numcodecs import Zstd
 from numpy.typing import NDArray
 
+from trakstore.errors import LocationError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import (
@@ -88,7 +90,13 @@ def check_block(split: Split, block: int) -> list[Finding]:
     found: list[_Wrong] = [] if wrong is None else [wrong]
     keys, rows = block_keys(spec, block), _Rows(spec, block)
     for i, key in enumerate(keys):
-        value = get(f"{split.path}/{key}")
+        try:
+            value = get(f"{split.path}/{key}")
+        except LocationError as error:  # a network that fails is no damage, a bad sector is
+            if getattr(error.__cause__, "errno", None) != errno.EIO:
+                raise
+            found.append(("damaged", key, "cannot be read: input/output error"))
+            continue
         tail = None if wrong else marker[(2 + i) * TAIL : (3 + i) * TAIL]
         bad = _wrong_chunk(spec, key, value, tail)
         if bad is not None:

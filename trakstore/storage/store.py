@@ -81,7 +81,8 @@ class FeatureStore:
         Parameters
         ----------
         where : str, path or zarr store
-            A local folder, ``memory://name``, or any zarr store.
+            A local folder, a URL such as ``s3://bucket/run.zarr`` or ``memory://name``, or any
+            zarr store.
         projection : ProjectionSpec
             How gradients become features.
         output, parameters : optional
@@ -416,7 +417,7 @@ def open_store(where: Where | FeatureStore) -> FeatureStore:
     Parameters
     ----------
     where : str, path or zarr store
-        Its place.
+        Its place: a local folder, or a URL such as ``s3://bucket/run.zarr``.
 
     Raises
     ------
@@ -480,17 +481,12 @@ def _store_spec(document: bytes, location: Location) -> StoreSpec:
 
 def _refuse_foreign(location: Location) -> None:
     if location.get(layout.document_key("")) is None:
-        names = location.names("") if _exists(location) else []
+        names = location.names("")
         if names:
             raise LocationError(
                 f"{location} is not empty and is not a store (it has {names[0]!r}); "
                 f"give an empty or new place"
             )
-
-
-def _exists(location: Location) -> bool:
-    root = getattr(location.store, "root", None)
-    return root is None or root.exists()
 
 
 def _is_epoch(name: str) -> bool:

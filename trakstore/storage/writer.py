@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, LocationError, SpecMismatchError, TrakStoreError
+from trakstore.errors import LocationError, SpecMismatchError, TrakStoreError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, block_keys, encode, marker_entries
@@ -101,10 +101,9 @@ class BlockWriter:
             place.put({f"{path}/{key}": value for key, value in chunks.items()})
             self._check_nonce()
             place.put({layout.marker_key(path, block): marker})
-        except OSError as error:
-            if isinstance(error, DamagedError):
-                raise
-            full = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        except LocationError as error:
+            cause = getattr(error.__cause__, "errno", None)
+            full = "; free some space" if cause in (errno.ENOSPC, errno.EDQUOT) else ""
             raise LocationError(
                 f"cannot write block {block} of {path} to {place}: {error}; {self._kept()}{full}, "
                 f"and the same command goes on from there"
