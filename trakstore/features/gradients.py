@@ -97,7 +97,8 @@ class GenericEngine:
 
     def _by_vmap(self, batch: Any) -> tuple[dict[str, Tensor], RowOutputs]:
         gradient = grad(self._scalar, has_aux=True)
-        gradients, outputs = vmap(gradient, in_dims=(None, 0))(self._parameters, batch)
+        with torch.no_grad():  # for other parameters, which may require gradients
+            gradients, outputs = vmap(gradient, in_dims=(None, 0))(self._parameters, batch)
         return gradients, outputs
 
     def _one_by_one(self, batch: Any) -> tuple[dict[str, Tensor], RowOutputs]:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from trakstore.features.projectors.base import Projector
 from trakstore.features.projectors.identity import Identity
+from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.features.projectors.rademacher import Rademacher
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
 
-__all__ = ["SJLT", "Identity", "Projector", "Rademacher", "make_projector"]
+__all__ = [
+    "SJLT",
+    "Gathered",
+    "Identity",
+    "Outer",
+    "Piece",
+    "Projector",
+    "Rademacher",
+    "Rows",
+    "make_projector",
+]
 
 _KINDS: dict[ProjectionKind, type[Projector]] = {
     "sjlt": SJLT,
