@@ -1,8 +1,8 @@
 """The factorised engine: per-sample gradients from activations and output gradients.
 
-One forward pass watched by :class:`~trakstore.features.recording.Recorder`, and one backward pass that
-stops at the first layers and never computes a gradient of a weight. As soon as a layer's output gradient
-is there, the layer's part of the features is added, and both factors are dropped.
+One forward pass watched by :class:`~trakstore.features.recording.Recorder`, and one backward pass
+that stops at the first layers and never computes a gradient of a weight. As soon as a layer's output
+gradient is there, the layer's part of the features is added, and both factors are dropped.
 
 What was recorded is not trusted: versions of activations are compared when they are used, and the first
 samples are compared with ordinary backward passes. Parameters that are not seen, or wrong, go through
@@ -28,7 +28,7 @@ from trakstore.features.layers import Call, Layer
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
 from trakstore.features.projectors import Projector
-from trakstore.features.recording import Key, Recorder, Rule, Untrusted, expanded, find_rules
+from trakstore.features.recording import Axis, Key, Recorder, Rule, Untrusted, expanded, find_rules
 from trakstore.features.selfcheck import Truth, disagreeing
 
 __all__ = ["FactorisedEngine"]
@@ -64,12 +64,15 @@ class FactorisedEngine:
         self._parameters = parameters
         self._names = {canonical_name(name) for name in parameters}
         self._rules: dict[Key, Rule] | None = None
+        self._unused: frozenset[str] = frozenset()
         self._generic: dict[frozenset[str], GenericEngine] = {}
 
     @property
     def generic_parameters(self) -> tuple[str, ...]:
         """Canonical names of the parameters that go through the generic engine, in model order."""
-        return tuple(n for name in self._parameters if (n := canonical_name(name)) not in self._names)
+        return tuple(
+            n for name in self._parameters if (n := canonical_name(name)) not in self._names
+        )
 
     def rows(self, batch: Any) -> FeatureRows:
         """Features and outputs of a batch; the first call checks itself on its first two samples."""
@@ -106,9 +109,11 @@ class FactorisedEngine:
         size = len(tree.tree_leaves(batch)[0])
         tape = _Tape(size, self._rules or {}, projector, out_of)
         with _only(self._model, self._own()) as names:
-            recorder = Recorder(names, tape)
+            recorder = Recorder(names, tape, self._unused)
             with recorder:
                 rows = self._output(self._model, batch)
+            if recorder.touched:
+                raise Untrusted(recorder.touched, "a layer was not used in the first samples")
             if recorder.by_data and tape.merged:
                 raise Untrusted(self._names, "a shape depends on the data where samples are merged")
             tape.backward(rows.output.sum())
@@ -126,10 +131,15 @@ class FactorisedEngine:
         while True:
             try:
                 self._find_rules(first)
-                truth = truth or Truth.of(self._model, self._output, self._parameters, first, self._projector)
-                wrong, reason = self._wrong(first, truth), "they disagree with an ordinary backward pass"
+                truth = truth or Truth.of(
+                    self._model, self._output, self._parameters, first, self._projector
+                )
+                wrong, reason = (
+                    self._wrong(first, truth),
+                    "they disagree with an ordinary backward pass",
+                )
             except Untrusted as doubt:
-                wrong, reason = set(doubt.names), doubt.reason
+                wrong, reason = set(doubt.names) or set(self._names), doubt.reason
             if not wrong:
                 return
             self._exclude(wrong, reason)
@@ -137,23 +147,29 @@ class FactorisedEngine:
     def _exclude(self, wrong: set[str], reason: str) -> None:
         self._names -= wrong
         names = ", ".join(sorted(wrong)[:8]) + (", ..." if len(wrong) > 8 else "")
-        log.info("%d parameters go through the generic engine, since %s: %s", len(wrong), reason, names)
+        log.info(
+            "%d parameters go through the generic engine, since %s: %s", len(wrong), reason, names
+        )
 
     def _find_rules(self, first: Any) -> None:
         once = tree.tree_map(lambda t: t[:1], first)
         twice = tree.tree_map(lambda t: torch.cat([t[:1], t[:1]]), first)
 
+        touched: set[str] = set()
+
         def forward(batch: Any, observer: Any) -> Recorder:
             with _only(self._model, self._own()) as names:
-                recorder = Recorder(names, observer)
+                recorder = Recorder(names, observer, frozenset(self._names))
                 with recorder:
                     self._output(self._model, batch)
+            touched.update(recorder.touched)
             return recorder
 
         self._rules = find_rules(forward, once, twice)
         unseen = self._names - {name for names, _ in self._rules for name in names}
-        if unseen:
-            raise Untrusted(unseen, "their layers are not known")
+        self._unused = frozenset(unseen - touched)
+        if unseen & touched:
+            raise Untrusted(unseen & touched, "their layers are not known")
 
     def _wrong(self, first: Any, truth: Truth) -> set[str]:
         """Parameters whose sketches disagree with the truth; all where only their sum does."""
@@ -169,7 +185,7 @@ class FactorisedEngine:
                 return wrong
             rows = self._rows(first)
         except RuntimeError as error:
-            raise Untrusted(self._names, f"it fails when it is watched ({error})") from error
+            raise Untrusted(self._names, f"of an error ({error})") from error
         return set() if truth.projects_to(rows.features, self._names) else set(self._names)
 
 
@@ -198,7 +214,7 @@ class _Tape:
         versions = [tensor._version for tensor in layer.inputs]
         inputs = [tensor.detach() for tensor in layer.inputs]
         arrived = partial(self._arrived, layer, rule, inputs, versions, output.shape)
-        base.register_hook(arrived)
+        base.register_hook(arrived)  # type: ignore[no-untyped-call]
         if not any(tensor.requires_grad for tensor in call.tensors() if not call.use(tensor)):
             self.first.append(get_gradient_edge(base))
         return output
@@ -219,9 +235,13 @@ class _Tape:
     ) -> None:
         if [tensor._version for tensor in inputs] != versions:
             raise Untrusted(layer.names, "an activation was changed in place")
-        gradient = self._front(gradient.reshape(shape), rule, rule.output)
-        activations = zip(inputs, rule.inputs, strict=True)
-        ready = tuple(self._front(tensor, rule, axis) for tensor, axis in activations)
+        gradient = gradient.reshape(shape)
+        if rule.free:
+            gradient = gradient.unsqueeze(1)
+            ready = tuple(expanded(tensor, self.batch).unsqueeze(1) for tensor in inputs)
+        else:
+            gradient = self._front(gradient, rule.output)
+            ready = tuple(map(self._front, inputs, rule.inputs))
         try:
             for piece in layer.pieces(ready, gradient):
                 self.projector.add_piece(self.out_of(piece.name), piece)
@@ -230,11 +250,8 @@ class _Tape:
         except RuntimeError as error:
             raise Untrusted(layer.names, f"their layer fails ({error})") from error
 
-    def _front(self, tensor: Tensor, rule: Rule, axis: Any) -> Tensor:
-        if rule.free:
-            tensor = tensor if len(tensor) == self.batch else expanded(tensor, self.batch)
-            return tensor.unsqueeze(1)
-        front: Tensor | None = axis.front(tensor, self.batch)
+    def _front(self, tensor: Tensor, axis: Axis) -> Tensor:
+        front = axis.front(tensor, self.batch)
         if front is None:
             raise Untrusted((), "a tensor has another shape than in the first samples")
         return front

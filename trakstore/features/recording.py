@@ -6,7 +6,7 @@ Samples may be in any dimension, merged with another one, or in none (a position
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +18,19 @@ from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Layer
 
 __all__ = ["Axis", "Key", "Recorder", "Rule", "Shapes", "Untrusted", "find_rules"]
 
-Key = tuple[tuple[str, ...], int]  # parameters that a layer uses, and how often they were used before
+Key = tuple[
+    tuple[str, ...], int
+]  # parameters that a layer uses, and how often they were used before
 Observer = Callable[[Key, Layer, Call, Tensor], Tensor]
 
 # functions whose result has a shape that depends on the data: what is merged is not equal parts then
 _BY_DATA = {torch.nonzero, Tensor.nonzero, torch.masked_select, Tensor.masked_select, torch.unique}
 
 
-class Untrusted(Exception):  # noqa: N818
+_FAILURES = (RuntimeError, ValueError, IndexError, TypeError)
+
+
+class Untrusted(Exception):
     """Some parameters' gradients cannot be taken from what was recorded."""
 
     def __init__(self, names: Iterable[str], reason: str) -> None:
@@ -41,18 +46,23 @@ class Recorder(TorchFunctionMode):
     names : mapping of id to str
         Canonical names of parameters.
     observer : callable
+    watched : set of str
+        Parameters of which :attr:`touched` says whether any function was given them.
     """
 
-    def __init__(self, names: Mapping[int, str], observer: Observer) -> None:
+    def __init__(
+        self, names: Mapping[int, str], observer: Observer, watched: Set[str] = frozenset()
+    ) -> None:
         super().__init__()
-        self._names, self._observer = names, observer
+        self._names, self._observer, self._watched = names, observer, watched
         self._count: dict[tuple[str, ...], int] = {}
         self.by_data = False
+        self.touched: set[str] = set()
 
     def __torch_function__(
         self,
         func: Any,
-        types: Any,  # noqa: ARG002
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -61,8 +71,11 @@ class Recorder(TorchFunctionMode):
             with self:
                 return SEEN_THROUGH[func](*args, **kwargs)
         matcher = MATCHERS.get(func)
+        if self._watched:
+            uses = map(Call(args, kwargs, self._names).use, Call(args, kwargs, {}).tensors())
+            self.touched |= {use.name for use in uses if use} & self._watched
         if matcher is not None:
-            call = Call(func, args, kwargs, self._names)
+            call = Call(args, kwargs, self._names)
             layer = matcher(call)
             if layer is not None:
                 return self._observer(self._key(layer), layer, call, func(*args, **kwargs))
@@ -103,8 +116,8 @@ class Axis:
             return None
         moved = tensor.movedim(self.dim, 0) if self.dim else tensor
         if self.inner:
-            return moved.unflatten(0, (size // batch, batch)).transpose(0, 1)
-        return moved.unflatten(0, (batch, size // batch))
+            return moved.reshape(size // batch, batch, *moved.shape[1:]).transpose(0, 1)
+        return moved.reshape(batch, size // batch, *moved.shape[1:])
 
     @classmethod
     def of(cls, once: Tensor, twice: Tensor) -> Axis | None:
@@ -119,8 +132,8 @@ class Axis:
             return None
         if once.shape[dim] == 1:
             return cls(dim)
-        halves = twice.movedim(dim, 0).unflatten(0, (2, -1))
-        return cls(dim, merged=True, inner=not torch.allclose(halves[0], halves[1], rtol=1e-2))
+        one, other = twice.movedim(dim, 0).chunk(2)
+        return cls(dim, merged=True, inner=not torch.allclose(one, other, rtol=1e-2))
 
 
 @dataclass(frozen=True)
@@ -169,7 +182,9 @@ def expanded(tensor: Tensor, batch: int) -> Tensor:
     return tensor.expand(batch, *tensor.shape)
 
 
-def find_rules(forward: Callable[[Any, Observer], Recorder], once: Any, twice: Any) -> dict[Key, Rule]:
+def find_rules(
+    forward: Callable[[Any, Observer], Recorder], once: Any, twice: Any
+) -> dict[Key, Rule]:
     """Where samples are in each layer's tensors.
 
     Parameters
@@ -188,16 +203,20 @@ def find_rules(forward: Callable[[Any, Observer], Recorder], once: Any, twice: A
     while True:
         a, b = Shapes(1, free), Shapes(2, free)
         try:
-            by_data = [forward(batch, shapes).by_data for batch, shapes in ((once, a), (twice, b))]
-        except RuntimeError as error:  # the model cannot have it, or is broken, which others will say
-            names = {name for key in free for name in key[0]} or {n for key in a.seen for n in key[0]}
-            raise Untrusted(names, f"it fails when it is watched ({error})") from error
+            recorders = [forward(batch, shapes) for batch, shapes in ((once, a), (twice, b))]
+        except _FAILURES as error:  # the model cannot have it, or is broken, which others will say
+            raise Untrusted(
+                {n for key in free for n in key[0]}, f"of an error ({error})"
+            ) from error
+        by_data = any(recorder.by_data for recorder in recorders)
         rules = {key: _rule(key, a, b) for key in a.seen}
-        bad = {key for key, rule in rules.items() if rule is None or (rule.merged and any(by_data))}
+        bad = {key for key, rule in rules.items() if rule is None or (rule.merged and by_data)}
         if bad or a.seen.keys() != b.seen.keys():
             names = {name for key in bad or (a.seen.keys() ^ b.seen.keys()) for name in key[0]}
             raise Untrusted(names, "it is not known where in their layers' tensors the samples are")
-        new = next((key for key, rule in rules.items() if rule and rule.free and key not in free), None)
+        new = next(
+            (key for key, rule in rules.items() if rule and rule.free and key not in free), None
+        )
         if new is None:
             return {key: rule for key, rule in rules.items() if rule}
         free.add(new)  # layers after it may have samples now

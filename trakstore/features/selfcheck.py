@@ -60,7 +60,9 @@ class Truth:
         projections = {n: torch.zeros(size, projector.dim, device=device) for n in shapes}
         for i in range(size):
             with torch.enable_grad():
-                scalar = output(model, tree.tree_map(lambda t, i=i: t[i : i + 1], batch)).output.sum()
+                scalar = output(
+                    model, tree.tree_map(lambda t, i=i: t[i : i + 1], batch)
+                ).output.sum()
             gradients = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
             for name, gradient in zip(shapes, gradients, strict=True):
                 if gradient is not None:

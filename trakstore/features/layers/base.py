@@ -49,14 +49,12 @@ class Call:
 
     Attributes
     ----------
-    function : callable
     args, kwargs
-        Its arguments.
+        Arguments.
     names : mapping of id to str
         Canonical names of the parameters that gradients are taken of.
     """
 
-    function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     names: Mapping[int, str]

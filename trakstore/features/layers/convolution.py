@@ -92,14 +92,16 @@ class Convolution(Layer):
         convolve: Any = _CONVOLVE[len(shape.kernel)]
         padded = shape.padded(x[start:stop].flatten(0, 1).float())
         out = convolve(padded, filters, stride=shape.stride, dilation=shape.dilation)
-        each = out.unflatten(0, (stop - start, -1)).flatten(3)
+        each = out.reshape(stop - start, -1, *out.shape[1:]).flatten(3)
         turned: Tensor = each.permute(0, 1, 3, 2).flatten(1, 2)
         return turned
 
     def _at_once(self, name: str, x: Tensor, left: Tensor) -> Rows:
-        groups = self._shape.groups
-        right = self._right(x, 0, len(x)).unflatten(2, (groups, -1))
-        tile = torch.einsum("btgr,btgc->bgrc", left.unflatten(2, (groups, -1)).float(), right.float())
+        batch, groups = len(x), self._shape.groups
+        right = self._right(x, 0, batch).float()
+        right = right.reshape(*right.shape[:2], groups, -1)
+        left = left.float().reshape(*left.shape[:2], groups, -1)
+        tile = torch.einsum("btgr,btgc->bgrc", left, right)
         return Rows(name, tile.flatten(1, 2))
 
 
@@ -129,4 +131,4 @@ def _each(size: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
     return sizes * dims if len(sizes) == 1 else sizes
 
 
-MATCHERS: dict[object, Matcher] = {one: _convolution for one in _CONVOLVE.values()}
+MATCHERS: dict[object, Matcher] = dict.fromkeys(_CONVOLVE.values(), _convolution)

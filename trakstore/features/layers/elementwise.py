@@ -81,7 +81,9 @@ def _expand(call: Call) -> Layer | None:
 
 
 def _expanded(tensor: Tensor) -> bool:
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 MATCHERS: dict[object, Matcher] = {

@@ -38,9 +38,7 @@ class Linear(Layer):
 
 
 def _outer(name: str, left: Tensor, right: Tensor, first_row: int) -> Outer:
-    return Outer(
-        name, left, lambda lo, hi: right[lo:hi], right.shape[1], right.shape[2], first_row
-    )
+    return Outer(name, left, lambda lo, hi: right[lo:hi], right.shape[1], right.shape[2], first_row)
 
 
 def _positions(tensor: Tensor) -> Tensor:

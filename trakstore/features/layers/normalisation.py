@@ -50,7 +50,10 @@ class Normalisation(Layer):
 
 def _uses(call: Call, position: int) -> tuple[Use | None, Use | None] | None:
     """Weight and bias, unless there is none or one is not a whole parameter."""
-    uses = (call.use(call.argument(position, "weight")), call.use(call.argument(position + 1, "bias")))
+    uses = (
+        call.use(call.argument(position, "weight")),
+        call.use(call.argument(position + 1, "bias")),
+    )
     return uses if any(uses) and all(use is None or use.whole for use in uses) else None
 
 
@@ -79,7 +82,9 @@ def _group_norm(call: Call) -> Layer | None:
 
 
 def _batch_norm(call: Call) -> Layer | None:
-    x, mean, variance = (call.argument(i, n) for i, n in enumerate(("input", "running_mean", "running_var")))
+    x, mean, variance = (
+        call.argument(i, n) for i, n in enumerate(("input", "running_mean", "running_var"))
+    )
     uses, eps = _uses(call, 3), call.argument(7, "eps", 1e-5)
     if uses is None or call.argument(5, "training", False) or mean is None:
         return None

@@ -7,13 +7,23 @@ becomes vector instructions. No loop is parallel in itself, see :mod:`.threads`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["add_direct", "add_gathered", "add_products", "add_runs", "add_tile", "fold", "merge"]
+__all__ = [
+    "add_direct",
+    "add_gathered",
+    "add_products",
+    "add_runs",
+    "add_tile",
+    "draw_signs",
+    "fold",
+    "merge",
+    "merge_rows",
+]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Float = NDArray[np.float32]
@@ -22,8 +32,18 @@ _Int = NDArray[np.int64]
 
 
 def _compiled(function: _Function) -> _Function:
-    compiled: _Function = numba.njit(nogil=True, fastmath=True, cache=True)(function)
-    return compiled
+    compiled: Any = numba.njit(nogil=True, fastmath=True, cache=True)(function)
+    return cast("_Function", compiled)
+
+
+@_compiled
+def _mix(word: np.uint32) -> np.uint32:  # pragma: no cover
+    """As :func:`.hashing.mix`."""
+    x = np.uint32(word ^ (word >> np.uint32(16)))
+    x = np.uint32(x * np.uint32(0x85EBCA6B))
+    x = np.uint32(x ^ (x >> np.uint32(13)))
+    x = np.uint32(x * np.uint32(0xC2B2AE35))
+    return np.uint32(x ^ (x >> np.uint32(16)))
 
 
 @_compiled
@@ -46,9 +66,7 @@ def add_tile(
 
 
 @_compiled
-def add_runs(
-    wide: _Float, tile: _Float, offsets: _Int, signs2: _Float
-) -> None:  # pragma: no cover
+def add_runs(wide: _Float, tile: _Float, offsets: _Int, signs2: _Float) -> None:  # pragma: no cover
     """Add rows of a tile ``(batch, rows, <= k)`` whose own signs are in them already."""
     batch, rows, rest = tile.shape
     for b in range(batch):
@@ -154,3 +172,32 @@ def fold(out: _Float, wide: _Float, scale: float) -> None:  # pragma: no cover
     for b in range(batch):
         for j in range(k):
             out[b, j] += s * (wide[b, j] + wide[b, j + k])
+
+
+@_compiled
+def draw_signs(
+    bits: NDArray[np.uint32],
+    start: int,
+    rest: int,
+    key0: int,
+    key1: int,
+    columns: NDArray[np.uint32],
+    magnitude: np.uint32,
+) -> None:  # pragma: no cover
+    """Random signs of entries ``start`` on, as the bits of ±magnitude, ``(entries, 32 words)``."""
+    words = np.empty(len(columns), np.uint32)
+    for i in range(bits.shape[0]):
+        row, position = (start + i) // rest, (start + i) % rest
+        pair = _mix(
+            np.uint32(
+                _mix(np.uint32(row) ^ np.uint32(key0)) + _mix(np.uint32(position) ^ np.uint32(key1))
+            )
+        )
+        for w in range(len(columns)):
+            words[w] = _mix(np.uint32(pair + columns[w]))
+        for w in range(len(columns)):
+            word = words[w]
+            for j in range(32):
+                bits[i, 32 * w + j] = magnitude | (
+                    ((word >> np.uint32(j)) & np.uint32(1)) << np.uint32(31)
+                )

@@ -23,7 +23,7 @@ from trakstore.features.projectors import loops
 from trakstore.features.projectors.base import Projector, as_matrix
 from trakstore.features.projectors.hashing import hash1, hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer
-from trakstore.features.projectors.sketching import RunTable, Runs, evaluate, plan
+from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -47,6 +47,7 @@ class SJLT(Projector):
             self._scatter(out, name, tile, first_row)
             return
         tile = tile.to(torch.float32).contiguous()
+        self._fits(name, first_row, first_row + tile.shape[1], tile.shape[2])
         tables = self._rows_of(name, first_row, tile.shape[1])
 
         def work(start: int, stop: int) -> None:
@@ -63,6 +64,7 @@ class SJLT(Projector):
         if out.device.type != "cpu":
             super().add_outer(out, outer)
             return
+        self._fits(outer.name, outer.first_row, outer.first_row + outer.rows, outer.columns)
         copies = self._merged_rows_of(outer.name, outer.first_row, outer.rows)
         chosen = plan(outer.positions, outer.rows, outer.columns, self.dim)
 
@@ -77,6 +79,9 @@ class SJLT(Projector):
             super().add_gathered(out, gathered)
             return
         rows, values = gathered.index.contiguous(), gathered.values.float().contiguous()
+        if rows.numel():
+            first, last = int(rows.min()), int(rows.max())
+            self._fits(gathered.name, first, last + 1, values.shape[2])
 
         def work(start: int, stop: int) -> None:
             for table in self._tables_of(gathered.name):
@@ -92,6 +97,14 @@ class SJLT(Projector):
                 loops.fold(out[start:stop].numpy(), wide, 1 / math.sqrt(self.spec.s))
 
         shared(len(rows), values.numel() * self.spec.s * _ADD, work)
+
+    def _fits(self, name: str, first_row: int, last_row: int, rest: int) -> None:
+        """Raise unless rows are of a parameter: the inner loops do not look at bounds."""
+        own = as_matrix(self.shapes[name])
+        if not 0 <= first_row <= last_row <= own[0] or rest != own[1]:
+            raise RuntimeError(
+                f"rows {first_row} to {last_row} of {rest} are not in parameter {name!r} of {own}"
+            )
 
     def _scatter(self, out: Tensor, name: str, tile: Tensor, first_row: int) -> None:
         _, rows, rest = tile.shape
@@ -138,7 +151,9 @@ class SJLT(Projector):
         """The hashes of a parameter, one table a copy."""
         if name not in self._tables:
             rows, rest = as_matrix(self.shapes[name])
-            self._tables[name] = [self._table(name, copy, rows, rest) for copy in range(self.spec.s)]
+            self._tables[name] = [
+                self._table(name, copy, rows, rest) for copy in range(self.spec.s)
+            ]
         return self._tables[name]
 
     def _table(self, name: str, copy: int, rows: int, rest: int) -> RunTable:

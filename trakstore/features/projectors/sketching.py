@@ -37,7 +37,7 @@ class Merged(NamedTuple):
     """Rows of equal offset, of one run of k positions."""
 
     offsets: NDArray[np.int64]  # (merged rows,), ascending
-    index: NDArray[np.int64]  # (rows,), into the offsets
+    place: NDArray[np.int64]  # (rows,), into the offsets
     signs: NDArray[np.float32]  # (rows,)
 
 
@@ -124,9 +124,7 @@ def _direct(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float) 
     left_array, right = left.contiguous().numpy(), right.contiguous()
     for columns, merged, signs2 in runs.each:
         part = right[:, :, columns].contiguous().numpy()
-        loops.add_direct(
-            wide, left_array, part, merged.index, merged.signs, merged.offsets, signs2
-        )
+        loops.add_direct(wide, left_array, part, merged.place, merged.signs, merged.offsets, signs2)
     loops.fold(out.numpy(), wide, scale)
 
 
@@ -148,7 +146,7 @@ def _fourier(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float)
     signed = torch.zeros(batch, positions, runs.k)
     total = torch.zeros(batch, runs.k // 2 + 1, dtype=torch.complex64)
     for columns, merged, signs2 in runs.each:
-        loops.merge(sketch.numpy(), left_array, merged.offsets[merged.index], merged.signs)
+        loops.merge(sketch.numpy(), left_array, merged.offsets[merged.place], merged.signs)
         width = len(signs2)
         signed[:, :, width:] = 0
         torch.mul(right[:, :, columns], torch.from_numpy(signs2), out=signed[:, :, :width])
@@ -171,10 +169,10 @@ def _merged_rows(left: Tensor, merged: Merged) -> Tensor:
     columns = len(merged.offsets)
     if left.transpose(1, 2).is_contiguous():  # of a convolution
         rows = torch.empty(batch, columns, positions)
-        loops.merge_rows(rows.numpy(), left.transpose(1, 2).numpy(), merged.index, merged.signs)
+        loops.merge_rows(rows.numpy(), left.transpose(1, 2).numpy(), merged.place, merged.signs)
         return rows
     sketch = torch.empty(batch, positions, columns)
-    loops.merge(sketch.numpy(), left.contiguous().numpy(), merged.index, merged.signs)
+    loops.merge(sketch.numpy(), left.contiguous().numpy(), merged.place, merged.signs)
     return sketch.transpose(1, 2)
 
 
