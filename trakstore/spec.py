@@ -29,8 +29,8 @@ ProjectionKind = Literal["sjlt", "kronecker", "rademacher", "gaussian", "identit
 FeatureDtype = Literal["float32", "float16"]
 
 # P of (dim 8, seed 0, s 1, side 2) times the gradient 1, 2, ... 15 of a parameter "weight" of shape
-# (3, 5). A projector that gives other numbers is another version: it must not write to, or be compared with,
-# a store whose attributes hold these.
+# (3, 5). A projector that gives other numbers is another version: it must not write to, or be compared
+# with, a store whose attributes hold these.
 TEST_VECTORS: Mapping[tuple[str, int], tuple[float, ...]] = {
     ("sjlt", 1): (-13.0, 14.0, -20.0, -5.0, -5.0, 5.0, -16.0, -12.0),
     ("rademacher", 1): tuple(

@@ -62,6 +62,7 @@ class FactorisedEngine:
     ) -> None:
         self._model, self._output, self._projector = model, output, projector
         self._parameters = parameters
+        self._canonical = {canonical_name(name): p for name, p in parameters.items()}
         self._names = {canonical_name(name) for name in parameters}
         self._rules: dict[Key, Rule] | None = None
         self._unused: frozenset[str] = frozenset()
@@ -70,9 +71,7 @@ class FactorisedEngine:
     @property
     def generic_parameters(self) -> tuple[str, ...]:
         """Canonical names of the parameters that go through the generic engine, in model order."""
-        return tuple(
-            n for name in self._parameters if (n := canonical_name(name)) not in self._names
-        )
+        return tuple(name for name in self._canonical if name not in self._names)
 
     def rows(self, batch: Any) -> FeatureRows:
         """Features and outputs of a batch; the first call checks itself on its first two samples."""
@@ -90,7 +89,7 @@ class FactorisedEngine:
         return rows
 
     def _all(self) -> tuple[str, ...]:
-        return tuple(canonical_name(name) for name in self._parameters)
+        return tuple(self._canonical)
 
     def _generic_rows(self, batch: Any, names: tuple[str, ...]) -> FeatureRows:
         which = frozenset(names)
@@ -110,8 +109,7 @@ class FactorisedEngine:
         tape = _Tape(size, self._rules or {}, projector, out_of)
         with _only(self._model, self._own()) as names:
             recorder = Recorder(names, tape, self._unused)
-            with recorder:
-                rows = self._output(self._model, batch)
+            rows = self._output(recorder.watched(self._model), batch)
             if recorder.touched:
                 raise Untrusted(recorder.touched, "a layer was not used in the first samples")
             if recorder.by_data and tape.merged:
@@ -120,8 +118,7 @@ class FactorisedEngine:
         return RowOutputs(*(column.detach() for column in rows))
 
     def _own(self) -> dict[str, nn.Parameter]:
-        own = {canonical_name(name): p for name, p in self._parameters.items()}
-        return {name: p for name, p in own.items() if name in self._names}
+        return {name: p for name, p in self._canonical.items() if name in self._names}
 
     def _prepare(self, batch: Any) -> None:
         """Find rules, and send to the generic engine what is unknown or found wrong."""
@@ -160,8 +157,7 @@ class FactorisedEngine:
         def forward(batch: Any, observer: Any) -> Recorder:
             with _only(self._model, self._own()) as names:
                 recorder = Recorder(names, observer, frozenset(self._names))
-                with recorder:
-                    self._output(self._model, batch)
+                self._output(recorder.watched(self._model), batch)
             touched.update(recorder.touched)
             return recorder
 

@@ -59,6 +59,15 @@ class Recorder(TorchFunctionMode):
         self.by_data = False
         self.touched: set[str] = set()
 
+    def watched(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """The model, watched whenever it is called; what is made of its outputs is not."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return model(*args, **kwargs)
+
+        return call
+
     def __torch_function__(
         self,
         func: Any,

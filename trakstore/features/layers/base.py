@@ -36,6 +36,8 @@ class Use(NamedTuple):
     def first_row(self) -> int | None:
         """Where these rows begin in the parameter, if they are whole rows of it, one after another."""
         own, of = self.tensor, self.parameter
+        if own is of:
+            return 0
         if own.ndim != of.ndim or own.shape[1:] != of.shape[1:] or not of.is_contiguous():
             return None
         rest = max(1, of[0].numel()) if of.ndim else 1
@@ -43,7 +45,7 @@ class Use(NamedTuple):
         return offset // rest if own.is_contiguous() and offset % rest == 0 else None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """A call of a torch function.
 
@@ -119,7 +121,11 @@ Matcher = Callable[[Call], Layer | None]
 
 def vector(name: str, gradient: Tensor, first_row: int = 0) -> Rows:
     """A bias or scale, from gradients ``(batch, ..., rows)`` that are summed in between."""
-    summed = gradient if gradient.ndim == 2 else gradient.flatten(1, -2).sum(1, dtype=torch.float32)
+    batch, rows = gradient.shape[0], gradient.shape[-1]
+    if gradient.numel() == batch * rows:
+        summed = gradient.reshape(batch, rows)
+    else:
+        summed = gradient.flatten(1, -2).sum(1, dtype=torch.float32)
     return Rows(name, summed[:, :, None], first_row)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "add_direct",
+    "add_entries",
     "add_gathered",
     "add_products",
     "add_runs",
@@ -63,6 +64,16 @@ def add_tile(
                 sign, s2 = signs[r, run], signs2[first : first + n]
                 for j in range(n):
                     o[j] += sign * s2[j] * t[j]
+
+
+@_compiled
+def add_entries(
+    out: _Float, entries: _Float, offsets: _Int, signs: _Float
+) -> None:  # pragma: no cover
+    """Add single entries ``(batch, rows)``, as of a bias."""
+    for b in range(entries.shape[0]):
+        for r in range(entries.shape[1]):
+            out[b, offsets[r]] += signs[r] * entries[b, r]
 
 
 @_compiled
@@ -176,28 +187,26 @@ def fold(out: _Float, wide: _Float, scale: float) -> None:  # pragma: no cover
 
 @_compiled
 def draw_signs(
-    bits: NDArray[np.uint32],
+    strip: _Float,
     start: int,
     rest: int,
     key0: int,
     key1: int,
     columns: NDArray[np.uint32],
-    magnitude: np.uint32,
+    table: _Float,
 ) -> None:  # pragma: no cover
-    """Random signs of entries ``start`` on, as the bits of ±magnitude, ``(entries, 32 words)``."""
+    """Random signs of entries ``start`` on, ``(entries, 32 words)``; the table is of bytes' signs."""
     words = np.empty(len(columns), np.uint32)
-    for i in range(bits.shape[0]):
-        row, position = (start + i) // rest, (start + i) % rest
-        pair = _mix(
-            np.uint32(
-                _mix(np.uint32(row) ^ np.uint32(key0)) + _mix(np.uint32(position) ^ np.uint32(key1))
-            )
-        )
+    for i in range(strip.shape[0]):
+        row = _mix(np.uint32((start + i) // rest) ^ np.uint32(key0))
+        position = _mix(np.uint32((start + i) % rest) ^ np.uint32(key1))
+        pair = _mix(np.uint32(row + position))
         for w in range(len(columns)):
             words[w] = _mix(np.uint32(pair + columns[w]))
         for w in range(len(columns)):
             word = words[w]
-            for j in range(32):
-                bits[i, 32 * w + j] = magnitude | (
-                    ((word >> np.uint32(j)) & np.uint32(1)) << np.uint32(31)
-                )
+            for byte in range(4):
+                eight = (word >> np.uint32(8 * byte)) & np.uint32(255)
+                first = 32 * w + 8 * byte
+                for bit in range(8):
+                    strip[i, first + bit] = table[eight, bit]

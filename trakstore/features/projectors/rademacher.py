@@ -33,8 +33,9 @@ class Rademacher(Dense):
             return self._signs(key, index // rest, index % rest, words) / math.sqrt(self.dim)
         strip = np.empty((stop - start, words * 32), np.float32)
         columns = mix(torch.arange(words) ^ key[2]).numpy().astype(np.uint32)
-        magnitude = np.float32(1 / math.sqrt(self.dim)).view(np.uint32)
-        loops.draw_signs(strip.view(np.uint32), start, rest, key[0], key[1], columns, magnitude)
+        bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
+        table = ((1 - 2 * bits) / math.sqrt(self.dim)).astype(np.float32)
+        loops.draw_signs(strip, start, rest, key[0], key[1], columns, table)
         return torch.from_numpy(strip)[:, : self.dim]
 
     def _signs(self, key: tuple[int, ...], row: Tensor, position: Tensor, words: int) -> Tensor:

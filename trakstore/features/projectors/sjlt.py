@@ -48,14 +48,18 @@ class SJLT(Projector):
             return
         tile = tile.to(torch.float32).contiguous()
         self._fits(name, first_row, first_row + tile.shape[1], tile.shape[2])
-        tables = self._rows_of(name, first_row, tile.shape[1])
+        tables, scale = self._rows_of(name, first_row, tile.shape[1]), 1 / math.sqrt(self.spec.s)
 
         def work(start: int, stop: int) -> None:
+            own, part = out[start:stop].numpy(), tile[start:stop].numpy()
             for table in tables:
+                if part.shape[2] == 1:
+                    signs = table.signs[:, 0] * (table.signs2[0] * np.float32(scale))
+                    loops.add_entries(own, part[:, :, 0], table.offsets[:, 0], signs)
+                    continue
                 wide = np.zeros((stop - start, 2 * self.dim), np.float32)
-                part = tile[start:stop].numpy()
                 loops.add_tile(wide, part, table.offsets, table.signs, table.signs2)
-                loops.fold(out[start:stop].numpy(), wide, 1 / math.sqrt(self.spec.s))
+                loops.fold(own, wide, scale)
 
         shared(len(tile), tile.numel() * self.spec.s * _ADD, work)
 
