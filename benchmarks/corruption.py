@@ -67,6 +67,9 @@ def build_tiny(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
     given = {name: array[:5] for name, array in columns_of(0, "train").items()}
     given["features"] = given["features"][:, :3]
     store.write_split(0, "train", **given, block_rows=3)
+    store.mask("train", ["bild-1-ü"])
+    store.write_split(0, "test", given["features"][:2])
+    ts.save_scores(ts.trak_scores(store, targets="test", train="train"), store, "s")
     return store
 
 
