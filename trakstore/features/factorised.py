@@ -12,7 +12,7 @@ the generic engine in the same call, so the features are the same for any model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,8 +28,17 @@ from trakstore.features.layers import Call, Layer
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
 from trakstore.features.projectors import Projector
-from trakstore.features.recording import Axis, Key, Recorder, Rule, Untrusted, expanded, find_rules
-from trakstore.features.selfcheck import Truth, disagreeing
+from trakstore.features.recording import (
+    FAILURES,
+    Axis,
+    Key,
+    Recorder,
+    Rule,
+    Untrusted,
+    expanded,
+    find_rules,
+)
+from trakstore.features.selfcheck import Samples, Truth, disagreeing
 
 __all__ = ["FactorisedEngine"]
 
@@ -60,8 +69,8 @@ class FactorisedEngine:
         parameters: dict[str, nn.Parameter],
         projector: Projector,
     ) -> None:
-        self._model, self._output, self._projector = model, output, projector
-        self._parameters = parameters
+        self._model: nn.Module = getattr(model, "_orig_mod", model)  # not the compiled one
+        self._output, self._projector, self._parameters = output, projector, parameters
         self._canonical = {canonical_name(name): p for name, p in parameters.items()}
         self._names = {canonical_name(name) for name in parameters}
         self._rules: dict[Key, Rule] | None = None
@@ -129,19 +138,17 @@ class FactorisedEngine:
             try:
                 self._find_rules(first)
                 truth = truth or Truth.of(
-                    self._model, self._output, self._parameters, first, self._projector
+                    Samples(self._model, self._output, self._canonical, first)
                 )
-                wrong, reason = (
-                    self._wrong(first, truth),
-                    "they disagree with an ordinary backward pass",
-                )
+                wrong: Set[str] = self._wrong(first, truth)
+                reason = "they disagree with an ordinary backward pass"
             except Untrusted as doubt:
-                wrong, reason = set(doubt.names) or set(self._names), doubt.reason
+                wrong, reason = doubt.names & self._names or set(self._names), doubt.reason
             if not wrong:
                 return
             self._exclude(wrong, reason)
 
-    def _exclude(self, wrong: set[str], reason: str) -> None:
+    def _exclude(self, wrong: Set[str], reason: str) -> None:
         self._names -= wrong
         names = ", ".join(sorted(wrong)[:8]) + (", ..." if len(wrong) > 8 else "")
         log.info(
@@ -180,9 +187,10 @@ class FactorisedEngine:
             if wrong or not self._names:
                 return wrong
             rows = self._rows(first)
-        except RuntimeError as error:
+        except FAILURES as error:
             raise Untrusted(self._names, f"of an error ({error})") from error
-        return set() if truth.projects_to(rows.features, self._names) else set(self._names)
+        right = truth.projects_to(rows.features, self._projector, self._names)
+        return set() if right else set(self._names)
 
 
 @dataclass
@@ -243,7 +251,7 @@ class _Tape:
                 self.projector.add_piece(self.out_of(piece.name), piece)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except FAILURES as error:
             raise Untrusted(layer.names, f"their layer fails ({error})") from error
 
     def _front(self, tensor: Tensor, axis: Axis) -> Tensor:

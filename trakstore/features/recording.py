@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Layer
 
-__all__ = ["Axis", "Key", "Recorder", "Rule", "Shapes", "Untrusted", "find_rules"]
+__all__ = ["FAILURES", "Axis", "Key", "Recorder", "Rule", "Shapes", "Untrusted", "find_rules"]
 
 Key = tuple[
     tuple[str, ...], int
@@ -27,7 +27,8 @@ Observer = Callable[[Key, Layer, Call, Tensor], Tensor]
 _BY_DATA = {torch.nonzero, Tensor.nonzero, torch.masked_select, Tensor.masked_select, torch.unique}
 
 
-_FAILURES = (RuntimeError, ValueError, IndexError, TypeError)
+# what a watched model or a layer may raise where it would not by itself
+FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
 class Untrusted(Exception):
@@ -213,7 +214,7 @@ def find_rules(
         a, b = Shapes(1, free), Shapes(2, free)
         try:
             recorders = [forward(batch, shapes) for batch, shapes in ((once, a), (twice, b))]
-        except _FAILURES as error:  # the model cannot have it, or is broken, which others will say
+        except FAILURES as error:  # the model cannot have it, or is broken, which others will say
             raise Untrusted(
                 {n for key in free for n in key[0]}, f"of an error ({error})"
             ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,42 @@ from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from trakstore.features.outputs import ModelOutput
-from trakstore.features.parameters import canonical_name
 from trakstore.features.projectors import Projector, make_projector
 from trakstore.features.projectors.base import as_matrix
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
-__all__ = ["Truth", "disagreeing"]
+__all__ = ["Samples", "Truth", "disagreeing"]
 
 _CHECK = ProjectionSpec("sjlt", dim=256, seed=2**63)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A model and a few samples; parameters have canonical names."""
+
+    model: nn.Module
+    output: ModelOutput
+    parameters: Mapping[str, nn.Parameter]
+    batch: Any
+
+    def zeros(self, dim: int) -> Tensor:
+        """Of shape (samples, dim)."""
+        first = tree.tree_leaves(self.batch)[0]
+        return torch.zeros(len(first), dim, device=first.device)
+
+    def gradients(self) -> Iterator[tuple[int, str, Tensor]]:
+        """Number of a sample, name of a parameter, and the gradient ``(1, rows, rest)``."""
+        for i in range(len(tree.tree_leaves(self.batch)[0])):
+            sample = tree.tree_map(lambda t, i=i: t[i : i + 1], self.batch)
+            with torch.enable_grad():
+                scalar = self.output(self.model, sample).output.sum()
+            if not scalar.requires_grad:
+                continue
+            parameters = list(self.parameters.values())
+            gradients = torch.autograd.grad(scalar, parameters, allow_unused=True)
+            for (name, parameter), gradient in zip(self.parameters.items(), gradients, strict=True):
+                if gradient is not None:
+                    yield i, name, gradient.reshape(1, *as_matrix(tuple(parameter.shape)))
 
 
 @dataclass(frozen=True)
@@ -30,53 +58,37 @@ class Truth:
 
     Attributes
     ----------
+    samples : Samples
     checker : Projector
         What the sketches are made with.
-    sketches, projections : dict of name to Tensor, shape (samples, dim)
+    sketches : dict of name to Tensor, shape (samples, dim)
     tolerance : float
         Relative error of a gradient that rounding explains.
     """
 
+    samples: Samples
     checker: Projector
     sketches: dict[str, Tensor]
-    projections: dict[str, Tensor]
     tolerance: float
 
     @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        output: ModelOutput,
-        parameters: Mapping[str, nn.Parameter],
-        batch: Any,
-        projector: Projector,
-    ) -> Truth:
+    def of(cls, samples: Samples) -> Truth:
         """One backward pass a sample, with nothing of this package in it."""
-        shapes = {canonical_name(name): tuple(p.shape) for name, p in parameters.items()}
+        shapes = {name: tuple(p.shape) for name, p in samples.parameters.items()}
         checker = make_projector(_CHECK, ParameterSpec(tuple(shapes.items())))
-        size = len(tree.tree_leaves(batch)[0])
-        device = tree.tree_leaves(batch)[0].device
-        sketches = {n: torch.zeros(size, checker.dim, device=device) for n in shapes}
-        projections = {n: torch.zeros(size, projector.dim, device=device) for n in shapes}
-        for i in range(size):
-            with torch.enable_grad():
-                scalar = output(
-                    model, tree.tree_map(lambda t, i=i: t[i : i + 1], batch)
-                ).output.sum()
-            gradients = torch.autograd.grad(scalar, list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(shapes, gradients, strict=True):
-                if gradient is not None:
-                    tile = gradient.reshape(1, *as_matrix(shapes[name]))
-                    checker.add(sketches[name][i : i + 1], name, tile)
-                    projector.add(projections[name][i : i + 1], name, tile)
-        precisions = [torch.finfo(p.dtype).eps for p in parameters.values()]
-        return cls(checker, sketches, projections, 3 * max(precisions) ** 0.5)
+        sketches = {name: samples.zeros(checker.dim) for name in shapes}
+        for i, name, tile in samples.gradients():
+            checker.add(sketches[name][i : i + 1], name, tile)
+        precisions = [torch.finfo(p.dtype).eps for p in samples.parameters.values()]
+        return cls(samples, checker, sketches, 3 * max(precisions) ** 0.5)
 
-    def projects_to(self, features: Tensor, names: set[str]) -> bool:
+    def projects_to(self, features: Tensor, projector: Projector, names: set[str]) -> bool:
         """Whether these are the projected gradients of some parameters."""
-        expected = torch.stack([self.projections[name] for name in sorted(names)]).sum(0)
-        error, size = (features - expected).norm(), expected.norm()
-        return not bool(error > self.tolerance * size)
+        expected = self.samples.zeros(projector.dim)
+        for i, name, tile in self.samples.gradients():
+            if name in names:
+                projector.add(expected[i : i + 1], name, tile)
+        return not bool((features - expected).norm() > self.tolerance * expected.norm())
 
 
 def disagreeing(truth: Truth, sketches: Mapping[str, Tensor], names: set[str]) -> set[str]:

@@ -7,6 +7,7 @@ becomes vector instructions. No loop is parallel in itself, see :mod:`.threads`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numba
@@ -33,8 +34,11 @@ _Int = NDArray[np.int64]
 
 
 def _compiled(function: _Function) -> _Function:
-    compiled: Any = numba.njit(nogil=True, fastmath=True, cache=True)(function)
-    return cast("_Function", compiled)
+    compiler: Any = partial(numba.njit, nogil=True, fastmath=True)
+    try:
+        return cast("_Function", compiler(cache=True)(function))
+    except RuntimeError:  # there is nowhere to keep it
+        return cast("_Function", compiler()(function))
 
 
 @_compiled
