@@ -107,10 +107,9 @@ def _origin(store: FeatureStore, splits: list[Split]) -> dict[str, str]:
     runs = store.runs
     if runs:
         last = runs[-1]
+        workers = f"{last.world_size} worker{'s' * (last.world_size > 1)}"
         versions = ", ".join(f"{name} {last.versions[name]}" for name in ("trakstore", "torch"))
-        facts["last run"] = (
-            f"{last.job}, {last.ended}, {last.world_size} worker{"s" * (last.world_size > 1)} on {last.device}, {versions}"
-        )
+        facts["last run"] = f"{last.job}, {last.ended}, {workers} on {last.device}, {versions}"
     return facts
 
 
