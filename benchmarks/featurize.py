@@ -1,16 +1,10 @@
 """What features cost beside plain training, and how true they are.
 
-    python benchmarks/featurize.py [cost | fidelity | memory | scaling | pipeline | peers] [--small]
+    python benchmarks/featurize.py [cost | fidelity | memory | scaling | pipeline] [--small]
 
 The floor is a forward and backward pass of the mean loss at batch 32, without an optimiser. All that is
 timed alternates in one process with one number of threads, and medians are compared: ratios carry over
 from machine to machine, times do not.
-
-Peers are optional; they are installed without their dependencies, which would bring CUDA along:
-
-    pip install --no-deps traker==0.3.2 dattri==0.3.0 bergson==2.5.1 captum
-    pip install --no-deps --ignore-requires-python logix-ai==0.1.1
-    pip install scipy einops pyyaml pydantic tqdm psutil
 """
 
 from __future__ import annotations

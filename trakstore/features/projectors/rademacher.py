@@ -7,15 +7,18 @@ Achlioptas (2003).
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.projectors import loops
 from trakstore.features.projectors.base import as_matrix
 from trakstore.features.projectors.dense import Dense
 from trakstore.features.projectors.hashing import hash3, keys, mix
+from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Rademacher"]
 
@@ -23,20 +26,37 @@ __all__ = ["Rademacher"]
 class Rademacher(Dense):
     """Dense random signs, drawn in strips."""
 
+    def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
+        super().__init__(spec, parameters)
+        bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
+        self._of_bytes = ((1 - 2 * bits) / math.sqrt(self.dim)).astype(np.float32)
+        self._hashed_words: dict[str, NDArray[np.uint32]] = {}
+        self._keys: dict[str, tuple[int, ...]] = {}
+        self._own = threading.local()
+
     def strip(self, name: str, start: int, stop: int, device: torch.device) -> Tensor:
-        """Rows of Pᵀ; see :meth:`Dense.strip`."""
+        """Rows of Pᵀ, until the thread's next call; see :meth:`Dense.strip`."""
         _, rest = as_matrix(self.shapes[name])
-        key = keys(self.spec, name, self.shapes[name], "signs")
-        words = -(-self.dim // 32)
+        if name not in self._keys:
+            self._keys[name] = keys(self.spec, name, self.shapes[name], "signs")
+        key, words = self._keys[name], -(-self.dim // 32)
         if device.type != "cpu":
             index = torch.arange(start, stop, device=device)
             return self._signs(key, index // rest, index % rest, words) / math.sqrt(self.dim)
-        strip = np.empty((stop - start, words * 32), np.float32)
-        columns = mix(torch.arange(words) ^ key[2]).numpy().astype(np.uint32)
-        bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
-        table = ((1 - 2 * bits) / math.sqrt(self.dim)).astype(np.float32)
-        loops.draw_signs(strip, start, rest, key[0], key[1], columns, table)
+        if name not in self._hashed_words:
+            hashed = mix(torch.arange(words) ^ key[2])
+            self._hashed_words[name] = hashed.numpy().astype(np.uint32)
+        strip = self._buffer(stop - start, words * 32)
+        columns = self._hashed_words[name]
+        loops.draw_signs(strip, start, rest, key[0], key[1], columns, self._of_bytes)
         return torch.from_numpy(strip)[:, : self.dim]
+
+    def _buffer(self, rows: int, columns: int) -> NDArray[np.float32]:
+        """Memory of this thread, used again and again."""
+        held: NDArray[np.float32] | None = getattr(self._own, "buffer", None)
+        if held is None or len(held) < rows:
+            held = self._own.buffer = np.empty((rows, columns), np.float32)
+        return held[:rows]
 
     def _signs(self, key: tuple[int, ...], row: Tensor, position: Tensor, words: int) -> Tensor:
         word = torch.arange(words, device=row.device)
