@@ -113,9 +113,9 @@ def test_control_c_keeps_what_is_committed(tmp_path: Path, environment: dict[str
     assert (process.returncode, out) == (130, ""), err
     assert err == "interrupted: committed blocks are kept; the same command goes on\n"
     written = ts.open_store(tmp_path / "a.zarr").status()[0].written_blocks
-    assert written == 2
+    assert 2 <= written <= 4  # blocks are written while the next is computed
     ran = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert "wrote 32 rows in 8 blocks" in ran.stdout
+    assert f"wrote {40 - 4 * written} rows in {10 - written} blocks" in ran.stdout
     assert np.isfinite(ts.open_store(tmp_path / "a.zarr").features(0, "train").values).all()

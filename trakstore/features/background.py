@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -18,18 +19,32 @@ def read_ahead(
 ) -> Iterator[tuple[_Item, _Result]]:
     """Each item with what ``read`` gives for it; the next is read while one is used.
 
+    Whoever stops early (Ctrl-C, an error) does not wait for a slow read that nobody needs any more.
+
     Examples
     --------
     >>> list(read_ahead(abs, [-1, -2]))
     [(-1, 1), (-2, 2)]
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="trakstore-read") as thread:
-        coming = thread.submit(read, items[0])
-        for i, item in enumerate(items):
-            ready = coming.result()
-            if i + 1 < len(items):
-                coming = thread.submit(read, items[i + 1])
-            yield item, ready
+    coming = _reading(read, items[0])
+    for i, item in enumerate(items):
+        ready = coming.result()
+        if i + 1 < len(items):
+            coming = _reading(read, items[i + 1])
+        yield item, ready
+
+
+def _reading(read: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
+    future: Future[_Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(read(item))
+        except BaseException as error:  # noqa: BLE001  (it is raised where the result is taken)
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="trakstore-read", daemon=True).start()
+    return future
 
 
 class OneBehind:
