@@ -55,6 +55,11 @@ class Part:
     column_scale: Rows | None = None
     weight: float = 1.0
 
+    @property
+    def solve_rows(self) -> int:
+        """Targets that are solved at once."""
+        return max(tile_rows(self.target), 1 if self.factor is None else self.factor.solve_rows)
+
     def left(self, start: int, stop: int) -> F32:
         """L for a window of targets: solved in float64, kept as float32, shape (stop - start, k).
 
@@ -64,7 +69,7 @@ class Part:
             When a target feature, or what becomes of it, is not finite.
         """
         out = np.empty((stop - start, self.target.shape[1]), dtype=np.float32)
-        for low, high in ranges(stop - start, tile_rows(self.target)):
+        for low, high in ranges(stop - start, self.solve_rows):
             out[low:high] = self._left_tile(start + low, start + high)
         return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,21 @@ from trakstore.linalg.tiles import (
 )
 from trakstore.planning import fit_slots
 
-__all__ = ["Gram", "GramDtype", "gram"]
+__all__ = ["Gram", "GramDtype", "Kernel", "gram"]
 
 GramDtype = Literal["float32", "float64"]
 PRODUCT_ROWS = 4096  # rows whose products are summed in float32 before float64 takes over
+
+
+class Kernel(Protocol):
+    """K = ΦᵀΦ in some form: a matrix, tiles on disk, or the rows that it would be made of."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def trace(self) -> float: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import TrakStoreError
 from trakstore.linalg.gram import Gram, GramDtype, gram
 from trakstore.linalg.kept import create_array, open_array
 from trakstore.linalg.rows import KeptRows, Rows, TakenRows
-from trakstore.planning import ranges
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["GramOrigin", "GramSplit", "masked_rows", "origin_of", "split_gram"]
+__all__ = [
+    "GRAM_CHUNK",
+    "GramOrigin",
+    "GramSplit",
+    "masked_rows",
+    "origin_of",
+    "publish",
+    "split_gram",
+    "stored_origin",
+]
 
 GRAM_CHUNK = 1024  # rows and columns of a chunk: 8 MB
 MASKED_SHARE = 0.1  # of the rows: beyond, a gram is computed again instead of downdated
@@ -103,8 +110,7 @@ def split_gram(
         rows, masked = split.column(layout.FEATURES), masked_rows(split)
         weights = KeptRows(split.rows, masked) if len(masked) else None
         made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
-    origin = wanted if made.dtype == dtype else origin_of(split, made.dtype)
-    _write(split, _Stored(made, origin, masked_rows(split)))
+    _write(split, made)
     return made
 
 
@@ -157,57 +163,66 @@ def _sum(left: Gram, right: Gram, sign: int) -> Gram:
 def _read(split: GramSplit, wanted: GramOrigin) -> _Stored | None:
     """The stored gram if it is whole and of this split; a damaged one counts as none."""
     place, path = split.location, layout.gram_path(split.epoch, split.name)
+    found = stored_origin(split, wanted)
+    if found is None:
+        return None
+    origin, what = found
     try:
-        document = place.get(layout.document_key(path))
-        found = {} if document is None else attributes(document, path)
-        origin = GramOrigin(**{name: found[name] for name in asdict(wanted)})
-        usable = origin.dtype in (wanted.dtype, "float64")
-        if origin.nonce != wanted.nonce or origin.rows > wanted.rows or not usable:
-            return None
-        dim = split.column(layout.FEATURES).shape[1]
-        if found["digest"] != _digest(place, path, dim):
-            return None
         matrix = np.asarray(open_array(place, f"{path}/gram")[:], dtype=np.float64)
         masked = open_array(place, f"{path}/masked")[:] if origin.masked else ()
-        kept = Gram(matrix, found["used"], found["trace"], origin.dtype)
-        if (origin.masked, origin.masked_digest) == (wanted.masked, wanted.masked_digest):
-            return _Stored(kept, _as(origin, wanted), np.asarray(masked, dtype=np.int64))
-        return _Stored(kept, origin, np.asarray(masked, dtype=np.int64))
+    except (ValueError, OSError):
+        return None
+    kept = Gram(matrix, what["used"], what["trace"], what["dtype"])
+    return _Stored(kept, origin, np.asarray(masked, dtype=np.int64))
+
+
+def stored_origin(split: GramSplit, wanted: GramOrigin) -> tuple[GramOrigin, dict[str, Any]] | None:
+    """What the stored gram was computed from, and its attributes; None where none can be used.
+
+    Products of float64 are as good as those of float32 that were wanted.
+    """
+    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    try:
+        document = place.get(layout.document_key(path))
+        what = {} if document is None else attributes(document, path)
+        origin = GramOrigin(**{name: what[name] for name in asdict(wanted)})
+        usable = origin.dtype in (wanted.dtype, "float64") and origin.nonce == wanted.nonce
+        if not usable or origin.rows > wanted.rows:
+            return None
+        if what["digest"] != _digest(place, path, split.column(layout.FEATURES).shape[1]):
+            return None
     except (KeyError, TypeError, ValueError, OSError):
         return None
+    return replace(origin, dtype=wanted.dtype), what
 
 
-def _as(origin: GramOrigin, wanted: GramOrigin) -> GramOrigin:
-    """A gram of float64 products is as good as the one of float32 products that was wanted."""
-    return wanted if origin.rows == wanted.rows else origin
-
-
-def _write(split: GramSplit, made: _Stored) -> None:
-    """The document with the checksums of all chunks comes last: until then nothing is valid."""
+def _write(split: GramSplit, made: Gram) -> None:
     place, path = split.location, layout.gram_path(split.epoch, split.name)
-    dim = made.gram.dim
+    chunk = min(made.dim, GRAM_CHUNK)
+    shape, dims = (made.dim, made.dim), ("feature", "feature_2")
     try:
-        chunk = min(dim, GRAM_CHUNK)
-        create_array(
-            place, f"{path}/gram", (dim, dim), (chunk, chunk), "f8", ("feature", "feature_2")
-        )
-        open_array(place, f"{path}/gram", "r+")[:] = made.gram.matrix
-        if len(made.masked):
-            count = len(made.masked)
-            create_array(place, f"{path}/masked", (count,), (count,), "i8", ("masked_row",))
-            open_array(place, f"{path}/masked", "r+")[:] = made.masked
-        what = asdict(made.origin) | {
-            "used": made.gram.rows,
-            "trace": made.gram.trace,
-            "digest": _digest(place, path, dim),
-        }
-        place.put({layout.document_key(path): group_document(what)})
-    except (TrakStoreError, OSError, ValueError):
+        create_array(place, f"{path}/gram", shape, (chunk, chunk), "f8", dims)
+        open_array(place, f"{path}/gram", "r+")[:] = made.matrix
+        publish(split, made.dim, made.rows, made.trace, made.dtype)
+    except (OSError, ValueError):
         return  # a place that cannot be written: the gram is computed again next time
+
+
+def publish(split: GramSplit, dim: int, used: int, trace: float, dtype: GramDtype) -> None:
+    """Write what a stored gram is: the checksums of all its chunks, last of all."""
+    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    masked = masked_rows(split)
+    if len(masked):
+        count = len(masked)
+        create_array(place, f"{path}/masked", (count,), (count,), "i8", ("masked_row",))
+        open_array(place, f"{path}/masked", "r+")[:] = masked
+    what = asdict(origin_of(split, dtype)) | {"used": used, "trace": trace}
+    what["digest"] = _digest(place, path, dim)
+    place.put({layout.document_key(path): group_document(what)})
 
 
 def _digest(place: Location, path: str, dim: int) -> str:
     """SHA-256 of the checksums that end the chunks of a gram, row by row."""
-    blocks = range(len(list(ranges(dim, min(dim, GRAM_CHUNK)))))
+    blocks = range(-(-dim // GRAM_CHUNK))
     tails = place.get_tails([f"{path}/gram/c/{i}/{j}" for i in blocks for j in blocks], TAIL)
     return hashlib.sha256(b"".join(tail or b"none" for tail in tails)).hexdigest()

@@ -9,13 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.linalg.factored import SCRATCH_VALUES, Scores, Window
+from trakstore.linalg.factored import SCRATCH_VALUES, Part, Scores, Window
 from trakstore.linalg.tiles import (
     active_client,
     map_reduce,
     memory_budget,
     task_slots,
-    tile_rows,
 )
 from trakstore.planning import ranges, window_rows
 
@@ -67,7 +66,7 @@ def plan_windows(
         When one target does not fit.
     """
     limit, rows, step = memory_budget(memory_limit), scores.shape[0], scores.tile_rows
-    fixed = fixed_bytes + max(_solve_bytes(part.target) for part in scores.parts)
+    fixed = fixed_bytes + max(_solve_bytes(part) for part in scores.parts)
     task = task_bytes + max(_tile_bytes(part.train, step) for part in scores.parts)
     task += 4 * min(SCRATCH_VALUES, rows * step)
     target = target_bytes + 4 * sum(part.target.shape[1] for part in scores.parts)
@@ -86,9 +85,10 @@ def _tile_bytes(train: Any, step: int) -> int:
     return int(step * train.shape[1] * (train.dtype.itemsize + 8))
 
 
-def _solve_bytes(target: Any) -> int:
+def _solve_bytes(part: Part) -> int:
     """A tile of targets as stored, and four of float64 on the way through the solver."""
-    return int(tile_rows(target) * target.shape[1] * (target.dtype.itemsize + 32))
+    rows, dim = min(part.solve_rows, part.target.shape[0]), part.target.shape[1]
+    return int(rows * dim * (part.target.dtype.itemsize + 32))
 
 
 class TileWriter(Protocol):
