@@ -32,7 +32,17 @@ RANKS: dict[str, int] = {
 }
 APART = [("features", "linalg"), ("linalg", "features")]
 ORDER: dict[str, list[str]] = {
-    "storage": ["layout", "locations", "arrays", "splits", "writer", "store"],
+    "storage": [
+        "layout",
+        "locations",
+        "arrays",
+        "splits",
+        "writer",
+        "columns",
+        "growth",
+        "runs",
+        "store",
+    ],
     "features": [
         "parameters",
         "projectors",
@@ -43,6 +53,19 @@ ORDER: dict[str, list[str]] = {
         "job",
         "task",
         "featurize",
+    ],
+    "cli": [
+        "options",
+        "output",
+        "methods",
+        "walkthrough",
+        "demo",
+        "featurize",
+        "info",
+        "kernel",
+        "score",
+        "topk",
+        "app",
     ],
     "linalg": [
         "rows",

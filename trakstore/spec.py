@@ -173,18 +173,27 @@ class ParameterSpec:
 class StoreSpec:
     """What all features of a store have in common.
 
-    ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere.
+    ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere. With
+    ``keep_bits`` the mantissas of float32 features are rounded to so many bits before they are
+    written, and compressed.
     """
 
     projection: ProjectionSpec
     output: OutputSpec | None = None
     parameters: ParameterSpec | None = None
     dtype: FeatureDtype = "float32"
+    keep_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(FeatureDtype):
             known = ", ".join(get_args(FeatureDtype))
             raise TrakStoreError(f"features are stored as {known}, got {self.dtype!r}")
+        if self.keep_bits is not None and (
+            self.dtype != "float32" or not 1 <= self.keep_bits <= 23
+        ):
+            raise TrakStoreError(
+                f"keep_bits rounds float32 to 1 to 23 bits, got {self.keep_bits} for {self.dtype}"
+            )
 
     @property
     def dim(self) -> int | None:
@@ -200,6 +209,7 @@ class StoreSpec:
             "output": self.output.to_dict() if self.output else None,
             "parameters": self.parameters.to_dict() if self.parameters else None,
             "dtype": self.dtype,
+            "keep_bits": self.keep_bits,
         }
 
     @classmethod
@@ -211,6 +221,7 @@ class StoreSpec:
             OutputSpec.from_dict(output) if output else None,
             ParameterSpec.from_dict(parameters) if parameters else None,
             document["dtype"],
+            document["keep_bits"],
         )
 
 
@@ -231,6 +242,8 @@ class SplitSpec:
         Hash of the model's parameters and buffers; fingerprint of the data set.
     learning_rate : float or None
         Learning rate at this checkpoint, for TracIn.
+    keep_bits : int or None
+        As in :class:`StoreSpec`: chunks of rounded features are compressed.
     block_rows, chunk_rows, chunk_columns : int
         Shape of a block and of a feature chunk; see :class:`trakstore.planning.BlockShape`.
     nonce : int
@@ -243,6 +256,7 @@ class SplitSpec:
     checkpoint: str | None = None
     dataset: str | None = None
     learning_rate: float | None = None
+    keep_bits: int | None = None
     block_rows: int = field(default=1, compare=False)
     chunk_rows: int = field(default=1, compare=False)
     chunk_columns: int = field(default=1, compare=False)

@@ -247,7 +247,9 @@ def test_a_job_of_epochs_and_splits(tmp_path: Path) -> None:
 
 
 def test_jobs_that_cannot_be_had(tmp_path: Path) -> None:
-    (tmp_path / "jobs.py").write_text("digits = 3\ndef wrong():\n    return 'no job'\n")
+    (tmp_path / "jobs.py").write_text(
+        "digits = 3\ndef wrong():\n    return 'no job'\ndef many(n):\n    pass\n"
+    )
     jobs = tmp_path / "jobs.py"
     for name, error, message in [
         ("digits", TrakStoreError, "named like"),
@@ -255,6 +257,7 @@ def test_jobs_that_cannot_be_had(tmp_path: Path) -> None:
         (f"{jobs}:digit", NotFoundError, "did you mean 'digits'"),
         (f"{jobs}:digits", TrakStoreError, "gave a int"),
         (f"{jobs}:wrong", TrakStoreError, "gave a str"),
+        (f"{jobs}:many", TrakStoreError, "needs arguments"),
         ("trakstore.nothing:digits", NotFoundError, "no module"),
     ]:
         with pytest.raises(error, match=message):
@@ -272,3 +275,55 @@ def test_a_checkpoint_of_another_model_and_unsafe_files_are_refused(tmp_path: Pa
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(print, protocol=2))
     with pytest.raises(TrakStoreError, match="not a file of plain tensors"):
         Job(mlp(), {"train": Samples(9)}, checkpoints={0: tmp_path / "evil.pt"}).load(0)
+
+
+def test_a_data_set_that_grew_is_appended(tmp_path: Path) -> None:
+    model, data = mlp(), Samples(40)
+
+    class First(Samples):
+        def __len__(self) -> int:
+            return 23
+
+    whole = run(model, data, tmp_path / "w.zarr", block_rows=8)
+    run(model, First(40), tmp_path / "s.zarr", block_rows=8)
+    with pytest.raises(SpecMismatchError, match="rows 23, this run has 40"):
+        run(model, data, tmp_path / "s.zarr", block_rows=8)
+    with pytest.raises(SpecMismatchError, match="dataset 23:"):
+        run(model, Samples(40, seed=5), tmp_path / "s.zarr", append=True)
+    store = run(model, data, tmp_path / "s.zarr", append=True)
+    np.testing.assert_allclose(
+        column(store, "features"), column(whole, "features"), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(column(store, "label"), column(whole, "label"))
+    run(model, data, tmp_path / "s.zarr")  # and now it is the split of the longer one
+
+
+def test_runs_are_recorded(tmp_path: Path) -> None:
+    run(mlp(), Samples(20), tmp_path / "s.zarr", rank=0, world_size=1)
+    run(mlp(), Samples(20), tmp_path / "s.zarr")  # does nothing, leaves no record
+    (one,) = ts.open_store(tmp_path / "s.zarr").runs
+    assert (one.epoch, one.split, one.rows, one.world_size) == (0, "train", 20, 1)
+    assert one.versions["torch"] == torch.__version__ and one.began <= one.ended
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"},
+        {"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "2"},
+        {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+    ],
+)
+def test_ranks_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run(mlp(), Samples(20), tmp_path / "s.zarr")
+    (one,) = ts.open_store(tmp_path / "s.zarr").runs
+    assert (one.rank, one.world_size) == (1, 2)
+    monkeypatch.setenv("SLURM_PROCID", "two")
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    with pytest.raises(TrakStoreError, match="SLURM_PROCID must be a number, got 'two'"):
+        run(mlp(), Samples(20), tmp_path / "t.zarr")

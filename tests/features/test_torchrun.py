@@ -14,6 +14,8 @@ import pytest
 
 import trakstore as ts
 
+ROOT = str(Path(ts.__file__).parent.parent)
+
 JOB = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -33,7 +35,7 @@ def job():
 def torchrun(ranks: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", "-m", "trakstore", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=240
     )

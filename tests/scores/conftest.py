@@ -64,6 +64,9 @@ class FakeStore:
     def epochs_of(self, *splits):
         return tuple(e for e in self.epochs if all((e, name) in self.splits for name in splits))
 
+    def splits_of(self, epoch):
+        return tuple(name for e, name in self.splits if e == epoch)
+
     def arrays(self, name, column):
         return [s.columns[column] for (_, split), s in self.splits.items() if split == name]
 

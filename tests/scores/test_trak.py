@@ -115,7 +115,7 @@ def test_splits_are_checked_before_features_are_read(store, key, break_it, error
         ({"epochs": [0, 3]}, NotFoundError, "no epoch 3; there are 0, final"),
         ({"epochs": []}, TrakStoreError, "each named once"),
         ({"epochs": [0, 0]}, TrakStoreError, "each named once"),
-        ({"targets": "val"}, NotFoundError, "no epoch has both splits 'val' and 'train'"),
+        ({"targets": "val"}, NotFoundError, "no epoch has a split 'val'; there are test, train"),
         ({"targets": "val", "epochs": 0}, NotFoundError, "no split 'val'"),
         ({"damping": -1}, TrakStoreError, "damping must be"),
         ({"average": "mean"}, TrakStoreError, "'factors' or 'scores'"),

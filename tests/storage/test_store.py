@@ -26,7 +26,8 @@ from trakstore.errors import (
 )
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import block_keys
-from trakstore.storage.writer import BlockWriter, stored_rows
+from trakstore.storage.columns import stored_rows
+from trakstore.storage.writer import BlockWriter
 
 SPEC = ts.ProjectionSpec("sjlt", dim=8)
 

@@ -22,9 +22,16 @@ from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.spec import FeatureDtype, ProjectionSpec
 from trakstore.storage.locations import Where
+from trakstore.storage.runs import Run, library_versions, now, record_run
 from trakstore.storage.store import FeatureStore, open_store
 
 __all__ = ["Featurized", "featurize", "featurize_job"]
+
+
+# torchrun's, then those of SLURM job arrays and of srun
+_RANK = ("RANK", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID")
+_WORLD = ("WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT", "SLURM_NTASKS")
+_LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ def featurize(
     dtype: FeatureDtype | None = None,
     collate: Collate | None = None,
     block_rows: int | None = None,
+    keep_bits: int | None = None,
+    append: bool = False,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -97,6 +106,11 @@ def featurize(
         Makes a batch of a list of samples.
     block_rows : int, optional
         Rows of a block, the unit that is written whole; chosen by default.
+    keep_bits : int, optional
+        Round the mantissas of float32 features to so many of their 23 bits, and compress.
+    append : bool
+        The data set may have grown at its end since the split was written: add what is new. For a
+        single worker.
     device : str, optional
         By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU.
     rank, world_size : int, optional
@@ -130,6 +144,8 @@ def featurize(
         dtype=dtype,
         collate=collate,
         block_rows=block_rows,
+        keep_bits=keep_bits,
+        append=append,
     )
     worker = _Worker.here(rank, world_size, device)
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):
@@ -181,11 +197,11 @@ class _Worker:
 
     @classmethod
     def here(cls, rank: int | None, world: int | None, device: str | None) -> _Worker:
-        rank = _from_environment("RANK", 0) if rank is None else rank
-        world = _from_environment("WORLD_SIZE", 1) if world is None else world
+        rank = _from_environment(_RANK, 0) if rank is None else rank
+        world = _from_environment(_WORLD, 1) if world is None else world
         share(0, rank, world)  # refuses a rank outside the world
         if device is None:
-            local = _from_environment("LOCAL_RANK", 0)
+            local = _from_environment(_LOCAL, 0)
             device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
         return cls(rank, world, torch.device(device))
 
@@ -199,7 +215,32 @@ def _prepared(
         name = f"{split} at epoch {epoch}"
         rows = task.writer.spec.rows
         with ProgressLine(name, rows, show=show and worker.rank == 0) as line:
-            yield task, line
+            began = now()
+            try:
+                yield task, line
+            finally:
+                _record(job, task, worker, began, line.done)
+
+
+def _record(job: Job, task: SplitTask, worker: _Worker, began: str, rows: int) -> None:
+    """Note what this worker did, also when it was stopped."""
+    if rows == 0:
+        return
+    split = task.writer.split
+    run = Run(
+        split.epoch,
+        split.name,
+        job.name or type(job.model).__name__,
+        began,
+        now(),
+        worker.rank,
+        worker.world,
+        str(worker.device),
+        rows,
+        task.blocks_written,
+        library_versions(),
+    )
+    record_run(split.location, run)
 
 
 def _do_share(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
@@ -253,11 +294,19 @@ def _chosen(asked: Sequence[Any] | None, known: tuple[Any, ...], what: str) -> t
     return tuple(asked)
 
 
-def _from_environment(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
+def _from_environment(names: Sequence[str], default: int) -> int:
+    """The first of these variables that is set; array tasks count from SLURM_ARRAY_TASK_MIN."""
+    for name in names:
+        if name in os.environ:
+            first = "SLURM_ARRAY_TASK_MIN" if name == "SLURM_ARRAY_TASK_ID" else ""
+            return _number(name) - (_number(first) if first in os.environ else 0)
+    return default
+
+
+def _number(name: str) -> int:
     try:
-        return int(text)
+        return int(os.environ[name])
     except ValueError:
         raise TrakStoreError(
-            f"the environment variable {name} must be a number, got {text!r}"
+            f"the environment variable {name} must be a number, got {os.environ[name]!r}"
         ) from None

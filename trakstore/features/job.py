@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ class Job:
         Makes a batch of a list of samples; torch's default otherwise.
     block_rows : int, optional
         Rows of a block, the unit that is written whole; chosen by default.
+    keep_bits : int, optional
+        Round the mantissas of float32 features to so many bits, and compress.
+    append : bool
+        The data sets may have grown at their end since the store was written: add what is new. For
+        a single worker.
+    name : str
+        Kept in the record of the run.
     """
 
     model: nn.Module
@@ -68,6 +76,9 @@ class Job:
     dtype: FeatureDtype | None = None
     collate: Collate | None = None
     block_rows: int | None = None
+    keep_bits: int | None = None
+    append: bool = False
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -122,12 +133,20 @@ def load_job(name: str) -> Job:
         raise NotFoundError(f"{source} has no {attribute!r}{did_you_mean(attribute, public)}")
     job = getattr(module, attribute)
     if callable(job) and not isinstance(job, Job):
+        if _needs_arguments(job):
+            raise TrakStoreError(f"{name} needs arguments; a job is made by a function without any")
         job = job()
     if not isinstance(job, Job):
         raise TrakStoreError(
             f"{name} gave a {type(job).__name__}; it must be or return a trakstore Job"
         )
-    return job
+    return replace(job, name=job.name or name)
+
+
+def _needs_arguments(function: Any) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is p.empty and p.kind not in optional for p in parameters)
 
 
 def _import_file(path: Path) -> Any:

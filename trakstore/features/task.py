@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.projectors import make_projector
 from trakstore.planning import ranges
-from trakstore.spec import FeatureDtype, ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec
+from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
+from trakstore.storage.columns import column_dtype, sample_ids, stored_rows
+from trakstore.storage.growth import append_rows
 from trakstore.storage.locations import Where
-from trakstore.storage.store import FeatureStore, column_dtype, find_store, sample_ids
-from trakstore.storage.writer import BlockWriter, stored_rows
+from trakstore.storage.store import FeatureStore, find_store
+from trakstore.storage.writer import BlockWriter
 
 __all__ = ["SplitTask"]
 
@@ -40,7 +42,7 @@ class RowComputer:
     output: ModelOutput
     batches: Batches
     ids: NDArray[Any]
-    dtype: FeatureDtype
+    spec: StoreSpec
     classes: int | None
 
     def columns(self, start: int, stop: int, batch_size: int) -> dict[str, NDArray[Any]]:
@@ -58,7 +60,8 @@ class RowComputer:
             for first, last in ranges(stop - start, batch_size)
         ]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        stored = stored_rows(joined.pop(layout.FEATURES), self.dtype, start)
+        features = joined.pop(layout.FEATURES)
+        stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
         return {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
 
     def _batch(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
@@ -117,7 +120,7 @@ class SplitTask:
         engine = GenericEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
         classes = output.check(job.model, batches.read(0, min(_PROBE, count)))
-        rows = RowComputer(engine, output, batches, ids, spec.dtype, classes)
+        rows = RowComputer(engine, output, batches, ids, spec, classes)
         probe = rows.columns(0, min(_PROBE, count), _PROBE)
         wanted = SplitSpec(
             count,
@@ -126,9 +129,12 @@ class SplitTask:
             checkpoint=checkpoint_hash(job.model),
             dataset=dataset_fingerprint(dataset, ids),
             learning_rate=job.learning_rates.get(epoch),
+            keep_bits=spec.keep_bits,
             block_rows=job.block_rows or 1,
         )
         opened = FeatureStore.of_spec(store, spec)
+        if job.append:
+            _append(opened, epoch, split, wanted, rows, job)
         made = opened.create_split(epoch, split, wanted, batch_rows=min(job.batch_size, count))
         return cls(rows, BlockWriter(made), job.batch_size)
 
@@ -138,6 +144,11 @@ class SplitTask:
         start, stop = self.writer.spec.block_range(block)
         self.writer.write(block, self.rows.columns(start, stop, self.batch_size))
         self._seconds.append(time.monotonic() - began)
+
+    @property
+    def blocks_written(self) -> int:
+        """Blocks that this task computed and committed."""
+        return len(self._seconds)
 
     @property
     def seconds_per_block(self) -> float:
@@ -152,7 +163,48 @@ def _store_spec(
     store = find_store(where)
     projection = job.projector or (store.spec.projection if store else _DEFAULT)
     dtype = job.dtype or (store.spec.dtype if store else "float32")
-    return StoreSpec(projection, output.spec, parameters, dtype)
+    keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
+    return StoreSpec(projection, output.spec, parameters, dtype, keep_bits)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first samples of a data set."""
+
+    dataset: Any
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+
+def _append(
+    store: FeatureStore,
+    epoch: int | str,
+    split: str,
+    wanted: SplitSpec,
+    rows: RowComputer,
+    job: Job,
+) -> None:
+    """Add the samples that the data set has more than the store, if the others are the same."""
+    if split not in store.splits_of(epoch):
+        return
+    old = store.split(epoch, split)
+    more = wanted.rows - old.rows
+    if more <= 0:
+        return
+    count = old.rows
+    first = dataset_fingerprint(_First(job.datasets[split], count), rows.ids[:count])
+    same = replace(wanted, rows=count, dataset=first)
+    check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
+
+    def columns(start: int, stop: int) -> dict[str, NDArray[Any]]:
+        return rows.columns(start, stop, job.batch_size)
+
+    append_rows(old, more, columns, dataset=wanted.dataset)
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

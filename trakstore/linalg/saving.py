@@ -22,7 +22,7 @@ from trakstore.storage.locations import Location, Where
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.store import FeatureStore, open_store
 
-__all__ = ["open_scores", "save_scores"]
+__all__ = ["check_new_name", "open_scores", "save_scores"]
 
 
 def save_scores(
@@ -57,9 +57,8 @@ def save_scores(
     MemoryLimitError
         When one target and one tile do not fit.
     """
+    check_new_name(store, name)
     location, path = open_store(store).location, layout.scores_path(name)
-    if _description(location, path):
-        raise TrakStoreError(f"{location} has scores named {name!r}; choose another name")
     rows, columns = scores.shape
     width = min(columns, scores.tile_rows)
     height = max(1, min(rows, CHUNK_BYTES // (4 * width)))
@@ -70,6 +69,13 @@ def save_scores(
     what = {"method": scores.method, "epochs": list(scores.epochs), "average": scores.average}
     location.put({layout.document_key(path): group_document(what)})  # last: now it is complete
     return open_scores(store, name)
+
+
+def check_new_name(store: Where | FeatureStore, name: str) -> None:
+    """Raise a :class:`TrakStoreError` when the store has complete scores of that name."""
+    location = open_store(store).location
+    if _description(location, layout.scores_path(name)):
+        raise TrakStoreError(f"{location} has scores named {name!r}; choose another name")
 
 
 def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray:

@@ -40,6 +40,7 @@ class Store(Protocol):
     def epochs(self) -> tuple[Epoch, ...]: ...
     def split(self, epoch: Epoch, name: str, /) -> Split: ...
     def epochs_of(self, *splits: str) -> tuple[Epoch, ...]: ...
+    def splits_of(self, epoch: Epoch, /) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ def _chosen(
     both = store.epochs_of(targets, train)
     if epochs is None:
         if not both:
+            known = sorted({name for epoch in store.epochs for name in store.splits_of(epoch)})
+            for name in (targets, train):
+                if name not in known:
+                    raise NotFoundError(f"no epoch has a split {name!r}{did_you_mean(name, known)}")
             raise NotFoundError(f"no epoch has both splits {targets!r} and {train!r}")
         return both
     chosen = (epochs,) if isinstance(epochs, (int, str)) else tuple(epochs)

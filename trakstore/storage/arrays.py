@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest, Store
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore, WrapperStore
@@ -34,6 +34,7 @@ __all__ = [
     "encode",
     "fill_value",
     "marker_entries",
+    "mask_document",
 ]
 
 _WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
@@ -59,7 +60,7 @@ def array_documents(split: SplitSpec) -> dict[str, bytes]:
             dtype=str if dtype == "str" else dtype,
             fill_value=fill_value(dtype),
             dimension_names=("sample", "feature") if wide else ("sample",),
-            compressors=[Crc32cCodec()],
+            compressors=_compressors(split.keep_bits if wide else None),
             filters=None,
         )
     entries = marker_entries(split)
@@ -77,6 +78,27 @@ def array_documents(split: SplitSpec) -> dict[str, bytes]:
     )
     names = [*(name for name, _ in split.columns), layout.WRITTEN]
     return {name: _read_key(staged, layout.document_key(name)) for name in names}
+
+
+def _compressors(keep_bits: int | None) -> list[Any]:
+    return [Crc32cCodec()] if keep_bits is None else [ZstdCodec(level=1), Crc32cCodec()]
+
+
+def mask_document(split: SplitSpec) -> bytes:
+    """The metadata document of the ``masked`` column; a chunk that is not there masks nothing."""
+    staged = MemoryStore()
+    zarr.create_array(
+        staged,
+        name=layout.MASKED,
+        shape=(split.rows,),
+        chunks=(split.block_rows,),
+        dtype="bool",
+        fill_value=False,
+        dimension_names=("sample",),
+        compressors=[Crc32cCodec()],
+        filters=None,
+    )
+    return _read_key(staged, layout.document_key(layout.MASKED))
 
 
 def block_keys(split: SplitSpec, block: int) -> list[str]:

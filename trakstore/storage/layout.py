@@ -8,6 +8,8 @@
     {epoch}/{split}/features         (sample, feature)
     {epoch}/{split}/{column}         (sample,)
     {epoch}/{split}/written          (block, entry): the markers that commit blocks
+    {epoch}/{split}/masked           (sample,): rows that are left out, where there are any
+    runs/{epoch}.{split}.{run}       what each run did
     scores/{name}                    saved score matrices
     grams/{epoch}/{split}            the gram of a split's features
 """
@@ -21,6 +23,7 @@ from trakstore.errors import TrakStoreError
 
 __all__ = [
     "FEATURES",
+    "MASKED",
     "SAMPLE_ID",
     "WRITTEN",
     "Epoch",
@@ -32,6 +35,7 @@ __all__ = [
     "gram_path",
     "marker_block",
     "marker_key",
+    "run_path",
     "scores_path",
     "split_path",
 ]
@@ -41,9 +45,11 @@ Epoch: TypeAlias = int | str
 FEATURES = "features"
 SAMPLE_ID = "sample_id"
 WRITTEN = "written"
+MASKED = "masked"
 SCORES = "scores"
 GRAMS = "grams"
-RESERVED = frozenset({SCORES, GRAMS, "runs", "dynamics", "evaluation"})
+RUNS = "runs"
+RESERVED = frozenset({SCORES, GRAMS, RUNS, "dynamics", "evaluation"})
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
@@ -106,6 +112,11 @@ def split_path(epoch: Epoch, split: str) -> str:
 def scores_path(name: str) -> str:
     """Group of a saved score matrix."""
     return f"{SCORES}/{check_name(name, 'score matrix')}"
+
+
+def run_path(epoch: Epoch, split: str, run: str) -> str:
+    """Group of the record of one run."""
+    return f"{RUNS}/{epoch_path(epoch)}.{check_name(split, 'split')}.{run}"
 
 
 def gram_path(epoch: Epoch, split: str) -> str:

@@ -155,6 +155,18 @@ class Location:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
         return settled
 
+    def delete(self, keys: list[str]) -> None:
+        """Delete keys; those that are not there are passed over."""
+
+        async def remove() -> None:
+            await asyncio.gather(*(self.store.delete(key) for key in keys))
+
+        sync(remove())
+
+    def delete_folder(self, prefix: str) -> None:
+        """Delete everything below ``prefix``."""
+        sync(self.store.delete_dir(prefix))
+
     def names(self, prefix: str) -> list[str]:
         """Names just below ``prefix``, sorted; temporary files of writers may be among them."""
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, IncompleteError, NotFoundError, did_you_mean
+from trakstore.errors import (
+    DamagedError,
+    IncompleteError,
+    NotFoundError,
+    TrakStoreError,
+    did_you_mean,
+)
 from trakstore.planning import merge_ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
@@ -169,6 +177,39 @@ class Split:
             f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}",
             missing,
         )
+
+    @property
+    def masked(self) -> NDArray[np.int64]:
+        """Positions of the rows that are left out, ascending; read from their own chunks only."""
+        path = f"{self.path}/{layout.MASKED}"
+        blocks = sorted(int(n) for n in self.location.names(f"{path}/c") if n.isdecimal())
+        column = StoredColumn(
+            self.location,
+            path,
+            (self.rows,),
+            np.dtype(bool),
+            self.spec.block_rows,
+            f"{self.spec.nonce:08x}-{self.rows}-masked",
+        )
+        found = [np.empty(0, dtype=np.int64)]
+        for block in blocks[: bisect_left(blocks, self.spec.blocks)]:
+            start, stop = self.spec.block_range(block)
+            found.append(np.flatnonzero(column.read(start, stop)) + start)
+        return np.concatenate(found)
+
+    def refuse_known_ids(self, ids: NDArray[Any]) -> None:
+        """Raise a :class:`TrakStoreError` if a sample with one of these ids is there."""
+        column = self.column(layout.SAMPLE_ID)
+        for block in range(self.spec.blocks):
+            start, stop = self.spec.block_range(block)
+            known = column.read(start, stop)
+            if known.dtype.kind != ids.dtype.kind:
+                raise TrakStoreError(f"ids of {self.name} are {known.dtype}, got {ids.dtype}")
+            both = np.intersect1d(known, ids)
+            if len(both):
+                raise TrakStoreError(
+                    f"{self.name} at epoch {self.epoch} has sample {both[0]} already"
+                )
 
     def to_xarray(self, *, allow_missing: bool = False) -> xr.Dataset:
         """All columns, lazy, with dimensions ``sample`` and ``feature``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import (
+    DamagedError,
     LocationError,
     NotFoundError,
     SpecMismatchError,
@@ -31,10 +33,13 @@ from trakstore.spec import (
 )
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents
+from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
+from trakstore.storage.growth import append_rows, drop_split, mask_rows, sweep_stale_markers
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location, Where, open_location
+from trakstore.storage.runs import Run, list_runs
 from trakstore.storage.splits import Split, SplitStatus, attributes, group_document
-from trakstore.storage.writer import BlockWriter, stored_rows
+from trakstore.storage.writer import BlockWriter
 
 __all__ = ["FeatureStore", "open_store"]
 
@@ -67,6 +72,7 @@ class FeatureStore:
         output: OutputSpec | None = None,
         parameters: ParameterSpec | None = None,
         dtype: FeatureDtype = "float32",
+        keep_bits: int | None = None,
     ) -> FeatureStore:
         """Make a store, or open the one that is there if its spec is the same.
 
@@ -82,6 +88,8 @@ class FeatureStore:
             What gradients are taken of; none when features are made elsewhere.
         dtype : {"float32", "float16"}
             Stored dtype of features.
+        keep_bits : int, optional
+            Round the mantissas of float32 features to so many of their 23 bits, and compress.
 
         Raises
         ------
@@ -95,7 +103,7 @@ class FeatureStore:
         >>> ts.FeatureStore.create("memory://doc", projection=spec)
         FeatureStore('memory://doc', rademacher, dim 64, epochs: none)
         """
-        return cls.of_spec(where, StoreSpec(projection, output, parameters, dtype))
+        return cls.of_spec(where, StoreSpec(projection, output, parameters, dtype, keep_bits))
 
     @classmethod
     def of_spec(cls, where: Where | FeatureStore, spec: StoreSpec) -> FeatureStore:
@@ -209,14 +217,19 @@ class FeatureStore:
             at_least=batch_rows,
             block_rows=spec.block_rows if spec.block_rows > 1 else None,
         )
+        keep_bits = self.spec.keep_bits
+        spec = replace(spec, keep_bits=keep_bits)
         proposed = replace(spec, nonce=secrets.randbits(32), **vars(shape))
         put = self.location.put_if_absent
         put(layout.document_key(layout.epoch_path(epoch)), group_document({}))
         settled = put(layout.document_key(path), group_document(proposed.to_dict()))
         made = self._split(epoch, split, settled)
         check_equal(made.spec, spec, f"{self.location}: {split} at epoch {epoch}")
+        if made.spec.nonce == proposed.nonce:
+            sweep_stale_markers(made)
         for name, document in array_documents(made.spec).items():
-            if put(layout.document_key(f"{path}/{name}"), document) != document:
+            found = put(layout.document_key(f"{path}/{name}"), document)
+            if _without_shape(found) != _without_shape(document):  # an append may have been stopped
                 raise SpecMismatchError(
                     f"{self.location}: the array {path}/{name} was made by another version of "
                     f"trakstore or zarr; finish the split with that one, or write to another store"
@@ -262,12 +275,7 @@ class FeatureStore:
             shape = getattr(features, "shape", type(features).__name__)
             raise TrakStoreError(f"features must be an array of shape (rows, dim), got {shape}")
         rows, dim = features.shape
-        given = {
-            "out_to_loss": _column(out_to_loss, rows, "out_to_loss", np.float32),
-            "label": _column(labels, rows, "labels", np.int64),
-            layout.SAMPLE_ID: sample_ids(ids, rows),
-        }
-        narrow = {name: array for name, array in given.items() if array is not None}
+        narrow = _narrow(rows, out_to_loss, ids, labels)
         dtypes = {name: column_dtype(array) for name, array in narrow.items()}
         columns = {layout.FEATURES: self.spec.dtype, "norm": "float32", **dtypes}
         spec = SplitSpec(rows, dim, tuple(sorted(columns.items())), block_rows=block_rows)
@@ -275,10 +283,114 @@ class FeatureStore:
         writer = BlockWriter(made)
         for block in made.missing_blocks():
             start, stop = made.spec.block_range(block)
-            block_features = np.asarray(features[start:stop])
-            stored = stored_rows(block_features, self.spec.dtype, start)
-            writer.write(block, stored | {name: a[start:stop] for name, a in narrow.items()})
+            writer.write(block, self._rows_given(features, narrow, start, stop))
         return made
+
+    def append(
+        self,
+        epoch: Epoch,
+        split: str,
+        features: Any,
+        *,
+        out_to_loss: Any = None,
+        ids: Sequence[int] | Sequence[str] | None = None,
+        labels: Any = None,
+    ) -> Split:
+        """Add rows made elsewhere behind the last of a complete split; for a single writer.
+
+        Parameters are as those of :meth:`write_split`; the columns must be those that the split has.
+
+        Raises
+        ------
+        IncompleteError
+            When rows of the split are missing.
+        NumericsError
+            For values that are not finite or that the stored dtype cannot hold.
+        TrakStoreError
+            When columns or dimensions differ, or an id is there already.
+        """
+        old = self.split(epoch, split)
+        rows, first = features.shape[0], old.rows
+        narrow = _narrow(rows, out_to_loss, ids, labels, first)
+        missing = set(old.columns) ^ {layout.FEATURES, "norm", *narrow}
+        if missing or features.shape[1] != old.dim:
+            raise TrakStoreError(
+                f"{split} at epoch {epoch} has columns {list(old.columns)} and dimension {old.dim}; "
+                f"got dimension {features.shape[1]} and differing {sorted(missing) or 'no columns'}"
+            )
+        old.require_complete()
+        old.refuse_known_ids(narrow[layout.SAMPLE_ID])
+        return append_rows(
+            old,
+            rows,
+            lambda start, stop: self._rows_given(features, narrow, start - first, stop - first),
+        )
+
+    def mask(
+        self,
+        split: str,
+        ids: Sequence[int] | Sequence[str],
+        *,
+        epochs: Sequence[Epoch] | None = None,
+        masked: bool = True,
+    ) -> int:
+        """Leave samples out of kernels, scores and lists from now on; or take them in again.
+
+        Nothing is rewritten, the other rows keep their positions. Masking is not deletion: the
+        features stay on the disk.
+
+        Parameters
+        ----------
+        split : str
+        ids : sequence of int or str
+            Sample ids.
+        epochs : sequence of epochs, optional
+            All that have the split by default.
+        masked : bool
+            False takes the samples in again.
+
+        Returns
+        -------
+        int
+            Number of rows whose state changed, over all epochs.
+
+        Raises
+        ------
+        NotFoundError
+            When a sample is not there.
+        """
+        chosen = self.epochs_of(split) if epochs is None else tuple(epochs)
+        if not chosen:
+            raise NotFoundError(f"no epoch has a split {split!r}{did_you_mean(split, self.splits)}")
+        return sum(mask_rows(self.split(e, split), ids, masked=masked) for e in chosen)
+
+    def drop(self, epoch: Epoch, split: str | None = None) -> None:
+        """Delete a split at an epoch, or a whole epoch, from the disk; for a single writer.
+
+        Raises
+        ------
+        NotFoundError
+            When it is not there.
+        """
+        for name in self.splits_of(epoch) if split is None else (split,):
+            drop_split(self.split(epoch, name))
+        if split is None:
+            if layout.as_epoch(epoch) not in self.epochs:
+                near = did_you_mean(epoch, self.epochs)
+                raise NotFoundError(f"{self.location} has no epoch {epoch!r}{near}")
+            self.location.delete_folder(layout.epoch_path(epoch))
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Records of the runs that wrote features, oldest first."""
+        return list_runs(self.location)
+
+    def _rows_given(
+        self, features: Any, narrow: dict[str, NDArray[Any]], start: int, stop: int
+    ) -> dict[str, NDArray[Any]]:
+        rows = np.asarray(features[start:stop])
+        stored = stored_rows(rows, self.spec.dtype, start, self.spec.keep_bits)
+        return stored | {name: array[start:stop] for name, array in narrow.items()}
 
     def __repr__(self) -> str:
         epochs = ", ".join(map(str, self.epochs)) or "none"
@@ -328,38 +440,23 @@ def find_store(where: Where | FeatureStore) -> FeatureStore | None:
     return None if document is None else FeatureStore(location, _store_spec(document, location))
 
 
-def sample_ids(ids: Sequence[int] | Sequence[str] | None, rows: int) -> NDArray[Any]:
-    """Ids of samples as int64 or strings; positions where none are given."""
-    if ids is None:
-        return np.arange(rows, dtype=np.int64)
-    array = np.asarray(ids)
-    if array.shape != (rows,) or array.dtype.kind not in "iuUT":
-        raise TrakStoreError(
-            f"ids must be {rows} integers or strings, got shape {array.shape} of {array.dtype}"
-        )
-    dtype: Any = np.int64 if array.dtype.kind in "iu" else np.dtypes.StringDType()
-    array = array.astype(dtype)
-    if len(np.unique(array)) != rows:
-        raise TrakStoreError(
-            f"ids must differ: {rows - len(np.unique(array))} of {rows} repeat others"
-        )
-    return array
+def _narrow(
+    rows: int, out_to_loss: Any, ids: Any, labels: Any, first: int = 0
+) -> dict[str, NDArray[Any]]:
+    """The row columns that were given, checked."""
+    given = {
+        "out_to_loss": row_column(out_to_loss, rows, "out_to_loss", np.float32),
+        "label": row_column(labels, rows, "labels", np.int64),
+        layout.SAMPLE_ID: sample_ids(ids, rows, first),
+    }
+    return {name: array for name, array in given.items() if array is not None}
 
 
-def column_dtype(array: NDArray[Any]) -> str:
-    """Name of the dtype that a column's array is stored in."""
-    return "str" if array.dtype.kind == "T" else array.dtype.name
-
-
-def _column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] | None:
-    if values is None:
-        return None
-    array = np.asarray(values)
-    if array.shape != (rows,):
-        raise TrakStoreError(f"{name} must have shape ({rows},), got {array.shape}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise TrakStoreError(f"{name} has NaN or infinite values; nothing was written")
-    return array.astype(dtype)
+def _without_shape(document: bytes) -> dict[str, Any]:
+    try:
+        return {**json.loads(document), "shape": None}
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"an array's metadata document is damaged ({error})") from error
 
 
 def _store_spec(document: bytes, location: Location) -> StoreSpec:

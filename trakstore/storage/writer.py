@@ -11,57 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import LocationError, NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.errors import LocationError, SpecMismatchError, TrakStoreError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, block_keys, encode, marker_entries
 from trakstore.storage.splits import Split, attributes
 
-__all__ = ["BlockWriter", "stored_rows"]
+__all__ = ["BlockWriter"]
 
 TAIL = 4  # bytes of the crc32c that ends every chunk
 ATTEMPTS = 8
-UNDERFLOW = 0.01  # largest relative change of a row's norm that a narrower dtype may cause
-
-
-def stored_rows(features: NDArray[Any], dtype: str, first_row: int) -> dict[str, NDArray[Any]]:
-    """The ``features`` and ``norm`` columns of rows, in the stored dtypes.
-
-    Parameters
-    ----------
-    features : array, shape (rows, dim)
-        Projected gradients.
-    dtype : str
-        The stored dtype.
-    first_row : int
-        Row number of the first, for messages.
-
-    Raises
-    ------
-    NumericsError
-        For NaN or inf; for values that ``dtype`` cannot hold; for rows whose norm the cast changes
-        by more than 1% (underflow).
-    """
-    norm = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
-    _refuse(~np.isfinite(norm), first_row, "have NaN or infinite features")
-    with np.errstate(over="ignore", under="ignore"):
-        stored = features.astype(dtype, copy=False)
-    if stored.dtype != features.dtype:
-        _refuse(~np.isfinite(stored).all(axis=1), first_row, f"overflow {dtype}; use float32")
-        kept = np.sqrt(np.einsum("ij,ij->i", stored, stored, dtype=np.float64))
-        _refuse(
-            np.abs(kept - norm) > UNDERFLOW * norm,
-            first_row,
-            f"underflow {dtype} (their norm changes by more than 1%); use float32",
-        )
-    return {layout.FEATURES: stored, "norm": norm.astype(np.float32)}
-
-
-def _refuse(bad: NDArray[np.bool_], first_row: int, what: str) -> None:
-    if bad.any():
-        rows = np.flatnonzero(bad) + first_row
-        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        raise NumericsError(f"{len(rows)} rows {what} (rows {shown}); nothing of them was written")
 
 
 @dataclass(frozen=True)
@@ -95,6 +54,11 @@ class BlockWriter:
     def is_written(self, block: int) -> bool:
         """Whether the block's marker is there."""
         return self.split.location.get(layout.marker_key(self.split.path, block)) is not None
+
+    def marker_nonce(self, block: int) -> int | None:
+        """The nonce in the block's marker; None where there is no marker."""
+        marker = self.split.location.get(layout.marker_key(self.split.path, block))
+        return None if marker is None else int.from_bytes(marker[4:8], "little")
 
     def write(self, block: int, columns: Mapping[str, NDArray[Any]]) -> None:
         """Write and commit a block.

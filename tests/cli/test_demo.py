@@ -1,0 +1,116 @@
+"""``trakstore demo``: the digits from data to picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trakstore as ts
+
+ROOT = Path(ts.__file__).parent.parent
+
+
+def test_without_the_extra(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sklearn", "matplotlib"):
+        with monkeypatch.context() as missing:
+            missing.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+            ran = run("demo", "--out", tmp_path / "out", "--json")
+        assert 'pip install "trakstore[demo]"' in ran.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    (tmp_path / "thesis.tex").write_text("dear")
+    assert "has 'thesis.tex'" in run("demo", "--out", tmp_path, "--json").error
+    assert "is a file" in run("demo", "--out", tmp_path / "thesis.tex", "--json").error
+    assert [one.name for one in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_split_is_fixed() -> None:
+    pytest.importorskip("sklearn")
+    from trakstore.cli.demo import load_images
+
+    data, again = load_images(), load_images()
+    assert (len(data["train"].ids), len(data["test"].ids)) == (1297, 500)
+    assert not set(data["train"].ids.tolist()) & set(data["test"].ids.tolist())
+    for split in data:
+        np.testing.assert_array_equal(data[split].images, again[split].images)
+        assert data[split].images.max() == 1
+
+
+def test_training_gives_the_same_bits_whatever_the_threads() -> None:
+    pytest.importorskip("sklearn")
+    import torch
+
+    from trakstore.cli.demo import digits
+
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        torch.set_num_threads(1)
+        first = digits().checkpoints
+        torch.set_num_threads(2)
+        torch.rand(3)
+        second = digits().checkpoints
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+    assert first is not None
+    assert second is not None
+    for epoch, weights in first.items():
+        for name, one in dict(weights).items():  # type: ignore[arg-type]
+            assert torch.equal(one, second[epoch][name])  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_the_whole_way(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    image = pytest.importorskip("matplotlib.image")
+    out = tmp_path / "out"
+    document = json.loads(run("demo", "--out", out, "--json").out)
+    assert document["test_accuracy"] > 0.9
+    assert document["rows_written"] == 3 * 1797
+    shares = document["same_class"]
+    assert shares["most_helpful"] > 0.6 > 3 * shares["base_rate"]
+    assert shares["most_harmful"] < 0.5
+    assert any(one["label"] != one["predicted"] for one in document["targets"])
+    assert len(document["targets"]) == 6
+    pixels = image.imread(document["picture"])
+    assert min(pixels.shape[:2]) > 1000
+    assert pixels[..., :3].std() > 0.1
+    assert all(one.complete for one in ts.open_store(out / "store.zarr").status())
+    again = run("demo", "--out", out)
+    assert again.code == 0
+    assert "all there" in again.out
+
+
+@pytest.mark.slow
+def test_two_ranks_by_torchrun_then_the_example(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    pytest.importorskip("sklearn")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "trakstore", "featurize", str(ROOT / "examples" / "digits.py:digits")]
+    command += ["--store", "d.zarr"]
+    how: dict[str, Any] = {
+        "cwd": tmp_path,
+        "env": environment,
+        "capture_output": True,
+        "text": True,
+    }
+    ran = subprocess.run(command, check=False, **how)
+    assert ran.returncode == 0, ran.stderr
+    assert "rank 0 of 2: wrote" in ran.stdout
+    assert "rank 1 of 2: wrote" in ran.stdout
+    assert all(one.complete for one in ts.open_store(tmp_path / "d.zarr").status())
+    command = [sys.executable, str(ROOT / "examples" / "digits.py"), "--store", "d.zarr"]
+    ran = subprocess.run(command, check=False, **how)
+    assert ran.stdout.startswith("wrote 0 rows"), ran.stderr
+    assert ran.stdout.count("most helpful are") == 3

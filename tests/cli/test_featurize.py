@@ -1,0 +1,108 @@
+"""``trakstore featurize``: jobs from files, shares of workers, and a run that is stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trakstore as ts
+
+
+def test_a_job(run: Any, jobs: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a.zarr"
+    ran = run("featurize", f"{jobs}:small", "--store", place)
+    assert ran.code == 0
+    assert "wrote 52 rows in 14 blocks" in ran.out
+    store = ts.open_store(place)
+    assert store.epochs == (1, "final")
+    assert all(one.complete for one in store.status())
+    again = run("featurize", f"{jobs}:small", "--store", place)
+    assert "nothing to write" in again.out
+
+
+def test_json_is_all_of_standard_output(run: Any, jobs: Path, tmp_path: Path) -> None:
+    ran = run("featurize", f"{jobs}:noisy", "--store", tmp_path / "a.zarr", "--json")
+    document = json.loads(ran.out)
+    assert document["rows"] == 52
+    assert (document["rank"], document["world_size"]) == (0, 1)
+    assert "noise from a job" in ran.err
+
+
+def test_some_of_it(run: Any, jobs: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a.zarr"
+    options = ["--epoch", "1", "--split", "test", "--batch-size", "2", "--device", "cpu"]
+    assert run("featurize", f"{jobs}:small", "--store", place, *options).code == 0
+    store = ts.open_store(place)
+    assert [(one.epoch, one.split) for one in store.status()] == [(1, "test")]
+
+
+def test_a_rank_says_who_it_is(run: Any, jobs: Path, tmp_path: Path) -> None:
+    asked = ["featurize", f"{jobs}:small", "--store", tmp_path / "a.zarr"]
+    ran = run(*asked, "--rank", "1", "--world-size", "2")
+    assert "rank 1 of 2: wrote" in ran.out
+    assert all(one.complete for one in ts.open_store(tmp_path / "a.zarr").status())  # it helped
+
+
+def test_a_module_of_the_working_directory(
+    run: Any, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cwdjobs.py").write_text(jobs.read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
+    assert run("featurize", "cwdjobs:small", "--store", "a.zarr", "--epoch", "1").code == 0
+
+
+STOPPING = """
+import os, time
+from pathlib import Path
+import torch
+from trakstore import ProjectionSpec
+from trakstore.features import Job
+
+class Samples:
+    def __len__(self):
+        return 40
+    def __getitem__(self, index):
+        if "STOP" in os.environ and list(Path("a.zarr").rglob("written/c.1.0")):
+            time.sleep(60)
+        return torch.full((4,), index / 40), index % 3
+
+def job():
+    model = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.fill_(0.5); model.bias.fill_(0.1)
+    return Job(model, {"train": Samples()}, projector=ProjectionSpec("sjlt", dim=8), batch_size=4,
+               block_rows=4)
+"""
+
+
+def test_control_c_keeps_what_is_committed(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "jobs.py").write_text(STOPPING)
+    command = [sys.executable, "-m", "trakstore", "featurize", "jobs.py:job", "--store", "a.zarr"]
+    stopping = {**environment, "STOP": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=stopping, **pipes) as process:
+        until = time.monotonic() + 60
+        while not list(tmp_path.rglob("written/c.1.0")) and time.monotonic() < until:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), err
+    assert err == "interrupted: committed blocks are kept; the same command goes on\n"
+    written = ts.open_store(tmp_path / "a.zarr").status()[0].written_blocks
+    assert written == 2
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "wrote 32 rows in 8 blocks" in ran.stdout
+    assert np.isfinite(ts.open_store(tmp_path / "a.zarr").features(0, "train").values).all()

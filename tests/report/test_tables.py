@@ -1,0 +1,63 @@
+"""Tables say what they were given, within the width of a terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from trakstore.report.tables import completeness_table, missing_lines, top_table
+from trakstore.storage.splits import SplitStatus
+
+
+def text(table: Table, width: int = 60) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def status(epoch: int | str, split: str, missing: tuple[tuple[int, int], ...] = ()) -> SplitStatus:
+    absent = sum(stop - start for start, stop in missing)
+    return SplitStatus(epoch, split, 1000, 1000 - absent, 10, 10 - len(missing), missing)
+
+
+def test_epochs_that_are_alike_share_a_line() -> None:
+    found = [status(epoch, "train", ((0, 10),) if epoch == 9 else ()) for epoch in range(12)]
+    shown = text(completeness_table(found))
+    assert "0 ... 8 (9 epochs)" in shown
+    assert "990 of 1,000 (99%)" in shown
+    assert "10, 11" in shown
+
+
+def test_a_split_that_an_epoch_lacks() -> None:
+    shown = text(completeness_table([status(0, "test"), status(1, "train")]))
+    assert shown.count(" - ") == 2
+
+
+def test_missing_rows_are_named_within_bounds() -> None:
+    many = tuple((start, start + 1) for start in range(0, 40, 2))
+    lines = missing_lines([status(epoch, "train", many) for epoch in range(30)])
+    assert lines[0] == "missing: train at epoch 0: rows 0-0, 2-2, 4-4, 6-6, 8-8 and 15 more ranges"
+    assert lines[-1] == "missing: rows of 24 more splits (--json has all)"
+    assert missing_lines([status(0, "train")]) == []
+
+
+def test_top_lists() -> None:
+    dims = ("target", "rank")
+    top = xr.Dataset(
+        {
+            "score": (dims, np.array([[0.5, -0.00123]], np.float32)),
+            "train": (dims, np.array([["a", "bcd"]])),
+            "position": (dims, np.array([[4, 2]])),
+        },
+        coords={"target_id": ("target", np.array([77]))},
+        attrs={"order": "largest"},
+    )
+    shown = text(top_table(top))
+    assert "77" in shown
+    assert "bcd -0.00123" in shown
+    assert "+0.500" in shown
+    labelled = top.assign(label=(dims, np.array([[1, 2]])), target_label=("target", np.array([1])))
+    assert "bcd (2) -0.00123" in text(top_table(labelled))

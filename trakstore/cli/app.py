@@ -1,0 +1,120 @@
+"""The ``trakstore`` command: its list of commands, and how it ends when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+import trakstore
+from trakstore.cli.demo import demo
+from trakstore.cli.featurize import featurize
+from trakstore.cli.info import info
+from trakstore.cli.kernel import kernel
+from trakstore.cli.output import error_line, tolerant_streams
+from trakstore.cli.score import score
+from trakstore.cli.topk import topk
+from trakstore.errors import TrakStoreError
+
+__all__ = ["EXAMPLES", "main"]
+
+BAD_USE, INTERRUPTED = 2, 130
+
+EXAMPLES: dict[Callable[..., None], str] = {
+    demo: "trakstore demo --out trakstore-demo",
+    featurize: "trakstore featurize jobs.py:digits --store run.zarr --split train --split test",
+    info: "trakstore info run.zarr",
+    kernel: "trakstore kernel run.zarr --epoch 10 --damping 1",
+    score: "trakstore score run.zarr --targets test --train train --save test-on-train",
+    topk: "trakstore topk run.zarr --k 10 --target 17 --memory-limit 600MB",
+}
+
+app = typer.Typer(
+    name="trakstore",
+    help="Which training examples made the model do this, and when did it learn it?",
+    epilog="Start with: trakstore demo",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: {example}")(command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"trakstore {trakstore.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+# typer brings its own copy of click since 0.26, and the installed one before
+_ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Those of the process by default.
+
+    Returns
+    -------
+    int
+        0; 2 for bad use and every :class:`~trakstore.errors.TrakStoreError`, after one line on
+        standard error; 130 when interrupted. Any other exception is a fault and is not caught.
+    """
+    tolerant_streams()
+    try:
+        with _warnings_as_lines():
+            return _run(arguments)
+    except TrakStoreError as error:
+        error_line(error)
+    except _ClickException as error:
+        error_line(_usage(error))
+    return BAD_USE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = None if arguments is None else list(arguments)
+    try:
+        code = typer.main.get_command(app).main(given, prog_name="trakstore", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        return _closed_pipe()
+    if code == INTERRUPTED:
+        error_line("committed blocks are kept; the same command goes on", "interrupted")
+    return int(code or 0)
+
+
+def _closed_pipe() -> int:
+    """Nobody reads any more (``| head``): nor does the interpreter's last flush complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "trakstore"
+    return f"{error.format_message().rstrip('.')}; see {path} --help"
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: error_line(message, "warning")
+        yield

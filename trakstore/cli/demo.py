@@ -1,0 +1,235 @@
+"""``trakstore demo``: the whole way on handwritten digits, and the job that it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from trakstore.cli.options import Json
+from trakstore.cli.output import console, only_json, print_json
+from trakstore.cli.walkthrough import Images, ask, kernels
+from trakstore.errors import LocationError, TrakStoreError
+from trakstore.report.tables import kernel_table
+from trakstore.spec import ProjectionSpec
+from trakstore.storage.store import open_store
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trakstore.features import Job
+
+__all__ = ["demo", "digits", "load_images"]
+
+EPOCHS = (2, 5, 15)  # of which the weights are kept
+TEST_ROWS = 500
+BATCH, LEARNING_RATE, SEED = 64, 0.05, 0
+
+
+def load_images() -> dict[str, Images]:
+    """Handwritten digits of 8 x 8 pixels, 1,297 to train on and 500 to ask about.
+
+    Raises
+    ------
+    TrakStoreError
+        When scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
+    order = np.random.default_rng(SEED).permutation(len(images))
+    rows = {"train": np.sort(order[TEST_ROWS:]), "test": np.sort(order[:TEST_ROWS])}
+    return {split: Images(images[ids], labels[ids], ids) for split, ids in rows.items()}
+
+
+def digits() -> Job:
+    """A small convolutional network that learns the digits in seconds, kept at three epochs.
+
+    Every process that calls this on one kind of machine trains to the same bits.
+    """
+    import torch
+    from torch.utils.data import TensorDataset
+
+    from trakstore.features import Job
+
+    data = load_images()
+    datasets = {
+        split: TensorDataset(torch.from_numpy(one.images)[:, None], torch.from_numpy(one.labels))
+        for split, one in data.items()
+    }
+    with _reproducible():
+        model = _network()
+        checkpoints = _train(model, *datasets["train"].tensors)
+    return Job(
+        model=model,
+        datasets=datasets,
+        output="margin",
+        projector=ProjectionSpec("sjlt", dim=512),
+        checkpoints=checkpoints,
+        batch_size=2 * BATCH,
+        ids={split: one.ids.tolist() for split, one in data.items()},
+        learning_rates=dict.fromkeys(EPOCHS, LEARNING_RATE),
+    )
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="A new folder, or that of an earlier demo.")
+    ] = Path("trakstore-demo"),
+    as_json: Json = False,
+) -> None:
+    """Train on digits, store features, and draw what helped and what harmed: under a minute.
+
+    Needs scikit-learn and matplotlib, the "demo" extra.
+    """
+    began, say, out = time.monotonic(), console(stderr=as_json), out.resolve()
+    _check_extra()
+    _check_folder(out)
+    with only_json(as_json):
+        document = _walk(out, say)
+    seconds = round(time.monotonic() - began, 1)
+    if as_json:
+        print_json({**document, "seconds": seconds})
+        return
+    say.print(f"\ndone in {seconds:.0f} s", soft_wrap=True)
+    say.print(f"  picture  {document['picture']}", soft_wrap=True)
+    say.print(f"  store    {document['store']}", soft_wrap=True)
+    say.print("next, without the model:", soft_wrap=True)
+    for line in (
+        "info {}",
+        "topk {} --k 5 --target @0",
+        "kernel {}",
+        "score {} --save test-on-train",
+    ):
+        say.print(f"  trakstore {line.format(out / 'store.zarr')}", soft_wrap=True)
+
+
+def _walk(out: Path, say: Console) -> dict[str, Any]:
+    from trakstore.features import featurize_job
+
+    data, place = load_images(), out / "store.zarr"
+    say.print(f"1  training a small network on {len(data['train'].ids):,} digits")
+    job = digits()
+    predicted = _predict(job, data["test"])
+    accuracy = float((predicted == data["test"].labels).mean())
+    say.print(
+        f"   kept epochs {', '.join(map(str, EPOCHS))}; it reads {accuracy:.1%} of test right"
+    )
+    say.print("2  per-sample gradients of train and test at each epoch, projected")
+    done = featurize_job(job, place, rank=0, world_size=1)
+    say.print(
+        f"   wrote {done.rows:,} rows in {done.seconds:.1f} s" if done.rows else "   all there"
+    )
+    store = open_store(place)
+    say.print("3  the kernels of the train features")
+    reports = kernels(store)
+    say.print(kernel_table(reports))
+    say.print("4  TRAK over all epochs: which train digits helped or harmed each test digit")
+    answers = ask(store, data["train"], data["test"], predicted)
+    say.print(answers.table())
+    share = answers.same_class
+    say.print(
+        f"   of the target's own class: {share['most_helpful']:.0%} of the 10 most helpful, "
+        f"{share['most_harmful']:.0%} of the 10 most harmful, {share['base_rate']:.0%} at random",
+        soft_wrap=True,
+    )
+    return {
+        "store": str(store.location),
+        "picture": str(answers.draw(out / "digits.png")),
+        "epochs": list(store.epochs),
+        "test_accuracy": accuracy,
+        "rows_written": done.rows,
+        "kernels": [{**r.to_dict(), "eigenvalues": None} for r in reports],
+        "same_class": share,
+        "targets": answers.documents(),
+    }
+
+
+def _check_extra() -> None:
+    try:
+        import matplotlib  # noqa: F401
+        import sklearn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+
+
+def _missing(error: ModuleNotFoundError) -> TrakStoreError:
+    return TrakStoreError(
+        f'the demo needs {error.name}, which is not installed: pip install "trakstore[demo]"'
+    )
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that holds something else."""
+    if out.exists() and not out.is_dir():
+        raise LocationError(f"{out} is a file; give a folder with --out")
+    names = sorted(one.name for one in out.iterdir()) if out.exists() else []
+    if names and "store.zarr" not in names:
+        raise LocationError(
+            f"{out} is not empty and is not of an earlier demo (it has {names[0]!r}); "
+            f"give an empty or new folder with --out"
+        )
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """One thread and a seeded generator of torch's; both are put back."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(SEED)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _network() -> nn.Module:
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+
+
+def _train(model: nn.Module, images: Tensor, labels: Tensor) -> dict[int | str, dict[str, Tensor]]:
+    """Plain SGD; the weights after some of the epochs."""
+    import torch
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    kept: dict[int | str, dict[str, Tensor]] = {}
+    for epoch in range(1, max(EPOCHS) + 1):
+        for rows in torch.randperm(len(images)).split(BATCH):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+            optimizer.step()
+        if epoch in EPOCHS:
+            kept[epoch] = {name: one.clone() for name, one in model.state_dict().items()}
+    return kept
+
+
+def _predict(job: Job, images: Images) -> NDArray[np.int64]:
+    """The classes that the last checkpoint gives."""
+    import torch
+
+    model = job.load(max(EPOCHS))
+    with torch.no_grad():
+        classes = model(torch.from_numpy(images.images)[:, None]).argmax(dim=1)
+    return np.asarray(classes.numpy(), dtype=np.int64)

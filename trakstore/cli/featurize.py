@@ -1,0 +1,109 @@
+"""``trakstore featurize``: a job's projected per-sample gradients into a store."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trakstore.cli.options import Epochs, Json, chosen_epochs
+from trakstore.cli.output import only_json, print_json
+
+if TYPE_CHECKING:
+    from trakstore.features import Featurized
+
+__all__ = ["featurize"]
+
+
+def featurize(
+    job: Annotated[
+        str,
+        typer.Argument(
+            metavar="JOB", help="jobs.py:name or package.module:name.", show_default=False
+        ),
+    ],
+    store: Annotated[
+        str,
+        typer.Option("--store", metavar="PATH", help="Made when not there.", show_default=False),
+    ],
+    epoch: Epochs = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="A data set of the job; else all.", show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples of a batch; else the job's.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Such as cuda:1; else this rank's GPU, or cpu.", show_default=False),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of this worker; else RANK, or 0.", show_default=False),
+    ] = None,
+    world_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of workers; else WORLD_SIZE, or 1.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the features of a job's data sets to a store, going on where an earlier run stopped.
+
+    Any number of workers may run the same command at once, under torchrun or by --rank and
+    --world-size: each does its share, then helps the others.
+    """
+    with only_json(as_json):
+        done = _featurize(
+            job,
+            store,
+            epochs=chosen_epochs(epoch),
+            splits=split or None,
+            batch_size=batch_size,
+            device=device,
+            rank=rank,
+            world_size=world_size,
+        )
+    worker = {"rank": _number(rank, "RANK", 0), "world_size": _number(world_size, "WORLD_SIZE", 1)}
+    if as_json:
+        print_json({"job": job, "store": store, **worker, **asdict(done)})
+    else:
+        sys.stdout.write(_line(done, store, **worker))
+
+
+def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> Featurized:
+    from trakstore.features import featurize_job, load_job
+
+    _check_device(device)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # modules in the working directory, as with python -m
+    return featurize_job(load_job(job), store, device=device, **options)
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device or "cpu")
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        reason = str(error).splitlines()[0]
+        raise typer.BadParameter(f"--device {device}: {reason}") from None
+
+
+def _line(done: Featurized, store: str, rank: int, world_size: int) -> str:
+    who = f"rank {rank} of {world_size}: " if world_size > 1 else ""
+    if done.blocks == 0:
+        return f"{who}nothing to write, all of it is in {store}\n"
+    rate = done.rows / max(done.seconds, 1e-9)
+    return (
+        f"{who}wrote {done.rows:,} rows in {done.blocks} blocks to {store}, "
+        f"{done.seconds:.1f} s, {rate:,.0f} rows/s\n"
+    )
+
+
+def _number(given: int | None, variable: str, default: int) -> int:
+    return int(os.environ.get(variable, default)) if given is None else given

@@ -1,0 +1,118 @@
+"""``trakstore info``: what is in a store, and whether it is complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trakstore.cli.options import Json, StorePath
+from trakstore.cli.output import console, print_json
+from trakstore.planning import human_bytes
+from trakstore.report.tables import completeness_table, facts_table, missing_lines
+from trakstore.spec import FORMAT_VERSION
+from trakstore.storage.layout import Epoch
+from trakstore.storage.splits import Split, SplitStatus
+from trakstore.storage.store import FeatureStore, open_store
+
+__all__ = ["info"]
+
+
+def info(store: StorePath, as_json: Json = False) -> None:
+    """Show what a store holds, and whether it is complete and usable."""
+    opened = open_store(store)
+    status = opened.status()
+    splits = [opened.split(one.epoch, one.split) for one in status]
+    if as_json:
+        print_json(_document(opened, splits, status))
+        return
+    out = console()
+    out.print(facts_table(_facts(opened, splits, status)))
+    if status:
+        out.print(completeness_table(status))
+    for line in (*missing_lines(status), *_verdict(opened, status)):
+        out.print(line, soft_wrap=True)
+
+
+def usable_epochs(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[Epoch]:
+    """Epochs that have every split of the store, whole."""
+    whole = {(one.epoch, one.split) for one in status if one.complete}
+    splits = {one.split for one in status}
+    return [e for e in store.epochs if splits and all((e, split) in whole for split in splits)]
+
+
+def _document(
+    store: FeatureStore, splits: list[Split], status: tuple[SplitStatus, ...]
+) -> dict[str, Any]:
+    return {
+        "location": str(store.location),
+        "format": FORMAT_VERSION,
+        "complete": bool(status) and all(one.complete for one in status),
+        "usable_epochs": usable_epochs(store, status),
+        "spec": store.spec.to_dict(),
+        "splits": [_split_document(*pair) for pair in zip(splits, status, strict=True)],
+    }
+
+
+def _split_document(split: Split, status: SplitStatus) -> dict[str, Any]:
+    return {
+        "epoch": status.epoch,
+        "split": status.split,
+        "complete": status.complete,
+        "rows": status.rows,
+        "written_rows": status.written_rows,
+        "blocks": status.blocks,
+        "written_blocks": status.written_blocks,
+        "missing": [list(one) for one in status.missing],
+        "dim": split.dim,
+        "columns": dict(split.spec.columns),
+        "checkpoint": split.spec.checkpoint,
+        "dataset": split.spec.dataset,
+        "learning_rate": split.spec.learning_rate,
+    }
+
+
+def _facts(
+    store: FeatureStore, splits: list[Split], status: tuple[SplitStatus, ...]
+) -> dict[str, str]:
+    spec, itemsize = store.spec, np.dtype(store.spec.dtype).itemsize
+    size = sum(
+        s.written_rows * split.dim * itemsize for split, s in zip(splits, status, strict=True)
+    )
+    facts = {"store": str(store.location), "features": _features(store, splits)}
+    if spec.output is not None:
+        facts["output"] = spec.output.name
+    if spec.parameters is not None:
+        count = len(spec.parameters.shapes)
+        facts["parameters"] = f"{spec.parameters.count:,} in {count} tensors"
+    if splits:
+        facts["columns"] = _columns(splits)
+        facts["size"] = f"{human_bytes(size)} of features"
+    return facts
+
+
+def _features(store: FeatureStore, splits: list[Split]) -> str:
+    projection = store.spec.projection
+    dim = store.spec.dim or (splits[0].dim if splits else None)
+    seed = "" if projection.seed is None else f", seed {projection.seed}"
+    return f"{projection.kind}, dim {dim or 'open'}{seed}, {store.spec.dtype}"
+
+
+def _columns(splits: list[Split]) -> str:
+    every = set.intersection(*(set(split.columns) for split in splits))
+    some = set.union(*(set(split.columns) for split in splits)) - every
+    text = ", ".join(sorted(every))
+    return f"{text}; in some splits {', '.join(sorted(some))}" if some else text
+
+
+def _verdict(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[str]:
+    if not status:
+        return ["empty: no split was written yet; trakstore featurize writes them"]
+    rows, written = sum(one.rows for one in status), sum(one.written_rows for one in status)
+    usable = ", ".join(map(str, usable_epochs(store, status))) or "none"
+    if written < rows:
+        missing = f"{rows - written:,} of {rows:,} rows are missing"
+        said = f"incomplete: {missing}; the same trakstore featurize goes on"
+    else:
+        said = f"complete: all {rows:,} rows of {len(status)} splits are there"
+    return [said, f"epochs with every split whole: {usable}"]

@@ -1,0 +1,69 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, TypeAlias
+
+import typer
+
+from trakstore.storage.layout import Epoch, as_epoch
+
+__all__ = [
+    "Damping",
+    "Epochs",
+    "Json",
+    "MemoryLimit",
+    "Method",
+    "StorePath",
+    "Targets",
+    "Train",
+    "chosen_epochs",
+]
+
+StorePath: TypeAlias = Annotated[
+    str, typer.Argument(metavar="STORE", help="Where the store is.", show_default=False)
+]
+Epochs: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--epoch",
+        metavar="EPOCH",
+        help="A checkpoint: a number or a name. Give it several times for several; else all.",
+        show_default=False,
+    ),
+]
+Targets: TypeAlias = Annotated[
+    str, typer.Option("--targets", metavar="SPLIT", help="The split that is asked about.")
+]
+Train: TypeAlias = Annotated[
+    str, typer.Option("--train", metavar="SPLIT", help="The split that is held responsible.")
+]
+Damping: TypeAlias = Annotated[
+    float,
+    typer.Option("--damping", metavar="C", help="c of lambda = c * tr(K) / n."),
+]
+Method: TypeAlias = Annotated[str, typer.Option("--method", help="What the scores are.")]
+MemoryLimit: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="Most memory to take, such as 600MB; else a quarter of what is free.",
+        show_default=False,
+    ),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def chosen_epochs(names: Sequence[str] | None) -> list[Epoch] | None:
+    """Epochs as the store knows them, from the command line; None when none were named.
+
+    Examples
+    --------
+    >>> chosen_epochs(["10", "final"])
+    [10, 'final']
+    >>> chosen_epochs([]) is None
+    True
+    """
+    return [as_epoch(name) for name in names] if names else None

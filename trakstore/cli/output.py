@@ -1,0 +1,55 @@
+"""What commands print: tables for people, one JSON document for programs, one line for errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+__all__ = ["console", "error_line", "only_json", "print_json", "tolerant_streams"]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where a command prints for people; numbers are not coloured, ``NO_COLOR`` is honoured."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document on standard output: indented on a terminal, else one line in one write."""
+    indent = 2 if sys.stdout.isatty() else None
+    text = json.dumps(document, indent=indent, allow_nan=False, default=_plain)
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def only_json(as_json: bool) -> Iterator[None]:
+    """With ``as_json``, what other code prints meanwhile goes to standard error."""
+    if not as_json:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def error_line(message: object, kind: str = "error") -> None:
+    """One line on standard error."""
+    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def tolerant_streams() -> None:
+    """Characters that the terminal's encoding lacks become ``?`` instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)

@@ -1,0 +1,185 @@
+"""Tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from numpy.typing import NDArray
+from rich import box
+from rich.columns import Columns
+from rich.table import Table
+from rich.text import Text
+
+from trakstore.storage.layout import Epoch
+from trakstore.storage.splits import SplitStatus
+
+if TYPE_CHECKING:
+    from trakstore.scores.kernel import KernelReport
+
+__all__ = [
+    "completeness_table",
+    "example_table",
+    "facts_table",
+    "kernel_table",
+    "missing_lines",
+    "top_table",
+]
+
+_LINES = 6  # of missing ranges
+
+
+def facts_table(facts: Mapping[str, str]) -> Table:
+    """Names and values, a line each."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
+
+
+def completeness_table(status: Sequence[SplitStatus]) -> Table:
+    """Rows of each epoch and split; neighbouring epochs that are alike share a line."""
+    splits = sorted({one.split for one in status})
+    cells = {(one.epoch, one.split): _rows(one) for one in status}
+    epochs = list(dict.fromkeys(one.epoch for one in status))
+    table = _table("epoch", *splits)
+    for texts, alike in groupby(epochs, lambda e: [cells.get((e, split), "-") for split in splits]):
+        table.add_row(_span(list(alike)), *(_coloured(text) for text in texts))
+    return table
+
+
+def missing_lines(status: Sequence[SplitStatus]) -> list[str]:
+    """Which rows are missing, some lines at most."""
+    partial = [one for one in status if not one.complete]
+    lines = [
+        f"missing: {one.split} at epoch {one.epoch}: rows {_ranges(one.missing)}"
+        for one in partial[:_LINES]
+    ]
+    if len(partial) > _LINES:
+        lines.append(f"missing: rows of {len(partial) - _LINES} more splits (--json has all)")
+    return lines
+
+
+def kernel_table(reports: Sequence[KernelReport]) -> Table:
+    """One line for the kernel of each epoch.
+
+    Its rows and dim, the damping λ, the condition number without and with it, stable rank
+    tr(K)/σ₁, effective rank exp(entropy of the spectrum), and tr(K (K + λI)⁻¹).
+    """
+    table = _table(
+        "epoch", "rows", "dim", "λ", "cond.", "damped", "stable r.", "eff. r.", "eff. dim"
+    )
+    for one in reports:
+        table.add_row(
+            str(one.epoch),
+            f"{one.n:,}",
+            f"{one.dim:,}",
+            *(f"{x:.2g}" for x in (one.lam, one.condition, one.damped_condition)),
+            *(f"{x:.1f}" for x in (one.stable_rank, one.effective_rank, one.effective_dim)),
+        )
+    return table
+
+
+def top_table(top: xr.Dataset) -> Table:
+    """The list of each target: train ids with their scores, first one first.
+
+    Parameters
+    ----------
+    top : Dataset
+        As ``top_k`` gives it; with ``label`` (target, rank) and ``target_label`` (target,), labels
+        stand in brackets, the target's own in green.
+    """
+    labelled = "label" in top
+    table = Table(box=box.SIMPLE_HEAD, show_lines=False)
+    table.add_column("target", justify="right")
+    table.add_column(f"train{' (label)' if labelled else ''} and score, {top.attrs['order']} first")
+    for at in range(top.sizes["target"]):
+        one = top.isel(target=at)
+        name = str(one["target_id"].item())
+        name = f"{name} ({one['target_label'].item()})" if labelled else name
+        table.add_row(name, Columns(_entries(one), padding=(0, 2)))
+    return table
+
+
+def example_table(
+    names: Sequence[str],
+    read_as: Sequence[str],
+    labels: NDArray[Any],
+    train_labels: NDArray[Any],
+    helpful: xr.Dataset,
+    harmful: xr.Dataset,
+) -> Table:
+    """Some targets, with the classes of their most helpful and most harmful train samples.
+
+    Parameters
+    ----------
+    names, read_as : sequence of str
+        What each target is called, and what the model takes it for.
+    labels : array, shape (targets,)
+        Their classes.
+    train_labels : array, shape (n,)
+        Classes of the train samples.
+    helpful, harmful : Dataset
+        From ``top_k``, in the order of the targets.
+    """
+    table = _table("target (id)", "read as", "most helpful: classes", "most harmful: classes")
+    for row, (name, read) in enumerate(zip(names, read_as, strict=True)):
+        lists = (train_labels[top["position"].values[row]] for top in (helpful, harmful))
+        table.add_row(name, read, *(_classes(one, labels[row]) for one in lists))
+    return table
+
+
+def _classes(found: NDArray[Any], own: Any) -> Text:
+    text = Text()
+    for one in found.tolist():
+        text.append(f"{one} ", style="green" if one == own else "red")
+    return text
+
+
+def _entries(top: xr.Dataset) -> list[Text]:
+    trains = [str(one) for one in top["train"].values.tolist()]
+    width = max(map(len, trains))
+    entries = [Text(one.rjust(width)) for one in trains]
+    if "label" in top:
+        own = top["target_label"].item()
+        for entry, label in zip(entries, top["label"].values.tolist(), strict=True):
+            entry.append(f" ({label})", style="green" if label == own else "red")
+    scores = [f"{score:+#.3g}" for score in top["score"].values.tolist()]
+    width = max(map(len, scores))
+    for entry, score in zip(entries, scores, strict=True):
+        entry.append(f" {score:<{width}}")
+    return entries
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _rows(status: SplitStatus) -> str:
+    if status.complete:
+        return f"{status.rows:,}"
+    share = 100 * status.written_rows // status.rows
+    return f"{status.written_rows:,} of {status.rows:,} ({share}%)"
+
+
+def _coloured(text: str) -> Text:
+    return Text(text, style="" if text.replace(",", "").isdigit() else "yellow")
+
+
+def _span(epochs: list[Epoch]) -> str:
+    if len(epochs) < 6:
+        return ", ".join(map(str, epochs))
+    return f"{epochs[0]} ... {epochs[-1]} ({len(epochs)} epochs)"
+
+
+def _ranges(missing: Sequence[tuple[int, int]]) -> str:
+    shown = ", ".join(f"{start}-{stop - 1}" for start, stop in missing[:5])
+    return f"{shown} and {len(missing) - 5} more ranges" if len(missing) > 5 else shown

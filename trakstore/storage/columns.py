@@ -1,0 +1,106 @@
+"""Columns as people give them: checked, and in the dtypes that are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numcodecs import BitRound
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.storage import layout
+
+__all__ = ["column_dtype", "row_column", "sample_ids", "stored_rows"]
+
+UNDERFLOW = 0.01  # largest relative change of a row's norm that storing it may cause
+
+
+def stored_rows(
+    features: NDArray[Any], dtype: str, first_row: int, keep_bits: int | None = None
+) -> dict[str, NDArray[Any]]:
+    """The ``features`` and ``norm`` columns of rows, as they are stored.
+
+    Parameters
+    ----------
+    features : array, shape (rows, dim)
+        Projected gradients.
+    dtype : str
+        The stored dtype.
+    first_row : int
+        Row number of the first, for messages.
+    keep_bits : int, optional
+        Bits of the mantissa that are kept.
+
+    Raises
+    ------
+    NumericsError
+        For NaN or inf; for values that ``dtype`` cannot hold; for rows whose norm the cast changes
+        by more than 1% (underflow).
+    """
+    norm = _norms(features)
+    _refuse(~np.isfinite(norm), first_row, "have NaN or infinite features")
+    with np.errstate(over="ignore", under="ignore"):
+        stored = np.ascontiguousarray(features.astype(dtype, copy=False))
+        if keep_bits is not None:
+            stored = _rounded(stored, keep_bits)
+    if stored is not features:
+        _refuse(~np.isfinite(stored).all(axis=1), first_row, f"overflow {dtype}; use float32")
+        changed = np.abs(_norms(stored) - norm) > UNDERFLOW * norm
+        what = f"underflow {dtype}" if keep_bits is None else f"are not kept by {keep_bits} bits"
+        _refuse(changed, first_row, f"{what} (their norm changes by more than 1%); use float32")
+    return {layout.FEATURES: stored, "norm": norm.astype(np.float32)}
+
+
+def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:
+    norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    return norms
+
+
+def _rounded(rows: NDArray[Any], keep_bits: int) -> NDArray[Any]:
+    codec = BitRound(keepbits=keep_bits)
+    return np.asarray(codec.decode(codec.encode(rows.copy()))).view(rows.dtype).reshape(rows.shape)
+
+
+def _refuse(bad: NDArray[np.bool_], first_row: int, what: str) -> None:
+    if bad.any():
+        rows = np.flatnonzero(bad) + first_row
+        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        raise NumericsError(f"{len(rows)} rows {what} (rows {shown}); nothing of them was written")
+
+
+def sample_ids(
+    ids: Sequence[int] | Sequence[str] | None, rows: int, first: int = 0
+) -> NDArray[Any]:
+    """Ids of samples as int64 or strings; positions from ``first`` where none are given."""
+    if ids is None:
+        return np.arange(first, first + rows, dtype=np.int64)
+    array = np.asarray(ids)
+    if array.shape != (rows,) or array.dtype.kind not in "iuUT":
+        raise TrakStoreError(
+            f"ids must be {rows} integers or strings, got shape {array.shape} of {array.dtype}"
+        )
+    dtype: Any = np.int64 if array.dtype.kind in "iu" else np.dtypes.StringDType()
+    array = array.astype(dtype)
+    repeated = rows - len(np.unique(array))
+    if repeated:
+        raise TrakStoreError(f"ids must differ: {repeated} of {rows} repeat others")
+    return array
+
+
+def column_dtype(array: NDArray[Any]) -> str:
+    """Name of the dtype that a column's array is stored in."""
+    return "str" if array.dtype.kind == "T" else array.dtype.name
+
+
+def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] | None:
+    """One finite value for each row, or None."""
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.shape != (rows,):
+        raise TrakStoreError(f"{name} must have shape ({rows},), got {array.shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise TrakStoreError(f"{name} has NaN or infinite values; nothing was written")
+    return array.astype(dtype)

@@ -1,0 +1,88 @@
+"""A record of each run that wrote to a split: when, by what, how much.
+
+Kept apart from the specs, which are functions of what is stored and have no times in them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from trakstore.storage import layout
+from trakstore.storage.layout import Epoch
+from trakstore.storage.locations import Location
+from trakstore.storage.splits import attributes, group_document
+
+__all__ = ["Run", "library_versions", "list_runs", "now", "record_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one worker did to one split.
+
+    Attributes
+    ----------
+    epoch, split
+        Where.
+    job : str
+        Name of the job, or of the function.
+    began, ended : str
+        ISO 8601, UTC.
+    rank, world_size : int
+        Which worker of how many.
+    device : str
+        Where the gradients were computed.
+    rows, blocks : int
+        What it wrote.
+    versions : dict of str to str
+        Libraries.
+    """
+
+    epoch: Epoch
+    split: str
+    job: str
+    began: str
+    ended: str
+    rank: int
+    world_size: int
+    device: str
+    rows: int
+    blocks: int
+    versions: dict[str, str]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what features depend on."""
+    found = {}
+    for name in ("trakstore", "torch", "zarr", "numcodecs", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def record_run(location: Location, run: Run) -> None:
+    """Add a record; records never replace one another."""
+    path = layout.run_path(run.epoch, run.split, uuid.uuid4().hex[:12])
+    location.put_if_absent(layout.document_key(layout.RUNS), group_document({}))
+    location.put({layout.document_key(path): group_document(asdict(run))})
+
+
+def list_runs(location: Location) -> tuple[Run, ...]:
+    """All records, oldest first."""
+    found: list[Run] = []
+    for name in location.names(layout.RUNS):
+        document = location.get(layout.document_key(f"{layout.RUNS}/{name}"))
+        if document is not None:
+            fields: dict[str, Any] = attributes(document, f"{layout.RUNS}/{name}")
+            found.append(Run(**fields))
+    return tuple(sorted(found, key=lambda run: (run.began, run.rank)))
