@@ -19,7 +19,7 @@ from trakstore.linalg.iterative import ConjugateGradients, Dual
 from trakstore.linalg.solvers import Cholesky, Damping, Eigen, IllConditionedWarning
 from trakstore.storage.locations import Location
 
-SOLVERS = [Cholesky(), Eigen(), ConjugateGradients(1e-12, 2000), Dual(), BlockedCholesky()]
+SOLVERS = [Cholesky(), Eigen(), ConjugateGradients(1e-11, 2000), Dual(), BlockedCholesky()]
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +204,7 @@ def test_the_inverse_on_request(split_of: Any, solver: Any) -> None:
     found, written = inverse(factor), np.empty((40, 40))
     np.testing.assert_array_equal(found, found.T)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
-    save_inverse(factor, written, memory_limit="5kB")
+    save_inverse(factor, written, memory_limit="30kB")
     np.testing.assert_allclose(written, expected, rtol=1e-7, atol=1e-9)
     with pytest.raises(MemoryLimitError, match="the inverse of a kernel of 40"):
         inverse(factor, memory_limit="5kB")

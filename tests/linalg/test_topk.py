@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import dask.array as da
 import numpy as np
@@ -169,3 +170,88 @@ def test_peak_memory_stays_below_the_limit(draw):
     finally:
         tracemalloc.stop()
     assert peak < 24e6
+
+
+def labelled(m=6, n=50, classes=4):
+    rng = np.random.default_rng(2)
+    matrix = rng.integers(-5, 6, (m, n)).astype(np.float32)  # ties
+    labels = rng.integers(0, classes, n) * 10
+    scores = factored(matrix)
+    return replace(scores, train_labels=ArrayRows(labels, 7)), matrix, labels
+
+
+def listed(matrix, allowed, k, order):
+    places = np.flatnonzero(allowed)
+    return places[reference.top_k(matrix[:, places], k, order)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_where_leaves_rows_out(order):
+    scores, matrix, labels = labelled()
+    mask = np.arange(50) % 3 == 1
+    ids = [3 * at for at in (4, 9, 20, 21, 49)]
+    for where, allowed in (
+        (mask, mask),
+        ({"id": ids}, np.isin(np.arange(50) * 3, ids)),
+        ({"label": [10, 30]}, np.isin(labels, [10, 30])),
+        ({"label": 20, "id": np.arange(0, 90, 3)}, (labels == 20) & (np.arange(50) < 30)),
+    ):
+        found = top_k(scores, 3, order=order, where=where)
+        np.testing.assert_array_equal(found["position"], listed(matrix, allowed, 3, order))
+        np.testing.assert_array_equal(found["train"], found["position"] * 3)
+
+
+def test_masked_rows_are_never_listed():
+    matrix = labelled()[1]
+    matrix[:, 7] = 1e6
+    hidden = replace(factored(matrix), masked=np.array([7, 20]))
+    allowed = ~np.isin(np.arange(50), [7, 20])
+    np.testing.assert_array_equal(
+        top_k(hidden, 4)["position"], listed(matrix, allowed, 4, "largest")
+    )
+    part = hidden.isel(train=[8, 7, 6])
+    assert part.masked.tolist() == [1]
+    assert 1 not in top_k(part, 2)["position"]
+    with pytest.raises(TrakStoreError, match=r"k must be in 1\.\.48"):
+        top_k(hidden, 49)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_list_for_each_class_in_one_pass(order):
+    scores, matrix, labels = labelled()
+    few = labels == 30
+    labels[few] = 0
+    labels[np.flatnonzero(few)[:2]] = 30  # two rows only
+    scores = replace(scores, train_labels=ArrayRows(labels, 7))
+    found = top_k(scores, 3, order=order, per_class=True)
+    assert found["position"].dims == ("target", "class", "rank")
+    assert found["class"].values.tolist() == [0, 10, 20, 30]
+    for label in (0, 10, 20):
+        np.testing.assert_array_equal(
+            found["position"].sel({"class": label}), listed(matrix, labels == label, 3, order)
+        )
+    last = found.sel({"class": 30})
+    np.testing.assert_array_equal(last["position"][:, :2], listed(matrix, labels == 30, 2, order))
+    assert (last["position"][:, 2] == -1).all()
+    assert np.isnan(last["score"][:, 2]).all()
+    assert (last["train"][:, 2] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("where", "match"),
+    [
+        (np.ones(3, dtype=bool), "a boolean for each of 50"),
+        (np.arange(50), "got int64"),
+        ({"name": 3}, "'id' or 'label'"),
+        ({"id": [0, 4]}, "no train row has the id 4"),
+        ({"label": 11}, "no train row has the label 11"),
+    ],
+)
+def test_bad_selections(where, match):
+    scores, _, _ = labelled()
+    with pytest.raises(TrakStoreError, match=match):
+        top_k(scores, 1, where=where)
+    with pytest.raises(TrakStoreError, match="no train labels"):
+        top_k(factored(np.ones((2, 3))), 1, per_class=True)
+    with pytest.raises(TrakStoreError, match="are for Scores"):
+        top_k(scores.to_xarray(), 1, where=where)

@@ -13,9 +13,9 @@ from scipy.linalg.blas import dgemm, dtrsm
 
 from trakstore.errors import MemoryLimitError
 from trakstore.linalg.gram import Kernel
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.solvers import Damping, Factor, Form, Solver, check_condition, need, singular
 from trakstore.linalg.tiled import Scratch, TiledGram
-from trakstore.linalg.tiles import memory_budget
 from trakstore.planning import human_bytes, ranges
 
 __all__ = ["BlockedCholesky", "BlockedFactor"]

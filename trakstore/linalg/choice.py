@@ -9,10 +9,10 @@ from trakstore.linalg.blocked import BlockedCholesky
 from trakstore.linalg.gram import GramDtype, Kernel
 from trakstore.linalg.grams import GramSplit, masked_rows, split_gram
 from trakstore.linalg.iterative import Dual, rows_kernel
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import TakenRows
 from trakstore.linalg.solvers import Cholesky, Damping, Factor, Form, Solver
 from trakstore.linalg.tiled import split_tiles
-from trakstore.linalg.tiles import memory_budget
 from trakstore.storage import layout
 
 __all__ = ["choose_solver", "factor_split", "split_kernel"]

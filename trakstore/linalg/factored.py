@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -151,6 +151,10 @@ class Scores:
     average : {"factors", "scores"}
         How column scales Q_c enter. ``"factors"``: averaged apart from the products,
         (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
+    train_labels : Rows, shape (n,), optional
+        Classes of the train rows.
+    masked : ndarray of int64
+        Positions of train rows that no list shall name, ascending.
     """
 
     method: str
@@ -159,6 +163,8 @@ class Scores:
     train_ids: Rows
     reduce: Literal["mean", "sum"] = "mean"
     average: Average = "factors"
+    train_labels: Rows | None = None
+    masked: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -249,6 +255,8 @@ class Scores:
             parts=tuple(part.isel(targets, trains) for part in self.parts),
             target_ids=_take(self.target_ids, targets),
             train_ids=_take(self.train_ids, trains),
+            train_labels=self.train_labels and _take(self.train_labels, trains),
+            masked=np.flatnonzero(np.isin(np.asarray(trains), self.masked)),
         )
 
     def to_xarray(self) -> xr.DataArray:

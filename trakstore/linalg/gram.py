@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.tiles import (
     RANGES,
     active_client,
     map_reduce,
-    memory_budget,
     task_slots,
     tile_rows,
 )

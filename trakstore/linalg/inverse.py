@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.solvers import Factor
-from trakstore.linalg.tiles import memory_budget
 from trakstore.planning import fit_slots, ranges, window_rows
 
 __all__ = ["inverse", "save_inverse"]

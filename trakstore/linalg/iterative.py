@@ -11,9 +11,10 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from trakstore.errors import MemoryLimitError, NumericsError
 from trakstore.linalg.gram import Kernel
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.solvers import Damping, Factor, Form, Solver, check_condition, need, singular
-from trakstore.linalg.tiles import map_reduce, memory_budget, tile_rows
+from trakstore.linalg.tiles import map_reduce, tile_rows
 from trakstore.planning import human_bytes, ranges
 
 __all__ = ["ConjugateGradients", "Dual", "RowsKernel", "rows_kernel"]

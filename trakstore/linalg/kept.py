@@ -21,6 +21,7 @@ def create_array(
     chunks: tuple[int, ...],
     dtype: Any,
     dims: tuple[str, ...],
+    attributes: dict[str, Any] | None = None,
 ) -> None:
     """An empty array with checksums and named dimensions; replaces what is there."""
     zarr.create_array(
@@ -32,6 +33,7 @@ def create_array(
         dimension_names=dims,
         compressors=[Crc32cCodec()],
         filters=None,
+        attributes=attributes or {},
         overwrite=True,
     )
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.kept import create_array, open_array
 from trakstore.linalg.rows import Rows
-from trakstore.linalg.streaming import for_each_tile
+from trakstore.linalg.streaming import for_each_tile, plan_windows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage import layout
 from trakstore.storage.locations import Location, Where
@@ -30,6 +31,7 @@ def save_scores(
     store: Where | FeatureStore,
     name: str,
     *,
+    dtype: Literal["float32", "float16"] = "float32",
     memory_limit: int | str | None = None,
 ) -> xr.DataArray:
     """Write the whole score matrix to ``scores/{name}`` of a store, without ever holding it.
@@ -39,7 +41,10 @@ def save_scores(
     scores : Scores, shape (m, n)
     store : FeatureStore or its place
     name : str
-        A new name; what a save that was stopped left under it is written again.
+        A new name. What a save of the same scores that was stopped left under it is kept: only the
+        chunks that are missing are computed.
+    dtype : {"float32", "float16"}
+        As stored.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -53,7 +58,7 @@ def save_scores(
     TrakStoreError
         When the name is taken.
     NumericsError
-        When a score is not finite.
+        When a score is not finite, or too large for ``dtype``.
     MemoryLimitError
         When one target and one tile do not fit.
     """
@@ -61,11 +66,21 @@ def save_scores(
     location, path = open_store(store).location, layout.scores_path(name)
     rows, columns = scores.shape
     width = min(columns, scores.tile_rows)
-    height = max(1, min(rows, CHUNK_BYTES // (4 * width)))
-    create_array(location, f"{path}/scores", scores.shape, (height, width), np.float32, scores.dims)
+    height = max(1, min(rows, CHUNK_BYTES // (np.dtype(dtype).itemsize * width)))
+    plan = plan_windows(scores, "streaming scores", memory_limit, align=height)
+    height = min(height, plan.targets)  # a chunk is written once, by one task
+    origin = {"scores": scores_token(scores), "chunks": [height, width], "dtype": dtype}
+    done = _kept(location, path, origin)
+    if done is None:
+        create_array(
+            location, f"{path}/scores", scores.shape, (height, width), dtype, scores.dims, origin
+        )
+        done = frozenset()
     for dim, ids in (("target", scores.target_ids), ("train", scores.train_ids)):
         _save_ids(location, f"{path}/{dim}_id", ids, dim)
-    for_each_tile(scores, _Save(location, f"{path}/scores"), memory_limit, align=height)
+    save = _Save(location, f"{path}/scores", dtype)
+    skip = _Skip(done, height, width)
+    for_each_tile(scores, save, memory_limit, align=height, skip=skip)
     what = {"method": scores.method, "epochs": list(scores.epochs), "average": scores.average}
     location.put({layout.document_key(path): group_document(what)})  # last: now it is complete
     return open_scores(store, name)
@@ -76,6 +91,52 @@ def check_new_name(store: Where | FeatureStore, name: str) -> None:
     location = open_store(store).location
     if _description(location, layout.scores_path(name)):
         raise TrakStoreError(f"{location} has scores named {name!r}; choose another name")
+
+
+def scores_token(scores: Scores) -> str:
+    """Equal for scores that are the same function of the same stored rows."""
+    tokens = [
+        (
+            str(part.epoch),
+            part.weight,
+            part.factor and (type(part.factor).__name__, part.factor.damping),
+            *(rows and rows.token for rows in (part.target, part.train)),
+            *(rows and rows.token for rows in (part.row_scale, part.column_scale)),
+        )
+        for part in scores.parts
+    ]
+    return str(tokenize(scores.method, scores.reduce, scores.average, scores.shape, tokens))
+
+
+def _kept(
+    location: Location, path: str, origin: dict[str, Any]
+) -> frozenset[tuple[int, int]] | None:
+    """The chunks that a save of the same scores left; None where there was none.
+
+    A chunk is written whole, by one task, and is there or not: no marker is needed.
+    """
+    document = location.get(layout.document_key(f"{path}/scores"))
+    if document is None or attributes(document, path) != origin:
+        return None
+    tops = [top for top in location.names(f"{path}/scores/c") if top.isdigit()]
+    return frozenset(
+        (int(top), int(left))
+        for top in tops
+        for left in location.names(f"{path}/scores/c/{top}")
+        if left.isdigit()
+    )
+
+
+@dataclass(frozen=True)
+class _Skip:
+    done: frozenset[tuple[int, int]]
+    height: int
+    width: int
+
+    def __call__(self, t0: int, t1: int, n0: int, n1: int) -> bool:
+        tops = range(t0 // self.height, -(-t1 // self.height))
+        lefts = range(n0 // self.width, -(-n1 // self.width))
+        return all((i, j) in self.done for i in tops for j in lefts)
 
 
 def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray:
@@ -116,12 +177,15 @@ def _description(location: Location, path: str) -> dict[str, Any]:
 class _Save:
     location: Location
     path: str
+    dtype: str
 
-    def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[np.float32]) -> None:
+    def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[Any]) -> None:
+        with np.errstate(over="ignore"):
+            tile = tile.astype(self.dtype, copy=False)
         if not np.isfinite(tile).all():
             raise NumericsError(
-                f"scores of targets {t0}..{t1} with train rows {n0}..{n1} are not finite; raise "
-                f"the damping, or look at the features with `trakstore kernel`"
+                f"scores of targets {t0}..{t1} with train rows {n0}..{n1} are not finite in "
+                f"{self.dtype}; raise the damping, or look at the features with `trakstore kernel`"
             )
         open_array(self.location, self.path, "r+")[t0:t1, n0:n1] = tile
 

@@ -23,8 +23,9 @@ from trakstore.linalg.grams import (
     stored_origin,
 )
 from trakstore.linalg.kept import create_array, open_array
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import KeptRows, Rows
-from trakstore.linalg.tiles import active_client, map_reduce, memory_budget, task_slots, tile_rows
+from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
 from trakstore.planning import human_bytes, ranges
 from trakstore.storage import layout
 from trakstore.storage.locations import Location, open_location

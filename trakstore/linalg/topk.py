@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import dask.array as da
@@ -14,15 +15,17 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.linalg.factored import Scores, Window
+from trakstore.linalg.groups import Groups, Where, train_groups
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import ArrayRows, Rows, TakenRows
 from trakstore.linalg.streaming import plan_windows
 from trakstore.linalg.tiles import (
     active_client,
     map_reduce,
-    memory_budget,
     task_slots,
 )
 from trakstore.planning import fit_slots, ranges
+from trakstore.progress import ProgressLine, on_terminal
 
 __all__ = ["Order", "top_k"]
 
@@ -38,6 +41,8 @@ def top_k(
     k: int,
     *,
     order: Order = "largest",
+    where: Where = None,
+    per_class: bool = False,
     memory_limit: int | str | None = None,
 ) -> xr.Dataset:
     """The k train rows with the first scores for each target, exactly.
@@ -54,6 +59,12 @@ def top_k(
         Entries of each list, 1 to the number of train rows.
     order : {"largest", "smallest", "magnitude"}
         What comes first. Equal scores are ordered by train position.
+    where : array of bool, or ``{"id": [...]}``, or ``{"label": [...]}``, optional
+        The train rows that may be listed: a mask of all of them, or those with one of these ids or
+        labels. Masked rows are never listed. Only for ``Scores``.
+    per_class : bool
+        A list for each label, in the same pass: dimensions ``("target", "class", "rank")``; a class
+        of fewer rows ends in NaN, position -1. Only for ``Scores`` with labels.
     memory_limit : int or str, optional
         Bytes of one process, such as ``"600MB"``; a quarter of the available memory when None.
 
@@ -66,7 +77,7 @@ def top_k(
     Raises
     ------
     TrakStoreError
-        ``k`` is not in 1..train rows, or an unknown order.
+        ``k`` is not in 1..train rows, an unknown order, id or label.
     NumericsError
         A score is NaN or infinite.
     MemoryLimitError
@@ -83,23 +94,44 @@ def top_k(
     if order not in get_args(Order):
         raise TrakStoreError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
     if isinstance(scores, xr.DataArray):
+        if where is not None or per_class:
+            raise TrakStoreError("where= and per_class= are for Scores; select from the array")
         return _top_k_of_array(scores, k, order, memory_limit)
     rows, columns = scores.shape
-    _check_k(k, columns)
+    groups = train_groups(scores, where, per_class=per_class)
+    _check_k(k, columns if groups is None or per_class else groups.counts[0])
+    count = 1 if groups is None else len(groups.counts)
     plan = plan_windows(
         scores,
         f"top-{k} of {rows} targets",
         memory_limit,
-        fixed_bytes=rows * k * (STATE_BYTES + scores.train_ids.dtype.itemsize),
+        fixed_bytes=rows * k * count * (2 * STATE_BYTES + scores.train_ids.dtype.itemsize)
+        + (0 if groups is None else groups.of.nbytes),
         task_bytes=_select_bytes(k, scores.tile_rows),
-        target_bytes=10 * STATE_BYTES * k,  # lists that wait in the merge tree, and one merge
-        state_bytes=(STATE_BYTES + WAITING_BYTES) * k,
+        target_bytes=10 * STATE_BYTES * k * count,  # lists that wait in the merge tree, one merge
+        state_bytes=(STATE_BYTES + WAITING_BYTES) * k * count
+        + (0 if groups is None else 4 * scores.tile_rows),
     )
     step, found = scores.tile_rows, []
-    for start, stop in plan.windows(rows):
-        task = _SelectTask(scores.window(start, stop), start, step, k, order)
-        found.append(map_reduce(task, columns, step, _merge, workers=plan.workers))
-    return _dataset(found, scores.target_ids, scores.train_ids, scores.method, order)
+    with ProgressLine(f"top-{k}", rows * columns, show=on_terminal()) as progress:
+        for start, stop in plan.windows(rows):
+            task = _SelectTask(scores.window(start, stop), start, step, k, order, groups)
+            advance = partial(_advance, progress, stop - start)
+            found.append(
+                map_reduce(task, columns, step, _merge_all, workers=plan.workers, finished=advance)
+            )
+    lists = [
+        _dataset(list(one), scores.target_ids, scores.train_ids, scores.method, order)
+        for one in zip(*found, strict=True)
+    ]
+    if not per_class or groups is None:
+        return lists[0]
+    joined = xr.concat(lists, xr.DataArray(groups.labels, dims="class", name="class"))
+    return joined.transpose("target", "class", "rank")
+
+
+def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
+    progress.advance(targets * rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +154,34 @@ class _SelectTask:
     step: int
     k: int
     order: Order
+    groups: Groups | None
 
-    def __call__(self, start: int, stop: int) -> _Found:
-        running = _Running(len(self.window.lefts[0]), self.k, np.dtype(np.float32), self.step)
+    def __call__(self, start: int, stop: int) -> list[_Found]:
+        running = [
+            _Running(len(self.window.lefts[0]), self.k, np.dtype(np.float32), self.step)
+            for _ in ([0] if self.groups is None else self.groups.counts)
+        ]
         for low in range(start, stop, self.step):
-            tile = self.window.tile(low, min(stop, low + self.step))
-            running.offer(tile, self.first, low, self.order)
-        return running.found()
+            high = min(stop, low + self.step)
+            wanted = None if self.groups is None else self.groups.within(low, high)
+            if wanted != []:
+                self._offer(running, self.window.tile(low, high), low, wanted)
+        return [one.found() for one in running]
+
+    def _offer(
+        self,
+        running: list[_Running],
+        tile: NDArray[np.float32],
+        low: int,
+        wanted: list[tuple[int, NDArray[np.int64]]] | None,
+    ) -> None:
+        if wanted is None:
+            positions = np.arange(low, low + tile.shape[1])
+            running[0].offer(tile, self.first, positions, self.order)
+            return
+        for group, columns in wanted:
+            part = tile if len(columns) == tile.shape[1] else tile[:, columns]
+            running[group].offer(part, self.first, columns + low, self.order)
 
 
 class _Running:
@@ -138,11 +191,13 @@ class _Running:
         pieces = ranges(rows, max(1, SELECT_VALUES // columns))
         self._lists = [(low, high, _Lists(high - low, k, dtype)) for low, high in pieces]
 
-    def offer(self, tile: NDArray[Any], target: int, train: int, order: Order) -> None:
-        """The tile that begins at (target, train); tiles come in the order of train."""
-        _check_finite(tile, target, train)
+    def offer(
+        self, tile: NDArray[Any], target: int, positions: NDArray[np.int64], order: Order
+    ) -> None:
+        """Scores of targets from ``target`` on with the train rows at ``positions``, ascending."""
+        _check_finite(tile, target, positions)
         for low, high, lists in self._lists:
-            lists.offer(tile[low:high], train, order)
+            lists.offer(tile[low:high], positions, order)
 
     def found(self) -> _Found:
         parts = [lists.settle() for _, _, lists in self._lists]
@@ -162,14 +217,14 @@ class _Lists:
         self._waiting: list[tuple[NDArray[Any], ...]] = []
         self._count = 0
 
-    def offer(self, tile: NDArray[Any], train: int, order: Order) -> None:
+    def offer(self, tile: NDArray[Any], positions: NDArray[np.int64], order: Order) -> None:
         rows, k = self._best.key.shape
         key = _key(tile, order)
         better = key > self._best.key[:, -1:]  # an equal score further on loses its tie
         if k < tile.shape[1] and np.count_nonzero(better) > 2 * k * rows:
             better &= key >= np.partition(key, -k, axis=1)[:, -k, None]
         at, column = np.divmod(np.flatnonzero(better), tile.shape[1])
-        self._waiting.append((at, key[at, column], tile[at, column], column + train))
+        self._waiting.append((at, key[at, column], tile[at, column], positions[column]))
         self._count += len(at)
         if self._count >= k * rows:
             self.settle()
@@ -199,6 +254,10 @@ def _key(tile: NDArray[Any], order: Order) -> NDArray[Any]:
     return turned
 
 
+def _merge_all(left: list[_Found], right: list[_Found]) -> list[_Found]:
+    return [_merge(*pair) for pair in zip(left, right, strict=True)]
+
+
 def _merge(left: _Found, right: _Found) -> _Found:
     k = left.key.shape[1]
     key = np.concatenate([left.key, right.key], axis=1)
@@ -218,7 +277,7 @@ def _check_k(k: int, columns: int) -> None:
         raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
 
 
-def _check_finite(tile: NDArray[Any], target: int, train: int) -> None:
+def _check_finite(tile: NDArray[Any], target: int, positions: NDArray[np.int64]) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.add.reduce(tile, axis=None)):
             return
@@ -226,7 +285,7 @@ def _check_finite(tile: NDArray[Any], target: int, train: int) -> None:
     if len(bad):  # else only the sum was too large
         row, column = bad[0]
         raise NumericsError(
-            f"the score of target {target + row} with train row {train + column} is "
+            f"the score of target {target + row} with train row {positions[column]} is "
             f"{tile[row, column]}: look for non-finite features or out_to_loss there"
         )
 
@@ -236,7 +295,11 @@ def _dataset(
 ) -> xr.Dataset:
     score = np.concatenate([part.score for part in found])
     position = np.concatenate([part.position for part in found])
-    train = TakenRows(train_ids, position.ravel()).read(0, position.size)
+    none = position == NOWHERE
+    train = TakenRows(train_ids, np.where(none, 0, position).ravel()).read(0, position.size)
+    if none.any():  # a class of fewer rows
+        score[none], position[none] = np.nan, -1
+        train[none.ravel()] = "" if train.dtype.kind in "TUO" else -1
     dims = ("target", "rank")
     return xr.Dataset(
         {
@@ -294,7 +357,7 @@ def _block_lists(data: da.Array, k: int, order: Order) -> list[Any]:
 
 def _select_block(block: NDArray[Any], target: int, train: int, k: int, order: Order) -> _Found:
     running = _Running(len(block), k, block.dtype, block.shape[1])
-    running.offer(block, target, train, order)
+    running.offer(block, target, np.arange(train, train + block.shape[1]), order)
     return running.found()
 
 

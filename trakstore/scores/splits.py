@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Epoch
+from trakstore.linalg.grams import masked_rows
 from trakstore.linalg.rows import Rows
 from trakstore.storage.locations import Location
 
-__all__ = ["EpochPair", "Split", "Store", "epoch_pairs"]
+__all__ = ["EpochPair", "Split", "Store", "epoch_pairs", "train_labels", "train_masked"]
 
 
 class Split(Protocol):
@@ -123,3 +128,16 @@ def _check_like(pair: EpochPair, first: EpochPair) -> None:
 
 def _named(split: Split) -> str:
     return f"split {split.name!r} of epoch {split.epoch!r}"
+
+
+def train_labels(splits: Sequence[Split]) -> Rows | None:
+    """The classes of the samples, from the first split that has them."""
+    for split in splits:
+        with suppress(NotFoundError):
+            return split.column("label")
+    return None
+
+
+def train_masked(splits: Sequence[Split]) -> NDArray[np.int64]:
+    """Positions of the rows that are masked at any of the epochs, ascending."""
+    return np.unique(np.concatenate([masked_rows(split) for split in splits]))

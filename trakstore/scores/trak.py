@@ -10,7 +10,7 @@ from trakstore.linalg.choice import factor_split
 from trakstore.linalg.factored import Average, Epoch, Part, Scores
 from trakstore.linalg.gram import GramDtype
 from trakstore.linalg.solvers import Damping, Solver
-from trakstore.scores.splits import EpochPair, Store, epoch_pairs
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs, train_labels, train_masked
 
 __all__ = ["trak_scores"]
 
@@ -86,7 +86,9 @@ def trak_scores(
     pairs = epoch_pairs(store, targets, train, epochs)
     parts = tuple(_part(pair, damped, solver, gram_dtype, memory_limit) for pair in pairs)
     ids = [split.column("sample_id") for split in (pairs[0].target, pairs[0].train)]
-    return Scores("trak", parts, ids[0], ids[1], reduce="mean", average=average)
+    trains = [pair.train for pair in pairs]
+    labels, masked = train_labels(trains), train_masked(trains)
+    return Scores("trak", parts, ids[0], ids[1], "mean", average, labels, masked)
 
 
 def _part(
