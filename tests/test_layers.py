@@ -59,6 +59,7 @@ ORDER: dict[str, list[str]] = {
         "output",
         "methods",
         "walkthrough",
+        "estimate",
         "demo",
         "featurize",
         "info",
@@ -82,11 +83,13 @@ ORDER: dict[str, list[str]] = {
         "inverse",
         "choice",
         "lazy",
+        "devices",
         "factored",
         "streaming",
         "groups",
         "topk",
         "saving",
+        "costs",
     ],
 }
 

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import DTypeLike, NDArray
 
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
+from trakstore.linalg.devices import torch_tile, usable_device
 from trakstore.linalg.lazy import lazy_column, lazy_matrix
 from trakstore.linalg.rows import MeanRows, Rows, TakenRows
 from trakstore.linalg.solvers import Factor
@@ -109,15 +110,21 @@ class Window:
         Column scale of each product.
     scale : Rows, shape (n,), optional
         Column scale of their sum.
+    device : str
+        Where tiles are computed.
     """
 
     lefts: tuple[F32, ...]
     trains: tuple[Rows, ...]
     scales: tuple[Rows | None, ...]
     scale: Rows | None
+    device: str = "cpu"
 
     def tile(self, start: int, stop: int) -> F32:
         """Scores of the window with train rows start..stop, shape (w, stop - start)."""
+        device = usable_device(self.device)
+        if device != "cpu":
+            return torch_tile(self, start, stop, device)
         out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # the readers look for non-finite scores
             parts = zip(self.lefts, self.trains, self.scales, strict=True)
@@ -155,6 +162,8 @@ class Scores:
         Classes of the train rows.
     masked : ndarray of int64
         Positions of train rows that no list shall name, ascending.
+    device : str
+        Where tiles are computed: see :meth:`to`.
     """
 
     method: str
@@ -165,6 +174,7 @@ class Scores:
     average: Average = "factors"
     train_labels: Rows | None = None
     masked: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -221,7 +231,15 @@ class Scores:
             tuple(part.train for part in self.parts),
             tuple(None for _ in columns) if apart else columns,
             MeanRows(given) if apart else None,
+            self.device,
         )
+
+    def to(self, device: str) -> Scores:
+        """The same scores with their tiles computed on ``"cuda"`` (through torch) or ``"cpu"``.
+
+        Where a worker cannot use the device, it warns and works on the CPU.
+        """
+        return replace(self, device=device)
 
     def block(self, t0: int, t1: int, n0: int, n1: int) -> F32:
         """The dense block of targets t0..t1 and train rows n0..n1."""
