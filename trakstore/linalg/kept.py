@@ -6,8 +6,9 @@ from typing import Any
 
 import zarr
 from zarr.codecs import Crc32cCodec
+from zarr.storage import LocalStore
 
-from trakstore.storage.locations import Location
+from trakstore.storage.locations import DurableLocalStore, Location
 
 __all__ = ["create_array", "open_array"]
 
@@ -38,6 +39,15 @@ def create_array(
     )
 
 
-def open_array(location: Location, path: str, mode: Any = "r") -> zarr.Array[Any]:
-    """An array that :func:`create_array` made."""
-    return zarr.open_array(location.store, path=path, mode=mode, zarr_format=3, config=_WRITE_ALL)
+def open_array(
+    location: Location, path: str, mode: Any = "r", *, flushed: bool = True
+) -> zarr.Array[Any]:
+    """An array that :func:`create_array` made.
+
+    Chunks written with ``flushed=False`` are left to the system to flush: three times as fast, and
+    after a power loss some may be empty.
+    """
+    store = location.store
+    if not flushed and isinstance(store, DurableLocalStore):
+        store = LocalStore(store.root)
+    return zarr.open_array(store, path=path, mode=mode, zarr_format=3, config=_WRITE_ALL)

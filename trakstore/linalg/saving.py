@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import dask.array as da
@@ -67,6 +68,7 @@ def save_scores(
     rows, columns = scores.shape
     width = min(columns, scores.tile_rows)
     height = max(1, min(rows, CHUNK_BYTES // (np.dtype(dtype).itemsize * width)))
+    height = -(-rows // -(-rows // height))  # even, so that windows may hold all targets
     plan = plan_windows(scores, "streaming scores", memory_limit, align=height)
     height = min(height, plan.targets)  # a chunk is written once, by one task
     origin = {"scores": scores_token(scores), "chunks": [height, width], "dtype": dtype}
@@ -119,12 +121,14 @@ def _kept(
     if document is None or attributes(document, path) != origin:
         return None
     tops = [top for top in location.names(f"{path}/scores/c") if top.isdigit()]
-    return frozenset(
+    found = [
         (int(top), int(left))
         for top in tops
         for left in location.names(f"{path}/scores/c/{top}")
         if left.isdigit()
-    )
+    ]
+    ends = location.get_tails([f"{path}/scores/c/{i}/{j}" for i, j in found], 4)
+    return frozenset(at for at, end in zip(found, ends, strict=True) if end)  # empty: power loss
 
 
 @dataclass(frozen=True)
@@ -180,14 +184,20 @@ class _Save:
     dtype: str
 
     def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[Any]) -> None:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             tile = tile.astype(self.dtype, copy=False)
-        if not np.isfinite(tile).all():
+            total = np.add.reduce(tile, axis=None, dtype=np.float32)  # one pass, nothing kept
+        if not np.isfinite(total) and not np.isfinite(tile).all():
             raise NumericsError(
                 f"scores of targets {t0}..{t1} with train rows {n0}..{n1} are not finite in "
                 f"{self.dtype}; raise the damping, or look at the features with `trakstore kernel`"
             )
-        open_array(self.location, self.path, "r+")[t0:t1, n0:n1] = tile
+        _opened(self.location, self.path)[t0:t1, n0:n1] = tile
+
+
+@lru_cache(maxsize=8)
+def _opened(location: Location, path: str) -> Any:
+    return open_array(location, path, "r+", flushed=False)
 
 
 def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> None:
