@@ -14,6 +14,7 @@ from dask.utils import parse_bytes
 from trakstore.errors import MemoryLimitError, TrakStoreError
 
 __all__ = [
+    "SLACK",
     "BlockShape",
     "block_shape",
     "byte_count",

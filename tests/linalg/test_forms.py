@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ def _small_gram_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def split_of(tmp_path: Path) -> Any:
+    numbers = count()
+
     def make(features: Any) -> Any:
         projection = ts.ProjectionSpec("sjlt", features.shape[1])
-        store = ts.FeatureStore.create(tmp_path / f"{id(features)}.zarr", projection=projection)
+        store = ts.FeatureStore.create(tmp_path / f"{next(numbers)}.zarr", projection=projection)
         return store.write_split(0, "train", features.astype(np.float32), block_rows=9)
 
     return make

@@ -63,7 +63,7 @@ def test_sorted_scores_do_not_break_the_threshold(order, ramp):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_real_scores_of_several_epochs(make_scores, order, monkeypatch):
-    monkeypatch.setattr("trakstore.linalg.topk.SELECT_VALUES", 20)
+    monkeypatch.setattr("trakstore.linalg.lists.SELECT_VALUES", 20)
     scores, _ = make_scores(m=30, n=205)
     found = top_k(scores, 7, order=order)
     tiles = [scores.block(0, 30, at, min(205, at + 8)) for at in range(0, 205, 8)]
@@ -80,7 +80,7 @@ def test_windows_of_targets_give_the_same(make_scores, monkeypatch):
     monkeypatch.setattr(
         Scores, "window", lambda self, a, b: seen.append((a, b)) or window(self, a, b)
     )
-    monkeypatch.setattr("trakstore.linalg.topk._select_bytes", lambda *_: 0)
+    monkeypatch.setattr("trakstore.linalg.topk.select_bytes", lambda *_: 0)
     xr.testing.assert_allclose(top_k(scores, 7, memory_limit="20kB"), expected)
     assert len(seen) > 1
     assert [row for pair in seen for row in range(*pair)] == list(range(30))

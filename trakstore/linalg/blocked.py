@@ -16,7 +16,7 @@ from trakstore.linalg.gram import Kernel
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.solvers import Damping, Factor, Form, Solver, check_condition, need, singular
 from trakstore.linalg.tiled import Scratch, TiledGram
-from trakstore.planning import human_bytes, ranges
+from trakstore.planning import human_bytes, ranges, with_slack
 
 __all__ = ["BlockedCholesky", "BlockedFactor"]
 
@@ -114,7 +114,7 @@ def _width(dim: int, tile: int, limit: int) -> int:
 
 def _bytes(dim: int, width: int) -> int:
     """A panel, the two tiles that meet it, and one on its way from disk."""
-    return 8 * width * (dim + 4 * width)
+    return with_slack(8 * width * (dim + 4 * width))
 
 
 def _scratch_array(scratch: Scratch, dim: int, tile: int) -> zarr.Array[Any]:

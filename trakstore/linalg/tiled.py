@@ -26,7 +26,7 @@ from trakstore.linalg.kept import create_array, open_array
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import KeptRows, Rows
 from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
-from trakstore.planning import human_bytes, ranges
+from trakstore.planning import SLACK, human_bytes, ranges, with_slack
 from trakstore.storage import layout
 from trakstore.storage.locations import Location, open_location
 
@@ -121,13 +121,13 @@ def _plan(rows: Rows, step: int, computed: int, tile: int, limit: int) -> tuple[
     """Rows of a strip, in whole tiles, and strips at once."""
     dim = rows.shape[1]
     fixed = step * dim * (rows.dtype.itemsize + computed) + 4 * tile * tile * 8
-    slots = task_slots()
+    usable, slots = limit - limit // SLACK, task_slots()
     least = slots if active_client() is not None else 1
-    while slots > least and slots * (fixed + 9 * tile * dim) > limit:
+    while slots > least and slots * (fixed + 9 * tile * dim) > usable:
         slots -= 1
-    strip = (limit // slots - fixed) // (9 * dim) // tile
+    strip = (usable // slots - fixed) // (9 * dim) // tile
     if strip < 1:
-        need = slots * (fixed + 9 * tile * dim)
+        need = with_slack(slots * (fixed + 9 * tile * dim))
         raise MemoryLimitError(
             f"a gram of {dim} in tiles needs at least {human_bytes(need)}, the memory limit is "
             f"{human_bytes(limit)}: give a larger memory_limit"
