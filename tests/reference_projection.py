@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,55 @@ def rademacher_entry(
     return {j: (1 - 2 * (words[j // 32] >> j % 32 & 1)) / spec.dim**0.5 for j in range(spec.dim)}
 
 
+def gaussian_entry(
+    spec: Any, name: str, shape: tuple[int, ...], r: int, c: int
+) -> dict[int, float]:
+    a, b, d = keys(spec, name, shape, "normal")
+    pair = mix((mix(r ^ a) + mix(c ^ b)) % 2**32)
+    entry = {}
+    for j in range(spec.dim):
+        u, v = (
+            (mix((pair + mix(w ^ d)) % 2**32) + 0.5) / 2**32 for w in (j - j % 2, j - j % 2 + 1)
+        )
+        wave = math.sin if j % 2 else math.cos
+        entry[j] = math.sqrt(-2 * math.log(u)) * wave(2 * math.pi * v) / spec.dim**0.5
+    return entry
+
+
+def kronecker_entry(
+    spec: Any, name: str, shape: tuple[int, ...], r: int, c: int
+) -> dict[int, float]:
+    """Entry (r, c) of a gradient as part of L·G·Rᵀ, each entry of which is sketched."""
+    rows, rest = (shape[0] if shape else 1), int(np.prod(shape[1:]))
+    whole = 1 in (rows, rest)
+    small = (rows, rest) if whole else (min(rows, spec.side), min(rest, spec.side))
+
+    def column(which: str, at: int, size: int, reduced: int) -> dict[int, float]:
+        if reduced == size:
+            return {at: 1.0}
+        a, b, _ = keys(spec, name, shape, f"{which} {spec.side}")
+        bits = [mix((mix(i ^ a) + mix(at ^ b)) % 2**32) % 2 for i in range(reduced)]
+        return {i: (-1) ** bit / spec.side**0.5 for i, bit in enumerate(bits)}
+
+    entry: dict[int, float] = {}
+    for i, left in column("left", r, rows, small[0]).items():
+        for j, right in column("right", c, rest, small[1]).items():
+            for k, sign in sjlt_entry(spec, name, small, i, j).items():
+                entry[k] = entry.get(k, 0.0) + left * right * sign
+    return entry
+
+
 def matrix(spec: Any, shapes: dict[str, tuple[int, ...]]) -> NDArray[np.float64]:
     """Pᵀ, of shape (parameters, dim), for parameters laid one after the other."""
     total = sum(int(np.prod(shape)) for shape in shapes.values())
     if spec.kind == "identity":
         return np.eye(total)
-    entry = {"sjlt": sjlt_entry, "rademacher": rademacher_entry}[spec.kind]
+    entry = {
+        "sjlt": sjlt_entry,
+        "kronecker": kronecker_entry,
+        "rademacher": rademacher_entry,
+        "gaussian": gaussian_entry,
+    }[spec.kind]
     rows = np.zeros((total, spec.dim))
     at = 0
     for name, shape in shapes.items():

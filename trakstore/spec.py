@@ -25,18 +25,30 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
-ProjectionKind = Literal["sjlt", "rademacher", "identity"]
+ProjectionKind = Literal["sjlt", "kronecker", "rademacher", "gaussian", "identity", "external"]
 FeatureDtype = Literal["float32", "float16"]
 
-# P of (dim 8, seed 0, s 1) times the gradient 1, 2, ... 15 of a parameter "weight" of shape (3, 5).
-# A projector that gives other numbers is another version: it must not write to, or be compared with,
-# a store whose attributes hold these.
+# P of (dim 8, seed 0, s 1, side 2) times the gradient 1, 2, ... 15 of a parameter "weight" of shape
+# (3, 5). A projector that gives other numbers is another version: it must not write to, or be compared
+# with, a store whose attributes hold these.
 TEST_VECTORS: Mapping[tuple[str, int], tuple[float, ...]] = {
     ("sjlt", 1): (-13.0, 14.0, -20.0, -5.0, -5.0, 5.0, -16.0, -12.0),
     ("rademacher", 1): tuple(
         sum_of_signed / 8**0.5 for sum_of_signed in (12, 38, 40, -32, -20, 6, -8, 34)
     ),
+    ("kronecker", 1): (-10.0, 13.0, 0.0, 0.0, 0.0, 0.0, -30.0, 39.0),
+    ("gaussian", 1): (
+        11.767250122991292,
+        5.037858486431188,
+        -32.219765060166125,
+        0.3384857037142547,
+        13.348187868498323,
+        8.816744106712456,
+        -15.487892648885575,
+        2.2782084141128798,
+    ),
     ("identity", 1): tuple(float(i) for i in range(1, 16)),
+    ("external", 1): (),
 }
 
 
@@ -46,22 +58,27 @@ class ProjectionSpec:
 
     Parameters
     ----------
-    kind : {"sjlt", "rademacher", "identity"}
-        Sparse Johnson-Lindenstrauss transform, dense random signs, or no projection.
+    kind : {"sjlt", "kronecker", "rademacher", "gaussian", "identity", "external"}
+        Sparse Johnson-Lindenstrauss transform; both sides of each weight projected, then sketched
+        (fastest, with two times the error and more); dense random signs; dense normal numbers; no
+        projection; or one that another program made, which cannot be made again here, may differ
+        from epoch to epoch, and may lack the scale of E[PᵀP] = I.
     dim : int, optional
         Number of features; not for ``"identity"``, whose dimension is the number of parameters.
     seed : int, optional
-        Seed of the random P, 0 by default; not for ``"identity"``.
+        Seed of the random P, 0 by default; not for ``"identity"`` and ``"external"``.
     s : int
         Non-zeros of each column of an ``"sjlt"``; each is ±1/√s.
     version : int
         Version of the projection's definition; see ``storage/FORMAT.md``.
+    side : int, optional
+        Size to which a ``"kronecker"`` projects each side of a weight, 32 by default; only for it.
 
     Examples
     --------
     >>> spec = ProjectionSpec("sjlt", dim=512)
     >>> spec
-    ProjectionSpec(kind='sjlt', dim=512, seed=0, s=1, version=1)
+    ProjectionSpec(kind='sjlt', dim=512, seed=0, s=1, version=1, side=None)
     >>> ProjectionSpec.from_dict(spec.to_dict()) == spec
     True
     """
@@ -71,6 +88,7 @@ class ProjectionSpec:
     seed: int | None = None
     s: int = 1
     version: int = 1
+    side: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ProjectionKind):
@@ -81,20 +99,23 @@ class ProjectionSpec:
                 f"projection {self.kind!r} has no version {self.version} in this trakstore; "
                 f"install the version that wrote the store"
             )
-        if self.kind == "identity":
+        if self.kind in ("identity", "external"):
             if self.seed is not None or self.s != 1:
-                raise TrakStoreError("the identity projection takes no seed and no s")
-        else:
-            if self.dim is None:
-                raise TrakStoreError(f"projection {self.kind!r} needs dim, the number of features")
-            if self.seed is None:
-                object.__setattr__(self, "seed", 0)
+                raise TrakStoreError(f"the {self.kind} projection takes no seed and no s")
+        elif self.seed is None:
+            object.__setattr__(self, "seed", 0)
+        if self.dim is None and self.kind != "identity":
+            raise TrakStoreError(f"projection {self.kind!r} needs dim, the number of features")
         if self.dim is not None and not 1 <= self.dim < 2**31:
             raise TrakStoreError(f"dim must be from 1 to 2**31 - 1, got {self.dim}")
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise TrakStoreError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
         if self.s < 1 or (self.s > 1 and self.kind != "sjlt"):
             raise TrakStoreError(f"s counts an sjlt's non-zeros a column (>= 1), got {self.s}")
+        if self.kind == "kronecker" and self.side is None:
+            object.__setattr__(self, "side", 32)
+        if self.side is not None and (self.kind != "kronecker" or self.side < 1):
+            raise TrakStoreError(f"side is a kronecker's (>= 1), got {self.side} for {self.kind}")
 
     @property
     def test_vector(self) -> tuple[float, ...]:
@@ -239,7 +260,8 @@ class SplitSpec:
     columns : tuple of (name, dtype)
         The stored columns, ``features`` among them.
     checkpoint, dataset : str or None
-        Hash of the model's parameters and buffers; fingerprint of the data set.
+        Hash of the model's parameters and buffers, or ``features:`` and a hash of the features
+        where those were made elsewhere; fingerprint of the data set.
     learning_rate : float or None
         Learning rate at this checkpoint, for TracIn.
     keep_bits : int or None

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
-from trakstore.features.projectors import make_projector
+from trakstore.features.projectors import _KINDS, SJLT, Gathered, Outer, make_projector
+from trakstore.features.projectors.base import as_matrix
+from trakstore.features.projectors.sketching import evaluate
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -27,6 +29,10 @@ SPECS = [
     ProjectionSpec("sjlt", dim=7, seed=2**64 - 1, s=3),
     ProjectionSpec("sjlt", dim=1),
     ProjectionSpec("rademacher", dim=33, seed=5),
+    ProjectionSpec("gaussian", dim=9, seed=5),
+    ProjectionSpec("kronecker", dim=12, side=3),
+    ProjectionSpec("kronecker", dim=12, side=1),
+    ProjectionSpec("kronecker", dim=500),
     ProjectionSpec("identity"),
 ]
 
@@ -72,11 +78,24 @@ def test_the_published_test_vectors() -> None:
             -2.82843,
             12.02082,
         ],
+        "gaussian": [
+            11.76725,
+            5.03786,
+            -32.21977,
+            0.33849,
+            13.34819,
+            8.81674,
+            -15.48789,
+            2.27821,
+        ],
+        "kronecker": [-10, 13, 0, 0, 0, 0, -30, 39],
     }
     weight = ParameterSpec((("weight", (3, 5)),))
     g = torch.arange(1.0, 16.0).reshape(1, 3, 5)
     for kind, vector in expected.items():
-        projector = make_projector(ProjectionSpec(kind, dim=8), weight)  # type: ignore[arg-type]
+        side = 2 if kind == "kronecker" else None
+        spec = ProjectionSpec(kind, dim=8, side=side)  # type: ignore[arg-type]
+        projector = make_projector(spec, weight)
         np.testing.assert_allclose(projector.project({"weight": g})[0], vector, atol=1e-5)
 
 
@@ -95,7 +114,7 @@ def test_a_store_with_other_test_vectors_is_refused() -> None:
         ProjectionSpec.from_dict(document)
 
 
-@pytest.mark.parametrize("kind", ["sjlt", "sjlt-3", "rademacher"])
+@pytest.mark.parametrize("kind", ["sjlt", "sjlt-3", "rademacher", "gaussian", "kronecker"])
 def test_inner_products_are_unbiased_with_the_known_variance(kind: str) -> None:
     """Mean over seeds within 4 standard errors; k·Var at most ‖g‖²‖h‖² + <g,h>² (1.3 for noise)."""
     seeds, dim = 600, 16
@@ -112,6 +131,121 @@ def test_inner_products_are_unbiased_with_the_known_variance(kind: str) -> None:
     assert abs(products.mean() - x @ y) < 4 * error
     assert products.var() * dim < 1.3 * (x @ x * (y @ y) + (x @ y) ** 2)
     assert error < 0.2 * (x @ y)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@settings(deadline=None, max_examples=15)
+@given(
+    batch=st.integers(1, 5),
+    positions=st.integers(1, 70),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 70),
+    first=st.integers(0, 3),
+    turned=st.booleans(),
+)
+def test_products_of_factors_are_projected_like_their_tiles(
+    spec: ProjectionSpec,
+    batch: int,
+    positions: int,
+    rows: int,
+    columns: int,
+    first: int,
+    turned: bool,
+) -> None:
+    """Every evaluation, contiguous or not, of all rows or some: the same P."""
+    shapes = ParameterSpec((("w", (rows + first + 1, columns)),))
+    projector = make_projector(spec, shapes)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(batch, positions, rows, generator=generator)
+    if turned:
+        left = left.transpose(1, 2).contiguous().transpose(1, 2)
+    right = torch.randn(batch, positions, columns, generator=generator)
+    outer = Outer("w", left, lambda lo, hi: right[lo:hi], positions, columns, first)
+    expected, got = (torch.zeros(batch, projector.dim) for _ in range(2))
+    projector.add(expected, "w", left.transpose(1, 2) @ right, first)
+    projector.add_outer(got, outer)
+    assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["direct", "tiles", "fourier"])
+@pytest.mark.parametrize(("rows", "columns", "dim"), [(30, 50, 16), (7, 5, 64), (64, 129, 1)])
+def test_evaluations_of_a_sketch(kind: Any, rows: int, columns: int, dim: int) -> None:
+    spec, generator = ProjectionSpec("sjlt", dim=dim, s=2), torch.Generator().manual_seed(0)
+    projector = SJLT(spec, ParameterSpec((("w", (rows, columns)),)))
+    left = torch.randn(3, 4, rows, generator=generator)
+    right = torch.randn(3, 4, columns, generator=generator)
+    outer = Outer("w", left, lambda lo, hi: right[lo:hi], 4, columns)
+    expected, got = (torch.zeros(3, dim) for _ in range(2))
+    projector.add(expected, "w", left.transpose(1, 2) @ right)
+    evaluate(kind, got, outer, projector._merged_rows_of("w", 0, rows), 0, 3)
+    assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_gathered_rows_are_projected_like_whole_gradients(spec: ProjectionSpec) -> None:
+    projector = make_projector(spec, ParameterSpec((("w", (50, 40)),)))
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 50, (3, 6), generator=generator)
+    values = torch.randn(3, 6, 40, generator=generator)
+    whole = torch.zeros(3, 50, 40)
+    for b in range(3):
+        whole[b].index_add_(0, index[b], values[b])
+    expected, got = (torch.zeros(3, projector.dim) for _ in range(2))
+    projector.add(expected, "w", whole)
+    projector.add_gathered(got, Gathered("w", index, values))
+    assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["tile", "outer", "gathered"])
+def test_rows_outside_a_parameter_are_refused(kind: str) -> None:
+    projector = SJLT(ProjectionSpec("sjlt", dim=8), ParameterSpec((("w", (4, 3)),)))
+    out, x = torch.zeros(2, 8), torch.ones(2, 5, 3)
+    with pytest.raises(RuntimeError, match="not in parameter 'w'"):
+        if kind == "tile":
+            projector.add(out, "w", x)
+        elif kind == "outer":
+            projector.add_outer(out, Outer("w", x, lambda lo, hi: x[lo:hi], 5, 3, first_row=2))
+        else:
+            projector.add_gathered(out, Gathered("w", torch.full((2, 5), 4), x))
+
+
+def test_the_scatter_of_other_devices_is_the_same() -> None:
+    projector = SJLT(ProjectionSpec("sjlt", dim=8, s=2), PARAMETERS)
+    for name, g in gradients(3).items():
+        tile = g.reshape(3, *as_matrix(SHAPES[name]))
+        one, other = torch.zeros(3, 8), torch.zeros(3, 8)
+        projector.add(one, name, tile)
+        projector._scatter(other, name, tile, 0)
+        torch.testing.assert_close(one, other)
+
+
+ADVERSARIAL = {
+    "one huge coordinate": [1e4, *[1.0] * 99],
+    "all equal": [1.0] * 100,
+    "sparse": [*[1.0] * 4, *[0.0] * 96],
+    "one row": [*[1.0] * 10, *[0.0] * 90],
+    "one column": [1.0, *[0.0] * 9] * 10,
+}
+
+
+@pytest.mark.parametrize("vector", ADVERSARIAL)
+@pytest.mark.parametrize("kind", ["sjlt", "sjlt-4", "rademacher", "gaussian", "kronecker"])
+def test_norms_are_unbiased_for_adversarial_gradients(kind: str, vector: str) -> None:
+    """Mean over seeds of ‖Pg‖² within 4 standard errors of ‖g‖², Var·k <= 3·2‖g‖⁴ (TensorSketch's)."""
+    seeds, dim = 200, 16
+    g = torch.tensor(ADVERSARIAL[vector]).reshape(1, 10, 10)
+    name, _, s = kind.partition("-")
+    norms = np.empty(seeds)
+    for seed in range(seeds):
+        side = 4 if name == "kronecker" else None
+        spec = ProjectionSpec(name, dim=dim, seed=seed, s=int(s or 1), side=side)  # type: ignore[arg-type]
+        projector = _KINDS[spec.kind](spec, ParameterSpec((("w", (10, 10)),)))
+        norms[seed] = projector.project({"w": g}).double().square().sum()
+    true = float(g.double().square().sum())
+    assert abs(norms.mean() - true) <= 4 * norms.std() / seeds**0.5 + 1e-5 * true
+    bound = 2 if name in ("rademacher", "gaussian") else 6
+    if name != "kronecker":  # whose error is of its sides
+        assert norms.var() * dim <= 1.5 * bound * true**2
 
 
 @settings(deadline=None, max_examples=25)
@@ -144,6 +278,8 @@ def test_parameters_with_another_name_or_shape_get_another_projection() -> None:
         ({"kind": "sjlt", "dim": 0}, "dim must be"),
         ({"kind": "sjlt", "dim": 4, "s": 0}, "s counts"),
         ({"kind": "rademacher", "dim": 4, "s": 2}, "s counts"),
+        ({"kind": "sjlt", "dim": 4, "side": 2}, "side is a kronecker's"),
+        ({"kind": "kronecker", "dim": 4, "side": 0}, "side is a kronecker's"),
         ({"kind": "sjlt", "dim": 4, "seed": -1}, "seed must be"),
         ({"kind": "identity", "seed": 1}, "no seed"),
         ({"kind": "sjlt", "dim": 4, "version": 9}, "no version 9"),

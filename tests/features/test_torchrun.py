@@ -41,7 +41,7 @@ def torchrun(ranks: int, *arguments: str, cwd: Path) -> subprocess.CompletedProc
     )
 
 
-def columns(where: Path) -> dict[tuple[Any, ...], np.ndarray[Any, Any]]:
+def columns(where: Path | ts.FeatureStore) -> dict[tuple[Any, ...], np.ndarray[Any, Any]]:
     store = ts.open_store(where)
     return {
         (epoch, name, column): split.column(column).read(0, split.rows)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trakstore.linalg.rows import ArrayRows, MeanRows, TakenRows
+from trakstore.linalg.rows import ArrayRows, MeanRows, PositionRows, TakenRows, UnmaskedRows
 
 SIZE = 37
 
@@ -25,14 +25,24 @@ class Counted(ArrayRows):
     ),
     data=st.data(),
 )
-def test_taken_rows_are_the_rows_and_each_chunk_is_read_by_itself(index, data):
+def test_taken_rows_are_the_rows_and_scattered_ones_are_read_chunk_by_chunk(index, data):
     array = np.arange(SIZE * 2).reshape(SIZE, 2)
-    whole = isinstance(index, range) and index.step == 1  # one read, whatever the chunks
-    rows = TakenRows((ArrayRows if whole else Counted)(array, 5), index)
+    contiguous = isinstance(index, range) and index.step == 1
+    rows = TakenRows((ArrayRows if contiguous else Counted)(array, 5), index)
     start = data.draw(st.integers(0, len(index)))
     stop = data.draw(st.integers(start, len(index)))
     assert rows.shape == (len(index), 2)
     np.testing.assert_array_equal(rows.read(start, stop), array[np.asarray(index, int)][start:stop])
+
+
+@given(masked=st.sets(st.integers(0, SIZE - 1), max_size=SIZE - 1), data=st.data())
+def test_unmasked_rows_are_the_rows_without_the_masked(masked, data):
+    gone = np.array(sorted(masked), dtype=np.int64)
+    rows, expected = UnmaskedRows(PositionRows(SIZE), gone), np.delete(np.arange(SIZE), gone)
+    start = data.draw(st.integers(0, len(expected)))
+    stop = data.draw(st.integers(start, len(expected)))
+    assert rows.shape == expected.shape
+    np.testing.assert_array_equal(rows.read(start, stop), expected[start:stop])
 
 
 @pytest.mark.parametrize("dtype", ["U5", np.dtypes.StringDType()])

@@ -201,21 +201,6 @@ def test_where_leaves_rows_out(order):
         np.testing.assert_array_equal(found["train"], found["position"] * 3)
 
 
-def test_masked_rows_are_never_listed():
-    matrix = labelled()[1]
-    matrix[:, 7] = 1e6
-    hidden = replace(factored(matrix), masked=np.array([7, 20]))
-    allowed = ~np.isin(np.arange(50), [7, 20])
-    np.testing.assert_array_equal(
-        top_k(hidden, 4)["position"], listed(matrix, allowed, 4, "largest")
-    )
-    part = hidden.isel(train=[8, 7, 6])
-    assert part.masked.tolist() == [1]
-    assert 1 not in top_k(part, 2)["position"]
-    with pytest.raises(TrakStoreError, match=r"k must be in 1\.\.48"):
-        top_k(hidden, 49)
-
-
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_list_for_each_class_in_one_pass(order):
     scores, matrix, labels = labelled()

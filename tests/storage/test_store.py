@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from pathlib import Path
@@ -27,6 +26,7 @@ from trakstore.errors import (
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import block_keys
 from trakstore.storage.columns import stored_rows
+from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.writer import BlockWriter
 
 SPEC = ts.ProjectionSpec("sjlt", dim=8)
@@ -154,9 +154,8 @@ def test_a_marker_holds_rows_nonce_and_checksums(tmp_path: Path) -> None:
 def test_a_writer_of_a_dropped_split_commits_nothing(tmp_path: Path) -> None:
     _, split, _ = incomplete(tmp_path / "s.zarr")
     document = tmp_path / "s.zarr/0/train/zarr.json"
-    content = json.loads(document.read_text())
-    content["attributes"]["nonce"] ^= 1
-    document.write_text(json.dumps(content))
+    content = attributes(document.read_bytes(), "here")
+    document.write_bytes(group_document(content | {"nonce": content["nonce"] ^ 1}))
     block = stored_rows(rows_of(3), "float32", 3) | {"sample_id": np.arange(3, 6)}
     with pytest.raises(SpecMismatchError, match="dropped or replaced"):
         BlockWriter(split).write(1, block)

@@ -14,12 +14,15 @@ import typer
 import trakstore
 from trakstore.cli.demo import demo
 from trakstore.cli.estimate import estimate
+from trakstore.cli.export import export
 from trakstore.cli.featurize import featurize
 from trakstore.cli.info import info
 from trakstore.cli.kernel import kernel
 from trakstore.cli.output import error_line, tolerant_streams
 from trakstore.cli.score import score
 from trakstore.cli.topk import topk
+from trakstore.cli.traker import import_
+from trakstore.cli.verify import verify
 from trakstore.errors import TrakStoreError
 
 __all__ = ["EXAMPLES", "main"]
@@ -34,6 +37,9 @@ EXAMPLES: dict[Callable[..., None], str] = {
     kernel: "trakstore kernel run.zarr --epoch 10 --damping 1",
     score: "trakstore score run.zarr --targets test --train train --save test-on-train",
     topk: "trakstore topk run.zarr --k 10 --target 17 --memory-limit 600MB",
+    verify: "trakstore verify run.zarr --repair",
+    export: "trakstore export run.zarr --epoch 10 --split train --to train.parquet",
+    import_: "trakstore import trak_results --store run.zarr --parameters 11173962",
 }
 
 app = typer.Typer(
@@ -45,7 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command, example in EXAMPLES.items():
-    app.command(epilog=f"Example: {example}")(command)
+    app.command(command.__name__.rstrip("_"), epilog=f"Example: {example}")(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -23,7 +23,8 @@ from trakstore.cli.options import (
 )
 from trakstore.cli.output import console, print_json
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.storage.layout import Epoch
+from trakstore.linalg.rows import TakenRows
+from trakstore.scores.splits import EpochPair, UnmaskedSplit, epoch_pairs
 from trakstore.storage.store import FeatureStore, open_store
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ def topk(
     order = _order(smallest, magnitude)
     find_method(method)
     opened, epochs = open_store(store), chosen_epochs(epoch)
-    _check_k(opened, k, train, epochs)
+    pair = epoch_pairs(opened, targets, train, epochs)[0]
+    if k > pair.train.rows:  # before a kernel is computed
+        raise TrakStoreError(f"--k must be in 1..{pair.train.rows}, the rows of {train}, got {k}")
+    rows = _target_rows(pair.target, target, targets)
     scores = make_scores(
         method,
         opened,
@@ -78,10 +82,9 @@ def topk(
         damping=damping,
         memory_limit=memory_limit,
     )
-    rows = _target_rows(scores, target, targets)
     total, rows = len(rows), rows if as_json else rows[:SHOWN]
     top = top_k(scores.isel(target=rows), k, order=order, memory_limit=memory_limit)
-    top = _with_labels(top, opened, scores.epochs[0], targets, train, rows)
+    top = _with_labels(top, pair, rows)
     if as_json:
         print_json(_document(top, opened, scores, rows))
     else:
@@ -94,19 +97,11 @@ def _order(smallest: bool, magnitude: bool) -> Order:
     return "smallest" if smallest else "magnitude" if magnitude else "largest"
 
 
-def _check_k(store: FeatureStore, k: int, train: str, epochs: list[Epoch] | None) -> None:
-    """Refuse a k that is too large before a kernel is computed."""
-    for epoch in epochs or store.epochs_of(train)[:1]:
-        rows = store.split(epoch, train).rows
-        if k > rows:
-            raise TrakStoreError(f"--k must be in 1..{rows}, the rows of {train}, got {k}")
-
-
-def _target_rows(scores: Scores, names: list[str] | None, split: str) -> NDArray[np.int64]:
-    count = scores.shape[0]
+def _target_rows(targets: UnmaskedSplit, names: list[str] | None, split: str) -> NDArray[np.int64]:
+    count = targets.rows
     if not names:
         return np.arange(count)
-    ids = [str(one) for one in scores.target_ids.read(0, count).tolist()]
+    ids = [str(one) for one in targets.column("sample_id").read(0, count).tolist()]
     rows = {one: row for row, one in enumerate(ids)}
     rows = {**{f"@{row}": row for row in range(count)}, **rows}
     for name in names:
@@ -119,23 +114,13 @@ def _target_rows(scores: Scores, names: list[str] | None, split: str) -> NDArray
     return np.array([rows[name] for name in names], dtype=np.int64)
 
 
-def _with_labels(
-    top: xr.Dataset,
-    store: FeatureStore,
-    epoch: Epoch,
-    targets: str,
-    train: str,
-    rows: NDArray[np.int64],
-) -> xr.Dataset:
+def _with_labels(top: xr.Dataset, pair: EpochPair, rows: NDArray[np.int64]) -> xr.Dataset:
     """``top`` with the variables ``label`` and ``target_label`` where both splits have labels."""
-    from trakstore.linalg.rows import TakenRows
-
-    sides = store.split(epoch, train), store.split(epoch, targets)
-    if not all("label" in side.columns for side in sides):
+    if not all("label" in side.stored.columns for side in (pair.train, pair.target)):
         return top
-    positions = top["position"].values
-    labels = TakenRows(sides[0].column("label"), positions.ravel()).read(0, positions.size)
-    own = TakenRows(sides[1].column("label"), rows).read(0, len(rows))
+    positions = top["position"].values  # of stored rows, masked ones counted
+    labels = TakenRows(pair.train.stored.column("label"), positions.ravel()).read(0, positions.size)
+    own = TakenRows(pair.target.column("label"), rows).read(0, len(rows))
     return top.assign(
         label=(("target", "rank"), labels.reshape(positions.shape)), target_label=("target", own)
     )

@@ -214,7 +214,7 @@ def _prepared(
         task = SplitTask.prepare(job, store, epoch, split, worker.device)
         name = f"{split} at epoch {epoch}"
         rows = task.writer.spec.rows
-        with ProgressLine(name, rows, show=show and worker.rank == 0) as line:
+        with task, ProgressLine(name, rows, show=show and worker.rank == 0) as line:
             began = now()
             try:
                 yield task, line
@@ -282,6 +282,7 @@ def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized
         start, stop = task.writer.spec.block_range(block)
         rows, written = rows + stop - start, written + 1
         line.advance(stop - start)
+    task.wait()
     return Featurized(rows, written, time.monotonic() - began)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as tree
 
 from trakstore.features.outputs import ModelOutput, RowOutputs
@@ -97,7 +98,9 @@ class GenericEngine:
 
     def _by_vmap(self, batch: Any) -> tuple[dict[str, Tensor], RowOutputs]:
         gradient = grad(self._scalar, has_aux=True)
-        gradients, outputs = vmap(gradient, in_dims=(None, 0))(self._parameters, batch)
+        # no gradients of others, and the attention that vmap has a rule for
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            gradients, outputs = vmap(gradient, in_dims=(None, 0))(self._parameters, batch)
         return gradients, outputs
 
     def _one_by_one(self, batch: Any) -> tuple[dict[str, Tensor], RowOutputs]:
@@ -117,8 +120,12 @@ class GenericEngine:
 
     def _scalar(self, parameters: dict[str, Tensor], sample: Any) -> tuple[Tensor, RowOutputs]:
         batch = tree.tree_map(lambda tensor: tensor.unsqueeze(0), sample)
-        rows = self._output(partial(functional_call, self._model, parameters), batch)
+        rows = self._output(partial(_call, self._model, parameters), batch)
         return rows.output[0], RowOutputs(*(column[0].detach() for column in rows))
+
+
+def _call(model: nn.Module, parameters: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    return functional_call(model, parameters, args, kwargs)
 
 
 def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:

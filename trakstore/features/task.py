@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.background import OneBehind, read_ahead
 from trakstore.features.batches import Batches
+from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint, dataset_rows
-from trakstore.features.gradients import GenericEngine
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
@@ -38,7 +40,7 @@ _PROBE = 2  # rows that are computed before anything is written
 class RowComputer:
     """Computes the columns of rows, checked and in the stored dtypes."""
 
-    engine: GenericEngine
+    engine: FactorisedEngine
     output: ModelOutput
     batches: Batches
     ids: NDArray[Any]
@@ -55,17 +57,15 @@ class RowComputer:
         TrakStoreError
             When a label is out of range.
         """
-        parts = [
-            self._batch(start + first, start + last)
-            for first, last in ranges(stop - start, batch_size)
-        ]
+        pieces = [(start + lo, start + hi) for lo, hi in ranges(stop - start, batch_size)]
+        read = read_ahead(lambda piece: self.batches.read(*piece), pieces)
+        parts = [self._batch(piece[0], batch) for piece, batch in read]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         features = joined.pop(layout.FEATURES)
         stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
         return {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
 
-    def _batch(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        batch = self.batches.read(start, stop)
+    def _batch(self, start: int, batch: Any) -> dict[str, NDArray[Any]]:
         labels = self.output.labels(batch)
         columns: dict[str, NDArray[Any]] = {}
         if labels is not None:
@@ -88,11 +88,15 @@ class RowComputer:
 
 @dataclass
 class SplitTask:
-    """A split at an epoch: what computes its rows, and what writes its blocks."""
+    """A split at an epoch: what computes its rows, and what writes its blocks.
+
+    Blocks are written in the background, one behind; leave it through ``with``.
+    """
 
     rows: RowComputer
     writer: BlockWriter
     batch_size: int
+    background: OneBehind = field(default_factory=OneBehind)
     _seconds: list[float] = field(default_factory=list)
 
     @classmethod
@@ -117,7 +121,7 @@ class SplitTask:
         output = as_output(job.output)
         spec = _store_spec(job, store, output, parameters)
         projector = make_projector(spec.projection, parameters)
-        engine = GenericEngine(job.model, output, selected, projector)
+        engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
         classes = output.check(job.model, batches.read(0, min(_PROBE, count)))
         rows = RowComputer(engine, output, batches, ids, spec, classes)
@@ -139,11 +143,22 @@ class SplitTask:
         return cls(rows, BlockWriter(made), job.batch_size)
 
     def write(self, block: int) -> None:
-        """Compute a block and commit it."""
+        """Compute a block, and commit it while the next one is computed; see :meth:`wait`."""
         began = time.monotonic()
         start, stop = self.writer.spec.block_range(block)
-        self.writer.write(block, self.rows.columns(start, stop, self.batch_size))
+        columns = self.rows.columns(start, stop, self.batch_size)
+        self.background.submit(partial(self.writer.write, block, columns))
         self._seconds.append(time.monotonic() - began)
+
+    def wait(self) -> None:
+        """Until all blocks are committed; raises what went wrong in that."""
+        self.background.wait()
+
+    def __enter__(self) -> SplitTask:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.background.__exit__(*exception)
 
     @property
     def blocks_written(self) -> int:

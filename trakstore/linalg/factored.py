@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -153,6 +153,8 @@ class Scores:
         One for each epoch; all of one shape.
     target_ids, train_ids : Rows, shapes (m,) and (n,)
         Sample ids, lazy.
+    train_positions : Rows, shape (n,), optional
+        Positions of the train rows in the stored split; 0, 1, ... when None.
     reduce : {"mean", "sum"}
         Over the epochs.
     average : {"factors", "scores"}
@@ -160,8 +162,6 @@ class Scores:
         (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
     train_labels : Rows, shape (n,), optional
         Classes of the train rows.
-    masked : ndarray of int64
-        Positions of train rows that no list shall name, ascending.
     device : str
         Where tiles are computed: see :meth:`to`.
     """
@@ -173,8 +173,8 @@ class Scores:
     reduce: Literal["mean", "sum"] = "mean"
     average: Average = "factors"
     train_labels: Rows | None = None
-    masked: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     device: str = "cpu"
+    train_positions: Rows | None = None
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -274,7 +274,7 @@ class Scores:
             target_ids=_take(self.target_ids, targets),
             train_ids=_take(self.train_ids, trains),
             train_labels=self.train_labels and _take(self.train_labels, trains),
-            masked=np.flatnonzero(np.isin(np.asarray(trains), self.masked)),
+            train_positions=self.train_positions and _take(self.train_positions, trains),
         )
 
     def to_xarray(self) -> xr.DataArray:

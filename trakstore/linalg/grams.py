@@ -10,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.linalg.gram import Gram, GramDtype, gram
-from trakstore.linalg.kept import create_array, open_array
 from trakstore.linalg.rows import KeptRows, Rows, TakenRows
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
+from trakstore.storage.saved import SavedArray
 from trakstore.storage.splits import attributes, group_document
 
 __all__ = [
     "GRAM_CHUNK",
     "GramOrigin",
     "GramSplit",
+    "gram_arrays",
     "masked_rows",
     "origin_of",
     "publish",
@@ -168,8 +169,9 @@ def _read(split: GramSplit, wanted: GramOrigin) -> _Stored | None:
         return None
     origin, what = found
     try:
-        matrix = np.asarray(open_array(place, f"{path}/gram")[:], dtype=np.float64)
-        masked = open_array(place, f"{path}/masked")[:] if origin.masked else ()
+        of_gram, *of_masked = gram_arrays(split.column(layout.FEATURES).shape[1], origin.masked)
+        matrix = np.asarray(of_gram.open(place, path)[:], dtype=np.float64)
+        masked = of_masked[0].open(place, path)[:] if of_masked else ()
     except (ValueError, OSError):
         return None
     kept = Gram(matrix, what["used"], what["trace"], what["dtype"])
@@ -198,11 +200,11 @@ def stored_origin(split: GramSplit, wanted: GramOrigin) -> tuple[GramOrigin, dic
 
 def _write(split: GramSplit, made: Gram) -> None:
     place, path = split.location, layout.gram_path(split.epoch, split.name)
-    chunk = min(made.dim, GRAM_CHUNK)
-    shape, dims = (made.dim, made.dim), ("feature", "feature_2")
+    array = gram_arrays(made.dim, 0)[0]
     try:
-        create_array(place, f"{path}/gram", shape, (chunk, chunk), "f8", dims)
-        open_array(place, f"{path}/gram", "r+")[:] = made.matrix
+        place.delete([layout.document_key(path)])
+        array.create(place, path)
+        array.open(place, path, "r+")[:] = made.matrix
         publish(split, made.dim, made.rows, made.trace, made.dtype)
     except (OSError, ValueError):
         return  # a place that cannot be written: the gram is computed again next time
@@ -212,13 +214,27 @@ def publish(split: GramSplit, dim: int, used: int, trace: float, dtype: GramDtyp
     """Write what a stored gram is: the checksums of all its chunks, last of all."""
     place, path = split.location, layout.gram_path(split.epoch, split.name)
     masked = masked_rows(split)
-    if len(masked):
-        count = len(masked)
-        create_array(place, f"{path}/masked", (count,), (count,), "i8", ("masked_row",))
-        open_array(place, f"{path}/masked", "r+")[:] = masked
-    what = asdict(origin_of(split, dtype)) | {"used": used, "trace": trace}
-    what["digest"] = _digest(place, path, dim)
+    arrays = gram_arrays(dim, len(masked))
+    for array in arrays[1:]:
+        array.create(place, path)
+        array.open(place, path, "r+")[:] = masked
+    what = asdict(origin_of(split, dtype)) | {
+        "used": used,
+        "trace": trace,
+        "digest": _digest(place, path, dim),
+        "arrays": [array.to_dict() for array in arrays],
+    }
     place.put({layout.document_key(path): group_document(what)})
+
+
+def gram_arrays(dim: int, masked: int) -> list[SavedArray]:
+    """The gram's array, and where rows are left out that of their positions."""
+    chunk = min(dim, GRAM_CHUNK)
+    names = ("feature", "feature_2")
+    arrays = [SavedArray("gram", "float64", (dim, dim), (chunk, chunk), names)]
+    if masked:
+        arrays.append(SavedArray("masked", "int64", (masked,), (masked,), ("masked_row",)))
+    return arrays
 
 
 def _digest(place: Location, path: str, dim: int) -> str:

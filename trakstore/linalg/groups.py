@@ -53,10 +53,9 @@ def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Gr
     NotFoundError
         Ids or labels that no train row has.
     """
-    if where is None and not per_class and not len(scores.masked):
+    if where is None and not per_class:
         return None
     wanted = _wanted(scores, where)
-    wanted[scores.masked] = False
     labels: NDArray[Any] = np.zeros(1, dtype=np.int64)
     of = np.zeros(scores.shape[1], dtype=np.int32)
     if per_class:

@@ -9,7 +9,15 @@ import numpy as np
 from dask.base import tokenize
 from numpy.typing import NDArray
 
-__all__ = ["ArrayRows", "KeptRows", "MeanRows", "Rows", "TakenRows"]
+__all__ = [
+    "ArrayRows",
+    "KeptRows",
+    "MeanRows",
+    "PositionRows",
+    "Rows",
+    "TakenRows",
+    "UnmaskedRows",
+]
 
 
 class Rows(Protocol):
@@ -125,6 +133,78 @@ class MeanRows:
         for column in self.columns:
             total += column.read(start, stop)
         return total / len(self.columns)
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class PositionRows:
+    """The positions 0, 1, ... rows - 1 themselves."""
+
+    rows: int
+    chunk_rows: int = 2**16
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows,)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.int64)
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("positions", self.rows))
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        return np.arange(start, stop)
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class UnmaskedRows:
+    """The rows of ``base`` without those at the ascending positions ``masked``.
+
+    Examples
+    --------
+    >>> UnmaskedRows(PositionRows(8), np.array([0, 3, 4])).read(1, 4)
+    array([2, 5, 6])
+    """
+
+    base: Rows
+    masked: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.base.shape[0] - len(self.masked), *self.base.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.base.dtype
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.base.chunk_rows
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("unmasked", self.base.token, self.masked))
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        if stop <= start:
+            return self.base.read(0, 0)
+        low, high = self._position(start), self._position(stop - 1) + 1
+        here = self.masked[np.searchsorted(self.masked, low) : np.searchsorted(self.masked, high)]
+        rows = self.base.read(low, high)
+        return np.delete(rows, here - low, axis=0) if len(here) else rows
+
+    def _position(self, kept: int) -> int:
+        """Position in the base of the kept row with this number."""
+        before = self.masked - np.arange(len(self.masked))  # kept rows in front of each masked one
+        return kept + int(np.searchsorted(before, kept, side="right"))
 
     def __dask_tokenize__(self) -> str:
         return self.token

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from trakstore.errors import MemoryLimitError, NumericsError
@@ -17,12 +16,12 @@ from trakstore.linalg.gram import PRODUCT_ROWS, GramDtype
 from trakstore.linalg.grams import (
     GRAM_CHUNK,
     GramSplit,
+    gram_arrays,
     masked_rows,
     origin_of,
     publish,
     stored_origin,
 )
-from trakstore.linalg.kept import create_array, open_array
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import KeptRows, Rows
 from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
@@ -59,7 +58,7 @@ class TiledGram:
     Attributes
     ----------
     location, path
-        Where the array lies.
+        Where the group of the array lies.
     dim, rows, trace, dtype
         As for a ``Gram``.
     """
@@ -73,9 +72,9 @@ class TiledGram:
     scratch: Any = field(default=None, repr=False)  # kept alive for its folder
 
     @property
-    def array(self) -> zarr.Array[Any]:
+    def array(self) -> Any:
         """(k, k), both triangles."""
-        return open_array(self.location, self.path)
+        return gram_arrays(self.dim, 0)[0].open(self.location, self.path)
 
 
 def tiled_gram(
@@ -94,7 +93,7 @@ def tiled_gram(
     rows : Rows, shape (n, k)
     weights : Rows, shape (n,), optional
     location, path
-        Of the array of tiles; what is there is replaced.
+        Of the group of the array of tiles; what is there is replaced.
     dtype : {"float32", "float64"}
         Of the products.
     memory_limit : int or str, optional
@@ -110,7 +109,7 @@ def tiled_gram(
     tile = min(GRAM_CHUNK, dim)
     step = min(count, tile_rows(rows) * max(1, STRIP_ROWS // tile_rows(rows)))
     height, slots = _plan(rows, step, np.dtype(dtype).itemsize, tile, memory_budget(memory_limit))
-    create_array(location, path, (dim, dim), (tile, tile), "f8", ("feature", "feature_2"))
+    gram_arrays(dim, 0)[0].create(location, path)
     task = _StripTask(rows, weights, step, dtype, location, path)
     trace = map_reduce(task, dim, height, _plus, parts=dim, workers=slots)
     used = count if weights is None else _used(weights)
@@ -169,7 +168,7 @@ class _StripTask:
         return scaled
 
     def _write(self, total: NDArray[np.float64], start: int, stop: int) -> None:
-        array = open_array(self.location, self.path, "r+")
+        array = gram_arrays(self.rows.shape[1], 0)[0].open(self.location, self.path, "r+")
         tile = array.chunks[0]
         square = total[:, : stop - start]
         square[...] = np.triu(square) + np.triu(square, 1).T
@@ -212,21 +211,22 @@ def split_tiles(
     if found is not None and found[0] == wanted:
         what = found[1]
         values = (features.shape[1], what["used"], what["trace"], what["dtype"])
-        return TiledGram(split.location, f"{path}/gram", *values)
+        return TiledGram(split.location, path, *values)
     weights = KeptRows(split.rows, masked) if len(masked) else None
-    kept = _writable(split.location, f"{path}/gram")
+    kept = _writable(split.location, path, features.shape[1])
     own = None if kept else Scratch(scratch)
     place = split.location if own is None else own.location
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
-    made = tiled_gram(features, weights, place, f"{path}/gram", **options)
+    made = tiled_gram(features, weights, place, path, **options)
     if kept:
         publish(split, made.dim, made.rows, made.trace, dtype)
     return replace(made, scratch=own)
 
 
-def _writable(location: Location, path: str) -> bool:
+def _writable(location: Location, path: str, dim: int) -> bool:
     try:
-        create_array(location, path, (1, 1), (1, 1), "f8", ("feature", "feature_2"))
+        location.delete([layout.document_key(path)])
+        gram_arrays(dim, 0)[0].create(location, path)
     except (OSError, ValueError):
         return False
     return True

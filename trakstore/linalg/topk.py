@@ -65,7 +65,7 @@ def top_k(
         What comes first. Equal scores are ordered by train position.
     where : array of bool, or ``{"id": [...]}``, or ``{"label": [...]}``, optional
         The train rows that may be listed: a mask of all of them, or those with one of these ids or
-        labels. Masked rows are never listed. Only for ``Scores``.
+        labels. Only for ``Scores``.
     per_class : bool
         A list for each label, in the same pass: dimensions ``("target", "class", "rank")``; a class
         of fewer rows ends in NaN, position -1. Only for ``Scores`` with labels.
@@ -76,7 +76,8 @@ def top_k(
     -------
     Dataset
         Dimensions ``("target", "rank")``; ``score`` (float32; for a DataArray its own dtype),
-        ``train`` (sample ids), ``position`` (int64, train rows); coordinate ``target_id``.
+        ``train`` (sample ids), ``position`` (int64, rows of the stored train split, masked ones
+        counted); coordinate ``target_id``.
 
     Raises
     ------
@@ -125,13 +126,25 @@ def top_k(
                 map_reduce(task, columns, step, _merge_all, workers=plan.workers, finished=advance)
             )
     lists = [
-        _dataset(list(one), scores.target_ids, scores.train_ids, scores.method, order)
+        _stored_positions(
+            _dataset(list(one), scores.target_ids, scores.train_ids, scores.method, order), scores
+        )
         for one in zip(*found, strict=True)
     ]
     if not per_class or groups is None:
         return lists[0]
     joined = xr.concat(lists, xr.DataArray(groups.labels, dims="class", name="class"))
     return joined.transpose("target", "class", "rank")
+
+
+def _stored_positions(top: xr.Dataset, scores: Scores) -> xr.Dataset:
+    """``top`` with positions in the stored split, where masked rows left the axis."""
+    if scores.train_positions is not None:
+        axis = top["position"].values
+        rows = TakenRows(scores.train_positions, np.maximum(axis, 0).ravel()).read(0, axis.size)
+        stored = np.where(axis < 0, -1, rows.reshape(axis.shape))
+        top["position"] = (top["position"].dims, stored)
+    return top
 
 
 def _advance(progress: ProgressLine, targets: int, rows: int) -> None:

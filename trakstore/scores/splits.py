@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Epoch
-from trakstore.linalg.grams import masked_rows
-from trakstore.linalg.rows import Rows
+from trakstore.linalg.gram import Gram, GramDtype
+from trakstore.linalg.grams import masked_rows, split_gram
+from trakstore.linalg.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.storage.locations import Location
 
-__all__ = ["EpochPair", "Split", "Store", "epoch_pairs", "train_labels", "train_masked"]
+__all__ = ["EpochPair", "Split", "Store", "UnmaskedSplit", "epoch_pairs", "train_labels"]
 
 
 class Split(Protocol):
@@ -34,6 +35,8 @@ class Split(Protocol):
     def location(self) -> Location: ...
     @property
     def spec(self) -> Any: ...
+    @property
+    def columns(self) -> Any: ...
     def column(self, name: str, /) -> Rows: ...
     def require_complete(self) -> None: ...
 
@@ -48,13 +51,56 @@ class Store(Protocol):
     def splits_of(self, epoch: Epoch, /) -> tuple[str, ...]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class UnmaskedSplit:
+    """A split as methods see it: without its masked rows.
+
+    Attributes
+    ----------
+    stored : Split
+        With all its rows.
+    masked : ndarray of int64
+        Positions of the rows that are left out, ascending.
+    """
+
+    stored: Split
+    masked: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, stored: Split) -> UnmaskedSplit:
+        return cls(stored, masked_rows(stored))
+
+    @property
+    def rows(self) -> int:
+        """Rows that are left."""
+        return self.stored.rows - len(self.masked)
+
+    @property
+    def dim(self) -> int:
+        return self.stored.dim
+
+    @property
+    def positions(self) -> Rows:
+        """Position of each row in the stored split."""
+        return self._left(PositionRows(self.stored.rows))
+
+    def column(self, name: str) -> Rows:
+        return self._left(self.stored.column(name))
+
+    def gram(self, dtype: GramDtype, memory_limit: int | str | None) -> Gram:
+        return split_gram(self.stored, dtype=dtype, memory_limit=memory_limit)
+
+    def _left(self, rows: Rows) -> Rows:
+        return UnmaskedRows(rows, self.masked) if len(self.masked) else rows
+
+
+@dataclass(frozen=True, eq=False)
 class EpochPair:
     """The target and the train split of one epoch."""
 
     epoch: Epoch
-    target: Split
-    train: Split
+    target: UnmaskedSplit
+    train: UnmaskedSplit
 
 
 def epoch_pairs(
@@ -81,12 +127,17 @@ def epoch_pairs(
     """
     chosen = _chosen(store, targets, train, epochs)
     pairs = tuple(
-        EpochPair(epoch, store.split(epoch, targets), store.split(epoch, train)) for epoch in chosen
+        EpochPair(
+            epoch,
+            UnmaskedSplit.of(store.split(epoch, targets)),
+            UnmaskedSplit.of(store.split(epoch, train)),
+        )
+        for epoch in chosen
     )
     for pair in pairs:
         _check_like(pair, pairs[0])
-        pair.target.require_complete()
-        pair.train.require_complete()
+        pair.target.stored.require_complete()
+        pair.train.stored.require_complete()
     return pairs
 
 
@@ -122,22 +173,22 @@ def _check_like(pair: EpochPair, first: EpochPair) -> None:
         if split.rows != like.rows:
             raise SpecMismatchError(
                 f"{_named(split)} has {split.rows} rows, {_named(like)} has {like.rows}: "
-                f"choose epochs= of the same samples"
+                f"choose epochs= of the same samples, masked alike"
+            )
+        if not np.array_equal(split.masked, like.masked):
+            raise SpecMismatchError(
+                f"{_named(split)} and {_named(like)} have other rows masked: mask the same samples "
+                f"in all epochs"
             )
 
 
-def _named(split: Split) -> str:
-    return f"split {split.name!r} of epoch {split.epoch!r}"
+def _named(split: UnmaskedSplit) -> str:
+    return f"split {split.stored.name!r} of epoch {split.stored.epoch!r}"
 
 
-def train_labels(splits: Sequence[Split]) -> Rows | None:
+def train_labels(splits: Sequence[UnmaskedSplit]) -> Rows | None:
     """The classes of the samples, from the first split that has them."""
     for split in splits:
         with suppress(NotFoundError):
             return split.column("label")
     return None
-
-
-def train_masked(splits: Sequence[Split]) -> NDArray[np.int64]:
-    """Positions of the rows that are masked at any of the epochs, ascending."""
-    return np.unique(np.concatenate([masked_rows(split) for split in splits]))

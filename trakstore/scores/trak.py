@@ -10,7 +10,7 @@ from trakstore.linalg.choice import factor_split
 from trakstore.linalg.factored import Average, Epoch, Part, Scores
 from trakstore.linalg.gram import GramDtype
 from trakstore.linalg.solvers import Damping, Solver
-from trakstore.scores.splits import EpochPair, Store, epoch_pairs, train_labels, train_masked
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs, train_labels
 
 __all__ = ["trak_scores"]
 
@@ -85,10 +85,17 @@ def trak_scores(
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs)
     parts = tuple(_part(pair, damped, solver, gram_dtype, memory_limit) for pair in pairs)
-    ids = [split.column("sample_id") for split in (pairs[0].target, pairs[0].train)]
-    trains = [pair.train for pair in pairs]
-    labels, masked = train_labels(trains), train_masked(trains)
-    return Scores("trak", parts, ids[0], ids[1], "mean", average, labels, masked)
+    target, train_split = pairs[0].target, pairs[0].train
+    return Scores(
+        "trak",
+        parts,
+        target.column("sample_id"),
+        train_split.column("sample_id"),
+        reduce="mean",
+        average=average,
+        train_labels=train_labels([pair.train for pair in pairs]),
+        train_positions=train_split.positions,
+    )
 
 
 def _part(
@@ -100,7 +107,7 @@ def _part(
 ) -> Part:
     scale, features = pair.train.column("out_to_loss"), pair.train.column("features")
     factor = factor_split(
-        pair.train, damping, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+        pair.train.stored, damping, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
     )
     target = pair.target.column("features")
     return Part(pair.epoch, target, features, factor, column_scale=scale)

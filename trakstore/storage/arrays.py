@@ -6,6 +6,7 @@ value for a chunk that a marker says is there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,12 +17,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest, Store
-from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore, WrapperStore
 
-from trakstore.errors import DamagedError
+from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
@@ -29,76 +29,91 @@ from trakstore.storage.locations import Location
 
 __all__ = [
     "StoredColumn",
+    "StrictStore",
+    "array_document",
     "array_documents",
     "block_keys",
+    "column_shape",
     "encode",
     "fill_value",
     "marker_entries",
     "mask_document",
 ]
 
+DIMENSIONS = ("sample", "feature")
 _WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
 
 
 def fill_value(dtype: str) -> Any:
-    """What stands where nothing was written: NaN, -1 or ``""``."""
+    """What stands where nothing was written: NaN, -1 (0 where unsigned), False or ``""``."""
     if dtype == "str":
         return ""
-    return float("nan") if np.dtype(dtype).kind == "f" else -1
+    return {"f": float("nan"), "i": -1, "u": 0, "b": False}[np.dtype(dtype).kind]
+
+
+def array_document(
+    dtype: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dimensions: tuple[str, ...],
+    *,
+    separator: str = "/",
+    compressed: bool = False,
+) -> bytes:
+    """The metadata document of an array: the same bytes whatever the version of zarr."""
+    fill = fill_value(dtype)
+    document = {
+        "shape": shape,
+        "data_type": "string" if dtype == "str" else dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
+        "fill_value": "NaN" if fill != fill else fill,
+        "codecs": _codecs(dtype, compressed),
+        "attributes": {},
+        "dimension_names": dimensions,
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+    return json.dumps(document, indent=2).encode()
+
+
+def _codecs(dtype: str, compressed: bool) -> list[dict[str, Any]]:
+    first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    if dtype == "str":
+        first = {"name": "vlen-utf8", "configuration": {}}
+    elif dtype == "bool":
+        first = {"name": "bytes"}
+    zstd = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
+    return [first, *([zstd] if compressed else []), {"name": "crc32c"}]
+
+
+def column_shape(split: SplitSpec, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of a column, and of its chunks."""
+    if name == layout.FEATURES:
+        return (split.rows, split.dim), (split.chunk_rows, split.chunk_columns)
+    return (split.rows,), (split.block_rows,)
 
 
 def array_documents(split: SplitSpec) -> dict[str, bytes]:
     """The metadata documents of all arrays of a split, by name: a pure function of its spec."""
-    staged = MemoryStore()
+    documents = {}
     for name, dtype in split.columns:
-        wide = name == layout.FEATURES
-        zarr.create_array(
-            staged,
-            name=name,
-            shape=(split.rows, split.dim) if wide else (split.rows,),
-            chunks=(split.chunk_rows, split.chunk_columns) if wide else (split.block_rows,),
-            dtype=str if dtype == "str" else dtype,
-            fill_value=fill_value(dtype),
-            dimension_names=("sample", "feature") if wide else ("sample",),
-            compressors=_compressors(split.keep_bits if wide else None),
-            filters=None,
+        shape, chunks = column_shape(split, name)
+        compressed = name == layout.FEATURES and split.keep_bits is not None
+        documents[name] = array_document(
+            dtype, shape, chunks, DIMENSIONS[: len(shape)], compressed=compressed
         )
     entries = marker_entries(split)
-    zarr.create_array(
-        staged,
-        name=layout.WRITTEN,
-        shape=(split.blocks, entries),
-        chunks=(1, entries),
-        dtype="uint32",
-        fill_value=0,
-        dimension_names=("block", "entry"),
-        compressors=[Crc32cCodec()],
-        filters=None,
-        chunk_key_encoding={"name": "default", "separator": "."},
+    documents[layout.WRITTEN] = array_document(
+        "uint32", (split.blocks, entries), (1, entries), ("block", "entry"), separator="."
     )
-    names = [*(name for name, _ in split.columns), layout.WRITTEN]
-    return {name: _read_key(staged, layout.document_key(name)) for name in names}
-
-
-def _compressors(keep_bits: int | None) -> list[Any]:
-    return [Crc32cCodec()] if keep_bits is None else [ZstdCodec(level=1), Crc32cCodec()]
+    return documents
 
 
 def mask_document(split: SplitSpec) -> bytes:
     """The metadata document of the ``masked`` column; a chunk that is not there masks nothing."""
-    staged = MemoryStore()
-    zarr.create_array(
-        staged,
-        name=layout.MASKED,
-        shape=(split.rows,),
-        chunks=(split.block_rows,),
-        dtype="bool",
-        fill_value=False,
-        dimension_names=("sample",),
-        compressors=[Crc32cCodec()],
-        filters=None,
-    )
-    return _read_key(staged, layout.document_key(layout.MASKED))
+    return array_document("bool", (split.rows,), (split.block_rows,), DIMENSIONS[:1])
 
 
 def block_keys(split: SplitSpec, block: int) -> list[str]:
@@ -150,24 +165,35 @@ def _read_key(store: MemoryStore, key: str) -> bytes:
 
 
 class StrictStore(WrapperStore[Store]):
-    """A store in which a missing chunk is an error, not zarr's fill value."""
+    """A store in which a missing chunk is an error, not zarr's fill value.
+
+    The array's metadata document is given, not read: it follows from the split's, which has a
+    checksum, so that a damaged one cannot change what is read.
+    """
+
+    def __init__(self, store: Store, document: bytes) -> None:
+        super().__init__(store)
+        self._document = document
+
+    def _with_store(self, store: Store) -> StrictStore:
+        return StrictStore(store, self._document)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """The value at ``key``; raises :class:`DamagedError` when a chunk is not there."""
+        if key.endswith(layout.document_key("")):
+            return prototype.buffer.from_bytes(self._document)
         value = await self._store.get(key, prototype, byte_range)
-        if value is None and not key.endswith("zarr.json"):
+        if value is None:
             raise DamagedError(f"chunk {key} is missing though its block was committed")
         return value
 
 
 @lru_cache(maxsize=512)
-def _opened(location: Location, path: str, _token: str) -> zarr.Array[Any]:
-    try:
-        return zarr.open_array(StrictStore(location.store), path=path, mode="r", zarr_format=3)
-    except FileNotFoundError:
-        raise DamagedError(f"{location}: the array {path} has no metadata document") from None
+def _opened(location: Location, path: str, document: bytes, _token: str) -> zarr.Array[Any]:
+    store = StrictStore(location.store, document)
+    return zarr.open_array(store, path=path, mode="r", zarr_format=3)
 
 
 @dataclass(frozen=True)
@@ -182,26 +208,34 @@ class StoredColumn:
         ``(rows, dim)`` for features, else ``(rows,)``.
     dtype : numpy.dtype
         As stored.
-    chunk_rows : int
-        Rows of a chunk: read these at once.
+    chunks : tuple of int
+        Shape of a chunk.
     token : str
         Changes with the contents' identity: names Dask arrays.
     missing : tuple of (start, stop)
         Rows that were never written and are to be given as the fill value.
+    compressed : bool
+        Whether its chunks are.
     """
 
     location: Location
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    chunk_rows: int
+    chunks: tuple[int, ...]
     token: str
     missing: tuple[tuple[int, int], ...] = ()
+    compressed: bool = False
 
     @property
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk: read these at once."""
+        return self.chunks[0]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start`` to ``stop``, shape ``(stop - start, ...)``.
@@ -210,10 +244,14 @@ class StoredColumn:
         ------
         DamagedError
             When a chunk is missing, truncated, or does not have its checksum.
+        LocationError
+            When the place cannot be read.
         """
         if not self.missing:
             return self._read(start, stop)
-        rows = np.full((stop - start, *self.shape[1:]), self._fill, dtype=self.dtype)
+        rows = np.full(
+            (stop - start, *self.shape[1:]), fill_value(self._dtype_name), dtype=self.dtype
+        )
         for a, b in self._present(start, stop):
             rows[a - start : b - start] = self._read(a, b)
         return rows
@@ -237,16 +275,28 @@ class StoredColumn:
         return lazy
 
     @property
-    def _fill(self) -> Any:
-        return fill_value("str" if self.dtype.kind == "T" else self.dtype.name)
+    def _dtype_name(self) -> str:
+        return "str" if self.dtype.kind == "T" else self.dtype.name
+
+    @property
+    def _document(self) -> bytes:
+        return array_document(
+            self._dtype_name,
+            self.shape,
+            self.chunks,
+            DIMENSIONS[: self.ndim],
+            compressed=self.compressed,
+        )
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         try:
-            array = _opened(self.location, self.path, self.token)
+            array = _opened(self.location, self.path, self._document, self.token)
             return np.asarray(array[start:stop]).astype(self.dtype, copy=False)
-        except DamagedError:
+        except (DamagedError, LocationError):
             raise
-        except (ValueError, RuntimeError, TypeError, IndexError, OSError) as error:
+        except OSError as error:
+            raise LocationError(f"{self.location}: {self.path} cannot be read: {error}") from error
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
             raise DamagedError(
                 f"{self.location}: rows {start} to {stop} of {self.path} cannot be read ({error}); "
                 f"the stored bytes are damaged"

@@ -1,4 +1,4 @@
-"""Places that hold a store: local folders, memory, any zarr store.
+"""Places that hold a store: local folders, object storage, memory, any zarr store.
 
 A :class:`Location` is a synchronous face of a zarr store for whole keys. It pickles as its address,
 so that a worker process opens the place itself.
@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from zarr.abc.store import Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from trakstore.errors import LocationError
+from trakstore.errors import LocationError, TrakStoreError
 
 __all__ = ["Location", "Where", "open_location"]
 
 Where: TypeAlias = "str | os.PathLike[str] | Store | Location"
+_T = TypeVar("_T")
+
+RESTS = (0.0, 0.2, 1.0)  # seconds before each attempt to write a key that is absent
 
 
 class DurableLocalStore(LocalStore):
@@ -119,7 +123,7 @@ class Location:
 
     def get(self, key: str) -> bytes | None:
         """The bytes at ``key``, or ``None``."""
-        found = sync(self.store.get(key, default_buffer_prototype()))
+        found = self._run(self.store.get(key, default_buffer_prototype()))
         return None if found is None else found.to_bytes()
 
     def get_tails(self, keys: list[str], size: int) -> list[bytes | None]:
@@ -130,26 +134,29 @@ class Location:
             prototype = default_buffer_prototype()
             return await asyncio.gather(*(self.store.get(k, prototype, suffix) for k in keys))
 
-        return [None if one is None else one.to_bytes() for one in sync(tails())]
+        return [None if one is None else one.to_bytes() for one in self._run(tails())]
 
     def put(self, values: Mapping[str, bytes]) -> None:
         """Write values, several at a time; each is there whole or not at all."""
         buffer = default_buffer_prototype().buffer
 
         async def write() -> None:
-            await asyncio.gather(
-                *(self.store.set(key, buffer.from_bytes(value)) for key, value in values.items())
-            )
+            writes = (self.store.set(key, buffer.from_bytes(one)) for key, one in values.items())
+            # all end before the first error is raised: nothing is written behind the caller's back
+            for result in await asyncio.gather(*writes, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
 
-        sync(write())
+        self._run(write())
 
     def put_if_absent(self, key: str, value: bytes) -> bytes:
         """Write ``value`` unless the key exists; what the key holds in the end."""
-        existing = self.get(key)
-        if existing is not None:
-            return existing
         buffer = default_buffer_prototype().buffer.from_bytes(value)
-        sync(self.store.set_if_not_exists(key, buffer))
+        for rest in RESTS:  # S3 may turn down all of several writers that come at once
+            if (existing := self.get(key)) is not None:
+                return existing
+            time.sleep(rest)
+            self._run(self.store.set_if_not_exists(key, buffer))
         settled = self.get(key)
         if settled is None:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
@@ -161,11 +168,11 @@ class Location:
         async def remove() -> None:
             await asyncio.gather(*(self.store.delete(key) for key in keys))
 
-        sync(remove())
+        self._run(remove())
 
     def delete_folder(self, prefix: str) -> None:
         """Delete everything below ``prefix``."""
-        sync(self.store.delete_dir(prefix))
+        self._run(self.store.delete_dir(prefix))
 
     def names(self, prefix: str) -> list[str]:
         """Names just below ``prefix``, sorted; temporary files of writers may be among them."""
@@ -173,38 +180,79 @@ class Location:
         async def listing() -> list[str]:
             return [name async for name in self.store.list_dir(prefix)]
 
-        return sorted(sync(listing()))
+        return sorted(self._run(listing()))
+
+    def find(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
+        """Keys anywhere below ``folder`` that are wanted, sorted."""
+
+        async def listing() -> list[str]:
+            return [key async for key in self.store.list_prefix(f"{folder}/") if wanted(key)]
+
+        return sorted(self._run(listing()))
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            return sync(work)
+        except TrakStoreError:
+            raise
+        except OSError as error:
+            raise LocationError(f"{self}: {error}") from error
 
 
 _MEMORY: dict[str, MemoryStore] = {}
 
 
 def open_location(where: Where, *, create: bool = False) -> Location:
-    """A :class:`Location` from a path, ``memory://name``, a zarr store or a location.
+    """A :class:`Location` from a path, a URL, a zarr store or a location.
 
     Parameters
     ----------
     where : str, path, zarr.abc.store.Store or Location
-        A memory store lives as long as the process and is not seen by others.
+        URLs are ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``, with
+        credentials and endpoint from the environment, and ``memory://name``: that lives as long as
+        the process and is not seen by others.
     create : bool
         Whether the place may be new.
 
     Raises
     ------
     LocationError
-        When there is nothing, or the URL's scheme is not known.
+        When there is nothing, the URL's scheme is not known, or object storage cannot be used.
     """
     if isinstance(where, Location):
         return where
     if isinstance(where, Store):
-        return Location(str(where), where, reopens=False)
+        return Location(str(where), _patient(where), reopens=False)
     address = os.fspath(where)
     scheme, separator, name = address.partition("://")
-    if scheme == "memory" and separator:
+    if separator and scheme == "memory":
         return Location(address, _MEMORY.setdefault(name, MemoryStore()), reopens=False)
+    if separator and scheme in ("s3", "gs", "az"):
+        return _open_objects(address.rstrip("/"))
     if separator and scheme != "file":
-        raise LocationError(f"{address!r}: a location is a path or memory://name")
+        raise LocationError(
+            f"{scheme}:// is not known; a location is a path, s3://, gs://, az:// or memory://name"
+        )
     return _open_folder(Path(name if separator else address).expanduser().absolute(), create)
+
+
+def _patient(store: Store) -> Store:
+    """zarr's own store on obstore with trakstore's way of writing, trying again and failing."""
+    if type(store) is not ObjectStore:
+        return store
+    from trakstore.storage.objects import SinglePutStore
+
+    return SinglePutStore(store.store, read_only=store.read_only)
+
+
+def _open_objects(url: str) -> Location:
+    try:
+        from trakstore.storage import objects
+    except ImportError as error:  # obstore is an extra
+        raise LocationError(
+            f'object storage needs obstore ({error}): pip install "trakstore[cloud]"'
+        ) from error
+    return Location(url, objects.open_url(url))
 
 
 def _open_folder(folder: Path, create: bool) -> Location:

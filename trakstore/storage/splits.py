@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -22,25 +23,47 @@ from trakstore.errors import (
 from trakstore.planning import merge_ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import StoredColumn
+from trakstore.storage.arrays import DIMENSIONS, StoredColumn, column_shape
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
 
 __all__ = ["Split", "SplitStatus", "attributes", "group_document", "written_blocks"]
 
 
+_CHECKSUM = "crc32c"
+
+
 def group_document(attributes: Mapping[str, Any]) -> bytes:
-    """The zarr document of a group: a pure function of its attributes."""
-    document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    """The zarr document of a group: a pure function of its attributes, with their checksum."""
+    checked = {**attributes, _CHECKSUM: _checksum(attributes)} if attributes else {}
+    document = {"zarr_format": 3, "node_type": "group", "attributes": checked}
     return json.dumps(document, indent=1, sort_keys=True).encode()
 
 
-def attributes(document: bytes, where: str) -> dict[str, Any]:
-    """The attributes in a group's document."""
+def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, Any]:
+    """The attributes in a group's document, without their checksum.
+
+    Raises
+    ------
+    DamagedError
+        When the document is not what was written.
+    """
     try:
-        return dict(json.loads(document)["attributes"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = dict(json.loads(document)["attributes"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{where}: the metadata document is damaged ({error})") from error
+    stored = found.pop(_CHECKSUM, None)
+    if check and found and stored != _checksum(found):
+        raise DamagedError(
+            f"{where}: the metadata document is damaged (its attributes have checksum "
+            f"{_checksum(found)}, it says {stored})"
+        )
+    return found
+
+
+def _checksum(attributes: Mapping[str, Any]) -> int:
+    text = json.dumps(attributes, sort_keys=True, separators=(",", ":"))
+    return int(google_crc32c.value(text.encode()))
 
 
 def written_blocks(location: Location, path: str) -> set[int]:
@@ -166,16 +189,17 @@ class Split:
                 f"{did_you_mean(name, dtypes)}"
             )
         dtype: Any = np.dtypes.StringDType() if dtypes[name] == "str" else np.dtype(dtypes[name])
-        wide = name == layout.FEATURES
+        shape, chunks = column_shape(self.spec, name)
         missing = self.status().missing if allow_missing else ()
         return StoredColumn(
             self.location,
             f"{self.path}/{name}",
-            (self.rows, self.dim) if wide else (self.rows,),
+            shape,
             dtype,
-            self.spec.chunk_rows if wide else self.spec.block_rows,
+            chunks,
             f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}",
             missing,
+            compressed=name == layout.FEATURES and self.spec.keep_bits is not None,
         )
 
     @property
@@ -188,7 +212,7 @@ class Split:
             path,
             (self.rows,),
             np.dtype(bool),
-            self.spec.block_rows,
+            (self.spec.block_rows,),
             f"{self.spec.nonce:08x}-{self.rows}-masked",
         )
         found = [np.empty(0, dtype=np.int64)]
@@ -224,6 +248,6 @@ class Split:
         columns: dict[str, Any] = {}
         for name in self.columns:
             column = self.column(name, allow_missing=allow_missing)
-            dims = ("sample", "feature")[: column.ndim]
+            dims = DIMENSIONS[: column.ndim]
             columns[name] = (dims, column.to_dask())
         return xr.Dataset(columns).set_coords(layout.SAMPLE_ID)

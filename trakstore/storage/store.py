@@ -81,7 +81,8 @@ class FeatureStore:
         Parameters
         ----------
         where : str, path or zarr store
-            A local folder, ``memory://name``, or any zarr store.
+            A local folder, a URL such as ``s3://bucket/run.zarr`` or ``memory://name``, or any
+            zarr store.
         projection : ProjectionSpec
             How gradients become features.
         output, parameters : optional
@@ -245,6 +246,7 @@ class FeatureStore:
         out_to_loss: Any = None,
         ids: Sequence[int] | Sequence[str] | None = None,
         labels: Any = None,
+        checkpoint: str | None = None,
         block_rows: int = 1,
     ) -> Split:
         """Store features made elsewhere, block by block; blocks that are there are passed over.
@@ -261,6 +263,8 @@ class FeatureStore:
             Names of the samples; their positions by default.
         labels : array of int, shape (rows,), optional
             Classes.
+        checkpoint : str, optional
+            What tells these features from others: going on with others is refused.
         block_rows : int
             Rows of a block; chosen by default.
 
@@ -278,7 +282,8 @@ class FeatureStore:
         narrow = _narrow(rows, out_to_loss, ids, labels)
         dtypes = {name: column_dtype(array) for name, array in narrow.items()}
         columns = {layout.FEATURES: self.spec.dtype, "norm": "float32", **dtypes}
-        spec = SplitSpec(rows, dim, tuple(sorted(columns.items())), block_rows=block_rows)
+        names = tuple(sorted(columns.items()))
+        spec = SplitSpec(rows, dim, names, checkpoint, block_rows=block_rows)
         made = self.create_split(epoch, split, spec)
         writer = BlockWriter(made)
         for block in made.missing_blocks():
@@ -412,7 +417,7 @@ def open_store(where: Where | FeatureStore) -> FeatureStore:
     Parameters
     ----------
     where : str, path or zarr store
-        Its place.
+        Its place: a local folder, or a URL such as ``s3://bucket/run.zarr``.
 
     Raises
     ------
@@ -460,31 +465,28 @@ def _without_shape(document: bytes) -> dict[str, Any]:
 
 
 def _store_spec(document: bytes, location: Location) -> StoreSpec:
-    stored = attributes(document, str(location)).get(_KIND)
+    where = str(location)
+    stored = attributes(document, where, check=False).get(_KIND)
     if stored is None:
         raise LocationError(f"{location} holds a zarr group that is not a trakstore store")
-    version = stored.pop("format")
-    if version > FORMAT_VERSION:
+    version = stored.get("format") if isinstance(stored, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise SpecMismatchError(
             f"{location} has format {version}, this trakstore reads up to {FORMAT_VERSION}: "
             f"pip install --upgrade trakstore"
         )
-    return StoreSpec.from_dict(stored)
+    checked = attributes(document, where)[_KIND]
+    return StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
 
 
 def _refuse_foreign(location: Location) -> None:
     if location.get(layout.document_key("")) is None:
-        names = location.names("") if _exists(location) else []
+        names = location.names("")
         if names:
             raise LocationError(
                 f"{location} is not empty and is not a store (it has {names[0]!r}); "
                 f"give an empty or new place"
             )
-
-
-def _exists(location: Location) -> bool:
-    root = getattr(location.store, "root", None)
-    return root is None or root.exists()
 
 
 def _is_epoch(name: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,13 +101,19 @@ class BlockWriter:
             place.put({f"{path}/{key}": value for key, value in chunks.items()})
             self._check_nonce()
             place.put({layout.marker_key(path, block): marker})
-        except OSError as error:
-            if isinstance(error, TrakStoreError):
-                raise
+        except LocationError as error:
+            cause = getattr(error.__cause__, "errno", None)
+            full = "; free some space" if cause in (errno.ENOSPC, errno.EDQUOT) else ""
             raise LocationError(
-                f"cannot write block {block} of {path} to {place}: {error}; what was committed "
-                f"before is safe, and the same command goes on from there"
+                f"cannot write block {block} of {path} to {place}: {error}; {self._kept()}{full}, "
+                f"and the same command goes on from there"
             ) from error
+
+    def _kept(self) -> str:
+        with suppress(OSError):
+            left = len(self.split.missing_blocks())
+            return f"{self.spec.blocks - left} of {self.spec.blocks} blocks are committed and safe"
+        return "what was committed before is safe"
 
     def _settled(self, block: int, tails: list[bytes], marker: bytes) -> bool:
         place, path = self.split.location, self.split.path

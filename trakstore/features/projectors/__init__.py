@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from trakstore.errors import TrakStoreError
 from trakstore.features.projectors.base import Projector
+from trakstore.features.projectors.gaussian import Gaussian
 from trakstore.features.projectors.identity import Identity
+from trakstore.features.projectors.kronecker import Kronecker
+from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.features.projectors.rademacher import Rademacher
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
 
-__all__ = ["SJLT", "Identity", "Projector", "Rademacher", "make_projector"]
+__all__ = [
+    "SJLT",
+    "Gathered",
+    "Gaussian",
+    "Identity",
+    "Kronecker",
+    "Outer",
+    "Piece",
+    "Projector",
+    "Rademacher",
+    "Rows",
+    "make_projector",
+]
 
 _KINDS: dict[ProjectionKind, type[Projector]] = {
     "sjlt": SJLT,
+    "kronecker": Kronecker,
     "rademacher": Rademacher,
+    "gaussian": Gaussian,
     "identity": Identity,
 }
 
 
 def make_projector(spec: ProjectionSpec, parameters: ParameterSpec) -> Projector:
     """The projector that a spec describes, after it gave the published test vector."""
+    if spec.kind not in _KINDS:
+        raise TrakStoreError(
+            f"projection {spec.kind!r} was made by another program and cannot be continued here; "
+            f"give another store"
+        )
     projector = _KINDS[spec.kind](spec, parameters)
     projector.check()
     return projector

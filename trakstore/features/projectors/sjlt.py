@@ -15,22 +15,102 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trakstore.features.projectors.base import Projector
+from trakstore.features.projectors import loops
+from trakstore.features.projectors.base import Projector, as_matrix
 from trakstore.features.projectors.hashing import hash1, hash2, keys
+from trakstore.features.projectors.pieces import Gathered, Outer
+from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
+from trakstore.features.projectors.threads import shared
+from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["SJLT"]
 
 _TILE = 1 << 20  # entries whose columns and signs are drawn at once
+_ADD = 0.2  # nanoseconds to add an entry
 
 
 class SJLT(Projector):
     """Sparse random signs: s non-zeros for each entry of the gradient."""
 
+    def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
+        super().__init__(spec, parameters)
+        self._tables: dict[str, list[RunTable]] = {}
+        self._merged: dict[tuple[str, int, int], list[Runs]] = {}
+
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the sketch of a tile; see :meth:`Projector.add`."""
+        if out.device.type != "cpu":
+            self._scatter(out, name, tile, first_row)
+            return
+        tile = tile.to(torch.float32).contiguous()
+        self._fits(name, first_row, first_row + tile.shape[1], tile.shape[2])
+        tables, scale = self._rows_of(name, first_row, tile.shape[1]), 1 / math.sqrt(self.spec.s)
+
+        def work(start: int, stop: int) -> None:
+            own, part = out[start:stop].numpy(), tile[start:stop].numpy()
+            for table in tables:
+                if part.shape[2] == 1:
+                    signs = table.signs[:, 0] * (table.signs2[0] * np.float32(scale))
+                    loops.add_entries(own, part[:, :, 0], table.offsets[:, 0], signs)
+                    continue
+                wide = np.zeros((stop - start, 2 * self.dim), np.float32)
+                loops.add_tile(wide, part, table.offsets, table.signs, table.signs2)
+                loops.fold(own, wide, scale)
+
+        shared(len(tile), tile.numel() * self.spec.s * _ADD, work)
+
+    def add_outer(self, out: Tensor, outer: Outer) -> None:
+        """Add a product of two factors, by the evaluation that is cheapest for its shape."""
+        if out.device.type != "cpu":
+            super().add_outer(out, outer)
+            return
+        self._fits(outer.name, outer.first_row, outer.first_row + outer.rows, outer.columns)
+        copies = self._merged_rows_of(outer.name, outer.first_row, outer.rows)
+        chosen = plan(outer.positions, outer.rows, outer.columns, self.dim)
+
+        def work(start: int, stop: int) -> None:
+            evaluate(chosen.kind, out, outer, copies, start, stop)
+
+        shared(outer.batch, chosen.nanoseconds * outer.batch * self.spec.s, work)
+
+    def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
+        """Add rows that an index picks, without the others."""
+        if out.device.type != "cpu":
+            super().add_gathered(out, gathered)
+            return
+        rows, values = gathered.index.contiguous(), gathered.values.float().contiguous()
+        if rows.numel():
+            first, last = int(rows.min()), int(rows.max())
+            self._fits(gathered.name, first, last + 1, values.shape[2])
+
+        def work(start: int, stop: int) -> None:
+            for table in self._tables_of(gathered.name):
+                wide = np.zeros((stop - start, 2 * self.dim), np.float32)
+                loops.add_gathered(
+                    wide,
+                    rows[start:stop].numpy(),
+                    values[start:stop].numpy(),
+                    table.offsets,
+                    table.signs,
+                    table.signs2,
+                )
+                loops.fold(out[start:stop].numpy(), wide, 1 / math.sqrt(self.spec.s))
+
+        shared(len(rows), values.numel() * self.spec.s * _ADD, work)
+
+    def _fits(self, name: str, first_row: int, last_row: int, rest: int) -> None:
+        """Raise unless rows are of a parameter: the inner loops do not look at bounds."""
+        own = as_matrix(self.shapes[name])
+        if not 0 <= first_row <= last_row <= own[0] or rest != own[1]:
+            raise RuntimeError(
+                f"rows {first_row} to {last_row} of {rest} are not in parameter {name!r} of {own}"
+            )
+
+    def _scatter(self, out: Tensor, name: str, tile: Tensor, first_row: int) -> None:
         _, rows, rest = tile.shape
         step = max(1, _TILE // rest)
         for start in range(0, rows, step):
@@ -46,13 +126,41 @@ class SJLT(Projector):
         self, name: str, copy: int, first_row: int, rows: int, rest: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Columns (int64) and signed values (float32), each of shape ``(rows, rest)``."""
-        k, shape = self.dim, self.shapes[name]
+        k, c = self.dim, torch.arange(rest, device=device)
         r = torch.arange(first_row, first_row + rows, device=device)[:, None]
-        run = torch.arange(-(-rest // k), device=device)[None]
-        c = torch.arange(rest, device=device)
-        word = hash2(r, run, keys(self.spec, name, shape, f"runs {copy}"))
-        offset = ((word >> 1) * k >> 31)[:, c // k]
-        sign1 = (1 - 2 * (word & 1))[:, c // k]
-        sign2 = 1 - 2 * (hash1(c, keys(self.spec, name, shape, f"signs {copy}")) & 1)
-        value = (sign1 * sign2).to(torch.float32) / math.sqrt(self.spec.s)
-        return (offset + c) % k, value
+        offset, sign1 = self._runs(name, copy, r, -(-rest // k))
+        value = sign1[:, c // k] * self._signs2(name, copy, c) / math.sqrt(self.spec.s)
+        return (offset[:, c // k] + c) % k, value
+
+    def _runs(self, name: str, copy: int, rows: Tensor, runs: int) -> tuple[Tensor, Tensor]:
+        """Offsets (int64) and signs (float32) of rows ``(n, 1)``, each ``(n, runs)``."""
+        run = torch.arange(runs, device=rows.device)[None]
+        word = hash2(rows, run, keys(self.spec, name, self.shapes[name], f"runs {copy}"))
+        return (word >> 1) * self.dim >> 31, (1 - 2 * (word & 1)).to(torch.float32)
+
+    def _signs2(self, name: str, copy: int, positions: Tensor) -> Tensor:
+        key = keys(self.spec, name, self.shapes[name], f"signs {copy}")
+        return (1 - 2 * (hash1(positions, key) & 1)).to(torch.float32)
+
+    def _rows_of(self, name: str, first_row: int, rows: int) -> list[RunTable]:
+        return [table.rows(first_row, first_row + rows) for table in self._tables_of(name)]
+
+    def _merged_rows_of(self, name: str, first_row: int, rows: int) -> list[Runs]:
+        which = (name, first_row, rows)
+        if which not in self._merged:
+            self._merged[which] = [Runs(table, self.dim) for table in self._rows_of(*which)]
+        return self._merged[which]
+
+    def _tables_of(self, name: str) -> list[RunTable]:
+        """The hashes of a parameter, one table a copy."""
+        if name not in self._tables:
+            rows, rest = as_matrix(self.shapes[name])
+            self._tables[name] = [
+                self._table(name, copy, rows, rest) for copy in range(self.spec.s)
+            ]
+        return self._tables[name]
+
+    def _table(self, name: str, copy: int, rows: int, rest: int) -> RunTable:
+        r, c = torch.arange(rows)[:, None], torch.arange(rest)
+        offsets, signs = self._runs(name, copy, r, -(-rest // self.dim))
+        return RunTable(offsets.numpy(), signs.numpy(), self._signs2(name, copy, c).numpy())

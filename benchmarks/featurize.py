@@ -1,0 +1,330 @@
+"""What features cost beside plain training, and how true they are.
+
+    python benchmarks/featurize.py [cost | fidelity | memory | scaling | pipeline | peers] [--small]
+
+The floor is a forward and backward pass of the mean loss at batch 32, without an optimiser. All that is
+timed alternates in one process with one number of threads, and medians are compared: ratios carry over
+from machine to machine, times do not.
+
+Peers are optional; they are installed without their dependencies, which would bring CUDA along:
+
+    pip install --no-deps traker==0.3.2 dattri==0.3.0 bergson==2.5.1 captum
+    pip install --no-deps --ignore-requires-python logix-ai==0.1.1
+    pip install scipy einops pyyaml pydantic tqdm psutil
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import trakstore as ts
+from trakstore.features import ModelOutput, RowOutputs, featurize
+from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.outputs import as_output
+from trakstore.features.parameters import parameter_spec, select_parameters
+from trakstore.features.projectors import make_projector
+
+Batch = tuple[Tensor, Tensor]
+
+
+def block(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    last = [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), *last)
+
+
+class ResNet9(nn.Module):
+    """6.57 million parameters on 3 x 32 x 32."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        w = width
+        self.a, self.b = block(3, w), block(w, 2 * w, pool=True)
+        self.same1 = nn.Sequential(block(2 * w, 2 * w), block(2 * w, 2 * w))
+        self.c, self.d = block(2 * w, 4 * w, pool=True), block(4 * w, 8 * w, pool=True)
+        self.same2 = nn.Sequential(block(8 * w, 8 * w), block(8 * w, 8 * w))
+        self.head = nn.Linear(8 * w, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(self.a(x))
+        h = self.d(self.c(h + self.same1(h)))
+        logits: Tensor = self.head((h + self.same2(h)).amax((2, 3)))
+        return logits
+
+
+class Transformer(nn.Module):
+    """A causal language model: by default 4 layers of width 256, vocabulary 2,048."""
+
+    def __init__(self, width: int = 256, layers: int = 4, vocabulary: int = 2048) -> None:
+        super().__init__()
+        self.token, self.position = nn.Embedding(vocabulary, width), nn.Embedding(1024, width)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        length = ids.shape[1]
+        h = self.token(ids) + self.position(torch.arange(length))
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        logits: Tensor = self.head(self.norm(self.layers(h, mask=mask, is_causal=True)))
+        return logits
+
+
+class NextToken(ModelOutput):
+    """Mean cross-entropy of a sequence."""
+
+    name = "next_token"
+
+    def __call__(self, model: Callable[..., Any], batch: Batch) -> RowOutputs:
+        ids, targets = batch
+        loss = F.cross_entropy(model(ids).transpose(1, 2), targets, reduction="none").mean(1)
+        return RowOutputs(loss, loss, -torch.ones_like(loss))
+
+
+def mlp(width: int = 256) -> nn.Module:
+    layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+class Work:
+    """A model, its output and its data."""
+
+    def __init__(self, name: str, small: bool = False, **sizes: int) -> None:
+        torch.manual_seed(0)
+        self.name, self.output = name, as_output("margin")
+        self.length = sizes.pop("length", 8 if small else 64)
+        if name == "resnet9":
+            self.model: nn.Module = ResNet9(**(sizes or {"width": 2 if small else 64}))
+        elif name == "mlp":
+            self.model = mlp(**(sizes or {"width": 16 if small else 256}))
+        else:
+            reduced = {"width": 16, "layers": 1, "vocabulary": 64} if small else {}
+            self.model, self.output = Transformer(**(sizes or reduced)), NextToken()
+        self.model.eval()
+
+    @property
+    def count(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def batch(self, size: int, seed: int = 1) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 10, (size,), generator=generator)
+        if self.name == "resnet9":
+            return torch.randn(size, 3, 32, 32, generator=generator), labels
+        if self.name == "mlp":
+            return torch.randn(size, 64, generator=generator), labels
+        vocabulary = self.model.head.out_features  # type: ignore[union-attr]
+        ids = torch.randint(0, vocabulary, (size, self.length + 1), generator=generator)
+        return ids[:, :-1].clone(), ids[:, 1:].clone()
+
+    def engine(self, spec: ts.ProjectionSpec) -> FactorisedEngine:
+        selected = select_parameters(self.model)
+        projector = make_projector(spec, parameter_spec(selected, ("*",)))
+        return FactorisedEngine(self.model, self.output, selected, projector)
+
+    def floor(self, size: int = 32) -> Callable[[], None]:
+        batch, parameters = self.batch(size), list(self.model.parameters())
+
+        def run() -> None:
+            torch.autograd.grad(self.output(self.model, batch).loss.mean(), parameters)
+
+        return run
+
+
+def compared(work: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> dict[str, float]:
+    """Median seconds a sample; each runs once before, then all alternate."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    repeats = {}
+    for name, (run, _) in work.items():
+        run()
+        began = time.perf_counter()
+        run()
+        repeats[name] = max(1, int(0.05 / (time.perf_counter() - began)))
+    for _ in range(rounds):
+        for name, (run, size) in work.items():
+            began = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            seconds[name].append((time.perf_counter() - began) / repeats[name] / size)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def rows_of(work: Work, spec: ts.ProjectionSpec, size: int) -> tuple[Callable[[], Any], int]:
+    engine, batch = work.engine(spec), work.batch(size)
+    return lambda: engine.rows(batch), size
+
+
+def line(name: str, seconds: dict[str, float]) -> None:
+    floor = seconds["floor"]
+    others = [f"{one} {value / floor:.2f}" for one, value in seconds.items() if one != "floor"]
+    print(
+        f"{name}: floor {1e3 * floor:.3g} ms a sample;  x floor: {',  '.join(others)}", flush=True
+    )
+
+
+def cost(small: bool, rounds: int) -> None:
+    """The table: models, projectors, batches of 32 (and 256)."""
+    cases = [("resnet9", 512, 32), ("resnet9", 2048, 32), ("transformer", 1024, 32)]
+    cases += [("mlp", 512, 32), ("mlp", 512, 256)]
+    for name, dim, size in cases:
+        work = Work(name, small)
+        specs = {
+            "sjlt": ts.ProjectionSpec("sjlt", dim=dim),
+            "sjlt s=4": ts.ProjectionSpec("sjlt", dim=dim, s=4),
+            "kronecker 16": ts.ProjectionSpec("kronecker", dim=dim, side=16),
+            "kronecker 32": ts.ProjectionSpec("kronecker", dim=dim),
+            "rademacher": ts.ProjectionSpec("rademacher", dim=dim),
+        }
+        runs = {one: rows_of(work, spec, size) for one, spec in specs.items()}
+        seconds = compared({"floor": (work.floor(), 32), **runs}, rounds)
+        line(f"{name} ({work.count:,} parameters), dim {dim}, batch {size}", seconds)
+
+
+def fidelity(small: bool, rounds: int) -> None:  # noqa: ARG001
+    """Inner products and TRAK scores beside those of full gradients, and of a dense Gaussian."""
+    for name in ("mlp", "transformer", "resnet9"):
+        work = Work(name, small=small or name != "mlp")
+        batch, dim = work.batch(40 if small else 300), 64 if small else 512
+        true = work.engine(ts.ProjectionSpec("identity")).rows(batch).features.double()
+        for spec in (
+            ts.ProjectionSpec("gaussian", dim=dim),
+            ts.ProjectionSpec("rademacher", dim=dim),
+            ts.ProjectionSpec("sjlt", dim=dim),
+            ts.ProjectionSpec("sjlt", dim=dim, s=4),
+            ts.ProjectionSpec("kronecker", dim=dim, side=64),
+            ts.ProjectionSpec("kronecker", dim=dim),
+            ts.ProjectionSpec("kronecker", dim=dim, side=16),
+        ):
+            got = work.engine(spec).rows(batch).features.double()
+            products, expected = got @ got.T, true @ true.T
+            relative = ((products - expected).norm() / expected.norm()).item()
+            rank = spearman(trak(got), trak(true))
+            which = f"{spec.kind} s={spec.s} side={spec.side}"
+            print(f"{name} ({work.count:,}), dim {dim}, {which}: relative error {relative:.3f}, "
+                  f"Spearman of TRAK scores {rank:.3f}", flush=True)  # fmt: skip
+
+
+def trak(features: Tensor) -> Tensor:
+    """Scores of the last fifth on the others, damping of one mean squared norm."""
+    cut = len(features) * 4 // 5
+    train, target = features[:cut], features[cut:]
+    gram = train @ train.T  # (K + λ)⁻¹Φᵀ = Φᵀ(ΦΦᵀ + λ)⁻¹
+    damping = gram.diagonal().mean()
+    return target @ train.T @ torch.linalg.inv(gram + damping * torch.eye(cut))
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """Mean over targets."""
+    ranks = [one.argsort(1).argsort(1).double() for one in (a, b)]
+    return float(np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(*ranks, strict=True)]))
+
+
+def memory(small: bool, rounds: int) -> None:  # noqa: ARG001
+    """Peak memory of fresh processes: the floor's, and each projector's above it."""
+    peaks = {}
+    for kind in ("floor", "sjlt", "kronecker", "rademacher"):
+        command = [sys.executable, __file__, "peak", "--kind", kind, *(["--small"] * small)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[kind] = float(done.stdout.split()[-1])
+        print(f"transformer, batch 32, {kind}: peak {peaks[kind]:.0f} MB, "
+              f"{peaks[kind] - peaks['floor']:+.0f} MB of the floor", flush=True)  # fmt: skip
+
+
+def peak(kind: str, small: bool) -> None:
+    """One process's high-water mark in MB."""
+    work = Work("transformer", small)
+    if kind == "floor":
+        run = work.floor()
+        work.engine(ts.ProjectionSpec("sjlt", dim=64)).rows(work.batch(2))  # same code in memory
+    else:
+        run, _ = rows_of(work, ts.ProjectionSpec(kind, dim=1024), 32)  # type: ignore[arg-type]
+    for _ in range(3):
+        run()
+    status = Path("/proc/self/status").read_text()
+    high = next(one for one in status.splitlines() if one.startswith("VmHWM"))
+    print(int(high.split()[1]) / 1024)
+
+
+def scaling(small: bool, rounds: int) -> None:
+    """Cost against batch, dimension, parameters and sequence length, all of sjlt."""
+
+    def case(label: str, work: Work, dim: int, size: int, floor: int = 32) -> None:
+        spec = ts.ProjectionSpec("sjlt", dim=dim)
+        runs = {"floor": (work.floor(floor), floor), "sjlt": rows_of(work, spec, size)}
+        line(label, compared(runs, rounds))
+
+    few = slice(0, 2 if small else None)
+    for size in (1, 8, 32, 128)[few]:
+        case(f"transformer, batch {size}", Work("transformer", small), 1024, size)
+    for dim in (64, 256, 1024, 4096, 16384)[few]:
+        case(f"transformer, dim {dim}", Work("transformer", small), dim, 32)
+    for width in (256, 900, 3000, 10000)[few]:
+        work = Work("mlp", width=width)
+        case(f"mlp, {work.count:.1e} parameters", work, 1024, 32)
+    for length in (16, 64, 256)[few]:
+        case(f"transformer, length {length}", Work("transformer", small, length=length), 1024, 8, 8)
+
+
+def pipeline(small: bool, rounds: int) -> None:
+    """Reading, features and writing to a local store, beside features alone."""
+    work, n = Work("resnet9", small), 64 if small else 256
+    inputs, labels = work.batch(n)
+    spec = ts.ProjectionSpec("sjlt", dim=512)
+    engine = work.engine(spec)
+    parts = [(inputs[i : i + 32], labels[i : i + 32]) for i in range(0, n, 32)]
+    data = list(zip(inputs, labels, strict=True))
+
+    def alone() -> None:
+        for part in parts:
+            engine.rows(part)
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            where = Path(folder) / "s.zarr"
+            featurize(work.model, data, where, projector=spec, batch_size=32, progress=False)
+
+    seconds = compared({"floor": (alone, n), "whole": (whole, n)}, rounds)
+    print(f"whole pipeline {seconds['whole'] / seconds['floor']:.2f} x features alone")
+
+
+PARTS = {
+    "cost": cost,
+    "fidelity": fidelity,
+    "memory": memory,
+    "scaling": scaling,
+    "pipeline": pipeline,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "peak", []], default=[])
+    parser.add_argument("--small", action="store_true", help="tiny models, to see that it runs")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--kind", help="of the process that `peak` is")
+    options = parser.parse_args()
+    if "peak" in options.parts:
+        peak(options.kind, options.small)
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for part in options.parts or PARTS:
+        PARTS[part](options.small, 2 if options.small else options.rounds)
+
+
+if __name__ == "__main__":
+    main()

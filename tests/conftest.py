@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from s3 import make_bucket, s3_server, use_endpoint
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """URL of an S3 server."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket's URL, ``s3://name``; the environment leads to its server."""
+    use_endpoint(monkeypatch, server)
+    return f"s3://{make_bucket(server)}"

@@ -1,0 +1,40 @@
+"""``trakstore export``: a split as one file for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trakstore.cli.options import Json, StorePath
+from trakstore.cli.output import console, print_json
+from trakstore.planning import human_bytes
+from trakstore.storage.export import export_split
+from trakstore.storage.layout import FEATURES, as_epoch
+
+__all__ = ["export"]
+
+
+def export(
+    store: StorePath,
+    epoch: Annotated[
+        str, typer.Option(metavar="EPOCH", help="The checkpoint.", show_default=False)
+    ],
+    to: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="A new .npy or .parquet file.", dir_okay=False, show_default=False
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="The split.")] = "train",
+    column: Annotated[str, typer.Option(help="The column of an .npy file.")] = FEATURES,
+    as_json: Json = False,
+) -> None:
+    """Copy a split to a .npy (one column) or Parquet (all columns) file, block by block."""
+    rows = export_split(store, as_epoch(epoch), split, to, column=column)
+    size = to.stat().st_size
+    if as_json:
+        print_json({"file": str(to), "rows": rows, "bytes": size})
+    else:
+        console().print(f"{to}: {rows:,} rows, {human_bytes(size)}", soft_wrap=True)

@@ -1,0 +1,27 @@
+"""Layers whose per-sample gradients are known from activations and output gradients.
+
+Adding one is a file that says, for the torch functions that it knows (``MATCHERS``), which pieces of
+which parameters' gradients a call gives. What no file knows goes through the generic engine.
+"""
+
+from __future__ import annotations
+
+from trakstore.features.layers import (
+    convolution,
+    elementwise,
+    embedding,
+    linear,
+    normalisation,
+)
+from trakstore.features.layers.attention import SEEN_THROUGH
+from trakstore.features.layers.base import Call, Layer, Matcher
+
+__all__ = ["MATCHERS", "SEEN_THROUGH", "Call", "Layer"]
+
+MATCHERS: dict[object, Matcher] = {
+    **linear.MATCHERS,
+    **convolution.MATCHERS,
+    **embedding.MATCHERS,
+    **normalisation.MATCHERS,
+    **elementwise.MATCHERS,
+}

@@ -1,0 +1,135 @@
+"""A use of parameters by one torch function, and what it says about per-sample gradients.
+
+Layers are recognised by the functions that modules call (``linear``, ``conv2d``, ``layer_norm``, ...),
+not by the modules: so a weight that is used twice, tied, or used by a module that calls functions on
+its parts (attention's output projection) is seen wherever it is used, whoever uses it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trakstore.features.projectors import Piece, Rows
+
+__all__ = ["Call", "Layer", "Matcher", "Use", "as_rows", "vector"]
+
+
+class Use(NamedTuple):
+    """A parameter, or a view of it, that a function was given."""
+
+    name: str
+    parameter: Tensor
+    tensor: Tensor
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the parameter itself."""
+        return self.tensor is self.parameter
+
+    @property
+    def first_row(self) -> int | None:
+        """Where these rows begin in the parameter, if they are whole rows of it, one after another."""
+        own, of = self.tensor, self.parameter
+        if own is of:
+            return 0
+        if own.ndim != of.ndim or own.shape[1:] != of.shape[1:] or not of.is_contiguous():
+            return None
+        rest = max(1, of[0].numel()) if of.ndim else 1
+        offset = own.storage_offset() - of.storage_offset()
+        return offset // rest if own.is_contiguous() and offset % rest == 0 else None
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of a torch function.
+
+    Attributes
+    ----------
+    args, kwargs
+        Arguments.
+    names : mapping of id to str
+        Canonical names of the parameters that gradients are taken of.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    names: Mapping[int, str]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument, however it was given."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def use(self, tensor: Any) -> Use | None:
+        """The parameter that a tensor is, or is a view of, if gradients are taken of it."""
+        if not isinstance(tensor, Tensor):
+            return None
+        parameter = tensor if tensor._base is None else tensor._base
+        name = self.names.get(id(parameter))
+        return None if name is None else Use(name, parameter, tensor)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors among the arguments, also in lists."""
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, tuple | list):
+                yield from (one for one in value if isinstance(one, Tensor))
+
+
+class Layer(ABC):
+    """What one call will say about its parameters' per-sample gradients.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The parameters that it uses.
+    inputs : tuple of Tensor
+        Activations that are needed for that.
+    samples_first : bool
+        Whether samples must be the first dimension of activations.
+    """
+
+    samples_first: bool = False
+
+    def __init__(self, names: tuple[str, ...], inputs: tuple[Tensor, ...] = ()) -> None:
+        self.names, self.inputs = names, inputs
+
+    @abstractmethod
+    def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
+        """Parts of gradients.
+
+        Parameters
+        ----------
+        inputs : tuple of Tensor, shape (batch, each, ...)
+            The activations, samples first. ``each`` is 1, or the number of entries that a sample has
+            where batches were merged with another dimension.
+        gradient : Tensor, shape (batch, each, ...)
+            Of the model's output by the function's.
+        """
+
+
+Matcher = Callable[[Call], Layer | None]
+
+
+def vector(name: str, gradient: Tensor, first_row: int = 0) -> Rows:
+    """A bias or scale, from gradients ``(batch, ..., rows)`` that are summed in between."""
+    batch, rows = gradient.shape[0], gradient.shape[-1]
+    if gradient.numel() == batch * rows:
+        summed = gradient.reshape(batch, rows)
+    else:
+        summed = gradient.flatten(1, -2).sum(1, dtype=torch.float32)
+    return Rows(name, summed[:, :, None], first_row)
+
+
+def as_rows(name: str, parameter: Tensor, gradient: Tensor) -> Rows:
+    """The whole gradient ``(batch, *shape of the parameter)``."""
+    first = parameter.shape[0] if parameter.ndim else 1
+    return Rows(name, gradient.reshape(len(gradient), first, -1))

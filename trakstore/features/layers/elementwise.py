@@ -1,0 +1,99 @@
+"""Parameters that are added, multiplied with or expanded: position embeddings, class tokens, scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from trakstore.features.layers.base import Call, Layer, Matcher, Use, as_rows
+from trakstore.features.projectors import Piece
+
+__all__ = ["MATCHERS"]
+
+
+class Elementwise(Layer):
+    """``x + p``, ``x * p`` with broadcasting, or ``p`` expanded."""
+
+    samples_first = True
+
+    def __init__(self, use: Use, factor: Tensor | None = None) -> None:
+        super().__init__((use.name,), () if factor is None else (factor,))
+        self._use = use
+
+    def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
+        """See :meth:`Layer.pieces`."""
+        product = gradient if not inputs else gradient * inputs[0]
+        own = self._unbroadcast(product.squeeze(1).to(torch.float32))
+        yield as_rows(self._use.name, self._use.parameter, self._in_parameter(own))
+
+    def _unbroadcast(self, product: Tensor) -> Tensor:
+        """Sum ``(batch, ...)`` to ``(batch, *shape of the view)``."""
+        shape, inner = self._use.tensor.shape, product.ndim - 1
+        sizes = ([1] * inner + list(shape))[-inner:] if inner else []
+        dims = [i + 1 for i, size in enumerate(sizes) if size == 1]
+        summed = product.sum(dims, keepdim=True) if dims else product
+        return summed.reshape(len(product), *shape)
+
+    def _in_parameter(self, own: Tensor) -> Tensor:
+        """Gradients of the view as gradients of the parameter."""
+        if self._use.whole:
+            return own
+        parameter, view = self._use.parameter, self._use.tensor
+        whole = torch.zeros(len(own), parameter.numel(), device=own.device)
+        strides = (parameter.numel(), *view.stride())
+        offset = view.storage_offset() - parameter.storage_offset()
+        whole.as_strided(own.shape, strides, offset).copy_(own)
+        return whole
+
+
+def _add(call: Call) -> Layer | None:
+    if call.kwargs.get("alpha", 1) != 1:
+        return None
+    return _with_parameter(call, multiply=False)
+
+
+def _multiply(call: Call) -> Layer | None:
+    return _with_parameter(call, multiply=True)
+
+
+def _with_parameter(call: Call, multiply: bool) -> Layer | None:
+    x, p = call.argument(0, "input"), call.argument(1, "other")
+    if call.use(x):
+        x, p = p, x
+    use = call.use(p)
+    if use is None or call.use(x) or not isinstance(x, Tensor) or _expanded(use.tensor):
+        return None
+    dims = max(x.ndim, p.ndim)
+    if use.tensor.ndim == dims > 0 and use.tensor.shape[0] != 1:
+        return None  # its first dimension would be the batch's
+    if multiply and x.ndim != dims:
+        return None
+    return Elementwise(use, x if multiply else None)
+
+
+def _expand(call: Call) -> Layer | None:
+    use = call.use(call.argument(0, "self"))
+    if use is None or _expanded(use.tensor):
+        return None
+    return Elementwise(use)
+
+
+def _expanded(tensor: Tensor) -> bool:
+    return any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+
+
+MATCHERS: dict[object, Matcher] = {
+    torch.add: _add,
+    Tensor.add: _add,
+    Tensor.__add__: _add,
+    Tensor.__radd__: _add,
+    torch.mul: _multiply,
+    Tensor.mul: _multiply,
+    Tensor.__mul__: _multiply,
+    Tensor.__rmul__: _multiply,
+    Tensor.expand: _expand,
+}

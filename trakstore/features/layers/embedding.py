@@ -1,0 +1,45 @@
+"""Embeddings: rows of a weight picked by integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trakstore.features.layers.base import Call, Layer, Matcher, Use
+from trakstore.features.projectors import Gathered, Piece
+
+__all__ = ["MATCHERS"]
+
+
+class Embedding(Layer):
+    """The gradient of a sample is the output's gradients, each at the row that was picked."""
+
+    def __init__(self, index: Tensor, weight: Use, padding: int | None) -> None:
+        super().__init__((weight.name,), (index,))
+        self._name, self._padding = weight.name, padding
+
+    def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
+        """See :meth:`Layer.pieces`."""
+        index = inputs[0].reshape(len(gradient), -1).to(torch.int64)
+        values = gradient.reshape(*index.shape, -1)
+        if self._padding is not None:  # that row is a constant
+            values = values * (index != self._padding)[:, :, None]
+        yield Gathered(self._name, index, values)
+
+
+def _embedding(call: Call) -> Layer | None:
+    index, weight = call.argument(0, "input"), call.use(call.argument(1, "weight"))
+    padding = call.argument(2, "padding_idx")
+    renormalised = call.argument(3, "max_norm") is not None
+    by_frequency = call.argument(5, "scale_grad_by_freq", False)
+    if weight is None or not weight.whole or renormalised or by_frequency:
+        return None
+    if padding is not None and padding < 0:
+        padding += len(weight.tensor)
+    return Embedding(index, weight, padding)
+
+
+MATCHERS: dict[object, Matcher] = {F.embedding: _embedding}

@@ -1,0 +1,99 @@
+"""Normalisations with a scale and a bias: layer, RMS, group and (in eval mode) batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trakstore.features.layers.base import Call, Layer, Matcher, Use, as_rows
+from trakstore.features.projectors import Piece
+
+__all__ = ["MATCHERS"]
+
+Normalise = Callable[[Tensor], Tensor]
+
+
+class Normalisation(Layer):
+    """``y = normalised(x)·weight + bias``, of the last dimensions or of the channels.
+
+    Parameters
+    ----------
+    dims : int
+        Dimensions of the parameters, which are the last ones; 0 where it is channels, dimension 1.
+    """
+
+    def __init__(
+        self, x: Tensor, weight: Use | None, bias: Use | None, normalise: Normalise, dims: int
+    ) -> None:
+        names = tuple(use.name for use in (weight, bias) if use)
+        super().__init__(names, (x,) if weight else ())
+        self._weight, self._bias, self._normalise, self._dims = weight, bias, normalise, dims
+        self.samples_first = not dims
+
+    def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
+        """See :meth:`Layer.pieces`."""
+        if self._bias:
+            yield self._summed(self._bias, gradient)
+        if self._weight:
+            x = inputs[0]
+            normal = self._normalise(x.flatten(0, 1)).reshape(x.shape)
+            yield self._summed(self._weight, gradient * normal)
+
+    def _summed(self, use: Use, product: Tensor) -> Piece:
+        keep = set(range(product.ndim - self._dims, product.ndim)) if self._dims else {2}
+        others = [dim for dim in range(1, product.ndim) if dim not in keep]
+        return as_rows(use.name, use.parameter, product.sum(others, dtype=torch.float32))
+
+
+def _uses(call: Call, position: int) -> tuple[Use | None, Use | None] | None:
+    """Weight and bias, unless there is none or one is not a whole parameter."""
+    uses = (
+        call.use(call.argument(position, "weight")),
+        call.use(call.argument(position + 1, "bias")),
+    )
+    return uses if any(uses) and all(use is None or use.whole for use in uses) else None
+
+
+def _layer_norm(call: Call) -> Layer | None:
+    x, shape = call.argument(0, "input"), call.argument(1, "normalized_shape")
+    uses, eps = _uses(call, 2), call.argument(4, "eps", 1e-5)
+    if uses is None:
+        return None
+    return Normalisation(x, *uses, lambda t: F.layer_norm(t, shape, eps=eps), len(shape))
+
+
+def _rms_norm(call: Call) -> Layer | None:
+    x, shape = call.argument(0, "input"), call.argument(1, "normalized_shape")
+    weight, eps = call.use(call.argument(2, "weight")), call.argument(3, "eps")
+    if weight is None or not weight.whole:
+        return None
+    return Normalisation(x, weight, None, lambda t: F.rms_norm(t, shape, eps=eps), len(shape))
+
+
+def _group_norm(call: Call) -> Layer | None:
+    x, groups = call.argument(0, "input"), call.argument(1, "num_groups")
+    uses, eps = _uses(call, 2), call.argument(4, "eps", 1e-5)
+    if uses is None:
+        return None
+    return Normalisation(x, *uses, lambda t: F.group_norm(t, groups, eps=eps), 0)
+
+
+def _batch_norm(call: Call) -> Layer | None:
+    x, mean, variance = (
+        call.argument(i, n) for i, n in enumerate(("input", "running_mean", "running_var"))
+    )
+    uses, eps = _uses(call, 3), call.argument(7, "eps", 1e-5)
+    if uses is None or call.argument(5, "training", False) or mean is None:
+        return None
+    return Normalisation(x, *uses, lambda t: F.batch_norm(t, mean, variance, eps=eps), 0)
+
+
+MATCHERS: dict[object, Matcher] = {
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,
+}

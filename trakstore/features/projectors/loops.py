@@ -1,0 +1,216 @@
+"""Inner loops on the CPU, compiled by numba; they hold no lock, so that threads share the samples.
+
+Runs are added to rows of twice the length and folded at the end: without a wrap in the middle a loop
+becomes vector instructions. No loop is parallel in itself, see :mod:`.threads`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "add_direct",
+    "add_entries",
+    "add_gathered",
+    "add_products",
+    "add_runs",
+    "add_tile",
+    "draw_signs",
+    "fold",
+    "merge",
+    "merge_rows",
+]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Float = NDArray[np.float32]
+_Complex = NDArray[np.complex64]
+_Int = NDArray[np.int64]
+
+
+def _compiled(function: _Function) -> _Function:
+    compiler: Any = partial(numba.njit, nogil=True, fastmath=True)
+    try:
+        return cast("_Function", compiler(cache=True)(function))
+    except RuntimeError:  # there is nowhere to keep it
+        return cast("_Function", compiler()(function))
+
+
+@_compiled
+def _mix(word: np.uint32) -> np.uint32:  # pragma: no cover
+    """As :func:`.hashing.mix`."""
+    x = np.uint32(word ^ (word >> np.uint32(16)))
+    x = np.uint32(x * np.uint32(0x85EBCA6B))
+    x = np.uint32(x ^ (x >> np.uint32(13)))
+    x = np.uint32(x * np.uint32(0xC2B2AE35))
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
+@_compiled
+def add_tile(
+    wide: _Float, tile: _Float, offsets: _Int, signs: _Float, signs2: _Float
+) -> None:  # pragma: no cover
+    """Add a tile ``(batch, rows, rest)`` to ``wide (batch, 2k)``; tables are ``(rows, runs)``."""
+    batch, rows, rest = tile.shape
+    k = wide.shape[1] // 2
+    for b in range(batch):
+        for r in range(rows):
+            for run in range(offsets.shape[1]):
+                first = run * k
+                n = min(k, rest - first)
+                start = offsets[r, run]
+                o, t = wide[b, start : start + n], tile[b, r, first : first + n]
+                sign, s2 = signs[r, run], signs2[first : first + n]
+                for j in range(n):
+                    o[j] += sign * s2[j] * t[j]
+
+
+@_compiled
+def add_entries(
+    out: _Float, entries: _Float, offsets: _Int, signs: _Float
+) -> None:  # pragma: no cover
+    """Add single entries ``(batch, rows)``, as of a bias."""
+    for b in range(entries.shape[0]):
+        for r in range(entries.shape[1]):
+            out[b, offsets[r]] += signs[r] * entries[b, r]
+
+
+@_compiled
+def add_runs(wide: _Float, tile: _Float, offsets: _Int, signs2: _Float) -> None:  # pragma: no cover
+    """Add rows of a tile ``(batch, rows, <= k)`` whose own signs are in them already."""
+    batch, rows, rest = tile.shape
+    for b in range(batch):
+        for r in range(rows):
+            start = offsets[r]
+            o, t = wide[b, start : start + rest], tile[b, r]
+            for j in range(rest):
+                o[j] += signs2[j] * t[j]
+
+
+@_compiled
+def add_direct(
+    wide: _Float,
+    left: _Float,
+    right: _Float,
+    index: _Int,
+    signs: _Float,
+    offsets: _Int,
+    signs2: _Float,
+) -> None:  # pragma: no cover
+    """Add Σ_t left[t] ⊗ right[t] of one run, ``(batch, positions, rows)`` and ``(..., <= k)``."""
+    batch, positions, rows = left.shape
+    rest = right.shape[2]
+    merged = np.empty(len(offsets), np.float32)
+    signed = np.empty(rest, np.float32)
+    for b in range(batch):
+        for t in range(positions):
+            merged[:] = 0
+            for r in range(rows):
+                merged[index[r]] += signs[r] * left[b, t, r]
+            for j in range(rest):
+                signed[j] = signs2[j] * right[b, t, j]
+            for m in range(len(offsets)):
+                value, start = merged[m], offsets[m]
+                o = wide[b, start : start + rest]
+                for j in range(rest):
+                    o[j] += value * signed[j]
+
+
+@_compiled
+def add_gathered(
+    wide: _Float, rows: _Int, values: _Float, offsets: _Int, signs: _Float, signs2: _Float
+) -> None:  # pragma: no cover
+    """Add ``values (batch, n, rest)``, each a part of row ``rows (batch, n)`` of a weight."""
+    batch, n, rest = values.shape
+    k = wide.shape[1] // 2
+    for b in range(batch):
+        for i in range(n):
+            r = rows[b, i]
+            for run in range(offsets.shape[1]):
+                first = run * k
+                length = min(k, rest - first)
+                start = offsets[r, run]
+                o, t = wide[b, start : start + length], values[b, i, first : first + length]
+                sign, s2 = signs[r, run], signs2[first : first + length]
+                for j in range(length):
+                    o[j] += sign * s2[j] * t[j]
+
+
+@_compiled
+def merge(sketch: _Float, left: _Float, index: _Int, signs: _Float) -> None:  # pragma: no cover
+    """Count sketch of the last dimension: ``(batch, positions, rows)`` to ``(..., columns)``."""
+    batch, positions, rows = left.shape
+    for b in range(batch):
+        for t in range(positions):
+            o, x = sketch[b, t], left[b, t]
+            o[:] = 0
+            for r in range(rows):
+                o[index[r]] += signs[r] * x[r]
+
+
+@_compiled
+def merge_rows(
+    sketch: _Float, left: _Float, index: _Int, signs: _Float
+) -> None:  # pragma: no cover
+    """Count sketch of the middle dimension: ``(batch, rows, positions)`` to ``(., columns, .)``."""
+    batch, rows, positions = left.shape
+    for b in range(batch):
+        sketch[b] = 0
+        for r in range(rows):
+            o, x, sign = sketch[b, index[r]], left[b, r], signs[r]
+            for t in range(positions):
+                o[t] += sign * x[t]
+
+
+@_compiled
+def add_products(total: _Complex, a: _Complex, b: _Complex) -> None:  # pragma: no cover
+    """Add Σ_t a[t]·b[t], ``(batch, positions, frequencies)``, to ``(batch, frequencies)``."""
+    batch, positions, frequencies = a.shape
+    for i in range(batch):
+        o = total[i]
+        for t in range(positions):
+            x, y = a[i, t], b[i, t]
+            for f in range(frequencies):
+                o[f] += x[f] * y[f]
+
+
+@_compiled
+def fold(out: _Float, wide: _Float, scale: float) -> None:  # pragma: no cover
+    """Add ``wide (batch, 2k)``, wrapped around, to ``out (batch, k)``."""
+    batch, k = out.shape
+    s = np.float32(scale)
+    for b in range(batch):
+        for j in range(k):
+            out[b, j] += s * (wide[b, j] + wide[b, j + k])
+
+
+@_compiled
+def draw_signs(
+    strip: _Float,
+    start: int,
+    rest: int,
+    key0: int,
+    key1: int,
+    columns: NDArray[np.uint32],
+    table: _Float,
+) -> None:  # pragma: no cover
+    """Random signs of entries ``start`` on, ``(entries, 32 words)``; the table is of bytes' signs."""
+    words = np.empty(len(columns), np.uint32)
+    for i in range(strip.shape[0]):
+        row = _mix(np.uint32((start + i) // rest) ^ np.uint32(key0))
+        position = _mix(np.uint32((start + i) % rest) ^ np.uint32(key1))
+        pair = _mix(np.uint32(row + position))
+        for w in range(len(columns)):
+            words[w] = _mix(np.uint32(pair + columns[w]))
+        for w in range(len(columns)):
+            word = words[w]
+            for byte in range(4):
+                eight = (word >> np.uint32(8 * byte)) & np.uint32(255)
+                first = 32 * w + 8 * byte
+                for bit in range(8):
+                    strip[i, first + bit] = table[eight, bit]

@@ -1,0 +1,90 @@
+"""What a layer knows of its per-sample gradients before they are formed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Gathered", "Outer", "Piece", "Rows"]
+
+Filters = Callable[[int, int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Gradients Σ_t left[b, t] ⊗ right[b, t] of some rows of a parameter.
+
+    Attributes
+    ----------
+    name : str
+        Canonical name of the parameter, which is seen as (first dimension, rest).
+    left : Tensor, shape (batch, positions, rows)
+        Any strides.
+    make_right : callable
+        ``make_right(start, stop)`` gives ``(stop - start, positions, columns)`` for these samples; a
+        convolution unfolds its input there.
+    positions, columns : int
+    first_row : int
+        Which row of the parameter is the first of these.
+    filtered : callable, optional
+        ``filtered(start, stop, matrix)`` gives the same as ``right @ matrix.T``, faster.
+    """
+
+    name: str
+    left: Tensor
+    make_right: Callable[[int, int], Tensor]
+    positions: int
+    columns: int
+    first_row: int = 0
+    filtered: Filters | None = None
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return self.left.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the parameter."""
+        return self.left.shape[2]
+
+    def factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Both factors of some samples, float32."""
+        left = self.left[start:stop].to(torch.float32)
+        return left, self.make_right(start, stop).to(torch.float32)
+
+    def right_times(self, start: int, stop: int, matrix: Tensor) -> Tensor:
+        """The right factor times ``matrix.T``, shape ``(stop - start, positions, len(matrix))``."""
+        if self.filtered is not None:
+            return self.filtered(start, stop, matrix)
+        return self.make_right(start, stop).to(torch.float32) @ matrix.T
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Gradients of some rows, formed: ``tile (batch, rows, rest)`` from ``first_row`` on."""
+
+    name: str
+    tile: Tensor
+    first_row: int = 0
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Gradients that are Σ_i values[b, i] at row index[b, i], as of an embedding.
+
+    Attributes
+    ----------
+    index : Tensor, int64, shape (batch, n)
+    values : Tensor, shape (batch, n, rest)
+    """
+
+    name: str
+    index: Tensor
+    values: Tensor
+
+
+Piece = Outer | Rows | Gathered

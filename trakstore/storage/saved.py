@@ -1,0 +1,126 @@
+"""Arrays of a saved matrix, scores or a gram: made, read, and checked by their group's document.
+
+The group's document, which has a checksum and is written last, holds the shape of each array; an
+array's own document follows from that, as a column's follows from its split's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+
+from trakstore.errors import DamagedError
+from trakstore.storage import layout
+from trakstore.storage.arrays import StrictStore, array_document
+from trakstore.storage.checks import TAIL, Finding, intact
+from trakstore.storage.locations import Location
+from trakstore.storage.splits import attributes, group_document
+
+__all__ = ["UNFINISHED", "SavedArray", "check_saved"]
+
+_WRITE_ALL: Any = {"write_empty_chunks": True}  # else a chunk of fill values would look unwritten
+UNFINISHED = group_document({})  # the group's document until all is saved
+ARRAYS = "arrays"  # the attribute that holds them
+
+
+@dataclass(frozen=True)
+class SavedArray:
+    """One array of a saved matrix.
+
+    Attributes
+    ----------
+    name : str
+        Below the matrix's group.
+    dtype : str
+        NumPy's name, or ``"str"``.
+    shape, chunks : tuple of int
+        Of the array, and of a chunk.
+    dimensions : tuple of str
+        Their names.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dimensions: tuple[str, ...]
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> SavedArray:
+        """From an entry of the group's document."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in told.items()
+        }
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict for JSON."""
+        return asdict(self)
+
+    @property
+    def document(self) -> bytes:
+        """The array's metadata document."""
+        return array_document(self.dtype, self.shape, self.chunks, self.dimensions)
+
+    def create(self, location: Location, group: str) -> None:
+        """Make the array anew, without what an earlier, stopped save left in its place."""
+        path = f"{group}/{self.name}"
+        for key in location.find(path, lambda _: True):
+            location.delete([key])
+        parts = group.split("/")
+        for above in ("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
+            location.put_if_absent(layout.document_key(above), UNFINISHED)
+        location.put({layout.document_key(path): self.document})
+
+    def open(self, location: Location, group: str, mode: Literal["r", "r+"] = "r") -> Any:
+        """The zarr array; reading a chunk that is missing raises a :class:`DamagedError`."""
+        store = location.store if mode == "r+" else StrictStore(location.store, self.document)
+        path = f"{group}/{self.name}"
+        return zarr.open_array(store, path=path, mode=mode, zarr_format=3, config=_WRITE_ALL)
+
+    def check(self, location: Location, group: str) -> Iterator[Finding]:
+        """Whether its document and every chunk of its grid are there and as they were written."""
+        path = f"{group}/{self.name}"
+        document = layout.document_key(path)
+        if location.get(document) != self.document:
+            yield Finding("document", document, "is missing, damaged or disagrees with the group's")
+        grid = [range(-(-n // c)) for n, c in zip(self.shape, self.chunks, strict=True)]
+        keys = [f"{path}/c/{'/'.join(map(str, at))}" for at in itertools.product(*grid)]
+        for key in keys:
+            value = location.get(key)
+            if value is None:
+                yield Finding("missing", key, "is missing")
+            elif not intact(value) or not self._whole(value):
+                yield Finding("damaged", key, "does not have its checksum or its length")
+        known = {*keys, document}
+        for key in location.find(path, lambda one: one not in known):
+            if not key.endswith(".partial"):
+                yield Finding("foreign", key, "is not part of the array; remove it by hand")
+
+    def _whole(self, value: bytes) -> bool:
+        count = math.prod(self.chunks)
+        return self.dtype == "str" or len(value) == count * np.dtype(self.dtype).itemsize + TAIL
+
+
+def check_saved(location: Location, group: str) -> Iterator[Finding]:
+    """What is wrong with a saved matrix; nothing is while its save has not ended."""
+    key = layout.document_key(group)
+    document = location.get(key)
+    if document in (None, UNFINISHED):  # it is not there for readers either
+        return
+    try:
+        found = attributes(document or b"", group)
+        arrays = [SavedArray.from_dict(told) for told in found[ARRAYS]]
+    except (DamagedError, KeyError, TypeError) as error:
+        yield Finding("document", key, f"is damaged ({error})")
+        return
+    if group_document(found) != document:
+        yield Finding("document", key, "is not as it was written")
+    for array in arrays:
+        yield from array.check(location, group)

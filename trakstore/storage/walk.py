@@ -1,0 +1,246 @@
+"""Walking through a store's hierarchy: its documents, and the keys that do not belong there."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from trakstore.errors import DamagedError, LocationError, NotFoundError, did_you_mean
+from trakstore.spec import SplitSpec
+from trakstore.storage import layout
+from trakstore.storage.arrays import array_documents, mask_document
+from trakstore.storage.checks import TAIL, Finding, FindingKind, intact
+from trakstore.storage.grid import belongs, is_beyond
+from trakstore.storage.layout import Epoch
+from trakstore.storage.locations import Location
+from trakstore.storage.saved import check_saved
+from trakstore.storage.splits import Split, attributes, group_document
+from trakstore.storage.store import open_store
+
+__all__ = ["Walk", "require"]
+
+# what killed writers leave: zarr's and our temporary files, and obstore's
+_LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
+LEFTOVER_SECONDS = 3600.0  # a younger one may be a running writer's
+_BEYOND = "behind the last row: an append was stopped (append again), or it was copied here"
+
+
+class Walk:
+    """Goes through the hierarchy; keeps what it finds."""
+
+    def __init__(self, location: Location, repair: bool) -> None:
+        self.location, self.repair = location, repair
+        self.findings: list[Finding] = []
+        self.leftovers: list[str] = []
+        self.split_names: set[str] = set()
+
+    def say(self, kind: FindingKind, key: str, message: str, **where: Any) -> None:
+        """Keep a finding."""
+        self.findings.append(Finding(kind, key, message, **where))
+
+    def document(self, key: str, wanted: bytes, **where: Any) -> None:
+        """A document that follows from others: it has to be there, byte for byte."""
+        found = self.location.get(key)
+        if found == wanted:
+            return
+        if self.repair:
+            self.location.put({key: wanted})
+        message = "is missing" if found is None else "is damaged or disagrees with the spec"
+        self.say("document", key, message, repaired=self.repair, **where)
+
+    def root(self) -> None:
+        """The store's own document."""
+        key = layout.document_key("")
+        document = self.location.get(key)
+        if document is None and not self.location.names(""):
+            open_store(self.location)  # says that there is none
+        try:
+            found = attributes(document or b"", str(self.location))
+        except DamagedError as error:
+            if document is not None and _of_another(document):
+                raise LocationError(f"{self.location} is not a trakstore store") from error
+            lost = "; put it back from a copy: nothing can be read without it"
+            self.say("document", key, ("is missing" if document is None else "is damaged") + lost)
+        else:
+            open_store(self.location)  # refuses what is not a store, or is of a newer format
+            self.document(key, group_document(found))
+
+    def epochs(self, wanted: Sequence[Epoch] | None) -> list[Epoch]:
+        """The epochs that are there, of those that are wanted."""
+        names = [n for n in self.location.names("") if n not in (*layout.RESERVED, "zarr.json")]
+        found = [layout.as_epoch(n) for n in self._folders("", names, layout.as_epoch)]
+        require(wanted, found, "epoch", self.location)
+        chosen = found if wanted is None else {layout.as_epoch(epoch) for epoch in wanted}
+        return sorted((e for e in found if e in chosen), key=layout.epoch_sort_key)
+
+    def splits_of(self, epoch: Epoch, wanted: Sequence[str] | None) -> Iterator[Split]:
+        """The splits at an epoch whose documents can be read, of those that are wanted."""
+        path = layout.epoch_path(epoch)
+        names = [name for name in self.location.names(path) if name != "zarr.json"]
+        key = layout.document_key(path)
+        if self.location.get(key) is None and not self._any_document(path, names):
+            if not self._cut_short(path):
+                self._strange(path)
+            return
+        self.document(key, group_document({}), epoch=epoch)
+        for name in self._folders(path, names, lambda one: layout.check_name(one, "split")):
+            self.split_names.add(name)
+            if wanted is None or name in wanted:
+                split = self._opened(epoch, name)
+                if split is not None:
+                    yield split
+
+    def _cut_short(self, path: str) -> bool:
+        """Whether a folder has no files but leftovers: its document was never written."""
+        inside = self.location.find(path, lambda _: True)
+        if not all(map(_LEFTOVER.fullmatch, inside)):
+            return False
+        self.leftovers += inside
+        return True
+
+    def _any_document(self, path: str, names: list[str]) -> bool:
+        keys = [layout.document_key(f"{path}/{name}") for name in names]
+        return any(self.location.get_tails(keys, 1))
+
+    def _folders(self, path: str, names: list[str], check: Callable[[str], Any]) -> Iterator[str]:
+        """The names that can be an epoch's or split's; the others are foreign or leftovers."""
+        for name in names:
+            key = f"{path}/{name}".lstrip("/")
+            try:
+                named = str(check(name)) == name
+            except ValueError:
+                named = False
+            if named and self.location.get_tails([key], 1) == [None]:
+                yield name
+            else:
+                self._strange(key)
+
+    def _strange(self, key: str, **where: Any) -> None:
+        if _LEFTOVER.fullmatch(key):
+            self.leftovers.append(key)
+        else:
+            self.say("foreign", key, "is not part of a store; remove it by hand", **where)
+
+    def _opened(self, epoch: Epoch, name: str) -> Split | None:
+        path = layout.split_path(epoch, name)
+        key = layout.document_key(path)
+        document = self.location.get(key)
+        if document is None and self._cut_short(path):
+            return None
+        try:
+            found = attributes(document or b"", path)
+            spec = SplitSpec.from_dict(found)
+        except (ValueError, TypeError, KeyError) as error:
+            what = "is missing" if document is None else f"is damaged ({error})"
+            lost = "put it back from a copy, or remove the folder and featurize again"
+            self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
+            return None
+        self.document(key, group_document(found), epoch=epoch, split=name)
+        return Split(self.location, epoch, name, spec)
+
+    def keys(self, split: Split, *, any_written: bool) -> None:
+        """The documents of a split's arrays, and keys that it cannot have."""
+        where = {"epoch": split.epoch, "split": split.name}
+        for name, wanted in array_documents(split.spec).items():
+            key = layout.document_key(f"{split.path}/{name}")
+            if any_written or self.location.get(key) is not None:  # else creation was cut short
+                self.document(key, wanted, **where)
+        for key in self.location.find(split.path, lambda one: not belongs(split, one)):
+            if is_beyond(split, key):
+                repaired = self.repair and self.abandoned(key)
+                if repaired:
+                    self.location.delete([key])
+                self.say("foreign", key, f"is {_BEYOND}", repaired=repaired, **where)
+            else:
+                self._strange(key, **where)
+
+    def mask(self, split: Split) -> None:
+        """The column that leaves rows out; its chunks are there only for blocks with such rows."""
+        path, where = f"{split.path}/{layout.MASKED}", {"epoch": split.epoch, "split": split.name}
+        keys = self.location.find(path, lambda key: belongs(split, key))
+        chunks = [key for key in keys if not key.endswith("zarr.json")]
+        if keys:
+            self.document(layout.document_key(path), mask_document(split.spec), **where)
+        for key in chunks:
+            value = self.location.get(key)
+            if value is not None and not (
+                intact(value) and len(value) == split.spec.block_rows + TAIL
+            ):
+                self.say("damaged", key, "is damaged: mask its samples again", **where)
+
+    def abandoned(self, key: str) -> bool:
+        """Whether no running writer can own a file: it is more than an hour old."""
+        root = getattr(self.location.store, "root", None)
+        if root is None:
+            return False
+        with suppress(OSError):
+            return bool(time.time() - (root / key).stat().st_mtime > LEFTOVER_SECONDS)
+        return False
+
+    def runs(self) -> None:
+        """The records of runs."""
+        top = layout.document_key(layout.RUNS)
+        for key in self.location.find(layout.RUNS, lambda _: True):
+            if key == top:
+                self.document(key, group_document({}))
+            elif key.count("/") != 2 or not key.endswith("/zarr.json"):
+                self._strange(key)
+            elif not _is_canonical(self.location.get(key)):
+                self.say("document", key, "is damaged; it is a record only, and may be removed")
+
+    def saved(self) -> None:
+        """The saved score matrices and grams; a gram is computed again when it is not there."""
+        self._above(layout.SCORES)
+        for name in self.location.names(layout.SCORES):
+            self.findings += check_saved(self.location, f"{layout.SCORES}/{name}")
+        self._above(layout.GRAMS)
+        for epoch in self.location.names(layout.GRAMS):
+            self._above(f"{layout.GRAMS}/{epoch}")
+            for name in self.location.names(f"{layout.GRAMS}/{epoch}"):
+                path = f"{layout.GRAMS}/{epoch}/{name}"
+                found = list(check_saved(self.location, path))
+                if found and self.repair:
+                    self.location.delete([layout.document_key(path)])
+                self.findings += [replace(one, repaired=self.repair) for one in found]
+
+    def _above(self, path: str) -> None:
+        key = layout.document_key(path)
+        if self.location.get(key) is not None:
+            self.document(key, group_document({}))
+
+    def clear_leftovers(self) -> None:
+        """With ``repair``, remove the leftovers that no running writer can own."""
+        if self.repair:
+            gone = list(filter(self.abandoned, self.leftovers))
+            self.location.delete(gone)
+            self.leftovers = [key for key in self.leftovers if key not in gone]
+
+
+def _is_canonical(document: bytes | None) -> bool:
+    try:
+        return document is None or group_document(attributes(document, "")) == document
+    except DamagedError:
+        return False
+
+
+def _of_another(document: bytes) -> bool:
+    """Whether a root document is whole and is some other program's."""
+    try:
+        attributes(document, "", check=False)
+    except DamagedError:
+        return False
+    return b'"trakstore"' not in document and b'"crc32c"' not in document
+
+
+def require(
+    wanted: Sequence[Any] | None, found: Iterable[Any], what: str, location: Location
+) -> None:
+    """Raise a :class:`NotFoundError` for the first that is wanted and was not found."""
+    known = sorted(map(str, found))
+    for one in wanted or ():
+        if str(one) not in known:
+            raise NotFoundError(f"{location} has no {what} {one!r}{did_you_mean(one, known)}")
