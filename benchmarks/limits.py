@@ -46,6 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=0)
     parser.add_argument("--targets", type=int, default=0)
     parser.add_argument("--only", default="gram,matrix,top_k")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--part", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -213,7 +214,7 @@ def traker(folder: Path, options: argparse.Namespace) -> None:
     del folder
     print(f"n={rows} k={dim} m={targets}, float32, in memory")
     given = {"rows": rows, "dim": dim, "targets": targets}
-    for _ in range(1 if options.small else 5):
+    for _ in range(1 if options.small else options.repeats):
         ours, theirs = (run(part, Path(), options, **given) for part in ("ours", "theirs"))
         ratio, peaks = theirs["seconds"] / ours["seconds"], ours["peak"] / theirs["peak"]
         print(f"trakstore {ours['seconds']:.2f} s ({ours['share']:.2f} of sgemm), traker ", end="")
@@ -262,14 +263,14 @@ def part_ours(options: argparse.Namespace) -> None:
 def part_theirs(options: argparse.Namespace) -> None:
     """traker's BasicScoreComputer on the CPU."""
     import torch
-    from traker.score_computers import BasicScoreComputer  # type: ignore[import-not-found]
+    from trak.score_computers import BasicScoreComputer  # type: ignore[import-not-found]
 
     train, target = (torch.from_numpy(one) for one in features(options))
     torch.ones(512, 512) @ torch.ones(512, 512)
     base, began = peak(), time.perf_counter()
     computer = BasicScoreComputer(dtype=torch.float32, device="cpu", CUDA_MAX_DIM_SIZE=20_000)
     inverse = computer.get_x_xtx_inv(train, computer.get_xtx(train))
-    computer.get_scores(inverse, target)
+    computer.get_scores(inverse, target, torch.zeros(options.rows, options.targets))
     print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak() - base}))
 
 
