@@ -18,6 +18,7 @@ from trakstore.linalg.choice import choose_solver, factor_split, split_kernel
 from trakstore.linalg.inverse import inverse, save_inverse
 from trakstore.linalg.iterative import ConjugateGradients, Dual
 from trakstore.linalg.solvers import Cholesky, Damping, Eigen, IllConditionedWarning
+from trakstore.storage import layout
 from trakstore.storage.locations import Location
 from trakstore.storage.verify import verify_store
 
@@ -141,6 +142,7 @@ def test_too_little_memory_for_blocks_is_told(split_of: Any) -> None:
     split = split_of(spread(200, 70, 1e3))
     with pytest.raises(MemoryLimitError, match="in tiles needs at least"):
         factor_split(split, solver=BlockedCholesky(), memory_limit="9kB")
+    assert not split.location.names(layout.GRAMS)  # refused before anything was written
     with pytest.raises(MemoryLimitError, match=r"blocked factorisation .* needs at least"):
         factor_split(split, solver=BlockedCholesky("9kB"))
     with pytest.raises(MemoryLimitError, match=r"or solver=BlockedCholesky\(\)"):

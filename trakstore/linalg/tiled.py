@@ -111,14 +111,19 @@ def tiled_gram(
     """
     count, dim = rows.shape
     array = gram_arrays(dim)[0]
-    step = min(count, tile_rows(rows) * max(1, STRIP_ROWS // tile_rows(rows)))
-    tile, limit = array.chunks[0], memory_budget(memory_limit)
-    height, slots = _plan(rows, step, np.dtype(dtype).itemsize, tile, limit)
+    step, height, slots = _strips(rows, dtype, memory_limit)
     array.create(location, path)
     task = _StripTask(rows, weights, step, dtype, array, location, path)
     trace = map_reduce(task, dim, height, _plus, parts=dim, workers=slots)
     used = count if weights is None else _used(weights)
     return TiledGram(location, path, dim, used, trace, dtype)
+
+
+def _strips(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> tuple[int, int, int]:
+    """Train rows of one product, rows of a strip, and strips at once."""
+    step = min(rows.shape[0], tile_rows(rows) * max(1, STRIP_ROWS // tile_rows(rows)))
+    tile, limit = min(GRAM_CHUNK, rows.shape[1]), memory_budget(memory_limit)
+    return step, *_plan(rows, step, np.dtype(dtype).itemsize, tile, limit)
 
 
 def _plan(rows: Rows, step: int, computed: int, tile: int, limit: int) -> tuple[int, int]:
@@ -218,6 +223,7 @@ def split_tiles(
         what = found[1]
         values = (features.shape[1], what["used"], what["trace"], what["dtype"])
         return TiledGram(split.location, path, *values)
+    _strips(features, dtype, memory_limit)  # refuses before what is stored goes
     weights = KeptRows(split.rows, masked) if len(masked) else None
     kept = _writable(split)
     own = None if kept else Scratch(scratch)
