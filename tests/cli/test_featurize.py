@@ -28,6 +28,19 @@ def test_a_job(run: Any, jobs: Path, tmp_path: Path) -> None:
     assert "nothing to write" in again.out
 
 
+def test_info_tells_where_features_come_from(run: Any, jobs: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a.zarr"
+    assert run("featurize", f"{jobs}:small", "--store", place, "--split", "test").code == 0
+    document = json.loads(run("info", place, "--json").out)
+    assert [(one["epoch"], one["rows"]) for one in document["runs"]] == [(1, 6), ("final", 6)]
+    assert {one["job"] for one in document["runs"]} == {f"{jobs}:small"}
+    assert all(one["versions"]["torch"] and one["began"] for one in document["runs"])
+    checkpoints = {one["checkpoint"] for one in document["splits"]}
+    assert len(checkpoints) == 2 and all(len(one) == 64 for one in checkpoints)
+    assert len({one["dataset"] for one in document["splits"]}) == 1
+    assert "last run" in run("info", place).out
+
+
 def test_json_is_all_of_standard_output(run: Any, jobs: Path, tmp_path: Path) -> None:
     ran = run("featurize", f"{jobs}:noisy", "--store", tmp_path / "a.zarr", "--json")
     document = json.loads(ran.out)

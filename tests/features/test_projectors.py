@@ -17,6 +17,7 @@ from trakstore.features.projectors.base import as_matrix
 from trakstore.features.projectors.sketching import evaluate
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
+SLOW_GAUSSIAN = pytest.param("gaussian", marks=pytest.mark.slow)  # hundreds of seeds
 SHAPES: dict[str, tuple[int, ...]] = {
     "conv.weight": (4, 3, 2, 2),
     "conv.bias": (4,),
@@ -114,7 +115,7 @@ def test_a_store_with_other_test_vectors_is_refused() -> None:
         ProjectionSpec.from_dict(document)
 
 
-@pytest.mark.parametrize("kind", ["sjlt", "sjlt-3", "rademacher", "gaussian", "kronecker"])
+@pytest.mark.parametrize("kind", ["sjlt", "sjlt-3", "rademacher", SLOW_GAUSSIAN, "kronecker"])
 def test_inner_products_are_unbiased_with_the_known_variance(kind: str) -> None:
     """Mean over seeds within 4 standard errors; k·Var at most ‖g‖²‖h‖² + <g,h>² (1.3 for noise)."""
     seeds, dim = 600, 16
@@ -229,7 +230,7 @@ ADVERSARIAL = {
 
 
 @pytest.mark.parametrize("vector", ADVERSARIAL)
-@pytest.mark.parametrize("kind", ["sjlt", "sjlt-4", "rademacher", "gaussian", "kronecker"])
+@pytest.mark.parametrize("kind", ["sjlt", "sjlt-4", "rademacher", SLOW_GAUSSIAN, "kronecker"])
 def test_norms_are_unbiased_for_adversarial_gradients(kind: str, vector: str) -> None:
     """Mean over seeds of ‖Pg‖² within 4 standard errors of ‖g‖², Var·k <= 3·2‖g‖⁴ (TensorSketch's)."""
     seeds, dim = 200, 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ def _document(
         "usable_epochs": usable_epochs(store, status),
         "spec": store.spec.to_dict(),
         "splits": [_split_document(*pair) for pair in zip(splits, status, strict=True)],
+        "runs": [asdict(run) for run in store.runs],
     }
 
 
@@ -69,6 +71,7 @@ def _split_document(split: Split, status: SplitStatus) -> dict[str, Any]:
         "checkpoint": split.spec.checkpoint,
         "dataset": split.spec.dataset,
         "learning_rate": split.spec.learning_rate,
+        "masked": len(split.masked),
     }
 
 
@@ -88,6 +91,25 @@ def _facts(
     if splits:
         facts["columns"] = _columns(splits)
         facts["size"] = f"{human_bytes(size)} of features"
+        facts |= _origin(store, splits)
+    return facts
+
+
+def _origin(store: FeatureStore, splits: list[Split]) -> dict[str, str]:
+    """What the features were made from, and by whom; hashes in short, --json has them whole."""
+    facts = {}
+    made = {s.name: s.spec.dataset.partition(":")[2][:12] for s in splits if s.spec.dataset}
+    if made:
+        facts["data sets"] = ", ".join(f"{name} {short}" for name, short in made.items())
+    masked = sum(len(split.masked) for split in splits)
+    if masked:
+        facts["masked"] = f"{masked:,} rows are left out"
+    runs = store.runs
+    if runs:
+        last = runs[-1]
+        workers = f"{last.world_size} worker{'s' * (last.world_size > 1)}"
+        versions = ", ".join(f"{name} {last.versions[name]}" for name in ("trakstore", "torch"))
+        facts["last run"] = f"{last.job}, {last.ended}, {workers} on {last.device}, {versions}"
     return facts
 
 
@@ -95,7 +117,8 @@ def _features(store: FeatureStore, splits: list[Split]) -> str:
     projection = store.spec.projection
     dim = store.spec.dim or (splits[0].dim if splits else None)
     seed = "" if projection.seed is None else f", seed {projection.seed}"
-    return f"{projection.kind}, dim {dim or 'open'}{seed}, {store.spec.dtype}"
+    bits = "" if store.spec.keep_bits is None else f" rounded to {store.spec.keep_bits} bits"
+    return f"{projection.kind}, dim {dim or 'open'}{seed}, {store.spec.dtype}{bits}"
 
 
 def _columns(splits: list[Split]) -> str:

@@ -227,8 +227,6 @@ class Split:
         for block in range(self.spec.blocks):
             start, stop = self.spec.block_range(block)
             known = column.read(start, stop)
-            if known.dtype.kind != ids.dtype.kind:
-                raise TrakStoreError(f"ids of {self.name} are {known.dtype}, got {ids.dtype}")
             both = np.intersect1d(known, ids)
             if len(both):
                 raise TrakStoreError(

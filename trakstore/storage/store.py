@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from trakstore.errors import (
-    DamagedError,
     LocationError,
     NotFoundError,
     SpecMismatchError,
@@ -22,7 +18,6 @@ from trakstore.errors import (
 )
 from trakstore.planning import block_shape
 from trakstore.spec import (
-    FORMAT_VERSION,
     FeatureDtype,
     OutputSpec,
     ParameterSpec,
@@ -32,18 +27,17 @@ from trakstore.spec import (
     check_equal,
 )
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents
-from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
-from trakstore.storage.growth import append_rows, drop_split, mask_rows, sweep_stale_markers
+from trakstore.storage.creation import read_split, settle_split
+from trakstore.storage.given import GivenRows
+from trakstore.storage.growth import append_rows, drop_split, mask_rows
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location, Where, open_location
+from trakstore.storage.root import read_root, refuse_foreign, root_document
 from trakstore.storage.runs import Run, list_runs
-from trakstore.storage.splits import Split, SplitStatus, attributes, group_document
+from trakstore.storage.splits import Split, SplitStatus
 from trakstore.storage.writer import BlockWriter
 
 __all__ = ["FeatureStore", "open_store"]
-
-_KIND = "trakstore"
 
 
 @dataclass(frozen=True)
@@ -111,10 +105,9 @@ class FeatureStore:
         """As :meth:`create`, from a whole spec; an open store is compared with it."""
         place = where.location if isinstance(where, FeatureStore) else where
         location = open_location(place, create=True)
-        document = {_KIND: {"format": FORMAT_VERSION, **spec.to_dict()}}
-        _refuse_foreign(location)
-        settled = location.put_if_absent(layout.document_key(""), group_document(document))
-        store = cls(location, _store_spec(settled, location))
+        refuse_foreign(location)
+        settled = location.put_if_absent(layout.document_key(""), root_document(spec))
+        store = cls(location, read_root(settled, location))
         check_equal(store.spec, spec, str(location))
         return store
 
@@ -154,7 +147,7 @@ class FeatureStore:
                 raise NotFoundError(f"{self.location} has no epoch {epoch!r}{near}")
             near = did_you_mean(split, self.splits_of(epoch))
             raise NotFoundError(f"{self.location} has no split {split!r} at epoch {epoch}{near}")
-        return self._split(epoch, split, document)
+        return read_split(self.location, epoch, split, document)
 
     def status(self) -> tuple[SplitStatus, ...]:
         """What is there and what is missing, of each split at each epoch."""
@@ -209,33 +202,15 @@ class FeatureStore:
             raise SpecMismatchError(
                 f"{self.location} holds features of dimension {self.spec.dim}, got {spec.dim}"
             )
-        path = layout.split_path(epoch, split)
-        itemsize = np.dtype(self.spec.dtype).itemsize
         shape = block_shape(
             spec.rows,
             spec.dim,
-            itemsize,
+            np.dtype(self.spec.dtype).itemsize,
             at_least=batch_rows,
             block_rows=spec.block_rows if spec.block_rows > 1 else None,
         )
-        keep_bits = self.spec.keep_bits
-        spec = replace(spec, keep_bits=keep_bits)
-        proposed = replace(spec, nonce=secrets.randbits(32), **vars(shape))
-        put = self.location.put_if_absent
-        put(layout.document_key(layout.epoch_path(epoch)), group_document({}))
-        settled = put(layout.document_key(path), group_document(proposed.to_dict()))
-        made = self._split(epoch, split, settled)
-        check_equal(made.spec, spec, f"{self.location}: {split} at epoch {epoch}")
-        if made.spec.nonce == proposed.nonce:
-            sweep_stale_markers(made)
-        for name, document in array_documents(made.spec).items():
-            found = put(layout.document_key(f"{path}/{name}"), document)
-            if _without_shape(found) != _without_shape(document):  # an append may have been stopped
-                raise SpecMismatchError(
-                    f"{self.location}: the array {path}/{name} was made by another version of "
-                    f"trakstore or zarr; finish the split with that one, or write to another store"
-                )
-        return made
+        proposed = replace(spec, keep_bits=self.spec.keep_bits, **vars(shape))
+        return settle_split(self.location, epoch, split, proposed)
 
     def write_split(
         self,
@@ -275,20 +250,12 @@ class FeatureStore:
         SpecMismatchError
             When the split is there with another shape or other columns.
         """
-        if getattr(features, "ndim", 0) != 2:
-            shape = getattr(features, "shape", type(features).__name__)
-            raise TrakStoreError(f"features must be an array of shape (rows, dim), got {shape}")
-        rows, dim = features.shape
-        narrow = _narrow(rows, out_to_loss, ids, labels)
-        dtypes = {name: column_dtype(array) for name, array in narrow.items()}
-        columns = {layout.FEATURES: self.spec.dtype, "norm": "float32", **dtypes}
-        names = tuple(sorted(columns.items()))
-        spec = SplitSpec(rows, dim, names, checkpoint, block_rows=block_rows)
+        given = GivenRows.of(self.spec, features, out_to_loss, ids, labels)
+        spec = SplitSpec(given.rows, given.dim, given.columns, checkpoint, block_rows=block_rows)
         made = self.create_split(epoch, split, spec)
         writer = BlockWriter(made)
         for block in made.missing_blocks():
-            start, stop = made.spec.block_range(block)
-            writer.write(block, self._rows_given(features, narrow, start, stop))
+            writer.write(block, given.read(*made.spec.block_range(block)))
         return made
 
     def append(
@@ -315,21 +282,15 @@ class FeatureStore:
             When columns or dimensions differ, or an id is there already.
         """
         old = self.split(epoch, split)
-        rows, first = features.shape[0], old.rows
-        narrow = _narrow(rows, out_to_loss, ids, labels, first)
-        missing = set(old.columns) ^ {layout.FEATURES, "norm", *narrow}
-        if missing or features.shape[1] != old.dim:
+        given = GivenRows.of(self.spec, features, out_to_loss, ids, labels, first=old.rows)
+        if (given.columns, given.dim) != (old.spec.columns, old.dim):
             raise TrakStoreError(
-                f"{split} at epoch {epoch} has columns {list(old.columns)} and dimension {old.dim}; "
-                f"got dimension {features.shape[1]} and differing {sorted(missing) or 'no columns'}"
+                f"{split} at epoch {epoch} has dimension {old.dim} and columns "
+                f"{dict(old.spec.columns)}, got {given.dim} and {dict(given.columns)}"
             )
         old.require_complete()
-        old.refuse_known_ids(narrow[layout.SAMPLE_ID])
-        return append_rows(
-            old,
-            rows,
-            lambda start, stop: self._rows_given(features, narrow, start - first, stop - first),
-        )
+        old.refuse_known_ids(given.narrow[layout.SAMPLE_ID])
+        return append_rows(old, given.rows, given.read)
 
     def mask(
         self,
@@ -390,13 +351,6 @@ class FeatureStore:
         """Records of the runs that wrote features, oldest first."""
         return list_runs(self.location)
 
-    def _rows_given(
-        self, features: Any, narrow: dict[str, NDArray[Any]], start: int, stop: int
-    ) -> dict[str, NDArray[Any]]:
-        rows = np.asarray(features[start:stop])
-        stored = stored_rows(rows, self.spec.dtype, start, self.spec.keep_bits)
-        return stored | {name: array[start:stop] for name, array in narrow.items()}
-
     def __repr__(self) -> str:
         epochs = ", ".join(map(str, self.epochs)) or "none"
         what = f"{self.spec.projection.kind}, dim {self.spec.dim}"
@@ -404,11 +358,6 @@ class FeatureStore:
 
     def _document(self, path: str) -> bytes | None:
         return self.location.get(layout.document_key(path))
-
-    def _split(self, epoch: Epoch, split: str, document: bytes) -> Split:
-        where = f"{self.location}: {split} at epoch {epoch}"
-        spec = SplitSpec.from_dict(attributes(document, where))
-        return Split(self.location, layout.as_epoch(epoch), split, spec)
 
 
 def open_store(where: Where | FeatureStore) -> FeatureStore:
@@ -442,51 +391,7 @@ def find_store(where: Where | FeatureStore) -> FeatureStore | None:
         return where
     location = open_location(where, create=True)
     document = location.get(layout.document_key(""))
-    return None if document is None else FeatureStore(location, _store_spec(document, location))
-
-
-def _narrow(
-    rows: int, out_to_loss: Any, ids: Any, labels: Any, first: int = 0
-) -> dict[str, NDArray[Any]]:
-    """The row columns that were given, checked."""
-    given = {
-        "out_to_loss": row_column(out_to_loss, rows, "out_to_loss", np.float32),
-        "label": row_column(labels, rows, "labels", np.int64),
-        layout.SAMPLE_ID: sample_ids(ids, rows, first),
-    }
-    return {name: array for name, array in given.items() if array is not None}
-
-
-def _without_shape(document: bytes) -> dict[str, Any]:
-    try:
-        return {**json.loads(document), "shape": None}
-    except (ValueError, TypeError) as error:
-        raise DamagedError(f"an array's metadata document is damaged ({error})") from error
-
-
-def _store_spec(document: bytes, location: Location) -> StoreSpec:
-    where = str(location)
-    stored = attributes(document, where, check=False).get(_KIND)
-    if stored is None:
-        raise LocationError(f"{location} holds a zarr group that is not a trakstore store")
-    version = stored.get("format") if isinstance(stored, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise SpecMismatchError(
-            f"{location} has format {version}, this trakstore reads up to {FORMAT_VERSION}: "
-            f"pip install --upgrade trakstore"
-        )
-    checked = attributes(document, where)[_KIND]
-    return StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
-
-
-def _refuse_foreign(location: Location) -> None:
-    if location.get(layout.document_key("")) is None:
-        names = location.names("")
-        if names:
-            raise LocationError(
-                f"{location} is not empty and is not a store (it has {names[0]!r}); "
-                f"give an empty or new place"
-            )
+    return None if document is None else FeatureStore(location, read_root(document, location))
 
 
 def _is_epoch(name: str) -> bool:

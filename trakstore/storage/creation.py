@@ -1,0 +1,71 @@
+"""Making splits: safe when any number of writers start at once.
+
+Every document is published only where there is none, the parent first, and read back: what is there
+decides, and whoever differs in more than the shape of blocks is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import replace
+from typing import Any
+
+from trakstore.errors import DamagedError, SpecMismatchError
+from trakstore.spec import SplitSpec, check_equal
+from trakstore.storage import layout
+from trakstore.storage.arrays import array_documents
+from trakstore.storage.growth import sweep_stale_markers
+from trakstore.storage.layout import Epoch
+from trakstore.storage.locations import Location
+from trakstore.storage.splits import Split, attributes, group_document
+
+__all__ = ["read_split", "settle_split"]
+
+
+def read_split(location: Location, epoch: Epoch, split: str, document: bytes) -> Split:
+    """A split from its document."""
+    where = f"{location}: {split} at epoch {epoch}"
+    spec = SplitSpec.from_dict(attributes(document, where))
+    return Split(location, layout.as_epoch(epoch), split, spec)
+
+
+def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec) -> Split:
+    """Make a split, or adopt the one that is there.
+
+    Parameters
+    ----------
+    location : Location
+    epoch, split
+        Its names.
+    wanted : SplitSpec
+        What it is to be; the nonce is drawn here.
+
+    Raises
+    ------
+    SpecMismatchError
+        When the one that is there differs; both values are shown.
+    """
+    path, put = layout.split_path(epoch, split), location.put_if_absent
+    proposed = replace(wanted, nonce=secrets.randbits(32))
+    put(layout.document_key(layout.epoch_path(epoch)), group_document({}))
+    settled = put(layout.document_key(path), group_document(proposed.to_dict()))
+    made = read_split(location, epoch, split, settled)
+    check_equal(made.spec, wanted, f"{location}: {split} at epoch {epoch}")
+    if made.spec.nonce == proposed.nonce:
+        sweep_stale_markers(made)
+    for name, document in array_documents(made.spec).items():
+        found = put(layout.document_key(f"{path}/{name}"), document)
+        if _without_shape(found) != _without_shape(document):  # an append may have been stopped
+            raise SpecMismatchError(
+                f"{location}: the array {path}/{name} was made by another version of trakstore or "
+                f"zarr; finish the split with that one, or write to another store"
+            )
+    return made
+
+
+def _without_shape(document: bytes) -> dict[str, Any]:
+    try:
+        return {**json.loads(document), "shape": None}
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"an array's metadata document is damaged ({error})") from error

@@ -1,0 +1,87 @@
+"""Features that were made elsewhere, and the columns beside them, as a split to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.spec import StoreSpec
+from trakstore.storage import layout
+from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
+
+__all__ = ["GivenRows"]
+
+
+@dataclass(frozen=True, eq=False)
+class GivenRows:
+    """Rows that somebody brings.
+
+    Attributes
+    ----------
+    spec : StoreSpec
+        How they are to be stored.
+    features : array or lazy array, shape (rows, dim)
+        Sliced by rows, never taken as a whole.
+    narrow : dict of name to array
+        The row columns that were given.
+    first : int
+        Number of the first row in the split.
+    """
+
+    spec: StoreSpec
+    features: Any
+    narrow: dict[str, NDArray[Any]]
+    first: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        spec: StoreSpec,
+        features: Any,
+        out_to_loss: Any,
+        ids: Sequence[int] | Sequence[str] | None,
+        labels: Any,
+        first: int = 0,
+    ) -> Self:
+        """Check what was given; features are not read."""
+        if getattr(features, "ndim", 0) != 2:
+            shape = getattr(features, "shape", type(features).__name__)
+            raise TrakStoreError(f"features must be an array of shape (rows, dim), got {shape}")
+        rows = features.shape[0]
+        columns = {
+            "out_to_loss": row_column(out_to_loss, rows, "out_to_loss", np.float32),
+            "label": row_column(labels, rows, "labels", np.int64),
+            layout.SAMPLE_ID: sample_ids(ids, rows, first),
+        }
+        narrow = {name: array for name, array in columns.items() if array is not None}
+        return cls(spec, features, narrow, first)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.features.shape[0])
+
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        return int(self.features.shape[1])
+
+    @property
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """Names and dtypes of all columns that are stored, sorted."""
+        narrow = {name: column_dtype(array) for name, array in self.narrow.items()}
+        return tuple(
+            sorted({layout.FEATURES: self.spec.dtype, "norm": "float32", **narrow}.items())
+        )
+
+    def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """All columns of the split's rows start to stop, as they are stored."""
+        here = slice(start - self.first, stop - self.first)
+        rows = np.asarray(self.features[here])
+        stored = stored_rows(rows, self.spec.dtype, start, self.spec.keep_bits)
+        return stored | {name: array[here] for name, array in self.narrow.items()}

@@ -1,0 +1,45 @@
+"""A store's root document: what makes a place a store, and of which format."""
+
+from __future__ import annotations
+
+from trakstore.errors import LocationError, SpecMismatchError
+from trakstore.spec import FORMAT_VERSION, StoreSpec
+from trakstore.storage import layout
+from trakstore.storage.locations import Location
+from trakstore.storage.splits import attributes, group_document
+
+__all__ = ["read_root", "refuse_foreign", "root_document"]
+
+_KIND = "trakstore"
+
+
+def root_document(spec: StoreSpec) -> bytes:
+    """The root document of a store of this spec: a function of the spec alone."""
+    return group_document({_KIND: {"format": FORMAT_VERSION, **spec.to_dict()}})
+
+
+def read_root(document: bytes, location: Location) -> StoreSpec:
+    """The spec in a store's root document, or an error that says what is there instead."""
+    where = str(location)
+    stored = attributes(document, where, check=False).get(_KIND)
+    if stored is None:
+        raise LocationError(f"{location} holds a zarr group that is not a trakstore store")
+    version = stored.get("format") if isinstance(stored, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise SpecMismatchError(
+            f"{location} has format {version}, this trakstore reads up to {FORMAT_VERSION}: "
+            f"pip install --upgrade trakstore"
+        )
+    checked = attributes(document, where)[_KIND]
+    return StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
+
+
+def refuse_foreign(location: Location) -> None:
+    """Raise a :class:`LocationError` if something that is no store lies at a location."""
+    if location.get(layout.document_key("")) is None:
+        names = location.names("")
+        if names:
+            raise LocationError(
+                f"{location} is not empty and is not a store (it has {names[0]!r}); "
+                f"give an empty or new place"
+            )
