@@ -14,6 +14,7 @@ from dask.utils import parse_bytes
 from trakstore.errors import MemoryLimitError, TrakStoreError
 
 __all__ = [
+    "SLACK",
     "BlockShape",
     "block_shape",
     "byte_count",
@@ -23,11 +24,13 @@ __all__ = [
     "ranges",
     "share",
     "window_rows",
+    "with_slack",
 ]
 
 CHUNK_BYTES = 8 * 2**20
 BLOCK_BYTES = 8 * CHUNK_BYTES
 BLOCKS_PER_SPLIT = 64
+SLACK = 8  # one part in so many is for the allocator and the interpreter: measured, up to a tenth
 
 
 @dataclass(frozen=True)
@@ -170,12 +173,12 @@ def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: s
 
     Examples
     --------
-    >>> window_rows(1000, 100, 500, 10_500, "top-k")
+    >>> window_rows(1000, 100, 500, 12_000, "top-k")
     100
     """
-    fitting = (limit - fixed_bytes) // max(1, row_bytes)
+    fitting = (limit - limit // SLACK - fixed_bytes) // max(1, row_bytes)
     if fitting < 1:
-        need = human_bytes(fixed_bytes + row_bytes)
+        need = human_bytes(with_slack(fixed_bytes + row_bytes))
         raise MemoryLimitError(
             f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: "
             f"give a larger memory_limit"
@@ -195,14 +198,25 @@ def fit_slots(
 
     Examples
     --------
-    >>> fit_slots(8, 1, 100, 10, 150, "a gram")
+    >>> fit_slots(8, 1, 100, 10, 176, "a gram")
     5
     """
-    fitting = (limit - fixed_bytes) // max(1, slot_bytes)
+    fitting = (limit - limit // SLACK - fixed_bytes) // max(1, slot_bytes)
     if fitting < least:
-        need = human_bytes(fixed_bytes + least * slot_bytes)
+        need = human_bytes(with_slack(fixed_bytes + least * slot_bytes))
         raise MemoryLimitError(
             f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: "
             f"give a larger memory_limit"
         )
     return min(slots, fitting)
+
+
+def with_slack(count: int) -> int:
+    """The limit that a plan of ``count`` bytes needs.
+
+    Examples
+    --------
+    >>> with_slack(7000)
+    8000
+    """
+    return -(-count * SLACK // (SLACK - 1))

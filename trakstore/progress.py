@@ -10,9 +10,14 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["ProgressLine"]
+__all__ = ["ProgressLine", "on_terminal"]
 
 _SECONDS = 10.0  # between plain lines
+
+
+def on_terminal() -> bool:
+    """Whether somebody looks on: library calls say nothing in a log."""
+    return sys.stderr.isatty()
 
 
 class ProgressLine:

@@ -27,8 +27,8 @@ class Counted(ArrayRows):
 )
 def test_taken_rows_are_the_rows_and_scattered_ones_are_read_chunk_by_chunk(index, data):
     array = np.arange(SIZE * 2).reshape(SIZE, 2)
-    contiguous = isinstance(index, range) and index.step == 1
-    rows = TakenRows((ArrayRows if contiguous else Counted)(array, 5), index)
+    whole = isinstance(index, range) and index.step == 1  # one read, whatever the chunks
+    rows = TakenRows((ArrayRows if whole else Counted)(array, 5), index)
     start = data.draw(st.integers(0, len(index)))
     stop = data.draw(st.integers(start, len(index)))
     assert rows.shape == (len(index), 2)

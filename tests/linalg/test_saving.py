@@ -13,6 +13,7 @@ import trakstore as ts
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.linalg.saving import open_scores, save_scores
 from trakstore.scores.trak import trak_scores
+from trakstore.storage.verify import verify_store
 
 
 @pytest.fixture
@@ -64,3 +65,61 @@ def test_a_save_that_was_stopped_is_not_there_and_is_done_again(
     saved = save_scores(trak_scores(store), store, "a")
     np.testing.assert_allclose(saved, np.asarray(trak_scores(store)), rtol=1e-6, atol=1e-7)
     assert store.epochs == (0,)
+
+
+def test_written_chunks_are_not_computed_again(
+    store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trakstore.linalg import saving
+    from trakstore.linalg.factored import Window
+
+    class Stop(Exception):
+        pass
+
+    written, computed = [], []
+    write, tile = saving._Save.__call__, Window.tile
+
+    def few(self: Any, *at: Any) -> None:
+        if len(written) == 9:
+            raise Stop
+        written.append(at[:4])
+        write(self, *at)
+
+    options: Any = {"memory_limit": "60kB"}
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(saving._Save, "__call__", few)
+        save_scores(trak_scores(store), store, "a", **options)
+    assert verify_store(store).ok
+    with pytest.raises(NotFoundError, match="no scores 'a'"):
+        open_scores(store, "a")
+
+    def counted(self: Any, start: int, stop: int) -> Any:
+        computed.append(start)
+        return tile(self, start, stop)
+
+    monkeypatch.setattr(Window, "tile", counted)
+    saved = save_scores(trak_scores(store), store, "a", **options)
+    everything = -(-41 // saved.data.chunksize[0]) * -(-90 // 7)
+    assert 0 < len(computed) <= everything - 9 + 2  # two threads may have been at work on one
+    np.testing.assert_allclose(saved, np.asarray(trak_scores(store)), rtol=1e-6, atol=1e-7)
+    written.clear()
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(saving._Save, "__call__", few)
+        save_scores(trak_scores(store), store, "b", **options)
+    other = trak_scores(store, damping=3.0)  # of other scores nothing is kept
+    found = save_scores(other, store, "b", **options)
+    np.testing.assert_allclose(found, np.asarray(other), rtol=1e-6, atol=1e-7)
+    assert verify_store(store).ok
+
+
+def test_half_precision(store: ts.FeatureStore) -> None:
+    scores = trak_scores(store)
+    saved = save_scores(scores, store, "half", dtype="float16")
+    assert saved.dtype == np.float16
+    np.testing.assert_allclose(saved, np.asarray(scores), rtol=1e-3, atol=1e-4)
+    assert verify_store(store).ok
+    from dataclasses import replace
+
+    large = replace(scores, parts=tuple(replace(part, weight=1e9) for part in scores.parts))
+    with pytest.raises(ts.TrakStoreError, match="not finite in float16"):
+        save_scores(large, store, "large", dtype="float16")

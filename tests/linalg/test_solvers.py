@@ -67,7 +67,9 @@ def test_a_zero_kernel_is_told():
 
 def test_nearly_singular_kernels_warn():
     kernel = Gram(np.diag([1.0, 1e-9]), 4, 1.0)
-    with pytest.warns(IllConditionedWarning, match=r"1\.0e\+09.*use damping > 0"):
+    with pytest.warns(
+        IllConditionedWarning, match=r"1\.0e\+09.*use damping > 0.*gram_dtype='float64'"
+    ):
         Cholesky().factor(kernel, 0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -26,7 +26,7 @@ def test_every_tile_is_written_once(make_scores):
 
 def test_less_memory_gives_smaller_windows_then_a_refusal(make_scores):
     scores, _ = make_scores(m=3000, n=205)
-    sizes = [plan_windows(scores, "x", limit).targets for limit in ("1MB", "300kB", "100kB")]
+    sizes = [plan_windows(scores, "x", limit).targets for limit in ("1MB", "300kB", "120kB")]
     assert sizes[0] == 3000 > sizes[1] > sizes[2] >= 1
     with pytest.raises(MemoryLimitError, match="x needs at least"):
         plan_windows(scores, "x", "1kB")

@@ -98,8 +98,3 @@ def test_a_tile_is_whole_chunks_up_to_8_mb(monkeypatch):
     assert tiles.tile_rows(ArrayRows(small, 3920)) == 3920
     wide = np.empty((1, 2**18), dtype=np.float32)
     assert tiles.tile_rows(ArrayRows(wide, 3)) == 6
-
-
-def test_memory_budget_reads_sizes():
-    assert tiles.memory_budget("600MB") == 600_000_000
-    assert 2**20 < tiles.memory_budget(None) < 2**50

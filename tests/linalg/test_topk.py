@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import dask.array as da
 import numpy as np
@@ -62,7 +63,7 @@ def test_sorted_scores_do_not_break_the_threshold(order, ramp):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_real_scores_of_several_epochs(make_scores, order, monkeypatch):
-    monkeypatch.setattr("trakstore.linalg.topk.SELECT_VALUES", 20)
+    monkeypatch.setattr("trakstore.linalg.lists.SELECT_VALUES", 20)
     scores, _ = make_scores(m=30, n=205)
     found = top_k(scores, 7, order=order)
     tiles = [scores.block(0, 30, at, min(205, at + 8)) for at in range(0, 205, 8)]
@@ -79,7 +80,7 @@ def test_windows_of_targets_give_the_same(make_scores, monkeypatch):
     monkeypatch.setattr(
         Scores, "window", lambda self, a, b: seen.append((a, b)) or window(self, a, b)
     )
-    monkeypatch.setattr("trakstore.linalg.topk._select_bytes", lambda *_: 0)
+    monkeypatch.setattr("trakstore.linalg.topk.select_bytes", lambda *_: 0)
     xr.testing.assert_allclose(top_k(scores, 7, memory_limit="20kB"), expected)
     assert len(seen) > 1
     assert [row for pair in seen for row in range(*pair)] == list(range(30))
@@ -169,3 +170,93 @@ def test_peak_memory_stays_below_the_limit(draw):
     finally:
         tracemalloc.stop()
     assert peak < 24e6
+
+
+def labelled(m=6, n=50, classes=4):
+    rng = np.random.default_rng(2)
+    matrix = rng.integers(-5, 6, (m, n)).astype(np.float32)  # ties
+    labels = rng.integers(0, classes, n) * 10
+    scores = factored(matrix)
+    return replace(scores, train_labels=ArrayRows(labels, 7)), matrix, labels
+
+
+def listed(matrix, allowed, k, order):
+    places = np.flatnonzero(allowed)
+    return places[reference.top_k(matrix[:, places], k, order)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_where_leaves_rows_out(order):
+    scores, matrix, labels = labelled()
+    mask = np.arange(50) % 3 == 1
+    ids = [3 * at for at in (4, 9, 20, 21, 49)]
+    for where, allowed in (
+        (mask, mask),
+        ({"id": ids}, np.isin(np.arange(50) * 3, ids)),
+        ({"label": [10, 30]}, np.isin(labels, [10, 30])),
+        ({"label": 20, "id": np.arange(0, 90, 3)}, (labels == 20) & (np.arange(50) < 30)),
+    ):
+        found = top_k(scores, 3, order=order, where=where)
+        np.testing.assert_array_equal(found["position"], listed(matrix, allowed, 3, order))
+        np.testing.assert_array_equal(found["train"], found["position"] * 3)
+
+
+def test_positions_are_those_of_the_stored_rows():
+    scores, matrix, labels = labelled()
+    left = np.delete(np.arange(52), [7, 20])
+    masked = replace(scores, train_positions=ArrayRows(left))
+    found = top_k(masked, 4)
+    np.testing.assert_array_equal(found["position"], left[reference.top_k(matrix, 4)])
+    part = masked.isel(train=[8, 7, 6])
+    assert sorted(top_k(part, 3)["position"][0].values) == left[[6, 7, 8]].tolist()
+    with pytest.raises(TrakStoreError, match=r"k must be in 1\.\.50"):
+        top_k(masked, 51)
+    some = top_k(masked, 2, where={"label": 10})
+    np.testing.assert_array_equal(
+        some["position"], left[listed(matrix, labels == 10, 2, "largest")]
+    )
+    fewest = np.bincount(labels)[::10].min()
+    each = top_k(masked, int(fewest) + 1, per_class=True)
+    assert ((each["position"] == -1) == np.isnan(each["score"])).all()
+    assert (each["position"] == -1).any()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_list_for_each_class_in_one_pass(order):
+    scores, matrix, labels = labelled()
+    few = labels == 30
+    labels[few] = 0
+    labels[np.flatnonzero(few)[:2]] = 30  # two rows only
+    scores = replace(scores, train_labels=ArrayRows(labels, 7))
+    found = top_k(scores, 3, order=order, per_class=True)
+    assert found["position"].dims == ("target", "class", "rank")
+    assert found["class"].values.tolist() == [0, 10, 20, 30]
+    for label in (0, 10, 20):
+        np.testing.assert_array_equal(
+            found["position"].sel({"class": label}), listed(matrix, labels == label, 3, order)
+        )
+    last = found.sel({"class": 30})
+    np.testing.assert_array_equal(last["position"][:, :2], listed(matrix, labels == 30, 2, order))
+    assert (last["position"][:, 2] == -1).all()
+    assert np.isnan(last["score"][:, 2]).all()
+    assert (last["train"][:, 2] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("where", "match"),
+    [
+        (np.ones(3, dtype=bool), "a boolean for each of 50"),
+        (np.arange(50), "got int64"),
+        ({"name": 3}, "'id' or 'label'"),
+        ({"id": [0, 4]}, "no train row has the id 4"),
+        ({"label": 11}, "no train row has the label 11"),
+    ],
+)
+def test_bad_selections(where, match):
+    scores, _, _ = labelled()
+    with pytest.raises(TrakStoreError, match=match):
+        top_k(scores, 1, where=where)
+    with pytest.raises(TrakStoreError, match="no train labels"):
+        top_k(factored(np.ones((2, 3))), 1, per_class=True)
+    with pytest.raises(TrakStoreError, match="are for Scores"):
+        top_k(scores.to_xarray(), 1, where=where)

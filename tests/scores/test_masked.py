@@ -11,6 +11,9 @@ import reference
 
 import trakstore as ts
 from trakstore.errors import SpecMismatchError
+from trakstore.linalg.blocked import BlockedCholesky
+from trakstore.linalg.iterative import ConjugateGradients, Dual
+from trakstore.storage.verify import verify_store
 
 N, M, K = 60, 13, 8
 MASKED = [0, 7, 8, 9, 31, 59]
@@ -68,6 +71,24 @@ def test_masked_rows_are_as_if_they_were_not_there(
     features = arrays(store, "train", "features", MASKED)[0].astype(float)
     assert report.n == N - len(MASKED)
     np.testing.assert_allclose(report.trace, np.sum(features**2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "solver", [None, Dual(), ConjugateGradients(), BlockedCholesky()], ids=lambda one: str(one)[:8]
+)
+def test_every_solver_leaves_them_out(store: ts.FeatureStore, solver: Any) -> None:
+    store.mask("train", [100 + i for i in MASKED])
+    scores = ts.trak_scores(store, solver=solver)
+    np.testing.assert_allclose(
+        np.asarray(scores), expected(store, MASKED, []), rtol=1e-3, atol=1e-4
+    )
+    assert verify_store(store).ok
+    wanted = np.arange(scores.shape[1]) % 2 == 0
+    top = ts.top_k(scores, 3, where=wanted)
+    left = np.delete(np.arange(N), MASKED)[wanted]
+    best = reference.top_k(np.asarray(scores)[:, wanted], 3)
+    np.testing.assert_array_equal(top.position, left[best])
+    np.testing.assert_array_equal(top.train, left[best] + 100)
 
 
 def test_taking_rows_in_again_gives_the_old_scores(store: ts.FeatureStore) -> None:

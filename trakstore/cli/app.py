@@ -13,6 +13,7 @@ import typer
 
 import trakstore
 from trakstore.cli.demo import demo
+from trakstore.cli.estimate import estimate
 from trakstore.cli.export import export
 from trakstore.cli.featurize import featurize
 from trakstore.cli.info import info
@@ -31,6 +32,7 @@ BAD_USE, INTERRUPTED = 2, 130
 EXAMPLES: dict[Callable[..., None], str] = {
     demo: "trakstore demo --out trakstore-demo",
     featurize: "trakstore featurize jobs.py:digits --store run.zarr --split train --split test",
+    estimate: "trakstore estimate --rows 1000000 --dim 2048 --targets 1000",
     info: "trakstore info run.zarr",
     kernel: "trakstore kernel run.zarr --epoch 10 --damping 1",
     score: "trakstore score run.zarr --targets test --train train --save test-on-train",

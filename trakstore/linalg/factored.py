@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import DTypeLike, NDArray
 
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
+from trakstore.linalg.devices import torch_tile, usable_device
 from trakstore.linalg.lazy import lazy_column, lazy_matrix
 from trakstore.linalg.rows import MeanRows, Rows, TakenRows
 from trakstore.linalg.solvers import Factor
@@ -55,6 +56,11 @@ class Part:
     column_scale: Rows | None = None
     weight: float = 1.0
 
+    @property
+    def solve_rows(self) -> int:
+        """Targets that are solved at once."""
+        return max(tile_rows(self.target), 1 if self.factor is None else self.factor.solve_rows)
+
     def left(self, start: int, stop: int) -> F32:
         """L for a window of targets: solved in float64, kept as float32, shape (stop - start, k).
 
@@ -64,7 +70,7 @@ class Part:
             When a target feature, or what becomes of it, is not finite.
         """
         out = np.empty((stop - start, self.target.shape[1]), dtype=np.float32)
-        for low, high in ranges(stop - start, tile_rows(self.target)):
+        for low, high in ranges(stop - start, self.solve_rows):
             out[low:high] = self._left_tile(start + low, start + high)
         return out
 
@@ -104,15 +110,21 @@ class Window:
         Column scale of each product.
     scale : Rows, shape (n,), optional
         Column scale of their sum.
+    device : str
+        Where tiles are computed.
     """
 
     lefts: tuple[F32, ...]
     trains: tuple[Rows, ...]
     scales: tuple[Rows | None, ...]
     scale: Rows | None
+    device: str = "cpu"
 
     def tile(self, start: int, stop: int) -> F32:
         """Scores of the window with train rows start..stop, shape (w, stop - start)."""
+        device = usable_device(self.device)
+        if device != "cpu":
+            return torch_tile(self, start, stop, device)
         out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # the readers look for non-finite scores
             parts = zip(self.lefts, self.trains, self.scales, strict=True)
@@ -148,6 +160,10 @@ class Scores:
     average : {"factors", "scores"}
         How column scales Q_c enter. ``"factors"``: averaged apart from the products,
         (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
+    train_labels : Rows, shape (n,), optional
+        Classes of the train rows.
+    device : str
+        Where tiles are computed: see :meth:`to`.
     """
 
     method: str
@@ -157,6 +173,8 @@ class Scores:
     reduce: Literal["mean", "sum"] = "mean"
     average: Average = "factors"
     train_positions: Rows | None = None
+    train_labels: Rows | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -213,7 +231,15 @@ class Scores:
             tuple(part.train for part in self.parts),
             tuple(None for _ in columns) if apart else columns,
             MeanRows(given) if apart else None,
+            self.device,
         )
+
+    def to(self, device: str) -> Scores:
+        """The same scores with their tiles computed on ``"cuda"`` (through torch) or ``"cpu"``.
+
+        Where a worker cannot use the device, it warns and works on the CPU.
+        """
+        return replace(self, device=device)
 
     def block(self, t0: int, t1: int, n0: int, n1: int) -> F32:
         """The dense block of targets t0..t1 and train rows n0..n1."""
@@ -248,6 +274,7 @@ class Scores:
             target_ids=_take(self.target_ids, targets),
             train_ids=_take(self.train_ids, trains),
             train_positions=self.train_positions and _take(self.train_positions, trains),
+            train_labels=self.train_labels and _take(self.train_labels, trains),
         )
 
     def to_xarray(self) -> xr.DataArray:

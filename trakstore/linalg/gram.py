@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.tiles import (
     RANGES,
     active_client,
     map_reduce,
-    memory_budget,
     task_slots,
     tile_rows,
 )
 from trakstore.planning import fit_slots
 
-__all__ = ["Gram", "GramDtype", "gram"]
+__all__ = ["Gram", "GramDtype", "Kernel", "gram"]
 
 GramDtype = Literal["float32", "float64"]
 PRODUCT_ROWS = 4096  # rows whose products are summed in float32 before float64 takes over
+
+
+class Kernel(Protocol):
+    """K = ΦᵀΦ in some form: a matrix, tiles on disk, or the rows that it would be made of."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def trace(self) -> float: ...
 
 
 @dataclass(frozen=True, eq=False)

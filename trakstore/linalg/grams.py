@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import TrakStoreError
 from trakstore.linalg.gram import Gram, GramDtype, gram
 from trakstore.linalg.rows import KeptRows, Rows, TakenRows
-from trakstore.planning import ranges
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
-from trakstore.storage.saved import SavedArray
+from trakstore.storage.saved import ARRAYS, SavedArray
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["GramOrigin", "GramSplit", "masked_rows", "origin_of", "split_gram"]
+__all__ = [
+    "GRAM_CHUNK",
+    "GramOrigin",
+    "GramSplit",
+    "gram_arrays",
+    "masked_rows",
+    "origin_of",
+    "publish",
+    "split_gram",
+    "start_gram",
+    "stored_origin",
+]
 
 GRAM_CHUNK = 1024  # rows and columns of a chunk: 8 MB
 MASKED_SHARE = 0.1  # of the rows: beyond, a gram is computed again instead of downdated
@@ -103,8 +112,7 @@ def split_gram(
         rows, masked = split.column(layout.FEATURES), masked_rows(split)
         weights = KeptRows(split.rows, masked) if len(masked) else None
         made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
-    origin = wanted if made.dtype == dtype else origin_of(split, made.dtype)
-    _write(split, _Stored(made, origin, masked_rows(split)))
+    _write(split, made)
     return made
 
 
@@ -157,54 +165,77 @@ def _sum(left: Gram, right: Gram, sign: int) -> Gram:
 def _read(split: GramSplit, wanted: GramOrigin) -> _Stored | None:
     """The stored gram if it is whole and of this split; a damaged one counts as none."""
     place, path = split.location, layout.gram_path(split.epoch, split.name)
+    found = stored_origin(split, wanted)
+    if found is None:
+        return None
+    origin, what = found
     try:
-        document = place.get(layout.document_key(path))
-        found = {} if document is None else attributes(document, path)
-        origin = GramOrigin(**{name: found[name] for name in asdict(wanted)})
-        usable = origin.dtype in (wanted.dtype, "float64")
-        if origin.nonce != wanted.nonce or origin.rows > wanted.rows or not usable:
-            return None
-        dim = split.column(layout.FEATURES).shape[1]
-        if found["digest"] != _digest(place, path, dim):
-            return None
-        of_gram, *of_masked = _arrays(dim, origin.masked)
+        of_gram, *of_masked = gram_arrays(_dim(split), origin.masked)
         matrix = np.asarray(of_gram.open(place, path)[:], dtype=np.float64)
         masked = of_masked[0].open(place, path)[:] if of_masked else ()
-        kept = Gram(matrix, found["used"], found["trace"], origin.dtype)
-        if (origin.masked, origin.masked_digest) == (wanted.masked, wanted.masked_digest):
-            return _Stored(kept, _as(origin, wanted), np.asarray(masked, dtype=np.int64))
-        return _Stored(kept, origin, np.asarray(masked, dtype=np.int64))
+    except (ValueError, OSError):
+        return None
+    kept = Gram(matrix, what["used"], what["trace"], what["dtype"])
+    return _Stored(kept, origin, np.asarray(masked, dtype=np.int64))
+
+
+def stored_origin(split: GramSplit, wanted: GramOrigin) -> tuple[GramOrigin, dict[str, Any]] | None:
+    """What the stored gram was computed from, and its attributes; None where none can be used.
+
+    Products of float64 are as good as those of float32 that were wanted.
+    """
+    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    try:
+        document = place.get(layout.document_key(path))
+        what = {} if document is None else attributes(document, path)
+        origin = GramOrigin(**{name: what[name] for name in asdict(wanted)})
+        usable = origin.dtype in (wanted.dtype, "float64") and origin.nonce == wanted.nonce
+        if not usable or origin.rows > wanted.rows:
+            return None
+        if what["digest"] != _digest(place, path, _dim(split)):
+            return None
     except (KeyError, TypeError, ValueError, OSError):
         return None
+    return replace(origin, dtype=wanted.dtype), what
 
 
-def _as(origin: GramOrigin, wanted: GramOrigin) -> GramOrigin:
-    """A gram of float64 products is as good as the one of float32 products that was wanted."""
-    return wanted if origin.rows == wanted.rows else origin
-
-
-def _write(split: GramSplit, made: _Stored) -> None:
-    """The document with the checksums of all chunks comes last: until then nothing is valid."""
+def _write(split: GramSplit, made: Gram) -> None:
     place, path = split.location, layout.gram_path(split.epoch, split.name)
-    dim = made.gram.dim
     try:
-        place.delete([layout.document_key(path)])
-        arrays = _arrays(dim, len(made.masked))
-        for array, values in zip(arrays, (made.gram.matrix, made.masked), strict=False):
-            array.create(place, path)
-            array.open(place, path, "r+")[:] = values
-        what = asdict(made.origin) | {
-            "used": made.gram.rows,
-            "trace": made.gram.trace,
-            "digest": _digest(place, path, dim),
-            "arrays": [array.to_dict() for array in arrays],
-        }
-        place.put({layout.document_key(path): group_document(what)})
-    except (TrakStoreError, OSError, ValueError):
+        array = start_gram(split)
+        array.open(place, path, "r+")[:] = made.matrix
+        publish(split, made.rows, made.trace, made.dtype)
+    except (OSError, ValueError):
         return  # a place that cannot be written: the gram is computed again next time
 
 
-def _arrays(dim: int, masked: int) -> list[SavedArray]:
+def start_gram(split: GramSplit) -> SavedArray:
+    """An empty array for the split's gram; a gram that was there is gone until :func:`publish`."""
+    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    place.delete([layout.document_key(path)])
+    array = gram_arrays(_dim(split))[0]
+    array.create(place, path)
+    return array
+
+
+def publish(split: GramSplit, used: int, trace: float, dtype: GramDtype) -> None:
+    """Write what a stored gram is: its arrays and the checksums of its chunks, last of all."""
+    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    masked, dim = masked_rows(split), _dim(split)
+    arrays = gram_arrays(dim, len(masked))
+    for array in arrays[1:]:
+        array.create(place, path)
+        array.open(place, path, "r+")[:] = masked
+    what = asdict(origin_of(split, dtype)) | {
+        "used": used,
+        "trace": trace,
+        "digest": _digest(place, path, dim),
+        ARRAYS: [array.to_dict() for array in arrays],
+    }
+    place.put({layout.document_key(path): group_document(what)})
+
+
+def gram_arrays(dim: int, masked: int = 0) -> list[SavedArray]:
     """The gram's array, and where rows are left out that of their positions."""
     chunk = min(dim, GRAM_CHUNK)
     names = ("feature", "feature_2")
@@ -214,8 +245,13 @@ def _arrays(dim: int, masked: int) -> list[SavedArray]:
     return arrays
 
 
+def _dim(split: GramSplit) -> int:
+    """Columns of the split's features, and so of their gram."""
+    return split.column(layout.FEATURES).shape[1]
+
+
 def _digest(place: Location, path: str, dim: int) -> str:
     """SHA-256 of the checksums that end the chunks of a gram, row by row."""
-    blocks = range(len(list(ranges(dim, min(dim, GRAM_CHUNK)))))
+    blocks = range(-(-dim // GRAM_CHUNK))
     tails = place.get_tails([f"{path}/gram/c/{i}/{j}" for i in blocks for j in blocks], TAIL)
     return hashlib.sha256(b"".join(tail or b"none" for tail in tails)).hexdigest()

@@ -90,7 +90,7 @@ class TakenRows:
         return str(tokenize("taken", self.base.token, self.index))
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        if isinstance(self.index, range) and self.index.step == 1:
+        if isinstance(self.index, range) and self.index.step == 1 and start < stop:
             return self.base.read(self.index.start + start, self.index.start + stop)
         wanted = np.asarray(self.index[start:stop], dtype=np.int64)
         out = np.empty((len(wanted), *self.base.shape[1:]), dtype=self.base.dtype)

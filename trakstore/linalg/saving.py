@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.rows import Rows
-from trakstore.linalg.streaming import for_each_tile
+from trakstore.linalg.streaming import for_each_tile, plan_windows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage import layout
 from trakstore.storage.locations import Location, Where
-from trakstore.storage.saved import SavedArray
+from trakstore.storage.saved import ARRAYS, UNFINISHED, SavedArray, pending_document
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.store import FeatureStore, open_store
 
@@ -30,6 +32,7 @@ def save_scores(
     store: Where | FeatureStore,
     name: str,
     *,
+    dtype: Literal["float32", "float16"] = "float32",
     memory_limit: int | str | None = None,
 ) -> xr.DataArray:
     """Write the whole score matrix to ``scores/{name}`` of a store, without ever holding it.
@@ -39,7 +42,10 @@ def save_scores(
     scores : Scores, shape (m, n)
     store : FeatureStore or its place
     name : str
-        A new name; what a save that was stopped left under it is written again.
+        A new name. What a save of the same scores that was stopped left under it is kept: only the
+        chunks that are missing are computed.
+    dtype : {"float32", "float16"}
+        As stored.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -53,7 +59,7 @@ def save_scores(
     TrakStoreError
         When the name is taken.
     NumericsError
-        When a score is not finite.
+        When a score is not finite, or too large for ``dtype``.
     MemoryLimitError
         When one target and one tile do not fit.
     """
@@ -61,17 +67,21 @@ def save_scores(
     location, path = open_store(store).location, layout.scores_path(name)
     rows, columns = scores.shape
     width = min(columns, scores.tile_rows)
-    height = max(1, min(rows, CHUNK_BYTES // (4 * width)))
-    made = SavedArray("scores", "float32", scores.shape, (height, width), scores.dims)
-    made.create(location, path)
+    height = max(1, min(rows, CHUNK_BYTES // (np.dtype(dtype).itemsize * width)))
+    height = -(-rows // -(-rows // height))  # even, so that windows may hold all targets
+    plan = plan_windows(scores, "streaming scores", memory_limit, align=height)
+    height = min(height, plan.targets)  # a chunk is written once, by one task
+    made = SavedArray("scores", dtype, scores.shape, (height, width), scores.dims)
+    done = _begin(location, path, made, scores_token(scores))
     for_ids = {"target": scores.target_ids, "train": scores.train_ids}
     arrays = [made, *(_save_ids(location, path, ids, dim) for dim, ids in for_ids.items())]
-    for_each_tile(scores, _Save(location, path, made), memory_limit, align=height)
+    save, skip = _Save(location, path, made), _Skip(done, height, width)
+    for_each_tile(scores, save, memory_limit, align=height, skip=skip)
     what = {
         "method": scores.method,
         "epochs": list(scores.epochs),
         "average": scores.average,
-        "arrays": [array.to_dict() for array in arrays],
+        ARRAYS: [array.to_dict() for array in arrays],
     }
     location.put({layout.document_key(path): group_document(what)})  # last: now it is complete
     return open_scores(store, name)
@@ -82,6 +92,58 @@ def check_new_name(store: Where | FeatureStore, name: str) -> None:
     location = open_store(store).location
     if _description(location, layout.scores_path(name)):
         raise TrakStoreError(f"{location} has scores named {name!r}; choose another name")
+
+
+def scores_token(scores: Scores) -> str:
+    """Equal for scores that are the same function of the same stored rows."""
+    tokens = [
+        (
+            str(part.epoch),
+            part.weight,
+            part.factor and (type(part.factor).__name__, part.factor.damping),
+            *(rows and rows.token for rows in (part.target, part.train)),
+            *(rows and rows.token for rows in (part.row_scale, part.column_scale)),
+        )
+        for part in scores.parts
+    ]
+    return str(tokenize(scores.method, scores.reduce, scores.average, scores.shape, tokens))
+
+
+def _begin(
+    location: Location, path: str, made: SavedArray, token: str
+) -> frozenset[tuple[int, int]]:
+    """The chunks that a stopped save of the same scores left; else the array is made anew.
+
+    While a save runs, the group's document says of what. A chunk is written whole, by one task,
+    and is there or not: no marker is needed.
+    """
+    key, pending = layout.document_key(path), pending_document(token, [made])
+    if location.get(key) != pending:
+        location.put({key: UNFINISHED})  # chunks of other scores go before these are named
+        made.create(location, path)
+        location.put({key: pending})
+        return frozenset()
+    tops = [top for top in location.names(f"{path}/scores/c") if top.isdigit()]
+    found = [
+        (int(top), int(left))
+        for top in tops
+        for left in location.names(f"{path}/scores/c/{top}")
+        if left.isdigit()
+    ]
+    ends = location.get_tails([f"{path}/scores/c/{i}/{j}" for i, j in found], 4)
+    return frozenset(at for at, end in zip(found, ends, strict=True) if end)  # empty: power loss
+
+
+@dataclass(frozen=True)
+class _Skip:
+    done: frozenset[tuple[int, int]]
+    height: int
+    width: int
+
+    def __call__(self, t0: int, t1: int, n0: int, n1: int) -> bool:
+        tops = range(t0 // self.height, -(-t1 // self.height))
+        lefts = range(n0 // self.width, -(-n1 // self.width))
+        return all((i, j) in self.done for i in tops for j in lefts)
 
 
 def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray:
@@ -99,7 +161,7 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray:
         names = [one for one in saved if _description(location, f"{layout.SCORES}/{one}")]
         raise NotFoundError(f"{location} has no scores {name!r}{did_you_mean(name, names)}")
     open_lazily: Callable[..., da.Array] = da.from_zarr
-    arrays = [SavedArray.from_dict(told) for told in described.pop("arrays")]
+    arrays = [SavedArray.from_dict(told) for told in described.pop(ARRAYS)]
     matrix, target, train = (open_lazily(array.open(location, path)) for array in arrays)
     return xr.DataArray(
         matrix,
@@ -113,7 +175,8 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray:
 def _description(location: Location, path: str) -> dict[str, Any]:
     """What a saved matrix is; empty until it is complete."""
     document = location.get(layout.document_key(path))
-    return {} if document is None else attributes(document, path)
+    found = {} if document is None else attributes(document, path)
+    return found if ARRAYS in found else {}
 
 
 @dataclass(frozen=True)
@@ -122,13 +185,22 @@ class _Save:
     path: str
     array: SavedArray
 
-    def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[np.float32]) -> None:
-        if not np.isfinite(tile).all():
+    def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[Any]) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            tile = tile.astype(self.array.dtype, copy=False)
+            total = np.add.reduce(tile, axis=None, dtype=np.float32)  # one pass, nothing kept
+        if not np.isfinite(total) and not np.isfinite(tile).all():
             raise NumericsError(
-                f"scores of targets {t0}..{t1} with train rows {n0}..{n1} are not finite; raise "
-                f"the damping, or look at the features with `trakstore kernel`"
+                f"scores of targets {t0}..{t1} with train rows {n0}..{n1} are not finite in "
+                f"{self.array.dtype}; raise the damping, or look at the features with "
+                f"`trakstore kernel`"
             )
-        self.array.open(self.location, self.path, "r+")[t0:t1, n0:n1] = tile
+        _opened(self.array, self.location, self.path)[t0:t1, n0:n1] = tile
+
+
+@lru_cache(maxsize=8)
+def _opened(array: SavedArray, location: Location, path: str) -> Any:
+    return array.open(location, path, "r+", flushed=False)
 
 
 def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> SavedArray:

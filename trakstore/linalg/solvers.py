@@ -1,4 +1,7 @@
-"""Damped kernels: factored once in float64, solved many times, never inverted."""
+"""Damped kernels: factored once in float64, solved many times, never inverted to multiply with.
+
+Each solver says which form of the kernel it needs; ``trakstore.linalg.choice`` makes that form.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,36 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
 from scipy.linalg.lapack import dpocon
 
 from trakstore.errors import NumericsError, TrakStoreError
-from trakstore.linalg.gram import Gram
+from trakstore.linalg.gram import Gram, Kernel
 
 __all__ = [
     "CONDITION_LIMIT",
     "Cholesky",
     "Damping",
+    "Eigen",
     "Factor",
+    "Form",
     "IllConditionedWarning",
     "Solver",
+    "check_condition",
+    "need",
+    "singular",
 ]
 
-# float32 products leave noise of about 1e-7 of the largest eigenvalue in a gram
+Form: TypeAlias = Literal["matrix", "rows", "tiles"]
+K = TypeVar("K")
+
+# float32 products leave noise of about 1e-7 of the largest eigenvalue in a gram, float64 of 1e-15
 CONDITION_LIMIT = 1e7
+CONDITION_LIMITS = {"float32": CONDITION_LIMIT, "float64": 1e13}
 
 
 class IllConditionedWarning(UserWarning):
@@ -92,11 +104,20 @@ class Factor(ABC):
     damping : float
         λ.
     condition : float
-        Condition number of K + λI (an estimate, in the 1-norm).
+        Condition number of K + λI: an estimate, which one is for the solver to say.
+    dim : int
+        k.
+    solve_rows : int
+        Rows that a solve should have at once, where each solve reads from disk; else 1.
     """
 
     damping: float
     condition: float
+    solve_rows: ClassVar[int] = 1
+
+    @property
+    @abstractmethod
+    def dim(self) -> int: ...
 
     @abstractmethod
     def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -104,17 +125,36 @@ class Factor(ABC):
 
 
 class Solver(ABC):
-    """A way to factor a damped kernel."""
+    """A way to factor a damped kernel.
+
+    Attributes
+    ----------
+    form : {"matrix", "rows", "tiles"}
+        What ``factor`` takes: a ``Gram``, a ``RowsKernel`` or a ``TiledGram``.
+    """
+
+    form: ClassVar[Form] = "matrix"
 
     @abstractmethod
-    def factor(self, gram: Gram, damping: float | Damping = 1.0) -> Factor:
+    def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> Factor:
         """Factor K + λI.
 
         Raises
         ------
         NumericsError
             When K + λI is singular in float64.
+        TrakStoreError
+            When the kernel has another form.
         """
+
+
+def need(kernel: Kernel, kind: type[K], solver: Solver) -> K:
+    """The kernel, if it has the form that a solver needs."""
+    if isinstance(kernel, kind):
+        return kernel
+    raise TrakStoreError(
+        f"{type(solver).__name__} works on a {kind.__name__}, got a {type(kernel).__name__}"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +164,10 @@ class CholeskyFactor(Factor):
     lower: NDArray[np.float64]
     damping: float
     condition: float
+
+    @property
+    def dim(self) -> int:
+        return len(self.lower)
 
     def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
         columns = np.array(rhs, dtype=np.float64, order="C").T  # Fortran order: solved in place
@@ -137,48 +181,142 @@ class Cholesky(Solver):
 
     Examples
     --------
-    >>> from trakstore.linalg.gram import Gram
+    >>> from trakstore.linalg.gram import Gram, Kernel
     >>> kernel = Gram(np.diag([3.0, 1.0]), rows=4, trace=4.0)
     >>> Cholesky().factor(kernel, 1.0).solve(np.ones((1, 2)))
     array([[0.25, 0.5 ]])
     """
 
-    def factor(self, gram: Gram, damping: float | Damping = 1.0) -> CholeskyFactor:
+    def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> CholeskyFactor:
+        gram = need(kernel, Gram, self)
         damped = Damping.of(damping).value(gram.trace, gram.rows)
         if damped == 0 and gram.rows < gram.dim:
-            raise NumericsError(_singular(gram, damped))
+            raise singular(gram, damped)
         matrix = gram.matrix.copy()
         matrix.flat[:: gram.dim + 1] += damped
         size = float(np.linalg.norm(matrix, 1))
         try:  # K is symmetric: the transposed view is the same matrix in Fortran order
             lower, _ = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
         except LinAlgError:
-            raise NumericsError(_singular(gram, damped)) from None
+            raise singular(gram, damped) from None
         reciprocal, _ = dpocon(lower, size, uplo="L")
-        if reciprocal < gram.dim * np.finfo(np.float64).eps:
-            raise NumericsError(_singular(gram, damped))
-        if 1 / reciprocal > CONDITION_LIMIT:
-            warnings.warn(
-                _nearly(gram, damped, 1 / reciprocal), IllConditionedWarning, stacklevel=2
-            )
-        return CholeskyFactor(lower, damped, 1 / float(reciprocal))
+        condition = 1 / float(reciprocal) if reciprocal > 0 else math.inf
+        check_condition(gram, damped, condition, gram.dtype)
+        return CholeskyFactor(lower, damped, condition)
 
 
-def _singular(gram: Gram, damped: float) -> str:
+@dataclass(frozen=True, eq=False)
+class EigenFactor(Factor):
+    """K = V diag(σ) Vᵀ, and λ.
+
+    Attributes
+    ----------
+    values : ndarray of float64, shape (k,)
+        σ, ascending.
+    vectors : ndarray of float64, shape (k, k)
+        V, one eigenvector a column.
+    gram : Gram
+        K itself.
+    """
+
+    values: NDArray[np.float64]
+    vectors: NDArray[np.float64]
+    gram: Gram
+    damping: float
+    condition: float
+
+    @property
+    def dim(self) -> int:
+        return len(self.values)
+
+    def at(self, damping: float | Damping) -> EigenFactor:
+        """The same kernel at another damping, at no cost.
+
+        Raises
+        ------
+        NumericsError
+            When K + λI is singular there.
+        """
+        return _eigen_factor(self.gram, self.values, self.vectors, damping)
+
+    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
+        turned = np.asarray(rhs, dtype=np.float64) @ self.vectors
+        turned /= self.values + self.damping
+        return turned @ self.vectors.T
+
+
+@dataclass(frozen=True)
+class Eigen(Solver):
+    """Eigendecomposition in float64: the spectrum, and every damping at the price of one.
+
+    About ten times the work of Cholesky; ``factor(...).at(damping)`` is then free.
+
+    Examples
+    --------
+    >>> from trakstore.linalg.gram import Gram
+    >>> factor = Eigen().factor(Gram(np.diag([3.0, 1.0]), rows=4, trace=4.0), 1.0)
+    >>> factor.at(3.0).solve(np.ones((1, 2))).round(4)
+    array([[0.1667, 0.25  ]])
+    """
+
+    def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> EigenFactor:
+        gram = need(kernel, Gram, self)
+        values, vectors = eigh(gram.matrix, check_finite=False)
+        return _eigen_factor(gram, values, vectors, damping)
+
+
+def _eigen_factor(
+    gram: Gram,
+    values: NDArray[np.float64],
+    vectors: NDArray[np.float64],
+    damping: float | Damping,
+) -> EigenFactor:
+    damped = Damping.of(damping).value(gram.trace, gram.rows)
+    least = float(values[0]) + damped
+    if least <= 0 or (damped == 0 and gram.rows < gram.dim):
+        raise singular(gram, damped)
+    condition = (float(values[-1]) + damped) / least
+    check_condition(gram, damped, condition, gram.dtype)
+    return EigenFactor(values, vectors, gram, damped, condition)
+
+
+def check_condition(kernel: Kernel, damped: float, condition: float, dtype: str) -> None:
+    """Refuse what float64 cannot solve, warn where the kernel's own rounding shows.
+
+    Raises
+    ------
+    NumericsError
+        A condition number above 1/(k·eps).
+    """
+    if not condition * kernel.dim * np.finfo(np.float64).eps < 1:
+        raise singular(kernel, damped)
+    if condition > CONDITION_LIMITS[dtype]:
+        message = _nearly(kernel, damped, condition)
+        if dtype == "float32":
+            message += "; or gram_dtype='float64'"
+        warnings.warn(message, IllConditionedWarning, stacklevel=4)
+
+
+def singular(kernel: Kernel, damped: float) -> NumericsError:
+    """The error for a kernel that cannot be factored at this λ."""
+    return NumericsError(_singular(kernel, damped))
+
+
+def _singular(gram: Kernel, damped: float) -> str:
     if gram.trace == 0:
         return f"K is zero: all {gram.rows} rows are zero, no damping relative to it can help"
     why = f"k={gram.dim} > n={gram.rows}" if gram.rows < gram.dim else "dependent or zero columns"
     return f"K + λI is singular at λ={damped:.3g}: {why}; {_remedy(gram, damped)}"
 
 
-def _nearly(gram: Gram, damped: float, condition: float) -> str:
+def _nearly(gram: Kernel, damped: float, condition: float) -> str:
     return (
         f"K + λI has condition number {condition:.1e} at λ={damped:.3g} (k={gram.dim}, "
         f"n={gram.rows}): small directions are rounding noise; {_remedy(gram, damped)}"
     )
 
 
-def _remedy(gram: Gram, damped: float) -> str:
+def _remedy(gram: Kernel, damped: float) -> str:
     unit = gram.trace / gram.rows
     if damped < 0.1 * unit:
         return f"use damping > 0, for example damping=1.0 (λ={unit:.3g})"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.linalg.factored import SCRATCH_VALUES, Scores, Window
+from trakstore.linalg.factored import SCRATCH_VALUES, Part, Scores, Window
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.tiles import (
     active_client,
     map_reduce,
-    memory_budget,
     task_slots,
-    tile_rows,
 )
-from trakstore.planning import ranges, window_rows
+from trakstore.planning import ranges, window_rows, with_slack
+from trakstore.progress import ProgressLine, on_terminal
 
-__all__ = ["TileWriter", "WindowPlan", "for_each_tile", "plan_windows"]
+__all__ = ["TileSkip", "TileWriter", "WindowPlan", "for_each_tile", "plan_windows"]
 
 ENOUGH_TARGETS = 256  # a smaller window is worth less than fewer tasks at once
 
@@ -67,7 +68,7 @@ def plan_windows(
         When one target does not fit.
     """
     limit, rows, step = memory_budget(memory_limit), scores.shape[0], scores.tile_rows
-    fixed = fixed_bytes + max(_solve_bytes(part.target) for part in scores.parts)
+    fixed = fixed_bytes + max(_solve_bytes(part) for part in scores.parts)
     task = task_bytes + max(_tile_bytes(part.train, step) for part in scores.parts)
     task += 4 * min(SCRATCH_VALUES, rows * step)
     target = target_bytes + 4 * sum(part.target.shape[1] for part in scores.parts)
@@ -75,7 +76,9 @@ def plan_windows(
     slots = task_slots()
     least = slots if active_client() is not None else 1
     enough = min(rows, ENOUGH_TARGETS)
-    while slots > least and fixed + slots * task + enough * (target + slots * each) > limit:
+    while slots > least and (
+        with_slack(fixed + slots * task + enough * (target + slots * each)) > limit
+    ):
         slots -= 1
     fitting = window_rows(rows, target + slots * each, fixed + slots * task, limit, what)
     return WindowPlan(max(fitting // align * align, min(align, fitting)), slots)
@@ -86,9 +89,10 @@ def _tile_bytes(train: Any, step: int) -> int:
     return int(step * train.shape[1] * (train.dtype.itemsize + 8))
 
 
-def _solve_bytes(target: Any) -> int:
+def _solve_bytes(part: Part) -> int:
     """A tile of targets as stored, and four of float64 on the way through the solver."""
-    return int(tile_rows(target) * target.shape[1] * (target.dtype.itemsize + 32))
+    rows, dim = min(part.solve_rows, part.target.shape[0]), part.target.shape[1]
+    return int(rows * dim * (part.target.dtype.itemsize + 32))
 
 
 class TileWriter(Protocol):
@@ -99,12 +103,19 @@ class TileWriter(Protocol):
     ) -> None: ...
 
 
+class TileSkip(Protocol):
+    """Whether all of a tile, of which one may ask for a whole window, is there already."""
+
+    def __call__(self, t0: int, t1: int, n0: int, n1: int, /) -> bool: ...
+
+
 def for_each_tile(
     scores: Scores,
     write: TileWriter,
     memory_limit: int | str | None = None,
     *,
     align: int = 1,
+    skip: TileSkip | None = None,
 ) -> None:
     """Call ``write(t0, t1, n0, n1, tile)`` once for each tile of the scores.
 
@@ -120,6 +131,8 @@ def for_each_tile(
         Bytes of one process; a quarter of the available memory when None.
     align : int
         Windows start at multiples of so many targets where memory allows.
+    skip : callable, optional
+        ``skip(t0, t1, n0, n1)``: tiles, and whole windows, that are not to be computed.
 
     Raises
     ------
@@ -127,16 +140,24 @@ def for_each_tile(
         When one target and one tile do not fit.
     """
     plan = plan_windows(scores, "streaming scores", memory_limit, align=align)
-    step = scores.tile_rows
-    for start, stop in plan.windows(scores.shape[0]):
-        task = _WriteTask(scores.window(start, stop), write, start, step)
-        map_reduce(task, scores.shape[1], step, _nothing, workers=plan.workers)
+    step, columns = scores.tile_rows, scores.shape[1]
+    with ProgressLine("scores", scores.shape[0] * columns, show=on_terminal()) as progress:
+        for start, stop in plan.windows(scores.shape[0]):
+            if skip is None or not skip(start, stop, 0, columns):
+                task = _WriteTask(scores.window(start, stop), write, skip, start, step)
+                advance = partial(_advance, progress, stop - start)
+                map_reduce(task, columns, step, _nothing, workers=plan.workers, finished=advance)
+
+
+def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
+    progress.advance(targets * rows)
 
 
 @dataclass(frozen=True, eq=False)
 class _WriteTask:
     window: Window
     write: TileWriter
+    skip: TileSkip | None
     first: int
     step: int
 
@@ -144,7 +165,8 @@ class _WriteTask:
         last = self.first + len(self.window.lefts[0])
         for low in range(start, stop, self.step):
             high = min(stop, low + self.step)
-            self.write(self.first, last, low, high, self.window.tile(low, high))
+            if self.skip is None or not self.skip(self.first, last, low, high):
+                self.write(self.first, last, low, high, self.window.tile(low, high))
 
 
 def _nothing(_left: None, _right: None) -> None:

@@ -12,14 +12,16 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeVar
 
 import dask
 import numpy as np
 from dask.base import compute, get_scheduler
+from dask.callbacks import Callback
 from dask.delayed import delayed
 from dask.local import get_sync
 from dask.system import CPU_COUNT
@@ -27,12 +29,11 @@ from threadpoolctl import threadpool_limits
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.rows import Rows
-from trakstore.planning import CHUNK_BYTES, byte_count
+from trakstore.planning import CHUNK_BYTES
 
 __all__ = [
     "active_client",
     "map_reduce",
-    "memory_budget",
     "one_blas_thread",
     "row_ranges",
     "sent_once",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 RANGES = 32
+ATTEMPTS = 3
 TILE_ROWS = 1024
 R = TypeVar("R")
 
@@ -129,6 +131,7 @@ def map_reduce(
     *,
     parts: int = RANGES,
     workers: int | None = None,
+    finished: Callable[[int], None] | None = None,
 ) -> R:
     """Run ``task(start, stop)`` on ranges of rows and merge the results, left before right.
 
@@ -144,22 +147,74 @@ def map_reduce(
         Ranges at most.
     workers : int, optional
         Threads at most, when there is no Dask client.
+    finished : callable, optional
+        Told the rows of each range that is done; on a cluster, of all when all are.
 
     Raises
     ------
     TrakStoreError
         When there are no rows.
+
+    Notes
+    -----
+    Ranges whose worker died run again on another. Where all copies of ``task`` died with their
+    workers, it is sent again, and the pass begins anew, three times at most.
     """
     if rows < 1:
         raise TrakStoreError("there are no rows to work on")
-    client, sent = active_client(), sent_once(task)
+    pieces = row_ranges(rows, step, parts)
+    client = active_client()
+    if client is None:
+        with _Ranges(finished, pieces), one_blas_thread():
+            found: R = compute(_tree(task, pieces, merge), num_workers=workers)[0]
+        return found
+    found = _on_cluster(client, partial(_tree, task, pieces, merge))
+    if finished is not None:
+        finished(rows)
+    return found
+
+
+def _tree(
+    task: Callable[[int, int], R], pieces: list[tuple[int, int]], merge: Callable[[R, R], R]
+) -> Any:
+    sent = sent_once(task)
     run, join = delayed(_run_range, pure=False), delayed(merge, pure=False)
-    results = [run(sent, start, stop) for start, stop in row_ranges(rows, step, parts)]
+    results = [run(sent, start, stop) for start, stop in pieces]
     while len(results) > 1:
         pairs = [results[at : at + 2] for at in range(0, len(results), 2)]
         results = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-    found: R = _compute(results[0], client, workers)
-    return found
+    return results[0]
+
+
+def _on_cluster(client: Any, build: Callable[[], Any]) -> Any:
+    """Compute what ``build`` gives; again where workers died with all copies of what was sent."""
+    from distributed import KilledWorker
+    from distributed.client import FuturesCancelledError
+
+    for attempt in range(ATTEMPTS):
+        future = client.compute(build())
+        try:
+            return future.result()
+        except (KilledWorker, FuturesCancelledError, CancelledError):
+            if attempt == ATTEMPTS - 1 or client.status != "running":
+                raise
+        finally:
+            future.cancel()  # what still runs after Ctrl-C; nothing when it is done
+    raise AssertionError
+
+
+class _Ranges(Callback):
+    """Tells of the ranges that are done on threads."""
+
+    def __init__(
+        self, finished: Callable[[int], None] | None, pieces: list[tuple[int, int]]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._finished, self._rows = finished, [stop - start for start, stop in pieces]
+
+    def _posttask(self, key: Any, *_: Any) -> None:
+        if self._finished is not None and str(key).startswith("_run_range") and self._rows:
+            self._finished(self._rows.pop())
 
 
 def sent_once(value: Any) -> Any:
@@ -173,13 +228,6 @@ def sent_once(value: Any) -> Any:
 def _run_range(task: Callable[[int, int], R], start: int, stop: int) -> R:
     with one_blas_thread():
         return task(start, stop)
-
-
-def _compute(value: Any, client: Any, workers: int | None) -> Any:
-    if client is not None:
-        return client.compute(value).result()
-    with one_blas_thread():
-        return compute(value, num_workers=workers)[0]
 
 
 def active_client() -> Any:
@@ -198,19 +246,3 @@ def task_slots() -> int:
     if get_scheduler() is get_sync:
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
-
-
-def memory_budget(memory_limit: int | str | None) -> int:
-    """The memory limit in bytes; a quarter of what this process may still take when None."""
-    return byte_count(memory_limit) if memory_limit is not None else _available_bytes() // 4
-
-
-def _available_bytes() -> int:
-    available = 4 * 2**30  # where the system does not say
-    meminfo, control = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    if control.exists() and (text := control.read_text().strip()).isdigit():
-        available = min(available, int(text))
-    return available

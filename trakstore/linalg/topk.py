@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from functools import partial
+from typing import Any, get_args
 
 import dask.array as da
 import numpy as np
@@ -12,25 +13,31 @@ from dask.base import compute
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Scores, Window
+from trakstore.linalg.groups import Groups, Where, train_groups
+from trakstore.linalg.lists import (
+    NOWHERE,
+    STATE_BYTES,
+    WAITING_BYTES,
+    Found,
+    Order,
+    Running,
+    merge,
+    select_bytes,
+)
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import ArrayRows, Rows, TakenRows
 from trakstore.linalg.streaming import plan_windows
 from trakstore.linalg.tiles import (
     active_client,
     map_reduce,
-    memory_budget,
     task_slots,
 )
-from trakstore.planning import fit_slots, ranges
+from trakstore.planning import fit_slots
+from trakstore.progress import ProgressLine, on_terminal
 
 __all__ = ["Order", "top_k"]
-
-Order: TypeAlias = Literal["largest", "smallest", "magnitude"]
-
-SELECT_VALUES = 2**17  # values of a tile that are looked at together,
-SELECT_BYTES = 64 * SELECT_VALUES  # and the most that this takes (all of them tied)
-NOWHERE = np.iinfo(np.int64).max  # position of a place in the list that is still free
 
 
 def top_k(
@@ -38,6 +45,8 @@ def top_k(
     k: int,
     *,
     order: Order = "largest",
+    where: Where = None,
+    per_class: bool = False,
     memory_limit: int | str | None = None,
 ) -> xr.Dataset:
     """The k train rows with the first scores for each target, exactly.
@@ -54,6 +63,12 @@ def top_k(
         Entries of each list, 1 to the number of train rows.
     order : {"largest", "smallest", "magnitude"}
         What comes first. Equal scores are ordered by train position.
+    where : array of bool, or ``{"id": [...]}``, or ``{"label": [...]}``, optional
+        The train rows that may be listed: a boolean for each column of the scores, or those with
+        one of these ids or labels. Only for ``Scores``.
+    per_class : bool
+        A list for each label, in the same pass: dimensions ``("target", "class", "rank")``; a class
+        of fewer rows ends in NaN, position -1. Only for ``Scores`` with labels.
     memory_limit : int or str, optional
         Bytes of one process, such as ``"600MB"``; a quarter of the available memory when None.
 
@@ -67,7 +82,7 @@ def top_k(
     Raises
     ------
     TrakStoreError
-        ``k`` is not in 1..train rows, or an unknown order.
+        ``k`` is not in 1..train rows, an unknown order, id or label.
     NumericsError
         A score is NaN or infinite.
     MemoryLimitError
@@ -84,41 +99,45 @@ def top_k(
     if order not in get_args(Order):
         raise TrakStoreError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
     if isinstance(scores, xr.DataArray):
+        if where is not None or per_class:
+            raise TrakStoreError("where= and per_class= are for Scores; select from the array")
         return _top_k_of_array(scores, k, order, memory_limit)
     rows, columns = scores.shape
-    _check_k(k, columns)
+    groups = train_groups(scores, where, per_class=per_class)
+    _check_k(k, columns if groups is None or per_class else groups.counts[0])
+    count = 1 if groups is None else len(groups.counts)
     plan = plan_windows(
         scores,
         f"top-{k} of {rows} targets",
         memory_limit,
-        fixed_bytes=rows * k * (STATE_BYTES + scores.train_ids.dtype.itemsize),
-        task_bytes=_select_bytes(k, scores.tile_rows),
-        target_bytes=10 * STATE_BYTES * k,  # lists that wait in the merge tree, and one merge
-        state_bytes=(STATE_BYTES + WAITING_BYTES) * k,
+        fixed_bytes=rows * k * count * (2 * STATE_BYTES + scores.train_ids.dtype.itemsize)
+        + (0 if groups is None else groups.of.nbytes),
+        task_bytes=select_bytes(k, scores.tile_rows),
+        target_bytes=10 * STATE_BYTES * k * count,  # lists that wait in the merge tree, one merge
+        state_bytes=(STATE_BYTES + WAITING_BYTES) * k * count
+        + (0 if groups is None else 4 * scores.tile_rows),
     )
     step, found = scores.tile_rows, []
-    for start, stop in plan.windows(rows):
-        task = _SelectTask(scores.window(start, stop), start, step, k, order)
-        found.append(map_reduce(task, columns, step, _merge, workers=plan.workers))
-    top = _dataset(found, scores.target_ids, scores.train_ids, scores.method, order)
-    if scores.train_positions is not None:
-        axis = top["position"].values
-        stored = TakenRows(scores.train_positions, axis.ravel()).read(0, axis.size)
-        top["position"] = (("target", "rank"), stored.reshape(axis.shape))
-    return top
+    with ProgressLine(f"top-{k}", rows * columns, show=on_terminal()) as progress:
+        for start, stop in plan.windows(rows):
+            task = _SelectTask(scores.window(start, stop), start, step, k, order, groups)
+            advance = partial(_advance, progress, stop - start)
+            found.append(
+                map_reduce(task, columns, step, _merge_all, workers=plan.workers, finished=advance)
+            )
+    ids, positions = (scores.target_ids, scores.train_ids), scores.train_positions
+    lists = [
+        _dataset(list(one), *ids, scores.method, order, positions)
+        for one in zip(*found, strict=True)
+    ]
+    if not per_class or groups is None:
+        return lists[0]
+    joined = xr.concat(lists, xr.DataArray(groups.labels, dims="class", name="class"))
+    return joined.transpose("target", "class", "rank")
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """The running lists: key (larger comes first), score and position, shape (targets, k) each."""
-
-    key: NDArray[Any]
-    score: NDArray[Any]
-    position: NDArray[np.int64]
-
-
-STATE_BYTES = 4 + 4 + 8
-WAITING_BYTES = 3 * (STATE_BYTES + 8)  # of entries that wait, at most three for each that is kept
+def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
+    progress.advance(targets * rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,95 +147,38 @@ class _SelectTask:
     step: int
     k: int
     order: Order
+    groups: Groups | None
 
-    def __call__(self, start: int, stop: int) -> _Found:
-        running = _Running(len(self.window.lefts[0]), self.k, np.dtype(np.float32), self.step)
+    def __call__(self, start: int, stop: int) -> list[Found]:
+        running = [
+            Running(len(self.window.lefts[0]), self.k, np.dtype(np.float32), self.step)
+            for _ in ([0] if self.groups is None else self.groups.counts)
+        ]
         for low in range(start, stop, self.step):
-            tile = self.window.tile(low, min(stop, low + self.step))
-            running.offer(tile, self.first, low, self.order)
-        return running.found()
+            high = min(stop, low + self.step)
+            wanted = None if self.groups is None else self.groups.within(low, high)
+            if wanted != []:
+                self._offer(running, self.window.tile(low, high), low, wanted)
+        return [one.found() for one in running]
+
+    def _offer(
+        self,
+        running: list[Running],
+        tile: NDArray[np.float32],
+        low: int,
+        wanted: list[tuple[int, NDArray[np.int64]]] | None,
+    ) -> None:
+        if wanted is None:
+            positions = np.arange(low, low + tile.shape[1])
+            running[0].offer(tile, self.first, positions, self.order)
+            return
+        for group, columns in wanted:
+            part = tile if len(columns) == tile.shape[1] else tile[:, columns]
+            running[group].offer(part, self.first, columns + low, self.order)
 
 
-class _Running:
-    """The lists of a window while tiles stream by, in blocks of rows that fit a cache."""
-
-    def __init__(self, rows: int, k: int, dtype: np.dtype[Any], columns: int) -> None:
-        pieces = ranges(rows, max(1, SELECT_VALUES // columns))
-        self._lists = [(low, high, _Lists(high - low, k, dtype)) for low, high in pieces]
-
-    def offer(self, tile: NDArray[Any], target: int, train: int, order: Order) -> None:
-        """The tile that begins at (target, train); tiles come in the order of train."""
-        _check_finite(tile, target, train)
-        for low, high, lists in self._lists:
-            lists.offer(tile[low:high], train, order)
-
-    def found(self) -> _Found:
-        parts = [lists.settle() for _, _, lists in self._lists]
-        names = ("key", "score", "position")
-        return _Found(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
-
-
-class _Lists:
-    """Lists of a few targets, and entries that beat a k-th but are not sorted in yet.
-
-    They are sorted in only once there are as many as in the lists: about log(n / k) times in all.
-    """
-
-    def __init__(self, rows: int, k: int, dtype: np.dtype[Any]) -> None:
-        key, score = np.full((rows, k), -np.inf, dtype), np.zeros((rows, k), dtype)
-        self._best = _Found(key, score, np.full((rows, k), NOWHERE))
-        self._waiting: list[tuple[NDArray[Any], ...]] = []
-        self._count = 0
-
-    def offer(self, tile: NDArray[Any], train: int, order: Order) -> None:
-        rows, k = self._best.key.shape
-        key = _key(tile, order)
-        better = key > self._best.key[:, -1:]  # an equal score further on loses its tie
-        if k < tile.shape[1] and np.count_nonzero(better) > 2 * k * rows:
-            better &= key >= np.partition(key, -k, axis=1)[:, -k, None]
-        at, column = np.divmod(np.flatnonzero(better), tile.shape[1])
-        self._waiting.append((at, key[at, column], tile[at, column], column + train))
-        self._count += len(at)
-        if self._count >= k * rows:
-            self.settle()
-
-    def settle(self) -> _Found:
-        """Sort in what waits. Entries are in order of position, which a stable sort keeps."""
-        if self._count:
-            rows, k = self._best.key.shape
-            best = self._best
-            listed = (np.repeat(np.arange(rows), k), best.key, best.score, best.position)
-            columns = zip(listed, *self._waiting, strict=True)
-            row, key, score, position = (
-                np.concatenate([part.ravel() for part in parts]) for parts in columns
-            )
-            sizes = np.bincount(row)
-            ranked = np.lexsort((-key, row))
-            kept = ranked[(np.cumsum(sizes) - sizes)[:, None] + np.arange(k)]
-            self._best = _Found(key[kept], score[kept], position[kept])
-            self._waiting, self._count = [], 0
-        return self._best
-
-
-def _key(tile: NDArray[Any], order: Order) -> NDArray[Any]:
-    if order == "largest":
-        return tile
-    turned: NDArray[Any] = np.negative(tile) if order == "smallest" else np.abs(tile)
-    return turned
-
-
-def _merge(left: _Found, right: _Found) -> _Found:
-    k = left.key.shape[1]
-    key = np.concatenate([left.key, right.key], axis=1)
-    score = np.concatenate([left.score, right.score], axis=1)
-    position = np.concatenate([left.position, right.position], axis=1)
-    first = np.lexsort((position, -key), axis=1)[:, :k]
-    return _Found(*(np.take_along_axis(part, first, axis=1) for part in (key, score, position)))
-
-
-def _select_bytes(k: int, columns: int) -> int:
-    """Looking at some rows of a tile, and sorting in what they had waiting."""
-    return SELECT_BYTES + 4 * k * max(1, SELECT_VALUES // columns) * (STATE_BYTES + 32)
+def _merge_all(left: list[Found], right: list[Found]) -> list[Found]:
+    return [merge(*pair) for pair in zip(left, right, strict=True)]
 
 
 def _check_k(k: int, columns: int) -> None:
@@ -224,25 +186,24 @@ def _check_k(k: int, columns: int) -> None:
         raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
 
 
-def _check_finite(tile: NDArray[Any], target: int, train: int) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.add.reduce(tile, axis=None)):
-            return
-    bad = np.argwhere(~np.isfinite(tile))
-    if len(bad):  # else only the sum was too large
-        row, column = bad[0]
-        raise NumericsError(
-            f"the score of target {target + row} with train row {train + column} is "
-            f"{tile[row, column]}: look for non-finite features or out_to_loss there"
-        )
-
-
 def _dataset(
-    found: list[_Found], target_ids: Rows, train_ids: Rows, method: str, order: Order
+    found: list[Found],
+    target_ids: Rows,
+    train_ids: Rows,
+    method: str,
+    order: Order,
+    positions: Rows | None = None,
 ) -> xr.Dataset:
     score = np.concatenate([part.score for part in found])
     position = np.concatenate([part.position for part in found])
-    train = TakenRows(train_ids, position.ravel()).read(0, position.size)
+    none = position == NOWHERE
+    axis = np.where(none, 0, position).ravel()
+    train = TakenRows(train_ids, axis).read(0, axis.size)
+    if positions is not None:
+        position = TakenRows(positions, axis).read(0, axis.size).reshape(none.shape)
+    if none.any():  # a class of fewer rows
+        score[none], position[none] = np.nan, -1
+        train[none.ravel()] = "" if train.dtype.kind in "TUO" else -1
     dims = ("target", "rank")
     return xr.Dataset(
         {
@@ -272,7 +233,7 @@ def _top_k_of_array(
 
 def _block_workers(data: da.Array, k: int, memory_limit: int | str | None) -> dict[str, int]:
     rows, columns = (max(lengths) for lengths in data.chunks)
-    block = 2 * rows * columns * data.dtype.itemsize + _select_bytes(k, columns)
+    block = 2 * rows * columns * data.dtype.itemsize + select_bytes(k, columns)
     block += rows * k * (STATE_BYTES + WAITING_BYTES)
     lists = (data.shape[0] + 10 * rows) * k * 3 * 8
     slots, client = task_slots(), active_client()
@@ -284,7 +245,7 @@ def _block_workers(data: da.Array, k: int, memory_limit: int | str | None) -> di
 
 def _block_lists(data: da.Array, k: int, order: Order) -> list[Any]:
     """For each row of blocks, its lists: one list a block, merged pairwise."""
-    select, merge = delayed(_select_block, pure=False), delayed(_merge, pure=False)
+    select, join = delayed(_select_block, pure=False), delayed(merge, pure=False)
     edges = [np.concatenate([[0], np.cumsum(lengths)]).tolist() for lengths in data.chunks]
     found = []
     for row, target in zip(data.to_delayed(), edges[0], strict=False):
@@ -293,14 +254,14 @@ def _block_lists(data: da.Array, k: int, order: Order) -> list[Any]:
         ]
         while len(lists) > 1:
             pairs = [lists[at : at + 2] for at in range(0, len(lists), 2)]
-            lists = [merge(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+            lists = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
         found.append(lists[0])
     return found
 
 
-def _select_block(block: NDArray[Any], target: int, train: int, k: int, order: Order) -> _Found:
-    running = _Running(len(block), k, block.dtype, block.shape[1])
-    running.offer(block, target, train, order)
+def _select_block(block: NDArray[Any], target: int, train: int, k: int, order: Order) -> Found:
+    running = Running(len(block), k, block.dtype, block.shape[1])
+    running.offer(block, target, np.arange(train, train + block.shape[1]), order)
     return running.found()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,12 +12,11 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Epoch
-from trakstore.linalg.gram import Gram, GramDtype
-from trakstore.linalg.grams import masked_rows, split_gram
+from trakstore.linalg.grams import masked_rows
 from trakstore.linalg.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.storage.locations import Location
 
-__all__ = ["EpochPair", "Split", "Store", "UnmaskedSplit", "epoch_pairs"]
+__all__ = ["EpochPair", "Split", "Store", "UnmaskedSplit", "epoch_pairs", "train_labels"]
 
 
 class Split(Protocol):
@@ -85,9 +85,6 @@ class UnmaskedSplit:
 
     def column(self, name: str) -> Rows:
         return self._left(self.stored.column(name))
-
-    def gram(self, dtype: GramDtype, memory_limit: int | str | None) -> Gram:
-        return split_gram(self.stored, dtype=dtype, memory_limit=memory_limit)
 
     def _left(self, rows: Rows) -> Rows:
         return UnmaskedRows(rows, self.masked) if len(self.masked) else rows
@@ -183,3 +180,11 @@ def _check_like(pair: EpochPair, first: EpochPair) -> None:
 
 def _named(split: UnmaskedSplit) -> str:
     return f"split {split.stored.name!r} of epoch {split.stored.epoch!r}"
+
+
+def train_labels(pairs: Sequence[EpochPair]) -> Rows | None:
+    """The classes of the train rows, from the first epoch that has them."""
+    for pair in pairs:
+        with suppress(NotFoundError):
+            return pair.train.column("label")
+    return None

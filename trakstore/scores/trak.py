@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import get_args
 
 from trakstore.errors import TrakStoreError
+from trakstore.linalg.choice import factor_split
 from trakstore.linalg.factored import Average, Epoch, Part, Scores
 from trakstore.linalg.gram import GramDtype
-from trakstore.linalg.solvers import Cholesky, Damping, Solver
-from trakstore.scores.splits import EpochPair, Store, epoch_pairs
+from trakstore.linalg.solvers import Damping, Solver
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs, train_labels
 
 __all__ = ["trak_scores"]
 
@@ -48,7 +49,8 @@ def trak_scores(
         ``"factors"``: as above, the scales Q averaged apart from the products. ``"scores"``: the
         mean of each checkpoint's own scores, mean_c[T_c (K_c + λ_c I)⁻¹ Φ_cᵀ diag(Q_c)].
     solver : Solver, optional
-        ``Cholesky()`` when None.
+        When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for a gram that does not fit the
+        memory limit, else ``Cholesky()``.
     gram_dtype : {"float32", "float64"}
         Of the products within a tile of the gram.
     memory_limit : int or str, optional
@@ -80,7 +82,7 @@ def trak_scores(
     """
     if average not in get_args(Average):
         raise TrakStoreError(f"average must be 'factors' or 'scores', got {average!r}")
-    damped, solver = Damping.of(damping), solver or Cholesky()
+    damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs)
     parts = tuple(_part(pair, damped, solver, gram_dtype, memory_limit) for pair in pairs)
     target, train_split = pairs[0].target, pairs[0].train
@@ -92,18 +94,20 @@ def trak_scores(
         reduce="mean",
         average=average,
         train_positions=train_split.positions,
+        train_labels=train_labels(pairs),
     )
 
 
 def _part(
     pair: EpochPair,
     damping: Damping,
-    solver: Solver,
+    solver: Solver | None,
     gram_dtype: GramDtype,
     memory_limit: int | str | None,
 ) -> Part:
     scale, features = pair.train.column("out_to_loss"), pair.train.column("features")
-    kernel = pair.train.gram(gram_dtype, memory_limit)
-    factor = solver.factor(kernel, damping)
+    factor = factor_split(
+        pair.train.stored, damping, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+    )
     target = pair.target.column("features")
     return Part(pair.epoch, target, features, factor, column_scale=scale)

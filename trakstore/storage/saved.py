@@ -14,19 +14,21 @@ from typing import Any, Literal
 
 import numpy as np
 import zarr
+from zarr.storage import LocalStore
 
 from trakstore.errors import DamagedError
 from trakstore.storage import layout
 from trakstore.storage.arrays import StrictStore, array_document
 from trakstore.storage.checks import TAIL, Finding, intact
-from trakstore.storage.locations import Location
+from trakstore.storage.locations import DurableLocalStore, Location
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["UNFINISHED", "SavedArray", "check_saved"]
+__all__ = ["ARRAYS", "UNFINISHED", "SavedArray", "check_saved", "pending_document"]
 
 _WRITE_ALL: Any = {"write_empty_chunks": True}  # else a chunk of fill values would look unwritten
 UNFINISHED = group_document({})  # the group's document until all is saved
-ARRAYS = "arrays"  # the attribute that holds them
+ARRAYS = "arrays"  # the attribute that holds them,
+PENDING = "pending"  # and the one that says what is being saved, until then
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,30 @@ class SavedArray:
     def create(self, location: Location, group: str) -> None:
         """Make the array anew, without what an earlier, stopped save left in its place."""
         path = f"{group}/{self.name}"
-        for key in location.find(path, lambda _: True):
-            location.delete([key])
+        location.delete(location.find(path, lambda _: True))
         parts = group.split("/")
         for above in ("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
             location.put_if_absent(layout.document_key(above), UNFINISHED)
         location.put({layout.document_key(path): self.document})
 
-    def open(self, location: Location, group: str, mode: Literal["r", "r+"] = "r") -> Any:
-        """The zarr array; reading a chunk that is missing raises a :class:`DamagedError`."""
-        store = location.store if mode == "r+" else StrictStore(location.store, self.document)
+    def open(
+        self,
+        location: Location,
+        group: str,
+        mode: Literal["r", "r+"] = "r",
+        *,
+        flushed: bool = True,
+    ) -> Any:
+        """The zarr array; reading a chunk that is missing raises a :class:`DamagedError`.
+
+        Chunks written with ``flushed=False`` are left to the system to flush: three times as fast,
+        and after a power loss some may be empty.
+        """
+        store = location.store
+        if mode == "r":
+            store = StrictStore(store, self.document)
+        elif not flushed and isinstance(store, DurableLocalStore):
+            store = LocalStore(store.root)
         path = f"{group}/{self.name}"
         return zarr.open_array(store, path=path, mode=mode, zarr_format=3, config=_WRITE_ALL)
 
@@ -108,6 +124,12 @@ class SavedArray:
         return self.dtype == "str" or len(value) == count * np.dtype(self.dtype).itemsize + TAIL
 
 
+def pending_document(token: str, arrays: list[SavedArray]) -> bytes:
+    """The group's document while what ``token`` names is saved to these arrays."""
+    told = {"of": token, ARRAYS: [array.to_dict() for array in arrays]}
+    return group_document({PENDING: told})
+
+
 def check_saved(location: Location, group: str) -> Iterator[Finding]:
     """What is wrong with a saved matrix; nothing is while its save has not ended."""
     key = layout.document_key(group)
@@ -116,6 +138,8 @@ def check_saved(location: Location, group: str) -> Iterator[Finding]:
         return
     try:
         found = attributes(document or b"", group)
+        if PENDING in found:
+            return
         arrays = [SavedArray.from_dict(told) for told in found[ARRAYS]]
     except (DamagedError, KeyError, TypeError) as error:
         yield Finding("document", key, f"is damaged ({error})")

@@ -1,0 +1,289 @@
+"""Work that is larger than its memory limit: time, residual, and the measured peak of a process.
+
+    python benchmarks/limits.py blocked     # Cholesky of k = 16,384 within 1 GB, against LAPACK
+    python benchmarks/limits.py large       # gram, matrix, top-k of n = 800,000 and 8,000,000
+    python benchmarks/limits.py traker      # against traker's score computer (pip install traker)
+
+Each part runs in a process of its own; peaks are VmHWM less what the imports took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def main() -> None:
+    """Run one comparison."""
+    options = parse()
+    if options.part:
+        PARTS[options.part](options)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="trakstore-bench-", dir=options.folder))
+    try:
+        COMPARISONS[options.what](folder, options)
+    finally:
+        shutil.rmtree(folder)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=list(COMPARISONS))
+    parser.add_argument("--small", action="store_true", help="a few seconds")
+    parser.add_argument("--folder", default=None, help="where to put the data")
+    parser.add_argument("--limit", default="1GB")
+    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--dim", type=int, default=0)
+    parser.add_argument("--targets", type=int, default=0)
+    parser.add_argument("--only", default="gram,matrix,top_k")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--part", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run(part: str, folder: Path, options: argparse.Namespace, **sizes: Any) -> dict[str, Any]:
+    """A part in a process of its own; what it printed, with its peak."""
+    given = [f"--{name}={value}" for name, value in sizes.items()]
+    fixed = [options.what, "--part", part, "--folder", str(folder), "--limit", options.limit]
+    command = [sys.executable, __file__, *fixed, *given]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peak() -> int:
+    """The most resident memory that this process has had, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def blocked(folder: Path, options: argparse.Namespace) -> None:
+    """Gram in tiles, blocked Cholesky and solve; then LAPACK on the same matrix in memory."""
+    dim, rows = (512, 300) if options.small else (options.dim or 16_384, options.rows or 4_096)
+    write(folder, rows, dim, 64, "float32")
+    ours = run("blocked", folder, options, dim=dim)
+    print(f"k={dim}, limit {options.limit}: tiles of the gram {ours['gram']:.1f} s, peak ", end="")
+    print(f"{ours['gram_peak'] / 1e6:.0f} MB; factor {ours['factor']:.1f} s, solve of 64 ", end="")
+    print(f"{ours['solve']:.1f} s, peak {ours['peak'] / 1e6:.0f} MB, ", end="")
+    print(f"residual {ours['residual']:.1e}, backward error {ours['backward']:.1e}", flush=True)
+    dense = run("lapack", folder, options, dim=dim)
+    print(f"LAPACK in memory: factor {dense['factor']:.1f} s, residual {dense['residual']:.1e}, ")
+    print(
+        f"peak {dense['peak'] / 1e6:.0f} MB; blocked takes {ours['factor'] / dense['factor']:.2f}"
+    )
+
+
+def part_blocked(options: argparse.Namespace) -> None:
+    """Ours, within the limit."""
+    import trakstore as ts
+    from trakstore.linalg.blocked import BlockedCholesky
+    from trakstore.linalg.choice import split_kernel
+
+    store = ts.open_store(Path(options.folder) / "s.zarr")
+    base, began = peak(), time.perf_counter()
+    kernel: Any = split_kernel(store.split(0, "train"), "tiles", memory_limit=options.limit)
+    gram, gram_peak = time.perf_counter() - began, peak() - base
+    began = time.perf_counter()
+    factor = BlockedCholesky(options.limit, options.folder).factor(kernel)
+    factored = time.perf_counter() - began
+    rhs = store.split(0, "test").column("features").read(0, 64)
+    began = time.perf_counter()
+    solved = factor.solve(rhs)
+    timing = {"gram": gram, "factor": factored, "solve": time.perf_counter() - began}
+    found = {"peak": peak() - base, "gram_peak": gram_peak}
+    probe = np.random.default_rng(1).standard_normal((2, kernel.dim))
+    strips = [(at, min(kernel.dim, at + 1024)) for at in range(0, kernel.dim, 1024)]
+    applied, missed, below = np.zeros_like(probe), np.zeros_like(solved), np.zeros_like(probe)
+    again = np.zeros_like(probe)
+    for a, b in strips:
+        rows, lower = kernel.array[a:b], factor.lower[a:b]
+        applied += probe[:, a:b] @ rows
+        missed += solved[:, a:b] @ rows
+        below += probe[:, a:b] @ lower
+    for a, b in strips:
+        again[:, a:b] = below @ factor.lower[a:b].T
+    applied += factor.damping * probe
+    missed += factor.damping * solved - rhs
+    residual = np.linalg.norm(again - applied) / np.linalg.norm(applied)
+    found["residual"] = float(residual)
+    found["backward"] = float(np.linalg.norm(missed) / np.linalg.norm(rhs))
+    (Path(options.folder) / "lam").write_text(str(factor.damping))
+    print(json.dumps(found | timing))
+
+
+def part_lapack(options: argparse.Namespace) -> None:
+    """The same matrix, whole."""
+    from scipy.linalg import cholesky
+
+    import trakstore as ts
+    from trakstore.linalg.choice import split_kernel
+
+    store = ts.open_store(Path(options.folder) / "s.zarr")
+    base = peak()
+    kernel: Any = split_kernel(store.split(0, "train"), "tiles")
+    matrix = kernel.array[:]
+    lam = float((Path(options.folder) / "lam").read_text())
+    matrix.flat[:: kernel.dim + 1] += lam
+    probe = np.random.default_rng(1).standard_normal((2, kernel.dim))
+    applied = probe @ matrix
+    began = time.perf_counter()
+    lower = cholesky(matrix.T, lower=True, overwrite_a=True, check_finite=False)
+    factor = time.perf_counter() - began
+    residual = np.linalg.norm((probe @ lower) @ lower.T - applied) / np.linalg.norm(applied)
+    found = {"factor": factor, "residual": float(residual), "peak": peak() - base}
+    print(json.dumps(found))
+
+
+def large(folder: Path, options: argparse.Namespace) -> None:
+    """Two sizes, ten times apart: the same peak, ten times the time."""
+    dim, rows = (64, 20_000) if options.small else (options.dim or 512, options.rows or 8_000_000)
+    found = {}
+    for count in (rows // 10, rows):
+        place = folder / str(count)
+        write(place, count, dim, 1_000, "float16")
+        for part in options.only.split(","):
+            found[part, count] = run(part, place, options)
+            one = found[part, count]
+            print(f"n={count} {part:8} {one['seconds']:8.2f} s, peak ", end="")
+            print(f"{one['peak'] / 1e6:.0f} MB above {one['base'] / 1e6:.0f} MB", flush=True)
+        shutil.rmtree(place)
+    for part in options.only.split(","):
+        small, big = found[part, rows // 10], found[part, rows]
+        times, peaks = big["seconds"] / small["seconds"], big["peak"] / max(1, small["peak"])
+        print(f"{part:8} 10 times the rows: {times:.1f} times the time, {peaks:.2f} the peak")
+
+
+def part_operation(options: argparse.Namespace) -> None:
+    """One operation on the store, within the limit."""
+    import trakstore as ts
+    from trakstore.linalg.grams import split_gram
+    from trakstore.linalg.rows import ArrayRows
+    from trakstore.linalg.solvers import Damping
+
+    store, limit = ts.open_store(Path(options.folder) / "s.zarr"), options.limit
+    ts.linalg.gram.gram(ArrayRows(np.ones((2, 2), np.float32)))  # starts the threads
+    damping = Damping(absolute=1.0)
+    base, began = peak(), time.perf_counter()
+    if options.part == "gram":
+        split_gram(store.split(0, "train"), memory_limit=limit)
+    else:
+        scores = ts.trak_scores(store, damping=damping, memory_limit=limit)
+        if options.part == "top_k":
+            ts.top_k(scores, 100, memory_limit=limit)
+        else:
+            few = scores.isel(target=range(200))
+            ts.save_scores(few, store, "few", dtype="float16", memory_limit=limit)
+    seconds = time.perf_counter() - began
+    print(json.dumps({"seconds": seconds, "peak": peak() - base, "base": base}))
+
+
+def write(folder: Path, rows: int, dim: int, targets: int, dtype: Any) -> None:
+    """A store of noise; a block of it repeats."""
+    import trakstore as ts
+
+    rng = np.random.default_rng(0)
+    block = rng.standard_normal((50_000, dim), dtype=np.float32).astype(dtype)
+
+    class Repeated:
+        ndim, shape = 2, (rows, dim)
+
+        def __getitem__(self, key: slice) -> Any:
+            return block[np.arange(key.start, min(rows, key.stop)) % len(block)]
+
+    folder.mkdir(exist_ok=True)
+    projection = ts.ProjectionSpec("sjlt", dim)
+    store = ts.FeatureStore.create(folder / "s.zarr", projection=projection, dtype=dtype)
+    store.write_split(0, "train", Repeated(), out_to_loss=np.ones(rows))
+    store.write_split(0, "test", block[:targets], out_to_loss=np.ones(targets))
+
+
+def traker(folder: Path, options: argparse.Namespace) -> None:
+    """The same features in memory: time and peak of both pipelines."""
+    sizes = (2_000, 64, 50) if options.small else (100_000, 1_024, 1_000)
+    rows, dim, targets = sizes
+    del folder
+    print(f"n={rows} k={dim} m={targets}, float32, in memory")
+    given = {"rows": rows, "dim": dim, "targets": targets}
+    for _ in range(1 if options.small else options.repeats):
+        ours, theirs = (run(part, Path(), options, **given) for part in ("ours", "theirs"))
+        ratio, peaks = theirs["seconds"] / ours["seconds"], ours["peak"] / theirs["peak"]
+        print(f"trakstore {ours['seconds']:.2f} s ({ours['share']:.2f} of sgemm), traker ", end="")
+        print(f"{theirs['seconds']:.2f} s: {ratio:.2f} times; peak {peaks:.2f} of traker's")
+
+
+def features(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Train and target features."""
+    rng = np.random.default_rng(0)
+    shapes = ((options.rows, options.dim), (options.targets, options.dim))
+    train, target = (rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+    return train, target
+
+
+def part_ours(options: argparse.Namespace) -> None:
+    """Gram, factor, and all scores."""
+    from trakstore.linalg.factored import Part, Scores
+    from trakstore.linalg.gram import gram
+    from trakstore.linalg.rows import ArrayRows
+    from trakstore.linalg.solvers import Cholesky
+    from trakstore.linalg.streaming import for_each_tile
+
+    train, target = features(options)
+    out = np.zeros((options.targets, options.rows), dtype=np.float32)
+    square = np.ones((4096, 1024), dtype=np.float32)
+    square @ square.T
+
+    def keep(t0: int, t1: int, n0: int, n1: int, tile: Any) -> None:
+        out[t0:t1, n0:n1] = tile
+
+    base, began = peak(), time.perf_counter()
+    rows = ArrayRows(train)
+    factor = Cholesky().factor(gram(rows))
+    ids = ArrayRows(np.arange(options.targets)), ArrayRows(np.arange(options.rows))
+    for_each_tile(Scores("trak", (Part(0, ArrayRows(target), rows, factor),), *ids), keep)
+    seconds, top = time.perf_counter() - began, peak() - base
+    began = time.perf_counter()
+    for _ in range(4):
+        square @ square.T
+    speed = 4 * 2 * 4096**2 * 1024 / (time.perf_counter() - began)
+    work = 2 * options.rows * options.dim * (options.dim * 5 / 8 + options.targets)
+    found = {"seconds": seconds, "peak": top, "share": work / seconds / speed}
+    print(json.dumps(found))
+
+
+def part_theirs(options: argparse.Namespace) -> None:
+    """traker's BasicScoreComputer on the CPU."""
+    import torch
+    from trak.score_computers import BasicScoreComputer  # type: ignore[import-not-found]
+
+    train, target = (torch.from_numpy(one) for one in features(options))
+    torch.ones(512, 512) @ torch.ones(512, 512)
+    base, began = peak(), time.perf_counter()
+    computer = BasicScoreComputer(dtype=torch.float32, device="cpu", CUDA_MAX_DIM_SIZE=20_000)
+    inverse = computer.get_x_xtx_inv(train, computer.get_xtx(train))
+    computer.get_scores(inverse, target, torch.zeros(options.rows, options.targets))
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak() - base}))
+
+
+COMPARISONS = {"blocked": blocked, "large": large, "traker": traker}
+PARTS = {
+    "blocked": part_blocked,
+    "lapack": part_lapack,
+    "gram": part_operation,
+    "top_k": part_operation,
+    "matrix": part_operation,
+    "ours": part_ours,
+    "theirs": part_theirs,
+}
+
+if __name__ == "__main__":
+    main()

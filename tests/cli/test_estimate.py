@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from trakstore.cli import main
+from trakstore.linalg.costs import Problem, Speed, costs
+
+
+def test_estimates_are_printed_for_these_sizes_and_far_beyond(capsys: Any) -> None:
+    assert main(["estimate", "--rows", "5000", "--dim", "64", "--json", "--rate", "100"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {line["rows"] for line in found["estimates"]} == {5000, 10**6, 10**8, 10**9}
+    first = {line["operation"]: line for line in found["estimates"][:4]}
+    assert first["featurize"]["seconds"] == 50
+    assert first["matrix"]["disk"] == 4 * 5000 * 1000
+    assert main(["estimate", "--rows", "5000"]) == 0
+    shown = capsys.readouterr().out
+    assert "1,000,000,000" in shown and "give --rate" in shown
+
+
+def test_costs_grow_with_the_rows_and_memory_does_not() -> None:
+    small, large = (costs(Problem(rows, 512, 1000, memory_limit=10**9)) for rows in (10**6, 10**9))
+    for a, b in zip(small, large, strict=True):
+        assert b.flops == 1000 * a.flops
+        assert b.memory == a.memory <= 10**9
+    assert Speed(2.0, 1.0, 1.0).seconds(small[3], 2) == small[3].flops / 4
+
+
+def test_a_bad_dtype_is_told(capsys: Any) -> None:
+    assert main(["estimate", "--dtype", "int8"]) == 2
+    assert "float32 or float16" in capsys.readouterr().err
+
+
+def test_less_memory_means_more_passes() -> None:
+    many, one = (costs(Problem(10**6, 512, 1000, memory_limit=m)) for m in (5 * 10**7, 10**11))
+    assert many[3].read > one[3].read

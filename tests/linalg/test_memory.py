@@ -1,0 +1,103 @@
+"""The memory limit is kept: measured as the peak of a fresh process, above its imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trakstore as ts
+from trakstore.linalg import memory
+from trakstore.linalg.memory import memory_budget
+
+ROWS, DIM, TARGETS = 160_000, 128, 2000  # 82 MB of features, 1.3 GB of scores
+
+PRELUDE = """
+import sys, numpy as np, dask
+import trakstore as ts
+from trakstore.linalg.grams import split_gram
+from trakstore.linalg.blocked import BlockedCholesky
+from trakstore.linalg.choice import factor_split
+from trakstore.linalg.rows import ArrayRows
+from trakstore.linalg.gram import gram
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+place, limit = sys.argv[1], sys.argv[2]
+dask.config.set(scheduler="threads", num_workers=2)
+gram(ArrayRows(np.ones((2, 2), np.float32)))  # starts the threads
+store = ts.open_store(place)
+before = peak()
+"""
+
+OPERATIONS = {
+    "gram": 'split_gram(store.split(0, "train"), memory_limit=limit)',
+    "top_k": "ts.top_k(ts.trak_scores(store, memory_limit=limit), 50, memory_limit=limit)",
+    "save": "ts.save_scores(ts.trak_scores(store, memory_limit=limit).isel(target=range(100)), "
+    'store, "saved" + limit, memory_limit=limit)',
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: Any) -> Path:
+    rng = np.random.default_rng(0)
+    folder: Path = tmp_path_factory.mktemp("memory") / "s.zarr"
+    store = ts.FeatureStore.create(folder, projection=ts.ProjectionSpec("sjlt", DIM))
+    for split, rows in (("train", ROWS), ("test", TARGETS)):
+        features = rng.standard_normal((rows, DIM), dtype=np.float32)
+        store.write_split(0, split, features, out_to_loss=np.ones(rows))
+    return folder
+
+
+def extra(place: Path, operation: str, limit: str) -> int:
+    script = f"{PRELUDE}{operation}\nprint(peak() - before)"
+    command = [sys.executable, "-c", script, str(place), limit]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize("limit", ["40MB", "80MB"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_measured_peak_is_below_the_limit(place: Path, name: str, limit: str) -> None:
+    assert extra(place, OPERATIONS[name], limit) < memory_budget(limit)
+
+
+def test_the_default_is_a_share_of_the_least_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert memory_budget("600MB") == 600_000_000
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (groups / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(memory, "_PROC", proc)
+    monkeypatch.setattr(memory, "_CGROUP", groups)
+    assert memory_budget(None) == 2**30
+    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 8000 kB\n")
+    assert memory_budget(None) == 2000 * 1024
+    (proc / "self" / "cgroup").write_text("1:cpu:/x\n0::/a/b\n")
+    (groups / "a" / "b" / "memory.max").write_text("max\n")
+    assert memory_budget(None) == 2000 * 1024
+    (groups / "a" / "memory.max").write_text("4000000\n")
+    (groups / "a" / "memory.current").write_text("3000000\n")
+    (groups / "a" / "memory.stat").write_text("anon 5\ninactive_file 1000000\n")
+    assert memory_budget(None) == 500_000
+
+
+def test_version_1_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_PROC", tmp_path)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("4:cpu,memory:/job\n")
+    folder = tmp_path / "memory" / "job"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("800000\n")
+    (folder / "memory.usage_in_bytes").write_text("0\n")
+    (folder / "memory.stat").write_text("total_inactive_file 0\n")
+    assert memory_budget(None) == 200_000

@@ -1,0 +1,39 @@
+"""Benchmarks run, small, so that they do not rot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}  # of this checkout
+
+
+def run(*command: str) -> list[str]:
+    """The lines that a benchmark prints."""
+    whole = [sys.executable, str(FOLDER / command[0]), *command[1:]]
+    done = subprocess.run(
+        whole, capture_output=True, text=True, timeout=240, check=True, env=ENVIRONMENT
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("options", [[], ["--dtype", "float16", "--cluster", "2"]])
+def test_scoring_prints_a_ratio_for_each_operation(options: list[str], tmp_path: Path) -> None:
+    lines = run("scoring.py", "--small", "--folder", str(tmp_path), *options)
+    assert [line.split()[0] for line in lines[2:]] == ["gram", "top_k", "matrix"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("what", "limit", "expected"),
+    [("blocked", "40MB", "blocked takes"), ("large", "200MB", "peak")],
+)
+def test_limits_print_times_and_peaks(what: str, limit: str, expected: str, tmp_path: Path) -> None:
+    lines = run("limits.py", what, "--small", "--limit", limit, "--folder", str(tmp_path))
+    assert expected in lines[-1]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,101 @@
+"""``trakstore estimate``: bytes, memory, flops and time before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trakstore.cli.options import Json, MemoryLimit
+from trakstore.cli.output import console, print_json
+from trakstore.planning import byte_count, human_bytes
+
+if TYPE_CHECKING:
+    from trakstore.linalg.costs import Problem, Speed
+
+__all__ = ["estimate"]
+
+BEYOND = (10**6, 10**8, 10**9)
+
+
+def estimate(
+    rows: Annotated[int, typer.Option(min=1, help="Train rows.")] = 10**6,
+    dim: Annotated[int, typer.Option(min=1, help="Dimension of the features.")] = 2048,
+    targets: Annotated[int, typer.Option(min=1, help="Targets that are asked about.")] = 1000,
+    epochs: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 1,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Entries of each list.")] = 100,
+    dtype: Annotated[str, typer.Option(help="float32 or float16, as stored.")] = "float32",
+    workers: Annotated[int, typer.Option(min=1, help="Processes as fast as this one.")] = 1,
+    rate: Annotated[
+        float | None, typer.Option(min=0, help="Samples a second that featurize makes.")
+    ] = None,
+    memory_limit: MemoryLimit = None,
+    as_json: Json = False,
+) -> None:
+    """Estimate bytes on disk, peak memory, flops and time, also for far more rows.
+
+    Times come from a calibration of a second on this machine, at its page cache's speed.
+    """
+    from trakstore.linalg.costs import Problem, calibrate
+
+    if dtype not in ("float32", "float16"):
+        raise typer.BadParameter(f"--dtype is float32 or float16, got {dtype}")
+    itemsize = 4 if dtype == "float32" else 2
+    limit = None if memory_limit is None else byte_count(memory_limit)
+    asked = Problem(rows, dim, targets, epochs, k, itemsize, workers, limit)
+    speed = calibrate()
+    sizes = [asked, *(replace(asked, rows=more) for more in BEYOND if more != rows)]
+    lines = [line for problem in sizes for line in _lines(problem, speed, rate)]
+    if as_json:
+        print_json({"problem": asdict(asked), "speed": asdict(speed), "estimates": lines})
+        return
+    _show(lines, asked, speed)
+
+
+def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str, Any]]:
+    from trakstore.linalg.costs import costs
+
+    lines = []
+    for cost in costs(problem):
+        seconds: float | None = speed.seconds(cost, problem.workers)
+        if cost.operation == "featurize":  # the model decides
+            samples = problem.rows * problem.epochs
+            seconds = samples / (rate * problem.workers) if rate else None
+        lines.append({"rows": problem.rows, **asdict(cost), "seconds": seconds})
+    return lines
+
+
+def _show(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for name in ("rows", "operation", "on disk", "read", "memory", "flops", "time"):
+        table.add_column(name, no_wrap=True)
+    for line in lines:
+        table.add_row(
+            f"{line['rows']:,}",
+            line["operation"],
+            *(human_bytes(line[name]) for name in ("disk", "read", "memory")),
+            f"{line['flops']:.1e}",
+            _duration(line["seconds"]),
+        )
+    out = console()
+    out.print(
+        f"k={asked.dim}, m={asked.targets}, {asked.epochs} epochs, {asked.workers} workers; measured "
+        f"{speed.flops / 1e9:.0f} GFLOP/s, read {human_bytes(int(speed.read))}/s, write "
+        f"{human_bytes(int(speed.write))}/s",
+        soft_wrap=True,
+    )
+    out.print(table)
+    if lines[0]["seconds"] is None:
+        out.print("the model decides how long featurize takes: give --rate, samples a second")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

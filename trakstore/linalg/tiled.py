@@ -1,0 +1,243 @@
+"""Grams that do not fit the memory limit: computed strip by strip into Zarr tiles."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from trakstore.errors import MemoryLimitError, NumericsError
+from trakstore.linalg.gram import PRODUCT_ROWS, GramDtype
+from trakstore.linalg.grams import (
+    GRAM_CHUNK,
+    GramSplit,
+    gram_arrays,
+    masked_rows,
+    origin_of,
+    publish,
+    start_gram,
+    stored_origin,
+)
+from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.rows import KeptRows, Rows
+from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
+from trakstore.planning import SLACK, human_bytes, ranges, with_slack
+from trakstore.storage import layout
+from trakstore.storage.locations import Location, open_location
+from trakstore.storage.saved import SavedArray
+
+__all__ = ["Scratch", "TiledGram", "split_tiles", "tiled_gram"]
+
+STRIP_ROWS = 1024  # train rows of one product
+
+
+class Scratch:
+    """A temporary folder that lasts as long as what was put there is in use."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        path = tempfile.mkdtemp(prefix="trakstore-", dir=folder)
+        self.location: Location = open_location(path)
+        self._finalizer = weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+
+    def __reduce__(self) -> Any:
+        return (_Elsewhere, (self.location,))
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    location: Location  # a worker reads the folder but does not own it
+
+
+@dataclass(frozen=True, eq=False)
+class TiledGram:
+    """K = ΦᵀΦ as a Zarr array of float64 tiles.
+
+    Attributes
+    ----------
+    location, path
+        Of the group in which the array ``gram`` lies.
+    dim, rows, trace, dtype
+        As for a ``Gram``.
+    """
+
+    location: Location
+    path: str
+    dim: int
+    rows: int
+    trace: float
+    dtype: GramDtype = "float32"
+    scratch: Any = field(default=None, repr=False)  # kept alive for its folder
+
+    @property
+    def array(self) -> zarr.Array[Any]:
+        """(k, k), both triangles."""
+        tiles: zarr.Array[Any] = gram_arrays(self.dim)[0].open(self.location, self.path)
+        return tiles
+
+
+def tiled_gram(
+    rows: Rows,
+    weights: Rows | None,
+    location: Location,
+    path: str,
+    *,
+    dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> TiledGram:
+    """K strip by strip: as many passes over the rows as there are strips that fit at once.
+
+    Parameters
+    ----------
+    rows : Rows, shape (n, k)
+    weights : Rows, shape (n,), optional
+    location, path
+        Of the group in which the array ``gram`` is made; what is there is replaced.
+    dtype : {"float32", "float64"}
+        Of the products.
+    memory_limit : int or str, optional
+
+    Raises
+    ------
+    MemoryLimitError
+        When not even one strip fits.
+    NumericsError
+        When a feature is not finite.
+    """
+    count, dim = rows.shape
+    array = gram_arrays(dim)[0]
+    step, height, slots = _strips(rows, dtype, memory_limit)
+    array.create(location, path)
+    task = _StripTask(rows, weights, step, dtype, array, location, path)
+    trace = map_reduce(task, dim, height, _plus, parts=dim, workers=slots)
+    used = count if weights is None else _used(weights)
+    return TiledGram(location, path, dim, used, trace, dtype)
+
+
+def _strips(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> tuple[int, int, int]:
+    """Train rows of one product, rows of a strip, and strips at once."""
+    step = min(rows.shape[0], tile_rows(rows) * max(1, STRIP_ROWS // tile_rows(rows)))
+    tile, limit = min(GRAM_CHUNK, rows.shape[1]), memory_budget(memory_limit)
+    return step, *_plan(rows, step, np.dtype(dtype).itemsize, tile, limit)
+
+
+def _plan(rows: Rows, step: int, computed: int, tile: int, limit: int) -> tuple[int, int]:
+    """Rows of a strip, in whole tiles, and strips at once."""
+    dim = rows.shape[1]
+    fixed = step * dim * (rows.dtype.itemsize + computed) + 4 * tile * tile * 8
+    usable, slots = limit - limit // SLACK, task_slots()
+    least = slots if active_client() is not None else 1
+    while slots > least and slots * (fixed + 9 * tile * dim) > usable:
+        slots -= 1
+    strip = (usable // slots - fixed) // (9 * dim) // tile
+    if strip < 1:
+        need = with_slack(slots * (fixed + 9 * tile * dim))
+        raise MemoryLimitError(
+            f"a gram of {dim} in tiles needs at least {human_bytes(need)}, the memory limit is "
+            f"{human_bytes(limit)}: give a larger memory_limit"
+        )
+    fair = -(-dim // tile // slots) if dim > tile else 1  # every slot has a strip
+    return int(min(strip, max(1, fair)) * tile), slots
+
+
+@dataclass(frozen=True, eq=False)
+class _StripTask:
+    rows: Rows
+    weights: Rows | None
+    step: int
+    dtype: GramDtype
+    array: SavedArray
+    location: Location
+    path: str
+
+    def __call__(self, start: int, stop: int) -> float:
+        """The strip of columns start..stop, from the diagonal on; its share of the trace."""
+        count, dim = self.rows.shape
+        total = np.zeros((stop - start, dim - start))
+        for low, high in ranges(count, self.step):
+            part = self._tile(low, high)
+            for a, b in ranges(len(part), PRODUCT_ROWS):
+                _add(total, part[a:b, start:], stop - start)
+        diagonal = np.einsum("ii->i", total[:, : stop - start])
+        if not np.isfinite(diagonal).all():
+            raise NumericsError("features hold NaN or inf, or are too large: featurize them again")
+        self._write(total, start, stop)
+        return float(diagonal.sum())
+
+    def _tile(self, low: int, high: int) -> NDArray[Any]:
+        part = np.asarray(self.rows.read(low, high), dtype=self.dtype)
+        if self.weights is None:
+            return part
+        weights = self.weights.read(low, high)
+        keep = weights > 0
+        scaled: NDArray[Any] = part[keep] * np.sqrt(weights[keep], dtype=self.dtype)[:, None]
+        return scaled
+
+    def _write(self, total: NDArray[np.float64], start: int, stop: int) -> None:
+        array = self.array.open(self.location, self.path, "r+")
+        tile = array.chunks[0]
+        square = total[:, : stop - start]
+        square[...] = np.triu(square) + np.triu(square, 1).T
+        array[start:stop, start:] = total
+        for low, high in ranges(total.shape[1] - (stop - start), tile):
+            low, high = low + stop - start, high + stop - start
+            array[start + low : start + high, start:stop] = total[:, low:high].T
+
+
+def _add(total: NDArray[np.float64], part: NDArray[Any], height: int) -> None:
+    left = part[:, :height].T
+    with np.errstate(over="ignore", invalid="ignore"):
+        for low, high in ranges(part.shape[1], GRAM_CHUNK):
+            total[:, low:high] += left @ part[:, low:high]
+
+
+def _used(weights: Rows) -> int:
+    pieces = ranges(weights.shape[0], weights.chunk_rows)
+    return sum(int(np.count_nonzero(weights.read(low, high))) for low, high in pieces)
+
+
+def _plus(left: float, right: float) -> float:
+    return left + right
+
+
+def split_tiles(
+    split: GramSplit,
+    *,
+    dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+    scratch: str | None = None,
+) -> TiledGram:
+    """The gram of a split in tiles: the stored one where it is valid, else computed and stored.
+
+    Where the store cannot be written, the tiles live in a temporary folder while they are in use.
+    """
+    wanted, path = origin_of(split, dtype), layout.gram_path(split.epoch, split.name)
+    features, masked = split.column(layout.FEATURES), masked_rows(split)
+    found = stored_origin(split, wanted)
+    if found is not None and found[0] == wanted:
+        what = found[1]
+        values = (features.shape[1], what["used"], what["trace"], what["dtype"])
+        return TiledGram(split.location, path, *values)
+    _strips(features, dtype, memory_limit)  # refuses before what is stored goes
+    weights = KeptRows(split.rows, masked) if len(masked) else None
+    kept = _writable(split)
+    own = None if kept else Scratch(scratch)
+    place = split.location if own is None else own.location
+    options: Any = {"dtype": dtype, "memory_limit": memory_limit}
+    made = tiled_gram(features, weights, place, path, **options)
+    if kept:
+        publish(split, made.rows, made.trace, dtype)
+    return replace(made, scratch=own)
+
+
+def _writable(split: GramSplit) -> bool:
+    try:
+        start_gram(split)
+    except (OSError, ValueError):
+        return False
+    return True
