@@ -107,8 +107,9 @@ def test_two_ranks_by_torchrun_then_the_example(
     }
     ran = subprocess.run(command, check=False, **how)
     assert ran.returncode == 0, ran.stderr
-    assert "rank 0 of 2: wrote" in ran.stdout
-    assert "rank 1 of 2: wrote" in ran.stdout
+    for rank in (0, 1):  # one that comes late finds that the other has helped
+        assert f"rank {rank} of 2: " in ran.stdout
+    assert "of 2: wrote" in ran.stdout
     assert all(one.complete for one in ts.open_store(tmp_path / "d.zarr").status())
     command = [sys.executable, str(ROOT / "examples" / "digits.py"), "--store", "d.zarr"]
     ran = subprocess.run(command, check=False, **how)

@@ -17,13 +17,19 @@ import trakstore as ts
 ROOT = str(Path(ts.__file__).parent.parent)
 
 JOB = """
-import sys
+import os, sys, time
+from pathlib import Path
 sys.path.insert(0, {tests!r})
 from features.models import Samples, mlp
 from trakstore.features import Job
 import trakstore as ts
 
 def job():
+    # the ranks start together here, so that what each writes is its share, not its head start
+    world = os.environ["WORLD_SIZE"]
+    Path(f"{{world}}.{{os.environ['RANK']}}.started").touch()
+    while len(list(Path(".").glob(f"{{world}}.*.started"))) < int(world):
+        time.sleep(0.01)
     return Job(
         mlp(), {{"train": Samples(203), "test": Samples(37, seed=1)}},
         projector=ts.ProjectionSpec("sjlt", dim=64), batch_size=8,
