@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import trakstore as ts
@@ -127,3 +128,36 @@ def test_without_a_command_comes_the_help(run: Any) -> None:
     for command in app.EXAMPLES:
         assert command.__name__.rstrip("_") in ran.out
     assert run("--version").out == f"trakstore {ts.__version__}\n"
+
+
+FAULTS = {
+    "labels": (
+        "job.datasets['train'].tensors[1][1] = 3",
+        "has label 3, the model has classes 0 to 2",
+    ),
+    "nan": ("job.checkpoints[1]['weight'][0, 0] = float('nan')", "NaN or infinite features"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_data_and_weights(fault: str, run: Any, jobs: Path, tmp_path: Path) -> None:
+    change, message = FAULTS[fault]
+    more = f"\n\ndef faulty():\n    job = small()\n    {change}\n    return job\n"
+    (tmp_path / "faulty.py").write_text(jobs.read_text() + more)
+    ran = run("featurize", f"{tmp_path}/faulty.py:faulty", "--store", tmp_path / "a.zarr")
+    assert ran.code == 2
+    assert message in ran.err
+    assert [one[:6] for one in ran.err.splitlines()] == ["error:"]
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_features_of_another_dimension(run: Any, tmp_path: Path) -> None:
+    store = ts.FeatureStore.create(tmp_path / "a.zarr", projection=ts.ProjectionSpec("identity"))
+    for split, dim in (("train", 4), ("test", 5)):
+        store.write_split(0, split, np.ones((6, dim), np.float32), out_to_loss=np.ones(6))
+    before = set(tmp_path.rglob("*"))
+    ran = run("topk", tmp_path / "a.zarr", "--k", "2")
+    assert (ran.code, ran.out) == (2, "")
+    assert "dimension 5" in ran.err or "dimension 4" in ran.err
+    assert [one[:6] for one in ran.err.splitlines()] == ["error:"]
+    assert set(tmp_path.rglob("*")) == before
