@@ -182,13 +182,15 @@ def main() -> None:
             wrote = [sum(finish(run)) for run in runs]
             if not same(store, expected):
                 raise SystemExit(f"WRONG after two runs at once: {store} is kept")
+            shutil.rmtree(store)
             seen.setdefault("two at once", []).append([0, sum(wrote)])
-            continue
-        what = ("rank", "ranks", "agent")[number % 3]
-        result = one_round(store, expected, what, 1 + number // 3 % 3, rng)
-        seen.setdefault(f"kill {what}", []).append(result)
+        else:
+            what = ("rank", "ranks", "agent")[number % 3]
+            result = one_round(store, expected, what, 1 + number // 3 % 3, rng)
+            seen.setdefault(f"kill {what}", []).append(result)
+        print(f"\r{number + 1} rounds", end="", file=sys.stderr, flush=True)
     shutil.rmtree(folder)
-    print(f"{options.rounds} rounds, {total} blocks each: every column equal bit for bit")
+    print(f"\n{options.rounds} rounds, {total} blocks each: every column equal bit for bit")
     print(f"{'':12} rounds  committed at the kill  blocks done twice a round")
     for what, results in seen.items():
         before = [b for b, _ in results]
