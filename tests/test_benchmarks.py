@@ -37,3 +37,10 @@ def test_limits_print_times_and_peaks(what: str, limit: str, expected: str, tmp_
     lines = run("limits.py", what, "--small", "--limit", limit, "--folder", str(tmp_path))
     assert expected in lines[-1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--rounds", "3"], ["--rounds", "1", "--together"]])
+def test_killed_and_doubled_runs_end_with_the_same_bits(options: list[str]) -> None:
+    lines = run("kills.py", *options)
+    assert lines[1] == f"{options[1]} rounds, 36 blocks each: every column equal bit for bit"

@@ -14,6 +14,7 @@ from trakstore.scores.kernel import KernelReport, kernel_report
 from trakstore.scores.trak import trak_scores
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.verify import verify_store
 
 __version__ = "0.1.0"
 
@@ -30,4 +31,5 @@ __all__ = [
     "save_scores",
     "top_k",
     "trak_scores",
+    "verify_store",
 ]

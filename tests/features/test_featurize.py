@@ -11,11 +11,13 @@ import pytest
 import reference_projection as reference
 import torch
 from features.models import ConvNet, Recurrent, Samples, mlp, seeded
+from safetensors.torch import save_file
 from torch import nn
 
 import trakstore as ts
 from trakstore.errors import NotFoundError, NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.features import Job, featurize, featurize_job, load_job
+from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.parameters import canonical_name
 
 SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
@@ -272,9 +274,28 @@ def test_a_checkpoint_of_another_model_and_unsafe_files_are_refused(tmp_path: Pa
         job.load(0)
     with pytest.raises(NotFoundError, match="no epoch 7"):
         job.load(7)
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(print, protocol=2))
-    with pytest.raises(TrakStoreError, match="not a file of plain tensors"):
-        Job(mlp(), {"train": Samples(9)}, checkpoints={0: tmp_path / "evil.pt"}).load(0)
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"x": Evil()}, tmp_path / "saved.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    (tmp_path / "named.safetensors").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "empty.pt").write_bytes(b"")
+    for name in ("saved.pt", "bare.pt", "named.safetensors", "empty.pt"):
+        with pytest.raises(TrakStoreError, match="not a file of plain tensors"):
+            Job(mlp(), {"train": Samples(9)}, checkpoints={0: tmp_path / name}).load(0)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_both_formats_of_checkpoints_give_the_same(tmp_path: Path) -> None:
+    state = mlp(5).state_dict()
+    torch.save(state, tmp_path / "5.pt")
+    save_file(state, tmp_path / "5.safetensors")
+    for name in ("5.pt", "5.safetensors"):
+        job = Job(mlp(), {"train": Samples(9)}, checkpoints={5: tmp_path / name})
+        assert checkpoint_hash(job.load(5)) == checkpoint_hash(mlp(5))
 
 
 def test_a_data_set_that_grew_is_appended(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
-"""Real processes: any number of ranks gives the same store, bit for bit."""
+"""Real processes: any number of ranks, killed or stopped, gives the same store, bit for bit."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,57 @@ def job():
 """
 
 
-def torchrun(ranks: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", "-m", "trakstore", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+# Rank 1 kills itself once, or both wait for ever, after the first blocks are committed.
+UNLUCKY = """
+import os, signal, time
+from pathlib import Path
+import torch
+from trakstore import ProjectionSpec
+from trakstore.features import Job
+
+class Samples:
+    def __len__(self):
+        return 60
+    def __getitem__(self, index):
+        if len(list(Path("a.zarr").rglob("written/c.*.0"))) >= 2:
+            if os.environ.get("FAULT") == "wait":
+                time.sleep(60)
+            unlucky = os.environ.get("FAULT") == "kill" and os.environ["RANK"] == "1"
+            if unlucky and not Path("killed").exists():
+                Path("killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.005)
+        return torch.full((4,), index / 60), index % 3
+
+def job():
+    model = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.fill_(0.5); model.bias.fill_(0.1)
+    return Job(model, {"train": Samples()}, projector=ProjectionSpec("sjlt", dim=8), batch_size=4,
+               block_rows=4)
+"""
+
+
+def command(ranks: int, *arguments: str) -> list[str]:
+    whole = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=1"]
+    return [*whole, f"--nproc-per-node={ranks}", "-m", "trakstore", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, **more}
+
+
+def torchrun(
+    ranks: int, *arguments: str, cwd: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=240
+        command(ranks, *arguments),
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
     )
 
 
@@ -76,3 +123,50 @@ def test_one_two_and_three_ranks_write_the_same_store(tmp_path: Path) -> None:
         assert other.keys() == stores[0].keys()
         for name, column in stores[0].items():
             np.testing.assert_array_equal(other[name], column, err_msg=str(name))
+
+
+def same_as_undisturbed(cwd: Path) -> None:
+    (cwd / "undisturbed").mkdir()
+    (cwd / "undisturbed" / "jobs.py").write_text(UNLUCKY)
+    done = torchrun(1, "featurize", "jobs.py:job", "--store", "a.zarr", cwd=cwd / "undisturbed")
+    assert done.returncode == 0, done.stderr
+    got, expected = columns(cwd / "a.zarr"), columns(cwd / "undisturbed" / "a.zarr")
+    assert got.keys() == expected.keys()
+    for name, column in expected.items():
+        np.testing.assert_array_equal(got[name], column, err_msg=str(name))
+
+
+@pytest.mark.slow
+def test_the_elastic_agent_restarts_ranks_and_they_go_on(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text(UNLUCKY)
+    arguments = ["featurize", "jobs.py:job", "--store", "a.zarr", "--json"]
+    done = torchrun(2, *arguments, cwd=tmp_path, FAULT="kill")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "killed").exists()
+    wrote = [json.loads(line)["blocks"] for line in done.stdout.splitlines() if line.strip()]
+    assert sum(wrote) <= 15 - 2  # the restarted ranks pass over what was committed
+    same_as_undisturbed(tmp_path)
+
+
+@pytest.mark.slow
+def test_control_c_under_torchrun_then_the_same_command(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text(UNLUCKY)
+    arguments = ["featurize", "jobs.py:job", "--store", "a.zarr", "--json"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    where: dict[str, Any] = {"cwd": tmp_path, "env": environment(FAULT="wait")}
+    with subprocess.Popen(command(2, *arguments), **where, **pipes) as agent:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.rglob("written/c.*.0"))) < 2 and time.monotonic() < until:
+            assert agent.poll() is None, agent.communicate()
+            time.sleep(0.05)
+        time.sleep(0.5)
+        agent.send_signal(signal.SIGINT)
+        _, err = agent.communicate(timeout=60)
+    assert agent.returncode != 0
+    assert "stopped: rows committed in a.zarr: train at epoch 0" in err
+    committed = ts.open_store(tmp_path / "a.zarr").status()[0].written_blocks
+    done = torchrun(2, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    wrote = [json.loads(line)["blocks"] for line in done.stdout.splitlines() if line.strip()]
+    assert sum(wrote) >= 15 - committed > 0
+    same_as_undisturbed(tmp_path)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trakstore.cli.options import Epochs, Json, chosen_epochs
-from trakstore.cli.output import only_json, print_json
+from trakstore.cli.output import error_line, only_json, print_json
+from trakstore.storage.store import find_store
 
 if TYPE_CHECKING:
     from trakstore.features import Featurized
@@ -57,7 +60,8 @@ def featurize(
     Any number of workers may run the same command at once, under torchrun or by --rank and
     --world-size: each does its share, then helps the others.
     """
-    with only_json(as_json):
+    worker = {"rank": _number(rank, "RANK", 0), "world_size": _number(world_size, "WORLD_SIZE", 1)}
+    with only_json(as_json), _told_when_stopped(store, worker["rank"]):
         done = _featurize(
             job,
             store,
@@ -68,7 +72,6 @@ def featurize(
             rank=rank,
             world_size=world_size,
         )
-    worker = {"rank": _number(rank, "RANK", 0), "world_size": _number(world_size, "WORLD_SIZE", 1)}
     if as_json:
         print_json({"job": job, "store": store, **worker, **asdict(done)})
     else:
@@ -82,6 +85,21 @@ def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> F
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules in the working directory, as with python -m
     return featurize_job(load_job(job), store, device=device, **options)
+
+
+@contextmanager
+def _told_when_stopped(store: str, rank: int) -> Iterator[None]:
+    """After Ctrl-C the first worker says how much of the store is there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if rank == 0 and (found := find_store(store)) is not None:
+            begun = [status for status in found.status() if not status.complete]
+            rest = ", ".join(
+                f"{s.split} at epoch {s.epoch} {s.written_rows}/{s.rows}" for s in begun
+            )
+            error_line(f"rows committed in {store}: {rest or 'all of the splits begun'}", "stopped")
+        raise
 
 
 def _check_device(device: str | None) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
@@ -40,7 +42,7 @@ class Job:
     projector : ProjectionSpec, optional
         How gradients become features: what the store has, else ``ProjectionSpec("sjlt", 2048)``.
     checkpoints : mapping of epoch to path or state_dict
-        Weights; files are loaded with ``weights_only=True``.
+        Weights; files are ``.safetensors``, or else read by ``torch.load(weights_only=True)``.
     parameters : sequence of str
         Shell-style patterns of parameter names.
     batch_size : int
@@ -165,6 +167,8 @@ def _import_file(path: Path) -> Any:
 
 
 def _import_module(name: str) -> Any:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise NotFoundError(f"{name!r} names no module; name a file like jobs.py:digits")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -176,14 +180,17 @@ def _import_module(name: str) -> Any:
 
 
 def _load_file(path: Path) -> Mapping[str, Tensor]:
+    """Tensors of a file; neither of its two formats can run code."""
     if not path.is_file():
         raise NotFoundError(f"there is no checkpoint file {path}")
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except (pickle.UnpicklingError, RuntimeError, SafetensorError, EOFError) as error:
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
         raise TrakStoreError(
             f"{path} is not a file of plain tensors ({reason}); save it by "
-            f"torch.save(model.state_dict(), path)"
+            f"torch.save(model.state_dict(), path) or safetensors.torch.save_file"
         ) from None
     return state

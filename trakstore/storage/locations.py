@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import unquote
 
 from zarr.abc.store import Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, default_buffer_prototype
@@ -224,6 +225,8 @@ def open_location(where: Where, *, create: bool = False) -> Location:
     if isinstance(where, Store):
         return Location(str(where), _patient(where), reopens=False)
     address = os.fspath(where)
+    if "\0" in address:
+        raise LocationError(f"{address!r} names no place: it has a null character")
     scheme, separator, name = address.partition("://")
     if separator and scheme == "memory":
         return Location(address, _MEMORY.setdefault(name, MemoryStore()), reopens=False)
@@ -233,7 +236,12 @@ def open_location(where: Where, *, create: bool = False) -> Location:
         raise LocationError(
             f"{scheme}:// is not known; a location is a path, s3://, gs://, az:// or memory://name"
         )
-    return _open_folder(Path(name if separator else address).expanduser().absolute(), create)
+    if separator and not name.startswith("/"):
+        raise LocationError(
+            f"{address} is no file URL: those are absolute, like file:///data/a.zarr"
+        )
+    path = Path(unquote(name)) if separator else Path(address).expanduser()
+    return _open_folder(path.absolute(), create)
 
 
 def _patient(store: Store) -> Store:
