@@ -89,6 +89,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "linalg": [
         "rows",
+        "weights",
         "tiles",
         "memory",
         "gram",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from trakstore.errors import MemoryLimitError
 from trakstore.linalg.blocked import BlockedCholesky
 from trakstore.linalg.gram import GramDtype, Kernel
-from trakstore.linalg.grams import GramSplit, masked_rows, split_gram
+from trakstore.linalg.grams import split_gram
 from trakstore.linalg.iterative import Dual, rows_kernel
 from trakstore.linalg.memory import memory_budget
-from trakstore.linalg.rows import UnmaskedRows
 from trakstore.linalg.solvers import Cholesky, Damping, Factor, Form, Solver
 from trakstore.linalg.tiled import split_tiles
+from trakstore.linalg.weights import GramSplit, kernel_rows, unmasked_count
 from trakstore.storage import layout
 
 __all__ = ["choose_solver", "factor_split", "split_kernel"]
@@ -55,8 +55,8 @@ def choose_solver(
     split: GramSplit, damping: Damping, memory_limit: int | str | None = None
 ) -> Solver:
     """Dual for fewer rows than columns, blocked for what does not fit, else Cholesky."""
-    rows, dim = split.column(layout.FEATURES).shape
-    rows, limit = rows - len(masked_rows(split)), memory_budget(memory_limit)
+    rows, dim = unmasked_count(split), split.column(layout.FEATURES).shape[1]
+    limit = memory_budget(memory_limit)
     damped = damping.absolute != 0 if damping.absolute is not None else damping.relative != 0
     if rows < dim and damped and 8 * rows**2 < limit // 2:
         return Dual(memory_limit)
@@ -79,7 +79,4 @@ def split_kernel(
             return split_gram(split, dtype=dtype, memory_limit=memory_limit)
         except MemoryLimitError as error:
             raise MemoryLimitError(f"{error}, or solver=BlockedCholesky()") from None
-    features, masked = split.column(layout.FEATURES), masked_rows(split)
-    if len(masked):
-        features = UnmaskedRows(features, masked)
-    return rows_kernel(features)
+    return rows_kernel(kernel_rows(split))

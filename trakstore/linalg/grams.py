@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.linalg.gram import Gram, GramDtype, gram
-from trakstore.linalg.rows import KeptRows, Rows, TakenRows
+from trakstore.linalg.rows import TakenRows
+from trakstore.linalg.weights import (
+    GramSplit,
+    masked_rows,
+    row_weights,
+    unmasked_count,
+    weighting_of,
+)
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
 from trakstore.storage.saved import ARRAYS, SavedArray
@@ -19,9 +26,7 @@ from trakstore.storage.splits import attributes, group_document
 __all__ = [
     "GRAM_CHUNK",
     "GramOrigin",
-    "GramSplit",
     "gram_arrays",
-    "masked_rows",
     "origin_of",
     "publish",
     "split_gram",
@@ -32,22 +37,6 @@ __all__ = [
 GRAM_CHUNK = 1024  # rows and columns of a chunk: 8 MB
 MASKED_SHARE = 0.1  # of the rows: beyond, a gram is computed again instead of downdated
 TAIL = 4  # bytes of the crc32c that ends every chunk
-
-
-class GramSplit(Protocol):
-    """What is needed of a stored split."""
-
-    @property
-    def epoch(self) -> layout.Epoch: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def location(self) -> Location: ...
-    @property
-    def spec(self) -> Any: ...
-    def column(self, name: str, /) -> Rows: ...
 
 
 @dataclass(frozen=True)
@@ -66,6 +55,8 @@ class GramOrigin:
         SHA-256 of their positions (int64, little-endian, ascending); ``""`` for none.
     dtype : {"float32", "float64"}
         Of the products.
+    weighting : str
+        How rows are weighted, as of a :class:`WeightedSplit`; ``""`` where each counts as one.
     """
 
     nonce: int
@@ -73,6 +64,7 @@ class GramOrigin:
     masked: int
     masked_digest: str
     dtype: GramDtype
+    weighting: str = ""
 
 
 def split_gram(
@@ -109,23 +101,19 @@ def split_gram(
         return stored.gram
     made = None if stored is None else _updated(split, stored, wanted, memory_limit)
     if made is None:
-        rows, masked = split.column(layout.FEATURES), masked_rows(split)
-        weights = KeptRows(split.rows, masked) if len(masked) else None
+        rows, weights = split.column(layout.FEATURES), row_weights(split)
         made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
+        made = replace(made, rows=unmasked_count(split))
     _write(split, made)
     return made
-
-
-def masked_rows(split: GramSplit) -> NDArray[np.int64]:
-    """Positions of the rows that were masked, ascending."""
-    return np.sort(np.asarray(getattr(split, "masked", ()), dtype=np.int64))
 
 
 def origin_of(split: GramSplit, dtype: GramDtype) -> GramOrigin:
     """What a gram of this split, as it is now, is computed from."""
     masked = masked_rows(split)
     digest = hashlib.sha256(masked.astype("<i8").tobytes()).hexdigest() if len(masked) else ""
-    return GramOrigin(split.spec.nonce, split.rows, len(masked), digest, dtype)
+    nonce, weighting = split.spec.nonce, weighting_of(split)
+    return GramOrigin(nonce, split.rows, len(masked), digest, dtype, weighting)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,26 +133,26 @@ def _updated(
         return None
     features, result = split.column(layout.FEATURES), stored.gram
     if stored.origin.rows < wanted.rows:
-        added = TakenRows(features, range(stored.origin.rows, wanted.rows))
-        new = now[now >= stored.origin.rows] - stored.origin.rows
-        weights = KeptRows(added.shape[0], new) if len(new) else None
-        more = gram(added, weights, dtype=result.dtype, memory_limit=memory_limit)
+        added, weights = range(stored.origin.rows, wanted.rows), row_weights(split)
+        new = None if weights is None else TakenRows(weights, added)
+        more = gram(TakenRows(features, added), new, dtype=result.dtype, memory_limit=memory_limit)
         result = _sum(result, more, 1)
     if len(gone):
-        less = gram(TakenRows(features, gone), dtype="float64", memory_limit=memory_limit)
+        weights = row_weights(split, masked_too=True)
+        old = None if weights is None else TakenRows(weights, gone)
+        less = gram(TakenRows(features, gone), old, dtype="float64", memory_limit=memory_limit)
         result = _sum(result, less, -1)
-    return result
+    return replace(result, rows=unmasked_count(split))
 
 
 def _sum(left: Gram, right: Gram, sign: int) -> Gram:
     matrix = left.matrix + sign * right.matrix
-    rows = left.rows + sign * right.rows
-    return Gram(matrix, rows, float(np.trace(matrix)), left.dtype)
+    return replace(left, matrix=matrix, trace=float(np.trace(matrix)))
 
 
 def _read(split: GramSplit, wanted: GramOrigin) -> _Stored | None:
     """The stored gram if it is whole and of this split; a damaged one counts as none."""
-    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    place, path = split.location, _path(split)
     found = stored_origin(split, wanted)
     if found is None:
         return None
@@ -184,12 +172,15 @@ def stored_origin(split: GramSplit, wanted: GramOrigin) -> tuple[GramOrigin, dic
 
     Products of float64 are as good as those of float32 that were wanted.
     """
-    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    place, path = split.location, _path(split)
     try:
         document = place.get(layout.document_key(path))
         what = {} if document is None else attributes(document, path)
-        origin = GramOrigin(**{name: what[name] for name in asdict(wanted)})
-        usable = origin.dtype in (wanted.dtype, "float64") and origin.nonce == wanted.nonce
+        origin = GramOrigin(
+            **{"weighting": "", **{k: what[k] for k in asdict(wanted) if k in what}}
+        )
+        same = (origin.nonce, origin.weighting) == (wanted.nonce, wanted.weighting)
+        usable = same and origin.dtype in (wanted.dtype, "float64")
         if not usable or origin.rows > wanted.rows:
             return None
         if what["digest"] != _digest(place, path, _dim(split)):
@@ -200,7 +191,7 @@ def stored_origin(split: GramSplit, wanted: GramOrigin) -> tuple[GramOrigin, dic
 
 
 def _write(split: GramSplit, made: Gram) -> None:
-    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    place, path = split.location, _path(split)
     try:
         array = start_gram(split)
         array.open(place, path, "r+")[:] = made.matrix
@@ -211,7 +202,7 @@ def _write(split: GramSplit, made: Gram) -> None:
 
 def start_gram(split: GramSplit) -> SavedArray:
     """An empty array for the split's gram; a gram that was there is gone until :func:`publish`."""
-    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    place, path = split.location, _path(split)
     place.delete([layout.document_key(path)])
     array = gram_arrays(_dim(split))[0]
     array.create(place, path)
@@ -220,7 +211,7 @@ def start_gram(split: GramSplit) -> SavedArray:
 
 def publish(split: GramSplit, used: int, trace: float, dtype: GramDtype) -> None:
     """Write what a stored gram is: its arrays and the checksums of its chunks, last of all."""
-    place, path = split.location, layout.gram_path(split.epoch, split.name)
+    place, path = split.location, _path(split)
     masked, dim = masked_rows(split), _dim(split)
     arrays = gram_arrays(dim, len(masked))
     for array in arrays[1:]:
@@ -243,6 +234,10 @@ def gram_arrays(dim: int, masked: int = 0) -> list[SavedArray]:
     if masked:
         arrays.append(SavedArray("masked", "int64", (masked,), (masked,), ("masked_row",)))
     return arrays
+
+
+def _path(split: GramSplit) -> str:
+    return layout.gram_path(split.epoch, split.name, weighting_of(split))
 
 
 def _dim(split: GramSplit) -> int:

@@ -16,17 +16,16 @@ from trakstore.errors import MemoryLimitError, NumericsError
 from trakstore.linalg.gram import PRODUCT_ROWS, GramDtype
 from trakstore.linalg.grams import (
     GRAM_CHUNK,
-    GramSplit,
     gram_arrays,
-    masked_rows,
     origin_of,
     publish,
     start_gram,
     stored_origin,
 )
 from trakstore.linalg.memory import memory_budget
-from trakstore.linalg.rows import KeptRows, Rows
+from trakstore.linalg.rows import Rows
 from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
+from trakstore.linalg.weights import GramSplit, row_weights, unmasked_count, weighting_of
 from trakstore.planning import SLACK, human_bytes, ranges, with_slack
 from trakstore.storage import layout
 from trakstore.storage.locations import Location, open_location
@@ -216,20 +215,20 @@ def split_tiles(
 
     Where the store cannot be written, the tiles live in a temporary folder while they are in use.
     """
-    wanted, path = origin_of(split, dtype), layout.gram_path(split.epoch, split.name)
-    features, masked = split.column(layout.FEATURES), masked_rows(split)
+    path = layout.gram_path(split.epoch, split.name, weighting_of(split))
+    wanted, features = origin_of(split, dtype), split.column(layout.FEATURES)
     found = stored_origin(split, wanted)
     if found is not None and found[0] == wanted:
         what = found[1]
         values = (features.shape[1], what["used"], what["trace"], what["dtype"])
         return TiledGram(split.location, path, *values)
     _strips(features, dtype, memory_limit)  # refuses before what is stored goes
-    weights = KeptRows(split.rows, masked) if len(masked) else None
     kept = _writable(split)
     own = None if kept else Scratch(scratch)
     place = split.location if own is None else own.location
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
-    made = tiled_gram(features, weights, place, path, **options)
+    made = tiled_gram(features, row_weights(split), place, path, **options)
+    made = replace(made, rows=unmasked_count(split))
     if kept:
         publish(split, made.rows, made.trace, dtype)
     return replace(made, scratch=own)

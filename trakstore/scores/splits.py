@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Epoch
-from trakstore.linalg.grams import masked_rows
 from trakstore.linalg.rows import PositionRows, Rows, UnmaskedRows
+from trakstore.linalg.weights import masked_rows
 from trakstore.storage.locations import Location
 
 __all__ = ["EpochPair", "Split", "Store", "UnmaskedSplit", "epoch_pairs", "train_labels"]

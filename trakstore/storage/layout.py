@@ -119,9 +119,9 @@ def run_path(epoch: Epoch, split: str, run: str) -> str:
     return f"{RUNS}/{epoch_path(epoch)}.{check_name(split, 'split')}.{run}"
 
 
-def gram_path(epoch: Epoch, split: str) -> str:
-    """Group of the gram of a split's features."""
-    return f"{GRAMS}/{split_path(epoch, split)}"
+def gram_path(epoch: Epoch, split: str, weighting: str = "") -> str:
+    """Group of the gram of a split's features; weighted ones have names that no split can have."""
+    return f"{GRAMS}/{split_path(epoch, split)}" + (f"~{weighting}" if weighting else "")
 
 
 def document_key(path: str) -> str:

@@ -1,0 +1,203 @@
+"""Which rows of a split enter its kernel, and with what weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+from dask.base import tokenize
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.linalg.rows import KeptRows, Rows, UnmaskedRows
+from trakstore.storage import layout
+from trakstore.storage.locations import Location
+
+__all__ = [
+    "GramSplit",
+    "ScaledRows",
+    "WeightedSplit",
+    "Weighting",
+    "kernel_rows",
+    "masked_rows",
+    "row_weights",
+    "unmasked_count",
+    "weighting_of",
+]
+
+Weighting: TypeAlias = Literal["loss", "logistic"]
+
+
+class GramSplit(Protocol):
+    """What is needed of a stored split."""
+
+    @property
+    def epoch(self) -> layout.Epoch: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def location(self) -> Location: ...
+    @property
+    def spec(self) -> Any: ...
+    def column(self, name: str, /) -> Rows: ...
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSplit:
+    """A split whose kernel is K = Σᵢ wᵢ φᵢ φᵢᵀ, with weights that follow from ``out_to_loss`` = q.
+
+    Attributes
+    ----------
+    stored : Split
+    weighting : {"loss", "logistic"}
+        ``"loss"``: w = q², so that K is the kernel of the loss gradients −q·φ. ``"logistic"``:
+        w = q (1 − q), the second derivative of the loss log(1 + exp(−output)), whose q is
+        the logistic function of −output: the Gauss-Newton Hessian.
+    """
+
+    stored: GramSplit
+    weighting: Weighting
+
+    def __post_init__(self) -> None:
+        if self.weighting not in get_args(Weighting):
+            raise TrakStoreError(f"weighting must be 'loss' or 'logistic', got {self.weighting!r}")
+
+    @property
+    def epoch(self) -> layout.Epoch:
+        return self.stored.epoch
+
+    @property
+    def name(self) -> str:
+        return self.stored.name
+
+    @property
+    def rows(self) -> int:
+        return self.stored.rows
+
+    @property
+    def location(self) -> Location:
+        return self.stored.location
+
+    @property
+    def spec(self) -> Any:
+        return self.stored.spec
+
+    @property
+    def masked(self) -> NDArray[np.int64]:
+        return masked_rows(self.stored)
+
+    def column(self, name: str, /) -> Rows:
+        return self.stored.column(name)
+
+
+def weighting_of(split: GramSplit) -> str:
+    """How the rows of a split are weighted; ``""`` where each counts as one."""
+    return str(getattr(split, "weighting", ""))
+
+
+def masked_rows(split: GramSplit) -> NDArray[np.int64]:
+    """Positions of the rows that were masked, ascending."""
+    return np.sort(np.asarray(getattr(split, "masked", ()), dtype=np.int64))
+
+
+def unmasked_count(split: GramSplit) -> int:
+    """Rows that are left: the n of a damping relative to tr(K)/n, whatever their weights."""
+    return split.rows - len(masked_rows(split))
+
+
+def row_weights(split: GramSplit, *, masked_too: bool = False) -> Rows | None:
+    """The weight of each stored row in the kernel; None where all are 1.
+
+    Masked rows have 0, or with ``masked_too`` the weight that they would have.
+    """
+    masked, weighting = masked_rows(split), weighting_of(split)
+    kept = KeptRows(split.rows, masked) if len(masked) and not masked_too else None
+    if not weighting:
+        return kept
+    return _WeightRows(split.column("out_to_loss"), weighting, kept)
+
+
+def kernel_rows(split: GramSplit) -> Rows:
+    """Rows whose plain gram is the kernel: √wᵢ·φᵢ of the unmasked ones."""
+    rows, masked = split.column(layout.FEATURES), masked_rows(split)
+    weighting = weighting_of(split)
+    if weighting:
+        rows = ScaledRows(rows, _WeightRows(split.column("out_to_loss"), weighting, None, 0.5))
+    return UnmaskedRows(rows, masked) if len(masked) else rows
+
+
+@dataclass(frozen=True, eq=False)
+class _WeightRows:
+    """Weights to some power, from the column q."""
+
+    column: Rows
+    weighting: str
+    kept: Rows | None
+    power: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.column.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float64)
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.column.chunk_rows
+
+    @property
+    def token(self) -> str:
+        kept = "" if self.kept is None else self.kept.token
+        return str(tokenize("weights", self.column.token, self.weighting, kept, self.power))
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        q = np.asarray(self.column.read(start, stop), dtype=np.float64)
+        weights = q * q if self.weighting == "loss" else q * (1 - q)
+        if self.kept is not None:
+            weights = np.where(self.kept.read(start, stop) > 0, weights, 0.0)
+        if not (weights >= 0).all():
+            raise NumericsError(
+                f"out_to_loss of rows {start}..{stop} is not finite, or outside of 0..1 where the "
+                f"loss is logistic: use hessian='loss'"
+            )
+        return weights**self.power
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledRows:
+    """diag(scale)·base, in float32."""
+
+    base: Rows
+    scale: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.base.chunk_rows
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("scaled", self.base.token, self.scale.token))
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        scale = np.asarray(self.scale.read(start, stop), dtype=np.float32)
+        rows = np.asarray(self.base.read(start, stop), dtype=np.float32)
+        return rows * scale[:, None]
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
