@@ -23,6 +23,27 @@ def whitened(targets, features, lam):
     return np.asarray(targets, np.float64) @ np.linalg.inv(kernel) @ np.asarray(features, float).T
 
 
+def cosines(targets, features):
+    """⟨t, φ⟩/(‖t‖ ‖φ‖); 0 where a row is 0."""
+    t, f = (np.asarray(rows, np.float64) for rows in (targets, features))
+    norms = np.outer(np.linalg.norm(t, axis=1), np.linalg.norm(f, axis=1))
+    return np.where(norms > 0, t @ f.T / np.where(norms > 0, norms, 1), 0)
+
+
+def root(matrix):
+    """The symmetric square root of the inverse."""
+    values, vectors = np.linalg.eigh(matrix)
+    return vectors / np.sqrt(values) @ vectors.T
+
+
+def influence(targets, features, target_q, q, curvature, c=1.0):
+    """∇l(t)ᵀ (H + λI)⁻¹ ∇l(z) with ∇l = −q·φ, H = Σ curvature φφᵀ, λ = c·tr(H)/n."""
+    hessian = gram(features, curvature)
+    damped = hessian + c * np.trace(hessian) / len(features) * np.eye(len(hessian))
+    loss_t, loss_z = -target_q[:, None] * targets, -q[:, None] * features
+    return loss_t @ np.linalg.inv(damped) @ loss_z.T
+
+
 def trak(targets, trains, scales, *, c=1.0, lam=None, average="factors"):
     """TRAK over checkpoints: lists of (m, k), (n, k) and (n,) arrays -> (m, n).
 

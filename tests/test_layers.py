@@ -109,6 +109,8 @@ ORDER: dict[str, list[str]] = {
         "topk",
         "saving",
         "costs",
+        "quadratic",
+        "sums",
     ],
 }
 

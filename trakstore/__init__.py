@@ -9,8 +9,13 @@ from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.saving import open_scores, save_scores
 from trakstore.linalg.solvers import Damping
+from trakstore.linalg.sums import group_scores
 from trakstore.linalg.topk import top_k
+from trakstore.scores.influence import influence_scores, self_scores
 from trakstore.scores.kernel import KernelReport, kernel_report
+from trakstore.scores.neighbours import neighbours
+from trakstore.scores.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
+from trakstore.scores.tracin import tracin_scores
 from trakstore.scores.trak import trak_scores
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.store import FeatureStore, open_store
@@ -25,11 +30,19 @@ __all__ = [
     "ProjectionSpec",
     "Scores",
     "TrakStoreError",
+    "grad_cos_scores",
+    "grad_dot_scores",
+    "group_scores",
+    "influence_scores",
     "kernel_report",
+    "neighbours",
     "open_scores",
     "open_store",
     "save_scores",
+    "self_scores",
     "top_k",
+    "tracin_scores",
     "trak_scores",
     "verify_store",
+    "whitened_cos_scores",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from trakstore.errors import NotFoundError, did_you_mean
@@ -12,27 +13,72 @@ from trakstore.storage.store import FeatureStore
 if TYPE_CHECKING:
     from trakstore.linalg.factored import Scores
 
-__all__ = ["METHODS", "find_method", "make_scores"]
-
-Method: TypeAlias = (
-    "Callable[[FeatureStore, str, str, Sequence[Epoch] | None, float, str | None], Scores]"
-)
+__all__ = ["METHODS", "Question", "find_method", "make_scores"]
 
 
-def _trak(
-    store: FeatureStore,
-    targets: str,
-    train: str,
-    epochs: Sequence[Epoch] | None,
-    damping: float,
-    memory_limit: str | None,
-) -> Scores:
+@dataclass(frozen=True)
+class Question:
+    """What a command was asked for, whatever the method."""
+
+    store: FeatureStore
+    targets: str
+    train: str
+    epochs: Sequence[Epoch] | None
+    damping: float
+    memory_limit: str | None
+
+    @property
+    def where(self) -> tuple[FeatureStore, str, str, Sequence[Epoch] | None]:
+        return self.store, self.targets, self.train, self.epochs
+
+
+Method: TypeAlias = "Callable[[Question], Scores]"
+
+
+def _trak(asked: Question) -> Scores:
     from trakstore.scores.trak import trak_scores
 
-    return trak_scores(store, targets, train, epochs, damping, memory_limit=memory_limit)
+    return trak_scores(*asked.where, asked.damping, memory_limit=asked.memory_limit)
 
 
-METHODS: dict[str, Method] = {"trak": _trak}
+def _influence(asked: Question) -> Scores:
+    from trakstore.scores.influence import influence_scores
+
+    return influence_scores(*asked.where, asked.damping, memory_limit=asked.memory_limit)
+
+
+def _whitened_cos(asked: Question) -> Scores:
+    from trakstore.scores.similarity import whitened_cos_scores
+
+    return whitened_cos_scores(*asked.where, asked.damping, memory_limit=asked.memory_limit)
+
+
+def _tracin(asked: Question) -> Scores:
+    from trakstore.scores.tracin import tracin_scores
+
+    return tracin_scores(*asked.where)
+
+
+def _grad_dot(asked: Question) -> Scores:
+    from trakstore.scores.similarity import grad_dot_scores
+
+    return grad_dot_scores(*asked.where)
+
+
+def _grad_cos(asked: Question) -> Scores:
+    from trakstore.scores.similarity import grad_cos_scores
+
+    return grad_cos_scores(*asked.where)
+
+
+METHODS: dict[str, Method] = {
+    "trak": _trak,
+    "influence": _influence,
+    "tracin": _tracin,
+    "grad_dot": _grad_dot,
+    "grad_cos": _grad_cos,
+    "whitened_cos": _whitened_cos,
+}
 
 
 def make_scores(
@@ -52,11 +98,12 @@ def make_scores(
     NotFoundError
         With the nearest name, when there is no such method.
     """
-    return find_method(method)(store, targets, train, epochs, damping, memory_limit)
+    return find_method(method)(Question(store, targets, train, epochs, damping, memory_limit))
 
 
 def find_method(name: str) -> Method:
-    """The method of a name."""
-    if name not in METHODS:
-        raise NotFoundError(f"there is no method {name!r}{did_you_mean(name, METHODS)}")
-    return METHODS[name]
+    """The method of a name; ``grad-dot`` is ``grad_dot``."""
+    known = name.replace("-", "_")
+    if known not in METHODS:
+        raise NotFoundError(f"there is no method {name!r}{did_you_mean(known, METHODS)}")
+    return METHODS[known]

@@ -43,7 +43,10 @@ Damping: TypeAlias = Annotated[
     float,
     typer.Option("--damping", metavar="C", help="c of lambda = c * tr(K) / n."),
 ]
-Method: TypeAlias = Annotated[str, typer.Option("--method", help="What the scores are.")]
+Method: TypeAlias = Annotated[
+    str,
+    typer.Option("--method", help="trak, influence, tracin, grad_dot, grad_cos or whitened_cos."),
+]
 MemoryLimit: TypeAlias = Annotated[
     str | None,
     typer.Option(

@@ -112,6 +112,8 @@ class Window:
         Column scale of their sum.
     device : str
         Where tiles are computed.
+    soft_threshold : float
+        As of the scores.
     """
 
     lefts: tuple[F32, ...]
@@ -119,12 +121,16 @@ class Window:
     scales: tuple[Rows | None, ...]
     scale: Rows | None
     device: str = "cpu"
+    soft_threshold: float = 0.0
 
     def tile(self, start: int, stop: int) -> F32:
         """Scores of the window with train rows start..stop, shape (w, stop - start)."""
         device = usable_device(self.device)
-        if device != "cpu":
-            return torch_tile(self, start, stop, device)
+        on_cpu = device == "cpu"
+        out = self._tile(start, stop) if on_cpu else torch_tile(self, start, stop, device)
+        return _shrunk(out, self.soft_threshold) if self.soft_threshold else out
+
+    def _tile(self, start: int, stop: int) -> F32:
         out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # the readers look for non-finite scores
             parts = zip(self.lefts, self.trains, self.scales, strict=True)
@@ -160,10 +166,12 @@ class Scores:
     average : {"factors", "scores"}
         How column scales Q_c enter. ``"factors"``: averaged apart from the products,
         (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
-    train_labels : Rows, shape (n,), optional
-        Classes of the train rows.
+    train_labels, target_labels : Rows, shapes (n,) and (m,), optional
+        Classes.
     device : str
         Where tiles are computed: see :meth:`to`.
+    soft_threshold : float
+        s of sign(τ)·max(|τ| − s, 0), applied to each score last; 0 changes nothing.
     """
 
     method: str
@@ -174,7 +182,9 @@ class Scores:
     average: Average = "factors"
     train_positions: Rows | None = None
     train_labels: Rows | None = None
+    target_labels: Rows | None = None
     device: str = "cpu"
+    soft_threshold: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -232,6 +242,7 @@ class Scores:
             tuple(None for _ in columns) if apart else columns,
             MeanRows(given) if apart else None,
             self.device,
+            self.soft_threshold,
         )
 
     def to(self, device: str) -> Scores:
@@ -275,6 +286,7 @@ class Scores:
             train_ids=_take(self.train_ids, trains),
             train_positions=self.train_positions and _take(self.train_positions, trains),
             train_labels=self.train_labels and _take(self.train_labels, trains),
+            target_labels=self.target_labels and _take(self.target_labels, targets),
         )
 
     def to_xarray(self) -> xr.DataArray:
@@ -298,6 +310,12 @@ def _add_product(out: F32, left: F32, right: F32) -> None:
     """out += left @ right, by rows, so that the product takes little memory."""
     for low, high in ranges(len(left), max(1, SCRATCH_VALUES // max(1, right.shape[1]))):
         out[low:high] += left[low:high] @ right
+
+
+def _shrunk(scores: F32, threshold: float) -> F32:
+    """Each score nearer to 0 by the threshold, and 0 within it; in place."""
+    scores -= np.clip(scores, -threshold, threshold)
+    return scores
 
 
 def _column(scale: Rows, start: int, stop: int) -> F32:

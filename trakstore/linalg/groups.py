@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.linalg.factored import Scores
-from trakstore.linalg.rows import Rows
-from trakstore.planning import ranges
+from trakstore.linalg.rows import Rows, whole_column
 
 __all__ = ["Groups", "Where", "train_groups"]
 
@@ -59,7 +58,7 @@ def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Gr
     labels: NDArray[Any] = np.zeros(1, dtype=np.int64)
     of = np.zeros(scores.shape[1], dtype=np.int32)
     if per_class:
-        column = _read(_labels(scores))
+        column = whole_column(_labels(scores))
         labels = np.unique(column[wanted])
         of = np.searchsorted(labels, column).astype(np.int32)
     of[~wanted] = -1
@@ -96,14 +95,9 @@ def _labels(scores: Scores) -> Rows:
 
 def _among(column: Rows, values: Any, what: str) -> NDArray[np.bool_]:
     wanted = np.atleast_1d(np.asarray(values)).tolist()
-    stored, known = _read(column), set(wanted)
+    stored, known = whole_column(column), set(wanted)
     found = np.fromiter((one in known for one in stored.tolist()), bool, len(stored))
     missing = known - set(stored[found].tolist())
     if missing:
         raise NotFoundError(f"no train row has the {what} {sorted(missing)[0]!r}")
     return found
-
-
-def _read(column: Rows) -> NDArray[Any]:
-    pieces = ranges(column.shape[0], max(1, column.chunk_rows))
-    return np.concatenate([column.read(low, high) for low, high in pieces])

@@ -9,6 +9,8 @@ import numpy as np
 from dask.base import tokenize
 from numpy.typing import NDArray
 
+from trakstore.planning import ranges
+
 __all__ = [
     "ArrayRows",
     "KeptRows",
@@ -17,6 +19,7 @@ __all__ = [
     "Rows",
     "TakenRows",
     "UnmaskedRows",
+    "whole_column",
 ]
 
 
@@ -240,3 +243,9 @@ class KeptRows:
 
     def __dask_tokenize__(self) -> str:
         return self.token
+
+
+def whole_column(rows: Rows) -> NDArray[Any]:
+    """All of a column of numbers, ids or labels; not meant for features."""
+    pieces = ranges(rows.shape[0], max(1, rows.chunk_rows))
+    return np.concatenate([rows.read(low, high) for low, high in pieces])

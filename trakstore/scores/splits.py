@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
-from trakstore.linalg.factored import Epoch
+from trakstore.linalg.factored import Average, Epoch, Part, Scores
 from trakstore.linalg.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.linalg.weights import masked_rows
 from trakstore.storage.locations import Location
 
-__all__ = ["EpochPair", "Split", "Store", "UnmaskedSplit", "epoch_pairs", "train_labels"]
+__all__ = [
+    "EpochPair",
+    "Split",
+    "Store",
+    "UnmaskedSplit",
+    "epoch_pairs",
+    "scores_of",
+]
 
 
 class Split(Protocol):
@@ -43,6 +50,8 @@ class Split(Protocol):
 class Store(Protocol):
     """What a method needs of a feature store."""
 
+    @property
+    def spec(self) -> Any: ...
     @property
     def epochs(self) -> tuple[Epoch, ...]: ...
     def split(self, epoch: Epoch, name: str, /) -> Split: ...
@@ -182,9 +191,34 @@ def _named(split: UnmaskedSplit) -> str:
     return f"split {split.stored.name!r} of epoch {split.stored.epoch!r}"
 
 
-def train_labels(pairs: Sequence[EpochPair]) -> Rows | None:
-    """The classes of the train rows, from the first epoch that has them."""
-    for pair in pairs:
+def _labels(splits: Iterable[UnmaskedSplit]) -> Rows | None:
+    """The classes of the rows, from the first epoch that has them."""
+    for split in splits:
         with suppress(NotFoundError):
-            return pair.train.column("label")
+            return split.column("label")
     return None
+
+
+def scores_of(
+    method: str,
+    parts: Sequence[Part],
+    pairs: Sequence[EpochPair],
+    *,
+    reduce: Literal["mean", "sum"] = "mean",
+    average: Average = "scores",
+    soft_threshold: float = 0.0,
+) -> Scores:
+    """Scores of these epochs, with the ids, positions and labels of their splits."""
+    target, train = pairs[0].target, pairs[0].train
+    return Scores(
+        method,
+        tuple(parts),
+        target.column("sample_id"),
+        train.column("sample_id"),
+        reduce=reduce,
+        average=average,
+        train_positions=train.positions,
+        train_labels=_labels(pair.train for pair in pairs),
+        target_labels=_labels(pair.target for pair in pairs),
+        soft_threshold=soft_threshold,
+    )

@@ -10,7 +10,8 @@ from trakstore.linalg.choice import factor_split
 from trakstore.linalg.factored import Average, Epoch, Part, Scores
 from trakstore.linalg.gram import GramDtype
 from trakstore.linalg.solvers import Damping, Solver
-from trakstore.scores.splits import EpochPair, Store, epoch_pairs, train_labels
+from trakstore.scores.scales import out_to_loss
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
 
 __all__ = ["trak_scores"]
 
@@ -23,6 +24,7 @@ def trak_scores(
     damping: float | Damping = 1.0,
     *,
     average: Average = "factors",
+    soft_threshold: float = 0.0,
     solver: Solver | None = None,
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
@@ -48,6 +50,9 @@ def trak_scores(
     average : {"factors", "scores"}
         ``"factors"``: as above, the scales Q averaged apart from the products. ``"scores"``: the
         mean of each checkpoint's own scores, mean_c[T_c (K_c + λ_c I)⁻¹ Φ_cᵀ diag(Q_c)].
+    soft_threshold : float
+        s >= 0: each score becomes sign(τ)·max(|τ| − s, 0), as the paper does for scores of which few
+        are not 0; the paper chooses s by cross-validation.
     solver : Solver, optional
         When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for a gram that does not fit the
         memory limit, else ``Cholesky()``.
@@ -82,20 +87,12 @@ def trak_scores(
     """
     if average not in get_args(Average):
         raise TrakStoreError(f"average must be 'factors' or 'scores', got {average!r}")
+    if not 0 <= soft_threshold < float("inf"):
+        raise TrakStoreError(f"soft_threshold must be a number >= 0, got {soft_threshold}")
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs)
-    parts = tuple(_part(pair, damped, solver, gram_dtype, memory_limit) for pair in pairs)
-    target, train_split = pairs[0].target, pairs[0].train
-    return Scores(
-        "trak",
-        parts,
-        target.column("sample_id"),
-        train_split.column("sample_id"),
-        reduce="mean",
-        average=average,
-        train_positions=train_split.positions,
-        train_labels=train_labels(pairs),
-    )
+    parts = [_part(pair, damped, solver, gram_dtype, memory_limit) for pair in pairs]
+    return scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
 
 
 def _part(
@@ -105,7 +102,7 @@ def _part(
     gram_dtype: GramDtype,
     memory_limit: int | str | None,
 ) -> Part:
-    scale, features = pair.train.column("out_to_loss"), pair.train.column("features")
+    scale, features = out_to_loss(pair.train), pair.train.column("features")
     factor = factor_split(
         pair.train.stored, damping, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
     )

@@ -222,6 +222,7 @@ class FeatureStore:
         ids: Sequence[int] | Sequence[str] | None = None,
         labels: Any = None,
         checkpoint: str | None = None,
+        learning_rate: float | None = None,
         block_rows: int = 1,
     ) -> Split:
         """Store features made elsewhere, block by block; blocks that are there are passed over.
@@ -240,6 +241,8 @@ class FeatureStore:
             Classes.
         checkpoint : str, optional
             What tells these features from others: going on with others is refused.
+        learning_rate : float, optional
+            At this epoch, for TracIn.
         block_rows : int
             Rows of a block; chosen by default.
 
@@ -251,7 +254,14 @@ class FeatureStore:
             When the split is there with another shape or other columns.
         """
         given = GivenRows.of(self.spec, features, out_to_loss, ids, labels)
-        spec = SplitSpec(given.rows, given.dim, given.columns, checkpoint, block_rows=block_rows)
+        spec = SplitSpec(
+            given.rows,
+            given.dim,
+            given.columns,
+            checkpoint,
+            learning_rate=learning_rate,
+            block_rows=block_rows,
+        )
         made = self.create_split(epoch, split, spec)
         writer = BlockWriter(made)
         for block in made.missing_blocks():

@@ -1,0 +1,54 @@
+"""Every method by its name on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trakstore as ts
+from trakstore.cli.methods import METHODS
+from trakstore.spec import OutputSpec
+
+FUNCTIONS: dict[str, Any] = {
+    "trak": ts.trak_scores,
+    "influence": ts.influence_scores,
+    "tracin": ts.tracin_scores,
+    "grad_dot": ts.grad_dot_scores,
+    "grad_cos": ts.grad_cos_scores,
+    "whitened_cos": ts.whitened_cos_scores,
+}
+
+
+@pytest.fixture
+def rated(tmp_path: Path) -> ts.FeatureStore:
+    rng = np.random.default_rng(0)
+    spec = ts.ProjectionSpec("sjlt", dim=6)
+    store = ts.FeatureStore.create(tmp_path / "r", projection=spec, output=OutputSpec("margin"))
+    for epoch in (1, 2):
+        for split, rows in (("train", 30), ("test", 4)):
+            features = rng.normal(size=(rows, 6)).astype(np.float32)
+            q = rng.uniform(0.1, 1, rows).astype(np.float32)
+            store.write_split(epoch, split, features, out_to_loss=q, learning_rate=0.1)
+    return store
+
+
+def test_the_list_is_complete() -> None:
+    assert FUNCTIONS.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize("method", FUNCTIONS)
+def test_a_method_by_name(method: str, run: Any, rated: ts.FeatureStore) -> None:
+    wanted = FUNCTIONS[method](rated)
+    asked = ["--method", method.replace("_", "-"), "--json"]
+    found = json.loads(run("topk", rated.location, "--k", "3", *asked).out)
+    assert found["method"] == method
+    top = ts.top_k(wanted, 3)
+    for row, one in enumerate(found["targets"]):
+        assert [entry["position"] for entry in one["top"]] == top["position"].values[row].tolist()
+    saved = json.loads(run("score", rated.location, "--save", "m", *asked).out)
+    assert saved["method"] == method
+    np.testing.assert_array_equal(ts.open_scores(rated, "m").values, np.asarray(wanted))

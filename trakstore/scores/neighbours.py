@@ -1,0 +1,179 @@
+"""Exact nearest neighbours of targets among train rows, by features or by stored activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.linalg.factored import Epoch, Part, Scores
+from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.rows import Rows, TakenRows
+from trakstore.linalg.topk import top_k
+from trakstore.planning import ranges
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
+
+__all__ = ["Metric", "neighbours"]
+
+Metric: TypeAlias = Literal["l2", "cosine"]
+SPARE = 16  # candidates more than asked for, ordered in float32, that float64 chooses from
+
+
+def neighbours(
+    store: Store,
+    targets: str = "test",
+    train: str = "train",
+    epoch: Epoch | None = None,
+    k: int = 10,
+    *,
+    metric: Metric = "l2",
+    column: str = "features",
+    memory_limit: int | str | None = None,
+) -> xr.Dataset:
+    """The k train rows nearest to each target.
+
+    One streamed pass finds k + 16 candidates by float32 products, whose distances are then computed
+    from differences in float64 and sorted: two rows that are equal have distance 0.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits with m and n rows.
+    epoch : int or str, optional
+        May be left out where only one epoch has both splits.
+    k : int
+        Neighbours, 1 to n.
+    metric : {"l2", "cosine"}
+        Distance ‖t − φ‖, or 1 − ⟨t, φ⟩/(‖t‖ ‖φ‖), which is 1 for a row of zeros.
+    column : str
+        ``"features"``: projected gradients. ``"activations.<layer>"``: what ``featurize`` was asked
+        to keep of that layer.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Dataset
+        Dimensions ``("target", "rank")``: ``distance`` (float64), ``train`` (sample ids),
+        ``position`` (rows of the stored split); coordinate ``target_id``.
+
+    Raises
+    ------
+    TrakStoreError
+        An unknown metric, a ``k`` that is not in 1..n, no epoch named among several.
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of a split are missing.
+    MemoryLimitError
+        The plan does not fit.
+    """
+    if metric not in get_args(Metric):
+        raise TrakStoreError(f"metric must be 'l2' or 'cosine', got {metric!r}")
+    pairs = epoch_pairs(store, targets, train, epoch)
+    if len(pairs) > 1:
+        raise TrakStoreError(f"name one epoch of {', '.join(str(p.epoch) for p in pairs)}")
+    (pair,) = pairs
+    rows = pair.target.column(column), pair.train.column(column)
+    if not 1 <= k <= pair.train.rows:
+        raise TrakStoreError(f"k must be in 1..{pair.train.rows}, the rows of {train}, got {k}")
+    scores = _closeness(pair, *rows, metric)
+    found = top_k(scores, min(pair.train.rows, k + SPARE), memory_limit=memory_limit)
+    kept = _columns_of(pair, found["position"].values)
+    distance = _distances(*rows, kept, metric, memory_budget(memory_limit))
+    order = np.argsort(distance, axis=1, kind="stable")[:, :k]
+    pick = {"rank": xr.DataArray(order, dims=("target", "rank"))}
+    chosen = found.drop_vars("score").isel(pick)
+    nearest = np.take_along_axis(distance, order, axis=1)
+    result = chosen.assign(distance=(("target", "rank"), nearest))
+    return result.assign_attrs(metric=metric, column=column, epoch=pair.epoch)
+
+
+def _closeness(pair: EpochPair, target: Rows, train: Rows, metric: Metric) -> Scores:
+    """Scores that are the larger, the nearer: ⟨t, φ⟩ − ‖φ‖²/2, or ⟨t, φ⟩/‖φ‖."""
+    cosine = metric == "cosine"
+    part = Part(
+        pair.epoch, _Bordered(target, "one"), _Bordered(train, "unit" if cosine else "half")
+    )
+    return scores_of("neighbours", [part], [pair])
+
+
+def _columns_of(pair: EpochPair, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Unmasked train rows at these positions of the stored split."""
+    return positions - np.searchsorted(pair.train.masked, positions)
+
+
+def _distances(
+    target: Rows, train: Rows, candidates: NDArray[np.int64], metric: Metric, limit: int
+) -> NDArray[np.float64]:
+    """Distances of each target to its candidates, shapes (m, c) -> (m, c), in float64."""
+    count, width = candidates.shape
+    row_bytes = 32 * width * train.shape[1]
+    found = np.empty((count, width))
+    for low, high in ranges(count, max(1, limit // 4 // row_bytes)):
+        wanted = candidates[low:high].ravel()
+        near = TakenRows(train, wanted).read(0, wanted.size).astype(np.float64)
+        near = near.reshape(high - low, width, -1)
+        own = target.read(low, high).astype(np.float64)[:, None, :]
+        found[low:high] = _cosine(own, near) if metric == "cosine" else _l2(own, near)
+    return found
+
+
+def _l2(own: NDArray[np.float64], near: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.linalg.norm(near - own, axis=2)
+    return found
+
+
+def _cosine(own: NDArray[np.float64], near: NDArray[np.float64]) -> NDArray[np.float64]:
+    product = np.einsum("mcd,mxd->mc", near, own)
+    norms = np.linalg.norm(near, axis=2) * np.linalg.norm(own, axis=2)
+    cosine: NDArray[np.float64] = np.zeros_like(product)
+    np.divide(product, norms, out=cosine, where=norms > 0)
+    return 1 - cosine
+
+
+@dataclass(frozen=True, eq=False)
+class _Bordered:
+    """Rows with one more column: 1; −‖row‖²/2; or 0, and the row at unit length."""
+
+    base: Rows
+    border: Literal["one", "half", "unit"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.base.shape[0], self.base.shape[1] + 1)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.base.chunk_rows
+
+    @property
+    def token(self) -> str:
+        return str(tokenize("bordered", self.base.token, self.border))
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        rows = self.base.read(start, stop)
+        out = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
+        out[:, :-1] = rows
+        squares = np.einsum("ij,ij->i", out, out, dtype=np.float64)
+        if self.border == "one":
+            out[:, -1] = 1
+        elif self.border == "half":
+            out[:, -1] = -squares / 2
+        else:
+            lengths = np.sqrt(squares, where=squares > 0, out=np.ones_like(squares))
+            out /= lengths[:, None]
+        return out
+
+    def __dask_tokenize__(self) -> str:
+        return self.token

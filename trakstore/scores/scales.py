@@ -1,0 +1,84 @@
+"""What turns a stored output gradient into a loss gradient, and a row into one of unit length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from dask.base import tokenize
+from numpy.typing import NDArray
+
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.linalg.rows import Rows
+from trakstore.scores.splits import UnmaskedSplit
+
+__all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "out_to_loss"]
+
+Of: TypeAlias = Literal["output", "loss"]
+
+
+def check_of(of: str) -> None:
+    """Refuse anything but ``"output"`` and ``"loss"``."""
+    if of not in get_args(Of):
+        raise TrakStoreError(f"of must be 'output' or 'loss', got {of!r}")
+
+
+def out_to_loss(split: UnmaskedSplit) -> Rows:
+    """The column q = −dl/d(output), by which loss gradients are −q times the stored ones.
+
+    Raises
+    ------
+    NotFoundError
+        When the features were stored without it.
+    """
+    try:
+        return split.column("out_to_loss")
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{error}: this method needs the derivative of the loss; featurize writes it, and "
+            f"write_split takes out_to_loss="
+        ) from None
+
+
+def gradient_scale(split: UnmaskedSplit, of: Of) -> Rows | None:
+    """What the stored rows are multiplied by, up to the sign that both sides share."""
+    return None if of == "output" else out_to_loss(split)
+
+
+@dataclass(frozen=True, eq=False)
+class InverseRows:
+    """1/column, times the sign of ``sign`` where it is given; 0 where the column is 0.
+
+    A row of zeros has no direction: its cosine with anything is taken as 0.
+    """
+
+    column: Rows
+    sign: Rows | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.column.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float64)
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.column.chunk_rows
+
+    @property
+    def token(self) -> str:
+        sign = "" if self.sign is None else self.sign.token
+        return str(tokenize("inverse", self.column.token, sign))
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        values = np.asarray(self.column.read(start, stop), dtype=np.float64)
+        found = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
+        if self.sign is not None:
+            found *= np.sign(self.sign.read(start, stop))
+        return found
+
+    def __dask_tokenize__(self) -> str:
+        return self.token

@@ -1,0 +1,108 @@
+"""TracInCP scores from a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.linalg.factored import Epoch, Part, Scores
+from trakstore.scores.scales import out_to_loss
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
+
+__all__ = ["tracin_scores"]
+
+
+def tracin_scores(
+    store: Store,
+    targets: str = "test",
+    train: str = "train",
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    *,
+    learning_rates: Mapping[Epoch, float] | float | None = None,
+) -> Scores:
+    r"""TracInCP: what steps of gradient descent on each train sample did to each target's loss.
+
+    .. math:: \tau(t, z) = \sum_c \eta_c \langle \nabla l_c(t), \nabla l_c(z) \rangle
+
+    over the stored checkpoints c, on gradients of the loss of both sides, projected. Positive:
+    training on the sample lowered the target's loss (a proponent).
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits with m and n rows.
+    epochs : epoch or sequence of epochs, optional
+        Checkpoints; all that have both splits when None.
+    learning_rates : mapping of epoch to float, or float, optional
+        η; those that are stored with the train split when None.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n), float32.
+
+    Raises
+    ------
+    NotFoundError
+        No such epoch, split or column, or an epoch without a learning rate.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ.
+
+    Notes
+    -----
+    Features of the last layers alone (``featurize(..., parameters=["head.*"])``) are cheaper, but
+    are another method: contributions of other layers may cancel theirs, or they theirs.
+
+    References
+    ----------
+    Pruthi, Liu, Sundararajan, Kale: "Estimating Training Data Influence by Tracing Gradient
+    Descent", NeurIPS 2020, section 3.2; on cancellation: Yeh, Taly, Sundararajan, Liu, Ravikumar:
+    "First is Better Than Last for Language Data Influence", NeurIPS 2022.
+    """
+    pairs = epoch_pairs(store, targets, train, epochs)
+    rates = _rates(pairs, learning_rates)
+    parts = [
+        Part(
+            pair.epoch,
+            pair.target.column("features"),
+            pair.train.column("features"),
+            row_scale=out_to_loss(pair.target),
+            column_scale=out_to_loss(pair.train),
+            weight=rate,
+        )
+        for pair, rate in zip(pairs, rates, strict=True)
+    ]
+    return scores_of("tracin", parts, pairs, reduce="sum")
+
+
+def _rates(pairs: Sequence[EpochPair], given: Mapping[Epoch, float] | float | None) -> list[float]:
+    if isinstance(given, Mapping):
+        known = [pair.epoch for pair in pairs]
+        for epoch in given:
+            if epoch not in known:
+                raise NotFoundError(
+                    f"a learning rate for epoch {epoch!r}, which is not scored"
+                    f"{did_you_mean(epoch, known)}"
+                )
+    rates = [_rate(pair, given) for pair in pairs]
+    for pair, rate in zip(pairs, rates, strict=True):
+        if not 0 < rate < float("inf"):
+            raise TrakStoreError(
+                f"the learning rate of epoch {pair.epoch!r} must be above 0, got {rate}"
+            )
+    return rates
+
+
+def _rate(pair: EpochPair, given: Mapping[Epoch, float] | float | None) -> float:
+    if given is not None and not isinstance(given, Mapping):
+        return float(given)
+    stored = pair.train.stored.spec.learning_rate if given is None else given.get(pair.epoch)
+    if stored is None:
+        raise NotFoundError(
+            f"no learning rate for epoch {pair.epoch!r}: give learning_rates={{epoch: rate}}, or "
+            f"featurize with learning_rate="
+        )
+    return float(stored)
