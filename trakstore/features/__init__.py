@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from trakstore.features.featurize import Featurized, featurize, featurize_job
 from trakstore.features.job import Job, load_job
-from trakstore.features.outputs import ModelOutput, RowOutputs
+from trakstore.features.outputs import (
+    CausalLM,
+    Contrastive,
+    CrossEntropy,
+    Margin,
+    MaskedLM,
+    ModelOutput,
+    RowOutputs,
+    SquaredError,
+)
 
 __all__ = [
+    "CausalLM",
+    "Contrastive",
+    "CrossEntropy",
     "Featurized",
     "Job",
+    "Margin",
+    "MaskedLM",
     "ModelOutput",
     "RowOutputs",
+    "SquaredError",
     "featurize",
     "featurize_job",
     "load_job",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -36,9 +36,12 @@ class Batches:
     collate: Collate | None = None
 
     def read(self, start: int, stop: int) -> Any:
-        """Samples ``start`` to ``stop`` as a tree of tensors with the batch dimension first."""
+        """Samples ``start`` to ``stop`` as a tree of tensors with the batch dimension first.
+
+        Mappings of any class, and dataclasses, come as dicts.
+        """
         samples = [self.dataset[index] for index in range(start, stop)]
-        batch = (self.collate or default_collate)(samples)
+        batch = _as_tree((self.collate or default_collate)(samples))
         for leaf in tree.tree_leaves(batch):
             if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != stop - start:
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -47,6 +50,15 @@ class Batches:
                     f"{start} to {stop - 1} collate to one that holds {got}; pass collate="
                 )
         return tree.tree_map(lambda tensor: tensor.to(self.device), batch)
+
+
+def _as_tree(batch: Any) -> Any:
+    """Mappings of any class become dicts, objects with fields dicts of those."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return batch
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from trakstore.linalg.quadratic import quadratic_form
 from trakstore.linalg.rows import whole_column
 from trakstore.linalg.solvers import Damping, Factor, Solver
 from trakstore.linalg.weights import GramSplit, WeightedSplit
-from trakstore.scores.scales import out_to_loss
+from trakstore.scores.scales import check_of, out_to_loss
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
 
 __all__ = ["Hessian", "influence_scores", "self_scores"]
@@ -24,7 +24,10 @@ __all__ = ["Hessian", "influence_scores", "self_scores"]
 Hessian: TypeAlias = Literal["loss", "gauss_newton"]
 
 # second derivative of the loss in the output, by name of the output: as a weighting, or a constant
-_CURVATURE = {"margin": "logistic", "squared_error": ""}
+_CURVATURE = {
+    **dict.fromkeys(("margin", "causal_lm", "masked_lm", "contrastive"), "logistic"),
+    "squared_error": "",
+}
 
 
 def influence_scores(
@@ -58,8 +61,8 @@ def influence_scores(
         c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``.
     hessian : {"gauss_newton", "loss"}
         ``"gauss_newton"``: H = Σᵢ l''ᵢ φᵢ φᵢᵀ, with the loss's second derivative in the output:
-        q (1 − q) for the margin, 1 for the squared error, whose loss is (output − y)²/2. ``"loss"``:
-        H = Σᵢ ∇lᵢ ∇lᵢᵀ, the empirical Fisher matrix.
+        q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is
+        (output − y)²/2. ``"loss"``: H = Σᵢ ∇lᵢ ∇lᵢᵀ, the empirical Fisher matrix.
     solver, gram_dtype, memory_limit
         As in :func:`trakstore.trak_scores`.
 
@@ -82,6 +85,7 @@ def influence_scores(
     Koh, Liang: "Understanding Black-box Predictions via Influence Functions", ICML 2017; Grosse et
     al.: "Studying Large Language Model Generalization with Influence Functions", 2023, section 2.
     """
+    check_of("loss", store)
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
     parts = []
     for pair in pairs:
@@ -103,8 +107,9 @@ def _curved(store: Store, pair: EpochPair, hessian: Hessian) -> GramSplit:
         raise TrakStoreError(f"hessian must be 'gauss_newton' or 'loss', got {hessian!r}")
     if hessian == "loss":
         return WeightedSplit(pair.train.stored, "loss")
-    output = getattr(store.spec.output, "name", None)
-    if output not in _CURVATURE:
+    spec = store.spec.output
+    output = None if spec is None else spec.name
+    if output not in _CURVATURE or dict(spec.options).get("over") == "loss":
         raise TrakStoreError(
             f"the second derivative of the loss in the output {output!r} is not known (it is for "
             f"{', '.join(_CURVATURE)}): use hessian='loss'"

@@ -11,17 +11,24 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.linalg.rows import Rows
-from trakstore.scores.splits import UnmaskedSplit
+from trakstore.scores.splits import Store, UnmaskedSplit
 
 __all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "out_to_loss"]
 
 Of: TypeAlias = Literal["output", "loss"]
 
 
-def check_of(of: str) -> None:
-    """Refuse anything but ``"output"`` and ``"loss"``."""
+def check_of(of: str, store: Store) -> None:
+    """Refuse anything but ``"output"`` and ``"loss"``, and a loss that no output determines."""
     if of not in get_args(Of):
         raise TrakStoreError(f"of must be 'output' or 'loss', got {of!r}")
+    output = store.spec.output
+    if of == "loss" and output and dict(output.options).get("loss_of_output") is False:
+        raise TrakStoreError(
+            f"the output {output.name!r} of this store, over tokens, does not determine the loss, so "
+            f"that loss gradients do not follow from the stored ones: use of='output' or another "
+            f"method, or featurize with over='sequence'"
+        )
 
 
 def out_to_loss(split: UnmaskedSplit) -> Rows:

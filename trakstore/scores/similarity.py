@@ -61,7 +61,7 @@ def grad_dot_scores(
     Charpiat, Girard, Felardos, Tarabalka: "Input Similarity from the Neural Network Perspective",
     NeurIPS 2019.
     """
-    check_of(of)
+    check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs)
     parts = [
         Part(
@@ -89,7 +89,7 @@ def grad_cos_scores(
     A row of zeros has the cosine 0 with anything. Arguments and errors are those of
     :func:`grad_dot_scores`; for ``of="loss"`` only the sign of ``out_to_loss`` matters.
     """
-    check_of(of)
+    check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs)
     parts = [
         Part(
@@ -159,7 +159,7 @@ def whitened_cos_scores(
     Chang, Rajagopal, Bolukbasi, Dixon, Tenney: "Scalable Influence and Fact Tracing for Large
     Language Model Pretraining", 2024, section 3.
     """
-    check_of(of)
+    check_of(of, store)
     if not 0 <= mix <= 1:
         raise TrakStoreError(f"mix is a share from 0 to 1, got {mix}")
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Epoch, Part, Scores
-from trakstore.scores.scales import out_to_loss
+from trakstore.scores.scales import check_of, out_to_loss
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
 
 __all__ = ["tracin_scores"]
@@ -62,6 +62,7 @@ def tracin_scores(
     Descent", NeurIPS 2020, section 3.2; on cancellation: Yeh, Taly, Sundararajan, Liu, Ravikumar:
     "First is Better Than Last for Language Data Influence", NeurIPS 2022.
     """
+    check_of("loss", store)
     pairs = epoch_pairs(store, targets, train, epochs)
     rates = _rates(pairs, learning_rates)
     parts = [

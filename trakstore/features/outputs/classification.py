@@ -1,0 +1,92 @@
+"""One label of several classes: the margin of TRAK, and the cross entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs, logits_of
+
+__all__ = ["CrossEntropy", "Margin"]
+
+
+class _Classification(ModelOutput):
+    """A model that gives logits ``(batch, classes)``, or an object that has them as ``.logits``.
+
+    Batches are ``(input, ..., label)``, or dicts with ``labels`` beside the model's keywords.
+    """
+
+    def labels(self, batch: Any) -> Tensor:
+        """The last entry of the batch, or its ``labels``."""
+        _, label = _inputs_and_label(batch)
+        return label.reshape(-1)
+
+    def check(self, model: Model, batch: Any) -> int | None:
+        """Logits must be ``(batch, classes)``, labels integers from 0 to classes - 1."""
+        inputs, label = _inputs_and_label(batch)
+        if label.is_floating_point() or label.ndim != 1:
+            raise TrakStoreError(
+                f"{self.name} needs integer labels of shape (batch,), "
+                f"got {tuple(label.shape)} of {label.dtype}"
+            )
+        with torch.no_grad():
+            logits = logits_of(model, inputs)
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        fits = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(label)
+        if not fits or logits.shape[1] < 2:
+            raise TrakStoreError(
+                f"{self.name} needs a model that gives logits of shape ({len(label)}, classes) "
+                f"with 2 classes or more, got {shape}"
+            )
+        return int(logits.shape[1])
+
+    def _logits(self, model: Model, batch: Any) -> tuple[Tensor, Tensor]:
+        inputs, label = _inputs_and_label(batch)
+        logits = logits_of(model, inputs).float()
+        own = torch.arange(logits.shape[1], device=logits.device) == label[:, None]
+        return logits, own
+
+
+class Margin(_Classification):
+    """Logit of the own class minus log-sum-exp of the others (TRAK's multi-class output).
+
+    With p the own class's probability, output = log(p / (1 - p)), loss = -log p and
+    ``out_to_loss`` = 1 - p. Source: Park et al. (2023), TRAK, section 3.2.
+    """
+
+    name = "margin"
+
+    def __call__(self, model: Model, batch: Any) -> RowOutputs:
+        """See :meth:`ModelOutput.__call__`."""
+        logits, own = self._logits(model, batch)
+        others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
+        margin = logits.masked_fill(~own, 0).sum(dim=1) - others
+        return RowOutputs(margin, F.softplus(-margin), torch.sigmoid(-margin))
+
+
+class CrossEntropy(_Classification):
+    """The loss itself: output = loss = -log p, hence ``out_to_loss`` = -1."""
+
+    name = "cross_entropy"
+
+    def __call__(self, model: Model, batch: Any) -> RowOutputs:
+        """See :meth:`ModelOutput.__call__`."""
+        logits, own = self._logits(model, batch)
+        loss = logits.logsumexp(dim=1) - logits.masked_fill(~own, 0).sum(dim=1)
+        return RowOutputs(loss, loss, -torch.ones_like(loss))
+
+
+def _inputs_and_label(batch: Any) -> tuple[Any, Tensor]:
+    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
+        raise TrakStoreError(
+            f"classification needs samples (input, ..., label), or dicts with 'labels', got a "
+            f"{type(batch).__name__}"
+        )
+    return tuple(batch[:-1]), batch[-1]
