@@ -111,6 +111,7 @@ ORDER: dict[str, list[str]] = {
         "costs",
         "quadratic",
         "sums",
+        "windows",
     ],
 }
 

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from trakstore.analysis.concentration import gini, participation_ratio, positive_mass
+from trakstore.analysis.groups import same_class_share
+from trakstore.errors import MemoryLimitError, TrakStoreError
+
+SCORES = np.array([[1.0, -1, 1, 1], [0, 0, 0, 5], [4, -3, 0, 1]])
+
+
+def kinds() -> list[Any]:
+    return [SCORES, xr.DataArray(SCORES, dims=("target", "train")).chunk(target=2)]
+
+
+@pytest.mark.parametrize("scores", kinds(), ids=["array", "lazy"])
+def test_how_many_share_the_score(scores: Any) -> None:
+    np.testing.assert_allclose(participation_ratio(scores), [4, 1, 64 / 26])
+    magnitudes = np.abs(SCORES)
+    wanted = [
+        np.abs(row[:, None] - row[None]).sum() / (2 * len(row) * row.sum()) for row in magnitudes
+    ]
+    np.testing.assert_allclose(gini(scores), wanted)
+    np.testing.assert_allclose(positive_mass(scores, 0.25), [1 / 3, 1, 0.8])
+    np.testing.assert_allclose(positive_mass(scores, 1.0), 1)
+
+
+def test_own_class() -> None:
+    share, base = same_class_share(SCORES, [0, 0, 1, 1], [0, 1, 1])
+    np.testing.assert_allclose(share, [1 / 3, 1, 0.2])
+    np.testing.assert_allclose(base, 0.5)
+    with pytest.raises(TrakStoreError, match="need labels of these lengths"):
+        same_class_share(SCORES, [0, 0, 1, 1], [0, 1])
+
+
+def test_nothing_is_nan_and_limits_hold() -> None:
+    zero = np.zeros((1, 3))
+    assert np.isnan(participation_ratio(zero)) and np.isnan(positive_mass(zero))
+    with pytest.raises(TrakStoreError, match="share must be"):
+        positive_mass(zero, 0)
+    with pytest.raises(MemoryLimitError, match="scores of one target"):
+        gini(np.zeros((1, 1000)), memory_limit="10kB")
+    whole = np.random.default_rng(0).normal(size=(50, 100))
+    np.testing.assert_allclose(gini(whole, memory_limit="8kB"), gini(whole))

@@ -1,0 +1,211 @@
+"""The classes that people know give what the functions give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from features.models import Samples, mlp
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import trakstore as ts
+from trakstore.attributors import (
+    TracInAttributor,
+    TRAKAttributor,
+    compute_attribution_stability,
+)
+from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.features import featurize
+
+TRAIN, TEST = Samples(40), Samples(9, seed=1)
+
+
+def loader(data: Any, **more: Any) -> DataLoader[Any]:
+    return DataLoader(data, batch_size=8, **more)
+
+
+def direct(where: Path, **more: Any) -> ts.FeatureStore:
+    for split, data in (("train", TRAIN), ("test", TEST)):
+        spec = ts.ProjectionSpec("sjlt", dim=32)
+        options = {"projector": spec, "batch_size": 8, "progress": False, **more}
+        featurize(mlp(), data, where, split=split, **options)
+    return ts.open_store(where)
+
+
+def test_trak_is_the_functions_trak(tmp_path: Path) -> None:
+    one = TRAKAttributor(mlp(), "image_classification", proj_dim=32)
+    train = one.compute_train_features(loader(TRAIN))
+    test = one.compute_test_features(loader(TEST))
+    store = direct(tmp_path / "s")
+    np.testing.assert_allclose(train, store.features(0, "train").values, rtol=1e-4, atol=1e-6)
+    found = one.compute_attributions(train, test)
+    assert found.shape == (9, 40) and found.dtype == torch.float32
+    wanted = np.asarray(ts.trak_scores(store))
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    order = np.argsort(-wanted[3], kind="stable")[:5]
+    np.testing.assert_array_equal(one.find_top_attributions(found, 3, 5), order)
+    indices, scores = one.find_top_attributions(found, 3, 5, return_scores=True)
+    np.testing.assert_array_equal(scores, found[3][indices])
+    assert (one.total_params, one.proj_dim) == (sum(p.numel() for p in mlp().parameters()), 32)
+
+
+def test_bare_features_have_q_of_one_and_say_so() -> None:
+    one = TRAKAttributor(mlp(), proj_dim=16)
+    rng = np.random.default_rng(0)
+    train = torch.from_numpy(rng.normal(size=(20, 16)).astype(np.float32))
+    with pytest.warns(UserWarning, match="Q = 1"):
+        found = one.compute_attributions(train, train[:3])
+    kernel = train.T @ train + train.square().sum() / 20 * torch.eye(16)
+    wanted = train[:3] @ torch.linalg.inv(kernel) @ train.T
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_the_projection_matrix_is_that_of_the_features() -> None:
+    model = mlp().eval()
+    one = TRAKAttributor(model, proj_dim=24)
+    matrix = one.projection_matrix
+    assert matrix.shape == (one.total_params, 24)
+    x, y = TRAIN[5]
+    logits = model(x[None])[0]
+    margin = logits[y] - torch.cat([logits[:y], logits[y + 1 :]]).logsumexp(0)
+    vector = one._compute_gradient_vector(margin)
+    feature = one._project_gradient(vector)
+    torch.testing.assert_close(feature, vector @ matrix[:], rtol=1e-4, atol=1e-5)
+    stored = one.compute_train_features(loader(TRAIN))[5]
+    torch.testing.assert_close(feature, stored, rtol=1e-3, atol=1e-5)
+    assert matrix.norm().item() == pytest.approx(one.total_params**0.5, rel=1e-5)
+    torch.testing.assert_close(matrix[3:9, :4], matrix[:][3:9, :4])
+    torch.testing.assert_close(matrix[-1], matrix[:][-1])
+    with pytest.raises(IndexError):
+        matrix[one.total_params]
+    with pytest.raises(TrakStoreError, match="flattened gradients of shape"):
+        one._project_gradient(vector[:-1])
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = mlp()
+    frozen = next(model.parameters())
+    frozen.requires_grad_(False)
+    one = TRAKAttributor(model, proj_dim=16)
+    assert one.total_params == sum(p.numel() for p in mlp().parameters()) - frozen.numel()
+    assert one.compute_train_features(TRAIN, num_samples=6).shape == (6, 16)
+
+
+def test_a_temporary_store_follows_the_model_and_a_given_one_refuses(tmp_path: Path) -> None:
+    for store in (None, tmp_path / "s"):
+        model = mlp()
+        one = TRAKAttributor(model, proj_dim=16, store=store)
+        before = one.compute_train_features(TRAIN)
+        with torch.no_grad():
+            next(model.parameters()).add_(0.5)
+        if store is None:
+            assert (one.compute_train_features(TRAIN) != before).any()
+        else:
+            with pytest.raises(SpecMismatchError, match="checkpoint"):
+                one.compute_train_features(TRAIN)
+
+
+def test_loaders_that_lose_the_order_are_refused() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(TRAIN)
+
+    one = TRAKAttributor(mlp(), proj_dim=16)
+    for source, message in [
+        (loader(TRAIN, shuffle=True), "RandomSampler"),
+        (loader(Stream()), "stream"),
+        (iter([1]), "a length and indices"),
+    ]:
+        with pytest.raises(TrakStoreError, match=message):
+            one.compute_train_features(source)
+    with pytest.raises(TrakStoreError, match="num_samples must be in 1"):
+        one.compute_train_features(TRAIN, num_samples=41)
+    with pytest.raises(TrakStoreError, match="compute_train_features first"):
+        _ = one.store
+    assert len(one.compute_train_features(loader(Samples(19), drop_last=True))) == 16
+
+
+def test_patterns() -> None:
+    one = TRAKAttributor(mlp(), proj_dim=16)
+    scores = torch.tensor([[1.0, -1, 3], [0, 2, 2]])
+    found = one.analyze_attribution_patterns(scores, torch.tensor([0, 0, 1]), [1, 0])
+    assert found["same_class_share"] == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert found["same_class_base_rate"] == pytest.approx(1 / 2)
+    assert found["same_class_bias"] == pytest.approx(1 / 8)
+    assert 0 < found["attribution_concentration"] < 1
+
+
+def test_stability_over_seeds() -> None:
+    one = TRAKAttributor(mlp(), proj_dim=64)
+    found = compute_attribution_stability(one, loader(TRAIN), num_runs=2, top_k=5)
+    assert found["num_runs"] == 2 and -1 <= found["spearman"] < 1
+    exact = TRAKAttributor(mlp(), projector=ts.ProjectionSpec("identity"))
+    with pytest.raises(TrakStoreError, match="no seed"):
+        compute_attribution_stability(exact, TRAIN, num_runs=2)
+    with pytest.raises(TrakStoreError, match="2 runs and 10 samples"):
+        compute_attribution_stability(one, TRAIN, num_runs=1)
+
+
+def losses(model: nn.Module, data: Any) -> np.ndarray[Any, Any]:
+    """The flattened loss gradient of each sample, by plain autograd."""
+    model.eval()
+    rows = []
+    for x, y in data:
+        loss = nn.functional.cross_entropy(model(x[None]), torch.as_tensor(y)[None])
+        rows.append(
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))])
+        )
+    return torch.stack(rows).numpy()
+
+
+def test_tracin_over_checkpoints() -> None:
+    states = {1: mlp(1).state_dict(), 2: mlp(2).state_dict()}
+    rates = {1: 0.1, 2: 0.02}
+    one = TracInAttributor(mlp(), learning_rates=rates, checkpoints=states)
+    found = one.compute_influences(TEST, loader(TRAIN), top_k=4)
+    wanted = sum(
+        rate * losses(mlp(epoch), TEST) @ losses(mlp(epoch), TRAIN).T
+        for epoch, rate in rates.items()
+    )
+    order = np.argsort(-wanted, axis=1, kind="stable")[:, :4]
+    assert [[entry["train_index"] for entry in row] for row in found] == order.tolist()
+    got = [[entry["influence"] for entry in row] for row in found]
+    np.testing.assert_allclose(got, np.take_along_axis(wanted, order, 1), rtol=1e-3, atol=1e-6)
+
+
+def test_tracin_of_the_last_layers() -> None:
+    model = mlp()
+    one = TracInAttributor(model, use_last_layers_only=True, num_last_layers=1)
+    found = one.compute_influences(TEST, TRAIN, top_k=1)
+    last = sum(p.numel() for p in list(model.modules())[-1].parameters())
+    wanted = losses(model, TEST)[:, -last:] @ losses(model, TRAIN)[:, -last:].T
+    assert [row[0]["train_index"] for row in found] == wanted.argmax(1).tolist()
+    with pytest.raises(TrakStoreError, match="num_last_layers"):
+        TracInAttributor(model, use_last_layers_only=True, num_last_layers=0)
+
+
+def test_tracin_sampled_says_how_much_it_saw() -> None:
+    one = TracInAttributor(mlp(), projection_dim=256)
+    found = one.compute_influences_sampled(TEST, TRAIN, sample_rate=0.5, top_k=3)
+    whole = np.zeros((9, 40))
+    for row, entries in enumerate(one.compute_influences(TEST, TRAIN, top_k=40)):
+        for entry in entries:
+            whole[row, entry["train_index"]] = entry["influence"]
+    for row, entries in enumerate(found["influences"]):
+        for entry in entries:
+            assert entry["influence"] == pytest.approx(whole[row, entry["train_index"]], rel=1e-3)
+    assert found["expected_recall"] == found["sampled"] / 40 < 0.7
+    labels = np.array([int(y) for _, y in TRAIN])
+    covered = [
+        mean["low"] <= whole[row, labels == label].mean() <= mean["high"]
+        for row, means in enumerate(found["mean_influence"])
+        for label, mean in means.items()
+    ]
+    assert np.mean(covered) > 0.7
+    pairs = TensorDataset(torch.randn(6, 8), torch.zeros(6, dtype=torch.long))
+    with pytest.raises(TrakStoreError, match="stratify_by='colour'"):
+        one.compute_influences_sampled(TEST, pairs, stratify_by="colour")

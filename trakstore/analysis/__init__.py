@@ -1,0 +1,1 @@
+"""What scores say: where they go, and how they move over epochs."""

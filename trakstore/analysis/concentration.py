@@ -1,0 +1,86 @@
+"""How few train samples hold how much of a target's score."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.linalg.windows import Matrix, by_target
+
+__all__ = ["gini", "participation_ratio", "positive_mass"]
+
+
+def participation_ratio(
+    scores: Matrix, memory_limit: int | str | None = None
+) -> NDArray[np.float64]:
+    """(Σ|τ|)² / Σ τ² for each target: the number of train samples that share the score.
+
+    From 1, where one sample has it all, to n. NaN for a target whose scores are all zero.
+
+    Parameters
+    ----------
+    scores : Scores, DataArray or array, shape (m, n)
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    ndarray of float64, shape (m,)
+    """
+
+    def ratio(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore"):
+            found: NDArray[np.float64] = np.abs(rows).sum(1) ** 2 / np.square(rows).sum(1)
+        return found
+
+    return by_target(scores, ratio, memory_limit)
+
+
+def gini(scores: Matrix, memory_limit: int | str | None = None) -> NDArray[np.float64]:
+    """Gini coefficient of |τ| for each target: 0 where all are equal, near 1 where one has all.
+
+    Parameters and result as in :func:`participation_ratio`.
+
+    Examples
+    --------
+    >>> gini(np.array([[1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 2.0]]))
+    array([0.  , 0.75])
+    """
+
+    def coefficient(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        ordered, n = np.sort(np.abs(rows), axis=1), rows.shape[1]
+        with np.errstate(invalid="ignore"):
+            spread = ordered @ (2 * np.arange(1, n + 1) - n - 1)
+            found: NDArray[np.float64] = spread / (n * ordered.sum(1))
+        return found
+
+    return by_target(scores, coefficient, memory_limit)
+
+
+def positive_mass(
+    scores: Matrix, share: float = 0.1, memory_limit: int | str | None = None
+) -> NDArray[np.float64]:
+    """Part of each target's positive score that its first ``share`` of train samples hold.
+
+    Positive scores only: a share of a signed total means nothing where scores cancel. NaN for a
+    target without positive scores.
+
+    Parameters
+    ----------
+    scores, memory_limit
+        As in :func:`participation_ratio`.
+    share : float
+        Above 0, at most 1; at least one sample is counted.
+    """
+    if not 0 < share <= 1:
+        raise TrakStoreError(f"share must be above 0 and at most 1, got {share}")
+
+    def mass(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        count = max(1, round(share * rows.shape[1]))
+        ordered = -np.sort(-np.maximum(rows, 0), axis=1)
+        with np.errstate(invalid="ignore"):
+            found: NDArray[np.float64] = ordered[:, :count].sum(1) / ordered.sum(1)
+        return found
+
+    return by_target(scores, mass, memory_limit)

@@ -1,0 +1,1 @@
+"""Whether scores are true: how far they can be trusted."""

@@ -1,0 +1,86 @@
+"""Whether several runs give the same scores: over seeds, checkpoints or subsets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from trakstore.errors import TrakStoreError
+from trakstore.linalg.windows import Matrix, target_windows
+
+__all__ = ["stability"]
+
+PERSISTENCE = 0.9  # of rank-biased overlap: 86% of its weight is on the first ten
+
+
+def stability(
+    runs: Sequence[Matrix], top_k: int = 10, memory_limit: int | str | None = None
+) -> dict[str, float]:
+    r"""Agreement of runs that scored the same targets on the same train samples.
+
+    Parameters
+    ----------
+    runs : sequence of Scores, DataArray or array, shape (m, n) each
+        Two or more.
+    top_k : int
+        Length of the lists that are compared.
+    memory_limit : int or str, optional
+        Bytes of one process, for one run.
+
+    Returns
+    -------
+    dict
+        Means over targets and pairs of runs: ``spearman`` of all scores; ``jaccard`` of the first
+        ``top_k``; ``rank_biased_overlap`` of the first ``top_k``,
+        :math:`(1 - p) \sum_d p^{d-1} |A_d \cap B_d| / d` with p = 0.9, divided by its value for
+        equal lists.
+
+    Raises
+    ------
+    TrakStoreError
+        Fewer than two runs, shapes that differ, a ``top_k`` outside of 1..n.
+
+    References
+    ----------
+    Webber, Moffat, Zobel: "A Similarity Measure for Indefinite Rankings", TOIS 2010, equation 7.
+    """
+    shapes = {tuple(run.shape) for run in runs}
+    if len(runs) < 2 or len(shapes) > 1:
+        raise TrakStoreError(f"needed two or more runs of one shape, got {len(runs)} of {shapes}")
+    if not 1 <= top_k <= runs[0].shape[1]:
+        raise TrakStoreError(f"top_k must be in 1..{runs[0].shape[1]}, got {top_k}")
+    found: dict[str, list[float]] = {"spearman": [], "jaccard": [], "rank_biased_overlap": []}
+    windows = zip(*(target_windows(run, memory_limit) for run in runs), strict=True)
+    for window in windows:
+        for (_, _, a), (_, _, b) in combinations(window, 2):
+            found["spearman"] += _spearman(a, b).tolist()
+            lists = [np.argsort(-rows, axis=1, kind="stable")[:, :top_k] for rows in (a, b)]
+            for one, other in zip(*lists, strict=True):
+                found["jaccard"].append(_jaccard(one, other))
+                found["rank_biased_overlap"].append(_overlap(one, other))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each row; NaN where a row is constant."""
+    ranks = [rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2 for rows in (a, b)]
+    norms = np.linalg.norm(ranks[0], axis=1) * np.linalg.norm(ranks[1], axis=1)
+    with np.errstate(invalid="ignore"):
+        found: NDArray[np.float64] = (ranks[0] * ranks[1]).sum(1) / norms
+    return found
+
+
+def _jaccard(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    common = len(np.intersect1d(a, b))
+    return common / (2 * len(a) - common)
+
+
+def _overlap(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    depths = np.arange(1, len(a) + 1)
+    common = np.array([len(np.intersect1d(a[:depth], b[:depth])) for depth in depths])
+    weights = PERSISTENCE ** (depths - 1)
+    return float((weights * common / depths).sum() / weights.sum())

@@ -1,0 +1,60 @@
+"""Whole rows of scores, a few targets at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.errors import MemoryLimitError, TrakStoreError
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.memory import memory_budget
+from trakstore.planning import human_bytes, ranges
+
+__all__ = ["Matrix", "by_target", "target_windows"]
+
+Matrix: TypeAlias = "Scores | xr.DataArray | NDArray[Any]"
+_COPIES = 40  # bytes for each score of a window: as computed, as float64, sorted, and scratch
+
+
+def target_windows(
+    scores: Matrix, memory_limit: int | str | None = None
+) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
+    """First target, the one after the last, and their scores (targets, n) in float64.
+
+    Raises
+    ------
+    TrakStoreError
+        For anything but two dimensions.
+    MemoryLimitError
+        When the scores of one target do not fit.
+    """
+    if len(scores.shape) != 2:
+        raise TrakStoreError(f"scores have the shape (target, train), got {scores.shape}")
+    rows, columns = scores.shape
+    limit = memory_budget(memory_limit)
+    fitting = limit // (_COPIES * max(1, columns))
+    if fitting < 1:
+        raise MemoryLimitError(
+            f"the scores of one target take {human_bytes(_COPIES * columns)}, the memory limit is "
+            f"{human_bytes(limit)}: give a larger memory_limit"
+        )
+    for start, stop in ranges(rows, min(rows, fitting)):
+        if isinstance(scores, np.ndarray):
+            part: Any = scores[start:stop]
+        else:
+            part = scores.isel(target=slice(start, stop))
+        yield start, stop, np.asarray(part, dtype=np.float64)
+
+
+def by_target(
+    scores: Matrix,
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    memory_limit: int | str | None = None,
+) -> NDArray[np.float64]:
+    """``function`` of whole rows, one number a target."""
+    windows = target_windows(scores, memory_limit)
+    return np.concatenate([function(rows) for _, _, rows in windows])
