@@ -69,21 +69,24 @@ def start(ranks: int, store: Path) -> subprocess.Popen[str]:
     command += [f"--nproc-per-node={ranks}", "-m", "trakstore", "featurize"]
     command += [f"{__file__}:job", "--store", str(store), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    with store.with_suffix(f".{time.monotonic_ns()}.log").open("w") as log:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
 
 
 def finish(run: subprocess.Popen[str]) -> list[int]:
     """Wait for a run; the blocks that each rank wrote."""
     out, _ = run.communicate(timeout=300)
     if run.returncode != 0:
-        raise RuntimeError(f"featurize ended with exit code {run.returncode}")
+        raise SystemExit(
+            f"featurize ended with exit code {run.returncode}: see the logs in {tempfile.gettempdir()}"
+        )
     return [json.loads(line)["blocks"] for line in out.splitlines() if line.strip()]
 
 

@@ -20,6 +20,7 @@ ESCAPES = [
     "a" * 101,
     "c:",
     "__x",
+    "zarr.json.0758.partial",
 ]
 
 

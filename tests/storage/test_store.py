@@ -26,6 +26,7 @@ from trakstore.errors import (
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import block_keys
 from trakstore.storage.columns import stored_rows
+from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.writer import BlockWriter
 
@@ -166,6 +167,47 @@ def test_the_same_create_opens_and_another_is_refused(tmp_path: Path) -> None:
     assert make(tmp_path / "s.zarr").spec == make(tmp_path / "s.zarr").spec
     with pytest.raises(SpecMismatchError, match=r"dim=8.*dim=9"):
         make(tmp_path / "s.zarr", dim=9)
+
+
+@pytest.mark.parametrize("leftover", ["zarr.json.0758.partial", "zarr.json#1"])
+def test_a_store_is_made_beside_what_another_creator_has_begun(
+    tmp_path: Path, leftover: str
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / leftover).write_bytes(b"{")
+    assert ts.FeatureStore.create(tmp_path / "s", projection=SPEC).epochs == ()
+
+
+def test_a_store_that_appears_meanwhile_is_no_stranger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever call of ours another process makes the store, we end with that store."""
+    at, calls = 0, 0
+    real = {name: getattr(Location, name) for name in ("get", "names", "put_if_absent")}
+
+    def meddling(name: str, where: Path) -> Any:
+        def call(self: Location, *arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                with monkeypatch.context() as honest:
+                    for one, method in real.items():
+                        honest.setattr(Location, one, method)
+                    other = ts.FeatureStore.create(where, projection=SPEC)
+                    other.write_split(0, "train", np.eye(8, dtype=np.float32)[:5])
+            return real[name](self, *arguments, **options)
+
+        return call
+
+    while calls >= at:
+        at, calls = at + 1, 0
+        where = tmp_path / str(at)
+        with monkeypatch.context() as meddled:
+            for name in real:
+                meddled.setattr(Location, name, meddling(name, where))
+            store = ts.FeatureStore.create(where, projection=SPEC)
+        assert store.epochs == ((0,) if calls >= at else ())
+    assert at > 3
 
 
 def test_another_shape_is_refused_with_both(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@
     {epoch}/{split}/masked           (sample,): rows that are left out, where there are any
     runs/{epoch}.{split}.{run}       what each run did
     scores/{name}                    saved score matrices
-    grams/{epoch}/{split}            the gram of a split's features
+    grams/{epoch}/{split}            the gram of a split's features; ~{weighting} behind it: weighted
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
     "epoch_path",
     "epoch_sort_key",
     "gram_path",
+    "is_leftover",
     "marker_block",
     "marker_key",
     "run_path",
@@ -53,6 +54,8 @@ RESERVED = frozenset({SCORES, GRAMS, RUNS, "dynamics", "evaluation"})
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
+# what writers that run, or were killed, have: our temporary files and zarr's, and obstore's
+_LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
 
 
 def check_name(name: str, what: str) -> str:
@@ -65,12 +68,12 @@ def check_name(name: str, what: str) -> str:
     >>> check_name("../train", "split")
     Traceback (most recent call last):
     trakstore.errors.TrakStoreError: '../train' cannot name a split: names begin with a letter and \
-have letters, digits and _ . + = - only, 100 at most
+have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or is_leftover(name):
         raise TrakStoreError(
             f"{name!r} cannot name a {what}: names begin with a letter and have letters, digits "
-            f"and _ . + = - only, 100 at most"
+            f"and _ . + = - only, 100 at most, and do not end in .partial"
         )
     return name
 
@@ -138,3 +141,14 @@ def marker_block(name: str) -> int | None:
     """The block that a key's last part marks, or ``None`` if it is not a marker."""
     match = _MARKER.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def is_leftover(key: str) -> bool:
+    """Whether a key is a temporary file of a writer.
+
+    Examples
+    --------
+    >>> is_leftover("zarr.json.07580c.partial"), is_leftover("0/train/norm/c/0#1"), is_leftover("0")
+    (True, True, False)
+    """
+    return _LEFTOVER.fullmatch(key) is not None

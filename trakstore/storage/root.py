@@ -36,10 +36,10 @@ def read_root(document: bytes, location: Location) -> StoreSpec:
 
 def refuse_foreign(location: Location) -> None:
     """Raise a :class:`LocationError` if something that is no store lies at a location."""
-    if location.get(layout.document_key("")) is None:
-        names = location.names("")
-        if names:
-            raise LocationError(
-                f"{location} is not empty and is not a store (it has {names[0]!r}); "
-                f"give an empty or new place"
-            )
+    # listed first: where others make a store just now, its document is there before all else
+    names = [name for name in location.names("") if not layout.is_leftover(name)]
+    if names and location.get(layout.document_key("")) is None:
+        raise LocationError(
+            f"{location} is not empty and is not a store (it has {names[0]!r}); "
+            f"give an empty or new place"
+        )

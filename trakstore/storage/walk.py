@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -23,8 +22,6 @@ from trakstore.storage.store import open_store
 
 __all__ = ["Walk", "require"]
 
-# what killed writers leave: zarr's and our temporary files, and obstore's
-_LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
 LEFTOVER_SECONDS = 3600.0  # a younger one may be a running writer's
 _BEYOND = "behind the last row: an append was stopped (append again), or it was copied here"
 
@@ -97,7 +94,7 @@ class Walk:
     def _cut_short(self, path: str) -> bool:
         """Whether a folder has no files but leftovers: its document was never written."""
         inside = self.location.find(path, lambda _: True)
-        if not all(map(_LEFTOVER.fullmatch, inside)):
+        if not all(map(layout.is_leftover, inside)):
             return False
         self.leftovers += inside
         return True
@@ -120,7 +117,7 @@ class Walk:
                 self._strange(key)
 
     def _strange(self, key: str, **where: Any) -> None:
-        if _LEFTOVER.fullmatch(key):
+        if layout.is_leftover(key):
             self.leftovers.append(key)
         else:
             self.say("foreign", key, "is not part of a store; remove it by hand", **where)
