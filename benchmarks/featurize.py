@@ -1,6 +1,6 @@
 """What features cost beside plain training, and how true they are.
 
-    python benchmarks/featurize.py [cost | fidelity | memory | scaling | pipeline] [--small]
+    python benchmarks/featurize.py [cost | dense | fidelity | memory | scaling | pipeline] [--small]
 
 The floor is a forward and backward pass of the mean loss at batch 32, without an optimiser. All that is
 timed alternates in one process with one number of threads, and medians are compared: ratios carry over
@@ -48,6 +48,28 @@ def cost(small: bool, rounds: int) -> None:
         runs = {one: rows_of(work, spec, size) for one, spec in specs.items()}
         seconds = compared({"floor": (work.floor(), 32), **runs}, rounds)
         line(f"{name} ({work.count:,} parameters), dim {dim}, batch {size}", seconds)
+
+
+def dense(small: bool, rounds: int) -> None:
+    """Dense signs beside what they must cost: gradients, and products at the speed of matmul.
+
+    Gradients are formed in the same tiles and dropped. `products` is the share of the measured matmul
+    peak at which all that is added to them runs; 0.8 is aimed at.
+    """
+    sizes = {"mlp": (32, 256, 1024), "transformer": (32, 128), "resnet9": (32, 128)}
+    matrix = torch.randn(2048, 2048)
+    for name, dim in (("mlp", 512), ("transformer", 1024), ("resnet9", 512)):
+        work = Work(name, small)
+        for size in (4,) if small else sizes[name]:
+            spec = ts.ProjectionSpec("rademacher", dim=64 if small else dim)
+            (dropped, _), (run, _) = rows_of(work, spec, size, drop=True), rows_of(work, spec, size)
+            runs = {"floor": (work.floor(), 32), "gradients": (dropped, size)}
+            runs |= {"rademacher": (run, size), "matmul": (lambda: matrix @ matrix, 1)}
+            seconds = compared(runs, rounds)
+            products = seconds.pop("matmul") * work.count * spec.dim / 2048**3  # a sample
+            line(f"{name}, dim {spec.dim}, batch {size}", seconds)
+            own = seconds["rademacher"] - seconds["gradients"]
+            print(f"  products at {products / own:.2f} of the matmul peak", flush=True)
 
 
 def fidelity(small: bool, rounds: int) -> None:  # noqa: ARG001
@@ -159,6 +181,7 @@ def pipeline(small: bool, rounds: int) -> None:
 
 PARTS = {
     "cost": cost,
+    "dense": dense,
     "fidelity": fidelity,
     "memory": memory,
     "scaling": scaling,

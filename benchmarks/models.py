@@ -145,6 +145,13 @@ def compared(work: dict[str, tuple[Callable[[], Any], int]], rounds: int) -> dic
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def rows_of(work: Work, spec: ts.ProjectionSpec, size: int) -> tuple[Callable[[], Any], int]:
+def rows_of(
+    work: Work, spec: ts.ProjectionSpec, size: int, drop: bool = False
+) -> tuple[Callable[[], Any], int]:
+    """Features of a batch, checked before; or, to ``drop`` them, gradients that nobody projects."""
     engine, batch = work.engine(spec), work.batch(size)
+    if drop:
+        engine.rows(batch)
+        nothing = {"add": lambda *_: None, "add_gathered": lambda *_: None}
+        vars(engine._projector).update(nothing)
     return lambda: engine.rows(batch), size

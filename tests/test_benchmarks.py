@@ -37,3 +37,12 @@ def test_limits_print_times_and_peaks(what: str, limit: str, expected: str, tmp_
     lines = run("limits.py", what, "--small", "--limit", limit, "--folder", str(tmp_path))
     assert expected in lines[-1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "transformer", "resnet9"])
+def test_peers_are_compared_or_passed_over(model: str) -> None:
+    lines = run("peers.py", model, "--small", "--rounds", "1")
+    labels = [line.split(":")[0].strip() for line in lines]
+    assert "trakstore sjlt batch 4" in labels and "trakstore kronecker batch 4" in labels
+    assert "passed over" in labels, "none of the peers is among our dependencies"
