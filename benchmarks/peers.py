@@ -21,11 +21,11 @@ traker and dattri draw their matrix again for each batch, so larger batches are 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import importlib.metadata
 import itertools
 import logging
-import os
 import statistics
 import tempfile
 import time
@@ -79,7 +79,7 @@ def traker(work: Work, dim: int, size: int, kind: str, block: int) -> Candidate:
         work.count, dim, 0, ProjectionType(kind), "cpu", block_size=block, dtype=torch.float32
     )
     run = TRAKer(
-        model, Output(), size, save_dir=tempfile.mkdtemp(), projector=projector, proj_dim=dim,
+        model, Output(), size, save_dir=tempfile.mkdtemp(dir="."), projector=projector, proj_dim=dim,
         device="cpu", use_half_precision=False, logging_level=40,
     )  # fmt: skip
     run.load_checkpoint(model.state_dict(), model_id=0)
@@ -152,7 +152,7 @@ def bergson(work: Work, size: int) -> Candidate:
     collector = InMemoryCollector(
         model=model,
         data=Dataset.from_dict({"i": list(range(size))}),
-        cfg=IndexConfig(run_path=tempfile.mkdtemp()),
+        cfg=IndexConfig(run_path=tempfile.mkdtemp(dir=".")),
         target_modules=names,
         processor=GradientProcessor(projection_dim=16),
     )
@@ -249,11 +249,11 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
-    os.chdir(tempfile.mkdtemp())  # dattri and LogIX write into the working directory
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; "
           f"{', '.join(map(version, PEERS))}")  # fmt: skip
-    for name in options.models or DIMS:
-        compare(name, options.small, options.rounds)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # several write there
+        for name in options.models or DIMS:
+            compare(name, options.small, options.rounds)
 
 
 if __name__ == "__main__":
