@@ -44,3 +44,12 @@ def test_limits_print_times_and_peaks(what: str, limit: str, expected: str, tmp_
 def test_killed_and_doubled_runs_end_with_the_same_bits(options: list[str]) -> None:
     lines = run("kills.py", *options)
     assert lines[1] == f"{options[1]} rounds, 36 blocks each: every column equal bit for bit"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "transformer", "resnet9"])
+def test_peers_are_compared_or_passed_over(model: str) -> None:
+    lines = run("peers.py", model, "--small", "--rounds", "1")
+    labels = [line.split(":")[0].strip() for line in lines]
+    assert "trakstore sjlt batch 4" in labels and "trakstore kronecker batch 4" in labels
+    assert "passed over" in labels, "none of the peers is among our dependencies"

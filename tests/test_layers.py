@@ -66,6 +66,8 @@ ORDER: dict[str, list[str]] = {
         "fingerprint",
         "background",
         "batches",
+        "footprint",
+        "rows",
         "job",
         "task",
         "featurize",

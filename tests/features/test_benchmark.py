@@ -16,5 +16,11 @@ def test_the_benchmark_of_features_runs_small() -> None:
     command = [sys.executable, str(SCRIPT), "--small"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
-    for words in ("x floor: sjlt", "Spearman", "MB of the floor", "whole pipeline"):
+    for words in (
+        "x floor: sjlt",
+        "of the matmul peak",
+        "Spearman",
+        "MB of the floor",
+        "whole pipeline",
+    ):
         assert words in done.stdout

@@ -41,6 +41,14 @@ def featurize(
         int | None,
         typer.Option(min=1, help="Samples of a batch; else the job's.", show_default=False),
     ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Most memory to take beside the model, such as 600MB; else the job's, or any.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="Such as cuda:1; else this rank's GPU, or cpu.", show_default=False),
@@ -68,6 +76,7 @@ def featurize(
             epochs=chosen_epochs(epoch),
             splits=split or None,
             batch_size=batch_size,
+            memory_limit=memory_limit,
             device=device,
             rank=rank,
             world_size=world_size,

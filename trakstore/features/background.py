@@ -6,32 +6,51 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["OneBehind", "read_ahead"]
+__all__ = ["OneBehind", "ReadAhead"]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def read_ahead(
-    read: Callable[[_Item], _Result], items: Sequence[_Item]
-) -> Iterator[tuple[_Item, _Result]]:
-    """Each item with what ``read`` gives for it; the next is read while one is used.
+class ReadAhead(Generic[_Item, _Result]):
+    """Reads items, the next of them in the background while one is used.
 
     Whoever stops early (Ctrl-C, an error) does not wait for a slow read that nobody needs any more.
 
-    Examples
-    --------
-    >>> list(read_ahead(abs, [-1, -2]))
-    [(-1, 1), (-2, 2)]
+    Parameters
+    ----------
+    read : callable
+        Gives the result for an item.
     """
-    coming = _reading(read, items[0])
-    for i, item in enumerate(items):
-        ready = coming.result()
-        if i + 1 < len(items):
-            coming = _reading(read, items[i + 1])
-        yield item, ready
+
+    def __init__(self, read: Callable[[_Item], _Result]) -> None:
+        self.read = read
+        self._coming: tuple[_Item, Future[_Result]] | None = None
+
+    def through(
+        self, items: Sequence[_Item], then: _Item | None = None
+    ) -> Iterator[tuple[_Item, _Result]]:
+        """Each item with what is read for it; at the last one, ``then`` is read for the next call.
+
+        Examples
+        --------
+        >>> list(ReadAhead(abs).through([-1, -2], then=-3))
+        [(-1, 1), (-2, 2)]
+        """
+        for item, following in zip(items, [*items, then][1:], strict=True):
+            ready = self._take(item)
+            if following is not None:
+                self._coming = following, _reading(self.read, following)
+            yield item, ready
+
+    def _take(self, item: _Item) -> _Result:
+        """What is read for an item, by now or, if another one was expected, from now on."""
+        coming, self._coming = self._coming, None
+        if coming is None or coming[0] != item:
+            coming = item, _reading(self.read, item)
+        return coming[1].result()
 
 
 def _reading(read: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:

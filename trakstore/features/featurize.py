@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ def featurize(
     block_rows: int | None = None,
     keep_bits: int | None = None,
     append: bool = False,
+    memory_limit: int | str | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -111,6 +113,9 @@ def featurize(
     append : bool
         The data set may have grown at its end since the split was written: add what is new. For a
         single worker.
+    memory_limit : int or str, optional
+        Most memory to take beside the model and what torch takes for itself, such as ``"600MB"``: of
+        a batch, as many samples are computed at once as fit; features change by rounding alone.
     device : str, optional
         By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU.
     rank, world_size : int, optional
@@ -127,6 +132,8 @@ def featurize(
     ------
     SpecMismatchError
         When the store or the split was made from something else; both values are shown.
+    MemoryLimitError
+        When not even one sample fits in the memory limit; nothing is written then.
     NumericsError
         When features are not finite; the block that they are in is not written.
     TrakStoreError
@@ -146,6 +153,7 @@ def featurize(
         block_rows=block_rows,
         keep_bits=keep_bits,
         append=append,
+        memory_limit=memory_limit,
     )
     worker = _Worker.here(rank, world_size, device)
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):
@@ -159,6 +167,7 @@ def featurize_job(
     epochs: Sequence[int | str] | None = None,
     splits: Sequence[str] | None = None,
     batch_size: int | None = None,
+    memory_limit: int | str | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -171,6 +180,8 @@ def featurize_job(
     worker = _Worker.here(rank, world_size, device)
     if batch_size is not None:
         job = replace(job, batch_size=batch_size)
+    if memory_limit is not None:
+        job = replace(job, memory_limit=memory_limit)
     chosen = [
         (epoch, split)
         for epoch in _chosen(epochs, job.epochs, "epoch")
@@ -275,10 +286,10 @@ def _wait_for(task: SplitTask, missing: list[int], seconds: float) -> None:
 
 def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized:
     began, rows, written = time.monotonic(), 0, 0
-    for block in blocks:
+    for block, then in zip_longest(blocks, blocks[1:]):
         if task.writer.is_written(block):
             continue
-        task.write(block)
+        task.write(block, then)
         start, stop = task.writer.spec.block_range(block)
         rows, written = rows + stop - start, written + 1
         line.advance(stop - start)

@@ -7,6 +7,7 @@ other, with one line in the log.
 from __future__ import annotations
 
 import logging
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -99,7 +100,9 @@ class GenericEngine:
     def _by_vmap(self, batch: Any) -> tuple[dict[str, Tensor], RowOutputs]:
         gradient = grad(self._scalar, has_aux=True)
         # no gradients of others, and the attention that vmap has a rule for
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            # where torch loops over samples by itself, as in an LSTM: slower, and right
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             gradients, outputs = vmap(gradient, in_dims=(None, 0))(self._parameters, batch)
         return gradients, outputs
 

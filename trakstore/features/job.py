@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
 from trakstore.features.outputs import ModelOutput
+from trakstore.planning import byte_count
 from trakstore.spec import FeatureDtype, ProjectionSpec
 
 __all__ = ["Checkpoint", "Job", "load_job"]
@@ -62,6 +63,8 @@ class Job:
     append : bool
         The data sets may have grown at their end since the store was written: add what is new. For
         a single worker.
+    memory_limit : int or str, optional
+        Most memory to take beside the model, such as ``"600MB"``; see :func:`.featurize.featurize`.
     name : str
         Kept in the record of the run.
     """
@@ -80,6 +83,7 @@ class Job:
     block_rows: int | None = None
     keep_bits: int | None = None
     append: bool = False
+    memory_limit: int | str | None = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -89,6 +93,8 @@ class Job:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise TrakStoreError(f"{name} must be 1 or more, got {size}")
+        if self.memory_limit is not None:
+            byte_count(self.memory_limit)  # refuses what is not a size
 
     @property
     def epochs(self) -> tuple[int | str, ...]:

@@ -122,6 +122,8 @@ class Axis:
         if self.dim >= tensor.ndim:
             return None
         size = tensor.shape[self.dim]
+        if size == batch and not self.dim:
+            return tensor.unsqueeze(1)
         if size != batch and (not self.merged or size % batch):
             return None
         moved = tensor.movedim(self.dim, 0) if self.dim else tensor

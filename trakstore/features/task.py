@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from trakstore.errors import TrakStoreError
-from trakstore.features.background import OneBehind, read_ahead
+from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint, dataset_rows
@@ -21,10 +18,11 @@ from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.projectors import make_projector
-from trakstore.planning import ranges
+from trakstore.features.rows import RowComputer
+from trakstore.planning import block_shape, byte_count
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
-from trakstore.storage.columns import column_dtype, sample_ids, stored_rows
+from trakstore.storage.columns import column_dtype, sample_ids
 from trakstore.storage.growth import append_rows
 from trakstore.storage.locations import Where
 from trakstore.storage.store import FeatureStore, find_store
@@ -36,56 +34,6 @@ _DEFAULT = ProjectionSpec("sjlt", dim=2048)
 _PROBE = 2  # rows that are computed before anything is written
 
 
-@dataclass(frozen=True)
-class RowComputer:
-    """Computes the columns of rows, checked and in the stored dtypes."""
-
-    engine: FactorisedEngine
-    output: ModelOutput
-    batches: Batches
-    ids: NDArray[Any]
-    spec: StoreSpec
-    classes: int | None
-
-    def columns(self, start: int, stop: int, batch_size: int) -> dict[str, NDArray[Any]]:
-        """All columns of rows ``start`` to ``stop``.
-
-        Raises
-        ------
-        NumericsError
-            When features are not finite or the stored dtype cannot hold them.
-        TrakStoreError
-            When a label is out of range.
-        """
-        pieces = [(start + lo, start + hi) for lo, hi in ranges(stop - start, batch_size)]
-        read = read_ahead(lambda piece: self.batches.read(*piece), pieces)
-        parts = [self._batch(piece[0], batch) for piece, batch in read]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        features = joined.pop(layout.FEATURES)
-        stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
-        return {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
-
-    def _batch(self, start: int, batch: Any) -> dict[str, NDArray[Any]]:
-        labels = self.output.labels(batch)
-        columns: dict[str, NDArray[Any]] = {}
-        if labels is not None:
-            columns["label"] = labels.cpu().numpy().astype(np.int64)
-            self._check_labels(columns["label"], start)
-        rows = self.engine.rows(batch)
-        columns[layout.FEATURES] = _numpy(rows.features)
-        return columns | {name: _numpy(c) for name, c in rows.outputs._asdict().items()}
-
-    def _check_labels(self, labels: NDArray[np.int64], start: int) -> None:
-        if self.classes is None:
-            return
-        bad = np.flatnonzero((labels < 0) | (labels >= self.classes))
-        if len(bad):
-            raise TrakStoreError(
-                f"sample {start + bad[0]} has label {labels[bad[0]]}, the model has classes 0 to "
-                f"{self.classes - 1}"
-            )
-
-
 @dataclass
 class SplitTask:
     """A split at an epoch: what computes its rows, and what writes its blocks.
@@ -95,7 +43,6 @@ class SplitTask:
 
     rows: RowComputer
     writer: BlockWriter
-    batch_size: int
     background: OneBehind = field(default_factory=OneBehind)
     _seconds: list[float] = field(default_factory=list)
 
@@ -124,8 +71,10 @@ class SplitTask:
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
         classes = output.check(job.model, batches.read(0, min(_PROBE, count)))
-        rows = RowComputer(engine, output, batches, ids, spec, classes)
-        probe = rows.columns(0, min(_PROBE, count), _PROBE)
+        size = min(job.batch_size, count)
+        ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
+        rows = RowComputer(engine, output, ahead, ids, spec, classes, size, size)
+        probe = rows.columns(0, min(_PROBE, count))
         wanted = SplitSpec(
             count,
             projector.dim,
@@ -136,17 +85,25 @@ class SplitTask:
             keep_bits=spec.keep_bits,
             block_rows=job.block_rows or 1,
         )
+        if job.memory_limit is not None:
+            rows = rows.within(
+                byte_count(job.memory_limit), count, _block_bytes(wanted, spec, size)
+            )
         opened = FeatureStore.of_spec(store, spec)
         if job.append:
             _append(opened, epoch, split, wanted, rows, job)
-        made = opened.create_split(epoch, split, wanted, batch_rows=min(job.batch_size, count))
-        return cls(rows, BlockWriter(made), job.batch_size)
+        made = opened.create_split(epoch, split, wanted, batch_rows=size)
+        return cls(rows, BlockWriter(made))
 
-    def write(self, block: int) -> None:
-        """Compute a block, and commit it while the next one is computed; see :meth:`wait`."""
+    def write(self, block: int, then: int | None = None) -> None:
+        """Compute a block, and commit it while the next one is computed; see :meth:`wait`.
+
+        The first samples of the block that comes ``then`` are read meanwhile.
+        """
         began = time.monotonic()
         start, stop = self.writer.spec.block_range(block)
-        columns = self.rows.columns(start, stop, self.batch_size)
+        following = None if then is None else self.writer.spec.block_range(then)
+        columns = self.rows.columns(start, stop, following)
         self.background.submit(partial(self.writer.write, block, columns))
         self._seconds.append(time.monotonic() - began)
 
@@ -180,6 +137,14 @@ def _store_spec(
     dtype = job.dtype or (store.spec.dtype if store else "float32")
     keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
     return StoreSpec(projection, output.spec, parameters, dtype, keep_bits)
+
+
+def _block_bytes(wanted: SplitSpec, spec: StoreSpec, batch_rows: int) -> int:
+    """Of the features of a block, float32."""
+    given = wanted.block_rows if wanted.block_rows > 1 else None
+    itemsize = np.dtype(spec.dtype).itemsize
+    shape = block_shape(wanted.rows, wanted.dim, itemsize, at_least=batch_rows, block_rows=given)
+    return min(shape.block_rows, wanted.rows) * wanted.dim * 4
 
 
 @dataclass(frozen=True)
@@ -216,11 +181,4 @@ def _append(
     same = replace(wanted, rows=count, dataset=first)
     check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
 
-    def columns(start: int, stop: int) -> dict[str, NDArray[Any]]:
-        return rows.columns(start, stop, job.batch_size)
-
-    append_rows(old, more, columns, dataset=wanted.dataset)
-
-
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    return tensor.detach().cpu().numpy()
+    append_rows(old, more, rows.columns, dataset=wanted.dataset)

@@ -1,7 +1,7 @@
 """Dense random projections: strips of P are drawn from a counter, used for all samples, and dropped.
 
-Drawing a strip costs as much as multiplying it with about five samples, so batches of 32 and more come
-near to the speed of a matrix product.
+A strip stays in its core's cache. Drawing it costs as much as multiplying it with about ten samples, so
+batches of 64 and more come near to the speed of a matrix product.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from trakstore.features.projectors.base import Projector
-from trakstore.features.projectors.pieces import Outer
+from trakstore.features.projectors.pieces import Gathered, Outer
 from trakstore.features.projectors.threads import shared
 from trakstore.planning import ranges
 
 __all__ = ["Dense"]
 
-_STRIP = 1 << 18  # entries of P that a thread holds at once
-_TILE = 1 << 20  # entries of gradients that a thread forms at once
+_ENTRIES = 512  # of a gradient that a strip is for
+_COLUMNS = 512  # of P that it has
+_TILE = 1 << 22  # entries of gradients that are formed at once: 16 MB
+_FACTOR = 1 << 18  # entries of a factor that a thread unfolds at once
 _MULTIPLY = 0.02  # nanoseconds a multiplication
 
 
@@ -27,47 +29,86 @@ class Dense(Projector):
     """φ = Σ_entries g[entry]·P[entry], where P is never held."""
 
     @abstractmethod
-    def strip(self, name: str, start: int, stop: int, device: torch.device) -> Tensor:
-        """Rows ``start`` to ``stop`` of Pᵀ, ``(stop - start, dim)`` float32, of the flat parameter."""
+    def strip(
+        self, name: str, entries: tuple[int, int], columns: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        """A part of Pᵀ, which lives until the thread's next call.
+
+        Parameters
+        ----------
+        name : str
+            Canonical name of the parameter, which is seen as flat.
+        entries, columns : tuple of int
+            First one, and the one after the last. The first column is a multiple of 512.
+        device : torch.device
+
+        Returns
+        -------
+        Tensor, shape (entries, columns), float32
+            Any strides.
+        """
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile; see :meth:`Projector.add`."""
         batch, rows, rest = tile.shape
         flat = tile.reshape(batch, rows * rest).to(torch.float32)
-        step = max(1, _STRIP // self.dim)
-        strips = list(ranges(rows * rest, step))
+        strips = list(ranges(rows * rest, _ENTRIES))
         parts: dict[int, Tensor] = {}
 
         def work(start: int, stop: int) -> None:
-            parts[start] = self._sum(name, flat, first_row * rest, strips[start:stop])
+            total = parts[start] = torch.zeros_like(out)
+            for lo, hi in strips[start:stop]:
+                self._add_strip(total, name, flat[:, lo:hi], first_row * rest + lo)
 
-        shared(len(strips), batch * rows * rest * self.dim * _MULTIPLY, work)
+        shared(len(strips), flat.numel() * self.dim * _MULTIPLY, work)
         for start in sorted(parts):
             out += parts[start]
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
-        """Add a product of factors: each thread forms and projects tiles of some rows."""
-        left, right = outer.factors(0, outer.batch)
-        tiles = list(ranges(outer.rows, max(1, _TILE // (outer.batch * outer.columns))))
+        """Add a product of factors, in tiles of all samples and some rows, since P is of rows."""
+        batch, columns = outer.batch, outer.columns
+        most = min(outer.rows, max(1, _TILE // (batch * columns)))
+        step = max(1, _FACTOR // (outer.positions * max(columns, outer.rows)))
+        buffer = torch.empty(batch * most * columns, device=out.device)
+        for lo, hi in ranges(outer.rows, most):
+            tile = buffer[: batch * (hi - lo) * columns].view(batch, hi - lo, columns)
+
+            def form(
+                start: int, stop: int, lo: int = lo, hi: int = hi, tile: Tensor = tile
+            ) -> None:
+                for a, b in ranges(stop - start, step):
+                    first, last = start + a, start + b
+                    left, right = outer.factors(first, last)
+                    torch.bmm(left[:, :, lo:hi].transpose(1, 2), right, out=tile[first:last])
+
+            shared(batch, tile.numel() * outer.positions * _MULTIPLY, form)
+            self.add(out, outer.name, tile, outer.first_row + lo)
+
+    def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
+        """Add rows that an index picks: the strips of each are multiplied with its values alone."""
+        index, values = gathered.index.reshape(-1), gathered.values.to(torch.float32).flatten(0, 1)
+        used, counts = torch.unique(index, return_counts=True)
+        order, ends = index.argsort(stable=True), counts.cumsum(0).tolist()
+        samples, rest = order // gathered.index.shape[1], values.shape[1]
+        rows = list(zip(used.tolist(), [0, *ends], ends, strict=False))
         parts: dict[int, Tensor] = {}
 
         def work(start: int, stop: int) -> None:
-            total = torch.zeros_like(out)
-            for lo, hi in tiles[start:stop]:
-                tile = left[:, :, lo:hi].transpose(1, 2) @ right
-                first = (outer.first_row + lo) * outer.columns
-                strips = list(ranges(tile[0].numel(), max(1, _STRIP // self.dim)))
-                total += self._sum(outer.name, tile.reshape(len(tile), -1), first, strips)
-            parts[start] = total
+            total = parts[start] = torch.zeros_like(out)
+            for row, first, last in rows[start:stop]:
+                mine = values[order[first:last]]
+                projected = out.new_zeros(len(mine), self.dim)
+                for lo, hi in ranges(rest, _ENTRIES):
+                    self._add_strip(projected, gathered.name, mine[:, lo:hi], row * rest + lo)
+                total.index_add_(0, samples[first:last], projected)
 
-        entries = outer.batch * outer.rows * outer.columns
-        shared(len(tiles), entries * (self.dim + outer.positions) * _MULTIPLY, work)
+        shared(len(rows), values.numel() * self.dim * _MULTIPLY, work)
         for start in sorted(parts):
             out += parts[start]
 
-    def _sum(self, name: str, flat: Tensor, first: int, strips: list[tuple[int, int]]) -> Tensor:
-        total = torch.zeros(len(flat), self.dim, device=flat.device)
-        for start, stop in strips:
-            strip = self.strip(name, first + start, first + stop, flat.device)
-            total.addmm_(flat[:, start:stop], strip)
-        return total
+    def _add_strip(self, total: Tensor, name: str, flat: Tensor, first: int) -> None:
+        """Add the projection of at most so many entries ``(batch, entries)``."""
+        entries = (first, first + flat.shape[1])
+        for columns in ranges(self.dim, _COLUMNS):
+            strip = self.strip(name, entries, columns, flat.device)
+            total[:, slice(*columns)].addmm_(flat, strip)

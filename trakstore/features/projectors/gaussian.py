@@ -21,16 +21,18 @@ __all__ = ["Gaussian"]
 class Gaussian(Dense):
     """Dense normal numbers, drawn in strips."""
 
-    def strip(self, name: str, start: int, stop: int, device: torch.device) -> Tensor:
-        """Rows of Pᵀ; see :meth:`Dense.strip`."""
+    def strip(
+        self, name: str, entries: tuple[int, int], columns: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        """A part of Pᵀ; see :meth:`Dense.strip`."""
         _, rest = as_matrix(self.shapes[name])
         key = keys(self.spec, name, self.shapes[name], "normal")
-        index = torch.arange(start, stop, device=device)[:, None]
-        pairs = torch.arange(-(-self.dim // 2), device=device)[None]
+        index = torch.arange(*entries, device=device)[:, None]
+        pairs = torch.arange(columns[0] // 2, -(-columns[1] // 2), device=device)[None]
         u, v = (
             (hash3(index // rest, index % rest, 2 * pairs + i, key).double() + 0.5) / 2**32
             for i in (0, 1)
         )
         radius, angle = (-2 * u.log()).sqrt().float(), (2 * math.pi * v).float()
         both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2)
-        return both.flatten(1)[:, : self.dim] / math.sqrt(self.dim)
+        return both.flatten(1)[:, : columns[1] - columns[0]] / math.sqrt(self.dim)

@@ -197,20 +197,23 @@ def draw_signs(
     key0: int,
     key1: int,
     columns: NDArray[np.uint32],
-    table: _Float,
+    value: np.float32,
 ) -> None:  # pragma: no cover
-    """Random signs of entries ``start`` on, ``(entries, 32 words)``; the table is of bytes' signs."""
-    words = np.empty(len(columns), np.uint32)
-    for i in range(strip.shape[0]):
+    """Random signs times a value, ``(columns, entries)``; a hashed word is given for 32 columns.
+
+    Entries are last, so that the loops over them become vector instructions.
+    """
+    count, entries = strip.shape
+    pairs, words = np.empty(entries, np.uint32), np.empty(entries, np.uint32)
+    for i in range(entries):
         row = _mix(np.uint32((start + i) // rest) ^ np.uint32(key0))
         position = _mix(np.uint32((start + i) % rest) ^ np.uint32(key1))
-        pair = _mix(np.uint32(row + position))
-        for w in range(len(columns)):
-            words[w] = _mix(np.uint32(pair + columns[w]))
-        for w in range(len(columns)):
-            word = words[w]
-            for byte in range(4):
-                eight = (word >> np.uint32(8 * byte)) & np.uint32(255)
-                first = 32 * w + 8 * byte
-                for bit in range(8):
-                    strip[i, first + bit] = table[eight, bit]
+        pairs[i] = _mix(np.uint32(row + position))
+    for w in range(len(columns)):
+        column = columns[w]
+        for i in range(entries):
+            words[i] = _mix(np.uint32(pairs[i] + column))
+        for bit in range(min(32, count - 32 * w)):
+            o, mask = strip[32 * w + bit], np.uint32(1) << np.uint32(bit)
+            for i in range(entries):
+                o[i] = -value if words[i] & mask else value

@@ -28,38 +28,40 @@ class Rademacher(Dense):
 
     def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
         super().__init__(spec, parameters)
-        bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
-        self._of_bytes = ((1 - 2 * bits) / math.sqrt(self.dim)).astype(np.float32)
         self._hashed_words: dict[str, NDArray[np.uint32]] = {}
         self._keys: dict[str, tuple[int, ...]] = {}
         self._own = threading.local()
 
-    def strip(self, name: str, start: int, stop: int, device: torch.device) -> Tensor:
-        """Rows of Pᵀ, until the thread's next call; see :meth:`Dense.strip`."""
+    def strip(
+        self, name: str, entries: tuple[int, int], columns: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        """A part of Pᵀ; see :meth:`Dense.strip`."""
+        start, stop = entries
         _, rest = as_matrix(self.shapes[name])
         if name not in self._keys:
             self._keys[name] = keys(self.spec, name, self.shapes[name], "signs")
-        key, words = self._keys[name], -(-self.dim // 32)
+        key, words = self._keys[name], slice(columns[0] // 32, -(-columns[1] // 32))
         if device.type != "cpu":
             index = torch.arange(start, stop, device=device)
-            return self._signs(key, index // rest, index % rest, words) / math.sqrt(self.dim)
+            drawn = self._signs(key, index // rest, index % rest, words)
+            return drawn[:, : columns[1] - columns[0]] / math.sqrt(self.dim)
         if name not in self._hashed_words:
-            hashed = mix(torch.arange(words) ^ key[2])
+            hashed = mix(torch.arange(-(-self.dim // 32)) ^ key[2])
             self._hashed_words[name] = hashed.numpy().astype(np.uint32)
-        strip = self._buffer(stop - start, words * 32)
-        columns = self._hashed_words[name]
-        loops.draw_signs(strip, start, rest, key[0], key[1], columns, self._of_bytes)
-        return torch.from_numpy(strip)[:, : self.dim]
+        strip = self._buffer(columns[1] - columns[0], stop - start)
+        value = np.float32(1 / math.sqrt(self.dim))
+        loops.draw_signs(strip, start, rest, key[0], key[1], self._hashed_words[name][words], value)
+        return torch.from_numpy(strip).T
 
     def _buffer(self, rows: int, columns: int) -> NDArray[np.float32]:
         """Memory of this thread, used again and again."""
         held: NDArray[np.float32] | None = getattr(self._own, "buffer", None)
-        if held is None or len(held) < rows:
-            held = self._own.buffer = np.empty((rows, columns), np.float32)
-        return held[:rows]
+        if held is None or held.size < rows * columns:
+            held = self._own.buffer = np.empty(rows * columns, np.float32)
+        return held[: rows * columns].reshape(rows, columns)
 
-    def _signs(self, key: tuple[int, ...], row: Tensor, position: Tensor, words: int) -> Tensor:
-        word = torch.arange(words, device=row.device)
+    def _signs(self, key: tuple[int, ...], row: Tensor, position: Tensor, words: slice) -> Tensor:
+        word = torch.arange(words.start, words.stop, device=row.device)
         drawn = hash3(row[:, None], position[:, None], word[None], key)
         bits = (drawn[:, :, None] >> torch.arange(32, device=row.device)) & 1
-        return (1 - 2 * bits).reshape(len(row), -1)[:, : self.dim].to(torch.float32)
+        return (1 - 2 * bits).reshape(len(row), -1).to(torch.float32)

@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.projectors import loops
@@ -30,6 +31,8 @@ from trakstore.spec import ParameterSpec, ProjectionSpec
 __all__ = ["SJLT"]
 
 _TILE = 1 << 20  # entries whose columns and signs are drawn at once
+Entries = tuple[NDArray[np.int64], NDArray[np.float32]]
+
 _ADD = 0.2  # nanoseconds to add an entry
 
 
@@ -40,6 +43,7 @@ class SJLT(Projector):
         super().__init__(spec, parameters)
         self._tables: dict[str, list[RunTable]] = {}
         self._merged: dict[tuple[str, int, int], list[Runs]] = {}
+        self._single: dict[tuple[str, int, int], list[Entries]] = {}
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the sketch of a tile; see :meth:`Projector.add`."""
@@ -48,15 +52,16 @@ class SJLT(Projector):
             return
         tile = tile.to(torch.float32).contiguous()
         self._fits(name, first_row, first_row + tile.shape[1], tile.shape[2])
+        if tile.shape[2] == 1:
+            entries = tile[:, :, 0].numpy()
+            for offsets, signs in self._entries_of(name, first_row, tile.shape[1]):
+                loops.add_entries(out.numpy(), entries, offsets, signs)
+            return
         tables, scale = self._rows_of(name, first_row, tile.shape[1]), 1 / math.sqrt(self.spec.s)
 
         def work(start: int, stop: int) -> None:
             own, part = out[start:stop].numpy(), tile[start:stop].numpy()
             for table in tables:
-                if part.shape[2] == 1:
-                    signs = table.signs[:, 0] * (table.signs2[0] * np.float32(scale))
-                    loops.add_entries(own, part[:, :, 0], table.offsets[:, 0], signs)
-                    continue
                 wide = np.zeros((stop - start, 2 * self.dim), np.float32)
                 loops.add_tile(wide, part, table.offsets, table.signs, table.signs2)
                 loops.fold(own, wide, scale)
@@ -144,6 +149,17 @@ class SJLT(Projector):
 
     def _rows_of(self, name: str, first_row: int, rows: int) -> list[RunTable]:
         return [table.rows(first_row, first_row + rows) for table in self._tables_of(name)]
+
+    def _entries_of(self, name: str, first_row: int, rows: int) -> list[Entries]:
+        """Columns and signed values of some rows of one entry each, as of a bias."""
+        which = (name, first_row, rows)
+        if which not in self._single:
+            scale = np.float32(1 / math.sqrt(self.spec.s))
+            self._single[which] = [
+                (np.ascontiguousarray(t.offsets[:, 0]), t.signs[:, 0] * (t.signs2[0] * scale))
+                for t in self._rows_of(*which)
+            ]
+        return self._single[which]
 
     def _merged_rows_of(self, name: str, first_row: int, rows: int) -> list[Runs]:
         which = (name, first_row, rows)

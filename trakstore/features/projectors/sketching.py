@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -73,6 +74,7 @@ class Plan(NamedTuple):
     nanoseconds: float
 
 
+@cache
 def plan(positions: int, rows: int, columns: int, k: int) -> Plan:
     """The cheapest evaluation: a function of shapes alone, so that all workers choose the same.
 

@@ -1,0 +1,70 @@
+"""How many bytes of tensors are alive at once while something runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as tree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["peak_bytes"]
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The most bytes of tensors that are alive at once while ``run`` runs on one thread.
+
+    Counted, not sampled: the same on every worker and device. What was there before, as parameters
+    and the batch, is not counted, nor is what a kernel allocates for itself.
+
+    Examples
+    --------
+    >>> peak_bytes(lambda: torch.zeros(10) + torch.zeros(10))
+    120
+    """
+    live, threads = _Live(), torch.get_num_threads()
+    torch.set_num_threads(1)  # other threads' tensors would not be seen
+    try:
+        with live:
+            run()
+    finally:
+        torch.set_num_threads(threads)
+    return live.peak
+
+
+class _Live(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known: dict[int, tuple[StorageWeakRef, int]] = {}  # sizes; 0 for what was there
+        self._total = self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # `types` is torch's
+        self._note((args, kwargs), made=False)
+        out = func(*args, **(kwargs or {}))
+        self._note(out, made=True)
+        return out
+
+    def _note(self, tensors: Any, made: bool) -> None:
+        for tensor in tree.tree_leaves(tensors):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                size = storage.nbytes() if made else 0
+                self._known[storage._cdata] = StorageWeakRef(storage), size
+                self._total += size
+        if self._total > self.peak:
+            self._forget()
+            self.peak = max(self.peak, self._total)
+
+    def _forget(self) -> None:
+        """Drop what is no longer there; a place is not used again before that."""
+        self._known = {
+            key: (there, size) for key, (there, size) in self._known.items() if not there.expired()
+        }
+        self._total = sum(size for _, size in self._known.values())
