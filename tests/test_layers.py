@@ -101,6 +101,7 @@ ORDER: dict[str, list[str]] = {
         "choice",
         "lazy",
         "devices",
+        "parts",
         "factored",
         "streaming",
         "groups",

@@ -11,7 +11,7 @@ from trakstore.linalg.saving import open_scores, save_scores
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.topk import top_k
 from trakstore.scores.kernel import KernelReport, kernel_report
-from trakstore.scores.trak import trak_scores
+from trakstore.scores.trak import trak_scores, trak_scores_of_arrays
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.store import FeatureStore, open_store
 
@@ -30,4 +30,5 @@ __all__ = [
     "save_scores",
     "top_k",
     "trak_scores",
+    "trak_scores_of_arrays",
 ]

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import dask
 import numpy as np
+from dask import threaded
 from dask.base import compute, get_scheduler
 from dask.callbacks import Callback
 from dask.delayed import delayed
@@ -33,7 +34,9 @@ from trakstore.planning import CHUNK_BYTES
 
 __all__ = [
     "active_client",
+    "in_this_process",
     "map_reduce",
+    "nothing",
     "one_blas_thread",
     "row_ranges",
     "sent_once",
@@ -174,6 +177,10 @@ def map_reduce(
     return found
 
 
+def nothing(_left: None, _right: None) -> None:
+    """The merge of tasks that only write."""
+
+
 def _tree(
     task: Callable[[int, int], R], pieces: list[tuple[int, int]], merge: Callable[[R, R], R]
 ) -> Any:
@@ -236,6 +243,11 @@ def active_client() -> Any:
         return None
     client = getattr(get_scheduler(), "__self__", None)
     return client if isinstance(client, sys.modules["distributed"].Client) else None
+
+
+def in_this_process() -> bool:
+    """Whether tasks run in this process, and so may write into its arrays."""
+    return get_scheduler() in (None, threaded.get, get_sync)
 
 
 def task_slots() -> int:

@@ -14,7 +14,7 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.linalg.factored import Scores, Window
+from trakstore.linalg.factored import Scores
 from trakstore.linalg.groups import Groups, Where, train_groups
 from trakstore.linalg.lists import (
     NOWHERE,
@@ -27,6 +27,7 @@ from trakstore.linalg.lists import (
     select_bytes,
 )
 from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.parts import Window
 from trakstore.linalg.rows import ArrayRows, Rows, TakenRows
 from trakstore.linalg.streaming import plan_windows
 from trakstore.linalg.tiles import (

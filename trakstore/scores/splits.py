@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
-from trakstore.linalg.factored import Epoch
 from trakstore.linalg.grams import masked_rows
+from trakstore.linalg.parts import Epoch
 from trakstore.linalg.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.storage.locations import Location
 
