@@ -107,6 +107,7 @@ ORDER: dict[str, list[str]] = {
         "groups",
         "lists",
         "topk",
+        "entries",
         "saving",
         "costs",
     ],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Scores
-from trakstore.linalg.saving import open_scores, save_scores
+from trakstore.linalg.saving import open_scores, save_scores, sparse_scores
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.topk import top_k
 from trakstore.scores.kernel import KernelReport, kernel_report
@@ -28,6 +28,7 @@ __all__ = [
     "open_scores",
     "open_store",
     "save_scores",
+    "sparse_scores",
     "top_k",
     "trak_scores",
     "trak_scores_of_arrays",

@@ -93,9 +93,9 @@ def test_written_chunks_are_not_computed_again(
     with pytest.raises(NotFoundError, match="no scores 'a'"):
         open_scores(store, "a")
 
-    def counted(self: Any, start: int, stop: int) -> Any:
+    def counted(self: Any, start: int, stop: int, out: Any = None) -> Any:
         computed.append(start)
-        return tile(self, start, stop)
+        return tile(self, start, stop, out)
 
     with monkeypatch.context() as patch:
         patch.setattr(Window, "tile", counted)

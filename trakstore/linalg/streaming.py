@@ -128,7 +128,7 @@ def for_each_tile(
     ----------
     scores : Scores
     write : callable
-        Gets a float32 tile that it may keep.
+        Gets a float32 tile that is filled anew afterwards.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     align : int
@@ -164,8 +164,10 @@ class _WriteTask:
     step: int
 
     def __call__(self, start: int, stop: int) -> None:
-        last = self.first + len(self.window.lefts[0])
+        targets = len(self.window.lefts[0])
+        last, buffer = self.first + targets, np.empty((targets, self.step), dtype=np.float32)
         for low in range(start, stop, self.step):
             high = min(stop, low + self.step)
             if self.skip is None or not self.skip(self.first, last, low, high):
-                self.write(self.first, last, low, high, self.window.tile(low, high))
+                tile = self.window.tile(low, high, buffer[:, : high - low])
+                self.write(self.first, last, low, high, tile)
