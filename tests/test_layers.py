@@ -73,6 +73,7 @@ ORDER: dict[str, list[str]] = {
     "cli": [
         "options",
         "output",
+        "cluster",
         "methods",
         "walkthrough",
         "estimate",

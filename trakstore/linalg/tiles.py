@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import dask
 import numpy as np
@@ -151,7 +151,7 @@ def map_reduce(
     workers : int, optional
         Threads at most, when there is no Dask client.
     finished : callable, optional
-        Told the rows of each range that is done; on a cluster, of all when all are.
+        Told the rows of each range that is done; twice of those whose worker died.
 
     Raises
     ------
@@ -171,10 +171,24 @@ def map_reduce(
         with _Ranges(finished, pieces), one_blas_thread():
             found: R = compute(_tree(task, pieces, merge), num_workers=workers)[0]
         return found
-    found = _on_cluster(client, partial(_tree, task, pieces, merge))
-    if finished is not None:
-        finished(rows)
-    return found
+    topic = f"trakstore-{uuid.uuid4().hex}" if finished is not None else None
+    with _heard(client, topic, finished):
+        return cast(R, _on_cluster(client, partial(_tree, task, pieces, merge, topic)))
+
+
+@contextmanager
+def _heard(
+    client: Any, topic: str | None, finished: Callable[[int], None] | None
+) -> Iterator[None]:
+    """Tells ``finished`` of what workers say on a topic."""
+    if topic is None or finished is None:
+        yield
+        return
+    client.subscribe_topic(topic, lambda event: finished(event[1]))
+    try:
+        yield
+    finally:
+        client.unsubscribe_topic(topic)
 
 
 def nothing(_left: None, _right: None) -> None:
@@ -182,11 +196,14 @@ def nothing(_left: None, _right: None) -> None:
 
 
 def _tree(
-    task: Callable[[int, int], R], pieces: list[tuple[int, int]], merge: Callable[[R, R], R]
+    task: Callable[[int, int], R],
+    pieces: list[tuple[int, int]],
+    merge: Callable[[R, R], R],
+    topic: str | None = None,
 ) -> Any:
     sent = sent_once(task)
     run, join = delayed(_run_range, pure=False), delayed(merge, pure=False)
-    results = [run(sent, start, stop) for start, stop in pieces]
+    results = [run(sent, start, stop, topic) for start, stop in pieces]
     while len(results) > 1:
         pairs = [results[at : at + 2] for at in range(0, len(results), 2)]
         results = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
@@ -232,9 +249,12 @@ def sent_once(value: Any) -> Any:
     return delayed(client.scatter(value, broadcast=True, hash=False))
 
 
-def _run_range(task: Callable[[int, int], R], start: int, stop: int) -> R:
+def _run_range(task: Callable[[int, int], R], start: int, stop: int, topic: str | None = None) -> R:
     with one_blas_thread():
-        return task(start, stop)
+        found = task(start, stop)
+    if topic is not None:
+        sys.modules["distributed"].get_worker().log_event(topic, stop - start)
+    return found
 
 
 def active_client() -> Any:
