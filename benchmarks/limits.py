@@ -216,9 +216,11 @@ def traker(folder: Path, options: argparse.Namespace) -> None:
     given = {"rows": rows, "dim": dim, "targets": targets}
     for _ in range(1 if options.small else options.repeats):
         ours, theirs = (run(part, Path(), options, **given) for part in ("ours", "theirs"))
-        ratio, peaks = theirs["seconds"] / ours["seconds"], ours["peak"] / theirs["peak"]
+        times = theirs["seconds"] / ours["seconds"], theirs["cpu"] / ours["cpu"]
         print(f"trakstore {ours['seconds']:.2f} s ({ours['share']:.2f} of sgemm), traker ", end="")
-        print(f"{theirs['seconds']:.2f} s: {ratio:.2f} times; peak {peaks:.2f} of traker's")
+        print(f"{theirs['seconds']:.2f} s: {times[0]:.2f} times, CPU time {times[1]:.2f}; ", end="")
+        print(f"peak {ours['peak'] / 1e6:.0f} of {theirs['peak'] / 1e6:.0f} MB: ", end="")
+        print(f"{ours['peak'] / theirs['peak']:.3f}", flush=True)
 
 
 def features(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -230,34 +232,31 @@ def features(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def part_ours(options: argparse.Namespace) -> None:
-    """Gram, factor, and all scores."""
-    from trakstore.linalg.factored import Part, Scores
-    from trakstore.linalg.gram import gram
-    from trakstore.linalg.rows import ArrayRows
-    from trakstore.linalg.solvers import Cholesky
-    from trakstore.linalg.streaming import for_each_tile
+    """Gram, factor, and all scores; the share of sgemm counts each product once."""
+    from trakstore.scores.trak import trak_scores_of_arrays
 
     train, target = features(options)
-    out = np.zeros((options.targets, options.rows), dtype=np.float32)
-    square = np.ones((4096, 1024), dtype=np.float32)
-    square @ square.T
+    peak_speed = sgemm()
+    np.asarray(trak_scores_of_arrays(target[:8], train[:2048]))  # threads, BLAS's buffers
+    base, began, used = peak(), time.perf_counter(), time.process_time()
+    np.asarray(trak_scores_of_arrays(target, train))
+    seconds, cpu, top = time.perf_counter() - began, time.process_time() - used, peak() - base
+    n, k, m = options.rows, options.dim, options.targets
+    work = n * k * (k + 1) + k**3 // 3 + 2 * m * k * k + 2 * m * n * k
+    share = work / seconds / max(peak_speed, sgemm())
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": top, "share": share}))
 
-    def keep(t0: int, t1: int, n0: int, n1: int, tile: Any) -> None:
-        out[t0:t1, n0:n1] = tile
 
-    base, began = peak(), time.perf_counter()
-    rows = ArrayRows(train)
-    factor = Cholesky().factor(gram(rows))
-    ids = ArrayRows(np.arange(options.targets)), ArrayRows(np.arange(options.rows))
-    for_each_tile(Scores("trak", (Part(0, ArrayRows(target), rows, factor),), *ids), keep)
-    seconds, top = time.perf_counter() - began, peak() - base
-    began = time.perf_counter()
-    for _ in range(4):
-        square @ square.T
-    speed = 4 * 2 * 4096**2 * 1024 / (time.perf_counter() - began)
-    work = 2 * options.rows * options.dim * (options.dim * 5 / 8 + options.targets)
-    found = {"seconds": seconds, "peak": top, "share": work / seconds / speed}
-    print(json.dumps(found))
+def sgemm() -> float:
+    """Flop/s of large float32 products on all threads, the best of several."""
+    square, other = (np.ones((4096, 1024), dtype=np.float32) for _ in range(2))
+    times = []
+    out = np.empty((4096, 4096), dtype=np.float32)
+    for _ in range(8):
+        began = time.perf_counter()
+        np.matmul(square, other.T, out=out)  # of two arrays: else numpy halves the work
+        times.append(time.perf_counter() - began)
+    return 2 * 4096**2 * 1024 / min(times)
 
 
 def part_theirs(options: argparse.Namespace) -> None:
@@ -266,12 +265,17 @@ def part_theirs(options: argparse.Namespace) -> None:
     from trak.score_computers import BasicScoreComputer  # type: ignore[import-not-found]
 
     train, target = (torch.from_numpy(one) for one in features(options))
-    torch.ones(512, 512) @ torch.ones(512, 512)
-    base, began = peak(), time.perf_counter()
-    computer = BasicScoreComputer(dtype=torch.float32, device="cpu", CUDA_MAX_DIM_SIZE=20_000)
-    inverse = computer.get_x_xtx_inv(train, computer.get_xtx(train))
-    computer.get_scores(inverse, target, torch.zeros(options.rows, options.targets))
-    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak() - base}))
+
+    def pipeline(train: Any, target: Any) -> None:
+        computer = BasicScoreComputer(dtype=torch.float32, device="cpu", CUDA_MAX_DIM_SIZE=20_000)
+        inverse = computer.get_x_xtx_inv(train, computer.get_xtx(train))
+        computer.get_scores(inverse, target, torch.zeros(len(train), len(target)))
+
+    pipeline(train[:2048], target[:8])
+    base, began, used = peak(), time.perf_counter(), time.process_time()
+    pipeline(train, target)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - used
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak() - base}))
 
 
 COMPARISONS = {"blocked": blocked, "large": large, "traker": traker}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Scores
-from trakstore.linalg.saving import open_scores, save_scores
+from trakstore.linalg.saving import open_scores, save_scores, sparse_scores
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.sums import group_scores
 from trakstore.linalg.topk import top_k
@@ -16,7 +16,7 @@ from trakstore.scores.kernel import KernelReport, kernel_report
 from trakstore.scores.neighbours import neighbours
 from trakstore.scores.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
 from trakstore.scores.tracin import tracin_scores
-from trakstore.scores.trak import trak_scores
+from trakstore.scores.trak import trak_scores, trak_scores_of_arrays
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.store import FeatureStore, open_store
 from trakstore.storage.verify import verify_store
@@ -40,9 +40,11 @@ __all__ = [
     "open_store",
     "save_scores",
     "self_scores",
+    "sparse_scores",
     "top_k",
     "tracin_scores",
     "trak_scores",
+    "trak_scores_of_arrays",
     "verify_store",
     "whitened_cos_scores",
 ]

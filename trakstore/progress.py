@@ -51,7 +51,7 @@ class ProgressLine:
 
     def advance(self, rows: int) -> None:
         """Count rows as done."""
-        self.done += rows
+        self.done = min(self.total, self.done + rows)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
         elif self._show and time.monotonic() - self._said > _SECONDS:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from trakstore.linalg import tiles
-from trakstore.linalg.factored import Part, Scores
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows
 
 

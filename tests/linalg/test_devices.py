@@ -49,6 +49,7 @@ def test_on_a_gpu(make_scores):
 def test_torch_is_not_imported_for_the_cpu():
     script = (
         "import sys, numpy as np; from trakstore.linalg.factored import *;"
+        "from trakstore.linalg.parts import *;"
         "from trakstore.linalg.rows import ArrayRows as A;"
         "part = Part(0, A(np.ones((2, 2))), A(np.ones((3, 2))));"
         "Scores('x', (part,), A(np.arange(2)), A(np.arange(3))).block(0, 2, 0, 3);"

@@ -5,8 +5,9 @@ import pytest
 import xarray as xr
 
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError
-from trakstore.linalg.factored import Part, Scores
+from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import gram
+from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows
 from trakstore.linalg.solvers import Cholesky
 

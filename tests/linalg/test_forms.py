@@ -14,9 +14,10 @@ import trakstore as ts
 from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError
 from trakstore.linalg import grams, tiled
 from trakstore.linalg.blocked import BlockedCholesky
-from trakstore.linalg.choice import choose_solver, factor_split, split_kernel
+from trakstore.linalg.choice import choose_solver, factor_rows, factor_split, split_kernel
 from trakstore.linalg.inverse import inverse, save_inverse
 from trakstore.linalg.iterative import ConjugateGradients, Dual
+from trakstore.linalg.rows import ArrayRows
 from trakstore.linalg.solvers import Cholesky, Damping, Eigen, IllConditionedWarning
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
@@ -187,13 +188,21 @@ def test_masked_rows_leave_every_form(split_of: Any) -> None:
 
 
 def test_the_solver_is_chosen_by_shape_and_memory(split_of: Any) -> None:
-    tall, wide = split_of(spread(90, 40, 1.0)), split_of(spread(25, 40, 1.0))
-    assert isinstance(choose_solver(tall, Damping()), Cholesky)
-    assert isinstance(choose_solver(tall, Damping(), "40kB"), BlockedCholesky)
-    assert isinstance(choose_solver(wide, Damping()), Dual)
-    assert isinstance(choose_solver(wide, Damping(0.0)), Cholesky)
+    assert isinstance(choose_solver(90, 40, Damping()), Cholesky)
+    assert isinstance(choose_solver(90, 40, Damping(), "40kB"), BlockedCholesky)
+    assert isinstance(choose_solver(25, 40, Damping()), Dual)
+    assert isinstance(choose_solver(25, 40, Damping(0.0)), Cholesky)
     with pytest.raises(TrakStoreError, match="Cholesky works on a Gram, got a RowsKernel"):
-        Cholesky().factor(split_kernel(tall, "rows"))
+        Cholesky().factor(split_kernel(split_of(spread(90, 40, 1.0)), "rows"))
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, None], ids=lambda s: type(s).__name__)
+def test_rows_in_memory_have_the_same_factors(split_of: Any, solver: Any) -> None:
+    rows, rhs = spread(90, 40, 10.0), np.eye(40)
+    options: Any = {"solver": solver, "dtype": "float64"}
+    expected = factor_split(split_of(rows), 0.5, **options).solve(rhs)
+    found = factor_rows(ArrayRows(rows.astype(np.float32)), 0.5, **options).solve(rhs)
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-10)
 
 
 def test_gradients_that_do_not_converge_say_so(split_of: Any) -> None:

@@ -71,7 +71,7 @@ def test_written_chunks_are_not_computed_again(
     store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trakstore.linalg import saving
-    from trakstore.linalg.factored import Window
+    from trakstore.linalg.parts import Window
 
     class Stop(Exception):
         pass
@@ -93,12 +93,13 @@ def test_written_chunks_are_not_computed_again(
     with pytest.raises(NotFoundError, match="no scores 'a'"):
         open_scores(store, "a")
 
-    def counted(self: Any, start: int, stop: int) -> Any:
+    def counted(self: Any, start: int, stop: int, out: Any = None) -> Any:
         computed.append(start)
-        return tile(self, start, stop)
+        return tile(self, start, stop, out)
 
-    monkeypatch.setattr(Window, "tile", counted)
-    saved = save_scores(trak_scores(store), store, "a", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(Window, "tile", counted)
+        saved = save_scores(trak_scores(store), store, "a", **options)
     everything = -(-41 // saved.data.chunksize[0]) * -(-90 // 7)
     assert 0 < len(computed) <= everything - 9 + 2  # two threads may have been at work on one
     np.testing.assert_allclose(saved, np.asarray(trak_scores(store)), rtol=1e-6, atol=1e-7)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError
-from trakstore.linalg.factored import Part, Scores
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows
 from trakstore.linalg.topk import top_k
 

@@ -13,7 +13,7 @@ from trakstore.errors import (
 )
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.topk import top_k
-from trakstore.scores.trak import trak_scores
+from trakstore.scores.trak import trak_scores, trak_scores_of_arrays
 
 
 def arrays(store):
@@ -136,3 +136,25 @@ def test_a_split_without_scales_is_told(store):
 def test_epochs_that_lack_a_split_are_left_out(store, split_of):
     store.splits[5, "train"] = split_of(5, "train", store.splits[0, "train"].columns)
     assert trak_scores(store).epochs == (0, "final")
+
+
+def test_arrays_in_memory_give_the_same_scores(store):
+    targets, trains, scales = arrays(store)
+    scores = trak_scores_of_arrays(targets[0], trains[0], scales[0], 0.3)
+    assert_close(scores, reference.trak([targets[0]], [trains[0]], [scales[0]], c=0.3))
+    ones = np.ones(len(trains[0]))
+    assert_close(
+        trak_scores_of_arrays(targets[0], trains[0], damping=Damping(absolute=0.5)),
+        reference.trak([targets[0]], [trains[0]], [ones], lam=0.5),
+    )
+    assert top_k(scores, 3)["position"].shape == (7, 3)
+
+
+def test_arrays_that_do_not_go_together_are_told():
+    rows = np.ones((4, 3), np.float32)
+    with pytest.raises(TrakStoreError, match=r"targets must be floats of shape .* got int64"):
+        trak_scores_of_arrays(np.ones((2, 3), int), rows)
+    with pytest.raises(TrakStoreError, match=r"out_to_loss has shape \(5,\), needed \(4,\)"):
+        trak_scores_of_arrays(rows, rows, np.ones(5))
+    with pytest.raises(TrakStoreError, match="of one dimension"):
+        trak_scores_of_arrays(np.ones((2, 5)), rows)

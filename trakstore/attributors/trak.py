@@ -27,7 +27,7 @@ from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.projectors import make_projector
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.topk import top_k as first_of
-from trakstore.scores.trak import trak_scores
+from trakstore.scores.trak import trak_scores, trak_scores_of_arrays
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore, find_store, open_store
@@ -154,13 +154,8 @@ class TRAKAttributor:
                 "known: scores are computed with Q = 1",
                 stacklevel=2,
             )
-            scale = np.ones(len(train), dtype=np.float32)
-        with tempfile.TemporaryDirectory("-trakstore") as folder:
-            spec = ProjectionSpec("external", dim=train.shape[1])
-            bare = FeatureStore.create(folder + "/bare.zarr", projection=spec)
-            bare.write_split(0, "train", train, out_to_loss=scale)
-            bare.write_split(0, "test", test)
-            return torch.from_numpy(np.asarray(trak_scores(bare, damping=self.damping)))
+        scores = trak_scores_of_arrays(test, train, scale, self.damping)
+        return torch.from_numpy(np.asarray(scores))
 
     def find_top_attributions(
         self, attributions: Tensor, test_idx: int, top_k: int = 10, return_scores: bool = False

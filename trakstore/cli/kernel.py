@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from trakstore.cli.options import Damping, Epochs, Json, MemoryLimit, StorePath, chosen_epochs
+from trakstore.cli.cluster import workplace
+from trakstore.cli.options import (
+    Damping,
+    Epochs,
+    Json,
+    MemoryLimit,
+    Scheduler,
+    StorePath,
+    Workers,
+    chosen_epochs,
+)
 from trakstore.cli.output import console, print_json
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.storage.layout import Epoch
@@ -21,6 +31,8 @@ def kernel(
     split: Annotated[str, typer.Option(help="Whose features make the kernel.")] = "train",
     damping: Damping = 1.0,
     memory_limit: MemoryLimit = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
     """Show spectrum, condition and ranks of the kernel of a split, one line an epoch."""
@@ -28,10 +40,11 @@ def kernel(
     from trakstore.scores.kernel import kernel_report
 
     opened = open_store(store)
-    reports = [
-        kernel_report(opened, one, split, damping, memory_limit=memory_limit)
-        for one in _epochs(opened, epoch, split)
-    ]
+    epochs = _epochs(opened, epoch, split)
+    with workplace(workers, scheduler):
+        reports = [
+            kernel_report(opened, one, split, damping, memory_limit=memory_limit) for one in epochs
+        ]
     if as_json:
         kernels = [report.to_dict() for report in reports]
         print_json({"location": str(opened.location), "split": split, "kernels": kernels})

@@ -15,9 +15,11 @@ __all__ = [
     "Json",
     "MemoryLimit",
     "Method",
+    "Scheduler",
     "StorePath",
     "Targets",
     "Train",
+    "Workers",
     "chosen_epochs",
 ]
 
@@ -53,6 +55,25 @@ MemoryLimit: TypeAlias = Annotated[
         "--memory-limit",
         metavar="SIZE",
         help="Most memory to take, such as 600MB; else a quarter of what is free.",
+        show_default=False,
+    ),
+]
+Workers: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Start N processes that share the work and the cores; else threads of this one.",
+        show_default=False,
+    ),
+]
+Scheduler: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Work on a running Dask cluster, such as tcp://host:8786.",
         show_default=False,
     ),
 ]

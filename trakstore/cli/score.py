@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trakstore.cli.cluster import workplace
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
     Damping,
@@ -14,9 +15,11 @@ from trakstore.cli.options import (
     Json,
     MemoryLimit,
     Method,
+    Scheduler,
     StorePath,
     Targets,
     Train,
+    Workers,
     chosen_epochs,
 )
 from trakstore.cli.output import console, print_json
@@ -35,28 +38,53 @@ def score(
         str,
         typer.Option(metavar="NAME", help="Name of the matrix in the store.", show_default=False),
     ],
+    top: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", help="Keep the K largest |score| of each target.", show_default=False
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="Keep the scores with |score| >= T.", show_default=False),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Save float16 instead of float32.")] = False,
     targets: Targets = "test",
     train: Train = "train",
     epoch: Epochs = None,
     damping: Damping = 1.0,
     method: Method = "trak",
     memory_limit: MemoryLimit = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
-    """Compute the score of every target with every train row, and save the matrix in the store."""
+    """Compute the score of every target with every train row, and save the matrix in the store.
+
+    A save that was stopped goes on where it was: give the same command again.
+    """
     group, opened, began = scores_path(save), open_store(store), time.monotonic()
     check_new_name(opened, save)
     find_method(method)
-    scores = make_scores(
-        method,
-        opened,
-        targets=targets,
-        train=train,
-        epochs=chosen_epochs(epoch),
-        damping=damping,
-        memory_limit=memory_limit,
-    )
-    save_scores(scores, opened, save, memory_limit=memory_limit)
+    with workplace(workers, scheduler):
+        scores = make_scores(
+            method,
+            opened,
+            targets=targets,
+            train=train,
+            epochs=chosen_epochs(epoch),
+            damping=damping,
+            memory_limit=memory_limit,
+        )
+        save_scores(
+            scores,
+            opened,
+            save,
+            top=top,
+            threshold=threshold,
+            dtype="float16" if half else "float32",
+            memory_limit=memory_limit,
+        )
     summary = {
         "location": str(opened.location),
         "group": group,
@@ -64,6 +92,9 @@ def score(
         "targets": targets,
         "train": train,
         "shape": list(scores.shape),
+        "dtype": "float16" if half else "float32",
+        "top": top,
+        "threshold": threshold,
         "epochs": list(scores.epochs),
         "damping": damping,
         "seconds": round(time.monotonic() - began, 3),
@@ -72,9 +103,13 @@ def score(
         print_json(summary)
         return
     rows, columns = scores.shape
+    if top is not None or threshold is not None:
+        kept = f"top {top} of each target" if top else f"|score| >= {threshold:g}"
+    else:
+        kept = human_bytes((2 if half else 4) * rows * columns)
     facts = {
         "scores": f"{scores.method}, {targets} on {train}",
-        "shape": f"{rows:,} targets x {columns:,} train rows, {human_bytes(4 * rows * columns)}",
+        "shape": f"{rows:,} targets x {columns:,} train rows, {kept}",
         "epochs": ", ".join(map(str, scores.epochs)),
         "damping": f"{damping:g}",
         "took": f"{summary['seconds']:.1f} s",

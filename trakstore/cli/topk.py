@@ -9,6 +9,7 @@ import typer
 import xarray as xr
 from numpy.typing import NDArray
 
+from trakstore.cli.cluster import workplace
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
     Damping,
@@ -16,9 +17,11 @@ from trakstore.cli.options import (
     Json,
     MemoryLimit,
     Method,
+    Scheduler,
     StorePath,
     Targets,
     Train,
+    Workers,
     chosen_epochs,
 )
 from trakstore.cli.output import console, print_json
@@ -58,6 +61,8 @@ def topk(
     damping: Damping = 1.0,
     method: Method = "trak",
     memory_limit: MemoryLimit = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
     """List the train samples with the largest scores for each target.
@@ -73,17 +78,18 @@ def topk(
     if k > pair.train.rows:  # before a kernel is computed
         raise TrakStoreError(f"--k must be in 1..{pair.train.rows}, the rows of {train}, got {k}")
     rows = _target_rows(pair.target, target, targets)
-    scores = make_scores(
-        method,
-        opened,
-        targets=targets,
-        train=train,
-        epochs=epochs,
-        damping=damping,
-        memory_limit=memory_limit,
-    )
     total, rows = len(rows), rows if as_json else rows[:SHOWN]
-    top = top_k(scores.isel(target=rows), k, order=order, memory_limit=memory_limit)
+    with workplace(workers, scheduler):
+        scores = make_scores(
+            method,
+            opened,
+            targets=targets,
+            train=train,
+            epochs=epochs,
+            damping=damping,
+            memory_limit=memory_limit,
+        )
+        top = top_k(scores.isel(target=rows), k, order=order, memory_limit=memory_limit)
     top = _with_labels(top, pair, rows)
     if as_json:
         print_json(_document(top, opened, scores, rows))

@@ -1,19 +1,23 @@
-"""Which solver a split gets, and the kernel in the form that the solver takes."""
+"""Which solver some rows get, and their kernel in the form that the solver takes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from trakstore.errors import MemoryLimitError
 from trakstore.linalg.blocked import BlockedCholesky
-from trakstore.linalg.gram import GramDtype, Kernel
+from trakstore.linalg.gram import GramDtype, Kernel, gram
 from trakstore.linalg.grams import split_gram
 from trakstore.linalg.iterative import Dual, rows_kernel
 from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.rows import Rows
 from trakstore.linalg.solvers import Cholesky, Damping, Factor, Form, Solver
-from trakstore.linalg.tiled import split_tiles
+from trakstore.linalg.tiled import Scratch, split_tiles, tiled_gram
 from trakstore.linalg.weights import GramSplit, kernel_rows, unmasked_count
 from trakstore.storage import layout
 
-__all__ = ["choose_solver", "factor_split", "split_kernel"]
+__all__ = ["choose_solver", "factor_rows", "factor_split", "split_kernel"]
 
 
 def factor_split(
@@ -46,16 +50,43 @@ def factor_split(
         The kernel does not fit in any form.
     """
     damped = Damping.of(damping)
-    solver = solver or choose_solver(split, damped, memory_limit)
+    if solver is None:
+        dim = split.column(layout.FEATURES).shape[1]
+        solver = choose_solver(unmasked_count(split), dim, damped, memory_limit)
     kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=memory_limit)
     return solver.factor(kernel, damped)
 
 
+def factor_rows(
+    rows: Rows,
+    damping: float | Damping = 1.0,
+    *,
+    solver: Solver | None = None,
+    dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> Factor:
+    """K + λI of rows that are in no store, as :func:`factor_split` has it.
+
+    What does not fit the memory limit goes to a temporary folder while it is in use.
+    """
+    damped = Damping.of(damping)
+    solver = solver or choose_solver(rows.shape[0], rows.shape[1], damped, memory_limit)
+    options: Any = {"dtype": dtype, "memory_limit": memory_limit}
+    kernel: Kernel
+    if solver.form == "tiles":
+        scratch = Scratch()
+        kernel = replace(
+            tiled_gram(rows, None, scratch.location, "gram", **options), scratch=scratch
+        )
+    else:
+        kernel = gram(rows, **options) if solver.form == "matrix" else rows_kernel(rows)
+    return solver.factor(kernel, damped)
+
+
 def choose_solver(
-    split: GramSplit, damping: Damping, memory_limit: int | str | None = None
+    rows: int, dim: int, damping: Damping, memory_limit: int | str | None = None
 ) -> Solver:
     """Dual for fewer rows than columns, blocked for what does not fit, else Cholesky."""
-    rows, dim = unmasked_count(split), split.column(layout.FEATURES).shape[1]
     limit = memory_budget(memory_limit)
     damped = damping.absolute != 0 if damping.absolute is not None else damping.relative != 0
     if rows < dim and damped and 8 * rows**2 < limit // 2:

@@ -10,141 +10,19 @@ import numpy as np
 import xarray as xr
 from numpy.typing import DTypeLike, NDArray
 
-from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
-from trakstore.linalg.devices import torch_tile, usable_device
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.linalg.lazy import lazy_column, lazy_matrix
-from trakstore.linalg.rows import MeanRows, Rows, TakenRows
-from trakstore.linalg.solvers import Factor
-from trakstore.linalg.tiles import tile_rows
+from trakstore.linalg.parts import F32, Epoch, Part, Window
+from trakstore.linalg.rows import MeanRows, Rows, Taken, take
+from trakstore.linalg.tiles import in_this_process, map_reduce, nothing, tile_rows
 from trakstore.planning import ranges
 
-__all__ = ["Average", "Epoch", "Index", "Part", "Scores", "Window"]
+__all__ = ["Average", "Index", "Scores"]
 
-Epoch: TypeAlias = int | str
 Index: TypeAlias = int | slice | Sequence[int] | NDArray[Any]
 Average: TypeAlias = Literal["factors", "scores"]
-F32: TypeAlias = NDArray[np.float32]
 
 BLOCK_VALUES = 2**23  # of one block of the lazy array: 32 MB
-SCRATCH_VALUES = 2**20  # of a product that waits to be added to a tile
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One epoch's share: weight · diag(row_scale) T (K + λI)⁻¹ Φᵀ, and its column scale.
-
-    Attributes
-    ----------
-    epoch : int or str
-    target : Rows, shape (m, k)
-        T, the target features.
-    train : Rows, shape (n, k)
-        Φ, the train features; never read as a whole.
-    factor : Factor, optional
-        K + λI; the identity when None.
-    row_scale : Rows, shape (m,), optional
-    column_scale : Rows, shape (n,), optional
-        Q of this epoch; how the epochs' Q enter is for ``Scores.average`` to say.
-    weight : float
-    """
-
-    epoch: Epoch
-    target: Rows
-    train: Rows
-    factor: Factor | None = None
-    row_scale: Rows | None = None
-    column_scale: Rows | None = None
-    weight: float = 1.0
-
-    @property
-    def solve_rows(self) -> int:
-        """Targets that are solved at once."""
-        return max(tile_rows(self.target), 1 if self.factor is None else self.factor.solve_rows)
-
-    def left(self, start: int, stop: int) -> F32:
-        """L for a window of targets: solved in float64, kept as float32, shape (stop - start, k).
-
-        Raises
-        ------
-        NumericsError
-            When a target feature, or what becomes of it, is not finite.
-        """
-        out = np.empty((stop - start, self.target.shape[1]), dtype=np.float32)
-        for low, high in ranges(stop - start, self.solve_rows):
-            out[low:high] = self._left_tile(start + low, start + high)
-        return out
-
-    def _left_tile(self, start: int, stop: int) -> NDArray[np.float64]:
-        rows: NDArray[np.float64] = self.target.read(start, stop).astype(np.float64)
-        rows = rows if self.factor is None else self.factor.solve(rows)
-        scale = np.full(stop - start, self.weight)
-        if self.row_scale is not None:
-            scale *= self.row_scale.read(start, stop)
-        rows *= scale[:, None]
-        if not (np.abs(rows) <= np.finfo(np.float32).max).all():
-            raise NumericsError(
-                f"features of targets {start}..{stop} at epoch {self.epoch!r} are not finite, or "
-                f"do not fit float32 once preconditioned: featurize them again"
-            )
-        return rows
-
-    def isel(self, target: Taken, train: Taken) -> Part:
-        return replace(
-            self,
-            target=_take(self.target, target),
-            row_scale=self.row_scale and _take(self.row_scale, target),
-            train=_take(self.train, train),
-            column_scale=self.column_scale and _take(self.column_scale, train),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """A window of targets against all train rows: what is sent to workers.
-
-    Attributes
-    ----------
-    lefts : tuple of float32 arrays, shape (w, k) each
-    trains : tuple of Rows, shape (n, k) each
-    scales : tuple of (Rows or None), shape (n,) each
-        Column scale of each product.
-    scale : Rows, shape (n,), optional
-        Column scale of their sum.
-    device : str
-        Where tiles are computed.
-    soft_threshold : float
-        As of the scores.
-    """
-
-    lefts: tuple[F32, ...]
-    trains: tuple[Rows, ...]
-    scales: tuple[Rows | None, ...]
-    scale: Rows | None
-    device: str = "cpu"
-    soft_threshold: float = 0.0
-
-    def tile(self, start: int, stop: int) -> F32:
-        """Scores of the window with train rows start..stop, shape (w, stop - start)."""
-        device = usable_device(self.device)
-        on_cpu = device == "cpu"
-        out = self._tile(start, stop) if on_cpu else torch_tile(self, start, stop, device)
-        return _shrunk(out, self.soft_threshold) if self.soft_threshold else out
-
-    def _tile(self, start: int, stop: int) -> F32:
-        out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # the readers look for non-finite scores
-            parts = zip(self.lefts, self.trains, self.scales, strict=True)
-            for at, (left, train, scale) in enumerate(parts):
-                right = np.asarray(train.read(start, stop), dtype=np.float32)
-                if scale is not None:
-                    right = right * _column(scale, start, stop)[:, None]
-                if at == 0:
-                    np.matmul(left, right.T, out=out)
-                else:
-                    _add_product(out, left, right.T)
-            if self.scale is not None:
-                out *= _column(self.scale, start, stop)
-        return out
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -282,17 +160,16 @@ class Scores:
         return replace(
             self,
             parts=tuple(part.isel(targets, trains) for part in self.parts),
-            target_ids=_take(self.target_ids, targets),
-            train_ids=_take(self.train_ids, trains),
-            train_positions=self.train_positions and _take(self.train_positions, trains),
-            train_labels=self.train_labels and _take(self.train_labels, trains),
-            target_labels=self.target_labels and _take(self.target_labels, targets),
+            target_ids=take(self.target_ids, targets),
+            train_ids=take(self.train_ids, trains),
+            train_positions=self.train_positions and take(self.train_positions, trains),
+            train_labels=self.train_labels and take(self.train_labels, trains),
+            target_labels=self.target_labels and take(self.target_labels, targets),
         )
 
     def to_xarray(self) -> xr.DataArray:
         """A lazy, Dask-backed array of float32, with the ids as non-index coordinates."""
-        columns = self.tile_rows
-        rows = max(1, min(self.shape[0], BLOCK_VALUES // columns))
+        rows, columns = self._block
         coords = {
             "target_id": ("target", lazy_column(self.target_ids, rows)),
             "train_id": ("train", lazy_column(self.train_ids, columns)),
@@ -300,34 +177,36 @@ class Scores:
         data = lazy_matrix(self, rows, columns)
         return xr.DataArray(data, dims=self.dims, coords=coords, name=self.method)
 
+    @property
+    def _block(self) -> tuple[int, int]:
+        """Targets and train rows of a block of the lazy array."""
+        columns = self.tile_rows
+        return max(1, min(self.shape[0], BLOCK_VALUES // columns)), columns
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
             raise ValueError("scores are computed when they become an array: copy=False cannot be")
-        return np.asarray(self.to_xarray().data.compute(), dtype=dtype)
+        if not in_this_process():
+            return np.asarray(self.to_xarray().data.compute(), dtype=dtype)
+        out = np.empty(self.shape, dtype=np.float32)
+        if out.size:
+            rows, columns = self._block
+            for start, stop in ranges(self.shape[0], rows):
+                task = _FillTask(self.window(start, stop), out[start:stop], columns)
+                map_reduce(task, self.shape[1], columns, nothing)
+        return np.asarray(out, dtype=dtype)
 
 
-def _add_product(out: F32, left: F32, right: F32) -> None:
-    """out += left @ right, by rows, so that the product takes little memory."""
-    for low, high in ranges(len(left), max(1, SCRATCH_VALUES // max(1, right.shape[1]))):
-        out[low:high] += left[low:high] @ right
+@dataclass(frozen=True, eq=False)
+class _FillTask:
+    window: Window
+    out: F32
+    step: int
 
-
-def _shrunk(scores: F32, threshold: float) -> F32:
-    """Each score nearer to 0 by the threshold, and 0 within it; in place."""
-    scores -= np.clip(scores, -threshold, threshold)
-    return scores
-
-
-def _column(scale: Rows, start: int, stop: int) -> F32:
-    return np.asarray(scale.read(start, stop), dtype=np.float32)
-
-
-Taken: TypeAlias = range | NDArray[np.int64]
-
-
-def _take(rows: Rows, index: Taken) -> Rows:
-    whole = isinstance(index, range) and index == range(rows.shape[0])
-    return rows if whole else TakenRows(rows, index)
+    def __call__(self, start: int, stop: int) -> None:
+        for low in range(start, stop, self.step):
+            high = min(stop, low + self.step)
+            self.window.tile(low, high, self.out[:, low:high])
 
 
 def _positions(index: Index, size: int, dim: str) -> Taken:

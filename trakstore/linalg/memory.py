@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from trakstore.linalg.tiles import active_client
 from trakstore.planning import byte_count
 
-__all__ = ["memory_budget"]
+__all__ = ["give_back", "memory_budget"]
 
 SHARE = 4  # a quarter: the rest is for the page cache, the caller's own arrays, other processes
 UNKNOWN = 4 * 2**30  # available where the system does not say
@@ -26,6 +27,13 @@ def memory_budget(memory_limit: int | str | None) -> int:
     if memory_limit is not None:
         return byte_count(memory_limit)
     return min((_available(), *_group_limits(), *_worker_limits())) // SHARE
+
+
+def give_back() -> None:
+    """Return what was freed to the system: glibc keeps some for each thread that once had it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _available() -> int:

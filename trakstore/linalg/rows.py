@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from dask.base import tokenize
@@ -17,10 +18,17 @@ __all__ = [
     "MeanRows",
     "PositionRows",
     "Rows",
+    "Taken",
     "TakenRows",
     "UnmaskedRows",
+    "View",
+    "take",
     "whole_column",
 ]
+
+Taken: TypeAlias = range | NDArray[np.int64]
+
+MADE_ROWS = 2**16  # rows of a chunk of what is made, not read
 
 
 class Rows(Protocol):
@@ -38,7 +46,20 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayRows:
+class View:
+    """What the rows of this file share: a token of all that they are made of, taken when asked."""
+
+    @cached_property
+    def token(self) -> str:
+        parts = [getattr(self, field.name) for field in fields(self)]
+        return str(tokenize(type(self).__name__, [getattr(part, "token", part) for part in parts]))
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayRows(View):
     """An array in memory as :class:`Rows`.
 
     Examples
@@ -49,10 +70,6 @@ class ArrayRows:
 
     array: NDArray[Any]
     chunk_rows: int = 4096
-    token: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "token", tokenize(self.array, self.chunk_rows))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,20 +82,12 @@ class ArrayRows:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         return self.array[start:stop]
 
-    def __dask_tokenize__(self) -> str:
-        return self.token
-
 
 @dataclass(frozen=True, eq=False)
-class TakenRows:
-    """The rows of ``base`` at ``index`` (a ``range`` or non-negative positions), in that order."""
+class _Chosen(View):
+    """Some rows of ``base``."""
 
     base: Rows
-    index: range | NDArray[np.int64]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.index), *self.base.shape[1:])
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -88,9 +97,16 @@ class TakenRows:
     def chunk_rows(self) -> int:
         return self.base.chunk_rows
 
+
+@dataclass(frozen=True, eq=False)
+class TakenRows(_Chosen):
+    """The rows of ``base`` at ``index`` (a ``range`` or non-negative positions), in that order."""
+
+    index: Taken
+
     @property
-    def token(self) -> str:
-        return str(tokenize("taken", self.base.token, self.index))
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.index), *self.base.shape[1:])
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         if isinstance(self.index, range) and self.index.step == 1 and start < stop:
@@ -105,70 +121,15 @@ class TakenRows:
                 out[at] = self.base.read(low, high)[wanted[at] - low]
         return out
 
-    def __dask_tokenize__(self) -> str:
-        return self.token
+
+def take(rows: Rows, index: Taken) -> Rows:
+    """The rows at ``index``: themselves where that is all of them."""
+    whole = isinstance(index, range) and index == range(rows.shape[0])
+    return rows if whole else TakenRows(rows, index)
 
 
 @dataclass(frozen=True, eq=False)
-class MeanRows:
-    """The float64 mean of several columns of numbers of equal length."""
-
-    columns: tuple[Rows, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.columns[0].shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float64)
-
-    @property
-    def chunk_rows(self) -> int:
-        return self.columns[0].chunk_rows
-
-    @property
-    def token(self) -> str:
-        return str(tokenize("mean", [column.token for column in self.columns]))
-
-    def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        total = np.zeros(stop - start)
-        for column in self.columns:
-            total += column.read(start, stop)
-        return total / len(self.columns)
-
-    def __dask_tokenize__(self) -> str:
-        return self.token
-
-
-@dataclass(frozen=True, eq=False)
-class PositionRows:
-    """The positions 0, 1, ... rows - 1 themselves."""
-
-    rows: int
-    chunk_rows: int = 2**16
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.rows,)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.int64)
-
-    @property
-    def token(self) -> str:
-        return str(tokenize("positions", self.rows))
-
-    def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        return np.arange(start, stop)
-
-    def __dask_tokenize__(self) -> str:
-        return self.token
-
-
-@dataclass(frozen=True, eq=False)
-class UnmaskedRows:
+class UnmaskedRows(_Chosen):
     """The rows of ``base`` without those at the ascending positions ``masked``.
 
     Examples
@@ -177,24 +138,11 @@ class UnmaskedRows:
     array([2, 5, 6])
     """
 
-    base: Rows
     masked: NDArray[np.int64]
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.base.shape[0] - len(self.masked), *self.base.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.base.dtype
-
-    @property
-    def chunk_rows(self) -> int:
-        return self.base.chunk_rows
-
-    @property
-    def token(self) -> str:
-        return str(tokenize("unmasked", self.base.token, self.masked))
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         if stop <= start:
@@ -209,40 +157,66 @@ class UnmaskedRows:
         before = self.masked - np.arange(len(self.masked))  # kept rows in front of each masked one
         return kept + int(np.searchsorted(before, kept, side="right"))
 
-    def __dask_tokenize__(self) -> str:
-        return self.token
+
+@dataclass(frozen=True, eq=False)
+class MeanRows(View):
+    """The float64 mean of several columns of numbers of equal length."""
+
+    columns: tuple[Rows, ...]
+    dtype = np.dtype(np.float64)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.columns[0].shape
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.columns[0].chunk_rows
+
+    @cached_property
+    def token(self) -> str:
+        return str(tokenize("mean", [column.token for column in self.columns]))
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        total = np.zeros(stop - start)
+        for column in self.columns:
+            total += column.read(start, stop)
+        return total / len(self.columns)
 
 
 @dataclass(frozen=True, eq=False)
-class KeptRows:
-    """Weights that leave out some rows: 0 at the positions in ``without``, 1 elsewhere."""
+class _Made(View):
+    """One number a row, made when it is read."""
 
     rows: int
-    without: NDArray[np.int64]
+    chunk_rows = MADE_ROWS
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.rows,)
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float32)
 
-    @property
-    def chunk_rows(self) -> int:
-        return 2**16
+@dataclass(frozen=True, eq=False)
+class PositionRows(_Made):
+    """The positions 0, 1, ... rows - 1 themselves."""
 
-    @property
-    def token(self) -> str:
-        return str(tokenize("kept", self.rows, self.without))
+    dtype = np.dtype(np.int64)
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        return np.arange(start, stop)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRows(_Made):
+    """Weights that leave out some rows: 0 at the positions in ``without``, 1 elsewhere."""
+
+    without: NDArray[np.int64]
+    dtype = np.dtype(np.float32)
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         kept = np.ones(stop - start, dtype=np.float32)
         kept[self.without[(self.without >= start) & (self.without < stop)] - start] = 0
         return kept
-
-    def __dask_tokenize__(self) -> str:
-        return self.token
 
 
 def whole_column(rows: Rows) -> NDArray[Any]:

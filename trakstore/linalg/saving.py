@@ -1,4 +1,4 @@
-"""Score matrices in a store: streamed to Zarr tile by tile, opened lazily."""
+"""Score matrices in a store: streamed to Zarr tile by tile, whole or in part, opened lazily."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ import numpy as np
 import xarray as xr
 from dask.base import tokenize
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
+from trakstore.linalg.entries import (
+    begin_save,
+    check_kept,
+    save_above,
+    save_top,
+    written_chunks,
+)
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.streaming import for_each_tile, plan_windows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage import layout
 from trakstore.storage.locations import Location, Where
-from trakstore.storage.saved import ARRAYS, UNFINISHED, SavedArray, pending_document
+from trakstore.storage.saved import ARRAYS, SavedArray
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.store import FeatureStore, open_store
 
-__all__ = ["check_new_name", "open_scores", "save_scores"]
+__all__ = ["check_new_name", "open_scores", "save_scores", "sparse_scores"]
 
 
 def save_scores(
@@ -32,10 +40,12 @@ def save_scores(
     store: Where | FeatureStore,
     name: str,
     *,
+    top: int | None = None,
+    threshold: float | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     memory_limit: int | str | None = None,
-) -> xr.DataArray:
-    """Write the whole score matrix to ``scores/{name}`` of a store, without ever holding it.
+) -> xr.DataArray | xr.Dataset:
+    """Write the score matrix to ``scores/{name}`` of a store, without ever holding it.
 
     Parameters
     ----------
@@ -43,7 +53,11 @@ def save_scores(
     store : FeatureStore or its place
     name : str
         A new name. What a save of the same scores that was stopped left under it is kept: only the
-        chunks that are missing are computed.
+        chunks that are missing are computed; of a part of the matrix, the windows of targets.
+    top : int, optional
+        Keep the so many scores of largest magnitude of each target only.
+    threshold : float, optional
+        Keep the scores with |score| >= threshold only.
     dtype : {"float32", "float16"}
         As stored.
     memory_limit : int or str, optional
@@ -51,20 +65,55 @@ def save_scores(
 
     Returns
     -------
-    xarray.DataArray
+    DataArray or Dataset
         As :func:`open_scores` gives it.
 
     Raises
     ------
     TrakStoreError
-        When the name is taken.
+        When the name is taken; ``top`` or ``threshold`` out of range, or both.
     NumericsError
         When a score is not finite, or too large for ``dtype``.
     MemoryLimitError
-        When one target and one tile do not fit.
+        When one target and one tile do not fit, or too many scores pass the threshold.
     """
     check_new_name(store, name)
+    check_kept(scores, top, threshold)
     location, path = open_store(store).location, layout.scores_path(name)
+    token, kept = scores_token(scores), {"top": top, "threshold": threshold}
+    ids = {"target": scores.target_ids, "train": scores.train_ids}
+    if top is not None:
+        arrays = save_top(scores, location, path, top, token, dtype, memory_limit)
+        del ids["train"]  # they are in the lists
+    elif threshold is not None:
+        token = str(tokenize(token, threshold))
+        arrays = save_above(scores, location, path, threshold, token, dtype, memory_limit)
+    else:
+        arrays = [_save_matrix(scores, location, path, token, dtype, memory_limit)]
+    arrays += [_save_ids(location, path, rows, dim) for dim, rows in ids.items()]
+    what = {
+        "method": scores.method,
+        "epochs": list(scores.epochs),
+        "average": scores.average,
+        **{name: value for name, value in kept.items() if value is not None},
+        ARRAYS: [array.to_dict() for array in arrays],
+    }
+    location.put({layout.document_key(path): group_document(what)})  # last: now it is complete
+    return open_scores(store, name)
+
+
+def _save_matrix(
+    scores: Scores,
+    location: Location,
+    path: str,
+    token: str,
+    dtype: str,
+    memory_limit: int | str | None,
+) -> SavedArray:
+    """All of it, in chunks of about 8 MB that span several targets and several train rows.
+
+    A chunk is written whole, by one task, and is there or not: no marker is needed.
+    """
     rows, columns = scores.shape
     width = min(columns, scores.tile_rows)
     height = max(1, min(rows, CHUNK_BYTES // (np.dtype(dtype).itemsize * width)))
@@ -72,19 +121,11 @@ def save_scores(
     plan = plan_windows(scores, "streaming scores", memory_limit, align=height)
     height = min(height, plan.targets)  # a chunk is written once, by one task
     made = SavedArray("scores", dtype, scores.shape, (height, width), scores.dims)
-    done = _begin(location, path, made, scores_token(scores))
-    for_ids = {"target": scores.target_ids, "train": scores.train_ids}
-    arrays = [made, *(_save_ids(location, path, ids, dim) for dim, ids in for_ids.items())]
+    begin_save(location, path, [made], token)
+    done = written_chunks(location, path, made)
     save, skip = _Save(location, path, made), _Skip(done, height, width)
     for_each_tile(scores, save, memory_limit, align=height, skip=skip)
-    what = {
-        "method": scores.method,
-        "epochs": list(scores.epochs),
-        "average": scores.average,
-        ARRAYS: [array.to_dict() for array in arrays],
-    }
-    location.put({layout.document_key(path): group_document(what)})  # last: now it is complete
-    return open_scores(store, name)
+    return made
 
 
 def check_new_name(store: Where | FeatureStore, name: str) -> None:
@@ -109,34 +150,9 @@ def scores_token(scores: Scores) -> str:
     return str(tokenize(scores.method, scores.reduce, scores.average, scores.shape, tokens))
 
 
-def _begin(
-    location: Location, path: str, made: SavedArray, token: str
-) -> frozenset[tuple[int, int]]:
-    """The chunks that a stopped save of the same scores left; else the array is made anew.
-
-    While a save runs, the group's document says of what. A chunk is written whole, by one task,
-    and is there or not: no marker is needed.
-    """
-    key, pending = layout.document_key(path), pending_document(token, [made])
-    if location.get(key) != pending:
-        location.put({key: UNFINISHED})  # chunks of other scores go before these are named
-        made.create(location, path)
-        location.put({key: pending})
-        return frozenset()
-    tops = [top for top in location.names(f"{path}/scores/c") if top.isdigit()]
-    found = [
-        (int(top), int(left))
-        for top in tops
-        for left in location.names(f"{path}/scores/c/{top}")
-        if left.isdigit()
-    ]
-    ends = location.get_tails([f"{path}/scores/c/{i}/{j}" for i, j in found], 4)
-    return frozenset(at for at, end in zip(found, ends, strict=True) if end)  # empty: power loss
-
-
 @dataclass(frozen=True)
 class _Skip:
-    done: frozenset[tuple[int, int]]
+    done: frozenset[tuple[int, ...]]
     height: int
     width: int
 
@@ -146,30 +162,64 @@ class _Skip:
         return all((i, j) in self.done for i in tops for j in lefts)
 
 
-def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray:
-    """A saved score matrix: lazy, dims ``("target", "train")``, ids as coordinates.
+def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dataset:
+    """Saved scores, lazy.
+
+    Returns
+    -------
+    DataArray
+        Of a whole matrix: dims ``("target", "train")``, ids as coordinates.
+    Dataset
+        Of the ``top`` of each target: ``score``, ``train`` (ids) and ``position`` with dims
+        ``("target", "rank")``, as :func:`top_k` gives it. Of those above a ``threshold``: ``score``
+        and ``column`` with the dim ``"entry"``, target after target, and ``stop``, where each
+        target's entries end; :func:`sparse_scores` makes a SciPy matrix of it.
 
     Raises
     ------
     NotFoundError
         When no complete matrix has that name.
     """
+    location, path, described = _found(store, name)
+    open_lazily: Callable[..., da.Array] = da.from_zarr
+    arrays = [SavedArray.from_dict(told) for told in described.pop(ARRAYS)]
+    found = {
+        array.name: (array.dimensions, open_lazily(array.open(location, path))) for array in arrays
+    }
+    coords = {one: found.pop(one) for one in ("target_id", "train_id") if one in found}
+    if "scores" in found:
+        dims, matrix = found["scores"]
+        return xr.DataArray(matrix, dims=dims, coords=coords, name=name, attrs=described)
+    return xr.Dataset(found, coords=coords, attrs=described)
+
+
+def sparse_scores(store: Where | FeatureStore, name: str) -> csr_array:
+    """Scores saved with a ``threshold`` as a SciPy matrix (target, train), in memory.
+
+    Raises
+    ------
+    NotFoundError
+        When no complete matrix has that name.
+    TrakStoreError
+        When they were saved otherwise.
+    """
+    saved = open_scores(store, name)
+    if not isinstance(saved, xr.Dataset) or "stop" not in saved:
+        raise TrakStoreError(f"scores {name!r} were not saved with a threshold: use open_scores")
+    shape = (saved.sizes["target"], saved.sizes["train"])
+    score = saved["score"].values.astype(np.float32)  # SciPy has no float16
+    ends = np.concatenate([[0], saved["stop"].values])
+    return csr_array((score, saved["column"].values, ends), shape=shape)
+
+
+def _found(store: Where | FeatureStore, name: str) -> tuple[Location, str, dict[str, Any]]:
     location, path = open_store(store).location, layout.scores_path(name)
     described = _description(location, path)
     if not described:
         saved = location.names(layout.SCORES)
         names = [one for one in saved if _description(location, f"{layout.SCORES}/{one}")]
         raise NotFoundError(f"{location} has no scores {name!r}{did_you_mean(name, names)}")
-    open_lazily: Callable[..., da.Array] = da.from_zarr
-    arrays = [SavedArray.from_dict(told) for told in described.pop(ARRAYS)]
-    matrix, target, train = (open_lazily(array.open(location, path)) for array in arrays)
-    return xr.DataArray(
-        matrix,
-        dims=("target", "train"),
-        coords={"target_id": ("target", target), "train_id": ("train", train)},
-        name=name,
-        attrs=described,
-    )
+    return location, path, described
 
 
 def _description(location: Location, path: str) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.linalg.factored import SCRATCH_VALUES, Part, Scores, Window
+from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.parts import SCRATCH_VALUES, Part, Window
 from trakstore.linalg.tiles import (
     active_client,
     map_reduce,
+    nothing,
     task_slots,
 )
 from trakstore.planning import ranges, window_rows, with_slack
@@ -126,7 +128,7 @@ def for_each_tile(
     ----------
     scores : Scores
     write : callable
-        Gets a float32 tile that it may keep.
+        Gets a float32 tile that is filled anew afterwards.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     align : int
@@ -146,7 +148,7 @@ def for_each_tile(
             if skip is None or not skip(start, stop, 0, columns):
                 task = _WriteTask(scores.window(start, stop), write, skip, start, step)
                 advance = partial(_advance, progress, stop - start)
-                map_reduce(task, columns, step, _nothing, workers=plan.workers, finished=advance)
+                map_reduce(task, columns, step, nothing, workers=plan.workers, finished=advance)
 
 
 def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
@@ -162,12 +164,10 @@ class _WriteTask:
     step: int
 
     def __call__(self, start: int, stop: int) -> None:
-        last = self.first + len(self.window.lefts[0])
+        targets = len(self.window.lefts[0])
+        last, buffer = self.first + targets, np.empty((targets, self.step), dtype=np.float32)
         for low in range(start, stop, self.step):
             high = min(stop, low + self.step)
             if self.skip is None or not self.skip(self.first, last, low, high):
-                self.write(self.first, last, low, high, self.window.tile(low, high))
-
-
-def _nothing(_left: None, _right: None) -> None:
-    return None
+                tile = self.window.tile(low, high, buffer[:, : high - low])
+                self.write(self.first, last, low, high, tile)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from trakstore.errors import NumericsError, TrakStoreError
-from trakstore.linalg.factored import Part, Scores
+from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows, MeanRows, Rows, whole_column
 from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
 from trakstore.planning import fit_slots, ranges

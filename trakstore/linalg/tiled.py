@@ -22,7 +22,7 @@ from trakstore.linalg.grams import (
     start_gram,
     stored_origin,
 )
-from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.memory import give_back, memory_budget
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
 from trakstore.linalg.weights import GramSplit, row_weights, unmasked_count, weighting_of
@@ -114,6 +114,7 @@ def tiled_gram(
     array.create(location, path)
     task = _StripTask(rows, weights, step, dtype, array, location, path)
     trace = map_reduce(task, dim, height, _plus, parts=dim, workers=slots)
+    give_back()  # the factorisation that follows has the same limit
     used = count if weights is None else _used(weights)
     return TiledGram(location, path, dim, used, trace, dtype)
 
@@ -179,13 +180,15 @@ class _StripTask:
 
     def _write(self, total: NDArray[np.float64], start: int, stop: int) -> None:
         array = self.array.open(self.location, self.path, "r+")
-        tile = array.chunks[0]
         square = total[:, : stop - start]
         square[...] = np.triu(square) + np.triu(square, 1).T
-        array[start:stop, start:] = total
-        for low, high in ranges(total.shape[1] - (stop - start), tile):
-            low, high = low + stop - start, high + stop - start
-            array[start + low : start + high, start:stop] = total[:, low:high].T
+        tile = array.chunks[0]
+        for top, bottom in ranges(stop - start, tile):  # one chunk at a time: each is copied twice
+            for low, high in ranges(total.shape[1], tile):
+                part, rows = total[top:bottom, low:high], slice(start + top, start + bottom)
+                array[rows, start + low : start + high] = part
+                if low >= stop - start:
+                    array[start + low : start + high, rows] = part.T
 
 
 def _add(total: NDArray[np.float64], part: NDArray[Any], height: int) -> None:

@@ -16,10 +16,11 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import dask
 import numpy as np
+from dask import threaded
 from dask.base import compute, get_scheduler
 from dask.callbacks import Callback
 from dask.delayed import delayed
@@ -33,7 +34,9 @@ from trakstore.planning import CHUNK_BYTES
 
 __all__ = [
     "active_client",
+    "in_this_process",
     "map_reduce",
+    "nothing",
     "one_blas_thread",
     "row_ranges",
     "sent_once",
@@ -148,7 +151,7 @@ def map_reduce(
     workers : int, optional
         Threads at most, when there is no Dask client.
     finished : callable, optional
-        Told the rows of each range that is done; on a cluster, of all when all are.
+        Told the rows of each range that is done; twice of those whose worker died.
 
     Raises
     ------
@@ -168,18 +171,39 @@ def map_reduce(
         with _Ranges(finished, pieces), one_blas_thread():
             found: R = compute(_tree(task, pieces, merge), num_workers=workers)[0]
         return found
-    found = _on_cluster(client, partial(_tree, task, pieces, merge))
-    if finished is not None:
-        finished(rows)
-    return found
+    topic = f"trakstore-{uuid.uuid4().hex}" if finished is not None else None
+    with _heard(client, topic, finished):
+        return cast(R, _on_cluster(client, partial(_tree, task, pieces, merge, topic)))
+
+
+@contextmanager
+def _heard(
+    client: Any, topic: str | None, finished: Callable[[int], None] | None
+) -> Iterator[None]:
+    """Tells ``finished`` of what workers say on a topic."""
+    if topic is None or finished is None:
+        yield
+        return
+    client.subscribe_topic(topic, lambda event: finished(event[1]))
+    try:
+        yield
+    finally:
+        client.unsubscribe_topic(topic)
+
+
+def nothing(_left: None, _right: None) -> None:
+    """The merge of tasks that only write."""
 
 
 def _tree(
-    task: Callable[[int, int], R], pieces: list[tuple[int, int]], merge: Callable[[R, R], R]
+    task: Callable[[int, int], R],
+    pieces: list[tuple[int, int]],
+    merge: Callable[[R, R], R],
+    topic: str | None = None,
 ) -> Any:
     sent = sent_once(task)
     run, join = delayed(_run_range, pure=False), delayed(merge, pure=False)
-    results = [run(sent, start, stop) for start, stop in pieces]
+    results = [run(sent, start, stop, topic) for start, stop in pieces]
     while len(results) > 1:
         pairs = [results[at : at + 2] for at in range(0, len(results), 2)]
         results = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
@@ -225,9 +249,12 @@ def sent_once(value: Any) -> Any:
     return delayed(client.scatter(value, broadcast=True, hash=False))
 
 
-def _run_range(task: Callable[[int, int], R], start: int, stop: int) -> R:
+def _run_range(task: Callable[[int, int], R], start: int, stop: int, topic: str | None = None) -> R:
     with one_blas_thread():
-        return task(start, stop)
+        found = task(start, stop)
+    if topic is not None:
+        sys.modules["distributed"].get_worker().log_event(topic, stop - start)
+    return found
 
 
 def active_client() -> Any:
@@ -236,6 +263,11 @@ def active_client() -> Any:
         return None
     client = getattr(get_scheduler(), "__self__", None)
     return client if isinstance(client, sys.modules["distributed"].Client) else None
+
+
+def in_this_process() -> bool:
+    """Whether tasks run in this process, and so may write into its arrays."""
+    return get_scheduler() in (None, threaded.get, get_sync)
 
 
 def task_slots() -> int:

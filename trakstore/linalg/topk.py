@@ -14,7 +14,7 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.linalg.factored import Scores, Window
+from trakstore.linalg.factored import Scores
 from trakstore.linalg.groups import Groups, Where, train_groups
 from trakstore.linalg.lists import (
     NOWHERE,
@@ -27,8 +27,9 @@ from trakstore.linalg.lists import (
     select_bytes,
 )
 from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.parts import Window
 from trakstore.linalg.rows import ArrayRows, Rows, TakenRows
-from trakstore.linalg.streaming import plan_windows
+from trakstore.linalg.streaming import WindowPlan, plan_windows
 from trakstore.linalg.tiles import (
     active_client,
     map_reduce,
@@ -37,7 +38,7 @@ from trakstore.linalg.tiles import (
 from trakstore.planning import fit_slots
 from trakstore.progress import ProgressLine, on_terminal
 
-__all__ = ["Order", "top_k"]
+__all__ = ["Order", "plan_top_k", "top_k"]
 
 
 def top_k(
@@ -105,18 +106,7 @@ def top_k(
     rows, columns = scores.shape
     groups = train_groups(scores, where, per_class=per_class)
     _check_k(k, columns if groups is None or per_class else groups.counts[0])
-    count = 1 if groups is None else len(groups.counts)
-    plan = plan_windows(
-        scores,
-        f"top-{k} of {rows} targets",
-        memory_limit,
-        fixed_bytes=rows * k * count * (2 * STATE_BYTES + scores.train_ids.dtype.itemsize)
-        + (0 if groups is None else groups.of.nbytes),
-        task_bytes=select_bytes(k, scores.tile_rows),
-        target_bytes=10 * STATE_BYTES * k * count,  # lists that wait in the merge tree, one merge
-        state_bytes=(STATE_BYTES + WAITING_BYTES) * k * count
-        + (0 if groups is None else 4 * scores.tile_rows),
-    )
+    plan = plan_top_k(scores, k, groups, memory_limit)
     step, found = scores.tile_rows, []
     with ProgressLine(f"top-{k}", rows * columns, show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
@@ -134,6 +124,24 @@ def top_k(
         return lists[0]
     joined = xr.concat(lists, xr.DataArray(groups.labels, dims="class", name="class"))
     return joined.transpose("target", "class", "rank")
+
+
+def plan_top_k(
+    scores: Scores, k: int, groups: Groups | None, memory_limit: int | str | None
+) -> WindowPlan:
+    """Windows of targets whose lists, and what they need on the way, fit the memory limit."""
+    rows, count = scores.shape[0], 1 if groups is None else len(groups.counts)
+    return plan_windows(
+        scores,
+        f"top-{k} of {rows} targets",
+        memory_limit,
+        fixed_bytes=rows * k * count * (2 * STATE_BYTES + scores.train_ids.dtype.itemsize)
+        + (0 if groups is None else groups.of.nbytes),
+        task_bytes=select_bytes(k, scores.tile_rows),
+        target_bytes=10 * STATE_BYTES * k * count,  # lists that wait in the merge tree, one merge
+        state_bytes=(STATE_BYTES + WAITING_BYTES) * k * count
+        + (0 if groups is None else 4 * scores.tile_rows),
+    )
 
 
 def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
@@ -154,11 +162,14 @@ class _SelectTask:
             Running(len(self.window.lefts[0]), self.k, np.dtype(np.float32), self.step)
             for _ in ([0] if self.groups is None else self.groups.counts)
         ]
+        # one for all tiles: workers of a cluster give each freed array back to the system
+        buffer = np.empty((len(self.window.lefts[0]), self.step), dtype=np.float32)
         for low in range(start, stop, self.step):
             high = min(stop, low + self.step)
             wanted = None if self.groups is None else self.groups.within(low, high)
             if wanted != []:
-                self._offer(running, self.window.tile(low, high), low, wanted)
+                tile = self.window.tile(low, high, buffer[:, : high - low])
+                self._offer(running, tile, low, wanted)
         return [one.found() for one in running]
 
     def _offer(

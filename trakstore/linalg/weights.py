@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
-from dask.base import tokenize
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
-from trakstore.linalg.rows import KeptRows, Rows, UnmaskedRows
+from trakstore.linalg.rows import KeptRows, Rows, UnmaskedRows, View
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
 
@@ -130,7 +129,7 @@ def kernel_rows(split: GramSplit) -> Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class _WeightRows:
+class _WeightRows(View):
     """Weights to some power, from the column q."""
 
     column: Rows
@@ -150,11 +149,6 @@ class _WeightRows:
     def chunk_rows(self) -> int:
         return self.column.chunk_rows
 
-    @property
-    def token(self) -> str:
-        kept = "" if self.kept is None else self.kept.token
-        return str(tokenize("weights", self.column.token, self.weighting, kept, self.power))
-
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
         q = np.asarray(self.column.read(start, stop), dtype=np.float64)
         weights = q * q if self.weighting == "loss" else q * (1 - q)
@@ -167,12 +161,9 @@ class _WeightRows:
             )
         return weights**self.power
 
-    def __dask_tokenize__(self) -> str:
-        return self.token
-
 
 @dataclass(frozen=True, eq=False)
-class ScaledRows:
+class ScaledRows(View):
     """diag(scale)·base, in float32."""
 
     base: Rows
@@ -190,14 +181,7 @@ class ScaledRows:
     def chunk_rows(self) -> int:
         return self.base.chunk_rows
 
-    @property
-    def token(self) -> str:
-        return str(tokenize("scaled", self.base.token, self.scale.token))
-
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         scale = np.asarray(self.scale.read(start, stop), dtype=np.float32)
         rows = np.asarray(self.base.read(start, stop), dtype=np.float32)
         return rows * scale[:, None]
-
-    def __dask_tokenize__(self) -> str:
-        return self.token

@@ -10,8 +10,9 @@ import xarray as xr
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.choice import factor_split
-from trakstore.linalg.factored import Epoch, Part, Scores
+from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import GramDtype
+from trakstore.linalg.parts import Epoch, Part
 from trakstore.linalg.quadratic import quadratic_form
 from trakstore.linalg.rows import whole_column
 from trakstore.linalg.solvers import Damping, Factor, Solver

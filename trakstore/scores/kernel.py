@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.linalg import eigvalsh
 
 from trakstore.errors import NumericsError
-from trakstore.linalg.factored import Epoch
 from trakstore.linalg.gram import Gram, GramDtype
 from trakstore.linalg.grams import split_gram
+from trakstore.linalg.parts import Epoch
 from trakstore.linalg.solvers import CONDITION_LIMIT, Damping
 from trakstore.scores.splits import Store
 

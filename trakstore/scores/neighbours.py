@@ -7,13 +7,13 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
-from dask.base import tokenize
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.linalg.factored import Epoch, Part, Scores
+from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
-from trakstore.linalg.rows import Rows, TakenRows
+from trakstore.linalg.parts import Epoch, Part
+from trakstore.linalg.rows import Rows, TakenRows, View
 from trakstore.linalg.topk import top_k
 from trakstore.planning import ranges
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
@@ -139,7 +139,7 @@ def _cosine(own: NDArray[np.float64], near: NDArray[np.float64]) -> NDArray[np.f
 
 
 @dataclass(frozen=True, eq=False)
-class _Bordered:
+class _Bordered(View):
     """Rows with one more column: 1; −‖row‖²/2; or 0, and the row at unit length."""
 
     base: Rows
@@ -157,10 +157,6 @@ class _Bordered:
     def chunk_rows(self) -> int:
         return self.base.chunk_rows
 
-    @property
-    def token(self) -> str:
-        return str(tokenize("bordered", self.base.token, self.border))
-
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         rows = self.base.read(start, stop)
         out = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
@@ -174,6 +170,3 @@ class _Bordered:
             lengths = np.sqrt(squares, where=squares > 0, out=np.ones_like(squares))
             out /= lengths[:, None]
         return out
-
-    def __dask_tokenize__(self) -> str:
-        return self.token

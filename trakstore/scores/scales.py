@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from dask.base import tokenize
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.linalg.rows import Rows
+from trakstore.linalg.rows import Rows, View
 from trakstore.scores.splits import Store, UnmaskedSplit
 
 __all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "out_to_loss"]
@@ -54,7 +53,7 @@ def gradient_scale(split: UnmaskedSplit, of: Of) -> Rows | None:
 
 
 @dataclass(frozen=True, eq=False)
-class InverseRows:
+class InverseRows(View):
     """1/column, times the sign of ``sign`` where it is given; 0 where the column is 0.
 
     A row of zeros has no direction: its cosine with anything is taken as 0.
@@ -75,17 +74,9 @@ class InverseRows:
     def chunk_rows(self) -> int:
         return self.column.chunk_rows
 
-    @property
-    def token(self) -> str:
-        sign = "" if self.sign is None else self.sign.token
-        return str(tokenize("inverse", self.column.token, sign))
-
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
         values = np.asarray(self.column.read(start, stop), dtype=np.float64)
         found = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
         if self.sign is not None:
             found *= np.sign(self.sign.read(start, stop))
         return found
-
-    def __dask_tokenize__(self) -> str:
-        return self.token

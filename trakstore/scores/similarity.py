@@ -9,9 +9,10 @@ import numpy as np
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.choice import factor_split
-from trakstore.linalg.factored import Epoch, Part, Scores
+from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import Gram, GramDtype
 from trakstore.linalg.grams import split_gram
+from trakstore.linalg.parts import Epoch, Part
 from trakstore.linalg.quadratic import quadratic_form
 from trakstore.linalg.rows import ArrayRows, Rows
 from trakstore.linalg.solvers import Cholesky, Damping, Factor

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
-from trakstore.linalg.factored import Average, Epoch, Part, Scores
+from trakstore.linalg.factored import Average, Scores
+from trakstore.linalg.parts import Epoch, Part
 from trakstore.linalg.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.linalg.weights import masked_rows
 from trakstore.storage.locations import Location

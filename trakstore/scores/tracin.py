@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
-from trakstore.linalg.factored import Epoch, Part, Scores
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.parts import Epoch, Part
 from trakstore.scores.scales import check_of, out_to_loss
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.linalg.choice import factor_split
-from trakstore.linalg.factored import Average, Epoch, Part, Scores
+from trakstore.linalg.choice import factor_rows, factor_split
+from trakstore.linalg.factored import Average, Scores
 from trakstore.linalg.gram import GramDtype
+from trakstore.linalg.parts import Epoch, Part
+from trakstore.linalg.rows import ArrayRows, PositionRows
 from trakstore.linalg.solvers import Damping, Solver
 from trakstore.scores.scales import out_to_loss
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
 
-__all__ = ["trak_scores"]
+__all__ = ["trak_scores", "trak_scores_of_arrays"]
 
 
 def trak_scores(
@@ -108,3 +113,59 @@ def _part(
     )
     target = pair.target.column("features")
     return Part(pair.epoch, target, features, factor, column_scale=scale)
+
+
+def trak_scores_of_arrays(
+    targets: NDArray[Any],
+    train: NDArray[Any],
+    out_to_loss: ArrayLike | None = None,
+    damping: float | Damping = 1.0,
+    *,
+    solver: Solver | None = None,
+    gram_dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> Scores:
+    """:func:`trak_scores` of one checkpoint whose features are in memory.
+
+    Parameters
+    ----------
+    targets, train : ndarray of floats, shapes (m, k) and (n, k)
+        T and Φ; neither is copied.
+    out_to_loss : array_like, shape (n,), optional
+        Q; one when None.
+    damping, solver, gram_dtype, memory_limit
+        As of :func:`trak_scores`. The limit is for what is made beside the features.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n); ids are positions. ``np.asarray`` forms the matrix.
+
+    Raises
+    ------
+    TrakStoreError
+        Shapes that do not go together.
+    NumericsError
+        Non-finite features, or a kernel that is singular at this damping.
+    MemoryLimitError
+        The kernel does not fit in any form.
+
+    Examples
+    --------
+    >>> scores = trak_scores_of_arrays(np.eye(2), np.diag([1.0, 3.0]), damping=Damping(absolute=1))
+    >>> np.asarray(scores)
+    array([[0.5, 0. ],
+           [0. , 0.3]], dtype=float32)
+    """
+    for what, array in (("targets", targets), ("train", train)):
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise TrakStoreError(
+                f"{what} must be floats of shape (rows, k), got {array.dtype} of {array.shape}"
+            )
+    scale = None if out_to_loss is None else ArrayRows(np.asarray(out_to_loss))
+    if scale is not None and scale.shape != train.shape[:1]:
+        raise TrakStoreError(f"out_to_loss has shape {scale.shape}, needed {train.shape[:1]}")
+    rows = ArrayRows(train)
+    factor = factor_rows(rows, damping, solver=solver, dtype=gram_dtype, memory_limit=memory_limit)
+    part = Part(0, ArrayRows(targets), rows, factor, column_scale=scale)
+    return Scores("trak", (part,), PositionRows(len(targets)), PositionRows(len(train)))

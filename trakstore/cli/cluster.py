@@ -1,0 +1,68 @@
+"""Where a command's work runs: threads of this process, processes that it starts, or a cluster."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from dask.system import CPU_COUNT
+
+from trakstore.cli.output import error_line
+from trakstore.errors import LocationError
+from trakstore.progress import on_terminal
+
+__all__ = ["workplace"]
+
+SECONDS = 10  # that a scheduler has to answer
+# Ctrl-C reaches all processes of a terminal: this one stops the workers, none by itself
+DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+
+
+@contextmanager
+def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
+    """A Dask client within, where one was asked for.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Processes to start; they share the cores among their threads.
+    scheduler : str, optional
+        Address of a running one.
+
+    Raises
+    ------
+    LocationError
+        When no scheduler answers.
+    """
+    if workers is None and scheduler is None:
+        yield
+        return
+    if workers is not None and scheduler is not None:
+        raise typer.BadParameter("--workers and --scheduler exclude each other")
+    if workers is not None and workers > CPU_COUNT:
+        raise typer.BadParameter(f"--workers must be in 1..{CPU_COUNT} (the cores), got {workers}")
+    from distributed import Client, LocalCluster
+
+    if workers is None:
+        try:
+            client = Client(scheduler, timeout=SECONDS)
+        except (OSError, ValueError) as error:
+            raise LocationError(f"no Dask scheduler answers at {scheduler}: {error}") from None
+        with client:
+            yield
+        return
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=CPU_COUNT // workers,
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
+            preload=[DEAF],
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        if on_terminal():
+            error_line(client.dashboard_link, "dashboard")
+        yield
