@@ -69,7 +69,7 @@ def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str,
 def _show(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> None:
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=None, pad_edge=False)  # all of it in 80 columns
     for name in ("rows", "operation", "on disk", "read", "memory", "flops", "time"):
         table.add_column(name, no_wrap=True)
     for line in lines:

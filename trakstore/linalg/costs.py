@@ -7,11 +7,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trakstore.linalg.choice import choose_solver
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.gram import gram_bytes, gram_flops
+from trakstore.linalg.lists import STATE_BYTES
 from trakstore.linalg.memory import memory_budget
-from trakstore.planning import CHUNK_BYTES
+from trakstore.linalg.parts import Part
+from trakstore.linalg.rows import PositionRows, Rows
+from trakstore.linalg.solvers import Cholesky, Damping
+from trakstore.linalg.streaming import plan_windows
+from trakstore.linalg.tiled import strip_plan
+from trakstore.linalg.tiles import task_slots, tile_rows
+from trakstore.linalg.topk import plan_top_k
+from trakstore.planning import CHUNK_BYTES, block_shape, fit_slots
 
 __all__ = ["Cost", "Problem", "Speed", "calibrate", "costs"]
 
@@ -75,26 +88,60 @@ def costs(problem: Problem) -> tuple[Cost, ...]:
     --------
     >>> sizes = Problem(rows=10**9, dim=512, targets=1000, itemsize=2, memory_limit=10**9)
     >>> [(one.operation, one.disk // 10**9, one.flops // 10**12) for one in costs(sizes)]
-    [('featurize', 1044, 0), ('gram', 0, 327), ('matrix', 4000, 1024), ('topk', 0, 1024)]
+    [('featurize', 1044, 0), ('gram', 0, 262), ('matrix', 4000, 1024), ('topk', 0, 1024)]
     """
     n, k, m, epochs = problem.rows, problem.dim, problem.targets, problem.epochs
-    limit = problem.memory_limit or memory_budget(None)
     features = n * k * problem.itemsize * epochs
     columns = n * (8 + 3 * 4) * epochs  # ids, norm, output, out_to_loss
-    # five eighths: the block triangle of four blocks; a window of targets is one pass
-    gram_flops = 2 * n * k * k * 5 // 8 * epochs
-    tile = CHUNK_BYTES // max(1, k * problem.itemsize)
-    gram_memory = min(limit, 40 * k * k + 2 * 3 * CHUNK_BYTES)
-    per_target = 4 * k * epochs + 2 * 4 * tile + 16 * problem.top * 12
-    passes = max(1, -(-m * per_target // max(1, limit * 3 // 4)))
-    window = min(limit, m * per_target // passes + 6 * CHUNK_BYTES)
+    limit = problem.memory_limit or memory_budget(None)
+    scores = _scores(problem)
+    matrix = plan_windows(scores, "streaming scores", limit)
+    lists = plan_top_k(scores, problem.top, None, limit)
+    memory, strips = _gram_plan(scores.parts[0].train, limit)
     products = 2 * n * k * m * epochs
+    reads = {plan: features * -(-m // plan.targets) for plan in (matrix, lists)}  # one a window
+    written, stored = features + columns, 8 * k * k * epochs
     return (
-        Cost("featurize", features + columns, 0, features + columns, 3 * CHUNK_BYTES, 0),
-        Cost("gram", 8 * k * k * epochs, features, 8 * k * k * epochs, gram_memory, gram_flops),
-        Cost("matrix", 4 * n * m, features * passes, 4 * n * m, window, products),
-        Cost("topk", 16 * m * problem.top, features * passes, 0, window, products),
+        Cost("featurize", written, 0, written, 3 * CHUNK_BYTES, 0),
+        Cost("gram", stored, features * strips, stored, memory, gram_flops(n, k) * epochs),
+        Cost("matrix", 4 * n * m, reads[matrix], 4 * n * m, matrix.memory, products),
+        Cost("topk", STATE_BYTES * m * problem.top, reads[lists], 0, lists.memory, products),
     )
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """Rows that have sizes and nothing else: enough for a plan."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk_rows: int
+    token: str = ""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        raise NotImplementedError(f"rows {start}..{stop} are only planned")
+
+
+def _scores(problem: Problem) -> Scores:
+    """Scores of these sizes, chunked as a store has them."""
+    dtype, dim = np.dtype(f"f{problem.itemsize}"), problem.dim
+    train, target = (
+        _Sized((rows, dim), dtype, block_shape(rows, dim, problem.itemsize).chunk_rows)
+        for rows in (problem.rows, problem.targets)
+    )
+    parts = tuple(Part(epoch, target, train) for epoch in range(problem.epochs))
+    return Scores("planned", parts, PositionRows(problem.targets), PositionRows(problem.rows))
+
+
+def _gram_plan(train: Rows, limit: int) -> tuple[int, int]:
+    """Peak bytes, and passes over the features: one, or one for each round of strips."""
+    dim, step = train.shape[1], tile_rows(train)
+    waiting, each = gram_bytes(dim, step, train.dtype.itemsize, 4)
+    if isinstance(choose_solver(train.shape[0], dim, Damping(), limit), Cholesky):
+        slots = fit_slots(task_slots(), 1, waiting, each, limit, f"a gram of {dim}")
+        return waiting + slots * each, 1
+    plan = strip_plan(train, "float32", limit)
+    return plan.memory, -(-dim // plan.height)
 
 
 def calibrate(folder: str | None = None) -> Speed:

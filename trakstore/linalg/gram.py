@@ -20,7 +20,7 @@ from trakstore.linalg.tiles import (
 )
 from trakstore.planning import fit_slots, ranges
 
-__all__ = ["Gram", "GramDtype", "Kernel", "gram"]
+__all__ = ["Gram", "GramDtype", "Kernel", "gram", "gram_bytes", "gram_flops"]
 
 GramDtype = Literal["float32", "float64"]
 PRODUCT_ROWS = 4096  # rows whose products are summed in float32 before float64 takes over
@@ -122,12 +122,24 @@ def _parts(dim: int) -> int:
 
 
 def _plan(dim: int, step: int, stored: int, computed: int, memory_limit: int | str | None) -> int:
-    # results that wait in the merge tree; of each task its sum, product, and tile, read and cast
-    waiting = (_parts(dim).bit_length() + 1) * 8 * dim * dim
-    each = dim * dim * (8 + computed) + step * dim * (stored + 2 * computed)
+    waiting, each = gram_bytes(dim, step, stored, computed)
     slots = task_slots()
     least = slots if active_client() is not None else 1
     return fit_slots(slots, least, waiting, each, memory_budget(memory_limit), f"a gram of {dim}")
+
+
+def gram_bytes(dim: int, step: int, stored: int, computed: int) -> tuple[int, int]:
+    """Bytes of the results that wait in the merge tree, and of one task.
+
+    A task has its sum, a product, and a tile of ``step`` rows, read and cast.
+    """
+    waiting = (_parts(dim).bit_length() + 1) * 8 * dim * dim
+    return waiting, dim * dim * (8 + computed) + step * dim * (stored + 2 * computed)
+
+
+def gram_flops(rows: int, dim: int) -> int:
+    """Of the block triangle, the diagonal's blocks halved: k(k + 1)/2 sums of n products."""
+    return rows * dim * (dim + 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,10 +29,11 @@ ENOUGH_TARGETS = 256  # a smaller window is worth less than fewer tasks at once
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Targets of a window, and the tasks that run at once in a process."""
+    """Targets of a window, the tasks that run at once in a process, and the bytes they need."""
 
     targets: int
     workers: int
+    memory: int = 0
 
     def windows(self, targets: int) -> Iterator[tuple[int, int]]:
         return ranges(targets, self.targets)
@@ -83,7 +84,8 @@ def plan_windows(
     ):
         slots -= 1
     fitting = window_rows(rows, target + slots * each, fixed + slots * task, limit, what)
-    return WindowPlan(max(fitting // align * align, min(align, fitting)), slots)
+    targets = max(fitting // align * align, min(align, fitting))
+    return WindowPlan(targets, slots, fixed + slots * task + targets * (target + slots * each))
 
 
 def _tile_bytes(train: Any, step: int) -> int:

@@ -31,7 +31,7 @@ from trakstore.storage import layout
 from trakstore.storage.locations import Location, open_location
 from trakstore.storage.saved import SavedArray
 
-__all__ = ["Scratch", "TiledGram", "split_tiles", "tiled_gram"]
+__all__ = ["Scratch", "TiledGram", "split_tiles", "strip_plan", "tiled_gram"]
 
 STRIP_ROWS = 1024  # train rows of one product
 
@@ -110,26 +110,37 @@ def tiled_gram(
     """
     count, dim = rows.shape
     array = gram_arrays(dim)[0]
-    step, height, slots = _strips(rows, dtype, memory_limit)
+    plan = strip_plan(rows, dtype, memory_limit)
     array.create(location, path)
-    task = _StripTask(rows, weights, step, dtype, array, location, path)
-    trace = map_reduce(task, dim, height, _plus, parts=dim, workers=slots)
+    task = _StripTask(rows, weights, plan.step, dtype, array, location, path)
+    trace = map_reduce(task, dim, plan.height, _plus, parts=dim, workers=plan.slots)
     give_back()  # the factorisation that follows has the same limit
     used = count if weights is None else _used(weights)
     return TiledGram(location, path, dim, used, trace, dtype)
 
 
-def _strips(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> tuple[int, int, int]:
-    """Train rows of one product, rows of a strip, and strips at once."""
-    step = min(rows.shape[0], tile_rows(rows) * max(1, STRIP_ROWS // tile_rows(rows)))
-    tile, limit = min(GRAM_CHUNK, rows.shape[1]), memory_budget(memory_limit)
-    return step, *_plan(rows, step, np.dtype(dtype).itemsize, tile, limit)
+@dataclass(frozen=True)
+class StripPlan:
+    """Train rows of one product, rows of a strip, strips at once, and the bytes they need."""
+
+    step: int
+    height: int
+    slots: int
+    memory: int
 
 
-def _plan(rows: Rows, step: int, computed: int, tile: int, limit: int) -> tuple[int, int]:
-    """Rows of a strip, in whole tiles, and strips at once."""
-    dim = rows.shape[1]
-    fixed = step * dim * (rows.dtype.itemsize + computed) + 4 * tile * tile * 8
+def strip_plan(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> StripPlan:
+    """Strips of whole tiles that fit the memory limit.
+
+    Raises
+    ------
+    MemoryLimitError
+        When not even one strip fits.
+    """
+    count, dim = rows.shape
+    step = min(count, tile_rows(rows) * max(1, STRIP_ROWS // tile_rows(rows)))
+    tile, limit = min(GRAM_CHUNK, dim), memory_budget(memory_limit)
+    fixed = step * dim * (rows.dtype.itemsize + np.dtype(dtype).itemsize) + 4 * tile * tile * 8
     usable, slots = limit - limit // SLACK, task_slots()
     least = slots if active_client() is not None else 1
     while slots > least and slots * (fixed + 9 * tile * dim) > usable:
@@ -142,7 +153,8 @@ def _plan(rows: Rows, step: int, computed: int, tile: int, limit: int) -> tuple[
             f"{human_bytes(limit)}: give a larger memory_limit"
         )
     fair = -(-dim // tile // slots) if dim > tile else 1  # every slot has a strip
-    return int(min(strip, max(1, fair)) * tile), slots
+    height = int(min(strip, max(1, fair)) * tile)
+    return StripPlan(step, height, slots, slots * (fixed + 9 * dim * height))
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +237,7 @@ def split_tiles(
         what = found[1]
         values = (features.shape[1], what["used"], what["trace"], what["dtype"])
         return TiledGram(split.location, path, *values)
-    _strips(features, dtype, memory_limit)  # refuses before what is stored goes
+    strip_plan(features, dtype, memory_limit)  # refuses before what is stored goes
     kept = _writable(split)
     own = None if kept else Scratch(scratch)
     place = split.location if own is None else own.location

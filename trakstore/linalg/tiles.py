@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -242,11 +243,21 @@ class _Ranges(Callback):
 
 
 def sent_once(value: Any) -> Any:
-    """A delayed value that goes to each worker of the active client once, not with every graph."""
+    """A delayed value that goes to each worker of the active client once, not with every task.
+
+    On a cluster it is the result of a task: where its worker dies the scheduler makes it again, which
+    it cannot do for scattered data, and replication waits long for the dead.
+    """
     client = active_client()
     if client is None:
         return delayed(value, name=f"value-{uuid.uuid4().hex}", traverse=False)
-    return delayed(client.scatter(value, broadcast=True, hash=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph")
+        return delayed(client.submit(_itself, value, pure=False))
+
+
+def _itself(value: R) -> R:
+    return value
 
 
 def _run_range(task: Callable[[int, int], R], start: int, stop: int, topic: str | None = None) -> R:
