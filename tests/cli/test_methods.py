@@ -52,3 +52,34 @@ def test_a_method_by_name(method: str, run: Any, rated: ts.FeatureStore) -> None
     saved = json.loads(run("score", rated.location, "--save", "m", *asked).out)
     assert saved["method"] == method
     np.testing.assert_array_equal(ts.open_scores(rated, "m").values, np.asarray(wanted))
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_neighbours(metric: Any, run: Any, rated: ts.FeatureStore) -> None:
+    asked = ["--epoch", "2", "--metric", metric, "--k", "4"]
+    found = json.loads(run("neighbours", rated.location, *asked, "--json").out)
+    wanted = ts.neighbours(rated, epoch=2, k=4, metric=metric)
+    assert (found["metric"], found["epoch"], found["k"]) == (metric, 2, 4)
+    for row, one in enumerate(found["targets"]):
+        for name in ("train", "position", "distance"):
+            assert [entry[name] for entry in one["top"]] == wanted[name].values[row].tolist()
+    table = run("neighbours", rated.location, *asked, "--target", "@2").out
+    assert "distance, nearest first" in table
+    some = json.loads(run("neighbours", rated.location, *asked, "--target", "3", "--json").out)
+    assert some["targets"] == found["targets"][3:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name one epoch of 1, 2"),
+        (["--epoch", "1", "--metric", "l1"], "metric must be"),
+        (["--epoch", "1", "--k", "31"], "k must be in 1..30"),
+        (["--epoch", "3"], "no epoch 3"),
+        (["--epoch", "1", "--target", "9"], "no sample id '9'"),
+    ],
+)
+def test_neighbours_refuse(
+    arguments: list[str], said: str, run: Any, rated: ts.FeatureStore
+) -> None:
+    assert said in run("neighbours", rated.location, *arguments).error

@@ -18,6 +18,7 @@ from trakstore.cli.export import export
 from trakstore.cli.featurize import featurize
 from trakstore.cli.info import info
 from trakstore.cli.kernel import kernel
+from trakstore.cli.neighbours import neighbours
 from trakstore.cli.output import error_line, tolerant_streams
 from trakstore.cli.score import score
 from trakstore.cli.topk import topk
@@ -37,6 +38,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     kernel: "trakstore kernel run.zarr --epoch 10 --damping 1",
     score: "trakstore score run.zarr --targets test --train train --save test-on-train",
     topk: "trakstore topk run.zarr --k 10 --target 17 --memory-limit 600MB",
+    neighbours: "trakstore neighbours run.zarr --epoch 10 --k 5 --metric cosine",
     verify: "trakstore verify run.zarr --repair",
     export: "trakstore export run.zarr --epoch 10 --split train --to train.parquet",
     import_: "trakstore import trak_results --store run.zarr --parameters 11173962",

@@ -17,6 +17,7 @@ __all__ = [
     "Method",
     "Scheduler",
     "StorePath",
+    "Target",
     "Targets",
     "Train",
     "Workers",
@@ -32,6 +33,15 @@ Epochs: TypeAlias = Annotated[
         "--epoch",
         metavar="EPOCH",
         help="A checkpoint: a number or a name. Give it several times for several; else all.",
+        show_default=False,
+    ),
+]
+Target: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="ID",
+        help="A sample id, or @N for row N. Several times for several; else all.",
         show_default=False,
     ),
 ]

@@ -17,7 +17,7 @@ from trakstore.linalg.rows import MeanRows, Rows, Taken, take
 from trakstore.linalg.tiles import in_this_process, map_reduce, nothing, tile_rows
 from trakstore.planning import ranges
 
-__all__ = ["Average", "Index", "Scores"]
+__all__ = ["Average", "Index", "Scores", "positions"]
 
 Index: TypeAlias = int | slice | Sequence[int] | NDArray[Any]
 Average: TypeAlias = Literal["factors", "scores"]
@@ -155,8 +155,8 @@ class Scores:
         TrakStoreError
             When a position is out of range.
         """
-        targets = _positions(target, self.shape[0], "target")
-        trains = _positions(train, self.shape[1], "train")
+        targets = positions(target, self.shape[0], "target")
+        trains = positions(train, self.shape[1], "train")
         return replace(
             self,
             parts=tuple(part.isel(targets, trains) for part in self.parts),
@@ -209,7 +209,8 @@ class _FillTask:
             self.window.tile(low, high, self.out[:, low:high])
 
 
-def _positions(index: Index, size: int, dim: str) -> Taken:
+def positions(index: Index, size: int, dim: str) -> Taken:
+    """What an index selects of ``size`` positions; ``dim`` is for the message."""
     if isinstance(index, slice):
         return range(*index.indices(size))
     array: NDArray[Any] = np.atleast_1d(np.asarray(index))

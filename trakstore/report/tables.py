@@ -96,7 +96,8 @@ def top_table(top: xr.Dataset) -> Table:
     labelled = "label" in top
     table = Table(box=box.SIMPLE_HEAD, show_lines=False)
     table.add_column("target", justify="right")
-    table.add_column(f"train{' (label)' if labelled else ''} and score, {top.attrs['order']} first")
+    order, what = top.attrs["order"], "distance" if top.attrs["order"] == "nearest" else "score"
+    table.add_column(f"train{' (label)' if labelled else ''} and {what}, {order} first")
     for at in range(top.sizes["target"]):
         one = top.isel(target=at)
         name = str(one["target_id"].item())

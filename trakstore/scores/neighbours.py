@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of targets among train rows, by features or by stored activations."""
+"""Exact nearest neighbours of targets among train rows, by their features."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.linalg.factored import Scores
+from trakstore.linalg.factored import Index, Scores, positions
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.parts import Epoch, Part
-from trakstore.linalg.rows import Rows, TakenRows, View
+from trakstore.linalg.rows import Rows, TakenRows, View, take
 from trakstore.linalg.topk import top_k
 from trakstore.planning import ranges
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
@@ -32,7 +32,7 @@ def neighbours(
     k: int = 10,
     *,
     metric: Metric = "l2",
-    column: str = "features",
+    select: Index = slice(None),
     memory_limit: int | str | None = None,
 ) -> xr.Dataset:
     """The k train rows nearest to each target.
@@ -51,9 +51,8 @@ def neighbours(
         Neighbours, 1 to n.
     metric : {"l2", "cosine"}
         Distance ‖t − φ‖, or 1 − ⟨t, φ⟩/(‖t‖ ‖φ‖), which is 1 for a row of zeros.
-    column : str
-        ``"features"``: projected gradients. ``"activations.<layer>"``: what ``featurize`` was asked
-        to keep of that layer.
+    select : integer, slice, positions or mask
+        Of the targets; all by default.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -80,19 +79,20 @@ def neighbours(
     if len(pairs) > 1:
         raise TrakStoreError(f"name one epoch of {', '.join(str(p.epoch) for p in pairs)}")
     (pair,) = pairs
-    rows = pair.target.column(column), pair.train.column(column)
+    rows = pair.target.column("features"), pair.train.column("features")
     if not 1 <= k <= pair.train.rows:
         raise TrakStoreError(f"k must be in 1..{pair.train.rows}, the rows of {train}, got {k}")
-    scores = _closeness(pair, *rows, metric)
+    scores = _closeness(pair, *rows, metric).isel(target=select)
     found = top_k(scores, min(pair.train.rows, k + SPARE), memory_limit=memory_limit)
     kept = _columns_of(pair, found["position"].values)
-    distance = _distances(*rows, kept, metric, memory_budget(memory_limit))
+    own = take(rows[0], positions(select, pair.target.rows, "target"))
+    distance = _distances(own, rows[1], kept, metric, memory_budget(memory_limit))
     order = np.argsort(distance, axis=1, kind="stable")[:, :k]
     pick = {"rank": xr.DataArray(order, dims=("target", "rank"))}
     chosen = found.drop_vars("score").isel(pick)
     nearest = np.take_along_axis(distance, order, axis=1)
     result = chosen.assign(distance=(("target", "rank"), nearest))
-    return result.assign_attrs(metric=metric, column=column, epoch=pair.epoch)
+    return result.assign_attrs(metric=metric, epoch=pair.epoch)
 
 
 def _closeness(pair: EpochPair, target: Rows, train: Rows, metric: Metric) -> Scores:

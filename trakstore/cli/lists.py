@@ -1,0 +1,91 @@
+"""Lists of train samples for each target: which targets, their labels, and how they are printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.cli.output import console
+from trakstore.errors import NotFoundError
+from trakstore.linalg.rows import TakenRows
+from trakstore.scores.splits import EpochPair, UnmaskedSplit
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["SHOWN", "lists_document", "show_lists", "target_rows", "with_labels"]
+
+SHOWN = 20  # targets of a table
+
+
+def target_rows(targets: UnmaskedSplit, names: list[str] | None, split: str) -> NDArray[np.int64]:
+    """Rows of the targets that are named, by their ids or as @N; all when none are.
+
+    Raises
+    ------
+    NotFoundError
+        With some of the ids that there are.
+    """
+    count = targets.rows
+    if not names:
+        return np.arange(count)
+    ids = [str(one) for one in targets.column("sample_id").read(0, count).tolist()]
+    rows = {one: row for row, one in enumerate(ids)}
+    rows = {**{f"@{row}": row for row in range(count)}, **rows}
+    for name in names:
+        if name not in rows:
+            shown = ", ".join(ids[:3]) + (", ..." if count > 3 else "")
+            raise NotFoundError(
+                f"{split} has no sample id {name!r}; its ids are {shown}; @N names row N, "
+                f"from @0 to @{count - 1}"
+            )
+    return np.array([rows[name] for name in names], dtype=np.int64)
+
+
+def with_labels(top: xr.Dataset, pair: EpochPair, rows: NDArray[np.int64]) -> xr.Dataset:
+    """``top`` with the variables ``label`` and ``target_label`` where both splits have labels."""
+    if not all("label" in side.stored.columns for side in (pair.train, pair.target)):
+        return top
+    positions = top["position"].values  # of stored rows, masked ones counted
+    labels = TakenRows(pair.train.stored.column("label"), positions.ravel()).read(0, positions.size)
+    own = TakenRows(pair.target.column("label"), rows).read(0, len(rows))
+    return top.assign(
+        label=(("target", "rank"), labels.reshape(positions.shape)), target_label=("target", own)
+    )
+
+
+def lists_document(
+    top: xr.Dataset, store: FeatureStore, rows: NDArray[np.int64], **what: Any
+) -> dict[str, Any]:
+    """Everything for programs; ``what`` says how the lists came about."""
+    return {
+        "location": str(store.location),
+        **what,
+        "k": top.sizes["rank"],
+        "targets": [
+            {"position": int(row), **_target_document(top.isel(target=at))}
+            for at, row in enumerate(rows)
+        ],
+    }
+
+
+def _target_document(top: xr.Dataset) -> dict[str, Any]:
+    names = [one for one in ("train", "position", "score", "distance", "label") if one in top]
+    lists = [top[name].values.tolist() for name in names]
+    own = {"label": top["target_label"].item()} if "target_label" in top else {}
+    entries = [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
+    return {"target": top["target_id"].item(), **own, "top": entries}
+
+
+def show_lists(top: xr.Dataset, total: int) -> None:
+    """A table for people, and how many targets it leaves out."""
+    from trakstore.report.tables import top_table
+
+    out = console()
+    out.print(top_table(top))
+    if total > top.sizes["target"]:
+        out.print(
+            f"{total - top.sizes['target']} more targets: choose with --target, or --json for all",
+            soft_wrap=True,
+        )
