@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from s3 import make_bucket, s3_server, use_endpoint
+
+# a shell that starts this in the background has Ctrl-C ignored, which processes inherit: tests send it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
