@@ -182,7 +182,7 @@ def part_operation(options: argparse.Namespace) -> None:
             ts.top_k(scores, 100, memory_limit=limit)
         else:
             few = scores.isel(target=range(200))
-            ts.save_scores(few, store, "few", dtype="float16", memory_limit=limit)
+            ts.save_scores(few, store, "few", memory_limit=limit)
     seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "peak": peak() - base, "base": base}))
 

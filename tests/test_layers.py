@@ -110,6 +110,7 @@ ORDER: dict[str, list[str]] = {
         "parts",
         "factored",
         "streaming",
+        "narrowing",
         "groups",
         "lists",
         "topk",

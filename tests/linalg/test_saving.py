@@ -124,3 +124,8 @@ def test_half_precision(store: ts.FeatureStore) -> None:
     large = replace(scores, parts=tuple(replace(part, weight=1e9) for part in scores.parts))
     with pytest.raises(ts.TrakStoreError, match="not finite in float16"):
         save_scores(large, store, "large", dtype="float16")
+    tiny = replace(scores, parts=tuple(replace(part, weight=1e-6) for part in scores.parts))
+    for options in ({}, {"top": 3}, {"threshold": 1e-12}):
+        with pytest.raises(ts.TrakStoreError, match="too small for float16"):
+            save_scores(tiny, store, "tiny", dtype="float16", **options)
+        save_scores(tiny, store, f"fits{len(str(options))}", **options)

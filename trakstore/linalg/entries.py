@@ -6,7 +6,6 @@ Both are written window of targets after window; what a stopped save wrote of a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.narrowing import narrowed
 from trakstore.linalg.parts import Window
 from trakstore.linalg.streaming import plan_windows
 from trakstore.linalg.tiles import map_reduce
@@ -86,7 +86,7 @@ def save_top(
         for array in arrays:
             values = top[array.name].values
             if array.name == "score":
-                values = _narrowed(values, dtype)
+                values = narrowed(values, dtype, f"scores of targets {start}..{targets.stop}")
             array.open(location, path, "r+")[start : targets.stop] = values
     return arrays
 
@@ -122,7 +122,8 @@ def save_above(
                 task = _AboveTask(scores.window(first, last), threshold, scores.tile_rows, limit)
                 found = map_reduce(task, columns, task.step, task.join, workers=plan.workers)
                 order = np.argsort(found.row, kind="stable")  # columns ascend within a target
-                values = (found.column[order], _narrowed(found.score[order], dtype))
+                what = f"scores of targets {first}..{last}"
+                values = (found.column[order], narrowed(found.score[order], dtype, what))
                 for array, value in zip(entries, values, strict=True):
                     array[total : total + len(order)] = value
                 counts = np.bincount(found.row, minlength=last - first)
@@ -190,14 +191,6 @@ class _AboveTask:
 def _joined(parts: list[_Entries]) -> _Entries:
     names = ("row", "column", "score")
     return _Entries(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
-
-
-def _narrowed(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    with np.errstate(over="ignore"):
-        narrow = values.astype(dtype, copy=False)
-    if not np.isfinite(narrow).all():
-        raise NumericsError(f"scores do not fit {dtype}: save them as float32")
-    return narrow
 
 
 def check_kept(scores: Scores, top: int | None, threshold: float | None) -> None:

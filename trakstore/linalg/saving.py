@@ -14,7 +14,7 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from trakstore.errors import NotFoundError, NumericsError, TrakStoreError, did_you_mean
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.linalg.entries import (
     begin_save,
     check_kept,
@@ -23,6 +23,7 @@ from trakstore.linalg.entries import (
     written_chunks,
 )
 from trakstore.linalg.factored import Scores
+from trakstore.linalg.narrowing import narrowed
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.streaming import for_each_tile, plan_windows
 from trakstore.planning import CHUNK_BYTES, ranges
@@ -73,7 +74,7 @@ def save_scores(
     TrakStoreError
         When the name is taken; ``top`` or ``threshold`` out of range, or both.
     NumericsError
-        When a score is not finite, or too large for ``dtype``.
+        When a score is not finite, or scores are too large or too small for ``dtype``.
     MemoryLimitError
         When one target and one tile do not fit, or too many scores pass the threshold.
     """
@@ -236,16 +237,9 @@ class _Save:
     array: SavedArray
 
     def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[Any]) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            tile = tile.astype(self.array.dtype, copy=False)
-            total = np.add.reduce(tile, axis=None, dtype=np.float32)  # one pass, nothing kept
-        if not np.isfinite(total) and not np.isfinite(tile).all():
-            raise NumericsError(
-                f"scores of targets {t0}..{t1} with train rows {n0}..{n1} are not finite in "
-                f"{self.array.dtype}; raise the damping, or look at the features with "
-                f"`trakstore kernel`"
-            )
-        _opened(self.array, self.location, self.path)[t0:t1, n0:n1] = tile
+        what = f"scores of targets {t0}..{t1} with train rows {n0}..{n1}"
+        stored = narrowed(tile, self.array.dtype, what)
+        _opened(self.array, self.location, self.path)[t0:t1, n0:n1] = stored
 
 
 @lru_cache(maxsize=8)
