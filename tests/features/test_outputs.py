@@ -148,7 +148,7 @@ def test_a_causal_model_by_sequence(tmp_path: Path, reduction: Any) -> None:
     found = featurized(model, padded(), CausalLM(reduction=reduction), tmp_path / "s")
     logs = [getattr(tokens_of(model, sample), reduction)() for sample in padded()]
     assert_gradients(found, model, [odds(log.exp()) for log in logs])
-    np.testing.assert_allclose(found["loss"], [-float(log) for log in logs], rtol=1e-4)
+    np.testing.assert_allclose(found["loss"], [-log.item() for log in logs], rtol=1e-4)
     np.testing.assert_allclose(found["out_to_loss"], 1 - np.exp(-found["loss"]), rtol=1e-4)
 
 
@@ -157,7 +157,7 @@ def test_a_causal_model_by_token(tmp_path: Path) -> None:
     found = featurized(model, padded(), CausalLM(over="tokens"), tmp_path / "s")
     margins = [odds(tokens_of(model, sample).exp()).mean() for sample in padded()]
     assert_gradients(found, model, margins)
-    misses = [float((1 - tokens_of(model, sample).exp()).mean()) for sample in padded()]
+    misses = [(1 - tokens_of(model, sample).exp()).mean().item() for sample in padded()]
     np.testing.assert_allclose(found["out_to_loss"], misses, rtol=1e-4)
     store = ts.open_store(tmp_path / "s")
     for method in (ts.tracin_scores, ts.influence_scores, ts.grad_dot_scores):
