@@ -7,12 +7,14 @@ value for a chunk that a marker says is there.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import dask.array as da
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 DIMENSIONS = ("sample", "feature")
+_SOUND = google_crc32c.value(bytes(4))  # of anything that ends in its own crc32c, little-endian
 _WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
 
 
@@ -238,7 +241,7 @@ class StoredColumn:
         return self.chunks[0]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``start`` to ``stop``, shape ``(stop - start, ...)``.
+        """Rows ``start`` to ``stop``, shape ``(stop - start, ...)``; they may be read-only.
 
         Raises
         ------
@@ -259,7 +262,8 @@ class StoredColumn:
     def __getitem__(self, key: Any) -> NDArray[Any]:
         first, *rest = key if isinstance(key, tuple) else (key,)
         start, stop, step = first.indices(self.shape[0])
-        return self.read(start, stop)[(slice(None, None, step), *rest)]
+        rows = self.read(start, stop)[(slice(None, None, step), *rest)]
+        return rows if rows.flags.writeable else rows.copy()
 
     def to_dask(self) -> da.Array:
         """A lazy Dask array of the column, one block for each stored chunk of rows."""
@@ -290,6 +294,8 @@ class StoredColumn:
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         try:
+            if self._plain and start < stop:
+                return self._read_plain(start, stop)
             array = _opened(self.location, self.path, self._document, self.token)
             return np.asarray(array[start:stop]).astype(self.dtype, copy=False)
         except (DamagedError, LocationError):
@@ -301,6 +307,34 @@ class StoredColumn:
                 f"{self.location}: rows {start} to {stop} of {self.path} cannot be read ({error}); "
                 f"the stored bytes are damaged"
             ) from error
+
+    @property
+    def _plain(self) -> bool:
+        """Whether a chunk is the bytes of some whole rows and a checksum, and nothing else."""
+        return (
+            not self.compressed and self.dtype.kind in "iuf" and self.chunks[1:] == self.shape[1:]
+        )
+
+    def _read_plain(self, start: int, stop: int) -> NDArray[Any]:
+        """As zarr reads it, with less copying: rows of one chunk are a view of its bytes."""
+        step = self.chunk_rows
+        parts = []
+        for chunk in range(start // step, (stop - 1) // step + 1):
+            first = chunk * step
+            parts.append(self._chunk(chunk)[max(0, start - first) : stop - first])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _chunk(self, chunk: int) -> NDArray[Any]:
+        key = f"{self.path}/c/{chunk}" + "/0" * (self.ndim - 1)
+        content = self.location.get_chunk(key)
+        if content is None:
+            raise DamagedError(f"chunk {key} is missing though its block was committed")
+        count = math.prod(self.chunks)
+        size = count * self.dtype.itemsize
+        if len(content) != size + 4 or google_crc32c.value(content) != _SOUND:
+            raise ValueError(f"chunk {key} has {len(content)} bytes, or another checksum")
+        rows = np.frombuffer(content, self.dtype.newbyteorder("<"), count).reshape(self.chunks)
+        return rows.astype(self.dtype, copy=False)
 
     def _present(self, start: int, stop: int) -> list[tuple[int, int]]:
         present, at = [], start
