@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import dask.array as da
@@ -239,12 +238,7 @@ class _Save:
     def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[Any]) -> None:
         what = f"scores of targets {t0}..{t1} with train rows {n0}..{n1}"
         stored = narrowed(tile, self.array.dtype, what)
-        _opened(self.array, self.location, self.path)[t0:t1, n0:n1] = stored
-
-
-@lru_cache(maxsize=8)
-def _opened(array: SavedArray, location: Location, path: str) -> Any:
-    return array.open(location, path, "r+", flushed=False)
+        self.array.write_chunks(self.location, self.path, (t0, n0), stored)
 
 
 def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> SavedArray:

@@ -136,6 +136,23 @@ class Location:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
+    def put_chunk(self, key: str, *parts: bytes) -> None:
+        """Write parts as one value, whole or not at all; files are left to the system to flush."""
+        if not isinstance(self.store, LocalStore):
+            self.put({key: b"".join(parts)})
+            return
+        path = self.store.root / key
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                file.writelines(parts)
+            temporary.replace(path)
+        except OSError as error:
+            raise LocationError(f"{self.address}: {key} cannot be written: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
     def get_tails(self, keys: list[str], size: int) -> list[bytes | None]:
         """The last ``size`` bytes at each key, or ``None``."""
 

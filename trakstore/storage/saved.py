@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import google_crc32c
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
+from numpy.typing import NDArray
 
 from trakstore.errors import DamagedError
 from trakstore.storage import layout
-from trakstore.storage.arrays import StrictStore, array_document
+from trakstore.storage.arrays import StrictStore, array_document, fill_value
 from trakstore.storage.checks import TAIL, Finding, intact
-from trakstore.storage.locations import DurableLocalStore, Location
+from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 
 __all__ = ["ARRAYS", "UNFINISHED", "SavedArray", "check_saved", "pending_document"]
@@ -79,26 +80,36 @@ class SavedArray:
             location.put_if_absent(layout.document_key(above), UNFINISHED)
         location.put({layout.document_key(path): self.document})
 
-    def open(
-        self,
-        location: Location,
-        group: str,
-        mode: Literal["r", "r+"] = "r",
-        *,
-        flushed: bool = True,
-    ) -> Any:
-        """The zarr array; reading a chunk that is missing raises a :class:`DamagedError`.
-
-        Chunks written with ``flushed=False`` are left to the system to flush: three times as fast,
-        and after a power loss some may be empty.
-        """
+    def open(self, location: Location, group: str, mode: Literal["r", "r+"] = "r") -> Any:
+        """The zarr array; reading a chunk that is missing raises a :class:`DamagedError`."""
         store = location.store
         if mode == "r":
             store = StrictStore(store, self.document)
-        elif not flushed and isinstance(store, DurableLocalStore):
-            store = LocalStore(store.root)
         path = f"{group}/{self.name}"
         return zarr.open_array(store, path=path, mode=mode, zarr_format=3, config=_WRITE_ALL)
+
+    def write_chunks(
+        self, location: Location, group: str, first: tuple[int, int], block: NDArray[Any]
+    ) -> None:
+        """Write a block of whole chunks of a matrix from row and column ``first`` on.
+
+        As zarr writes them, with less copying, and left to the system to flush: after a power loss
+        some may be empty, which their checksums tell.
+        """
+        height, width = self.chunks
+        corners = itertools.product(
+            range(0, block.shape[0], height), range(0, block.shape[1], width)
+        )
+        for i, j in corners:
+            part = block[i : i + height, j : j + width]
+            if part.shape != self.chunks:  # the last of a row or column: filled up
+                whole = np.full(self.chunks, fill_value(self.dtype), part.dtype)
+                whole[: part.shape[0], : part.shape[1]] = part
+                part = whole
+            content = part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes()
+            tail = google_crc32c.value(content).to_bytes(TAIL, "little")
+            key = f"{group}/{self.name}/c/{(first[0] + i) // height}/{(first[1] + j) // width}"
+            location.put_chunk(key, content, tail)
 
     def check(self, location: Location, group: str) -> Iterator[Finding]:
         """Whether its document and every chunk of its grid are there and as they were written."""
