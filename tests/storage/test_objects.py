@@ -381,15 +381,22 @@ print(store.location.get("0/train/zarr.json").hex())
 def test_four_processes_create_and_write_one_store(bucket: str) -> None:
     command = [sys.executable, "-W", "error", "-c", CREATE, f"{bucket}/run.zarr"]
     made: list[subprocess.Popen[str]] = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(4)
     ]
     for one in made:
         assert one.stdin is not None
         one.stdin.write("go\n")
         one.stdin.flush()
-    said = [one.communicate(timeout=120)[0] for one in made]
-    assert [one.returncode for one in made] == [0] * 4 and len(set(said)) == 1
+    said, errors = zip(*(one.communicate(timeout=120) for one in made), strict=True)
+    assert [one.returncode for one in made] == [0] * 4, errors
+    assert len(set(said)) == 1
     X = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     np.testing.assert_array_equal(ts.open_store(f"{bucket}/run.zarr").features(0, "train"), X)
 

@@ -8,6 +8,7 @@ location: it pickles as its URL.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import random
 import re
@@ -37,6 +38,11 @@ from trakstore.errors import LocationError
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig, S3CredentialProvider
+
+# Threads of obstore may still let go of Python objects when the reply that they brought has been
+# used; an interpreter that ends just then aborts (seen once in some 50 processes): it waits a moment.
+_SETTLE_SECONDS = 0.2
+atexit.register(time.sleep, _SETTLE_SECONDS)
 
 __all__ = ["SCHEMES", "SinglePutStore", "open_url"]
 
