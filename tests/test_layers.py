@@ -34,6 +34,7 @@ APART = [("features", "linalg"), ("linalg", "features")]
 ORDER: dict[str, list[str]] = {
     "storage": [
         "layout",
+        "checksums",
         "objects",
         "locations",
         "arrays",
@@ -64,6 +65,7 @@ ORDER: dict[str, list[str]] = {
         "selfcheck",
         "factorised",
         "fingerprint",
+        "ranks",
         "background",
         "batches",
         "footprint",

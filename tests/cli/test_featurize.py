@@ -16,6 +16,16 @@ import pytest
 import trakstore as ts
 
 
+def test_a_slurm_array_is_seen(
+    run: Any, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "6")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    ran = run("featurize", f"{jobs}:small", "--store", tmp_path / "a.zarr")
+    assert "rank 1 of 2" in ran.out
+
+
 def test_a_job(run: Any, jobs: Path, tmp_path: Path) -> None:
     place = tmp_path / "a.zarr"
     ran = run("featurize", f"{jobs}:small", "--store", place)

@@ -12,14 +12,21 @@ import xarray as xr
 import trakstore as ts
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.linalg.saving import open_scores, save_scores
+from trakstore.linalg.solvers import Damping
+from trakstore.scores.influence import influence_scores
+from trakstore.scores.similarity import whitened_cos_scores
 from trakstore.scores.trak import trak_scores
+from trakstore.spec import OutputSpec
 from trakstore.storage.verify import verify_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ts.FeatureStore:
     rng = np.random.default_rng(0)
-    made = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("sjlt", 16))
+    output = OutputSpec("margin")
+    made = ts.FeatureStore.create(
+        tmp_path / "s.zarr", projection=ts.ProjectionSpec("sjlt", 16), output=output
+    )
     for split, rows in (("train", 90), ("test", 41)):
         X: Any = rng.normal(size=(rows, 16)).astype(np.float32)
         ids = [f"{split} {i}" for i in range(rows)]
@@ -111,6 +118,38 @@ def test_written_chunks_are_not_computed_again(
     found = save_scores(other, store, "b", **options)
     np.testing.assert_allclose(found, np.asarray(other), rtol=1e-6, atol=1e-7)
     assert verify_store(store).ok
+
+
+@pytest.mark.parametrize("how", ["hessian", "soft threshold", "mix"])
+def test_scores_that_differ_in_one_setting_alone_are_never_mixed(
+    store: ts.FeatureStore, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trakstore.linalg import saving
+
+    fixed = Damping(
+        absolute=30.0
+    )  # equal λ: only K or what is done to the product tells them apart
+    first, other = {
+        "hessian": [
+            influence_scores(store, hessian=h, damping=fixed) for h in ("gauss_newton", "loss")
+        ],
+        "soft threshold": [trak_scores(store, soft_threshold=t) for t in (0.0, 0.5)],
+        "mix": [whitened_cos_scores(store, mix=m, damping=fixed) for m in (0.2, 0.7)],
+    }[how]
+    assert not np.allclose(first, other, rtol=1e-3)
+    written, write = [], saving._Save.__call__
+
+    def few(self: Any, *at: Any) -> None:
+        if len(written) == 9:
+            raise KeyboardInterrupt
+        written.append(at[:4])
+        write(self, *at)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(saving._Save, "__call__", few)
+        save_scores(first, store, "a", memory_limit="60kB")
+    found = save_scores(other, store, "a", memory_limit="60kB")
+    np.testing.assert_allclose(found, np.asarray(other), rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision(store: ts.FeatureStore) -> None:

@@ -53,5 +53,6 @@ def same_class_share(
         own, positive = target[start:stop, None] == train, np.maximum(rows, 0)
         with np.errstate(invalid="ignore"):
             shares.append((positive * own).sum(1) / positive.sum(1))
-    base = np.array([(train == label).mean() for label in target])
-    return np.concatenate(shares), base
+    labels, counts = np.unique(train, return_counts=True)
+    of = dict(zip(labels.tolist(), (counts / len(train)).tolist(), strict=True))
+    return np.concatenate(shares), np.array([of.get(label, 0.0) for label in target.tolist()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError
+from trakstore.attributors.tasks import FeatureRows
+from trakstore.errors import DamagedError, TrakStoreError
 
-__all__ = ["Staged", "stage"]
+__all__ = ["Incoming", "OrderError", "Staged", "stage"]
+
+
+class OrderError(TrakStoreError, AssertionError):
+    """A call that comes too early, or with arguments that exclude each other."""
 
 
 def stage(
@@ -89,3 +95,30 @@ class Staged:
             here = chunk == at
             out[here] = rows[row[here]]
         return out
+
+
+@dataclass
+class Incoming:
+    """A checkpoint whose rows come in."""
+
+    model_id: int
+    folder: Path
+    rows: int
+    engine: Callable[[Any], FeatureRows]
+    done: NDArray[np.bool_]
+    next: int = 0
+
+    def rows_of(self, inds: Any, num_samples: int | None) -> NDArray[np.int64]:
+        if (inds is None) == (num_samples is None):
+            raise OrderError("Exactly one of num_samples and inds should be specified")
+        if num_samples is not None:
+            found = np.arange(self.next, self.next + num_samples)
+            self.next += num_samples
+        else:
+            found = np.asarray(inds, dtype=np.int64).reshape(-1)
+        if len(found) and not (found.min() >= 0 and found.max() < self.rows):
+            raise TrakStoreError(
+                f"samples {found.min()} to {found.max()} are outside of the {self.rows} that were "
+                f"announced"
+            )
+        return found

@@ -16,7 +16,7 @@ from trakstore.features import Job, featurize_job
 from trakstore.features.job import Checkpoint
 from trakstore.features.outputs import ModelOutput
 from trakstore.linalg.topk import top_k as first_of
-from trakstore.sampling import Sample, estimate_mean, sample_rows
+from trakstore.sampling import Estimate, Sample, estimate_mean, sample_rows
 from trakstore.scores.tracin import tracin_scores
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.store import FeatureStore, open_store
@@ -178,14 +178,15 @@ def _lists(top: xr.Dataset) -> Influences:
 
 
 def _means(drawn: Sample, scores: Any, strata: Any) -> list[dict[Any, dict[str, float]]]:
-    found = []
-    for row in scores:
-        groups = {}
-        for stratum in np.unique(strata):
-            mean = estimate_mean(drawn, row, strata == stratum)
-            groups[stratum.item()] = {"mean": mean.value, "low": mean.low, "high": mean.high}
-        found.append(groups)
-    return found
+    groups = {stratum.item(): strata == stratum for stratum in np.unique(strata)}
+    return [
+        {name: _interval(estimate_mean(drawn, row, within)) for name, within in groups.items()}
+        for row in scores
+    ]
+
+
+def _interval(mean: Estimate) -> dict[str, float]:
+    return {"mean": mean.value, "low": mean.low, "high": mean.high}
 
 
 def _stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:

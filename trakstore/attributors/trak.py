@@ -145,8 +145,7 @@ class TRAKAttributor:
         Tensor, shape (m, n), float32
             ``attributions[i, j]``: influence of train sample j on target i.
         """
-        train, test = (np.asarray(torch.as_tensor(one).detach().cpu(), dtype=np.float32)
-                       for one in (train_features, test_features))  # fmt: skip
+        train, test = _float32(train_features), _float32(test_features)
         scale = self._stored_scale(train)
         if scale is None:
             warnings.warn(
@@ -320,3 +319,8 @@ def _device(device: str | None) -> torch.device:
 
 def _array(values: Any) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _float32(values: Any) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = torch.as_tensor(values).detach().cpu().float().numpy()
+    return array

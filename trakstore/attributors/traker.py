@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
-from trakstore.attributors.staging import Staged, stage
-from trakstore.attributors.tasks import FeatureRows, as_task
+from trakstore.attributors.staging import Incoming, OrderError, Staged, stage
+from trakstore.attributors.tasks import as_task
 from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.parameters import parameter_spec, select_parameters
@@ -36,10 +36,6 @@ log = logging.getLogger("trakstore")
 
 class ModelIDException(TrakStoreError):
     """A checkpoint that is not known, or not featurized."""
-
-
-class _OrderError(TrakStoreError, AssertionError):
-    """A call that comes too early, or with arguments that exclude each other."""
 
 
 class TRAKer:
@@ -116,8 +112,8 @@ class TRAKer:
         self.proj_dim = self.projector.dim
         self._store_spec = StoreSpec(spec, self.task.spec, parameters)
         self._lambda = lambda_reg
-        self._loaded: _Loaded | None = None
-        self._scored: _Loaded | None = None
+        self._loaded: Incoming | None = None
+        self._scored: Incoming | None = None
 
     @property
     def store(self) -> FeatureStore:
@@ -151,7 +147,7 @@ class TRAKer:
             How many these are, next to those before; either this or ``inds``.
         """
         if self._loaded is None:
-            raise _OrderError("Load a checkpoint using traker.load_checkpoint before featurizing")
+            raise OrderError("Load a checkpoint using traker.load_checkpoint before featurizing")
         self._stage(self._loaded, batch, inds, num_samples)
 
     def finalize_features(
@@ -194,7 +190,7 @@ class TRAKer:
     def score(self, batch: Any, inds: Any = None, num_samples: int | None = None) -> None:
         """Features of a batch of targets; arguments as of :meth:`featurize`."""
         if self._scored is None:
-            raise _OrderError("call traker.start_scoring_checkpoint before scoring")
+            raise OrderError("call traker.start_scoring_checkpoint before scoring")
         self._stage(self._scored, batch, inds, num_samples)
 
     def finalize_scores(
@@ -248,7 +244,7 @@ class TRAKer:
         split: str,
         rows: int,
         again: bool = False,
-    ) -> _Loaded:
+    ) -> Incoming:
         self.model.load_state_dict(checkpoint)
         self.model.eval().to(self.device)
         folder, found = self._folder(model_id, split), checkpoint_hash(self.model)
@@ -257,9 +253,9 @@ class TRAKer:
         staged = Staged.read(folder, rows, self.proj_dim)
         done = np.zeros(rows, dtype=bool) if again else staged.there
         engine = self.task.engine(self.model, self._parameters, self.projector)
-        return _Loaded(model_id, folder, rows, engine, done)
+        return Incoming(model_id, folder, rows, engine, done)
 
-    def _stage(self, into: _Loaded, batch: Any, inds: Any, num_samples: int | None) -> None:
+    def _stage(self, into: Incoming, batch: Any, inds: Any, num_samples: int | None) -> None:
         rows = into.rows_of(inds, num_samples)
         size = len(tree.tree_leaves(batch)[0])
         if len(rows) != size:
@@ -300,7 +296,7 @@ class TRAKer:
         finalized = [epoch for epoch in store.epochs_of("train") if isinstance(epoch, int)]
         chosen = finalized if model_ids is None else list(model_ids)
         if not chosen:
-            raise _OrderError("No model IDs to finalize scores for")
+            raise OrderError("No model IDs to finalize scores for")
         scored = []
         for model_id in chosen:
             if model_id not in finalized:
@@ -323,33 +319,6 @@ class TRAKer:
 
     def _folder(self, model_id: int, split: str) -> Path:
         return self.save_dir / "staging" / str(int(model_id)) / split
-
-
-@dataclass
-class _Loaded:
-    """A checkpoint whose rows come in."""
-
-    model_id: int
-    folder: Path
-    rows: int
-    engine: Callable[[Any], FeatureRows]
-    done: NDArray[np.bool_]
-    next: int = 0
-
-    def rows_of(self, inds: Any, num_samples: int | None) -> NDArray[np.int64]:
-        if (inds is None) == (num_samples is None):
-            raise _OrderError("Exactly one of num_samples and inds should be specified")
-        if num_samples is not None:
-            found = np.arange(self.next, self.next + num_samples)
-            self.next += num_samples
-        else:
-            found = np.asarray(inds, dtype=np.int64).reshape(-1)
-        if len(found) and not (found.min() >= 0 and found.max() < self.rows):
-            raise TrakStoreError(
-                f"samples {found.min()} to {found.max()} are outside of the {self.rows} that were "
-                f"announced"
-            )
-        return found
 
 
 @dataclass(frozen=True)

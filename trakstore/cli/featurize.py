@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,11 +54,13 @@ def featurize(
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(min=0, help="Number of this worker; else RANK, or 0.", show_default=False),
+        typer.Option(min=0, help="This worker; else as the launcher says.", show_default=False),
     ] = None,
     world_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of workers; else WORLD_SIZE, or 1.", show_default=False),
+        typer.Option(
+            min=1, help="Number of workers; else as the launcher says.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -68,8 +69,10 @@ def featurize(
     Any number of workers may run the same command at once, under torchrun or by --rank and
     --world-size: each does its share, then helps the others.
     """
-    worker = {"rank": _number(rank, "RANK", 0), "world_size": _number(world_size, "WORLD_SIZE", 1)}
-    with only_json(as_json), _told_when_stopped(store, worker["rank"]):
+    from trakstore.features.ranks import rank_and_world
+
+    rank, world_size = rank_and_world(rank, world_size)
+    with only_json(as_json), _told_when_stopped(store, rank):
         done = _featurize(
             job,
             store,
@@ -82,9 +85,10 @@ def featurize(
             world_size=world_size,
         )
     if as_json:
+        worker = {"rank": rank, "world_size": world_size}
         print_json({"job": job, "store": store, **worker, **asdict(done)})
     else:
-        sys.stdout.write(_line(done, store, **worker))
+        sys.stdout.write(_line(done, store, rank, world_size))
 
 
 def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> Featurized:
@@ -130,7 +134,3 @@ def _line(done: Featurized, store: str, rank: int, world_size: int) -> str:
         f"{who}wrote {done.rows:,} rows in {done.blocks} blocks to {store}, "
         f"{done.seconds:.1f} s, {rate:,.0f} rows/s\n"
     )
-
-
-def _number(given: int | None, variable: str, default: int) -> int:
-    return int(os.environ.get(variable, default)) if given is None else given

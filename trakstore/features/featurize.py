@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.features.batches import Collate, evaluated
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.ranks import local_rank, rank_and_world
 from trakstore.features.task import SplitTask
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
@@ -27,12 +27,6 @@ from trakstore.storage.runs import Run, library_versions, now, record_run
 from trakstore.storage.store import FeatureStore, open_store
 
 __all__ = ["Featurized", "featurize", "featurize_job"]
-
-
-# torchrun's, then those of SLURM job arrays and of srun
-_RANK = ("RANK", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID")
-_WORLD = ("WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT", "SLURM_NTASKS")
-_LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ def featurize(
     device : str, optional
         By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU.
     rank, world_size : int, optional
-        By default from the environment, as ``torchrun`` sets it.
+        By default from the environment, as ``torchrun`` and SLURM set it.
     progress : bool
         Whether rank 0 shows progress on standard error.
 
@@ -208,13 +202,9 @@ class _Worker:
 
     @classmethod
     def here(cls, rank: int | None, world: int | None, device: str | None) -> _Worker:
-        rank = _from_environment(_RANK, 0) if rank is None else rank
-        world = _from_environment(_WORLD, 1) if world is None else world
-        share(0, rank, world)  # refuses a rank outside the world
         if device is None:
-            local = _from_environment(_LOCAL, 0)
-            device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-        return cls(rank, world, torch.device(device))
+            device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
+        return cls(*rank_and_world(rank, world), torch.device(device))
 
 
 @contextmanager
@@ -304,21 +294,3 @@ def _chosen(asked: Sequence[Any] | None, known: tuple[Any, ...], what: str) -> t
         if one not in known:
             raise NotFoundError(f"the job has no {what} {one!r}{did_you_mean(one, known)}")
     return tuple(asked)
-
-
-def _from_environment(names: Sequence[str], default: int) -> int:
-    """The first of these variables that is set; array tasks count from SLURM_ARRAY_TASK_MIN."""
-    for name in names:
-        if name in os.environ:
-            first = "SLURM_ARRAY_TASK_MIN" if name == "SLURM_ARRAY_TASK_ID" else ""
-            return _number(name) - (_number(first) if first in os.environ else 0)
-    return default
-
-
-def _number(name: str) -> int:
-    try:
-        return int(os.environ[name])
-    except ValueError:
-        raise TrakStoreError(
-            f"the environment variable {name} must be a number, got {os.environ[name]!r}"
-        ) from None

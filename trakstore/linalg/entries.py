@@ -21,6 +21,7 @@ from trakstore.linalg.topk import plan_top_k, top_k
 from trakstore.planning import CHUNK_BYTES, human_bytes
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.storage import layout
+from trakstore.storage.checksums import TAIL
 from trakstore.storage.locations import Location
 from trakstore.storage.saved import UNFINISHED, SavedArray, pending_document
 
@@ -56,7 +57,7 @@ def written_chunks(location: Location, path: str, array: SavedArray) -> frozense
             if name.isdigit()
         ]
     keys = ["/".join([path, array.name, "c", *map(str, at)]) for at in found]
-    ends = location.get_tails(keys, 4)
+    ends = location.get_tails(keys, TAIL)
     return frozenset(at for at, end in zip(found, ends, strict=True) if end)
 
 

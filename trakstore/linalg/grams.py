@@ -19,6 +19,7 @@ from trakstore.linalg.weights import (
     weighting_of,
 )
 from trakstore.storage import layout
+from trakstore.storage.checksums import TAIL
 from trakstore.storage.locations import Location
 from trakstore.storage.saved import ARRAYS, SavedArray
 from trakstore.storage.splits import attributes, group_document
@@ -36,7 +37,6 @@ __all__ = [
 
 GRAM_CHUNK = 1024  # rows and columns of a chunk: 8 MB
 MASKED_SHARE = 0.1  # of the rows: beyond, a gram is computed again instead of downdated
-TAIL = 4  # bytes of the crc32c that ends every chunk
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class Part:
     column_scale : Rows, shape (n,), optional
         Q of this epoch; how the epochs' Q enter is for ``Scores.average`` to say.
     weight : float
+    kernel : str
+        What K is made of besides the train rows as they are: tells factors of one λ apart.
     """
 
     epoch: Epoch
@@ -49,6 +51,7 @@ class Part:
     row_scale: Rows | None = None
     column_scale: Rows | None = None
     weight: float = 1.0
+    kernel: str = ""
 
     @property
     def solve_rows(self) -> int:

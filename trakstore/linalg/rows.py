@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from dask.base import tokenize
@@ -17,6 +17,7 @@ __all__ = [
     "KeptRows",
     "MeanRows",
     "PositionRows",
+    "RowByRow",
     "Rows",
     "Taken",
     "TakenRows",
@@ -182,6 +183,22 @@ class MeanRows(View):
         for column in self.columns:
             total += column.read(start, stop)
         return total / len(self.columns)
+
+
+@dataclass(frozen=True, eq=False)
+class RowByRow(View):
+    """A number, or a row, for each row of ``base``, made when it is read."""
+
+    base: Rows
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float64)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.base.chunk_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -141,13 +141,15 @@ def scores_token(scores: Scores) -> str:
         (
             str(part.epoch),
             part.weight,
+            part.kernel,
             part.factor and (type(part.factor).__name__, part.factor.damping),
             *(rows and rows.token for rows in (part.target, part.train)),
             *(rows and rows.token for rows in (part.row_scale, part.column_scale)),
         )
         for part in scores.parts
     ]
-    return str(tokenize(scores.method, scores.reduce, scores.average, scores.shape, tokens))
+    how = (scores.method, scores.reduce, scores.average, scores.soft_threshold)
+    return str(tokenize(*how, scores.shape, tokens))
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
-from trakstore.linalg.rows import KeptRows, Rows, UnmaskedRows, View
+from trakstore.linalg.rows import KeptRows, RowByRow, Rows, UnmaskedRows
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
 
 __all__ = [
     "GramSplit",
-    "ScaledRows",
+    "WeightedRows",
     "WeightedSplit",
     "Weighting",
     "kernel_rows",
@@ -121,36 +121,21 @@ def row_weights(split: GramSplit, *, masked_too: bool = False) -> Rows | None:
 
 def kernel_rows(split: GramSplit) -> Rows:
     """Rows whose plain gram is the kernel: √wᵢ·φᵢ of the unmasked ones."""
-    rows, masked = split.column(layout.FEATURES), masked_rows(split)
-    weighting = weighting_of(split)
-    if weighting:
-        rows = ScaledRows(rows, _WeightRows(split.column("out_to_loss"), weighting, None, 0.5))
+    rows, masked, weights = split.column(layout.FEATURES), masked_rows(split), row_weights(split)
+    if weights is not None and weighting_of(split):
+        rows = WeightedRows(rows, weights)
     return UnmaskedRows(rows, masked) if len(masked) else rows
 
 
 @dataclass(frozen=True, eq=False)
-class _WeightRows(View):
-    """Weights to some power, from the column q."""
+class _WeightRows(RowByRow):
+    """Weights from the column q."""
 
-    column: Rows
     weighting: str
     kept: Rows | None
-    power: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.column.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float64)
-
-    @property
-    def chunk_rows(self) -> int:
-        return self.column.chunk_rows
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        q = np.asarray(self.column.read(start, stop), dtype=np.float64)
+        q = np.asarray(self.base.read(start, stop), dtype=np.float64)
         weights = q * q if self.weighting == "loss" else q * (1 - q)
         if self.kept is not None:
             weights = np.where(self.kept.read(start, stop) > 0, weights, 0.0)
@@ -159,29 +144,18 @@ class _WeightRows(View):
                 f"out_to_loss of rows {start}..{stop} is not finite, or outside of 0..1 where the "
                 f"loss is logistic: use hessian='loss'"
             )
-        return weights**self.power
+        return weights
 
 
 @dataclass(frozen=True, eq=False)
-class ScaledRows(View):
-    """diag(scale)·base, in float32."""
+class WeightedRows(RowByRow):
+    """diag(√weights)·base, in float32."""
 
-    base: Rows
-    scale: Rows
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float32)
-
-    @property
-    def chunk_rows(self) -> int:
-        return self.base.chunk_rows
+    weights: Rows
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        scale = np.asarray(self.scale.read(start, stop), dtype=np.float32)
-        rows = np.asarray(self.base.read(start, stop), dtype=np.float32)
-        return rows * scale[:, None]
+        scale = np.sqrt(self.weights.read(start, stop)).astype(np.float32)
+        rows: NDArray[np.float32] = np.asarray(self.base.read(start, stop), dtype=np.float32)
+        scaled: NDArray[np.float32] = rows * scale[:, None]
+        return scaled

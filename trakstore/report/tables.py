@@ -102,7 +102,7 @@ def top_table(top: xr.Dataset) -> Table:
         one = top.isel(target=at)
         name = str(one["target_id"].item())
         name = f"{name} ({one['target_label'].item()})" if labelled else name
-        table.add_row(name, Columns(_entries(one), padding=(0, 2)))
+        table.add_row(name, Columns(_entries(one, signed=what == "score"), padding=(0, 2)))
     return table
 
 
@@ -141,7 +141,7 @@ def _classes(found: NDArray[Any], own: Any) -> Text:
     return text
 
 
-def _entries(top: xr.Dataset) -> list[Text]:
+def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
     trains = [str(one) for one in top["train"].values.tolist()]
     width = max(map(len, trains))
     entries = [Text(one.rjust(width)) for one in trains]
@@ -149,7 +149,8 @@ def _entries(top: xr.Dataset) -> list[Text]:
         own = top["target_label"].item()
         for entry, label in zip(entries, top["label"].values.tolist(), strict=True):
             entry.append(f" ({label})", style="green" if label == own else "red")
-    scores = [f"{score:+#.3g}" for score in top["score"].values.tolist()]
+    sign = "+" if signed else ""
+    scores = [f"{score:{sign}#.3g}" for score in top["score"].values.tolist()]
     width = max(map(len, scores))
     for entry, score in zip(entries, scores, strict=True):
         entry.append(f" {score:<{width}}")

@@ -12,13 +12,13 @@ from trakstore.errors import TrakStoreError
 from trakstore.linalg.choice import factor_split
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import GramDtype
-from trakstore.linalg.parts import Epoch, Part
+from trakstore.linalg.parts import Epoch
 from trakstore.linalg.quadratic import quadratic_form
 from trakstore.linalg.rows import whole_column
 from trakstore.linalg.solvers import Damping, Factor, Solver
-from trakstore.linalg.weights import GramSplit, WeightedSplit
+from trakstore.linalg.weights import GramSplit, WeightedSplit, weighting_of
 from trakstore.scores.scales import check_of, out_to_loss
-from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs, part_of, scores_of
 
 __all__ = ["Hessian", "influence_scores", "self_scores"]
 
@@ -95,10 +95,8 @@ def influence_scores(
         factor = factor_split(
             split, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
         )
-        features = pair.target.column("features"), pair.train.column("features")
-        parts.append(
-            Part(pair.epoch, *features, factor, row_scale=scales[0], column_scale=scales[1])
-        )
+        how = {"row_scale": scales[0], "column_scale": scales[1], "kernel": weighting_of(split)}
+        parts.append(part_of(pair, factor, **how))
     return scores_of("influence", parts, pairs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
@@ -13,7 +13,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Index, Scores, positions
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.parts import Epoch, Part
-from trakstore.linalg.rows import Rows, TakenRows, View, take
+from trakstore.linalg.rows import RowByRow, Rows, TakenRows, take
 from trakstore.linalg.topk import top_k
 from trakstore.planning import ranges
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
@@ -104,9 +104,9 @@ def _closeness(pair: EpochPair, target: Rows, train: Rows, metric: Metric) -> Sc
     return scores_of("neighbours", [part], [pair])
 
 
-def _columns_of(pair: EpochPair, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+def _columns_of(pair: EpochPair, stored: NDArray[np.int64]) -> NDArray[np.int64]:
     """Unmasked train rows at these positions of the stored split."""
-    return positions - np.searchsorted(pair.train.masked, positions)
+    return stored - np.searchsorted(pair.train.masked, stored)
 
 
 def _distances(
@@ -139,23 +139,15 @@ def _cosine(own: NDArray[np.float64], near: NDArray[np.float64]) -> NDArray[np.f
 
 
 @dataclass(frozen=True, eq=False)
-class _Bordered(View):
+class _Bordered(RowByRow):
     """Rows with one more column: 1; −‖row‖²/2; or 0, and the row at unit length."""
 
-    base: Rows
     border: Literal["one", "half", "unit"]
+    dtype = np.dtype(np.float32)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.base.shape[0], self.base.shape[1] + 1)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float32)
-
-    @property
-    def chunk_rows(self) -> int:
-        return self.base.chunk_rows
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         rows = self.base.read(start, stop)

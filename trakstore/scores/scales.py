@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.linalg.rows import Rows, View
+from trakstore.linalg.rows import RowByRow, Rows
 from trakstore.scores.splits import Store, UnmaskedSplit
 
 __all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "out_to_loss"]
@@ -53,29 +53,16 @@ def gradient_scale(split: UnmaskedSplit, of: Of) -> Rows | None:
 
 
 @dataclass(frozen=True, eq=False)
-class InverseRows(View):
-    """1/column, times the sign of ``sign`` where it is given; 0 where the column is 0.
+class InverseRows(RowByRow):
+    """1/base, times the sign of ``sign`` where it is given; 0 where the base is 0.
 
     A row of zeros has no direction: its cosine with anything is taken as 0.
     """
 
-    column: Rows
     sign: Rows | None = None
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.column.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float64)
-
-    @property
-    def chunk_rows(self) -> int:
-        return self.column.chunk_rows
-
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        values = np.asarray(self.column.read(start, stop), dtype=np.float64)
+        values = np.asarray(self.base.read(start, stop), dtype=np.float64)
         found = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
         if self.sign is not None:
             found *= np.sign(self.sign.read(start, stop))

@@ -12,12 +12,12 @@ from trakstore.linalg.choice import factor_split
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import Gram, GramDtype
 from trakstore.linalg.grams import split_gram
-from trakstore.linalg.parts import Epoch, Part
+from trakstore.linalg.parts import Epoch
 from trakstore.linalg.quadratic import quadratic_form
 from trakstore.linalg.rows import ArrayRows, Rows
 from trakstore.linalg.solvers import Cholesky, Damping, Factor
 from trakstore.scores.scales import InverseRows, Of, check_of, gradient_scale
-from trakstore.scores.splits import EpochPair, Store, UnmaskedSplit, epoch_pairs, scores_of
+from trakstore.scores.splits import EpochPair, Store, UnmaskedSplit, epoch_pairs, part_of, scores_of
 
 __all__ = ["grad_cos_scores", "grad_dot_scores", "whitened_cos_scores"]
 
@@ -65,10 +65,8 @@ def grad_dot_scores(
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs)
     parts = [
-        Part(
-            pair.epoch,
-            pair.target.column("features"),
-            pair.train.column("features"),
+        part_of(
+            pair,
             row_scale=gradient_scale(pair.target, of),
             column_scale=gradient_scale(pair.train, of),
         )
@@ -93,10 +91,8 @@ def grad_cos_scores(
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs)
     parts = [
-        Part(
-            pair.epoch,
-            pair.target.column("features"),
-            pair.train.column("features"),
+        part_of(
+            pair,
             row_scale=InverseRows(pair.target.column("norm"), gradient_scale(pair.target, of)),
             column_scale=InverseRows(pair.train.column("norm"), gradient_scale(pair.train, of)),
         )
@@ -168,11 +164,10 @@ def whitened_cos_scores(
     for pair in pairs:
         factor = _mixed(pair, damped, mix, gram_dtype, memory_limit)
         parts.append(
-            Part(
-                pair.epoch,
-                pair.target.column("features"),
-                pair.train.column("features"),
+            part_of(
+                pair,
                 factor,
+                kernel=f"mix {mix}",
                 row_scale=_inverse_length(pair.target, factor, of, memory_limit),
                 column_scale=_inverse_length(pair.train, factor, of, memory_limit),
             )

@@ -14,6 +14,7 @@ from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, d
 from trakstore.linalg.factored import Average, Scores
 from trakstore.linalg.parts import Epoch, Part
 from trakstore.linalg.rows import PositionRows, Rows, UnmaskedRows
+from trakstore.linalg.solvers import Factor
 from trakstore.linalg.weights import masked_rows
 from trakstore.storage.locations import Location
 
@@ -23,6 +24,7 @@ __all__ = [
     "Store",
     "UnmaskedSplit",
     "epoch_pairs",
+    "part_of",
     "scores_of",
 ]
 
@@ -198,6 +200,12 @@ def _labels(splits: Iterable[UnmaskedSplit]) -> Rows | None:
         with suppress(NotFoundError):
             return split.column("label")
     return None
+
+
+def part_of(pair: EpochPair, factor: Factor | None = None, **how: Any) -> Part:
+    """The part of an epoch's features, without its masked rows; ``how`` as in :class:`Part`."""
+    features = pair.target.column("features"), pair.train.column("features")
+    return Part(pair.epoch, *features, factor, **how)
 
 
 def scores_of(

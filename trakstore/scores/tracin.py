@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.linalg.factored import Scores
-from trakstore.linalg.parts import Epoch, Part
+from trakstore.linalg.parts import Epoch
 from trakstore.scores.scales import check_of, out_to_loss
-from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs, part_of, scores_of
 
 __all__ = ["tracin_scores"]
 
@@ -67,10 +67,8 @@ def tracin_scores(
     pairs = epoch_pairs(store, targets, train, epochs)
     rates = _rates(pairs, learning_rates)
     parts = [
-        Part(
-            pair.epoch,
-            pair.target.column("features"),
-            pair.train.column("features"),
+        part_of(
+            pair,
             row_scale=out_to_loss(pair.target),
             column_scale=out_to_loss(pair.train),
             weight=rate,

@@ -16,7 +16,7 @@ from trakstore.linalg.parts import Epoch, Part
 from trakstore.linalg.rows import ArrayRows, PositionRows
 from trakstore.linalg.solvers import Damping, Solver
 from trakstore.scores.scales import out_to_loss
-from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
+from trakstore.scores.splits import EpochPair, Store, epoch_pairs, part_of, scores_of
 
 __all__ = ["trak_scores", "trak_scores_of_arrays"]
 
@@ -107,12 +107,11 @@ def _part(
     gram_dtype: GramDtype,
     memory_limit: int | str | None,
 ) -> Part:
-    scale, features = out_to_loss(pair.train), pair.train.column("features")
+    scale = out_to_loss(pair.train)
     factor = factor_split(
         pair.train.stored, damping, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
     )
-    target = pair.target.column("features")
-    return Part(pair.epoch, target, features, factor, column_scale=scale)
+    return part_of(pair, factor, column_scale=scale)
 
 
 def trak_scores_of_arrays(

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 import dask.array as da
-import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
+from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.locations import Location
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
 ]
 
 DIMENSIONS = ("sample", "feature")
-_SOUND = google_crc32c.value(bytes(4))  # of anything that ends in its own crc32c, little-endian
 _WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
 
 
@@ -330,8 +329,7 @@ class StoredColumn:
         if content is None:
             raise DamagedError(f"chunk {key} is missing though its block was committed")
         count = math.prod(self.chunks)
-        size = count * self.dtype.itemsize
-        if len(content) != size + 4 or google_crc32c.value(content) != _SOUND:
+        if len(content) != count * self.dtype.itemsize + TAIL or not intact(content):
             raise ValueError(f"chunk {key} has {len(content)} bytes, or another checksum")
         rows = np.frombuffer(content, self.dtype.newbyteorder("<"), count).reshape(self.chunks)
         return rows.astype(self.dtype, copy=False)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import google_crc32c
 import numpy as np
 from numcodecs import Zstd
 from numpy.typing import NDArray
@@ -23,10 +22,11 @@ from trakstore.storage.arrays import (
     encode,
     marker_entries,
 )
+from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.layout import Epoch
 from trakstore.storage.splits import Split
 
-__all__ = ["Finding", "FindingKind", "check_block", "intact"]
+__all__ = ["Finding", "FindingKind", "check_block"]
 
 FindingKind: TypeAlias = Literal[
     "missing", "truncated", "damaged", "foreign", "marker", "document", "non-finite", "norm"
@@ -34,7 +34,6 @@ FindingKind: TypeAlias = Literal[
 
 _Wrong: TypeAlias = tuple[FindingKind, str, str]  # what kind, the key in the split, a message
 
-TAIL = 4  # bytes of the crc32c that ends every chunk
 # how far the norm of the stored row may be from the stored norm, which is itself rounded, and was
 # taken before the row was cast or rounded: the writer lets that change it by 1%
 EXACT, NARROWED = 1e-5, 0.01 + 1e-6
@@ -70,14 +69,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.key} {self.message}{' (repaired)' if self.repaired else ''}"
-
-
-def intact(value: bytes) -> bool:
-    """Whether a chunk ends with the checksum of the rest."""
-    if len(value) < TAIL:
-        return False
-    rest = np.frombuffer(value, np.uint8, count=len(value) - TAIL)  # not a copy
-    return bool(google_crc32c.value(rest) == int.from_bytes(value[-TAIL:], "little"))
 
 
 def check_block(split: Split, block: int) -> list[Finding]:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -43,29 +43,34 @@ class DurableLocalStore(LocalStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a value durably."""
-        await asyncio.to_thread(self._write, key, value, replace=True)
+        await asyncio.to_thread(self.write, key, [value.as_buffer_like()])
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a value durably unless the key exists; of several at once exactly one wins."""
-        await asyncio.to_thread(self._write, key, value, replace=False)
+        await asyncio.to_thread(self.write, key, [value.as_buffer_like()], replace=False)
 
-    def _write(self, key: str, value: Buffer, *, replace: bool) -> None:
+    def write(
+        self, key: str, parts: Iterable[Any], *, replace: bool = True, flush: bool = True
+    ) -> None:
+        """Write the parts of a value, whole or not at all; or leave it to the system to flush."""
         path = self.root / key
         made = _make_folders(path.parent)
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
             with temporary.open("xb") as file:
-                file.write(value.as_buffer_like())
-                file.flush()
-                os.fsync(file.fileno())
+                file.writelines(parts)
+                if flush:
+                    file.flush()
+                    os.fsync(file.fileno())
             if replace:
                 temporary.replace(path)
             else:
                 _link_unless_there(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        for folder in (path.parent, *(one.parent for one in made)):
-            _sync_folder(folder)
+        if flush:
+            for folder in (path.parent, *(one.parent for one in made)):
+                _sync_folder(folder)
 
 
 def _make_folders(folder: Path) -> list[Path]:
@@ -138,20 +143,13 @@ class Location:
 
     def put_chunk(self, key: str, *parts: bytes) -> None:
         """Write parts as one value, whole or not at all; files are left to the system to flush."""
-        if not isinstance(self.store, LocalStore):
+        if not isinstance(self.store, DurableLocalStore):
             self.put({key: b"".join(parts)})
             return
-        path = self.store.root / key
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
-                file.writelines(parts)
-            temporary.replace(path)
+            self.store.write(key, parts, flush=False)
         except OSError as error:
-            raise LocationError(f"{self.address}: {key} cannot be written: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise LocationError(f"{self}: {error}") from error
 
     def get_tails(self, keys: list[str], size: int) -> list[bytes | None]:
         """The last ``size`` bytes at each key, or ``None``."""

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from trakstore.errors import DamagedError
 from trakstore.storage import layout
 from trakstore.storage.arrays import StrictStore, array_document, fill_value
-from trakstore.storage.checks import TAIL, Finding, intact
+from trakstore.storage.checks import Finding
+from trakstore.storage.checksums import TAIL, intact, tail_of
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 
@@ -107,9 +107,8 @@ class SavedArray:
                 whole[: part.shape[0], : part.shape[1]] = part
                 part = whole
             content = part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes()
-            tail = google_crc32c.value(content).to_bytes(TAIL, "little")
             key = f"{group}/{self.name}/c/{(first[0] + i) // height}/{(first[1] + j) // width}"
-            location.put_chunk(key, content, tail)
+            location.put_chunk(key, content, tail_of(content))
 
     def check(self, location: Location, group: str) -> Iterator[Finding]:
         """Whether its document and every chunk of its grid are there and as they were written."""

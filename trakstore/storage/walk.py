@@ -12,7 +12,8 @@ from trakstore.errors import DamagedError, LocationError, NotFoundError, did_you
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, mask_document
-from trakstore.storage.checks import TAIL, Finding, FindingKind, intact
+from trakstore.storage.checks import Finding, FindingKind
+from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.grid import belongs, is_beyond
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location

@@ -17,11 +17,11 @@ from trakstore.errors import LocationError, SpecMismatchError, TrakStoreError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, block_keys, encode, marker_entries
+from trakstore.storage.checksums import TAIL
 from trakstore.storage.splits import Split, attributes
 
 __all__ = ["BlockWriter"]
 
-TAIL = 4  # bytes of the crc32c that ends every chunk
 ATTEMPTS = 8
 
 

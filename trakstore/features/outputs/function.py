@@ -24,7 +24,7 @@ class FunctionOutput(ModelOutput):
     """
 
     function: Callable[[Model, Any], Tensor | RowOutputs]
-    name: str = "function"
+    name = "function"
 
     @property
     def spec(self) -> OutputSpec:
