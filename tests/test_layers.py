@@ -69,6 +69,7 @@ ORDER: dict[str, list[str]] = {
         "background",
         "batches",
         "footprint",
+        "activations",
         "rows",
         "job",
         "task",

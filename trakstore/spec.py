@@ -259,6 +259,8 @@ class SplitSpec:
         Shape of the features.
     columns : tuple of (name, dtype)
         The stored columns, ``features`` among them.
+    widths : tuple of (name, width)
+        Of the columns that have several numbers a row beside ``features``: stored activations.
     checkpoint, dataset : str or None
         Hash of the model's parameters and buffers, or ``features:`` and a hash of the features
         where those were made elsewhere; fingerprint of the data set.
@@ -279,6 +281,7 @@ class SplitSpec:
     dataset: str | None = None
     learning_rate: float | None = None
     keep_bits: int | None = None
+    widths: tuple[tuple[str, int], ...] = ()
     block_rows: int = field(default=1, compare=False)
     chunk_rows: int = field(default=1, compare=False)
     chunk_columns: int = field(default=1, compare=False)
@@ -293,18 +296,26 @@ class SplitSpec:
         """Number of blocks."""
         return -(-self.rows // self.block_rows)
 
+    @property
+    def row_columns(self) -> tuple[str, ...]:
+        """The columns that have one number a row, sorted."""
+        wide = {"features", *(name for name, _ in self.widths)}
+        return tuple(sorted(name for name, _ in self.columns if name not in wide))
+
     def block_range(self, block: int) -> tuple[int, int]:
         """First row of a block, and the row after its last."""
         return block * self.block_rows, min(self.rows, (block + 1) * self.block_rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict for JSON."""
-        return {**_plain(self), "columns": dict(self.columns)}
+        """A dict for JSON; without widths where there are none, as before there were any."""
+        document = {**_plain(self), "columns": dict(self.columns), "widths": dict(self.widths)}
+        return document if self.widths else {k: v for k, v in document.items() if k != "widths"}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> SplitSpec:
         """From :meth:`to_dict`."""
-        return cls(**{**document, "columns": tuple(document["columns"].items())})
+        columns = {name: tuple(document.get(name, {}).items()) for name in ("columns", "widths")}
+        return cls(**{**document, **columns})
 
 
 def check_equal(stored: Any, got: Any, where: str) -> None:

@@ -68,6 +68,7 @@ def _split_document(split: Split, status: SplitStatus) -> dict[str, Any]:
         "missing": [list(one) for one in status.missing],
         "dim": split.dim,
         "columns": dict(split.spec.columns),
+        "widths": dict(split.spec.widths),
         "checkpoint": split.spec.checkpoint,
         "dataset": split.spec.dataset,
         "learning_rate": split.spec.learning_rate,

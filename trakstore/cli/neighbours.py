@@ -1,4 +1,4 @@
-"""``trakstore neighbours``: the train samples whose features are nearest to each target's."""
+"""``trakstore neighbours``: the train samples whose features or activations are nearest."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def neighbours(
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Entries of each list.")] = 10,
     target: Target = None,
     metric: Annotated[str, typer.Option(help="l2 or cosine.")] = "l2",
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Compare stored activations of a layer; else gradient features.",
+            show_default=False,
+        ),
+    ] = None,
     targets: Targets = "test",
     train: Train = "train",
     epoch: Annotated[
@@ -45,7 +53,7 @@ def neighbours(
     scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
-    """List the train samples nearest to each target, by their features at one checkpoint.
+    """List the train samples nearest to each target, by features or activations of a checkpoint.
 
     The table shows 20 targets at most; --json has all of them.
     """
@@ -63,12 +71,13 @@ def neighbours(
             one,
             k,
             metric=cast("Metric", metric),
+            activations=activations,
             select=rows,
             memory_limit=memory_limit,
         )
     found = with_labels(found, pair, rows)
     if as_json:
-        what = {"metric": metric, "epoch": found.attrs["epoch"]}
+        what = {name: found.attrs[name] for name in ("metric", "epoch", "column")}
         print_json(lists_document(found, opened, rows, **what))
     else:
         show_lists(found.rename(distance="score").assign_attrs(order="nearest"), total)

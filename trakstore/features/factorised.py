@@ -73,6 +73,7 @@ class FactorisedEngine:
         self._output, self._projector, self._parameters = output, projector, parameters
         self._canonical = {canonical_name(name): p for name, p in parameters.items()}
         self._names = {canonical_name(name) for name in parameters}
+        self._all_parameters = tuple(self._model.parameters())
         self._rules: dict[Key, Rule] | None = None
         self._unused: frozenset[str] = frozenset()
         self._generic: dict[frozenset[str], GenericEngine] = {}
@@ -116,7 +117,7 @@ class FactorisedEngine:
         """Add the projections of all known layers' parameters where ``out_of`` says."""
         size = len(tree.tree_leaves(batch)[0])
         tape = _Tape(size, self._rules or {}, projector, out_of)
-        with _only(self._model, self._own()) as names:
+        with _only(self._all_parameters, self._own()) as names:
             recorder = Recorder(names, tape, self._unused)
             rows = self._output(recorder.watched(self._model), batch)
             if recorder.touched:
@@ -162,7 +163,7 @@ class FactorisedEngine:
         touched: set[str] = set()
 
         def forward(batch: Any, observer: Any) -> Recorder:
-            with _only(self._model, self._own()) as names:
+            with _only(self._all_parameters, self._own()) as names:
                 recorder = Recorder(names, observer, frozenset(self._names))
                 self._output(recorder.watched(self._model), batch)
             touched.update(recorder.touched)
@@ -274,10 +275,12 @@ def _unchanged(output: Tensor) -> Tensor:
 
 
 @contextmanager
-def _only(model: nn.Module, own: dict[str, nn.Parameter]) -> Iterator[dict[int, str]]:
-    """Only these parameters require gradients; gives their names by id."""
+def _only(
+    parameters: tuple[nn.Parameter, ...], own: dict[str, nn.Parameter]
+) -> Iterator[dict[int, str]]:
+    """Of a model's parameters only ``own`` require gradients; gives their names by id."""
     names = {id(parameter): name for name, parameter in own.items()}
-    required = [p for p in model.parameters() if p.requires_grad and id(p) not in names]
+    required = [p for p in parameters if id(p) not in names and p.requires_grad]
     try:
         for parameter in required:
             parameter.requires_grad_(False)

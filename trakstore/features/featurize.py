@@ -54,6 +54,7 @@ def featurize(
     projector: ProjectionSpec | None = None,
     batch_size: int = 64,
     parameters: Sequence[str] = ("*",),
+    activations: str | Sequence[str] = (),
     ids: Sequence[int] | Sequence[str] | None = None,
     learning_rate: float | None = None,
     dtype: FeatureDtype | None = None,
@@ -92,6 +93,9 @@ def featurize(
         Samples of a batch; features do not depend on it, but for rounding.
     parameters : sequence of str
         Shell-style patterns of parameter names.
+    activations : str or sequence of str
+        Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, each
+        sample's as one row; ``"head.input"`` is what the module ``head`` is given.
     ids : sequence of int or str, optional
         Names of samples; positions by default.
     learning_rate : float, optional
@@ -139,6 +143,7 @@ def featurize(
         output=output,
         projector=projector,
         parameters=parameters,
+        activations=activations,
         batch_size=batch_size,
         ids={} if ids is None else {split: ids},
         learning_rates={} if learning_rate is None else {epoch: learning_rate},

@@ -46,6 +46,8 @@ class Job:
         Weights; files are ``.safetensors``, or else read by ``torch.load(weights_only=True)``.
     parameters : sequence of str
         Shell-style patterns of parameter names.
+    activations : str or sequence of str
+        Layers whose activations are stored too; see :func:`.featurize.featurize`.
     batch_size : int
         Samples of a batch.
     ids : mapping of split to sequence of int or str
@@ -75,6 +77,7 @@ class Job:
     projector: ProjectionSpec | None = None
     checkpoints: Mapping[int | str, Checkpoint] | None = None
     parameters: Sequence[str] = ("*",)
+    activations: str | Sequence[str] = ()
     batch_size: int = 64
     ids: Mapping[str, Sequence[int] | Sequence[str]] = field(default_factory=dict)
     learning_rates: Mapping[int | str, float] = field(default_factory=dict)

@@ -80,13 +80,12 @@ class Recorder(TorchFunctionMode):
         if func in SEEN_THROUGH:
             with self:
                 return SEEN_THROUGH[func](*args, **kwargs)
-        matcher = MATCHERS.get(func)
         if self._watched:
             uses = map(Call(args, kwargs, self._names).use, Call(args, kwargs, {}).tensors())
             self.touched |= {use.name for use in uses if use} & self._watched
-        if matcher is not None:
+        if func in MATCHERS:
             call = Call(args, kwargs, self._names)
-            layer = matcher(call)
+            layer = MATCHERS[func](call)
             if layer is not None:
                 return self._observer(self._key(layer), layer, call, func(*args, **kwargs))
         elif func in _BY_DATA or (func is Tensor.__getitem__ and _is_mask(args[1])):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as tree
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
@@ -20,7 +21,7 @@ from trakstore.features.outputs import ModelOutput
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
 from trakstore.storage import layout
-from trakstore.storage.columns import stored_rows
+from trakstore.storage.columns import stored_activations, stored_rows
 
 __all__ = ["RowComputer"]
 
@@ -37,6 +38,8 @@ class RowComputer:
     Attributes
     ----------
     engine : FactorisedEngine
+    activations : NamedActivations
+        Stored beside the features.
     output : ModelOutput
     batches : ReadAhead
         Reads samples ``(start, stop)``.
@@ -51,6 +54,7 @@ class RowComputer:
     """
 
     engine: FactorisedEngine
+    activations: NamedActivations
     output: ModelOutput
     batches: ReadAhead[Piece, Any]
     ids: NDArray[Any]
@@ -81,7 +85,7 @@ class RowComputer:
         """
         first = self.batches.read((0, min(2, samples)))
         one, two = (
-            peak_bytes(lambda n=n: self.engine.rows(_cut(first, 0, n)))  # type: ignore[misc]
+            peak_bytes(lambda n=n: self._computed(_cut(first, 0, n)))  # type: ignore[misc]
             for n in (1, 2)
         )
         each = max(1, two - one if samples > 1 else one)
@@ -117,6 +121,8 @@ class RowComputer:
         ]
         joined = {name: np.concatenate([part.pop(name) for part in parts]) for name in [*parts[0]]}
         features = joined.pop(layout.FEATURES)
+        for name in self.activations.columns:
+            joined[name] = stored_activations(joined[name], self.spec.dtype, start)
         stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
         return {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
 
@@ -131,9 +137,13 @@ class RowComputer:
         if labels is not None:
             columns["label"] = labels.cpu().numpy().astype(np.int64)
             self._check_labels(columns["label"], start)
+        return columns | {name: _numpy(column) for name, column in self._computed(batch).items()}
+
+    def _computed(self, batch: Any) -> dict[str, Tensor]:
+        """What the model is asked for."""
         rows = self.engine.rows(batch)
-        columns[layout.FEATURES] = _numpy(rows.features)
-        return columns | {name: _numpy(c) for name, c in rows.outputs._asdict().items()}
+        named = rows.outputs._asdict() | self.activations.of(batch)
+        return {layout.FEATURES: rows.features, **named}
 
     def _check_labels(self, labels: NDArray[np.int64], start: int) -> None:
         if self.classes is None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
 from trakstore.features.factorised import FactorisedEngine
@@ -19,10 +20,11 @@ from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.projectors import make_projector
 from trakstore.features.rows import RowComputer
-from trakstore.planning import block_shape, byte_count
+from trakstore.planning import byte_count
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype, sample_ids
+from trakstore.storage.creation import spec_shape
 from trakstore.storage.growth import append_rows
 from trakstore.storage.locations import Where
 from trakstore.storage.store import FeatureStore, find_store
@@ -73,7 +75,8 @@ class SplitTask:
         classes = output.check(job.model, batches.read(0, min(_PROBE, count)))
         size = min(job.batch_size, count)
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
-        rows = RowComputer(engine, output, ahead, ids, spec, classes, size, size)
+        layers = NamedActivations(job.model, output, job.activations)
+        rows = RowComputer(engine, layers, output, ahead, ids, spec, classes, size, size)
         probe = rows.columns(0, min(_PROBE, count))
         wanted = SplitSpec(
             count,
@@ -83,6 +86,7 @@ class SplitTask:
             dataset=dataset_fingerprint(dataset, ids),
             learning_rate=job.learning_rates.get(epoch),
             keep_bits=spec.keep_bits,
+            widths=tuple((name, probe[name].shape[1]) for name in layers.columns),
             block_rows=job.block_rows or 1,
         )
         if job.memory_limit is not None:
@@ -140,11 +144,9 @@ def _store_spec(
 
 
 def _block_bytes(wanted: SplitSpec, spec: StoreSpec, batch_rows: int) -> int:
-    """Of the features of a block, float32."""
-    given = wanted.block_rows if wanted.block_rows > 1 else None
-    itemsize = np.dtype(spec.dtype).itemsize
-    shape = block_shape(wanted.rows, wanted.dim, itemsize, at_least=batch_rows, block_rows=given)
-    return min(shape.block_rows, wanted.rows) * wanted.dim * 4
+    """Of the features and activations of a block, float32."""
+    rows = min(spec_shape(wanted, spec.dtype, batch_rows).block_rows, wanted.rows)
+    return rows * (wanted.dim + sum(width for _, width in wanted.widths)) * 4
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of targets among train rows, by their features."""
+"""Exact nearest neighbours of targets among train rows, by features or stored activations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.linalg.factored import Index, Scores, positions
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.parts import Epoch, Part
@@ -17,6 +17,7 @@ from trakstore.linalg.rows import RowByRow, Rows, TakenRows, take
 from trakstore.linalg.topk import top_k
 from trakstore.planning import ranges
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
+from trakstore.storage import layout
 
 __all__ = ["Metric", "neighbours"]
 
@@ -32,6 +33,7 @@ def neighbours(
     k: int = 10,
     *,
     metric: Metric = "l2",
+    activations: str | None = None,
     select: Index = slice(None),
     memory_limit: int | str | None = None,
 ) -> xr.Dataset:
@@ -51,6 +53,8 @@ def neighbours(
         Neighbours, 1 to n.
     metric : {"l2", "cosine"}
         Distance ‖t − φ‖, or 1 − ⟨t, φ⟩/(‖t‖ ‖φ‖), which is 1 for a row of zeros.
+    activations : str, optional
+        The layer whose stored activations are compared; gradient features when None.
     select : integer, slice, positions or mask
         Of the targets; all by default.
     memory_limit : int or str, optional
@@ -67,7 +71,7 @@ def neighbours(
     TrakStoreError
         An unknown metric, a ``k`` that is not in 1..n, no epoch named among several.
     NotFoundError
-        No such epoch, split or column.
+        No such epoch or split, or no stored activations of that layer.
     IncompleteError
         Rows of a split are missing.
     MemoryLimitError
@@ -79,7 +83,12 @@ def neighbours(
     if len(pairs) > 1:
         raise TrakStoreError(f"name one epoch of {', '.join(str(p.epoch) for p in pairs)}")
     (pair,) = pairs
-    rows = pair.target.column("features"), pair.train.column("features")
+    name = layout.FEATURES if activations is None else f"{layout.ACTIVATIONS}{activations}"
+    rows = pair.target.column(name), pair.train.column(name)
+    if rows[0].shape[1:] != rows[1].shape[1:]:
+        raise SpecMismatchError(
+            f"{name} has {rows[0].shape[1]} units in {targets}, {rows[1].shape[1]} in {train}"
+        )
     if not 1 <= k <= pair.train.rows:
         raise TrakStoreError(f"k must be in 1..{pair.train.rows}, the rows of {train}, got {k}")
     scores = _closeness(pair, *rows, metric).isel(target=select)
@@ -92,7 +101,7 @@ def neighbours(
     chosen = found.drop_vars("score").isel(pick)
     nearest = np.take_along_axis(distance, order, axis=1)
     result = chosen.assign(distance=(("target", "rank"), nearest))
-    return result.assign_attrs(metric=metric, epoch=pair.epoch)
+    return result.assign_attrs(metric=metric, epoch=pair.epoch, column=name)
 
 
 def _closeness(pair: EpochPair, target: Rows, train: Rows, metric: Metric) -> Scores:

@@ -35,6 +35,7 @@ __all__ = [
     "array_document",
     "array_documents",
     "block_keys",
+    "column_dimensions",
     "column_shape",
     "encode",
     "fill_value",
@@ -42,7 +43,6 @@ __all__ = [
     "mask_document",
 ]
 
-DIMENSIONS = ("sample", "feature")
 _WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
 
 
@@ -90,10 +90,17 @@ def _codecs(dtype: str, compressed: bool) -> list[dict[str, Any]]:
     return [first, *([zstd] if compressed else []), {"name": "crc32c"}]
 
 
+def column_dimensions(name: str, ndim: int) -> tuple[str, ...]:
+    """Names of a column's dimensions: each kind of feature has its own second one."""
+    return ("sample", "feature" if name == layout.FEATURES else name)[:ndim]
+
+
 def column_shape(split: SplitSpec, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shape of a column, and of its chunks."""
     if name == layout.FEATURES:
         return (split.rows, split.dim), (split.chunk_rows, split.chunk_columns)
+    if name in (widths := dict(split.widths)):
+        return (split.rows, widths[name]), (split.chunk_rows, widths[name])
     return (split.rows,), (split.block_rows,)
 
 
@@ -104,7 +111,7 @@ def array_documents(split: SplitSpec) -> dict[str, bytes]:
         shape, chunks = column_shape(split, name)
         compressed = name == layout.FEATURES and split.keep_bits is not None
         documents[name] = array_document(
-            dtype, shape, chunks, DIMENSIONS[: len(shape)], compressed=compressed
+            dtype, shape, chunks, column_dimensions(name, len(shape)), compressed=compressed
         )
     entries = marker_entries(split)
     documents[layout.WRITTEN] = array_document(
@@ -115,28 +122,29 @@ def array_documents(split: SplitSpec) -> dict[str, bytes]:
 
 def mask_document(split: SplitSpec) -> bytes:
     """The metadata document of the ``masked`` column; a chunk that is not there masks nothing."""
-    return array_document("bool", (split.rows,), (split.block_rows,), DIMENSIONS[:1])
+    return array_document("bool", (split.rows,), (split.block_rows,), ("sample",))
 
 
 def block_keys(split: SplitSpec, block: int) -> list[str]:
     """The chunk keys of a block, relative to the split, in the order of its marker's entries.
 
-    First one chunk of each row column, by name, then the feature chunks, row by row.
+    First one chunk of each row column, by name, then the feature chunks, row by row, then those of
+    activations, layer by layer, by name.
     """
     start, stop = split.block_range(block)
     down = range(start // split.chunk_rows, -(-stop // split.chunk_rows))
     across = range(-(-split.dim // split.chunk_columns))
-    narrow = sorted(name for name, _ in split.columns if name != layout.FEATURES)
     return [
-        *(f"{name}/c/{block}" for name in narrow),
+        *(f"{name}/c/{block}" for name in split.row_columns),
         *(f"{layout.FEATURES}/c/{i}/{j}" for i in down for j in across),
+        *(f"{name}/c/{i}/0" for name, _ in sorted(split.widths) for i in down),
     ]
 
 
 def marker_entries(split: SplitSpec) -> int:
     """Entries of a marker: rows, nonce, and the checksums of as many chunks as a block can have."""
-    across = -(-split.dim // split.chunk_columns)
-    return 2 + len(split.columns) - 1 + split.block_rows // split.chunk_rows * across
+    across = -(-split.dim // split.chunk_columns) + len(split.widths)
+    return 2 + len(split.row_columns) + split.block_rows // split.chunk_rows * across
 
 
 def encode(
@@ -207,7 +215,7 @@ class StoredColumn:
     location, path
         Where the array lies.
     shape : tuple of int
-        ``(rows, dim)`` for features, else ``(rows,)``.
+        ``(rows, dim)`` for features, ``(rows, width)`` for activations, else ``(rows,)``.
     dtype : numpy.dtype
         As stored.
     chunks : tuple of int
@@ -287,7 +295,7 @@ class StoredColumn:
             self._dtype_name,
             self.shape,
             self.chunks,
-            DIMENSIONS[: self.ndim],
+            column_dimensions(self.path.rpartition("/")[2], self.ndim),
             compressed=self.compressed,
         )
 

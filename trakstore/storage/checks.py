@@ -169,6 +169,8 @@ class _Rows:
         self.count = stop - self.first
         self.squares = np.zeros(self.count)
         self.narrow: dict[str, NDArray[Any]] = {}
+        self.widths = dict(spec.widths)
+        self.finite = {name: np.ones(self.count, dtype=bool) for name in self.widths}
         self.awaited = sum(key.startswith(f"{layout.FEATURES}/") for key in block_keys(spec, block))
 
     def add(self, key: str, value: bytes) -> None:
@@ -182,6 +184,8 @@ class _Rows:
         values = np.frombuffer(value, dtype, count=(len(value) - TAIL) // dtype.itemsize)
         if name == layout.FEATURES:
             self._add_squares(values, *map(int, index.split("/")))
+        elif name in self.widths:
+            self._add_finite(name, values, int(index.partition("/")[0]))
         else:
             self.narrow[name] = values[: self.count]
 
@@ -194,8 +198,16 @@ class _Rows:
         self.squares[row : row + rows] += np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
         self.awaited -= 1
 
+    def _add_finite(self, name: str, values: NDArray[Any], down: int) -> None:
+        row = down * self.spec.chunk_rows - self.first
+        tile = values.reshape(-1, self.widths[name])[: self.count - row]
+        self.finite[name][row : row + len(tile)] = np.isfinite(tile).all(axis=1)
+
     def wrong(self) -> Iterator[_Wrong]:
         """Rows that are not finite, and rows that have not their stored norm."""
+        for name, whole in self.finite.items():
+            if not whole.all():
+                yield "non-finite", name, self._named(~whole, "has NaN or infinite values")
         for name, column in self.narrow.items():
             if column.dtype.kind == "f" and not np.isfinite(column).all():
                 yield "non-finite", name, self._named(~np.isfinite(column), "is NaN or infinite")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.storage import layout
 
-__all__ = ["column_dtype", "row_column", "sample_ids", "stored_rows"]
+__all__ = ["column_dtype", "row_column", "sample_ids", "stored_activations", "stored_rows"]
 
 UNDERFLOW = 0.01  # largest relative change of a row's norm that storing it may cause
 
@@ -39,18 +39,40 @@ def stored_rows(
         For NaN or inf; for values that ``dtype`` cannot hold; for rows whose norm the cast changes
         by more than 1% (underflow).
     """
-    norm = _norms(features)
-    _refuse(~np.isfinite(norm), first_row, "have NaN or infinite features")
+    norm = _finite_norms(features, first_row, "features")
     with np.errstate(over="ignore", under="ignore"):
         stored = np.ascontiguousarray(features.astype(dtype, copy=False))
         if keep_bits is not None:
             stored = _rounded(stored, keep_bits)
     if stored is not features:
-        _refuse(~np.isfinite(stored).all(axis=1), first_row, f"overflow {dtype}; use float32")
-        changed = np.abs(_norms(stored) - norm) > UNDERFLOW * norm
         what = f"underflow {dtype}" if keep_bits is None else f"are not kept by {keep_bits} bits"
-        _refuse(changed, first_row, f"{what} (their norm changes by more than 1%); use float32")
+        _refuse_changed(stored, norm, first_row, what)
     return {layout.FEATURES: stored, "norm": norm.astype(np.float32)}
+
+
+def stored_activations(rows: NDArray[Any], dtype: str, first_row: int) -> NDArray[Any]:
+    """Activations as they are stored, shape (rows, width); raises as :func:`stored_rows`."""
+    norm = _finite_norms(rows, first_row, "activations")
+    with np.errstate(over="ignore", under="ignore"):
+        stored = np.ascontiguousarray(rows.astype(dtype, copy=False))
+    if stored is not rows:
+        _refuse_changed(stored, norm, first_row, f"underflow {dtype}")
+    return stored
+
+
+def _finite_norms(rows: NDArray[Any], first_row: int, what: str) -> NDArray[np.float64]:
+    norm = _norms(rows)
+    _refuse(~np.isfinite(norm), first_row, f"have NaN or infinite {what}")
+    return norm
+
+
+def _refuse_changed(
+    stored: NDArray[Any], norm: NDArray[np.float64], first_row: int, what: str
+) -> None:
+    overflow = ~np.isfinite(stored).all(axis=1)
+    _refuse(overflow, first_row, f"overflow {stored.dtype}; use float32")
+    changed = np.abs(_norms(stored) - norm) > UNDERFLOW * norm
+    _refuse(changed, first_row, f"{what} (their norm changes by more than 1%); use float32")
 
 
 def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:

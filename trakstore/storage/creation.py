@@ -11,7 +11,10 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from trakstore.errors import DamagedError, SpecMismatchError
+from trakstore.planning import BlockShape, block_shape
 from trakstore.spec import SplitSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents
@@ -20,7 +23,7 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import Split, attributes, group_document
 
-__all__ = ["read_split", "settle_split"]
+__all__ = ["read_split", "settle_split", "spec_shape"]
 
 
 def read_split(location: Location, epoch: Epoch, split: str, document: bytes) -> Split:
@@ -28,6 +31,18 @@ def read_split(location: Location, epoch: Epoch, split: str, document: bytes) ->
     where = f"{location}: {split} at epoch {epoch}"
     spec = SplitSpec.from_dict(attributes(document, where))
     return Split(location, layout.as_epoch(epoch), split, spec)
+
+
+def spec_shape(spec: SplitSpec, dtype: str, batch_rows: int) -> BlockShape:
+    """The shape of a split's blocks and chunks: of its features, or activations that are wider."""
+    shape = block_shape(
+        spec.rows,
+        max(spec.dim, *(width for _, width in spec.widths), 1),
+        np.dtype(dtype).itemsize,
+        at_least=batch_rows,
+        block_rows=spec.block_rows if spec.block_rows > 1 else None,
+    )
+    return replace(shape, chunk_columns=min(shape.chunk_columns, spec.dim))
 
 
 def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec) -> Split:

@@ -15,6 +15,7 @@ import numpy as np
 from trakstore.errors import LocationError, TrakStoreError
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage import layout
+from trakstore.storage.arrays import column_shape
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Where
 from trakstore.storage.splits import Split
@@ -140,7 +141,8 @@ def _arrow_type(split: Split, name: str) -> pa.DataType:
     if dtype == "str":
         return pa.string()
     one = pa.from_numpy_dtype(np.dtype(dtype))
-    return pa.list_(one, split.dim) if name == layout.FEATURES else one
+    width = column_shape(split.spec, name)[0][1:]
+    return pa.list_(one, *width) if width else one
 
 
 def _arrow(values: Any, kind: pa.DataType) -> pa.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
+from trakstore.storage.arrays import column_shape
 from trakstore.storage.splits import Split
 
 __all__ = ["belongs", "is_beyond"]
@@ -45,9 +46,8 @@ def _column(split: Split, key: str) -> tuple[str, str]:
 
 def _grid(spec: SplitSpec, name: str) -> tuple[int, ...]:
     """How many chunks there are along each dimension of a column."""
-    if name == layout.FEATURES:
-        return -(-spec.rows // spec.chunk_rows), -(-spec.dim // spec.chunk_columns)
-    return (spec.blocks,)
+    shape, chunks = column_shape(spec, name)
+    return tuple(-(-size // step) for size, step in zip(shape, chunks, strict=True))
 
 
 def _numbers(rest: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@
     {epoch}/{split}/zarr.json        spec of the split
     {epoch}/{split}/features         (sample, feature)
     {epoch}/{split}/{column}         (sample,)
+    {epoch}/{split}/activations.{x}  (sample, unit) of a layer x, where they were asked for
     {epoch}/{split}/written          (block, entry): the markers that commit blocks
     {epoch}/{split}/masked           (sample,): rows that are left out, where there are any
     runs/{epoch}.{split}.{run}       what each run did
@@ -22,6 +23,7 @@ from typing import TypeAlias
 from trakstore.errors import TrakStoreError
 
 __all__ = [
+    "ACTIVATIONS",
     "FEATURES",
     "MASKED",
     "SAMPLE_ID",
@@ -44,6 +46,7 @@ __all__ = [
 Epoch: TypeAlias = int | str
 
 FEATURES = "features"
+ACTIVATIONS = "activations."
 SAMPLE_ID = "sample_id"
 WRITTEN = "written"
 MASKED = "masked"

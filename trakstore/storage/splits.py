@@ -23,7 +23,7 @@ from trakstore.errors import (
 from trakstore.planning import merge_ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import DIMENSIONS, StoredColumn, column_shape
+from trakstore.storage.arrays import StoredColumn, column_dimensions, column_shape
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
 
@@ -234,7 +234,7 @@ class Split:
                 )
 
     def to_xarray(self, *, allow_missing: bool = False) -> xr.Dataset:
-        """All columns, lazy, with dimensions ``sample`` and ``feature``.
+        """All columns, lazy, with dimensions ``sample`` and ``feature``; layers have their own.
 
         Raises
         ------
@@ -246,6 +246,5 @@ class Split:
         columns: dict[str, Any] = {}
         for name in self.columns:
             column = self.column(name, allow_missing=allow_missing)
-            dims = DIMENSIONS[: column.ndim]
-            columns[name] = (dims, column.to_dask())
+            columns[name] = (column_dimensions(name, column.ndim), column.to_dask())
         return xr.Dataset(columns).set_coords(layout.SAMPLE_ID)

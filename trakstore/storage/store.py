@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from trakstore.errors import (
@@ -16,7 +15,6 @@ from trakstore.errors import (
     TrakStoreError,
     did_you_mean,
 )
-from trakstore.planning import block_shape
 from trakstore.spec import (
     FeatureDtype,
     OutputSpec,
@@ -27,7 +25,7 @@ from trakstore.spec import (
     check_equal,
 )
 from trakstore.storage import layout
-from trakstore.storage.creation import read_split, settle_split
+from trakstore.storage.creation import read_split, settle_split, spec_shape
 from trakstore.storage.given import GivenRows
 from trakstore.storage.growth import append_rows, drop_split, mask_rows
 from trakstore.storage.layout import Epoch
@@ -202,13 +200,7 @@ class FeatureStore:
             raise SpecMismatchError(
                 f"{self.location} holds features of dimension {self.spec.dim}, got {spec.dim}"
             )
-        shape = block_shape(
-            spec.rows,
-            spec.dim,
-            np.dtype(self.spec.dtype).itemsize,
-            at_least=batch_rows,
-            block_rows=spec.block_rows if spec.block_rows > 1 else None,
-        )
+        shape = spec_shape(spec, self.spec.dtype, batch_rows)
         proposed = replace(spec, keep_bits=self.spec.keep_bits, **vars(shape))
         return settle_split(self.location, epoch, split, proposed)
 

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from trakstore.errors import LocationError, SpecMismatchError, TrakStoreError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents, block_keys, encode, marker_entries
+from trakstore.storage.arrays import (
+    array_documents,
+    block_keys,
+    column_shape,
+    encode,
+    marker_entries,
+)
 from trakstore.storage.checksums import TAIL
 from trakstore.storage.splits import Split, attributes
 
@@ -145,7 +151,7 @@ class BlockWriter:
                 f"a block needs the columns {sorted(wanted)}, got {sorted(columns)}"
             )
         for name, dtype in wanted.items():
-            shape = (stop - start, self.spec.dim)[: 2 if name == layout.FEATURES else 1]
+            shape = (stop - start, *column_shape(self.spec, name)[0][1:])
             got = columns[name]
             if got.shape != shape or (dtype != "str" and got.dtype != np.dtype(dtype)):
                 raise TrakStoreError(

@@ -86,9 +86,9 @@ class Convolution(Layer):
         return windows if x.shape[1] == 1 else windows.reshape(stop - start, -1, windows.shape[2])
 
     def _filtered(self, x: Tensor, start: int, stop: int, matrix: Tensor) -> Tensor:
-        """Convolution with the rows of a matrix as filters."""
+        """Convolution with the columns of a matrix as filters."""
         shape = self._shape
-        filters = matrix.reshape(len(matrix), -1, *shape.kernel)
+        filters = matrix.T.reshape(matrix.shape[1], -1, *shape.kernel)
         convolve: Any = _CONVOLVE[len(shape.kernel)]
         padded = shape.padded(x[start:stop].flatten(0, 1).float())
         out = convolve(padded, filters, stride=shape.stride, dilation=shape.dilation)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.features.layers.base import Call, Layer, Matcher, Use, as_rows
+from trakstore.features.layers.fused import layer_norm_sums
 from trakstore.features.projectors import Piece
 
 __all__ = ["MATCHERS"]
@@ -48,6 +49,24 @@ class Normalisation(Layer):
         return as_rows(use.name, use.parameter, product.sum(others, dtype=torch.float32))
 
 
+class LayerNorm(Normalisation):
+    """Of the last dimension: on the CPU both sums in one pass, without normalised activations."""
+
+    def __init__(self, x: Tensor, weight: Use, bias: Use, normalise: Normalise, eps: float) -> None:
+        super().__init__(x, weight, bias, normalise, 1)
+        self._uses, self._eps = (weight, bias), eps
+
+    def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
+        """See :meth:`Layer.pieces`."""
+        kinds = {(one.device.type, one.dtype) for one in (*inputs, gradient)}
+        if kinds != {("cpu", torch.float32)}:
+            yield from super().pieces(inputs, gradient)
+            return
+        sums = layer_norm_sums(inputs[0].flatten(1, -2), gradient.flatten(1, -2), self._eps)
+        for use, summed in zip(self._uses, sums, strict=True):
+            yield as_rows(use.name, use.parameter, summed)
+
+
 def _uses(call: Call, position: int) -> tuple[Use | None, Use | None] | None:
     """Weight and bias, unless there is none or one is not a whole parameter."""
     uses = (
@@ -62,7 +81,11 @@ def _layer_norm(call: Call) -> Layer | None:
     uses, eps = _uses(call, 2), call.argument(4, "eps", 1e-5)
     if uses is None:
         return None
-    return Normalisation(x, *uses, lambda t: F.layer_norm(t, shape, eps=eps), len(shape))
+    weight, bias = uses
+    normalise: Normalise = lambda t: F.layer_norm(t, shape, eps=eps)  # noqa: E731
+    if weight and bias and len(shape) == 1:
+        return LayerNorm(x, weight, bias, normalise, eps)
+    return Normalisation(x, weight, bias, normalise, len(shape))
 
 
 def _rms_norm(call: Call) -> Layer | None:

@@ -50,6 +50,7 @@ class Projector(ABC):
     def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
         self.spec = spec
         self.shapes = dict(parameters.shapes)
+        self.matrices = {name: as_matrix(shape) for name, shape in parameters.shapes}
 
     @property
     def dim(self) -> int:
@@ -109,8 +110,7 @@ class Projector(ABC):
         first = next(iter(gradients.values()))
         out = torch.zeros(len(first), self.dim, dtype=torch.float32, device=first.device)
         for name, gradient in gradients.items():
-            shape = as_matrix(self.shapes[name])
-            self.add(out, name, gradient.reshape(len(gradient), *shape))
+            self.add(out, name, gradient.reshape(len(gradient), *self.matrices[name]))
         return out
 
     def check(self) -> None:

@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor
 
-from trakstore.features.projectors.base import as_matrix
 from trakstore.features.projectors.dense import Dense
 from trakstore.features.projectors.hashing import hash3, keys
 
@@ -25,7 +24,7 @@ class Gaussian(Dense):
         self, name: str, entries: tuple[int, int], columns: tuple[int, int], device: torch.device
     ) -> Tensor:
         """A part of Pᵀ; see :meth:`Dense.strip`."""
-        _, rest = as_matrix(self.shapes[name])
+        _, rest = self.matrices[name]
         key = keys(self.spec, name, self.shapes[name], "normal")
         index = torch.arange(*entries, device=device)[:, None]
         pairs = torch.arange(columns[0] // 2, -(-columns[1] // 2), device=device)[None]

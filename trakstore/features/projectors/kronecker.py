@@ -14,13 +14,16 @@ import math
 import torch
 from torch import Tensor
 
-from trakstore.features.projectors.base import Projector, as_matrix
+from trakstore.features.projectors.base import Projector
 from trakstore.features.projectors.hashing import hash2, keys
-from trakstore.features.projectors.pieces import Gathered, Outer
+from trakstore.features.projectors.pieces import Gathered, Outer, product
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Kronecker"]
+
+# Lᵀ and Rᵀ of a parameter, each (size, side); None is the identity
+Sides = tuple[Tensor | None, Tensor | None]
 
 
 class Kronecker(Projector):
@@ -28,59 +31,60 @@ class Kronecker(Projector):
 
     def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
         super().__init__(spec, parameters)
-        small = tuple((name, self._small(as_matrix(shape))) for name, shape in parameters.shapes)
+        small = tuple((name, self._small(shape)) for name, shape in self.matrices.items())
         self._sketch = SJLT(spec, ParameterSpec(small))
-        self._matrices: dict[tuple[str, str, torch.device], Tensor] = {}
+        self._sides: dict[tuple[str, torch.device], Sides] = {}
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile; see :meth:`Projector.add`."""
-        tile = tile.to(torch.float32)
-        right = self.side(name, "right", tile.device)
-        small = tile if right is None else tile @ right.T
-        left = self.side(name, "left", tile.device)
+        left, right = self._sides_of(name, tile.device)
+        small = tile.to(torch.float32) if right is None else tile.to(torch.float32) @ right
         if left is None:
             self._sketch.add(out, name, small, first_row)
         else:
-            self._sketch.add(out, name, left[:, first_row : first_row + tile.shape[1]] @ small)
+            self._sketch.add(out, name, left[first_row : first_row + tile.shape[1]].T @ small)
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, each projected before."""
-        name, batch, device = outer.name, outer.batch, out.device
-        left, right = self.side(name, "left", device), self.side(name, "right", device)
-        own = outer.left.to(torch.float32)
-        first_row = outer.first_row
+        left, right = self._sides_of(outer.name, out.device)
+        own, first_row = outer.left.to(torch.float32), outer.first_row
         if left is not None:
-            own = own @ left[:, first_row : first_row + outer.rows].T
+            own = product(own, left[first_row : first_row + outer.rows])
             first_row = 0
         if right is None:
-            other = outer.make_right(0, batch).to(torch.float32)
+            other = outer.make_right(0, outer.batch).to(torch.float32)
         else:
-            other = outer.right_times(0, batch, right)
-        self._sketch.add(out, name, own.transpose(1, 2) @ other, first_row)
+            other = outer.right_times(0, outer.batch, right)
+        own = own.transpose(1, 2)
+        small = own * other if outer.positions == 1 else own @ other
+        self._sketch.add(out, outer.name, small, first_row)
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
         """Add rows that an index picks, projected on both sides."""
         name, values = gathered.name, gathered.values.to(torch.float32)
-        left, right = (self.side(name, one, out.device) for one in ("left", "right"))
+        left, right = self._sides_of(name, out.device)
         if right is not None:
-            values = values @ right.T
+            values = values @ right
         if left is None:
             self._sketch.add_gathered(out, Gathered(name, gathered.index, values))
         else:
-            self._sketch.add(out, name, left.T[gathered.index].transpose(1, 2) @ values)
+            self._sketch.add(out, name, left[gathered.index].transpose(1, 2) @ values)
 
-    def side(self, name: str, which: str, device: torch.device) -> Tensor | None:
-        """L or R of a parameter, ``(side, size)``; None where it is the identity."""
-        rows, rest = as_matrix(self.shapes[name])
-        size = rows if which == "left" else rest
-        if self._small((rows, rest))[which == "right"] == size:
+    def _sides_of(self, name: str, device: torch.device) -> Sides:
+        if (name, device) not in self._sides:
+            self._sides[name, device] = (self._drawn(name, 0, device), self._drawn(name, 1, device))
+        return self._sides[name, device]
+
+    def _drawn(self, name: str, which: int, device: torch.device) -> Tensor | None:
+        shape = self.matrices[name]
+        size = shape[which]
+        if self._small(shape)[which] == size:
             return None
-        if (name, which, device) not in self._matrices:
-            i, j = torch.arange(self._side)[:, None], torch.arange(size)[None]
-            word = hash2(i, j, keys(self.spec, name, self.shapes[name], f"{which} {self._side}"))
-            signs = (1 - 2 * (word & 1)).to(device, torch.float32)
-            self._matrices[name, which, device] = signs / math.sqrt(self._side)
-        return self._matrices[name, which, device]
+        i, j = torch.arange(self._side)[:, None], torch.arange(size)[None]
+        what = f"{('left', 'right')[which]} {self._side}"
+        word = hash2(i, j, keys(self.spec, name, self.shapes[name], what))
+        signs = (1 - 2 * (word.T.contiguous() & 1)).to(device, torch.float32)
+        return signs / math.sqrt(self._side)
 
     @property
     def _side(self) -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "add_products",
     "add_runs",
     "add_tile",
+    "compiled",
     "draw_signs",
     "fold",
     "merge",
@@ -33,7 +34,8 @@ _Complex = NDArray[np.complex64]
 _Int = NDArray[np.int64]
 
 
-def _compiled(function: _Function) -> _Function:
+def compiled(function: _Function) -> _Function:
+    """A loop on arrays as machine code, without the lock."""
     compiler: Any = partial(numba.njit, nogil=True, fastmath=True)
     try:
         return cast("_Function", compiler(cache=True)(function))
@@ -41,7 +43,7 @@ def _compiled(function: _Function) -> _Function:
         return cast("_Function", compiler()(function))
 
 
-@_compiled
+@compiled
 def _mix(word: np.uint32) -> np.uint32:  # pragma: no cover
     """As :func:`.hashing.mix`."""
     x = np.uint32(word ^ (word >> np.uint32(16)))
@@ -51,7 +53,7 @@ def _mix(word: np.uint32) -> np.uint32:  # pragma: no cover
     return np.uint32(x ^ (x >> np.uint32(16)))
 
 
-@_compiled
+@compiled
 def add_tile(
     wide: _Float, tile: _Float, offsets: _Int, signs: _Float, signs2: _Float
 ) -> None:  # pragma: no cover
@@ -70,7 +72,7 @@ def add_tile(
                     o[j] += sign * s2[j] * t[j]
 
 
-@_compiled
+@compiled
 def add_entries(
     out: _Float, entries: _Float, offsets: _Int, signs: _Float
 ) -> None:  # pragma: no cover
@@ -80,7 +82,7 @@ def add_entries(
             out[b, offsets[r]] += signs[r] * entries[b, r]
 
 
-@_compiled
+@compiled
 def add_runs(wide: _Float, tile: _Float, offsets: _Int, signs2: _Float) -> None:  # pragma: no cover
     """Add rows of a tile ``(batch, rows, <= k)`` whose own signs are in them already."""
     batch, rows, rest = tile.shape
@@ -92,7 +94,7 @@ def add_runs(wide: _Float, tile: _Float, offsets: _Int, signs2: _Float) -> None:
                 o[j] += signs2[j] * t[j]
 
 
-@_compiled
+@compiled
 def add_direct(
     wide: _Float,
     left: _Float,
@@ -121,7 +123,7 @@ def add_direct(
                     o[j] += value * signed[j]
 
 
-@_compiled
+@compiled
 def add_gathered(
     wide: _Float, rows: _Int, values: _Float, offsets: _Int, signs: _Float, signs2: _Float
 ) -> None:  # pragma: no cover
@@ -141,7 +143,7 @@ def add_gathered(
                     o[j] += sign * s2[j] * t[j]
 
 
-@_compiled
+@compiled
 def merge(sketch: _Float, left: _Float, index: _Int, signs: _Float) -> None:  # pragma: no cover
     """Count sketch of the last dimension: ``(batch, positions, rows)`` to ``(..., columns)``."""
     batch, positions, rows = left.shape
@@ -153,7 +155,7 @@ def merge(sketch: _Float, left: _Float, index: _Int, signs: _Float) -> None:  # 
                 o[index[r]] += signs[r] * x[r]
 
 
-@_compiled
+@compiled
 def merge_rows(
     sketch: _Float, left: _Float, index: _Int, signs: _Float
 ) -> None:  # pragma: no cover
@@ -167,7 +169,7 @@ def merge_rows(
                 o[t] += sign * x[t]
 
 
-@_compiled
+@compiled
 def add_products(total: _Complex, a: _Complex, b: _Complex) -> None:  # pragma: no cover
     """Add Σ_t a[t]·b[t], ``(batch, positions, frequencies)``, to ``(batch, frequencies)``."""
     batch, positions, frequencies = a.shape
@@ -179,7 +181,7 @@ def add_products(total: _Complex, a: _Complex, b: _Complex) -> None:  # pragma: 
                 o[f] += x[f] * y[f]
 
 
-@_compiled
+@compiled
 def fold(out: _Float, wide: _Float, scale: float) -> None:  # pragma: no cover
     """Add ``wide (batch, 2k)``, wrapped around, to ``out (batch, k)``."""
     batch, k = out.shape
@@ -189,7 +191,7 @@ def fold(out: _Float, wide: _Float, scale: float) -> None:  # pragma: no cover
             out[b, j] += s * (wide[b, j] + wide[b, j + k])
 
 
-@_compiled
+@compiled
 def draw_signs(
     strip: _Float,
     start: int,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Gathered", "Outer", "Piece", "Rows"]
+__all__ = ["Gathered", "Outer", "Piece", "Rows", "product"]
 
 Filters = Callable[[int, int, Tensor], Tensor]
 
@@ -30,7 +30,7 @@ class Outer:
     first_row : int
         Which row of the parameter is the first of these.
     filtered : callable, optional
-        ``filtered(start, stop, matrix)`` gives the same as ``right @ matrix.T``, faster.
+        ``filtered(start, stop, matrix)`` gives the same as ``right @ matrix``, faster.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Outer:
         return left, self.make_right(start, stop).to(torch.float32)
 
     def right_times(self, start: int, stop: int, matrix: Tensor) -> Tensor:
-        """The right factor times ``matrix.T``, shape ``(stop - start, positions, len(matrix))``."""
+        """The right factor times ``matrix (columns, n)``, shape ``(stop - start, positions, n)``."""
         if self.filtered is not None:
             return self.filtered(start, stop, matrix)
-        return self.make_right(start, stop).to(torch.float32) @ matrix.T
+        return product(self.make_right(start, stop).to(torch.float32), matrix)
 
 
 @dataclass(frozen=True)
@@ -88,3 +88,10 @@ class Gathered:
 
 
 Piece = Outer | Rows | Gathered
+
+
+def product(stacked: Tensor, matrix: Tensor) -> Tensor:
+    """``stacked @ matrix``, ``(a, b, c)`` by ``(c, d)``: one product where nothing is copied."""
+    if not stacked.is_contiguous():
+        return stacked @ matrix
+    return torch.mm(stacked.view(-1, stacked.shape[2]), matrix).view(*stacked.shape[:2], -1)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.projectors import loops
-from trakstore.features.projectors.base import as_matrix
 from trakstore.features.projectors.dense import Dense
 from trakstore.features.projectors.hashing import hash3, keys, mix
 from trakstore.spec import ParameterSpec, ProjectionSpec
@@ -37,7 +36,7 @@ class Rademacher(Dense):
     ) -> Tensor:
         """A part of Pᵀ; see :meth:`Dense.strip`."""
         start, stop = entries
-        _, rest = as_matrix(self.shapes[name])
+        _, rest = self.matrices[name]
         if name not in self._keys:
             self._keys[name] = keys(self.spec, name, self.shapes[name], "signs")
         key, words = self._keys[name], slice(columns[0] // 32, -(-columns[1] // 32))

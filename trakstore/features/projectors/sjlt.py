@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.projectors import loops
-from trakstore.features.projectors.base import Projector, as_matrix
+from trakstore.features.projectors.base import Projector
 from trakstore.features.projectors.hashing import hash1, hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
@@ -52,9 +52,10 @@ class SJLT(Projector):
             return
         tile = tile.to(torch.float32).contiguous()
         self._fits(name, first_row, first_row + tile.shape[1], tile.shape[2])
-        if tile.shape[2] == 1:
-            entries = tile[:, :, 0].numpy()
-            for offsets, signs in self._entries_of(name, first_row, tile.shape[1]):
+        batch, rows, rest = tile.shape
+        if rest == 1 or rows * rest <= self.dim:
+            entries = tile.view(batch, -1).numpy()
+            for offsets, signs in self._entries_of(name, first_row, rows):
                 loops.add_entries(out.numpy(), entries, offsets, signs)
             return
         tables, scale = self._rows_of(name, first_row, tile.shape[1]), 1 / math.sqrt(self.spec.s)
@@ -109,7 +110,7 @@ class SJLT(Projector):
 
     def _fits(self, name: str, first_row: int, last_row: int, rest: int) -> None:
         """Raise unless rows are of a parameter: the inner loops do not look at bounds."""
-        own = as_matrix(self.shapes[name])
+        own = self.matrices[name]
         if not 0 <= first_row <= last_row <= own[0] or rest != own[1]:
             raise RuntimeError(
                 f"rows {first_row} to {last_row} of {rest} are not in parameter {name!r} of {own}"
@@ -151,14 +152,14 @@ class SJLT(Projector):
         return [table.rows(first_row, first_row + rows) for table in self._tables_of(name)]
 
     def _entries_of(self, name: str, first_row: int, rows: int) -> list[Entries]:
-        """Columns and signed values of some rows of one entry each, as of a bias."""
+        """Columns and signed values of all entries of a few rows, one copy after the other."""
         which = (name, first_row, rows)
         if which not in self._single:
-            scale = np.float32(1 / math.sqrt(self.spec.s))
-            self._single[which] = [
-                (np.ascontiguousarray(t.offsets[:, 0]), t.signs[:, 0] * (t.signs2[0] * scale))
-                for t in self._rows_of(*which)
+            rest, cpu = self.matrices[name][1], torch.device("cpu")
+            copies = [
+                self.entries(name, copy, first_row, rows, rest, cpu) for copy in range(self.spec.s)
             ]
+            self._single[which] = [(c.flatten().numpy(), v.flatten().numpy()) for c, v in copies]
         return self._single[which]
 
     def _merged_rows_of(self, name: str, first_row: int, rows: int) -> list[Runs]:
@@ -170,7 +171,7 @@ class SJLT(Projector):
     def _tables_of(self, name: str) -> list[RunTable]:
         """The hashes of a parameter, one table a copy."""
         if name not in self._tables:
-            rows, rest = as_matrix(self.shapes[name])
+            rows, rest = self.matrices[name]
             self._tables[name] = [
                 self._table(name, copy, rows, rest) for copy in range(self.spec.s)
             ]

@@ -1,0 +1,236 @@
+"""Stored activations: what layers give, beside the gradients, as safe as they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from features.models import Samples, mlp
+from torch import Tensor, nn
+
+import trakstore as ts
+from trakstore.errors import (
+    MemoryLimitError,
+    NotFoundError,
+    NumericsError,
+    SpecMismatchError,
+    TrakStoreError,
+)
+from trakstore.features import featurize
+from trakstore.scores.neighbours import neighbours
+from trakstore.storage.export import export_split
+from trakstore.storage.verify import verify_store
+
+SJLT = ts.ProjectionSpec("sjlt", dim=8)
+
+
+class Net(nn.Module):
+    """A convolution whose output the next layer changes in place, and a layer that gives a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True))
+        self.row = nn.GRU(6, 5, batch_first=True)
+        self.head = nn.Linear(5, 4)
+        self.twice = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x.reshape(-1, 1, 8, 8)).mean(1)
+        h = self.twice(self.twice(self.row(h)[0][:, -1]))
+        return self.head(h)
+
+
+class Images(Samples):
+    def __init__(self, rows: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(64, 64, generator=generator)[:rows]
+        self.y = torch.randint(0, 4, (64,), generator=generator)[:rows]
+
+
+def made(where: Path, rows: int = 21, **options: Any) -> ts.FeatureStore:
+    options = {"projector": SJLT, "batch_size": 4, "progress": False, "block_rows": 8, **options}
+    featurize(Net(), Images(rows), where, **{"activations": ("body.0", "head.input"), **options})
+    return ts.open_store(where)
+
+
+def column(store: ts.FeatureStore, name: str) -> np.ndarray[Any, Any]:
+    split = store.split(0, "train")
+    return split.column(name).read(0, split.rows)
+
+
+def expected(model: nn.Module, x: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    """By hand, in the model's own words."""
+    model.eval()
+    with torch.no_grad():
+        convolved = model.body[0](x.reshape(-1, 1, 8, 8))
+        states = model.row(convolved.relu().mean(1))[0]
+    return {
+        "activations.body.0": convolved.flatten(1).numpy(),
+        "activations.row": states.flatten(1).numpy(),
+        "activations.head.input": states[:, -1].numpy(),
+    }
+
+
+def test_they_are_what_the_layers_give(tmp_path: Path) -> None:
+    model, data = Net(), Images(21)
+    store = made(tmp_path / "s.zarr", activations=["row", "head.input", "body.0"])
+    for name, rows in expected(model, data.x).items():
+        np.testing.assert_allclose(column(store, name), rows, rtol=1e-5, atol=1e-6)
+    plain = made(tmp_path / "p.zarr", activations=())
+    assert plain.split(0, "train").spec.widths == ()
+    np.testing.assert_array_equal(column(store, "features"), column(plain, "features"))
+    hooks = [*model.modules()]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in hooks)
+
+
+def test_each_layer_has_a_dimension_of_its_own(tmp_path: Path) -> None:
+    import xarray as xr
+
+    store = made(tmp_path / "s.zarr")
+    sizes = {"sample": 21, "feature": 8, "activations.body.0": 108, "activations.head.input": 5}
+    assert dict(store.split(0, "train").to_xarray().sizes) == sizes
+    plain = xr.open_zarr(tmp_path / "s.zarr" / "0" / "train", consolidated=False)
+    name = "activations.head.input"
+    assert plain[name].dims == ("sample", name)
+    np.testing.assert_array_equal(plain[name], column(store, name))
+
+
+def test_blocks_are_of_the_widest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trakstore.planning.CHUNK_BYTES", 108 * 4 * 2)
+    store = made(tmp_path / "s.zarr")
+    split = store.split(0, "train")
+    assert (split.spec.block_rows, split.spec.chunk_rows) == (8, 2)
+    assert split.column("activations.body.0").chunks == (2, 108)
+    wanted = expected(Net(), Images(21).x)["activations.body.0"]
+    np.testing.assert_allclose(column(store, "activations.body.0"), wanted, rtol=1e-5, atol=1e-6)
+    assert verify_store(store).ok
+
+
+def test_every_byte_of_them_is_watched(tmp_path: Path) -> None:
+    made(tmp_path / "s.zarr")
+    chunks = sorted((tmp_path / "s.zarr").rglob("activations.*/c/*/0"))
+    assert len(chunks) == 6
+    for at, chunk in enumerate(chunks):
+        whole = chunk.read_bytes()
+        chunk.write_bytes(whole[: 7 * at] + bytes([whole[7 * at] ^ 8]) + whole[7 * at + 1 :])
+        (found,) = verify_store(tmp_path / "s.zarr").findings
+        assert (found.kind, found.block) == ("damaged", at % 3)
+        chunk.unlink()
+        (found,) = verify_store(tmp_path / "s.zarr").findings
+        assert found.kind == "missing"
+        chunk.write_bytes(whole)
+    one, other = chunks[0].read_bytes(), chunks[1].read_bytes()
+    chunks[0].write_bytes(other)
+    assert [f.kind for f in verify_store(tmp_path / "s.zarr", repair=True).findings] == ["foreign"]
+    assert made(tmp_path / "s.zarr").split(0, "train").status().complete
+    assert chunks[0].read_bytes() == one
+    assert verify_store(tmp_path / "s.zarr").ok
+
+
+def test_rows_that_come_later(tmp_path: Path) -> None:
+    made(tmp_path / "s.zarr", rows=11)
+    grown = made(tmp_path / "s.zarr", rows=21, append=True)
+    whole = made(tmp_path / "w.zarr", rows=21)
+    for name in grown.split(0, "train").columns:
+        np.testing.assert_allclose(column(grown, name), column(whole, name), rtol=1e-5, atol=1e-6)
+    assert verify_store(grown).ok
+    with pytest.raises(TrakStoreError, match="columns"):
+        grown.append(0, "train", np.zeros((2, 8), np.float32))
+    grown.drop(0)
+    assert sorted(p.name for p in (tmp_path / "s.zarr").iterdir()) == ["runs", "zarr.json"]
+
+
+def test_other_layers_are_another_split(tmp_path: Path) -> None:
+    made(tmp_path / "s.zarr")
+    with pytest.raises(SpecMismatchError, match=r"this run has .*activations\.row"):
+        made(tmp_path / "s.zarr", activations="row")
+
+
+def test_half_precision_and_memory(tmp_path: Path) -> None:
+    halves = made(tmp_path / "h.zarr", dtype="float16")
+    wanted = expected(Net(), Images(21).x)["activations.head.input"]
+    assert column(halves, "activations.head.input").dtype == np.float16
+    np.testing.assert_allclose(column(halves, "activations.head.input"), wanted, rtol=1e-3)
+    with pytest.raises(MemoryLimitError):
+        made(tmp_path / "m.zarr", memory_limit=9000)
+    assert not (tmp_path / "m.zarr").exists()
+
+
+def test_export(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    store = made(tmp_path / "s.zarr")
+    export_split(store, 0, "train", tmp_path / "a.npy", column="activations.body.0")
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), column(store, "activations.body.0"))
+    export_split(store, 0, "train", tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    got = np.stack(table["activations.head.input"].to_numpy())
+    np.testing.assert_array_equal(got, column(store, "activations.head.input"))
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_neighbours_of_activations(tmp_path: Path, metric: Any) -> None:
+    store = made(tmp_path / "s.zarr", rows=40)
+    featurize(
+        Net(),
+        Images(7, seed=1),
+        store,
+        split="test",
+        activations=("body.0", "head.input"),
+        progress=False,
+    )
+    t, f = (expected(Net(), Images(n, s).x)["activations.head.input"] for n, s in ((7, 1), (40, 0)))
+    dense = np.linalg.norm(t[:, None] - f[None], axis=2)
+    if metric == "cosine":
+        dense = 1 - (t @ f.T) / np.linalg.norm(t, axis=1)[:, None] / np.linalg.norm(f, axis=1)
+    found = neighbours(store, k=5, metric=metric, activations="head.input")
+    np.testing.assert_array_equal(found["position"], np.argsort(dense, axis=1)[:, :5])
+    np.testing.assert_allclose(found["distance"], np.sort(dense, axis=1)[:, :5], atol=1e-6)
+    assert found.attrs["column"] == "activations.head.input"
+    with pytest.raises(NotFoundError, match=r"no column 'activations\.head'; did you mean"):
+        neighbours(store, activations="head")
+
+
+def test_what_cannot_be_stored(tmp_path: Path) -> None:
+    where = tmp_path / "s.zarr"
+    with pytest.raises(NotFoundError, match="no module 'bodi'; did you mean 'body'"):
+        made(where, activations="bodi")
+    with pytest.raises(NotFoundError, match=r"no module 'bodi\.input'"):
+        made(where, activations="bodi.input")
+    with pytest.raises(TrakStoreError, match="computed 2 times"):
+        made(where, activations="twice")
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.turn = mlp(), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(self.turn(x.T).T)
+            return out
+
+    with pytest.raises(TrakStoreError, match="first dimension, got shape"):
+        featurize(Turned(), Samples(9), where, activations="turn", progress=False)
+    model = Net()
+    with torch.no_grad():
+        model.body[0].weight.fill_(torch.inf)
+    with pytest.raises(NumericsError, match="NaN or infinite"):
+        featurize(model, Images(9), where, activations="body.0", progress=False)
+    assert not where.exists() or not ts.open_store(where).epochs
+
+
+def test_a_crash_in_the_middle_leaves_no_hook(tmp_path: Path) -> None:
+    class Fails(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            self.body(x.reshape(-1, 1, 8, 8))
+            raise RuntimeError("no more")
+
+    model = Fails()
+    with pytest.raises(Exception, match="no more"):
+        featurize(model, Images(9), tmp_path / "s.zarr", activations="body.0", progress=False)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    shutil.rmtree(tmp_path / "s.zarr", ignore_errors=True)
