@@ -21,6 +21,7 @@ from models import Work, compared, rows_of
 from torch import Tensor
 
 import trakstore as ts
+from trakstore.attributors.tracin import last_layers
 from trakstore.features import featurize
 
 
@@ -73,7 +74,10 @@ def dense(small: bool, rounds: int) -> None:
 
 
 def fidelity(small: bool, rounds: int) -> None:  # noqa: ARG001
-    """Inner products and TRAK scores beside those of full gradients, and of a dense Gaussian."""
+    """Inner products and TRAK scores beside those of full gradients, and of a dense Gaussian.
+
+    Last, what is lost by gradients of the last layers alone, which no projection follows.
+    """
     for name in ("mlp", "transformer", "resnet9"):
         work = Work(name, small=small or name != "mlp")
         batch, dim = work.batch(40 if small else 300), 64 if small else 512
@@ -94,6 +98,11 @@ def fidelity(small: bool, rounds: int) -> None:  # noqa: ARG001
             which = f"{spec.kind} s={spec.s} side={spec.side}"
             print(f"{name} ({work.count:,}), dim {dim}, {which}: relative error {relative:.3f}, "
                   f"Spearman of TRAK scores {rank:.3f}", flush=True)  # fmt: skip
+        for count in (1, 2):
+            patterns = last_layers(work.model, count)
+            got = work.engine(ts.ProjectionSpec("identity"), patterns).rows(batch).features.double()
+            print(f"{name}, last {count} layers alone ({got.shape[1]:,} parameters): Spearman of "
+                  f"TRAK scores {spearman(trak(got), trak(true)):.3f}", flush=True)  # fmt: skip
 
 
 def trak(features: Tensor) -> Tensor:
@@ -159,7 +168,7 @@ def scaling(small: bool, rounds: int) -> None:
 
 def pipeline(small: bool, rounds: int) -> None:
     """Reading, features and writing to a local store, beside features alone."""
-    work, n = Work("resnet9", small), 64 if small else 256
+    work, n = Work("resnet9", small), 64 if small else 768
     inputs, labels = work.batch(n)
     spec = ts.ProjectionSpec("sjlt", dim=512)
     engine = work.engine(spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -113,9 +113,9 @@ class Work:
         ids = torch.randint(0, vocabulary, (size, self.length + 1), generator=generator)
         return ids[:, :-1].clone(), ids[:, 1:].clone()
 
-    def engine(self, spec: ts.ProjectionSpec) -> FactorisedEngine:
-        selected = select_parameters(self.model)
-        projector = make_projector(spec, parameter_spec(selected, ("*",)))
+    def engine(self, spec: ts.ProjectionSpec, patterns: Sequence[str] = ("*",)) -> FactorisedEngine:
+        selected = select_parameters(self.model, patterns)
+        projector = make_projector(spec, parameter_spec(selected, patterns))
         return FactorisedEngine(self.model, self.output, selected, projector)
 
     def floor(self, size: int = 32) -> Callable[[], None]:

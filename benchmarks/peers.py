@@ -194,10 +194,11 @@ def tried(make: Callable[[], Candidate]) -> Candidate | None:
 
 
 def best_traker(work: Work, dim: int, kind: str, small: bool) -> Candidate | None:
-    """The fastest of a few batch and block sizes."""
-    sizes = (8,) if small else (64, 256) if work.name != "resnet9" else (64, 128)
+    """The fastest of a few batch and block sizes, of those that 24 GB have room for."""
+    sizes = (8,) if small else (64, 256) if work.name == "mlp" else (64, 128)
+    blocks = [block for block in sorted({100, 200, dim}) if 4 * block * work.count < 4e9]
     found = []
-    for size, block in itertools.product(sizes, (100, dim)):
+    for size, block in itertools.product(sizes, blocks):
         candidate = tried(lambda size=size, block=block: traker(work, dim, size, kind, block))  # type: ignore[misc]
         if candidate:
             found.append((seconds(candidate[1]) / size, candidate))

@@ -39,6 +39,24 @@ def test_limits_print_times_and_peaks(what: str, limit: str, expected: str, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_two_passes_print_a_share_of_the_time_and_a_recall() -> None:
+    lines = run("approximate.py", "--small")
+    assert [line.split(":")[0] for line in lines[::4]] == ["trak", "plain"]
+    assert all("recall" in line for line in lines[1:4])
+
+
+def test_rounding_is_told_by_rows() -> None:
+    lines = run("rounding.py", "--small")
+    assert [line.split()[0] for line in lines] == ["normal", "normal", "gradients", "gradients"]
+
+
+@pytest.mark.slow
+def test_the_scheduler_is_measured_and_a_table_follows() -> None:
+    lines = run("scheduler.py", "--small")
+    assert [line.split()[0] for line in lines[-4:]] == ["1", "10", "100", "1000"]
+    assert any(line.startswith("top-k: 2 workers") for line in lines)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--rounds", "3"], ["--rounds", "1", "--together"]])
 def test_killed_and_doubled_runs_end_with_the_same_bits(options: list[str]) -> None:

@@ -6,6 +6,7 @@ Features are written by ``trakstore.features`` (which needs torch); everything h
 from __future__ import annotations
 
 from trakstore.errors import TrakStoreError
+from trakstore.linalg.approximate import approximate_top_k
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.saving import open_scores, save_scores, sparse_scores
 from trakstore.linalg.solvers import Damping
@@ -30,6 +31,7 @@ __all__ = [
     "ProjectionSpec",
     "Scores",
     "TrakStoreError",
+    "approximate_top_k",
     "grad_cos_scores",
     "grad_dot_scores",
     "group_scores",

@@ -54,6 +54,37 @@ def test_a_method_by_name(method: str, run: Any, rated: ts.FeatureStore) -> None
     np.testing.assert_array_equal(ts.open_scores(rated, "m").values, np.asarray(wanted))
 
 
+def test_two_passes(run: Any, rated: ts.FeatureStore) -> None:
+    asked = ["topk", rated.location, "--k", "3", "--approximate"]
+    found = json.loads(run(*asked, "--json").out)
+    wanted = ts.approximate_top_k(ts.trak_scores(rated), 3)
+    assert (found["recall"], found["checked"]) == (wanted.attrs["recall"], 4)
+    for row, one in enumerate(found["targets"]):
+        assert [entry["position"] for entry in one["top"]] == wanted["position"].values[
+            row
+        ].tolist()
+    assert "these are 100% of the true lists, as 4 of the targets show" in run(*asked).out
+
+
+def test_neighbours_by_activations(run: Any, tmp_path: Path) -> None:
+    from features.models import Samples, mlp
+
+    from trakstore.features import featurize
+
+    for split, rows in (("train", 20), ("test", 3)):
+        options: Any = {"split": split, "activations": "2.input", "progress": False}
+        featurize(mlp(), Samples(rows), tmp_path / "a.zarr", **options)
+    asked = ["neighbours", tmp_path / "a.zarr", "--activations", "2.input", "--k", "2", "--json"]
+    found = json.loads(run(*asked).out)
+    wanted = ts.neighbours(ts.open_store(tmp_path / "a.zarr"), k=2, activations="2.input")
+    assert found["column"] == "activations.2.input"
+    assert [e["distance"] for e in found["targets"][1]["top"]] == wanted["distance"][
+        1
+    ].values.tolist()
+    ran = run("neighbours", tmp_path / "a.zarr", "--activations", "2")
+    assert ran.code != 0 and "did you mean 'activations.2.input'" in ran.err
+
+
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_neighbours(metric: Any, run: Any, rated: ts.FeatureStore) -> None:
     asked = ["--epoch", "2", "--metric", metric, "--k", "4"]

@@ -65,8 +65,9 @@ def test_scores_above_a_threshold_are_those_of_the_matrix(
 
 
 @pytest.mark.parametrize("kept", [{"top": 4}, {"threshold": 0.05}], ids=["top", "threshold"])
+@pytest.mark.parametrize("later", [10, 25], ids=["same memory", "more memory"])
 def test_windows_that_were_written_are_not_computed_again(
-    store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch, kept: Any
+    store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch, kept: Any, later: int
 ) -> None:
     class Stop(Exception):
         pass
@@ -92,6 +93,8 @@ def test_windows_that_were_written_are_not_computed_again(
     with pytest.raises(NotFoundError, match="no scores 'a'"):
         ts.open_scores(store, "a")
     made.clear()
+    for plan in ("plan_windows", "plan_top_k"):
+        monkeypatch.setattr(entries, plan, lambda *_, **__: WindowPlan(later, 2))
     with monkeypatch.context() as patch:
         patch.setattr(ts.Scores, "window", windows(-1))
         saved = ts.save_scores(scores, store, "a", **kept)

@@ -74,8 +74,9 @@ def test_a_save_that_was_stopped_is_not_there_and_is_done_again(
     assert store.epochs == (0,)
 
 
+@pytest.mark.parametrize("later", ["60kB", "2MB"], ids=["same memory", "more memory"])
 def test_written_chunks_are_not_computed_again(
-    store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+    store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch, later: str
 ) -> None:
     from trakstore.linalg import saving
     from trakstore.linalg.parts import Window
@@ -106,7 +107,7 @@ def test_written_chunks_are_not_computed_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(Window, "tile", counted)
-        saved = save_scores(trak_scores(store), store, "a", **options)
+        saved = save_scores(trak_scores(store), store, "a", memory_limit=later)
     everything = -(-41 // saved.data.chunksize[0]) * -(-90 // 7)
     assert 0 < len(computed) <= everything - 9 + 2  # two threads may have been at work on one
     np.testing.assert_allclose(saved, np.asarray(trak_scores(store)), rtol=1e-6, atol=1e-7)

@@ -20,7 +20,7 @@ def test_ranges_cover_the_rows_by_whole_steps(rows, step, parts):
     assert [row for start, stop in found for row in range(start, stop)] == list(range(rows))
     assert all(start % step == 0 for start, _ in found)
     steps = -(-rows // step)
-    assert len(found) == min(parts, steps, max(8, steps // 8))
+    assert len(found) == min(parts, steps, max(8, min(32, steps // 8)))
     assert max(b - a for a, b in found) - min(b - a for a, b in found) <= 2 * step
 
 

@@ -1,4 +1,4 @@
-"""Scores by class: how much of a target's score comes from its own."""
+"""Scores by groups: how much comes from the own class, and what tells two kinds of targets apart."""
 
 from __future__ import annotations
 
@@ -8,9 +8,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.sums import group_scores
 from trakstore.linalg.windows import Matrix, target_windows
 
-__all__ = ["same_class_share"]
+__all__ = ["contrast", "same_class_share"]
+
+
+def contrast(
+    scores: Scores, aligned: Any, conflicting: Any, memory_limit: int | str | None = None
+) -> NDArray[np.float64]:
+    """How much more each train sample helps some targets than others.
+
+    Where ``aligned`` targets are solved by a shortcut and ``conflicting`` ones misled by it, samples
+    that teach the shortcut have large values: they help the one kind and harm the other. Scores are
+    linear in the targets, so each kind is one column.
+
+    Parameters
+    ----------
+    scores : Scores, shape (m, n)
+    aligned, conflicting : array of bool, shape (m,)
+        Targets of each kind; none is of both, others are left out.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Mean score of the aligned less that of the conflicting targets.
+
+    Raises
+    ------
+    TrakStoreError
+        For masks of another length, an empty kind, a target of both kinds.
+    """
+    one, other = (np.asarray(mask, dtype=bool) for mask in (aligned, conflicting))
+    count = scores.shape[0]
+    if not one.shape == other.shape == (count,) or (one & other).any():
+        raise TrakStoreError(f"needed two masks of {count} targets that share none")
+    if not (one.any() and other.any()):
+        raise TrakStoreError("both kinds need a target")
+    chosen = np.flatnonzero(one | other)
+    groups = one[chosen].astype(np.int64)
+    picked = scores.isel(target=chosen)
+    summed = group_scores(picked, targets=groups, how="mean", memory_limit=memory_limit)
+    without, having = np.asarray(summed, dtype=np.float64)
+    found: NDArray[np.float64] = having - without
+    return found
 
 
 def same_class_share(

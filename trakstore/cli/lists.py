@@ -84,6 +84,9 @@ def show_lists(top: xr.Dataset, total: int) -> None:
 
     out = console()
     out.print(top_table(top))
+    if "recall" in top.attrs:
+        share, checked = 100 * top.attrs["recall"], top.attrs["checked"]
+        out.print(f"these are {share:.0f}% of the true lists, as {checked} of the targets show")
     if total > top.sizes["target"]:
         out.print(
             f"{total - top.sizes['target']} more targets: choose with --target, or --json for all",

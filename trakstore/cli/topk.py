@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ from trakstore.scores.splits import epoch_pairs
 from trakstore.storage.store import open_store
 
 if TYPE_CHECKING:
+    import xarray as xr
+
+    from trakstore.linalg.factored import Scores
     from trakstore.linalg.topk import Order
 
 __all__ = ["topk"]
@@ -41,6 +44,10 @@ def topk(
     smallest: Annotated[bool, typer.Option("--smallest", help="The most negative first.")] = False,
     magnitude: Annotated[
         bool, typer.Option("--magnitude", help="The largest |score| first.")
+    ] = False,
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Two passes, faster; says what share it finds."),
     ] = False,
     targets: Targets = "test",
     train: Train = "train",
@@ -56,8 +63,6 @@ def topk(
 
     The table shows 20 targets at most; --json has all of them.
     """
-    from trakstore.linalg.topk import top_k
-
     order = _order(smallest, magnitude)
     find_method(method)
     opened, epochs = open_store(store), chosen_epochs(epoch)
@@ -76,13 +81,27 @@ def topk(
             damping=damping,
             memory_limit=memory_limit,
         )
-        top = top_k(scores.isel(target=rows), k, order=order, memory_limit=memory_limit)
+        top = _lists(scores.isel(target=rows), k, order, approximate, memory_limit)
     top = with_labels(top, pair, rows)
     if as_json:
         what = {"method": scores.method, "order": order, "epochs": list(scores.epochs)}
-        print_json(lists_document(top, opened, rows, **what))
+        print_json(lists_document(top, opened, rows, **what, **_recall(top)))
     else:
         show_lists(top, total)
+
+
+def _lists(
+    scores: Scores, k: int, order: Order, approximate: bool, memory_limit: str | None
+) -> xr.Dataset:
+    from trakstore.linalg.approximate import approximate_top_k
+    from trakstore.linalg.topk import top_k
+
+    run = approximate_top_k if approximate else top_k
+    return run(scores, k, order=order, memory_limit=memory_limit)
+
+
+def _recall(top: xr.Dataset) -> dict[str, Any]:
+    return {name: top.attrs[name] for name in ("recall", "checked") if name in top.attrs}
 
 
 def _order(smallest: bool, magnitude: bool) -> Order:

@@ -7,9 +7,9 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from trakstore.errors import TrakStoreError
+from trakstore.linalg.ranks import spearman
 from trakstore.linalg.windows import Matrix, target_windows
 
 __all__ = ["stability"]
@@ -57,21 +57,12 @@ def stability(
     windows = zip(*(target_windows(run, memory_limit) for run in runs), strict=True)
     for window in windows:
         for (_, _, a), (_, _, b) in combinations(window, 2):
-            found["spearman"] += _spearman(a, b).tolist()
+            found["spearman"] += spearman(a, b).tolist()
             lists = [np.argsort(-rows, axis=1, kind="stable")[:, :top_k] for rows in (a, b)]
             for one, other in zip(*lists, strict=True):
                 found["jaccard"].append(_jaccard(one, other))
                 found["rank_biased_overlap"].append(_overlap(one, other))
     return {name: float(np.mean(values)) for name, values in found.items()}
-
-
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each row; NaN where a row is constant."""
-    ranks = [rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2 for rows in (a, b)]
-    norms = np.linalg.norm(ranks[0], axis=1) * np.linalg.norm(ranks[1], axis=1)
-    with np.errstate(invalid="ignore"):
-        found: NDArray[np.float64] = (ranks[0] * ranks[1]).sum(1) / norms
-    return found
 
 
 def _jaccard(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:

@@ -5,7 +5,7 @@ Both are written window of targets after window; what a stopped save wrote of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from trakstore.progress import ProgressLine, on_terminal
 from trakstore.storage import layout
 from trakstore.storage.checksums import TAIL
 from trakstore.storage.locations import Location
-from trakstore.storage.saved import UNFINISHED, SavedArray, pending_document
+from trakstore.storage.saved import UNFINISHED, SavedArray, pending_arrays, pending_document
 
 __all__ = ["begin_save", "check_kept", "save_above", "save_top", "written_chunks"]
 
@@ -32,18 +32,28 @@ ENTRY_CHUNK = CHUNK_BYTES // 8
 TASK_SHARE, WINDOW_SHARE = 32, 8  # one part in so many of the limit is for entries
 
 
-def begin_save(location: Location, path: str, arrays: list[SavedArray], token: str) -> None:
-    """Make the arrays anew, unless a save of the same scores was stopped on the way.
+def begin_save(
+    location: Location, path: str, arrays: list[SavedArray], token: str, most: int | None = None
+) -> list[SavedArray]:
+    """The arrays to write: new ones, or those that a stopped save of the same scores began.
 
-    While a save runs, the group's document says of what.
+    Those may have chunks of another number of targets, ``most`` at most, since there was other memory
+    then. While a save runs, the group's document says of what.
     """
-    key, pending = layout.document_key(path), pending_document(token, arrays)
-    if location.get(key) == pending:
-        return
+    key = layout.document_key(path)
+    begun = pending_arrays(location.get(key), token)
+    alike = list(map(_without_height, begun)) == list(map(_without_height, arrays))
+    if alike and (most is None or begun[0].chunks[0] <= most):
+        return begun
     location.put({key: UNFINISHED})  # chunks of other scores go before these are named
     for array in arrays:
         array.create(location, path)
-    location.put({key: pending})
+    location.put({key: pending_document(token, arrays)})
+    return arrays
+
+
+def _without_height(array: SavedArray) -> SavedArray:
+    return replace(array, chunks=(0, *array.chunks[1:]))
 
 
 def written_chunks(location: Location, path: str, array: SavedArray) -> frozenset[tuple[int, ...]]:
@@ -71,13 +81,14 @@ def save_top(
     memory_limit: int | str | None,
 ) -> list[SavedArray]:
     """The k scores of largest magnitude of each target: ``score``, ``position`` and ``train``."""
-    rows, height = scores.shape[0], plan_top_k(scores, k, None, memory_limit).targets
+    rows, planned = scores.shape[0], plan_top_k(scores, k, None, memory_limit).targets
     ids = "str" if scores.train_ids.dtype.kind in "TUO" else "int64"
     arrays = [
-        SavedArray(name, kind, (rows, k), (height, k), ("target", "rank"))
+        SavedArray(name, kind, (rows, k), (planned, k), ("target", "rank"))
         for name, kind in (("score", dtype), ("position", "int64"), ("train", ids))
     ]
-    begin_save(location, path, arrays, token)
+    arrays = begin_save(location, path, arrays, token)
+    height = arrays[0].chunks[0]
     done = frozenset.intersection(*(written_chunks(location, path, one) for one in arrays))
     for at, start in enumerate(range(0, rows, height)):
         if (at, 0) in done:
@@ -112,7 +123,8 @@ def save_above(
     plan = plan_windows(scores, "scores above a threshold", limit, fixed_bytes=fixed)
     stop = SavedArray("stop", "int64", (rows,), (plan.targets,), ("target",))
     size = rows * columns  # until it is known how many there are
-    begin_save(location, path, [stop, *_entries(size, dtype)], token)
+    stop, *_ = begin_save(location, path, [stop, *_entries(size, dtype)], token, plan.targets)
+    plan = replace(plan, targets=stop.chunks[0])
     done, total = written_chunks(location, path, stop), 0
     into, *entries = (array.open(location, path, "r+") for array in (stop, *_entries(size, dtype)))
     with ProgressLine("scores", size, show=on_terminal()) as progress:

@@ -12,7 +12,6 @@ from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.tiles import (
-    RANGES,
     active_client,
     map_reduce,
     task_slots,
@@ -118,7 +117,7 @@ def gram(
 
 def _parts(dim: int) -> int:
     """Fewer ranges where a partial matrix is large (a function of the shape alone)."""
-    return max(1, min(RANGES, 2**31 // (8 * dim * dim)))
+    return max(1, 2**31 // (8 * dim * dim))
 
 
 def _plan(dim: int, step: int, stored: int, computed: int, memory_limit: int | str | None) -> int:

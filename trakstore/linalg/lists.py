@@ -18,6 +18,9 @@ __all__ = [
     "Found",
     "Order",
     "Running",
+    "check_finite",
+    "first_of",
+    "keys",
     "merge",
     "select_bytes",
 ]
@@ -51,7 +54,7 @@ class Running:
         self, tile: NDArray[Any], target: int, positions: NDArray[np.int64], order: Order
     ) -> None:
         """Scores of targets from ``target`` on with the train rows at ``positions``, ascending."""
-        _check_finite(tile, target, positions)
+        check_finite(tile, target, positions)
         for low, high, lists in self._lists:
             lists.offer(tile[low:high], positions, order)
 
@@ -75,7 +78,7 @@ class _Lists:
 
     def offer(self, tile: NDArray[Any], positions: NDArray[np.int64], order: Order) -> None:
         rows, k = self._best.key.shape
-        key = _key(tile, order)
+        key = keys(tile, order)
         better = key > self._best.key[:, -1:]  # an equal score further on loses its tie
         if k < tile.shape[1] and np.count_nonzero(better) > 2 * k * rows:
             better &= key >= np.partition(key, -k, axis=1)[:, -k, None]
@@ -103,7 +106,8 @@ class _Lists:
         return self._best
 
 
-def _key(tile: NDArray[Any], order: Order) -> NDArray[Any]:
+def keys(tile: NDArray[Any], order: Order) -> NDArray[Any]:
+    """What is larger for scores that come first."""
     if order == "largest":
         return tile
     turned: NDArray[Any] = np.negative(tile) if order == "smallest" else np.abs(tile)
@@ -115,8 +119,14 @@ def merge(left: Found, right: Found) -> Found:
     key = np.concatenate([left.key, right.key], axis=1)
     score = np.concatenate([left.score, right.score], axis=1)
     position = np.concatenate([left.position, right.position], axis=1)
-    first = np.lexsort((position, -key), axis=1)[:, :k]
-    return Found(*(np.take_along_axis(part, first, axis=1) for part in (key, score, position)))
+    return first_of(Found(key, score, position), k)
+
+
+def first_of(found: Found, k: int) -> Found:
+    """The first k entries of each list, in order; of equal ones the first position."""
+    first = np.lexsort((found.position, -found.key), axis=1)[:, :k]
+    parts = (found.key, found.score, found.position)
+    return Found(*(np.take_along_axis(part, first, axis=1) for part in parts))
 
 
 def select_bytes(k: int, columns: int) -> int:
@@ -124,7 +134,8 @@ def select_bytes(k: int, columns: int) -> int:
     return SELECT_BYTES + 4 * k * max(1, SELECT_VALUES // columns) * (STATE_BYTES + 32)
 
 
-def _check_finite(tile: NDArray[Any], target: int, positions: NDArray[np.int64]) -> None:
+def check_finite(tile: NDArray[Any], target: int, positions: NDArray[np.int64]) -> None:
+    """Raise a :class:`NumericsError` that names the first score that is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.add.reduce(tile, axis=None)):
             return

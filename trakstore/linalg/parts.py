@@ -136,6 +136,21 @@ class Window:
             out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
         return out
 
+    def entries(
+        self, start: int, stop: int, targets: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> F32:
+        """Single scores of the window's targets with train rows start + columns, shape (e,)."""
+        out = np.zeros(len(targets), dtype=np.float32)
+        for left, train, scale in zip(self.lefts, self.trains, self.scales, strict=True):
+            right = np.asarray(train.read(start, stop), dtype=np.float32)
+            product = _dots(left, right, targets, columns)
+            out += product if scale is None else product * _column(scale, start, stop)[columns]
+        if self.scale is not None:
+            out *= _column(self.scale, start, stop)[columns]
+        if self.soft_threshold:
+            out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
+        return out
+
     def _fill(self, start: int, stop: int, out: F32) -> None:
         with np.errstate(over="ignore", invalid="ignore"):  # the readers look for non-finite scores
             parts = zip(self.lefts, self.trains, self.scales, strict=True)
@@ -155,6 +170,15 @@ def _add_product(out: F32, left: F32, right: F32) -> None:
     """out += left @ right, by rows, so that the product takes little memory."""
     for low, high in ranges(len(left), max(1, SCRATCH_VALUES // max(1, right.shape[1]))):
         out[low:high] += left[low:high] @ right
+
+
+def _dots(left: F32, right: F32, i: NDArray[np.int64], j: NDArray[np.int64]) -> F32:
+    """⟨left[i], right[j]⟩ of pairs, some at a time."""
+    out = np.empty(len(i), dtype=np.float32)
+    for low, high in ranges(len(i), max(1, SCRATCH_VALUES // left.shape[1])):
+        pairs = left[i[low:high]], right[j[low:high]]
+        np.einsum("ek,ek->e", *pairs, out=out[low:high])
+    return out
 
 
 def _column(scale: Rows, start: int, stop: int) -> F32:

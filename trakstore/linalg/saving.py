@@ -121,7 +121,8 @@ def _save_matrix(
     plan = plan_windows(scores, "streaming scores", memory_limit, align=height)
     height = min(height, plan.targets)  # a chunk is written once, by one task
     made = SavedArray("scores", dtype, scores.shape, (height, width), scores.dims)
-    begin_save(location, path, [made], token)
+    (made,) = begin_save(location, path, [made], token, plan.targets)
+    height = made.chunks[0]
     done = written_chunks(location, path, made)
     save, skip = _Save(location, path, made), _Skip(done, height, width)
     for_each_tile(scores, save, memory_limit, align=height, skip=skip)

@@ -1,9 +1,9 @@
 """How blocked work runs: rows that are read by ranges, a few range tasks, a fixed merge tree.
 
-A pass over rows is cut into at most :data:`RANGES` contiguous ranges of whole chunks. The cut and
-the order of the merges depend on the shape alone, so that a result does not depend on the
-scheduler, on the number of workers or on their timing. Each range is one Dask task that loops over
-tiles (read, product, running result) with BLAS on one thread.
+A pass over rows is cut into a few contiguous ranges of whole chunks. The cut and the order of the
+merges depend on the shape alone, so that a result does not depend on the scheduler, on the number of
+workers or on their timing. Each range is one Dask task that loops over tiles (read, product, running
+result) with BLAS on one thread.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ __all__ = [
     "sent_once",
     "task_slots",
     "tile_rows",
+    "waiting_results",
 ]
 
 RANGES = 32
+RANGE_TILES = 128  # of ranges of passes that have more than 32 times as many: about 1 GB
 ATTEMPTS = 3
 TILE_ROWS = 1024
 R = TypeVar("R")
@@ -111,20 +113,35 @@ def tile_rows(rows: Rows) -> int:
     return rows.chunk_rows * max(1, wanted // rows.chunk_rows)
 
 
-def row_ranges(rows: int, step: int, parts: int = RANGES) -> list[tuple[int, int]]:
+def row_ranges(rows: int, step: int, parts: int | None = None) -> list[tuple[int, int]]:
     """Contiguous ranges of whole steps, of nearly equal length: a function of the shape alone.
 
-    At most ``parts``, and no more than 8 where that would leave less than 8 steps to each.
+    About 8 for short passes, 32 for longer ones, and one for each 128 steps of very long ones, so
+    that a thousand workers have something to do; ``parts`` at most.
 
     Examples
     --------
     >>> row_ranges(10, 2, parts=3)
     [(0, 2), (2, 6), (6, 10)]
+    >>> [len(row_ranges(steps, 1)) for steps in (5, 50, 500, 5_000, 500_000)]
+    [5, 8, 32, 39, 3906]
     """
     steps = -(-rows // step)
-    parts = min(parts, steps, max(8, steps // 8))
+    wanted = max(8, min(RANGES, steps // 8), steps // RANGE_TILES)
+    parts = min(steps, wanted, wanted if parts is None else parts)
     edges = [min(rows, steps * part // parts * step) for part in range(parts + 1)]
     return list(pairwise(edges))
+
+
+def waiting_results(rows: int, step: int) -> int:
+    """How many results of ranges may be there at once: one for each level of the tree, and some.
+
+    Examples
+    --------
+    >>> waiting_results(500, 1), waiting_results(500_000, 1)
+    (10, 16)
+    """
+    return len(row_ranges(rows, step)).bit_length() + 4
 
 
 def map_reduce(
@@ -133,7 +150,7 @@ def map_reduce(
     step: int,
     merge: Callable[[R, R], R],
     *,
-    parts: int = RANGES,
+    parts: int | None = None,
     workers: int | None = None,
     finished: Callable[[int], None] | None = None,
 ) -> R:
@@ -147,7 +164,7 @@ def map_reduce(
         Rows in all, and the rows of a tile; ranges are whole tiles.
     merge : callable
         ``merge(left, right)`` of two results of neighbouring ranges.
-    parts : int
+    parts : int, optional
         Ranges at most.
     workers : int, optional
         Threads at most, when there is no Dask client.

@@ -34,11 +34,20 @@ from trakstore.linalg.tiles import (
     active_client,
     map_reduce,
     task_slots,
+    waiting_results,
 )
 from trakstore.planning import fit_slots
 from trakstore.progress import ProgressLine, on_terminal
 
-__all__ = ["Order", "plan_top_k", "top_k"]
+__all__ = [
+    "Order",
+    "SelectTask",
+    "check_request",
+    "listed",
+    "merge_all",
+    "plan_top_k",
+    "top_k",
+]
 
 
 def top_k(
@@ -97,29 +106,23 @@ def top_k(
     >>> top_k(scores, 1, order="magnitude")["score"].values
     array([[-2.]])
     """
-    if order not in get_args(Order):
-        raise TrakStoreError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
     if isinstance(scores, xr.DataArray):
         if where is not None or per_class:
             raise TrakStoreError("where= and per_class= are for Scores; select from the array")
         return _top_k_of_array(scores, k, order, memory_limit)
     rows, columns = scores.shape
     groups = train_groups(scores, where, per_class=per_class)
-    _check_k(k, columns if groups is None or per_class else groups.counts[0])
+    check_request(k, columns if groups is None or per_class else groups.counts[0], order)
     plan = plan_top_k(scores, k, groups, memory_limit)
     step, found = scores.tile_rows, []
     with ProgressLine(f"top-{k}", rows * columns, show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
-            task = _SelectTask(scores.window(start, stop), start, step, k, order, groups)
+            task = SelectTask(scores.window(start, stop), start, step, k, order, groups)
             advance = partial(_advance, progress, stop - start)
             found.append(
-                map_reduce(task, columns, step, _merge_all, workers=plan.workers, finished=advance)
+                map_reduce(task, columns, step, merge_all, workers=plan.workers, finished=advance)
             )
-    ids, positions = (scores.target_ids, scores.train_ids), scores.train_positions
-    lists = [
-        _dataset(list(one), *ids, scores.method, order, positions)
-        for one in zip(*found, strict=True)
-    ]
+    lists = [listed(list(one), scores, order) for one in zip(*found, strict=True)]
     if not per_class or groups is None:
         return lists[0]
     joined = xr.concat(lists, xr.DataArray(groups.labels, dims="class", name="class"))
@@ -130,7 +133,7 @@ def plan_top_k(
     scores: Scores, k: int, groups: Groups | None, memory_limit: int | str | None
 ) -> WindowPlan:
     """Windows of targets whose lists, and what they need on the way, fit the memory limit."""
-    rows, count = scores.shape[0], 1 if groups is None else len(groups.counts)
+    (rows, columns), count = scores.shape, 1 if groups is None else len(groups.counts)
     return plan_windows(
         scores,
         f"top-{k} of {rows} targets",
@@ -138,7 +141,7 @@ def plan_top_k(
         fixed_bytes=rows * k * count * (2 * STATE_BYTES + scores.train_ids.dtype.itemsize)
         + (0 if groups is None else groups.of.nbytes),
         task_bytes=select_bytes(k, scores.tile_rows),
-        target_bytes=10 * STATE_BYTES * k * count,  # lists that wait in the merge tree, one merge
+        target_bytes=waiting_results(columns, scores.tile_rows) * STATE_BYTES * k * count,
         state_bytes=(STATE_BYTES + WAITING_BYTES) * k * count
         + (0 if groups is None else 4 * scores.tile_rows),
     )
@@ -149,7 +152,9 @@ def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _SelectTask:
+class SelectTask:
+    """The lists of a window from a range of train rows, one for each group; see :class:`Running`."""
+
     window: Window
     first: int
     step: int
@@ -188,13 +193,23 @@ class _SelectTask:
             running[group].offer(part, self.first, columns + low, self.order)
 
 
-def _merge_all(left: list[Found], right: list[Found]) -> list[Found]:
+def merge_all(left: list[Found], right: list[Found]) -> list[Found]:
+    """Lists of neighbouring ranges, group by group."""
     return [merge(*pair) for pair in zip(left, right, strict=True)]
 
 
-def _check_k(k: int, columns: int) -> None:
+def check_request(k: int, columns: int, order: Order) -> None:
+    """Raise a :class:`TrakStoreError` for an unknown order, or a k that is not in 1..columns."""
+    if order not in get_args(Order):
+        raise TrakStoreError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
     if not 1 <= k <= columns:
         raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
+
+
+def listed(found: list[Found], scores: Scores, order: Order) -> xr.Dataset:
+    """Lists of windows, one after the other, with the ids of their scores."""
+    ids, positions = (scores.target_ids, scores.train_ids), scores.train_positions
+    return _dataset(found, *ids, scores.method, order, positions)
 
 
 def _dataset(
@@ -233,7 +248,7 @@ def _top_k_of_array(
     if set(array.dims) != {"target", "train"}:
         raise TrakStoreError(f"top_k needs the dimensions (target, train), got {array.dims}")
     array = array.transpose("target", "train")
-    _check_k(k, array.sizes["train"])
+    check_request(k, array.sizes["train"], order)
     data = da.asarray(array.data)
     data = data if data.dtype.kind == "f" else data.astype(np.float64)
     workers = _block_workers(data, k, memory_limit)

@@ -14,7 +14,7 @@ from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
 from trakstore.planning import human_bytes, ranges
 
-__all__ = ["Matrix", "by_target", "target_windows"]
+__all__ = ["Matrix", "by_target", "target_windows", "window_ranges"]
 
 Matrix: TypeAlias = "Scores | xr.DataArray | NDArray[Any]"
 _COPIES = 40  # bytes for each score of a window: as computed, as float64, sorted, and scratch
@@ -32,22 +32,29 @@ def target_windows(
     MemoryLimitError
         When the scores of one target do not fit.
     """
-    if len(scores.shape) != 2:
-        raise TrakStoreError(f"scores have the shape (target, train), got {scores.shape}")
-    rows, columns = scores.shape
-    limit = memory_budget(memory_limit)
-    fitting = limit // (_COPIES * max(1, columns))
-    if fitting < 1:
-        raise MemoryLimitError(
-            f"the scores of one target take {human_bytes(_COPIES * columns)}, the memory limit is "
-            f"{human_bytes(limit)}: give a larger memory_limit"
-        )
-    for start, stop in ranges(rows, min(rows, fitting)):
+    for start, stop in window_ranges(scores.shape, memory_limit):
         if isinstance(scores, np.ndarray):
             part: Any = scores[start:stop]
         else:
             part = scores.isel(target=slice(start, stop))
         yield start, stop, np.asarray(part, dtype=np.float64)
+
+
+def window_ranges(
+    shape: tuple[int, ...], memory_limit: int | str | None, each: int = _COPIES
+) -> Iterator[tuple[int, int]]:
+    """Windows of targets whose scores, ``each`` bytes for one, fit; raises as the above."""
+    if len(shape) != 2:
+        raise TrakStoreError(f"scores have the shape (target, train), got {shape}")
+    rows, columns = shape
+    limit = memory_budget(memory_limit)
+    fitting = limit // (each * max(1, columns))
+    if fitting < 1:
+        raise MemoryLimitError(
+            f"the scores of one target take {human_bytes(each * columns)}, the memory limit is "
+            f"{human_bytes(limit)}: give a larger memory_limit"
+        )
+    return ranges(rows, min(rows, fitting))
 
 
 def by_target(

@@ -12,6 +12,7 @@
     {epoch}/{split}/masked           (sample,): rows that are left out, where there are any
     runs/{epoch}.{split}.{run}       what each run did
     scores/{name}                    saved score matrices
+    dynamics/{split}/{run}.{number}  what a training process saw of samples
     grams/{epoch}/{split}            the gram of a split's features; ~{weighting} behind it: weighted
 """
 
@@ -32,6 +33,7 @@ __all__ = [
     "as_epoch",
     "check_name",
     "document_key",
+    "dynamics_path",
     "epoch_path",
     "epoch_sort_key",
     "gram_path",
@@ -53,7 +55,8 @@ MASKED = "masked"
 SCORES = "scores"
 GRAMS = "grams"
 RUNS = "runs"
-RESERVED = frozenset({SCORES, GRAMS, RUNS, "dynamics", "evaluation"})
+DYNAMICS = "dynamics"
+RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, "evaluation"})
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
@@ -128,6 +131,11 @@ def run_path(epoch: Epoch, split: str, run: str) -> str:
 def gram_path(epoch: Epoch, split: str, weighting: str = "") -> str:
     """Group of the gram of a split's features; weighted ones have names that no split can have."""
     return f"{GRAMS}/{split_path(epoch, split)}" + (f"~{weighting}" if weighting else "")
+
+
+def dynamics_path(split: str) -> str:
+    """Group of what training showed of a split's samples."""
+    return f"{DYNAMICS}/{check_name(split, 'split')}"
 
 
 def document_key(path: str) -> str:

@@ -37,7 +37,8 @@ def read_root(document: bytes, location: Location) -> StoreSpec:
 def refuse_foreign(location: Location) -> None:
     """Raise a :class:`LocationError` if something that is no store lies at a location."""
     # listed first: where others make a store just now, its document is there before all else
-    names = [name for name in location.names("") if not layout.is_leftover(name)]
+    known = (layout.DYNAMICS,)  # training may be watched before there are features
+    names = [n for n in location.names("") if not layout.is_leftover(n) and n not in known]
     if names and location.get(layout.document_key("")) is None:
         raise LocationError(
             f"{location} is not empty and is not a store (it has {names[0]!r}); "

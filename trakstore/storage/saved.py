@@ -24,7 +24,14 @@ from trakstore.storage.checksums import TAIL, intact, tail_of
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["ARRAYS", "UNFINISHED", "SavedArray", "check_saved", "pending_document"]
+__all__ = [
+    "ARRAYS",
+    "UNFINISHED",
+    "SavedArray",
+    "check_saved",
+    "pending_arrays",
+    "pending_document",
+]
 
 _WRITE_ALL: Any = {"write_empty_chunks": True}  # else a chunk of fill values would look unwritten
 UNFINISHED = group_document({})  # the group's document until all is saved
@@ -138,6 +145,15 @@ def pending_document(token: str, arrays: list[SavedArray]) -> bytes:
     """The group's document while what ``token`` names is saved to these arrays."""
     told = {"of": token, ARRAYS: [array.to_dict() for array in arrays]}
     return group_document({PENDING: told})
+
+
+def pending_arrays(document: bytes | None, token: str) -> list[SavedArray]:
+    """The arrays that a save of what ``token`` names was stopped on; none of another, or whole."""
+    if document in (None, UNFINISHED):
+        return []
+    told = attributes(document or b"", "a saved matrix").get(PENDING, {})
+    arrays = told.get(ARRAYS, []) if told.get("of") == token else []
+    return [SavedArray.from_dict(one) for one in arrays]
 
 
 def check_saved(location: Location, group: str) -> Iterator[Finding]:

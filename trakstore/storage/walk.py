@@ -195,6 +195,11 @@ class Walk:
         self._above(layout.SCORES)
         for name in self.location.names(layout.SCORES):
             self.findings += check_saved(self.location, f"{layout.SCORES}/{name}")
+        self._above(layout.DYNAMICS)
+        for split in self.location.names(layout.DYNAMICS):
+            self._above(f"{layout.DYNAMICS}/{split}")
+            for name in self.location.names(f"{layout.DYNAMICS}/{split}"):
+                self.findings += check_saved(self.location, f"{layout.DYNAMICS}/{split}/{name}")
         self._above(layout.GRAMS)
         for epoch in self.location.names(layout.GRAMS):
             self._above(f"{layout.GRAMS}/{epoch}")

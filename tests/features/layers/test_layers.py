@@ -200,3 +200,49 @@ def test_a_class_token_and_position_embeddings() -> None:
             return x + self.position[:, : x.shape[1]]
 
     check(Patches(), normal(3, 5, 4))
+
+
+@several
+@given(batches, sizes, sizes, st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans())
+def test_attention_of_any_size(
+    batch: int, length: int, source: int, heads: int, width: int, bias: bool, own: bool
+) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.MultiheadAttention(heads * width, heads, bias=bias, batch_first=True)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            other = x if own else y
+            return self.inner(x, other, other, need_weights=False)[0]
+
+    width_all = heads * width
+    check(seeded(Attention), normal(batch, length, width_all), normal(batch, source, width_all))
+
+
+@several
+@given(st.data(), batches, st.lists(sizes, min_size=1, max_size=3), st.booleans())
+def test_parameters_of_any_shape_that_is_broadcast(
+    data: Any, batch: int, dims: list[int], multiply: bool
+) -> None:
+    """A parameter has some of the last dimensions of a sample, each whole or 1."""
+    kept = data.draw(st.integers(0, len(dims)))
+    tail = dims[len(dims) - kept :]
+    shape = [data.draw(st.sampled_from(sorted({1, size}))) for size in tail]
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(normal(*shape) if shape else torch.tensor(0.7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.p if multiply else x + self.p
+
+    check(Own(), normal(batch, *dims))
+
+
+def test_layer_norm_far_from_zero() -> None:
+    """The sums over positions are not those of squares, which would cancel."""
+    model = seeded(lambda: nn.LayerNorm(6))
+    check(model, normal(3, 4, 6) + 300)
+    check(model, 1e-3 * normal(3, 4, 6))

@@ -1,0 +1,167 @@
+"""What the tracker keeps, against a plain recomputation; and what a crash leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import trakstore as ts
+from trakstore.analysis.dynamics import dynamics_of, training_dynamics
+from trakstore.attributors import TrainingDynamicsTracker, WithIds
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.storage.verify import verify_store
+
+N, CLASSES, EPOCHS = 23, 4, 14
+
+
+def logits(epoch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(epoch)
+    return torch.randn(N, CLASSES, generator=generator) * 2
+
+
+LABELS = torch.arange(N) % CLASSES
+
+
+def run(tracker: TrainingDynamicsTracker, epochs: Any, ids: Any, seed: int = 0) -> None:
+    """A loop that shuffles."""
+    for epoch in epochs:
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(100 * seed + epoch))
+        for at, rows in enumerate(order.split(5)):
+            own = [ids[row] for row in rows]
+            tracker.update(epoch, at, None, LABELS[rows], logits(epoch)[rows], ids=own)
+
+
+def expected() -> dict[str, np.ndarray[Any, Any]]:
+    every = torch.stack([logits(epoch) for epoch in range(EPOCHS)]).double()
+    p = every.softmax(2)
+    own = p[:, torch.arange(N), LABELS].numpy()
+    right = (every.argmax(2) == LABELS).numpy()
+    masked = every.clone()
+    masked[:, torch.arange(N), LABELS] = -torch.inf
+    margin = every[:, torch.arange(N), LABELS] - masked.amax(2)
+    y = torch.nn.functional.one_hot(LABELS, CLASSES)
+    first = [np.flatnonzero(column)[0] if column.any() else -1 for column in right.T]
+    return {
+        "confidence": own.mean(0),
+        "variability": own.std(0),
+        "correctness": right.mean(0),
+        "forgetting_events": (right[:-1] & ~right[1:]).sum(0),
+        "first_learned": np.array(first),
+        "aum": margin.numpy().mean(0),
+        "el2n": (p - y).norm(dim=2)[:10].numpy().mean(0),
+        "loss": -np.log(own[-1]),
+        "epochs": np.full(N, EPOCHS),
+    }
+
+
+@pytest.mark.parametrize("interval", [1, 7, 1000])
+@pytest.mark.parametrize("named", [False, True])
+def test_columns_are_those_of_a_plain_recomputation(
+    tmp_path: Path, interval: int, named: bool
+) -> None:
+    ids = [f"s{i:02}" for i in range(N)] if named else list(range(N))
+    with TrainingDynamicsTracker(range(N), interval, tmp_path / "d.zarr") as tracker:
+        run(tracker, range(EPOCHS), ids)
+        found = tracker.analyze()
+    assert found["sample_id"].values.tolist() == ids
+    for name, values in expected().items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+    joined = dynamics_of(found, np.array(ids)[[[3, 1], [2, 2]]])
+    np.testing.assert_array_equal(joined["aum"], found["aum"].values[[[3, 1], [2, 2]]])
+    with pytest.raises(NotFoundError, match="was not tracked"):
+        dynamics_of(found, ["nobody"] if named else [99])
+
+
+def test_a_run_that_goes_on_replaces_what_it_does_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = tmp_path / "d.zarr"
+    times = iter(["2026-01-01", "2026-01-02"])
+    monkeypatch.setattr("trakstore.attributors.dynamics.now", lambda: next(times))
+    with TrainingDynamicsTracker(None, 3, where) as tracker:
+        run(tracker, range(9), list(range(N)))
+    with TrainingDynamicsTracker(None, 4, where) as tracker:
+        run(tracker, range(6, EPOCHS), list(range(N)), seed=1)
+        found = tracker.analyze()
+    for name, values in expected().items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_beside_features_made_before_or_after(tmp_path: Path) -> None:
+    from features.models import Samples, mlp
+
+    from trakstore.features import featurize
+
+    where = tmp_path / "s.zarr"
+    with TrainingDynamicsTracker(None, 50, where) as tracker:
+        run(tracker, range(2), list(range(N)))
+    featurize(mlp(), Samples(N), where, progress=False)
+    with TrainingDynamicsTracker(None, 50, ts.open_store(where), split="more") as tracker:
+        run(tracker, range(2), list(range(N)))
+    assert verify_store(where).ok
+    np.testing.assert_array_equal(
+        training_dynamics(where)["aum"], training_dynamics(ts.open_store(where), "more")["aum"]
+    )
+    with pytest.raises(NotFoundError, match="no training dynamics of 'test'"):
+        training_dynamics(where, "test")
+    chunk = next((where / "dynamics" / "train").rglob("measures/c/0/0"))
+    chunk.write_bytes(chunk.read_bytes()[:-9] + b"x" * 9)
+    (found,) = verify_store(where).findings
+    assert found.kind == "damaged"
+
+
+def test_a_killed_run_keeps_what_was_stored(tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_dynamics import run, TrainingDynamicsTracker, N
+tracker = TrainingDynamicsTracker(None, 5, {str(tmp_path / "d.zarr")!r})
+for epoch in range(10_000):
+    run(tracker, [epoch], list(range(N)))
+    print(epoch, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    last = 0
+    until = time.monotonic() + 60
+    while last < 12 and time.monotonic() < until:
+        last = int(process.stdout.readline())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    found = training_dynamics(tmp_path / "d.zarr")
+    assert found["epochs"].values.min() >= last - 2
+    np.testing.assert_array_equal(found["sample_id"], np.arange(N))
+
+
+def test_with_ids() -> None:
+    data = WithIds([(1.0, 2), (3.0, 4)], ids=["a", "b"])
+    assert (len(data), data[1], WithIds([(5, 6)])[0]) == (2, (3.0, 4, "b"), (5, 6, 0))
+    with pytest.raises(TrakStoreError, match="as many ids"):
+        WithIds([(1.0, 2)], ids=["a", "b"])
+
+
+def test_refusals(tmp_path: Path) -> None:
+    tracker = TrainingDynamicsTracker(range(3), 1, tmp_path / "d.zarr")
+    batch: Any = (LABELS[:4], logits(0)[:4])
+    with pytest.raises(TrakStoreError, match="wrap the data set in WithIds"):
+        tracker.update(0, 0, None, *batch)
+    with pytest.raises(TrakStoreError, match="needed logits"):
+        tracker.update(0, 0, None, LABELS[:3], logits(0)[:4], ids=[0, 1, 2])
+    with pytest.raises(TrakStoreError, match="4 samples came with 3 ids"):
+        tracker.update(0, 0, None, *batch, ids=[0, 1, 2])
+    with pytest.raises(TrakStoreError, match="more than 3 ids"):
+        tracker.update(0, 0, None, *batch, ids=[0, 1, 2, 3])
+    with pytest.raises(TrakStoreError, match="integers or strings"):
+        tracker.update(0, 0, None, *batch, ids=[0.5, 1, 2, 3])
+    with pytest.raises(TrakStoreError, match="save_interval"):
+        TrainingDynamicsTracker(None, 0, tmp_path / "d.zarr")

@@ -1,0 +1,124 @@
+"""How the scores of some targets change from epoch to epoch: whole rows of scores, no matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from trakstore.errors import TrakStoreError
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.lists import Order, keys
+from trakstore.linalg.ranks import spearman
+from trakstore.linalg.rows import TakenRows, whole_column
+from trakstore.linalg.topk import check_request
+from trakstore.linalg.windows import window_ranges
+
+__all__ = ["evolution"]
+
+_EACH = 72  # bytes for each score of a window: two epochs', their ranks, an order, and scratch
+F64 = NDArray[np.float64]
+
+
+def evolution(
+    scores: Scores,
+    k: int = 10,
+    *,
+    order: Order = "largest",
+    memory_limit: int | str | None = None,
+) -> xr.Dataset:
+    """What each epoch alone gives the targets, and how it differs from the epoch before.
+
+    For chosen targets select them first, ``scores.isel(target=...)``; for groups of targets,
+    :func:`trakstore.group_scores`. The train features of each epoch are read once for each window of
+    targets.
+
+    Parameters
+    ----------
+    scores : Scores, shape (m, n)
+        Of any method, over several epochs.
+    k : int
+        Entries of each list.
+    order : {"largest", "smallest", "magnitude"}
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None. A target needs 72 n.
+
+    Returns
+    -------
+    Dataset
+        Dimensions ``(epoch, target)``: ``mean``, ``std``, ``min`` and ``max`` over train rows;
+        ``spearman`` with the scores of the epoch before, and ``kept``, the share of the list that
+        was in the list before (NaN at the first epoch). Dimensions ``(epoch, target, rank)``:
+        ``score``, ``train`` (sample ids), ``position`` (stored row) and ``rank_before`` (1 is the
+        first; 0 at the first epoch). Coordinates ``epoch`` and ``target_id``.
+
+    Raises
+    ------
+    TrakStoreError
+        ``k`` is not in 1..n, an unknown order.
+    MemoryLimitError
+        The scores of one target do not fit.
+    """
+    check_request(k, scores.shape[1], order)
+    windows = window_ranges(scores.shape, memory_limit, _EACH)
+    parts = [_window(scores, slice(*window), k, order) for window in windows]
+    whole: xr.Dataset = xr.concat(parts, "target")
+    column = whole["position"].values.astype(np.int64)
+    whole["train"] = (whole["position"].dims, _taken(scores.train_ids, column))
+    if scores.train_positions is not None:
+        whole["position"] = (whole["position"].dims, _taken(scores.train_positions, column))
+    coords = {
+        "epoch": np.array(scores.epochs, dtype=object),  # numbers and names
+        "target_id": ("target", whole_column(scores.target_ids)),
+    }
+    return whole.assign_coords(coords).assign_attrs(method=scores.method, order=order)
+
+
+def _window(scores: Scores, targets: slice, k: int, order: Order) -> xr.Dataset:
+    """All epochs of some targets."""
+    chosen, found, before = scores.isel(target=targets), [], None
+    for epoch in scores.epochs:
+        rows = np.asarray(chosen.epoch(epoch), dtype=np.float64)
+        now = _Epoch(rows, k, order)
+        found.append(now.described(before))
+        before = now
+    return xr.concat(found, "epoch")
+
+
+class _Epoch:
+    """The scores of an epoch, ranked."""
+
+    def __init__(self, rows: F64, k: int, order: Order) -> None:
+        self.rows, key = rows, keys(rows, order)
+        if not np.isfinite(rows).all():
+            raise TrakStoreError("scores are not finite: look at `trakstore kernel`")
+        self.first = np.argsort(-key, axis=1, kind="stable")[:, :k]
+        self.ranks = rankdata(-key, axis=1, method="ordinal")
+
+    def described(self, before: _Epoch | None) -> xr.Dataset:
+        rows, first = self.rows, self.first
+        targets = len(rows)
+        like, kept = np.full((2, targets), np.nan)
+        old = np.zeros(first.shape, dtype=np.int64)
+        if before is not None:
+            like = spearman(rows, before.rows)
+            kept = np.array(
+                [np.isin(*pair).mean() for pair in zip(first, before.first, strict=True)]
+            )
+            old = np.take_along_axis(before.ranks, first, axis=1)
+        numbers = {"mean": rows.mean(1), "std": rows.std(1), "min": rows.min(1), "max": rows.max(1)}
+        numbers |= {"spearman": like, "kept": kept}
+        score = np.take_along_axis(rows, first, axis=1)
+        lists = {"score": score, "position": first, "rank_before": old}
+        return xr.Dataset(
+            {name: ("target", values) for name, values in numbers.items()}
+            | {name: (("target", "rank"), values) for name, values in lists.items()}
+        )
+
+
+def _taken(rows: Any, at: NDArray[np.int64]) -> NDArray[Any]:
+    found: NDArray[Any] = TakenRows(rows, at.ravel()).read(0, at.size)
+    return found.reshape(at.shape)

@@ -1,0 +1,157 @@
+"""Whether some chosen samples have properties that others have not: against draws of the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+
+__all__ = ["Property", "compare_properties", "modular_addition"]
+
+Describe = Callable[[Any], Mapping[str, float | bool | str]]
+F64 = NDArray[np.float64]
+_DRAWN = 2**22  # positions that are drawn at once
+
+
+@dataclass(frozen=True)
+class Property:
+    """One property, chosen samples against all.
+
+    Attributes
+    ----------
+    name : str
+        Of a property with words as values, ``name=word``.
+    chosen, all : float
+        Means over the chosen samples and over all; shares, where the property is true or false.
+    p : float
+        Two-sided: share of random draws of as many samples whose mean is at least as far from all's.
+    corrected : float
+        Holm's, for as many properties as were looked at.
+    """
+
+    name: str
+    chosen: float
+    all: float
+    p: float
+    corrected: float
+
+
+def compare_properties(
+    describe: Describe,
+    samples: Iterable[Any],
+    chosen: Sequence[int] | NDArray[Any],
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> list[Property]:
+    """Test whether chosen samples differ from random draws of the same size.
+
+    Parameters
+    ----------
+    describe : callable
+        Properties of a sample: numbers, booleans or words by name, the same names for each.
+    samples : iterable
+        All that were to choose from.
+    chosen : sequence of int
+        Positions among them, such as those of a list of scores.
+    draws : int
+        Random draws without replacement; p-values are at least 1 / (draws + 1).
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    list of Property
+        The smallest p first.
+
+    Raises
+    ------
+    TrakStoreError
+        When nothing is chosen, a position is out of range or named twice, samples have other
+        properties than the first.
+    """
+    names, values = _table([dict(describe(sample)) for sample in samples])
+    rows = np.asarray(chosen, dtype=np.int64).reshape(-1)
+    if not rows.size or len(np.unique(rows)) < rows.size or not _within(rows, len(values)):
+        raise TrakStoreError(
+            f"chosen must be some positions in 0..{len(values) - 1}, each once, got {rows.tolist()[:9]}"
+        )
+    found, whole = values[rows].mean(0), values.mean(0)
+    distance = np.abs(found - whole)
+    far = np.zeros(len(names), dtype=np.int64)
+    for drawn in _means(values, rows.size, draws, np.random.default_rng(seed)):
+        far += (np.abs(drawn - whole) >= distance * (1 - 1e-12)).sum(0)
+    p = (1 + far) / (1 + draws)
+    rows_of = zip(names, found.tolist(), whole.tolist(), p.tolist(), _holm(p).tolist(), strict=True)
+    return sorted((Property(*row) for row in rows_of), key=lambda one: one.p)
+
+
+def modular_addition(modulus: int) -> Describe:
+    """Properties of samples ``(a, b, ...)`` of a + b modulo a number.
+
+    Examples
+    --------
+    >>> modular_addition(7)((3, 5))["carries"], modular_addition(7)((3, 5))["sum"]
+    (True, 1)
+    """
+
+    def describe(sample: Any) -> dict[str, float | bool | str]:
+        a, b = (int(one) for one in sample[:2])
+        apart = min((a - b) % modulus, (b - a) % modulus)
+        return {
+            "sum": (a + b) % modulus,
+            "carries": a + b >= modulus,
+            "equal": a == b,
+            "has zero": 0 in (a, b),
+            "distance": apart,
+            "smaller": min(a, b),
+            "larger": max(a, b),
+        }
+
+    return describe
+
+
+def _table(described: list[dict[str, Any]]) -> tuple[list[str], F64]:
+    """Names and values (samples, properties); words become one yes or no each."""
+    if not described:
+        raise TrakStoreError("there are no samples")
+    columns: dict[str, list[float]] = {}
+    for name in described[0]:
+        if any(one.keys() != described[0].keys() for one in described):
+            raise TrakStoreError(f"every sample needs the properties {sorted(described[0])}")
+        given = [one[name] for one in described]
+        if any(isinstance(one, str) for one in given):
+            for word in sorted(set(map(str, given))):
+                columns[f"{name}={word}"] = [float(str(one) == word) for one in given]
+        else:
+            columns[name] = [float(one) for one in given]
+    values = np.array(list(columns.values())).T
+    if not np.isfinite(values).all():
+        raise TrakStoreError("a property is NaN or infinite")
+    return list(columns), values
+
+
+def _within(rows: NDArray[np.int64], count: int) -> bool:
+    return bool(rows.min() >= 0 and rows.max() < count)
+
+
+def _means(values: F64, size: int, draws: int, rng: np.random.Generator) -> Iterable[F64]:
+    """Means of random draws, some at a time."""
+    step = max(1, _DRAWN // len(values))
+    for start in range(0, draws, step):
+        count = min(step, draws - start)
+        rows = np.argpartition(rng.random((count, len(values))), size - 1, axis=1)[:, :size]
+        yield values[rows].mean(1)
+
+
+def _holm(p: F64) -> F64:
+    order = np.argsort(p, kind="stable")
+    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    found = np.empty_like(p)
+    found[order] = np.minimum(raised, 1)
+    return found

@@ -1,0 +1,178 @@
+"""Which train samples gained or lost influence between two checkpoints, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.analysis.scales import SCALES, Scaled
+from trakstore.errors import TrakStoreError
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.rows import TakenRows, whole_column
+
+__all__ = ["Scale", "Transition", "transition"]
+
+Scale: TypeAlias = Literal["standard", "rank", "raw"]
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A change of influence.
+
+    Attributes
+    ----------
+    changes : Dataset
+        Dimension ``train``: ``change``, the mean over targets on the chosen scale; ``p``, its
+        two-sided p-value under the null, and ``q``, Benjamini's and Hochberg's false discovery rate
+        (both NaN without a null); coordinates ``train_id`` and ``position`` (stored row).
+    gained, lost : Dataset
+        Dimension ``rank``: the largest and the most negative changes: ``train``, ``position``,
+        ``change`` with ``low`` and ``high`` of a 95% bootstrap interval over targets, ``p``, ``q``.
+    scale : str
+    null_pairs : int
+    """
+
+    changes: xr.Dataset
+    gained: xr.Dataset
+    lost: xr.Dataset
+    scale: str
+    null_pairs: int
+
+    def error_rate(self, side: Literal["gained", "lost"]) -> float:
+        """Share of a list that is expected to be there by chance; NaN without a null."""
+        found = getattr(self, side)["q"].values
+        return float(found.max()) if len(found) else float("nan")
+
+
+def transition(
+    before: Scores,
+    after: Scores,
+    null: Sequence[tuple[Scores, Scores]] = (),
+    *,
+    scale: Scale = "standard",
+    k: int = 10,
+    resamples: int = 1000,
+    seed: int = 0,
+    memory_limit: int | str | None = None,
+) -> Transition:
+    r"""Change of influence of each train sample on some targets.
+
+    Scores of two checkpoints have scales of their own (gradient norms collapse once a model fits), so
+    they are compared on a common one: ``"standard"``, each target's scores less their mean over train
+    samples, by their standard deviation; ``"rank"``, ranks as a share of n; ``"raw"``, as they are.
+    The change is the mean over targets of after less before. For ``"standard"`` and ``"raw"`` it is
+    linear in the targets, and costs a pass for the moments and one with a single column.
+
+    Parameters
+    ----------
+    before, after : Scores, shape (m, n)
+        Of one method, targets and train samples: ``scores.epoch(...)``.
+    null : sequence of pairs of Scores
+        Where nothing is thought to have happened: neighbouring checkpoints of a stable phase, or one
+        checkpoint under two seeds of the projection. The p-value of a change d is
+        (1 + #{null changes of any sample that are at least |d|}) / (1 + their number).
+    scale : {"standard", "rank", "raw"}
+    k : int
+        Length of the two lists, 1 to n.
+    resamples : int
+        Of the targets, for the intervals.
+    seed : int
+        Of the resamples.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None. ``"rank"`` needs 40 n for
+        each target at once.
+
+    Raises
+    ------
+    TrakStoreError
+        Shapes that differ, an unknown scale, a ``k`` outside of 1..n, a target whose scores are all
+        equal.
+    MemoryLimitError
+        The plan does not fit.
+
+    References
+    ----------
+    Benjamini and Hochberg (1995). Pooled null: Efron, "Large-Scale Inference", 2010, chapter 6.
+    """
+    pairs = [(before, after), *null]
+    _check(pairs, scale, k)
+    sides = [(SCALES[scale](a, memory_limit), SCALES[scale](b, memory_limit)) for a, b in pairs]
+    change, *others = [late.mean() - early.mean() for early, late in sides]
+    p = _p_values(change, others)
+    q = _false_discovery(p)
+    columns = {"change": change, "p": p, "q": q}
+    changes = xr.Dataset({name: ("train", values) for name, values in columns.items()})
+    order = np.argsort(-change, kind="stable")
+    rng = np.random.default_rng(seed)
+    gained, lost = (
+        _listed(changes, before, at, *_interval(*sides[0], at, resamples, rng))
+        for at in (order[:k], order[::-1][:k])
+    )
+    coords = {
+        "train_id": ("train", whole_column(before.train_ids)),
+        "position": ("train", _positions(before, np.arange(before.shape[1]))),
+    }
+    return Transition(changes.assign_coords(coords), gained, lost, scale, len(null))
+
+
+def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> None:
+    if scale not in get_args(Scale):
+        raise TrakStoreError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
+    shapes = {one.shape for pair in pairs for one in pair}
+    if len(shapes) > 1:
+        raise TrakStoreError(f"scores that are compared have one shape, got {sorted(shapes)}")
+    ((_, columns),) = shapes
+    if not 1 <= k <= columns:
+        raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
+
+
+def _p_values(change: F64, null: Sequence[F64]) -> F64:
+    if not null:
+        return np.full(change.shape, np.nan)
+    pooled = np.sort(np.abs(np.concatenate(null)))
+    tied = np.abs(change) * (1 - 1e-9)  # ranks tie, but for rounding
+    larger = pooled.size - np.searchsorted(pooled, tied, side="left")
+    found: F64 = (1 + larger) / (1 + pooled.size)
+    return found
+
+
+def _false_discovery(p: F64) -> F64:
+    """Of all that have a p-value at most as large: p n / rank, made monotone."""
+    order = np.argsort(p, kind="stable")
+    raised = p[order] * len(p) / np.arange(1, len(p) + 1)
+    found = np.empty_like(p)
+    found[order] = np.minimum(np.minimum.accumulate(raised[::-1])[::-1], 1)
+    return found
+
+
+def _interval(
+    early: Scaled, late: Scaled, at: NDArray[np.int64], resamples: int, rng: np.random.Generator
+) -> tuple[F64, F64]:
+    """95% of the means over targets drawn with replacement, for some train rows."""
+    each = late.at(at) - early.at(at)
+    count = len(each)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    low, high = np.quantile(weights @ each, [0.025, 0.975], axis=0)
+    return low, high
+
+
+def _listed(
+    changes: xr.Dataset, scores: Scores, at: NDArray[np.int64], low: F64, high: F64
+) -> xr.Dataset:
+    kept = {name: ("rank", changes[name].values[at]) for name in ("change", "p", "q")}
+    ids = TakenRows(scores.train_ids, at).read(0, at.size)
+    where = {"train": ("rank", ids), "position": ("rank", _positions(scores, at))}
+    return xr.Dataset(where | kept | {"low": ("rank", low), "high": ("rank", high)})
+
+
+def _positions(scores: Scores, at: NDArray[np.int64]) -> NDArray[np.int64]:
+    if scores.train_positions is None:
+        return at
+    found: NDArray[np.int64] = TakenRows(scores.train_positions, at).read(0, at.size)
+    return found
