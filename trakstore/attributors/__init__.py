@@ -7,6 +7,7 @@ from trakstore.attributors.delayed import DelayedGeneralizationTRAK
 from trakstore.attributors.dynamics import TrainingDynamicsTracker, WithIds
 from trakstore.attributors.phases import PhaseTransitionAttributor
 from trakstore.attributors.tracin import TracInAttributor
+from trakstore.attributors.training import featurize_epoch, trainer_callback
 from trakstore.attributors.trak import TRAKAttributor, compute_attribution_stability
 from trakstore.attributors.traker import ModelIDException, TRAKer
 
@@ -21,4 +22,6 @@ __all__ = [
     "TrainingDynamicsTracker",
     "WithIds",
     "compute_attribution_stability",
+    "featurize_epoch",
+    "trainer_callback",
 ]

@@ -13,9 +13,12 @@ import typer
 
 import trakstore
 from trakstore.cli.demo import demo
+from trakstore.cli.dynamics import dynamics
 from trakstore.cli.estimate import estimate
+from trakstore.cli.evolve import evolve
 from trakstore.cli.export import export
 from trakstore.cli.featurize import featurize
+from trakstore.cli.groups import groups
 from trakstore.cli.info import info
 from trakstore.cli.kernel import kernel
 from trakstore.cli.neighbours import neighbours
@@ -23,6 +26,7 @@ from trakstore.cli.output import error_line, tolerant_streams
 from trakstore.cli.score import score
 from trakstore.cli.topk import topk
 from trakstore.cli.traker import import_
+from trakstore.cli.transitions import transitions
 from trakstore.cli.verify import verify
 from trakstore.errors import TrakStoreError
 
@@ -39,6 +43,10 @@ EXAMPLES: dict[Callable[..., None], str] = {
     score: "trakstore score run.zarr --targets test --train train --save test-on-train",
     topk: "trakstore topk run.zarr --k 10 --target 17 --memory-limit 600MB",
     neighbours: "trakstore neighbours run.zarr --epoch 10 --k 5 --metric cosine",
+    evolve: "trakstore evolve run.zarr --target 17 --k 5",
+    transitions: "trakstore transitions run.zarr --before 100 --after 1000 --null 50,100",
+    groups: "trakstore groups run.zarr --method trak",
+    dynamics: "trakstore dynamics run.zarr --by aum --k 20",
     verify: "trakstore verify run.zarr --repair",
     export: "trakstore export run.zarr --epoch 10 --split train --to train.parquet",
     import_: "trakstore import trak_results --store run.zarr --parameters 11173962",

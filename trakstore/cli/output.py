@@ -9,9 +9,17 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from rich.console import Console
 
-__all__ = ["console", "error_line", "only_json", "print_json", "tolerant_streams"]
+__all__ = [
+    "console",
+    "error_line",
+    "only_json",
+    "print_json",
+    "tolerant_streams",
+    "without_nan",
+]
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -47,6 +55,18 @@ def tolerant_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def without_nan(found: xr.Dataset) -> dict[str, Any]:
+    """Variables and coordinates as lists, in the order of their dimensions; null for NaN."""
+    columns = {**found.coords, **found.data_vars}
+    return {str(name): _listed(column.values) for name, column in columns.items()}
+
+
+def _listed(values: Any) -> Any:
+    if values.dtype.kind == "f":
+        values = np.where(np.isnan(values), None, values.astype(object))
+    return values.tolist()
 
 
 def _plain(value: object) -> Any:

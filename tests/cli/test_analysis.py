@@ -1,0 +1,102 @@
+"""Commands over epochs, groups and training give the numbers that the library gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import trakstore as ts
+from trakstore.analysis.evolution import evolution
+from trakstore.analysis.transitions import transition
+from trakstore.attributors import TrainingDynamicsTracker
+
+
+@pytest.fixture
+def epochs(tmp_path: Path) -> ts.FeatureStore:
+    return fill(tmp_path / "e.zarr", 0)
+
+
+def fill(where: Path, seed: int) -> ts.FeatureStore:
+    rng = np.random.default_rng(seed)
+    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("sjlt", dim=6, seed=seed))
+    for epoch in (10, 20, 30):
+        for split, rows in (("train", 40), ("test", 7)):
+            features = rng.normal(size=(rows, 6)).astype(np.float32)
+            q = rng.uniform(0.1, 1, rows).astype(np.float32)
+            ids = [f"{split}{i}" for i in range(rows)]
+            labels = np.arange(rows) % 3
+            store.write_split(epoch, split, features, out_to_loss=q, ids=ids, labels=labels)
+    return store
+
+
+def test_evolve(run: Any, epochs: ts.FeatureStore) -> None:
+    asked = ["evolve", epochs.location, "--k", "3", "--target", "test4", "--target", "@1"]
+    found = json.loads(run(*asked, "--json").out)
+    wanted = evolution(ts.trak_scores(epochs).isel(target=[4, 1]), 3)
+    assert found["epoch"] == [10, 20, 30] and found["target_id"] == ["test4", "test1"]
+    assert found["train"] == wanted["train"].values.tolist()
+    assert found["spearman"][0] == [None, None]
+    table = run(*asked).out
+    assert "target test4" in table and wanted["train"].values[2, 0, 0] in table
+    mean = json.loads(run("evolve", epochs.location, "--together", "--json").out)
+    dense = np.asarray(ts.trak_scores(epochs).epoch(20)).mean(0)
+    assert mean["max"][1][0] == pytest.approx(float(dense.max()), rel=1e-5)
+    assert mean["target_id"] == ["mean of 7"]
+
+
+def test_transitions(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:
+    other = fill(tmp_path / "o.zarr", 1)
+    asked = ["transitions", epochs.location, "--before", "10", "--after", "20", "--k", "4"]
+    null = ["--null", "20,30", "--other-seed", other.location]
+    found = json.loads(run(*asked, *null, "--json").out)
+    mine, theirs = ts.trak_scores(epochs), ts.trak_scores(other)
+    pairs = [(mine.epoch(20), mine.epoch(30))]
+    pairs += [(mine.epoch(e), theirs.epoch(e)) for e in (10, 20)]
+    wanted = transition(mine.epoch(10), mine.epoch(20), pairs, k=4)
+    assert found["null_pairs"] == 3
+    for side in ("gained", "lost"):
+        for name in ("train", "change", "p", "q", "low", "high"):
+            assert found[side][name] == getattr(wanted, side)[name].values.tolist(), name
+    table = run(*asked).out
+    assert "gained (train id)" in table and "no p-values: give --null" in table
+    assert json.loads(run(*asked, "--json").out)["lost"]["p"] == [None] * 4
+    bad = run(*asked, "--null", "20")
+    assert bad.code == 2 and "--null takes two epochs" in bad.err
+
+
+def test_groups(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:
+    found = json.loads(run("groups", epochs.location, "--json").out)
+    scores = ts.trak_scores(epochs)
+    dense, own = np.asarray(scores, "f8"), np.arange(7)[:, None] % 3 == np.arange(40) % 3
+    assert found["mean_score"][1][2] == pytest.approx(dense[1::3, 2::3].mean(), rel=1e-3)
+    positive = np.maximum(dense, 0)
+    share = ((positive * own).sum(1) / positive.sum(1)).mean()
+    assert found["same_class_share"] == pytest.approx(share)
+    assert "same class share" in run("groups", epochs.location).out
+    bare = ts.FeatureStore.create(tmp_path / "b", projection=ts.ProjectionSpec("sjlt", dim=3))
+    for split in ("train", "test"):
+        bare.write_split(0, split, np.eye(5, 3, dtype="f4"), out_to_loss=np.ones(5))
+    ran = run("groups", bare.location)
+    assert ran.code == 2 and "has no labels" in ran.err
+
+
+def test_dynamics(run: Any, tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    with TrainingDynamicsTracker(None, 2, tmp_path / "d.zarr") as tracker:
+        for epoch in range(3):
+            logits = torch.randn(9, 3, generator=rng)
+            tracker.update(epoch, 0, None, torch.arange(9) % 3, logits, ids=range(9))
+        wanted = tracker.analyze()
+    asked = ["dynamics", tmp_path / "d.zarr", "--k", "4", "--by", "el2n", "--largest"]
+    found = json.loads(run(*asked, "--json").out)
+    order = np.argsort(-wanted["el2n"].values)[:4]
+    assert found["sample_id"] == order.tolist() and found["samples"] == 9
+    assert found["aum"] == wanted["aum"].values[order].tolist()
+    assert "forgotten" in run(*asked).out
+    ran = run("dynamics", tmp_path / "d.zarr", "--by", "eln")
+    assert ran.code == 2 and "did you mean 'el2n'" in ran.err

@@ -1,0 +1,44 @@
+"""``trakstore dynamics``: what training showed of each sample."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from trakstore.cli.options import Json, StorePath
+from trakstore.cli.output import console, print_json, without_nan
+from trakstore.errors import NotFoundError, did_you_mean
+
+__all__ = ["dynamics"]
+
+
+def dynamics(
+    store: StorePath,
+    split: Annotated[str, typer.Option(help="Whose samples.")] = "train",
+    by: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Sorted by this, smallest first.")
+    ] = "aum",
+    largest: Annotated[bool, typer.Option("--largest", help="Largest first.")] = False,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Samples that are shown.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the samples that a tracker found hardest, by one of its summaries.
+
+    A small area under the margin (aum) and many forgetting events are typical of wrong labels.
+    """
+    from trakstore.analysis.dynamics import training_dynamics
+    from trakstore.report.findings import dynamics_table
+
+    found = training_dynamics(store, split)
+    if by not in found:
+        near = did_you_mean(by, map(str, found))
+        raise NotFoundError(f"there is no summary {by!r}{near}")
+    values = found[by].values
+    order = np.argsort(-values if largest else values, kind="stable")[:k]
+    chosen = found.isel(sample=order)
+    if as_json:
+        print_json({"location": store, "samples": found.sizes["sample"], **without_nan(chosen)})
+    else:
+        console().print(dynamics_table(chosen))

@@ -1,0 +1,86 @@
+"""``trakstore evolve``: how the scores of some targets change from epoch to epoch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from trakstore.cli.cluster import workplace
+from trakstore.cli.lists import target_rows
+from trakstore.cli.methods import find_method, make_scores
+from trakstore.cli.options import (
+    Damping,
+    Epochs,
+    Json,
+    MemoryLimit,
+    Method,
+    Scheduler,
+    StorePath,
+    Target,
+    Targets,
+    Train,
+    Workers,
+    chosen_epochs,
+)
+from trakstore.cli.output import console, print_json, without_nan
+from trakstore.scores.splits import epoch_pairs
+from trakstore.storage.store import open_store
+
+__all__ = ["evolve"]
+
+SHOWN = 5  # tables
+
+
+def evolve(
+    store: StorePath,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Entries of each list.")] = 5,
+    target: Target = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="The mean of these targets, as one.")
+    ] = False,
+    targets: Targets = "test",
+    train: Train = "train",
+    epoch: Epochs = None,
+    damping: Damping = 1.0,
+    method: Method = "trak",
+    memory_limit: MemoryLimit = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    as_json: Json = False,
+) -> None:
+    """Show the scores of targets epoch by epoch, each epoch alone.
+
+    The first five targets are shown; --json has all of them.
+    """
+    from trakstore.analysis.evolution import evolution
+    from trakstore.linalg.sums import group_scores
+    from trakstore.report.findings import evolution_table
+
+    find_method(method)
+    opened, epochs = open_store(store), chosen_epochs(epoch)
+    rows = target_rows(epoch_pairs(opened, targets, train, epochs)[0].target, target, targets)
+    rows = rows if as_json or together else rows[:SHOWN]
+    with workplace(workers, scheduler):
+        scores = make_scores(
+            method,
+            opened,
+            targets=targets,
+            train=train,
+            epochs=epochs,
+            damping=damping,
+            memory_limit=memory_limit,
+        ).isel(target=rows)
+        if together:
+            name = np.full(len(rows), f"mean of {len(rows)}")
+            scores = group_scores(scores, targets=name, how="mean", memory_limit=memory_limit)
+        found = evolution(scores, k, memory_limit=memory_limit)
+    if as_json:
+        what = {"location": str(opened.location), "method": scores.method}
+        print_json({**what, **without_nan(found)})
+        return
+    out = console()
+    for at, name in enumerate(found["target_id"].values.tolist()):
+        out.print(f"target {name}")
+        out.print(evolution_table(found.isel(target=at)))

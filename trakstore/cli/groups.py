@@ -1,0 +1,93 @@
+"""``trakstore groups``: mean scores between classes, and how much comes from the own class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trakstore.cli.cluster import workplace
+from trakstore.cli.methods import find_method, make_scores
+from trakstore.cli.options import (
+    Damping,
+    Epochs,
+    Json,
+    MemoryLimit,
+    Method,
+    Scheduler,
+    StorePath,
+    Targets,
+    Train,
+    Workers,
+    chosen_epochs,
+)
+from trakstore.cli.output import console, print_json
+from trakstore.errors import NotFoundError
+from trakstore.storage.store import open_store
+
+__all__ = ["groups"]
+
+
+def groups(
+    store: StorePath,
+    targets: Targets = "test",
+    train: Train = "train",
+    epoch: Epochs = None,
+    damping: Damping = 1.0,
+    method: Method = "trak",
+    memory_limit: MemoryLimit = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    as_json: Json = False,
+) -> None:
+    """Show the mean score of each class of targets with each class of train samples.
+
+    Also how concentrated scores are: the share of positive score from the own class beside the share
+    of that class, the number of train samples that share a score, the Gini coefficient.
+    """
+    from trakstore.analysis.concentration import gini, participation_ratio, positive_mass
+    from trakstore.analysis.groups import same_class_share
+    from trakstore.linalg.rows import whole_column
+    from trakstore.linalg.sums import group_scores
+    from trakstore.report.findings import group_table
+    from trakstore.report.tables import facts_table
+
+    find_method(method)
+    opened = open_store(store)
+    with workplace(workers, scheduler):
+        scores = make_scores(
+            method,
+            opened,
+            targets=targets,
+            train=train,
+            epochs=chosen_epochs(epoch),
+            damping=damping,
+            memory_limit=memory_limit,
+        )
+        if scores.target_labels is None or scores.train_labels is None:
+            raise NotFoundError(f"{targets} or {train} has no labels, so that there are no classes")
+        means = group_scores(
+            scores, targets="label", train="label", how="mean", memory_limit=memory_limit
+        )
+        matrix = np.asarray(means, dtype=np.float64)
+        names = [whole_column(ids).tolist() for ids in (means.target_ids, means.train_ids)]
+        labels = (whole_column(scores.train_labels), whole_column(scores.target_labels))
+        share, base = same_class_share(scores, *labels, memory_limit)
+        numbers = {
+            "same_class_share": float(np.nanmean(share)),
+            "same_class_base_rate": float(np.mean(base)),
+            "participation_ratio": float(np.nanmean(participation_ratio(scores, memory_limit))),
+            "gini": float(np.nanmean(gini(scores, memory_limit))),
+            "positive_mass_top_tenth": float(
+                np.nanmean(positive_mass(scores, 0.1, memory_limit=memory_limit))
+            ),
+        }
+    what: dict[str, Any] = {"location": str(opened.location), "method": scores.method}
+    if as_json:
+        found = {"targets": names[0], "train": names[1], "mean_score": matrix}
+        print_json({**what, "epochs": list(scores.epochs), **found, **numbers})
+        return
+    out = console()
+    out.print(group_table(matrix, *names))
+    facts = {name.replace("_", " "): f"{value:.3g}" for name, value in numbers.items()}
+    out.print(facts_table(facts))
