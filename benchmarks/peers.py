@@ -195,7 +195,7 @@ def tried(make: Callable[[], Candidate]) -> Candidate | None:
 
 def best_traker(work: Work, dim: int, kind: str, small: bool) -> Candidate | None:
     """The fastest of a few batch and block sizes, of those that 24 GB have room for."""
-    sizes = (8,) if small else (64, 256) if work.name == "mlp" else (64, 128)
+    sizes = (8,) if small else (256, 1024) if work.name == "mlp" else (64, 128)
     blocks = [block for block in sorted({100, 200, dim}) if 4 * block * work.count < 4e9]
     found = []
     for size, block in itertools.product(sizes, blocks):
@@ -208,7 +208,8 @@ def best_traker(work: Work, dim: int, kind: str, small: bool) -> Candidate | Non
 def candidates(work: Work, dim: int, size: int, small: bool) -> Iterator[Candidate | None]:
     yield from own(work, dim, size)
     if work.name == "mlp":
-        yield from own(work, dim, 8 * size)
+        for more in (8, 32):
+            yield from own(work, dim, more * size)
     for kind in ("normal", "rademacher"):
         yield tried(lambda kind=kind: traker(work, dim, size, kind, 100))  # type: ignore[misc]
     yield best_traker(work, dim, "normal", small)

@@ -74,7 +74,7 @@ def test_examples_of_a_transition(delayed: DelayedGeneralizationTRAK) -> None:
     assert raw["gained_influence_indices"].tolist() == np.argsort(-dense)[:3].tolist()
 
 
-def test_a_transition_is_found_in_a_curve(delayed: DelayedGeneralizationTRAK) -> None:
+def test_a_transition_is_found_in_a_curve() -> None:
     states = {epoch: mlp(seed).state_dict() for seed, epoch in enumerate((1, 2, 3, 5, 9))}
     curve = [0.1, 0.12, 0.11, 0.9, 0.91]
     made = PhaseTransitionAttributor(states, TRAIN, TEST, mlp(), curve=curve, proj_dim=64)
