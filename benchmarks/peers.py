@@ -201,8 +201,12 @@ def best_traker(work: Work, dim: int, kind: str, small: bool) -> Candidate | Non
     for size, block in itertools.product(sizes, blocks):
         candidate = tried(lambda size=size, block=block: traker(work, dim, size, kind, block))  # type: ignore[misc]
         if candidate:
-            found.append((seconds(candidate[1]) / size, candidate))
-    return min(found, key=lambda one: one[0])[1] if found else None
+            found.append((seconds(candidate[1]) / size, size, block))
+            del candidate  # it holds a matrix
+    if not found:
+        return None
+    _, size, block = min(found)
+    return traker(work, dim, size, kind, block)
 
 
 def candidates(work: Work, dim: int, size: int, small: bool) -> Iterator[Candidate | None]:

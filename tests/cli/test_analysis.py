@@ -97,6 +97,6 @@ def test_dynamics(run: Any, tmp_path: Path) -> None:
     order = np.argsort(-wanted["el2n"].values)[:4]
     assert found["sample_id"] == order.tolist() and found["samples"] == 9
     assert found["aum"] == wanted["aum"].values[order].tolist()
-    assert "forgotten" in run(*asked).out
+    assert "forgot" in run(*asked).out
     ran = run("dynamics", tmp_path / "d.zarr", "--by", "eln")
     assert ran.code == 2 and "did you mean 'el2n'" in ran.err

@@ -13,7 +13,7 @@ from scipy.linalg.blas import dgemm, dtrsm
 
 from trakstore.errors import MemoryLimitError
 from trakstore.linalg.gram import Kernel
-from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.memory import give_back, memory_budget
 from trakstore.linalg.solvers import Damping, Factor, Form, Solver, check_condition, need, singular
 from trakstore.linalg.tiled import Scratch, TiledGram
 from trakstore.planning import human_bytes, ranges, with_slack
@@ -43,6 +43,7 @@ class BlockedCholesky(Solver):
     scratch: str | None = None
 
     def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> BlockedFactor:
+        give_back()
         gram = need(kernel, TiledGram, self)
         damped = Damping.of(damping).value(gram.trace, gram.rows)
         if gram.trace == 0 or (damped == 0 and gram.rows < gram.dim):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = ["give_back", "memory_budget"]
 
 SHARE = 4  # a quarter: the rest is for the page cache, the caller's own arrays, other processes
 UNKNOWN = 4 * 2**30  # available where the system does not say
+_MMAP_THRESHOLD = -3  # of mallopt(3)
 _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -29,11 +31,16 @@ def memory_budget(memory_limit: int | str | None) -> int:
     return min((_available(), *_group_limits(), *_worker_limits())) // SHARE
 
 
+@cache
 def give_back() -> None:
-    """Return what was freed to the system: glibc keeps some for each thread that once had it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    """From now on arrays of 1 MB and more go back to the system as soon as they are freed.
+
+    glibc comes to keep freed arrays of less than 32 MB in heaps of the threads that had them, which is
+    faster, and as much again as is in use: too much for work on tiles that fill the memory limit.
+    """
+    change = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if change is not None:
+        change(_MMAP_THRESHOLD, 2**20)
 
 
 def _available() -> int:

@@ -111,10 +111,10 @@ def tiled_gram(
     count, dim = rows.shape
     array = gram_arrays(dim)[0]
     plan = strip_plan(rows, dtype, memory_limit)
+    give_back()
     array.create(location, path)
     task = _StripTask(rows, weights, plan.step, dtype, array, location, path)
     trace = map_reduce(task, dim, plan.height, _plus, parts=dim, workers=plan.slots)
-    give_back()  # the factorisation that follows has the same limit
     used = count if weights is None else _used(weights)
     return TiledGram(location, path, dim, used, trace, dtype)
 
@@ -169,6 +169,7 @@ class _StripTask:
 
     def __call__(self, start: int, stop: int) -> float:
         """The strip of columns start..stop, from the diagonal on; its share of the trace."""
+        give_back()  # on a worker
         count, dim = self.rows.shape
         total = np.zeros((stop - start, dim - start))
         for low, high in ranges(count, self.step):

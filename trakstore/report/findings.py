@@ -57,10 +57,15 @@ def group_table(
 
 
 def dynamics_table(found: xr.Dataset) -> Table:
-    """One line a sample of :func:`trakstore.analysis.dynamics.training_dynamics`."""
+    """One line a sample of :func:`trakstore.analysis.dynamics.training_dynamics`.
+
+    Confidence, variability, correctness, area under the margin, EL2N, loss, forgetting events, and the
+    first epoch at which it was predicted right.
+    """
     numbers = ("confidence", "variability", "correctness", "aum", "el2n", "loss")
     counts = ("forgetting_events", "first_learned")
-    table = _table("sample", *numbers, "forgotten", "learned at")
+    short = ("conf.", "var.", "right", "aum", "el2n", "loss", "forgot", "since")
+    table = _table("sample", *short)
     for at, name in enumerate(found["sample_id"].values.tolist()):
         one = found.isel(sample=at)
         shown = [f"{float(one[column]):.3g}" for column in numbers]
