@@ -27,6 +27,22 @@ def test_three_lines_of_algebra_equal_the_library(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_shortcut_is_found_and_removed(tmp_path: Path) -> None:
+    lines = run("shortcut.py", "--seeds", "3", cwd=tmp_path).splitlines()
+    aucs = lines[4].removeprefix("AUC of grad_cos: ").split()
+    assert float(aucs[0]) > 0.95 and float(aucs[3]) > 0.8
+    share = [float(line.split("removed")[1].split()[0]) for line in lines[-3:]]
+    assert share[2] < 0.85 * share[1]
+
+
+@pytest.mark.slow
+def test_a_network_learns_to_add(tmp_path: Path) -> None:
+    out = run("grokking.py", "--steps", "240", cwd=tmp_path)
+    assert "false discovery rate of 0.1" in out and "against random draws" in out
+    assert (tmp_path / "grokking.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_functions_that_taught_a_language_model(tmp_path: Path) -> None:
     out = run("language_model.py", "--steps", "8", "--functions", "24", cwd=tmp_path)
     assert out.count("argparse.") == 4 * 7  # four prompts, five helpful and two harmful functions

@@ -9,7 +9,13 @@ import pytest
 
 import trakstore as ts
 
-QUERY_MODULES = ["trakstore", "trakstore.linalg", "trakstore.scores", "trakstore.storage"]
+QUERY_MODULES = [
+    "trakstore",
+    "trakstore.analysis",
+    "trakstore.linalg",
+    "trakstore.scores",
+    "trakstore.storage",
+]
 
 
 def test_every_public_name_is_there_and_documented() -> None:

@@ -1,1 +1,29 @@
-"""What scores say: where they go, and how they move over epochs."""
+"""What scores say: over epochs, by groups, of samples. Everything here reads, and streams."""
+
+from __future__ import annotations
+
+from trakstore.analysis.changepoint import ChangePoint, change_point
+from trakstore.analysis.concentration import gini, participation_ratio, positive_mass
+from trakstore.analysis.dynamics import dynamics_of, training_dynamics
+from trakstore.analysis.evolution import evolution
+from trakstore.analysis.groups import contrast, same_class_share
+from trakstore.analysis.properties import Property, compare_properties, modular_addition
+from trakstore.analysis.transitions import Transition, transition
+
+__all__ = [
+    "ChangePoint",
+    "Property",
+    "Transition",
+    "change_point",
+    "compare_properties",
+    "contrast",
+    "dynamics_of",
+    "evolution",
+    "gini",
+    "modular_addition",
+    "participation_ratio",
+    "positive_mass",
+    "same_class_share",
+    "training_dynamics",
+    "transition",
+]
