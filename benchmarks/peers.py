@@ -15,7 +15,8 @@ its users do (`TRAKer.featurize`), at the batch of the others and at the best of
 sizes; dattri by its `random_project` on gradients by `vmap`; LogIX with LoRA of rank 16 and bergson
 with projections of 16 x 16 a module see weights of Linear and Conv layers alone (without attention's
 output projection, whose module torch does not call), 256 numbers each: they stand beside `kronecker`.
-traker and dattri draw their matrix again for each batch, so larger batches are cheaper for them.
+traker and dattri draw their matrix again for each batch, so larger batches are cheaper for them. What
+takes more than 15 seconds is run once, and not again in each round.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,7 @@ import trakstore as ts
 
 DIMS = {"mlp": 512, "transformer": 1024, "resnet9": 512}
 PEERS = ("traker", "dattri", "bergson", "logix-ai")
+LONG = 15.0  # seconds
 Candidate = tuple[str, Callable[[], Any], int]
 
 
@@ -176,6 +179,8 @@ def own(work: Work, dim: int, size: int) -> Iterator[Candidate]:
 
 
 def seconds(run: Callable[[], Any]) -> float:
+    if isinstance(run, _Known):
+        return run.taken
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
@@ -184,13 +189,23 @@ def seconds(run: Callable[[], Any]) -> float:
 def tried(make: Callable[[], Candidate]) -> Candidate | None:
     """A candidate that ran once; None, with a line, where it cannot."""
     try:
-        candidate = make()
-        candidate[1]()
+        label, run, size = make()
+        taken = seconds(run)
     except Exception as error:  # noqa: BLE001  (of other libraries, which may raise anything)
         reason = (str(error).splitlines() or [""])[0][:150]
         print(f"  passed over: {type(error).__name__}: {reason}", flush=True)
         return None
-    return candidate
+    return label, (_Known(taken) if taken > LONG else run), size
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A run that is too long to be repeated, and what it took."""
+
+    taken: float
+
+    def __call__(self) -> None:
+        raise AssertionError("it is not run again")
 
 
 def best_traker(work: Work, dim: int, kind: str, small: bool) -> Candidate | None:
@@ -201,11 +216,14 @@ def best_traker(work: Work, dim: int, kind: str, small: bool) -> Candidate | Non
     for size, block in itertools.product(sizes, blocks):
         candidate = tried(lambda size=size, block=block: traker(work, dim, size, kind, block))  # type: ignore[misc]
         if candidate:
-            found.append((seconds(candidate[1]) / size, size, block))
-            del candidate  # it holds a matrix
+            took, run = seconds(candidate[1]) / size, candidate[1]
+            found.append((took, size, block, run if isinstance(run, _Known) else None))
+            del candidate, run  # which hold a matrix
     if not found:
         return None
-    _, size, block = min(found)
+    _, size, block, run = min(found, key=lambda one: one[0])
+    if run is not None:
+        return f"traker {kind} batch {size} block {block}", run, size
     return traker(work, dim, size, kind, block)
 
 

@@ -45,6 +45,14 @@ def test_two_passes_print_a_share_of_the_time_and_a_recall() -> None:
     assert all("recall" in line for line in lines[1:4])
 
 
+def test_tracking_has_a_price() -> None:
+    lines = run("tracker.py", "--small")
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "tracked every 20 steps",
+        "tracked every 1 steps",
+    ]
+
+
 def test_rounding_is_told_by_rows() -> None:
     lines = run("rounding.py", "--small")
     assert [line.split()[0] for line in lines] == ["normal", "normal", "gradients", "gradients"]

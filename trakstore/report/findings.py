@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from rich import box
 from rich.table import Table
+
+from trakstore.report.tables import plain_table
 
 __all__ = ["change_table", "dynamics_table", "evolution_table", "group_table"]
 
@@ -21,7 +22,7 @@ def evolution_table(found: xr.Dataset) -> Table:
     ``like before`` is Spearman's correlation with the scores of the epoch before, ``kept`` the share of
     the list that was in the list before.
     """
-    table = _table("epoch", "mean", "std", "max", "like before", "kept")
+    table = plain_table("epoch", "mean", "std", "max", "like before", "kept")
     table.add_column(f"train ids, {found.attrs['order']} first")
     for at, epoch in enumerate(found["epoch"].values.tolist()):
         one = found.isel(epoch=at)
@@ -35,7 +36,7 @@ def evolution_table(found: xr.Dataset) -> Table:
 
 def change_table(found: xr.Dataset, title: str) -> Table:
     """Gained or lost samples of :func:`trakstore.analysis.transitions.transition`."""
-    table = _table(title, "change", "95% over targets", "p", "false discovery rate")
+    table = plain_table(title, "change", "95% over targets", "p", "false discovery rate")
     for at, name in enumerate(found["train"].values.tolist()):
         one = found.isel(rank=at)
         low, high = float(one["low"]), float(one["high"])
@@ -50,7 +51,7 @@ def group_table(
     means: NDArray[np.float64], targets: Sequence[object], trains: Sequence[object]
 ) -> Table:
     """Mean scores of groups of targets (lines) with groups of train rows (columns)."""
-    table = _table("target group", *(str(one) for one in trains))
+    table = plain_table("target group", *(str(one) for one in trains))
     for name, row in zip(targets, means, strict=True):
         table.add_row(str(name), *(f"{value:+.2g}" for value in row))
     return table
@@ -65,19 +66,11 @@ def dynamics_table(found: xr.Dataset) -> Table:
     numbers = ("confidence", "variability", "correctness", "aum", "el2n", "loss")
     counts = ("forgetting_events", "first_learned")
     short = ("conf.", "var.", "right", "aum", "el2n", "loss", "forgot", "since")
-    table = _table("sample", *short)
+    table = plain_table("sample", *short)
     for at, name in enumerate(found["sample_id"].values.tolist()):
         one = found.isel(sample=at)
         shown = [f"{float(one[column]):.3g}" for column in numbers]
         table.add_row(str(name), *shown, *(str(int(one[column])) for column in counts))
-    return table
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right")
     return table
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "facts_table",
     "kernel_table",
     "missing_lines",
+    "plain_table",
     "top_table",
 ]
 
@@ -46,7 +47,7 @@ def completeness_table(status: Sequence[SplitStatus]) -> Table:
     splits = sorted({one.split for one in status})
     cells = {(one.epoch, one.split): _rows(one) for one in status}
     epochs = list(dict.fromkeys(one.epoch for one in status))
-    table = _table("epoch", *splits)
+    table = plain_table("epoch", *splits)
     for texts, alike in groupby(epochs, lambda e: [cells.get((e, split), "-") for split in splits]):
         table.add_row(_span(list(alike)), *(_coloured(text) for text in texts))
     return table
@@ -70,7 +71,7 @@ def kernel_table(reports: Sequence[KernelReport]) -> Table:
     Its rows and dim, the damping λ, the condition number without and with it, stable rank
     tr(K)/σ₁, effective rank exp(entropy of the spectrum), and tr(K (K + λI)⁻¹).
     """
-    table = _table(
+    table = plain_table(
         "epoch", "rows", "dim", "λ", "cond.", "damped", "stable r.", "eff. r.", "eff. dim"
     )
     for one in reports:
@@ -127,7 +128,7 @@ def example_table(
     helpful, harmful : Dataset
         From ``top_k``, in the order of the targets.
     """
-    table = _table("target (id)", "read as", "most helpful: classes", "most harmful: classes")
+    table = plain_table("target (id)", "read as", "most helpful: classes", "most harmful: classes")
     for row, (name, read) in enumerate(zip(names, read_as, strict=True)):
         lists = (train_labels[top["position"].values[row]] for top in (helpful, harmful))
         table.add_row(name, read, *(_classes(one, labels[row]) for one in lists))
@@ -157,7 +158,8 @@ def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
     return entries
 
 
-def _table(first: str, *others: str) -> Table:
+def plain_table(first: str, *others: str) -> Table:
+    """An empty table: names on the left, numbers on the right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first, no_wrap=True)
     for name in others:
