@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, TypeVar, cast
 
@@ -27,7 +27,7 @@ from dask.callbacks import Callback
 from dask.delayed import delayed
 from dask.local import get_sync
 from dask.system import CPU_COUNT
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.rows import Rows
@@ -84,11 +84,21 @@ class _ProcessLimit:
 
 def _hold_limit(ready: threading.Event, done: threading.Event) -> None:
     try:
-        with threadpool_limits(1, user_api="blas"):
+        with _limited():
             ready.set()
             done.wait()
     finally:
         ready.set()
+
+
+def _limited() -> Any:
+    return _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
+
+
+@lru_cache(maxsize=1)
+def _libraries(_modules: int) -> ThreadpoolController:
+    """The BLAS libraries that are loaded: looked for again when something was imported since."""
+    return ThreadpoolController()
 
 
 _PROCESS_LIMIT = _ProcessLimit()
@@ -100,7 +110,7 @@ def one_blas_thread() -> Iterator[None]:
     _PROCESS_LIMIT.enter()
     try:
         # for BLAS on OpenMP, whose limit belongs to each thread; otherwise changes nothing
-        with threadpool_limits(1, user_api="blas"):
+        with _limited():
             yield
     finally:
         _PROCESS_LIMIT.leave()
