@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg import tiles
@@ -54,7 +54,7 @@ def test_blas_has_one_thread_inside_and_what_it_had_outside(outside):
         gate.wait(timeout=20)  # both ranges are inside at once
         return blas_threads()
 
-    limits = tiles.threadpool_limits(outside, user_api="blas")
+    limits = threadpool_limits(outside, user_api="blas")
     with limits, dask.config.set(scheduler="threads", num_workers=2):
         before = blas_threads()
         assert tiles.map_reduce(task, 2, 1, set.union) == {1}
@@ -77,7 +77,7 @@ def test_the_last_to_leave_frees_blas_whatever_thread_it_is_on():
     leave.set()
     other.join()
     assert blas_threads() == before
-    with tiles.threadpool_limits(2, user_api="blas"):  # nobody else controls it now
+    with threadpool_limits(2, user_api="blas"):  # nobody else controls it now
         assert blas_threads() == {2}
 
 
