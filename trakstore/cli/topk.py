@@ -47,7 +47,7 @@ def topk(
     ] = False,
     approximate: Annotated[
         bool,
-        typer.Option("--approximate", help="Two passes, faster; says what share it finds."),
+        typer.Option("--approximate", help="Two passes, for large dims; says its recall."),
     ] = False,
     targets: Targets = "test",
     train: Train = "train",
