@@ -43,10 +43,10 @@ def test_every_number(store: ts.FeatureStore, memory_limit: int | None) -> None:
         dense = np.asarray(scores.epoch(epoch), dtype=np.float64)
         one = found.isel(epoch=at)
         for name in ("mean", "std", "min", "max"):
-            np.testing.assert_allclose(one[name], getattr(dense, name)(1), rtol=1e-9)
+            np.testing.assert_allclose(one[name], getattr(dense, name)(1), rtol=1e-5, atol=1e-8)
         order = np.argsort(-dense, axis=1, kind="stable")
         np.testing.assert_array_equal(one["position"], kept_rows[order[:, :6]])
-        np.testing.assert_allclose(one["score"], np.sort(dense, axis=1)[:, :-7:-1])
+        np.testing.assert_allclose(one["score"], np.sort(dense, axis=1)[:, :-7:-1], rtol=1e-5)
         assert one["train"].values[2, 0] == f"train{kept_rows[order[2, 0]]}"
         if before is None:
             assert np.isnan(one["spearman"]).all() and np.isnan(one["kept"]).all()
