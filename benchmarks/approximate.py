@@ -11,35 +11,21 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from stores import median_seconds, random_store
 
 import trakstore as ts
 from trakstore.linalg.approximate import approximate_top_k
 
 
-def fill(where: Path, rows: int, targets: int, dim: int) -> ts.FeatureStore:
-    rng = np.random.default_rng(0)
-    basis = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
-    shape = (np.arange(1, dim + 1) ** -0.5)[:, None] * basis
-    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("sjlt", dim=dim))
-    for split, count in (("train", rows), ("test", targets)):
-        features = rng.standard_normal((count, dim), dtype=np.float32) @ shape.astype(np.float32)
-        q = rng.uniform(0.1, 1, count).astype(np.float32)
-        store.write_split(0, split, features, out_to_loss=q)
-    return store
-
-
-def timed(run: Any, repeats: int) -> tuple[Any, float]:
-    seconds, found = [], run()
-    for _ in range(repeats):
-        began = time.perf_counter()
-        found = run()
-        seconds.append(time.perf_counter() - began)
-    return found, float(np.median(seconds))
+def falling(dim: int) -> NDArray[np.float32]:
+    """A random basis whose directions have less and less of the norm."""
+    basis = np.linalg.qr(np.random.default_rng(1).standard_normal((dim, dim)))[0]
+    return ((np.arange(1, dim + 1) ** -0.5)[:, None] * basis).astype(np.float32)
 
 
 def main() -> None:
@@ -53,14 +39,14 @@ def main() -> None:
     if o.small:
         o.rows, o.dim, o.targets, o.repeats = 4000, 64, 50, 1
     with tempfile.TemporaryDirectory() as folder:
-        store = fill(Path(folder) / "s.zarr", o.rows, o.targets, o.dim)
+        store = random_store(Path(folder) / "s.zarr", o.rows, o.targets, o.dim, falling(o.dim))
         for name, scores in (("trak", ts.trak_scores(store)), ("plain", ts.grad_dot_scores(store))):
-            _, exact = timed(lambda s=scores: ts.top_k(s, 10), o.repeats)  # type: ignore[misc]
+            exact = median_seconds(partial(ts.top_k, scores, 10), o.repeats)
             print(f"{name}: exact pass {exact:.2f} s", flush=True)
             for columns in (16, 64, 256):
-                run = lambda c=columns, s=scores: approximate_top_k(s, 10, columns=c, checked=0)  # type: ignore[misc] # noqa: E731
-                _, seconds = timed(run, o.repeats)
-                recall = approximate_top_k(scores, 10, columns=columns).attrs["recall"]
+                run = partial(approximate_top_k, scores, 10, columns=columns)
+                seconds = median_seconds(partial(run, checked=0), o.repeats)
+                recall = run().attrs["recall"]
                 print(f"  {columns} columns: {seconds / exact:.2f} of it, recall {recall:.2f}")
 
 

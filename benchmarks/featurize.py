@@ -57,7 +57,7 @@ def dense(small: bool, rounds: int) -> None:
     Gradients are formed in the same tiles and dropped. `products` is the share of the measured matmul
     peak at which all that is added to them runs; 0.8 is aimed at.
     """
-    sizes = {"mlp": (32, 256, 1024), "transformer": (32, 128), "resnet9": (32, 128)}
+    sizes = {"mlp": (32, 256, 1024), "transformer": (32, 128, 256), "resnet9": (32, 128)}
     matrix = torch.randn(2048, 2048)
     for name, dim in (("mlp", 512), ("transformer", 1024), ("resnet9", 512)):
         work = Work(name, small)

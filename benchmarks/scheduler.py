@@ -11,14 +11,13 @@ after the other by the scheduler, workers that read as fast as the one here.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from distributed import Client, LocalCluster
+from stores import median_seconds, random_store
 
 import trakstore as ts
 from trakstore.linalg.gram import gram
@@ -31,36 +30,18 @@ def idle(_start: int, _stop: int) -> None:
     """A task that does nothing."""
 
 
-def median(run: Callable[[], object], repeats: int) -> float:
-    run()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
 def task_seconds(repeats: int, most: int) -> tuple[float, float]:
     """Seconds of a pass without work, and of each task of it, by a line through what was measured."""
     counts = [count for count in (8, 32, 128, 512, 2048) if count <= most]
     times = [
-        median(lambda c=count: map_reduce(idle, c * 128, 1, nothing), repeats) for count in counts
+        median_seconds(lambda c=count: map_reduce(idle, c * 128, 1, nothing), repeats)
+        for count in counts
     ]  # type: ignore[misc]
     found = [len(row_ranges(count * 128, 1)) for count in counts]
     for count, seconds in zip(found, times, strict=True):
         print(f"  pass of {count} idle tasks: {1e3 * seconds:.0f} ms", flush=True)
     slope, start = np.polyfit(found, times, 1)
     return max(0.0, float(start)), float(slope)
-
-
-def fill(where: Path, rows: int, targets: int, dim: int) -> ts.FeatureStore:
-    rng = np.random.default_rng(0)
-    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("sjlt", dim=dim))
-    for split, count in (("train", rows), ("test", targets)):
-        features = rng.standard_normal((count, dim), dtype=np.float32)
-        store.write_split(0, split, features, out_to_loss=np.ones(count, dtype=np.float32))
-    return store
 
 
 def main() -> None:
@@ -74,7 +55,7 @@ def main() -> None:
     if o.small:
         o.rows, o.dim, o.targets, o.repeats = 4000, 64, 50, 1
     with tempfile.TemporaryDirectory() as folder:
-        store = fill(Path(folder) / "s.zarr", o.rows, o.targets, o.dim)
+        store = random_store(Path(folder) / "s.zarr", o.rows, o.targets, o.dim)
         scores = ts.trak_scores(store)
         features = store.split(0, "train").column("features")
         passes: dict[str, Callable[[], object]] = {
@@ -88,7 +69,7 @@ def main() -> None:
                 print(f"{workers} worker processes")
                 start, each = task_seconds(o.repeats, 128 if o.small else 2048)
                 for name, run in passes.items():
-                    seconds[name, workers] = median(run, o.repeats)
+                    seconds[name, workers] = median_seconds(run, o.repeats)
                     print(f"  {name}: {seconds[name, workers]:.2f} s", flush=True)
         for name in passes:
             print(f"{name}: 2 workers {seconds[name, 1] / seconds[name, 2]:.2f} times as fast as 1")

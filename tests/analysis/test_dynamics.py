@@ -81,12 +81,8 @@ def test_columns_are_those_of_a_plain_recomputation(
         dynamics_of(found, ["nobody"] if named else [99])
 
 
-def test_a_run_that_goes_on_replaces_what_it_does_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_goes_on_replaces_what_it_does_again(tmp_path: Path) -> None:
     where = tmp_path / "d.zarr"
-    times = iter(["2026-01-01", "2026-01-02"])
-    monkeypatch.setattr("trakstore.attributors.dynamics.now", lambda: next(times))
     with TrainingDynamicsTracker(None, 3, where) as tracker:
         run(tracker, range(9), list(range(N)))
     with TrainingDynamicsTracker(None, 4, where) as tracker:

@@ -139,6 +139,25 @@ def test_blocked_is_cholesky_whatever_the_memory(split_of: Any, limit: str | Non
     assert not folder.exists()
 
 
+def test_strips_are_as_tall_as_planned_however_many_there_are(
+    split_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trakstore.linalg import tiled
+
+    split, heights, add = split_of(spread(60, 400, 1e3)), [], tiled._add
+
+    def noted(total: Any, part: Any, height: int) -> None:
+        heights.append(len(total))
+        add(total, part, height)
+
+    monkeypatch.setattr(tiled, "_add", noted)
+    kernel = split_kernel(split, "tiles", dtype="float64", memory_limit="420kB")
+    plan = tiled.strip_plan(split.column("features"), "float64", "420kB")
+    assert max(heights) == plan.height < 400 // 8  # more strips than ranges
+    rows = split.column("features").read(0, 60).astype(np.float64)
+    np.testing.assert_allclose(kernel.array[:], rows.T @ rows, rtol=1e-10)
+
+
 def test_too_little_memory_for_blocks_is_told(split_of: Any) -> None:
     split = split_of(spread(200, 70, 1e3))
     with pytest.raises(MemoryLimitError, match="in tiles needs at least"):

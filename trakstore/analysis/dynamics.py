@@ -90,12 +90,13 @@ def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
 
 def _ordered(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
     """Rows in ``ids``, epochs and measures of each part, without what a later run did again."""
+    first = {part.run: part.first_epoch for part in reversed(parts)}  # of each run
     for part in parts:
-        epochs = part.read("epoch")
+        epochs, own = part.read("epoch"), part.run
         later = [
-            other.first_epoch
-            for other in parts
-            if other.run.rank == part.run.rank and other.run.started > part.run.started
+            epoch
+            for run, epoch in first.items()
+            if run.rank == own.rank and run.started > own.started
         ]
         kept = np.flatnonzero(epochs < min(later, default=np.iinfo(np.int64).max))
         rows = np.searchsorted(ids, part.read("sample_id")[kept])

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
-from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Scores
-from trakstore.linalg.lists import Order, keys
-from trakstore.linalg.ranks import spearman
+from trakstore.linalg.lists import Order, check_finite, keys
+from trakstore.linalg.ranks import centred_ranks, row_correlation
 from trakstore.linalg.rows import TakenRows, whole_column
 from trakstore.linalg.topk import check_request
 from trakstore.linalg.windows import window_ranges
@@ -59,6 +57,8 @@ def evolution(
     ------
     TrakStoreError
         ``k`` is not in 1..n, an unknown order.
+    NumericsError
+        A score is NaN or infinite.
     MemoryLimitError
         The scores of one target do not fit.
     """
@@ -82,6 +82,7 @@ def _window(scores: Scores, targets: slice, k: int, order: Order) -> xr.Dataset:
     chosen, found, before = scores.isel(target=targets), [], None
     for epoch in scores.epochs:
         rows = np.asarray(chosen.epoch(epoch), dtype=np.float64)
+        check_finite(rows, targets.start, np.arange(rows.shape[1]))
         now = _Epoch(rows, k, order)
         found.append(now.described(before))
         before = now
@@ -92,11 +93,11 @@ class _Epoch:
     """The scores of an epoch, ranked."""
 
     def __init__(self, rows: F64, k: int, order: Order) -> None:
-        self.rows, key = rows, keys(rows, order)
-        if not np.isfinite(rows).all():
-            raise TrakStoreError("scores are not finite: look at `trakstore kernel`")
-        self.first = np.argsort(-key, axis=1, kind="stable")[:, :k]
-        self.ranks = rankdata(-key, axis=1, method="ordinal")
+        self.rows, self.centred = rows, centred_ranks(rows)
+        ordered = np.argsort(-keys(rows, order), axis=1, kind="stable")
+        self.first = ordered[:, :k]
+        self.ranks = np.empty_like(ordered)  # place in the whole list, from 1
+        np.put_along_axis(self.ranks, ordered, np.arange(1, rows.shape[1] + 1)[None], axis=1)
 
     def described(self, before: _Epoch | None) -> xr.Dataset:
         rows, first = self.rows, self.first
@@ -104,7 +105,7 @@ class _Epoch:
         like, kept = np.full((2, targets), np.nan)
         old = np.zeros(first.shape, dtype=np.int64)
         if before is not None:
-            like = spearman(rows, before.rows)
+            like = row_correlation(self.centred, before.centred)
             kept = np.array(
                 [np.isin(*pair).mean() for pair in zip(first, before.first, strict=True)]
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from scipy.stats import rankdata
 
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Scores
+from trakstore.linalg.lists import check_finite
 from trakstore.linalg.moments import row_moments
 from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows, whole_column
@@ -29,9 +31,13 @@ class Scaled(ABC):
     def __init__(self, scores: Scores, memory_limit: int | str | None) -> None:
         self.scores, self.memory_limit = scores, memory_limit
 
-    @abstractmethod
+    @cached_property
     def mean(self) -> F64:
-        """Over targets, shape (n,)."""
+        """Over targets, shape (n,); computed once."""
+        return self._mean()
+
+    @abstractmethod
+    def _mean(self) -> F64: ...
 
     @abstractmethod
     def at(self, columns: NDArray[np.int64]) -> F64:
@@ -50,7 +56,7 @@ class _Raw(Scaled):
         super().__init__(scores, memory_limit)
         self._shift, self._factor = self.moments()
 
-    def mean(self) -> F64:
+    def _mean(self) -> F64:
         """One column: the mean of the scaled targets' features."""
         rows = self.scores.shape[0]
         parts = tuple(_weighted(part, self._factor / rows) for part in self.scores.parts)
@@ -84,10 +90,11 @@ class _Standard(_Raw):
 class _Rank(Scaled):
     """Ranks from 0 for the smallest score to 1 for the largest."""
 
-    def mean(self) -> F64:
+    def _mean(self) -> F64:
         """See :meth:`Scaled.mean`; whole rows of scores, a few targets at a time."""
         total = np.zeros(self.scores.shape[1])
-        for _, _, rows in target_windows(self.scores, self.memory_limit):
+        for start, _, rows in target_windows(self.scores, self.memory_limit):
+            check_finite(rows, start, np.arange(rows.shape[1]))
             total += _ranks(rows).sum(0)
         return total / self.scores.shape[0]
 

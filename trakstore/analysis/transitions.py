@@ -14,6 +14,7 @@ from trakstore.analysis.scales import SCALES, Scaled
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.rows import TakenRows, whole_column
+from trakstore.linalg.saving import scores_token
 
 __all__ = ["Scale", "Transition", "transition"]
 
@@ -46,8 +47,7 @@ class Transition:
 
     def error_rate(self, side: Literal["gained", "lost"]) -> float:
         """Share of a list that is expected to be there by chance; NaN without a null."""
-        found = getattr(self, side)["q"].values
-        return float(found.max()) if len(found) else float("nan")
+        return float(getattr(self, side)["q"].max(skipna=False))
 
 
 def transition(
@@ -93,6 +93,8 @@ def transition(
     TrakStoreError
         Shapes that differ, an unknown scale, a ``k`` outside of 1..n, a target whose scores are all
         equal.
+    NumericsError
+        A score is NaN or infinite.
     MemoryLimitError
         The plan does not fit.
 
@@ -102,8 +104,8 @@ def transition(
     """
     pairs = [(before, after), *null]
     _check(pairs, scale, k)
-    sides = [(SCALES[scale](a, memory_limit), SCALES[scale](b, memory_limit)) for a, b in pairs]
-    change, *others = [late.mean() - early.mean() for early, late in sides]
+    sides = _scaled(pairs, SCALES[scale], memory_limit)
+    change, *others = [late.mean - early.mean for early, late in sides]
     p = _p_values(change, others)
     q = _false_discovery(p)
     columns = {"change": change, "p": p, "q": q}
@@ -119,6 +121,21 @@ def transition(
         "position": ("train", _positions(before, np.arange(before.shape[1]))),
     }
     return Transition(changes.assign_coords(coords), gained, lost, scale, len(null))
+
+
+def _scaled(
+    pairs: Sequence[tuple[Scores, Scores]], make: type[Scaled], memory_limit: int | str | None
+) -> list[tuple[Scaled, Scaled]]:
+    """Each pair on the scale; scores that are in several pairs are scaled once."""
+    made: dict[str, Scaled] = {}
+
+    def scaled(scores: Scores) -> Scaled:
+        token = scores_token(scores)
+        if token not in made:
+            made[token] = make(scores, memory_limit)
+        return made[token]
+
+    return [(scaled(early), scaled(late)) for early, late in pairs]
 
 
 def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
 
@@ -18,8 +19,7 @@ from trakstore.analysis.dynamics import training_dynamics
 from trakstore.errors import TrakStoreError
 from trakstore.features.background import OneBehind
 from trakstore.storage.locations import Where, open_location
-from trakstore.storage.records import Run, add_part
-from trakstore.storage.runs import now
+from trakstore.storage.records import TrainingRun, add_part
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["TrainingDynamicsTracker", "WithIds"]
@@ -90,7 +90,8 @@ class TrainingDynamicsTracker:
             store.location if isinstance(store, FeatureStore) else open_location(store, create=True)
         )
         self._samples = None if dataset is None else len(dataset)
-        self._run, self._parts = Run(uuid.uuid4().hex[:12], now(), rank), 0
+        began = datetime.now(UTC).isoformat(timespec="microseconds")
+        self._run, self._parts = TrainingRun(uuid.uuid4().hex[:12], began, rank), 0
         self._waiting: list[Batch] = []
         self._background = OneBehind()
 

@@ -95,7 +95,8 @@ def featurize(
         Shell-style patterns of parameter names.
     activations : str or sequence of str
         Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, each
-        sample's as one row; ``"head.input"`` is what the module ``head`` is given.
+        sample's as one row; ``"head.input"`` is what the module ``head`` is given. Costs one more
+        forward pass.
     ids : sequence of int or str, optional
         Names of samples; positions by default.
     learning_rate : float, optional

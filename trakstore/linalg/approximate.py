@@ -103,7 +103,7 @@ def approximate_top_k(
             run = partial(map_reduce, rows=trains, step=step, workers=plan.workers)
             coarse = _coarse(window, columns, rng)
             (near,) = run(SelectTask(coarse, start, step, wide, order, None), merge=merge_all)
-            lists = _rescored(window, near.position, k, order, step, run)
+            lists = _rescored(window, start, near.position, k, order, step, run)
             found.append(lists)
             own = chosen[(chosen >= start) & (chosen < stop)] - start
             if len(own):
@@ -168,6 +168,7 @@ class _Turned(RowByRow):
 
 def _rescored(
     window: Window,
+    first: int,
     near: NDArray[np.int64],
     k: int,
     order: Order,
@@ -181,7 +182,8 @@ def _rescored(
     values = np.empty(flat.shape, dtype=np.float32)
     values[ascending] = run(_Rescore(window, targets, flat[ascending], step), merge=_joined)
     score = values.reshape(near.shape)
-    check_finite(score, 0, near[0])
+    for row in np.flatnonzero(~np.isfinite(score).all(axis=1))[:1]:
+        check_finite(score[row : row + 1], first + row, near[row])
     return first_of(Found(keys(score, order), score, near), k)
 
 

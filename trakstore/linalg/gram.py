@@ -12,6 +12,7 @@ from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.tiles import (
+    MOST_RANGES,
     active_client,
     map_reduce,
     task_slots,
@@ -117,7 +118,7 @@ def gram(
 
 def _parts(dim: int) -> int:
     """Fewer ranges where a partial matrix is large (a function of the shape alone)."""
-    return max(1, 2**31 // (8 * dim * dim))
+    return max(1, min(MOST_RANGES, 2**31 // (8 * dim * dim)))
 
 
 def _plan(dim: int, step: int, stored: int, computed: int, memory_limit: int | str | None) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trakstore.errors import NumericsError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.parts import Window
 from trakstore.linalg.streaming import plan_windows
@@ -28,6 +29,8 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
 
     Raises
     ------
+    NumericsError
+        A score is NaN or infinite.
     MemoryLimitError
         One target and one tile do not fit.
     """
@@ -38,6 +41,11 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
         for at in plan.windows(rows)
     ]
     mean, square = np.concatenate(sums, axis=1) / columns
+    if not np.isfinite(square).all():
+        bad = int(np.flatnonzero(~np.isfinite(square))[0])
+        raise NumericsError(
+            f"scores of target {bad} are NaN or infinite: look at `trakstore kernel`"
+        )
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-__all__ = ["spearman"]
+__all__ = ["centred_ranks", "row_correlation", "spearman"]
+
+F64 = NDArray[np.float64]
 
 
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+def spearman(a: NDArray[Any], b: NDArray[Any]) -> F64:
     """Spearman's correlation of each row of two arrays (m, n); NaN where a row is constant.
 
     Examples
@@ -19,8 +21,18 @@ def spearman(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     >>> spearman(np.array([[1.0, 2.0, 9.0]]), np.array([[5.0, 4.0, 3.0]]))
     array([-1.])
     """
-    ranks = [rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2 for rows in (a, b)]
-    norms = np.linalg.norm(ranks[0], axis=1) * np.linalg.norm(ranks[1], axis=1)
+    return row_correlation(centred_ranks(a), centred_ranks(b))
+
+
+def centred_ranks(rows: NDArray[Any]) -> F64:
+    """Ranks within each row, less their mean; ties have the mean of theirs."""
+    found: F64 = rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2
+    return found
+
+
+def row_correlation(a: F64, b: F64) -> F64:
+    """Correlation of rows whose means are 0; NaN where a row is."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore"):
-        found: NDArray[np.float64] = (ranks[0] * ranks[1]).sum(1) / norms
+        found: F64 = (a * b).sum(1) / norms
     return found

@@ -32,7 +32,7 @@ from trakstore.storage.saved import ARRAYS, SavedArray
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.store import FeatureStore, open_store
 
-__all__ = ["check_new_name", "open_scores", "save_scores", "sparse_scores"]
+__all__ = ["check_new_name", "open_scores", "save_scores", "scores_token", "sparse_scores"]
 
 
 def save_scores(

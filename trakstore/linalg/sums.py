@@ -15,7 +15,7 @@ from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows, MeanRows, Rows, whole_column
-from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
+from trakstore.linalg.tiles import WAITING, active_client, map_reduce, task_slots, tile_rows
 from trakstore.planning import fit_slots, ranges
 
 __all__ = ["Grouping", "How", "group_scores"]
@@ -149,7 +149,7 @@ def _sum_rows(
     least = slots if active_client() is not None else 1
     what = f"sums of {count} groups of rows"
     each = waiting + step * rows.shape[1] * (rows.dtype.itemsize + 8)
-    workers = fit_slots(slots, least, 6 * waiting, each, limit, what)
+    workers = fit_slots(slots, least, WAITING * waiting, each, limit, what)
     task = _SumTask(rows, scale, groups.of, count, step)
     total = map_reduce(task, rows.shape[0], step, _plus, workers=workers)
     if not np.isfinite(total).all():

@@ -113,8 +113,8 @@ def tiled_gram(
     plan = strip_plan(rows, dtype, memory_limit)
     give_back()
     array.create(location, path)
-    task = _StripTask(rows, weights, plan.step, dtype, array, location, path)
-    trace = map_reduce(task, dim, plan.height, _plus, parts=dim, workers=plan.slots)
+    task = _StripTask(rows, weights, plan.step, plan.height, dtype, array, location, path)
+    trace = map_reduce(task, dim, plan.height, _plus, workers=plan.slots)
     used = count if weights is None else _used(weights)
     return TiledGram(location, path, dim, used, trace, dtype)
 
@@ -162,14 +162,20 @@ class _StripTask:
     rows: Rows
     weights: Rows | None
     step: int
+    height: int
     dtype: GramDtype
     array: SavedArray
     location: Location
     path: str
 
     def __call__(self, start: int, stop: int) -> float:
-        """The strip of columns start..stop, from the diagonal on; its share of the trace."""
+        """The strips of columns start..stop, one after the other; their share of the trace."""
         give_back()  # on a worker
+        strips = ranges(stop - start, self.height)
+        return sum(self._strip(start + low, start + high) for low, high in strips)
+
+    def _strip(self, start: int, stop: int) -> float:
+        """The strip of columns start..stop, from the diagonal on."""
         count, dim = self.rows.shape
         total = np.zeros((stop - start, dim - start))
         for low, high in ranges(count, self.step):

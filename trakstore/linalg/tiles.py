@@ -34,6 +34,8 @@ from trakstore.linalg.rows import Rows
 from trakstore.planning import CHUNK_BYTES
 
 __all__ = [
+    "MOST_RANGES",
+    "WAITING",
     "active_client",
     "in_this_process",
     "map_reduce",
@@ -43,11 +45,12 @@ __all__ = [
     "sent_once",
     "task_slots",
     "tile_rows",
-    "waiting_results",
 ]
 
 RANGES = 32
-RANGE_TILES = 128  # of ranges of passes that have more than 32 times as many: about 1 GB
+RANGE_TILES = 128  # of ranges of passes that have more than 32 times as many: about 1 GB,
+MOST_RANGES = 4096  # and how many there are at most
+WAITING = MOST_RANGES.bit_length()  # results that wait to be merged: one a level of the tree
 ATTEMPTS = 3
 TILE_ROWS = 1024
 R = TypeVar("R")
@@ -137,21 +140,10 @@ def row_ranges(rows: int, step: int, parts: int | None = None) -> list[tuple[int
     [5, 8, 32, 39, 3906]
     """
     steps = -(-rows // step)
-    wanted = max(8, min(RANGES, steps // 8), steps // RANGE_TILES)
+    wanted = max(8, min(RANGES, steps // 8), min(MOST_RANGES, steps // RANGE_TILES))
     parts = min(steps, wanted, wanted if parts is None else parts)
     edges = [min(rows, steps * part // parts * step) for part in range(parts + 1)]
     return list(pairwise(edges))
-
-
-def waiting_results(rows: int, step: int) -> int:
-    """How many results of ranges may be there at once: one for each level of the tree, and some.
-
-    Examples
-    --------
-    >>> waiting_results(500, 1), waiting_results(500_000, 1)
-    (10, 16)
-    """
-    return len(row_ranges(rows, step)).bit_length() + 4
 
 
 def map_reduce(

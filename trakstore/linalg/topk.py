@@ -31,10 +31,10 @@ from trakstore.linalg.parts import Window
 from trakstore.linalg.rows import ArrayRows, Rows, TakenRows
 from trakstore.linalg.streaming import WindowPlan, plan_windows
 from trakstore.linalg.tiles import (
+    WAITING,
     active_client,
     map_reduce,
     task_slots,
-    waiting_results,
 )
 from trakstore.planning import fit_slots
 from trakstore.progress import ProgressLine, on_terminal
@@ -133,7 +133,7 @@ def plan_top_k(
     scores: Scores, k: int, groups: Groups | None, memory_limit: int | str | None
 ) -> WindowPlan:
     """Windows of targets whose lists, and what they need on the way, fit the memory limit."""
-    (rows, columns), count = scores.shape, 1 if groups is None else len(groups.counts)
+    rows, count = scores.shape[0], 1 if groups is None else len(groups.counts)
     return plan_windows(
         scores,
         f"top-{k} of {rows} targets",
@@ -141,7 +141,7 @@ def plan_top_k(
         fixed_bytes=rows * k * count * (2 * STATE_BYTES + scores.train_ids.dtype.itemsize)
         + (0 if groups is None else groups.of.nbytes),
         task_bytes=select_bytes(k, scores.tile_rows),
-        target_bytes=waiting_results(columns, scores.tile_rows) * STATE_BYTES * k * count,
+        target_bytes=(WAITING + 4) * STATE_BYTES * k * count,  # and what a merge makes
         state_bytes=(STATE_BYTES + WAITING_BYTES) * k * count
         + (0 if groups is None else 4 * scores.tile_rows),
     )

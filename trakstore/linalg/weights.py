@@ -121,8 +121,9 @@ def row_weights(split: GramSplit, *, masked_too: bool = False) -> Rows | None:
 
 def kernel_rows(split: GramSplit) -> Rows:
     """Rows whose plain gram is the kernel: √wᵢ·φᵢ of the unmasked ones."""
-    rows, masked, weights = split.column(layout.FEATURES), masked_rows(split), row_weights(split)
-    if weights is not None and weighting_of(split):
+    rows, masked = split.column(layout.FEATURES), masked_rows(split)
+    weights = row_weights(split, masked_too=True)
+    if weights is not None:
         rows = WeightedRows(rows, weights)
     return UnmaskedRows(rows, masked) if len(masked) else rows
 

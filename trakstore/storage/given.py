@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.spec import StoreSpec
+from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
 
@@ -77,6 +77,19 @@ class GivenRows:
         narrow = {name: column_dtype(array) for name, array in self.narrow.items()}
         return tuple(
             sorted({layout.FEATURES: self.spec.dtype, "norm": "float32", **narrow}.items())
+        )
+
+    def split_spec(
+        self, checkpoint: str | None, learning_rate: float | None, block_rows: int
+    ) -> SplitSpec:
+        """The split that they are to be."""
+        return SplitSpec(
+            self.rows,
+            self.dim,
+            self.columns,
+            checkpoint,
+            learning_rate=learning_rate,
+            block_rows=block_rows,
         )
 
     def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:

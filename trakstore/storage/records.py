@@ -16,14 +16,14 @@ from trakstore.storage.locations import Location
 from trakstore.storage.saved import ARRAYS, SavedArray
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["MEASURES", "RecordPart", "Run", "add_part", "record_parts"]
+__all__ = ["MEASURES", "RecordPart", "TrainingRun", "add_part", "record_parts"]
 
 MEASURES = ("loss", "confidence", "correct", "margin", "el2n")
 _CHUNK = 2**18  # rows
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """Who writes: a training process.
 
     Attributes
@@ -31,8 +31,9 @@ class Run:
     name : str
         Of its own.
     started : str
-        ISO 8601. Of runs of one rank, a later one replaces what an earlier one said of the epochs
-        from its own first on: so a training that was stopped is gone on with from a checkpoint.
+        ISO 8601, to the microsecond. Of runs of one rank, a later one replaces what an earlier one
+        said of the epochs from its own first on: so a training that was stopped is gone on with
+        from a checkpoint.
     rank : int
     """
 
@@ -49,7 +50,7 @@ class RecordPart:
     ----------
     location, path
         Where.
-    run : Run
+    run : TrainingRun
     number : int
         Parts of a run are counted.
     first_epoch : int
@@ -58,7 +59,7 @@ class RecordPart:
 
     location: Location
     path: str
-    run: Run
+    run: TrainingRun
     number: int
     first_epoch: int
     arrays: tuple[SavedArray, ...]
@@ -75,7 +76,7 @@ class RecordPart:
 def add_part(
     location: Location,
     split: str,
-    run: Run,
+    run: TrainingRun,
     number: int,
     ids: NDArray[Any],
     epochs: NDArray[np.int64],
@@ -87,7 +88,7 @@ def add_part(
     ----------
     location : Location
     split : str
-    run : Run
+    run : TrainingRun
     number : int
         Another one for each part of a run.
     ids : array of int or str, shape (rows,)
@@ -134,7 +135,7 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
         told = {} if document is None else attributes(document, f"{top}/{name}")
         if told:
             arrays = tuple(SavedArray.from_dict(one) for one in told[ARRAYS])
-            run = Run(**told["run"])
+            run = TrainingRun(**told["run"])
             part = RecordPart(
                 location, f"{top}/{name}", run, told["number"], told["first_epoch"], arrays
             )

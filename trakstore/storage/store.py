@@ -246,14 +246,7 @@ class FeatureStore:
             When the split is there with another shape or other columns.
         """
         given = GivenRows.of(self.spec, features, out_to_loss, ids, labels)
-        spec = SplitSpec(
-            given.rows,
-            given.dim,
-            given.columns,
-            checkpoint,
-            learning_rate=learning_rate,
-            block_rows=block_rows,
-        )
+        spec = given.split_spec(checkpoint, learning_rate, block_rows)
         made = self.create_split(epoch, split, spec)
         writer = BlockWriter(made)
         for block in made.missing_blocks():

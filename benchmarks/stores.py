@@ -1,0 +1,38 @@
+"""What benchmarks of scores share: stores of random features, and medians of times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import trakstore as ts
+
+
+def random_store(
+    where: Path, rows: int, targets: int, dim: int, turned: Any = None
+) -> ts.FeatureStore:
+    """Normal features of both splits, times a matrix where one is given, and Q from 0.1 to 1."""
+    rng = np.random.default_rng(0)
+    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("sjlt", dim=dim))
+    for split, count in (("train", rows), ("test", targets)):
+        features = rng.standard_normal((count, dim), dtype=np.float32)
+        features = features if turned is None else features @ turned
+        q = rng.uniform(0.1, 1, count).astype(np.float32)
+        store.write_split(0, split, features, out_to_loss=q)
+    return store
+
+
+def median_seconds(run: Callable[[], object], repeats: int) -> float:
+    """Of some runs, after one that is not counted."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
