@@ -1,8 +1,8 @@
-"""Seeded subsets of rows, uniform or by stratum, and what they say of the whole."""
+"""Seeded subsets of rows: to estimate the whole from, and to train on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import sqrt
 from statistics import NormalDist
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
 
-__all__ = ["Estimate", "Sample", "estimate_mean", "sample_rows"]
+__all__ = ["Estimate", "Sample", "SubsetPlan", "estimate_mean", "sample_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,77 @@ class Estimate:
     error: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class SubsetPlan:
+    """Random subsets of train rows, on each of which some models are trained; models are numbered.
+
+    Model q is the (q mod ``repeats``)-th of subset q // ``repeats``. What it is trained on, and its
+    seed, depend on its number and on this plan alone, so that models can be added at any time.
+
+    Attributes
+    ----------
+    rows : int
+        Train rows that there are.
+    share : float
+        Of the rows, in each subset.
+    repeats : int
+        Models of one subset; their outputs are averaged.
+    seed : int
+
+    Raises
+    ------
+    TrakStoreError
+        A share outside of (0, 1], or of less than one row; no repeats.
+
+    Examples
+    --------
+    >>> plan = SubsetPlan(rows=4, repeats=2)
+    >>> plan.masks(0, 4).sum(axis=1), plan.subsets(0, 4)
+    (array([2, 2, 2, 2]), array([0, 0, 1, 1]))
+    """
+
+    rows: int
+    share: float = 0.5
+    repeats: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.size < 1:
+            raise TrakStoreError(
+                f"a subset is a share in (0, 1] of the rows and has one at least, got "
+                f"{self.share} of {self.rows}"
+            )
+        if self.repeats < 1:
+            raise TrakStoreError(f"repeats must be 1 or more, got {self.repeats}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the subsets follow from."""
+        return asdict(self)
+
+    @property
+    def size(self) -> int:
+        """Rows of a subset."""
+        return int(self.share * self.rows)
+
+    def subsets(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Numbers of the subsets of models start..stop."""
+        return np.arange(start, stop) // self.repeats
+
+    def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Rows that models start..stop are trained on, shape (stop - start, rows)."""
+        found = np.zeros((stop - start, self.rows), dtype=bool)
+        for mask, subset in zip(found, self.subsets(start, stop).tolist(), strict=True):
+            rng = np.random.default_rng([self.seed, 0, subset])
+            mask[rng.choice(self.rows, self.size, replace=False)] = True
+        return found
+
+    def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Seeds for training models start..stop, below 2**63."""
+        numbers = range(start, stop)
+        drawn = [np.random.default_rng([self.seed, 1, q]).integers(2**63) for q in numbers]
+        return np.array(drawn, dtype=np.int64)
 
 
 def sample_rows(rows: int, rate: float, *, strata: Any = None, seed: int = 0) -> Sample:

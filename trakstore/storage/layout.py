@@ -13,6 +13,7 @@
     runs/{epoch}.{split}.{run}       what each run did
     scores/{name}                    saved score matrices
     dynamics/{split}/{run}.{number}  what a training process saw of samples
+    evaluation/{name}/{part}         models that were trained again on parts of the data
     grams/{epoch}/{split}            the gram of a split's features; ~{weighting} behind it: weighted
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "dynamics_path",
     "epoch_path",
     "epoch_sort_key",
+    "evaluation_path",
     "gram_path",
     "is_leftover",
     "marker_block",
@@ -56,7 +58,8 @@ SCORES = "scores"
 GRAMS = "grams"
 RUNS = "runs"
 DYNAMICS = "dynamics"
-RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, "evaluation"})
+EVALUATION = "evaluation"
+RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION})
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
@@ -136,6 +139,11 @@ def gram_path(epoch: Epoch, split: str, weighting: str = "") -> str:
 def dynamics_path(split: str) -> str:
     """Group of what training showed of a split's samples."""
     return f"{DYNAMICS}/{check_name(split, 'split')}"
+
+
+def evaluation_path(name: str) -> str:
+    """Group of models that were trained again."""
+    return f"{EVALUATION}/{check_name(name, 'set of models')}"
 
 
 def document_key(path: str) -> str:

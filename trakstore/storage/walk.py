@@ -195,11 +195,12 @@ class Walk:
         self._above(layout.SCORES)
         for name in self.location.names(layout.SCORES):
             self.findings += check_saved(self.location, f"{layout.SCORES}/{name}")
-        self._above(layout.DYNAMICS)
-        for split in self.location.names(layout.DYNAMICS):
-            self._above(f"{layout.DYNAMICS}/{split}")
-            for name in self.location.names(f"{layout.DYNAMICS}/{split}"):
-                self.findings += check_saved(self.location, f"{layout.DYNAMICS}/{split}/{name}")
+        for top in (layout.DYNAMICS, layout.EVALUATION):
+            self._above(top)
+            for name in self.location.names(top):
+                self._above(f"{top}/{name}")
+                for part in self.location.names(f"{top}/{name}"):
+                    self.findings += check_saved(self.location, f"{top}/{name}/{part}")
         self._above(layout.GRAMS)
         for epoch in self.location.names(layout.GRAMS):
             self._above(f"{layout.GRAMS}/{epoch}")

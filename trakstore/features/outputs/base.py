@@ -55,6 +55,10 @@ class ModelOutput(ABC):
         """Classes to store as the ``label`` column, shape ``(batch,)``, or None."""
         return None
 
+    def predictions(self, model: Model, batch: Any) -> Tensor | None:  # noqa: ARG002
+        """Classes that the model says, shape ``(batch,)``, or None where there are none."""
+        return None
+
     def check(self, model: Model, batch: Any) -> int | None:  # noqa: ARG002
         """Raise a :class:`TrakStoreError` if this batch cannot have this output.
 

@@ -26,6 +26,10 @@ class _Classification(ModelOutput):
         _, label = _inputs_and_label(batch)
         return label.reshape(-1)
 
+    def predictions(self, model: Model, batch: Any) -> Tensor:
+        """The class of the largest logit."""
+        return self._logits(model, batch)[0].argmax(dim=1)
+
     def check(self, model: Model, batch: Any) -> int | None:
         """Logits must be ``(batch, classes)``, labels integers from 0 to classes - 1."""
         inputs, label = _inputs_and_label(batch)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trakstore as ts
+from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.evaluation.counterfactual import counterfactual, mean_interval
+from trakstore.evaluation.retraining import Retrained
+
+ROWS, TARGETS = 30, 4
+rng = np.random.default_rng(0)
+WEIGHTS = rng.normal(size=(ROWS, TARGETS))
+LABELS = (np.arange(ROWS) % 3, np.array([0, 1, 2, 0]))
+CHANCE = np.array([0.0, 0, 0, 5])  # what the seed does to each target
+
+
+def linear(subsets: Any, seeds: Any) -> Retrained:
+    """Models whose outputs are sums of weights, and whose class is the sign."""
+    noise = np.array([np.random.default_rng(seed).normal() for seed in seeds])
+    output = (subsets @ WEIGHTS + np.outer(noise, CHANCE)).astype(np.float32)
+    return Retrained(output, (output > 0).astype(np.int64))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("identity"))
+    return tmp_path / "s.zarr"
+
+
+def test_what_is_taken_away_is_missing(place: Path) -> None:
+    """Scores are the truth: without the first, exactly their weights are gone."""
+    chosen = [2, 0, 3]
+    options: Any = {"sizes": (2, 5), "targets": chosen, "labels": LABELS, "repeats": 4}
+    found = counterfactual(WEIGHTS.T, linear, place, "cf", **options)
+    assert found["change"].dims == ("removal", "size", "target")
+    for size in (2, 5):
+        wanted = [np.sort(WEIGHTS[:, t])[-size:].sum() for t in chosen]
+        top = found["change"].sel(removal="top", size=size)
+        np.testing.assert_allclose(top, wanted, rtol=1e-5)  # seeds are the same with and without
+        for other in ("random", "same_class"):
+            assert (found["change"].sel(removal=other, size=size) < top).all()
+    whole = WEIGHTS.sum(0)
+    for at, t in enumerate(chosen[:2]):  # no noise: all four models flip, or none
+        left = whole[t] - np.sort(WEIGHTS[:, t])[-5:].sum()
+        flipped = float((left > 0) != (whole[t] > 0))
+        assert found["flips"].sel(removal="top", size=5).values[at] == flipped
+    np.testing.assert_array_equal(found["chance"][:2], 0)
+
+
+def test_random_removals_are_of_the_class(place: Path) -> None:
+    seen: list[Any] = []
+
+    def noted(subsets: Any, seeds: Any) -> Retrained:
+        seen.extend(subsets)
+        return linear(subsets, seeds)
+
+    counterfactual(WEIGHTS.T, noted, place, "cf", sizes=(3,), labels=LABELS, repeats=1)
+    assert len(seen) == 1 + 3 * TARGETS
+    assert seen[0].all()
+    for t in range(TARGETS):
+        top, random, same = (np.flatnonzero(~seen[1 + kind * TARGETS + t]) for kind in range(3))
+        assert set(top) == set(np.argsort(-WEIGHTS[:, t])[:3])
+        assert len(random) == len(same) == 3
+        assert (LABELS[0][same] == LABELS[1][t]).all()
+
+
+def test_it_goes_on_where_it_was(place: Path) -> None:
+    options: Any = {"sizes": (2,), "repeats": 2, "at_once": 3}
+    calls = []
+
+    def stopping(subsets: Any, seeds: Any) -> Retrained:
+        calls.append(len(seeds))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return linear(subsets, seeds)
+
+    with pytest.raises(KeyboardInterrupt):
+        counterfactual(WEIGHTS.T, stopping, place, "cf", **options)
+    found = counterfactual(WEIGHTS.T, stopping, place, "cf", **options)
+    assert sum(calls) - calls[1] == 2 * (1 + 2 * TARGETS)  # no labels: no removals of a class
+    assert found["removal"].values.tolist() == ["top", "random"]
+    with pytest.raises(SpecMismatchError):
+        counterfactual(-WEIGHTS.T, stopping, place, "cf", **options)
+
+
+def test_stored_scores_with_masked_rows_and_labels(tmp_path: Path) -> None:
+    features, count = rng.normal(size=(12, 3)), 12
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("identity"))
+    store.write_split(0, "train", features, labels=np.arange(count) % 2)
+    store.write_split(0, "test", rng.normal(size=(2, 3)), labels=[0, 1])
+    store.mask("train", [0, 5])
+    scores = ts.grad_dot_scores(store, of="output")
+    assert scores.shape == (2, 10)
+    gone: list[Any] = []
+
+    def noted(subsets: Any, _seeds: Any) -> Retrained:
+        gone.extend(~subsets)
+        return Retrained(np.zeros((len(subsets), 2), dtype=np.float32))
+
+    found = counterfactual(scores, noted, store, "cf", sizes=(2,), repeats=1)
+    assert "flips" not in found
+    dense = np.asarray(scores)
+    for t in range(2):
+        assert set(np.flatnonzero(gone[1 + t])) == set(np.argsort(-dense[t])[:2])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"sizes": (30,)}, r"sizes must be in 1\.\.29"),
+        ({"sizes": ()}, "sizes"),
+        ({"targets": [4]}, r"positions in 0\.\.3"),
+        ({"sizes": (11,), "labels": LABELS}, "10 train rows"),
+        ({"sizes": (2,), "labels": (LABELS[0][:5], LABELS[1])}, "labels of these lengths"),
+    ],
+)
+def test_bad_use(place: Path, options: Any, error: str) -> None:
+    with pytest.raises(TrakStoreError, match=error):
+        counterfactual(WEIGHTS.T, linear, place, "cf", **options)
+
+
+def test_mean_interval() -> None:
+    values = rng.normal(size=200)
+    mean, low, high = mean_interval(values)
+    error = values.std(ddof=1) / np.sqrt(200)
+    assert mean == pytest.approx(values.mean())
+    assert (low - mean) / error == pytest.approx(-1.96, abs=0.25)
+    assert (high - mean) / error == pytest.approx(1.96, abs=0.25)
+    with pytest.raises(TrakStoreError):
+        mean_interval([np.nan])

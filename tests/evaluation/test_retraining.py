@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+import trakstore as ts
+from trakstore.errors import NotFoundError, NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.evaluation.retraining import Retrained, add_retrained, retrain, retrained_models
+from trakstore.sampling import SubsetPlan
+
+ROWS, TARGETS = 20, 3
+WEIGHTS = np.random.default_rng(0).normal(size=(ROWS, TARGETS))
+PLAN = SubsetPlan(ROWS, share=0.4, repeats=2, seed=7)
+
+
+def linear(subsets: Any, seeds: Any) -> Retrained:
+    noise = np.stack([np.random.default_rng(seed).normal(size=TARGETS) for seed in seeds])
+    output = (subsets @ WEIGHTS + noise).astype(np.float32)
+    return Retrained(output, (output > 0).astype(np.int64))
+
+
+class Stopping:
+    """Is interrupted after some calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls, self.models = calls, 0
+
+    def __call__(self, subsets: Any, seeds: Any) -> Retrained:
+        if not self.calls:
+            raise KeyboardInterrupt
+        self.calls, self.models = self.calls - 1, self.models + len(seeds)
+        return linear(subsets, seeds)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("identity"))
+    return tmp_path / "s.zarr"
+
+
+def test_what_a_plan_says() -> None:
+    masks = PLAN.masks(0, 40)
+    assert (masks.sum(1) == 8).all()
+    np.testing.assert_array_equal(masks[::2], masks[1::2])  # two models of each subset,
+    assert len(set(PLAN.seeds(0, 40).tolist())) == 40  # which are not the same,
+    assert len(np.unique(masks, axis=0)) == 20
+    np.testing.assert_array_equal(PLAN.masks(11, 13), masks[11:13])  # and depend on numbers alone
+    np.testing.assert_array_equal(PLAN.seeds(11, 13), PLAN.seeds(0, 40)[11:13])
+    assert (SubsetPlan(ROWS, share=0.4, seed=8).masks(0, 20) != masks[::2]).any()
+    share = SubsetPlan(ROWS, share=0.4).masks(0, 2000).mean(0)  # each row in 0.4 of them
+    assert np.abs(share - 0.4).max() < 5 * np.sqrt(0.24 / 2000)
+
+
+def test_a_stopped_run_goes_on_and_models_are_added(place: Path) -> None:
+    stopped, told = Stopping(2), []
+    with pytest.raises(KeyboardInterrupt):
+        retrain(stopped, place, "halves", PLAN, 10, at_once=4)
+    assert len(retrained_models(place, "halves")["model"]) == stopped.models == 8
+    again = Stopping(9)
+    found = retrain(again, place, "halves", PLAN, 13, at_once=3, finished=told.append)
+    assert (again.models, told) == (5, [3, 2])
+    whole = linear(PLAN.masks(0, 13), PLAN.seeds(0, 13))
+    np.testing.assert_array_equal(found["model"], range(13))
+    np.testing.assert_array_equal(found["subset"], PLAN.masks(0, 13))
+    np.testing.assert_array_equal(found["output"], whole.output)
+    np.testing.assert_array_equal(found["predicted"], whole.predicted)
+    retrain(Stopping(0), place, "halves", PLAN, 13)  # nothing is missing
+    assert ts.verify_store(place).ok
+
+
+def test_holes_are_filled(place: Path) -> None:
+    retrain(linear, place, "a", PLAN, 12, at_once=3)
+    from shutil import rmtree
+
+    rmtree(place / "evaluation/a/models.3")
+    counted = Stopping(9)
+    found = retrain(counted, place, "a", PLAN, 12, at_once=50)
+    assert counted.models == 3
+    np.testing.assert_array_equal(found["subset"], PLAN.masks(0, 12))
+
+
+def test_another_plan_is_refused(place: Path) -> None:
+    retrain(linear, place, "halves", PLAN, 2)
+    with pytest.raises(SpecMismatchError, match=r"'seed': 7.*'seed': 8"):
+        retrain(linear, place, "halves", SubsetPlan(ROWS, share=0.4, repeats=2, seed=8), 2)
+    with pytest.raises(NotFoundError, match="did you mean 'halves'"):
+        retrained_models(place, "halfs")
+
+
+def test_on_a_cluster(place: Path) -> None:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster),
+    ):
+        found = retrain(linear, place, "far", PLAN, 12, at_once=5)
+    np.testing.assert_array_equal(
+        found["output"], linear(PLAN.masks(0, 12), PLAN.seeds(0, 12)).output
+    )
+
+
+def test_models_from_elsewhere(place: Path) -> None:
+    rng = np.random.default_rng(1)
+    masks, outputs = PLAN.masks(0, 6), rng.normal(size=(6, 4)).astype(np.float32)
+    add_retrained(place, "mine", masks[:4], outputs[:4])
+    found = add_retrained(place, "mine", masks[4:], outputs[4:])
+    np.testing.assert_array_equal(found["output"], outputs)
+    np.testing.assert_array_equal(found["subset"], masks)
+    with pytest.raises(SpecMismatchError):
+        add_retrained(place, "mine", masks, outputs[:, :3])
+    with pytest.raises(NumericsError, match="model 2"):
+        add_retrained(place, "bad", masks[:3], np.array([[1.0], [2], [np.nan]]))
+    with pytest.raises(TrakStoreError, match="shape"):
+        add_retrained(place, "bad", masks, outputs[:3])
+    assert ts.verify_store(place).ok
+
+
+def test_a_trainer_that_gives_something_else(place: Path) -> None:
+    with pytest.raises(TrakStoreError, match=r"needed outputs of shape \(4, targets\)"):
+        retrain(lambda s, _: Retrained(np.zeros(len(s))), place, "x", PLAN, 4)
+    with pytest.raises(NotFoundError, match="no models"):
+        retrained_models(place, "x")
+
+
+def test_damage_is_found(place: Path) -> None:
+    retrain(linear, place, "halves", PLAN, 4)
+    chunk = place / "evaluation/halves/models.0/output/c/0/0"
+    content = bytearray(chunk.read_bytes())
+    content[3] ^= 1
+    chunk.write_bytes(content)
+    assert [finding.kind for finding in ts.verify_store(place).findings] == ["damaged"]

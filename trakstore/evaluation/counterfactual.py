@@ -1,0 +1,250 @@
+"""Taking away what a target is said to owe its output to, and training again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.evaluation.retraining import Trainer, retrain
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.rows import whole_column
+from trakstore.linalg.topk import top_k
+from trakstore.linalg.windows import Matrix
+from trakstore.storage.locations import Where
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["REMOVALS", "RemovalPlan", "counterfactual", "mean_interval"]
+
+REMOVALS = ("top", "random", "same_class")
+
+
+@dataclass(frozen=True, eq=False)
+class RemovalPlan:
+    """Models without some rows: model q is the (q mod ``repeats``)-th of ``removed[q // repeats]``.
+
+    The r-th model of every entry has the same seed, so that entries are compared like with like.
+
+    Attributes
+    ----------
+    rows : int
+        Train rows that there are.
+    removed : sequence of ndarray of int64
+        Positions of those that each model is trained without.
+    repeats : int
+    seed : int
+    """
+
+    rows: int
+    removed: Sequence[NDArray[np.int64]]
+    repeats: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the models follow from; of the positions, a digest."""
+        digest = hashlib.sha256()
+        for one in self.removed:
+            digest.update(f"{len(one)}:".encode() + one.astype("<i8").tobytes())
+        told = {"rows": self.rows, "repeats": self.repeats, "seed": self.seed}
+        return {**told, "removed": digest.hexdigest()}
+
+    def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Rows of models start..stop, shape (models, rows)."""
+        found = np.ones((stop - start, self.rows), dtype=bool)
+        for mask, q in zip(found, range(start, stop), strict=True):
+            mask[self.removed[q // self.repeats]] = False
+        return found
+
+    def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Seeds of models start..stop."""
+        drawn = [
+            np.random.default_rng([self.seed, 2, q % self.repeats]).integers(2**63)
+            for q in range(start, stop)
+        ]
+        return np.array(drawn, dtype=np.int64)
+
+
+def counterfactual(
+    scores: Matrix,
+    trainer: Trainer,
+    store: Where | FeatureStore,
+    name: str,
+    *,
+    sizes: Sequence[int] = (10, 50),
+    targets: Sequence[int] | None = None,
+    labels: tuple[Any, Any] | None = None,
+    repeats: int = 5,
+    seed: int = 0,
+    at_once: int = 50,
+    memory_limit: int | str | None = None,
+    finished: Callable[[int], None] | None = None,
+) -> xr.Dataset:
+    """Train without each target's highest scored samples, and without as many others.
+
+    Parameters
+    ----------
+    scores : Scores, DataArray or array, shape (m, n)
+    trainer : callable
+        As for :func:`~trakstore.evaluation.retraining.retrain`.
+    store, name
+        Where the models are kept: a run that is stopped goes on.
+    sizes : sequence of int
+        How many samples are taken away.
+    targets : sequence of int, optional
+        Positions of those that are asked about; all when None. There are
+        ``1 + targets * sizes * 3`` trainings, each ``repeats`` times.
+    labels : (train, target) arrays, optional
+        Classes, for removals of the target's own class; the stored ones of ``Scores`` when None.
+    repeats : int
+        Models of each removal, and of none.
+    seed : int
+        Of the training and the random removals.
+    at_once : int
+        Models that are trained together.
+    memory_limit : int or str, optional
+        For the top lists.
+    finished : callable, optional
+        Told how many models were added.
+
+    Returns
+    -------
+    Dataset
+        Dimensions ``removal`` (``"top"``, ``"random"``, and with labels ``"same_class"``), ``size``
+        and ``target``. ``change``: mean output of models that had all rows, less that of those
+        without; large for samples that the output needs. Where models tell classes, ``flips``:
+        share of models that say another class than most models that had all rows, and ``chance``
+        (target,): the same of the models that had all rows.
+
+    Raises
+    ------
+    TrakStoreError
+        Sizes or targets out of range; a class with fewer other rows than a size.
+    SpecMismatchError
+        The name is that of other removals.
+    """
+    chosen = np.arange(scores.shape[0]) if targets is None else np.asarray(targets, dtype=np.int64)
+    _check(scores.shape, chosen, sizes)
+    lists = _top_lists(scores, chosen, max(sizes), memory_limit)
+    classes = _labels(scores, labels)
+    kinds = REMOVALS if classes is not None else REMOVALS[:2]
+    rng = np.random.default_rng([seed, 3])
+    removed = [np.zeros(0, dtype=np.int64)]
+    for size in sizes:
+        for kind in kinds:
+            for target, first in zip(chosen.tolist(), lists, strict=True):
+                removed.append(
+                    first[:size]
+                    if kind == "top"
+                    else _drawn(rng, kind, size, target, classes, scores)
+                )
+    plan = RemovalPlan(scores.shape[1], removed, repeats, seed)
+    models = retrain(
+        trainer, store, name, plan, len(removed) * repeats, at_once=at_once, finished=finished
+    )
+    return _compared(models, repeats, kinds, sizes, chosen)
+
+
+def mean_interval(values: Any, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of some numbers and its bootstrap interval; numbers that are NaN are left out.
+
+    Examples
+    --------
+    >>> mean_interval([2.0, 2.0, float("nan")])
+    (2.0, 2.0, 2.0)
+    """
+    known = np.asarray(values, dtype=np.float64).ravel()
+    known = known[~np.isnan(known)]
+    if not known.size:
+        raise TrakStoreError("there is nothing to take the mean of")
+    rows = np.random.default_rng(seed).integers(known.size, size=(2000, known.size))
+    low, high = np.quantile(known[rows].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(known.mean()), float(low), float(high)
+
+
+def _check(shape: tuple[int, ...], chosen: NDArray[np.int64], sizes: Sequence[int]) -> None:
+    rows, columns = shape
+    if not chosen.size or chosen.min() < 0 or chosen.max() >= rows:
+        raise TrakStoreError(f"targets are positions in 0..{rows - 1}, got {chosen.tolist()[:9]}")
+    if not sizes or min(sizes) < 1 or max(sizes) >= columns:
+        raise TrakStoreError(f"sizes must be in 1..{columns - 1}, got {list(sizes)}")
+
+
+def _top_lists(
+    scores: Matrix, chosen: NDArray[np.int64], k: int, memory_limit: int | str | None
+) -> NDArray[np.int64]:
+    """Columns of the k highest scores of each target, shape (targets, k)."""
+    if isinstance(scores, np.ndarray):
+        scores = xr.DataArray(scores, dims=("target", "train"))
+    found = top_k(scores.isel(target=chosen), k, memory_limit=memory_limit)["position"].values
+    if isinstance(scores, Scores) and scores.train_positions is not None:
+        found = np.searchsorted(whole_column(scores.train_positions), found)
+    return np.asarray(found, dtype=np.int64)
+
+
+def _labels(
+    scores: Matrix, given: tuple[Any, Any] | None
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    if given is None:
+        stored = (scores.train_labels, scores.target_labels) if isinstance(scores, Scores) else ()
+        columns = [whole_column(rows) for rows in stored if rows is not None]
+        if len(columns) < 2:
+            return None
+        given = (columns[0], columns[1])
+    train, target = (np.asarray(one) for one in given)
+    if (target.shape, train.shape) != ((scores.shape[0],), (scores.shape[1],)):
+        raise TrakStoreError(
+            f"scores of {scores.shape} need labels of these lengths, got {train.shape} of train "
+            f"and {target.shape} of target"
+        )
+    return train, target
+
+
+def _drawn(
+    rng: np.random.Generator,
+    kind: str,
+    size: int,
+    target: int,
+    classes: tuple[NDArray[Any], NDArray[Any]] | None,
+    scores: Matrix,
+) -> NDArray[np.int64]:
+    """Random rows, or random rows of the target's class."""
+    members = np.arange(scores.shape[1])
+    if kind == "same_class" and classes is not None:
+        members = np.flatnonzero(classes[0] == classes[1][target])
+    if len(members) < size:
+        raise TrakStoreError(
+            f"the class of target {target} has {len(members)} train rows: sizes must be smaller"
+        )
+    return rng.choice(members, size, replace=False)
+
+
+def _compared(
+    models: xr.Dataset,
+    repeats: int,
+    kinds: Sequence[str],
+    sizes: Sequence[int],
+    chosen: NDArray[np.int64],
+) -> xr.Dataset:
+    dims, at = ("removal", "size", "target"), np.arange(len(chosen))
+    coords = {"removal": list(kinds), "size": list(sizes), "target": chosen}
+
+    def own(name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Of models with all rows (repeats, targets), and of each removal its own target."""
+        values = models[name].values[:, chosen].reshape(-1, repeats, len(chosen))
+        after = values[1:].reshape(len(sizes), len(kinds), len(chosen), repeats, len(chosen))
+        return values[0], after[:, :, at, :, at].transpose(2, 1, 0, 3)
+
+    full, after = own("output")
+    found: dict[str, Any] = {"change": (dims, full.mean(axis=0) - after.mean(axis=3))}
+    if "predicted" in models:
+        full, after = own("predicted")
+        most = np.array([np.bincount(one).argmax() for one in full.T])
+        found["flips"] = (dims, (after != most[:, None]).mean(axis=3))
+        found["chance"] = (("target",), (full != most).mean(axis=0))
+    return xr.Dataset(found, coords=coords)

@@ -1,0 +1,204 @@
+"""The linear datamodeling score: do scores tell what training on other subsets would have given?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.linalg.lists import check_finite
+from trakstore.linalg.ranks import centred_ranks, row_correlation
+from trakstore.linalg.windows import Matrix, target_windows
+from trakstore.planning import ranges
+
+__all__ = ["LDS", "Difference", "lds", "lds_difference", "predicted_outputs"]
+
+F64 = NDArray[np.float64]
+_COLUMNS = 2**14  # of subsets that are numbers at once
+
+
+@dataclass(frozen=True, eq=False)
+class LDS:
+    """Rank correlation of predicted and true outputs over subsets, target by target.
+
+    Attributes
+    ----------
+    mean, low, high : float
+        Over targets, and its bootstrap interval.
+    per_target : ndarray of float64, shape (m,)
+        0 for a target whose outputs or predictions are all equal: they tell nothing.
+    constant : int
+        How many such targets there are.
+    subsets : int
+    level : float
+        Of the interval.
+    resampled : ndarray of float64, shape (resamples,)
+        Means of the bootstrap; of two scores against the same models, equal seeds give pairs.
+    """
+
+    mean: float
+    low: float
+    high: float
+    per_target: F64
+    constant: int
+    subsets: int
+    level: float
+    resampled: F64 = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much larger one LDS is than another, on the same models, with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def lds(
+    scores: Matrix,
+    subsets: NDArray[np.bool_],
+    outputs: NDArray[Any],
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    memory_limit: int | str | None = None,
+) -> LDS:
+    r"""Linear datamodeling score of a (target, train) matrix.
+
+    .. math:: \mathrm{LDS}(z) = \rho\bigl(\{\textstyle\sum_{i \in S_j} \tau(z, i)\}_j,
+              \{f(z; \theta(S_j))\}_j\bigr)
+
+    with Spearman's ρ over the subsets S_j; the mean over targets. The interval resamples targets
+    and subsets, since all targets share the models; ranks are those among all subsets.
+
+    Parameters
+    ----------
+    scores : Scores, DataArray or array, shape (m, n)
+        Positive where training on a sample raises the target's output.
+    subsets : ndarray of bool, shape (models, n)
+        Train rows of each model. Models of equal subsets count as one, with their mean output.
+    outputs : ndarray, shape (models, m)
+        f(z; θ(S_j)), such as the margin: the higher, the surer.
+    level : float
+        Of the interval.
+    resamples : int
+        Of the bootstrap.
+    seed : int
+        Of the bootstrap.
+    memory_limit : int or str, optional
+        Bytes of one process for windows of scores; a quarter of the available memory when None.
+
+    Returns
+    -------
+    LDS
+
+    Raises
+    ------
+    TrakStoreError
+        Shapes that do not go together, fewer than three different subsets.
+    NumericsError
+        Outputs or scores that are not finite.
+
+    References
+    ----------
+    Park et al.: "TRAK: Attributing Model Behavior at Scale", ICML 2023, definition 2.4; Ilyas et al.:
+    "Datamodels", ICML 2022.
+    """
+    subsets, truth = _averaged(np.asarray(subsets, dtype=bool), np.asarray(outputs, np.float64))
+    if truth.shape[1] != scores.shape[0]:
+        raise TrakStoreError(
+            f"outputs are of {truth.shape[1]} targets, scores of {scores.shape[0]}: needed the same"
+        )
+    predicted = predicted_outputs(scores, subsets, memory_limit)
+    a, b = centred_ranks(predicted), centred_ranks(truth.T)
+    found = row_correlation(a, b)
+    constant = np.isnan(found)
+    found[constant] = 0.0
+    means = _resampled(a, b, resamples, np.random.default_rng(seed))
+    low, high = _interval(means, level)
+    count = len(subsets)
+    return LDS(float(found.mean()), low, high, found, int(constant.sum()), count, level, means)
+
+
+def lds_difference(one: LDS, other: LDS) -> Difference:
+    """One less other, where both are of the same targets, models, resamples and seed.
+
+    Raises
+    ------
+    TrakStoreError
+        When they cannot be compared.
+    """
+    kinds = [(len(x.per_target), x.subsets, len(x.resampled), x.level) for x in (one, other)]
+    if kinds[0] != kinds[1]:
+        raise TrakStoreError(
+            f"needed LDS of the same targets, subsets, resamples and level, got {kinds}"
+        )
+    return Difference(one.mean - other.mean, *_interval(one.resampled - other.resampled, one.level))
+
+
+def predicted_outputs(
+    scores: Matrix, subsets: NDArray[np.bool_], memory_limit: int | str | None = None
+) -> F64:
+    """Sums of scores over each subset, Σ_{i ∈ S_j} τ(z, i): shape (m, subsets).
+
+    Raises
+    ------
+    TrakStoreError
+        For subsets of another number of train rows.
+    NumericsError
+        For scores that are not finite.
+    """
+    if subsets.ndim != 2 or subsets.shape[1] != scores.shape[1]:
+        raise TrakStoreError(
+            f"scores of {scores.shape} need subsets of {scores.shape[1]} train rows, got an array "
+            f"of shape {subsets.shape}"
+        )
+    found = np.zeros((scores.shape[0], len(subsets)))
+    for start, stop, rows in target_windows(scores, memory_limit):
+        check_finite(rows, start, np.arange(rows.shape[1]))
+        for low, high in ranges(scores.shape[1], _COLUMNS):
+            found[start:stop] += rows[:, low:high] @ subsets[:, low:high].T.astype(np.float64)
+    return found
+
+
+def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool_], F64]:
+    """Different subsets, in order, and the mean outputs of their models."""
+    if subsets.ndim != 2 or outputs.ndim != 2 or len(subsets) != len(outputs):
+        raise TrakStoreError(
+            f"needed subsets (models, train) and outputs (models, targets), got {subsets.shape} "
+            f"and {outputs.shape}"
+        )
+    if not np.isfinite(outputs).all():
+        raise NumericsError("outputs of the models hold NaN or inf: leave those models out")
+    packed = np.packbits(subsets, axis=1)
+    _, first, of = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    if len(first) < 3:
+        raise TrakStoreError(f"a rank correlation needs three different subsets, got {len(first)}")
+    total = np.zeros((len(first), outputs.shape[1]))
+    np.add.at(total, of.reshape(-1), outputs)
+    means = total / np.bincount(of.reshape(-1))[:, None]
+    order = np.argsort(first)
+    return subsets[first[order]], means[order]
+
+
+def _resampled(a: F64, b: F64, resamples: int, rng: np.random.Generator) -> F64:
+    """Means over resampled targets of correlations of ranks over resampled subsets."""
+    targets, subsets = a.shape
+    picked = rng.multinomial(subsets, np.full(subsets, 1 / subsets), resamples) / subsets
+    chosen = rng.multinomial(targets, np.full(targets, 1 / targets), resamples) / targets
+    ma, mb, ab, aa, bb = (x @ picked.T for x in (a, b, a * b, a * a, b * b))
+    spread = np.maximum(aa - ma**2, 0) * np.maximum(bb - mb**2, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = np.where(spread > 0, (ab - ma * mb) / np.sqrt(spread), 0.0)
+    means: F64 = np.einsum("mr,rm->r", found, chosen)
+    return means
+
+
+def _interval(values: F64, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,235 @@
+"""Models trained on parts of the data, kept in the store: made where they are missing, or brought."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.linalg.tiles import active_client
+from trakstore.storage.locations import Location, Where, open_location
+from trakstore.storage.retrained import ModelPart, add_models, missing_set, model_parts
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["Plan", "Retrained", "Trainer", "add_retrained", "retrain", "retrained_models"]
+
+
+class Plan(Protocol):
+    """Which rows each model is trained on, as a :class:`~trakstore.sampling.SubsetPlan` has it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the others follow from, in plain values: equal for equal plans."""
+
+    def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Rows of models start..stop, shape (models, n)."""
+
+    def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Their seeds."""
+
+
+class Retrained(NamedTuple):
+    """What models gave for the targets, shapes (models, targets)."""
+
+    output: NDArray[np.float32]
+    predicted: NDArray[np.int64] | None = None
+
+
+Trainer: TypeAlias = Callable[[NDArray[np.bool_], NDArray[np.int64]], Retrained]
+
+
+def retrain(
+    trainer: Trainer,
+    store: Where | FeatureStore,
+    name: str,
+    plan: Plan,
+    models: int,
+    *,
+    at_once: int = 50,
+    finished: Callable[[int], None] | None = None,
+) -> xr.Dataset:
+    """Train models on the subsets of a plan, as many as are missing of the first ``models``.
+
+    Some at a time are trained and stored, so that a run that is stopped goes on where it was, and
+    models can be added later. On a Dask cluster that is active here, its workers share them.
+
+    Parameters
+    ----------
+    trainer : callable
+        Of subsets (g, n) of bool and seeds (g,) of int64; gives a :class:`Retrained` with outputs
+        (g, m). A :class:`SubsetTrainer`, or anything that can be pickled for a cluster.
+    store : FeatureStore or its place
+    name : str
+        Of this set of models.
+    plan : SubsetPlan, or the like
+    models : int
+        How many there shall be.
+    at_once : int
+        Trained together, and lost together when the run is stopped.
+    finished : callable, optional
+        Told how many models were added.
+
+    Returns
+    -------
+    Dataset
+        As :func:`retrained_models` gives it.
+
+    Raises
+    ------
+    SpecMismatchError
+        The name is that of models of another plan.
+    TrakStoreError
+        The trainer gave something else than (g, m) numbers.
+    NumericsError
+        A model's outputs are not finite.
+    """
+    location = _location(store)
+    told = plan.to_dict()
+    _check_plan(location, name, told)
+    missing = list(_missing(model_parts(location, name), models, at_once))
+    what, client = (trainer, location, name, plan), active_client()
+    if client is None:
+        counts: Iterable[int] = (_train(*what, *at) for at in missing)
+    else:
+        from distributed import as_completed
+
+        tasks = [client.submit(_train, *what, *at, pure=False) for at in missing]
+        counts = (task.result() for task in as_completed(tasks))
+    for count in counts:
+        if finished is not None:
+            finished(count)
+    return retrained_models(store, name)
+
+
+def add_retrained(
+    store: Where | FeatureStore,
+    name: str,
+    subsets: NDArray[np.bool_],
+    outputs: NDArray[Any],
+) -> xr.Dataset:
+    """Store models that were trained elsewhere, after those that are there.
+
+    Parameters
+    ----------
+    store : FeatureStore or its place
+    name : str
+        Of this set of models.
+    subsets : ndarray of bool, shape (models, n)
+        Train rows of each.
+    outputs : ndarray, shape (models, m)
+        Their outputs for the targets.
+
+    Returns
+    -------
+    Dataset
+        As :func:`retrained_models` gives it.
+
+    Raises
+    ------
+    TrakStoreError
+        Shapes that do not go together, or with those that are there.
+    SpecMismatchError
+        The name is that of models of a plan.
+    NumericsError
+        Outputs that are not finite.
+    """
+    location, subset = _location(store), np.asarray(subsets, dtype=bool)
+    output = _checked(np.asarray(outputs), len(subset))
+    plan = {"rows": int(subset.shape[-1]), "targets": output.shape[1]}
+    _check_plan(location, name, plan)
+    parts = model_parts(location, name)
+    first = max((part.first + part.count for part in parts), default=0)
+    if subset.ndim != 2:
+        raise TrakStoreError(f"needed subsets (models, train rows), got {subset.shape}")
+    add_models(location, name, plan, first, subset, output)
+    return retrained_models(store, name)
+
+
+def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
+    """Models that were trained again, read whole.
+
+    Returns
+    -------
+    Dataset
+        ``subset`` ("model", "train") of bool; ``output`` ("model", "target") of float32; where
+        there are classes, ``predicted`` of int64; the coordinate ``model``: numbers, ascending.
+
+    Raises
+    ------
+    NotFoundError
+        When there are none of that name.
+    DamagedError
+        When a part cannot be read.
+    """
+    location = _location(store)
+    parts = model_parts(location, name)
+    if not parts:
+        raise missing_set(location, name)
+    shapes = {(part.read("subset").shape[1], part.read("output").shape[1]) for part in parts}
+    if len(shapes) > 1:
+        raise TrakStoreError(
+            f"models named {name!r} are of different (train rows, targets): {sorted(shapes)}; "
+            f"a trainer must have the same targets at all times"
+        )
+    numbers = np.concatenate([np.arange(part.first, part.first + part.count) for part in parts])
+    order = np.argsort(numbers, kind="stable")
+    columns = {
+        array.name: (
+            array.dimensions,
+            np.concatenate([part.read(array.name) for part in parts])[order],
+        )
+        for array in parts[0].arrays
+    }
+    return xr.Dataset(columns, coords={"model": numbers[order]}, attrs=dict(parts[0].plan))
+
+
+def _location(store: Where | FeatureStore) -> Location:
+    return store.location if isinstance(store, FeatureStore) else open_location(store)
+
+
+def _check_plan(location: Location, name: str, plan: dict[str, Any]) -> None:
+    for part in model_parts(location, name)[:1]:
+        if dict(part.plan) != plan:
+            raise SpecMismatchError(
+                f"models named {name!r} are of {dict(part.plan)}, not of {plan}: choose another name"
+            )
+
+
+def _missing(parts: list[ModelPart], models: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """Ranges of numbers below ``models`` that no part has, each of ``at_once`` at most."""
+    there = {q for part in parts for q in range(part.first, part.first + part.count)}
+    start = 0
+    while start < models:
+        stop = start
+        while stop < min(models, start + at_once) and stop not in there:
+            stop += 1
+        if stop > start:
+            yield start, stop
+        start = max(stop, start + 1)
+
+
+def _train(
+    trainer: Trainer, location: Location, name: str, plan: Plan, start: int, stop: int
+) -> int:
+    """Train models start..stop and store them; how many they are."""
+    subset = plan.masks(start, stop)
+    told = trainer(subset, plan.seeds(start, stop))
+    output = _checked(np.asarray(told.output), len(subset))
+    add_models(location, name, plan.to_dict(), start, subset, output, told.predicted)
+    return len(subset)
+
+
+def _checked(output: NDArray[Any], models: int) -> NDArray[np.float32]:
+    if output.ndim != 2 or len(output) != models or output.dtype.kind not in "fiu":
+        raise TrakStoreError(
+            f"needed outputs of shape ({models}, targets), got {output.dtype} of {output.shape}"
+        )
+    if not np.isfinite(output).all():
+        bad = int(np.flatnonzero(~np.isfinite(output).all(axis=1))[0])
+        raise NumericsError(
+            f"outputs of model {bad} of these {models} are NaN or infinite: train it otherwise"
+        )
+    return output.astype(np.float32)

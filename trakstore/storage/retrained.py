@@ -1,0 +1,122 @@
+"""Models that were trained again on subsets of the train rows: who had which rows, what they gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.storage import layout
+from trakstore.storage.locations import Location
+from trakstore.storage.saved import ARRAYS, SavedArray
+from trakstore.storage.splits import attributes, group_document
+
+__all__ = ["ModelPart", "add_models", "model_parts", "sets_of_models"]
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """Some models, numbered from ``first`` on; arrays are read when asked for.
+
+    Attributes
+    ----------
+    location, path
+        Where.
+    first, count : int
+        Numbers of the models: first..first + count.
+    plan : mapping
+        What subsets and seeds follow from; equal for all parts of a set.
+    arrays : tuple of SavedArray
+    """
+
+    location: Location
+    path: str
+    first: int
+    count: int
+    plan: Mapping[str, Any]
+    arrays: tuple[SavedArray, ...]
+
+    def read(self, name: str) -> NDArray[Any]:
+        """``subset`` (count, train rows) of bool; ``output`` (count, targets) of float32; where
+        there are classes, ``predicted`` (count, targets) of int64.
+        """
+        for array in self.arrays:
+            if array.name == name:
+                return np.asarray(array.open(self.location, self.path)[...])
+        raise NotFoundError(f"{self.path} has no {name!r}")
+
+
+def add_models(
+    location: Location,
+    name: str,
+    plan: Mapping[str, Any],
+    first: int,
+    subset: NDArray[np.bool_],
+    output: NDArray[np.float32],
+    predicted: NDArray[np.int64] | None = None,
+) -> None:
+    """Store models under ``evaluation/{name}``: they count once all of them are there.
+
+    Parameters
+    ----------
+    location : Location
+    name : str
+        Of the set.
+    plan : mapping
+        Plain values; see :class:`ModelPart`.
+    first : int
+        Number of the first model.
+    subset : ndarray of bool, shape (models, train rows)
+    output : ndarray of float32, shape (models, targets)
+    predicted : ndarray of int64, shape (models, targets), optional
+        Classes.
+    """
+    path = f"{layout.evaluation_path(name)}/models.{first}"
+    columns: dict[str, NDArray[Any]] = {"subset": subset, "output": output}
+    if predicted is not None:
+        columns["predicted"] = predicted
+    arrays = [_array(one, values) for one, values in columns.items()]
+    for array, values in zip(arrays, columns.values(), strict=True):
+        array.create(location, path)
+        array.open(location, path, "r+")[...] = values
+    what = {
+        "first": first,
+        "count": len(output),
+        "plan": dict(plan),
+        ARRAYS: [array.to_dict() for array in arrays],
+    }
+    location.put({layout.document_key(path): group_document(what)})  # last: now they count
+
+
+def _array(name: str, values: NDArray[Any]) -> SavedArray:
+    dimensions = ("model", "train" if name == "subset" else "target")
+    return SavedArray(name, str(values.dtype), values.shape, values.shape, dimensions)
+
+
+def model_parts(location: Location, name: str) -> list[ModelPart]:
+    """The parts of a set that count, by number; none where nothing of it is there."""
+    top, found = layout.evaluation_path(name), []
+    for part in location.names(top):
+        document = location.get(layout.document_key(f"{top}/{part}"))
+        told = {} if document is None else attributes(document, f"{top}/{part}")
+        if ARRAYS in told:
+            arrays = tuple(SavedArray.from_dict(one) for one in told[ARRAYS])
+            numbers = (told["first"], told["count"], told["plan"])
+            found.append(ModelPart(location, f"{top}/{part}", *numbers, arrays))
+    return sorted(found, key=lambda one: one.first)
+
+
+def sets_of_models(location: Location) -> list[str]:
+    """Names of the sets that have models."""
+    names = [name for name in location.names(layout.EVALUATION) if name != "zarr.json"]
+    return [name for name in names if model_parts(location, name)]
+
+
+def missing_set(location: Location, name: str) -> NotFoundError:
+    """What to raise where a set is asked for that is not there."""
+    near = did_you_mean(name, sets_of_models(location))
+    return NotFoundError(f"{location} has no models trained again named {name!r}{near}")
