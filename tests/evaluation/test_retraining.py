@@ -91,7 +91,8 @@ def test_another_plan_is_refused(place: Path) -> None:
         retrained_models(place, "halfs")
 
 
-def test_on_a_cluster(place: Path) -> None:
+def test_on_a_cluster_in_a_new_place(tmp_path: Path) -> None:
+    place = tmp_path / "new.zarr"
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.linalg.tiles import active_client
 from trakstore.storage.locations import Location, Where, open_location
-from trakstore.storage.retrained import ModelPart, add_models, missing_set, model_parts
+from trakstore.storage.retrained import ModelPart, add_models, begin_set, missing_set, model_parts
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["Plan", "Retrained", "Trainer", "add_retrained", "retrain", "retrained_models"]
@@ -62,6 +62,7 @@ def retrain(
         Of subsets (g, n) of bool and seeds (g,) of int64; gives a :class:`Retrained` with outputs
         (g, m). A :class:`SubsetTrainer`, or anything that can be pickled for a cluster.
     store : FeatureStore or its place
+        A place may have models before it is a store.
     name : str
         Of this set of models.
     plan : SubsetPlan, or the like
@@ -86,7 +87,7 @@ def retrain(
     NumericsError
         A model's outputs are not finite.
     """
-    location = _location(store)
+    location = _location(store, create=True)
     told = plan.to_dict()
     _check_plan(location, name, told)
     missing = list(_missing(model_parts(location, name), models, at_once))
@@ -96,6 +97,7 @@ def retrain(
     else:
         from distributed import as_completed
 
+        begin_set(location, name)
         tasks = [client.submit(_train, *what, *at, pure=False) for at in missing]
         counts = (task.result() for task in as_completed(tasks))
     for count in counts:
@@ -136,7 +138,7 @@ def add_retrained(
     NumericsError
         Outputs that are not finite.
     """
-    location, subset = _location(store), np.asarray(subsets, dtype=bool)
+    location, subset = _location(store, create=True), np.asarray(subsets, dtype=bool)
     output = _checked(np.asarray(outputs), len(subset))
     plan = {"rows": int(subset.shape[-1]), "targets": output.shape[1]}
     _check_plan(location, name, plan)
@@ -186,8 +188,10 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
     return xr.Dataset(columns, coords={"model": numbers[order]}, attrs=dict(parts[0].plan))
 
 
-def _location(store: Where | FeatureStore) -> Location:
-    return store.location if isinstance(store, FeatureStore) else open_location(store)
+def _location(store: Where | FeatureStore, create: bool = False) -> Location:
+    return (
+        store.location if isinstance(store, FeatureStore) else open_location(store, create=create)
+    )
 
 
 def _check_plan(location: Location, name: str, plan: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ __all__ = ["SubsetTrainer"]
 log = logging.getLogger("trakstore")
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-State: TypeAlias = "tuple[dict[str, Tensor], dict[str, Tensor]]"  # parameters, buffers
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,32 @@ class SubsetTrainer:
     schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None
 
     def __call__(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> Retrained:
-        """Train a model on each subset.
+        """Train a model on each subset and ask it about the targets; arguments are those of `fit`."""
+        targets, output = _all_rows(self.targets), as_output(self.output)
+        told, classes = [], []
+        for state in self.fit(subsets, seeds):
+            model = self._fresh(0).eval()
+            model.load_state_dict(state)
+            with torch.no_grad():
+                told.append(output(model, targets).output.float().numpy())
+                predicted = output.predictions(model, targets)
+            if predicted is not None:
+                classes.append(predicted.numpy())
+        return Retrained(np.stack(told), np.stack(classes) if classes else None)
+
+    def fit(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> list[dict[str, Tensor]]:
+        """The weights of a model trained on each subset.
 
         Parameters
         ----------
         subsets : ndarray of bool, shape (models, n)
         seeds : ndarray of int64, shape (models,)
             Of the weights, the order of samples and what is random in the model.
+
+        Returns
+        -------
+        list of state dicts
+            In the order of the subsets; such as a ``Job`` takes them for checkpoints.
 
         Raises
         ------
@@ -92,38 +110,30 @@ class SubsetTrainer:
             raise TrakStoreError(
                 f"needed subsets of {count} train rows, none empty, got shape {subsets.shape}"
             )
-        train, targets = (_all_rows(data) for data in (self.train, self.targets))
-        sizes = subsets.sum(axis=1)
-        found: list[Retrained] = []
-        order: list[int] = []
+        train, sizes = _all_rows(self.train), subsets.sum(axis=1)
+        found: dict[int, dict[str, Tensor]] = {}
         for size in np.unique(sizes):
             which = np.flatnonzero(sizes == size)
             rows = np.stack([np.flatnonzero(subsets[i]) for i in which])
-            order += which.tolist()
-            found += self._trained(train, targets, rows, seeds[which].tolist())
-        back = np.argsort(order)
-        output = np.stack([one.output for one in found])[back]
-        classes = [one.predicted for one in found if one.predicted is not None]
-        return Retrained(output, np.stack(classes)[back] if classes else None)
+            states = self._fit_equal(train, rows, seeds[which].tolist())
+            found.update(zip(which.tolist(), states, strict=True))
+        return [found[i] for i in range(len(sizes))]
 
-    def _trained(
-        self, train: Any, targets: Any, rows: NDArray[np.int64], seeds: list[int]
-    ) -> Iterator[Retrained]:
-        """What models of one subset size give, whose rows are (models, size)."""
+    def _fit_equal(
+        self, train: Any, rows: NDArray[np.int64], seeds: list[int]
+    ) -> list[dict[str, Tensor]]:
+        """Weights of models of one subset size, whose rows are (models, size)."""
         try:
-            state = self._fit(train, rows, seeds, together=True)
+            return self._fit(train, rows, seeds, together=True)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            fits = [self._fit(train, rows[i : i + 1], [seed]) for i, seed in enumerate(seeds)]
+        except RuntimeError as error:  # a fault of the model's own comes up here again
+            alone = [self._fit(train, rows[i : i + 1], [seed]) for i, seed in enumerate(seeds)]
             log.warning(
                 "models are trained one after the other, since vmap cannot do this one (%s)",
                 str(error).splitlines()[0][:200],
             )
-            state = tree.tree_map(lambda *leaves: torch.cat(leaves), *fits)
-        model = self._fresh(seeds[0]).eval()
-        for i in range(len(seeds)):
-            yield self._told(model, tree.tree_map(lambda leaf, i=i: leaf[i], state), targets)
+            return [states[0] for states in alone]
 
     def _fresh(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -132,8 +142,7 @@ class SubsetTrainer:
 
     def _fit(
         self, train: Any, rows: NDArray[np.int64], seeds: list[int], together: bool = False
-    ) -> State:
-        """Weights and buffers after training, stacked over the models."""
+    ) -> list[dict[str, Tensor]]:
         models = [self._fresh(seed).train() for seed in seeds]
         parameters, buffers = stack_module_state(models)
         optimizer = self.optimizer([p for p in parameters.values() if p.requires_grad])
@@ -150,7 +159,8 @@ class SubsetTrainer:
                 optimizer.step()
                 if schedule is not None:
                     schedule.step()
-        return {name: p.detach() for name, p in parameters.items()}, buffers
+        state = {name: value.detach() for name, value in {**parameters, **buffers}.items()}
+        return [{name: value[i] for name, value in state.items()} for i in range(len(seeds))]
 
     def _batches(self, rows: NDArray[np.int64], seeds: list[int]) -> Iterator[Tensor]:
         """Train rows (models, batch), each model's in an order of its own."""
@@ -158,16 +168,6 @@ class SubsetTrainer:
         for _ in range(self.epochs):
             mixed = np.stack([rng.permutation(own) for rng, own in zip(orders, rows, strict=True)])
             yield from torch.from_numpy(mixed).split(self.batch_size, dim=1)
-
-    def _told(self, model: nn.Module, state: State, targets: Any) -> Retrained:
-        output = as_output(self.output)
-        called = partial(functional_call, model, state)
-        with torch.no_grad():
-            told = output(lambda *a, **k: called(a, k), targets).output
-            predicted = output.predictions(lambda *a, **k: called(a, k), targets)
-        return Retrained(
-            np.asarray(told.float().numpy()), None if predicted is None else predicted.numpy()
-        )
 
 
 def _loss(

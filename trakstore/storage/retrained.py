@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
-from trakstore.storage.saved import ARRAYS, SavedArray
+from trakstore.storage.saved import ARRAYS, UNFINISHED, SavedArray
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["ModelPart", "add_models", "model_parts", "sets_of_models"]
+__all__ = ["ModelPart", "add_models", "begin_set", "missing_set", "model_parts", "sets_of_models"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,12 @@ def add_models(
         ARRAYS: [array.to_dict() for array in arrays],
     }
     location.put({layout.document_key(path): group_document(what)})  # last: now they count
+
+
+def begin_set(location: Location, name: str) -> None:
+    """Make the groups above the models of a set, so that the place is there for other processes."""
+    for path in (layout.EVALUATION, layout.evaluation_path(name)):
+        location.put_if_absent(layout.document_key(path), UNFINISHED)
 
 
 def _array(name: str, values: NDArray[Any]) -> SavedArray:

@@ -1,0 +1,303 @@
+"""Which settings tell best what training on other data would have given: LDS on retrained models.
+
+    python benchmarks/accuracy.py [mlp] [cnn] [few] [--out accuracy] [--models 750] [--small]
+
+Digits of scikit-learn, 1,297 to train on and 500 to ask about. The truth is the margin of models that
+were trained on random halves: ``mlp`` (26,122 parameters) and ``cnn`` (13,706) on all train rows, and
+``few``, the MLP on 400 of them. Models are trained in two processes and kept under --out: a run that is
+stopped goes on. Scores are made from models trained on all rows, by one setting changed at a time from
+the default: SJLT to 1,024 dimensions, five models of other seeds, damping c = 1 of λ = c·tr(K)/n. Each
+line has its mean over targets with a 95% interval, which resamples targets and subsets, and the
+difference from the default with a paired interval. traker and dattri run where they can be imported.
+Lines go to --out/lines.json, and a picture beside it. Takes about half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accuracy_peers import PEERS
+from accuracy_variants import VARIANTS, Parts
+from distributed import Client, LocalCluster
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import trakstore as ts
+from trakstore.cli.demo import load_images
+from trakstore.evaluation.lds import LDS, lds, lds_difference
+from trakstore.evaluation.retraining import retrain
+from trakstore.evaluation.training import SubsetTrainer
+from trakstore.features import Job, featurize_job
+from trakstore.sampling import SubsetPlan, sample_rows
+
+DIM, USED, MOST, REPEATS = 1024, 5, 10, 3
+EPOCHS = 15
+
+
+def mlp() -> nn.Module:
+    layers = [nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(128, 10))
+
+
+def cnn() -> nn.Module:
+    first = [nn.Unflatten(1, (1, 8)), nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU()]
+    second = [nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*first, *second, nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "mlp": (mlp, 1297),
+    "cnn": (cnn, 1297),
+    "few": (mlp, 400),
+}
+
+
+class Ground:
+    """One model with its data, truth, checkpoints and stores."""
+
+    def __init__(self, kind: str, out: Path, models: int, small: bool) -> None:
+        self.kind, self.out, self.models = kind, out / kind, models
+        self.make, rows = MODELS[kind]
+        images = load_images()
+        rows, targets = (60, 20) if small else (rows, 500)
+        flat = (lambda x: x) if kind == "cnn" else (lambda x: x.reshape(-1, 64))
+        self.data = {
+            split: TensorDataset(
+                torch.from_numpy(flat(images[split].images[:count]).copy()),
+                torch.from_numpy(images[split].labels[:count]),
+            )
+            for split, count in (("train", rows), ("test", targets))
+        }
+        self.rows, self.epochs = rows, range(2 if small else MOST)
+        self.trainer = SubsetTrainer(
+            self.make,
+            self.data["train"],
+            self.data["test"],
+            epochs=2 if small else EPOCHS,
+            optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
+        )
+
+    @cached_property
+    def truth(self) -> Any:
+        plan = SubsetPlan(self.rows, repeats=REPEATS, seed=1)
+        with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as two, Client(two):
+            return retrain(self.trainer, self.out / "truth.zarr", "halves", plan, self.models)
+
+    @cached_property
+    def weights(self) -> dict[int | str, dict[str, torch.Tensor]]:
+        """Models of all rows, by number; and one of them after some of its epochs."""
+        everything = np.ones((len(self.epochs), self.rows), dtype=bool)
+        return dict(enumerate(self.trainer.fit(everything, np.array(self.epochs))))
+
+    def store(self, spec: ts.ProjectionSpec, name: str = "", **options: Any) -> ts.FeatureStore:
+        """Features of all checkpoints; made once."""
+        shown = f"{spec.kind}-{spec.dim}-{spec.seed}-{spec.s}-{spec.side}{name}"
+        place = self.out / f"{shown}.zarr"
+        job = Job(self.make(), self.data, checkpoints=self.weights, projector=spec, **options)
+        featurize_job(job, place, progress=False)
+        return ts.open_store(place)
+
+    def judged(self, scores: Any) -> LDS:
+        subsets, outputs = self.truth["subset"].values, self.truth["output"].values
+        return lds(scores, subsets, outputs)
+
+
+class Lines:
+    """What was found, line by line."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground, self.found = ground, []  # type: ignore[var-annotated]
+        self.default: LDS | None = None
+
+    def add(self, table: str, name: str, scores: Any) -> None:
+        one = self.ground.judged(scores)
+        self.default = self.default or one
+        apart = lds_difference(one, self.default)
+        told = {"model": self.ground.kind, "table": table, "name": name, "lds": one.mean}
+        told |= {"low": one.low, "high": one.high, "subsets": one.subsets}
+        told |= {"more": apart.mean, "more_low": apart.low, "more_high": apart.high}
+        self.found.append(told)
+        print(
+            f"{told['model']:4} {table:12} {name:44} {one.mean:6.3f} [{one.low:.3f}, {one.high:.3f}]"
+            f"  {apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]",
+            flush=True,
+        )
+
+
+def sjlt(dim: int = DIM, **options: Any) -> ts.ProjectionSpec:
+    return ts.ProjectionSpec("sjlt", dim=dim, **options)
+
+
+def settings(ground: Ground, lines: Lines, small: bool) -> None:
+    """One setting of the library after the other."""
+    used = list(ground.epochs)[:USED]
+    base = ground.store(sjlt())
+    trak = partial(ts.trak_scores, epochs=used)
+    lines.add("default", f"sjlt {DIM}, {len(used)} models, c = 1", trak(base))
+    for dim in (64,) if small else (64, 128, 256, 512, 2048, 4096):
+        lines.add("dim", f"{dim}", trak(ground.store(sjlt(dim))))
+    for spec in projectors(small):
+        name = f"{spec.kind}{f' s = {spec.s}' if spec.s else ''}"
+        lines.add("projector", name, trak(ground.store(spec)))
+    for count in (1, 2) if small else (1, 3, 10):
+        lines.add("checkpoints", f"{count}", ts.trak_scores(base, epochs=list(range(count))))
+    for dim in (DIM,) if small else (256, DIM, 4096):
+        for c in (0.01, 0.1, 0.3, 1, 3, 10, 30, 100):
+            place = ground.store(sjlt(dim))
+            share = dim / ground.rows
+            lines.add("damping", f"dim {dim}, {c} tr(K)/n = {c * share:.3g} tr(K)/k",
+                      trak(place, damping=c))  # fmt: skip
+    for name, options in {"float16": {"dtype": "float16"}, "7 bits": {"keep_bits": 7}}.items():
+        lines.add("stored as", name, trak(ground.store(sjlt(), f"-{name[:2]}", **options)))
+    layers = [name for name, _ in ground.make().named_children() if name.isdigit()]
+    for count in (1, 2):
+        last = [f"{name}.*" for name in layers if hasattr(ground.make()[int(name)], "weight")]
+        place = ground.store(sjlt(), f"-last{count}", parameters=last[-count:])
+        lines.add("layers", f"last {count}", trak(place))
+    methods(ground, lines, base, used)
+
+
+def projectors(small: bool) -> list[ts.ProjectionSpec]:
+    kinds = [sjlt(s=2), sjlt(s=4), sjlt(s=8)]
+    if small:
+        return kinds[:1]
+    kinds += [ts.ProjectionSpec(kind, dim=DIM) for kind in ("rademacher", "gaussian", "kronecker")]
+    return [*kinds, ts.ProjectionSpec("identity")]
+
+
+def methods(ground: Ground, lines: Lines, base: ts.FeatureStore, used: Sequence[int]) -> None:
+    of = {"epochs": list(used)}
+    lines.add(
+        "method",
+        "TRAK, mean of each model's Q·scores",
+        ts.trak_scores(base, average="scores", **of),
+    )
+    lines.add("method", "influence, Gauss-Newton", ts.influence_scores(base, **of))
+    lines.add(
+        "method", "influence, of loss gradients", ts.influence_scores(base, hessian="loss", **of)
+    )
+    lines.add("method", "GradDot (TracIn at one rate)", ts.grad_dot_scores(base, **of))
+    lines.add("method", "GradCos", ts.grad_cos_scores(base, **of))
+    lines.add("method", "whitened cosine", ts.whitened_cos_scores(base, **of))
+    lines.add(
+        "method", "whitened cosine, half of targets", ts.whitened_cos_scores(base, mix=0.5, **of)
+    )
+    for share in (0.5, 0.1):
+        rows = sample_rows(ground.rows, share, strata=ground.data["train"].tensors[1].numpy())
+        scores = np.zeros((len(ground.data["test"]), ground.rows), dtype=np.float32)
+        scores[:, rows.positions] = ts.trak_scores(base, **of).isel(train=rows.positions)
+        lines.add("sampled", f"{share:.0%} of train rows scored, the others 0", scores)
+    scores = np.asarray(ts.trak_scores(base, **of))
+    for kept in (0.5, 0.1, 0.03):
+        edge = float(np.quantile(np.abs(scores), 1 - kept))
+        soft = ts.trak_scores(base, soft_threshold=edge, **of)
+        lines.add("soft", f"threshold that leaves {kept:.0%} of scores", soft)
+
+
+def same_bytes(ground: Ground, lines: Lines) -> None:
+    """What else can be done with as many stored numbers as the default has."""
+    numbers, most = DIM * USED, len(ground.epochs)
+    for count in (1, 2, 5, 10):
+        if count <= most:
+            place = ground.store(sjlt(numbers // count))
+            lines.add("same bytes", f"{count} models of {numbers // count}",
+                      ts.trak_scores(place, epochs=list(range(count))))  # fmt: skip
+    used = list(ground.epochs)[:USED]
+    halves = [ground.store(sjlt(DIM // 2, seed=seed)) for seed in (0, 1)]
+    means = [np.asarray(ts.trak_scores(one, epochs=used)) for one in halves]
+    lines.add("same bytes", f"two seeds of {DIM // 2}", (means[0] + means[1]) / 2)
+    parts = Parts.read(ground.store(sjlt()), used)
+    for name, variant in VARIANTS.items():
+        lines.add("variant", name, variant(parts))
+    layers = {name.rpartition(".")[0] for name, _ in ground.make().named_parameters()}
+    each = DIM // len(layers)
+    places = [
+        ground.store(sjlt(each), f"-layer{layer}", parameters=(f"{layer}.*",))
+        for layer in sorted(layers)
+    ]
+    total = sum(np.asarray(ts.trak_scores(one, epochs=used)) for one in places)
+    lines.add("variant", f"a kernel for each layer, {each} each", total)
+
+
+def peers(ground: Ground, lines: Lines, small: bool) -> None:
+    used = list(ground.epochs)[:USED]
+    weights = [ground.weights[epoch] for epoch in used]
+    for dim in (64,) if small else (256, DIM):
+        lines.add(
+            "peers", f"trakstore, {dim}", ts.trak_scores(ground.store(sjlt(dim)), epochs=used)
+        )
+        for name, score in PEERS.items():
+            try:
+                found = score(ground.make, weights, ground.data, dim)
+            except ImportError as error:
+                print(f"{name} is passed over: {error}")
+                continue
+            lines.add("peers", f"{name}, {dim}", found)
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """LDS by dimension, models and damping."""
+    from matplotlib.figure import Figure
+
+    tables = {"dim": "dimension", "checkpoints": "models", "damping": "c of λ = c·tr(K)/n"}
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    for axes, (table, label) in zip(
+        figure.subplots(1, 3, sharey=True), tables.items(), strict=True
+    ):
+        for kind in dict.fromkeys(one["model"] for one in found):
+            own = [one for one in found if one["model"] == kind]
+            points = sorted(points_of(own, table))
+            x, y, low, high = zip(*points, strict=True)
+            spread = [np.subtract(y, low), np.subtract(high, y)]
+            axes.errorbar(x, y, spread, marker="o", capsize=2, label=kind)
+        axes.set(xscale="log", xlabel=label, ylabel="LDS" if table == "dim" else "")
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def points_of(found: list[dict[str, Any]], table: str) -> list[tuple[float, ...]]:
+    """Setting, LDS and its interval, with the default among them."""
+    default = {"dim": DIM, "checkpoints": USED, "damping": 1.0}[table]
+    points = []
+    for one in found:
+        if one["table"] == table and not (table == "damping" and f"dim {DIM}," not in one["name"]):
+            number = one["name"].split(", ")[-1].split()[0]
+            points.append((float(number), one["lds"], one["low"], one["high"]))
+        elif one["table"] == "default" and table != "damping":
+            points.append((default, one["lds"], one["low"], one["high"]))
+    return points
+
+
+def main() -> None:
+    """All lines of the models that are named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("kinds", nargs="*", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("--out", type=Path, default=Path("accuracy"))
+    parser.add_argument("--models", type=int, default=250 * REPEATS, help="trained on halves")
+    parser.add_argument("--small", action="store_true", help="a few lines of little training")
+    options = parser.parse_args()
+    if unknown := set(options.kinds) - set(MODELS):
+        parser.error(f"no model {unknown.pop()!r}; there are {', '.join(MODELS)}")
+    torch.set_num_threads(1)  # the models are small
+    found: list[dict[str, Any]] = []
+    for kind in options.kinds or MODELS:
+        ground = Ground(kind, options.out, options.models, options.small)
+        lines = Lines(ground)
+        settings(ground, lines, options.small)
+        same_bytes(ground, lines)
+        peers(ground, lines, options.small)
+        found += lines.found
+        (options.out / "lines.json").write_text(json.dumps(found, indent=1))
+    draw(found, options.out / "accuracy.svg")
+
+
+if __name__ == "__main__":
+    main()
