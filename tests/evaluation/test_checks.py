@@ -1,0 +1,193 @@
+"""Each planted fault is found by its own check, and a sound set-up passes all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import trakstore as ts
+from trakstore.errors import NotFoundError
+from trakstore.evaluation.checks import check_setup
+from trakstore.features import Job, featurize_job
+
+ROWS = 120
+generator = torch.Generator().manual_seed(0)
+inputs = torch.randn(ROWS + 20, 6, generator=generator)
+labels = torch.randint(0, 3, (ROWS + 20,), generator=generator)
+DATA = {
+    "train": TensorDataset(inputs[:ROWS], labels[:ROWS]),
+    "test": TensorDataset(inputs[ROWS:], labels[ROWS:]),
+}
+
+
+def network(*more: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), *more, nn.Linear(8, 3))
+
+
+def job_of(model: nn.Module | None = None, **options: Any) -> Job:
+    given: dict[str, Any] = {"projector": ts.ProjectionSpec("sjlt", dim=64), **options}
+    return Job(model or network(), given.pop("datasets", DATA), **given)
+
+
+def stored(job: Job, tmp_path: Path) -> Path:
+    featurize_job(job, tmp_path / "s.zarr", progress=False, device="cpu")
+    return tmp_path / "s.zarr"
+
+
+def verdicts(job: Job, place: Path, **options: Any) -> dict[str, list[str]]:
+    """Names of the checks by verdict, and that each says what it should."""
+    found: dict[str, list[str]] = {"pass": [], "warn": [], "fail": []}
+    for check in check_setup(job, place, **options):
+        found[check.verdict].append(check.name)
+        assert check.meaning
+        assert bool(check.remedy) == (check.verdict != "pass")
+    return found
+
+
+def test_a_sound_set_up_passes(tmp_path: Path) -> None:
+    job = job_of(network(nn.BatchNorm1d(8), nn.Dropout(0.5)))
+    job.model.train()  # featurizing and checking are in eval mode by themselves
+    found = verdicts(job, stored(job, tmp_path))
+    assert found["fail"] == found["warn"] == []
+    assert len(found["pass"]) == 2 + 6 + 2 * 5 + 2 * 3 + 1
+    assert job.model.training
+
+
+class AlwaysDropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5)  # training=True is the default
+
+
+def test_dropout_left_on(tmp_path: Path) -> None:
+    place = stored(job_of(), tmp_path)
+    found = verdicts(job_of(network(AlwaysDropping())), place)
+    assert "eval mode: nothing random" in found["fail"]
+
+
+def test_batch_norm_in_train_mode(tmp_path: Path) -> None:
+    place = stored(job_of(), tmp_path)
+    found = verdicts(job_of(network(nn.BatchNorm1d(8, track_running_stats=False))), place)
+    assert found["fail"][0] == "eval mode: samples apart"
+    assert "eval mode: nothing random" in found["pass"]
+
+
+class Shuffled(Dataset[Any]):
+    """A loader that shuffles, dressed as a data set."""
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, index: int) -> Any:
+        rows: Iterator[Any] = iter(DataLoader(DATA["train"], shuffle=True))
+        x, y = next(rows)
+        return x[0], y[0]
+
+
+def test_a_shuffling_loader(tmp_path: Path) -> None:
+    place = stored(job_of(), tmp_path)
+    found = list(check_setup(job_of(datasets={**DATA, "train": Shuffled()}), place))
+    wrong = [check for check in found if check.verdict == "fail"]
+    assert {check.name for check in wrong} == {"samples stay", "same data"}
+    assert "read twice" in wrong[0].meaning
+
+
+def test_a_shuffle_that_stays(tmp_path: Path) -> None:
+    """The same samples in another order: equal when read twice, but not those of the store."""
+    place = stored(job_of(), tmp_path)
+    mixed = TensorDataset(inputs[:ROWS].flip(0), labels[:ROWS].flip(0))
+    found = verdicts(job_of(datasets={**DATA, "train": mixed}), place)
+    assert found["fail"] == ["same data", "rows computed again"]
+
+
+def test_a_wrong_checkpoint(tmp_path: Path) -> None:
+    place, other = stored(job_of(), tmp_path), network()
+    torch.manual_seed(9)
+    other[0].reset_parameters()  # type: ignore[operator]
+    found = verdicts(job_of(other), place)
+    assert found["fail"] == ["same checkpoint", "rows computed again"] * 2
+    assert verdicts(job_of(checkpoints={7: network().state_dict()}), place)["warn"] == [
+        "same checkpoint",
+        "same checkpoint",
+    ]
+
+
+def test_frozen_parameters(tmp_path: Path) -> None:
+    model = network()
+    model[0].weight.requires_grad_(False)
+    job = job_of(model)
+    found = verdicts(job, stored(job, tmp_path))
+    assert "no frozen parameters" in found["warn"]
+    assert not found["fail"]
+    unfrozen = replace(job, parameters=("0.bias", "2.*"))
+    assert "no frozen parameters" in verdicts(unfrozen, tmp_path / "s.zarr")["pass"]
+
+
+class Idle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_unused_parameters(tmp_path: Path) -> None:
+    job = job_of(network(Idle()))
+    assert "all parameters are used" in verdicts(job, stored(job, tmp_path))["warn"]
+
+
+def test_duplicated_rows(tmp_path: Path) -> None:
+    x, y = inputs[:ROWS].clone(), labels[:ROWS].clone()
+    x[100:103], y[100:103] = x[4], y[4]
+    job = job_of(datasets={**DATA, "train": TensorDataset(x, y)})
+    found = {(check.name, check.where): check for check in check_setup(job, stored(job, tmp_path))}
+    check = found["no row stands twice", "train at epoch 0"]
+    assert (check.verdict, check.number) == ("warn", 3)
+    assert "rows 4 and 100" in check.remedy
+    assert found["no row stands twice", "test at epoch 0"].verdict == "pass"
+
+
+def test_a_singular_kernel(tmp_path: Path) -> None:
+    few = {**DATA, "train": TensorDataset(inputs[:20], labels[:20])}
+    job = job_of(datasets=few)
+    place = stored(job, tmp_path)
+    assert (
+        "kernel" in verdicts(job, place)["warn"]
+    )  # 20 rows, 64 dimensions: damped, it can be solved
+    assert "kernel" in verdicts(job, place, damping=1e-14)["fail"]
+
+
+def test_missing_rows_and_zeros(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    features[3] = 0
+    place = tmp_path / "s.zarr"
+    store = ts.FeatureStore.create(place, projection=ts.ProjectionSpec("identity"))
+    store.write_split(0, "train", features)
+    found = verdicts(job_of(datasets={"test": DATA["test"]}), place)
+    assert "no rows of zeros" in found["warn"]
+    marker = sorted((place / "0/train/written").glob("c.*"))[0]
+    marker.unlink()
+    assert "all rows are there" in verdicts(job_of(datasets={"test": DATA["test"]}), place)["fail"]
+
+
+def test_epochs_are_looked_at_with_their_own_weights(tmp_path: Path) -> None:
+    first, second = network().state_dict(), copy.deepcopy(network().state_dict())
+    second["0.weight"] += 1
+    place = stored(job_of(checkpoints={1: first, 2: second}), tmp_path)
+    assert not verdicts(job_of(checkpoints={1: first, 2: second}), place)["fail"]
+    swapped = job_of(checkpoints={1: second, 2: first})
+    assert verdicts(swapped, place)["fail"].count("same checkpoint") == 4
+    assert verdicts(swapped, place, epochs=[1])["fail"].count("same checkpoint") == 2
+    with pytest.raises(NotFoundError, match="no epoch 3"):
+        verdicts(swapped, place, epochs=[3])

@@ -1,0 +1,200 @@
+"""Checks of a job: whether its model and data give the same numbers each time they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as tree
+
+from trakstore.errors import TrakStoreError
+from trakstore.evaluation.verdicts import Check, failing, unless
+from trakstore.features.batches import Batches, evaluated
+from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
+from trakstore.features.gradients import GenericEngine
+from trakstore.features.job import Job
+from trakstore.features.outputs import as_output
+from trakstore.features.parameters import canonical_name, parameter_spec, select_parameters
+from trakstore.features.projectors import make_projector
+from trakstore.spec import ProjectionSpec
+from trakstore.storage.columns import sample_ids
+
+__all__ = ["Probe", "check_data", "check_model"]
+
+SAMPLES = 8  # that are asked about
+SAME = 1e-3  # relative: what rounding explains in float32
+_TINY = torch.finfo(torch.float64).tiny
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few samples of a split, and the job's model at an epoch, in eval mode."""
+
+    job: Job
+    split: str
+    batch: Any
+
+    @classmethod
+    def of(cls, job: Job, split: str, rows: list[int] | None = None) -> Probe:
+        """The samples at some rows, or spaced ones."""
+        dataset = job.datasets[split]
+        count = dataset_rows(dataset)
+        if rows is None:
+            rows = np.unique(np.linspace(0, count - 1, SAMPLES).astype(int)).tolist()
+        batch = Batches(_Some(dataset, rows), _CPU, job.collate).read(0, len(rows))
+        return cls(job, split, batch)
+
+    @property
+    def size(self) -> int:
+        return len(tree.tree_leaves(self.batch)[0])
+
+    def outputs(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Outputs of some of the samples, asked for together; float64."""
+        cut = tree.tree_map(lambda leaf: leaf[start:stop], self.batch)
+        with torch.no_grad():
+            return as_output(self.job.output)(self.job.model, cut).output.double()
+
+    def features(self, spec: ProjectionSpec, *, generic: bool = False) -> Tensor:
+        """Features of the samples."""
+        selected = select_parameters(self.job.model, self.job.parameters)
+        projector = make_projector(spec, parameter_spec(selected, self.job.parameters))
+        kind = GenericEngine if generic else FactorisedEngine
+        engine = kind(self.job.model, as_output(self.job.output), selected, projector)
+        return engine.rows(self.batch).features.double()
+
+
+@dataclass(frozen=True)
+class _Some:
+    dataset: Any
+    rows: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.rows[index]]
+
+
+def check_data(job: Job, split: str) -> Check:
+    """Whether a sample is the same when it is read twice."""
+    where = f"data of {split}"
+    try:
+        dataset = job.datasets[split]
+        told = dataset_fingerprint(dataset, sample_ids(job.ids.get(split), dataset_rows(dataset)))
+    except TrakStoreError as error:
+        remedy = "give a data set whose sample i is always the same: no shuffling, no augmentation"
+        return failing("samples stay", where, error, remedy)
+    rows = int(told.split(":")[0])
+    return Check(
+        "samples stay", where, "pass", rows, "samples; spaced ones are equal when read twice"
+    )
+
+
+def check_model(job: Job, split: str, spec: ProjectionSpec) -> Iterator[Check]:
+    """Checks on a few samples; the job's model has the weights that are meant."""
+    where = f"model, samples of {split}"
+    with evaluated(job.model, _CPU):
+        probe = Probe.of(job, split)
+        sound = [_deterministic(probe, where), _apart(probe, where)]
+        yield from sound
+        yield _frozen(job)
+        if any(check.verdict == "fail" for check in sound):
+            return  # gradients of single samples say nothing
+        yield _without_gradient(probe, where)
+        yield _engines(probe, where)
+        yield _projection(probe, where, spec)
+
+
+def _deterministic(probe: Probe, where: str) -> Check:
+    apart = _relative(probe.outputs(), probe.outputs())
+    remedy = (
+        "something is random in eval mode: use nn.Dropout instead of F.dropout without "
+        "training=self.training, and let train() reach every module"
+    )
+    meaning = "relative change of outputs when asked twice"
+    return unless(apart == 0, "eval mode: nothing random", where, apart, meaning, remedy)
+
+
+def _apart(probe: Probe, where: str) -> Check:
+    """In twos: batch statistics of one sample would be an error of torch's own."""
+    twos = [probe.outputs(i, i + 2) for i in range(0, probe.size - 1, 2)]
+    apart = _relative(torch.cat(twos), probe.outputs(0, 2 * len(twos))) if twos else 0.0
+    remedy = (
+        "samples see each other: BatchNorm uses batch statistics (track_running_stats=False, or kept "
+        "in train mode), or the output reduces over the batch"
+    )
+    meaning = "relative change of outputs when samples are asked two by two"
+    return unless(apart < SAME, "eval mode: samples apart", where, apart, meaning, remedy)
+
+
+def _frozen(job: Job) -> Check:
+    named = [(canonical_name(name), p) for name, p in job.model.named_parameters()]
+    frozen = [
+        name
+        for name, p in named
+        if not p.requires_grad and any(fnmatchcase(name, pattern) for pattern in job.parameters)
+    ]
+    remedy = (
+        f"{', '.join(frozen[:4])}{', ...' if len(frozen) > 4 else ''} match the patterns "
+        f"{list(job.parameters)} and do not require a gradient, so they are left out: set "
+        f"requires_grad, or name patterns without them"
+    )
+    meaning = "frozen parameters among those that were asked for"
+    return unless(not frozen, "no frozen parameters", "model", len(frozen), meaning, remedy, "warn")
+
+
+def _without_gradient(probe: Probe, where: str) -> Check:
+    selected = select_parameters(probe.job.model, probe.job.parameters)
+    output = as_output(probe.job.output)
+    with torch.enable_grad():
+        total = output(probe.job.model, probe.batch).output.sum()
+        found = torch.autograd.grad(total, list(selected.values()), allow_unused=True)
+    idle = [
+        canonical_name(name)
+        for name, gradient in zip(selected, found, strict=True)
+        if gradient is None or not bool(gradient.any())
+    ]
+    remedy = f"outputs do not depend on {', '.join(idle[:4])}: select others, or look at the model"
+    meaning = "selected parameters without a gradient"
+    return unless(not idle, "all parameters are used", where, len(idle), meaning, remedy, "warn")
+
+
+def _engines(probe: Probe, where: str) -> Check:
+    spec = ProjectionSpec("sjlt", dim=256)
+    apart = _relative(probe.features(spec), probe.features(spec, generic=True))
+    remedy = "layer by layer and by torch.func gradients differ: please report the model"
+    meaning = "relative difference of features by two engines"
+    return unless(apart < SAME, "engines agree", where, apart, meaning, remedy)
+
+
+def _projection(probe: Probe, where: str, spec: ProjectionSpec) -> Check:
+    """⟨φ, φ'⟩ against ⟨g, g'⟩: standard deviation about (‖g‖²‖g'‖² + ⟨g, g'⟩²)/k for each pair."""
+    gradients = probe.features(ProjectionSpec("identity"))
+    features = probe.features(spec)
+    true, got = gradients @ gradients.T, features @ features.T
+    squares = torch.diagonal(true)
+    scale = torch.sqrt(torch.outer(squares, squares) + true**2)
+    apart = float(
+        ((got - true) / scale.clamp_min(torch.finfo(torch.float64).tiny)).pow(2).mean().sqrt()
+    )
+    wanted = features.shape[1] ** -0.5
+    remedy = (
+        f"inner products are off by {apart / wanted:.1f} times what {features.shape[1]} dimensions "
+        f"give: use sjlt or rademacher, or more dimensions"
+    )
+    meaning = f"relative error of inner products; {features.shape[1]} dimensions give {wanted:.3g}"
+    return unless(
+        apart < 3 * wanted, "projection keeps angles", where, apart, meaning, remedy, "warn"
+    )
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    scale = float(torch.maximum(a.norm(), b.norm()))
+    return float((a - b).norm()) / scale if scale else 0.0

@@ -1,0 +1,88 @@
+"""Checks of stored rows: whether they are all there, sound, different, and enough for a kernel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from trakstore.evaluation.verdicts import Check, Verdict, unless
+from trakstore.linalg.rows import whole_column
+from trakstore.linalg.solvers import CONDITION_LIMIT
+from trakstore.planning import ranges
+from trakstore.scores.kernel import kernel_report
+from trakstore.storage.layout import Epoch
+from trakstore.storage.splits import Split
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["check_kernel", "check_rows"]
+
+_NOISE = 1e-6  # of the largest eigenvalue: float32 products
+
+
+def check_rows(split: Split) -> Iterator[Check]:
+    """Whether every row is there, finite, not zero, and there once."""
+    where = f"{split.name} at epoch {split.epoch}"
+    missing = sum(stop - start for start, stop in split.status().missing)
+    remedy = "run the same featurize command again: it computes what is missing"
+    yield unless(not missing, "all rows are there", where, missing, "rows missing", remedy)
+    if missing:
+        return
+    norm = whole_column(split.column("norm"))
+    bad, zero = int((~np.isfinite(norm)).sum()), int((norm == 0).sum())
+    remedy = "the model gives NaN or inf for these samples: look at them, drop and featurize again"
+    yield unless(not bad, "rows are finite", where, bad, "rows that are not finite", remedy)
+    remedy = "the output does not depend on the parameters there: mask these rows, or look why"
+    yield unless(not zero, "no rows of zeros", where, zero, "rows of zeros", remedy, "warn")
+    doubled, first = _doubled(split)
+    remedy = (
+        f"rows {first[0]} and {first[1]} are equal: samples that stand twice share their influence, "
+        f"and held-out ones among train rows are found as their own cause; mask the copies"
+    )
+    yield unless(not doubled, "no row stands twice", where, doubled, "copies", remedy, "warn")
+    ids = whole_column(split.column("sample_id"))
+    again = len(ids) - len(np.unique(ids))
+    remedy = "give each sample an id of its own: lists of scores name samples by id"
+    yield unless(not again, "ids are different", where, again, "ids that stand twice", remedy)
+
+
+def check_kernel(
+    store: FeatureStore,
+    epoch: Epoch,
+    split: str,
+    damping: float = 1.0,
+    memory_limit: int | str | None = None,
+) -> Check:
+    """Whether the damped kernel of a split can be inverted, and how."""
+    where = f"{split} at epoch {epoch}"
+    report = kernel_report(store, epoch, split, damping, memory_limit=memory_limit)
+    largest = report.eigenvalues[0]
+    rank = int((report.eigenvalues > _NOISE * largest).sum())
+    verdict: Verdict = "pass"
+    remedy = ""
+    if report.damped_condition > CONDITION_LIMIT:
+        verdict, remedy = "fail", "the kernel is singular: give a damping of 0.1 to 10"
+    elif rank < report.dim / 2:
+        verdict, remedy = (
+            "warn",
+            "more rows than dimensions are needed, or fewer dimensions are enough",
+        )
+    meaning = f"condition with damping {damping:g}; rank {rank} of {report.dim}, {report.n} rows"
+    return Check("kernel", where, verdict, report.damped_condition, meaning, remedy)
+
+
+def _doubled(split: Split) -> tuple[int, tuple[int, int]]:
+    """Rows that are copies of an earlier one, and the first such pair; 16 bytes a row are held."""
+    seen: dict[bytes, int] = {}
+    pair, copies = (0, 0), Counter[str]()
+    features = split.column("features")
+    for start, stop in ranges(split.spec.rows, features.chunk_rows):
+        for row, values in enumerate(np.ascontiguousarray(features.read(start, stop)), start):
+            digest = hashlib.blake2b(values, digest_size=16).digest()
+            earlier = seen.setdefault(digest, row)
+            if earlier != row and values.any():
+                pair = pair if copies["rows"] else (earlier, row)
+                copies["rows"] += 1
+    return copies["rows"], pair
