@@ -96,6 +96,7 @@ ORDER: dict[str, list[str]] = {
         "transitions",
         "groups",
         "dynamics",
+        "evaluate",
         "verify",
         "export",
         "traker",

@@ -11,6 +11,7 @@ import pytest
 
 import trakstore as ts
 from trakstore.cli import app, main
+from trakstore.cli.evaluate.commands import EVALUATIONS
 
 
 def listing(folder: Path) -> set[Path]:
@@ -72,7 +73,7 @@ def test_an_incomplete_split(arguments: list[str], run: Any, holed: ts.FeatureSt
 JOBS = {
     "file": ("{folder}/job.py:small", "there is no job file"),
     "module": ("nowhere.jobs:small", "there is no module"),
-    "form": ("small", "a job is named like"),
+    "form": ("small", "name it like jobs.py:digits"),
     "name": ("{folder}/jobs.py:smal", "did you mean 'small'"),
     "wrong": ("{folder}/jobs.py:wrong", "gave a dict"),
     "number": ("{folder}/jobs.py:number", "gave a int"),
@@ -118,6 +119,16 @@ def test_help_has_an_example(command: Callable[..., None], run: Any) -> None:
     ran = run(name, "--help")
     assert ran.code == 0
     assert f"Example: trakstore {name}" in ran.out
+    assert command.__doc__ is not None
+    assert "--json" in ran.out
+
+
+@pytest.mark.parametrize("command", EVALUATIONS, ids=lambda command: command.__name__)
+def test_help_of_evaluations_has_an_example(command: Callable[..., None], run: Any) -> None:
+    name = command.__name__
+    ran = run("evaluate", name, "--help")
+    assert ran.code == 0
+    assert f"Example: trakstore evaluate {name}" in ran.out
     assert command.__doc__ is not None
     assert "--json" in ran.out
 

@@ -15,6 +15,7 @@ import trakstore
 from trakstore.cli.demo import demo
 from trakstore.cli.dynamics import dynamics
 from trakstore.cli.estimate import estimate
+from trakstore.cli.evaluate.commands import evaluate
 from trakstore.cli.evolve import evolve
 from trakstore.cli.export import export
 from trakstore.cli.featurize import featurize
@@ -62,6 +63,7 @@ app = typer.Typer(
 )
 for command, example in EXAMPLES.items():
     app.command(command.__name__.rstrip("_"), epilog=f"Example: {example}")(command)
+app.add_typer(evaluate)
 
 
 @app.callback(invoke_without_command=True)

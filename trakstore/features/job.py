@@ -23,7 +23,7 @@ from trakstore.features.outputs import ModelOutput
 from trakstore.planning import byte_count
 from trakstore.spec import FeatureDtype, ProjectionSpec
 
-__all__ = ["Checkpoint", "Job", "load_job"]
+__all__ = ["Checkpoint", "Job", "load_job", "load_object", "needs_arguments"]
 
 Checkpoint = str | Path | Mapping[str, Tensor]
 
@@ -133,18 +133,9 @@ def load_job(name: str) -> Job:
     TrakStoreError
         When it is not a job.
     """
-    source, separator, attribute = name.rpartition(":")
-    if not separator or not source or not attribute:
-        raise TrakStoreError(
-            f"a job is named like jobs.py:digits or package.module:name, got {name!r}"
-        )
-    module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
-    if not hasattr(module, attribute):
-        public = [one for one in vars(module) if not one.startswith("_")]
-        raise NotFoundError(f"{source} has no {attribute!r}{did_you_mean(attribute, public)}")
-    job = getattr(module, attribute)
+    job = load_object(name)
     if callable(job) and not isinstance(job, Job):
-        if _needs_arguments(job):
+        if needs_arguments(job):
             raise TrakStoreError(f"{name} needs arguments; a job is made by a function without any")
         job = job()
     if not isinstance(job, Job):
@@ -154,7 +145,30 @@ def load_job(name: str) -> Job:
     return replace(job, name=job.name or name)
 
 
-def _needs_arguments(function: Any) -> bool:
+def load_object(name: str) -> Any:
+    """What ``jobs.py:digits`` or ``package.module:name`` names, as it is.
+
+    Raises
+    ------
+    NotFoundError
+        When the file, module or name does not exist.
+    TrakStoreError
+        When the name is not of this form.
+    """
+    source, separator, attribute = name.rpartition(":")
+    if not separator or not source or not attribute:
+        raise TrakStoreError(
+            f"name it like jobs.py:digits or package.module:name, with a colon; got {name!r}"
+        )
+    module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+    if not hasattr(module, attribute):
+        public = [one for one in vars(module) if not one.startswith("_")]
+        raise NotFoundError(f"{source} has no {attribute!r}{did_you_mean(attribute, public)}")
+    return getattr(module, attribute)
+
+
+def needs_arguments(function: Any) -> bool:
+    """Whether a callable cannot be called without arguments."""
     parameters = inspect.signature(function).parameters.values()
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return any(p.default is p.empty and p.kind not in optional for p in parameters)

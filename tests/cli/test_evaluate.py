@@ -1,0 +1,143 @@
+"""Evaluations from the command line give what the library gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trakstore as ts
+from trakstore.evaluation.lds import lds
+from trakstore.evaluation.mislabels import detection
+from trakstore.evaluation.retraining import retrained_models
+from trakstore.evaluation.stability import stability
+from trakstore.features import featurize_job, load_job
+from trakstore.scores.influence import self_scores
+
+TRAINERS = """
+import numpy as np
+from trakstore.evaluation.retraining import Retrained
+from trakstore.evaluation.training import SubsetTrainer
+from jobs import small
+
+
+def trainer():
+    job = small()
+    make = lambda: __import__("torch").nn.Linear(4, 3)
+    return SubsetTrainer(make, job.datasets["train"], job.datasets["test"], epochs=2, batch_size=5)
+
+
+weights = np.random.default_rng(0).normal(size=(20, 6))
+
+
+def linear(subsets, seeds):
+    return Retrained((subsets @ weights).astype(np.float32), None)
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def made(jobs: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A store of the small job, and a file with trainers."""
+    place = tmp_path / "run.zarr"
+    featurize_job(load_job(f"{jobs}:small"), place, progress=False, device="cpu")
+    path = jobs.with_name("trainers.py")
+    path.write_text(TRAINERS)
+    return place, path
+
+
+def test_lds_trains_what_is_missing(run: Any, made: tuple[Path, Path]) -> None:
+    store, trainers = made
+    asked = ["evaluate", "lds", store, "--models", "halves"]
+    more = ["--method", "trak", "--method", "grad-cos", "--json"]
+    few = json.loads(run(*asked, "--trainer", f"{trainers}:trainer", "--count", 10, *more).out)
+    assert (few["models"], few["subsets"]) == (10, 10)
+    found = json.loads(run(*asked, "--trainer", f"{trainers}:trainer", "--count", 24, *more).out)
+    models = retrained_models(store, "halves")
+    assert found["models"] == 24
+    wanted = {
+        "trak": ts.trak_scores(store_of(store)),
+        "grad-cos": ts.grad_cos_scores(store_of(store)),
+    }
+    for told in found["lds"]:
+        dense = np.asarray(wanted[told["scores"]])
+        one = lds(dense, models["subset"].values, models["output"].values)
+        assert told["lds"] == pytest.approx(one.mean)
+        assert (told["low"], told["high"]) == pytest.approx((one.low, one.high))
+    ts.save_scores(wanted["trak"], store, "kept")
+    again = json.loads(run(*asked, "--scores", "kept", "--json").out)  # no trainer is needed now
+    assert again["lds"][0]["lds"] == pytest.approx(found["lds"][0]["lds"])
+    assert "95%" in run(*asked).out
+    assert "did you mean 'halves'" in run("evaluate", "lds", store, "--models", "halfs").error
+
+
+def store_of(place: Path) -> ts.FeatureStore:
+    return ts.open_store(place)
+
+
+def test_counterfactual(run: Any, made: tuple[Path, Path]) -> None:
+    store, trainers = made
+    asked = ["evaluate", "counterfactual", store, "--models", "gone", "--trainer"]
+    options = ["--size", 2, "--size", 3, "--repeats", 2, "--target", "@1", "--target", "@4"]
+    found = json.loads(run(*asked, f"{trainers}:trainer", *options, "--json").out)
+    assert found["removal"] == ["top", "random", "same_class"]
+    assert (found["size"], found["target"]) == ([2, 3], [1, 4])
+    assert np.array(found["flips"]).shape == np.array(found["change"]).shape == (3, 2, 2)
+    table = run(*asked, f"{trainers}:trainer", *options).out
+    assert "nothing, another seed" in table
+    assert "same class 3" in table
+    plain = run("evaluate", "counterfactual", store, "--models", "b", "--trainer",
+                f"{trainers}:linear", "--size", 2, "--repeats", 1)  # fmt: skip
+    assert "class changes" not in plain.out
+    assert "must be or return a SubsetTrainer" in run(*asked, f"{trainers}:number").error
+
+
+def test_mislabels(run: Any, made: tuple[Path, Path], tmp_path: Path) -> None:
+    store, _ = made
+    scores = self_scores(store_of(store))
+    (tmp_path / "wrong.txt").write_text("3\n\n17\n")
+    found = json.loads(run("evaluate", "mislabels", store, "--wrong", tmp_path / "wrong.txt",
+                           "--k", 4, "--json").out)  # fmt: skip
+    wanted = detection(scores.values, np.isin(np.arange(20), [3, 17]))
+    assert found["detection"]["auc"] == pytest.approx(wanted.auc)
+    assert found["suspects"]["train"] == np.argsort(-scores.values, kind="stable")[:4].tolist()
+    assert "ROC" in run("evaluate", "mislabels", store, "--wrong", tmp_path / "wrong.txt").out
+    assert "self-score" in run("evaluate", "mislabels", store).out
+    (tmp_path / "wrong.txt").write_text("20\n")
+    asked = ["evaluate", "mislabels", store, "--wrong"]
+    assert "train has no sample '20'" in run(*asked, tmp_path / "wrong.txt").error
+    assert "there is no file" in run(*asked, tmp_path / "none.txt").error
+
+
+def test_stability(run: Any, made: tuple[Path, Path]) -> None:
+    store, _ = made
+    scores = ts.trak_scores(store_of(store))
+    found = json.loads(run("evaluate", "stability", store, "--k", 5, "--json").out)
+    wanted = stability([np.asarray(scores.epoch(e)) for e in scores.epochs], 5)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+    assert (found["over"], found["runs"]) == ("epochs", 2)
+    same = json.loads(run("evaluate", "stability", store, "--other", store, "--json").out)
+    assert same["spearman"] == pytest.approx(1)
+    assert "2 stores" in run("evaluate", "stability", store, "--other", store).out
+
+
+def test_checks(run: Any, made: tuple[Path, Path], jobs: Path) -> None:
+    store, _ = made
+    ran = run("evaluate", "checks", f"{jobs}:small", store)
+    assert ran.code == 0
+    assert "pass  rows computed again (test at epoch final)" in ran.out
+    assert "0 fail" in ran.out
+    jobs.write_text(jobs.read_text().replace("manual_seed(0)", "manual_seed(1)"))
+    ran = run("evaluate", "checks", f"{jobs}:small", store, "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 1
+    assert found["fail"] == sum(check["verdict"] == "fail" for check in found["checks"]) > 0
+    assert (
+        "the store has 20 rows of other data"
+        in run("evaluate", "checks", f"{jobs}:small", store).out
+    )

@@ -1,0 +1,1 @@
+"""``trakstore evaluate``: commands that ask whether scores are true."""

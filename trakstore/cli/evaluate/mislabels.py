@@ -1,0 +1,91 @@
+"""``trakstore evaluate mislabels``: samples whose labels may be wrong."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from trakstore.cli.cluster import workplace
+from trakstore.cli.options import (
+    Damping,
+    Epochs,
+    Json,
+    MemoryLimit,
+    Scheduler,
+    StorePath,
+    Workers,
+    chosen_epochs,
+)
+from trakstore.cli.output import console, print_json
+from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.storage.store import open_store
+
+__all__ = ["mislabels"]
+
+
+def mislabels(
+    store: StorePath,
+    wrong: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ids of samples that are known to be wrong, one a line.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Whose samples.")] = "train",
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Samples that are shown.")] = 20,
+    epoch: Epochs = None,
+    damping: Damping = 1.0,
+    memory_limit: MemoryLimit = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    as_json: Json = False,
+) -> None:
+    """List the samples with the largest self-scores, which wrong labels tend to have.
+
+    With --wrong, also how well these scores find the samples that are known to be wrong.
+    """
+    from trakstore.evaluation.mislabels import detection
+    from trakstore.report.evaluations import detection_lines, suspects_table
+    from trakstore.scores.influence import self_scores
+
+    opened = open_store(store)
+    with workplace(workers, scheduler):
+        scores = self_scores(
+            opened, split, chosen_epochs(epoch), damping, memory_limit=memory_limit
+        )
+    known = None if wrong is None else _known(wrong, scores["train_id"].values, split)
+    found = None if known is None else detection(scores.values, known)
+    first = np.argsort(-scores.values, kind="stable")[:k]
+    suspects = scores.isel(train=first)
+    if as_json:
+        listed: dict[str, Any] = {
+            "train": suspects["train_id"].values.tolist(),
+            "score": suspects.values.tolist(),
+        }
+        more = {} if found is None else {"detection": asdict(found)}
+        print_json({"location": str(opened.location), "split": split, "suspects": listed, **more})
+        return
+    out = console()
+    out.print(suspects_table(suspects, None if known is None else known[first]))
+    for line in [] if found is None else detection_lines(found):
+        out.print(line, soft_wrap=True)
+
+
+def _known(path: Path, ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
+    """Which samples a file names."""
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}")
+    named = {line.strip() for line in path.read_text().splitlines() if line.strip()}
+    names = ids.astype(str)
+    missing = sorted(named - set(names.tolist()))
+    if missing:
+        near = did_you_mean(missing[0], names[:1000].tolist())
+        raise NotFoundError(f"{split} has no sample {missing[0]!r}, which {path} names{near}")
+    return np.isin(names, list(named))

@@ -1,0 +1,61 @@
+"""Trainers that are named on the command line, and the models that they make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from trakstore.errors import TrakStoreError
+
+if TYPE_CHECKING:
+    from trakstore.evaluation.retraining import Trainer
+
+__all__ = ["AtOnce", "Models", "Repeats", "TrainerName", "load_trainer"]
+
+Models: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--models",
+        metavar="NAME",
+        help="Name of the set of models in the store.",
+        show_default=False,
+    ),
+]
+TrainerName: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--trainer",
+        metavar="NAME",
+        help="What trains models on subsets, such as jobs.py:trainer or package.module:name.",
+        show_default=False,
+    ),
+]
+Repeats: TypeAlias = Annotated[
+    int, typer.Option(min=1, help="Models of each subset; their outputs are averaged.")
+]
+AtOnce: TypeAlias = Annotated[int, typer.Option(min=1, help="Models that are trained together.")]
+
+
+def load_trainer(name: str) -> Trainer:
+    """The trainer that a name stands for, or that a function without arguments gives.
+
+    Raises
+    ------
+    NotFoundError
+        No such file, module or name.
+    TrakStoreError
+        It cannot be called with subsets and seeds.
+    """
+    from trakstore.features.job import load_object, needs_arguments
+
+    made = load_object(name)
+    if callable(made) and not needs_arguments(made):
+        made = made()
+    if not callable(made):
+        raise TrakStoreError(
+            f"{name} gave a {type(made).__name__}; it must be or return a SubsetTrainer, or a "
+            f"function of (subsets, seeds) that gives a Retrained"
+        )
+    trainer: Trainer = made
+    return trainer

@@ -1,0 +1,81 @@
+"""Tables and lines of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from trakstore.evaluation.counterfactual import mean_interval
+from trakstore.evaluation.lds import LDS
+from trakstore.evaluation.mislabels import Detection
+from trakstore.evaluation.verdicts import Check
+from trakstore.report.tables import plain_table
+
+__all__ = ["check_lines", "detection_lines", "lds_table", "removal_table", "suspects_table"]
+
+_STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+def lds_table(found: Mapping[str, LDS]) -> Table:
+    """One line for each matrix of scores."""
+    table = plain_table("scores", "LDS", "95%", "subsets", "targets")
+    for name, one in found.items():
+        numbers = [f"{one.mean:.3f}", f"{one.low:.3f} to {one.high:.3f}"]
+        table.add_row(name, *numbers, f"{one.subsets:,}", f"{len(one.per_target):,}")
+    return table
+
+
+def removal_table(found: xr.Dataset) -> Table:
+    """One line for each size and kind of removal, means over targets."""
+    flips = "flips" in found
+    table = plain_table("taken away", "output falls by", "95% over targets")
+    if flips:
+        table.add_column("class changes", justify="right")
+        table.add_column("95%", justify="right")
+        chance = f"{float(found['chance'].mean()):.0%}"
+        table.add_row("nothing, another seed", "", "", chance, "")
+    for size in found["size"].values.tolist():
+        for kind in found["removal"].values.tolist():
+            one = found.sel(size=size, removal=kind)
+            mean, low, high = mean_interval(one["change"])
+            row = [f"{mean:+.3g}", f"{low:+.3g} to {high:+.3g}"]
+            if flips:
+                mean, low, high = mean_interval(one["flips"])
+                row += [f"{mean:.0%}", f"{low:.0%} to {high:.0%}"]
+            table.add_row(f"{kind.replace('_', ' ')} {size}", *row)
+    return table
+
+
+def suspects_table(scores: xr.DataArray, known: NDArray[np.bool_] | None) -> Table:
+    """Samples with their self-scores."""
+    table = plain_table("train id", "self-score")
+    if known is not None:
+        table.add_column("known to be wrong")
+    for at, (name, score) in enumerate(zip(scores["train_id"].values, scores.values, strict=True)):
+        mark = [] if known is None else ["yes" if known[at] else ""]
+        table.add_row(str(name), f"{score:.3g}", *mark)
+    return table
+
+
+def detection_lines(found: Detection) -> list[str]:
+    """How well known samples were found."""
+    return [
+        f"area under the ROC curve {found.auc:.3f} (95% {found.low:.3f} to {found.high:.3f}); "
+        f"0.5 is chance",
+        f"of the first {found.found}, {found.precision:.0%} are known to be wrong "
+        f"({found.found / found.samples:.0%} of all {found.samples:,} are)",
+    ]
+
+
+def check_lines(check: Check) -> Iterator[Text]:
+    """What a check says, and below it what to do."""
+    number = "" if check.number is None else f"{check.number:.3g} "
+    line = Text(f"{check.verdict:4}", style=_STYLES[check.verdict])
+    yield line + Text(f"  {check.name} ({check.where}): {number}{check.meaning}", style="")
+    if check.remedy:
+        yield Text(f"      {check.remedy}")
