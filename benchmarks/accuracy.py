@@ -96,12 +96,15 @@ class Ground:
         everything = np.ones((len(self.epochs), self.rows), dtype=bool)
         return dict(enumerate(self.trainer.fit(everything, np.array(self.epochs))))
 
-    def store(self, spec: ts.ProjectionSpec, name: str = "", **options: Any) -> ts.FeatureStore:
-        """Features of all checkpoints; made once."""
+    def store(
+        self, spec: ts.ProjectionSpec, name: str = "", count: int = USED, **options: Any
+    ) -> ts.FeatureStore:
+        """Features of the first checkpoints; made once."""
         shown = f"{spec.kind}-{spec.dim}-{spec.seed}-{spec.s}-{spec.side}{name}"
         place = self.out / f"{shown}.zarr"
-        job = Job(self.make(), self.data, checkpoints=self.weights, projector=spec, **options)
-        featurize_job(job, place, progress=False)
+        options |= {"projector": spec, "batch_size": 500}
+        job = Job(self.make(), self.data, checkpoints=self.weights, **options)
+        featurize_job(job, place, epochs=list(self.epochs)[:count], progress=False)
         return ts.open_store(place)
 
     def judged(self, scores: Any) -> LDS:
@@ -138,7 +141,7 @@ def sjlt(dim: int = DIM, **options: Any) -> ts.ProjectionSpec:
 def settings(ground: Ground, lines: Lines, small: bool) -> None:
     """One setting of the library after the other."""
     used = list(ground.epochs)[:USED]
-    base = ground.store(sjlt())
+    base = ground.store(sjlt(), count=MOST)
     trak = partial(ts.trak_scores, epochs=used)
     lines.add("default", f"sjlt {DIM}, {len(used)} models, c = 1", trak(base))
     for dim in (64,) if small else (64, 128, 256, 512, 2048, 4096):
@@ -206,7 +209,7 @@ def same_bytes(ground: Ground, lines: Lines) -> None:
     numbers, most = DIM * USED, len(ground.epochs)
     for count in (1, 2, 5, 10):
         if count <= most:
-            place = ground.store(sjlt(numbers // count))
+            place = ground.store(sjlt(numbers // count), count=count)
             lines.add("same bytes", f"{count} models of {numbers // count}",
                       ts.trak_scores(place, epochs=list(range(count))))  # fmt: skip
     used = list(ground.epochs)[:USED]
