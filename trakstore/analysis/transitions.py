@@ -11,15 +11,18 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.analysis.scales import SCALES, Scaled
-from trakstore.errors import TrakStoreError
+from trakstore.errors import MemoryLimitError, TrakStoreError
 from trakstore.linalg.factored import Scores
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import TakenRows, whole_column
 from trakstore.linalg.saving import scores_token
+from trakstore.planning import human_bytes
 
-__all__ = ["Scale", "Transition", "transition"]
+__all__ = ["SAMPLE_BYTES", "Scale", "Transition", "transition"]
 
 Scale: TypeAlias = Literal["standard", "rank", "raw"]
 F64 = NDArray[np.float64]
+SAMPLE_BYTES = 120  # for each train sample: means, changes, counts, orders, and the result
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def transition(
     seed : int
         Of the resamples.
     memory_limit : int or str, optional
-        Bytes of one process; a quarter of the available memory when None. ``"rank"`` needs 40 n for
-        each target at once.
+        Bytes of one process; a quarter of the available memory when None. What is kept for each train
+        sample, 120 n bytes however many pairs there are, is within it; ``"rank"`` needs 64 n more.
 
     Raises
     ------
@@ -104,7 +107,8 @@ def transition(
     """
     pairs = [(before, after), *null]
     _check(pairs, scale, k)
-    found = _changes(pairs, SCALES[scale], memory_limit)
+    left = _left(before.shape[1], memory_limit)
+    found = _changes(pairs, SCALES[scale], left)
     sides, change = next(found)
     p = _p_values(change, (one for _, one in found)) if null else np.full(change.shape, np.nan)
     q = _false_discovery(p)
@@ -124,7 +128,7 @@ def transition(
 
 
 def _changes(
-    pairs: Sequence[tuple[Scores, Scores]], make: type[Scaled], memory_limit: int | str | None
+    pairs: Sequence[tuple[Scores, Scores]], make: type[Scaled], memory_limit: int
 ) -> Iterator[tuple[tuple[Scaled, Scaled], F64]]:
     """Each pair on the scale, and its change.
 
@@ -141,6 +145,17 @@ def _changes(
         early, late = (made[token] for token in both)
         yield (early, late), late.mean - early.mean
         made = {token: one for token, one in made.items() if last[token] > at}
+
+
+def _left(columns: int, memory_limit: int | str | None) -> int:
+    """What the limit leaves beside the numbers of each train sample."""
+    limit, kept = memory_budget(memory_limit), SAMPLE_BYTES * columns
+    if limit <= kept:
+        raise MemoryLimitError(
+            f"changes of {columns} train samples take {human_bytes(kept)}, the memory limit is "
+            f"{human_bytes(limit)}: give a larger memory_limit"
+        )
+    return limit - kept
 
 
 def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> None:
