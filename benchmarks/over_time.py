@@ -26,10 +26,11 @@ import trakstore as ts
 from trakstore.analysis import evolution, transition
 from trakstore.linalg.gram import gram
 from trakstore.linalg.rows import ArrayRows
+from trakstore.planning import byte_count
 
 
 def main() -> None:
-    """Two sizes, ten times apart."""
+    """Two sizes, ten times apart: a transition keeps up to 15 numbers for each train row."""
     options = parse()
     if options.part:
         part(options)
@@ -51,7 +52,9 @@ def main() -> None:
                 )
     for name in QUESTIONS:
         small, large = (peaks[name, rows] for rows in sizes)
-        print(f"{name:11} 10 times the rows: {large / small:.2f} of the peak")
+        share = large / byte_count(options.limit)
+        print(f"{name:11} 10 times the rows: {large / small:.2f} of the peak, ", end="")
+        print(f"{share:.2f} of the limit")
 
 
 def parse() -> argparse.Namespace:
@@ -61,8 +64,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--targets", type=int, default=200)
-    parser.add_argument("--limit", default="200MB")
+    parser.add_argument("--targets", type=int, default=100)
+    parser.add_argument("--limit", default="150MB")
     parser.add_argument("--folder", default=None, help="where to put the data")
     parser.add_argument("--part", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
