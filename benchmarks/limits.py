@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stores import peak
 
 
 def main() -> None:
@@ -59,12 +60,6 @@ def run(part: str, folder: Path, options: argparse.Namespace, **sizes: Any) -> d
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def peak() -> int:
-    """The most resident memory that this process has had, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def blocked(folder: Path, options: argparse.Namespace) -> None:

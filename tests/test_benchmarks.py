@@ -39,6 +39,13 @@ def test_limits_print_times_and_peaks(what: str, limit: str, expected: str, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_scores_over_time_print_peaks(tmp_path: Path) -> None:
+    lines = run("over_time.py", "--small", "--folder", str(tmp_path))
+    assert [line.split()[1] for line in lines[1:5]] == ["evolution", "transitions"] * 2
+    assert [line.split()[0] for line in lines[5:]] == ["evolution", "transitions"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_passes_print_a_share_of_the_time_and_a_recall() -> None:
     lines = run("approximate.py", "--small")
     assert [line.split(":")[0] for line in lines[::4]] == ["trak", "plain"]

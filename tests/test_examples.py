@@ -38,7 +38,8 @@ def test_a_shortcut_is_found_and_removed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_network_learns_to_add(tmp_path: Path) -> None:
     out = run("grokking.py", "--steps", "240", cwd=tmp_path)
-    assert "false discovery rate of 0.1" in out and "against random draws" in out
+    assert out.count("false discovery rate of 0.1") == 2 and "against random draws" in out
+    assert "null from another seed of the projection" in out
     assert (tmp_path / "grokking.png").stat().st_size > 10_000
 
 

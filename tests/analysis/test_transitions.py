@@ -10,7 +10,7 @@ from scipy.stats import kstest, rankdata
 
 from trakstore.analysis.changepoint import change_point
 from trakstore.analysis.transitions import transition
-from trakstore.errors import TrakStoreError
+from trakstore.errors import MemoryLimitError, TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.moments import row_moments
 from trakstore.linalg.parts import Part
@@ -138,6 +138,8 @@ def test_refusals() -> None:
         transition(a, a, scale="log")  # type: ignore[arg-type]
     with pytest.raises(TrakStoreError, match="k must be"):
         transition(a, a, k=21)
+    with pytest.raises(MemoryLimitError, match="20 train samples take"):
+        transition(a, a, memory_limit=2400)
     with pytest.raises(TrakStoreError, match="all scores of target 1 are equal"):
         transition(a, of([[1.0] * 19 + [2.0], [3.0] * 20, [0.0] * 19 + [1.0]]))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trakstore.cli import main
-from trakstore.linalg.costs import Problem, Speed, costs
+from trakstore.linalg.costs import Cost, Problem, Speed, costs
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows, PositionRows
@@ -34,7 +34,7 @@ def test_costs_grow_with_the_rows_and_memory_does_not() -> None:
         assert b.flops == 1000 * a.flops
         assert b.memory == pytest.approx(a.memory, rel=0.05)  # chunks of 3907 or 4096 rows
         assert max(a.memory, b.memory) <= 10**9
-    assert Speed(2.0, 1.0, 1.0).seconds(small[3], 2) == small[3].flops / 4
+    assert Speed(2.0, 1.0, 1.0, 1.0).seconds(small[3], 2) == small[3].flops / 4
 
 
 def test_a_bad_dtype_is_told(capsys: Any) -> None:
@@ -64,3 +64,25 @@ def test_memory_is_what_the_planners_say() -> None:
     tight = Problem(10**6, 16_384, 1000, memory_limit=10**9)  # a gram in strips
     assert costs(tight)[1].read > 10**6 * 16_384 * 4
     assert costs(tight)[1].memory <= 10**9
+
+
+def test_a_hundred_epochs_of_a_million_rows_are_planned(capsys: Any) -> None:
+    sizes = ["--rows", str(10**6), "--dim", "512", "--epochs", "100", "--memory-limit", "4GB"]
+    assert main(["estimate", *sizes, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["estimates"]
+    lines = {line["operation"]: line for line in found if line["rows"] == 10**6}
+    features = 10**6 * 512 * 4 * 100
+    assert lines["evolve"]["read"] == 20 * features  # 50 of 1000 targets at once
+    assert lines["evolve"]["memory"] <= 4e9 + 8 * 512 * 512 * 100
+    assert lines["evolve"]["seconds"] > lines["matrix"]["flops"] / 1e13
+    assert 2 * features <= lines["transitions"]["read"] < 2.1 * features
+    assert lines["transitions"]["memory"] < 1e9
+    assert main(["estimate", *sizes]) == 0
+    assert "needs more than the memory limit, 4.0 GB" in capsys.readouterr().out
+
+
+def test_sorting_is_not_shared_among_workers() -> None:
+    one, two = (
+        Speed(1.0, 1.0, 1.0, 2.0).seconds(Cost("evolve", 0, 8, 0, 0, 8, 8), n) for n in (1, 2)
+    )
+    assert (one, two) == (12, 8)

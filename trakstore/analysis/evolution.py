@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.lists import Order, check_finite, keys
+from trakstore.linalg.memory import give_back
 from trakstore.linalg.ranks import centred_ranks, row_correlation
 from trakstore.linalg.rows import TakenRows, whole_column
 from trakstore.linalg.topk import check_request
 from trakstore.linalg.windows import window_ranges
 
-__all__ = ["evolution"]
+__all__ = ["SCORE_BYTES", "evolution"]
 
-_EACH = 72  # bytes for each score of a window: two epochs', their ranks, an order, and scratch
+SCORE_BYTES = (
+    80  # bytes for each score of a window: itself, two epochs' ranks, an order, and scratch
+)
 F64 = NDArray[np.float64]
 
 
@@ -42,7 +45,7 @@ def evolution(
         Entries of each list.
     order : {"largest", "smallest", "magnitude"}
     memory_limit : int or str, optional
-        Bytes of one process; a quarter of the available memory when None. A target needs 72 n.
+        Bytes of one process; a quarter of the available memory when None. A target needs 80 n.
 
     Returns
     -------
@@ -63,7 +66,8 @@ def evolution(
         The scores of one target do not fit.
     """
     check_request(k, scores.shape[1], order)
-    windows = window_ranges(scores.shape, memory_limit, _EACH)
+    give_back()  # arrays of many sizes come and go: kept ones would be as much again
+    windows = window_ranges(scores.shape, memory_limit, SCORE_BYTES)
     parts = [_window(scores, slice(*window), k, order) for window in windows]
     whole: xr.Dataset = xr.concat(parts, "target")
     column = whole["position"].values.astype(np.int64)
@@ -83,25 +87,24 @@ def _window(scores: Scores, targets: slice, k: int, order: Order) -> xr.Dataset:
     for epoch in scores.epochs:
         rows = np.asarray(chosen.epoch(epoch), dtype=np.float64)
         check_finite(rows, targets.start, np.arange(rows.shape[1]))
-        now = _Epoch(rows, k, order)
-        found.append(now.described(before))
+        now = _Ranked(rows, k, order)
+        found.append(now.described(rows, before))
         before = now
     return xr.concat(found, "epoch")
 
 
-class _Epoch:
-    """The scores of an epoch, ranked."""
+class _Ranked:
+    """What is kept of an epoch's scores: their ranks, and who is first."""
 
     def __init__(self, rows: F64, k: int, order: Order) -> None:
-        self.rows, self.centred = rows, centred_ranks(rows)
+        self.centred = centred_ranks(rows)
         ordered = np.argsort(-keys(rows, order), axis=1, kind="stable")
-        self.first = ordered[:, :k]
+        self.first = ordered[:, :k].copy()  # a view would keep the whole order
         self.ranks = np.empty_like(ordered)  # place in the whole list, from 1
         np.put_along_axis(self.ranks, ordered, np.arange(1, rows.shape[1] + 1)[None], axis=1)
 
-    def described(self, before: _Epoch | None) -> xr.Dataset:
-        rows, first = self.rows, self.first
-        targets = len(rows)
+    def described(self, rows: F64, before: _Ranked | None) -> xr.Dataset:
+        first, targets = self.first, len(rows)
         like, kept = np.full((2, targets), np.nan)
         old = np.zeros(first.shape, dtype=np.int64)
         if before is not None:

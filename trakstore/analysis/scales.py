@@ -23,6 +23,7 @@ from trakstore.linalg.windows import target_windows
 __all__ = ["SCALES", "Scaled"]
 
 F64 = NDArray[np.float64]
+_RANKED = 64  # bytes for each score of a window: as computed, as float64, and scratch of ranking
 
 
 class Scaled(ABC):
@@ -93,14 +94,14 @@ class _Rank(Scaled):
     def _mean(self) -> F64:
         """See :meth:`Scaled.mean`; whole rows of scores, a few targets at a time."""
         total = np.zeros(self.scores.shape[1])
-        for start, _, rows in target_windows(self.scores, self.memory_limit):
+        for start, _, rows in target_windows(self.scores, self.memory_limit, _RANKED):
             check_finite(rows, start, np.arange(rows.shape[1]))
             total += _ranks(rows).sum(0)
         return total / self.scores.shape[0]
 
     def at(self, columns: NDArray[np.int64]) -> F64:
         """See :meth:`Scaled.at`."""
-        windows = target_windows(self.scores, self.memory_limit)
+        windows = target_windows(self.scores, self.memory_limit, _RANKED)
         return np.concatenate([_ranks(rows)[:, columns] for _, _, rows in windows])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -11,15 +11,18 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.analysis.scales import SCALES, Scaled
-from trakstore.errors import TrakStoreError
+from trakstore.errors import MemoryLimitError, TrakStoreError
 from trakstore.linalg.factored import Scores
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import TakenRows, whole_column
 from trakstore.linalg.saving import scores_token
+from trakstore.planning import human_bytes
 
-__all__ = ["Scale", "Transition", "transition"]
+__all__ = ["SAMPLE_BYTES", "Scale", "Transition", "transition"]
 
 Scale: TypeAlias = Literal["standard", "rank", "raw"]
 F64 = NDArray[np.float64]
+SAMPLE_BYTES = 120  # for each train sample: means, changes, counts, orders, and the result
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def transition(
     seed : int
         Of the resamples.
     memory_limit : int or str, optional
-        Bytes of one process; a quarter of the available memory when None. ``"rank"`` needs 40 n for
-        each target at once.
+        Bytes of one process; a quarter of the available memory when None. What is kept for each train
+        sample, 120 n bytes however many pairs there are, is within it; ``"rank"`` needs 64 n more.
 
     Raises
     ------
@@ -104,16 +107,17 @@ def transition(
     """
     pairs = [(before, after), *null]
     _check(pairs, scale, k)
-    sides = _scaled(pairs, SCALES[scale], memory_limit)
-    change, *others = [late.mean - early.mean for early, late in sides]
-    p = _p_values(change, others)
+    left = _left(before.shape[1], memory_limit)
+    found = _changes(pairs, SCALES[scale], left)
+    sides, change = next(found)
+    p = _p_values(change, (one for _, one in found)) if null else np.full(change.shape, np.nan)
     q = _false_discovery(p)
     columns = {"change": change, "p": p, "q": q}
     changes = xr.Dataset({name: ("train", values) for name, values in columns.items()})
     order = np.argsort(-change, kind="stable")
     rng = np.random.default_rng(seed)
     gained, lost = (
-        _listed(changes, before, at, *_interval(*sides[0], at, resamples, rng))
+        _listed(changes, before, at, *_interval(*sides, at, resamples, rng))
         for at in (order[:k], order[::-1][:k])
     )
     coords = {
@@ -123,19 +127,35 @@ def transition(
     return Transition(changes.assign_coords(coords), gained, lost, scale, len(null))
 
 
-def _scaled(
-    pairs: Sequence[tuple[Scores, Scores]], make: type[Scaled], memory_limit: int | str | None
-) -> list[tuple[Scaled, Scaled]]:
-    """Each pair on the scale; scores that are in several pairs are scaled once."""
+def _changes(
+    pairs: Sequence[tuple[Scores, Scores]], make: type[Scaled], memory_limit: int
+) -> Iterator[tuple[tuple[Scaled, Scaled], F64]]:
+    """Each pair on the scale, and its change.
+
+    Scores that are in several pairs are scaled once, and let go after the last of these: each holds
+    a number for every train row.
+    """
+    tokens = [(scores_token(early), scores_token(late)) for early, late in pairs]
+    last = {token: at for at, both in enumerate(tokens) for token in both}
     made: dict[str, Scaled] = {}
+    for at, (both, pair) in enumerate(zip(tokens, pairs, strict=True)):
+        for token, scores in zip(both, pair, strict=True):
+            if token not in made:
+                made[token] = make(scores, memory_limit)
+        early, late = (made[token] for token in both)
+        yield (early, late), late.mean - early.mean
+        made = {token: one for token, one in made.items() if last[token] > at}
 
-    def scaled(scores: Scores) -> Scaled:
-        token = scores_token(scores)
-        if token not in made:
-            made[token] = make(scores, memory_limit)
-        return made[token]
 
-    return [(scaled(early), scaled(late)) for early, late in pairs]
+def _left(columns: int, memory_limit: int | str | None) -> int:
+    """What the limit leaves beside the numbers of each train sample."""
+    limit, kept = memory_budget(memory_limit), SAMPLE_BYTES * columns
+    if limit <= kept:
+        raise MemoryLimitError(
+            f"changes of {columns} train samples take {human_bytes(kept)}, the memory limit is "
+            f"{human_bytes(limit)}: give a larger memory_limit"
+        )
+    return limit - kept
 
 
 def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> None:
@@ -149,13 +169,17 @@ def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> None:
         raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
 
 
-def _p_values(change: F64, null: Sequence[F64]) -> F64:
-    if not null:
-        return np.full(change.shape, np.nan)
-    pooled = np.sort(np.abs(np.concatenate(null)))
-    tied = np.abs(change) * (1 - 1e-9)  # ranks tie, but for rounding
-    larger = pooled.size - np.searchsorted(pooled, tied, side="left")
-    found: F64 = (1 + larger) / (1 + pooled.size)
+def _p_values(change: F64, null: Iterable[F64]) -> F64:
+    """Null changes are counted, one pair's after the other, by the changes that they reach."""
+    order = np.argsort(np.abs(change), kind="stable")
+    tied = np.abs(change[order]) * (1 - 1e-9)  # ranks tie, but for rounding
+    reaching = np.zeros(len(tied) + 1, dtype=np.int64)
+    for one in null:
+        reached = np.searchsorted(tied, np.sort(np.abs(one)), side="right")
+        reaching += np.bincount(reached, minlength=len(reaching))
+    larger = np.cumsum(reaching[::-1])[-2::-1]
+    found = np.empty(len(tied))
+    found[order] = (1 + larger) / (1 + reaching.sum())
     return found
 
 

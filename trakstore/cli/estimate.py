@@ -35,6 +35,9 @@ def estimate(
 ) -> None:
     """Estimate bytes on disk, peak memory, flops and time, also for far more rows.
 
+    With --epochs 2 or more also for `evolve` of all targets, and for `transitions` with all other
+    neighbouring epochs as a null.
+
     Times come from a calibration of a second on this machine, at its page cache's speed.
     """
     from trakstore.linalg.costs import Problem, calibrate
@@ -54,10 +57,11 @@ def estimate(
 
 
 def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str, Any]]:
+    from trakstore.analysis.costs import costs_over_time
     from trakstore.linalg.costs import costs
 
-    lines = []
-    for cost in costs(problem):
+    lines, over_time = [], costs_over_time(problem) if problem.epochs > 1 else ()
+    for cost in (*costs(problem), *over_time):
         seconds: float | None = speed.seconds(cost, problem.workers)
         if cost.operation == "featurize":  # the model decides
             samples = problem.rows * problem.epochs
@@ -68,6 +72,8 @@ def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str,
 
 def _show(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> None:
     from rich.table import Table
+
+    from trakstore.linalg.memory import memory_budget
 
     table = Table(box=None, pad_edge=False)  # all of it in 80 columns
     for name in ("rows", "operation", "on disk", "read", "memory", "flops", "time"):
@@ -88,6 +94,13 @@ def _show(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> None:
         soft_wrap=True,
     )
     out.print(table)
+    limit = memory_budget(asked.memory_limit)
+    if any(line["memory"] > limit for line in lines):
+        out.print(
+            f"what needs more than the memory limit, {human_bytes(limit)}, needs a larger one: give "
+            f"--memory-limit",
+            soft_wrap=True,
+        )
     if lines[0]["seconds"] is None:
         out.print("the model decides how long featurize takes: give --rate, samples a second")
 

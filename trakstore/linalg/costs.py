@@ -18,6 +18,7 @@ from trakstore.linalg.gram import gram_bytes, gram_flops
 from trakstore.linalg.lists import STATE_BYTES
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.parts import Part
+from trakstore.linalg.ranks import centred_ranks
 from trakstore.linalg.rows import PositionRows, Rows
 from trakstore.linalg.solvers import Cholesky, Damping
 from trakstore.linalg.streaming import plan_windows
@@ -26,7 +27,7 @@ from trakstore.linalg.tiles import task_slots, tile_rows
 from trakstore.linalg.topk import plan_top_k
 from trakstore.planning import CHUNK_BYTES, block_shape, fit_slots
 
-__all__ = ["Cost", "Problem", "Speed", "calibrate", "costs"]
+__all__ = ["Cost", "Problem", "Speed", "calibrate", "costs", "planned_scores"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Cost:
     memory : int
         Peak bytes of one process, beside its imports.
     flops : int
+    ranked : int
+        Values that are sorted, in one process.
     """
 
     operation: str
@@ -65,20 +68,22 @@ class Cost:
     written: int
     memory: int
     flops: int
+    ranked: int = 0
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one process: float32 products in flop/s, reading and writing in bytes/s."""
+    """Of one process: float32 products in flop/s, reading and writing in bytes/s, ranks a second."""
 
     flops: float
     read: float
     write: float
+    ranks: float
 
     def seconds(self, cost: Cost, workers: int = 1) -> float:
-        """Products overlap with reading; the slower one counts, and writing comes on top."""
+        """Products overlap with reading; the slower one counts; writing and sorting come on top."""
         each = max(cost.flops / self.flops, cost.read / self.read) + cost.written / self.write
-        return each / workers
+        return each / workers + cost.ranked / self.ranks
 
 
 def costs(problem: Problem) -> tuple[Cost, ...]:
@@ -94,7 +99,7 @@ def costs(problem: Problem) -> tuple[Cost, ...]:
     features = n * k * problem.itemsize * epochs
     columns = n * (8 + 3 * 4) * epochs  # ids, norm, output, out_to_loss
     limit = problem.memory_limit or memory_budget(None)
-    scores = _scores(problem)
+    scores = planned_scores(problem)
     matrix = plan_windows(scores, "streaming scores", limit)
     lists = plan_top_k(scores, problem.top, None, limit)
     memory, strips = _gram_plan(scores.parts[0].train, limit)
@@ -122,7 +127,7 @@ class _Sized:
         raise NotImplementedError(f"rows {start}..{stop} are only planned")
 
 
-def _scores(problem: Problem) -> Scores:
+def planned_scores(problem: Problem) -> Scores:
     """Scores of these sizes, chunked as a store has them."""
     dtype, dim = np.dtype(f"f{problem.itemsize}"), problem.dim
     train, target = (
@@ -154,7 +159,9 @@ def calibrate(folder: str | None = None) -> Speed:
         path = Path(place) / "chunk"
         write = len(data) / _fastest(lambda: path.write_bytes(data), 5)
         read = len(data) / _fastest(path.read_bytes, 5)
-    return Speed(flops, read, write)
+    row = np.random.default_rng(0).standard_normal((1, 2**18))
+    ranks = row.size / _fastest(lambda: centred_ranks(row), 3)
+    return Speed(flops, read, write, ranks)
 
 
 def _fastest(run: Callable[[], object], times: int) -> float:

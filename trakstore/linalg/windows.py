@@ -21,9 +21,11 @@ _COPIES = 40  # bytes for each score of a window: as computed, as float64, sorte
 
 
 def target_windows(
-    scores: Matrix, memory_limit: int | str | None = None
+    scores: Matrix, memory_limit: int | str | None = None, each: int = _COPIES
 ) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
     """First target, the one after the last, and their scores (targets, n) in float64.
+
+    Windows take ``each`` bytes for a score.
 
     Raises
     ------
@@ -32,7 +34,7 @@ def target_windows(
     MemoryLimitError
         When the scores of one target do not fit.
     """
-    for start, stop in window_ranges(scores.shape, memory_limit):
+    for start, stop in window_ranges(scores.shape, memory_limit, each):
         if isinstance(scores, np.ndarray):
             part: Any = scores[start:stop]
         else:

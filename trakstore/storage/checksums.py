@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["TAIL", "intact", "tail_of"]
 
@@ -15,7 +17,7 @@ def tail_of(content: bytes) -> bytes:
     return int(google_crc32c.value(content)).to_bytes(TAIL, "little")
 
 
-def intact(value: bytes) -> bool:
+def intact(value: bytes | NDArray[np.uint8]) -> bool:
     """Whether a value ends in the checksum of the rest; nothing is copied.
 
     Examples
