@@ -18,9 +18,7 @@ from trakstore.linalg.windows import window_ranges
 
 __all__ = ["SCORE_BYTES", "evolution"]
 
-SCORE_BYTES = (
-    80  # bytes for each score of a window: itself, two epochs' ranks, an order, and scratch
-)
+SCORE_BYTES = 80  # for each score of a window: itself, two epochs' ranks, an order, and scratch
 F64 = NDArray[np.float64]
 
 

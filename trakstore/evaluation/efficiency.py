@@ -1,0 +1,202 @@
+"""What featurizing and asking cost, over a grid of sizes: each cell in a process of its own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.batches import evaluated
+from trakstore.features.featurize import featurize_job
+from trakstore.features.fingerprint import dataset_rows
+from trakstore.features.job import Job, load_job
+from trakstore.features.task import SplitTask
+from trakstore.linalg.topk import top_k
+from trakstore.planning import ranges
+from trakstore.scores.trak import trak_scores
+from trakstore.spec import ProjectionSpec
+from trakstore.storage.store import FeatureStore, open_store
+
+__all__ = ["Cell", "efficiency_grid"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds of several rounds."""
+
+    median: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one size took.
+
+    Attributes
+    ----------
+    train, targets, dim : int
+        Sizes.
+    compute : Spread
+        Seconds to compute the features of the train rows, and to write none.
+    write : Spread
+        Seconds to write them, computed before.
+    featurize : Spread
+        Seconds of both, one in the background of the other, with all checks.
+    rows_per_second : float
+        Train rows by the median of ``featurize``.
+    top : Spread
+        Seconds for the kernel, and the top ten of all targets by TRAK.
+    memory, device_memory : int
+        Peak bytes above the imports: resident in the process, and allocated on the GPU.
+    """
+
+    train: int
+    targets: int
+    dim: int
+    compute: Spread
+    write: Spread
+    featurize: Spread
+    rows_per_second: float
+    top: Spread
+    memory: int
+    device_memory: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def efficiency_grid(
+    job: str,
+    train: Sequence[int],
+    targets: Sequence[int],
+    dims: Sequence[int],
+    *,
+    splits: tuple[str, str] = ("train", "test"),
+    rounds: int = 3,
+) -> Iterator[Cell]:
+    """Measure every combination of sizes, each in a new process, after a warm-up.
+
+    Parameters
+    ----------
+    job : str
+        Name of a job, such as ``"jobs.py:digits"``: each process makes it anew. Its first checkpoint is
+        used.
+    train, targets : sequence of int
+        Numbers of samples, from the beginning of the splits.
+    dims : sequence of int
+        Dimensions of the job's projection.
+    splits : tuple of str
+        Names of the train and the target split.
+    rounds : int
+        Times that each is measured.
+
+    Yields
+    ------
+    Cell
+
+    Raises
+    ------
+    TrakStoreError
+        More samples than there are; no rounds.
+    """
+    if rounds < 1 or min([*train, *targets, *dims], default=0) < 1:
+        raise TrakStoreError("needed sizes and rounds of 1 or more")
+    for sizes in product(train, targets, dims):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            yield pool.submit(_measured, job, splits, sizes, rounds).result()
+
+
+def _measured(name: str, splits: tuple[str, str], sizes: tuple[int, int, int], rounds: int) -> Cell:
+    job, (train, targets, dim) = load_job(name), sizes
+    small = _cut(job, splits, (min(train, job.batch_size), 1), dim)
+    with tempfile.TemporaryDirectory() as folder:
+        _round(small, splits, Path(folder))  # imports, compiled loops, files
+        device = torch.cuda.is_available()
+        if device:
+            torch.cuda.reset_peak_memory_stats()
+        before = _resident()
+        cut = _cut(job, splits, (train, targets), dim)
+        found = [_round(cut, splits, Path(folder) / str(i)) for i in range(rounds)]
+    seconds = [Spread(median(one), min(one), max(one)) for one in zip(*found, strict=True)]
+    compute, write, both, top = seconds
+    memory = max(0, _peak() - before)
+    used = torch.cuda.max_memory_allocated() if device else 0
+    return Cell(*sizes, compute, write, both, train / both.median, top, memory, used)
+
+
+def _cut(job: Job, splits: tuple[str, str], rows: tuple[int, int], dim: int) -> Job:
+    """The job with the first samples of both splits, at its first checkpoint."""
+    datasets: dict[str, Any] = {}
+    for split, count in zip(splits, rows, strict=True):
+        if split not in job.datasets or count > dataset_rows(job.datasets[split]):
+            raise TrakStoreError(f"the job has no split {split!r} of {count} samples or more")
+        datasets[split] = Subset(job.datasets[split], range(count))
+    ids = {split: job.ids[split][:count] for split, count in zip(splits, rows, strict=True) if split in job.ids}
+    spec = replace(job.projector or ProjectionSpec("sjlt", dim=dim), dim=dim)
+    return replace(job, datasets=datasets, ids=ids, projector=spec, memory_limit=None)
+
+
+def _round(job: Job, splits: tuple[str, str], folder: Path) -> tuple[float, float, float, float]:
+    """Seconds to compute, to write, to featurize, and to ask."""
+    folder.mkdir(exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    epoch, (train, targets) = job.epochs[0], splits
+    job.load(epoch)
+    with evaluated(job.model, device), SplitTask.prepare(job, folder / "a", epoch, train, device) as task:
+        pieces = list(ranges(task.writer.spec.rows, task.writer.spec.block_rows))
+        parts, compute = _timed(lambda: [task.rows.columns(*piece) for piece in pieces])
+        _, write = _timed(
+            lambda: [task.writer.write(block, part) for block, part in enumerate(parts)]
+        )
+    del parts
+    place = folder / "b"
+    _, both = _timed(lambda: _featurize(job, place, epoch, train))
+    _featurize(job, place, epoch, targets)
+    _, top = _timed(lambda: _ask(open_store(place), targets, train))
+    return compute, write, both, top
+
+
+def _featurize(job: Job, place: Path, epoch: int | str, split: str) -> None:
+    featurize_job(job, place, epochs=[epoch], splits=[split], rank=0, world_size=1, progress=False)
+
+
+def _ask(store: FeatureStore, targets: str, train: str) -> None:
+    scores = trak_scores(store, targets, train)
+    top_k(scores, min(10, scores.shape[1]))
+
+
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    found = run()
+    return found, time.perf_counter() - began
+
+
+def _resident() -> int:
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    """Bytes that the system says of this process; 0 where it does not."""
+    path = Path("/proc/self/status")
+    if not path.is_file():
+        return 0
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return int(lines[field].split()[0]) * 1024
