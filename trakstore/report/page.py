@@ -1,0 +1,140 @@
+"""The report: one HTML page that holds all it needs and may load nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trakstore.errors import TrakStoreError
+from trakstore.planning import human_bytes
+from trakstore.report.charts import plot_distribution, plot_spectrum
+from trakstore.report.contents import Classes, Findings
+from trakstore.report.drawing import inline_svg
+from trakstore.report.panels import change_cards, heat_level, panels, suspect_cards
+
+__all__ = ["check_report_extra", "render_page"]
+
+MOST_BYTES = 2**25  # of a page: what browsers on a telephone still open
+
+
+def check_report_extra() -> None:
+    """Refuse at once where the libraries of the "report" extra are missing.
+
+    Raises
+    ------
+    TrakStoreError
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import PIL  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise TrakStoreError(
+            f'a report needs {error.name}, which is not installed: pip install "trakstore[report]"'
+        ) from None
+
+
+def render_page(found: Findings) -> str:
+    """The whole page.
+
+    All text is escaped. A Content-Security-Policy lets the page's own style and script run, known
+    by their hashes, and images that are within it; nothing is loaded, nothing can be sent.
+
+    Parameters
+    ----------
+    found : Findings
+
+    Raises
+    ------
+    TrakStoreError
+        A page of more than 32 MB.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    style, script = _text("page.css"), _text("page.js")
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"number": _number, "signed": _signed, "percent": "{:.0%}".format}
+    page = environment.from_string(_text("page.html")).render(
+        found=found,
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        drawn={name: Markup(svg) for name, svg in _drawings(found).items()},
+        markup=Markup,
+        panels=panels(found),
+        suspects=suspect_cards(found),
+        changes=_changes(found),
+        levels=None if found.classes is None else _levels(found.classes),
+    )
+    if len(page) > MOST_BYTES:
+        raise TrakStoreError(
+            f"the page would have {human_bytes(len(page))}: ask for fewer targets, a smaller --k or "
+            f"smaller pictures"
+        )
+    return page
+
+
+def _text(name: str) -> str:
+    return files("trakstore.report").joinpath(name).read_text("utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; "
+        f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _drawings(found: Findings) -> Mapping[str, str]:
+    drawn = {
+        "pooled": inline_svg(
+            lambda axes: _plain(plot_distribution(found.answers.spread, None, axes)),
+            "Histogram of all shown targets' scores, in standard deviations from each one's mean",
+            "pooled",
+        )
+    }
+    if found.kernels:
+        drawn["spectrum"] = inline_svg(
+            lambda axes: plot_spectrum(found.kernels, axes),
+            "Eigenvalues of each kernel, first to last, falling; the table beside it has the numbers",
+            "spectrum",
+            (5.6, 3.2),
+        )
+    return drawn
+
+
+def _plain(axes: Any) -> None:
+    axes.set_title("", loc="left")
+
+
+def _changes(found: Findings) -> list[tuple[str, Any]]:
+    if found.transition is None:
+        return []
+    change = found.transition[2]
+    lists: dict[str, xr.Dataset] = {"Gained": change.gained, "Lost": change.lost}
+    return [(name, change_cards(found, listed)) for name, listed in lists.items()]
+
+
+def _levels(classes: Classes) -> list[list[tuple[float, int]]]:
+    most = float(np.abs(classes.means).max())
+    return [[(value, heat_level(value, most)) for value in row] for row in classes.means.tolist()]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2g}".replace("-", "\N{MINUS SIGN}")
