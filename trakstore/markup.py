@@ -13,7 +13,9 @@ _WIDTH, _HEIGHT = 220, 56
 
 def card(title: str, *parts: str) -> str:
     """A heading over parts that are HTML already."""
-    return f'<div><div style="margin-bottom: 0.3em"><b>{escape(title)}</b></div>{"".join(parts)}</div>'
+    return (
+        f'<div><div style="margin-bottom: 0.3em"><b>{escape(title)}</b></div>{"".join(parts)}</div>'
+    )
 
 
 def facts_markup(facts: Mapping[str, object]) -> str:

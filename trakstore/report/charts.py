@@ -86,9 +86,7 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
     return axes
 
 
-def plot_spectrum(
-    reports: KernelReport | Sequence[KernelReport], ax: Axes | None = None
-) -> Axes:
+def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | None = None) -> Axes:
     """Eigenvalues of kernels, first to last, both axes logarithmic; dashed, the damping λ.
 
     Parameters

@@ -34,16 +34,19 @@ class Held:
     facts : mapping of str to str
         Its projection, output, size and origin.
     splits : sequence of (Split, SplitStatus)
-        Each split at each epoch.
+        The last ones, of ``split_count`` splits at all epochs.
     verdict : sequence of str
         Whether it is complete.
     runs : sequence of Run
+        The last ones, of ``run_count``.
     """
 
     facts: Mapping[str, str]
     splits: Sequence[tuple[Split, SplitStatus]]
+    split_count: int
     verdict: Sequence[str]
     runs: Sequence[Run]
+    run_count: int
 
 
 @dataclass(frozen=True)

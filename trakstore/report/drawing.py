@@ -29,9 +29,16 @@ COLOURS = {
     OTHER: "var(--bad)",
     GRID: "var(--line)",
 }
-_KEPT = frozenset(
-    "stroke-width stroke-dasharray stroke-dashoffset stroke-linecap stroke-linejoin opacity "
-    "fill-opacity stroke-opacity text-anchor".split()
+_KEPT = (
+    "fill-opacity",
+    "opacity",
+    "stroke-dasharray",
+    "stroke-dashoffset",
+    "stroke-linecap",
+    "stroke-linejoin",
+    "stroke-opacity",
+    "stroke-width",
+    "text-anchor",
 )
 _PAINT = ("fill", "stroke")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)px")

@@ -77,7 +77,8 @@ class KernelReport:
         """For notebooks: the numbers, the spectrum as a line, and the warnings."""
         numbers = {
             "kernel of": f"{self.split} at epoch {self.epoch}, {self.n:,} rows x {self.dim:,}",
-            "damping": f"λ = {self.lam:.3g}" + (f", c = {self.damping:g}" if self.damping else ""),
+            "damping": f"λ = {self.lam:.3g}"
+            + ("" if self.damping is None else f", c = {self.damping:g}"),
             "condition number": f"{self.condition:.3g}, damped {self.damped_condition:.3g}",
             "stable, effective rank": f"{self.stable_rank:.1f}, {self.effective_rank:.1f}",
             "effective dimension": f"{self.effective_dim:.1f}",
