@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+import trakstore
 from trakstore.cli.info import store_facts, store_verdict
 from trakstore.cli.lists import with_labels
 from trakstore.errors import NotFoundError, TrakStoreError
@@ -17,7 +18,7 @@ from trakstore.linalg.rows import Rows, TakenRows, whole_column
 from trakstore.report.contents import Classes, Findings, Held, ShowSample, TargetFindings
 from trakstore.scores.splits import EpochPair
 from trakstore.storage.layout import Epoch
-from trakstore.storage.runs import library_versions, now
+from trakstore.storage.runs import now
 from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -68,7 +69,6 @@ class Gathering:
     def findings(self, show: ShowSample, asked: dict[str, str]) -> Findings:
         """All of them."""
         pair = self.pairs[-1]
-        version = library_versions()["trakstore"]
         return Findings(
             location=str(self.store.location),
             held=self._held(),
@@ -82,7 +82,7 @@ class Gathering:
             suspects=self._or_why("Suspects", self._suspects),
             left_out=self.left_out,
             show=show,
-            made=f"made by trakstore {version}, {now()}",
+            made=f"made by trakstore {trakstore.__version__}, {now()}",
         )
 
     def _or_why(self, section: str, compute: Callable[[], T]) -> T | None:

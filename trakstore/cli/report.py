@@ -131,8 +131,9 @@ def report(
             show,
             {
                 "method": scores.method,
-                "targets": f"{last.target.rows:,} of {targets}",
-                "train": f"{last.train.rows:,} of {train}",
+                "targets": f"{targets}, {last.target.rows:,} samples",
+                "train": f"{train}, {last.train.rows:,} samples",
+                "shown": _shown(last.target, target, len(rows)),
                 "epochs": _named([pair.epoch for pair in pairs]),
                 "damping": f"c = {damping:g}",
                 "samples by": " and ".join(filter(None, [job, render])) or "id only",
@@ -174,6 +175,15 @@ def _rows(
     others = np.setdiff1d(np.arange(split.rows), first)
     places = np.linspace(0, len(others) - 1, min(len(others), count - len(first)))
     return np.concatenate([first, others[np.unique(places.round().astype(np.int64))]])
+
+
+def _shown(split: UnmaskedSplit, names: list[str] | None, count: int) -> str:
+    if names:
+        return f"{count} targets that were named"
+    spread = "evenly spaced"
+    if "loss" not in split.stored.columns:
+        return f"{count} targets, {spread}"
+    return f"{count} targets: half by largest loss, the others {spread}"
 
 
 def _ends(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -20,6 +22,7 @@ from trakstore.report.panels import change_cards, heat_level, panels, suspect_ca
 
 __all__ = ["check_report_extra", "render_page"]
 
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MOST_BYTES = 2**25  # of a page: what browsers on a telephone still open
 
 
@@ -62,18 +65,28 @@ def render_page(found: Findings) -> str:
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters |= {"number": _number, "signed": _signed, "percent": "{:.0%}".format}
-    page = environment.from_string(_text("page.html")).render(
-        found=found,
-        style=Markup(style),
-        script=Markup(script),
-        policy=_policy(style, script),
-        drawn={name: Markup(svg) for name, svg in _drawings(found).items()},
-        markup=Markup,
-        panels=panels(found),
-        suspects=suspect_cards(found),
-        changes=_changes(found),
-        levels=None if found.classes is None else _levels(found.classes),
+    environment.filters |= {
+        name: partial(_written, form)
+        for name, form in {"number": ".3g", "signed": "+.2g", "tenths": ".1f"}.items()
+    }
+    environment.filters["percent"] = "{:.0%}".format
+    levels, unit = ([], "") if found.classes is None else _levels(found.classes)
+    page = (
+        environment.from_string(_text("page.html"))
+        .render(
+            found=found,
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script),
+            drawn={name: Markup(svg) for name, svg in _drawings(found).items()},
+            markup=Markup,
+            panels=panels(found),
+            suspects=suspect_cards(found),
+            changes=_changes(found),
+            levels=levels,
+            unit=unit,
+        )
+        .strip()
     )
     if len(page) > MOST_BYTES:
         raise TrakStoreError(
@@ -103,6 +116,7 @@ def _drawings(found: Findings) -> Mapping[str, str]:
             lambda axes: _plain(plot_distribution(found.answers.spread, None, axes)),
             "Histogram of all shown targets' scores, in standard deviations from each one's mean",
             "pooled",
+            (7.0, 2.6),
         )
     }
     if found.kernels:
@@ -110,7 +124,7 @@ def _drawings(found: Findings) -> Mapping[str, str]:
             lambda axes: plot_spectrum(found.kernels, axes),
             "Eigenvalues of each kernel, first to last, falling; the table beside it has the numbers",
             "spectrum",
-            (5.6, 3.2),
+            (7.0, 3.4),
         )
     return drawn
 
@@ -127,14 +141,15 @@ def _changes(found: Findings) -> list[tuple[str, Any]]:
     return [(name, change_cards(found, listed)) for name, listed in lists.items()]
 
 
-def _levels(classes: Classes) -> list[list[tuple[float, int]]]:
+def _levels(classes: Classes) -> tuple[list[list[tuple[float, int]]], str]:
+    """Means in a power of ten, with their colours; and that power."""
     most = float(np.abs(classes.means).max())
-    return [[(value, heat_level(value, most)) for value in row] for row in classes.means.tolist()]
+    power = math.floor(math.log10(most)) if most > 0 else 0
+    rows = classes.means.tolist()
+    cells = [[(one / 10.0**power, heat_level(one, most)) for one in row] for row in rows]
+    return cells, f"10{str(power).translate(_SUPERSCRIPTS)}" if power else "1"
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2g}".replace("-", "\N{MINUS SIGN}")
+def _written(form: str, value: float) -> str:
+    text = f"{value:{form}}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

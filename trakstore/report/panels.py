@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,14 +96,16 @@ def change_cards(found: Findings, listed: xr.Dataset) -> list[Card]:
 
 
 def heat_level(value: float, most: float) -> int:
-    """A colour's number, -4 to 4.
+    """A colour's number, -4 to 4; by the square root, so that one large value leaves others theirs.
 
     Examples
     --------
-    >>> heat_level(-2.0, 4.0), heat_level(0.1, 4.0), heat_level(3.0, 0.0)
-    (-2, 0, 0)
+    >>> heat_level(-1.0, 4.0), heat_level(0.01, 4.0), heat_level(4.0, 4.0), heat_level(3.0, 0.0)
+    (-2, 0, 4, 0)
     """
-    return round(LEVELS * value / most) if most > 0 else 0
+    if most == 0:
+        return 0
+    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
 
 
 def _panel(found: Findings, at: int) -> Panel:
