@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -157,7 +157,9 @@ class Gathering:
         if self.ends is None:
             raise NotFoundError("it takes two epochs, the scores are of one")
         before, after = (self.scores.epoch(epoch) for epoch in self.ends)
-        return (*self.ends, transition(before, after, k=self.k, memory_limit=self.memory_limit))
+        found = transition(before, after, k=self.k, memory_limit=self.memory_limit)
+        gained, lost = self._labelled(found.gained), self._labelled(found.lost)
+        return (*self.ends, replace(found, gained=gained, lost=lost))
 
     def _classes(self) -> Classes:
         from trakstore.analysis.groups import same_class_share
@@ -184,9 +186,9 @@ class Gathering:
     def _suspects(self) -> xr.Dataset:
         from trakstore.scores.influence import self_scores
 
-        split, epochs = self.pairs[0].train, [pair.epoch for pair in self.pairs]
+        split, epochs = self.pairs[0].train.stored, [pair.epoch for pair in self.pairs]
         found = self_scores(
-            self.store, split.stored.name, epochs, self.damping, memory_limit=self.memory_limit
+            self.store, split.name, epochs, self.damping, memory_limit=self.memory_limit
         )
         first = np.argsort(-found.values, kind="stable")[:SUSPECTS]
         columns = {
@@ -194,9 +196,16 @@ class Gathering:
             "train": found["train_id"].values[first],
             "position": found["position"].values[first],
         }
-        if "label" in split.stored.columns:
-            columns["label"] = _taken(split.column("label"), first)
-        return xr.Dataset({name: ("rank", values) for name, values in columns.items()})
+        listed = xr.Dataset({name: ("rank", values) for name, values in columns.items()})
+        return self._labelled(listed)
+
+    def _labelled(self, listed: xr.Dataset) -> xr.Dataset:
+        """With the classes of the train samples, where they are stored."""
+        split = self.pairs[0].train.stored
+        if "label" not in split.columns:
+            return listed
+        labels = _taken(split.column("label"), listed["position"].values)
+        return listed.assign(label=("rank", labels))
 
 
 def _taken(column: Rows, rows: NDArray[np.int64]) -> NDArray[Any]:

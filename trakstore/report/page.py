@@ -23,6 +23,7 @@ from trakstore.report.panels import change_cards, heat_level, panels, suspect_ca
 __all__ = ["check_report_extra", "render_page"]
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
 MOST_BYTES = 2**25  # of a page: what browsers on a telephone still open
 
 
@@ -65,10 +66,7 @@ def render_page(found: Findings) -> str:
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters |= {
-        name: partial(_written, form)
-        for name, form in {"number": ".3g", "signed": "+.2g", "tenths": ".1f"}.items()
-    }
+    environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
     environment.filters["percent"] = "{:.0%}".format
     levels, unit = ([], "") if found.classes is None else _levels(found.classes)
     page = (
