@@ -44,14 +44,10 @@ def chromium(profile: Path) -> Iterator[Any]:
         browser.quit()
 
 
-def requests(browser: Any) -> list[str]:
-    """URLs that pages asked for since this was called last."""
-    events = [json.loads(one["message"])["message"] for one in browser.get_log("performance")]
-    return [
-        one["params"]["request"]["url"]
-        for one in events
-        if one["method"] == "Network.requestWillBeSent"
-    ]
+def events(browser: Any, method: str) -> list[dict[str, Any]]:
+    """What pages did, of one kind of Chromium's protocol, since this was called last."""
+    logged = [json.loads(one["message"])["message"] for one in browser.get_log("performance")]
+    return [one["params"] for one in logged if one["method"] == method]
 
 
 def emulate(browser: Any, scheme: str = "light", width: int = 1280) -> None:
