@@ -141,10 +141,7 @@ def test_sections_say_why_they_are_not_there(run: Any, tmp_path: Path, out: Path
 def test_samples_of_a_job(run: Any, jobs: Path, render: Path, tmp_path: Path, out: Path) -> None:
     place = tmp_path / "j.zarr"
     assert run("featurize", f"{jobs}:small", "--store", place).code == 0
-    assert (
-        run("report", place, "--job", f"{jobs}:small", "-o", out, "--k", "2", "--count", "2").code
-        == 0
-    )
+    assert run("report", place, "--job", f"{jobs}:small", *small).code == 0
     first = ts.open_store(place)
     assert 'class="sample cells"' in out.read_text()
     words = f"{render}:words"

@@ -137,6 +137,7 @@ def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None
     axes.stairs(one[names[0]].values, one[names[1]].values, fill=True, color=ACCENT, alpha=0.85)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
+    axes.minorticks_off()
     axes.axvline(0, color=INK, linewidth=0.8)
     title = "all targets" if pooled else f"target {one['target_id'].item()}"
     _label(axes, "standard deviations" if pooled else "score", "train samples", title)

@@ -40,6 +40,7 @@ _KEPT = (
     "stroke-width",
     "text-anchor",
 )
+_MARGINS = (0.62, 0.46)  # inches for the labels; measuring them takes twice the time of drawing
 _PAINT = ("fill", "stroke")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)px")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -77,8 +78,9 @@ def _drawn(draw: Callable[[Axes], object], size: tuple[float, float]) -> str:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 9}):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
+        figure = Figure(figsize=size)
+        left, bottom = _MARGINS[0] / size[0], _MARGINS[1] / size[1]
+        draw(figure.add_axes((left, bottom, 0.98 - left, 0.96 - bottom)))
         text = StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return text.getvalue()
