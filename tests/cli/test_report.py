@@ -141,24 +141,12 @@ def test_sections_say_why_they_are_not_there(run: Any, tmp_path: Path, out: Path
 def test_samples_of_a_job(run: Any, jobs: Path, render: Path, tmp_path: Path, out: Path) -> None:
     place = tmp_path / "j.zarr"
     assert run("featurize", f"{jobs}:small", "--store", place).code == 0
+    small = ["-o", out, "--k", "2", "--count", "2"]
     assert run("report", place, "--job", f"{jobs}:small", *small).code == 0
     first = ts.open_store(place)
     assert 'class="sample cells"' in out.read_text()
-    words = f"{render}:words"
-    ran = run(
-        "report",
-        place,
-        "--job",
-        f"{jobs}:small",
-        "--render",
-        words,
-        "-o",
-        out,
-        "--k",
-        "2",
-        "--count",
-        "2",
-    )
+    words = ["--render", f"{render}:words"]
+    ran = run("report", place, "--job", f"{jobs}:small", *words, *small)
     assert ran.code == 0 and "sample of 2: tensor([" in out.read_text()
     loss = first.split("final", "test").column("loss").read(0, 6)
     tabs = Page(out.read_text()).having(role="tab")

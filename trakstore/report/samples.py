@@ -148,6 +148,8 @@ def _encoded(image: Image, form: str) -> Shown:
 
 
 def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
     array = _array(value)
     if array is None:
         return _cut(str(value), _CELL_LETTERS)
