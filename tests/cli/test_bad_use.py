@@ -73,7 +73,7 @@ def test_an_incomplete_split(arguments: list[str], run: Any, holed: ts.FeatureSt
 JOBS = {
     "file": ("{folder}/job.py:small", "there is no job file"),
     "module": ("nowhere.jobs:small", "there is no module"),
-    "form": ("small", "name it like jobs.py:digits"),
+    "form": ("small", "a job is named like"),
     "name": ("{folder}/jobs.py:smal", "did you mean 'small'"),
     "wrong": ("{folder}/jobs.py:wrong", "gave a dict"),
     "number": ("{folder}/jobs.py:number", "gave a int"),

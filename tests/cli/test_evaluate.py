@@ -141,3 +141,21 @@ def test_checks(run: Any, made: tuple[Path, Path], jobs: Path) -> None:
         "the store has 20 rows of other data"
         in run("evaluate", "checks", f"{jobs}:small", store).out
     )
+
+
+def test_efficiency(run: Any, jobs: Path) -> None:
+    asked = ["evaluate", "efficiency", f"{jobs}:small", "--target-rows", 3]
+    found = json.loads(
+        run(*asked, "--train-rows", 10, "--train-rows", 20, "--dim", 8, "--rounds", 2, "--json").out
+    )
+    assert [(c["train"], c["targets"], c["dim"]) for c in found["cells"]] == [
+        (10, 3, 8),
+        (20, 3, 8),
+    ]
+    for cell in found["cells"]:
+        for part in ("compute", "write", "featurize", "top"):
+            assert 0 < cell[part]["least"] <= cell[part]["median"] <= cell[part]["most"]
+        assert cell["rows_per_second"] == pytest.approx(cell["train"] / cell["featurize"]["median"])
+        assert cell["memory"] < 500e6
+        assert cell["device_memory"] == 0
+    assert "no split 'test' of 30 samples" in run(*asked[:-2], "--target-rows", 30).error

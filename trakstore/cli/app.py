@@ -24,6 +24,7 @@ from trakstore.cli.info import info
 from trakstore.cli.kernel import kernel
 from trakstore.cli.neighbours import neighbours
 from trakstore.cli.output import error_line, tolerant_streams
+from trakstore.cli.report import report
 from trakstore.cli.score import score
 from trakstore.cli.topk import topk
 from trakstore.cli.traker import import_
@@ -48,6 +49,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     transitions: "trakstore transitions run.zarr --before 100 --after 1000 --null 50,100",
     groups: "trakstore groups run.zarr --method trak",
     dynamics: "trakstore dynamics run.zarr --by aum --k 20",
+    report: "trakstore report run.zarr --job jobs.py:digits -o report.html",
     verify: "trakstore verify run.zarr --repair",
     export: "trakstore export run.zarr --epoch 10 --split train --to train.parquet",
     import_: "trakstore import trak_results --store run.zarr --parameters 11173962",

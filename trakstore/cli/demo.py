@@ -107,6 +107,7 @@ def demo(
     say.print("next, without the model:", soft_wrap=True)
     for line in (
         "info {}",
+        "report {} --job trakstore.cli.demo:digits --out report.html",
         "topk {} --k 5 --target @0",
         "kernel {}",
         "score {} --save test-on-train",

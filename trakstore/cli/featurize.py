@@ -95,8 +95,6 @@ def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> F
     from trakstore.features import featurize_job, load_job
 
     _check_device(device)
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # modules in the working directory, as with python -m
     return featurize_job(load_job(job), store, device=device, **options)
 
 

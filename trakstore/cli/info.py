@@ -16,7 +16,7 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.splits import Split, SplitStatus
 from trakstore.storage.store import FeatureStore, open_store
 
-__all__ = ["info"]
+__all__ = ["info", "store_facts", "store_verdict"]
 
 
 def info(store: StorePath, as_json: Json = False) -> None:
@@ -28,10 +28,10 @@ def info(store: StorePath, as_json: Json = False) -> None:
         print_json(_document(opened, splits, status))
         return
     out = console()
-    out.print(facts_table(_facts(opened, splits, status)))
+    out.print(facts_table(store_facts(opened, splits, status)))
     if status:
         out.print(completeness_table(status))
-    for line in (*missing_lines(status), *_verdict(opened, status)):
+    for line in (*missing_lines(status), *store_verdict(opened, status)):
         out.print(line, soft_wrap=True)
 
 
@@ -76,9 +76,10 @@ def _split_document(split: Split, status: SplitStatus) -> dict[str, Any]:
     }
 
 
-def _facts(
+def store_facts(
     store: FeatureStore, splits: list[Split], status: tuple[SplitStatus, ...]
 ) -> dict[str, str]:
+    """Its projection, output, columns, size and origin, in words."""
     spec, itemsize = store.spec, np.dtype(store.spec.dtype).itemsize
     size = sum(
         s.written_rows * split.dim * itemsize for split, s in zip(splits, status, strict=True)
@@ -129,7 +130,8 @@ def _columns(splits: list[Split]) -> str:
     return f"{text}; in some splits {', '.join(sorted(some))}" if some else text
 
 
-def _verdict(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[str]:
+def store_verdict(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[str]:
+    """Whether it can be used now, in a line or two."""
     if not status:
         return ["empty: no split was written yet; trakstore featurize writes them"]
     rows, written = sum(one.rows for one in status), sum(one.written_rows for one in status)

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Subset
 
@@ -145,7 +144,8 @@ def _cut(job: Job, splits: tuple[str, str], rows: tuple[int, int], dim: int) -> 
         if split not in job.datasets or count > dataset_rows(job.datasets[split]):
             raise TrakStoreError(f"the job has no split {split!r} of {count} samples or more")
         datasets[split] = Subset(job.datasets[split], range(count))
-    ids = {split: job.ids[split][:count] for split, count in zip(splits, rows, strict=True) if split in job.ids}
+    known = {split: len(dataset) for split, dataset in datasets.items()}
+    ids = {split: names[: known[split]] for split, names in job.ids.items() if split in known}
     spec = replace(job.projector or ProjectionSpec("sjlt", dim=dim), dim=dim)
     return replace(job, datasets=datasets, ids=ids, projector=spec, memory_limit=None)
 
@@ -154,20 +154,30 @@ def _round(job: Job, splits: tuple[str, str], folder: Path) -> tuple[float, floa
     """Seconds to compute, to write, to featurize, and to ask."""
     folder.mkdir(exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    epoch, (train, targets) = job.epochs[0], splits
+    (train, targets), epoch, place = splits, job.epochs[0], folder / "b"
     job.load(epoch)
-    with evaluated(job.model, device), SplitTask.prepare(job, folder / "a", epoch, train, device) as task:
-        pieces = list(ranges(task.writer.spec.rows, task.writer.spec.block_rows))
-        parts, compute = _timed(lambda: [task.rows.columns(*piece) for piece in pieces])
-        _, write = _timed(
-            lambda: [task.writer.write(block, part) for block, part in enumerate(parts)]
-        )
-    del parts
-    place = folder / "b"
-    _, both = _timed(lambda: _featurize(job, place, epoch, train))
+    with evaluated(job.model, device):
+        compute, write = _apart(job, folder / "a", train, device)
+    both = _seconds(lambda: _featurize(job, place, epoch, train))
     _featurize(job, place, epoch, targets)
-    _, top = _timed(lambda: _ask(open_store(place), targets, train))
+    top = _seconds(lambda: _ask(open_store(place), targets, train))
     return compute, write, both, top
+
+
+def _apart(job: Job, place: Path, split: str, device: torch.device) -> tuple[float, float]:
+    """Seconds to compute all rows, and then to write them; the model is on the device."""
+    with SplitTask.prepare(job, place, job.epochs[0], split, device) as task:
+        spec, parts = task.writer.spec, []
+
+        def compute() -> None:
+            pieces = ranges(spec.rows, spec.block_rows)
+            parts.extend(task.rows.columns(*piece) for piece in pieces)
+
+        def write() -> None:
+            for block, columns in enumerate(parts):
+                task.writer.write(block, columns)
+
+        return _seconds(compute), _seconds(write)
 
 
 def _featurize(job: Job, place: Path, epoch: int | str, split: str) -> None:
@@ -179,10 +189,10 @@ def _ask(store: FeatureStore, targets: str, train: str) -> None:
     top_k(scores, min(10, scores.shape[1]))
 
 
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+def _seconds(run: Callable[[], None]) -> float:
     began = time.perf_counter()
-    found = run()
-    return found, time.perf_counter() - began
+    run()
+    return time.perf_counter() - began
 
 
 def _resident() -> int:

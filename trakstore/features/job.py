@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 import pickle
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +16,11 @@ from torch import Tensor, nn
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
 from trakstore.features.outputs import ModelOutput
+from trakstore.named import load_named, needs_arguments
 from trakstore.planning import byte_count
 from trakstore.spec import FeatureDtype, ProjectionSpec
 
-__all__ = ["Checkpoint", "Job", "load_job", "load_object", "needs_arguments"]
+__all__ = ["Checkpoint", "Job", "load_job"]
 
 Checkpoint = str | Path | Mapping[str, Tensor]
 
@@ -133,7 +130,7 @@ def load_job(name: str) -> Job:
     TrakStoreError
         When it is not a job.
     """
-    job = load_object(name)
+    job = load_named(name, "job")
     if callable(job) and not isinstance(job, Job):
         if needs_arguments(job):
             raise TrakStoreError(f"{name} needs arguments; a job is made by a function without any")
@@ -143,63 +140,6 @@ def load_job(name: str) -> Job:
             f"{name} gave a {type(job).__name__}; it must be or return a trakstore Job"
         )
     return replace(job, name=job.name or name)
-
-
-def load_object(name: str) -> Any:
-    """What ``jobs.py:digits`` or ``package.module:name`` names, as it is.
-
-    Raises
-    ------
-    NotFoundError
-        When the file, module or name does not exist.
-    TrakStoreError
-        When the name is not of this form.
-    """
-    source, separator, attribute = name.rpartition(":")
-    if not separator or not source or not attribute:
-        raise TrakStoreError(
-            f"name it like jobs.py:digits or package.module:name, with a colon; got {name!r}"
-        )
-    module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
-    if not hasattr(module, attribute):
-        public = [one for one in vars(module) if not one.startswith("_")]
-        raise NotFoundError(f"{source} has no {attribute!r}{did_you_mean(attribute, public)}")
-    return getattr(module, attribute)
-
-
-def needs_arguments(function: Any) -> bool:
-    """Whether a callable cannot be called without arguments."""
-    parameters = inspect.signature(function).parameters.values()
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return any(p.default is p.empty and p.kind not in optional for p in parameters)
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise NotFoundError(f"there is no job file {path}")
-    specification = importlib.util.spec_from_file_location(path.stem, path.resolve())
-    if specification is None or specification.loader is None:
-        raise NotFoundError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[path.stem] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    specification.loader.exec_module(module)
-    return module
-
-
-def _import_module(name: str) -> Any:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise NotFoundError(f"{name!r} names no module; name a file like jobs.py:digits")
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise
-        raise NotFoundError(
-            f"there is no module {name!r}; name a file like jobs.py:digits"
-        ) from None
 
 
 def _load_file(path: Path) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from trakstore.linalg.lazy import lazy_column, lazy_matrix
 from trakstore.linalg.parts import F32, Epoch, Part, Window
 from trakstore.linalg.rows import MeanRows, Rows, Taken, take
 from trakstore.linalg.tiles import in_this_process, map_reduce, nothing, tile_rows
+from trakstore.markup import card, facts_markup
 from trakstore.planning import ranges
 
 __all__ = ["Average", "Index", "Scores", "positions"]
@@ -102,6 +103,23 @@ class Scores:
         targets, train = self.shape
         epochs = ", ".join(str(epoch) for epoch in self.epochs)
         return f"<Scores {self.method} (target: {targets}, train: {train}), epochs {epochs}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks; nothing is computed."""
+        labels = [
+            side
+            for side, rows in (("target", self.target_labels), ("train", self.train_labels))
+            if rows is not None
+        ]
+        targets, train = self.shape
+        facts = {
+            "method": self.method,
+            "shape": f"{targets:,} targets x {train:,} train samples, {self.reduce} over epochs",
+            "epochs": ", ".join(map(str, self.epochs)),
+            "dimension": f"{self.parts[0].train.shape[1]:,}",
+            "labels": ", ".join(labels) or "none",
+        }
+        return card("Scores", facts_markup(facts))
 
     def window(self, start: int, stop: int) -> Window:
         """Targets start..stop, preconditioned: the left operand of their tiles."""

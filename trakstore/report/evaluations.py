@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -16,7 +17,17 @@ from trakstore.evaluation.mislabels import Detection
 from trakstore.evaluation.verdicts import Check
 from trakstore.report.tables import plain_table
 
-__all__ = ["check_lines", "detection_lines", "lds_table", "removal_table", "suspects_table"]
+if TYPE_CHECKING:  # it needs torch
+    from trakstore.evaluation.efficiency import Cell
+
+__all__ = [
+    "check_lines",
+    "detection_lines",
+    "efficiency_table",
+    "lds_table",
+    "removal_table",
+    "suspects_table",
+]
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
@@ -70,6 +81,25 @@ def detection_lines(found: Detection) -> list[str]:
         f"of the first {found.found}, {found.precision:.0%} are known to be wrong "
         f"({found.found / found.samples:.0%} of all {found.samples:,} are)",
     ]
+
+
+def efficiency_table(cells: Sequence[Cell]) -> Table:
+    """One line a size; seconds are medians, with the least and the most."""
+    table = plain_table(
+        "rows, targets, dim", "compute s", "write s", "both s", "rows/s", "top 10 s"
+    )
+    table.add_column("peak MB", justify="right")
+    for cell in cells:
+        spreads = (cell.compute, cell.write, cell.featurize, cell.top)
+        compute, write, both, top = (
+            f"{one.median:.3g} ({one.least:.3g} to {one.most:.3g})" for one in spreads
+        )
+        memory = f"{cell.memory / 1e6:.0f}"
+        if cell.device_memory:
+            memory += f" + {cell.device_memory / 1e6:.0f} GPU"
+        size = f"{cell.train:,}, {cell.targets:,}, {cell.dim:,}"
+        table.add_row(size, compute, write, both, f"{cell.rows_per_second:,.0f}", top, memory)
+    return table
 
 
 def check_lines(check: Check) -> Iterator[Text]:

@@ -14,9 +14,12 @@ from trakstore.linalg.gram import Gram, GramDtype
 from trakstore.linalg.grams import split_gram
 from trakstore.linalg.parts import Epoch
 from trakstore.linalg.solvers import CONDITION_LIMIT, Damping
+from trakstore.markup import card, curve, facts_markup
 from trakstore.scores.splits import Store
 
 __all__ = ["KernelReport", "kernel_report"]
+
+_NOISE = 1e-8  # of the first eigenvalue: what is smaller is not drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,21 @@ class KernelReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; numbers that are not finite become None."""
         return {key: _plain(value) for key, value in asdict(self).items()}
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the numbers, the spectrum as a line, and the warnings."""
+        numbers = {
+            "kernel of": f"{self.split} at epoch {self.epoch}, {self.n:,} rows x {self.dim:,}",
+            "damping": f"λ = {self.lam:.3g}"
+            + ("" if self.damping is None else f", c = {self.damping:g}"),
+            "condition number": f"{self.condition:.3g}, damped {self.damped_condition:.3g}",
+            "stable, effective rank": f"{self.stable_rank:.1f}, {self.effective_rank:.1f}",
+            "effective dimension": f"{self.effective_dim:.1f}",
+            **{f"warning {at}": line for at, line in enumerate(self.warnings, 1)},
+        }
+        heights = np.log10(self.eigenvalues.clip(_NOISE * self.eigenvalues[0])).tolist()
+        label = f"eigenvalues, first to last, logarithmic: {self.eigenvalues[0]:.3g} and falling"
+        return card("KernelReport", facts_markup(numbers), curve(heights, label))
 
 
 def kernel_report(

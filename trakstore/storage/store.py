@@ -30,6 +30,7 @@ from trakstore.storage.given import GivenRows
 from trakstore.storage.growth import append_rows, drop_split, mask_rows
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location, Where, open_location
+from trakstore.storage.notebook import SHOWN_EPOCHS, store_markup
 from trakstore.storage.root import read_root, refuse_foreign, root_document
 from trakstore.storage.runs import Run, list_runs
 from trakstore.storage.splits import Split, SplitStatus
@@ -350,6 +351,16 @@ class FeatureStore:
         epochs = ", ".join(map(str, self.epochs)) or "none"
         what = f"{self.spec.projection.kind}, dim {self.spec.dim}"
         return f"FeatureStore({str(self.location)!r}, {what}, epochs: {epochs})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: rows of each split at the last epochs, one listing a split."""
+        epochs = self.epochs
+        status = [
+            self.split(epoch, split).status()
+            for epoch in epochs[-SHOWN_EPOCHS:]
+            for split in self.splits_of(epoch)
+        ]
+        return store_markup(self.location, self.spec, epochs, status)
 
     def _document(self, path: str) -> bytes | None:
         return self.location.get(layout.document_key(path))

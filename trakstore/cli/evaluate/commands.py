@@ -8,6 +8,7 @@ import typer
 
 from trakstore.cli.evaluate.checks import checks
 from trakstore.cli.evaluate.counterfactual import counterfactual
+from trakstore.cli.evaluate.efficiency import efficiency
 from trakstore.cli.evaluate.lds import lds
 from trakstore.cli.evaluate.mislabels import mislabels
 from trakstore.cli.evaluate.stability import stability
@@ -19,6 +20,7 @@ EVALUATIONS: dict[Callable[..., None], str] = {
     lds: "lds run.zarr --models halves --trainer jobs.py:trainer --count 200",
     counterfactual: "counterfactual run.zarr --models removed --trainer jobs.py:trainer --target 17",
     mislabels: "mislabels run.zarr --wrong wrong-ids.txt",
+    efficiency: "efficiency jobs.py:digits --train-rows 1000 --dim 512 --dim 2048",
     stability: "stability run.zarr --other seed1.zarr --k 10",
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from trakstore.errors import TrakStoreError
+from trakstore.named import load_named, needs_arguments
 
 if TYPE_CHECKING:
     from trakstore.evaluation.retraining import Trainer
@@ -47,9 +48,7 @@ def load_trainer(name: str) -> Trainer:
     TrakStoreError
         It cannot be called with subsets and seeds.
     """
-    from trakstore.features.job import load_object, needs_arguments
-
-    made = load_object(name)
+    made = load_named(name, "trainer")
     if callable(made) and not needs_arguments(made):
         made = made()
     if not callable(made):

@@ -1,0 +1,191 @@
+"""The report in a real browser: what a click and a key do, and that nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import chromium, emulate, events
+
+import trakstore as ts
+from trakstore.cli import main
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+RENDER = """
+import numpy as np
+
+def draw(sample):
+    if sample.split == "train":
+        return np.random.default_rng(sample.row).random((8, 8))
+    return f"words about {sample.id} </script><script>document.title = 'broken'</script>"
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder, rng = tmp_path_factory.mktemp("page"), np.random.default_rng(0)
+    store = ts.FeatureStore.create(folder / "s.zarr", projection=ts.ProjectionSpec("sjlt", dim=6))
+    for epoch in (1, 2, "final"):
+        for split, rows in (("train", 40), ("test", 7)):
+            store.write_split(
+                epoch,
+                split,
+                rng.normal(size=(rows, 6)).astype(np.float32),
+                out_to_loss=rng.uniform(0.1, 1, rows),
+                ids=[f"{split}<b>{i}" for i in range(rows)],
+                labels=np.arange(rows) % 3,
+            )
+    (folder / "draws.py").write_text(RENDER)
+    asked = ["report", str(store.location), "-o", str(folder / "page.html"), "--k", "5"]
+    assert main([*asked, "--render", f"{folder}/draws.py:draw"]) == 0
+    return (folder / "page.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(started: Any, page: str) -> Iterator[Any]:
+    """At the page, freshly opened; whatever a test does, the console must stay silent."""
+    emulate(started)
+    started.get("about:blank")
+    started.get_log("browser")
+    events(started, "Network.requestWillBeSent")
+    started.get(page)
+    yield started
+    assert started.get_log("browser") == []
+
+
+def shown(browser: Any) -> list[str]:
+    """Ids of the panels that can be seen."""
+    panels = browser.find_elements("css selector", "[role=tabpanel]")
+    return [one.get_attribute("id") for one in panels if one.is_displayed()]
+
+
+def tabs(browser: Any) -> list[Any]:
+    found = browser.find_elements("css selector", "[role=tab]")
+    return [one for one in found if one.is_displayed()]
+
+
+def background(browser: Any) -> str:
+    return str(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
+
+
+def test_it_asks_for_nothing(browser: Any, page: str) -> None:
+    sent = events(browser, "Network.requestWillBeSent")
+    asked = {one["request"]["url"] for one in sent}
+    assert {url for url in asked if not url.startswith("data:")} == {page}
+    assert browser.title.startswith("trakstore report: ")
+    images = "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+    assert len(browser.find_elements("css selector", "img.sample")) > 50
+    assert browser.execute_script(images)
+
+
+def test_what_would_be_loaded_is_blocked(started: Any, page: str) -> None:
+    started.get(page)
+    events(started, "Network.loadingFailed")
+    put = "document.body.append(Object.assign(document.createElement(arguments[0]), arguments[1]))"
+    started.execute_script(put, "img", {"src": "https://example.invalid/a.png"})
+    started.execute_script(put, "script", {"textContent": "document.title = 'broken'"})
+    refused = [one["message"] for one in started.get_log("browser")]
+    assert len(refused) == 2 and all("Content Security Policy" in one for one in refused)
+    failed = events(started, "Network.loadingFailed")
+    assert [one["blockedReason"] for one in failed] == ["csp"]
+    assert started.title.startswith("trakstore report: ")
+
+
+def test_a_click_changes_the_panel(browser: Any) -> None:
+    assert shown(browser) == ["t0"]
+    tabs(browser)[3].click()
+    assert shown(browser) == ["t3"]
+    chosen = [one.get_attribute("aria-selected") for one in tabs(browser)]
+    assert chosen == ["false"] * 3 + ["true"] + ["false"] * 3
+    heading = browser.find_element("css selector", "#t3 h3").text
+    assert heading == "target test<b>3"
+    browser.refresh()  # the address names the target
+    assert shown(browser) == ["t3"]
+
+
+def test_keys_move_between_targets(browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    tabs(browser)[0].click()
+    for key, panel in (
+        (Keys.ARROW_DOWN, "t1"),
+        (Keys.END, "t6"),
+        (Keys.ARROW_DOWN, "t0"),
+        (Keys.ARROW_UP, "t6"),
+        (Keys.HOME, "t0"),
+        (Keys.ARROW_RIGHT, "t1"),
+    ):
+        browser.switch_to.active_element.send_keys(key)
+        assert shown(browser) == [panel]
+        assert browser.switch_to.active_element.get_attribute("aria-controls") == panel
+    browser.switch_to.active_element.send_keys(Keys.TAB)
+    assert browser.switch_to.active_element.get_attribute("id") == "t1"
+    outline = "return getComputedStyle(document.activeElement).outlineStyle"
+    assert browser.execute_script(outline) == "solid"
+
+
+def test_the_filter(browser: Any) -> None:
+    box = browser.find_element("id", "filter")
+    box.send_keys("ABOUT test<b>5")  # of the text that is shown
+    assert [one.get_attribute("id") for one in tabs(browser)] == ["t5-tab"]
+    assert shown(browser) == ["t5"]
+    assert browser.find_element("id", "count").text == "1 of 7"
+    box.clear()
+    box.send_keys("nothing of this kind")
+    assert tabs(browser) == [] and browser.find_element("id", "count").text == "0 of 7"
+    box.clear()
+    box.send_keys("test")
+    browser.find_element("css selector", "#label option:nth-child(3)").click()
+    assert [one.get_attribute("id") for one in tabs(browser)] == ["t1-tab", "t4-tab"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark(browser: Any, page: str, scheme: str) -> None:
+    emulate(browser, scheme)
+    browser.get(page)
+    levels = [int(one) for one in background(browser)[4:-1].split(",")]
+    assert (max(levels) < 60) == (scheme == "dark")
+    button = browser.find_element("id", "theme")
+    button.click()
+    turned = [int(one) for one in background(browser)[4:-1].split(",")]
+    assert (max(turned) < 60) == (scheme == "light")
+    assert button.get_attribute("aria-pressed") == ("true" if scheme == "light" else "false")
+
+
+def test_charts_follow_the_look(browser: Any) -> None:
+    colour = "return getComputedStyle(document.querySelector('#t0 figure text')).fill"
+    before = browser.execute_script(colour)
+    browser.find_element("id", "theme").click()
+    assert browser.execute_script(colour) != before
+    size = browser.find_element("css selector", "#t0 figure svg").size
+    assert size["width"] > 250 and size["height"] > 100
+
+
+def test_a_telephone(browser: Any, page: str) -> None:
+    emulate(browser, width=390)
+    browser.get(page)
+    width = "return document.documentElement.scrollWidth"
+    assert browser.execute_script(width) <= 390
+    tabs(browser)[1].click()
+    assert shown(browser) == ["t1"]
+
+
+def test_names_that_a_reader_says(browser: Any) -> None:
+    for tab in tabs(browser):
+        assert "test<b>" in tab.accessible_name and tab.aria_role == "tab"
+    assert browser.find_element("id", "t0").accessible_name == tabs(browser)[0].accessible_name
+    assert browser.find_element("id", "filter").accessible_name == "Filter"
+    charts = browser.find_elements("css selector", "figure svg")
+    assert charts and all(one.get_attribute("aria-label") for one in charts)
+    images = browser.find_elements("css selector", "#t0 .cards img")
+    assert all(one.get_attribute("alt").startswith("train sample") for one in images)

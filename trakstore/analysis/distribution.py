@@ -1,0 +1,76 @@
+"""How the scores of each target are spread over the train samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from trakstore.errors import TrakStoreError
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.lists import check_finite
+from trakstore.linalg.rows import whole_column
+from trakstore.linalg.windows import target_windows
+
+__all__ = ["distribution"]
+
+_REACH = 8.0  # standard deviations that the pooled histogram shows; what is beyond is in its ends
+
+
+def distribution(
+    scores: Scores, bins: int = 48, *, memory_limit: int | str | None = None
+) -> xr.Dataset:
+    """Histograms of the scores of each target, and of all of them on a common scale.
+
+    For chosen targets select them first, ``scores.isel(target=...)``: whole rows are computed.
+
+    Parameters
+    ----------
+    scores : Scores, shape (m, n)
+    bins : int
+        Of equal width, from the smallest to the largest score of the target.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Dataset
+        ``count`` (target, bin) and ``edge`` (target, edge); ``mean`` and ``std`` (target);
+        ``pooled`` (bin) and ``pooled_edge`` (edge), of the scores of all targets in standard
+        deviations from their target's mean, those beyond 8 in the last bins. Coordinate
+        ``target_id``.
+
+    Raises
+    ------
+    TrakStoreError
+        Fewer than 2 bins.
+    NumericsError
+        A score is NaN or infinite.
+    MemoryLimitError
+        The scores of one target do not fit.
+    """
+    if bins < 2:
+        raise TrakStoreError(f"bins must be 2 or more, got {bins}")
+    targets = scores.shape[0]
+    counts = np.zeros((targets, bins), dtype=np.int64)
+    edges, moments = np.zeros((targets, bins + 1)), np.zeros((2, targets))
+    pooled, reach = np.zeros(bins, dtype=np.int64), (-_REACH, _REACH)
+    for start, _, rows in target_windows(scores, memory_limit):
+        check_finite(rows, start, np.arange(rows.shape[1]))
+        for at, row in enumerate(rows, start):
+            counts[at], edges[at] = np.histogram(row, bins)
+            mean, deviation = moments[:, at] = row.mean(), row.std()
+            if deviation > 0:
+                standard = np.clip((row - mean) / deviation, *reach)
+                pooled += np.histogram(standard, bins, reach)[0]
+    return xr.Dataset(
+        {
+            "count": (("target", "bin"), counts),
+            "edge": (("target", "edge"), edges),
+            "mean": ("target", moments[0]),
+            "std": ("target", moments[1]),
+            "pooled": ("bin", pooled),
+            "pooled_edge": ("edge", np.linspace(*reach, bins + 1)),
+        },
+        {"target_id": ("target", whole_column(scores.target_ids))},
+        {"method": scores.method},
+    )

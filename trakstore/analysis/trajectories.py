@@ -1,0 +1,101 @@
+"""How the scores of chosen train samples move from epoch to epoch, on a common scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.linalg.factored import Scores
+from trakstore.linalg.moments import row_moments
+from trakstore.linalg.rows import whole_column
+
+__all__ = ["trajectories"]
+
+F64 = NDArray[np.float64]
+
+
+def trajectories(
+    scores: Scores, position: Any, *, memory_limit: int | str | None = None
+) -> xr.Dataset:
+    """The scores of some train samples at each epoch alone.
+
+    Two epochs have scales of their own (gradient norms collapse once a model fits), so that each
+    score comes also in standard deviations of its target's scores at that epoch. A pass over the train
+    features of each epoch, for those.
+
+    Parameters
+    ----------
+    scores : Scores, shape (m, n)
+        Of any method, over several epochs.
+    position : array of int, shape (m, r)
+        Train samples of each target, as rows of the stored split: ``top_k(...)["position"]``.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Dataset
+        Dimensions ``(epoch, target, rank)``: ``score`` and ``standard``, the score less its target's
+        mean by their standard deviation (0 where all scores are equal). Coordinates ``epoch``,
+        ``target_id`` and, of ``(target, rank)``, ``train`` (sample ids) and ``position``.
+
+    Raises
+    ------
+    TrakStoreError
+        Positions of another shape.
+    NotFoundError
+        A position that is not among the train rows, masked ones being none.
+    NumericsError, MemoryLimitError
+        As in :func:`trakstore.linalg.moments.row_moments`.
+    """
+    rows = np.asarray(position)
+    if rows.ndim != 2 or len(rows) != scores.shape[0] or rows.dtype.kind not in "iu":
+        raise TrakStoreError(
+            f"position needs some rows for each of {scores.shape[0]} targets, got {rows.dtype} "
+            f"of shape {rows.shape}"
+        )
+    columns, where = np.unique(_columns(scores, rows), return_inverse=True)
+    where = where.reshape(rows.shape)
+    chosen = scores.isel(train=columns)
+    pairs = [_epoch(scores, chosen, epoch, where, memory_limit) for epoch in scores.epochs]
+    dims = ("epoch", "target", "rank")
+    ids = whole_column(chosen.train_ids)[where]
+    coords = {
+        "epoch": np.array(scores.epochs, dtype=object),  # numbers and names
+        "target_id": ("target", whole_column(scores.target_ids)),
+        "train": (dims[1:], ids),
+        "position": (dims[1:], rows),
+    }
+    values = zip(("score", "standard"), zip(*pairs, strict=True), strict=True)
+    found = {name: (dims, np.stack(parts)) for name, parts in values}
+    return xr.Dataset(found, coords, {"method": scores.method})
+
+
+def _epoch(
+    scores: Scores, chosen: Scores, epoch: Any, where: Any, memory_limit: int | str | None
+) -> tuple[F64, F64]:
+    """Scores of an epoch, and in standard deviations; shapes (m, r)."""
+    mean, deviation = (one[:, None] for one in row_moments(scores.epoch(epoch), memory_limit))
+    dense = np.asarray(chosen.epoch(epoch), dtype=np.float64)
+    score: F64 = np.take_along_axis(dense, where, axis=1)
+    moved = score - mean
+    standard = np.divide(moved, deviation, out=np.zeros_like(moved), where=deviation > 0)
+    return score, standard
+
+
+def _columns(scores: Scores, rows: NDArray[Any]) -> NDArray[np.int64]:
+    """Columns of the scores that hold these rows of the stored split."""
+    if scores.train_positions is None:
+        return rows
+    asked, where = np.unique(rows, return_inverse=True)
+    stored = whole_column(scores.train_positions)
+    found = np.minimum(np.searchsorted(stored, asked), len(stored) - 1)
+    absent = asked[stored[found] != asked]
+    if absent.size:
+        raise NotFoundError(f"row {absent[0]} is not among the train rows of the scores")
+    columns: NDArray[np.int64] = found[where].reshape(rows.shape)
+    return columns

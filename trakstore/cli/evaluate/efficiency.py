@@ -1,0 +1,55 @@
+"""``trakstore evaluate efficiency``: what featurizing and asking cost at several sizes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trakstore.cli.options import Json, Targets, Train
+from trakstore.cli.output import console, only_json, print_json
+
+__all__ = ["efficiency"]
+
+
+def efficiency(
+    job: Annotated[
+        str,
+        typer.Argument(metavar="JOB", help="Such as jobs.py:digits.", show_default=False),
+    ],
+    train_rows: Annotated[
+        list[int] | None, typer.Option(help="Train samples; several times for several. 1,000.")
+    ] = None,
+    target_rows: Annotated[
+        list[int] | None, typer.Option(help="Targets; several times for several. 100.")
+    ] = None,
+    dim: Annotated[
+        list[int] | None, typer.Option(help="Dimensions; several times for several. 512.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 3,
+    targets: Targets = "test",
+    train: Train = "train",
+    as_json: Json = False,
+) -> None:
+    """Measure a job on the first samples of its splits, each combination of sizes in a new process.
+
+    Seconds are medians, after a warm-up: to compute features, to write them, to do both as featurize
+    does, and for the kernel and the top ten of all targets.
+    """
+    from trakstore.evaluation.efficiency import efficiency_grid
+    from trakstore.report.evaluations import efficiency_table
+
+    with only_json(as_json):
+        cells = efficiency_grid(
+            job,
+            train_rows or [1000],
+            target_rows or [100],
+            dim or [512],
+            splits=(train, targets),
+            rounds=rounds,
+        )
+        found = list(cells)
+    if as_json:
+        print_json({"job": job, "rounds": rounds, "cells": [cell.to_dict() for cell in found]})
+    else:
+        console().print(efficiency_table(found))

@@ -1,0 +1,212 @@
+"""What a report shows, asked of the store: every number is computed by analysis and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+import trakstore
+from trakstore.cli.info import store_facts, store_verdict
+from trakstore.cli.lists import with_labels
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.linalg.rows import Rows, TakenRows, whole_column
+from trakstore.report.contents import Classes, Findings, Held, ShowSample, TargetFindings
+from trakstore.scores.splits import EpochPair
+from trakstore.storage.layout import Epoch
+from trakstore.storage.runs import now
+from trakstore.storage.store import FeatureStore
+
+if TYPE_CHECKING:
+    from trakstore.analysis.transitions import Transition
+    from trakstore.linalg.factored import Scores
+    from trakstore.scores.kernel import KernelReport
+
+__all__ = ["Gathering"]
+
+T = TypeVar("T")
+KERNELS, CLASSES, SUSPECTS, PATHS = 8, 20, 24, 5
+SPLITS, RUNS = 100, 50  # of the tables of what is there
+
+
+@dataclass
+class Gathering:
+    """A report that is being put together.
+
+    Attributes
+    ----------
+    store : FeatureStore
+    scores : Scores
+        Of all targets.
+    pairs : sequence of EpochPair
+        Epochs of the scores.
+    rows : ndarray of int64
+        The targets that are shown.
+    k : int
+        Length of their lists.
+    ends : (before, after) or None
+        Of the transition.
+    damping : float
+    memory_limit : str or None
+    left_out : dict of str to str
+        Sections that cannot be there, and why.
+    """
+
+    store: FeatureStore
+    scores: Scores
+    pairs: Sequence[EpochPair]
+    rows: NDArray[np.int64]
+    k: int
+    ends: tuple[Epoch, Epoch] | None
+    damping: float
+    memory_limit: str | None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def findings(self, show: ShowSample, asked: dict[str, str]) -> Findings:
+        """All of them."""
+        pair = self.pairs[-1]
+        return Findings(
+            location=str(self.store.location),
+            held=self._held(),
+            asked=asked,
+            targets=pair.target.stored.name,
+            train=pair.train.stored.name,
+            answers=self._answers(),
+            kernels=self._or_why("Kernels", self._kernels) or [],
+            transition=self._or_why("Transition", self._transition),
+            classes=self._or_why("Classes", self._classes),
+            suspects=self._or_why("Suspects", self._suspects),
+            left_out=self.left_out,
+            show=show,
+            made=f"made by trakstore {trakstore.__version__}, {now()}",
+        )
+
+    def _or_why(self, section: str, compute: Callable[[], T]) -> T | None:
+        """A section that this store may not have: the page says why it is not there."""
+        try:
+            return compute()
+        except TrakStoreError as error:
+            self.left_out[section] = str(error)
+            return None
+
+    def _held(self) -> Held:
+        status, runs = self.store.status(), self.store.runs
+        splits = [self.store.split(one.epoch, one.split) for one in status]
+        return Held(
+            facts=store_facts(self.store, splits, status),
+            splits=list(zip(splits, status, strict=True))[-SPLITS:],
+            split_count=len(splits),
+            verdict=store_verdict(self.store, status),
+            runs=runs[-RUNS:],
+            run_count=len(runs),
+        )
+
+    def _answers(self) -> TargetFindings:
+        from trakstore.analysis.distribution import distribution
+        from trakstore.linalg.topk import top_k
+
+        chosen, limit = self.scores.isel(target=self.rows), self.memory_limit
+        ups = top_k(chosen, self.k, order="largest", memory_limit=limit)
+        downs = top_k(chosen, self.k, order="smallest", memory_limit=limit)
+        return TargetFindings(
+            rows=self._stored_rows(),
+            total=self.scores.shape[0],
+            proponents=with_labels(ups, self.pairs[0], self.rows),
+            opponents=with_labels(downs, self.pairs[0], self.rows),
+            spread=distribution(chosen, memory_limit=limit),
+            paths=self._paths(chosen, ups, downs),
+            path_length=min(PATHS, self.k),
+            measured=self._measured(),
+        )
+
+    def _stored_rows(self) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = _taken(self.pairs[-1].target.positions, self.rows)
+        return found
+
+    def _paths(self, chosen: Scores, ups: xr.Dataset, downs: xr.Dataset) -> xr.Dataset | None:
+        from trakstore.analysis.trajectories import trajectories
+
+        if len(chosen.epochs) < 2:
+            self.left_out["Over epochs"] = "the scores are of one epoch only"
+            return None
+        first = [top["position"].values[:, :PATHS] for top in (ups, downs)]
+        return trajectories(chosen, np.concatenate(first, 1), memory_limit=self.memory_limit)
+
+    def _measured(self) -> dict[str, NDArray[Any]]:
+        split = self.pairs[-1].target
+        names = [name for name in ("output", "loss") if name in split.stored.columns]
+        return {name: _taken(split.column(name), self.rows) for name in names}
+
+    def _kernels(self) -> list[KernelReport]:
+        from trakstore.scores.kernel import kernel_report
+
+        some = np.unique(np.linspace(0, len(self.pairs) - 1, KERNELS).round().astype(int))
+        splits = [self.pairs[at].train.stored for at in some]
+        return [
+            kernel_report(self.store, s.epoch, s.name, self.damping, memory_limit=self.memory_limit)
+            for s in splits
+        ]
+
+    def _transition(self) -> tuple[Epoch, Epoch, Transition]:
+        from trakstore.analysis.transitions import transition
+
+        if self.ends is None:
+            raise NotFoundError("it takes two epochs, the scores are of one")
+        before, after = (self.scores.epoch(epoch) for epoch in self.ends)
+        found = transition(before, after, k=self.k, memory_limit=self.memory_limit)
+        gained, lost = self._labelled(found.gained), self._labelled(found.lost)
+        return (*self.ends, replace(found, gained=gained, lost=lost))
+
+    def _classes(self) -> Classes:
+        from trakstore.analysis.groups import same_class_share
+        from trakstore.linalg.sums import group_scores
+
+        scores, limit = self.scores, self.memory_limit
+        if scores.target_labels is None or scores.train_labels is None:
+            raise NotFoundError("a split has no labels, so that there are no classes")
+        train, target = (whole_column(one) for one in (scores.train_labels, scores.target_labels))
+        count = max(len(np.unique(train)), len(np.unique(target)))
+        if count > CLASSES:
+            raise TrakStoreError(f"{count} classes are too many for a table: `trakstore groups`")
+        means = group_scores(scores, targets="label", train="label", how="mean", memory_limit=limit)
+        chosen = scores.isel(target=self.rows)
+        share, base = same_class_share(chosen, train, target[self.rows], limit)
+        return Classes(
+            whole_column(means.target_ids).tolist(),
+            whole_column(means.train_ids).tolist(),
+            np.asarray(means, dtype=np.float64),
+            float(np.nanmean(share)),
+            float(base.mean()),
+        )
+
+    def _suspects(self) -> xr.Dataset:
+        from trakstore.scores.influence import self_scores
+
+        split, epochs = self.pairs[0].train.stored, [pair.epoch for pair in self.pairs]
+        found = self_scores(
+            self.store, split.name, epochs, self.damping, memory_limit=self.memory_limit
+        )
+        first = np.argsort(-found.values, kind="stable")[:SUSPECTS]
+        columns = {
+            "score": found.values[first],
+            "train": found["train_id"].values[first],
+            "position": found["position"].values[first],
+        }
+        listed = xr.Dataset({name: ("rank", values) for name, values in columns.items()})
+        return self._labelled(listed)
+
+    def _labelled(self, listed: xr.Dataset) -> xr.Dataset:
+        """With the classes of the train samples, where they are stored."""
+        split = self.pairs[0].train.stored
+        if "label" not in split.columns:
+            return listed
+        labels = _taken(split.column("label"), listed["position"].values)
+        return listed.assign(label=("rank", labels))
+
+
+def _taken(column: Rows, rows: NDArray[np.int64]) -> NDArray[Any]:
+    return TakenRows(column, rows).read(0, len(rows))

@@ -1,0 +1,117 @@
+"""Charts as SVG that stands within a page: its colours follow the page's, no style attributes.
+
+A page that forbids inline styles (its Content-Security-Policy) would ignore those that matplotlib
+writes, so that they become attributes of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from io import StringIO
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from trakstore.report.charts import ACCENT, GRID
+from trakstore.report.pictures import INK, OTHER, SAME
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["inline_svg"]
+
+# of a drawing, and what they are on the page, which has a dark and a light look
+COLOURS = {
+    INK: "currentColor",
+    "#000000": "currentColor",
+    ACCENT: "var(--accent)",
+    SAME: "var(--good)",
+    OTHER: "var(--bad)",
+    GRID: "var(--line)",
+}
+_KEPT = (
+    "fill-opacity",
+    "opacity",
+    "stroke-dasharray",
+    "stroke-dashoffset",
+    "stroke-linecap",
+    "stroke-linejoin",
+    "stroke-opacity",
+    "stroke-width",
+    "text-anchor",
+)
+_MARGINS = (0.62, 0.46)  # inches for the labels; measuring them takes twice the time of drawing
+_PAINT = ("fill", "stroke")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)px")
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+
+
+def inline_svg(
+    draw: Callable[[Axes], object], label: str, name: str, size: tuple[float, float] = (4.6, 2.3)
+) -> str:
+    """What ``draw`` draws on axes, as an ``svg`` element.
+
+    Parameters
+    ----------
+    draw : callable
+        Takes the axes.
+    label : str
+        What it shows, in words, for those who do not see it.
+    name : str
+        Unique on the page: a prefix of the ids within.
+    size : (width, height)
+        Inches of 72 px; the page may scale it.
+    """
+    root = ElementTree.fromstring(_drawn(draw, size))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        _clean(element, name)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _drawn(draw: Callable[[Axes], object], size: tuple[float, float]) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 9}):
+        figure = Figure(figsize=size)
+        left, bottom = _MARGINS[0] / size[0], _MARGINS[1] / size[1]
+        draw(figure.add_axes((left, bottom, 0.98 - left, 0.96 - bottom)))
+        text = StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()
+
+
+def _clean(element: ElementTree.Element, name: str) -> None:
+    """Without namespaces, classes of matplotlib's, and styles; ids are of this drawing."""
+    element.tag, element.tail = element.tag.rpartition("}")[2], None
+    element.text = (element.text or "").strip() or None
+    given = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+    given |= _declarations(given.pop("style", ""))
+    if element.tag == "g":
+        given.pop("id", None)
+    if "id" in given:
+        given["id"] = f"{name}-{given['id']}"
+    if given.get("href", "").startswith("#"):
+        given["href"] = f"#{name}-{given['href'][1:]}"
+    for key, value in given.items():
+        given[key] = _REFERENCE.sub(rf"url(#{name}-\1)", value)
+    element.attrib = given
+
+
+def _declarations(style: str) -> dict[str, str]:
+    """Presentation attributes of a style; fonts are the page's, their sizes the drawing's."""
+    found = {}
+    for declaration in filter(None, map(str.strip, style.split(";"))):
+        key, _, value = (part.strip() for part in declaration.partition(":"))
+        if key in _PAINT:
+            found[key] = COLOURS.get(value.lower(), value)
+        elif key in _KEPT:
+            found[key] = value
+        elif key in ("font", "font-size") and (size := _SIZE.search(value)):
+            found["font-size"] = size[1]
+    return found

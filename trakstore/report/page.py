@@ -1,0 +1,153 @@
+"""The report: one HTML page that holds all it needs and may load nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from trakstore.errors import TrakStoreError
+from trakstore.planning import human_bytes
+from trakstore.report.charts import plot_distribution, plot_spectrum
+from trakstore.report.contents import Classes, Findings
+from trakstore.report.drawing import inline_svg
+from trakstore.report.panels import change_cards, heat_level, panels, suspect_cards
+
+__all__ = ["check_report_extra", "render_page"]
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
+MOST_BYTES = 2**25  # of a page: what browsers on a telephone still open
+
+
+def check_report_extra() -> None:
+    """Refuse at once where the libraries of the "report" extra are missing.
+
+    Raises
+    ------
+    TrakStoreError
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import PIL  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise TrakStoreError(
+            f'a report needs {error.name}, which is not installed: pip install "trakstore[report]"'
+        ) from None
+
+
+def render_page(found: Findings) -> str:
+    """The whole page.
+
+    All text is escaped. A Content-Security-Policy lets the page's own style and script run, known
+    by their hashes, and images that are within it; nothing is loaded, nothing can be sent.
+
+    Parameters
+    ----------
+    found : Findings
+
+    Raises
+    ------
+    TrakStoreError
+        A page of more than 32 MB.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    style, script = _text("page.css"), _text("page.js")
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
+    environment.filters["percent"] = "{:.0%}".format
+    levels, unit = ([], "") if found.classes is None else _levels(found.classes)
+    page = (
+        environment.from_string(_text("page.html"))
+        .render(
+            found=found,
+            style=Markup(style),
+            script=Markup(script),
+            policy=_policy(style, script),
+            drawn={name: Markup(svg) for name, svg in _drawings(found).items()},
+            markup=Markup,
+            panels=panels(found),
+            suspects=suspect_cards(found),
+            changes=_changes(found),
+            levels=levels,
+            unit=unit,
+        )
+        .strip()
+    )
+    if len(page) > MOST_BYTES:
+        raise TrakStoreError(
+            f"the page would have {human_bytes(len(page))}: ask for fewer targets, a smaller --k or "
+            f"smaller pictures"
+        )
+    return page
+
+
+def _text(name: str) -> str:
+    return files("trakstore.report").joinpath(name).read_text("utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; "
+        f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _drawings(found: Findings) -> Mapping[str, str]:
+    drawn = {
+        "pooled": inline_svg(
+            lambda axes: _plain(plot_distribution(found.answers.spread, None, axes)),
+            "Histogram of all shown targets' scores, in standard deviations from each one's mean",
+            "pooled",
+            (7.0, 2.6),
+        )
+    }
+    if found.kernels:
+        drawn["spectrum"] = inline_svg(
+            lambda axes: plot_spectrum(found.kernels, axes),
+            "Eigenvalues of each kernel, first to last, falling; the table beside it has the numbers",
+            "spectrum",
+            (7.0, 3.4),
+        )
+    return drawn
+
+
+def _plain(axes: Any) -> None:
+    axes.set_title("", loc="left")
+
+
+def _changes(found: Findings) -> list[tuple[str, Any]]:
+    if found.transition is None:
+        return []
+    change = found.transition[2]
+    lists: dict[str, xr.Dataset] = {"Gained": change.gained, "Lost": change.lost}
+    return [(name, change_cards(found, listed)) for name, listed in lists.items()]
+
+
+def _levels(classes: Classes) -> tuple[list[list[tuple[float, int]]], str]:
+    """Means in a power of ten, with their colours; and that power."""
+    most = float(np.abs(classes.means).max())
+    power = math.floor(math.log10(most)) if most > 0 else 0
+    rows = classes.means.tolist()
+    cells = [[(one / 10.0**power, heat_level(one, most)) for one in row] for row in rows]
+    return cells, f"10{str(power).translate(_SUPERSCRIPTS)}" if power else "1"
+
+
+def _written(form: str, value: float) -> str:
+    text = f"{value:{form}}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,194 @@
+"""The parts of the page about one target, or one list of samples, as the template takes them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from trakstore.report.charts import plot_distribution, plot_evolution
+from trakstore.report.contents import Findings
+from trakstore.report.drawing import inline_svg
+from trakstore.report.samples import Shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Card", "HeatRow", "Panel", "change_cards", "heat_level", "panels", "suspect_cards"]
+
+LEVELS, HEAT_EPOCHS = 4, 12
+
+
+@dataclass(frozen=True)
+class Card:
+    """A train sample in a list.
+
+    Attributes
+    ----------
+    name : str
+        Its sample id.
+    value : float
+        Its score or change, and ``share``, 0 to 1, of the largest magnitude of its list.
+    label : str or None
+    same : bool or None
+        Whether it is of the target's class; None where that is not known.
+    note : str
+    """
+
+    name: str
+    shown: Shown | None
+    value: float
+    share: float
+    label: str | None = None
+    same: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """One sample over epochs: standard deviations, and their levels from -4 to 4."""
+
+    name: str
+    helpful: bool
+    cells: tuple[tuple[float, int], ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """All about one target."""
+
+    key: str
+    name: str
+    shown: Shown | None
+    label: str | None
+    measured: dict[str, float]
+    proponents: list[Card]
+    opponents: list[Card]
+    histogram: str
+    lines: str
+    heat_epochs: list[str]
+    heat: list[HeatRow]
+
+    @property
+    def words(self) -> str:
+        """What the filter looks at."""
+        brief = self.shown.brief if self.shown else ""
+        return f"{self.name} {brief}".lower()
+
+
+def panels(found: Findings) -> list[Panel]:
+    """One for each target, in their order."""
+    return [_panel(found, at) for at in range(len(found.answers.rows))]
+
+
+def suspect_cards(found: Findings) -> list[Card]:
+    """Train samples by their score on themselves."""
+    return [] if found.suspects is None else _cards(found, found.suspects, "score")
+
+
+def change_cards(found: Findings, listed: xr.Dataset) -> list[Card]:
+    """Gained or lost samples of a transition, with their intervals."""
+    notes = [f"{low:+.2g} to {high:+.2g}" for low, high in zip(*_ends(listed), strict=True)]
+    return _cards(found, listed, "change", notes=notes)
+
+
+def heat_level(value: float, most: float) -> int:
+    """A colour's number, -4 to 4; by the square root, so that one large value leaves others theirs.
+
+    Examples
+    --------
+    >>> heat_level(-1.0, 4.0), heat_level(0.01, 4.0), heat_level(4.0, 4.0), heat_level(3.0, 0.0)
+    (-2, 0, 4, 0)
+    """
+    if most == 0:
+        return 0
+    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
+
+
+def _panel(found: Findings, at: int) -> Panel:
+    answers = found.answers
+    ups, downs = (one.isel(target=at) for one in (answers.proponents, answers.opponents))
+    name = str(ups["target_id"].item())
+    label = ups["target_label"].item() if "target_label" in ups else None
+    key, paths = f"t{at}", answers.paths
+    epochs, heat = ([], []) if paths is None else _heat(paths.isel(target=at), answers.path_length)
+    return Panel(
+        key=key,
+        name=name,
+        shown=found.show(found.targets, int(answers.rows[at]), ups["target_id"].item()),
+        label=None if label is None else str(label),
+        measured={column: float(values[at]) for column, values in answers.measured.items()},
+        proponents=_cards(found, ups, "score", own=label),
+        opponents=_cards(found, downs, "score", own=label),
+        histogram=_histogram(answers.spread, at, key),
+        lines="" if paths is None else _lines(paths, at, key),
+        heat_epochs=epochs,
+        heat=heat,
+    )
+
+
+def _cards(
+    found: Findings,
+    listed: xr.Dataset,
+    value: str,
+    own: Any = None,
+    notes: list[str] | None = None,
+) -> list[Card]:
+    names, places = listed["train"].values.tolist(), listed["position"].values.tolist()
+    values = listed[value].values.astype(float)
+    labels = listed["label"].values.tolist() if "label" in listed else [None] * len(names)
+    most = float(np.abs(values).max(initial=0)) or 1.0
+    return [
+        Card(
+            name=str(name),
+            shown=found.show(found.train, int(place), name),
+            value=float(one),
+            share=abs(float(one)) / most,
+            label=None if label is None else str(label),
+            same=None if own is None or label is None else bool(label == own),
+            note=note,
+        )
+        for name, place, one, label, note in zip(
+            names, places, values, labels, notes or [""] * len(names), strict=True
+        )
+    ]
+
+
+def _ends(listed: xr.Dataset) -> tuple[list[float], list[float]]:
+    return listed["low"].values.tolist(), listed["high"].values.tolist()
+
+
+def _histogram(spread: xr.Dataset, at: int, key: str) -> str:
+    one = spread.isel(target=at)
+    label = (
+        f"Histogram of the scores: mean {float(one['mean']):.3g}, standard deviation "
+        f"{float(one['std']):.3g}, from {float(one['edge'][0]):.3g} to {float(one['edge'][-1]):.3g}"
+    )
+    return inline_svg(lambda axes: _untitled(plot_distribution(spread, at, axes)), label, f"{key}h")
+
+
+def _lines(paths: xr.Dataset, at: int, key: str) -> str:
+    label = "Lines of each sample's score over epochs; the table beside it has the numbers"
+    return inline_svg(lambda axes: _untitled(plot_evolution(paths, at, axes)), label, f"{key}l")
+
+
+def _untitled(axes: Axes) -> None:
+    axes.set_title("", loc="left")
+
+
+def _heat(paths: xr.Dataset, length: int) -> tuple[list[str], list[HeatRow]]:
+    """Some epochs, evenly spaced, as columns; samples as rows."""
+    count = paths.sizes["epoch"]
+    columns = np.unique(np.linspace(0, count - 1, min(count, HEAT_EPOCHS)).round().astype(int))
+    values = paths["standard"].values[columns]  # (epoch, rank)
+    most = float(np.abs(values).max())
+    rows = [
+        HeatRow(str(name), rank < length, tuple((v, heat_level(v, most)) for v in line))
+        for rank, (name, line) in enumerate(
+            zip(paths["train"].values.tolist(), values.T.tolist(), strict=True)
+        )
+    ]
+    return [str(epoch) for epoch in paths["epoch"].values[columns]], rows

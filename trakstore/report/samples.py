@@ -1,0 +1,161 @@
+"""A sample as a page can show it: a small image, a text, or the cells of a table row."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from numbers import Number
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Shown", "show_sample"]
+
+SIDE, FIGURE_SIDE = 128, 360  # pixels of the longer side of an image, of a drawn figure
+_LOSSLESS = 64 * 64  # images of more pixels become JPEG
+_LETTERS, _CELLS, _CELL_LETTERS = 600, 12, 60
+_CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a sample is shown: one of these, the others empty.
+
+    Attributes
+    ----------
+    image : str
+        A ``data:`` URL, ``width`` by ``height`` pixels.
+    text : str
+    cells : tuple of (name, value)
+    """
+
+    image: str = ""
+    width: int = 0
+    height: int = 0
+    text: str = ""
+    cells: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def brief(self) -> str:
+        """A few words of it; empty for an image."""
+        words = self.text or ", ".join(f"{name} {value}" for name, value in self.cells)
+        return _cut(words, 60)
+
+
+def show_sample(sample: Any) -> Shown:
+    """What stands for a sample on a page; text is still to be escaped.
+
+    Parameters
+    ----------
+    sample : object
+        A string; a PIL image; a matplotlib figure; an array or tensor of shape (height, width),
+        with channels first or last, which is an image, or of one dimension, which is a table row; a
+        mapping, a table row; a tuple or list such as (input, label), of which the first is shown.
+
+    Examples
+    --------
+    >>> show_sample({"age": 31, "town": "Rome"}).cells
+    (('age', '31'), ('town', 'Rome'))
+    >>> show_sample(("a text", 3)).text
+    'a text'
+    """
+    if isinstance(sample, tuple | list) and sample and not _is_number(sample[0]):
+        return show_sample(sample[0])
+    if isinstance(sample, Mapping):
+        cells = [(_cut(str(key), 30), _brief(value)) for key, value in sample.items()]
+        return Shown(cells=tuple(cells[:_CELLS]))
+    if hasattr(sample, "savefig"):
+        return _figure(sample)
+    if hasattr(sample, "getbands"):
+        return _image(sample, SIDE)
+    array = _array(sample)
+    if array is None:
+        return Shown(text=_cut(str(sample), _LETTERS))
+    return _of_array(array)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Number) or getattr(value, "shape", None) == ()
+
+
+def _array(sample: Any) -> NDArray[Any] | None:
+    """An array of numbers, where the sample is one."""
+    if hasattr(sample, "detach"):
+        sample = sample.detach().cpu()
+    if not hasattr(sample, "__array__") and not isinstance(sample, tuple | list):
+        return None
+    array = np.asarray(sample)
+    return array if array.dtype.kind in "biuf" and array.ndim else None
+
+
+def _of_array(array: NDArray[Any]) -> Shown:
+    array = array.squeeze() if array.ndim > 2 else array
+    if array.ndim == 3 and array.shape[0] in _CHANNELS and array.shape[2] not in _CHANNELS:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS):
+        from PIL import Image
+
+        return _image(Image.fromarray(_bytes(array)), SIDE)
+    if array.ndim == 1:
+        cells = [(str(at), f"{value:.4g}") for at, value in enumerate(array[:_CELLS].tolist())]
+        more = [("...", f"{len(array):,} numbers")] if len(array) > _CELLS else []
+        return Shown(cells=(*cells, *more))
+    return Shown(text=f"array of shape {array.shape}")
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """0 to 255: bytes as they are, 0 to 1 stretched, else from smallest to largest."""
+    if array.dtype == np.uint8:
+        return array
+    values = np.nan_to_num(array.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    scaled = (values - low) / ((high - low) or 1.0)
+    return np.asarray(np.round(255 * scaled), dtype=np.uint8)
+
+
+def _image(image: Image, side: int) -> Shown:
+    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    image.thumbnail((side, side))
+    lossless = image.width * image.height <= _LOSSLESS
+    return _encoded(image, "PNG" if lossless else "JPEG")
+
+
+def _figure(figure: Any) -> Shown:
+    from PIL import Image
+
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=FIGURE_SIDE / max(figure.get_size_inches()))
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.close(figure)  # which keeps those that it made
+    return _encoded(Image.open(drawn).convert("RGB"), "PNG")
+
+
+def _encoded(image: Image, form: str) -> Shown:
+    out = BytesIO()
+    image.save(out, format=form, quality=82, optimize=True)
+    data = base64.b64encode(out.getvalue()).decode()
+    return Shown(f"data:image/{form.lower()};base64,{data}", image.width, image.height)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    array = _array(value)
+    if array is None:
+        return _cut(str(value), _CELL_LETTERS)
+    flat = " ".join(f"{one:.4g}" for one in array.ravel()[:8].tolist())
+    return _cut(flat + (" ..." if array.size > 8 else ""), _CELL_LETTERS)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
