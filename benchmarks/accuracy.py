@@ -6,8 +6,8 @@ Digits of scikit-learn, 1,297 to train on and 500 to ask about. The truth is the
 were trained on random halves: ``mlp`` (26,122 parameters) and ``cnn`` (13,706) on all train rows, and
 ``few``, the MLP on 400 of them. Models are trained in two processes and kept under --out: a run that is
 stopped goes on. Scores are made from models trained on all rows, by one setting changed at a time from
-the default: SJLT to 1,024 dimensions, five models of other seeds, damping c = 1 of λ = c·tr(K)/n. Each
-line has its mean over targets with a 95% interval, which resamples targets and subsets, and the
+the default: SJLT to 1,024 dimensions, five models of other seeds, damping c = 1 of λ = c·tr(K)/n,
+temperature 2. Each line has its mean over targets with a 95% interval, which resamples targets and subsets, and the
 difference from the default with a paired interval. traker and dattri run where they can be imported.
 Lines go to --out/lines.json, and a picture beside it. Takes about half an hour on two cores.
 """
@@ -15,6 +15,7 @@ Lines go to --out/lines.json, and a picture beside it. Takes about half an hour 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -143,7 +144,10 @@ def settings(ground: Ground, lines: Lines, small: bool) -> None:
     used = list(ground.epochs)[:USED]
     base = ground.store(sjlt(), count=MOST)
     trak = partial(ts.trak_scores, epochs=used)
-    lines.add("default", f"sjlt {DIM}, {len(used)} models, c = 1", trak(base))
+    lines.add("default", f"sjlt {DIM}, {len(used)} models, c = 1, temperature 2", trak(base))
+    for heat in (None, 1, 1.5, 3, 4, 6):
+        name = "none: the paper's formula" if heat is None else f"{heat}"
+        lines.add("temperature", name, trak(base, temperature=heat))
     for dim in (64,) if small else (64, 128, 256, 512, 2048, 4096):
         lines.add("dim", f"{dim}", trak(ground.store(sjlt(dim))))
     for spec in projectors(small):
@@ -152,11 +156,11 @@ def settings(ground: Ground, lines: Lines, small: bool) -> None:
     for count in (1, 2) if small else (1, 3, 10):
         lines.add("checkpoints", f"{count}", ts.trak_scores(base, epochs=list(range(count))))
     for dim in (DIM,) if small else (256, DIM, 4096):
-        for c in (0.01, 0.1, 0.3, 1, 3, 10, 30, 100):
-            place = ground.store(sjlt(dim))
-            share = dim / ground.rows
-            lines.add("damping", f"dim {dim}, {c} tr(K)/n = {c * share:.3g} tr(K)/k",
-                      trak(place, damping=c))  # fmt: skip
+        place, share = ground.store(sjlt(dim)), dim / ground.rows
+        for c, heat in itertools.product((0.01, 0.1, 0.3, 1, 3, 10, 30, 100), (2, None)):
+            formula = "" if heat else ", paper's formula"
+            lines.add("damping", f"dim {dim}, {c} tr(K)/n = {c * share:.3g} tr(K)/k{formula}",
+                      trak(place, damping=c, temperature=heat))  # fmt: skip
     for name, options in {"float16": {"dtype": "float16"}, "7 bits": {"keep_bits": 7}}.items():
         lines.add("stored as", name, trak(ground.store(sjlt(), f"-{name[:2]}", **options)))
     layers = [name for name, _ in ground.make().named_children() if name.isdigit()]
@@ -233,8 +237,11 @@ def peers(ground: Ground, lines: Lines, small: bool) -> None:
     used = list(ground.epochs)[:USED]
     weights = [ground.weights[epoch] for epoch in used]
     for dim in (64,) if small else (256, DIM):
+        own = partial(ts.trak_scores, ground.store(sjlt(dim)), epochs=used)
+        lines.add("peers", f"trakstore, {dim}", own())
+        lines.add("peers", f"trakstore, {dim}, the paper's formula", own(temperature=None))
         lines.add(
-            "peers", f"trakstore, {dim}", ts.trak_scores(ground.store(sjlt(dim)), epochs=used)
+            "peers", f"trakstore, {dim}, the same, c = 0.001", own(damping=0.001, temperature=None)
         )
         for name, score in PEERS.items():
             try:
@@ -271,7 +278,9 @@ def points_of(found: list[dict[str, Any]], table: str) -> list[tuple[float, ...]
     default = {"dim": DIM, "checkpoints": USED, "damping": 1.0}[table]
     points = []
     for one in found:
-        if one["table"] == table and not (table == "damping" and f"dim {DIM}," not in one["name"]):
+        if one["table"] == table and not (
+            table == "damping" and ("paper" in one["name"] or f"dim {DIM}," not in one["name"])
+        ):
             number = one["name"].split(", ")[-1].split()[0]
             points.append((float(number), one["lds"], one["low"], one["high"]))
         elif one["table"] == "default" and table != "damping":

@@ -47,13 +47,13 @@ def trak(parts: Parts, power: float = 1.0, c: float = 1.0) -> F64:
     return np.asarray(np.mean(made, axis=0) * np.mean(parts.q, axis=0) ** power)
 
 
-def weighted(parts: Parts, c: float = 1.0) -> F64:
-    """One Newton step of the logistic loss: K = Φᵀ diag(p (1 - p)) Φ."""
+def heated(parts: Parts, power: float, of_kernel: float) -> F64:
+    """Q to a power, and a kernel whose rows have the weight (Q (1 - Q)) to another."""
     made = []
     for p, t, q in zip(parts.train, parts.target, parts.q, strict=True):
-        weighting = q * (1 - q)
-        made.append(solved((p * weighting[:, None]).T @ p, p, t, c))
-    return np.asarray(np.mean(made, axis=0) * np.mean(parts.q, axis=0))
+        weighting = (q * (1 - q)) ** of_kernel
+        made.append(solved((p * weighting[:, None]).T @ p, p, t))
+    return np.asarray(np.mean(made, axis=0) * np.mean(parts.q, axis=0) ** power)
 
 
 def mixed(parts: Parts, share: float) -> F64:
@@ -93,14 +93,15 @@ def ranks(parts: Parts) -> F64:
 
 
 VARIANTS: dict[str, Callable[[Parts], Any]] = {
-    "without Q": lambda parts: trak(parts, 0.0),
-    "square root of Q": lambda parts: trak(parts, 0.5),
-    "kernel weighted by p(1-p), c = 1": weighted,
-    "kernel weighted by p(1-p), c = 10": lambda parts: weighted(parts, 10.0),
-    "kernel weighted by p(1-p), c = 100": lambda parts: weighted(parts, 100.0),
-    "kernel with 0.25 of targets": lambda parts: mixed(parts, 0.25),
-    "kernel with half of targets": lambda parts: mixed(parts, 0.5),
-    "scores over 1 - leverage": leveraged,
-    "rows of unit length": unit,
-    "each checkpoint's scores standardised": ranks,
+    "Q, plain kernel (the paper's formula)": trak,
+    "without Q, plain kernel": lambda parts: trak(parts, 0.0),
+    "Q to 1/2, plain kernel": lambda parts: trak(parts, 0.5),
+    "Q to 1/3, plain kernel": lambda parts: trak(parts, 1 / 3),
+    "Q to 1/2, kernel with (Q(1-Q)) to 1/2": lambda parts: heated(parts, 0.5, 0.5),
+    "Q to 1/2, kernel with Q(1-Q)": lambda parts: heated(parts, 0.5, 1.0),
+    "plain kernel with 0.25 of targets": lambda parts: mixed(parts, 0.25),
+    "plain kernel with half of targets": lambda parts: mixed(parts, 0.5),
+    "plain kernel, scores over 1 - leverage": leveraged,
+    "plain kernel, rows of unit length": unit,
+    "plain kernel, each model's scores standardised": ranks,
 }

@@ -44,16 +44,29 @@ def influence(targets, features, target_q, q, curvature, c=1.0):
     return loss_t @ np.linalg.inv(damped) @ loss_z.T
 
 
-def trak(targets, trains, scales, *, c=1.0, lam=None, average="factors"):
+def tempered(q, temperature):
+    """1/(1 + exp(f/T)) of the f whose 1/(1 + exp(f)) is q."""
+    return 1 / (1 + np.exp(-np.log(q / (1 - q)) / temperature))
+
+
+def trak(targets, trains, scales, *, c=1.0, lam=None, average="factors", temperature=None):
     """TRAK over checkpoints: lists of (m, k), (n, k) and (n,) arrays -> (m, n).
 
     ``average="factors"``: mean of the whitened products times the mean of the scales;
-    ``"scores"``: mean of each checkpoint's product times its own scale.
+    ``"scores"``: mean of each checkpoint's product times its own scale. With a temperature kernels are
+    weighted by q (1 - q) of tempered scales q.
     """
-    products = [
-        whitened(target, train, damping(train, c) if lam is None else lam)
-        for target, train in zip(targets, trains, strict=True)
-    ]
+    weights = [np.ones(len(train)) for train in trains]
+    if temperature is not None:
+        scales = [tempered(np.asarray(scale, np.float64), temperature) for scale in scales]
+        weights = [scale * (1 - scale) for scale in scales]
+    products = []
+    for target, train, weight in zip(targets, trains, weights, strict=True):
+        rows = np.asarray(train, np.float64)
+        kernel = gram(rows, weight)
+        damped = c * np.trace(kernel) / len(rows) if lam is None else lam
+        inverse = np.linalg.inv(kernel + damped * np.eye(len(kernel)))
+        products.append(np.asarray(target, np.float64) @ inverse @ rows.T)
     if average == "factors":
         return np.mean(products, axis=0) * np.mean(scales, axis=0)
     return np.mean([product * scale for product, scale in zip(products, scales, strict=True)], 0)

@@ -44,7 +44,7 @@ def test_trak_is_the_functions_trak(tmp_path: Path) -> None:
     np.testing.assert_allclose(train, store.features(0, "train").values, rtol=1e-4, atol=1e-6)
     found = one.compute_attributions(train, test)
     assert found.shape == (9, 40) and found.dtype == torch.float32
-    wanted = np.asarray(ts.trak_scores(store))
+    wanted = np.asarray(ts.trak_scores(store, temperature=None))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
     order = np.argsort(-wanted[3], kind="stable")[:5]
     np.testing.assert_array_equal(one.find_top_attributions(found, 3, 5), order)

@@ -46,7 +46,9 @@ def delayed() -> DelayedGeneralizationTRAK:
 
 def test_the_evolution_of_one_target(delayed: DelayedGeneralizationTRAK) -> None:
     found = delayed.analyze_attribution_evolution(3, top_k=4)
-    wanted = evolution(ts.trak_scores(delayed.store).isel(target=[3]), 4).isel(target=0)
+    wanted = evolution(ts.trak_scores(delayed.store, temperature=None).isel(target=[3]), 4).isel(
+        target=0
+    )
     assert list(found) == list(EPOCHS)
     for at, epoch in enumerate(EPOCHS):
         one = found[epoch]
@@ -60,7 +62,7 @@ def test_the_evolution_of_one_target(delayed: DelayedGeneralizationTRAK) -> None
 
 def test_examples_of_a_transition(delayed: DelayedGeneralizationTRAK) -> None:
     found = delayed.find_phase_transition_examples(2, 5, top_k=3, null_epochs=[(1, 2), (5, 9)])
-    scores = ts.trak_scores(delayed.store)
+    scores = ts.trak_scores(delayed.store, temperature=None)
     at = {epoch: scores.epoch(epoch) for epoch in EPOCHS}
     wanted = transition(at[2], at[5], [(at[1], at[2]), (at[5], at[9])], k=3)
     for side, one in (("gained", wanted.gained), ("lost", wanted.lost)):

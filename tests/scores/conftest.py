@@ -51,6 +51,7 @@ class FakeSplit:
 @dataclass
 class FakeStore:
     splits: dict[tuple[int | str, str], FakeSplit]
+    spec: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(output=None))
 
     @property
     def epochs(self):

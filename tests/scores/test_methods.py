@@ -157,11 +157,39 @@ def test_self_scores(store: ts.FeatureStore) -> None:
 
 
 @pytest.mark.parametrize("average", ["factors", "scores"])
+@pytest.mark.parametrize("temperature", ["auto", 1, 3.5, None])
+def test_trak_at_a_temperature(store: ts.FeatureStore, average: Any, temperature: Any) -> None:
+    """Of the margin, 2 is the default; K and Q are those of a Newton step of logistic regression."""
+    t, f, _, q = arrays(store)
+    given = {"auto": 2}.get(temperature, temperature)
+    dense = reference.trak(t, f, q, c=0.5, average=average, temperature=given)
+    found = trak_scores(store, damping=0.5, temperature=temperature, average=average)
+    assert_close(found, dense)
+    again = trak_scores(store, damping=0.5, temperature=temperature, average=average)
+    assert_close(again, dense)  # from the stored grams
+
+
+def test_grams_of_each_temperature_are_apart(store: ts.FeatureStore) -> None:
+    made = [np.asarray(trak_scores(store, temperature=one)) for one in (None, 1, 2, 2.5)]
+    again = [np.asarray(trak_scores(store, temperature=one)) for one in (None, 1, 2, 2.5)]
+    for one, other in zip(made, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len({one.tobytes() for one in made}) == 4
+    assert ts.verify_store(store.location.address).ok
+
+
+@pytest.mark.parametrize("temperature", [0, -1, "hot", float("nan"), float("inf")])
+def test_bad_temperatures(store: ts.FeatureStore, temperature: Any) -> None:
+    with pytest.raises(TrakStoreError, match="temperature must be above 0"):
+        trak_scores(store, temperature=temperature)
+
+
+@pytest.mark.parametrize("average", ["factors", "scores"])
 def test_soft_threshold(store: ts.FeatureStore, average: Any) -> None:
     t, f, _, q = arrays(store)
     dense = reference.trak(t, f, q, average=average)
     limit = float(np.quantile(np.abs(dense), 0.8))
-    found = trak_scores(store, average=average, soft_threshold=limit)
+    found = trak_scores(store, temperature=None, average=average, soft_threshold=limit)
     assert_close(found, np.sign(dense) * np.maximum(np.abs(dense) - limit, 0))
     assert 0.1 < (np.asarray(found) != 0).mean() < 0.3
 

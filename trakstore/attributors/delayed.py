@@ -101,7 +101,7 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
         return transition_document(found)
 
     def _scores(self, epochs: Sequence[Epoch] | None) -> Scores:
-        return trak_scores(self.store, epochs=epochs, damping=self.damping)
+        return trak_scores(self.store, epochs=epochs, damping=self.damping, temperature=None)
 
 
 def transition_document(found: Transition) -> dict[str, Any]:

@@ -303,7 +303,7 @@ def _run(
     for split, rows in (("train", trains), ("test", targets)):
         part = torch.utils.data.Subset(data.dataset, rows)
         one._featurize(0, split, Loaded(part, data.collate, data.batch_size))
-    return np.asarray(trak_scores(one.store, damping=one.damping))
+    return np.asarray(trak_scores(one.store, damping=one.damping, temperature=None))
 
 
 def _temporary_store(owner: object) -> str:

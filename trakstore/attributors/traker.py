@@ -227,7 +227,7 @@ class TRAKer:
             )
         targets = int(json.loads(sizes.read_text())["num_targets"])
         epochs = self._scorable(model_ids, split, targets, allow_skip)
-        scores = trak_scores(self.store, split, "train", epochs, self._damping())
+        scores = trak_scores(self.store, split, "train", epochs, self._damping(), temperature=None)
         path = self.save_dir / "scores" / f"{exp_name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         shape = (scores.shape[1], scores.shape[0])

@@ -41,6 +41,14 @@ def _trak(asked: Question) -> Scores:
     return trak_scores(*asked.where, asked.damping, memory_limit=asked.memory_limit)
 
 
+def _published_trak(asked: Question) -> Scores:
+    from trakstore.scores.trak import trak_scores
+
+    return trak_scores(
+        *asked.where, asked.damping, temperature=None, memory_limit=asked.memory_limit
+    )
+
+
 def _influence(asked: Question) -> Scores:
     from trakstore.scores.influence import influence_scores
 
@@ -73,6 +81,7 @@ def _grad_cos(asked: Question) -> Scores:
 
 METHODS: dict[str, Method] = {
     "trak": _trak,
+    "published_trak": _published_trak,
     "influence": _influence,
     "tracin": _tracin,
     "grad_dot": _grad_dot,

@@ -57,7 +57,10 @@ Damping: TypeAlias = Annotated[
 ]
 Method: TypeAlias = Annotated[
     str,
-    typer.Option("--method", help="trak, influence, tracin, grad_dot, grad_cos or whitened_cos."),
+    typer.Option(
+        "--method",
+        help="trak, published_trak, influence, tracin, grad_dot, grad_cos or whitened_cos.",
+    ),
 ]
 MemoryLimit: TypeAlias = Annotated[
     str | None,

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from trakstore.errors import TrakStoreError
@@ -167,7 +168,7 @@ def _round(job: Job, splits: tuple[str, str], folder: Path) -> tuple[float, floa
 def _apart(job: Job, place: Path, split: str, device: torch.device) -> tuple[float, float]:
     """Seconds to compute all rows, and then to write them; the model is on the device."""
     with SplitTask.prepare(job, place, job.epochs[0], split, device) as task:
-        spec, parts = task.writer.spec, []
+        spec, parts = task.writer.spec, list[dict[str, NDArray[Any]]]()
 
         def compute() -> None:
             pieces = ranges(spec.rows, spec.block_rows)

@@ -15,12 +15,14 @@ from trakstore.storage.locations import Location
 
 __all__ = [
     "GramSplit",
+    "TemperedRows",
     "WeightedRows",
     "WeightedSplit",
     "Weighting",
     "kernel_rows",
     "masked_rows",
     "row_weights",
+    "tempered",
     "unmasked_count",
     "weighting_of",
 ]
@@ -51,18 +53,26 @@ class WeightedSplit:
     Attributes
     ----------
     stored : Split
-    weighting : {"loss", "logistic"}
+    kind : {"loss", "logistic"}
         ``"loss"``: w = q², so that K is the kernel of the loss gradients −q·φ. ``"logistic"``:
         w = q (1 − q), the second derivative of the loss log(1 + exp(−output)), whose q is
         the logistic function of −output: the Gauss-Newton Hessian.
+    temperature : float
+        Of a logistic q: see :func:`tempered`.
     """
 
     stored: GramSplit
-    weighting: Weighting
+    kind: Weighting
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.weighting not in get_args(Weighting):
-            raise TrakStoreError(f"weighting must be 'loss' or 'logistic', got {self.weighting!r}")
+        if self.kind not in get_args(Weighting):
+            raise TrakStoreError(f"weighting must be 'loss' or 'logistic', got {self.kind!r}")
+
+    @property
+    def weighting(self) -> str:
+        """As a gram's document names it."""
+        return self.kind if self.temperature == 1 else f"{self.kind}-{self.temperature:g}"
 
     @property
     def epoch(self) -> layout.Epoch:
@@ -116,7 +126,46 @@ def row_weights(split: GramSplit, *, masked_too: bool = False) -> Rows | None:
     kept = KeptRows(split.rows, masked) if len(masked) and not masked_too else None
     if not weighting:
         return kept
-    return _WeightRows(split.column("out_to_loss"), weighting, kept)
+    kind, _, temperature = weighting.partition("-")
+    q = split.column("out_to_loss")
+    if temperature:
+        q = TemperedRows(q, float(temperature))
+    return _WeightRows(q, kind, kept)
+
+
+def tempered(q: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """The logistic function of −output/T, from q, that of −output: 1 − p of softened probabilities.
+
+    Examples
+    --------
+    >>> q = 1 / (1 + np.exp(np.array([-3.0, 0.0, 8.0])))
+    >>> np.allclose(tempered(q, 2.0), 1 / (1 + np.exp(np.array([-1.5, 0.0, 4.0]))))
+    True
+    """
+    own = np.asarray(q, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # what is outside of 0..1 becomes NaN, which is told
+        low, high = own ** (1 / temperature), (1 - own) ** (1 / temperature)
+    found: NDArray[np.float64] = low / (low + high)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class TemperedRows(RowByRow):
+    """:func:`tempered` of a column q.
+
+    Reading raises a :class:`NumericsError` for a q outside of 0..1.
+    """
+
+    temperature: float
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        found = tempered(self.base.read(start, stop), self.temperature)
+        if not np.isfinite(found).all():
+            raise NumericsError(
+                f"out_to_loss of rows {start}..{stop} is not finite, or outside of 0..1: it is not "
+                f"that of a logistic loss; use temperature=None"
+            )
+        return found
 
 
 def kernel_rows(split: GramSplit) -> Rows:
