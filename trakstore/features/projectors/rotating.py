@@ -1,7 +1,7 @@
 """The sparse sketch in plain torch, for devices without kernels of their own.
 
-A run of k positions falls on the features rotated by its offset, so each feature gathers one position of
-each run, and rows are summed: nothing is scattered, whose sums on a GPU would differ from run to run.
+A run of k positions falls on the features rotated by its offset, so each feature gathers one position
+of each run, and rows are summed: nothing is scattered, whose sums on a GPU differ from run to run.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Dense random signs on a GPU: drawn in registers, multiplied on tensor cores, summed in float32.
 
-Words of 32 signs are drawn for a tile of (words, entries); of each word a program takes four signs, so that the hash, which costs more than a sign, is shared by so many features. Signs are the left operand
-of the product, which may stay in registers. A gradient is split in two bfloat16 numbers, high and low,
-which hold 16 of float32's 24 bits: each product is exact, and a feature is within 2⁻¹⁷ of the entries'
-sizes. Programs of other entries write partial sums, which are added in one order: no atomics, so the
-bits are the same in every run.
+Words of 32 signs are drawn for a tile of (words, entries), and a program takes four signs of each, so
+that the hash, which costs more than a sign, is shared by four features. A gradient is split in two
+bfloat16 numbers, high and low, which hold 16 of float32's 24 bits; their products with signs are exact,
+so a feature is off by 2⁻¹⁷ of the entries' sizes at most. Programs of other entries write partial sums,
+which are added in one order: no atomics, so the bits are the same in every run.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ _STEPS = 32  # that a program should have
 
 
 @triton.jit(do_not_specialize=("count", "first_row", "key0", "key1"))
-def _draw_pairs(pairs, rows, count, rest, first_row, key0, key1, LISTED: tl.constexpr, N: tl.constexpr):
+def _draw_pairs(
+    pairs, rows, count, rest, first_row, key0, key1, LISTED: tl.constexpr, N: tl.constexpr
+):
     """The hash of (row, position) of each entry, which all features share."""
     e = tl.program_id(0) * N + tl.arange(0, N)
     row = e // rest
-    if LISTED:
-        r = tl.load(rows + row, mask=e < count, other=0)
-    else:
-        r = first_row + row
+    r = tl.load(rows + row, mask=e < count, other=0) if LISTED else first_row + row
     pair = hash2(r, e - row * rest, key0, key1)
     tl.store(pairs + e, pair.to(tl.int32, bitcast=True), mask=e < count)
 
@@ -87,7 +86,9 @@ def _products(
         pair = tl.load(same + e[None, :], mask=(e < count)[None, :], other=0)
         drawn = mix(own[:, None] + as_word(pair))
         g = tl.load(
-            tile + b.to(tl.int64) * count + e[:, None], mask=(e < count)[:, None] & (b < batch), other=0.0
+            tile + b.to(tl.int64) * count + e[:, None],
+            mask=(e < count)[:, None] & (b < batch),
+            other=0.0,
         )
         high = g.to(OPERAND)
         low = (g - high.to(tl.float32)).to(OPERAND)
@@ -155,7 +156,9 @@ def add_signs(
             WORDS=size,
             SAMPLES=samples,
             ENTRIES=_ENTRIES,
-            OPERAND=tl.bfloat16 if out.is_cuda else tl.float32,  # Triton's interpreter has no bfloat16
+            OPERAND=tl.bfloat16
+            if out.is_cuda
+            else tl.float32,  # Triton's interpreter has no bfloat16
             num_warps=size // 16,
         )
     columns = partial.sum(0).permute(2, 1, 0).reshape(batch, words * 32)
@@ -164,7 +167,7 @@ def add_signs(
 
 def _power(count: int, most: int) -> int:
     """The next power of two, from 16, the least that a tensor core takes, to the most."""
-    return min(most, max(16, triton.next_power_of_2(count)))
+    return min(most, max(16, 1 << (count - 1).bit_length()))
 
 
 def _shares(programs: int, count: int) -> int:
