@@ -6,9 +6,10 @@
 card's memory: its time is compared with the larger of two, reading them once at the speed of a copy,
 and, for dense signs, multiplying them at the speed of a bfloat16 matmul. `featurize` is reading,
 gradients, projection and writing to a local store, beside forward and backward passes of the mean loss
-in the same precision. `peers` needs traker (with fast_jl if it can be imported) and dattri. `tiles` are
-products for scores, whose train features come from the CPU's memory. Without a GPU `--device cpu
---small` shows that the script runs. It is meant to take less than 8 minutes on a large card.
+in the same precision, by torch's fastest algorithms. `peers` needs traker (with fast_jl if it can be
+imported) and dattri. `tiles` are products for scores, whose train features come from the CPU's memory.
+Without a GPU `--device cpu --small` shows that the script runs. It is meant to take less than 8 minutes
+on a large card.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import peers
 import torch
 from models import Work
 from torch import Tensor
+from torch.backends import cudnn
 
 import trakstore as ts
 from trakstore.features import featurize
@@ -44,7 +46,6 @@ from trakstore.linalg.devices import torch_tile
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows
-from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
 
 KINDS: tuple[ProjectionKind, ...] = ("sjlt", "kronecker", "rademacher")
@@ -155,18 +156,18 @@ def projection(card: Card) -> None:
 
 def project(card: Card, kind: Any, count: int, dim: int, batch: int) -> float:
     """Seconds for gradients of so many parameters; one tile stands for all where memory is short."""
-    rows = max(1, count // COLUMNS)
-    columns = COLUMNS if count >= COLUMNS else count
-    spec = ParameterSpec((("w", (rows, columns)),))
-    projector = make_projector(ProjectionSpec(kind, dim=dim), spec)
-    most = min(rows, max(1, (1 << 32) // (batch * columns)))
-    tile = torch.randn(batch, most, columns, device=card.device)
+    columns = min(count, COLUMNS)
+    most = max(1, (1 << 32) // (batch * columns))
+    times = math.ceil(count / columns / most)
+    rows = count // columns // times
+    shapes = ParameterSpec((("w", (rows * times, columns)),))
+    projector = make_projector(ProjectionSpec(kind, dim=dim), shapes)
+    tile = torch.randn(batch, rows, columns, device=card.device)
     out = torch.zeros(batch, dim, device=card.device)
 
     def run() -> None:
-        for lo, hi in ranges(rows, most):
-            own = tile if hi - lo == most else tile.flatten(1)[:, : (hi - lo) * columns]
-            projector.add(out, "w", own.reshape(batch, hi - lo, columns).contiguous(), lo)
+        for i in range(times):
+            projector.add(out, "w", tile, i * rows)
 
     return card.seconds(run, rounds=3, warm=1)
 
@@ -180,8 +181,13 @@ def pipeline(card: Card) -> None:
         shape = {} if card.small else {**more, **(gpt2 if name == "transformer" else {})}
         work = Work(name, card.small, str(card.device), **shape)
         print(f"featurize {name} ({work.count:,} parameters), batch {size}", flush=True)
+        with cudnn.flags(enabled=True, allow_tf32=True):
+            default = card.seconds(work.floor(size)) / size
+            print(f"  forward and backward as torch has it, TF32 in convolutions: "
+                  f"{1e3 * default:.3g} ms a sample")  # fmt: skip
         for autocast in (None, "bfloat16"):
-            floor = card.seconds(cast(card, work.floor(size), autocast)) / size
+            with cudnn.flags(enabled=True, allow_tf32=False):
+                floor = card.seconds(cast(card, work.floor(size), autocast)) / size
             print(f"  forward and backward, {autocast or 'float32'}: {1e3 * floor:.3g} ms a sample")
             for kind in KINDS if autocast is None else KINDS[:2]:
                 taken = featurized(card, work, kind, size, autocast)
@@ -214,6 +220,7 @@ def beside(card: Card) -> None:
     dim, size = (64, 4) if card.small else (2048, 64)
     work = Work("resnet18", card.small, str(card.device))
     print(f"peers on resnet18 ({work.count:,} parameters), dim {dim}, batch {size}", flush=True)
+    torch.use_deterministic_algorithms(False)  # which is not asked of others
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         runs = [*peers.own(work, dim, size)]
         fast = find_spec("fast_jl") is not None
@@ -276,7 +283,7 @@ def main() -> None:
     for part in options.parts or PARTS:
         began = time.perf_counter()
         try:
-            with working_on(card.device):
+            with contextlib.nullcontext() if part == "featurize" else working_on(card.device):
                 PARTS[part](card)
         except Exception:  # noqa: BLE001  (a machine is lent for minutes: the other parts still count)
             traceback.print_exc()

@@ -67,10 +67,10 @@ def need_one_device(model: nn.Module) -> None:
 
 @contextmanager
 def working_on(device: torch.device) -> Iterator[None]:
-    """On a GPU: operations that give the same bits in every run, and float32 that is float32.
+    """On a GPU: operations that give the same bits in every run, and convolutions in float32.
 
-    Convolutions are otherwise computed in TF32, which has 10 bits, and by whichever algorithm; what
-    was set before is put back.
+    Those are otherwise computed in TF32, which has 10 bits, and by whichever algorithm. What was set
+    before is put back.
     """
     if device.type != "cuda":
         yield

@@ -24,6 +24,7 @@ from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Rademacher"]
 
+_GENERATION = 8  # of a GPU that multiplies bfloat16
 _TILE = 1 << 24  # entries of gathered gradients that are formed at once on a GPU
 
 
@@ -38,14 +39,14 @@ class Rademacher(Dense):
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile; see :meth:`Projector.add`."""
-        if usable(out.device):
+        if usable(out.device, _GENERATION):
             self._add_on_device(out, name, tile, first_row)
         else:
             super().add(out, name, tile, first_row)
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
         """Add rows that an index picks, in tiles of rows that any sample has."""
-        if not usable(out.device):
+        if not usable(out.device, _GENERATION):
             super().add_gathered(out, gathered)
             return
         values = gathered.values.to(torch.float32)

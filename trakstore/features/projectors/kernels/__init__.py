@@ -14,8 +14,14 @@ log = logging.getLogger("trakstore")
 
 
 @cache
-def usable(device: torch.device) -> bool:
+def usable(device: torch.device, generation: int = 7) -> bool:
     """Whether kernels run on a device; on a GPU without Triton one line in the log says what is slow.
+
+    Parameters
+    ----------
+    device : torch.device
+    generation : int
+        First number of the compute capability that they need; 8 for products of bfloat16.
 
     Examples
     --------
@@ -31,4 +37,4 @@ def usable(device: torch.device) -> bool:
             device,
         )
         return False
-    return True
+    return torch.cuda.get_device_capability(device)[0] >= generation
