@@ -7,9 +7,9 @@ were trained on random halves: ``mlp`` (26,122 parameters) and ``cnn`` (13,706) 
 ``few``, the MLP on 400 of them. Models are trained in two processes and kept under --out: a run that is
 stopped goes on. Scores are made from models trained on all rows, by one setting changed at a time from
 the default: SJLT to 1,024 dimensions, five models of other seeds, damping c = 1 of λ = c·tr(K)/n,
-temperature 2. Each line has its mean over targets with a 95% interval, which resamples targets and subsets, and the
-difference from the default with a paired interval. traker and dattri run where they can be imported.
-Lines go to --out/lines.json, and a picture beside it. Takes about half an hour on two cores.
+temperature 2. Each line has its mean over targets with a 95% interval, which resamples targets and
+subsets, and the difference from the default with a paired interval. traker and dattri run where they
+can be imported. Lines go to --out/lines.json, and a picture beside it. About half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -278,9 +278,8 @@ def points_of(found: list[dict[str, Any]], table: str) -> list[tuple[float, ...]
     default = {"dim": DIM, "checkpoints": USED, "damping": 1.0}[table]
     points = []
     for one in found:
-        if one["table"] == table and not (
-            table == "damping" and ("paper" in one["name"] or f"dim {DIM}," not in one["name"])
-        ):
+        other = "paper" in one["name"] or f"dim {DIM}," not in one["name"]
+        if one["table"] == table and not (table == "damping" and other):
             number = one["name"].split(", ")[-1].split()[0]
             points.append((float(number), one["lds"], one["low"], one["high"]))
         elif one["table"] == "default" and table != "damping":

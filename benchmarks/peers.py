@@ -54,10 +54,12 @@ def losses(work: Work, batch: Any) -> Callable[[nn.Module], Tensor]:
     return lambda model: work.output(model, batch).loss.sum()
 
 
-def traker(work: Work, dim: int, size: int, kind: str, block: int) -> Candidate:
+def traker(
+    work: Work, dim: int, size: int, kind: str, block: int, compiled: bool = False
+) -> Candidate:
     from trak import TRAKer
     from trak.modelout_functions import AbstractModelOutput
-    from trak.projectors import BasicProjector, ProjectionType
+    from trak.projectors import BasicProjector, CudaProjector, ProjectionType
 
     class Output(AbstractModelOutput):
         """The output of trakstore, of one sample under vmap."""
@@ -78,12 +80,14 @@ def traker(work: Work, dim: int, size: int, kind: str, block: int) -> Candidate:
             return work.output(call, batch).out_to_loss.reshape(-1, 1)
 
     batch, model = work.batch(size), copy.deepcopy(work.model)
-    projector = BasicProjector(
-        work.count, dim, 0, ProjectionType(kind), "cpu", block_size=block, dtype=torch.float32
-    )
+    own: Any = work.count, dim, 0, ProjectionType(kind), work.device
+    if compiled:
+        projector = CudaProjector(*own, max_batch_size=32)
+    else:
+        projector = BasicProjector(*own, block_size=block, dtype=torch.float32)
     run = TRAKer(
         model, Output(), size, save_dir=tempfile.mkdtemp(dir="."), projector=projector, proj_dim=dim,
-        device="cpu", use_half_precision=False, logging_level=40,
+        device=work.device, use_half_precision=False, logging_level=40,
     )  # fmt: skip
     run.load_checkpoint(model.state_dict(), model_id=0)
 
@@ -91,7 +95,8 @@ def traker(work: Work, dim: int, size: int, kind: str, block: int) -> Candidate:
         run.saver.current_store["is_featurized"][:] = 0  # or it would pass over the batch
         run.featurize(batch, inds=np.arange(size))
 
-    return f"traker {kind} batch {size} block {block}", step, size
+    name = "traker with fast_jl" if compiled else "traker"
+    return f"{name} {kind} batch {size} block {block}", step, size
 
 
 def dattri(work: Work, dim: int, size: int, kind: str) -> Candidate:

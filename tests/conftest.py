@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+import torch
 from s3 import make_bucket, s3_server, use_endpoint
+
+# before anything imports Triton: without a GPU its kernels are interpreted
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # a shell that starts this in the background has Ctrl-C ignored, which processes inherit: tests send it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

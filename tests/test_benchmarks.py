@@ -66,6 +66,16 @@ def test_rounding_is_told_by_rows() -> None:
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_small_without_one() -> None:
+    lines = run("gpu.py", "--device", "cpu", "--small")
+    assert lines[0].startswith("CPU, torch")
+    ended = [line.split()[0] for line in lines if " took " in line]
+    assert ended == ["check", "projection", "featurize", "peers", "tiles"]
+    assert sum("0 parameters by the generic engine" in line for line in lines) == 9
+    assert sum(" of the ceiling" in line for line in lines) == 2
+
+
+@pytest.mark.slow
 def test_the_scheduler_is_measured_and_a_table_follows() -> None:
     lines = run("scheduler.py", "--small")
     assert [line.split()[0] for line in lines[-4:]] == ["1", "10", "100", "1000"]

@@ -13,6 +13,7 @@ from trakstore.errors import SpecMismatchError, TrakStoreError
 
 __all__ = [
     "FORMAT_VERSION",
+    "AutocastDtype",
     "FeatureDtype",
     "OutputSpec",
     "ParameterSpec",
@@ -27,6 +28,7 @@ FORMAT_VERSION = 1
 
 ProjectionKind = Literal["sjlt", "kronecker", "rademacher", "gaussian", "identity", "external"]
 FeatureDtype = Literal["float32", "float16"]
+AutocastDtype = Literal["bfloat16"]
 
 # P of (dim 8, seed 0, s 1, side 2) times the gradient 1, 2, ... 15 of a parameter "weight" of shape
 # (3, 5). A projector that gives other numbers is another version: it must not write to, or be compared
@@ -196,7 +198,8 @@ class StoreSpec:
 
     ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere. With
     ``keep_bits`` the mantissas of float32 features are rounded to so many bits before they are
-    written, and compressed.
+    written, and compressed. ``autocast`` is what the model's products were computed in, where that was
+    less than its parameters' precision.
     """
 
     projection: ProjectionSpec
@@ -204,8 +207,12 @@ class StoreSpec:
     parameters: ParameterSpec | None = None
     dtype: FeatureDtype = "float32"
     keep_bits: int | None = None
+    autocast: AutocastDtype | None = None
 
     def __post_init__(self) -> None:
+        if self.autocast not in (None, *get_args(AutocastDtype)):
+            known = ", ".join(get_args(AutocastDtype))
+            raise TrakStoreError(f"autocast is {known} or None, got {self.autocast!r}")
         if self.dtype not in get_args(FeatureDtype):
             known = ", ".join(get_args(FeatureDtype))
             raise TrakStoreError(f"features are stored as {known}, got {self.dtype!r}")
@@ -224,14 +231,15 @@ class StoreSpec:
         return self.projection.dim
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict for JSON."""
-        return {
+        """A dict for JSON; without autocast where there was none, as before there was any."""
+        document = {
             "projection": self.projection.to_dict(),
             "output": self.output.to_dict() if self.output else None,
             "parameters": self.parameters.to_dict() if self.parameters else None,
             "dtype": self.dtype,
             "keep_bits": self.keep_bits,
         }
+        return {**document, "autocast": self.autocast} if self.autocast else document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> StoreSpec:
@@ -243,6 +251,7 @@ class StoreSpec:
             ParameterSpec.from_dict(parameters) if parameters else None,
             document["dtype"],
             document["keep_bits"],
+            document.get("autocast"),
         )
 
 

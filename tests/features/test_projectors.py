@@ -210,13 +210,13 @@ def test_rows_outside_a_parameter_are_refused(kind: str) -> None:
             projector.add_gathered(out, Gathered("w", torch.full((2, 5), 4), x))
 
 
-def test_the_scatter_of_other_devices_is_the_same() -> None:
+def test_the_sketch_in_plain_torch_is_the_same() -> None:
     projector = SJLT(ProjectionSpec("sjlt", dim=8, s=2), PARAMETERS)
     for name, g in gradients(3).items():
         tile = g.reshape(3, *as_matrix(SHAPES[name]))
         one, other = torch.zeros(3, 8), torch.zeros(3, 8)
         projector.add(one, name, tile)
-        projector._scatter(other, name, tile, 0)
+        projector._rotate(other, name, tile, 0)
         torch.testing.assert_close(one, other)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,7 +50,23 @@ class Batches:
                     f"a batch is a tree of tensors with the batch dimension first; samples "
                     f"{start} to {stop - 1} collate to one that holds {got}; pass collate="
                 )
-        return tree.tree_map(lambda tensor: tensor.to(self.device), batch)
+        return self._moved(batch)
+
+    def _moved(self, batch: Any) -> Any:
+        """The batch on the device: to a GPU from pinned memory, beside what it computes.
+
+        The thread that reads waits for the copy, and nobody else.
+        """
+        if self.device.type != "cuda":
+            return tree.tree_map(lambda tensor: tensor.to(self.device), batch)
+        copies, user = _copies(self.device), torch.cuda.default_stream(self.device)
+        with torch.cuda.stream(copies):
+            pinned = tree.tree_map(lambda tensor: tensor.cpu().pin_memory(), batch)
+            moved = tree.tree_map(lambda t: t.to(self.device, non_blocking=True), pinned)
+        copies.synchronize()
+        for tensor in tree.tree_leaves(moved):
+            tensor.record_stream(user)  # memory is not used again while that computes with it
+        return moved
 
 
 def _as_tree(batch: Any) -> Any:
@@ -59,6 +76,11 @@ def _as_tree(batch: Any) -> Any:
     if is_dataclass(batch) and not isinstance(batch, type):
         return {field.name: getattr(batch, field.name) for field in fields(batch)}
     return batch
+
+
+@cache
+def _copies(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @contextmanager

@@ -188,6 +188,8 @@ class FactorisedEngine:
             if wrong or not self._names:
                 return wrong
             rows = self._rows(first)
+        except torch.OutOfMemoryError:
+            raise
         except FAILURES as error:
             raise Untrusted(self._names, f"of an error ({error})") from error
         right = truth.projects_to(rows.features, self._projector, self._names)

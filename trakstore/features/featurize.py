@@ -15,13 +15,14 @@ from torch import nn
 
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.features.batches import Collate, evaluated
+from trakstore.features.devices import need_one_device, worker_device, working_on
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
-from trakstore.features.ranks import local_rank, rank_and_world
+from trakstore.features.ranks import rank_and_world
 from trakstore.features.task import SplitTask
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
-from trakstore.spec import FeatureDtype, ProjectionSpec
+from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
 from trakstore.storage.locations import Where
 from trakstore.storage.runs import Run, library_versions, now, record_run
 from trakstore.storage.store import FeatureStore, open_store
@@ -63,6 +64,7 @@ def featurize(
     keep_bits: int | None = None,
     append: bool = False,
     memory_limit: int | str | None = None,
+    autocast: AutocastDtype | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -115,8 +117,14 @@ def featurize(
     memory_limit : int or str, optional
         Most memory to take beside the model and what torch takes for itself, such as ``"600MB"``: of
         a batch, as many samples are computed at once as fit; features change by rounding alone.
+        Without it, on a GPU, as many as its free memory suggests, and fewer when it does not suffice.
+    autocast : {"bfloat16"}, optional
+        Compute the model's products in bfloat16, forward and backward, as ``torch.autocast`` does;
+        their gradients are still projected in float32. Features are off by about a hundredth, so the
+        store says so, and does not mix them with others.
     device : str, optional
-        By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU.
+        By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU. The whole model must fit on
+        it: workers share the samples, not the model.
     rank, world_size : int, optional
         By default from the environment, as ``torchrun`` and SLURM set it.
     progress : bool
@@ -154,6 +162,7 @@ def featurize(
         keep_bits=keep_bits,
         append=append,
         memory_limit=memory_limit,
+        autocast=autocast,
     )
     worker = _Worker.here(rank, world_size, device)
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):
@@ -208,16 +217,15 @@ class _Worker:
 
     @classmethod
     def here(cls, rank: int | None, world: int | None, device: str | None) -> _Worker:
-        if device is None:
-            device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
-        return cls(*rank_and_world(rank, world), torch.device(device))
+        return cls(*rank_and_world(rank, world), worker_device(device))
 
 
 @contextmanager
 def _prepared(
     job: Job, store: Where | FeatureStore, epoch: int | str, split: str, worker: _Worker, show: bool
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
-    with evaluated(job.model, worker.device):
+    need_one_device(job.model)
+    with working_on(worker.device), evaluated(job.model, worker.device):
         task = SplitTask.prepare(job, store, epoch, split, worker.device)
         name = f"{split} at epoch {epoch}"
         rows = task.writer.spec.rows

@@ -18,7 +18,7 @@ from trakstore.features.batches import Collate
 from trakstore.features.outputs import ModelOutput
 from trakstore.named import load_named, needs_arguments
 from trakstore.planning import byte_count
-from trakstore.spec import FeatureDtype, ProjectionSpec
+from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
 
 __all__ = ["Checkpoint", "Job", "load_job"]
 
@@ -64,6 +64,8 @@ class Job:
         a single worker.
     memory_limit : int or str, optional
         Most memory to take beside the model, such as ``"600MB"``; see :func:`.featurize.featurize`.
+    autocast : {"bfloat16"}, optional
+        Mixed precision; see :func:`.featurize.featurize`.
     name : str
         Kept in the record of the run.
     """
@@ -84,6 +86,7 @@ class Job:
     keep_bits: int | None = None
     append: bool = False
     memory_limit: int | str | None = None
+    autocast: AutocastDtype | None = None
     name: str = ""
 
     def __post_init__(self) -> None:

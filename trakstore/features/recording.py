@@ -215,6 +215,8 @@ def find_rules(
         a, b = Shapes(1, free), Shapes(2, free)
         try:
             recorders = [forward(batch, shapes) for batch, shapes in ((once, a), (twice, b))]
+        except torch.OutOfMemoryError:
+            raise
         except FAILURES as error:  # the model cannot have it, or is broken, which others will say
             raise Untrusted(
                 {n for key in free for n in key[0]}, f"of an error ({error})"

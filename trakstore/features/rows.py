@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as tree
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import MemoryLimitError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.factorised import FactorisedEngine
@@ -25,13 +26,16 @@ from trakstore.storage.columns import stored_activations, stored_rows
 
 __all__ = ["RowComputer"]
 
+log = logging.getLogger("trakstore")
+
 _BLOCKS = 3  # held at once: computed, converted to the stored dtype, written in the background
 _BATCHES = 2  # used, and read ahead
 
 Piece = tuple[int, int]
+Columns = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowComputer:
     """Computes the columns of rows, checked and in the stored dtypes.
 
@@ -50,7 +54,7 @@ class RowComputer:
     batch_size : int
         Samples that are read at once.
     at_once : int
-        Samples whose gradients are computed at once.
+        Samples whose gradients are computed at once; halved when memory does not suffice.
     """
 
     engine: FactorisedEngine
@@ -84,10 +88,7 @@ class RowComputer:
             When not even one sample fits.
         """
         first = self.batches.read((0, min(2, samples)))
-        one, two = (
-            peak_bytes(lambda n=n: self._computed(_cut(first, 0, n)))  # type: ignore[misc]
-            for n in (1, 2)
-        )
+        one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
         read = _BATCHES * self.batch_size * _bytes(_cut(first, 0, 1))
         buffers = torch.get_num_threads() * max(0, one - each)  # what does not grow: each its own
@@ -96,8 +97,35 @@ class RowComputer:
         what += f"{block_bytes:,} bytes)"
         return replace(self, at_once=window_rows(self.batch_size, each, fixed, limit, what))
 
-    def columns(self, start: int, stop: int, then: Piece | None = None) -> dict[str, NDArray[Any]]:
-        """All columns of rows ``start`` to ``stop``.
+    def fitting(self, free: int, samples: int) -> RowComputer:
+        """The same, with as many samples at once as should fit in ``free`` bytes of a GPU.
+
+        An estimate, so one sample is always tried, and fewer are where it was wrong.
+        """
+        one, two = self._peaks(self.batches.read((0, min(2, samples))))
+        each = max(1, two - one)
+        most = (free - one + each) // each
+        if most < self.at_once:
+            log.info("%d samples at once, as free memory suggests", max(1, most))
+        return replace(self, at_once=max(1, min(self.at_once, most)))
+
+    def _peaks(self, first: Any) -> tuple[int, int]:
+        """Bytes that one sample needs, and two."""
+        one, two = (
+            peak_bytes(lambda n=n: self._computed(_cut(first, 0, n)))  # type: ignore[misc]
+            for n in (1, 2)
+        )
+        return one, two
+
+    def columns(self, start: int, stop: int) -> Columns:
+        """All columns of rows ``start`` to ``stop``; see :meth:`begin`."""
+        return self.begin(start, stop)()
+
+    def begin(self, start: int, stop: int, then: Piece | None = None) -> Callable[[], Columns]:
+        """Compute rows ``start`` to ``stop``; what is returned gives their columns when called.
+
+        A GPU may still be computing them then: waiting for it, checks and the stored dtype can be left
+        to another thread.
 
         Parameters
         ----------
@@ -108,36 +136,74 @@ class RowComputer:
         Raises
         ------
         NumericsError
-            When features are not finite or the stored dtype cannot hold them.
+            By the call, when features are not finite or the stored dtype cannot hold them.
         TrakStoreError
-            When a label is out of range.
+            By the call, when a label is out of range.
+        MemoryLimitError
+            When memory does not suffice for one sample.
         """
         pieces = [(start + lo, start + hi) for lo, hi in ranges(stop - start, self.batch_size)]
         following = then and (then[0], min(then[0] + self.batch_size, then[1]))
         parts = [
             part
             for piece, batch in self.batches.through(pieces, following)
-            for part in self._batch(piece[0], batch)
+            for part in self._batch(batch)
         ]
-        joined = {name: np.concatenate([part.pop(name) for part in parts]) for name in [*parts[0]]}
+        ready = _event()
+
+        def finish() -> Columns:
+            ready()
+            return self._stored(parts, start, stop)
+
+        return finish
+
+    def _stored(self, parts: list[dict[str, Tensor]], start: int, stop: int) -> Columns:
+        """The columns, checked, in the stored dtypes; parts are dropped on the way."""
+        joined = {
+            name: np.concatenate([part.pop(name).numpy() for part in parts]) for name in [*parts[0]]
+        }
+        if "label" in joined:
+            joined["label"] = joined["label"].astype(np.int64)
+            self._check_labels(joined["label"], start)
         features = joined.pop(layout.FEATURES)
         for name in self.activations.columns:
             joined[name] = stored_activations(joined[name], self.spec.dtype, start)
         stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
         return {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
 
-    def _batch(self, start: int, batch: Any) -> Iterator[dict[str, NDArray[Any]]]:
-        """The columns of a batch, as one part or several."""
-        for lo, hi in ranges(len(tree.tree_leaves(batch)[0]), self.at_once):
-            yield self._part(start + lo, _cut(batch, lo, hi))
+    def _batch(self, batch: Any) -> Iterator[dict[str, Tensor]]:
+        """The columns of a batch, as one part or several: fewer samples at once, if need be."""
+        size, done = len(tree.tree_leaves(batch)[0]), 0
+        while done < size:
+            part = self._part(_cut(batch, done, done + self.at_once))
+            if part is not None:
+                yield part
+                done += self.at_once
+            else:
+                self._halve(size)
 
-    def _part(self, start: int, batch: Any) -> dict[str, NDArray[Any]]:
-        labels = self.output.labels(batch)
-        columns: dict[str, NDArray[Any]] = {}
-        if labels is not None:
-            columns["label"] = labels.cpu().numpy().astype(np.int64)
-            self._check_labels(columns["label"], start)
-        return columns | {name: _numpy(column) for name, column in self._computed(batch).items()}
+    def _part(self, batch: Any) -> dict[str, Tensor] | None:
+        """Columns on their way to the CPU, or None where memory did not suffice."""
+        try:
+            columns = self._computed(batch)
+            labels = self.output.labels(batch)
+            if labels is not None:
+                columns["label"] = labels
+            return {name: _to_host(column) for name, column in columns.items()}
+        except torch.OutOfMemoryError as error:
+            if min(self.at_once, len(tree.tree_leaves(batch)[0])) > 1:
+                return None
+            raise MemoryLimitError(
+                f"memory does not suffice for the gradient of one sample ({_first_line(error)}); "
+                f"choose parameters=, shorter samples or autocast='bfloat16'"
+            ) from error
+
+    def _halve(self, size: int) -> None:
+        """Half as many samples at once from here on; what was computed before stays."""
+        self.at_once = min(self.at_once, size) // 2
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        log.warning("memory did not suffice: going on with %d samples at once", self.at_once)
 
     def _computed(self, batch: Any) -> dict[str, Tensor]:
         """What the model is asked for."""
@@ -164,5 +230,23 @@ def _bytes(batch: Any) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in tree.tree_leaves(batch))
 
 
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    return tensor.detach().cpu().numpy()
+def _to_host(tensor: Tensor) -> Tensor:
+    """On the CPU, from a GPU in pinned memory that is filled when the event of :func:`_event` is."""
+    tensor = tensor.detach()
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _event() -> Callable[[], None]:
+    """Waits until a GPU has done what it was given up to now."""
+    if not torch.cuda.is_initialized():
+        return lambda: None
+    event = torch.cuda.Event(blocking=True)
+    event.record()
+    return event.synchronize
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -79,8 +79,9 @@ class Truth:
         sketches = {name: samples.zeros(checker.dim) for name in shapes}
         for i, name, tile in samples.gradients():
             checker.add(sketches[name][i : i + 1], name, tile)
-        precisions = [torch.finfo(p.dtype).eps for p in samples.parameters.values()]
-        return cls(samples, checker, sketches, 3 * max(precisions) ** 0.5)
+        dtypes = {p.dtype for p in samples.parameters.values()} | {samples.output.dtype}
+        precision = max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
+        return cls(samples, checker, sketches, 3 * precision**0.5)
 
     def projects_to(self, features: Tensor, projector: Projector, names: set[str]) -> bool:
         """Whether these are the projected gradients of some parameters."""

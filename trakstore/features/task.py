@@ -13,11 +13,13 @@ import torch
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
+from trakstore.features.devices import settle
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint, dataset_rows
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
+from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
 from trakstore.features.rows import RowComputer
 from trakstore.planning import byte_count
@@ -33,6 +35,7 @@ from trakstore.storage.writer import BlockWriter
 __all__ = ["SplitTask"]
 
 _DEFAULT = ProjectionSpec("sjlt", dim=2048)
+_USED = 0.9  # of what is free on a GPU
 _PROBE = 2  # rows that are computed before anything is written
 
 
@@ -68,11 +71,15 @@ class SplitTask:
         selected = select_parameters(job.model, job.parameters)
         parameters = parameter_spec(selected, job.parameters)
         output = as_output(job.output)
+        if job.autocast is not None:
+            output = Autocast(output, device)
         spec = _store_spec(job, store, output, parameters)
         projector = make_projector(spec.projection, parameters)
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
-        classes = output.check(job.model, batches.read(0, min(_PROBE, count)))
+        first = batches.read(0, min(_PROBE, count))
+        classes = output.check(job.model, first)
+        settle(device, partial(_pass, job.model, output, first, list(selected.values())))
         size = min(job.batch_size, count)
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
         layers = NamedActivations(job.model, output, job.activations)
@@ -93,6 +100,9 @@ class SplitTask:
             rows = rows.within(
                 byte_count(job.memory_limit), count, _block_bytes(wanted, spec, size)
             )
+        elif device.type == "cuda":
+            torch.cuda.empty_cache()
+            rows = rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]), count)
         opened = FeatureStore.of_spec(store, spec)
         if job.append:
             _append(opened, epoch, split, wanted, rows, job)
@@ -107,8 +117,8 @@ class SplitTask:
         began = time.monotonic()
         start, stop = self.writer.spec.block_range(block)
         following = None if then is None else self.writer.spec.block_range(then)
-        columns = self.rows.columns(start, stop, following)
-        self.background.submit(partial(self.writer.write, block, columns))
+        finish = self.rows.begin(start, stop, following)
+        self.background.submit(lambda: self.writer.write(block, finish()))
         self._seconds.append(time.monotonic() - began)
 
     def wait(self) -> None:
@@ -140,7 +150,16 @@ def _store_spec(
     projection = job.projector or (store.spec.projection if store else _DEFAULT)
     dtype = job.dtype or (store.spec.dtype if store else "float32")
     keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
-    return StoreSpec(projection, output.spec, parameters, dtype, keep_bits)
+    return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, job.autocast)
+
+
+def _pass(
+    model: torch.nn.Module, output: ModelOutput, batch: Any, parameters: list[torch.nn.Parameter]
+) -> None:
+    """Forward and backward, and nothing else."""
+    total = output(model, batch).output.sum()
+    if total.requires_grad:
+        torch.autograd.grad(total, parameters, allow_unused=True)
 
 
 def _block_bytes(wanted: SplitSpec, spec: StoreSpec, batch_rows: int) -> int:

@@ -33,6 +33,7 @@ class ModelOutput(ABC):
     """A differentiable scalar of each sample."""
 
     name: str
+    dtype: torch.dtype | None = None  # of the model's products, where it is not its parameters'
 
     @property
     def spec(self) -> OutputSpec:

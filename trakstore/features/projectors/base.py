@@ -15,7 +15,8 @@ from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Projector", "as_matrix"]
 
-_TILE = 1 << 20  # entries of gradients that are formed at once
+_TILE = {"cpu": 1 << 20}  # entries of gradients that are formed at once, in a core's cache
+_LARGE_TILE = 1 << 26  # elsewhere: 256 MB
 TEST_PARAMETERS = ParameterSpec((("weight", (3, 5)),))
 
 
@@ -84,10 +85,9 @@ class Projector(ABC):
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors: by default as tiles of all samples and some rows."""
-        left, right = outer.factors(0, outer.batch)
-        for start, stop in ranges(outer.rows, max(1, _TILE // (outer.batch * outer.columns))):
-            tile = left[:, :, start:stop].transpose(1, 2) @ right
-            self.add(out, outer.name, tile, outer.first_row + start)
+        form, most = outer.former(), _TILE.get(out.device.type, _LARGE_TILE)
+        for start, stop in ranges(outer.rows, max(1, most // (outer.batch * outer.columns))):
+            self.add(out, outer.name, form(start, stop), outer.first_row + start)
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
         """Add rows that an index picks: by default each of them as a tile of one row."""

@@ -20,6 +20,7 @@ __all__ = ["Dense"]
 
 _ENTRIES = 512  # of a gradient that a strip is for
 _COLUMNS = 512  # of P that it has
+_STRIP = 1 << 22  # entries of P that are drawn at once where it is not in a cache
 _TILE = 1 << 22  # entries of gradients that are formed at once: 16 MB
 _FACTOR = 1 << 18  # entries of a factor that a thread unfolds at once
 _MULTIPLY = 0.02  # nanoseconds a multiplication
@@ -52,7 +53,11 @@ class Dense(Projector):
         """Add the projection of a tile; see :meth:`Projector.add`."""
         batch, rows, rest = tile.shape
         flat = tile.reshape(batch, rows * rest).to(torch.float32)
-        strips = list(ranges(rows * rest, _ENTRIES))
+        strips = list(ranges(rows * rest, self._entries(out.device)))
+        if out.device.type != "cpu":
+            for lo, hi in strips:
+                self._add_strip(out, name, flat[:, lo:hi], first_row * rest + lo)
+            return
         parts: dict[int, Tensor] = {}
 
         def work(start: int, stop: int) -> None:
@@ -66,6 +71,9 @@ class Dense(Projector):
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of factors, in tiles of all samples and some rows, since P is of rows."""
+        if out.device.type != "cpu":
+            super().add_outer(out, outer)
+            return
         batch, columns = outer.batch, outer.columns
         most = min(outer.rows, max(1, _TILE // (batch * columns)))
         step = max(1, _FACTOR // (outer.positions * max(columns, outer.rows)))
@@ -86,6 +94,9 @@ class Dense(Projector):
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
         """Add rows that an index picks: the strips of each are multiplied with its values alone."""
+        if out.device.type != "cpu":
+            super().add_gathered(out, gathered)
+            return
         index, values = gathered.index.reshape(-1), gathered.values.to(torch.float32).flatten(0, 1)
         used, counts = torch.unique(index, return_counts=True)
         order, ends = index.argsort(stable=True), counts.cumsum(0).tolist()
@@ -106,9 +117,13 @@ class Dense(Projector):
         for start in sorted(parts):
             out += parts[start]
 
+    def _entries(self, device: torch.device) -> int:
+        """Of a strip; where drawing is many small kernels, a strip is large."""
+        return _ENTRIES if device.type == "cpu" else max(_ENTRIES, _STRIP // self.dim)
+
     def _add_strip(self, total: Tensor, name: str, flat: Tensor, first: int) -> None:
         """Add the projection of at most so many entries ``(batch, entries)``."""
         entries = (first, first + flat.shape[1])
-        for columns in ranges(self.dim, _COLUMNS):
+        for columns in ranges(self.dim, _COLUMNS if flat.device.type == "cpu" else self.dim):
             strip = self.strip(name, entries, columns, flat.device)
             total[:, slice(*columns)].addmm_(flat, strip)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["Gathered", "Outer", "Piece", "Rows", "product"]
 
+_WIDER = "dtype" in torch.ops.aten.bmm.overloads()  # products in a wider dtype: torch 2.8
+
 Filters = Callable[[int, int, Tensor], Tensor]
 
 
@@ -55,6 +57,21 @@ class Outer:
         """Both factors of some samples, float32."""
         left = self.left[start:stop].to(torch.float32)
         return left, self.make_right(start, stop).to(torch.float32)
+
+    def former(self) -> Callable[[int, int], Tensor]:
+        """What forms the gradients of rows ``start`` to ``stop``, ``(batch, rows, columns)`` float32.
+
+        On a GPU factors of which one is bfloat16 are multiplied as such, as in training, and summed
+        in float32.
+        """
+        left, right = self.left, self.make_right(0, self.batch)
+        if left.is_cuda and torch.bfloat16 in (left.dtype, right.dtype) and _WIDER:
+            low = left.to(torch.bfloat16), right.to(torch.bfloat16)
+            return lambda a, b: torch.bmm(
+                low[0][:, :, a:b].transpose(1, 2), low[1], out_dtype=torch.float32
+            )
+        left, right = left.to(torch.float32), right.to(torch.float32)
+        return lambda a, b: left[:, :, a:b].transpose(1, 2) @ right
 
     def right_times(self, start: int, stop: int, matrix: Tensor) -> Tensor:
         """The right factor times ``matrix (columns, n)``, shape ``(stop - start, positions, n)``."""

@@ -17,9 +17,15 @@ from torch import Tensor
 from trakstore.features.projectors import loops
 from trakstore.features.projectors.dense import Dense
 from trakstore.features.projectors.hashing import hash3, keys, mix
+from trakstore.features.projectors.kernels import usable
+from trakstore.features.projectors.pieces import Gathered
+from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Rademacher"]
+
+_GENERATION = 8  # of a GPU that multiplies bfloat16
+_TILE = 1 << 24  # entries of gathered gradients that are formed at once on a GPU
 
 
 class Rademacher(Dense):
@@ -31,15 +37,45 @@ class Rademacher(Dense):
         self._keys: dict[str, tuple[int, ...]] = {}
         self._own = threading.local()
 
+    def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
+        """Add the projection of a tile; see :meth:`Projector.add`."""
+        if usable(out.device, _GENERATION):
+            self._add_on_device(out, name, tile, first_row)
+        else:
+            super().add(out, name, tile, first_row)
+
+    def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
+        """Add rows that an index picks, in tiles of rows that any sample has."""
+        if not usable(out.device, _GENERATION):
+            super().add_gathered(out, gathered)
+            return
+        values = gathered.values.to(torch.float32)
+        used, which = torch.unique(gathered.index, return_inverse=True)
+        for lo, hi in ranges(len(used), max(1, _TILE // (len(values) * values.shape[2]))):
+            picked = which[:, None] == torch.arange(lo, hi, device=out.device)[:, None]
+            rows = used[lo:hi].to(torch.int32)
+            self._add_on_device(out, gathered.name, picked.to(torch.float32) @ values, rows=rows)
+
+    def _add_on_device(
+        self, out: Tensor, name: str, tile: Tensor, first_row: int = 0, rows: Tensor | None = None
+    ) -> None:
+        from trakstore.features.projectors.kernels.signs import add_signs
+
+        tile = tile.to(torch.float32).contiguous()
+        add_signs(out, tile, self._key(name), first_row, rows)
+
+    def _key(self, name: str) -> tuple[int, ...]:
+        if name not in self._keys:
+            self._keys[name] = keys(self.spec, name, self.shapes[name], "signs")
+        return self._keys[name]
+
     def strip(
         self, name: str, entries: tuple[int, int], columns: tuple[int, int], device: torch.device
     ) -> Tensor:
         """A part of Pᵀ; see :meth:`Dense.strip`."""
         start, stop = entries
         _, rest = self.matrices[name]
-        if name not in self._keys:
-            self._keys[name] = keys(self.spec, name, self.shapes[name], "signs")
-        key, words = self._keys[name], slice(columns[0] // 32, -(-columns[1] // 32))
+        key, words = self._key(name), slice(columns[0] // 32, -(-columns[1] // 32))
         if device.type != "cpu":
             index = torch.arange(start, stop, device=device)
             drawn = self._signs(key, index // rest, index % rest, words)

@@ -23,14 +23,15 @@ from torch import Tensor
 from trakstore.features.projectors import loops
 from trakstore.features.projectors.base import Projector
 from trakstore.features.projectors.hashing import hash1, hash2, keys
+from trakstore.features.projectors.kernels import usable
 from trakstore.features.projectors.pieces import Gathered, Outer
+from trakstore.features.projectors.rotating import add_rotated
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["SJLT"]
 
-_TILE = 1 << 20  # entries whose columns and signs are drawn at once
 Entries = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 _ADD = 0.2  # nanoseconds to add an entry
@@ -44,11 +45,15 @@ class SJLT(Projector):
         self._tables: dict[str, list[RunTable]] = {}
         self._merged: dict[tuple[str, int, int], list[Runs]] = {}
         self._single: dict[tuple[str, int, int], list[Entries]] = {}
+        self._drawn_with: dict[tuple[str, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the sketch of a tile; see :meth:`Projector.add`."""
         if out.device.type != "cpu":
-            self._scatter(out, name, tile, first_row)
+            if usable(out.device):
+                self._add_on_device(out, name, tile, first_row)
+            else:
+                self._rotate(out, name, tile, first_row)
             return
         tile = tile.to(torch.float32).contiguous()
         self._fits(name, first_row, first_row + tile.shape[1], tile.shape[2])
@@ -85,6 +90,10 @@ class SJLT(Projector):
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
         """Add rows that an index picks, without the others."""
+        if usable(out.device):
+            index = gathered.index.to(torch.int32).contiguous()
+            self._add_on_device(out, gathered.name, gathered.values, index=index)
+            return
         if out.device.type != "cpu":
             super().add_gathered(out, gathered)
             return
@@ -116,17 +125,26 @@ class SJLT(Projector):
                 f"rows {first_row} to {last_row} of {rest} are not in parameter {name!r} of {own}"
             )
 
-    def _scatter(self, out: Tensor, name: str, tile: Tensor, first_row: int) -> None:
-        _, rows, rest = tile.shape
-        step = max(1, _TILE // rest)
-        for start in range(0, rows, step):
-            part = tile[:, start : start + step].to(torch.float32)
-            for copy in range(self.spec.s):
-                columns, signs = self.entries(
-                    name, copy, first_row + start, part.shape[1], rest, out.device
-                )
-                signed = (part * signs).reshape(len(part), -1)
-                out.scatter_add_(1, columns.reshape(1, -1).expand(len(part), -1), signed)
+    def _add_on_device(
+        self, out: Tensor, name: str, tile: Tensor, first_row: int = 0, index: Tensor | None = None
+    ) -> None:
+        """Add a tile, or rows that ``index (batch, rows)`` picks, where there are no inner loops."""
+        from trakstore.features.projectors.kernels.sparse import add_sketch
+
+        tile = tile.to(torch.float32).contiguous()
+        scale = 1 / math.sqrt(self.spec.s)
+        for copy in range(self.spec.s):
+            add_sketch(out, tile, self._keys(name, copy), scale, first_row, index)
+
+    def _rotate(self, out: Tensor, name: str, tile: Tensor, first_row: int) -> None:
+        """Add a tile in plain torch."""
+        rows, rest = tile.shape[1:]
+        r = torch.arange(first_row, first_row + rows, device=out.device)[:, None]
+        c = torch.arange(rest, device=out.device)
+        for copy in range(self.spec.s):
+            offsets, signs = self._runs(name, copy, r, -(-rest // self.dim))
+            signed = tile.to(torch.float32) * self._signs2(name, copy, c)
+            add_rotated(out, signed, offsets, signs / math.sqrt(self.spec.s))
 
     def entries(
         self, name: str, copy: int, first_row: int, rows: int, rest: int, device: torch.device
@@ -141,12 +159,19 @@ class SJLT(Projector):
     def _runs(self, name: str, copy: int, rows: Tensor, runs: int) -> tuple[Tensor, Tensor]:
         """Offsets (int64) and signs (float32) of rows ``(n, 1)``, each ``(n, runs)``."""
         run = torch.arange(runs, device=rows.device)[None]
-        word = hash2(rows, run, keys(self.spec, name, self.shapes[name], f"runs {copy}"))
+        word = hash2(rows, run, self._keys(name, copy)[0])
         return (word >> 1) * self.dim >> 31, (1 - 2 * (word & 1)).to(torch.float32)
 
     def _signs2(self, name: str, copy: int, positions: Tensor) -> Tensor:
-        key = keys(self.spec, name, self.shapes[name], f"signs {copy}")
-        return (1 - 2 * (hash1(positions, key) & 1)).to(torch.float32)
+        return (1 - 2 * (hash1(positions, self._keys(name, copy)[1]) & 1)).to(torch.float32)
+
+    def _keys(self, name: str, copy: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of runs, and of signs of positions."""
+        if (name, copy) not in self._drawn_with:
+            streams = (f"runs {copy}", f"signs {copy}")
+            runs, signs = (keys(self.spec, name, self.shapes[name], one) for one in streams)
+            self._drawn_with[name, copy] = runs, signs
+        return self._drawn_with[name, copy]
 
     def _rows_of(self, name: str, first_row: int, rows: int) -> list[RunTable]:
         return [table.rows(first_row, first_row + rows) for table in self._tables_of(name)]

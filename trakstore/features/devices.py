@@ -1,0 +1,109 @@
+"""Where a worker computes, and that it computes the same there in every run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.backends import cudnn
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.ranks import local_rank
+
+__all__ = ["need_one_device", "settle", "worker_device", "working_on"]
+
+log = logging.getLogger("trakstore")
+
+
+def worker_device(asked: str | None = None) -> torch.device:
+    """The device asked for, else this worker's GPU where there is one, else the CPU.
+
+    A worker that sees one GPU, as launchers often arrange it, takes that.
+
+    Raises
+    ------
+    TrakStoreError
+        When more workers are on the machine than GPUs.
+    """
+    if asked is not None:
+        return torch.device(asked)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count, local = torch.cuda.device_count(), local_rank()
+    if count == 1:
+        return torch.device("cuda:0")
+    if local >= count:
+        raise TrakStoreError(
+            f"this is worker {local} of its machine, counted from 0, which has {count} GPUs; start "
+            f"{count} workers a machine, or say device="
+        )
+    return torch.device(f"cuda:{local}")
+
+
+def need_one_device(model: nn.Module) -> None:
+    """Raise a :class:`TrakStoreError` unless all of a model is on one device, with its numbers.
+
+    Each worker computes whole gradients of its samples. A model that is spread over devices would be
+    moved to one, where it does not fit; one on ``meta``, or offloaded, has no numbers there.
+    """
+    found = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if any(device.type == "meta" for device in found):
+        raise TrakStoreError(
+            "the model has parameters on the meta device, which have no numbers (offloaded, or not "
+            "loaded yet); load all of it onto one device, such as the CPU"
+        )
+    if len(found) > 1:
+        names = ", ".join(sorted(map(str, found)))
+        raise TrakStoreError(
+            f"the model is spread over {names}; each worker computes with a model of its own on one "
+            f"device: move it to the CPU, or choose a part of it that fits by itself"
+        )
+
+
+@contextmanager
+def working_on(device: torch.device) -> Iterator[None]:
+    """On a GPU: operations that give the same bits in every run, and convolutions in float32.
+
+    Those are otherwise computed in TF32, which has 10 bits, and by whichever algorithm. What was set
+    before is put back.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    options: Any = torch.utils.deterministic
+    filled = options.fill_uninitialized_memory
+    exact = cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.cuda.device(device), exact:
+        torch.use_deterministic_algorithms(True)
+        options.fill_uninitialized_memory = False  # a cost that buys nothing here
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=only_warned)
+            options.fill_uninitialized_memory = filled
+
+
+def settle(device: torch.device, run: Callable[[], Any]) -> None:
+    """Try whether ``run`` has the same bits in every run; else say so, and let it be.
+
+    ``run`` is a forward and backward pass of the model; torch refuses what it has no such
+    implementation of, until it is told to warn only.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        run()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].split(". ")[0]
+        log.warning("features may differ in their last bits from run to run: %s", reason[:200])
+        torch.use_deterministic_algorithms(True, warn_only=True)
