@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy_peers import PEERS
+from accuracy_peers import PEERS, dattri_lds
 from accuracy_variants import VARIANTS, Parts
 from distributed import Client, LocalCluster
 from torch import nn
@@ -250,6 +250,21 @@ def peers(ground: Ground, lines: Lines, small: bool) -> None:
                 print(f"{name} is passed over: {error}")
                 continue
             lines.add("peers", f"{name}, {dim}", found)
+    scores = np.asarray(ts.trak_scores(ground.store(sjlt()), epochs=used))
+    same_metric(ground, scores)
+
+
+def same_metric(ground: Ground, scores: np.ndarray[Any, Any]) -> None:
+    """Our LDS of one model a subset beside dattri's."""
+    first = slice(None, None, REPEATS)
+    subsets, outputs = (ground.truth[name].values[first] for name in ("subset", "output"))
+    try:
+        theirs = dattri_lds(scores, subsets, outputs)
+    except ImportError as error:
+        print(f"dattri's LDS is passed over: {error}")
+        return
+    print(f"{ground.kind} one model a subset: LDS {lds(scores, subsets, outputs).mean:.6f}, "
+          f"by dattri's metric {theirs:.6f}")  # fmt: skip
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:

@@ -84,4 +84,15 @@ def _likelihood(model: nn.Module, parameters: Any, sample: Any) -> Tensor:
     return torch.exp(-nn.functional.cross_entropy(logits, label.unsqueeze(0)))
 
 
+def dattri_lds(
+    scores: NDArray[np.float32], subsets: NDArray[np.bool_], outputs: NDArray[np.float32]
+) -> float:
+    """The mean of dattri's own LDS, of subsets of one size."""
+    from dattri.metric import lds
+
+    rows = np.stack([np.flatnonzero(mask) for mask in subsets])
+    truth = (torch.from_numpy(outputs), torch.from_numpy(rows))
+    return float(lds(torch.from_numpy(scores.T.copy()), truth)[0].mean())
+
+
 PEERS: dict[str, Callable[..., NDArray[np.float32]]] = {"traker": traker, "dattri": dattri}

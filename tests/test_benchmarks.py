@@ -96,3 +96,26 @@ def test_peers_are_compared_or_passed_over(model: str) -> None:
     labels = [line.split(":")[0].strip() for line in lines]
     assert "trakstore sjlt batch 4" in labels and "trakstore kronecker batch 4" in labels
     assert "passed over" in labels, "none of the peers is among our dependencies"
+
+
+@pytest.mark.slow
+def test_accuracy_is_told_line_by_line(tmp_path: Path) -> None:
+    lines = run("accuracy.py", "mlp", "--small", "--models", "15", "--out", str(tmp_path))
+    named = {line.split()[1] for line in lines if line.startswith("mlp  ")}
+    assert {"default", "temperature", "dim", "damping", "peers", "variant"} <= named
+    assert any("traker, 64" in line for line in lines)
+    assert (tmp_path / "accuracy.svg").stat().st_size > 1000
+    tables = run(
+        "removal.py", "mlp", "--small", "--targets", "2", "--repeats", "1", "--out", str(tmp_path)
+    )
+    assert sum(line.strip().startswith("top 5") for line in tables) == 3
+
+
+@pytest.mark.slow
+def test_planted_noise_is_looked_for() -> None:
+    lines = run("noise.py", "mlp", "--small", "--models", "2")
+    assert [line.split(":")[0].split(", ")[2] for line in lines] == [
+        "self-score",
+        "loss",
+        "norm",
+    ] * 2
