@@ -57,7 +57,7 @@ def main() -> None:
                 ground.trainer,
                 ground.out / "removal.zarr",
                 name,
-                sizes=SIZES,
+                sizes=(2, 3) if options.small else SIZES,
                 targets=chosen.tolist(),
                 repeats=options.repeats,
             )

@@ -108,7 +108,7 @@ def test_accuracy_is_told_line_by_line(tmp_path: Path) -> None:
     tables = run(
         "removal.py", "mlp", "--small", "--targets", "2", "--repeats", "1", "--out", str(tmp_path)
     )
-    assert sum(line.strip().startswith("top 5") for line in tables) == 3
+    assert sum(line.strip().startswith("top 2") for line in tables) == 3
 
 
 @pytest.mark.slow
