@@ -31,12 +31,18 @@ def compiled(label: str, kernel: Any, warps: int, **constants: Any) -> None:
     print(f"{label}: {used}, order {order and order[1]}")
 
 
-sizes = {"SAMPLES": 8, "FEATURES": 128}
-compiled("sketch", _sketch, 1, GATHERED=False, **sizes)
-compiled("sketch of one run", _sketch, 1, GATHERED=False, runs=1, **sizes)
-compiled("sketch of gathered rows", _sketch, 1, GATHERED=True, **sizes)
-tile = {"WORDS": 64, "SAMPLES": 64, "ENTRIES": 32, "OPERAND": tl.bfloat16}
-compiled("products", _products, 4, **tile)
-compiled("products for few features", _products, 1, **{**tile, "WORDS": 16, "SAMPLES": 16})
-compiled("pairs", _draw_pairs, 4, LISTED=False, N=1024)
-compiled("pairs of listed rows", _draw_pairs, 4, LISTED=True, N=1024)
+def main() -> None:
+    """Each kernel, as it is used."""
+    sizes = {"SAMPLES": 8, "FEATURES": 128}
+    compiled("sketch", _sketch, 1, GATHERED=False, **sizes)
+    compiled("sketch of one run", _sketch, 1, GATHERED=False, runs=1, **sizes)
+    compiled("sketch of gathered rows", _sketch, 1, GATHERED=True, **sizes)
+    tile = {"WORDS": 64, "SAMPLES": 64, "ENTRIES": 32, "OPERAND": tl.bfloat16}
+    compiled("products", _products, 4, **tile)
+    compiled("products for few features", _products, 1, **{**tile, "WORDS": 16, "SAMPLES": 16})
+    compiled("pairs", _draw_pairs, 4, LISTED=False, N=1024)
+    compiled("pairs of listed rows", _draw_pairs, 4, LISTED=True, N=1024)
+
+
+if __name__ == "__main__":
+    main()
