@@ -1,1 +1,40 @@
-"""Whether scores are true: how far they can be trusted."""
+"""Whether scores are true: how far they can be trusted.
+
+What needs torch is in modules of its own: ``training`` (``SubsetTrainer``), ``checks``
+(``check_setup``) and ``efficiency`` (``efficiency_grid``).
+"""
+
+from __future__ import annotations
+
+from trakstore.evaluation.counterfactual import counterfactual, mean_interval
+from trakstore.evaluation.lds import LDS, Difference, lds, lds_difference, predicted_outputs
+from trakstore.evaluation.mislabels import Detection, detection, plant_noise
+from trakstore.evaluation.retraining import (
+    Retrained,
+    Trainer,
+    add_retrained,
+    retrain,
+    retrained_models,
+)
+from trakstore.evaluation.stability import stability
+from trakstore.sampling import SubsetPlan
+
+__all__ = [
+    "LDS",
+    "Detection",
+    "Difference",
+    "Retrained",
+    "SubsetPlan",
+    "Trainer",
+    "add_retrained",
+    "counterfactual",
+    "detection",
+    "lds",
+    "lds_difference",
+    "mean_interval",
+    "plant_noise",
+    "predicted_outputs",
+    "retrain",
+    "retrained_models",
+    "stability",
+]
