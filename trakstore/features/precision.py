@@ -52,6 +52,10 @@ class Autocast(ModelOutput):
         """See :class:`ModelOutput`."""
         return self.output.labels(batch)
 
+    def predictions(self, model: Model, batch: Any) -> Tensor | None:
+        """See :class:`ModelOutput`."""
+        return self.output.predictions(model, batch)
+
     def check(self, model: Model, batch: Any) -> int | None:
         """See :class:`ModelOutput`."""
         return self.output.check(model, batch)
