@@ -95,6 +95,8 @@ def save_scores(
         "method": scores.method,
         "epochs": list(scores.epochs),
         "average": scores.average,
+        "lambda": [part.factor and part.factor.damping for part in scores.parts],
+        "weighting": [part.kernel for part in scores.parts],
         **{name: value for name, value in kept.items() if value is not None},
         ARRAYS: [array.to_dict() for array in arrays],
     }
