@@ -158,4 +158,4 @@ def test_efficiency(run: Any, jobs: Path) -> None:
         assert cell["rows_per_second"] == pytest.approx(cell["train"] / cell["featurize"]["median"])
         assert cell["memory"] < 500e6
         assert cell["device_memory"] == 0
-    assert "no split 'test' of 30 samples" in run(*asked[:-2], "--target-rows", 30).error
+    assert "no split 'test' of 30 samples" in run(*asked[:-1], 30, "--train-rows", 10).error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trakstore.spec import OutputSpec
 
 FUNCTIONS: dict[str, Any] = {
     "trak": ts.trak_scores,
+    "published_trak": partial(ts.trak_scores, temperature=None),
     "influence": ts.influence_scores,
     "tracin": ts.tracin_scores,
     "grad_dot": ts.grad_dot_scores,
