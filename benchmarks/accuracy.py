@@ -59,6 +59,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "few": (mlp, 400),
 }
 
+SHOWN = {"mlp": "MLP, n = 1,297", "few": "MLP, n = 400", "cnn": "CNN, n = 1,297"}
+
 
 class Ground:
     """One model with its data, truth, checkpoints and stores."""
@@ -281,8 +283,10 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             points = sorted(points_of(own, table))
             x, y, low, high = zip(*points, strict=True)
             spread = [np.subtract(y, low), np.subtract(high, y)]
-            axes.errorbar(x, y, spread, marker="o", capsize=2, label=kind)
+            axes.errorbar(x, y, spread, marker="o", capsize=2, label=SHOWN[kind])
         axes.set(xscale="log", xlabel=label, ylabel="LDS" if table == "dim" else "")
+        axes.set_xticks(x, [f"{one:g}" for one in x])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)
