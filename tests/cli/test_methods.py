@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trakstore.spec import OutputSpec
 
 FUNCTIONS: dict[str, Any] = {
     "trak": ts.trak_scores,
+    "published_trak": partial(ts.trak_scores, temperature=None),
     "influence": ts.influence_scores,
     "tracin": ts.tracin_scores,
     "grad_dot": ts.grad_dot_scores,
@@ -45,12 +47,12 @@ def test_a_method_by_name(method: str, run: Any, rated: ts.FeatureStore) -> None
     wanted = FUNCTIONS[method](rated)
     asked = ["--method", method.replace("_", "-"), "--json"]
     found = json.loads(run("topk", rated.location, "--k", "3", *asked).out)
-    assert found["method"] == method
+    assert found["method"] == wanted.method
     top = ts.top_k(wanted, 3)
     for row, one in enumerate(found["targets"]):
         assert [entry["position"] for entry in one["top"]] == top["position"].values[row].tolist()
     saved = json.loads(run("score", rated.location, "--save", "m", *asked).out)
-    assert saved["method"] == method
+    assert saved["method"] == wanted.method
     np.testing.assert_array_equal(ts.open_scores(rated, "m").values, np.asarray(wanted))
 
 
