@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -59,11 +60,18 @@ def environment(cwd: Path, **more: object) -> dict[str, str]:
 def start(script: str, cwd: Path, **more: object) -> subprocess.Popen[str]:
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     command = ["bash", str(ROOT / "examples" / script)]
-    return subprocess.Popen(command, cwd=cwd, env=environment(cwd, **more), **pipes)
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment(cwd, **more), start_new_session=True, **pipes
+    )
 
 
 def finish(*running: subprocess.Popen[str]) -> None:
-    said = [process.communicate(timeout=240)[0] for process in running]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in running]
+    finally:
+        for process in running:
+            if process.poll() is None:  # all that the script started ends with it
+                os.killpg(process.pid, signal.SIGKILL)
     assert [process.returncode for process in running] == [0] * len(running), "\n".join(said)
 
 
