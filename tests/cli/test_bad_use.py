@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_lines import check_whole
 
 import trakstore as ts
 from trakstore.cli import app, main
@@ -119,6 +120,7 @@ def test_help_has_an_example(command: Callable[..., None], run: Any) -> None:
     ran = run(name, "--help")
     assert ran.code == 0
     assert f"Example: trakstore {name}" in ran.out
+    check_whole(app.EXAMPLES[command].split()[1:])
     assert command.__doc__ is not None
     assert "--json" in ran.out
 
@@ -129,6 +131,7 @@ def test_help_of_evaluations_has_an_example(command: Callable[..., None], run: A
     ran = run("evaluate", name, "--help")
     assert ran.code == 0
     assert f"Example: trakstore evaluate {name}" in ran.out
+    check_whole(["evaluate", *EVALUATIONS[command].split()])
     assert command.__doc__ is not None
     assert "--json" in ran.out
 

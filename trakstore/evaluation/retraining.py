@@ -1,7 +1,6 @@
 """Models trained on parts of the data, kept in the store: made where they are missing, or brought."""
 
-from __future__ import annotations
-
+# Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 

@@ -15,7 +15,7 @@ from trakstore.linalg.rows import Rows, whole_column
 
 __all__ = ["Groups", "Where", "train_groups"]
 
-Where: TypeAlias = "NDArray[np.bool_] | Sequence[bool] | Mapping[str, Any] | None"
+Where: TypeAlias = NDArray[np.bool_] | Sequence[bool] | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, eq=False)

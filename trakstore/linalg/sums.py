@@ -20,7 +20,7 @@ from trakstore.planning import fit_slots, ranges
 
 __all__ = ["Grouping", "How", "group_scores"]
 
-Grouping: TypeAlias = "Literal['label'] | Sequence[Any] | NDArray[Any] | None"
+Grouping: TypeAlias = Literal["label"] | Sequence[Any] | NDArray[Any] | None
 How: TypeAlias = Literal["sum", "mean"]
 
 

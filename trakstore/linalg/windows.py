@@ -16,7 +16,7 @@ from trakstore.planning import human_bytes, ranges
 
 __all__ = ["Matrix", "by_target", "target_windows", "window_ranges"]
 
-Matrix: TypeAlias = "Scores | xr.DataArray | NDArray[Any]"
+Matrix: TypeAlias = Scores | xr.DataArray | NDArray[Any]
 _COPIES = 40  # bytes for each score of a window: as computed, as float64, sorted, and scratch
 
 

@@ -27,7 +27,6 @@ from trakstore.errors import LocationError, TrakStoreError
 
 __all__ = ["Location", "Where", "open_location"]
 
-Where: TypeAlias = "str | os.PathLike[str] | Store | Location"
 _T = TypeVar("_T")
 
 RESTS = (0.0, 0.2, 1.0)  # seconds before each attempt to write a key that is absent
@@ -232,6 +231,7 @@ class Location:
             raise LocationError(f"{self}: {error}") from error
 
 
+Where: TypeAlias = str | os.PathLike[str] | Store | Location
 _MEMORY: dict[str, MemoryStore] = {}
 
 

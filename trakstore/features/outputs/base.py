@@ -4,8 +4,7 @@ An output comes with its loss l and ``out_to_loss`` = -dl/d(output), so that a l
 ``-out_to_loss`` times the stored one, and one store serves methods of both kinds.
 """
 
-from __future__ import annotations
-
+# Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias

@@ -1,0 +1,56 @@
+"""Command lines of ``trakstore`` found in texts, and whether the command takes them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from itertools import groupby
+from typing import Any
+
+import typer
+
+from trakstore.cli.app import app
+
+OPERATORS = {"&&", "||", "|", ";", "&", ">", ">>"}
+OTHERS = {"pip", "git", "cd"}  # where the name is that of a package or a folder
+
+
+def trakstore_lines(script: str) -> list[list[str]]:
+    """Of each use of ``trakstore`` in a shell script, what follows the name.
+
+    Variables count as the number 1, which does for paths too.
+    """
+    found = []
+    for line in script.replace("\\\n", " ").splitlines():
+        plain = re.sub(r"\$\{?\w+\}?|\$\(.*?\)", "1", line)
+        words = shlex.split(plain, comments=True)
+        for operator, group in groupby(words, lambda word: word in OPERATORS):
+            command = list(group)
+            programs = [word.rsplit("/", 1)[-1] for word in command]
+            if not operator and programs[0] not in OTHERS and "trakstore" in programs:
+                found.append(command[programs.index("trakstore") + 1 :])
+    return found
+
+
+def find_command(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that words begin with, and the rest of them."""
+    command: Any = typer.main.get_command(app)
+    rest = list(words)
+    while hasattr(command, "commands"):
+        assert rest and rest[0] in command.commands, f"no such command: trakstore {words}"
+        command = command.commands[rest.pop(0)]
+    return command, rest
+
+
+def check_whole(words: list[str]) -> None:
+    """Parse a line, as running it would."""
+    command, rest = find_command(words)
+    command.make_context(command.name, rest)
+
+
+def check_options(words: list[str]) -> None:
+    """The command and the options that a line names, which may lack others."""
+    command, rest = find_command(words)
+    known = {name for one in command.params for name in one.opts}
+    unknown = [word for word in rest if word.startswith("-") and word not in known]
+    assert not unknown, f"trakstore {words} has options that are not known: {unknown}"
