@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,7 +22,8 @@ from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
-from trakstore.features.rows import RowComputer
+from trakstore.features.rows import Columns, RowComputer
+from trakstore.features.spent import Featurized, Spent
 from trakstore.planning import byte_count
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
@@ -49,7 +51,10 @@ class SplitTask:
     rows: RowComputer
     writer: BlockWriter
     background: OneBehind = field(default_factory=OneBehind)
+    rows_written: int = 0
+    spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
+    _computed: float = 0.0  # when the columns of the last block were there
 
     @classmethod
     def prepare(
@@ -114,16 +119,29 @@ class SplitTask:
 
         The first samples of the block that comes ``then`` are read meanwhile.
         """
-        began = time.monotonic()
+        began, waited = time.monotonic(), self.rows.batches.waited
         start, stop = self.writer.spec.block_range(block)
         following = None if then is None else self.writer.spec.block_range(then)
         finish = self.rows.begin(start, stop, following)
-        self.background.submit(lambda: self.writer.write(block, finish()))
+        reading = self.rows.batches.waited - waited
+        self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
+        self.wait()
+        self.background.submit(lambda: self._store(block, finish))
         self._seconds.append(time.monotonic() - began)
+        self.rows_written += stop - start
+
+    def _store(self, block: int, finish: Callable[[], Columns]) -> None:
+        columns = finish()
+        self._computed = time.monotonic()
+        self.writer.write(block, columns)
 
     def wait(self) -> None:
         """Until all blocks are committed; raises what went wrong in that."""
+        began = time.monotonic()
         self.background.wait()
+        ended = time.monotonic()
+        computed = min(max(began, self._computed), ended)  # a GPU may have been at it until then
+        self.spent += Spent(computing=computed - began, writing=ended - computed)
 
     def __enter__(self) -> SplitTask:
         return self
@@ -135,6 +153,14 @@ class SplitTask:
     def blocks_written(self) -> int:
         """Blocks that this task computed and committed."""
         return len(self._seconds)
+
+    def since(self, rows: int, blocks: int, spent: Spent, seconds: float) -> Featurized:
+        """What was done in the last ``seconds``, before which there were so many rows and blocks."""
+        done = self.rows_written - rows
+        now = self.spent.less(spent)
+        now = replace(now, helping=max(0.0, seconds - now.total))
+        size = done * self.writer.split.row_bytes
+        return Featurized(done, self.blocks_written - blocks, seconds, size, now)
 
     @property
     def seconds_per_block(self) -> float:

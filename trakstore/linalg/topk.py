@@ -115,7 +115,7 @@ def top_k(
     check_request(k, columns if groups is None or per_class else groups.counts[0], order)
     plan = plan_top_k(scores, k, groups, memory_limit)
     step, found = scores.tile_rows, []
-    with ProgressLine(f"top-{k}", rows * columns, show=on_terminal()) as progress:
+    with ProgressLine(f"top-{k}", rows * columns, unit="scores", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
             task = SelectTask(scores.window(start, stop), start, step, k, order, groups)
             advance = partial(_advance, progress, stop - start)

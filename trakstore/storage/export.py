@@ -99,9 +99,8 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 def _pieces(split: Split) -> Iterator[tuple[int, int]]:
     """Ranges of rows whose features are about a chunk; whole chunks, where rows are short."""
-    row_bytes = split.dim * np.dtype(dict(split.spec.columns)[layout.FEATURES]).itemsize
     chunk = split.spec.chunk_rows
-    return ranges(split.rows, max(1, CHUNK_BYTES // row_bytes // chunk) * chunk)
+    return ranges(split.rows, max(1, CHUNK_BYTES // split.row_bytes // chunk) * chunk)
 
 
 def _write_npy(split: Split, name: str, path: Path) -> None:

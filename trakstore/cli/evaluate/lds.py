@@ -117,7 +117,7 @@ def _train(
 
     rows = store.split((epochs or store.epochs_of(split))[0], split).spec.rows
     subsets = SubsetPlan(rows, *plan)
-    with ProgressLine("training models", count) as line:
+    with ProgressLine("training", count, unit="models") as line:
         retrain(
             load_trainer(trainer),
             store,
