@@ -105,8 +105,9 @@ def featurize(
 
 def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> Featurized:
     from trakstore.features import featurize_job, load_job
+    from trakstore.features.devices import worker_device
 
-    _check_device(device)
+    worker_device(device)  # refused before the job is made
     return featurize_job(load_job(job), store, device=device, **options)
 
 
@@ -123,16 +124,6 @@ def _told_when_stopped(store: str, rank: int) -> Iterator[None]:
             )
             error_line(f"rows committed in {store}: {rest or 'all of the splits begun'}", "stopped")
         raise
-
-
-def _check_device(device: str | None) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device or "cpu")
-    except (RuntimeError, AssertionError) as error:  # torch raises either
-        reason = str(error).splitlines()[0]
-        raise typer.BadParameter(f"--device {device}: {reason}") from None
 
 
 def _line(done: Featurized, store: str, rank: int, world_size: int) -> str:

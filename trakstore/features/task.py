@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as tree
 
+from trakstore.errors import TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
@@ -70,7 +72,7 @@ class SplitTask:
         The model is in eval mode, on the device, with the weights of the epoch.
         """
         dataset = job.datasets[split]
-        count = dataset_rows(dataset)
+        count = dataset_rows(dataset, f"the data set {split!r}")
         ids = sample_ids(job.ids.get(split), count)
         layout.split_path(epoch, split)  # refuses bad names
         selected = select_parameters(job.model, job.parameters)
@@ -89,7 +91,11 @@ class SplitTask:
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
         layers = NamedActivations(job.model, output, job.activations)
         rows = RowComputer(engine, layers, output, ahead, ids, spec, classes, size, size)
-        probe = rows.columns(0, min(_PROBE, count))
+        try:
+            probe = rows.columns(0, min(_PROBE, count))
+        except RuntimeError:
+            _need_pass(job.model, output, first)
+            raise
         wanted = SplitSpec(
             count,
             projector.dim,
@@ -186,6 +192,23 @@ def _pass(
     total = output(model, batch).output.sum()
     if total.requires_grad:
         torch.autograd.grad(total, parameters, allow_unused=True)
+
+
+def _need_pass(model: torch.nn.Module, output: ModelOutput, batch: Any) -> None:
+    """Raise a :class:`TrakStoreError` if the model by itself does not take these samples."""
+    try:
+        with torch.no_grad():
+            output(model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        leaves = tree.tree_leaves(batch)
+        got = ", ".join(f"{one.dtype} of {tuple(one.shape)}" for one in leaves)
+        reason = str(error).strip().splitlines()[0][:200]
+        raise TrakStoreError(
+            f"the model does not take the first samples ({got}): {reason}; give samples of the "
+            f"shape and dtype that it was trained on"
+        ) from error
 
 
 def _block_bytes(wanted: SplitSpec, spec: StoreSpec, batch_rows: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ def epoch_pairs(
     SpecMismatchError
         Dimensions or numbers of rows differ.
     """
+    if isinstance(store, str | os.PathLike):
+        raise TrakStoreError(f"needed an open store, got its path: open_store({str(store)!r})")
     chosen = _chosen(store, targets, train, epochs)
     pairs = tuple(
         EpochPair(
