@@ -14,6 +14,8 @@ import pytest
 import trakstore as ts
 from trakstore.cli import app, main
 from trakstore.cli.evaluate.commands import EVALUATIONS
+from trakstore.errors import NotFoundError
+from trakstore.evaluation.retraining import retrained_models
 
 
 def listing(folder: Path) -> set[Path]:
@@ -57,17 +59,13 @@ QUERIES = {
     ),
     "a split's folder": (["info", "{store}/1"], "give the folder that featurize"),
     "a file": (["info", "{store}/zarr.json"], "a store is a folder"),
-    "stability of one": (
-        ["evaluate", "stability", "{store}", "--epoch", "1"],
-        "give other stores of the same splits, or more epochs",
-    ),
     "stability store": (
         ["evaluate", "stability", "{store}", "--other", "{folder}/x"],
         "no store at",
     ),
     "wrong file": (
         ["evaluate", "mislabels", "{store}", "--wrong", "{folder}/x"],
-        "there is no file",
+        "does not exist; see trakstore evaluate mislabels",
     ),
     "wrong split": (["evaluate", "mislabels", "{store}", "--split", "trian"], "mean 'train'"),
     "models": (["evaluate", "lds", "{store}", "--models", "m"], "named 'm'; there are none yet"),
@@ -240,8 +238,8 @@ def test_trainers(case: str, run: Any, store: ts.FeatureStore, tmp_path: Path) -
     words = arguments.format(trainers=tmp_path / "trainers.py").split()
     ran = run("evaluate", command, store.location, "--models", "m", "--trainer", *words)
     assert said in ran.error
-    with pytest.raises(ts.NotFoundError):  # no model was trained, or at least none is kept
-        ts.evaluation.retrained_models(store, "m")
+    with pytest.raises(NotFoundError):  # no model was trained, or at least none is kept
+        retrained_models(store, "m")
 
 
 LISTS = {
@@ -261,6 +259,11 @@ def test_lists_of_wrong_samples(
     ran = run("evaluate", "mislabels", store.location, "--wrong", tmp_path / "ids.txt")
     assert said in ran.error
     assert len(ran.error) < 500
+
+
+def test_stability_of_one_epoch(run: Any, store: ts.FeatureStore) -> None:
+    ran = run("evaluate", "stability", store.location, "--epoch", "1")
+    assert "got 1 of [(7, 40)]: give other stores of the same splits, or more epochs" in ran.error
 
 
 def test_checks_of_a_split_that_is_not_there(run: Any, jobs: Path, store: ts.FeatureStore) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -85,17 +86,15 @@ class SplitTask:
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
         first = batches.read(0, min(_PROBE, count))
-        classes = output.check(job.model, first)
+        with _explained(job.model, output, first):
+            classes = output.check(job.model, first)
         settle(device, partial(_pass, job.model, output, first, list(selected.values())))
         size = min(job.batch_size, count)
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
         layers = NamedActivations(job.model, output, job.activations)
         rows = RowComputer(engine, layers, output, ahead, ids, spec, classes, size, size)
-        try:
+        with _explained(job.model, output, first):
             probe = rows.columns(0, min(_PROBE, count))
-        except RuntimeError:
-            _need_pass(job.model, output, first)
-            raise
         wanted = SplitSpec(
             count,
             projector.dim,
@@ -192,6 +191,16 @@ def _pass(
     total = output(model, batch).output.sum()
     if total.requires_grad:
         torch.autograd.grad(total, parameters, allow_unused=True)
+
+
+@contextmanager
+def _explained(model: torch.nn.Module, output: ModelOutput, batch: Any) -> Iterator[None]:
+    """What fails because the model does not take the samples is bad use, all else a fault."""
+    try:
+        yield
+    except RuntimeError:
+        _need_pass(model, output, batch)
+        raise
 
 
 def _need_pass(model: torch.nn.Module, output: ModelOutput, batch: Any) -> None:
