@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 
+_NAMES = 12  # that a message lists
+
+
 class TrakStoreError(ValueError):
     """Base of every error that trakstore raises on purpose."""
 
@@ -79,9 +82,14 @@ def did_you_mean(got: object, known: Iterable[object]) -> str:
     '; there are 1, 5'
     >>> did_you_mean("x", [])
     '; there are none yet'
+    >>> did_you_mean("x", range(100, 200))
+    '; there are 100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111, ... (100 in all)'
     """
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(got), names, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; there are {', '.join(names)}" if names else "; there are none yet"
+    if not names:
+        return "; there are none yet"
+    more = f", ... ({len(names)} in all)" if len(names) > _NAMES else ""
+    return f"; there are {', '.join(names[:_NAMES])}{more}"

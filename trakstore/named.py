@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +65,33 @@ def _import_file(path: Path, what: str) -> Any:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    specification.loader.exec_module(module)
+    with _told_in_a_line(path):
+        specification.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _told_in_a_line(source: object) -> Iterator[None]:
+    """A module that cannot be read or lacks another is bad use; what its code raises is a fault."""
+    try:
+        yield
+    except SyntaxError as error:
+        raise TrakStoreError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except ModuleNotFoundError as error:
+        raise NotFoundError(
+            f"{source} imports {error.name!r}, which is not there; install it, or put its folder "
+            f"on PYTHONPATH"
+        ) from error
 
 
 def _import_module(name: str, what: str) -> Any:
     hint = f"name a file like {what}s.py:name"
     if not all(part.isidentifier() for part in name.split(".")):
         raise NotFoundError(f"{name!r} names no module; {hint}")
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise
-        raise NotFoundError(f"there is no module {name!r}; {hint}") from None
+    with _told_in_a_line(name):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise
+            raise NotFoundError(f"there is no module {name!r}; {hint}") from None

@@ -20,6 +20,7 @@ __all__ = [
     "byte_count",
     "fit_slots",
     "human_bytes",
+    "human_time",
     "merge_ranges",
     "ranges",
     "share",
@@ -148,6 +149,20 @@ def human_bytes(count: int) -> str:
             break
         size /= 1000
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def human_time(seconds: float) -> str:
+    """A time for people.
+
+    Examples
+    --------
+    >>> human_time(8.25), human_time(600), human_time(9000)
+    ('8.2 s', '10.0 min', '2.5 h')
+    """
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: str) -> int:

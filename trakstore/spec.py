@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
@@ -108,10 +109,10 @@ class ProjectionSpec:
             object.__setattr__(self, "seed", 0)
         if self.dim is None and self.kind != "identity":
             raise TrakStoreError(f"projection {self.kind!r} needs dim, the number of features")
-        if self.dim is not None and not 1 <= self.dim < 2**31:
-            raise TrakStoreError(f"dim must be from 1 to 2**31 - 1, got {self.dim}")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise TrakStoreError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
+        if self.dim is not None and not (_whole(self.dim) and 1 <= self.dim < 2**31):
+            raise TrakStoreError(f"dim must be an integer from 1 to 2**31 - 1, got {self.dim!r}")
+        if self.seed is not None and not (_whole(self.seed) and 0 <= self.seed < 2**64):
+            raise TrakStoreError(f"seed must be an integer from 0 to 2**64 - 1, got {self.seed!r}")
         if self.s < 1 or (self.s > 1 and self.kind != "sjlt"):
             raise TrakStoreError(f"s counts an sjlt's non-zeros a column (>= 1), got {self.s}")
         if self.kind == "kronecker" and self.side is None:
@@ -210,6 +211,11 @@ class StoreSpec:
     autocast: AutocastDtype | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.projection, ProjectionSpec):
+            raise TrakStoreError(
+                f"projection must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), "
+                f"got {self.projection!r}"
+            )
         if self.autocast not in (None, *get_args(AutocastDtype)):
             known = ", ".join(get_args(AutocastDtype))
             raise TrakStoreError(f"autocast is {known} or None, got {self.autocast!r}")
@@ -344,6 +350,10 @@ def check_equal(stored: Any, got: Any, where: str) -> None:
         if f.compare and getattr(stored, f.name) != getattr(got, f.name)
     ]
     raise SpecMismatchError(f"{where} holds {'; '.join(differences)}; give it another store")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral)
 
 
 def _short(value: Any) -> str:

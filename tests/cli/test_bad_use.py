@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from command_lines import check_whole
 import trakstore as ts
 from trakstore.cli import app, main
 from trakstore.cli.evaluate.commands import EVALUATIONS
+from trakstore.errors import NotFoundError
+from trakstore.evaluation.retraining import retrained_models
 
 
 def listing(folder: Path) -> set[Path]:
@@ -39,6 +43,36 @@ QUERIES = {
     "too little memory": (["topk", "{store}", "--memory-limit", "1kB"], "memory_limit"),
     "damping": (["kernel", "{store}", "--damping", "-1"], "damping must be"),
     "damping word": (["kernel", "{store}", "--damping", "x"], "see trakstore kernel --help"),
+    "negative size": (
+        ["kernel", "{store}", "--memory-limit", "-5MB"],
+        "must be positive, got '-5MB'",
+    ),
+    "negative epoch": (["kernel", "{store}", "--epoch", "-1"], "'-1' cannot name an epoch"),
+    "epochs of distances": (["neighbours", "{store}"], "name one (--epoch) of 1, 2, final"),
+    "one epoch twice": (
+        ["transitions", "{store}", "--before", "1", "--after", "1"],
+        "between two epochs, got '1' twice",
+    ),
+    "dynamics": (["dynamics", "{store}"], "TrainingDynamicsTracker records them"),
+    "folder of a file": (
+        ["export", "{store}", "--epoch", "1", "--to", "{folder}/no/a.npy"],
+        "there is no folder {folder}/no",
+    ),
+    "a split's folder": (["info", "{store}/1"], "give the folder that featurize"),
+    "a file": (["info", "{store}/zarr.json"], "a store is a folder"),
+    "stability store": (
+        ["evaluate", "stability", "{store}", "--other", "{folder}/x"],
+        "no store at",
+    ),
+    "wrong file": (
+        ["evaluate", "mislabels", "{store}", "--wrong", "{folder}/x"],
+        "does not exist; see trakstore evaluate mislabels",
+    ),
+    "wrong split": (["evaluate", "mislabels", "{store}", "--split", "trian"], "mean 'train'"),
+    "models": (["evaluate", "lds", "{store}", "--models", "m"], "named 'm'; there are none yet"),
+    "report place": (["report", "{store}", "-o", "{folder}/no/a.html"], "there is no folder"),
+    "report job": (["report", "{store}", "--job", "jobs"], "a job is named like jobs.py:name"),
+    "report epoch": (["report", "{store}", "--epoch", "fnal"], "did you mean 'final'"),
     "no store": (["info", "{folder}/nothing"], "there is no store"),
     "not a store": (["info", "{folder}"], "there is no store"),
     "no command": (["inof"], "No such command"),
@@ -54,7 +88,7 @@ def test_queries(case: str, run: Any, store: ts.FeatureStore, tmp_path: Path) ->
     arguments, said = QUERIES[case]
     before = listing(tmp_path)
     ran = run(*(one.format(store=store.location, folder=tmp_path) for one in arguments))
-    assert said in ran.error
+    assert said.format(folder=tmp_path) in ran.error
     assert listing(tmp_path) == before
 
 
@@ -80,7 +114,12 @@ JOBS = {
     "number": ("{folder}/jobs.py:number", "gave a int"),
     "epoch": ("{folder}/jobs.py:small --epoch 2", "the job has no epoch 2"),
     "split": ("{folder}/jobs.py:small --split trian", "did you mean 'train'"),
-    "device": ("{folder}/jobs.py:small --device gpu", "--device gpu"),
+    "device": ("{folder}/jobs.py:small --device gpu", "device 'gpu' cannot be used"),
+    "no such gpu": ("{folder}/jobs.py:small --device cuda:99", "device 'cuda:99' cannot be used"),
+    "meta": ("{folder}/jobs.py:small --device meta", "tensors there have no numbers"),
+    "epoch -1": ("{folder}/jobs.py:small --epoch -1", "'-1' cannot name an epoch"),
+    "size": ("{folder}/jobs.py:small --memory-limit 0", "must be positive"),
+    "colons": ("{folder}/jobs.py:small:x", "names no module; name a file like jobs.py:name"),
     "rank": ("{folder}/jobs.py:small --rank 2 --world-size 2", "rank"),
     "batch": ("{folder}/jobs.py:small --batch-size 0", "see trakstore featurize --help"),
 }
@@ -144,10 +183,120 @@ def test_without_a_command_comes_the_help(run: Any) -> None:
     assert run("--version").out == f"trakstore {ts.__version__}\n"
 
 
+BROKEN = {
+    "syntax": ("def job(:\n", "broken.py, line 1: invalid syntax"),
+    "import": ("import not_there\n", "imports 'not_there', which is not there; install it"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("name", ["broken.py:job", "broken:job"])
+def test_job_files_that_cannot_be_read(
+    fault: str, name: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, said = BROKEN[fault]
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    importlib.invalidate_caches()
+    assert said in run("featurize", name, "--store", "a.zarr").error
+
+
+TRAINERS = """
+import numpy as np
+from trakstore.evaluation.retraining import Retrained
+
+def nothing(subsets, seeds):
+    return None
+
+def array(subsets, seeds):
+    return np.zeros((len(subsets), 7), np.float32)
+
+def good(subsets, seeds):
+    return Retrained(np.zeros((len(subsets), 7), np.float32))
+"""
+TRAINED = {
+    "nothing": (
+        "lds",
+        "{trainers}:nothing",
+        "gives a Retrained with outputs (models, targets), got",
+    ),
+    "array": ("counterfactual", "{trainers}:array --size 3", "got ndarray"),
+    "lds train": ("lds", "{trainers}:good --train trian", "did you mean 'train'"),
+    "lds targets": ("lds", "{trainers}:good --targets tset", "did you mean 'test'"),
+    "lds epoch": ("lds", "{trainers}:good --epoch 7", "no epoch 7"),
+    "lds share": ("lds", "{trainers}:good --share 2", "a share in (0, 1]"),
+    "train": ("counterfactual", "{trainers}:good --train trian", "did you mean 'train'"),
+    "size": ("counterfactual", "{trainers}:good --size -4", "sizes must be in 1..39"),
+    "name": ("lds", "{trainers}:goood", "did you mean 'good'"),
+    "form": ("counterfactual", "trainers", "a trainer is named like trainers.py:name"),
+}
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_trainers(case: str, run: Any, store: ts.FeatureStore, tmp_path: Path) -> None:
+    command, arguments, said = TRAINED[case]
+    (tmp_path / "trainers.py").write_text(TRAINERS)
+    words = arguments.format(trainers=tmp_path / "trainers.py").split()
+    ran = run("evaluate", command, store.location, "--models", "m", "--trainer", *words)
+    assert said in ran.error
+    with pytest.raises(NotFoundError):  # no model was trained, or at least none is kept
+        retrained_models(store, "m")
+
+
+LISTS = {
+    "none": (b"", "names none of the 40 samples"),
+    "all": ("\n".join(map(str, range(40))).encode(), "names all of the 40 samples"),
+    "binary": (b"\xff\xfe\x00", "is not text: give sample ids, one a line"),
+    "other": (b"40\n", "train has no sample '40'"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_lists_of_wrong_samples(
+    case: str, run: Any, store: ts.FeatureStore, tmp_path: Path
+) -> None:
+    content, said = LISTS[case]
+    (tmp_path / "ids.txt").write_bytes(content)
+    ran = run("evaluate", "mislabels", store.location, "--wrong", tmp_path / "ids.txt")
+    assert said in ran.error
+    assert len(ran.error) < 500
+
+
+def test_stability_of_one_epoch(run: Any, store: ts.FeatureStore) -> None:
+    ran = run("evaluate", "stability", store.location, "--epoch", "1")
+    assert "got 1 of [(7, 40)]: give other stores of the same splits, or more epochs" in ran.error
+
+
+def test_checks_of_a_split_that_is_not_there(run: Any, jobs: Path, store: ts.FeatureStore) -> None:
+    ran = run("evaluate", "checks", f"{jobs}:small", store.location, "--train", "trian")
+    assert "did you mean 'train'" in ran.error
+
+
+def test_checks_see_that_there_are_other_rows(run: Any, jobs: Path, store: ts.FeatureStore) -> None:
+    ran = run("evaluate", "checks", f"{jobs}:small", store.location, "--epoch", "1")
+    assert ran.code == 1
+    assert "the store has 40 rows of other data" in ran.out
+
+
 FAULTS = {
     "labels": (
         "job.datasets['train'].tensors[1][1] = 3",
         "has label 3, the model has classes 0 to 2",
+    ),
+    "empty": ("job.datasets['train'] = []", "the data set 'train' is empty"),
+    "shape": (
+        "job.datasets['train'] = [(torch.zeros(5), 0)] * 8",
+        "does not take the first samples (torch.float32 of (2, 5), torch.int64 of (2,))",
+    ),
+    "dtype": (
+        "job.datasets['train'] = [(torch.zeros(4).double(), 0)] * 8",
+        "give samples of the shape and dtype",
+    ),
+    "ragged": (
+        "job.datasets['train'] = [(torch.zeros(4 + i), 0) for i in range(8)]",
+        "samples 0 to 1 cannot be put into one batch",
     ),
     "nan": ("job.checkpoints[1]['weight'][0, 0] = float('nan')", "NaN or infinite features"),
 }

@@ -59,7 +59,6 @@ app = typer.Typer(
     name="trakstore",
     help="Which training examples made the model do this, and when did it learn it?",
     epilog="Start with: trakstore demo",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -9,7 +9,7 @@ import typer
 
 from trakstore.cli.options import Json, MemoryLimit
 from trakstore.cli.output import console, print_json
-from trakstore.planning import byte_count, human_bytes
+from trakstore.planning import byte_count, human_bytes, human_time
 
 if TYPE_CHECKING:
     from trakstore.linalg.costs import Problem, Speed
@@ -106,9 +106,4 @@ def _show(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> None:
 
 
 def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return "-" if seconds is None else human_time(seconds)

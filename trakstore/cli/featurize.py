@@ -12,12 +12,22 @@ import typer
 
 from trakstore.cli.options import Epochs, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
+from trakstore.planning import human_bytes, human_time
 from trakstore.storage.store import find_store
 
 if TYPE_CHECKING:
     from trakstore.features import Featurized
+    from trakstore.features.spent import Spent
 
 __all__ = ["featurize"]
+
+_SPENT = {
+    "preparing": "model and checks",
+    "reading": "waiting for samples",
+    "computing": "gradients and projection",
+    "writing": "waiting for the storage",
+    "helping": "markers and other workers",
+}
 
 
 def featurize(
@@ -89,12 +99,15 @@ def featurize(
         print_json({"job": job, "store": store, **worker, **asdict(done)})
     else:
         sys.stdout.write(_line(done, store, rank, world_size))
+        if rank == 0 and done.blocks:
+            sys.stdout.write(_where_time_went(done.spent))
 
 
 def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> Featurized:
     from trakstore.features import featurize_job, load_job
+    from trakstore.features.devices import worker_device
 
-    _check_device(device)
+    worker_device(device)  # refused before the job is made
     return featurize_job(load_job(job), store, device=device, **options)
 
 
@@ -113,22 +126,22 @@ def _told_when_stopped(store: str, rank: int) -> Iterator[None]:
         raise
 
 
-def _check_device(device: str | None) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device or "cpu")
-    except (RuntimeError, AssertionError) as error:  # torch raises either
-        reason = str(error).splitlines()[0]
-        raise typer.BadParameter(f"--device {device}: {reason}") from None
-
-
 def _line(done: Featurized, store: str, rank: int, world_size: int) -> str:
     who = f"rank {rank} of {world_size}: " if world_size > 1 else ""
     if done.blocks == 0:
         return f"{who}nothing to write, all of it is in {store}\n"
-    rate = done.rows / max(done.seconds, 1e-9)
+    seconds = max(done.seconds, 1e-9)
     return (
-        f"{who}wrote {done.rows:,} rows in {done.blocks} blocks to {store}, "
-        f"{done.seconds:.1f} s, {rate:,.0f} rows/s\n"
+        f"{who}wrote {done.rows:,} rows in {done.blocks} blocks to {store}, {human_bytes(done.bytes)} "
+        f"of features, {human_time(done.seconds)}, {done.rows / seconds:,.0f} rows/s, "
+        f"{human_bytes(round(done.bytes / seconds))}/s\n"
     )
+
+
+def _where_time_went(spent: Spent) -> str:
+    """Shares of the whole, largest first; what is below a hundredth is left out."""
+    seconds = {words: getattr(spent, name) for name, words in _SPENT.items()}
+    shares = {words: 100 * one / spent.total for words, one in seconds.items()}
+    listed = sorted(shares.items(), key=lambda pair: -pair[1])
+    told = ", ".join(f"{words} {share:.0f}%" for words, share in listed if share >= 1)
+    return f"of {human_time(spent.total)} in all: {told}\n"

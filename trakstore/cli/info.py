@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from trakstore.cli.options import Json, StorePath
 from trakstore.cli.output import console, print_json
 from trakstore.planning import human_bytes
-from trakstore.report.tables import completeness_table, facts_table, missing_lines
+from trakstore.report.tables import completeness_table, facts_table, missing_lines, span
 from trakstore.spec import FORMAT_VERSION
 from trakstore.storage.layout import Epoch
 from trakstore.storage.splits import Split, SplitStatus
@@ -20,7 +21,7 @@ __all__ = ["info", "store_facts", "store_verdict"]
 
 
 def info(store: StorePath, as_json: Json = False) -> None:
-    """Show what a store holds, and whether it is complete and usable."""
+    """Show what a store holds on one screen; the last line says whether it can be used now."""
     opened = open_store(store)
     status = opened.status()
     splits = [opened.split(one.epoch, one.split) for one in status]
@@ -131,14 +132,29 @@ def _columns(splits: list[Split]) -> str:
 
 
 def store_verdict(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[str]:
-    """Whether it can be used now, in a line or two."""
+    """Which epochs can be used; then whether all of it can, or what to do."""
     if not status:
-        return ["empty: no split was written yet; trakstore featurize writes them"]
+        where = shlex.quote(str(store.location))
+        return [f"empty: no split was written yet; trakstore featurize JOB --store {where} does"]
     rows, written = sum(one.rows for one in status), sum(one.written_rows for one in status)
-    usable = ", ".join(map(str, usable_epochs(store, status))) or "none"
+    usable = span(usable_epochs(store, status)) or "none"
     if written < rows:
         missing = f"{rows - written:,} of {rows:,} rows are missing"
-        said = f"incomplete: {missing}; the same trakstore featurize goes on"
+        said = f"incomplete: {missing}; go on with: {_next(store, status)}"
     else:
-        said = f"complete: all {rows:,} rows of {len(status)} splits are there"
-    return [said, f"epochs with every split whole: {usable}"]
+        said = (
+            f"complete: all {rows:,} rows of {len(status)} splits are there; whether they are still "
+            f"what was written: trakstore verify {shlex.quote(str(store.location))}"
+        )
+    return [f"epochs with every split whole: {usable}", said]
+
+
+def _next(store: FeatureStore, status: tuple[SplitStatus, ...]) -> str:
+    """The command that writes what is missing."""
+    missing = {(one.epoch, one.split) for one in status if not one.complete}
+    named = [run for run in store.runs if ":" in run.job]  # as on a command line
+    jobs = [run.job for run in named if (run.epoch, run.split) in missing]
+    jobs = jobs or [run.job for run in named]  # killed before it could leave a record
+    if not jobs:
+        return "the call that wrote the others (featurize or write_split)"
+    return f"trakstore featurize {shlex.quote(jobs[-1])} --store {shlex.quote(str(store.location))}"

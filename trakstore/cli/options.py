@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from trakstore.planning import byte_count
 from trakstore.storage.layout import Epoch, as_epoch
 
 __all__ = [
@@ -23,6 +24,14 @@ __all__ = [
     "Workers",
     "chosen_epochs",
 ]
+
+
+def _size(text: str | None) -> str | None:
+    """Refuses what is not a size, also where nothing needs memory."""
+    if text is not None:
+        byte_count(text)
+    return text
+
 
 StorePath: TypeAlias = Annotated[
     str, typer.Argument(metavar="STORE", help="Where the store is.", show_default=False)
@@ -69,6 +78,7 @@ MemoryLimit: TypeAlias = Annotated[
         metavar="SIZE",
         help="Most memory to take, such as 600MB; else a quarter of what is free.",
         show_default=False,
+        callback=_size,
     ),
 ]
 Workers: TypeAlias = Annotated[

@@ -74,6 +74,8 @@ def transitions(
     from trakstore.report.findings import change_table
 
     find_method(method)
+    if before == after:
+        raise TrakStoreError(f"a transition is between two epochs, got {before!r} twice")
     ends, pairs = (as_epoch(before), as_epoch(after)), [_pair(one) for one in null or ()]
     wanted = list(dict.fromkeys([*ends, *(epoch for pair in pairs for epoch in pair)]))
     places = [open_store(one) for one in (store, *(other_seed or ()))]

@@ -74,6 +74,8 @@ def check_setup(
         if epoch not in opened.epochs:
             near = did_you_mean(epoch, opened.epochs)
             raise NotFoundError(f"{opened.location} has no epoch {epoch!r}{near}")
+    if not any(train in opened.splits_of(epoch) for epoch in chosen):
+        raise NotFoundError(f"no epoch has a split {train!r}{did_you_mean(train, opened.splits)}")
     sound = True
     for check in _job(job, opened, chosen):
         yield check
@@ -108,6 +110,7 @@ def _of_this_job(job: Job, split: Split, store: FeatureStore, sound: bool) -> It
         dataset = job.datasets[split.name]
         ids = sample_ids(job.ids.get(split.name), dataset_rows(dataset))
         same = split.spec.dataset in (None, dataset_fingerprint(dataset, ids))
+        same = same and split.spec.rows == len(ids)
     except TrakStoreError as error:
         yield failing("same data", where, error, _REMEDY)
         return

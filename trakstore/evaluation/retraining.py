@@ -220,6 +220,10 @@ def _train(
     """Train models start..stop and store them; how many they are."""
     subset = plan.masks(start, stop)
     told = trainer(subset, plan.seeds(start, stop))
+    if not isinstance(told, Retrained):
+        raise TrakStoreError(
+            f"a trainer gives a Retrained with outputs (models, targets), got {type(told).__name__}"
+        )
     output = _checked(np.asarray(told.output), len(subset))
     add_models(location, name, plan.to_dict(), start, subset, output, told.predicted)
     return len(subset)

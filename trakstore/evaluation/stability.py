@@ -50,7 +50,10 @@ def stability(
     """
     shapes = {tuple(run.shape) for run in runs}
     if len(runs) < 2 or len(shapes) > 1:
-        raise TrakStoreError(f"needed two or more runs of one shape, got {len(runs)} of {shapes}")
+        raise TrakStoreError(
+            f"needed the scores of two or more runs, of one shape, got {len(runs)} of "
+            f"{sorted(shapes)}: give other stores of the same splits, or more epochs"
+        )
     if not 1 <= top_k <= runs[0].shape[1]:
         raise TrakStoreError(f"top_k must be in 1..{runs[0].shape[1]}, got {top_k}")
     found: dict[str, list[float]] = {"spearman": [], "jaccard": [], "rank_biased_overlap": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -23,10 +24,15 @@ class ReadAhead(Generic[_Item, _Result]):
     ----------
     read : callable
         Gives the result for an item.
+
+    Attributes
+    ----------
+    waited : float
+        Seconds in which the caller had nothing to use yet.
     """
 
     def __init__(self, read: Callable[[_Item], _Result]) -> None:
-        self.read = read
+        self.read, self.waited = read, 0.0
         self._coming: tuple[_Item, Future[_Result]] | None = None
 
     def through(
@@ -50,7 +56,10 @@ class ReadAhead(Generic[_Item, _Result]):
         coming, self._coming = self._coming, None
         if coming is None or coming[0] != item:
             coming = item, _reading(self.read, item)
-        return coming[1].result()
+        began = time.monotonic()
+        result = coming[1].result()
+        self.waited += time.monotonic() - began
+        return result
 
 
 def _reading(read: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:

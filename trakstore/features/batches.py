@@ -42,7 +42,7 @@ class Batches:
         Mappings of any class, and dataclasses, come as dicts.
         """
         samples = [self.dataset[index] for index in range(start, stop)]
-        batch = _as_tree((self.collate or default_collate)(samples))
+        batch = _as_tree(self._collated(samples, start))
         for leaf in tree.tree_leaves(batch):
             if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != stop - start:
                 got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -51,6 +51,18 @@ class Batches:
                     f"{start} to {stop - 1} collate to one that holds {got}; pass collate="
                 )
         return self._moved(batch)
+
+    def _collated(self, samples: list[Any], start: int) -> Any:
+        if self.collate is not None:
+            return self.collate(samples)
+        try:
+            return default_collate(samples)
+        except (RuntimeError, TypeError) as error:
+            last = start + len(samples) - 1
+            raise TrakStoreError(
+                f"samples {start} to {last} cannot be put into one batch ({error}): make them "
+                f"tensors of one shape, or pass collate="
+            ) from error
 
     def _moved(self, batch: Any) -> Any:
         """The batch on the device: to a GPU from pinned memory, beside what it computes.

@@ -28,10 +28,10 @@ def worker_device(asked: str | None = None) -> torch.device:
     Raises
     ------
     TrakStoreError
-        When more workers are on the machine than GPUs.
+        When the device cannot be used, or more workers are on the machine than GPUs.
     """
     if asked is not None:
-        return torch.device(asked)
+        return _usable(asked)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     count, local = torch.cuda.device_count(), local_rank()
@@ -43,6 +43,20 @@ def worker_device(asked: str | None = None) -> torch.device:
             f"{count} workers a machine, or say device="
         )
     return torch.device(f"cuda:{local}")
+
+
+def _usable(asked: str) -> torch.device:
+    """The device, if numbers can be kept on it."""
+    reason = "tensors there have no numbers"
+    try:
+        found = torch.empty(0, device=asked).device
+        if found.type != "meta":
+            return torch.device(asked)
+    except (RuntimeError, AssertionError) as error:  # torch raises either
+        reason = str(error).splitlines()[0].split(". ")[0][:200]
+    count = torch.cuda.device_count()
+    others = f", or cuda:0 to cuda:{count - 1}" if count else "; torch sees no GPU here"
+    raise TrakStoreError(f"device {asked!r} cannot be used ({reason}): use cpu{others}")
 
 
 def need_one_device(model: nn.Module) -> None:

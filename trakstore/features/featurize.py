@@ -19,6 +19,7 @@ from trakstore.features.devices import need_one_device, worker_device, working_o
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.ranks import rank_and_world
+from trakstore.features.spent import Featurized, Spent
 from trakstore.features.task import SplitTask
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
@@ -28,20 +29,6 @@ from trakstore.storage.runs import Run, library_versions, now, record_run
 from trakstore.storage.store import FeatureStore, open_store
 
 __all__ = ["Featurized", "featurize", "featurize_job"]
-
-
-@dataclass(frozen=True)
-class Featurized:
-    """What this worker wrote: rows, blocks, and the seconds that it took."""
-
-    rows: int
-    blocks: int
-    seconds: float
-
-    def __add__(self, other: Featurized) -> Featurized:
-        return Featurized(
-            self.rows + other.rows, self.blocks + other.blocks, self.seconds + other.seconds
-        )
 
 
 def featurize(
@@ -164,9 +151,10 @@ def featurize(
         memory_limit=memory_limit,
         autocast=autocast,
     )
-    worker = _Worker.here(rank, world_size, device)
+    began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):
-        return _do_share(task, worker, line) + _help(task, worker, line)
+        done = _do_share(task, worker, line) + _help(task, worker, line)
+    return done.within(time.monotonic() - began)
 
 
 def featurize_job(
@@ -186,7 +174,7 @@ def featurize_job(
 
     Each worker first does its share of every epoch and split, and only then helps others.
     """
-    worker = _Worker.here(rank, world_size, device)
+    began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
     if batch_size is not None:
         job = replace(job, batch_size=batch_size)
     if memory_limit is not None:
@@ -204,7 +192,7 @@ def featurize_job(
             job.load(epoch)
             with _prepared(job, store, epoch, split, worker, progress) as (task, line):
                 done += duty(task, worker, line)
-    return done
+    return done.within(time.monotonic() - began)
 
 
 @dataclass(frozen=True)
@@ -227,19 +215,29 @@ def _prepared(
     need_one_device(job.model)
     with working_on(worker.device), evaluated(job.model, worker.device):
         task = SplitTask.prepare(job, store, epoch, split, worker.device)
-        name = f"{split} at epoch {epoch}"
-        rows = task.writer.spec.rows
-        with task, ProgressLine(name, rows, show=show and worker.rank == 0) as line:
+        with task, _line(task, show and worker.rank == 0) as line:
             began = now()
             try:
                 yield task, line
             finally:
-                _record(job, task, worker, began, line.done)
+                _record(job, task, worker, began)
 
 
-def _record(job: Job, task: SplitTask, worker: _Worker, began: str, rows: int) -> None:
+def _line(task: SplitTask, show: bool) -> ProgressLine:
+    """Progress of the whole split: the first worker shows it, from what all of them committed."""
+    split = task.writer.split
+    return ProgressLine(
+        f"{split.name} at epoch {split.epoch}",
+        split.rows,
+        item_bytes=split.row_bytes,
+        begun=split.status().written_rows,
+        show=show,
+    )
+
+
+def _record(job: Job, task: SplitTask, worker: _Worker, began: str) -> None:
     """Note what this worker did, also when it was stopped."""
-    if rows == 0:
+    if task.rows_written == 0:
         return
     split = task.writer.split
     run = Run(
@@ -251,7 +249,7 @@ def _record(job: Job, task: SplitTask, worker: _Worker, began: str, rows: int) -
         worker.rank,
         worker.world,
         str(worker.device),
-        rows,
+        task.rows_written,
         task.blocks_written,
         library_versions(),
     )
@@ -277,9 +275,12 @@ def _help(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
         if len(missing) < worker.world and not waited:
             waited = True
             _wait_for(task, missing, task.seconds_per_block)
+            _look(task, line)
             continue
         done += _write([choice.choice(missing)], task, line)
-    return replace(done, seconds=time.monotonic() - began)
+    seconds = time.monotonic() - began
+    idle = Featurized(0, 0, seconds - done.seconds, spent=Spent(helping=seconds - done.seconds))
+    return done + idle
 
 
 def _wait_for(task: SplitTask, missing: list[int], seconds: float) -> None:
@@ -289,16 +290,22 @@ def _wait_for(task: SplitTask, missing: list[int], seconds: float) -> None:
 
 
 def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized:
-    began, rows, written = time.monotonic(), 0, 0
+    began, before = time.monotonic(), (task.rows_written, task.blocks_written, task.spent)
     for block, then in zip_longest(blocks, blocks[1:]):
         if task.writer.is_written(block):
             continue
         task.write(block, then)
         start, stop = task.writer.spec.block_range(block)
-        rows, written = rows + stop - start, written + 1
         line.advance(stop - start)
+        _look(task, line)
     task.wait()
-    return Featurized(rows, written, time.monotonic() - began)
+    return task.since(*before, time.monotonic() - began)
+
+
+def _look(task: SplitTask, line: ProgressLine) -> None:
+    """Count what other workers committed, when it is time for that: one listing."""
+    if line.wants_a_look():
+        line.reach(task.writer.split.status().written_rows)
 
 
 def _chosen(asked: Sequence[Any] | None, known: tuple[Any, ...], what: str) -> tuple[Any, ...]:

@@ -52,15 +52,15 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     return f"{rows}:{digest.hexdigest()}"
 
 
-def dataset_rows(dataset: Any) -> int:
-    """Number of samples of a map-style data set."""
+def dataset_rows(dataset: Any, name: str = "the data set") -> int:
+    """Number of samples of a map-style data set, called ``name`` in errors."""
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         raise TrakStoreError(
-            f"a data set needs __len__ and __getitem__, got {type(dataset).__name__}; "
+            f"{name} needs __len__ and __getitem__, got {type(dataset).__name__}; "
             f"pass the data set itself, not a loader or an iterator"
         )
     if len(dataset) == 0:
-        raise TrakStoreError("the data set is empty")
+        raise TrakStoreError(f"{name} is empty: it needs one sample or more")
     return len(dataset)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,22 @@ class Job:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TrakStoreError(f"model must be an nn.Module, got {type(self.model).__name__}")
-        for name in ("batch_size", "block_rows"):
+        for name in ("batch_size", "block_rows", "keep_bits"):
             size = getattr(self, name)
-            if size is not None and size < 1:
-                raise TrakStoreError(f"{name} must be 1 or more, got {size}")
+            if size is not None and (not isinstance(size, Integral) or size < 1):
+                raise TrakStoreError(f"{name} must be an integer, 1 or more, got {size!r}")
+        if not isinstance(self.projector, ProjectionSpec | None):
+            raise TrakStoreError(
+                f"projector must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), got "
+                f"{self.projector!r}"
+            )
+        if self.collate is not None and not callable(self.collate):
+            raise TrakStoreError(f"collate must be a function of a list, got {self.collate!r}")
+        for epoch, rate in self.learning_rates.items():
+            if not isinstance(rate, Real) or not 0 <= rate < float("inf"):
+                raise TrakStoreError(
+                    f"the learning rate of epoch {epoch} must be a number >= 0, got {rate!r}"
+                )
         if self.memory_limit is not None:
             byte_count(self.memory_limit)  # refuses what is not a size
 

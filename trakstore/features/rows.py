@@ -24,7 +24,7 @@ from trakstore.spec import StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.columns import stored_activations, stored_rows
 
-__all__ = ["RowComputer"]
+__all__ = ["Columns", "RowComputer"]
 
 log = logging.getLogger("trakstore")
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as tree
 
+from trakstore.errors import TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
@@ -21,7 +25,8 @@ from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
-from trakstore.features.rows import RowComputer
+from trakstore.features.rows import Columns, RowComputer
+from trakstore.features.spent import Featurized, Spent
 from trakstore.planning import byte_count
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
@@ -49,7 +54,10 @@ class SplitTask:
     rows: RowComputer
     writer: BlockWriter
     background: OneBehind = field(default_factory=OneBehind)
+    rows_written: int = 0
+    spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
+    _computed: float = 0.0  # when the columns of the last block were there
 
     @classmethod
     def prepare(
@@ -65,7 +73,7 @@ class SplitTask:
         The model is in eval mode, on the device, with the weights of the epoch.
         """
         dataset = job.datasets[split]
-        count = dataset_rows(dataset)
+        count = dataset_rows(dataset, f"the data set {split!r}")
         ids = sample_ids(job.ids.get(split), count)
         layout.split_path(epoch, split)  # refuses bad names
         selected = select_parameters(job.model, job.parameters)
@@ -78,13 +86,15 @@ class SplitTask:
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
         first = batches.read(0, min(_PROBE, count))
-        classes = output.check(job.model, first)
+        with _explained(job.model, output, first):
+            classes = output.check(job.model, first)
         settle(device, partial(_pass, job.model, output, first, list(selected.values())))
         size = min(job.batch_size, count)
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
         layers = NamedActivations(job.model, output, job.activations)
         rows = RowComputer(engine, layers, output, ahead, ids, spec, classes, size, size)
-        probe = rows.columns(0, min(_PROBE, count))
+        with _explained(job.model, output, first):
+            probe = rows.columns(0, min(_PROBE, count))
         wanted = SplitSpec(
             count,
             projector.dim,
@@ -114,16 +124,29 @@ class SplitTask:
 
         The first samples of the block that comes ``then`` are read meanwhile.
         """
-        began = time.monotonic()
+        began, waited = time.monotonic(), self.rows.batches.waited
         start, stop = self.writer.spec.block_range(block)
         following = None if then is None else self.writer.spec.block_range(then)
         finish = self.rows.begin(start, stop, following)
-        self.background.submit(lambda: self.writer.write(block, finish()))
+        reading = self.rows.batches.waited - waited
+        self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
+        self.wait()
+        self.background.submit(lambda: self._store(block, finish))
         self._seconds.append(time.monotonic() - began)
+        self.rows_written += stop - start
+
+    def _store(self, block: int, finish: Callable[[], Columns]) -> None:
+        columns = finish()
+        self._computed = time.monotonic()
+        self.writer.write(block, columns)
 
     def wait(self) -> None:
         """Until all blocks are committed; raises what went wrong in that."""
+        began = time.monotonic()
         self.background.wait()
+        ended = time.monotonic()
+        computed = min(max(began, self._computed), ended)  # a GPU may have been at it until then
+        self.spent += Spent(computing=computed - began, writing=ended - computed)
 
     def __enter__(self) -> SplitTask:
         return self
@@ -135,6 +158,14 @@ class SplitTask:
     def blocks_written(self) -> int:
         """Blocks that this task computed and committed."""
         return len(self._seconds)
+
+    def since(self, rows: int, blocks: int, spent: Spent, seconds: float) -> Featurized:
+        """What was done in the last ``seconds``, before which there were so many rows and blocks."""
+        done = self.rows_written - rows
+        now = self.spent.less(spent)
+        now = replace(now, helping=max(0.0, seconds - now.total))
+        size = done * self.writer.split.row_bytes
+        return Featurized(done, self.blocks_written - blocks, seconds, size, now)
 
     @property
     def seconds_per_block(self) -> float:
@@ -160,6 +191,33 @@ def _pass(
     total = output(model, batch).output.sum()
     if total.requires_grad:
         torch.autograd.grad(total, parameters, allow_unused=True)
+
+
+@contextmanager
+def _explained(model: torch.nn.Module, output: ModelOutput, batch: Any) -> Iterator[None]:
+    """What fails because the model does not take the samples is bad use, all else a fault."""
+    try:
+        yield
+    except RuntimeError:
+        _need_pass(model, output, batch)
+        raise
+
+
+def _need_pass(model: torch.nn.Module, output: ModelOutput, batch: Any) -> None:
+    """Raise a :class:`TrakStoreError` if the model by itself does not take these samples."""
+    try:
+        with torch.no_grad():
+            output(model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        leaves = tree.tree_leaves(batch)
+        got = ", ".join(f"{one.dtype} of {tuple(one.shape)}" for one in leaves)
+        reason = str(error).strip().splitlines()[0][:200]
+        raise TrakStoreError(
+            f"the model does not take the first samples ({got}): {reason}; give samples of the "
+            f"shape and dtype that it was trained on"
+        ) from error
 
 
 def _block_bytes(wanted: SplitSpec, spec: StoreSpec, batch_rows: int) -> int:

@@ -127,7 +127,7 @@ def save_above(
     plan = replace(plan, targets=stop.chunks[0])
     done, total = written_chunks(location, path, stop), 0
     into, *entries = (array.open(location, path, "r+") for array in (stop, *_entries(size, dtype)))
-    with ProgressLine("scores", size, show=on_terminal()) as progress:
+    with ProgressLine("scores", size, unit="scores", show=on_terminal()) as progress:
         for at, (first, last) in enumerate(plan.windows(rows)):
             if (at,) in done:
                 total = int(into[last - 1])

@@ -18,7 +18,7 @@ from trakstore.linalg.tiles import in_this_process, map_reduce, nothing, tile_ro
 from trakstore.markup import card, facts_markup
 from trakstore.planning import ranges
 
-__all__ = ["Average", "Index", "Scores", "positions"]
+__all__ = ["Average", "Index", "Scores", "need_scores", "positions"]
 
 Index: TypeAlias = int | slice | Sequence[int] | NDArray[Any]
 Average: TypeAlias = Literal["factors", "scores"]
@@ -240,3 +240,12 @@ def positions(index: Index, size: int, dim: str) -> Taken:
     if outside.size:
         raise TrakStoreError(f"{dim}={outside[0]} is outside of {size} positions")
     return np.where(array < 0, array + size, array).astype(np.int64)
+
+
+def need_scores(got: object) -> None:
+    """Raise a :class:`TrakStoreError` for what is no :class:`Scores`."""
+    if not isinstance(got, Scores):
+        raise TrakStoreError(
+            f"needed Scores, as trak_scores and the like give them, got {type(got).__name__}; a matrix "
+            f"goes in as xarray.DataArray(matrix, dims=('target', 'train')) where top_k is asked"
+        )

@@ -21,7 +21,7 @@ from trakstore.linalg.entries import (
     save_top,
     written_chunks,
 )
-from trakstore.linalg.factored import Scores
+from trakstore.linalg.factored import Scores, need_scores
 from trakstore.linalg.narrowing import narrowed
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.streaming import for_each_tile, plan_windows
@@ -77,6 +77,7 @@ def save_scores(
     MemoryLimitError
         When one target and one tile do not fit, or too many scores pass the threshold.
     """
+    need_scores(scores)
     check_new_name(store, name)
     check_kept(scores, top, threshold)
     location, path = open_store(store).location, layout.scores_path(name)

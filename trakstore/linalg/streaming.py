@@ -145,7 +145,8 @@ def for_each_tile(
     """
     plan = plan_windows(scores, "streaming scores", memory_limit, align=align)
     step, columns = scores.tile_rows, scores.shape[1]
-    with ProgressLine("scores", scores.shape[0] * columns, show=on_terminal()) as progress:
+    size = scores.shape[0] * columns
+    with ProgressLine("scores", size, unit="scores", show=on_terminal()) as progress:
         for start, stop in plan.windows(scores.shape[0]):
             if skip is None or not skip(start, stop, 0, columns):
                 task = _WriteTask(scores.window(start, stop), write, skip, start, step)

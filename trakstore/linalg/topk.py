@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any, get_args
 
 import dask.array as da
@@ -14,7 +15,7 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.linalg.factored import Scores
+from trakstore.linalg.factored import Scores, need_scores
 from trakstore.linalg.groups import Groups, Where, train_groups
 from trakstore.linalg.lists import (
     NOWHERE,
@@ -110,12 +111,13 @@ def top_k(
         if where is not None or per_class:
             raise TrakStoreError("where= and per_class= are for Scores; select from the array")
         return _top_k_of_array(scores, k, order, memory_limit)
+    need_scores(scores)
     rows, columns = scores.shape
     groups = train_groups(scores, where, per_class=per_class)
     check_request(k, columns if groups is None or per_class else groups.counts[0], order)
     plan = plan_top_k(scores, k, groups, memory_limit)
     step, found = scores.tile_rows, []
-    with ProgressLine(f"top-{k}", rows * columns, show=on_terminal()) as progress:
+    with ProgressLine(f"top-{k}", rows * columns, unit="scores", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
             task = SelectTask(scores.window(start, stop), start, step, k, order, groups)
             advance = partial(_advance, progress, stop - start)
@@ -202,7 +204,7 @@ def check_request(k: int, columns: int, order: Order) -> None:
     """Raise a :class:`TrakStoreError` for an unknown order, or a k that is not in 1..columns."""
     if order not in get_args(Order):
         raise TrakStoreError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
-    if not 1 <= k <= columns:
+    if not isinstance(k, Integral) or not 1 <= k <= columns:
         raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
 
 

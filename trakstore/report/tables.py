@@ -26,10 +26,12 @@ __all__ = [
     "kernel_table",
     "missing_lines",
     "plain_table",
+    "span",
     "top_table",
 ]
 
-_LINES = 6  # of missing ranges
+_LINES = 3  # of missing ranges
+_EPOCHS = 4  # lines of epochs: all of it fits on a screen
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
@@ -48,8 +50,13 @@ def completeness_table(status: Sequence[SplitStatus]) -> Table:
     cells = {(one.epoch, one.split): _rows(one) for one in status}
     epochs = list(dict.fromkeys(one.epoch for one in status))
     table = plain_table("epoch", *splits)
-    for texts, alike in groupby(epochs, lambda e: [cells.get((e, split), "-") for split in splits]):
-        table.add_row(_span(list(alike)), *(_coloured(text) for text in texts))
+    groups = groupby(epochs, lambda e: [cells.get((e, split), "-") for split in splits])
+    lines = [(list(alike), texts) for texts, alike in groups]
+    first = len(lines) if len(lines) <= _EPOCHS else _EPOCHS - 1
+    for alike, texts in lines[:first]:
+        table.add_row(span(alike), *(_coloured(text) for text in texts))
+    if rest := [epoch for alike, _ in lines[first:] for epoch in alike]:
+        table.add_row(f"{len(rest)} more", *("--json" for _ in splits))
     return table
 
 
@@ -178,7 +185,8 @@ def _coloured(text: str) -> Text:
     return Text(text, style="" if text.replace(",", "").isdigit() else "yellow")
 
 
-def _span(epochs: list[Epoch]) -> str:
+def span(epochs: Sequence[Epoch]) -> str:
+    """Names of epochs; of many, the ends and how many."""
     if len(epochs) < 6:
         return ", ".join(map(str, epochs))
     return f"{epochs[0]} ... {epochs[-1]} ({len(epochs)} epochs)"

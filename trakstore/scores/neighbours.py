@@ -81,7 +81,8 @@ def neighbours(
         raise TrakStoreError(f"metric must be 'l2' or 'cosine', got {metric!r}")
     pairs = epoch_pairs(store, targets, train, epoch)
     if len(pairs) > 1:
-        raise TrakStoreError(f"name one epoch of {', '.join(str(p.epoch) for p in pairs)}")
+        known = ", ".join(str(pair.epoch) for pair in pairs[:12])
+        raise TrakStoreError(f"distances are within one epoch: name one (--epoch) of {known}")
     (pair,) = pairs
     name = layout.FEATURES if activations is None else f"{layout.ACTIVATIONS}{activations}"
     rows = pair.target.column(name), pair.train.column(name)

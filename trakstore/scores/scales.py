@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.linalg.rows import RowByRow, Rows
-from trakstore.scores.splits import Store, UnmaskedSplit
+from trakstore.scores.splits import Store, UnmaskedSplit, need_open
 
 __all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "out_to_loss"]
 
@@ -21,6 +21,7 @@ def check_of(of: str, store: Store) -> None:
     """Refuse anything but ``"output"`` and ``"loss"``, and a loss that no output determines."""
     if of not in get_args(Of):
         raise TrakStoreError(f"of must be 'output' or 'loss', got {of!r}")
+    need_open(store)
     output = store.spec.output
     if of == "loss" and output and dict(output.options).get("loss_of_output") is False:
         raise TrakStoreError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = [
     "Store",
     "UnmaskedSplit",
     "epoch_pairs",
+    "need_open",
     "part_of",
     "scores_of",
 ]
@@ -111,6 +113,12 @@ class EpochPair:
     train: UnmaskedSplit
 
 
+def need_open(store: Store) -> None:
+    """Raise a :class:`TrakStoreError` for the path of a store."""
+    if isinstance(store, str | os.PathLike):
+        raise TrakStoreError(f"needed an open store, got its path: open_store({str(store)!r})")
+
+
 def epoch_pairs(
     store: Store, targets: str, train: str, epochs: Epoch | Sequence[Epoch] | None = None
 ) -> tuple[EpochPair, ...]:
@@ -133,6 +141,7 @@ def epoch_pairs(
     SpecMismatchError
         Dimensions or numbers of rows differ.
     """
+    need_open(store)
     chosen = _chosen(store, targets, train, epochs)
     pairs = tuple(
         EpochPair(

@@ -109,8 +109,8 @@ def trak_scores(
         raise TrakStoreError(f"average must be 'factors' or 'scores', got {average!r}")
     if not 0 <= soft_threshold < float("inf"):
         raise TrakStoreError(f"soft_threshold must be a number >= 0, got {soft_threshold}")
-    damped, heat = Damping.of(damping), _temperature(temperature, store)
-    pairs = epoch_pairs(store, targets, train, epochs)
+    damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
+    heat = _temperature(temperature, store)
     parts = [_part(pair, damped, heat, solver, gram_dtype, memory_limit) for pair in pairs]
     return scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
 

@@ -85,6 +85,8 @@ def _new_file(target: Path) -> Iterator[Path]:
     """A temporary file that gets its name when all went well."""
     if target.exists():
         raise LocationError(f"{target} is there already; remove it or choose another name")
+    if not target.absolute().parent.is_dir():
+        raise LocationError(f"there is no folder {target.parent}; make it, or name another file")
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
@@ -99,9 +101,8 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 def _pieces(split: Split) -> Iterator[tuple[int, int]]:
     """Ranges of rows whose features are about a chunk; whole chunks, where rows are short."""
-    row_bytes = split.dim * np.dtype(dict(split.spec.columns)[layout.FEATURES]).itemsize
     chunk = split.spec.chunk_rows
-    return ranges(split.rows, max(1, CHUNK_BYTES // row_bytes // chunk) * chunk)
+    return ranges(split.rows, max(1, CHUNK_BYTES // split.row_bytes // chunk) * chunk)
 
 
 def _write_npy(split: Split, name: str, path: Path) -> None:

@@ -81,10 +81,14 @@ have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or is_leftover(name):
         raise TrakStoreError(
-            f"{name!r} cannot name a {what}: names begin with a letter and have letters, digits "
-            f"and _ . + = - only, 100 at most, and do not end in .partial"
+            f"{name!r} cannot name {_article(what)} {what}: names begin with a letter "
+            f"and have letters, digits and _ . + = - only, 100 at most, and do not end in .partial"
         )
     return name
+
+
+def _article(what: str) -> str:
+    return "an" if what[0] in "aeiou" else "a"
 
 
 def as_epoch(epoch: Epoch) -> Epoch:

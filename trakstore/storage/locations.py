@@ -256,6 +256,10 @@ def open_location(where: Where, *, create: bool = False) -> Location:
         return where
     if isinstance(where, Store):
         return Location(str(where), _patient(where), reopens=False)
+    if not isinstance(where, str | os.PathLike):
+        raise LocationError(
+            f"a place is a path, a URL such as s3://bucket/run.zarr, or a zarr store; got {where!r}"
+        )
     address = os.fspath(where)
     if "\0" in address:
         raise LocationError(f"{address!r} names no place: it has a null character")

@@ -142,7 +142,10 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
             found.append(part)
     if not found:
         near = did_you_mean(split, _splits(location))
-        raise NotFoundError(f"{location} has no training dynamics of {split!r}{near}")
+        raise NotFoundError(
+            f"{location} has no training dynamics of {split!r}{near}; "
+            f"TrainingDynamicsTracker records them while a model is trained"
+        )
     return sorted(found, key=lambda one: (one.first_epoch, one.run.started, one.number))
 
 

@@ -23,7 +23,10 @@ def read_root(document: bytes, location: Location) -> StoreSpec:
     where = str(location)
     stored = attributes(document, where, check=False).get(_KIND)
     if stored is None:
-        raise LocationError(f"{location} holds a zarr group that is not a trakstore store")
+        raise LocationError(
+            f"{location} holds a zarr group that is not a trakstore store; "
+            f"give the folder that featurize or FeatureStore.create made"
+        )
     version = stored.get("format") if isinstance(stored, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise SpecMismatchError(

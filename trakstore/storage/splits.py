@@ -137,6 +137,11 @@ class Split:
         return self.spec.dim
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's features, not compressed."""
+        return self.dim * np.dtype(dict(self.spec.columns)[layout.FEATURES]).itemsize
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Names of the stored columns."""
         return tuple(name for name, _ in self.spec.columns)

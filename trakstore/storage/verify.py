@@ -118,7 +118,9 @@ def verify_store(
     rows = sum(split.status().written_rows for split in found)
     with (
         ThreadPoolExecutor(threads) as pool,
-        ProgressLine(f"verify {location}", rows, show=progress) as line,
+        ProgressLine(
+            f"verify {location}", rows, item_bytes=_mean_bytes(found), show=progress
+        ) as line,
     ):
         reports = tuple(_check_split(walk, split, pool, threads, line) for split in found)
         if epochs is None and splits is None:
@@ -126,6 +128,12 @@ def verify_store(
             walk.runs()
     walk.clear_leftovers()
     return VerifyReport(str(location), reports, tuple(walk.findings), tuple(walk.leftovers))
+
+
+def _mean_bytes(splits: list[Split]) -> int:
+    """Of a row's features, over all rows."""
+    rows = sum(split.rows for split in splits)
+    return sum(split.rows * split.row_bytes for split in splits) // max(1, rows)
 
 
 def _check_split(

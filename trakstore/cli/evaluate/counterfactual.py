@@ -72,7 +72,10 @@ def counterfactual(
     epochs = chosen_epochs(epoch)
     rows = target_rows(epoch_pairs(opened, targets, train, epochs)[0].target, target, targets)
     trainings = (1 + 3 * len(rows) * len(sizes)) * repeats
-    with workplace(workers, scheduler), ProgressLine("training models", trainings) as line:
+    with (
+        workplace(workers, scheduler),
+        ProgressLine("training", trainings, unit="models") as line,
+    ):
         scores = make_scores(
             method,
             opened,

@@ -24,6 +24,7 @@ from trakstore.cli.options import (
 from trakstore.cli.output import console, print_json
 from trakstore.errors import TrakStoreError
 from trakstore.progress import ProgressLine
+from trakstore.scores.splits import epoch_pairs
 from trakstore.storage.store import FeatureStore, open_store
 
 __all__ = ["lds"]
@@ -70,7 +71,11 @@ def lds(
     with workplace(workers, scheduler):
         if trainer is not None:
             plan = (share, repeats, seed)
-            _train(opened, models, trainer, count, plan, at_once, train, chosen_epochs(epoch))
+            pair = epoch_pairs(opened, targets, train, chosen_epochs(epoch))[
+                0
+            ]  # before hours go by
+            rows = pair.train.stored.spec.rows
+            _train(opened, models, trainer, count, plan, at_once, rows)
         truth = retrained_models(opened, models)
         common: dict[str, Any] = {"targets": targets, "train": train, "damping": damping}
         common |= {"epochs": chosen_epochs(epoch), "memory_limit": memory_limit}
@@ -109,15 +114,13 @@ def _train(
     count: int,
     plan: tuple[float, int, int],
     at_once: int,
-    split: str,
-    epochs: Any,
+    rows: int,
 ) -> None:
     from trakstore.evaluation.retraining import retrain
     from trakstore.sampling import SubsetPlan
 
-    rows = store.split((epochs or store.epochs_of(split))[0], split).spec.rows
     subsets = SubsetPlan(rows, *plan)
-    with ProgressLine("training models", count) as line:
+    with ProgressLine("training", count, unit="models") as line:
         retrain(
             load_trainer(trainer),
             store,

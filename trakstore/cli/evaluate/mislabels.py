@@ -22,7 +22,7 @@ from trakstore.cli.options import (
     chosen_epochs,
 )
 from trakstore.cli.output import console, print_json
-from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.storage.store import open_store
 
 __all__ = ["mislabels"]
@@ -34,6 +34,8 @@ def mislabels(
         Path | None,
         typer.Option(
             metavar="FILE",
+            exists=True,
+            dir_okay=False,
             help="Ids of samples that are known to be wrong, one a line.",
             show_default=False,
         ),
@@ -80,10 +82,16 @@ def mislabels(
 
 def _known(path: Path, ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
     """Which samples a file names."""
-    if not path.is_file():
-        raise NotFoundError(f"there is no file {path}")
-    named = {line.strip() for line in path.read_text().splitlines() if line.strip()}
-    names = ids.astype(str)
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise TrakStoreError(f"{path} is not text: give sample ids, one a line") from None
+    named, names = {line.strip() for line in lines if line.strip()}, ids.astype(str)
+    if not named or named >= set(names.tolist()):
+        raise TrakStoreError(
+            f"{path} names {'all' if named else 'none'} of the {len(names)} samples: to see whether "
+            f"scores tell wrong labels from others, it must name some of them, one id a line"
+        )
     missing = sorted(named - set(names.tolist()))
     if missing:
         near = did_you_mean(missing[0], names[:1000].tolist())

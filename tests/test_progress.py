@@ -1,0 +1,79 @@
+"""Progress of long work: what it says, on a terminal and in a log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trakstore import progress
+from trakstore.progress import ProgressLine
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(progress, "time", made)
+    return made
+
+
+def test_a_log_gets_a_plain_line_now_and_then(clock: Clock, capsys: Any) -> None:
+    with ProgressLine("train", 1000, item_bytes=2000, begun=200) as line:
+        for _ in range(6):
+            clock.now += 4
+            line.advance(100)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [  # at 12 s and 24 s; rows that were there before are not in the rate
+        "train: 500/1,000 rows (50%), 1.0 MB, 25.0 rows/s, 20.0 s left",
+        "train: 800/1,000 rows (80%), 1.6 MB, 25.0 rows/s, 8.0 s left",
+    ]
+
+
+def test_what_others_did_counts(clock: Clock, capsys: Any) -> None:
+    line = ProgressLine("train", 100, unit="models")
+    assert not line.wants_a_look()
+    clock.now += 20
+    assert line.wants_a_look() and not line.wants_a_look()
+    line.reach(60)
+    line.reach(40)  # an older listing
+    assert line.done == 60
+    assert "train: 60/100 models (60%), 3.0 models/s, 13.3 s left" in capsys.readouterr().err
+
+
+def test_a_silent_one_never_looks(clock: Clock, capsys: Any) -> None:
+    line = ProgressLine("train", 100, show=False)
+    clock.now += 1000
+    line.advance(100)
+    assert not line.wants_a_look()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_and_colours_can_be_off(
+    clock: Clock, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = {}
+    for colours in (True, False):
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        if not colours:
+            monkeypatch.setenv("NO_COLOR", "1")
+        with ProgressLine("train [1]", 400, item_bytes=1000) as line:
+            clock.now += 2
+            line.advance(100)
+        shown[colours] = capsys.readouterr().err
+        for part in ("train [1]", "100/400 rows (25%), 100.0 kB, 50.0 rows/s, 6.0 s left"):
+            assert part in shown[colours]
+    assert "\x1b[38;5;" in shown[True]
+    assert "\x1b[38;5;" not in shown[False] and "\x1b[3" not in shown[False]
