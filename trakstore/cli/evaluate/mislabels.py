@@ -34,8 +34,6 @@ def mislabels(
         Path | None,
         typer.Option(
             metavar="FILE",
-            exists=True,
-            dir_okay=False,
             help="Ids of samples that are known to be wrong, one a line.",
             show_default=False,
         ),
@@ -82,6 +80,8 @@ def mislabels(
 
 def _known(path: Path, ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
     """Which samples a file names."""
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}; give one of sample ids, one a line")
     try:
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError:
