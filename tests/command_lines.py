@@ -36,7 +36,7 @@ def find_command(words: list[str]) -> tuple[Any, list[str]]:
     """The command that words begin with, and the rest of them."""
     command: Any = typer.main.get_command(app)
     rest = list(words)
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and not (rest and rest[0].startswith("-")):
         assert rest and rest[0] in command.commands, f"no such command: trakstore {words}"
         command = command.commands[rest.pop(0)]
     return command, rest

@@ -66,7 +66,7 @@ QUERIES = {
     ),
     "wrong file": (
         ["evaluate", "mislabels", "{store}", "--wrong", "{folder}/x"],
-        "does not exist; see trakstore evaluate mislabels",
+        "there is no file {folder}/x",
     ),
     "wrong split": (["evaluate", "mislabels", "{store}", "--split", "trian"], "mean 'train'"),
     "models": (["evaluate", "lds", "{store}", "--models", "m"], "named 'm'; there are none yet"),
@@ -246,8 +246,8 @@ def test_trainers(case: str, run: Any, store: ts.FeatureStore, tmp_path: Path) -
 
 
 LISTS = {
-    "none": (b"", "names none of the 40 samples"),
-    "all": ("\n".join(map(str, range(40))).encode(), "names all of the 40 samples"),
+    "none": (b"", "none of the 40 samples are named"),
+    "all": ("\n".join(map(str, range(40))).encode(), "all of the 40 samples are named"),
     "binary": (b"\xff\xfe\x00", "is not text: give sample ids, one a line"),
     "other": (b"40\n", "train has no sample '40'"),
 }

@@ -111,7 +111,7 @@ def test_mislabels(run: Any, made: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "wrong.txt").write_text("20\n")
     asked = ["evaluate", "mislabels", store, "--wrong"]
     assert "train has no sample '20'" in run(*asked, tmp_path / "wrong.txt").error
-    assert "does not exist" in run(*asked, tmp_path / "none.txt").error
+    assert "there is no file" in run(*asked, tmp_path / "none.txt").error
 
 
 def test_stability(run: Any, made: tuple[Path, Path]) -> None:

@@ -55,12 +55,12 @@ def mislabels(
     from trakstore.report.evaluations import detection_lines, suspects_table
     from trakstore.scores.influence import self_scores
 
-    opened = open_store(store)
+    opened, named = open_store(store), None if wrong is None else _named(wrong)
     with workplace(workers, scheduler):
         scores = self_scores(
             opened, split, chosen_epochs(epoch), damping, memory_limit=memory_limit
         )
-    known = None if wrong is None else _known(wrong, scores["train_id"].values, split)
+    known = None if named is None else _known(named, scores["train_id"].values, split)
     found = None if known is None else detection(scores.values, known)
     first = np.argsort(-scores.values, kind="stable")[:k]
     suspects = scores.isel(train=first)
@@ -78,22 +78,27 @@ def mislabels(
         out.print(line, soft_wrap=True)
 
 
-def _known(path: Path, ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
-    """Which samples a file names."""
+def _named(path: Path) -> set[str]:
+    """The ids in a file."""
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}; give one of sample ids, one a line")
     try:
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError:
         raise TrakStoreError(f"{path} is not text: give sample ids, one a line") from None
-    named, names = {line.strip() for line in lines if line.strip()}, ids.astype(str)
+    return {line.strip() for line in lines if line.strip()}
+
+
+def _known(named: set[str], ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
+    """Which samples are named."""
+    names = ids.astype(str)
     if not named or named >= set(names.tolist()):
         raise TrakStoreError(
-            f"{path} names {'all' if named else 'none'} of the {len(names)} samples: to see whether "
-            f"scores tell wrong labels from others, it must name some of them, one id a line"
+            f"{'all' if named else 'none'} of the {len(names)} samples are named: to see whether "
+            f"scores tell wrong labels from others, the file must name some, one id a line"
         )
     missing = sorted(named - set(names.tolist()))
     if missing:
         near = did_you_mean(missing[0], names[:1000].tolist())
-        raise NotFoundError(f"{split} has no sample {missing[0]!r}, which {path} names{near}")
+        raise NotFoundError(f"{split} has no sample {missing[0]!r}, which the file names{near}")
     return np.isin(names, list(named))
