@@ -90,7 +90,7 @@ class Ground:
     @cached_property
     def truth(self) -> Any:
         plan = SubsetPlan(self.rows, repeats=REPEATS, seed=1)
-        with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as two, Client(two):
+        with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as two, Client(two):
             return retrain(self.trainer, self.out / "truth.zarr", "halves", plan, self.models)
 
     @cached_property

@@ -50,7 +50,7 @@ def main() -> None:
         "paper": ts.trak_scores(store, epochs=used, temperature=None),
         "cosine": ts.grad_cos_scores(store, epochs=used),
     }
-    with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as two, Client(two):
+    with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as two, Client(two):
         for name, scores in methods.items():
             found = counterfactual(
                 scores,

@@ -64,7 +64,7 @@ def main() -> None:
         }
         seconds: dict[tuple[str, int], float] = {}
         for workers in (1, 2):
-            options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+            options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0"}
             with LocalCluster(**options) as cluster, Client(cluster):
                 print(f"{workers} worker processes")
                 start, each = task_seconds(o.repeats, 128 if o.small else 2048)

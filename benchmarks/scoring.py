@@ -38,7 +38,7 @@ def main() -> None:
         if options.cluster:
             with (
                 LocalCluster(
-                    n_workers=options.cluster, threads_per_worker=1, dashboard_address=None
+                    n_workers=options.cluster, threads_per_worker=1, dashboard_address=":0"
                 ) as cluster,
                 Client(cluster),
             ):

@@ -104,7 +104,7 @@ def test_a_cluster_of_processes_gives_the_same_numbers(store: ts.FeatureStore) -
     threads = ts.trak_scores(store)
     dense, top = np.asarray(threads), ts.top_k(threads, 10)
     with (
-        LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster),
     ):
         assert len(cluster.workers) == 2

@@ -105,7 +105,7 @@ def test_neighbours(metric: Any, run: Any, rated: ts.FeatureStore) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "name one epoch of 1, 2"),
+        ([], "name one (--epoch) of 1, 2"),
         (["--epoch", "1", "--metric", "l1"], "metric must be"),
         (["--epoch", "1", "--k", "31"], "k must be in 1..30"),
         (["--epoch", "3"], "no epoch 3"),

@@ -15,7 +15,7 @@ import trakstore as ts
 
 @pytest.fixture(scope="module")
 def address() -> Any:
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0") as cluster:
         yield cluster.scheduler_address
 
 

@@ -94,7 +94,7 @@ def test_another_plan_is_refused(place: Path) -> None:
 def test_on_a_cluster_in_a_new_place(tmp_path: Path) -> None:
     place = tmp_path / "new.zarr"
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster),
     ):
         found = retrain(linear, place, "far", PLAN, 12, at_once=5)

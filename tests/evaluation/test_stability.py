@@ -30,9 +30,9 @@ def test_against_scipy_and_by_hand() -> None:
 
 def test_what_cannot_be_compared() -> None:
     scores = np.zeros((2, 5))
-    with pytest.raises(TrakStoreError, match="two or more runs of one shape"):
+    with pytest.raises(TrakStoreError, match="two or more runs, of one shape"):
         stability([scores])
-    with pytest.raises(TrakStoreError, match="two or more runs of one shape"):
+    with pytest.raises(TrakStoreError, match="two or more runs, of one shape"):
         stability([scores, scores[:1]])
     with pytest.raises(TrakStoreError, match="top_k must be in"):
         stability([scores, scores], top_k=6)

@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path) -> 
         (model, data, {"output": "margins"}, NotFoundError, "did you mean 'margin'"),
         (model, data, {"split": "../x"}, TrakStoreError, "cannot name a split"),
         (model, data, {"epoch": -1}, TrakStoreError, "non-negative"),
-        (model, data, {"batch_size": 0}, TrakStoreError, "batch_size must be 1 or more"),
+        (model, data, {"batch_size": 0}, TrakStoreError, "batch_size must be an integer, 1 or more"),
         (model, data, {"rank": 2, "world_size": 2}, TrakStoreError, "rank 2 is not in 0..1"),
         (nn.Flatten(), data, {}, TrakStoreError, "no parameter"),
         (nn.Linear(12, 1), data, {}, TrakStoreError, "2 classes or more"),

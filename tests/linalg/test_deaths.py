@@ -42,7 +42,7 @@ def scores(seconds: float) -> Scores:
 @pytest.mark.filterwarnings("ignore")  # what the nannies say of the dead
 def test_one_of_two_workers_killed_three_times_gives_the_same_lists() -> None:
     expected, killed = top_k(scores(0), 7), []
-    options: Any = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    options: Any = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     over = threading.Event()
     with LocalCluster(**options, silence_logs=50) as cluster, Client(cluster):
 

@@ -56,7 +56,7 @@ from distributed import Client, LocalCluster
 {prelude}
 if __name__ == "__main__":
     dask.config.set(scheduler=None)
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         with Client(cluster) as client:
             def peaks():
                 return max(client.run(peak).values())
