@@ -83,12 +83,12 @@ def export_split(
 @contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
     """A temporary file that gets its name when all went well."""
-    if target.exists():
-        raise LocationError(f"{target} is there already; remove it or choose another name")
-    if not target.absolute().parent.is_dir():
-        raise LocationError(f"there is no folder {target.parent}; make it, or name another file")
-    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    partial = target.with_name(f"{uuid.uuid4().hex}.partial")
     try:
+        if target.exists():
+            raise LocationError(f"{target} is there already; remove it or choose another name")
+        if not target.absolute().parent.is_dir():
+            raise LocationError(f"there is no folder {target.parent}; make it, or name another file")
         yield partial
         partial.replace(target)
     except OSError as error:
