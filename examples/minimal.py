@@ -78,12 +78,12 @@ def by_hand(models: list[nn.Module], sides: dict[str, TensorDataset]) -> Tensor:
 
 
 def by_library(models: list[nn.Module], sides: dict[str, TensorDataset], where: str) -> ts.Scores:
-    """The same scores, lazy."""
+    """The same scores, those of the paper, lazy."""
     for epoch, model in enumerate(models):
         for split, side in sides.items():
             spec = ts.ProjectionSpec("sjlt", dim=DIM)
             featurize(model, side, where, epoch=epoch, split=split, projector=spec)
-    return ts.trak_scores(ts.open_store(where))
+    return ts.trak_scores(ts.open_store(where), temperature=None)
 
 
 def main() -> None:
