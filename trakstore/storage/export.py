@@ -88,7 +88,9 @@ def _new_file(target: Path) -> Iterator[Path]:
         if target.exists():
             raise LocationError(f"{target} is there already; remove it or choose another name")
         if not target.absolute().parent.is_dir():
-            raise LocationError(f"there is no folder {target.parent}; make it, or name another file")
+            raise LocationError(
+                f"there is no folder {target.parent}; make it, or name another file"
+            )
         yield partial
         partial.replace(target)
     except OSError as error:
