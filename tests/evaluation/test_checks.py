@@ -191,3 +191,9 @@ def test_epochs_are_looked_at_with_their_own_weights(tmp_path: Path) -> None:
     assert verdicts(swapped, place, epochs=[1])["fail"].count("same checkpoint") == 2
     with pytest.raises(NotFoundError, match="no epoch 3"):
         verdicts(swapped, place, epochs=[3])
+
+
+@pytest.mark.parametrize("kind", [{"keep_bits": 4}, {"dtype": "float16"}, {"autocast": "bfloat16"}])
+def test_narrow_features_are_those_of_the_model(kind: Any, tmp_path: Path) -> None:
+    job = job_of(**kind)
+    assert not verdicts(job, stored(job, tmp_path))["fail"]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.evaluation.model_checks import Probe, check_data, check_model
 from trakstore.evaluation.store_checks import check_kernel, check_rows
-from trakstore.evaluation.verdicts import Check, failing, unless
+from trakstore.evaluation.verdicts import Check, unless
 from trakstore.features.batches import evaluated
-from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint, dataset_rows
+from trakstore.features.fingerprint import checkpoint_hash, dataset_rows
 from trakstore.features.job import Job
-from trakstore.storage.columns import sample_ids
+from trakstore.spec import StoreSpec
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Where
 from trakstore.storage.splits import Split
@@ -23,7 +24,9 @@ from trakstore.storage.store import FeatureStore, open_store
 
 __all__ = ["check_setup"]
 
-_NARROW = {"float32": 1e-3, "float16": 1e-2}  # relative error of stored rows that is rounding
+_NARROW = {"float32": 1e-3, "float16": 1e-2}  # relative error of stored rows that is rounding,
+_AUTOCAST = 3e-2  # and that of products in bfloat16
+_Data: TypeAlias = "tuple[Check, str | None]"  # of a split, and its fingerprint
 _REMEDY = "mend the job first; what depends on it was not looked at"
 
 
@@ -76,73 +79,92 @@ def check_setup(
             raise NotFoundError(f"{opened.location} has no epoch {epoch!r}{near}")
     if not any(train in opened.splits_of(epoch) for epoch in chosen):
         raise NotFoundError(f"no epoch has a split {train!r}{did_you_mean(train, opened.splits)}")
+    data = {split: check_data(job, split) for split in job.datasets}
     sound = True
-    for check in _job(job, opened, chosen):
+    for check in _job(job, opened, chosen, data):
         yield check
         sound = sound and check.verdict != "fail"
     for epoch in chosen:
+        weights = _weights(job, epoch)
         for name in opened.splits_of(epoch):
             split = opened.split(epoch, name)
             yield from check_rows(split)
-            if name in job.datasets:
-                yield from _of_this_job(job, split, opened, sound)
+            if name in data:
+                yield _same_data(job, split, data[name][1])
+                yield _same_checkpoint(split, weights)
+                if sound and weights is not None and _comparable(job, split):
+                    yield _again(job, split, opened.spec)
         if train in opened.splits_of(epoch) and opened.split(epoch, train).status().complete:
             yield check_kernel(opened, epoch, train, damping, memory_limit)
 
 
-def _job(job: Job, store: FeatureStore, epochs: Sequence[Epoch]) -> Iterator[Check]:
-    data = [check_data(job, split) for split in job.datasets]
-    yield from data
+def _job(
+    job: Job, store: FeatureStore, epochs: Sequence[Epoch], data: Mapping[str, _Data]
+) -> Iterator[Check]:
+    yield from (check for check, _ in data.values())
     known = [epoch for epoch in epochs if epoch in job.epochs]
     if known:
         job.load(known[-1])
-    for check, split in zip(data, job.datasets, strict=True):
+    for split, (check, _) in data.items():
         if check.verdict == "pass":
             yield from check_model(job, split, store.spec.projection)
             return
     yield Check("model", "job", "fail", None, "no split whose samples stay", _REMEDY)
 
 
-def _of_this_job(job: Job, split: Split, store: FeatureStore, sound: bool) -> Iterator[Check]:
-    """Whether the rows are of this data set and checkpoint: by hashes, and by computing some again."""
-    where = f"{split.name} at epoch {split.epoch}"
-    try:
-        dataset = job.datasets[split.name]
-        ids = sample_ids(job.ids.get(split.name), dataset_rows(dataset))
-        same = split.spec.dataset in (None, dataset_fingerprint(dataset, ids))
-        same = same and split.spec.rows == len(ids)
-    except TrakStoreError as error:
-        yield failing("same data", where, error, _REMEDY)
-        return
+def _weights(job: Job, epoch: Epoch) -> str | None:
+    """Load the weights of an epoch; their hash, or None where the job has none."""
+    return checkpoint_hash(job.load(epoch)) if epoch in job.epochs else None
+
+
+def _same_data(job: Job, split: Split, fingerprint: str | None) -> Check:
+    if fingerprint is None:
+        return Check("same data", _where(split), "fail", None, "samples do not stay", _REMEDY)
+    count = len(job.datasets[split.name])
+    same = split.spec.dataset in (None, fingerprint) and split.spec.rows == count
     meaning = "samples of the job; equal to those of the store by their hashes"
     remedy = (
         f"the store has {split.spec.rows} rows of other data: give the job that it was made with"
     )
-    yield unless(same, "same data", where, len(ids), meaning, remedy)
-    if split.epoch not in job.epochs:
+    return unless(same, "same data", _where(split), count, meaning, remedy)
+
+
+def _same_checkpoint(split: Split, weights: str | None) -> Check:
+    if weights is None:
         remedy = f"the job has no epoch {split.epoch!r}: give it this checkpoint"
-        yield Check("same checkpoint", where, "warn", None, "not looked at", remedy)
-        return
-    job.load(split.epoch)
-    same = split.spec.checkpoint in (None, checkpoint_hash(job.model))
+        return Check("same checkpoint", _where(split), "warn", None, "not looked at", remedy)
+    same = split.spec.checkpoint in (None, weights)
     remedy = "the job loads other weights for this epoch than the features were made with"
-    yield unless(same, "same checkpoint", where, None, "weights equal by their hash", remedy)
-    if sound and split.status().complete and split.spec.rows <= len(ids):
-        yield _again(job, split, store, where)
+    meaning = "weights equal by their hash"
+    return unless(same, "same checkpoint", _where(split), None, meaning, remedy)
 
 
-def _again(job: Job, split: Split, store: FeatureStore, where: str) -> Check:
-    """Some rows, computed now, against the stored ones."""
+def _comparable(job: Job, split: Split) -> bool:
+    return split.status().complete and split.spec.rows <= dataset_rows(job.datasets[split.name])
+
+
+def _where(split: Split) -> str:
+    return f"{split.name} at epoch {split.epoch}"
+
+
+def _rounding(spec: StoreSpec) -> float:
+    """Relative error of stored rows that their precision explains."""
+    bits = 0.0 if spec.keep_bits is None else 2.0**-spec.keep_bits
+    return max(_NARROW[spec.dtype], bits, _AUTOCAST if spec.autocast else 0.0)
+
+
+def _again(job: Job, split: Split, spec: StoreSpec) -> Check:
+    """Some rows, computed now in float32, against the stored ones; the job has the epoch's weights."""
     rows = np.unique(np.linspace(0, split.spec.rows - 1, 5).astype(int)).tolist()
-    parameters = store.spec.parameters
-    patterns = job.parameters if parameters is None else parameters.patterns
+    patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
         made = Probe.of(replace(job, parameters=patterns), split.name, rows)
-        wanted = made.features(store.spec.projection).numpy()
+        wanted = made.features(spec.projection).numpy()
     stored = np.concatenate([split.column("features").read(i, i + 1) for i in rows])
     scale = float(np.linalg.norm(wanted))
     apart = float(np.linalg.norm(stored - wanted)) / scale if scale else 0.0
-    limit = 1e-2 if store.spec.keep_bits is not None else _NARROW[store.spec.dtype]
     remedy = "stored features are not those of this model and data: drop the split, featurize again"
     meaning = "relative difference of stored rows, among them the last, from rows computed now"
-    return unless(apart < limit, "rows computed again", where, apart, meaning, remedy)
+    return unless(
+        apart < _rounding(spec), "rows computed again", _where(split), apart, meaning, remedy
+    )

@@ -87,9 +87,9 @@ def retrain(
         A model's outputs are not finite.
     """
     location = _location(store, create=True)
-    told = plan.to_dict()
-    _check_plan(location, name, told)
-    missing = list(_missing(model_parts(location, name), models, at_once))
+    parts = model_parts(location, name)
+    _check_plan(parts, name, plan.to_dict())
+    missing = list(_missing(parts, models, at_once))
     what, client = (trainer, location, name, plan), active_client()
     if client is None:
         counts: Iterable[int] = (_train(*what, *at) for at in missing)
@@ -140,8 +140,8 @@ def add_retrained(
     location, subset = _location(store, create=True), np.asarray(subsets, dtype=bool)
     output = _checked(np.asarray(outputs), len(subset))
     plan = {"rows": int(subset.shape[-1]), "targets": output.shape[1]}
-    _check_plan(location, name, plan)
     parts = model_parts(location, name)
+    _check_plan(parts, name, plan)
     first = max((part.first + part.count for part in parts), default=0)
     if subset.ndim != 2:
         raise TrakStoreError(f"needed subsets (models, train rows), got {subset.shape}")
@@ -169,7 +169,7 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
     parts = model_parts(location, name)
     if not parts:
         raise missing_set(location, name)
-    shapes = {(part.read("subset").shape[1], part.read("output").shape[1]) for part in parts}
+    shapes = {tuple(array.shape[1] for array in part.arrays[:2]) for part in parts}
     if len(shapes) > 1:
         raise TrakStoreError(
             f"models named {name!r} are of different (train rows, targets): {sorted(shapes)}; "
@@ -193,8 +193,8 @@ def _location(store: Where | FeatureStore, create: bool = False) -> Location:
     )
 
 
-def _check_plan(location: Location, name: str, plan: dict[str, Any]) -> None:
-    for part in model_parts(location, name)[:1]:
+def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None:
+    for part in parts[:1]:
         if dict(part.plan) != plan:
             raise SpecMismatchError(
                 f"models named {name!r} are of {dict(part.plan)}, not of {plan}: choose another name"

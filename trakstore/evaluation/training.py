@@ -75,9 +75,8 @@ class SubsetTrainer:
     def __call__(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> Retrained:
         """Train a model on each subset and ask it about the targets; arguments are those of `fit`."""
         targets, output = _all_rows(self.targets), as_output(self.output)
-        told, classes = [], []
+        told, classes, model = [], [], self._fresh(0).eval()
         for state in self.fit(subsets, seeds):
-            model = self._fresh(0).eval()
             model.load_state_dict(state)
             with torch.no_grad():
                 told.append(output(model, targets).output.float().numpy())

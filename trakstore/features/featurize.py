@@ -230,7 +230,7 @@ def _line(task: SplitTask, show: bool) -> ProgressLine:
         f"{split.name} at epoch {split.epoch}",
         split.rows,
         item_bytes=split.row_bytes,
-        begun=split.status().written_rows,
+        begun=split.status().written_rows if show else 0,
         show=show,
     )
 

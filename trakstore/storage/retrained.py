@@ -31,6 +31,7 @@ class ModelPart:
     plan : mapping
         What subsets and seeds follow from; equal for all parts of a set.
     arrays : tuple of SavedArray
+        ``subset``, ``output``, and ``predicted`` where there are classes.
     """
 
     location: Location

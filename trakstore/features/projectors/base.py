@@ -15,8 +15,8 @@ from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Projector", "as_matrix"]
 
-_TILE = {"cpu": 1 << 20}  # entries of gradients that are formed at once, in a core's cache
-_LARGE_TILE = 1 << 26  # elsewhere: 256 MB
+_TILE = 1 << 20  # entries of gradients that are formed at once, in a core's cache
+_LARGE_TILE = 1 << 26  # and not on the CPU: 256 MB
 TEST_PARAMETERS = ParameterSpec((("weight", (3, 5)),))
 
 
@@ -85,7 +85,7 @@ class Projector(ABC):
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors: by default as tiles of all samples and some rows."""
-        form, most = outer.former(), _TILE.get(out.device.type, _LARGE_TILE)
+        form, most = outer.former(), _TILE if out.device.type == "cpu" else _LARGE_TILE
         for start, stop in ranges(outer.rows, max(1, most // (outer.batch * outer.columns))):
             self.add(out, outer.name, form(start, stop), outer.first_row + start)
 
