@@ -193,7 +193,7 @@ def test_epochs_are_looked_at_with_their_own_weights(tmp_path: Path) -> None:
         verdicts(swapped, place, epochs=[3])
 
 
-@pytest.mark.parametrize("kind", [{"keep_bits": 4}, {"dtype": "float16"}, {"autocast": "bfloat16"}])
+@pytest.mark.parametrize("kind", [{"keep_bits": 5}, {"dtype": "float16"}, {"autocast": "bfloat16"}])
 def test_narrow_features_are_those_of_the_model(kind: Any, tmp_path: Path) -> None:
     job = job_of(**kind)
     assert not verdicts(job, stored(job, tmp_path))["fail"]
