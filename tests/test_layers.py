@@ -50,6 +50,7 @@ ORDER: dict[str, list[str]] = {
         "given",
         "notebook",
         "store",
+        "opening",
         "checks",
         "saved",
         "records",
@@ -112,6 +113,7 @@ ORDER: dict[str, list[str]] = {
         "app",
     ],
     "evaluation": [
+        "intervals",
         "lds",
         "retraining",
         "training",
@@ -125,6 +127,7 @@ ORDER: dict[str, list[str]] = {
         "efficiency",
     ],
     "report": [
+        "units",
         "tables",
         "findings",
         "evaluations",

@@ -19,7 +19,8 @@ from trakstore.scores.similarity import grad_cos_scores, grad_dot_scores, whiten
 from trakstore.scores.tracin import tracin_scores
 from trakstore.scores.trak import trak_scores, trak_scores_of_arrays
 from trakstore.spec import ProjectionSpec
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.opening import open_store
+from trakstore.storage.store import FeatureStore
 from trakstore.storage.verify import verify_store
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ import pytest
 
 import trakstore as ts
 from trakstore.errors import SpecMismatchError, TrakStoreError
-from trakstore.evaluation.counterfactual import counterfactual, mean_interval
+from trakstore.evaluation.counterfactual import counterfactual
 from trakstore.evaluation.retraining import Retrained
 
 ROWS, TARGETS = 30, 4
@@ -121,14 +121,3 @@ def test_stored_scores_with_masked_rows_and_labels(tmp_path: Path) -> None:
 def test_bad_use(place: Path, options: Any, error: str) -> None:
     with pytest.raises(TrakStoreError, match=error):
         counterfactual(WEIGHTS.T, linear, place, "cf", **options)
-
-
-def test_mean_interval() -> None:
-    values = rng.normal(size=200)
-    mean, low, high = mean_interval(values)
-    error = values.std(ddof=1) / np.sqrt(200)
-    assert mean == pytest.approx(values.mean())
-    assert (low - mean) / error == pytest.approx(-1.96, abs=0.25)
-    assert (high - mean) / error == pytest.approx(1.96, abs=0.25)
-    with pytest.raises(TrakStoreError):
-        mean_interval([np.nan])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
+from trakstore.report.findings import group_table
 from trakstore.report.tables import completeness_table, missing_lines, top_table
+from trakstore.report.units import in_powers_of_ten
 from trakstore.storage.splits import SplitStatus
 
 
@@ -61,3 +64,23 @@ def test_top_lists() -> None:
     assert "+0.500" in shown
     labelled = top.assign(label=(dims, np.array([[1, 2]])), target_label=("target", np.array([1])))
     assert "bcd (2) -0.00123" in text(top_table(labelled))
+
+
+def test_groups_fit_a_terminal_in_one_unit() -> None:
+    means = np.diag(np.arange(1.0, 11.0)) * 0.004
+    means[0, 1] = -1e-9
+    lines = text(group_table(means, range(10), range(10)), width=80).splitlines()
+    assert "mean scores, in 10⁻²" in lines[0]
+    numbers = [line.split() for line in lines if line.strip() and line.split()[0].isdigit()]
+    assert [row[1:] for row in numbers] == [[f"{x * 100:+z.1f}" for x in row] for row in means]
+    assert "-0.0" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("values", "scaled", "unit"),
+    [([0.0, 0.0], [0, 0], "1"), ([250, -20], [2.5, -0.2], "10²"), ([np.nan, 3], [np.nan, 3], "1")],
+)
+def test_units(values: list[float], scaled: list[float], unit: str) -> None:
+    found, said = in_powers_of_ten(np.array(values))
+    np.testing.assert_allclose(found, scaled)
+    assert said == unit

@@ -13,6 +13,7 @@ import trakstore as ts
 from trakstore.errors import NotFoundError, NumericsError, TrakStoreError
 from trakstore.linalg.blocked import BlockedCholesky
 from trakstore.linalg.iterative import ConjugateGradients, Dual
+from trakstore.linalg.weights import WeightedSplit
 from trakstore.scores.influence import influence_scores, self_scores
 from trakstore.scores.neighbours import neighbours
 from trakstore.scores.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
@@ -176,6 +177,16 @@ def test_grams_of_each_temperature_are_apart(store: ts.FeatureStore) -> None:
         np.testing.assert_array_equal(one, other)
     assert len({one.tobytes() for one in made}) == 4
     assert ts.verify_store(store.location.address).ok
+
+
+def test_each_temperature_has_a_name_that_no_other_has(store: ts.FeatureStore) -> None:
+    near = [1.0, 2.0, float(np.nextafter(2.0, 3.0)), 1e-300, 123456789.5]
+    names = [
+        WeightedSplit(store.split(store.epochs[0], "train"), "logistic", one).weighting
+        for one in near
+    ]
+    assert names[:2] == ["logistic", "logistic-2"]
+    assert [float(name.removeprefix("logistic-")) for name in names[1:]] == near[1:]
 
 
 @pytest.mark.parametrize("temperature", [0, -1, "hot", float("nan"), float("inf")])

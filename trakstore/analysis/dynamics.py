@@ -10,7 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, did_you_mean
-from trakstore.storage.locations import Where, open_location
+from trakstore.storage.locations import Where
+from trakstore.storage.opening import location_of
 from trakstore.storage.records import MEASURES, RecordPart, record_parts
 from trakstore.storage.store import FeatureStore
 
@@ -51,7 +52,7 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
     Swayamdipta et al. (2020) for the first three, Toneva et al. (2019) for forgetting, Pleiss et al.
     (2020) for AUM, Paul et al. (2021) for EL2N.
     """
-    location = store.location if isinstance(store, FeatureStore) else open_location(store)
+    location = location_of(store)
     parts = record_parts(location, split)
     ids = np.unique(np.concatenate([np.unique(part.read("sample_id")) for part in parts]))
     summary = _Summary(len(ids))

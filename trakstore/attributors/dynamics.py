@@ -18,7 +18,8 @@ from torch import Tensor
 from trakstore.analysis.dynamics import training_dynamics
 from trakstore.errors import TrakStoreError
 from trakstore.features.background import OneBehind
-from trakstore.storage.locations import Where, open_location
+from trakstore.storage.locations import Where
+from trakstore.storage.opening import location_of
 from trakstore.storage.records import TrainingRun, add_part
 from trakstore.storage.store import FeatureStore
 
@@ -86,9 +87,7 @@ class TrainingDynamicsTracker:
         if save_interval < 1:
             raise TrakStoreError(f"save_interval must be 1 or more, got {save_interval}")
         self.save_interval, self.split = save_interval, split
-        self.location = (
-            store.location if isinstance(store, FeatureStore) else open_location(store, create=True)
-        )
+        self.location = location_of(store, create=True)
         self._samples = None if dataset is None else len(dataset)
         began = datetime.now(UTC).isoformat(timespec="microseconds")
         self._run, self._parts = TrainingRun(uuid.uuid4().hex[:12], began, rank), 0

@@ -19,7 +19,8 @@ from trakstore.linalg.topk import top_k as first_of
 from trakstore.sampling import Estimate, Sample, estimate_mean, sample_rows
 from trakstore.scores.tracin import tracin_scores
 from trakstore.spec import ProjectionSpec
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.opening import open_store
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["TracInAttributor"]
 

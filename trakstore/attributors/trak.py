@@ -30,7 +30,8 @@ from trakstore.linalg.topk import top_k as first_of
 from trakstore.scores.trak import trak_scores, trak_scores_of_arrays
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.layout import Epoch
-from trakstore.storage.store import FeatureStore, find_store, open_store
+from trakstore.storage.opening import find_store, open_store
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["TRAKAttributor", "compute_attribution_stability"]
 

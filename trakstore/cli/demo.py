@@ -19,7 +19,7 @@ from trakstore.cli.walkthrough import Images, ask, kernels
 from trakstore.errors import LocationError, TrakStoreError
 from trakstore.report.tables import kernel_table
 from trakstore.spec import ProjectionSpec
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -26,7 +26,7 @@ from trakstore.cli.options import (
 )
 from trakstore.cli.output import console, print_json, without_nan
 from trakstore.scores.splits import epoch_pairs
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 __all__ = ["evolve"]
 

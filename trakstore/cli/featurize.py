@@ -13,7 +13,7 @@ import typer
 from trakstore.cli.options import Epochs, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
 from trakstore.planning import human_bytes, human_time
-from trakstore.storage.store import find_store
+from trakstore.storage.opening import find_store
 
 if TYPE_CHECKING:
     from trakstore.features import Featurized

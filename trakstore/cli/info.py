@@ -14,8 +14,9 @@ from trakstore.planning import human_bytes
 from trakstore.report.tables import completeness_table, facts_table, missing_lines, span
 from trakstore.spec import FORMAT_VERSION
 from trakstore.storage.layout import Epoch
+from trakstore.storage.opening import open_store
 from trakstore.storage.splits import Split, SplitStatus
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["info", "store_facts", "store_verdict"]
 

@@ -20,7 +20,8 @@ from trakstore.cli.options import (
 from trakstore.cli.output import console, print_json
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.storage.layout import Epoch
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.opening import open_store
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["kernel"]
 

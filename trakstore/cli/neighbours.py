@@ -21,7 +21,7 @@ from trakstore.cli.options import (
 from trakstore.cli.output import print_json
 from trakstore.scores.splits import epoch_pairs
 from trakstore.storage.layout import as_epoch
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 if TYPE_CHECKING:
     from trakstore.scores.neighbours import Metric

@@ -34,7 +34,7 @@ from trakstore.errors import LocationError, NotFoundError, TrakStoreError, did_y
 from trakstore.planning import human_bytes
 from trakstore.scores.splits import EpochPair, UnmaskedSplit, epoch_pairs
 from trakstore.storage.layout import Epoch, as_epoch
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 __all__ = ["report"]
 

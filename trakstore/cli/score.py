@@ -27,7 +27,7 @@ from trakstore.linalg.saving import check_new_name, save_scores
 from trakstore.planning import human_bytes
 from trakstore.report.tables import facts_table
 from trakstore.storage.layout import scores_path
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 __all__ = ["score"]
 

@@ -26,7 +26,7 @@ from trakstore.cli.options import (
 from trakstore.cli.output import print_json
 from trakstore.errors import TrakStoreError
 from trakstore.scores.splits import epoch_pairs
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 if TYPE_CHECKING:
     import xarray as xr

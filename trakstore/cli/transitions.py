@@ -25,7 +25,7 @@ from trakstore.cli.output import console, print_json, without_nan
 from trakstore.errors import TrakStoreError
 from trakstore.scores.splits import epoch_pairs
 from trakstore.storage.layout import Epoch, as_epoch
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 if TYPE_CHECKING:
     from trakstore.analysis.transitions import Scale

@@ -6,7 +6,8 @@ What needs torch is in modules of its own: ``training`` (``SubsetTrainer``), ``c
 
 from __future__ import annotations
 
-from trakstore.evaluation.counterfactual import counterfactual, mean_interval
+from trakstore.evaluation.counterfactual import counterfactual
+from trakstore.evaluation.intervals import mean_interval
 from trakstore.evaluation.lds import LDS, Difference, lds, lds_difference, predicted_outputs
 from trakstore.evaluation.mislabels import Detection, detection, plant_noise
 from trakstore.evaluation.retraining import (

@@ -19,8 +19,9 @@ from trakstore.features.job import Job
 from trakstore.spec import StoreSpec
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Where
+from trakstore.storage.opening import open_store
 from trakstore.storage.splits import Split
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["check_setup"]
 

@@ -20,7 +20,7 @@ from trakstore.linalg.windows import Matrix
 from trakstore.storage.locations import Where
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["REMOVALS", "RemovalPlan", "counterfactual", "mean_interval"]
+__all__ = ["REMOVALS", "RemovalPlan", "counterfactual", "removal_kinds"]
 
 REMOVALS = ("top", "random", "same_class")
 
@@ -131,8 +131,7 @@ def counterfactual(
     chosen = np.arange(scores.shape[0]) if targets is None else np.asarray(targets, dtype=np.int64)
     _check(scores.shape, chosen, sizes)
     lists = _top_lists(scores, chosen, max(sizes), memory_limit)
-    classes = _labels(scores, labels)
-    kinds = REMOVALS if classes is not None else REMOVALS[:2]
+    classes, kinds = _labels(scores, labels), removal_kinds(scores, labels)
     rng = np.random.default_rng([seed, 3])
     removed = [np.zeros(0, dtype=np.int64)]
     for size in sizes:
@@ -150,21 +149,9 @@ def counterfactual(
     return _compared(models, repeats, kinds, sizes, chosen)
 
 
-def mean_interval(values: Any, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of some numbers and its bootstrap interval; numbers that are NaN are left out.
-
-    Examples
-    --------
-    >>> mean_interval([2.0, 2.0, float("nan")])
-    (2.0, 2.0, 2.0)
-    """
-    known = np.asarray(values, dtype=np.float64).ravel()
-    known = known[~np.isnan(known)]
-    if not known.size:
-        raise TrakStoreError("there is nothing to take the mean of")
-    rows = np.random.default_rng(seed).integers(known.size, size=(2000, known.size))
-    low, high = np.quantile(known[rows].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(known.mean()), float(low), float(high)
+def removal_kinds(scores: Matrix, labels: tuple[Any, Any] | None = None) -> tuple[str, ...]:
+    """The removals that there are: of the same class only where classes are known."""
+    return REMOVALS if _labels(scores, labels) is not None else REMOVALS[:2]
 
 
 def _check(shape: tuple[int, ...], chosen: NDArray[np.int64], sizes: Sequence[int]) -> None:

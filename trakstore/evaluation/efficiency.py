@@ -27,7 +27,8 @@ from trakstore.linalg.topk import top_k
 from trakstore.planning import ranges
 from trakstore.scores.trak import trak_scores
 from trakstore.spec import ProjectionSpec
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.opening import open_store
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["Cell", "efficiency_grid"]
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.evaluation.intervals import central
 from trakstore.linalg.lists import check_finite
 from trakstore.linalg.ranks import centred_ranks, row_correlation
 from trakstore.linalg.windows import Matrix, target_windows
@@ -120,7 +121,7 @@ def lds(
     constant = np.isnan(found)
     found[constant] = 0.0
     means = _resampled(a, b, resamples, np.random.default_rng(seed))
-    low, high = _interval(means, level)
+    low, high = central(means, level)
     count = len(subsets)
     return LDS(float(found.mean()), low, high, found, int(constant.sum()), count, level, means)
 
@@ -138,7 +139,7 @@ def lds_difference(one: LDS, other: LDS) -> Difference:
         raise TrakStoreError(
             f"needed LDS of the same targets, subsets, resamples and level, got {kinds}"
         )
-    return Difference(one.mean - other.mean, *_interval(one.resampled - other.resampled, one.level))
+    return Difference(one.mean - other.mean, *central(one.resampled - other.resampled, one.level))
 
 
 def predicted_outputs(
@@ -197,8 +198,3 @@ def _resampled(a: F64, b: F64, resamples: int, rng: np.random.Generator) -> F64:
         found = np.where(spread > 0, (ab - ma * mb) / np.sqrt(spread), 0.0)
     means: F64 = np.einsum("mr,rm->r", found, chosen)
     return means
-
-
-def _interval(values: F64, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

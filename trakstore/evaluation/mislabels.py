@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.evaluation.intervals import central
 
 __all__ = ["Detection", "detection", "plant_noise"]
 
@@ -71,11 +72,9 @@ def detection(
         raise NumericsError("scores hold NaN or inf: look at `trakstore kernel`")
     bad, good, rng = values[mask], values[~mask], np.random.default_rng(seed)
     again = [_auc(rng.choice(bad, len(bad)), rng.choice(good, len(good))) for _ in range(resamples)]
-    low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])
+    low, high = central(again, level)
     first = np.argsort(-values, kind="stable")[: len(bad)]
-    return Detection(
-        _auc(bad, good), float(low), float(high), float(mask[first].mean()), len(bad), len(mask)
-    )
+    return Detection(_auc(bad, good), low, high, float(mask[first].mean()), len(bad), len(mask))
 
 
 def plant_noise(

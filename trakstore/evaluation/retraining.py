@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.linalg.tiles import active_client
-from trakstore.storage.locations import Location, Where, open_location
+from trakstore.storage.locations import Location, Where
+from trakstore.storage.opening import location_of
 from trakstore.storage.retrained import ModelPart, add_models, begin_set, missing_set, model_parts
 from trakstore.storage.store import FeatureStore
 
@@ -86,7 +87,7 @@ def retrain(
     NumericsError
         A model's outputs are not finite.
     """
-    location = _location(store, create=True)
+    location = location_of(store, create=True)
     parts = model_parts(location, name)
     _check_plan(parts, name, plan.to_dict())
     missing = list(_missing(parts, models, at_once))
@@ -137,7 +138,7 @@ def add_retrained(
     NumericsError
         Outputs that are not finite.
     """
-    location, subset = _location(store, create=True), np.asarray(subsets, dtype=bool)
+    location, subset = location_of(store, create=True), np.asarray(subsets, dtype=bool)
     output = _checked(np.asarray(outputs), len(subset))
     plan = {"rows": int(subset.shape[-1]), "targets": output.shape[1]}
     parts = model_parts(location, name)
@@ -165,7 +166,7 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
     DamagedError
         When a part cannot be read.
     """
-    location = _location(store)
+    location = location_of(store)
     parts = model_parts(location, name)
     if not parts:
         raise missing_set(location, name)
@@ -185,12 +186,6 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
         for array in parts[0].arrays
     }
     return xr.Dataset(columns, coords={"model": numbers[order]}, attrs=dict(parts[0].plan))
-
-
-def _location(store: Where | FeatureStore, create: bool = False) -> Location:
-    return (
-        store.location if isinstance(store, FeatureStore) else open_location(store, create=create)
-    )
 
 
 def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None:

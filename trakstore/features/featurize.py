@@ -25,8 +25,9 @@ from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
 from trakstore.storage.locations import Where
+from trakstore.storage.opening import open_store
 from trakstore.storage.runs import Run, library_versions, now, record_run
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["Featurized", "featurize", "featurize_job"]
 

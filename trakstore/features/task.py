@@ -34,7 +34,8 @@ from trakstore.storage.columns import column_dtype, sample_ids
 from trakstore.storage.creation import spec_shape
 from trakstore.storage.growth import append_rows
 from trakstore.storage.locations import Where
-from trakstore.storage.store import FeatureStore, find_store
+from trakstore.storage.opening import find_store
+from trakstore.storage.store import FeatureStore
 from trakstore.storage.writer import BlockWriter
 
 __all__ = ["SplitTask"]

@@ -28,9 +28,10 @@ from trakstore.linalg.streaming import for_each_tile, plan_windows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage import layout
 from trakstore.storage.locations import Location, Where
+from trakstore.storage.opening import open_store
 from trakstore.storage.saved import ARRAYS, SavedArray
 from trakstore.storage.splits import attributes, group_document
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["check_new_name", "open_scores", "save_scores", "scores_token", "sparse_scores"]
 

@@ -72,7 +72,8 @@ class WeightedSplit:
     @property
     def weighting(self) -> str:
         """As a gram's document names it."""
-        return self.kind if self.temperature == 1 else f"{self.kind}-{self.temperature:g}"
+        shortest = repr(float(self.temperature)).removesuffix(".0")  # that is no other temperature
+        return self.kind if self.temperature == 1 else f"{self.kind}-{shortest}"
 
     @property
     def epoch(self) -> layout.Epoch:
@@ -104,7 +105,7 @@ class WeightedSplit:
 
 def weighting_of(split: GramSplit) -> str:
     """How the rows of a split are weighted; ``""`` where each counts as one."""
-    return str(getattr(split, "weighting", ""))
+    return split.weighting if isinstance(split, WeightedSplit) else ""
 
 
 def masked_rows(split: GramSplit) -> NDArray[np.int64]:
@@ -122,15 +123,14 @@ def row_weights(split: GramSplit, *, masked_too: bool = False) -> Rows | None:
 
     Masked rows have 0, or with ``masked_too`` the weight that they would have.
     """
-    masked, weighting = masked_rows(split), weighting_of(split)
+    masked = masked_rows(split)
     kept = KeptRows(split.rows, masked) if len(masked) and not masked_too else None
-    if not weighting:
+    if not isinstance(split, WeightedSplit):
         return kept
-    kind, _, temperature = weighting.partition("-")
     q = split.column("out_to_loss")
-    if temperature:
-        q = TemperedRows(q, float(temperature))
-    return _WeightRows(q, kind, kept)
+    if split.temperature != 1:
+        q = TemperedRows(q, split.temperature)
+    return _WeightRows(q, split.kind, kept)
 
 
 def tempered(q: NDArray[Any], temperature: float) -> NDArray[np.float64]:
@@ -181,12 +181,12 @@ def kernel_rows(split: GramSplit) -> Rows:
 class _WeightRows(RowByRow):
     """Weights from the column q."""
 
-    weighting: str
+    kind: Weighting
     kept: Rows | None
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
         q = np.asarray(self.base.read(start, stop), dtype=np.float64)
-        weights = q * q if self.weighting == "loss" else q * (1 - q)
+        weights = q * q if self.kind == "loss" else q * (1 - q)
         if self.kept is not None:
             weights = np.where(self.kept.read(start, stop) > 0, weights, 0.0)
         if not (weights >= 0).all():

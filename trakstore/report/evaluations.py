@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from trakstore.evaluation.counterfactual import mean_interval
+from trakstore.evaluation.intervals import mean_interval
 from trakstore.evaluation.lds import LDS
 from trakstore.evaluation.mislabels import Detection
 from trakstore.evaluation.verdicts import Check

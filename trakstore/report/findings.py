@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from trakstore.report.tables import plain_table
+from trakstore.report.units import in_powers_of_ten
 
 __all__ = ["change_table", "dynamics_table", "evolution_table", "group_table"]
 
@@ -50,10 +51,12 @@ def change_table(found: xr.Dataset, title: str) -> Table:
 def group_table(
     means: NDArray[np.float64], targets: Sequence[object], trains: Sequence[object]
 ) -> Table:
-    """Mean scores of groups of targets (lines) with groups of train rows (columns)."""
-    table = plain_table("target group", *(str(one) for one in trains))
-    for name, row in zip(targets, means, strict=True):
-        table.add_row(str(name), *(f"{value:+.2g}" for value in row))
+    """Mean scores of groups of targets (lines) with groups of train rows (columns), in one unit."""
+    scaled, unit = in_powers_of_ten(means)
+    table = plain_table("targets", *(str(one) for one in trains))
+    table.title = f"mean scores, in {unit}"
+    for name, row in zip(targets, scaled, strict=True):
+        table.add_row(str(name), *(f"{value:+z.1f}" for value in row))
     return table
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
@@ -19,10 +18,10 @@ from trakstore.report.charts import plot_distribution, plot_spectrum
 from trakstore.report.contents import Classes, Findings
 from trakstore.report.drawing import inline_svg
 from trakstore.report.panels import change_cards, heat_level, panels, suspect_cards
+from trakstore.report.units import in_powers_of_ten
 
 __all__ = ["check_report_extra", "render_page"]
 
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
 MOST_BYTES = 2**25  # of a page: what browsers on a telephone still open
 
@@ -141,11 +140,9 @@ def _changes(found: Findings) -> list[tuple[str, Any]]:
 
 def _levels(classes: Classes) -> tuple[list[list[tuple[float, int]]], str]:
     """Means in a power of ten, with their colours; and that power."""
-    most = float(np.abs(classes.means).max())
-    power = math.floor(math.log10(most)) if most > 0 else 0
-    rows = classes.means.tolist()
-    cells = [[(one / 10.0**power, heat_level(one, most)) for one in row] for row in rows]
-    return cells, f"10{str(power).translate(_SUPERSCRIPTS)}" if power else "1"
+    scaled, unit = in_powers_of_ten(classes.means)
+    most = float(np.abs(scaled).max())
+    return [[(one, heat_level(one, most)) for one in row] for row in scaled.tolist()], unit
 
 
 def _written(form: str, value: float) -> str:

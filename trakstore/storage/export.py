@@ -18,8 +18,9 @@ from trakstore.storage import layout
 from trakstore.storage.arrays import column_shape
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Where
+from trakstore.storage.opening import open_store
 from trakstore.storage.splits import Split
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:
     import pyarrow as pa

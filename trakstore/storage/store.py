@@ -9,7 +9,6 @@ from typing import Any
 import xarray as xr
 
 from trakstore.errors import (
-    LocationError,
     NotFoundError,
     SpecMismatchError,
     TrakStoreError,
@@ -36,14 +35,14 @@ from trakstore.storage.runs import Run, list_runs
 from trakstore.storage.splits import Split, SplitStatus
 from trakstore.storage.writer import BlockWriter
 
-__all__ = ["FeatureStore", "open_store"]
+__all__ = ["FeatureStore"]
 
 
 @dataclass(frozen=True)
 class FeatureStore:
     """Features of samples, by epoch and split, in one place.
 
-    Open one with :func:`open_store`, or make one with :meth:`create`.
+    Open one with :func:`~trakstore.storage.opening.open_store`, or make one with :meth:`create`.
 
     Attributes
     ----------
@@ -364,40 +363,6 @@ class FeatureStore:
 
     def _document(self, path: str) -> bytes | None:
         return self.location.get(layout.document_key(path))
-
-
-def open_store(where: Where | FeatureStore) -> FeatureStore:
-    """Open a store that exists.
-
-    Parameters
-    ----------
-    where : str, path or zarr store
-        Its place: a local folder, or a URL such as ``s3://bucket/run.zarr``.
-
-    Raises
-    ------
-    LocationError
-        When nothing is there, or something that is not a feature store.
-    SpecMismatchError
-        When a newer trakstore wrote it.
-    """
-    location = None if isinstance(where, FeatureStore) else open_location(where)
-    store = find_store(where if location is None else location)
-    if store is None:
-        raise LocationError(
-            f"there is no store at {location}; make one with `trakstore featurize` or "
-            f"FeatureStore.create"
-        )
-    return store
-
-
-def find_store(where: Where | FeatureStore) -> FeatureStore | None:
-    """The store at a place, or None where there is none yet."""
-    if isinstance(where, FeatureStore):
-        return where
-    location = open_location(where, create=True)
-    document = location.get(layout.document_key(""))
-    return None if document is None else FeatureStore(location, read_root(document, location))
 
 
 def _is_epoch(name: str) -> bool:

@@ -19,7 +19,8 @@ from trakstore.progress import ProgressLine
 from trakstore.storage import layout
 from trakstore.storage.checks import Finding, check_block
 from trakstore.storage.layout import Epoch
-from trakstore.storage.locations import Where, open_location
+from trakstore.storage.locations import Where
+from trakstore.storage.opening import location_of
 from trakstore.storage.splits import Split, written_blocks
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.walk import Walk, require
@@ -109,7 +110,7 @@ def verify_store(
     NotFoundError
         When an epoch or split is named that is not there.
     """
-    location = store.location if isinstance(store, FeatureStore) else open_location(store)
+    location = location_of(store)
     threads = workers or (os.cpu_count() or 1) + 4
     walk = Walk(location, repair)
     walk.root()

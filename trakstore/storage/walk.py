@@ -17,9 +17,9 @@ from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.grid import belongs, is_beyond
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
+from trakstore.storage.opening import open_store
 from trakstore.storage.saved import check_saved
 from trakstore.storage.splits import Split, attributes, group_document
-from trakstore.storage.store import open_store
 
 __all__ = ["Walk", "require"]
 

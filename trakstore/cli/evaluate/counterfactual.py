@@ -27,7 +27,7 @@ from trakstore.cli.options import (
 from trakstore.cli.output import console, print_json, without_nan
 from trakstore.progress import ProgressLine
 from trakstore.scores.splits import epoch_pairs
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 __all__ = ["counterfactual"]
 
@@ -65,17 +65,14 @@ def counterfactual(
     and removals of its own class. Models are kept in the store: a run that is stopped goes on.
     """
     from trakstore.evaluation.counterfactual import counterfactual as removed
+    from trakstore.evaluation.counterfactual import removal_kinds
     from trakstore.report.evaluations import removal_table
 
     find_method(method)
     opened, made, sizes = open_store(store), load_trainer(trainer), size or [10, 50]
     epochs = chosen_epochs(epoch)
     rows = target_rows(epoch_pairs(opened, targets, train, epochs)[0].target, target, targets)
-    trainings = (1 + 3 * len(rows) * len(sizes)) * repeats
-    with (
-        workplace(workers, scheduler),
-        ProgressLine("training", trainings, unit="models") as line,
-    ):
+    with workplace(workers, scheduler):
         scores = make_scores(
             method,
             opened,
@@ -85,19 +82,21 @@ def counterfactual(
             damping=damping,
             memory_limit=memory_limit,
         )
-        found = removed(
-            scores,
-            made,
-            opened,
-            models,
-            sizes=sizes,
-            targets=rows.tolist(),
-            repeats=repeats,
-            seed=seed,
-            at_once=at_once,
-            memory_limit=memory_limit,
-            finished=line.advance,
-        )
+        removals = 1 + len(removal_kinds(scores)) * len(rows) * len(sizes)
+        with ProgressLine("training", removals * repeats, unit="models") as line:
+            found = removed(
+                scores,
+                made,
+                opened,
+                models,
+                sizes=sizes,
+                targets=rows.tolist(),
+                repeats=repeats,
+                seed=seed,
+                at_once=at_once,
+                memory_limit=memory_limit,
+                finished=line.advance,
+            )
     if as_json:
         print_json({"location": str(opened.location), "method": method, **without_nan(found)})
     else:

@@ -25,7 +25,8 @@ from trakstore.cli.output import console, print_json
 from trakstore.errors import TrakStoreError
 from trakstore.progress import ProgressLine
 from trakstore.scores.splits import epoch_pairs
-from trakstore.storage.store import FeatureStore, open_store
+from trakstore.storage.opening import open_store
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["lds"]
 
@@ -65,20 +66,19 @@ def lds(
     from trakstore.linalg.saving import open_scores
     from trakstore.report.evaluations import lds_table
 
-    opened, names = open_store(store), method or ([] if scores else ["trak"])
+    opened, epochs = open_store(store), chosen_epochs(epoch)
+    names = method or ([] if scores else ["trak"])
     for name in names:
         find_method(name)
     with workplace(workers, scheduler):
         if trainer is not None:
             plan = (share, repeats, seed)
-            pair = epoch_pairs(opened, targets, train, chosen_epochs(epoch))[
-                0
-            ]  # before hours go by
-            rows = pair.train.stored.spec.rows
+            pairs = epoch_pairs(opened, targets, train, epochs)  # before hours go by
+            rows = pairs[0].train.stored.spec.rows
             _train(opened, models, trainer, count, plan, at_once, rows)
         truth = retrained_models(opened, models)
         common: dict[str, Any] = {"targets": targets, "train": train, "damping": damping}
-        common |= {"epochs": chosen_epochs(epoch), "memory_limit": memory_limit}
+        common |= {"epochs": epochs, "memory_limit": memory_limit}
         matrices: dict[str, Any] = {one: make_scores(one, opened, **common) for one in names}
         matrices |= {one: open_scores(opened, one) for one in scores or ()}
         found = {

@@ -23,7 +23,7 @@ from trakstore.cli.options import (
 )
 from trakstore.cli.output import console, print_json
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 __all__ = ["mislabels"]
 

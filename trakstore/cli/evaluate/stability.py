@@ -22,7 +22,7 @@ from trakstore.cli.options import (
     chosen_epochs,
 )
 from trakstore.cli.output import console, print_json
-from trakstore.storage.store import open_store
+from trakstore.storage.opening import open_store
 
 __all__ = ["stability"]
 

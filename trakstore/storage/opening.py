@@ -1,0 +1,52 @@
+"""Opening a store that is there."""
+
+from __future__ import annotations
+
+from trakstore.errors import LocationError
+from trakstore.storage import layout
+from trakstore.storage.locations import Location, Where, open_location
+from trakstore.storage.root import read_root
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["find_store", "location_of", "open_store"]
+
+
+def open_store(where: Where | FeatureStore) -> FeatureStore:
+    """Open a store that exists.
+
+    Parameters
+    ----------
+    where : str, path or zarr store
+        Its place: a local folder, or a URL such as ``s3://bucket/run.zarr``.
+
+    Raises
+    ------
+    LocationError
+        When nothing is there, or something that is not a feature store.
+    SpecMismatchError
+        When a newer trakstore wrote it.
+    """
+    location = None if isinstance(where, FeatureStore) else open_location(where)
+    store = find_store(where if location is None else location)
+    if store is None:
+        raise LocationError(
+            f"there is no store at {location}; make one with `trakstore featurize` or "
+            f"FeatureStore.create"
+        )
+    return store
+
+
+def find_store(where: Where | FeatureStore) -> FeatureStore | None:
+    """The store at a place, or None where there is none yet."""
+    if isinstance(where, FeatureStore):
+        return where
+    location = open_location(where, create=True)
+    document = location.get(layout.document_key(""))
+    return None if document is None else FeatureStore(location, read_root(document, location))
+
+
+def location_of(where: Where | FeatureStore, *, create: bool = False) -> Location:
+    """Where a store is or, with ``create``, will be."""
+    if isinstance(where, FeatureStore):
+        return where.location
+    return open_location(where, create=create)
