@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import trakstore as ts
+from trakstore.analysis.transitions import transition
+from trakstore.spec import OutputSpec
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -81,6 +83,36 @@ def test_the_lists_are_those_of_the_library(run: Any, store: ts.FeatureStore, ou
     assert listed(text, "Suspects") == [str(one) for one in worst]
     for section in ("transition", "classes", "suspects", "scores", "kernels", "store"):
         assert Page(text).having(id=section)
+
+
+def test_a_null_gives_false_discovery_rates(run: Any, store: ts.FeatureStore, out: Path) -> None:
+    asked = ["report", store.location, "-o", out, "--k", "4", "--count", "2"]
+    ends = ["--before", "1", "--after", "2"]
+    run(*asked, *ends)
+    assert "FDR" not in out.read_text() and "descriptions, not findings" in out.read_text()
+    run(*asked, *ends, "--null", "2,final")
+    scores = ts.trak_scores(store)
+    calm = [(scores.epoch(2), scores.epoch("final"))]
+    found = transition(scores.epoch(1), scores.epoch(2), calm, k=4)
+    shown = re.findall(r", FDR ([^<\s]+)", out.read_text())
+    wanted = [*found.gained["q"].values, *found.lost["q"].values]
+    assert shown == [f"{one:.2g}" for one in wanted]
+    assert "1 calm pair of epochs" in out.read_text()
+
+
+def test_the_kernels_are_those_of_the_scores(run: Any, tmp_path: Path, out: Path) -> None:
+    rng, output = np.random.default_rng(0), OutputSpec("margin")
+    spec = ts.ProjectionSpec("sjlt", dim=3)
+    store = ts.FeatureStore.create(tmp_path / "m.zarr", projection=spec, output=output)
+    for split in ("train", "test"):
+        features, q = rng.normal(size=(9, 3)).astype("f4"), rng.uniform(size=9)
+        store.write_split(0, split, features, out_to_loss=q)
+    weighted = {"trak": "logistic-2", "published-trak": "none", "influence": "logistic"}
+    for method, weighting in weighted.items():
+        ran = run("report", store.location, "-o", out, "--k", "2", "--method", method)
+        assert ran.code == 0, ran.err
+        lam = ts.kernel_report(store, 0, weighting=weighting).lam
+        assert f"<td>{lam:.3g}</td>" in out.read_text()
 
 
 def test_it_loads_and_leaks_nothing(run: Any, store: ts.FeatureStore, out: Path) -> None:
@@ -178,6 +210,8 @@ BAD = {
     "target": (["--target", "x"], "no sample id 'x'"),
     "epoch": (["--epoch", "3"], "no epoch 3"),
     "before": (["--before", "3"], "no epoch 3 among"),
+    "null": (["--null", "1"], "--null takes two epochs"),
+    "null epoch": (["--null", "1,3"], "no epoch 3 among"),
     "same": (["--before", "2", "--after", "2"], "takes two epochs"),
     "split": (["--targets", "tset"], "did you mean 'test'"),
     "method": (["--method", "track"], "did you mean 'trak'"),

@@ -15,6 +15,7 @@ from trakstore.linalg.blocked import BlockedCholesky
 from trakstore.linalg.iterative import ConjugateGradients, Dual
 from trakstore.linalg.weights import WeightedSplit
 from trakstore.scores.influence import influence_scores, self_scores
+from trakstore.scores.kernel import kernel_report
 from trakstore.scores.neighbours import neighbours
 from trakstore.scores.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
 from trakstore.scores.tracin import tracin_scores
@@ -187,6 +188,32 @@ def test_each_temperature_has_a_name_that_no_other_has(store: ts.FeatureStore) -
     ]
     assert names[:2] == ["logistic", "logistic-2"]
     assert [float(name.removeprefix("logistic-")) for name in names[1:]] == near[1:]
+
+
+def weight(weighting: str, q: Any) -> Any:
+    tempered = q**0.5 / (q**0.5 + (1 - q) ** 0.5)
+    known = {"none": np.ones(len(q)), "loss": q**2, "logistic": q * (1 - q)}
+    return {**known, "logistic-2": tempered * (1 - tempered)}[weighting]
+
+
+@pytest.mark.parametrize(
+    ("weighting", "same_as"),
+    [("auto", "logistic-2"), ("none", "none"), ("loss", "loss"), ("logistic", "logistic")],
+)
+def test_kernel_of_weighted_rows(store: ts.FeatureStore, weighting: str, same_as: str) -> None:
+    _, (features, *_), _, (q, *_) = arrays(store)
+    found = kernel_report(store, EPOCHS[0], damping=0.3, weighting=weighting)
+    rows = np.sqrt(weight(same_as, np.asarray(q, dtype=np.float64)))[:, None] * features
+    for name, expected in reference.spectrum(rows, 0.3).items():
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-4, err_msg=name)
+    assert (found.weighting or "none") == same_as
+    assert found.n == len(features)
+
+
+@pytest.mark.parametrize("weighting", ["losses", "logistic-", "logistic-0", "logistic-x", "loss-2"])
+def test_bad_weightings(store: ts.FeatureStore, weighting: str) -> None:
+    with pytest.raises(TrakStoreError, match="a weighting is 'loss', 'logistic' or"):
+        kernel_report(store, EPOCHS[0], weighting=weighting)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, "hot", float("nan"), float("inf")])

@@ -50,6 +50,8 @@ class Gathering:
         Length of their lists.
     ends : (before, after) or None
         Of the transition.
+    calm : sequence of (epoch, epoch)
+        Between which nothing happened: its null.
     damping : float
     memory_limit : str or None
     left_out : dict of str to str
@@ -62,6 +64,7 @@ class Gathering:
     rows: NDArray[np.int64]
     k: int
     ends: tuple[Epoch, Epoch] | None
+    calm: Sequence[tuple[Epoch, Epoch]]
     damping: float
     memory_limit: str | None
     left_out: dict[str, str] = field(default_factory=dict)
@@ -146,8 +149,11 @@ class Gathering:
 
         some = np.unique(np.linspace(0, len(self.pairs) - 1, KERNELS).round().astype(int))
         splits = [self.pairs[at].train.stored for at in some]
+        weighting, limit = self.scores.parts[0].kernel or "none", self.memory_limit
         return [
-            kernel_report(self.store, s.epoch, s.name, self.damping, memory_limit=self.memory_limit)
+            kernel_report(
+                self.store, s.epoch, s.name, self.damping, weighting=weighting, memory_limit=limit
+            )
             for s in splits
         ]
 
@@ -157,7 +163,8 @@ class Gathering:
         if self.ends is None:
             raise NotFoundError("it takes two epochs, the scores are of one")
         before, after = (self.scores.epoch(epoch) for epoch in self.ends)
-        found = transition(before, after, k=self.k, memory_limit=self.memory_limit)
+        calm = [(self.scores.epoch(a), self.scores.epoch(b)) for a, b in self.calm]
+        found = transition(before, after, calm, k=self.k, memory_limit=self.memory_limit)
         gained, lost = self._labelled(found.gained), self._labelled(found.lost)
         return (*self.ends, replace(found, gained=gained, lost=lost))
 

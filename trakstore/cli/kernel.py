@@ -30,6 +30,13 @@ def kernel(
     store: StorePath,
     epoch: Epochs = None,
     split: Annotated[str, typer.Option(help="Whose features make the kernel.")] = "train",
+    weighting: Annotated[
+        str,
+        typer.Option(
+            help="Of the rows: auto (as trak has it), none (as published-trak has it), logistic (as "
+            "influence has it), logistic-T with a temperature T, or loss."
+        ),
+    ] = "auto",
     damping: Damping = 1.0,
     memory_limit: MemoryLimit = None,
     workers: Workers = None,
@@ -44,7 +51,10 @@ def kernel(
     epochs = _epochs(opened, epoch, split)
     with workplace(workers, scheduler):
         reports = [
-            kernel_report(opened, one, split, damping, memory_limit=memory_limit) for one in epochs
+            kernel_report(
+                opened, one, split, damping, weighting=weighting, memory_limit=memory_limit
+            )
+            for one in epochs
         ]
     if as_json:
         kernels = [report.to_dict() for report in reports]

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from trakstore.errors import TrakStoreError
 from trakstore.planning import byte_count
 from trakstore.storage.layout import Epoch, as_epoch
 
@@ -42,6 +43,15 @@ Epochs: TypeAlias = Annotated[
         "--epoch",
         metavar="EPOCH",
         help="A checkpoint: a number or a name. Give it several times for several; else all.",
+        show_default=False,
+    ),
+]
+Null: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--null",
+        metavar="EPOCH,EPOCH",
+        help="Two epochs between which nothing happened, for p-values. Several times for several.",
         show_default=False,
     ),
 ]
@@ -114,3 +124,18 @@ def chosen_epochs(names: Sequence[str] | None) -> list[Epoch] | None:
     True
     """
     return [as_epoch(name) for name in names] if names else None
+
+
+def null_pairs(texts: Sequence[str] | None) -> list[tuple[Epoch, Epoch]]:
+    """Pairs of epochs from the command line.
+
+    Examples
+    --------
+    >>> null_pairs(["100,200"])
+    [(100, 200)]
+    """
+    pairs = [text.split(",") for text in texts or ()]
+    for text, ends in zip(texts or (), pairs, strict=True):
+        if len(ends) != 2:
+            raise TrakStoreError(f"--null takes two epochs, like --null 100,200, got {text!r}")
+    return [(as_epoch(first), as_epoch(last)) for first, last in pairs]

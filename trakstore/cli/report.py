@@ -20,6 +20,7 @@ from trakstore.cli.options import (
     Json,
     MemoryLimit,
     Method,
+    Null,
     Scheduler,
     StorePath,
     Target,
@@ -27,6 +28,7 @@ from trakstore.cli.options import (
     Train,
     Workers,
     chosen_epochs,
+    null_pairs,
 )
 from trakstore.cli.output import console, print_json
 from trakstore.cli.samples import sample_source
@@ -90,6 +92,7 @@ def report(
             metavar="EPOCH", help="End of the transition; else the last.", show_default=False
         ),
     ] = None,
+    null: Null = None,
     targets: Targets = "test",
     train: Train = "train",
     epoch: Epochs = None,
@@ -115,7 +118,8 @@ def report(
     if k > last.train.rows:
         raise TrakStoreError(f"--k must be in 1..{last.train.rows}, the rows of {train}, got {k}")
     rows = _rows(last.target, target, targets, count)
-    ends = _ends(pairs, before, after)
+    ends, calm = _ends(pairs, before, after), null_pairs(null)
+    _check_epochs(pairs, [epoch for pair in calm for epoch in pair])
     show = sample_source(job, render, [opened.split(last.epoch, one) for one in (targets, train)])
     with workplace(workers, scheduler):
         scores = make_scores(
@@ -127,7 +131,8 @@ def report(
             damping=damping,
             memory_limit=memory_limit,
         )
-        found = Gathering(opened, scores, pairs, rows, k, ends, damping, memory_limit).findings(
+        gathering = Gathering(opened, scores, pairs, rows, k, ends, calm, damping, memory_limit)
+        found = gathering.findings(
             show,
             {
                 "method": scores.method,
@@ -193,12 +198,17 @@ def _ends(
     known = [pair.epoch for pair in pairs]
     first = known[0] if before is None else as_epoch(before)
     last = known[-1] if after is None else as_epoch(after)
-    for end in (first, last):
-        if end not in known:
-            raise NotFoundError(f"no epoch {end!r} among the scores{did_you_mean(end, known)}")
+    _check_epochs(pairs, (first, last))
     if first == last and not (before is None and after is None):
         raise TrakStoreError(f"a transition takes two epochs, got {first!r} twice")
     return None if first == last else (first, last)
+
+
+def _check_epochs(pairs: Sequence[EpochPair], named: Sequence[Epoch]) -> None:
+    known = [pair.epoch for pair in pairs]
+    for epoch in named:
+        if epoch not in known:
+            raise NotFoundError(f"no epoch {epoch!r} among the scores{did_you_mean(epoch, known)}")
 
 
 def _named(epochs: Sequence[Epoch]) -> str:

@@ -14,17 +14,19 @@ from trakstore.cli.options import (
     Json,
     MemoryLimit,
     Method,
+    Null,
     Scheduler,
     StorePath,
     Target,
     Targets,
     Train,
     Workers,
+    null_pairs,
 )
 from trakstore.cli.output import console, print_json, without_nan
 from trakstore.errors import TrakStoreError
 from trakstore.scores.splits import epoch_pairs
-from trakstore.storage.layout import Epoch, as_epoch
+from trakstore.storage.layout import as_epoch
 from trakstore.storage.opening import open_store
 
 if TYPE_CHECKING:
@@ -38,14 +40,7 @@ def transitions(
     store: StorePath,
     before: Annotated[str, typer.Option(metavar="EPOCH", help="Before it.", show_default=False)],
     after: Annotated[str, typer.Option(metavar="EPOCH", help="After it.", show_default=False)],
-    null: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="EPOCH,EPOCH",
-            help="Two epochs between which nothing happened. Several times for several.",
-            show_default=False,
-        ),
-    ] = None,
+    null: Null = None,
     other_seed: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,7 +71,7 @@ def transitions(
     find_method(method)
     if before == after:
         raise TrakStoreError(f"a transition is between two epochs, got {before!r} twice")
-    ends, pairs = (as_epoch(before), as_epoch(after)), [_pair(one) for one in null or ()]
+    ends, pairs = (as_epoch(before), as_epoch(after)), null_pairs(null)
     wanted = list(dict.fromkeys([*ends, *(epoch for pair in pairs for epoch in pair)]))
     places = [open_store(one) for one in (store, *(other_seed or ()))]
     first = epoch_pairs(places[0], targets, train, wanted)[0]
@@ -123,10 +118,3 @@ def transitions(
         out.print(
             "no p-values: give --null EPOCH,EPOCH, two epochs of a calm phase", soft_wrap=True
         )
-
-
-def _pair(text: str) -> tuple[Epoch, Epoch]:
-    ends = text.split(",")
-    if len(ends) != 2:
-        raise TrakStoreError(f"--null takes two epochs, like --null 100,200, got {text!r}")
-    return as_epoch(ends[0]), as_epoch(ends[1])

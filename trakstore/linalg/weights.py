@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ __all__ = [
     "row_weights",
     "tempered",
     "unmasked_count",
+    "weighted",
     "weighting_of",
 ]
 
@@ -66,8 +67,12 @@ class WeightedSplit:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Weighting):
-            raise TrakStoreError(f"weighting must be 'loss' or 'logistic', got {self.kind!r}")
+        known, heat = self.kind in get_args(Weighting), self.temperature
+        if not known or not 0 < heat < float("inf") or (self.kind == "loss" and heat != 1):
+            raise TrakStoreError(
+                f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0, "
+                f"got {self.weighting!r}"
+            )
 
     @property
     def weighting(self) -> str:
@@ -106,6 +111,24 @@ class WeightedSplit:
 def weighting_of(split: GramSplit) -> str:
     """How the rows of a split are weighted; ``""`` where each counts as one."""
     return split.weighting if isinstance(split, WeightedSplit) else ""
+
+
+def weighted(split: GramSplit, weighting: str) -> GramSplit:
+    """The split with its rows weighted as a name that :func:`weighting_of` gives says.
+
+    Raises
+    ------
+    TrakStoreError
+        No such weighting.
+    """
+    if not weighting:
+        return split
+    kind, dash, heat = weighting.partition("-")
+    try:
+        temperature = float(heat) if dash else 1.0
+    except ValueError:
+        temperature = float("nan")  # which is refused, by name
+    return WeightedSplit(split, cast("Weighting", kind), temperature)
 
 
 def masked_rows(split: GramSplit) -> NDArray[np.int64]:

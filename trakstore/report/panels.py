@@ -90,8 +90,12 @@ def suspect_cards(found: Findings) -> list[Card]:
 
 
 def change_cards(found: Findings, listed: xr.Dataset) -> list[Card]:
-    """Gained or lost samples of a transition, with their intervals."""
-    notes = [f"{low:+.2g} to {high:+.2g}" for low, high in zip(*_ends(listed), strict=True)]
+    """Gained or lost samples of a transition, with their intervals and false discovery rates."""
+    low, high, rate = (listed[name].values.tolist() for name in ("low", "high", "q"))
+    notes = [
+        f"{a:+.2g} to {b:+.2g}" + ("" if math.isnan(q) else f", FDR {q:.2g}")
+        for a, b, q in zip(low, high, rate, strict=True)
+    ]
     return _cards(found, listed, "change", notes=notes)
 
 
@@ -155,10 +159,6 @@ def _cards(
             names, places, values, labels, notes or [""] * len(names), strict=True
         )
     ]
-
-
-def _ends(listed: xr.Dataset) -> tuple[list[float], list[float]]:
-    return listed["low"].values.tolist(), listed["high"].values.tolist()
 
 
 def _histogram(spread: xr.Dataset, at: int, key: str) -> str:

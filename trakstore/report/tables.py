@@ -81,6 +81,8 @@ def kernel_table(reports: Sequence[KernelReport]) -> Table:
     table = plain_table(
         "epoch", "rows", "dim", "λ", "cond.", "damped", "stable r.", "eff. r.", "eff. dim"
     )
+    names = sorted({one.weighting for one in reports if one.weighting})
+    table.caption = f"rows weighted: {', '.join(names)}" if names else None
     for one in reports:
         table.add_row(
             str(one.epoch),

@@ -14,8 +14,10 @@ from trakstore.linalg.gram import Gram, GramDtype
 from trakstore.linalg.grams import split_gram
 from trakstore.linalg.parts import Epoch
 from trakstore.linalg.solvers import CONDITION_LIMIT, Damping
+from trakstore.linalg.weights import GramSplit, WeightedSplit, weighted, weighting_of
 from trakstore.markup import card, curve, facts_markup
 from trakstore.scores.splits import Store
+from trakstore.scores.trak import trak_temperature
 
 __all__ = ["KernelReport", "kernel_report"]
 
@@ -24,12 +26,14 @@ _NOISE = 1e-8  # of the first eigenvalue: what is smaller is not drawn
 
 @dataclass(frozen=True, eq=False)
 class KernelReport:
-    """The spectrum of K = ΦᵀΦ, with eigenvalues σ₁ >= ... >= σ_k, and what follows from it.
+    """The spectrum of K = ΦᵀWΦ, with eigenvalues σ₁ >= ... >= σ_k, and what follows from it.
 
     Attributes
     ----------
     epoch, split
         What was looked at.
+    weighting : str
+        Of the rows, the diagonal W; ``""`` for none.
     n, dim : int
         Rows and columns of Φ.
     trace : float
@@ -56,6 +60,7 @@ class KernelReport:
 
     epoch: Epoch
     split: str
+    weighting: str
     n: int
     dim: int
     trace: float
@@ -77,6 +82,7 @@ class KernelReport:
         """For notebooks: the numbers, the spectrum as a line, and the warnings."""
         numbers = {
             "kernel of": f"{self.split} at epoch {self.epoch}, {self.n:,} rows x {self.dim:,}",
+            "rows' weights": self.weighting or "none",
             "damping": f"λ = {self.lam:.3g}"
             + ("" if self.damping is None else f", c = {self.damping:g}"),
             "condition number": f"{self.condition:.3g}, damped {self.damped_condition:.3g}",
@@ -95,10 +101,11 @@ def kernel_report(
     split: str = "train",
     damping: float | Damping = 1.0,
     *,
+    weighting: str = "auto",
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> KernelReport:
-    """Spectrum, condition, ranks and damping of the kernel of one epoch and split.
+    """Spectrum, condition, ranks and damping of the kernel ΦᵀWΦ of one epoch and split.
 
     Parameters
     ----------
@@ -107,6 +114,10 @@ def kernel_report(
     split : str
     damping : float or Damping
         As for the scores: c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
+    weighting : str
+        W. ``"auto"``: as :func:`~trakstore.trak_scores` weights rows by default. ``"none"``: 1, as the
+        TRAK paper and the whitened cosine have it. ``"logistic"``, as influence functions of a margin
+        have it: Q(1 − Q); ``"logistic-T"``, the same at temperature T. ``"loss"``: Q².
     gram_dtype : {"float32", "float64"}
         Of the products within a tile.
     memory_limit : int or str, optional
@@ -122,6 +133,8 @@ def kernel_report(
         No such epoch or split.
     IncompleteError
         Rows are missing.
+    TrakStoreError
+        No such weighting.
     NumericsError
         Features that are not finite, or all zero.
     MemoryLimitError
@@ -130,15 +143,25 @@ def kernel_report(
     damped = Damping.of(damping)
     stored = store.split(epoch, split)
     stored.require_complete()
-    kernel = split_gram(stored, dtype=gram_dtype, memory_limit=memory_limit)
+    rows = weighted(stored, _weighting(store, stored, weighting))
+    kernel = split_gram(rows, dtype=gram_dtype, memory_limit=memory_limit)
     if kernel.trace == 0:
         raise NumericsError(
             f"all {kernel.rows} rows of split {split!r} at epoch {epoch!r} are zero"
         )
-    return _report(kernel, damped, epoch, split)
+    return _report(kernel, damped, rows)
 
 
-def _report(kernel: Gram, damping: Damping, epoch: Epoch, split: str) -> KernelReport:
+def _weighting(store: Store, split: GramSplit, asked: str) -> str:
+    if asked != "auto":
+        return "" if asked == "none" else asked
+    heat = trak_temperature(store)
+    if heat is None or "out_to_loss" not in dict(split.spec.columns):
+        return ""
+    return WeightedSplit(split, "logistic", heat).weighting
+
+
+def _report(kernel: Gram, damping: Damping, split: GramSplit) -> KernelReport:
     values = eigvalsh(kernel.matrix)[::-1].copy()
     positive = np.maximum(values, 0.0)
     lam = damping.value(kernel.trace, kernel.rows)
@@ -147,8 +170,9 @@ def _report(kernel: Gram, damping: Damping, epoch: Epoch, split: str) -> KernelR
     condition = first / last if full else float("inf")
     damped_condition = (first + lam) / (last + lam) if lam > 0 else condition
     return KernelReport(
-        epoch=epoch,
-        split=split,
+        epoch=split.epoch,
+        split=split.name,
+        weighting=weighting_of(split),
         n=kernel.rows,
         dim=kernel.dim,
         trace=kernel.trace,

@@ -19,7 +19,7 @@ from trakstore.linalg.weights import GramSplit, TemperedRows, WeightedSplit, wei
 from trakstore.scores.scales import out_to_loss
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, part_of, scores_of
 
-__all__ = ["TEMPERATURE", "Temperature", "trak_scores", "trak_scores_of_arrays"]
+__all__ = ["TEMPERATURE", "Temperature", "trak_scores", "trak_scores_of_arrays", "trak_temperature"]
 
 Temperature: TypeAlias = float | Literal["auto"] | None
 TEMPERATURE = 2.0  # best of 1, 1.5, 2, 3, 4, 6 for two of three sets of retrained models
@@ -110,13 +110,13 @@ def trak_scores(
     if not 0 <= soft_threshold < float("inf"):
         raise TrakStoreError(f"soft_threshold must be a number >= 0, got {soft_threshold}")
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
-    heat = _temperature(temperature, store)
+    heat = trak_temperature(store, temperature)
     parts = [_part(pair, damped, heat, solver, gram_dtype, memory_limit) for pair in pairs]
     return scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
 
 
-def _temperature(asked: Temperature, store: Store) -> float | None:
-    """The temperature, or None for none."""
+def trak_temperature(store: Store, asked: Temperature = "auto") -> float | None:
+    """The temperature of :func:`trak_scores`, or None for none."""
     if asked == "auto":
         output = store.spec.output
         return TEMPERATURE if output is not None and output.name == "margin" else None
