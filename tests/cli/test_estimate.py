@@ -9,8 +9,10 @@ import pytest
 from trakstore.cli import main
 from trakstore.linalg.costs import Cost, Problem, Speed, costs
 from trakstore.linalg.factored import Scores
+from trakstore.linalg.gram import Gram
 from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows, PositionRows
+from trakstore.linalg.solvers import Cholesky
 from trakstore.linalg.streaming import plan_windows
 from trakstore.linalg.topk import plan_top_k
 from trakstore.planning import block_shape
@@ -55,15 +57,24 @@ def test_memory_is_what_the_planners_say() -> None:
     targets = ArrayRows(
         np.broadcast_to(np.float32(0), (1000, 512)), block_shape(1000, 512, 4).chunk_rows
     )
-    scores = Scores(
-        "dots", (Part(0, targets, store_rows),), PositionRows(1000), PositionRows(10**6)
-    )
+    factor = Cholesky().factor(Gram(np.eye(512), rows=512, trace=512.0))
+    part = Part(0, targets, store_rows, factor)
+    scores = Scores("dots", (part,), PositionRows(1000), PositionRows(10**6))
     found = {cost.operation: cost for cost in costs(asked)}
     assert found["topk"].memory == plan_top_k(scores, 20, None, 10**9).memory
     assert found["matrix"].memory == plan_windows(scores, "x", 10**9).memory
     tight = Problem(10**6, 16_384, 1000, memory_limit=10**9)  # a gram in strips
     assert costs(tight)[1].read > 10**6 * 16_384 * 4
     assert costs(tight)[1].memory <= 10**9
+
+
+def test_factors_of_all_epochs_have_a_quarter_of_the_memory() -> None:
+    def memory(epochs: int, limit: int) -> int:
+        return costs(Problem(10**5, 512, 10, epochs, memory_limit=limit))[2].memory
+
+    factor = 8 * 512**2
+    assert memory(40, 10**9) - memory(1, 10**9) == 39 * (factor + 4 * 10 * 512)  # and targets
+    assert memory(4000, 10**9) < 10**9  # of 8.4 GB of factors
 
 
 def test_a_hundred_epochs_of_a_million_rows_are_planned(capsys: Any) -> None:

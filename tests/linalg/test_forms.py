@@ -209,6 +209,8 @@ def test_masked_rows_leave_every_form(split_of: Any) -> None:
 def test_the_solver_is_chosen_by_shape_and_memory(split_of: Any) -> None:
     assert isinstance(choose_solver(90, 40, Damping()), Cholesky)
     assert isinstance(choose_solver(90, 40, Damping(), "40kB"), BlockedCholesky)
+    assert isinstance(choose_solver(90, 40, Damping(), "130kB", held=15_000), Cholesky)
+    assert isinstance(choose_solver(90, 40, Damping(), "130kB", held=20_000), BlockedCholesky)
     assert isinstance(choose_solver(25, 40, Damping()), Dual)
     assert isinstance(choose_solver(25, 40, Damping(0.0)), Cholesky)
     with pytest.raises(TrakStoreError, match="Cholesky works on a Gram, got a RowsKernel"):

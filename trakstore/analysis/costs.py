@@ -8,6 +8,7 @@ from trakstore.analysis.evolution import SCORE_BYTES
 from trakstore.analysis.transitions import SAMPLE_BYTES
 from trakstore.linalg.costs import Cost, Problem, planned_scores
 from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.parts import held_bytes
 from trakstore.linalg.streaming import plan_windows
 
 __all__ = ["costs_over_time"]
@@ -28,10 +29,6 @@ def costs_over_time(problem: Problem) -> tuple[Cost, ...]:
     return _evolution(problem), _transitions(problem)
 
 
-def _factors(problem: Problem) -> int:
-    return 8 * problem.dim**2 * problem.epochs
-
-
 def _products(problem: Problem, targets: int) -> int:
     return 2 * problem.rows * problem.dim * targets * problem.epochs
 
@@ -42,7 +39,7 @@ def _evolution(problem: Problem) -> Cost:
     limit = problem.memory_limit or memory_budget(None)
     fitting = max(1, min(m, limit // (SCORE_BYTES * n)))
     read = n * problem.dim * problem.itemsize * problem.epochs * -(-m // fitting)
-    memory = fitting * SCORE_BYTES * n + _factors(problem)
+    memory = fitting * SCORE_BYTES * n + held_bytes(planned_scores(problem).parts)
     ranked = 2 * n * m * problem.epochs
     return Cost("evolve", 0, read, 0, memory, _products(problem, m), ranked)
 
@@ -51,12 +48,12 @@ def _transitions(problem: Problem) -> Cost:
     """Passes for moments, one with a single column, and the chunks of the listed samples."""
     limit = problem.memory_limit or memory_budget(None)
     n, kept = problem.rows, SAMPLE_BYTES * problem.rows
-    one = planned_scores(replace(problem, epochs=1))
+    whole, one = planned_scores(problem), planned_scores(replace(problem, epochs=1))
     least = max(limit - kept, limit // 2)  # a plan also where it will be refused
     plan = plan_windows(one, "means of scores", least, target_bytes=64)
     features = n * problem.dim * problem.itemsize
     listed = min(n, problem.top * one.parts[0].train.chunk_rows)
     lists = 2 * 2 * features * listed // n  # gained and lost, before and after
     read = features * problem.epochs * (-(-problem.targets // plan.targets) + 1) + lists
-    memory = kept + plan.memory + _factors(problem)
+    memory = kept + plan.memory + held_bytes(whole.parts[1:])
     return Cost("transitions", 0, read, 0, memory, _products(problem, problem.targets + 1))

@@ -115,7 +115,10 @@ def efficiency_grid(
         More samples than there are; no rounds.
     """
     if rounds < 1 or min([*train, *targets, *dims], default=0) < 1:
-        raise TrakStoreError("needed sizes and rounds of 1 or more")
+        raise TrakStoreError(
+            f"sizes and rounds must be 1 or more, got train {list(train)}, targets {list(targets)}, "
+            f"dims {list(dims)}, rounds {rounds}"
+        )
     for sizes in product(train, targets, dims):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             yield pool.submit(_measured, job, splits, sizes, rounds).result()

@@ -27,6 +27,7 @@ def factor_split(
     solver: Solver | None = None,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    held: int = 0,
 ) -> Factor:
     """K + λI of a split's features, factored.
 
@@ -41,6 +42,8 @@ def factor_split(
         Of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process.
+    held : int
+        How many of them other factors have, which are kept.
 
     Raises
     ------
@@ -49,11 +52,11 @@ def factor_split(
     MemoryLimitError
         The kernel does not fit in any form.
     """
-    damped = Damping.of(damping)
+    damped, limit = Damping.of(damping), memory_budget(memory_limit)
     if solver is None:
         dim = split.column(layout.FEATURES).shape[1]
-        solver = choose_solver(unmasked_count(split), dim, damped, memory_limit)
-    kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=memory_limit)
+        solver = choose_solver(unmasked_count(split), dim, damped, limit, held)
+    kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=max(1, limit - held))
     return solver.factor(kernel, damped)
 
 
@@ -84,15 +87,25 @@ def factor_rows(
 
 
 def choose_solver(
-    rows: int, dim: int, damping: Damping, memory_limit: int | str | None = None
+    rows: int,
+    dim: int,
+    damping: Damping,
+    memory_limit: int | str | None = None,
+    held: int = 0,
 ) -> Solver:
-    """Dual for fewer rows than columns, blocked for what does not fit, else Cholesky."""
+    """Dual for fewer rows than columns, blocked for what does not fit, else Cholesky.
+
+    Together with the ``held`` bytes of others, a factor in memory has at most a quarter of the limit,
+    or half of it if it is the only one.
+    """
     limit = memory_budget(memory_limit)
+    left, share = limit - held, limit // 4 if held else limit // 2
     damped = damping.absolute != 0 if damping.absolute is not None else damping.relative != 0
-    if rows < dim and damped and 8 * rows**2 < limit // 2:
-        return Dual(memory_limit)
+    if rows < dim and damped and held + 8 * rows**2 < share:
+        return Dual(left)
     # the gram, its factor, and the sums and products of two tasks, all k x k
-    return Cholesky() if 40 * dim**2 < limit else BlockedCholesky(memory_limit)
+    fits = 40 * dim**2 < left and held + 8 * dim**2 < share
+    return Cholesky() if fits else BlockedCholesky(left)
 
 
 def split_kernel(

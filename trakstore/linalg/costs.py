@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trakstore.linalg.blocked import BlockedCholesky
 from trakstore.linalg.choice import choose_solver
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import gram_bytes, gram_flops
 from trakstore.linalg.lists import STATE_BYTES
 from trakstore.linalg.memory import memory_budget
-from trakstore.linalg.parts import Part
+from trakstore.linalg.parts import Part, held_bytes
 from trakstore.linalg.ranks import centred_ranks
 from trakstore.linalg.rows import PositionRows, Rows
-from trakstore.linalg.solvers import Cholesky, Damping
+from trakstore.linalg.solvers import Cholesky, Damping, Factor
 from trakstore.linalg.streaming import plan_windows
 from trakstore.linalg.tiled import strip_plan
 from trakstore.linalg.tiles import task_slots, tile_rows
@@ -127,6 +128,24 @@ class _Sized:
         raise NotImplementedError(f"rows {start}..{stop} are only planned")
 
 
+class _SizedFactor(Factor):
+    """A factor that is a triangle of so many columns, and nothing else."""
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+
+    @property
+    def dim(self) -> int:
+        return self._columns
+
+    @property
+    def memory(self) -> int:
+        return 8 * self._columns**2
+
+    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
+        raise NotImplementedError(f"{rhs.shape} right-hand sides are only planned")
+
+
 def planned_scores(problem: Problem) -> Scores:
     """Scores of these sizes, chunked as a store has them."""
     dtype, dim = np.dtype(f"f{problem.itemsize}"), problem.dim
@@ -134,8 +153,20 @@ def planned_scores(problem: Problem) -> Scores:
         _Sized((rows, dim), dtype, block_shape(rows, dim, problem.itemsize).chunk_rows)
         for rows in (problem.rows, problem.targets)
     )
-    parts = tuple(Part(epoch, target, train) for epoch in range(problem.epochs))
-    return Scores("planned", parts, PositionRows(problem.targets), PositionRows(problem.rows))
+    parts: list[Part] = []
+    for epoch in range(problem.epochs):
+        parts.append(Part(epoch, target, train, _planned_factor(problem, held_bytes(parts))))
+    return Scores(
+        "planned", tuple(parts), PositionRows(problem.targets), PositionRows(problem.rows)
+    )
+
+
+def _planned_factor(problem: Problem, held: int) -> Factor | None:
+    """None for one that is on disk, since others hold their share of the memory."""
+    limit = problem.memory_limit or memory_budget(None)
+    solver = choose_solver(problem.rows, problem.dim, Damping(), limit, held)
+    on_disk = isinstance(solver, BlockedCholesky)
+    return None if on_disk else _SizedFactor(min(problem.rows, problem.dim))
 
 
 def _gram_plan(train: Rows, limit: int) -> tuple[int, int]:

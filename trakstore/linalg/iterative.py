@@ -196,6 +196,10 @@ class DualFactor(Factor):
     def dim(self) -> int:
         return self.kernel.dim
 
+    @property
+    def memory(self) -> int:
+        return self.lower.nbytes
+
     def solve(self, rhs: NDArray[np.floating]) -> F64:
         wanted = np.asarray(rhs, dtype=np.float64)
         solved = self._once(wanted)

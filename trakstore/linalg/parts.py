@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from trakstore.linalg.solvers import Factor
 from trakstore.linalg.tiles import tile_rows
 from trakstore.planning import ranges
 
-__all__ = ["F32", "SCRATCH_VALUES", "Epoch", "Part", "Window"]
+__all__ = ["F32", "SCRATCH_VALUES", "Epoch", "Part", "Window", "held_bytes"]
 
 Epoch: TypeAlias = int | str
 F32: TypeAlias = NDArray[np.float32]
@@ -93,6 +94,12 @@ class Part:
             train=take(self.train, train),
             column_scale=self.column_scale and take(self.column_scale, train),
         )
+
+
+def held_bytes(parts: Iterable[Part]) -> int:
+    """Bytes of the factors that the parts hold."""
+    factors = {id(part.factor): part.factor for part in parts if part.factor is not None}
+    return sum(factor.memory for factor in factors.values())
 
 
 @dataclass(frozen=True, eq=False)

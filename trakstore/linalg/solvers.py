@@ -107,6 +107,8 @@ class Factor(ABC):
         Condition number of K + λI: an estimate, which one is for the solver to say.
     dim : int
         k.
+    memory : int
+        Bytes that it holds for as long as it is there.
     solve_rows : int
         Rows that a solve should have at once, where each solve reads from disk; else 1.
     """
@@ -114,6 +116,10 @@ class Factor(ABC):
     damping: float
     condition: float
     solve_rows: ClassVar[int] = 1
+
+    @property
+    def memory(self) -> int:
+        return 0
 
     @property
     @abstractmethod
@@ -168,6 +174,10 @@ class CholeskyFactor(Factor):
     @property
     def dim(self) -> int:
         return len(self.lower)
+
+    @property
+    def memory(self) -> int:
+        return self.lower.nbytes
 
     def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
         columns = np.array(rhs, dtype=np.float64, order="C").T  # Fortran order: solved in place
@@ -228,6 +238,10 @@ class EigenFactor(Factor):
     @property
     def dim(self) -> int:
         return len(self.values)
+
+    @property
+    def memory(self) -> int:
+        return self.vectors.nbytes + self.gram.matrix.nbytes
 
     def at(self, damping: float | Damping) -> EigenFactor:
         """The same kernel at another damping, at no cost.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
-from trakstore.linalg.parts import SCRATCH_VALUES, Part, Window
+from trakstore.linalg.parts import SCRATCH_VALUES, Part, Window, held_bytes
 from trakstore.linalg.tiles import (
     active_client,
     map_reduce,
@@ -71,7 +71,9 @@ def plan_windows(
         When one target does not fit.
     """
     limit, rows, step = memory_budget(memory_limit), scores.shape[0], scores.tile_rows
-    fixed = fixed_bytes + max(_solve_bytes(part) for part in scores.parts)
+    fixed = (
+        fixed_bytes + held_bytes(scores.parts) + max(_solve_bytes(part) for part in scores.parts)
+    )
     task = task_bytes + max(_tile_bytes(part.train, step) for part in scores.parts)
     task += 4 * min(SCRATCH_VALUES, rows * step)
     target = target_bytes + 4 * sum(part.target.shape[1] for part in scores.parts)

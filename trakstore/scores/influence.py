@@ -12,7 +12,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.linalg.choice import factor_split
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import GramDtype
-from trakstore.linalg.parts import Epoch
+from trakstore.linalg.parts import Epoch, Part, held_bytes
 from trakstore.linalg.quadratic import quadratic_form
 from trakstore.linalg.rows import whole_column
 from trakstore.linalg.solvers import Damping, Factor, Solver
@@ -88,12 +88,17 @@ def influence_scores(
     """
     check_of("loss", store)
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
-    parts = []
+    parts: list[Part] = []
     for pair in pairs:
         scales = out_to_loss(pair.target), out_to_loss(pair.train)
         split = _curved(store, pair, hessian)
         factor = factor_split(
-            split, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+            split,
+            damped,
+            solver=solver,
+            dtype=gram_dtype,
+            memory_limit=memory_limit,
+            held=held_bytes(parts),
         )
         how = {"row_scale": scales[0], "column_scale": scales[1], "kernel": weighting_of(split)}
         parts.append(part_of(pair, factor, **how))

@@ -12,7 +12,8 @@ from trakstore.linalg.choice import factor_split
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import Gram, GramDtype
 from trakstore.linalg.grams import split_gram
-from trakstore.linalg.parts import Epoch
+from trakstore.linalg.memory import memory_budget
+from trakstore.linalg.parts import Epoch, Part, held_bytes
 from trakstore.linalg.quadratic import quadratic_form
 from trakstore.linalg.rows import ArrayRows, Rows
 from trakstore.linalg.solvers import Cholesky, Damping, Factor
@@ -160,16 +161,18 @@ def whitened_cos_scores(
     if not 0 <= mix <= 1:
         raise TrakStoreError(f"mix is a share from 0 to 1, got {mix}")
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
-    parts = []
+    parts: list[Part] = []
     for pair in pairs:
-        factor = _mixed(pair, damped, mix, gram_dtype, memory_limit)
+        held = held_bytes(parts)
+        left = max(1, memory_budget(memory_limit) - held)
+        factor = _mixed(pair, damped, mix, gram_dtype, memory_limit, held)
         parts.append(
             part_of(
                 pair,
                 factor,
                 kernel=f"mix {mix}",
-                row_scale=_inverse_length(pair.target, factor, of, memory_limit),
-                column_scale=_inverse_length(pair.train, factor, of, memory_limit),
+                row_scale=_inverse_length(pair.target, factor, of, left),
+                column_scale=_inverse_length(pair.train, factor, of, left),
             )
         )
     return scores_of("whitened_cos", parts, pairs)
@@ -181,20 +184,22 @@ def _mixed(
     mix: float,
     dtype: GramDtype,
     memory_limit: int | str | None,
+    held: int,
 ) -> Factor:
     """H of an epoch, factored; out of core where the targets have no part in it."""
     if mix == 0:
-        return factor_split(pair.train.stored, damping, dtype=dtype, memory_limit=memory_limit)
-    own = split_gram(pair.train.stored, dtype=dtype, memory_limit=memory_limit)
-    other = split_gram(pair.target.stored, dtype=dtype, memory_limit=memory_limit)
+        return factor_split(
+            pair.train.stored, damping, dtype=dtype, memory_limit=memory_limit, held=held
+        )
+    left = max(1, memory_budget(memory_limit) - held)
+    own = split_gram(pair.train.stored, dtype=dtype, memory_limit=left)
+    other = split_gram(pair.target.stored, dtype=dtype, memory_limit=left)
     matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
     mixed: Gram = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
     return Cholesky().factor(mixed, damping)
 
 
-def _inverse_length(
-    split: UnmaskedSplit, factor: Factor, of: Of, memory_limit: int | str | None
-) -> Rows:
+def _inverse_length(split: UnmaskedSplit, factor: Factor, of: Of, memory_limit: int) -> Rows:
     squared = quadratic_form(split.column("features"), factor, memory_limit=memory_limit)
     length = ArrayRows(np.sqrt(np.maximum(squared, 0)))
     return InverseRows(length, gradient_scale(split, of))

@@ -12,7 +12,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.linalg.choice import factor_rows, factor_split
 from trakstore.linalg.factored import Average, Scores
 from trakstore.linalg.gram import GramDtype
-from trakstore.linalg.parts import Epoch, Part
+from trakstore.linalg.parts import Epoch, Part, held_bytes
 from trakstore.linalg.rows import ArrayRows, PositionRows
 from trakstore.linalg.solvers import Damping, Solver
 from trakstore.linalg.weights import GramSplit, TemperedRows, WeightedSplit, weighting_of
@@ -111,7 +111,10 @@ def trak_scores(
         raise TrakStoreError(f"soft_threshold must be a number >= 0, got {soft_threshold}")
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
     heat = trak_temperature(store, temperature)
-    parts = [_part(pair, damped, heat, solver, gram_dtype, memory_limit) for pair in pairs]
+    parts: list[Part] = []
+    for pair in pairs:
+        options = {"dtype": gram_dtype, "memory_limit": memory_limit, "held": held_bytes(parts)}
+        parts.append(_part(pair, heat, damped, solver=solver, **options))
     return scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
 
 
@@ -125,22 +128,13 @@ def trak_temperature(store: Store, asked: Temperature = "auto") -> float | None:
     return asked
 
 
-def _part(
-    pair: EpochPair,
-    damping: Damping,
-    temperature: float | None,
-    solver: Solver | None,
-    gram_dtype: GramDtype,
-    memory_limit: int | str | None,
-) -> Part:
+def _part(pair: EpochPair, temperature: float | None, damping: Damping, **how: Any) -> Part:
     split: GramSplit = pair.train.stored
     scale = out_to_loss(pair.train)
     if temperature is not None:
         scale = TemperedRows(scale, temperature)
         split = WeightedSplit(split, "logistic", temperature)
-    factor = factor_split(
-        split, damping, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
-    )
+    factor = factor_split(split, damping, **how)
     return part_of(pair, factor, column_scale=scale, kernel=weighting_of(split))
 
 
