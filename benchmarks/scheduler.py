@@ -88,7 +88,7 @@ def table(store: ts.FeatureStore, tile: float, tile_rows: int, start: float, eac
     for workers in (1, 10, 100, 1000):
         work = -(-tasks // workers) * tile * tiles / tasks
         schedule = start + tasks * each
-        whole = max(work, schedule) + start
+        whole = max(start + work, schedule)
         print(f"  {workers:5} workers: work {work:8.0f} s, scheduler {schedule:5.1f} s, together "
               f"{whole:8.0f} s, {tiles * tile / workers / whole:.0%} of ideal")  # fmt: skip
 
