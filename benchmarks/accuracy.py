@@ -8,8 +8,9 @@ were trained on random halves: ``mlp`` (26,122 parameters) and ``cnn`` (13,706) 
 stopped goes on. Scores are made from models trained on all rows, by one setting changed at a time from
 the default: SJLT to 1,024 dimensions, five models of other seeds, damping c = 1 of λ = c·tr(K)/n,
 temperature 2. Each line has its mean over targets with a 95% interval, which resamples targets and
-subsets, and the difference from the default with a paired interval. traker and dattri run where they
-can be imported. Lines go to --out/lines.json, and a picture beside it. About half an hour on two cores.
+subsets, and the difference from the default with a paired interval; while models are trained, their
+rate is told. traker and dattri run where they can be imported. Lines go to --out/lines.json, and a
+picture beside it. About half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accuracy_chart import draw
 from accuracy_peers import PEERS, dattri_lds
 from accuracy_variants import VARIANTS, Parts
 from distributed import Client, LocalCluster
@@ -36,6 +38,7 @@ from trakstore.evaluation.lds import LDS, lds, lds_difference
 from trakstore.evaluation.retraining import retrain
 from trakstore.evaluation.training import SubsetTrainer
 from trakstore.features import Job, featurize_job
+from trakstore.progress import ProgressLine
 from trakstore.sampling import SubsetPlan, sample_rows
 
 DIM, USED, MOST, REPEATS = 1024, 5, 10, 3
@@ -53,13 +56,8 @@ def cnn() -> nn.Module:
     return nn.Sequential(*first, *second, nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "mlp": (mlp, 1297),
-    "cnn": (cnn, 1297),
-    "few": (mlp, 400),
-}
-
-SHOWN = {"mlp": "MLP, n = 1,297", "few": "MLP, n = 400", "cnn": "CNN, n = 1,297"}
+Kinds = dict[str, tuple[Callable[[], nn.Module], int]]
+MODELS: Kinds = {"mlp": (mlp, 1297), "cnn": (cnn, 1297), "few": (mlp, 400)}
 
 
 class Ground:
@@ -90,12 +88,18 @@ class Ground:
     @cached_property
     def truth(self) -> Any:
         plan = SubsetPlan(self.rows, repeats=REPEATS, seed=1)
-        with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as two, Client(two):
-            return retrain(self.trainer, self.out / "truth.zarr", "halves", plan, self.models)
+        line = ProgressLine("training", self.models, unit="models")
+        what = (self.trainer, self.out / "truth.zarr", "halves", plan, self.models)
+        with (
+            LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as two,
+            Client(two),
+            line,
+        ):
+            return retrain(*what, finished=line.advance)
 
     @cached_property
     def weights(self) -> dict[int | str, dict[str, torch.Tensor]]:
-        """Models of all rows, by number; and one of them after some of its epochs."""
+        """Models of all rows, by number."""
         everything = np.ones((len(self.epochs), self.rows), dtype=bool)
         return dict(enumerate(self.trainer.fit(everything, np.array(self.epochs))))
 
@@ -183,21 +187,17 @@ def projectors(small: bool) -> list[ts.ProjectionSpec]:
 
 def methods(ground: Ground, lines: Lines, base: ts.FeatureStore, used: Sequence[int]) -> None:
     of = {"epochs": list(used)}
-    lines.add(
-        "method",
-        "TRAK, mean of each model's Q·scores",
-        ts.trak_scores(base, average="scores", **of),
-    )
-    lines.add("method", "influence, Gauss-Newton", ts.influence_scores(base, **of))
-    lines.add(
-        "method", "influence, of loss gradients", ts.influence_scores(base, hessian="loss", **of)
-    )
-    lines.add("method", "GradDot (TracIn at one rate)", ts.grad_dot_scores(base, **of))
-    lines.add("method", "GradCos", ts.grad_cos_scores(base, **of))
-    lines.add("method", "whitened cosine", ts.whitened_cos_scores(base, **of))
-    lines.add(
-        "method", "whitened cosine, half of targets", ts.whitened_cos_scores(base, mix=0.5, **of)
-    )
+    found = {
+        "TRAK, mean of each model's Q·scores": ts.trak_scores(base, average="scores", **of),
+        "influence, Gauss-Newton": ts.influence_scores(base, **of),
+        "influence, of loss gradients": ts.influence_scores(base, hessian="loss", **of),
+        "GradDot (TracIn at one rate)": ts.grad_dot_scores(base, **of),
+        "GradCos": ts.grad_cos_scores(base, **of),
+        "whitened cosine": ts.whitened_cos_scores(base, **of),
+        "whitened cosine, half of targets": ts.whitened_cos_scores(base, mix=0.5, **of),
+    }
+    for name, one in found.items():
+        lines.add("method", name, one)
     for share in (0.5, 0.1):
         rows = sample_rows(ground.rows, share, strata=ground.data["train"].tensors[1].numpy())
         scores = np.zeros((len(ground.data["test"]), ground.rows), dtype=np.float32)
@@ -269,43 +269,6 @@ def same_metric(ground: Ground, scores: np.ndarray[Any, Any]) -> None:
           f"by dattri's metric {theirs:.6f}")  # fmt: skip
 
 
-def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """LDS by dimension, models and damping."""
-    from matplotlib.figure import Figure
-
-    tables = {"dim": "dimension", "checkpoints": "models", "damping": "c of λ = c·tr(K)/n"}
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axes, (table, label) in zip(
-        figure.subplots(1, 3, sharey=True), tables.items(), strict=True
-    ):
-        for kind in dict.fromkeys(one["model"] for one in found):
-            own = [one for one in found if one["model"] == kind]
-            points = sorted(points_of(own, table))
-            x, y, low, high = zip(*points, strict=True)
-            spread = [np.subtract(y, low), np.subtract(high, y)]
-            axes.errorbar(x, y, spread, marker="o", capsize=2, label=SHOWN[kind])
-        axes.set(xscale="log", xlabel=label, ylabel="LDS" if table == "dim" else "")
-        axes.set_xticks(x, [f"{one:g}" for one in x])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path)
-
-
-def points_of(found: list[dict[str, Any]], table: str) -> list[tuple[float, ...]]:
-    """Setting, LDS and its interval, with the default among them."""
-    default = {"dim": DIM, "checkpoints": USED, "damping": 1.0}[table]
-    points = []
-    for one in found:
-        other = "paper" in one["name"] or f"dim {DIM}," not in one["name"]
-        if one["table"] == table and not (table == "damping" and other):
-            number = one["name"].split(", ")[-1].split()[0]
-            points.append((float(number), one["lds"], one["low"], one["high"]))
-        elif one["table"] == "default" and table != "damping":
-            points.append((default, one["lds"], one["low"], one["high"]))
-    return points
-
-
 def main() -> None:
     """All lines of the models that are named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -326,7 +289,8 @@ def main() -> None:
         peers(ground, lines, options.small)
         found += lines.found
         (options.out / "lines.json").write_text(json.dumps(found, indent=1))
-    draw(found, options.out / "accuracy.svg")
+    default = {"dim": DIM, "checkpoints": USED, "damping": 1.0}
+    draw(found, default, options.out / "accuracy.svg")
 
 
 if __name__ == "__main__":

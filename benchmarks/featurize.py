@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import stores
 import torch
 from models import Work, compared, rows_of
 from torch import Tensor
@@ -141,9 +142,7 @@ def peak(kind: str, small: bool) -> None:
         run, _ = rows_of(work, ts.ProjectionSpec(kind, dim=1024), 32)  # type: ignore[arg-type]
     for _ in range(3):
         run()
-    status = Path("/proc/self/status").read_text()
-    high = next(one for one in status.splitlines() if one.startswith("VmHWM"))
-    print(int(high.split()[1]) / 1024)
+    print(stores.peak() / 2**20)
 
 
 def scaling(small: bool, rounds: int) -> None:

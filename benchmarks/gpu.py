@@ -7,9 +7,10 @@ card's memory: its time is compared with the larger of two, reading them once at
 and, for dense signs, multiplying them at the speed of a bfloat16 matmul. `featurize` is reading,
 gradients, projection and writing to a local store, beside forward and backward passes of the mean loss
 in the same precision, by torch's fastest algorithms. `peers` needs traker (with fast_jl if it can be
-imported) and dattri. `tiles` are products for scores, whose train features come from the CPU's memory.
-Without a GPU `--device cpu --small` shows that the script runs. It is meant to take less than 8 minutes
-on a large card.
+imported) and dattri (with sjlt likewise): they run with torch's own settings, TF32 in convolutions
+among them, trakstore with those that `featurize` makes. `tiles` are products for scores, whose train
+features come from the CPU's memory. Without a GPU `--device cpu --small` shows that the script runs. It
+is meant to take less than 8 minutes on a large card.
 """
 
 from __future__ import annotations
@@ -19,14 +20,12 @@ import contextlib
 import copy
 import logging
 import math
-import statistics
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from typing import Any
 import numpy as np
 import peers
 import torch
+from card import Card
 from models import Work
 from torch import Tensor
 from torch.backends import cudnn
@@ -50,43 +50,6 @@ from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
 
 KINDS: tuple[ProjectionKind, ...] = ("sjlt", "kronecker", "rademacher")
 COLUMNS = 4096  # of the weight whose gradients are projected
-
-
-@dataclass(frozen=True)
-class Card:
-    """A device, and whether only to see that the script runs."""
-
-    device: torch.device
-    small: bool
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def seconds(self, run: Callable[[], Any], rounds: int = 5, warm: int = 2) -> float:
-        """Median of a few runs."""
-        for _ in range(warm):
-            run()
-        taken = []
-        for _ in range(1 if self.small else rounds):
-            self.wait()
-            began = time.perf_counter()
-            run()
-            self.wait()
-            taken.append(time.perf_counter() - began)
-        return statistics.median(taken)
-
-    def copied(self) -> float:
-        """Bytes a second of a copy, read and written."""
-        a = torch.empty(1 << (20 if self.small else 30), dtype=torch.uint8, device=self.device)
-        b = torch.empty_like(a)
-        return 2 * a.numel() / self.seconds(lambda: b.copy_(a), rounds=10)
-
-    def multiplied(self) -> float:
-        """Operations a second of a bfloat16 matmul."""
-        n = 64 if self.small else 8192
-        a, b = torch.randn(2, n, n, device=self.device).to(torch.bfloat16)
-        return 2 * n**3 / self.seconds(lambda: a @ b, rounds=10)
 
 
 def error(got: Tensor, expected: Tensor) -> float:
@@ -220,19 +183,26 @@ def beside(card: Card) -> None:
     dim, size = (64, 4) if card.small else (2048, 64)
     work = Work("resnet18", card.small, str(card.device))
     print(f"peers on resnet18 ({work.count:,} parameters), dim {dim}, batch {size}", flush=True)
-    torch.use_deterministic_algorithms(False)  # which is not asked of others
+    with working_on(card.device):
+        for candidate in peers.own(work, dim, size):
+            tell_rate(card, candidate)
+    fast = find_spec("fast_jl") is not None
+    print(f"  fast_jl {'is' if fast else 'is not'} installed")
+    makers: list[Callable[[], peers.Candidate]] = [
+        lambda: peers.traker(work, dim, size, "rademacher", 100, compiled=fast),
+        lambda: peers.dattri(work, dim, size, "rademacher"),
+        lambda: peers.dattri(work, dim, size, "sjlt"),
+    ]
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        runs = [*peers.own(work, dim, size)]
-        fast = find_spec("fast_jl") is not None
-        print(f"  fast_jl {'is' if fast else 'is not'} installed")
-        makers: list[Callable[[], peers.Candidate]] = [
-            lambda: peers.traker(work, dim, size, "rademacher", 100, compiled=fast),
-            lambda: peers.dattri(work, dim, size, "rademacher"),
-        ]
-        runs += [one for one in map(peers.tried, makers) if one]
-        for label, run, samples in runs:
-            taken = run.taken if isinstance(run, peers._Known) else card.seconds(run, 3, 1)
-            print(f"  {label}: {samples / taken:,.0f} samples/s", flush=True)
+        for make in makers:
+            if candidate := peers.tried(make):
+                tell_rate(card, candidate)
+
+
+def tell_rate(card: Card, candidate: peers.Candidate) -> None:
+    label, run, samples = candidate
+    taken = run.taken if isinstance(run, peers.Known) else card.seconds(run, 3, 1)
+    print(f"  {label}: {samples / taken:,.0f} samples/s", flush=True)
 
 
 def tiles(card: Card) -> None:
@@ -255,6 +225,7 @@ def tiles(card: Card) -> None:
           f"{moved / 1e9:.3g} GB/s to and from the CPU", flush=True)  # fmt: skip
 
 
+OWN_SETTINGS = ("featurize", "peers")  # parts that choose torch's settings themselves
 PARTS = {
     "check": check,
     "projection": projection,
@@ -283,7 +254,7 @@ def main() -> None:
     for part in options.parts or PARTS:
         began = time.perf_counter()
         try:
-            with contextlib.nullcontext() if part == "featurize" else working_on(card.device):
+            with contextlib.nullcontext() if part in OWN_SETTINGS else working_on(card.device):
                 PARTS[part](card)
         except Exception:  # noqa: BLE001  (a machine is lent for minutes: the other parts still count)
             traceback.print_exc()

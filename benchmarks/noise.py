@@ -2,9 +2,9 @@
 
     python benchmarks/noise.py [mlp] [cnn] [--share 0.1] [--models 5] [--small]
 
-A share of the labels of 1,297 images is changed to another class. Models are trained on them, and
-kept after some of their epochs and at the end; each image's self-score, loss and gradient norm rank
-the images, averaged over models. Each line has the area under the ROC curve with a 95% interval, and
+A share of the labels of 1,297 images is changed to another class. Models are trained on them, anew for
+each number of epochs; each image's self-score, loss and gradient norm rank the images, averaged over
+models. Each line has the area under the ROC curve with a 95% interval, and
 the share of wrong labels among as many first images. About two minutes on two cores.
 """
 

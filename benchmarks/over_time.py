@@ -3,8 +3,9 @@
     python benchmarks/over_time.py             # 10 checkpoints x 20,000 and x 200,000 rows
     python benchmarks/over_time.py --small
 
-Each part runs in a process of its own, grams and factors with it; peaks are VmHWM less what the
-imports took. Transitions are those of the middle, with all other neighbouring checkpoints as a null.
+Each question runs in a process of its own; peaks are VmHWM less what the imports took. Evolution comes
+first and has the grams to compute; it leaves them in the store, and transitions read them there.
+Transitions are those of the middle, with all other neighbouring checkpoints as a null.
 """
 
 from __future__ import annotations

@@ -58,11 +58,34 @@ def traker(
     work: Work, dim: int, size: int, kind: str, block: int, compiled: bool = False
 ) -> Candidate:
     from trak import TRAKer
-    from trak.modelout_functions import AbstractModelOutput
     from trak.projectors import BasicProjector, CudaProjector, ProjectionType
 
+    batch, model = work.batch(size), copy.deepcopy(work.model)
+    shape: Any = work.count, dim, 0, ProjectionType(kind), work.device
+    if compiled:
+        projector, name = CudaProjector(*shape, max_batch_size=32), "with fast_jl "
+    else:
+        projector, name = BasicProjector(*shape, block_size=block, dtype=torch.float32), ""
+    run = TRAKer(
+        model, traker_output(work), size, save_dir=tempfile.mkdtemp(dir="."), projector=projector,
+        proj_dim=dim, device=work.device, use_half_precision=False, logging_level=40,
+    )  # fmt: skip
+    run.load_checkpoint(model.state_dict(), model_id=0)
+
+    def step() -> None:
+        run.saver.current_store["is_featurized"][:] = 0  # or it would pass over the batch
+        run.featurize(batch, inds=np.arange(size))
+
+    shown = "" if compiled else f" block {block}"
+    return f"traker {name}{kind} batch {size}{shown}", step, size
+
+
+def traker_output(work: Work) -> Any:
+    """The output of trakstore, as traker takes it."""
+    from trak.modelout_functions import AbstractModelOutput
+
     class Output(AbstractModelOutput):
-        """The output of trakstore, of one sample under vmap."""
+        """Of one sample under vmap."""
 
         def __init__(self) -> None:
             pass
@@ -79,24 +102,7 @@ def traker(
             call = lambda *inputs: functional_call(model, (weights, buffers), inputs)  # noqa: E731
             return work.output(call, batch).out_to_loss.reshape(-1, 1)
 
-    batch, model = work.batch(size), copy.deepcopy(work.model)
-    own: Any = work.count, dim, 0, ProjectionType(kind), work.device
-    if compiled:
-        projector = CudaProjector(*own, max_batch_size=32)
-    else:
-        projector = BasicProjector(*own, block_size=block, dtype=torch.float32)
-    run = TRAKer(
-        model, Output(), size, save_dir=tempfile.mkdtemp(dir="."), projector=projector, proj_dim=dim,
-        device=work.device, use_half_precision=False, logging_level=40,
-    )  # fmt: skip
-    run.load_checkpoint(model.state_dict(), model_id=0)
-
-    def step() -> None:
-        run.saver.current_store["is_featurized"][:] = 0  # or it would pass over the batch
-        run.featurize(batch, inds=np.arange(size))
-
-    name = "traker with fast_jl" if compiled else "traker"
-    return f"{name} {kind} batch {size} block {block}", step, size
+    return Output()
 
 
 def dattri(work: Work, dim: int, size: int, kind: str) -> Candidate:
@@ -112,7 +118,7 @@ def dattri(work: Work, dim: int, size: int, kind: str) -> Candidate:
 
     def run() -> None:
         gradients = vmap(grad(output), in_dims=(None, *[0] * len(batch)))(parameters, *batch)
-        random_project(gradients, size, dim, size, proj_type=kind)(gradients)
+        random_project(gradients, size, dim, 32, proj_type=kind, device=work.device)(gradients)
 
     return f"dattri {kind} batch {size}", run, size
 
@@ -184,10 +190,12 @@ def own(work: Work, dim: int, size: int) -> Iterator[Candidate]:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    if isinstance(run, _Known):
+    if isinstance(run, Known):
         return run.taken
     began = time.perf_counter()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
@@ -200,11 +208,11 @@ def tried(make: Callable[[], Candidate]) -> Candidate | None:
         reason = (str(error).splitlines() or [""])[0][:150]
         print(f"  passed over: {type(error).__name__}: {reason}", flush=True)
         return None
-    return label, (_Known(taken) if taken > LONG else run), size
+    return label, (Known(taken) if taken > LONG else run), size
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """A run that is too long to be repeated, and what it took."""
 
     taken: float
@@ -222,7 +230,7 @@ def best_traker(work: Work, dim: int, kind: str, small: bool) -> Candidate | Non
         candidate = tried(lambda size=size, block=block: traker(work, dim, size, kind, block))  # type: ignore[misc]
         if candidate:
             took, run = seconds(candidate[1]) / size, candidate[1]
-            found.append((took, size, block, run if isinstance(run, _Known) else None))
+            found.append((took, size, block, run if isinstance(run, Known) else None))
             del candidate, run  # which hold a matrix
     if not found:
         return None

@@ -31,7 +31,8 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 
 def copy_store(store: ts.FeatureStore, where: Path, **kind: Any) -> ts.FeatureStore:
     """The same features, stored another way."""
-    made = ts.FeatureStore.create(where, projection=store.spec.projection, **kind)
+    same = {"projection": store.spec.projection, "output": store.spec.output}
+    made = ts.FeatureStore.create(where, **same, **kind)
     for epoch in store.epochs:
         for name in store.splits_of(epoch):
             split = store.split(epoch, name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,9 @@ def task_seconds(repeats: int, most: int) -> tuple[float, float]:
     """Seconds of a pass without work, and of each task of it, by a line through what was measured."""
     counts = [count for count in (8, 32, 128, 512, 2048) if count <= most]
     times = [
-        median_seconds(lambda c=count: map_reduce(idle, c * 128, 1, nothing), repeats)
+        median_seconds(partial(map_reduce, idle, count * 128, 1, nothing), repeats)
         for count in counts
-    ]  # type: ignore[misc]
+    ]
     found = [len(row_ranges(count * 128, 1)) for count in counts]
     for count, seconds in zip(found, times, strict=True):
         print(f"  pass of {count} idle tasks: {1e3 * seconds:.0f} ms", flush=True)
@@ -87,7 +88,7 @@ def table(store: ts.FeatureStore, tile: float, tile_rows: int, start: float, eac
     for workers in (1, 10, 100, 1000):
         work = -(-tasks // workers) * tile * tiles / tasks
         schedule = start + tasks * each
-        whole = max(work, schedule) + start
+        whole = max(start + work, schedule)
         print(f"  {workers:5} workers: work {work:8.0f} s, scheduler {schedule:5.1f} s, together "
               f"{whole:8.0f} s, {tiles * tile / workers / whole:.0%} of ideal")  # fmt: skip
 

@@ -22,7 +22,10 @@ def random_store(
     turned: Any = None,
     epochs: tuple[int, ...] = (0,),
 ) -> ts.FeatureStore:
-    """Normal features of both splits, times a matrix where one is given, and Q from 0.1 to 1."""
+    """Normal features of both splits, times a matrix where one is given, and Q from 0.1 to 1.
+
+    The store names no output of a model, so that TRAK is the paper's formula, without a temperature.
+    """
     rng = np.random.default_rng(0)
     store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("sjlt", dim=dim))
     splits = (("train", rows), ("test", targets))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import trakstore as ts
 from trakstore.analysis import (
+    Transition,
     change_point,
     compare_properties,
     evolution,
@@ -130,7 +131,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         where = f"{folder}/run.zarr"
         model, checkpoints, curve = train(data, test, options.steps, where)
-        for seed, place in enumerate((where, f"{folder}/seed.zarr")):
+        places = (where, f"{folder}/seed.zarr")
+        for seed, place in enumerate(places):
             job = Job(
                 model,
                 {"train": data, "test": test},
@@ -139,7 +141,7 @@ def main() -> None:
                 batch_size=128,
             )
             featurize_job(job, place)
-        report(ts.open_store(where), ts.open_store(f"{folder}/seed.zarr"), data, curve, options.out)
+        report(*map(ts.open_store, places), data, curve, options.out)
 
 
 def report(
@@ -170,19 +172,23 @@ def report(
         change = transition(scores.epoch(before), scores.epoch(after), null, k=30)
         sure = int((change.changes["q"] <= 0.1).sum())
         print(f"null {name}: {sure} of {len(data)} pairs change with a false discovery rate of 0.1")
-    gained = change.gained["position"].values
-    for at in gained[:5]:
-        a, b = data.pairs[at].tolist()
-        print(
-            f"  gained {float(change.changes['change'][at]):+.2f}: {a} + {b} = {int(data.sums[at])}"
-        )
-    print("the 30 that gained most, against random draws of 30 (Holm's correction):")
-    for one in compare_properties(modular_addition(MODULUS), data.pairs.tolist(), gained):
-        print(f"  {one.name:10} {one.chosen:6.2f} of all {one.all:6.2f}, p = {one.corrected:.3f}")
+    describe_gained(change, data)
     seen = training_dynamics(store)
     late = np.argsort(seen["first_learned"].values)[-3:]
     names = ", ".join(str(tuple(data.pairs[at].tolist())) for at in late)
     print(f"learned last of the train pairs: {names}")
+
+
+def describe_gained(change: Transition, data: Pairs) -> None:
+    """The pairs that gained most, and what sets them apart."""
+    gained = change.gained["position"].values
+    for at in gained[:5]:
+        a, b = data.pairs[at].tolist()
+        moved = float(change.changes["change"][at])
+        print(f"  gained {moved:+.2f}: {a} + {b} = {int(data.sums[at])}")
+    print("the 30 that gained most, against random draws of 30 (Holm's correction):")
+    for one in compare_properties(modular_addition(MODULUS), data.pairs.tolist(), gained):
+        print(f"  {one.name:10} {one.chosen:6.2f} of all {one.all:6.2f}, p = {one.corrected:.3f}")
 
 
 if __name__ == "__main__":

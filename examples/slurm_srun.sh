@@ -16,6 +16,8 @@ JOB="${JOB:-trakstore.cli.demo:digits}" # file.py:name or package.module:name
 STORE="${STORE:-run.zarr}"              # seen by all nodes: a shared folder, or s3://bucket/run.zarr
 
 # workers tell their rank from SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID, and never wait for each
-# other: a worker that dies need not take the rest with it
-srun --kill-on-bad-exit=0 trakstore featurize "$JOB" --store "$STORE"
+# other: a worker that dies need not take the rest with it, and info tells what is missing
+status=0
+srun --kill-on-bad-exit=0 trakstore featurize "$JOB" --store "$STORE" || status=$?
 trakstore info "$STORE"
+exit "$status"

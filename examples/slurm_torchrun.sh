@@ -6,8 +6,8 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --time=04:00:00
 #
-# Features by torchrun on several nodes: one agent a node, which starts a worker for each GPU and
-# starts it again, up to three times, if it dies. From the folder of your job:
+# Features by torchrun on several nodes: one agent a node, which starts a worker for each GPU. If one
+# dies, torchrun starts all of them again, up to three times. From the folder of your job:
 #
 #     JOB=jobs.py:digits STORE=/scratch/run.zarr sbatch slurm_torchrun.sh
 #

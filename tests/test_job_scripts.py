@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -69,8 +70,8 @@ def finish(*running: subprocess.Popen[str]) -> None:
     try:
         said = [process.communicate(timeout=240)[0] for process in running]
     finally:
-        for process in running:
-            if process.poll() is None:  # all that the script started ends with it
+        for process in running:  # all that a script started ends with it, even if it ended first
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     assert [process.returncode for process in running] == [0] * len(running), "\n".join(said)
 

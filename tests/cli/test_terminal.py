@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,6 @@ def test_waiting_for_samples_is_told(run: Any, jobs: Path, tmp_path: Path) -> No
 def test_waiting_for_the_storage_is_told(
     run: Any, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import time
-
     write = BlockWriter.write
 
     def slowly(self: BlockWriter, block: int, columns: Any) -> None:

@@ -12,8 +12,7 @@ from trakstore.evaluation.counterfactual import counterfactual
 from trakstore.evaluation.retraining import Retrained
 
 ROWS, TARGETS = 30, 4
-rng = np.random.default_rng(0)
-WEIGHTS = rng.normal(size=(ROWS, TARGETS))
+WEIGHTS = np.random.default_rng(0).normal(size=(ROWS, TARGETS))
 LABELS = (np.arange(ROWS) % 3, np.array([0, 1, 2, 0]))
 CHANCE = np.array([0.0, 0, 0, 5])  # what the seed does to each target
 
@@ -87,7 +86,9 @@ def test_it_goes_on_where_it_was(place: Path) -> None:
         counterfactual(-WEIGHTS.T, stopping, place, "cf", **options)
 
 
-def test_stored_scores_with_masked_rows_and_labels(tmp_path: Path) -> None:
+def test_stored_scores_with_masked_rows_and_labels(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
     features, count = rng.normal(size=(12, 3)), 12
     store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("identity"))
     store.write_split(0, "train", features, labels=np.arange(count) % 2)
@@ -104,8 +105,10 @@ def test_stored_scores_with_masked_rows_and_labels(tmp_path: Path) -> None:
     found = counterfactual(scores, noted, store, "cf", sizes=(2,), repeats=1)
     assert "flips" not in found
     dense = np.asarray(scores)
-    for t in range(2):
+    labels = np.delete(np.arange(count) % 2, [0, 5])
+    for t in range(2):  # whose class is t
         assert set(np.flatnonzero(gone[1 + t])) == set(np.argsort(-dense[t])[:2])
+        np.testing.assert_array_equal(labels[gone[5 + t]], [t, t])
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,8 @@ import pytest
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.intervals import mean_interval
 
-rng = np.random.default_rng(0)
 
-
-def test_mean_interval() -> None:
+def test_mean_interval(rng: np.random.Generator) -> None:
     values = rng.normal(size=200)
     mean, low, high = mean_interval(values)
     error = values.std(ddof=1) / np.sqrt(200)

@@ -9,10 +9,8 @@ from sklearn.metrics import roc_auc_score
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.mislabels import detection, plant_noise
 
-rng = np.random.default_rng(0)
 
-
-def test_against_scikit_learn_with_ties() -> None:
+def test_against_scikit_learn_with_ties(rng: np.random.Generator) -> None:
     wrong = rng.random(300) < 0.1
     scores = np.round(rng.normal(size=300) + wrong, 1)
     found = detection(scores, wrong)
@@ -38,7 +36,7 @@ def test_the_interval_holds_the_truth() -> None:
     assert held >= 88
 
 
-def test_noise_is_planted_as_said() -> None:
+def test_noise_is_planted_as_said(rng: np.random.Generator) -> None:
     labels = rng.integers(0, 10, 1000)
     noisy, wrong = plant_noise(labels, 0.1, seed=1)
     np.testing.assert_array_equal(noisy != labels, wrong)

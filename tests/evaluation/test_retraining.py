@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,6 @@ def test_a_stopped_run_goes_on_and_models_are_added(place: Path) -> None:
 
 def test_holes_are_filled(place: Path) -> None:
     retrain(linear, place, "a", PLAN, 12, at_once=3)
-    from shutil import rmtree
-
     rmtree(place / "evaluation/a/models.3")
     counted = Stopping(9)
     found = retrain(counted, place, "a", PLAN, 12, at_once=50)

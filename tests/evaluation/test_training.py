@@ -52,16 +52,21 @@ def optimisers() -> list[Any]:
     ]
 
 
-def by_hand(make: Any, mask: Any, seed: int, optimizer: Any, epochs: int, size: int) -> Any:
+def by_hand(
+    make: Any, mask: Any, seed: int, optimizer: Any, epochs: int, size: int, schedule: Any = None
+) -> Any:
     """One model by the loop that everyone writes."""
     torch.manual_seed(seed)
     model = make().train()
     steps, rng = optimizer(model.parameters()), np.random.default_rng(seed)
+    rates = schedule and schedule(steps)
     for _ in range(epochs):
         for at in torch.from_numpy(rng.permutation(np.flatnonzero(mask))).split(size):
             steps.zero_grad()
             F.cross_entropy(model(images[at]), labels[at]).backward()
             steps.step()
+            if rates is not None:
+                rates.step()
     with torch.no_grad():
         logits = model.eval()(images[:7] + 0.1)
     own = logits.gather(1, labels[:7, None])[:, 0]
@@ -87,16 +92,17 @@ def test_each_is_what_it_would_be_alone(make: Any, optimizer: Any, caplog: Any) 
 
 
 def test_a_schedule_steps_with_each_batch() -> None:
-    def frozen(optimizer: Any, steps: int) -> Any:
+    def falling(optimizer: Any, steps: int = 6) -> Any:
         assert steps == 2 * 3  # epochs and batches of 24 rows
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step < 1))
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
 
-    once = SubsetTrainer(plain, train, targets, epochs=2, batch_size=10, schedule=frozen)
-    never = SubsetTrainer(plain, train, targets, epochs=2, batch_size=10)
-    masks, seeds = plan.masks(0, 1), plan.seeds(0, 1)
-    first = by_hand(plain, masks[0], int(seeds[0]), partial(torch.optim.SGD, lr=0.1), 0, 10)[0]
-    moved = [np.abs(one(masks, seeds).output[0] - first).max() for one in (once, never)]
-    assert 0 < moved[0] < moved[1]
+    trainer = SubsetTrainer(plain, train, targets, epochs=2, batch_size=10, schedule=falling)
+    masks, seeds = plan.masks(0, 2), plan.seeds(0, 2)
+    found, sgd = trainer(masks, seeds), partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    for i in range(2):
+        told = [by_hand(plain, masks[i], int(seeds[i]), sgd, 2, 10, s)[0] for s in (falling, None)]
+        np.testing.assert_allclose(found.output[i], told[0], rtol=1e-4, atol=1e-5)
+        assert np.abs(told[0] - told[1]).max() > 0.01
 
 
 def test_the_global_generator_is_left_alone() -> None:

@@ -95,7 +95,7 @@ def test_gathered_rows_are_those_of_whole_gradients(kind: ProjectionKind) -> Non
 
 @pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
 def test_many_programs_add_their_parts(kind: ProjectionKind) -> None:
-    """Enough entries that they are shared out; beside the inner loops of the CPU."""
+    """Enough entries that they are shared out."""
     shape = (2, 1100) if kind == "rademacher" else (260, 1)
     spec = ProjectionSpec(kind, dim=8)
     parameters = ParameterSpec((("w", shape),))
@@ -108,11 +108,9 @@ def test_a_projector_gives_the_published_vector_by_its_kernel() -> None:
     for kind in (SJLT, Rademacher):
         spec = ProjectionSpec("sjlt" if kind is SJLT else "rademacher", dim=8)
         g = torch.arange(1.0, 16.0).reshape(1, 3, 5)
-        got = projected(kind(spec, ParameterSpec((("weight", (3, 5)), ("w", (3, 5))))), g)
-        assert got.shape == (1, 8)  # "w" has another P than the published "weight"
         out = torch.zeros(1, 8, device=DEVICE)
         kind(spec, ParameterSpec((("weight", (3, 5)),))).add(out, "weight", g.to(DEVICE))
-        np.testing.assert_allclose(out.cpu()[0], spec.test_vector, atol=2e-4)
+        np.testing.assert_allclose(out.cpu()[0], spec.test_vector, rtol=1e-5, atol=1e-5)
 
 
 def test_keys_keep_their_bits() -> None:
