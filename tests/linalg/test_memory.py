@@ -27,6 +27,7 @@ from trakstore.linalg.blocked import BlockedCholesky
 from trakstore.linalg.choice import split_kernel
 from trakstore.linalg.rows import ArrayRows
 from trakstore.linalg.gram import gram
+from trakstore.linalg.weights import WeightedSplit
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
@@ -44,6 +45,7 @@ before = peak()
 
 OPERATIONS = {
     "gram": 'split_gram(store.split(0, "train"), memory_limit=limit)',
+    "weighted": 'split_gram(WeightedSplit(store.split(0, "train"), "loss"), memory_limit=limit)',
     "top_k": "ts.top_k(ts.trak_scores(store, memory_limit=limit), 50, memory_limit=limit)",
     "save": "ts.save_scores(ts.trak_scores(store, memory_limit=limit).isel(target=range(100)), "
     'store, f"saved-{os.getpid()}", memory_limit=limit)',
@@ -77,7 +79,7 @@ def place(tmp_path_factory: Any) -> Path:
     store = ts.FeatureStore.create(folder, projection=ts.ProjectionSpec("sjlt", DIM))
     for split, rows in (("train", ROWS), ("test", TARGETS)):
         features = rng.standard_normal((rows, DIM), dtype=np.float32)
-        store.write_split(0, split, features, out_to_loss=np.ones(rows))
+        store.write_split(0, split, features, out_to_loss=rng.uniform(size=rows))
     wide = ts.FeatureStore.create(
         folder.with_name("w.zarr"), projection=ts.ProjectionSpec("sjlt", WIDE)
     )
@@ -101,7 +103,7 @@ def extra(place: Path, script: str, limit: str) -> int:
 @pytest.mark.parametrize(
     ("name", "limit"),
     [
-        *itertools.product(("gram", "top_k", "save"), ("40MB", "80MB")),
+        *itertools.product(("gram", "weighted", "top_k", "save"), ("40MB", "80MB")),
         ("epochs", "60MB"),
         ("blocked", "120MB"),
     ],

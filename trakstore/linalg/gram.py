@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -131,10 +132,11 @@ def _plan(dim: int, step: int, stored: int, computed: int, memory_limit: int | s
 def gram_bytes(dim: int, step: int, stored: int, computed: int) -> tuple[int, int]:
     """Bytes of the results that wait in the merge tree, and of one task.
 
-    A task has its sum, a product, and a tile of ``step`` rows, read and cast.
+    A task has its sum, a product, a tile of ``step`` rows as stored while the next one is read, and
+    one as computed.
     """
     waiting = (_parts(dim).bit_length() + 1) * 8 * dim * dim
-    return waiting, dim * dim * (8 + computed) + step * dim * (stored + 2 * computed)
+    return waiting, dim * dim * (8 + computed) + step * dim * (2 * stored + computed)
 
 
 def gram_flops(rows: int, dim: int) -> int:
@@ -152,31 +154,43 @@ class _GramTask:
     def __call__(self, start: int, stop: int) -> tuple[NDArray[np.float64], int]:
         dim = self.rows.shape[1]
         total, used = np.zeros((dim, dim)), 0
+        # made once: on a cluster's workers each new array costs as much as reading it
+        computed = np.empty((min(self.step, stop - start), dim), dtype=self.dtype)
+        product = np.empty(min(SQUARE, dim) * dim, dtype=self.dtype)
         for low in range(start, stop, self.step):
             high = min(stop, low + self.step)
-            tile = np.asarray(self.rows.read(low, high), dtype=self.dtype)
-            tile, count = self._weighted(tile, low, high)
+            tile, count = self._tile(low, high, computed[: high - low])
             for first in range(0, len(tile), PRODUCT_ROWS):
-                _add_product(total, tile[first : first + PRODUCT_ROWS])
+                _add_product(total, tile[first : first + PRODUCT_ROWS], product)
             if not np.isfinite(np.einsum("ii->i", total)).all():
                 raise NumericsError(_complaint(tile, low, high))
             used += count
         return total, used
 
-    def _weighted(self, tile: NDArray[Any], low: int, high: int) -> tuple[NDArray[Any], int]:
+    def _tile(self, low: int, high: int, out: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        """Rows times the roots of their weights, in ``out`` where they are changed; and their count."""
+        rows, roots = self.rows.read(low, high), self._roots(low, high)
+        if roots is None and rows.dtype == out.dtype:
+            return rows, len(rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # seen in the sum
+            if roots is None:
+                np.copyto(out, rows, casting="same_kind")
+                return out, len(rows)
+            np.multiply(rows, roots[:, None], out=out, casting="same_kind")
+        out[roots == 0] = 0  # a row without weight may hold anything
+        return out, int(np.count_nonzero(roots))
+
+    def _roots(self, low: int, high: int) -> NDArray[Any] | None:
+        """√weights; None where all are 1."""
         if self.weights is None:
-            return tile, high - low
+            return None
         weights = np.asarray(self.weights.read(low, high), dtype=np.float64)
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise NumericsError(f"weights of rows {low}..{high} are not all finite and >= 0")
-        if (weights == 1).all():
-            return tile, high - low
-        keep = weights > 0  # a row without weight may hold anything
-        scaled = tile[keep] * np.sqrt(weights[keep])[:, None]
-        return scaled.astype(self.dtype), int(keep.sum())
+        return None if (weights == 1).all() else np.sqrt(weights).astype(self.dtype)
 
 
-def _add_product(total: NDArray[np.float64], tile: NDArray[Any]) -> None:
+def _add_product(total: NDArray[np.float64], tile: NDArray[Any], scratch: NDArray[Any]) -> None:
     """Add the upper block triangle of tileᵀ·tile: half the products of the whole.
 
     On the diagonal numpy sees aᵀ·a and calls syrk (scipy's own syrk keeps the GIL).
@@ -184,9 +198,11 @@ def _add_product(total: NDArray[np.float64], tile: NDArray[Any]) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         for low, high in ranges(len(total), SQUARE):
             part = tile[:, low:high]
-            total[low:high, low:high] += part.T @ part
-            if high < len(total):
-                total[low:high, high:] += part.T @ tile[:, high:]
+            for first, last in ((low, high), (high, len(total))):
+                shape = high - low, last - first
+                product = scratch[: math.prod(shape)].reshape(shape)
+                other = part if first == low else tile[:, first:last]
+                total[low:high, first:last] += np.matmul(part.T, other, out=product)
 
 
 def _mirror(total: NDArray[np.float64]) -> None:
