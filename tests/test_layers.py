@@ -37,6 +37,7 @@ ORDER: dict[str, list[str]] = {
     "storage": [
         "layout",
         "checksums",
+        "buffers",
         "objects",
         "locations",
         "arrays",

@@ -132,8 +132,8 @@ def _plan(dim: int, step: int, stored: int, computed: int, memory_limit: int | s
 def gram_bytes(dim: int, step: int, stored: int, computed: int) -> tuple[int, int]:
     """Bytes of the results that wait in the merge tree, and of one task.
 
-    A task has its sum, a product, a tile of ``step`` rows as stored while the next one is read, and
-    one as computed.
+    A task has its sum, a product, a tile of ``step`` rows as stored, its bytes on the way through a
+    codec, and the tile as computed.
     """
     waiting = (_parts(dim).bit_length() + 1) * 8 * dim * dim
     return waiting, dim * dim * (8 + computed) + step * dim * (2 * stored + computed)
@@ -165,6 +165,7 @@ class _GramTask:
             if not np.isfinite(np.einsum("ii->i", total)).all():
                 raise NumericsError(_complaint(tile, low, high))
             used += count
+            del tile  # its array is free for the next one
         return total, used
 
     def _tile(self, low: int, high: int, out: NDArray[Any]) -> tuple[NDArray[Any], int]:

@@ -32,6 +32,7 @@ from threadpoolctl import ThreadpoolController
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.rows import Rows
 from trakstore.planning import CHUNK_BYTES
+from trakstore.storage.buffers import reused_buffers
 
 __all__ = [
     "MOST_RANGES",
@@ -280,7 +281,7 @@ def _itself(value: R) -> R:
 
 
 def _run_range(task: Callable[[int, int], R], start: int, stop: int, topic: str | None = None) -> R:
-    with one_blas_thread():
+    with one_blas_thread(), reused_buffers():
         found = task(start, stop)
     if topic is not None:
         sys.modules["distributed"].get_worker().log_event(topic, stop - start)

@@ -24,6 +24,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from trakstore.errors import LocationError, TrakStoreError
+from trakstore.storage.buffers import chunk_buffer
 
 __all__ = ["Location", "Where", "open_location"]
 
@@ -136,14 +137,13 @@ class Location:
     def get_chunk(self, key: str) -> bytes | NDArray[np.uint8] | None:
         """As :meth:`get`, and without a copy where keys are files: for chunks, which are large.
 
-        Files become arrays, for which numpy asks the system for large pages: in Dask's workers, which
-        give freed memory back at once, most of the time of reading is that of getting new pages.
+        Files become arrays: see :mod:`trakstore.storage.buffers`.
         """
         if not isinstance(self.store, LocalStore):
             return self.get(key)
         try:
             with (self.store.root / key).open("rb") as file:
-                content = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8)
+                content = chunk_buffer(os.fstat(file.fileno()).st_size)
                 return content[: file.readinto(content.data)]
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
