@@ -77,11 +77,14 @@ class Ground:
             for split, count in (("train", rows), ("test", targets))
         }
         self.rows, self.epochs = rows, range(2 if small else MOST)
-        self.trainer = SubsetTrainer(
+        self.trainer = self.trainer_of(2 if small else EPOCHS)
+
+    def trainer_of(self, epochs: int) -> SubsetTrainer:
+        return SubsetTrainer(
             self.make,
             self.data["train"],
             self.data["test"],
-            epochs=2 if small else EPOCHS,
+            epochs=epochs,
             optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9),
         )
 
@@ -102,6 +105,15 @@ class Ground:
         """Models of all rows, by number."""
         everything = np.ones((len(self.epochs), self.rows), dtype=bool)
         return dict(enumerate(self.trainer.fit(everything, np.array(self.epochs))))
+
+    def one_training(self) -> ts.FeatureStore:
+        """Checkpoints of the first model's training; trained anew, each from the same seed."""
+        everything, seed = np.ones((1, self.rows), dtype=bool), np.zeros(1, dtype=np.int64)
+        ends = sorted({max(1, self.trainer.epochs * part // 8) for part in (1, 2, 4, 8)})
+        weights = {end: self.trainer_of(end).fit(everything, seed)[0] for end in ends}
+        job = Job(self.make(), self.data, checkpoints=weights, projector=sjlt(), batch_size=500)
+        featurize_job(job, self.out / "one.zarr", progress=False)
+        return ts.open_store(self.out / "one.zarr")
 
     def store(
         self, spec: ts.ProjectionSpec, name: str = "", count: int = USED, **options: Any
@@ -174,7 +186,19 @@ def settings(ground: Ground, lines: Lines, small: bool) -> None:
         last = [f"{name}.*" for name in layers if hasattr(ground.make()[int(name)], "weight")]
         place = ground.store(sjlt(), f"-last{count}", parameters=last[-count:])
         lines.add("layers", f"last {count}", trak(place))
+    one_training(ground, lines)
     methods(ground, lines, base, used)
+
+
+def one_training(ground: Ground, lines: Lines) -> None:
+    """Several checkpoints of one training instead of several trainings."""
+    store = ground.one_training()
+    for epochs in (list(store.epochs), list(store.epochs)[-2:]):
+        trak = partial(ts.trak_scores, store, epochs=epochs)
+        name = f"after {', '.join(map(str, epochs))} epochs"
+        lines.add("one training", name, trak())
+        lines.add("one training", f"{name}, Q averaged apart", trak(average="factors"))
+        lines.add("one training", f"{name}, the paper's formula", trak(temperature=None))
 
 
 def projectors(small: bool) -> list[ts.ProjectionSpec]:
@@ -188,7 +212,7 @@ def projectors(small: bool) -> list[ts.ProjectionSpec]:
 def methods(ground: Ground, lines: Lines, base: ts.FeatureStore, used: Sequence[int]) -> None:
     of = {"epochs": list(used)}
     found = {
-        "TRAK, mean of each model's Q·scores": ts.trak_scores(base, average="scores", **of),
+        "TRAK, Q averaged apart": ts.trak_scores(base, average="factors", **of),
         "influence, Gauss-Newton": ts.influence_scores(base, **of),
         "influence, of loss gradients": ts.influence_scores(base, hessian="loss", **of),
         "GradDot (TracIn at one rate)": ts.grad_dot_scores(base, **of),

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from stores import peak
 
+from trakstore.planning import block_shape
+
 
 def main() -> None:
     """Run one comparison."""
@@ -140,12 +142,12 @@ def part_lapack(options: argparse.Namespace) -> None:
 
 
 def large(folder: Path, options: argparse.Namespace) -> None:
-    """Two sizes, ten times apart: the same peak, ten times the time."""
+    """Two sizes, ten times apart, in chunks of one shape: the same peak, ten times the time."""
     dim, rows = (64, 20_000) if options.small else (options.dim or 512, options.rows or 8_000_000)
-    found = {}
+    found, block = {}, block_shape(rows, dim, 2).block_rows
     for count in (rows // 10, rows):
         place = folder / str(count)
-        write(place, count, dim, 1_000, "float16")
+        write(place, count, dim, 1_000, "float16", block)
         for part in options.only.split(","):
             found[part, count] = run(part, place, options)
             one = found[part, count]
@@ -182,7 +184,7 @@ def part_operation(options: argparse.Namespace) -> None:
     print(json.dumps({"seconds": seconds, "peak": peak() - base, "base": base}))
 
 
-def write(folder: Path, rows: int, dim: int, targets: int, dtype: Any) -> None:
+def write(folder: Path, rows: int, dim: int, targets: int, dtype: Any, block_rows: int = 1) -> None:
     """A store of noise; a block of it repeats."""
     import trakstore as ts
 
@@ -198,7 +200,8 @@ def write(folder: Path, rows: int, dim: int, targets: int, dtype: Any) -> None:
     folder.mkdir(exist_ok=True)
     projection = ts.ProjectionSpec("sjlt", dim)
     store = ts.FeatureStore.create(folder / "s.zarr", projection=projection, dtype=dtype)
-    store.write_split(0, "train", Repeated(), out_to_loss=np.ones(rows))
+    ones = np.ones(rows)
+    store.write_split(0, "train", Repeated(), out_to_loss=ones, block_rows=block_rows)
     store.write_split(0, "test", block[:targets], out_to_loss=np.ones(targets))
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy.stats import kstest, rankdata
 
 from trakstore.analysis.changepoint import change_point
-from trakstore.analysis.transitions import transition
+from trakstore.analysis.transitions import Transition, transition
 from trakstore.errors import MemoryLimitError, TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.moments import row_moments
@@ -160,3 +161,12 @@ def test_a_change_point_and_how_sure_it_is() -> None:
     assert np.median(calm) < 20 < change_point([0.0, 0.1, 0, 0.1, 5, 5.1, 5, 5.1, 5]).evidence
     with pytest.raises(TrakStoreError, match="5 or more finite"):
         change_point([1, 2, 3])
+
+
+def test_it_prints_in_a_line() -> None:
+    gained, lost = (xr.Dataset({"train": ("rank", ids)}) for ids in (np.arange(9), ["a", "b"]))
+    changes = xr.Dataset({"change": ("train", np.zeros(1234))})
+    shown = repr(Transition(changes, gained, lost, "rank", 2))
+    assert shown == (
+        "<Transition of 1,234 samples, rank, 2 null pairs; gained 0, 1, 2, 3, 4; lost a, b>"
+    )

@@ -56,6 +56,32 @@ def test_a_method_by_name(method: str, run: Any, rated: ts.FeatureStore) -> None
     np.testing.assert_array_equal(ts.open_scores(rated, "m").values, np.asarray(wanted))
 
 
+@pytest.mark.parametrize(
+    ("given", "rates"), [(["0.3"], 0.3), (["1=0.3", "2=0.01"], {1: 0.3, 2: 0.01})]
+)
+def test_learning_rates_may_be_given(
+    given: list[str], rates: Any, run: Any, rated: ts.FeatureStore
+) -> None:
+    asked = [word for one in given for word in ("--learning-rate", one)]
+    run("score", rated.location, "--save", "t", "--method", "tracin", *asked)
+    wanted = np.asarray(ts.tracin_scores(rated, learning_rates=rates))
+    np.testing.assert_array_equal(ts.open_scores(rated, "t").values, wanted)
+    assert np.abs(wanted - np.asarray(ts.tracin_scores(rated))).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--method", "tracin", "--learning-rate", "fast"], "a number, or EPOCH=RATE like 5=0.1"),
+        (["--method", "tracin", "--learning-rate", "0.1", "--learning-rate", "1=2"], "one for all"),
+        (["--learning-rate", "0.1"], "learning rates are for tracin, got the method 'trak'"),
+    ],
+)
+def test_bad_learning_rates(asked: list[str], said: str, run: Any, rated: ts.FeatureStore) -> None:
+    ran = run("topk", rated.location, *asked)
+    assert ran.code == 2 and said in ran.err
+
+
 def test_two_passes(run: Any, rated: ts.FeatureStore) -> None:
     asked = ["topk", rated.location, "--k", "3", "--approximate"]
     found = json.loads(run(*asked, "--json").out)

@@ -47,6 +47,16 @@ def test_dependent_columns_are_warned_of_with_and_without_damping(store):
     assert "at this damping" in " ".join(tiny.warnings)
 
 
+def test_a_report_prints_in_a_few_lines(store):
+    report = kernel_report(store, "final")
+    lines = repr(report).splitlines()
+    assert len(lines) == 3
+    assert "train at epoch final: 60 rows x 12, weights none" in lines[0]
+    assert f"λ = {report.lam:.3g}, c = 1; condition {report.condition:.3g}" in lines[1]
+    store.splits[0, "train"].columns["features"] = store.splits[0, "train"].columns["features"][:9]
+    assert "warning: singular without damping" in repr(kernel_report(store, 0))
+
+
 def test_to_dict_is_json(store):
     found = json.loads(json.dumps(kernel_report(store, 0, damping=0).to_dict(), allow_nan=False))
     assert found["n"] == 60

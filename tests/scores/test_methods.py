@@ -171,6 +171,17 @@ def test_trak_at_a_temperature(store: ts.FeatureStore, average: Any, temperature
     assert_close(again, dense)  # from the stored grams
 
 
+def test_how_checkpoints_are_averaged_follows_the_formula(store: ts.FeatureStore) -> None:
+    for temperature, average in (("auto", "scores"), (3, "scores"), (None, "factors")):
+        heat: Any = temperature
+        found = trak_scores(store, temperature=heat)
+        named: Any = trak_scores(store, temperature=heat, average=average)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(named))
+        other: Any = "factors" if average == "scores" else "scores"
+        apart = np.asarray(trak_scores(store, temperature=heat, average=other)) - np.asarray(found)
+        assert np.abs(apart).max() > 0.01 * np.abs(np.asarray(found)).max()
+
+
 def test_grams_of_each_temperature_are_apart(store: ts.FeatureStore) -> None:
     made = [np.asarray(trak_scores(store, temperature=one)) for one in (None, 1, 2, 2.5)]
     again = [np.asarray(trak_scores(store, temperature=one)) for one in (None, 1, 2, 2.5)]

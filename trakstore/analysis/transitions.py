@@ -22,10 +22,11 @@ __all__ = ["SAMPLE_BYTES", "Scale", "Transition", "transition"]
 
 Scale: TypeAlias = Literal["standard", "rank", "raw"]
 F64 = NDArray[np.float64]
+_SHOWN = 5
 SAMPLE_BYTES = 120  # for each train sample: means, changes, counts, orders, and the result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Transition:
     """A change of influence.
 
@@ -47,6 +48,16 @@ class Transition:
     lost: xr.Dataset
     scale: str
     null_pairs: int
+
+    def __repr__(self) -> str:
+        ends = [
+            f"{name} {', '.join(str(one) for one in listed['train'].values[:_SHOWN].tolist())}"
+            for name, listed in (("gained", self.gained), ("lost", self.lost))
+        ]
+        count, null = self.changes.sizes["train"], self.null_pairs or "no"
+        return (
+            f"<Transition of {count:,} samples, {self.scale}, {null} null pairs; {'; '.join(ends)}>"
+        )
 
     def error_rate(self, side: Literal["gained", "lost"]) -> float:
         """Share of a list that is expected to be there by chance; NaN without a null."""

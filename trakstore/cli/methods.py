@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
@@ -26,6 +26,7 @@ class Question:
     epochs: Sequence[Epoch] | None
     damping: float
     memory_limit: str | None
+    learning_rates: Mapping[Epoch, float] | float | None = None
 
     @property
     def where(self) -> tuple[FeatureStore, str, str, Sequence[Epoch] | None]:
@@ -64,7 +65,7 @@ def _whitened_cos(asked: Question) -> Scores:
 def _tracin(asked: Question) -> Scores:
     from trakstore.scores.tracin import tracin_scores
 
-    return tracin_scores(*asked.where)
+    return tracin_scores(*asked.where, learning_rates=asked.learning_rates)
 
 
 def _grad_dot(asked: Question) -> Scores:
@@ -99,6 +100,7 @@ def make_scores(
     epochs: Sequence[Epoch] | None,
     damping: float,
     memory_limit: str | None,
+    learning_rates: Mapping[Epoch, float] | float | None = None,
 ) -> Scores:
     """Scores of a method that is named.
 
@@ -106,8 +108,14 @@ def make_scores(
     ------
     NotFoundError
         With the nearest name, when there is no such method.
+    TrakStoreError
+        Learning rates for another method than TracIn.
     """
-    return find_method(method)(Question(store, targets, train, epochs, damping, memory_limit))
+    make = find_method(method)
+    if learning_rates is not None and make is not _tracin:
+        raise TrakStoreError(f"learning rates are for tracin, got the method {method!r}")
+    where = store, targets, train, epochs
+    return make(Question(*where, damping, memory_limit, learning_rates))
 
 
 def find_method(name: str) -> Method:

@@ -55,6 +55,15 @@ Null: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+LearningRate: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--learning-rate",
+        metavar="RATE",
+        help="Of tracin where the store has none: for all epochs, or EPOCH=RATE several times.",
+        show_default=False,
+    ),
+]
 Target: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -139,3 +148,27 @@ def null_pairs(texts: Sequence[str] | None) -> list[tuple[Epoch, Epoch]]:
         if len(ends) != 2:
             raise TrakStoreError(f"--null takes two epochs, like --null 100,200, got {text!r}")
     return [(as_epoch(first), as_epoch(last)) for first, last in pairs]
+
+
+def learning_rates(texts: Sequence[str] | None) -> dict[Epoch, float] | float | None:
+    """Learning rates from the command line.
+
+    Examples
+    --------
+    >>> learning_rates(["5=0.1", "final=1e-2"])
+    {5: 0.1, 'final': 0.01}
+    >>> learning_rates(["0.1"])
+    0.1
+    """
+    pairs = [text.rpartition("=") for text in texts or ()]
+    try:
+        found = {epoch: float(rate) for epoch, _, rate in pairs}
+    except ValueError:
+        raise TrakStoreError(
+            f"--learning-rate takes a number, or EPOCH=RATE like 5=0.1, got {list(texts or ())}"
+        ) from None
+    if "" in found and len(pairs) > 1:
+        raise TrakStoreError(
+            f"--learning-rate takes one for all epochs, or EPOCH=RATE: got {texts}"
+        )
+    return found.get("") or {as_epoch(epoch): rate for epoch, rate in found.items()} or None

@@ -13,6 +13,7 @@ from trakstore.cli.options import (
     Damping,
     Epochs,
     Json,
+    LearningRate,
     MemoryLimit,
     Method,
     Scheduler,
@@ -21,6 +22,7 @@ from trakstore.cli.options import (
     Train,
     Workers,
     chosen_epochs,
+    learning_rates,
 )
 from trakstore.cli.output import console, print_json
 from trakstore.linalg.saving import check_new_name, save_scores
@@ -54,6 +56,7 @@ def score(
     epoch: Epochs = None,
     damping: Damping = 1.0,
     method: Method = "trak",
+    learning_rate: LearningRate = None,
     memory_limit: MemoryLimit = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -75,6 +78,7 @@ def score(
             epochs=chosen_epochs(epoch),
             damping=damping,
             memory_limit=memory_limit,
+            learning_rates=learning_rates(learning_rate),
         )
         save_scores(
             scores,

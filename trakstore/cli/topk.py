@@ -13,6 +13,7 @@ from trakstore.cli.options import (
     Damping,
     Epochs,
     Json,
+    LearningRate,
     MemoryLimit,
     Method,
     Scheduler,
@@ -22,6 +23,7 @@ from trakstore.cli.options import (
     Train,
     Workers,
     chosen_epochs,
+    learning_rates,
 )
 from trakstore.cli.output import print_json
 from trakstore.errors import TrakStoreError
@@ -54,6 +56,7 @@ def topk(
     epoch: Epochs = None,
     damping: Damping = 1.0,
     method: Method = "trak",
+    learning_rate: LearningRate = None,
     memory_limit: MemoryLimit = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -80,6 +83,7 @@ def topk(
             epochs=epochs,
             damping=damping,
             memory_limit=memory_limit,
+            learning_rates=learning_rates(learning_rate),
         )
         top = _lists(scores.isel(target=rows), k, order, approximate, memory_limit)
     top = with_labels(top, pair, rows)

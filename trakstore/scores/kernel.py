@@ -24,7 +24,7 @@ __all__ = ["KernelReport", "kernel_report"]
 _NOISE = 1e-8  # of the first eigenvalue: what is smaller is not drawn
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KernelReport:
     """The spectrum of K = ΦᵀWΦ, with eigenvalues σ₁ >= ... >= σ_k, and what follows from it.
 
@@ -77,6 +77,18 @@ class KernelReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; numbers that are not finite become None."""
         return {key: _plain(value) for key, value in asdict(self).items()}
+
+    def __repr__(self) -> str:
+        damping = "" if self.damping is None else f", c = {self.damping:g}"
+        lines = [
+            f"KernelReport of {self.split} at epoch {self.epoch}: {self.n:,} rows x {self.dim:,}, "
+            f"weights {self.weighting or 'none'}",
+            f"λ = {self.lam:.3g}{damping}; condition {self.condition:.3g}, damped "
+            f"{self.damped_condition:.3g}",
+            f"rank: stable {self.stable_rank:.1f}, effective {self.effective_rank:.1f}; effective "
+            f"dimension {self.effective_dim:.1f}",
+        ]
+        return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
 
     def _repr_html_(self) -> str:
         """For notebooks: the numbers, the spectrum as a line, and the warnings."""

@@ -102,7 +102,7 @@ def _rate(pair: EpochPair, given: Mapping[Epoch, float] | float | None) -> float
     stored = pair.train.stored.spec.learning_rate if given is None else given.get(pair.epoch)
     if stored is None:
         raise NotFoundError(
-            f"no learning rate for epoch {pair.epoch!r}: give learning_rates={{epoch: rate}}, or "
-            f"featurize with learning_rate="
+            f"no learning rate for epoch {pair.epoch!r}: give learning_rates= (--learning-rate on the "
+            f"command line), or featurize with learning_rate= (a Job's learning_rates)"
         )
     return float(stored)

@@ -33,7 +33,7 @@ def trak_scores(
     damping: float | Damping = 1.0,
     *,
     temperature: Temperature = "auto",
-    average: Average = "factors",
+    average: Average | Literal["auto"] = "auto",
     soft_threshold: float = 0.0,
     solver: Solver | None = None,
     gram_dtype: GramDtype = "float32",
@@ -41,19 +41,18 @@ def trak_scores(
 ) -> Scores:
     r"""TRAK: how training on each sample moves each target's model output.
 
-    .. math:: \tau = \mathrm{mean}_c[T_c (K_c + \lambda_c I)^{-1} \Phi_c^\top]
-              \cdot \mathrm{diag}(\mathrm{mean}_c[Q_c]), \qquad
-              K_c = \Phi_c^\top \mathrm{diag}(Q_c (1 - Q_c)) \Phi_c
+    .. math:: \tau = \mathrm{mean}_c[T_c (K_c + \lambda_c I)^{-1} \Phi_c^\top \mathrm{diag}(Q_c)],
+              \qquad K_c = \Phi_c^\top \mathrm{diag}(Q_c (1 - Q_c)) \Phi_c
 
     with T and Φ the target and train features of checkpoint c, λ_c = damping · tr(K_c) / n and
     Q = 1 − p at a temperature: p the logistic function of output/temperature. Positive: training on
     the sample raised the target's output.
 
-    This is a Newton step of logistic regression. The paper's own form, ``temperature=None``, leaves
-    the weights out of the kernel (K = ΦᵀΦ) and takes Q = ``out_to_loss``, the 1 − p of a
-    model that has seen the sample: models that fit their data are too sure of them, and a sample's
-    weight comes out far too small. At temperature 2 scores agree better with models that were trained
-    again (``benchmarks/accuracy.py``).
+    Each checkpoint's part is a Newton step of logistic regression. The paper's own form,
+    ``temperature=None``, leaves the weights out of the kernel (K = ΦᵀΦ), takes Q = ``out_to_loss``, the
+    1 − p of a model that has seen the sample, and averages Q apart: models that fit their data are too
+    sure of them, and a sample's weight comes out far too small. At temperature 2 scores agree better
+    with models that were trained again (``benchmarks/accuracy.py``).
 
     Parameters
     ----------
@@ -67,9 +66,11 @@ def trak_scores(
     temperature : float, "auto" or None
         Above 0. ``"auto"``: 2 where the store's output is the margin, None for others: whole sequences
         are so unlikely that p (1 − p) is no weight. None: K = ΦᵀΦ and Q = ``out_to_loss``.
-    average : {"factors", "scores"}
-        ``"factors"``: as above, the scales Q averaged apart from the products. ``"scores"``: the
-        mean of each checkpoint's own scores, mean_c[T_c (K_c + λ_c I)⁻¹ Φ_cᵀ diag(Q_c)].
+    average : {"auto", "factors", "scores"}
+        ``"scores"``: as above, the mean of each checkpoint's own scores. ``"factors"``, as the paper
+        has it: mean_c[T_c (K_c + λ_c I)⁻¹ Φ_cᵀ] diag(mean_c[Q_c]); for models that are equally well
+        trained, not for epochs of one training, where Q of the first ones would weigh the last ones'
+        products. ``"auto"``: ``"factors"`` without a temperature, else ``"scores"``.
     soft_threshold : float
         s >= 0: each score becomes sign(τ)·max(|τ| − s, 0), as the paper does for scores of which few
         are not 0; the paper chooses s by cross-validation.
@@ -105,8 +106,8 @@ def trak_scores(
     Park, Georgiev, Ilyas, Leclerc, Madry: "TRAK: Attributing Model Behavior at Scale", ICML 2023,
     section 3.
     """
-    if average not in get_args(Average):
-        raise TrakStoreError(f"average must be 'factors' or 'scores', got {average!r}")
+    if average not in (*get_args(Average), "auto"):
+        raise TrakStoreError(f"average must be 'auto', 'factors' or 'scores', got {average!r}")
     if not 0 <= soft_threshold < float("inf"):
         raise TrakStoreError(f"soft_threshold must be a number >= 0, got {soft_threshold}")
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
@@ -115,7 +116,8 @@ def trak_scores(
     for pair in pairs:
         options = {"dtype": gram_dtype, "memory_limit": memory_limit, "held": held_bytes(parts)}
         parts.append(_part(pair, heat, damped, solver=solver, **options))
-    return scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
+    mean = average if average != "auto" else "factors" if heat is None else "scores"
+    return scores_of("trak", parts, pairs, average=mean, soft_threshold=soft_threshold)
 
 
 def trak_temperature(store: Store, asked: Temperature = "auto") -> float | None:
