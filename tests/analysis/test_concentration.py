@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from trakstore.analysis.concentration import gini, participation_ratio, positive_mass
-from trakstore.analysis.groups import same_class_share
+from trakstore.analysis.groups import class_summary, same_class_share
 from trakstore.errors import MemoryLimitError, TrakStoreError
 
 SCORES = np.array([[1.0, -1, 1, 1], [0, 0, 0, 5], [4, -3, 0, 1]])
@@ -35,6 +35,31 @@ def test_own_class() -> None:
     np.testing.assert_allclose(base, 0.5)
     with pytest.raises(TrakStoreError, match="need labels of these lengths"):
         same_class_share(SCORES, [0, 0, 1, 1], [0, 1])
+
+
+class Counted:
+    """A matrix that counts the targets whose scores are read."""
+
+    def __init__(self, matrix: Any) -> None:
+        self.matrix, self.shape, self.read = matrix, matrix.shape, 0
+
+    def isel(self, target: slice) -> Any:
+        self.read += target.stop - target.start
+        return self.matrix[target]
+
+
+def test_all_of_it_in_one_pass() -> None:
+    rng = np.random.default_rng(1)
+    matrix, train, target = rng.normal(size=(7, 30)), np.arange(30) % 3, np.arange(7) % 3
+    counted: Any = Counted(matrix)
+    found = class_summary(counted, train, target, memory_limit="2kB")  # a target at a time
+    assert counted.read == 7
+    share, base = same_class_share(matrix, train, target)
+    wanted = (share, base, participation_ratio(matrix), gini(matrix), positive_mass(matrix, 0.1))
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other)
+    with pytest.raises(TrakStoreError, match="need labels of these lengths"):
+        class_summary(matrix, train, target[:3])
 
 
 def test_nothing_is_nan_and_limits_hold() -> None:

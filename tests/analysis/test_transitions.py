@@ -130,6 +130,25 @@ def test_without_a_null_there_are_no_p_values() -> None:
     assert np.isnan(found.changes["p"]).all() and np.isnan(found.error_rate("lost"))
 
 
+def test_the_transition_is_not_its_own_null() -> None:
+    rng = np.random.default_rng(8)
+    a, b, c = (of(rng.normal(size=(3, 20))) for _ in range(3))
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(TrakStoreError, match="pair 2 of the null is the transition itself"):
+            transition(a, b, [(b, c), pair])
+    with pytest.raises(TrakStoreError, match="pair 1 of the null has the same scores twice"):
+        transition(a, b, [(c, c)])
+
+
+@pytest.mark.parametrize("scale", ["standard", "rank", "raw"])
+def test_one_target_has_no_interval(scale: Any) -> None:
+    rng = np.random.default_rng(9)
+    found = transition(*(of(rng.normal(size=(1, 20))) for _ in range(2)), scale=scale, k=3)
+    for listed in (found.gained, found.lost):
+        assert np.isnan(listed["low"]).all() and np.isnan(listed["high"]).all()
+        assert np.isfinite(listed["change"]).all()
+
+
 def test_refusals() -> None:
     rng = np.random.default_rng(6)
     a = of(rng.normal(size=(3, 20)))

@@ -65,6 +65,14 @@ def test_transitions(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:
     table = run(*asked).out
     assert "gained (train id)" in table and "no p-values: give --null" in table
     assert json.loads(run(*asked, "--json").out)["lost"]["p"] == [None] * 4
+    for pair in ("10,20", "20,10"):
+        refused = run(*asked, "--null", "20,30", "--null", pair)
+        assert f"--null {pair} is the transition itself" in refused.error
+    assert "got one twice" in run(*asked, "--null", "30,30").error
+    assert "same scores twice" in run(*asked, "--other-seed", epochs.location).error
+    one = run(*asked, "--target", "test3").out
+    rows = [line.split() for line in one.splitlines() if line.lstrip().startswith("train")]
+    assert len(rows) == 8 and all(row[2:] == ["-", "-", "-"] for row in rows)
     bad = run(*asked, "--null", "20")
     assert bad.code == 2 and "--null takes two epochs" in bad.err
 
@@ -77,7 +85,17 @@ def test_groups(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:
     positive = np.maximum(dense, 0)
     share = ((positive * own).sum(1) / positive.sum(1)).mean()
     assert found["same_class_share"] == pytest.approx(share)
-    assert "same class share" in run("groups", epochs.location).out
+    table = run("groups", epochs.location).out
+    assert "columns: train classes" in table and "target class" in table
+    assert f"same class share         {share:.3g} of positive score" in table
+    assert "(0 even, 1 one sample has all)" in table and "(1 has all, 40 all alike)" in table
+    sizes = np.abs(dense)
+    ratio = (sizes.sum(1) ** 2 / (sizes**2).sum(1)).mean()
+    assert found["participation_ratio"] == pytest.approx(ratio)
+    first = -np.sort(-positive, axis=1)[:, :4]
+    assert found["positive_mass_top_tenth"] == pytest.approx(
+        (first.sum(1) / positive.sum(1)).mean()
+    )
     bare = ts.FeatureStore.create(tmp_path / "b", projection=ts.ProjectionSpec("sjlt", dim=3))
     for split in ("train", "test"):
         bare.write_split(0, split, np.eye(5, 3, dtype="f4"), out_to_loss=np.ones(5))

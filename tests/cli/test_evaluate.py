@@ -70,6 +70,10 @@ def test_lds_trains_what_is_missing(run: Any, made: tuple[Path, Path]) -> None:
         assert told["lds"] == pytest.approx(one.mean)
         assert (told["low"], told["high"]) == pytest.approx((one.low, one.high))
     ts.save_scores(wanted["trak"], store, "kept")
+    changed = trainers.with_name("changed.py")
+    changed.write_text(trainers.read_text().replace("batch_size=5", "batch_size=7"))
+    refused = run(*asked, "--trainer", f"{changed}:trainer", "--count", 24, *more)
+    assert "batch_size: theirs has 5, this one 7" in refused.error
     again = json.loads(run(*asked, "--scores", "kept", "--json").out)  # no trainer is needed now
     assert again["lds"][0]["lds"] == pytest.approx(found["lds"][0]["lds"])
     assert "95%" in run(*asked).out
@@ -130,7 +134,13 @@ def test_checks(run: Any, made: tuple[Path, Path], jobs: Path) -> None:
     store, _ = made
     ran = run("evaluate", "checks", f"{jobs}:small", store)
     assert ran.code == 0
-    assert "pass  rows computed again (test at epoch final)" in ran.out
+    assert "pass  rows computed again (test at epochs 1, final): " in ran.out
+    lines = ran.out.splitlines()
+    places = [line.partition("):")[0] for line in lines[:-1] if line.startswith("pass")]
+    assert len(set(places)) == len(places) == 2 + 6 + 2 * 5 + 2 * 3 + 1
+    told = json.loads(run("evaluate", "checks", f"{jobs}:small", store, "--json").out)
+    assert told["pass"] == 2 + 6 + 2 * (2 * 5 + 2 * 3 + 1)  # each by itself
+    assert f"{told['pass']} pass, 0 warn" in lines[-1]
     assert "0 fail" in ran.out
     jobs.write_text(jobs.read_text().replace("manual_seed(0)", "manual_seed(1)"))
     ran = run("evaluate", "checks", f"{jobs}:small", store, "--json")

@@ -78,6 +78,8 @@ def test_the_lists_are_those_of_the_library(run: Any, store: ts.FeatureStore, ou
         wanted = ts.top_k(scores, 4, order=order)["train"].values.tolist()
         for name, ids in zip(("t5", "t2"), wanted, strict=True):
             assert listed(text, f"{title} of {name}") == [str(one) for one in ids]
+    assert "of the 2 shown targets comes from their own class" in text
+    assert "the table is of all 7 targets" in text
     assert len(listed(text, "Gained")) == len(listed(text, "Lost")) == 4
     worst = ts.self_scores(store).values.argsort()[::-1][:24]
     assert listed(text, "Suspects") == [str(one) for one in worst]
@@ -212,6 +214,7 @@ BAD = {
     "before": (["--before", "3"], "no epoch 3 among"),
     "null": (["--null", "1"], "--null takes two epochs"),
     "null epoch": (["--null", "1,3"], "no epoch 3 among"),
+    "null itself": (["--null", "final,1"], "is the transition itself"),
     "same": (["--before", "2", "--after", "2"], "takes two epochs"),
     "split": (["--targets", "tset"], "did you mean 'test'"),
     "method": (["--method", "track"], "did you mean 'trak'"),

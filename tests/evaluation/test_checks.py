@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import trakstore as ts
 from trakstore.errors import NotFoundError
 from trakstore.evaluation.checks import check_setup
+from trakstore.evaluation.verdicts import Check
 from trakstore.features import Job, featurize_job
+from trakstore.features.fingerprint import hashed_rows
 
 ROWS = 120
 generator = torch.Generator().manual_seed(0)
@@ -108,6 +110,43 @@ def test_a_shuffle_that_stays(tmp_path: Path) -> None:
     mixed = TensorDataset(inputs[:ROWS].flip(0), labels[:ROWS].flip(0))
     found = verdicts(job_of(datasets={**DATA, "train": mixed}), place)
     assert found["fail"] == ["same data", "rows computed again"]
+
+
+def test_how_many_samples_were_compared_is_said(tmp_path: Path) -> None:
+    place = stored(job_of(), tmp_path)
+    unseen = next(row for row in range(ROWS) if row not in hashed_rows(ROWS))
+    said = {row: same_data(changed(row), place) for row in (unseen, ROWS - 1)}
+    assert said[unseen].verdict == "pass"  # as it says: a sample of the samples
+    for check in said.values():
+        assert check.number == len(hashed_rows(ROWS)) < ROWS
+        assert check.meaning.startswith(f"of {ROWS} samples compared by hash")
+    assert said[ROWS - 1].verdict == "fail"
+    assert "differ from those of the store" in said[ROWS - 1].meaning
+    assert "equal to" not in said[ROWS - 1].meaning
+    longer = same_data({**DATA, "train": DATA["test"]}, place)
+    assert (longer.verdict, longer.number) == ("fail", 20)
+    assert longer.meaning == f"samples of the job; the store has {ROWS}"
+
+
+def same_data(datasets: Any, place: Path) -> Check:
+    found = check_setup(job_of(datasets=datasets), place)
+    return next(one for one in found if (one.name, one.of) == ("same data", "train"))
+
+
+def changed(row: int) -> Any:
+    """The data with another label of a train sample."""
+    other = labels[:ROWS].clone()
+    other[row] = (other[row] + 1) % 3
+    return {**DATA, "train": TensorDataset(inputs[:ROWS], other)}
+
+
+def test_a_store_without_hashes_was_not_compared(tmp_path: Path) -> None:
+    job, place = job_of(), tmp_path / "s.zarr"
+    features = np.random.default_rng(0).normal(size=(ROWS, 64)).astype(np.float32)
+    store = ts.FeatureStore.create(place, projection=ts.ProjectionSpec("sjlt", dim=64))
+    store.write_split(0, "train", features)
+    warned = verdicts(job, place)["warn"]
+    assert {"same data", "same checkpoint"} <= set(warned)
 
 
 def test_a_wrong_checkpoint(tmp_path: Path) -> None:

@@ -90,6 +90,44 @@ def test_another_plan_is_refused(place: Path) -> None:
         retrained_models(place, "halfs")
 
 
+class Telling:
+    """Tells how it trains."""
+
+    def __init__(self, epochs: Any = 5, **more: Any) -> None:
+        self.told = {"epochs": epochs, "optimizer": {"name": "SGD", "lr": 0.1, **more}}
+
+    def __call__(self, subsets: Any, seeds: Any) -> Retrained:
+        return linear(subsets, seeds)
+
+    def to_dict(self) -> Any:
+        return self.told
+
+
+def test_another_trainer_is_refused(place: Path) -> None:
+    retrain(Telling(betas=(0.9, 0.99)), place, "halves", PLAN, 2)
+    found = retrain(Telling(betas=(0.9, 0.99)), place, "halves", PLAN, 4)  # the same one goes on
+    assert found.sizes["model"] == 4
+    with pytest.raises(SpecMismatchError) as error:
+        retrain(Telling(6, lr=0.2, betas=(0.9, 0.99)), place, "halves", PLAN, 4)
+    said = str(error.value)
+    assert "epochs: theirs has 5, this one 6" in said
+    assert "optimizer.lr: theirs has 0.1, this one 0.2" in said
+    assert "betas" not in said and "name:" not in said
+    assert retrain(linear, place, "halves", PLAN, 6).sizes["model"] == 6  # it cannot tell
+    with pytest.raises(TrakStoreError, match="plain values for JSON"):
+        retrain(Telling(epochs=object()), place, "other", PLAN, 2)
+
+
+def test_sets_that_know_no_trainer_are_added_to(place: Path) -> None:
+    retrain(linear, place, "old", PLAN, 2)
+    retrain(Telling(), place, "old", PLAN, 5)
+    with pytest.raises(SpecMismatchError, match="epochs: theirs has 5, this one 7"):
+        retrain(Telling(7), place, "old", PLAN, 6)
+    found = retrain(Telling(), place, "old", PLAN, 7)
+    np.testing.assert_array_equal(found["subset"], PLAN.masks(0, 7))
+    assert ts.verify_store(place).ok
+
+
 def test_on_a_cluster_in_a_new_place(tmp_path: Path) -> None:
     place = tmp_path / "new.zarr"
     with (

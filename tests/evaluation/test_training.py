@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from functools import partial
 from typing import Any
@@ -103,6 +104,32 @@ def test_a_schedule_steps_with_each_batch() -> None:
         told = [by_hand(plain, masks[i], int(seeds[i]), sgd, 2, 10, s)[0] for s in (falling, None)]
         np.testing.assert_allclose(found.output[i], told[0], rtol=1e-4, atol=1e-5)
         assert np.abs(told[0] - told[1]).max() > 0.01
+
+
+def test_what_a_trainer_tells_of_itself() -> None:
+    def told(**other: Any) -> Any:
+        given = {"epochs": 4, "optimizer": partial(torch.optim.AdamW, lr=0.01, betas=(0.9, 0.99))}
+        return SubsetTrainer(
+            **{"make_model": plain, **given, **other}, train=train, targets=targets
+        )
+
+    first = told().to_dict()
+    assert first == told().to_dict() == json.loads(json.dumps(first))
+    assert first["optimizer"] == {
+        "name": "AdamW", "arguments": [], "lr": 0.01, "betas": [0.9, 0.99]
+    }  # fmt: skip
+    others: dict[str, Any] = {
+        "epochs": 5,
+        "batch_size": 32,
+        "output": "cross_entropy",
+        "optimizer": partial(torch.optim.AdamW, lr=0.02, betas=(0.9, 0.99)),
+        "schedule": partial(torch.optim.lr_scheduler.StepLR, gamma=np.float32(0.5)),
+    }
+    for name, value in others.items():
+        changed = told(**{name: value}).to_dict()
+        assert {key for key in first if first[key] != changed[key]} == {name}
+        json.dumps(changed, allow_nan=False)
+    assert told(make_model=with_batch_norm).to_dict()["model"] != first["model"]
 
 
 def test_the_global_generator_is_left_alone() -> None:

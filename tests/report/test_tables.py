@@ -8,6 +8,8 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
+from trakstore.evaluation.verdicts import Check
+from trakstore.report.evaluations import check_lines, passed_lines
 from trakstore.report.findings import group_table
 from trakstore.report.tables import completeness_table, missing_lines, top_table
 from trakstore.report.units import in_powers_of_ten
@@ -74,6 +76,26 @@ def test_groups_fit_a_terminal_in_one_unit() -> None:
     numbers = [line.split() for line in lines if line.strip() and line.split()[0].isdigit()]
     assert [row[1:] for row in numbers] == [[f"{x * 100:+z.1f}" for x in row] for row in means]
     assert "-0.0" not in "".join(lines)
+
+
+def test_checks_that_pass_share_a_line_of_their_split() -> None:
+    checks = [
+        Check("kernel", "train", "pass", 12.5 * e, f"condition; rank {e} of 8, 1,300 rows", "", e)
+        for e in (3, 1, 2, 4, 5, 6)
+    ]
+    checks.append(Check("same data", "train", "pass", 1300, "samples", "", 3))
+    checks.append(Check("no frozen parameters", "model", "pass", 0, "frozen"))
+    assert [str(line) for line in passed_lines(checks)] == [
+        "pass  kernel (train at epochs 3 ... 6 (6 epochs)): 12.5 to 75 condition; "
+        "rank 1 to 6 of 8, 1,300 rows",
+        "pass  same data (train at epoch 3): 1,300 samples",
+        "pass  no frozen parameters (model): 0 frozen",
+    ]
+    bad = Check("same data", "train", "fail", 1300, "samples", "look", 3)
+    assert [str(line) for line in check_lines(bad)] == [
+        "fail  same data (train at epoch 3): 1,300 samples",
+        "      look",
+    ]
 
 
 @pytest.mark.parametrize(

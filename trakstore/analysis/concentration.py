@@ -8,12 +8,19 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.windows import Matrix, by_target
 
-__all__ = ["gini", "participation_ratio", "positive_mass"]
+__all__ = [
+    "gini",
+    "gini_of_rows",
+    "participation_of_rows",
+    "participation_ratio",
+    "positive_mass",
+    "positive_mass_of_rows",
+]
+
+F64 = NDArray[np.float64]
 
 
-def participation_ratio(
-    scores: Matrix, memory_limit: int | str | None = None
-) -> NDArray[np.float64]:
+def participation_ratio(scores: Matrix, memory_limit: int | str | None = None) -> F64:
     """(Σ|τ|)² / Σ τ² for each target: the number of train samples that share the score.
 
     From 1, where one sample has it all, to n. NaN for a target whose scores are all zero.
@@ -28,16 +35,10 @@ def participation_ratio(
     -------
     ndarray of float64, shape (m,)
     """
-
-    def ratio(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        with np.errstate(invalid="ignore"):
-            found: NDArray[np.float64] = np.abs(rows).sum(1) ** 2 / np.square(rows).sum(1)
-        return found
-
-    return by_target(scores, ratio, memory_limit)
+    return by_target(scores, participation_of_rows, memory_limit)
 
 
-def gini(scores: Matrix, memory_limit: int | str | None = None) -> NDArray[np.float64]:
+def gini(scores: Matrix, memory_limit: int | str | None = None) -> F64:
     """Gini coefficient of |τ| for each target: 0 where all are equal, near 1 where one has all.
 
     Parameters and result as in :func:`participation_ratio`.
@@ -47,20 +48,10 @@ def gini(scores: Matrix, memory_limit: int | str | None = None) -> NDArray[np.fl
     >>> gini(np.array([[1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 2.0]]))
     array([0.  , 0.75])
     """
-
-    def coefficient(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        ordered, n = np.sort(np.abs(rows), axis=1), rows.shape[1]
-        with np.errstate(invalid="ignore"):
-            spread = ordered @ (2 * np.arange(1, n + 1) - n - 1)
-            found: NDArray[np.float64] = spread / (n * ordered.sum(1))
-        return found
-
-    return by_target(scores, coefficient, memory_limit)
+    return by_target(scores, gini_of_rows, memory_limit)
 
 
-def positive_mass(
-    scores: Matrix, share: float = 0.1, memory_limit: int | str | None = None
-) -> NDArray[np.float64]:
+def positive_mass(scores: Matrix, share: float = 0.1, memory_limit: int | str | None = None) -> F64:
     """Part of each target's positive score that its first ``share`` of train samples hold.
 
     Positive scores only: a share of a signed total means nothing where scores cancel. NaN for a
@@ -75,12 +66,29 @@ def positive_mass(
     """
     if not 0 < share <= 1:
         raise TrakStoreError(f"share must be above 0 and at most 1, got {share}")
+    return by_target(scores, lambda rows: positive_mass_of_rows(rows, share), memory_limit)
 
-    def mass(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        count = max(1, round(share * rows.shape[1]))
-        ordered = -np.sort(-np.maximum(rows, 0), axis=1)
-        with np.errstate(invalid="ignore"):
-            found: NDArray[np.float64] = ordered[:, :count].sum(1) / ordered.sum(1)
-        return found
 
-    return by_target(scores, mass, memory_limit)
+def participation_of_rows(rows: F64) -> F64:
+    """:func:`participation_ratio` of whole rows of scores (targets, n); the others likewise."""
+    with np.errstate(invalid="ignore"):
+        found: F64 = np.abs(rows).sum(1) ** 2 / np.square(rows).sum(1)
+    return found
+
+
+def gini_of_rows(rows: F64) -> F64:
+    """:func:`gini` of whole rows."""
+    ordered, n = np.sort(np.abs(rows), axis=1), rows.shape[1]
+    with np.errstate(invalid="ignore"):
+        spread = ordered @ (2 * np.arange(1, n + 1) - n - 1)
+        found: F64 = spread / (n * ordered.sum(1))
+    return found
+
+
+def positive_mass_of_rows(rows: F64, share: float) -> F64:
+    """:func:`positive_mass` of whole rows."""
+    count = max(1, round(share * rows.shape[1]))
+    ordered = -np.sort(-np.maximum(rows, 0), axis=1)
+    with np.errstate(invalid="ignore"):
+        found: F64 = ordered[:, :count].sum(1) / ordered.sum(1)
+    return found

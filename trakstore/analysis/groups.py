@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trakstore.analysis.concentration import (
+    gini_of_rows,
+    participation_of_rows,
+    positive_mass_of_rows,
+)
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.sums import group_scores
 from trakstore.linalg.windows import Matrix, target_windows
 
-__all__ = ["contrast", "same_class_share"]
+__all__ = ["ClassSummary", "class_summary", "contrast", "same_class_share"]
+
+
+class ClassSummary(NamedTuple):
+    """Where each target's score comes from, and how concentrated it is; float64 of shape (m,).
+
+    ``share`` and ``base`` are those of :func:`same_class_share`; ``participation_ratio``, ``gini`` and
+    ``positive_mass`` (of the first tenth) those of the functions of these names.
+    """
+
+    share: NDArray[np.float64]
+    base: NDArray[np.float64]
+    participation_ratio: NDArray[np.float64]
+    gini: NDArray[np.float64]
+    positive_mass: NDArray[np.float64]
 
 
 def contrast(
@@ -86,17 +105,54 @@ def same_class_share(
     TrakStoreError
         For labels of another length.
     """
+    train, target = _labels(scores, train_labels, target_labels)
+    shares = [
+        _own_share(rows, target[start:stop, None] == train)
+        for start, stop, rows in target_windows(scores, memory_limit)
+    ]
+    return np.concatenate(shares), _base(train, target)
+
+
+def class_summary(
+    scores: Matrix,
+    train_labels: Any,
+    target_labels: Any,
+    memory_limit: int | str | None = None,
+) -> ClassSummary:
+    """The share of the own class and all measures of concentration, in one pass over the scores.
+
+    Parameters and errors as in :func:`same_class_share`.
+    """
+    train, target = _labels(scores, train_labels, target_labels)
+    windows = []
+    for start, stop, rows in target_windows(scores, memory_limit):
+        share = _own_share(rows, target[start:stop, None] == train)
+        spread = participation_of_rows(rows), gini_of_rows(rows), positive_mass_of_rows(rows, 0.1)
+        windows.append((share, *spread))
+    share, *found = (np.concatenate(parts) for parts in zip(*windows, strict=True))
+    return ClassSummary(share, _base(train, target), *found)
+
+
+def _labels(
+    scores: Matrix, train_labels: Any, target_labels: Any
+) -> tuple[NDArray[Any], NDArray[Any]]:
     train, target = np.asarray(train_labels), np.asarray(target_labels)
     if (target.shape, train.shape) != ((scores.shape[0],), (scores.shape[1],)):
         raise TrakStoreError(
             f"scores of {scores.shape} need labels of these lengths, got {target.shape} and "
             f"{train.shape}"
         )
-    shares = []
-    for start, stop, rows in target_windows(scores, memory_limit):
-        own, positive = target[start:stop, None] == train, np.maximum(rows, 0)
-        with np.errstate(invalid="ignore"):
-            shares.append((positive * own).sum(1) / positive.sum(1))
+    return train, target
+
+
+def _own_share(rows: NDArray[np.float64], own: NDArray[np.bool_]) -> NDArray[np.float64]:
+    positive = np.maximum(rows, 0)
+    with np.errstate(invalid="ignore"):
+        found: NDArray[np.float64] = (positive * own).sum(1) / positive.sum(1)
+    return found
+
+
+def _base(train: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
     labels, counts = np.unique(train, return_counts=True)
     of = dict(zip(labels.tolist(), (counts / len(train)).tolist(), strict=True))
-    return np.concatenate(shares), np.array([of.get(label, 0.0) for label in target.tolist()])
+    return np.array([of.get(label, 0.0) for label in target.tolist()])

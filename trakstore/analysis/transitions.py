@@ -38,7 +38,8 @@ class Transition:
         (both NaN without a null); coordinates ``train_id`` and ``position`` (stored row).
     gained, lost : Dataset
         Dimension ``rank``: the largest and the most negative changes: ``train``, ``position``,
-        ``change`` with ``low`` and ``high`` of a 95% bootstrap interval over targets, ``p``, ``q``.
+        ``change`` with ``low`` and ``high`` of a 95% bootstrap interval over targets (NaN where there
+        is one target only), ``p``, ``q``.
     scale : str
     null_pairs : int
     """
@@ -89,8 +90,8 @@ def transition(
         Of one method, targets and train samples: ``scores.epoch(...)``.
     null : sequence of pairs of Scores
         Where nothing is thought to have happened: neighbouring checkpoints of a stable phase, or one
-        checkpoint under two seeds of the projection. The p-value of a change d is
-        (1 + #{null changes of any sample that are at least |d|}) / (1 + their number).
+        checkpoint under two seeds of the projection; not the transition itself. The p-value of a
+        change d is (1 + #{null changes of any sample that are at least |d|}) / (1 + their number).
     scale : {"standard", "rank", "raw"}
     k : int
         Length of the two lists, 1 to n.
@@ -106,7 +107,7 @@ def transition(
     ------
     TrakStoreError
         Shapes that differ, an unknown scale, a ``k`` outside of 1..n, a target whose scores are all
-        equal.
+        equal; a pair of the null that is the transition itself, or twice the same scores.
     NumericsError
         A score is NaN or infinite.
     MemoryLimitError
@@ -119,7 +120,9 @@ def transition(
     pairs = [(before, after), *null]
     _check(pairs, scale, k)
     left = _left(before.shape[1], memory_limit)
-    found = _changes(pairs, SCALES[scale], left)
+    tokens = [(scores_token(early), scores_token(late)) for early, late in pairs]
+    _check_null(tokens)
+    found = _changes(pairs, tokens, SCALES[scale], left)
     sides, change = next(found)
     p = _p_values(change, (one for _, one in found)) if null else np.full(change.shape, np.nan)
     q = _false_discovery(p)
@@ -139,14 +142,16 @@ def transition(
 
 
 def _changes(
-    pairs: Sequence[tuple[Scores, Scores]], make: type[Scaled], memory_limit: int
+    pairs: Sequence[tuple[Scores, Scores]],
+    tokens: Sequence[tuple[str, str]],
+    make: type[Scaled],
+    memory_limit: int,
 ) -> Iterator[tuple[tuple[Scaled, Scaled], F64]]:
     """Each pair on the scale, and its change.
 
     Scores that are in several pairs are scaled once, and let go after the last of these: each holds
     a number for every train row.
     """
-    tokens = [(scores_token(early), scores_token(late)) for early, late in pairs]
     last = {token: at for at, both in enumerate(tokens) for token in both}
     made: dict[str, Scaled] = {}
     for at, (both, pair) in enumerate(zip(tokens, pairs, strict=True)):
@@ -180,6 +185,21 @@ def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> None:
         raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
 
 
+def _check_null(tokens: Sequence[tuple[str, str]]) -> None:
+    """The first pair is the transition: as its own null, its changes would look like nothing."""
+    change, *null = (set(pair) for pair in tokens)
+    for number, pair in enumerate(null, 1):
+        if pair == change:
+            raise TrakStoreError(
+                f"pair {number} of the null is the transition itself: give checkpoints between "
+                f"which nothing happened"
+            )
+        if len(pair) == 1:
+            raise TrakStoreError(
+                f"pair {number} of the null has the same scores twice: give two checkpoints"
+            )
+
+
 def _p_values(change: F64, null: Iterable[F64]) -> F64:
     """Null changes are counted, one pair's after the other, by the changes that they reach."""
     order = np.argsort(np.abs(change), kind="stable")
@@ -206,9 +226,11 @@ def _false_discovery(p: F64) -> F64:
 def _interval(
     early: Scaled, late: Scaled, at: NDArray[np.int64], resamples: int, rng: np.random.Generator
 ) -> tuple[F64, F64]:
-    """95% of the means over targets drawn with replacement, for some train rows."""
+    """95% of the means over targets drawn with replacement, for some train rows; NaN of one target."""
     each = late.at(at) - early.at(at)
     count = len(each)
+    if count == 1:
+        return np.full(at.shape, np.nan), np.full(at.shape, np.nan)
     weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
     low, high = np.quantile(weights @ each, [0.025, 0.975], axis=0)
     return low, high

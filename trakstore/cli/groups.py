@@ -45,11 +45,10 @@ def groups(
     Also how concentrated scores are: the share of positive score from the own class beside the share
     of that class, the number of train samples that share a score, the Gini coefficient.
     """
-    from trakstore.analysis.concentration import gini, participation_ratio, positive_mass
-    from trakstore.analysis.groups import same_class_share
+    from trakstore.analysis.groups import class_summary
     from trakstore.linalg.rows import whole_column
     from trakstore.linalg.sums import group_scores
-    from trakstore.report.findings import group_table
+    from trakstore.report.findings import group_table, summary_facts
     from trakstore.report.tables import facts_table
 
     find_method(method)
@@ -72,22 +71,19 @@ def groups(
         matrix = np.asarray(means, dtype=np.float64)
         names = [whole_column(ids).tolist() for ids in (means.target_ids, means.train_ids)]
         labels = (whole_column(scores.train_labels), whole_column(scores.target_labels))
-        share, base = same_class_share(scores, *labels, memory_limit)
-        numbers = {
-            "same_class_share": float(np.nanmean(share)),
-            "same_class_base_rate": float(np.mean(base)),
-            "participation_ratio": float(np.nanmean(participation_ratio(scores, memory_limit))),
-            "gini": float(np.nanmean(gini(scores, memory_limit))),
-            "positive_mass_top_tenth": float(
-                np.nanmean(positive_mass(scores, 0.1, memory_limit=memory_limit))
-            ),
-        }
+        found = class_summary(scores, *labels, memory_limit)
+    numbers = {
+        "same_class_share": float(np.nanmean(found.share)),
+        "same_class_base_rate": float(np.mean(found.base)),
+        "participation_ratio": float(np.nanmean(found.participation_ratio)),
+        "gini": float(np.nanmean(found.gini)),
+        "positive_mass_top_tenth": float(np.nanmean(found.positive_mass)),
+    }
     what: dict[str, Any] = {"location": str(opened.location), "method": scores.method}
     if as_json:
-        found = {"targets": names[0], "train": names[1], "mean_score": matrix}
-        print_json({**what, "epochs": list(scores.epochs), **found, **numbers})
+        table = {"targets": names[0], "train": names[1], "mean_score": matrix}
+        print_json({**what, "epochs": list(scores.epochs), **table, **numbers})
         return
     out = console()
     out.print(group_table(matrix, *names))
-    facts = {name.replace("_", " "): f"{value:.3g}" for name, value in numbers.items()}
-    out.print(facts_table(facts))
+    out.print(facts_table(summary_facts(numbers, scores.shape[1])))

@@ -135,19 +135,31 @@ def chosen_epochs(names: Sequence[str] | None) -> list[Epoch] | None:
     return [as_epoch(name) for name in names] if names else None
 
 
-def null_pairs(texts: Sequence[str] | None) -> list[tuple[Epoch, Epoch]]:
-    """Pairs of epochs from the command line.
+def null_pairs(
+    texts: Sequence[str] | None, ends: tuple[Epoch, Epoch] | None
+) -> list[tuple[Epoch, Epoch]]:
+    """Pairs of epochs from the command line, for the null of a transition between the ``ends``.
 
     Examples
     --------
-    >>> null_pairs(["100,200"])
+    >>> null_pairs(["100,200"], (200, 1000))
     [(100, 200)]
     """
-    pairs = [text.split(",") for text in texts or ()]
-    for text, ends in zip(texts or (), pairs, strict=True):
-        if len(ends) != 2:
+    found = []
+    for text in texts or ():
+        names = text.split(",")
+        if len(names) != 2:
             raise TrakStoreError(f"--null takes two epochs, like --null 100,200, got {text!r}")
-    return [(as_epoch(first), as_epoch(last)) for first, last in pairs]
+        pair = (as_epoch(names[0]), as_epoch(names[1]))
+        if pair[0] == pair[1]:
+            raise TrakStoreError(f"--null takes two epochs, got one twice: {text!r}")
+        if ends is not None and set(pair) == set(ends):
+            raise TrakStoreError(
+                f"--null {text} is the transition itself: name two epochs between which nothing "
+                f"happened"
+            )
+        found.append(pair)
+    return found
 
 
 def learning_rates(texts: Sequence[str] | None) -> dict[Epoch, float] | float | None:

@@ -118,7 +118,8 @@ def report(
     if k > last.train.rows:
         raise TrakStoreError(f"--k must be in 1..{last.train.rows}, the rows of {train}, got {k}")
     rows = _rows(last.target, target, targets, count)
-    ends, calm = _ends(pairs, before, after), null_pairs(null)
+    ends = _ends(pairs, before, after)
+    calm = null_pairs(null, ends)
     _check_epochs(pairs, [epoch for pair in calm for epoch in pair])
     show = sample_source(job, render, [opened.split(last.epoch, one) for one in (targets, train)])
     with workplace(workers, scheduler):

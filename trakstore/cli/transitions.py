@@ -71,7 +71,8 @@ def transitions(
     find_method(method)
     if before == after:
         raise TrakStoreError(f"a transition is between two epochs, got {before!r} twice")
-    ends, pairs = (as_epoch(before), as_epoch(after)), null_pairs(null)
+    ends = (as_epoch(before), as_epoch(after))
+    pairs = null_pairs(null, ends)
     wanted = list(dict.fromkeys([*ends, *(epoch for pair in pairs for epoch in pair)]))
     places = [open_store(one) for one in (store, *(other_seed or ()))]
     first = epoch_pairs(places[0], targets, train, wanted)[0]

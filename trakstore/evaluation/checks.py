@@ -14,7 +14,7 @@ from trakstore.evaluation.model_checks import Probe, check_data, check_model
 from trakstore.evaluation.store_checks import check_kernel, check_rows
 from trakstore.evaluation.verdicts import Check, unless
 from trakstore.features.batches import evaluated
-from trakstore.features.fingerprint import checkpoint_hash, dataset_rows
+from trakstore.features.fingerprint import checkpoint_hash, dataset_rows, hashed_rows
 from trakstore.features.job import Job
 from trakstore.spec import StoreSpec
 from trakstore.storage.layout import Epoch
@@ -44,9 +44,9 @@ def check_setup(
 
     The data give the same samples twice; in eval mode nothing is random and samples do not see each
     other; frozen or unused parameters; two gradient engines agree; the projection keeps inner products;
-    each stored split is of this data and this checkpoint (hashes, and rows computed again: the
-    first, the last and some between, as any worker would), complete, finite, without zeros or
-    copies; and the train kernel can be inverted.
+    each stored split is of this data and this checkpoint (hashes, of data those of 32 spaced samples
+    and of all ids; and rows computed again: the first, the last and some between, as any worker
+    would), complete, finite, without zeros or copies; and the train kernel can be inverted.
 
     Parameters
     ----------
@@ -89,14 +89,11 @@ def check_setup(
         weights = _weights(job, epoch)
         for name in opened.splits_of(epoch):
             split = opened.split(epoch, name)
-            yield from check_rows(split)
-            if name in data:
-                yield _same_data(job, split, data[name][1])
-                yield _same_checkpoint(split, weights)
-                if sound and weights is not None and _comparable(job, split):
-                    yield _again(job, split, opened.spec)
+            for check in _split(job, split, data, weights, opened.spec if sound else None):
+                yield replace(check, epoch=epoch)
         if train in opened.splits_of(epoch) and opened.split(epoch, train).status().complete:
-            yield check_kernel(opened, epoch, train, damping, memory_limit)
+            kernel = check_kernel(opened, epoch, train, damping, memory_limit)
+            yield replace(kernel, epoch=epoch)
 
 
 def _job(
@@ -113,39 +110,67 @@ def _job(
     yield Check("model", "job", "fail", None, "no split whose samples stay", _REMEDY)
 
 
+def _split(
+    job: Job,
+    split: Split,
+    data: Mapping[str, _Data],
+    weights: str | None,
+    spec: StoreSpec | None,
+) -> Iterator[Check]:
+    """Of one split; rows are computed again where there is the store's spec to do it by."""
+    yield from check_rows(split)
+    if split.name not in data:
+        return
+    yield _same_data(job, split, data[split.name][1])
+    yield _same_checkpoint(split, weights)
+    if spec is not None and weights is not None and _comparable(job, split):
+        yield _again(job, split, spec)
+
+
 def _weights(job: Job, epoch: Epoch) -> str | None:
     """Load the weights of an epoch; their hash, or None where the job has none."""
     return checkpoint_hash(job.load(epoch)) if epoch in job.epochs else None
 
 
 def _same_data(job: Job, split: Split, fingerprint: str | None) -> Check:
+    name, of, stored = "same data", split.name, split.spec
     if fingerprint is None:
-        return Check("same data", _where(split), "fail", None, "samples do not stay", _REMEDY)
-    count = len(job.datasets[split.name])
-    same = split.spec.dataset in (None, fingerprint) and split.spec.rows == count
-    meaning = "samples of the job; equal to those of the store by their hashes"
-    remedy = (
-        f"the store has {split.spec.rows} rows of other data: give the job that it was made with"
-    )
-    return unless(same, "same data", _where(split), count, meaning, remedy)
+        return Check(name, of, "fail", None, "samples do not stay", _REMEDY)
+    count = dataset_rows(job.datasets[of])
+    remedy = f"the store has {stored.rows:,} rows of other data: give the job that it was made with"
+    if count != stored.rows:
+        meaning = f"samples of the job; the store has {stored.rows:,}"
+        return Check(name, of, "fail", count, meaning, remedy)
+    if stored.dataset is None:
+        return Check(name, of, "warn", None, "not looked at", _unhashed("data"))
+    hashed = f"of {count:,} samples compared by hash, and all ids"
+    if fingerprint != stored.dataset:
+        meaning = f"{hashed}: they differ from those of the store"
+        return Check(name, of, "fail", len(hashed_rows(count)), meaning, remedy)
+    meaning = f"{hashed}: equal to those of the store"
+    return Check(name, of, "pass", len(hashed_rows(count)), meaning)
 
 
 def _same_checkpoint(split: Split, weights: str | None) -> Check:
+    name, of, stored = "same checkpoint", split.name, split.spec.checkpoint
     if weights is None:
         remedy = f"the job has no epoch {split.epoch!r}: give it this checkpoint"
-        return Check("same checkpoint", _where(split), "warn", None, "not looked at", remedy)
-    same = split.spec.checkpoint in (None, weights)
+        return Check(name, of, "warn", None, "not looked at", remedy)
+    if stored is None or stored.startswith("features:"):  # made elsewhere
+        return Check(name, of, "warn", None, "not looked at", _unhashed("weights"))
+    if weights == stored:
+        return Check(name, of, "pass", None, "weights equal to those of the store by their hash")
     remedy = "the job loads other weights for this epoch than the features were made with"
-    meaning = "weights equal by their hash"
-    return unless(same, "same checkpoint", _where(split), None, meaning, remedy)
+    meaning = "weights differ from those of the store by their hash"
+    return Check(name, of, "fail", None, meaning, remedy)
+
+
+def _unhashed(what: str) -> str:
+    return f"the store has no hash of the {what}: make sure that these are those of the job"
 
 
 def _comparable(job: Job, split: Split) -> bool:
     return split.status().complete and split.spec.rows <= dataset_rows(job.datasets[split.name])
-
-
-def _where(split: Split) -> str:
-    return f"{split.name} at epoch {split.epoch}"
 
 
 def _rounding(spec: StoreSpec) -> float:
@@ -167,5 +192,5 @@ def _again(job: Job, split: Split, spec: StoreSpec) -> Check:
     remedy = "stored features are not those of this model and data: drop the split, featurize again"
     meaning = "relative difference of stored rows, among them the last, from rows computed now"
     return unless(
-        apart < _rounding(spec), "rows computed again", _where(split), apart, meaning, remedy
+        apart < _rounding(spec), "rows computed again", split.name, apart, meaning, remedy
     )

@@ -1,6 +1,7 @@
 """Models trained on parts of the data, kept in the store: made where they are missing, or brought."""
 
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
+import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -39,6 +40,7 @@ class Retrained(NamedTuple):
 
 
 Trainer: TypeAlias = Callable[[NDArray[np.bool_], NDArray[np.int64]], Retrained]
+_TRAINER = "trainer"  # in a stored plan: what the trainer told of itself
 
 
 def retrain(
@@ -60,7 +62,9 @@ def retrain(
     ----------
     trainer : callable
         Of subsets (g, n) of bool and seeds (g,) of int64; gives a :class:`Retrained` with outputs
-        (g, m). A :class:`SubsetTrainer`, or anything that can be pickled for a cluster.
+        (g, m). A :class:`SubsetTrainer`, or anything that can be pickled for a cluster. What its
+        ``to_dict()`` tells, where it has one, is stored with the models: plain values for JSON, equal
+        for trainers that train alike.
     store : FeatureStore or its place
         A place may have models before it is a store.
     name : str
@@ -81,17 +85,18 @@ def retrain(
     Raises
     ------
     SpecMismatchError
-        The name is that of models of another plan.
+        The name is that of models of another plan, or that another trainer made.
     TrakStoreError
-        The trainer gave something else than (g, m) numbers.
+        The trainer gave something else than (g, m) numbers, or tells what JSON has no values for.
     NumericsError
         A model's outputs are not finite.
     """
     location = location_of(store, create=True)
     parts = model_parts(location, name)
-    _check_plan(parts, name, plan.to_dict())
+    told = {**plan.to_dict(), **_told(trainer)}
+    _check_plan(parts, name, told)
     missing = list(_missing(parts, models, at_once))
-    what, client = (trainer, location, name, plan), active_client()
+    what, client = (trainer, location, name, plan, told), active_client()
     if client is None:
         counts: Iterable[int] = (_train(*what, *at) for at in missing)
     else:
@@ -189,11 +194,42 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
 
 
 def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None:
-    for part in parts[:1]:
-        if dict(part.plan) != plan:
+    """That a set goes on as it began; some parts may tell of no trainer, and so may the plan."""
+    for part in parts:
+        stored, wanted = dict(part.plan), dict(plan)
+        by, wanted_by = stored.pop(_TRAINER, None), wanted.pop(_TRAINER, None)
+        if stored != wanted:
             raise SpecMismatchError(
-                f"models named {name!r} are of {dict(part.plan)}, not of {plan}: choose another name"
+                f"models named {name!r} are of {stored}, not of {wanted}: choose another name"
             )
+        if None not in (by, wanted_by) and by != wanted_by:
+            raise SpecMismatchError(
+                f"models named {name!r} were made by another trainer: "
+                f"{'; '.join(_differences(by, wanted_by))}; choose another name"
+            )
+
+
+def _told(trainer: Trainer) -> dict[str, Any]:
+    """What a trainer tells of itself, as it is read back; nothing where it cannot tell."""
+    to_dict = getattr(trainer, "to_dict", None)
+    if to_dict is None:
+        return {}
+    try:
+        return {_TRAINER: json.loads(json.dumps(to_dict(), allow_nan=False))}
+    except (TypeError, ValueError) as error:
+        raise TrakStoreError(
+            f"to_dict() of a trainer gives plain values for JSON, without NaN: {error}"
+        ) from error
+
+
+def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    """Each value that differs, by its place: ``optimizer.lr: theirs is 0.1, this one's 0.2``."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in {**stored, **wanted}:
+            at = f"{where}.{key}" if where else str(key)
+            yield from _differences(stored.get(key), wanted.get(key), at)
+    elif stored != wanted:
+        yield f"{where}: theirs has {stored!r}, this one {wanted!r}"
 
 
 def _missing(parts: list[ModelPart], models: int, at_once: int) -> Iterator[tuple[int, int]]:
@@ -210,17 +246,23 @@ def _missing(parts: list[ModelPart], models: int, at_once: int) -> Iterator[tupl
 
 
 def _train(
-    trainer: Trainer, location: Location, name: str, plan: Plan, start: int, stop: int
+    trainer: Trainer,
+    location: Location,
+    name: str,
+    plan: Plan,
+    told: dict[str, Any],
+    start: int,
+    stop: int,
 ) -> int:
     """Train models start..stop and store them; how many they are."""
     subset = plan.masks(start, stop)
-    told = trainer(subset, plan.seeds(start, stop))
-    if not isinstance(told, Retrained):
+    made = trainer(subset, plan.seeds(start, stop))
+    if not isinstance(made, Retrained):
         raise TrakStoreError(
-            f"a trainer gives a Retrained with outputs (models, targets), got {type(told).__name__}"
+            f"a trainer gives a Retrained with outputs (models, targets), got {type(made).__name__}"
         )
-    output = _checked(np.asarray(told.output), len(subset))
-    add_models(location, name, plan.to_dict(), start, subset, output, told.predicted)
+    output = _checked(np.asarray(made.output), len(subset))
+    add_models(location, name, told, start, subset, output, made.predicted)
     return len(subset)
 
 

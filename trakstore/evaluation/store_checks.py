@@ -23,29 +23,29 @@ _NOISE = 1e-6  # of the largest eigenvalue: float32 products
 
 
 def check_rows(split: Split) -> Iterator[Check]:
-    """Whether every row is there, finite, not zero, and there once."""
-    where = f"{split.name} at epoch {split.epoch}"
+    """Whether every row is there, finite, not zero, and there once; checks without their epoch."""
+    of = split.name
     missing = sum(stop - start for start, stop in split.status().missing)
     remedy = "run the same featurize command again: it computes what is missing"
-    yield unless(not missing, "all rows are there", where, missing, "rows missing", remedy)
+    yield unless(not missing, "all rows are there", of, missing, "rows missing", remedy)
     if missing:
         return
     norm = whole_column(split.column("norm"))
     bad, zero = int((~np.isfinite(norm)).sum()), int((norm == 0).sum())
     remedy = "the model gives NaN or inf for these samples: look at them, drop and featurize again"
-    yield unless(not bad, "rows are finite", where, bad, "rows that are not finite", remedy)
+    yield unless(not bad, "rows are finite", of, bad, "rows that are not finite", remedy)
     remedy = "the output does not depend on the parameters there: mask these rows, or look why"
-    yield unless(not zero, "no rows of zeros", where, zero, "rows of zeros", remedy, "warn")
+    yield unless(not zero, "no rows of zeros", of, zero, "rows of zeros", remedy, "warn")
     doubled, first = _doubled(split)
     remedy = (
         f"rows {first[0]} and {first[1]} are equal: samples that stand twice share their influence, "
         f"and held-out ones among train rows are found as their own cause; mask the copies"
     )
-    yield unless(not doubled, "no row stands twice", where, doubled, "copies", remedy, "warn")
+    yield unless(not doubled, "no row stands twice", of, doubled, "copies", remedy, "warn")
     ids = whole_column(split.column("sample_id"))
     again = len(ids) - len(np.unique(ids))
     remedy = "give each sample an id of its own: lists of scores name samples by id"
-    yield unless(not again, "ids are different", where, again, "ids that stand twice", remedy)
+    yield unless(not again, "ids are different", of, again, "ids that stand twice", remedy)
 
 
 def check_kernel(
@@ -55,8 +55,7 @@ def check_kernel(
     damping: float = 1.0,
     memory_limit: int | str | None = None,
 ) -> Check:
-    """Whether the damped kernel of a split can be inverted, and how."""
-    where = f"{split} at epoch {epoch}"
+    """Whether the damped kernel of a split can be inverted, and how; without the epoch."""
     report = kernel_report(store, epoch, split, damping, memory_limit=memory_limit)
     largest = report.eigenvalues[0]
     rank = int((report.eigenvalues > _NOISE * largest).sum())
@@ -69,8 +68,10 @@ def check_kernel(
             "warn",
             "more rows than dimensions are needed, or fewer dimensions are enough",
         )
-    meaning = f"condition with damping {damping:g}; rank {rank} of {report.dim}, {report.n} rows"
-    return Check("kernel", where, verdict, report.damped_condition, meaning, remedy)
+    meaning = (
+        f"condition with damping {damping:g}; rank {rank} of {report.dim:,}, {report.n:,} rows"
+    )
+    return Check("kernel", split, verdict, report.damped_condition, meaning, remedy)
 
 
 def _doubled(split: Split) -> tuple[int, tuple[int, int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +86,22 @@ class SubsetTrainer:
             if predicted is not None:
                 classes.append(predicted.numpy())
         return Retrained(np.stack(told), np.stack(classes) if classes else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """How it trains, in plain values: equal for trainers that train alike.
+
+        Of functions, their names and the arguments that ``functools.partial`` holds; of the model, a
+        digest of its parameters' names and shapes. The data are not part of it.
+        """
+        spec = as_output(self.output).spec
+        return {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "output": spec.to_dict(),
+            "optimizer": _plain(self.optimizer),
+            "schedule": _plain(self.schedule),
+            "model": _shapes_digest(self._fresh(0)),
+        }
 
     def fit(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> list[dict[str, Tensor]]:
         """The weights of a model trained on each subset.
@@ -192,3 +210,26 @@ def _single(one: Callable[..., Tensor], *stacked: Any) -> Tensor:
 def _all_rows(dataset: Any) -> Any:
     """A batch of all samples."""
     return default_collate([dataset[i] for i in range(dataset_rows(dataset))])
+
+
+def _shapes_digest(model: nn.Module) -> str:
+    named = sorted((name, tuple(p.shape)) for name, p in model.named_parameters())
+    return hashlib.sha256(str(named).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, texts and collections of them as they are; of functions and other things, a name."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)  # JSON has no inf
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, partial):
+        given = {"arguments": _plain(value.args), **_plain(value.keywords)}
+        return {"name": _plain(value.func), **given}
+    return getattr(value, "__qualname__", type(value).__qualname__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from trakstore.storage.layout import Epoch
+
 __all__ = ["Check", "Verdict", "failing", "unless"]
 
 Verdict: TypeAlias = Literal["pass", "warn", "fail"]
@@ -17,8 +19,8 @@ class Check:
     Attributes
     ----------
     name : str
-    where : str
-        Of what: a split at an epoch, or the job.
+    of : str
+        Of what: a split, or the job.
     verdict : {"pass", "warn", "fail"}
     number : float or None
         What was measured.
@@ -26,35 +28,46 @@ class Check:
         What the number is, in a few words.
     remedy : str
         What to do; empty for a pass.
+    epoch : epoch or None
+        At which; None where it is of none.
     """
 
     name: str
-    where: str
+    of: str
     verdict: Verdict
     number: float | None
     meaning: str
     remedy: str = ""
+    epoch: Epoch | None = None
+
+    @property
+    def where(self) -> str:
+        """What it is of, with the epoch."""
+        return self.of if self.epoch is None else f"{self.of} at epoch {self.epoch}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "where": self.where}
 
 
 def unless(
     good: bool,
     name: str,
-    where: str,
+    of: str,
     number: float | None,
     meaning: str,
     remedy: str,
     otherwise: Verdict = "fail",
 ) -> Check:
-    """A pass where all is good, else another verdict with what to do."""
+    """A pass where all is good, else another verdict with what to do.
+
+    The meaning is that of the number, and holds for either verdict.
+    """
     if good:
-        return Check(name, where, "pass", number, meaning)
-    return Check(name, where, otherwise, number, meaning, remedy)
+        return Check(name, of, "pass", number, meaning)
+    return Check(name, of, otherwise, number, meaning, remedy)
 
 
-def failing(name: str, where: str, error: Exception, remedy: str) -> Check:
+def failing(name: str, of: str, error: Exception, remedy: str) -> Check:
     """The verdict where a check could not be made at all."""
-    return Check(name, where, "fail", None, " ".join(str(error).split()), remedy)
+    return Check(name, of, "fail", None, " ".join(str(error).split()), remedy)

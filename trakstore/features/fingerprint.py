@@ -14,9 +14,9 @@ from torch.utils import _pytree as tree
 from trakstore.errors import TrakStoreError
 from trakstore.features.parameters import canonical_names
 
-__all__ = ["checkpoint_hash", "dataset_fingerprint"]
+__all__ = ["checkpoint_hash", "dataset_fingerprint", "dataset_rows", "hashed_rows"]
 
-_SAMPLES = 32
+_SAMPLES = 32  # part of the format: another number would make other hashes of the same data
 
 
 def checkpoint_hash(model: nn.Module) -> str:
@@ -30,7 +30,11 @@ def checkpoint_hash(model: nn.Module) -> str:
 
 
 def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
-    """Number of samples and SHA-256 over 32 spaced ones and all ids.
+    """Number of samples, and SHA-256 over some of them and all ids.
+
+    The samples are those of :func:`hashed_rows`, 32 at most: data that are longer, shorter, in
+    another order or of other files are told from these, while a change of single samples that are
+    not among the 32 is not seen.
 
     Raises
     ------
@@ -39,8 +43,8 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     """
     rows = dataset_rows(dataset)
     digest = hashlib.sha256()
-    for index in np.unique(np.linspace(0, rows - 1, _SAMPLES).astype(int)):
-        first, again = _sample_hash(dataset[int(index)]), _sample_hash(dataset[int(index)])
+    for index in hashed_rows(rows):
+        first, again = _sample_hash(dataset[index]), _sample_hash(dataset[index])
         if first != again:
             raise TrakStoreError(
                 f"sample {index} of the data set differs when it is read twice: turn off random "
@@ -50,6 +54,18 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     for one in ids.tolist():
         digest.update(f"{one};".encode())
     return f"{rows}:{digest.hexdigest()}"
+
+
+def hashed_rows(rows: int) -> list[int]:
+    """Which of so many samples a fingerprint is over: all of 32 or fewer, else 32 from first to last.
+
+    Examples
+    --------
+    >>> len(hashed_rows(20)), hashed_rows(1300)[:3]
+    (20, [0, 41, 83])
+    """
+    found: list[int] = np.unique(np.linspace(0, rows - 1, _SAMPLES).astype(int)).tolist()
+    return found
 
 
 def dataset_rows(dataset: Any, name: str = "the data set") -> int:

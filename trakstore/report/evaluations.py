@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from trakstore.evaluation.intervals import mean_interval
 from trakstore.evaluation.lds import LDS
 from trakstore.evaluation.mislabels import Detection
 from trakstore.evaluation.verdicts import Check
-from trakstore.report.tables import plain_table
+from trakstore.report.tables import plain_table, span
 
 if TYPE_CHECKING:  # it needs torch
     from trakstore.evaluation.efficiency import Cell
@@ -25,6 +25,7 @@ __all__ = [
     "detection_lines",
     "efficiency_table",
     "lds_table",
+    "passed_lines",
     "removal_table",
     "suspects_table",
 ]
@@ -104,8 +105,56 @@ def efficiency_table(cells: Sequence[Cell]) -> Table:
 
 def check_lines(check: Check) -> Iterator[Text]:
     """What a check says, and below it what to do."""
-    number = "" if check.number is None else f"{check.number:.3g} "
-    line = Text(f"{check.verdict:4}", style=_STYLES[check.verdict])
-    yield line + Text(f"  {check.name} ({check.where}): {number}{check.meaning}", style="")
+    yield _check_line(check, check.where, _measured(check))
     if check.remedy:
         yield Text(f"      {check.remedy}")
+
+
+def passed_lines(checks: Iterable[Check]) -> Iterator[Text]:
+    """Checks that passed, one line for all epochs at which one says the same of a split.
+
+    Numbers that differ are shown from the smallest to the largest.
+    """
+    alike: dict[tuple[str, ...], list[Check]] = {}
+    for check in checks:
+        words = ["#" if _is_number(word) else word for word in _measured(check).split()]
+        alike.setdefault((check.name, check.of, *words), []).append(check)
+    for some in alike.values():
+        epochs = [check.epoch for check in some if check.epoch is not None]
+        plural = "s" if len(epochs) > 1 else ""
+        where = f"{some[0].of} at epoch{plural} {span(epochs)}" if epochs else some[0].of
+        columns = zip(*(_measured(check).split() for check in some), strict=True)
+        yield _check_line(some[0], where, " ".join(_range(words) for words in columns))
+
+
+def _check_line(check: Check, where: str, said: str) -> Text:
+    line = Text(f"{check.verdict:4}", style=_STYLES[check.verdict])
+    return line + Text(f"  {check.name} ({where}): {said}", style="")
+
+
+def _measured(check: Check) -> str:
+    """The number, counts in full, with its meaning."""
+    if check.number is None:
+        return check.meaning
+    form = "," if isinstance(check.number, int) else ".3g"
+    return f"{check.number:{form}} {check.meaning}"
+
+
+def _range(words: Sequence[str]) -> str:
+    """One word, or the smallest and the largest of numbers that differ."""
+    if len(set(words)) == 1:
+        return words[0]
+    ordered = sorted(words, key=_value)
+    return f"{ordered[0].rstrip(',;')} to {ordered[-1]}"
+
+
+def _is_number(word: str) -> bool:
+    try:
+        _value(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _value(word: str) -> float:
+    return float(word.rstrip(",;").replace(",", ""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from trakstore.report.tables import plain_table
-from trakstore.report.units import in_powers_of_ten
+from trakstore.report.units import from_to, in_powers_of_ten
 
-__all__ = ["change_table", "dynamics_table", "evolution_table", "group_table"]
+__all__ = ["change_table", "dynamics_table", "evolution_table", "group_table", "summary_facts"]
 
 _LISTED = 5  # samples of a line
 
@@ -40,24 +40,36 @@ def change_table(found: xr.Dataset, title: str) -> Table:
     table = plain_table(title, "change", "95% over targets", "p", "false discovery rate")
     for at, name in enumerate(found["train"].values.tolist()):
         one = found.isel(rank=at)
-        low, high = float(one["low"]), float(one["high"])
         chance = [_or_dash(float(one[name]), ".2g") for name in ("p", "q")]
-        table.add_row(
-            str(name), f"{float(one['change']):+.3g}", f"{low:+.3g} to {high:+.3g}", *chance
-        )
+        interval = from_to(float(one["low"]), float(one["high"]), "+.3g")
+        table.add_row(str(name), f"{float(one['change']):+.3g}", interval, *chance)
     return table
 
 
 def group_table(
     means: NDArray[np.float64], targets: Sequence[object], trains: Sequence[object]
 ) -> Table:
-    """Mean scores of groups of targets (lines) with groups of train rows (columns), in one unit."""
+    """Mean scores of classes of targets (lines) with classes of train rows (columns), in one unit."""
     scaled, unit = in_powers_of_ten(means)
-    table = plain_table("targets", *(str(one) for one in trains))
-    table.title = f"mean scores, in {unit}"
+    table = plain_table("target class", *(str(one) for one in trains))
+    table.title = f"mean scores, in {unit}\ncolumns: train classes"
     for name, row in zip(targets, scaled, strict=True):
         table.add_row(str(name), *(f"{value:+z.1f}" for value in row))
     return table
+
+
+def summary_facts(numbers: Mapping[str, float], rows: int) -> dict[str, str]:
+    """The means of :func:`trakstore.analysis.groups.class_summary`, each with what it means."""
+    meanings = {
+        "same_class_share": "of positive score is from the target's class,",
+        "same_class_base_rate": "of train samples are of it",
+        "participation_ratio": f"samples share a score (1 has all, {rows:,} all alike)",
+        "gini": "(0 even, 1 one sample has all)",
+        "positive_mass_top_tenth": "of positive score is in a tenth of samples",
+    }
+    return {
+        name.replace("_", " "): f"{value:.3g} {meanings[name]}" for name, value in numbers.items()
+    }
 
 
 def dynamics_table(found: xr.Dataset) -> Table:

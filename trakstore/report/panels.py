@@ -13,6 +13,7 @@ from trakstore.report.charts import plot_distribution, plot_evolution
 from trakstore.report.contents import Findings
 from trakstore.report.drawing import inline_svg
 from trakstore.report.samples import Shown
+from trakstore.report.units import from_to
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +94,7 @@ def change_cards(found: Findings, listed: xr.Dataset) -> list[Card]:
     """Gained or lost samples of a transition, with their intervals and false discovery rates."""
     low, high, rate = (listed[name].values.tolist() for name in ("low", "high", "q"))
     notes = [
-        f"{a:+.2g} to {b:+.2g}" + ("" if math.isnan(q) else f", FDR {q:.2g}")
+        from_to(a, b, "+.2g") + ("" if math.isnan(q) else f", FDR {q:.2g}")
         for a, b, q in zip(low, high, rate, strict=True)
     ]
     return _cards(found, listed, "change", notes=notes)

@@ -1,4 +1,4 @@
-"""Numbers of one table in one unit, a power of ten, so that a decimal or two is enough for each."""
+"""How numbers are written: those of a table in one unit, a power of ten; intervals."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["in_powers_of_ten"]
+__all__ = ["from_to", "in_powers_of_ten"]
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def from_to(low: float, high: float, form: str) -> str:
+    """An interval, or a dash where there is none.
+
+    Examples
+    --------
+    >>> from_to(-0.25, 1.5, "+.2g"), from_to(math.nan, math.nan, "+.2g")
+    ('-0.25 to +1.5', '-')
+    """
+    return "-" if math.isnan(low) else f"{low:{form}} to {high:{form}}"
 
 
 def in_powers_of_ten(values: NDArray[Any]) -> tuple[NDArray[np.float64], str]:

@@ -37,10 +37,11 @@ def checks(
     """Look for dropout left on, shuffled data, wrong checkpoints, copies, singular kernels and more.
 
     Each check passes, warns or fails, with what was measured and what to do; exit code 1 if any fails.
+    What passes comes last, one line for all its epochs; --json tells each by itself.
     """
     from trakstore.evaluation.checks import check_setup
     from trakstore.features.job import load_job
-    from trakstore.report.evaluations import check_lines
+    from trakstore.report.evaluations import check_lines, passed_lines
 
     out, found = console(), []
     with only_json(as_json):
@@ -54,12 +55,14 @@ def checks(
         )
         for check in made:
             found.append(check)
-            for line in [] if as_json else check_lines(check):
+            for line in [] if as_json or check.verdict == "pass" else check_lines(check):
                 out.print(line, soft_wrap=True)
     counts = {v: sum(check.verdict == v for check in found) for v in ("pass", "warn", "fail")}
     if as_json:
         print_json({"location": store, **counts, "checks": [check.to_dict() for check in found]})
     else:
+        for line in passed_lines(check for check in found if check.verdict == "pass"):
+            out.print(line, soft_wrap=True)
         out.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     if counts["fail"]:
         raise typer.Exit(FAILED)
