@@ -183,4 +183,6 @@ def learning_rates(texts: Sequence[str] | None) -> dict[Epoch, float] | float | 
         raise TrakStoreError(
             f"--learning-rate takes one for all epochs, or EPOCH=RATE: got {texts}"
         )
-    return found.get("") or {as_epoch(epoch): rate for epoch, rate in found.items()} or None
+    if "" in found:
+        return found[""]
+    return {as_epoch(epoch): rate for epoch, rate in found.items()} or None
