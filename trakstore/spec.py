@@ -355,9 +355,14 @@ def check_equal(stored: Any, got: Any, where: str, remedy: str = "give it anothe
         f"{name} {_short(getattr(stored, name))}, this run has {_short(getattr(got, name))}"
         for name in names
     ]
-    told = [f"the {_ORIGINS[name]} differs" for name in names if name in _ORIGINS]
-    why = f": {' and '.join(told)} from the one that the store was made from: it" if told else ""
-    raise SpecMismatchError(f"{where}{why} holds {'; '.join(differences)}; {remedy}")
+    raise SpecMismatchError(f"{where}{_told(names)} holds {'; '.join(differences)}; {remedy}")
+
+
+def _told(names: list[str]) -> str:
+    """Which of these fields mean that the store was made from something else, in words."""
+    others = [f"the {_ORIGINS[name]}" for name in names if name in _ORIGINS]
+    differ = "differ from those" if len(others) > 1 else "differs from the one"
+    return f": {' and '.join(others)} {differ} that the store was made from; it" if others else ""
 
 
 def _whole(value: object) -> bool:

@@ -227,6 +227,7 @@ def test_another_spec_checkpoint_or_data_set_is_refused_with_both(tmp_path: Path
             {},
             r"train at epoch 0: the data set differs .* 9:[0-9a-f]{12},",
         ),
+        (mlp(seed=1), Samples(9, seed=1), {}, "the checkpoint and the data set differ from those"),
         (model, Samples(8), {}, r"rows 9, this run has 8.*give it another store$"),
         (model, Samples(10), {}, r"another store, or append=True if samples were added"),
         (model, data, {"learning_rate": 0.1}, r"learning_rate None, this run has 0.1"),

@@ -231,9 +231,9 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> N
 
 def test_float16_refuses_overflow_and_underflow(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", dtype="float16")
-    with pytest.raises(NumericsError, match="overflows? float16"):
+    with pytest.raises(NumericsError, match=r"overflows? float16"):
         store.write_split(0, "big", rows_of(5) * 1e6)
-    with pytest.raises(NumericsError, match="underflows? float16"):
+    with pytest.raises(NumericsError, match=r"underflows? float16"):
         store.write_split(0, "small", rows_of(5) * 1e-7)
     X = rows_of(5)
     X[0] = 0
