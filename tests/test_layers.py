@@ -38,6 +38,7 @@ ORDER: dict[str, list[str]] = {
         "layout",
         "checksums",
         "buffers",
+        "files",
         "objects",
         "locations",
         "arrays",

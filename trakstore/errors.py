@@ -18,9 +18,11 @@ A message says what was got, what was needed and what to do, in one line.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
+    "LARGER_LIMIT",
     "DamagedError",
     "IncompleteError",
     "LocationError",
@@ -30,10 +32,12 @@ __all__ = [
     "SpecMismatchError",
     "TrakStoreError",
     "did_you_mean",
+    "told_of",
 ]
 
 
 _NAMES = 12  # that a message lists
+LARGER_LIMIT = "give a larger memory limit (memory_limit=, --memory-limit)"
 
 
 class TrakStoreError(ValueError):
@@ -71,8 +75,27 @@ class MemoryLimitError(TrakStoreError, MemoryError):
     """An operation that does not fit the memory limit, whatever its tiles."""
 
 
+@contextmanager
+def told_of(where: str) -> Iterator[None]:
+    """Errors that are raised meanwhile say first of what they are.
+
+    Examples
+    --------
+    >>> with told_of("train at epoch 3"):
+    ...     raise TrakStoreError("1 row has no label")
+    Traceback (most recent call last):
+    trakstore.errors.TrakStoreError: train at epoch 3: 1 row has no label
+    """
+    try:
+        yield
+    except TrakStoreError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
 def did_you_mean(got: object, known: Iterable[object]) -> str:
     """The tail of an error message: the nearest known name, else the list of known names.
+
+    A number is near to no other: for one, the known names are listed.
 
     Examples
     --------
@@ -80,6 +103,8 @@ def did_you_mean(got: object, known: Iterable[object]) -> str:
     "; did you mean 'train'?"
     >>> did_you_mean("x", [1, 5])
     '; there are 1, 5'
+    >>> did_you_mean(10, [1, 5, "final"])
+    '; there are 1, 5, final'
     >>> did_you_mean("x", [])
     '; there are none yet'
     >>> did_you_mean("x", range(100, 200))
@@ -87,7 +112,7 @@ def did_you_mean(got: object, known: Iterable[object]) -> str:
     """
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(got), names, n=1)
-    if near:
+    if near and not str(got).isdecimal():
         return f"; did you mean {near[0]!r}?"
     if not names:
         return "; there are none yet"

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from dask.utils import parse_bytes
 
-from trakstore.errors import MemoryLimitError, TrakStoreError
+from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 
 __all__ = [
     "SLACK",
     "BlockShape",
     "block_shape",
     "byte_count",
+    "counted",
     "fit_slots",
     "human_bytes",
     "human_time",
@@ -140,15 +141,26 @@ def human_bytes(count: int) -> str:
 
     Examples
     --------
-    >>> human_bytes(64_000_000), human_bytes(512)
-    ('64.0 MB', '512 B')
+    >>> human_bytes(64_000_000), human_bytes(512), human_bytes(16_285_700_000_000_000)
+    ('64.0 MB', '512 B', '16.3 PB')
     """
     size = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB", "EB"):
+        if size < 1000 or unit == "EB":
             break
         size /= 1000
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def counted(count: int, thing: str) -> str:
+    """A count of things for people.
+
+    Examples
+    --------
+    >>> counted(1, "block"), counted(1200, "block")
+    ('1 block', '1,200 blocks')
+    """
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def human_time(seconds: float) -> str:
@@ -196,7 +208,7 @@ def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: s
         need = human_bytes(with_slack(fixed_bytes + row_bytes))
         raise MemoryLimitError(
             f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: "
-            f"give a larger memory_limit"
+            f"{LARGER_LIMIT}"
         )
     return max(1, min(rows, fitting))
 
@@ -221,7 +233,7 @@ def fit_slots(
         need = human_bytes(with_slack(fixed_bytes + least * slot_bytes))
         raise MemoryLimitError(
             f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: "
-            f"give a larger memory_limit"
+            f"{LARGER_LIMIT}"
         )
     return min(slots, fitting)
 

@@ -5,6 +5,7 @@ Each goes to a plain dict and back; two that are equal are compatible.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+_ORIGINS = {"checkpoint": "checkpoint", "dataset": "data set"}  # in words
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # its first figures do for people
 
 ProjectionKind = Literal["sjlt", "kronecker", "rademacher", "gaussian", "identity", "external"]
 FeatureDtype = Literal["float32", "float16"]
@@ -333,8 +336,10 @@ class SplitSpec:
         return cls(**{**document, **columns})
 
 
-def check_equal(stored: Any, got: Any, where: str) -> None:
+def check_equal(stored: Any, got: Any, where: str, remedy: str = "give it another store") -> None:
     """Raise a :class:`SpecMismatchError` that shows both values of each field that differs.
+
+    Hashes are shortened, and what they are of is said first, in words.
 
     Examples
     --------
@@ -344,12 +349,20 @@ def check_equal(stored: Any, got: Any, where: str) -> None:
     """
     if stored == got:
         return
+    names = [f.name for f in fields(stored) if f.compare]
+    names = [name for name in names if getattr(stored, name) != getattr(got, name)]
     differences = [
-        f"{f.name} {_short(getattr(stored, f.name))}, this run has {_short(getattr(got, f.name))}"
-        for f in fields(stored)
-        if f.compare and getattr(stored, f.name) != getattr(got, f.name)
+        f"{name} {_short(getattr(stored, name))}, this run has {_short(getattr(got, name))}"
+        for name in names
     ]
-    raise SpecMismatchError(f"{where} holds {'; '.join(differences)}; give it another store")
+    raise SpecMismatchError(f"{where}{_told(names)} holds {'; '.join(differences)}; {remedy}")
+
+
+def _told(names: list[str]) -> str:
+    """Which of these fields mean that the store was made from something else, in words."""
+    others = [f"the {_ORIGINS[name]}" for name in names if name in _ORIGINS]
+    differ = "differ from those" if len(others) > 1 else "differs from the one"
+    return f": {' and '.join(others)} {differ} that the store was made from; it" if others else ""
 
 
 def _whole(value: object) -> bool:
@@ -357,7 +370,7 @@ def _whole(value: object) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = _HASH.sub(r"\1", str(value))
     return text if len(text) <= 400 else f"{text[:400]}..."
 
 

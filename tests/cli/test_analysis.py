@@ -43,6 +43,9 @@ def test_evolve(run: Any, epochs: ts.FeatureStore) -> None:
     assert found["spearman"][0] == [None, None]
     table = run(*asked).out
     assert "target test4" in table and wanted["train"].values[2, 0, 0] in table
+    assert "more target" not in table
+    every = run("evolve", epochs.location).out  # five of seven
+    assert every.endswith("2 more targets: choose with --target, or --json for all\n")
     mean = json.loads(run("evolve", epochs.location, "--together", "--json").out)
     dense = np.asarray(ts.trak_scores(epochs).epoch(20)).mean(0)
     assert mean["max"][1][0] == pytest.approx(float(dense.max()), rel=1e-5)

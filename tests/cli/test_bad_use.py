@@ -22,6 +22,12 @@ def listing(folder: Path) -> set[Path]:
 
 QUERIES = {
     "epoch": (["kernel", "{store}", "--epoch", "3"], "no epoch 3"),
+    "number": (["kernel", "{store}", "--epoch", "12"], "no epoch 12; there are 1, 2, final"),
+    "number of scores": (
+        ["topk", "{store}", "--epoch", "12"],
+        "no epoch 12; there are 1, 2, final",
+    ),
+    "number to verify": (["verify", "{store}", "--epoch", "12"], "12; there are 1, 2, final"),
     "split": (["kernel", "{store}", "--split", "trian"], "did you mean 'train'"),
     "targets": (
         ["topk", "{store}", "--targets", "tset"],
@@ -29,6 +35,10 @@ QUERIES = {
     ),
     "method": (["topk", "{store}", "--method", "track"], "did you mean 'trak'"),
     "score method": (["score", "{store}", "--save", "a", "--method", "x"], "no method 'x'"),
+    "kept": (
+        ["score", "{store}", "--save", "a", "--top", "2", "--threshold", ".1"],
+        "--top and --threshold exclude each other",
+    ),
     "name": (["score", "{store}", "--save", "../a"], "cannot name a score matrix"),
     "reserved": (["topk", "{store}", "--epoch", "grams"], "keeps for itself"),
     "k": (["topk", "{store}", "--k", "41"], "1..40"),
@@ -37,7 +47,7 @@ QUERIES = {
     "row": (["topk", "{store}", "--target", "@7"], "from @0 to @6"),
     "order": (["topk", "{store}", "--smallest", "--magnitude"], "exclude each other"),
     "size": (["topk", "{store}", "--memory-limit", "many"], "600MB"),
-    "too little memory": (["topk", "{store}", "--memory-limit", "1kB"], "memory_limit"),
+    "too little memory": (["topk", "{store}", "--memory-limit", "1kB"], "--memory-limit)"),
     "damping": (["kernel", "{store}", "--damping", "-1"], "damping must be"),
     "damping word": (["kernel", "{store}", "--damping", "x"], "see trakstore kernel --help"),
     "negative size": (
@@ -87,6 +97,41 @@ def test_queries(case: str, run: Any, store: ts.FeatureStore, tmp_path: Path) ->
     ran = run(*(one.format(store=store.location, folder=tmp_path) for one in arguments))
     assert said.format(folder=tmp_path) in ran.error
     assert listing(tmp_path) == before
+
+
+UNWRITABLE = {
+    "report": ["report", "{store}", "-o", "/proc/x.html"],
+    "export": ["export", "{store}", "--epoch", "1", "--to", "/proc/x.npy"],
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("case", UNWRITABLE)
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    case: str, run: Any, store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        pytest.fail("it was found too late")
+
+    monkeypatch.setattr("trakstore.cli.report.make_scores", work)
+    monkeypatch.setattr("trakstore.storage.export._write_npy", work)
+    ran = run(*(one.format(store=store.location) for one in UNWRITABLE[case]))
+    assert "cannot write /proc/x." in ran.error and "choose another place" in ran.error
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_that_is_full_after_the_work(run: Any, store: ts.FeatureStore) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("jinja2")
+    ran = run("report", store.location, "-o", "/dev/full", "--count", "1", "--k", "2")
+    assert "cannot write /dev/full: No space left on device; choose another place" in ran.error
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_store_where_none_can_be_made(run: Any, jobs: Path) -> None:
+    ran = run("featurize", f"{jobs}:small", "--store", "/proc/x.zarr")
+    assert "/proc/x.zarr cannot be written to" in ran.error
+    assert "choose another place" in ran.error
 
 
 @pytest.mark.parametrize(
@@ -192,7 +237,7 @@ def test_job_files_that_cannot_be_read(
 FAULTS = {
     "labels": (
         "job.datasets['train'].tensors[1][1] = 3",
-        "has label 3, the model has classes 0 to 2",
+        "train at epoch 1: sample 1 has label 3, the model has classes 0 to 2",
     ),
     "empty": ("job.datasets['train'] = []", "the data set 'train' is empty"),
     "shape": (
@@ -207,7 +252,22 @@ FAULTS = {
         "job.datasets['train'] = [(torch.zeros(4 + i), 0) for i in range(8)]",
         "samples 0 to 1 cannot be put into one batch",
     ),
-    "nan": ("job.checkpoints[1]['weight'][0, 0] = float('nan')", "NaN or infinite features"),
+    "nan": (
+        "job.checkpoints[1]['weight'][0, 0] = float('nan')",
+        "train at epoch 1: 1 row has NaN",
+    ),
+    "no file": (
+        "job.checkpoints[2] = 'missing.pt'",
+        "there is no checkpoint file missing.pt of epoch 2; correct the job's checkpoints",
+    ),
+    "training state": (
+        "job.checkpoints[1] = {'model': job.checkpoints[1], 'opt': {'state': {}}, 'epoch': 1}",
+        "it holds 'model', 'opt', 'epoch': the weights seem to be under 'model'; save those alone",
+    ),
+    "no state": (
+        "job.checkpoints[1] = [1, 2]",
+        "checkpoint 1 is not of this model: needed a mapping of names to tensors, got a list",
+    ),
 }
 
 

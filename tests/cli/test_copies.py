@@ -40,8 +40,27 @@ def test_findings_give_exit_code_one_and_repair_marks_blocks(
     assert ran.code == 1 and "2 findings, 2 repaired" in ran.out
     assert "run the same featurize again" in ran.out
     ran = run("verify", store.location, "--workers", "1")
-    assert ran.code == 0 and "1 blocks are not written yet" in ran.out
+    assert ran.code == 0 and "1 block is not written yet" in ran.out
     assert store.split(2, "train").missing_blocks() == [3]
+
+
+def test_a_repair_that_leaves_nothing_to_do(run: Any, store: ts.FeatureStore) -> None:
+    damage(store, "1/test/norm/zarr.json")
+    assert "1 finding, 0 repaired" in run("verify", store.location).out
+    ran = run("verify", store.location, "--repair", "--epoch", "1", "--split", "test")
+    assert (ran.code, ran.err) == (0, "")
+    assert "read 1 block of 1 split\n1 finding, 1 repaired\n" in ran.out
+    assert "all of it is repaired: nothing is left to do" in ran.out
+    assert "everything is as it was written" in run("verify", store.location).out
+
+
+def test_a_finding_that_no_repair_mends(run: Any, store: ts.FeatureStore) -> None:
+    run("score", store.location, "--save", "a")
+    damage(store, "1/test/norm/zarr.json")
+    damage(store, "scores/a/scores/c/0/0")
+    ran = run("verify", store.location, "--repair")
+    assert ran.code == 1 and "2 findings, 1 repaired" in ran.out
+    assert "nothing is left" not in ran.out
 
 
 def test_many_findings_are_cut_short(run: Any, store: ts.FeatureStore) -> None:

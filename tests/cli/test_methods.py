@@ -16,12 +16,12 @@ from trakstore.spec import OutputSpec
 
 FUNCTIONS: dict[str, Any] = {
     "trak": ts.trak_scores,
-    "published_trak": partial(ts.trak_scores, temperature=None),
+    "published-trak": partial(ts.trak_scores, temperature=None),
     "influence": ts.influence_scores,
     "tracin": ts.tracin_scores,
-    "grad_dot": ts.grad_dot_scores,
-    "grad_cos": ts.grad_cos_scores,
-    "whitened_cos": ts.whitened_cos_scores,
+    "grad-dot": ts.grad_dot_scores,
+    "grad-cos": ts.grad_cos_scores,
+    "whitened-cos": ts.whitened_cos_scores,
 }
 
 
@@ -45,12 +45,13 @@ def test_the_list_is_complete() -> None:
 @pytest.mark.parametrize("method", FUNCTIONS)
 def test_a_method_by_name(method: str, run: Any, rated: ts.FeatureStore) -> None:
     wanted = FUNCTIONS[method](rated)
-    asked = ["--method", method.replace("_", "-"), "--json"]
+    asked = ["--method", method, "--json"]
     found = json.loads(run("topk", rated.location, "--k", "3", *asked).out)
     assert found["method"] == wanted.method
     top = ts.top_k(wanted, 3)
     for row, one in enumerate(found["targets"]):
         assert [entry["position"] for entry in one["top"]] == top["position"].values[row].tolist()
+    asked = ["--method", method.replace("-", "_"), "--json"]  # of old scripts
     saved = json.loads(run("score", rated.location, "--save", "m", *asked).out)
     assert saved["method"] == wanted.method
     np.testing.assert_array_equal(ts.open_scores(rated, "m").values, np.asarray(wanted))

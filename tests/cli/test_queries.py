@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import trakstore as ts
+from trakstore.storage.retrained import add_models
 
 
 def test_info(run: Any, store: ts.FeatureStore) -> None:
@@ -84,8 +85,26 @@ def test_score(run: Any, store: ts.FeatureStore) -> None:
 def test_a_name_is_taken_once(run: Any, store: ts.FeatureStore) -> None:
     assert run("score", store.location, "--save", "a").code == 0
     kept = ts.open_scores(store, "a").values
-    assert "choose another name" in run("score", store.location, "--save", "a").error
+    said = run("score", store.location, "--save", "a").error
+    assert "choose another name, or replace them (overwrite=True, --overwrite)" in said
     np.testing.assert_array_equal(ts.open_scores(store, "a").values, kept)
+    again = ["score", store.location, "--save", "a", "--overwrite", "--damping", "9"]
+    assert run(*again).code == 0
+    wanted = np.asarray(ts.trak_scores(store, damping=9.0))
+    np.testing.assert_array_equal(ts.open_scores(store, "a").values, wanted)
+
+
+def test_info_names_what_was_saved(run: Any, store: ts.FeatureStore) -> None:
+    plain = run("info", store.location).out
+    assert "saved scores" not in plain and "trained again" not in plain
+    for name in ("b", "a"):
+        ts.save_scores(ts.trak_scores(store), store, name, top=2)
+    subset, output = np.ones((2, 40), bool), np.ones((2, 7), np.float32)
+    add_models(store.location, "halves", {}, 0, subset, output)
+    lines = run("info", store.location).out.splitlines()
+    assert "saved scores: a, b" in lines and "models trained again: halves" in lines
+    document = json.loads(run("info", store.location, "--json").out)
+    assert (document["scores"], document["retrained_models"]) == (["a", "b"], ["halves"])
 
 
 @pytest.mark.parametrize("order", ["largest", "smallest", "magnitude"])

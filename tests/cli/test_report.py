@@ -195,6 +195,52 @@ def test_samples_of_a_job(run: Any, jobs: Path, render: Path, tmp_path: Path, ou
     assert "7 samples, the store has 6" in ran.error and out.read_text() == before
 
 
+TEXTS = """
+import torch
+from trakstore.features import Job
+
+class Texts:
+    def __init__(self, rows, wrap):
+        self.rows, self.wrap = rows, wrap
+    def __len__(self):
+        return self.rows
+    def __getitem__(self, index):
+        return self.wrap(torch.tensor([index, 1, 2]))
+
+def job(wrap):
+    return Job(torch.nn.Linear(3, 2), {"train": Texts(40, wrap), "test": Texts(7, wrap)})
+
+def mapped():
+    return job(lambda ids: {"input_ids": ids})
+
+def rows():
+    return job(lambda ids: (ids, 0))
+
+def numbers():
+    return job(lambda ids: (ids / 2, 0))
+
+def words(sample):
+    return str(sample)
+"""
+
+
+def test_token_ids_ask_for_a_render(
+    run: Any, store: ts.FeatureStore, tmp_path: Path, out: Path
+) -> None:
+    texts = tmp_path / "texts.py"
+    texts.write_text(TEXTS)
+    said = "samples are numbers: --render file.py:function shows them as text or pictures\n"
+    for name, render, hints in [
+        ("mapped", [], True),
+        ("rows", [], True),
+        ("numbers", [], False),
+        ("rows", ["--render", f"{texts}:words"], False),
+    ]:
+        asked = ["--job", f"{texts}:{name}", "-o", out, "--k", "2", "--count", "2", *render]
+        ran = run("report", store.location, *asked)
+        assert (ran.code, ran.out.endswith(said)) == (0, hints), ran.err
+
+
 def test_a_function_draws_without_a_job(
     run: Any, store: ts.FeatureStore, render: Path, out: Path
 ) -> None:

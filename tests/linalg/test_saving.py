@@ -56,6 +56,18 @@ def test_a_name_is_used_once(store: ts.FeatureStore) -> None:
         open_scores(store, "b")
 
 
+def test_scores_are_replaced_when_that_is_asked_for(store: ts.FeatureStore) -> None:
+    save_scores(trak_scores(store), store, "a", top=3)
+    with pytest.raises(TrakStoreError, match="exclude each other"):
+        save_scores(trak_scores(store), store, "a", top=3, threshold=0.1, overwrite=True)
+    assert open_scores(store, "a").sizes["rank"] == 3  # bad use deletes nothing
+    other = trak_scores(store, damping=3.0)
+    saved = save_scores(other, store, "a", overwrite=True)
+    np.testing.assert_allclose(saved, np.asarray(other), rtol=1e-6, atol=1e-7)
+    assert not list(Path(str(store.location)).glob("scores/a/position*"))
+    assert verify_store(store).ok
+
+
 def test_a_save_that_was_stopped_is_not_there_and_is_done_again(
     store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ def test_parquet(tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) ->
         ({"to": "x.csv"}, TrakStoreError, "must end in .npy or .parquet"),
         ({"to": "s.zarr"}, TrakStoreError, "must end in"),
         ({"to": "nowhere/x.npy"}, LocationError, "there is no folder .*; make it"),
-        ({"to": "x" * 300 + ".npy"}, LocationError, "cannot write .*nothing was kept"),
+        ({"to": "x" * 300 + ".npy"}, LocationError, "cannot write .*choose another place"),
         ({"column": "sample_id"}, TrakStoreError, "strings, which .npy cannot hold"),
         ({"column": "lable"}, NotFoundError, "did you mean 'label'"),
         ({"split": "trian"}, NotFoundError, "did you mean 'train'"),

@@ -224,16 +224,16 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> N
     X = rows_of(10)
     X[7, 3] = bad
     store = make(tmp_path / "s.zarr")
-    with pytest.raises(NumericsError, match=r"rows 7"):
+    with pytest.raises(NumericsError, match=r"^train at epoch 0: 1 row has NaN .* \(row 7\)"):
         store.write_split(0, "train", X)
     assert not store.split(0, "train").status().complete
 
 
 def test_float16_refuses_overflow_and_underflow(tmp_path: Path) -> None:
     store = make(tmp_path / "s.zarr", dtype="float16")
-    with pytest.raises(NumericsError, match="overflow float16"):
+    with pytest.raises(NumericsError, match=r"overflows? float16"):
         store.write_split(0, "big", rows_of(5) * 1e6)
-    with pytest.raises(NumericsError, match="underflow float16"):
+    with pytest.raises(NumericsError, match=r"underflows? float16"):
         store.write_split(0, "small", rows_of(5) * 1e-7)
     X = rows_of(5)
     X[0] = 0

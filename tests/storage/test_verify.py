@@ -195,7 +195,7 @@ def test_rows_that_are_not_finite(tmp_path: Path, dtype: str, bad: float) -> Non
     rows[5, 3] = bad
     written(tmp_path / "s.zarr", rows)
     [finding] = verify_store(tmp_path / "s.zarr").findings
-    assert (finding.kind, finding.block) == ("non-finite", 1) and "1 rows (5)" in finding.message
+    assert (finding.kind, finding.block) == ("non-finite", 1) and "1 row (5)" in finding.message
 
 
 @pytest.mark.parametrize(("dtype", "off"), [("float32", 1e-4), ("float16", 0.02)])

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.analysis.scales import SCALES, Scaled
-from trakstore.errors import MemoryLimitError, TrakStoreError
+from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import TakenRows, whole_column
@@ -169,7 +169,7 @@ def _left(columns: int, memory_limit: int | str | None) -> int:
     if limit <= kept:
         raise MemoryLimitError(
             f"changes of {columns} train samples take {human_bytes(kept)}, the memory limit is "
-            f"{human_bytes(limit)}: give a larger memory_limit"
+            f"{human_bytes(limit)}: {LARGER_LIMIT}"
         )
     return limit - kept
 

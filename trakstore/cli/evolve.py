@@ -8,7 +8,7 @@ import numpy as np
 import typer
 
 from trakstore.cli.cluster import workplace
-from trakstore.cli.lists import target_rows
+from trakstore.cli.lists import say_more, target_rows
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
     Damping,
@@ -61,7 +61,7 @@ def evolve(
     find_method(method)
     opened, epochs = open_store(store), chosen_epochs(epoch)
     rows = target_rows(epoch_pairs(opened, targets, train, epochs)[0].target, target, targets)
-    rows = rows if as_json or together else rows[:SHOWN]
+    total, rows = len(rows), rows if as_json or together else rows[:SHOWN]
     with workplace(workers, scheduler):
         scores = make_scores(
             method,
@@ -84,3 +84,4 @@ def evolve(
     for at, name in enumerate(found["target_id"].values.tolist()):
         out.print(f"target {name}")
         out.print(evolution_table(found.isel(target=at)))
+    say_more(total - len(rows))

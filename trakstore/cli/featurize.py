@@ -12,7 +12,7 @@ import typer
 
 from trakstore.cli.options import Epochs, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
-from trakstore.planning import human_bytes, human_time
+from trakstore.planning import counted, human_bytes, human_time
 from trakstore.storage.opening import find_store
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def _line(done: Featurized, store: str, rank: int, world_size: int) -> str:
         return f"{who}nothing to write, all of it is in {store}\n"
     seconds = max(done.seconds, 1e-9)
     return (
-        f"{who}wrote {done.rows:,} rows in {done.blocks} blocks to {store}, {human_bytes(done.bytes)} "
+        f"{who}wrote {counted(done.rows, 'row')} in {counted(done.blocks, 'block')} to {store}, "
+        f"{human_bytes(done.bytes)} "
         f"of features, {human_time(done.seconds)}, {done.rows / seconds:,.0f} rows/s, "
         f"{human_bytes(round(done.bytes / seconds))}/s\n"
     )

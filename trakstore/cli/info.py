@@ -10,11 +10,13 @@ import numpy as np
 
 from trakstore.cli.options import Json, StorePath
 from trakstore.cli.output import console, print_json
-from trakstore.planning import human_bytes
+from trakstore.linalg.saving import names_of_scores
+from trakstore.planning import counted, human_bytes
 from trakstore.report.tables import completeness_table, facts_table, missing_lines, span
 from trakstore.spec import FORMAT_VERSION
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
+from trakstore.storage.retrained import sets_of_models
 from trakstore.storage.splits import Split, SplitStatus
 from trakstore.storage.store import FeatureStore
 
@@ -33,7 +35,7 @@ def info(store: StorePath, as_json: Json = False) -> None:
     out.print(facts_table(store_facts(opened, splits, status)))
     if status:
         out.print(completeness_table(status))
-    for line in (*missing_lines(status), *store_verdict(opened, status)):
+    for line in (*missing_lines(status), *_saved_lines(opened), *store_verdict(opened, status)):
         out.print(line, soft_wrap=True)
 
 
@@ -55,7 +57,22 @@ def _document(
         "spec": store.spec.to_dict(),
         "splits": [_split_document(*pair) for pair in zip(splits, status, strict=True)],
         "runs": [asdict(run) for run in store.runs],
+        **_saved(store),
     }
+
+
+def _saved(store: FeatureStore) -> dict[str, list[str]]:
+    """Names of what was saved beside the features."""
+    return {
+        "scores": names_of_scores(store.location),
+        "retrained_models": sets_of_models(store.location),
+    }
+
+
+def _saved_lines(store: FeatureStore) -> list[str]:
+    found = _saved(store)
+    told = {"saved scores": found["scores"], "models trained again": found["retrained_models"]}
+    return [f"{what}: {', '.join(names)}" for what, names in told.items() if names]
 
 
 def _split_document(split: Split, status: SplitStatus) -> dict[str, Any]:
@@ -111,7 +128,7 @@ def _origin(store: FeatureStore, splits: list[Split]) -> dict[str, str]:
     runs = store.runs
     if runs:
         last = runs[-1]
-        workers = f"{last.world_size} worker{'s' * (last.world_size > 1)}"
+        workers = counted(last.world_size, "worker")
         versions = ", ".join(f"{name} {last.versions[name]}" for name in ("trakstore", "torch"))
         facts["last run"] = f"{last.job}, {last.ended}, {workers} on {last.device}, {versions}"
     return facts
@@ -144,8 +161,8 @@ def store_verdict(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[
         said = f"incomplete: {missing}; go on with: {_next(store, status)}"
     else:
         said = (
-            f"complete: all {rows:,} rows of {len(status)} splits are there; whether they are still "
-            f"what was written: trakstore verify {shlex.quote(str(store.location))}"
+            f"complete: all {rows:,} rows of {counted(len(status), 'split')} are there; whether they "
+            f"are still what was written: trakstore verify {shlex.quote(str(store.location))}"
         )
     return [f"epochs with every split whole: {usable}", said]
 

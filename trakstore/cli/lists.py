@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from trakstore.cli.output import console
 from trakstore.errors import NotFoundError
 from trakstore.linalg.rows import TakenRows
+from trakstore.planning import counted
 from trakstore.scores.splits import EpochPair, UnmaskedSplit
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["SHOWN", "lists_document", "show_lists", "target_rows", "with_labels"]
+__all__ = ["SHOWN", "lists_document", "say_more", "show_lists", "target_rows", "with_labels"]
 
 SHOWN = 20  # targets of a table
 
@@ -87,8 +88,11 @@ def show_lists(top: xr.Dataset, total: int) -> None:
     if "recall" in top.attrs:
         share, checked = 100 * top.attrs["recall"], top.attrs["checked"]
         out.print(f"these are {share:.0f}% of the true lists, as {checked} of the targets show")
-    if total > top.sizes["target"]:
-        out.print(
-            f"{total - top.sizes['target']} more targets: choose with --target, or --json for all",
-            soft_wrap=True,
-        )
+    say_more(total - top.sizes["target"])
+
+
+def say_more(count: int) -> None:
+    """How many targets are not shown, and how to see them."""
+    if count:
+        more = counted(count, "more target")
+        console().print(f"{more}: choose with --target, or --json for all", soft_wrap=True)

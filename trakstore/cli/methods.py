@@ -82,12 +82,12 @@ def _grad_cos(asked: Question) -> Scores:
 
 METHODS: dict[str, Method] = {
     "trak": _trak,
-    "published_trak": _published_trak,
+    "published-trak": _published_trak,
     "influence": _influence,
     "tracin": _tracin,
-    "grad_dot": _grad_dot,
-    "grad_cos": _grad_cos,
-    "whitened_cos": _whitened_cos,
+    "grad-dot": _grad_dot,
+    "grad-cos": _grad_cos,
+    "whitened-cos": _whitened_cos,
 }
 
 
@@ -119,8 +119,8 @@ def make_scores(
 
 
 def find_method(name: str) -> Method:
-    """The method of a name; ``grad-dot`` is ``grad_dot``."""
-    known = name.replace("-", "_")
+    """The method of a name; ``grad_dot`` is ``grad-dot``."""
+    known = name.replace("_", "-")
     if known not in METHODS:
         raise NotFoundError(f"there is no method {name!r}{did_you_mean(known, METHODS)}")
     return METHODS[known]

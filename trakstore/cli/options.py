@@ -87,7 +87,7 @@ Method: TypeAlias = Annotated[
     str,
     typer.Option(
         "--method",
-        help="trak, published_trak, influence, tracin, grad_dot, grad_cos or whitened_cos.",
+        help="trak, published-trak, influence, tracin, grad-dot, grad-cos or whitened-cos.",
     ),
 ]
 MemoryLimit: TypeAlias = Annotated[

@@ -23,7 +23,6 @@ from trakstore.cli.options import (
     Null,
     Scheduler,
     StorePath,
-    Target,
     Targets,
     Train,
     Workers,
@@ -32,15 +31,17 @@ from trakstore.cli.options import (
 )
 from trakstore.cli.output import console, print_json
 from trakstore.cli.samples import sample_source
-from trakstore.errors import LocationError, NotFoundError, TrakStoreError, did_you_mean
-from trakstore.planning import human_bytes
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.planning import counted, human_bytes
 from trakstore.scores.splits import EpochPair, UnmaskedSplit, epoch_pairs
+from trakstore.storage.files import check_file_place, writing
 from trakstore.storage.layout import Epoch, as_epoch
 from trakstore.storage.opening import open_store
 
 __all__ = ["report"]
 
 MOST_TARGETS, MOST_LISTED = 200, 20
+_RENDER = "samples are numbers: --render file.py:function shows them as text or pictures"
 
 
 def report(
@@ -70,7 +71,15 @@ def report(
     k: Annotated[
         int, typer.Option("--k", "-k", min=1, max=MOST_LISTED, help="Entries of each list.")
     ] = 8,
-    target: Target = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="ID",
+            help="A sample id, or @N for row N. Several times for several; else --count of them.",
+            show_default=False,
+        ),
+    ] = None,
     count: Annotated[
         int,
         typer.Option(
@@ -111,7 +120,7 @@ def report(
 
     check_report_extra()
     find_method(method)
-    _check_place(out)
+    check_file_place(out)
     opened = open_store(store)
     pairs = epoch_pairs(opened, targets, train, chosen_epochs(epoch))
     last = pairs[-1]
@@ -146,7 +155,8 @@ def report(
             },
         )
     page = render_page(found)
-    out.write_text(page, "utf-8")
+    with writing(out):
+        out.write_text(page, "utf-8")
     written = {"report": str(out), "bytes": len(page.encode()), "targets": len(rows)}
     if as_json:
         print_json({"location": str(opened.location), **written, "left_out": found.left_out})
@@ -154,16 +164,10 @@ def report(
     say = console()
     for section, reason in found.left_out.items():
         say.print(f"left out: {section}: {reason}", soft_wrap=True)
-    size = human_bytes(len(page.encode()))
-    say.print(f"wrote {out}, {size}, {len(rows)} targets: open it in a browser", soft_wrap=True)
-
-
-def _check_place(out: Path) -> None:
-    """Before anything is computed."""
-    if out.is_dir():
-        raise LocationError(f"{out} is a folder; name a file with --out, like report.html")
-    if not out.resolve().parent.is_dir():
-        raise LocationError(f"there is no folder {out.parent}; make it, or name another --out")
+    size, shown = human_bytes(len(page.encode())), counted(len(rows), "target")
+    say.print(f"wrote {out}, {size}, {shown}: open it in a browser", soft_wrap=True)
+    if show.tokens and render is None:
+        say.print(_RENDER, soft_wrap=True)
 
 
 def _rows(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.linalg.rows import whole_column
 from trakstore.named import load_named
-from trakstore.report.contents import ShowSample
 from trakstore.report.samples import Shown, show_sample
 from trakstore.storage.splits import Split
 
-__all__ = ["StoredSample", "sample_source"]
+__all__ = ["SampleSource", "StoredSample", "sample_source"]
 
 
 class StoredSample(NamedTuple):
@@ -25,21 +26,45 @@ class StoredSample(NamedTuple):
 
 
 @dataclass
-class _Source:
-    """Shows samples; each is read once, however many lists it is in."""
+class SampleSource:
+    """Shows samples; each is read once, however many lists it is in.
+
+    Attributes
+    ----------
+    read : callable
+        What is to be shown of a sample; None for its id alone.
+    known : dict
+        What was shown, by split and row.
+    tokens : bool
+        Whether there were samples that are token ids, which say nothing to people.
+    """
 
     read: Callable[[StoredSample], Any]
-    known: dict[tuple[str, int], Shown | None]
+    known: dict[tuple[str, int], Shown | None] = field(default_factory=dict)
+    tokens: bool = False
 
     def __call__(self, split: str, row: int, sample_id: Any) -> Shown | None:
         key = (split, row)
         if key not in self.known:
             found = self.read(StoredSample(split, sample_id, row))
+            self.tokens = self.tokens or _is_tokens(found)
             self.known[key] = None if found is None else show_sample(found)
         return self.known[key]
 
 
-def sample_source(job: str | None, render: str | None, splits: list[Split]) -> ShowSample:
+def _is_tokens(sample: Any) -> bool:
+    """Whether a sample is a mapping with token ids, or a row of integers; alone or as an input."""
+    if isinstance(sample, tuple | list) and sample and hasattr(sample[0], "__array__"):
+        sample = sample[0]
+    if isinstance(sample, Mapping):
+        return "input_ids" in sample
+    if not hasattr(sample, "__array__"):
+        return False
+    array = np.asarray(sample)
+    return array.ndim == 1 and array.dtype.kind in "iu"
+
+
+def sample_source(job: str | None, render: str | None, splits: list[Split]) -> SampleSource:
     """What shows the samples of some splits.
 
     Parameters
@@ -61,7 +86,7 @@ def sample_source(job: str | None, render: str | None, splits: list[Split]) -> S
     """
     draw = None if render is None else _function(render)
     if job is None:
-        return _Source(draw or (lambda _: None), {})
+        return SampleSource(draw or (lambda _: None))
     from trakstore.features import load_job
 
     datasets = load_job(job).datasets
@@ -72,7 +97,7 @@ def sample_source(job: str | None, render: str | None, splits: list[Split]) -> S
         sample = datasets[one.split][one.row]
         return sample if draw is None else draw(sample)
 
-    return _Source(read, {})
+    return SampleSource(read)
 
 
 def _function(name: str) -> Callable[[Any], Any]:

@@ -51,6 +51,9 @@ def score(
         typer.Option(metavar="T", help="Keep the scores with |score| >= T.", show_default=False),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Save float16 instead of float32.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace scores that are saved under this name.")
+    ] = False,
     targets: Targets = "test",
     train: Train = "train",
     epoch: Epochs = None,
@@ -66,8 +69,11 @@ def score(
 
     A save that was stopped goes on where it was: give the same command again.
     """
+    if top is not None and threshold is not None:
+        raise typer.BadParameter("--top and --threshold exclude each other")
     group, opened, began = scores_path(save), open_store(store), time.monotonic()
-    check_new_name(opened, save)
+    if not overwrite:
+        check_new_name(opened, save)
     find_method(method)
     with workplace(workers, scheduler):
         scores = make_scores(
@@ -88,6 +94,7 @@ def score(
             threshold=threshold,
             dtype="float16" if half else "float32",
             memory_limit=memory_limit,
+            overwrite=overwrite,
         )
     summary = {
         "location": str(opened.location),

@@ -180,11 +180,11 @@ def featurize_job(
         job = replace(job, batch_size=batch_size)
     if memory_limit is not None:
         job = replace(job, memory_limit=memory_limit)
+    named = _chosen(epochs, job.epochs, "epoch")
     chosen = [
-        (epoch, split)
-        for epoch in _chosen(epochs, job.epochs, "epoch")
-        for split in _chosen(splits, tuple(job.datasets), "split")
+        (epoch, split) for epoch in named for split in _chosen(splits, tuple(job.datasets), "split")
     ]
+    job.check_files(named)
     done = Featurized(0, 0, 0.0)
     for duty in (_do_share, _help):
         for epoch, split in chosen:

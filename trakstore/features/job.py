@@ -128,10 +128,26 @@ class Job:
             state = _load_file(Path(state))
         try:
             self.model.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
+            reason = _weights_below(state, self.model) or reason
             raise TrakStoreError(f"checkpoint {epoch} is not of this model: {reason}") from None
         return self.model
+
+    def check_files(self, epochs: Sequence[int | str]) -> None:
+        """Raise a :class:`NotFoundError` if the weights of an epoch are in a file that is not there."""
+        named = {epoch: (self.checkpoints or {}).get(epoch) for epoch in epochs}
+        missing = [
+            f"{path} of epoch {epoch}"
+            for epoch, path in named.items()
+            if isinstance(path, str | Path) and not Path(path).is_file()
+        ]
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise NotFoundError(
+                f"there is no checkpoint file {', '.join(missing[:5])}{more}; correct the job's "
+                f"checkpoints, or choose the epochs whose files are there"
+            )
 
 
 def load_job(name: str) -> Job:
@@ -156,6 +172,21 @@ def load_job(name: str) -> Job:
             f"{name} gave a {type(job).__name__}; it must be or return a trakstore Job"
         )
     return replace(job, name=job.name or name)
+
+
+def _weights_below(state: Any, model: nn.Module) -> str:
+    """What to say of a training state that holds the weights below one of its names; else nothing."""
+    if not isinstance(state, Mapping):
+        return f"needed a mapping of names to tensors, got a {type(state).__name__}"
+    wanted = set(model.state_dict())
+    found = [name for name, one in state.items() if isinstance(one, Mapping) and wanted & set(one)]
+    if not found:
+        return ""
+    names = ", ".join(map(repr, state))[:200]
+    return (
+        f"it holds {names}: the weights seem to be under {found[0]!r}; save those alone, or give "
+        f"the job torch.load(path, weights_only=True)[{found[0]!r}]"
+    )
 
 
 def _load_file(path: Path) -> Mapping[str, Tensor]:

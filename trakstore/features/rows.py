@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as tree
 
-from trakstore.errors import MemoryLimitError, TrakStoreError
+from trakstore.errors import MemoryLimitError, TrakStoreError, told_of
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.factorised import FactorisedEngine
@@ -48,6 +48,8 @@ class RowComputer:
     batches : ReadAhead
         Reads samples ``(start, stop)``.
     ids : array
+    where : str
+        Which rows, for messages.
     spec : StoreSpec
     classes : int or None
         Labels must be below it.
@@ -62,6 +64,7 @@ class RowComputer:
     output: ModelOutput
     batches: ReadAhead[Piece, Any]
     ids: NDArray[Any]
+    where: str
     spec: StoreSpec
     classes: int | None
     batch_size: int
@@ -153,7 +156,8 @@ class RowComputer:
 
         def finish() -> Columns:
             ready()
-            return self._stored(parts, start, stop)
+            with told_of(self.where):
+                return self._stored(parts, start, stop)
 
         return finish
 

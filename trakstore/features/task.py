@@ -92,8 +92,9 @@ class SplitTask:
         settle(device, partial(_pass, job.model, output, first, list(selected.values())))
         size = min(job.batch_size, count)
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
+        where = f"{split} at epoch {epoch}"
         layers = NamedActivations(job.model, output, job.activations)
-        rows = RowComputer(engine, layers, output, ahead, ids, spec, classes, size, size)
+        rows = RowComputer(engine, layers, output, ahead, ids, where, spec, classes, size, size)
         with _explained(job.model, output, first):
             probe = rows.columns(0, min(_PROBE, count))
         wanted = SplitSpec(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from scipy.linalg.blas import dgemm, dtrsm
 
-from trakstore.errors import MemoryLimitError
+from trakstore.errors import LARGER_LIMIT, MemoryLimitError
 from trakstore.linalg.gram import Kernel
 from trakstore.linalg.memory import give_back, memory_budget
 from trakstore.linalg.solvers import Damping, Factor, Form, Solver, check_condition, need, singular
@@ -108,8 +108,8 @@ def _width(dim: int, tile: int, limit: int) -> int:
             return width
     raise MemoryLimitError(
         f"a blocked factorisation of {dim} columns needs at least "
-        f"{human_bytes(_bytes(dim, tile))}, the memory limit is {human_bytes(limit)}: give a "
-        f"larger memory_limit"
+        f"{human_bytes(_bytes(dim, tile))}, the memory limit is {human_bytes(limit)}: "
+        f"{LARGER_LIMIT}"
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError
+from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError, TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.narrowing import narrowed
@@ -196,7 +196,7 @@ class _AboveTask:
             raise MemoryLimitError(
                 f"more than {count:,} scores of {len(self.window.lefts[0])} targets pass the "
                 f"threshold {self.threshold:g}, too many for the memory limit of "
-                f"{human_bytes(self.limit)}: raise the threshold, give a larger memory_limit, or "
+                f"{human_bytes(self.limit)}: raise the threshold, {LARGER_LIMIT}, or "
                 f"save the whole matrix"
             )
 
@@ -209,7 +209,7 @@ def _joined(parts: list[_Entries]) -> _Entries:
 def check_kept(scores: Scores, top: int | None, threshold: float | None) -> None:
     """Raise a :class:`TrakStoreError` for a ``top`` or ``threshold`` that means nothing."""
     if top is not None and threshold is not None:
-        raise TrakStoreError("top= and threshold= exclude each other")
+        raise TrakStoreError("top and threshold exclude each other: give one of them, or neither")
     if top is not None and not 1 <= top <= scores.shape[1]:
         raise TrakStoreError(f"top must be in 1..{scores.shape[1]} (the train rows), got {top}")
     if threshold is not None and not 0 < threshold < np.inf:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from trakstore.errors import MemoryLimitError, NumericsError
+from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError
 from trakstore.linalg.gram import Kernel
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import Rows
@@ -219,7 +219,7 @@ def _outer(kernel: RowsKernel, limit: int) -> F64:
     if bytes_needed > limit:
         raise MemoryLimitError(
             f"the dual form of {count} rows needs {human_bytes(bytes_needed)}, the memory limit is "
-            f"{human_bytes(limit)}: use another solver or a larger memory_limit"
+            f"{human_bytes(limit)}: use another solver or {LARGER_LIMIT}"
         )
     found, tiles = np.empty((count, count)), list(ranges(count, step))
     for at, (low, high) in enumerate(tiles):

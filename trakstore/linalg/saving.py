@@ -33,7 +33,14 @@ from trakstore.storage.saved import ARRAYS, SavedArray
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["check_new_name", "open_scores", "save_scores", "scores_token", "sparse_scores"]
+__all__ = [
+    "check_new_name",
+    "names_of_scores",
+    "open_scores",
+    "save_scores",
+    "scores_token",
+    "sparse_scores",
+]
 
 
 def save_scores(
@@ -45,6 +52,7 @@ def save_scores(
     threshold: float | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     memory_limit: int | str | None = None,
+    overwrite: bool = False,
 ) -> xr.DataArray | xr.Dataset:
     """Write the score matrix to ``scores/{name}`` of a store, without ever holding it.
 
@@ -63,6 +71,8 @@ def save_scores(
         As stored.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
+    overwrite : bool
+        Delete complete scores of that name first.
 
     Returns
     -------
@@ -72,15 +82,17 @@ def save_scores(
     Raises
     ------
     TrakStoreError
-        When the name is taken; ``top`` or ``threshold`` out of range, or both.
+        When the name is taken, without ``overwrite``; ``top`` or ``threshold`` out of range, or both.
     NumericsError
         When a score is not finite, or scores are too large or too small for ``dtype``.
     MemoryLimitError
         When one target and one tile do not fit, or too many scores pass the threshold.
     """
     need_scores(scores)
-    check_new_name(store, name)
     check_kept(scores, top, threshold)
+    if overwrite:
+        _delete_scores(store, name)
+    check_new_name(store, name)
     location, path = open_store(store).location, layout.scores_path(name)
     token, kept = scores_token(scores), {"top": top, "threshold": threshold}
     ids = {"target": scores.target_ids, "train": scores.train_ids}
@@ -137,7 +149,18 @@ def check_new_name(store: Where | FeatureStore, name: str) -> None:
     """Raise a :class:`TrakStoreError` when the store has complete scores of that name."""
     location = open_store(store).location
     if _description(location, layout.scores_path(name)):
-        raise TrakStoreError(f"{location} has scores named {name!r}; choose another name")
+        raise TrakStoreError(
+            f"{location} has scores named {name!r}; choose another name, or replace them "
+            f"(overwrite=True, --overwrite)"
+        )
+
+
+def _delete_scores(store: Where | FeatureStore, name: str) -> None:
+    """Delete complete scores, the document first: from then on nobody reads them."""
+    location, path = open_store(store).location, layout.scores_path(name)
+    if _description(location, path):
+        location.delete([layout.document_key(path)])
+        location.delete_folder(path)
 
 
 def scores_token(scores: Scores) -> str:
@@ -223,10 +246,15 @@ def _found(store: Where | FeatureStore, name: str) -> tuple[Location, str, dict[
     location, path = open_store(store).location, layout.scores_path(name)
     described = _description(location, path)
     if not described:
-        saved = location.names(layout.SCORES)
-        names = [one for one in saved if _description(location, f"{layout.SCORES}/{one}")]
-        raise NotFoundError(f"{location} has no scores {name!r}{did_you_mean(name, names)}")
+        near = did_you_mean(name, names_of_scores(location))
+        raise NotFoundError(f"{location} has no scores {name!r}{near}")
     return location, path, described
+
+
+def names_of_scores(location: Location) -> list[str]:
+    """Names of the complete scores that are saved."""
+    names = location.names(layout.SCORES)
+    return [name for name in names if _description(location, f"{layout.SCORES}/{name}")]
 
 
 def _description(location: Location, path: str) -> dict[str, Any]:

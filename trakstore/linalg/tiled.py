@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from trakstore.errors import MemoryLimitError, NumericsError
+from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError
 from trakstore.linalg.gram import PRODUCT_ROWS, GramDtype
 from trakstore.linalg.grams import (
     GRAM_CHUNK,
@@ -150,7 +150,7 @@ def strip_plan(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> 
         need = with_slack(slots * (fixed + 9 * tile * dim))
         raise MemoryLimitError(
             f"a gram of {dim} in tiles needs at least {human_bytes(need)}, the memory limit is "
-            f"{human_bytes(limit)}: give a larger memory_limit"
+            f"{human_bytes(limit)}: {LARGER_LIMIT}"
         )
     fair = -(-dim // tile // slots) if dim > tile else 1  # every slot has a strip
     height = int(min(strip, max(1, fair)) * tile)

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.errors import MemoryLimitError, TrakStoreError
+from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
 from trakstore.planning import human_bytes, ranges
@@ -54,7 +54,7 @@ def window_ranges(
     if fitting < 1:
         raise MemoryLimitError(
             f"the scores of one target take {human_bytes(each * columns)}, the memory limit is "
-            f"{human_bytes(limit)}: give a larger memory_limit"
+            f"{human_bytes(limit)}: {LARGER_LIMIT}"
         )
     return ranges(rows, min(rows, fitting))
 

@@ -13,6 +13,7 @@ from numcodecs import Zstd
 from numpy.typing import NDArray
 
 from trakstore.errors import LocationError
+from trakstore.planning import counted
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import (
@@ -231,4 +232,4 @@ class _Rows:
     def _named(self, bad: NDArray[np.bool_], what: str) -> str:
         rows = np.flatnonzero(bad) + self.first
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        return f"{what} in {len(rows)} rows ({shown})"
+        return f"{what} in {counted(len(rows), 'row')} ({shown})"

@@ -10,10 +10,12 @@ from numcodecs import BitRound
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.planning import counted
 from trakstore.storage import layout
 
 __all__ = ["column_dtype", "row_column", "sample_ids", "stored_activations", "stored_rows"]
 
+_OF_ONE = {"have": "has", "are": "is"}
 UNDERFLOW = 0.01  # largest relative change of a row's norm that storing it may cause
 
 
@@ -62,7 +64,8 @@ def stored_activations(rows: NDArray[Any], dtype: str, first_row: int) -> NDArra
 
 def _finite_norms(rows: NDArray[Any], first_row: int, what: str) -> NDArray[np.float64]:
     norm = _norms(rows)
-    _refuse(~np.isfinite(norm), first_row, f"have NaN or infinite {what}")
+    remedy = "look at these samples and at the weights"
+    _refuse(~np.isfinite(norm), first_row, f"have NaN or infinite {what}", remedy)
     return norm
 
 
@@ -70,9 +73,9 @@ def _refuse_changed(
     stored: NDArray[Any], norm: NDArray[np.float64], first_row: int, what: str
 ) -> None:
     overflow = ~np.isfinite(stored).all(axis=1)
-    _refuse(overflow, first_row, f"overflow {stored.dtype}; use float32")
+    _refuse(overflow, first_row, f"overflow {stored.dtype}", "use float32")
     changed = np.abs(_norms(stored) - norm) > UNDERFLOW * norm
-    _refuse(changed, first_row, f"{what} (their norm changes by more than 1%); use float32")
+    _refuse(changed, first_row, f"{what} (the norm changes by more than 1%)", "use float32")
 
 
 def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:
@@ -85,11 +88,18 @@ def _rounded(rows: NDArray[Any], keep_bits: int) -> NDArray[Any]:
     return np.asarray(codec.decode(codec.encode(rows.copy()))).view(rows.dtype).reshape(rows.shape)
 
 
-def _refuse(bad: NDArray[np.bool_], first_row: int, what: str) -> None:
+def _refuse(bad: NDArray[np.bool_], first_row: int, what: str, remedy: str) -> None:
     if bad.any():
         rows = np.flatnonzero(bad) + first_row
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        raise NumericsError(f"{len(rows)} rows {what} (rows {shown}); nothing of them was written")
+        if len(rows) == 1:
+            verb, _, rest = what.partition(" ")
+            what = f"{_OF_ONE.get(verb, verb + 's')} {rest}"
+        named = f"row{'' if len(rows) == 1 else 's'} {shown}"
+        raise NumericsError(
+            f"{counted(len(rows), 'row')} {what} ({named}); nothing of the block was written: "
+            f"{remedy}"
+        )
 
 
 def sample_ids(

@@ -66,7 +66,10 @@ def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec
     put(layout.document_key(layout.epoch_path(epoch)), group_document({}))
     settled = put(layout.document_key(path), group_document(proposed.to_dict()))
     made = read_split(location, epoch, split, settled)
-    check_equal(made.spec, wanted, f"{location}: {split} at epoch {epoch}")
+    remedy = "give it another store"
+    if wanted.dataset is not None and wanted.rows > made.spec.rows:
+        remedy += ", or append=True if samples were added behind the ones that are stored"
+    check_equal(made.spec, wanted, f"{location}: {split} at epoch {epoch}", remedy)
     if made.spec.nonce == proposed.nonce:
         sweep_stale_markers(made)
     for name, document in array_documents(made.spec).items():

@@ -16,6 +16,7 @@ from trakstore.errors import LocationError, TrakStoreError
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage import layout
 from trakstore.storage.arrays import column_shape
+from trakstore.storage.files import check_file_place, writing
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import open_store
@@ -84,22 +85,16 @@ def export_split(
 @contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
     """A temporary file that gets its name when all went well."""
+    check_file_place(target)
+    if target.exists():
+        raise LocationError(f"{target} is there already; remove it or choose another name")
     partial = target.with_name(f"{uuid.uuid4().hex}.partial")
-    try:
-        if target.exists():
-            raise LocationError(f"{target} is there already; remove it or choose another name")
-        if not target.absolute().parent.is_dir():
-            raise LocationError(
-                f"there is no folder {target.parent}; make it, or name another file"
-            )
-        yield partial
-        partial.replace(target)
-    except OSError as error:
-        if isinstance(error, TrakStoreError):
-            raise
-        raise LocationError(f"cannot write {target}: {error}; nothing was kept") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(target):
+        try:
+            yield partial
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _pieces(split: Split) -> Iterator[tuple[int, int]]:

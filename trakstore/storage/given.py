@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import TrakStoreError, told_of
 from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
@@ -29,6 +29,8 @@ class GivenRows:
         Sliced by rows, never taken as a whole.
     narrow : dict of name to array
         The row columns that were given.
+    where : str
+        Which split they are for, for messages.
     first : int
         Number of the first row in the split.
     """
@@ -36,6 +38,7 @@ class GivenRows:
     spec: StoreSpec
     features: Any
     narrow: dict[str, NDArray[Any]]
+    where: str
     first: int = 0
 
     @classmethod
@@ -46,6 +49,7 @@ class GivenRows:
         out_to_loss: Any,
         ids: Sequence[int] | Sequence[str] | None,
         labels: Any,
+        where: str,
         first: int = 0,
     ) -> Self:
         """Check what was given; features are not read."""
@@ -59,7 +63,7 @@ class GivenRows:
             layout.SAMPLE_ID: sample_ids(ids, rows, first),
         }
         narrow = {name: array for name, array in columns.items() if array is not None}
-        return cls(spec, features, narrow, first)
+        return cls(spec, features, narrow, where, first)
 
     @property
     def rows(self) -> int:
@@ -96,5 +100,6 @@ class GivenRows:
         """All columns of the split's rows start to stop, as they are stored."""
         here = slice(start - self.first, stop - self.first)
         rows = np.asarray(self.features[here])
-        stored = stored_rows(rows, self.spec.dtype, start, self.spec.keep_bits)
+        with told_of(self.where):
+            stored = stored_rows(rows, self.spec.dtype, start, self.spec.keep_bits)
         return stored | {name: array[here] for name, array in self.narrow.items()}

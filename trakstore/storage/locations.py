@@ -188,7 +188,7 @@ class Location:
             if (existing := self.get(key)) is not None:
                 return existing
             time.sleep(rest)
-            self._run(self.store.set_if_not_exists(key, buffer))
+            self._run(self.store.set_if_not_exists(key, buffer), making=True)
         settled = self.get(key)
         if settled is None:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
@@ -222,13 +222,17 @@ class Location:
 
         return sorted(self._run(listing()))
 
-    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+    def _run(self, work: Coroutine[Any, Any, _T], *, making: bool = False) -> _T:
         try:
             return sync(work)
         except TrakStoreError:
             raise
         except OSError as error:
-            raise LocationError(f"{self}: {error}") from error
+            if not making:
+                raise LocationError(f"{self}: {error}") from error
+            raise LocationError(
+                f"{self} cannot be written to ({error.strerror or error}): choose another place"
+            ) from error
 
 
 Where: TypeAlias = str | os.PathLike[str] | Store | Location

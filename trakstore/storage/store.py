@@ -245,7 +245,9 @@ class FeatureStore:
         SpecMismatchError
             When the split is there with another shape or other columns.
         """
-        given = GivenRows.of(self.spec, features, out_to_loss, ids, labels)
+        given = GivenRows.of(
+            self.spec, features, out_to_loss, ids, labels, f"{split} at epoch {epoch}"
+        )
         spec = given.split_spec(checkpoint, learning_rate, block_rows)
         made = self.create_split(epoch, split, spec)
         writer = BlockWriter(made)
@@ -277,10 +279,11 @@ class FeatureStore:
             When columns or dimensions differ, or an id is there already.
         """
         old = self.split(epoch, split)
-        given = GivenRows.of(self.spec, features, out_to_loss, ids, labels, first=old.rows)
+        where = f"{split} at epoch {epoch}"
+        given = GivenRows.of(self.spec, features, out_to_loss, ids, labels, where, old.rows)
         if (given.columns, given.dim) != (old.spec.columns, old.dim):
             raise TrakStoreError(
-                f"{split} at epoch {epoch} has dimension {old.dim} and columns "
+                f"{where} has dimension {old.dim} and columns "
                 f"{dict(old.spec.columns)}, got {given.dim} and {dict(given.columns)}"
             )
         old.require_complete()

@@ -115,7 +115,7 @@ def verify_store(
     walk = Walk(location, repair)
     walk.root()
     found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
-    require(splits, walk.split_names, "split", location)
+    require(splits, sorted(walk.split_names), "split", location)
     rows = sum(split.status().written_rows for split in found)
     with (
         ThreadPoolExecutor(threads) as pool,

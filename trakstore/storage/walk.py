@@ -71,7 +71,7 @@ class Walk:
         """The epochs that are there, of those that are wanted."""
         names = [n for n in self.location.names("") if n not in (*layout.RESERVED, "zarr.json")]
         found = [layout.as_epoch(n) for n in self._folders("", names, layout.as_epoch)]
-        require(wanted, found, "epoch", self.location)
+        require(wanted, sorted(found, key=layout.epoch_sort_key), "epoch", self.location)
         chosen = found if wanted is None else {layout.as_epoch(epoch) for epoch in wanted}
         return sorted((e for e in found if e in chosen), key=layout.epoch_sort_key)
 
@@ -244,7 +244,7 @@ def require(
     wanted: Sequence[Any] | None, found: Iterable[Any], what: str, location: Location
 ) -> None:
     """Raise a :class:`NotFoundError` for the first that is wanted and was not found."""
-    known = sorted(map(str, found))
+    known = [str(one) for one in found]
     for one in wanted or ():
         if str(one) not in known:
             raise NotFoundError(f"{location} has no {what} {one!r}{did_you_mean(one, known)}")

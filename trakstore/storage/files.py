@@ -1,0 +1,46 @@
+"""Files that people name, such as pages and exports: checked before the work, and clear errors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trakstore.errors import LocationError, TrakStoreError
+
+__all__ = ["check_file_place", "writing"]
+
+
+def check_file_place(path: Path) -> None:
+    """Raise a :class:`LocationError` where no file could be written: before it is computed.
+
+    Permissions do not tell of everything (root, read-only or full disks, ``/proc``), so a file
+    without a name is made in the folder, which leaves nothing behind.
+    """
+    folder = path.absolute().parent
+    with writing(path):
+        if path.is_dir():
+            raise LocationError(f"{path} is a folder; name a file in it")
+        if not folder.is_dir():
+            raise LocationError(f"there is no folder {path.parent}; make it, or name another file")
+        if not path.exists():
+            with tempfile.TemporaryFile(dir=folder):
+                return
+        if not os.access(path, os.W_OK):
+            raise LocationError(f"{path} is there and may not be written; name another file")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses meanwhile is one :class:`LocationError` that names the file."""
+    try:
+        yield
+    except TrakStoreError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LocationError(
+            f"cannot write {path}: {reason}; choose another place, or make room in this one"
+        ) from error
