@@ -96,6 +96,29 @@ def test_batches_and_blocks_change_nothing_but_rounding(tmp_path: Path) -> None:
         np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-5 * np.abs(first).max())
 
 
+@pytest.mark.parametrize("make", MODELS, ids=["mlp", "conv", "gru"])
+@pytest.mark.filterwarnings("ignore")  # of what the compiler thinks of the model
+def test_a_compiled_model_has_the_same_features(tmp_path: Path, make: Any) -> None:
+    data = Samples(21)
+    first = column(run(make(), data, tmp_path / "0.zarr"), "features")
+    compiled: Any = torch.compile(make(), backend="eager")
+    again = column(run(compiled, data, tmp_path / "1.zarr"), "features")
+    np.testing.assert_allclose(again, first, rtol=1e-5, atol=1e-6 * np.abs(first).max())
+    run(compiled, data, tmp_path / "0.zarr")  # and it is the same checkpoint
+
+
+def test_weights_that_were_saved_from_wrappers(tmp_path: Path) -> None:
+    model, data = mlp(), Samples(9)
+    first = column(run(model, data, tmp_path / "0.zarr"), "features")
+    for at, before in enumerate(("module.", "_orig_mod.module.")):
+        state = {before + name: value.clone() for name, value in model.state_dict().items()}
+        fresh = mlp(seed=7)
+        job = Job(fresh, {"train": data}, checkpoints={0: state}, projector=SJLT, batch_size=8)
+        featurize_job(job, tmp_path / f"w{at}.zarr", progress=False)
+        again = ts.open_store(tmp_path / f"w{at}.zarr")
+        np.testing.assert_array_equal(column(again, "features"), first)
+
+
 def test_wrappers_of_the_model_change_nothing(tmp_path: Path) -> None:
     model, data = mlp(), Samples(9)
     first = column(run(model, data, tmp_path / "0.zarr"), "features")

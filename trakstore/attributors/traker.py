@@ -20,7 +20,7 @@ from trakstore.attributors.staging import Incoming, OrderError, Staged, stage
 from trakstore.attributors.tasks import as_task
 from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import checkpoint_hash
-from trakstore.features.parameters import parameter_spec, select_parameters
+from trakstore.features.parameters import own_names, parameter_spec, select_parameters, uncompiled
 from trakstore.features.projectors import make_projector
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.streaming import for_each_tile
@@ -100,10 +100,10 @@ class TRAKer:
         log.setLevel(logging_level)
         if train_set_size < 1:
             raise TrakStoreError(f"train_set_size must be 1 or more, got {train_set_size}")
-        self.model, self.train_set_size = model, train_set_size
+        self.model, self.train_set_size = uncompiled(model), train_set_size
         self.device, self.task = _usable(device), as_task(task)
         self.save_dir = Path(save_dir).resolve()
-        self._parameters = _selected(model, grad_wrt)
+        self._parameters = _selected(self.model, grad_wrt)
         patterns = ("*",) if grad_wrt is None else tuple(grad_wrt)
         parameters = parameter_spec(self._parameters, patterns)
         self.num_params_for_grad = parameters.count
@@ -245,7 +245,7 @@ class TRAKer:
         rows: int,
         again: bool = False,
     ) -> Incoming:
-        self.model.load_state_dict(checkpoint)
+        self.model.load_state_dict(own_names(checkpoint, self.model))
         self.model.eval().to(self.device)
         folder, found = self._folder(model_id, split), checkpoint_hash(self.model)
         folder.mkdir(parents=True, exist_ok=True)

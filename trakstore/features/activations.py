@@ -68,7 +68,7 @@ class NamedActivations:
             return {}
         size = len(tree.tree_leaves(batch)[0])
         with torch.no_grad(), self._watched() as seen:
-            self.output(getattr(self.model, "_orig_mod", self.model), batch)  # not the compiled one
+            self.output(self.model, batch)
         return {name: _rows(name, seen[name], size) for name in self.columns}
 
     @contextmanager

@@ -69,8 +69,8 @@ class FactorisedEngine:
         parameters: dict[str, nn.Parameter],
         projector: Projector,
     ) -> None:
-        self._model: nn.Module = getattr(model, "_orig_mod", model)  # not the compiled one
-        self._output, self._projector, self._parameters = output, projector, parameters
+        self._model, self._output, self._projector = model, output, projector
+        self._parameters = parameters
         self._canonical = {canonical_name(name): p for name, p in parameters.items()}
         self._names = {canonical_name(name) for name in parameters}
         self._all_parameters = tuple(self._model.parameters())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.parameters import own_names, uncompiled
 from trakstore.named import load_named, needs_arguments
 from trakstore.planning import byte_count
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
@@ -93,6 +94,7 @@ class Job:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TrakStoreError(f"model must be an nn.Module, got {type(self.model).__name__}")
+        self.model = uncompiled(self.model)
         for name in ("batch_size", "block_rows", "keep_bits"):
             size = getattr(self, name)
             if size is not None and (not isinstance(size, Integral) or size < 1):
@@ -127,7 +129,8 @@ class Job:
         if isinstance(state, str | Path):
             state = _load_file(Path(state))
         try:
-            self.model.load_state_dict(state)
+            named = own_names(state, self.model) if isinstance(state, Mapping) else state
+            self.model.load_state_dict(named)
         except (RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             reason = _weights_below(state, self.model) or reason

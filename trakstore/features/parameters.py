@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
 from trakstore.errors import TrakStoreError
 from trakstore.spec import ParameterSpec
 
-__all__ = ["canonical_name", "canonical_names", "parameter_spec", "select_parameters"]
+__all__ = [
+    "canonical_name",
+    "canonical_names",
+    "own_names",
+    "parameter_spec",
+    "select_parameters",
+    "uncompiled",
+]
 
 _WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)(?:\.|$))+")
 
@@ -25,6 +33,18 @@ def canonical_name(name: str) -> str:
     'encoder.weight'
     """
     return _WRAPPERS.sub(r"\1", name)
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that ``torch.compile`` was given: hooks and ``vmap`` need its own modules."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
+
+
+def own_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Weights under the names that the model has for them, whatever wrapper they were saved from."""
+    own = {canonical_name(name): name for name in model.state_dict()}
+    return {own.get(canonical_name(str(name)), name): value for name, value in state.items()}
 
 
 def canonical_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
