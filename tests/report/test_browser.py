@@ -14,6 +14,7 @@ from trakstore.cli import main
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
+pytestmark = pytest.mark.slow
 
 RENDER = """
 import numpy as np
