@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
+pytestmark = pytest.mark.slow
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}  # of this checkout
 
 
@@ -65,7 +66,6 @@ def test_rounding_is_told_by_rows() -> None:
     assert [line.split()[0] for line in lines] == ["normal", "normal", "gradients", "gradients"]
 
 
-@pytest.mark.slow
 def test_the_benchmark_of_a_gpu_runs_small_without_one() -> None:
     lines = run("gpu.py", "--device", "cpu", "--small")
     assert lines[0].startswith("CPU, torch")
@@ -75,21 +75,18 @@ def test_the_benchmark_of_a_gpu_runs_small_without_one() -> None:
     assert sum(" of the ceiling" in line for line in lines) == 2
 
 
-@pytest.mark.slow
 def test_the_scheduler_is_measured_and_a_table_follows() -> None:
     lines = run("scheduler.py", "--small")
     assert [line.split()[0] for line in lines[-4:]] == ["1", "10", "100", "1000"]
     assert any(line.startswith("top-k: 2 workers") for line in lines)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--rounds", "3"], ["--rounds", "1", "--together"]])
 def test_killed_and_doubled_runs_end_with_the_same_bits(options: list[str]) -> None:
     lines = run("kills.py", *options)
     assert lines[1] == f"{options[1]} rounds, 36 blocks each: every column equal bit for bit"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "transformer", "resnet9"])
 def test_peers_are_compared_or_passed_over(model: str) -> None:
     lines = run("peers.py", model, "--small", "--rounds", "1")
@@ -98,7 +95,6 @@ def test_peers_are_compared_or_passed_over(model: str) -> None:
     assert "passed over" in labels, "none of the peers is among our dependencies"
 
 
-@pytest.mark.slow
 def test_accuracy_is_told_line_by_line(tmp_path: Path) -> None:
     lines = run("accuracy.py", "mlp", "--small", "--models", "15", "--out", str(tmp_path))
     named = {line.split()[1] for line in lines if line.startswith("mlp  ")}
@@ -111,7 +107,6 @@ def test_accuracy_is_told_line_by_line(tmp_path: Path) -> None:
     assert sum(line.strip().startswith("top 2") for line in tables) == 3
 
 
-@pytest.mark.slow
 def test_planted_noise_is_looked_for() -> None:
     lines = run("noise.py", "mlp", "--small", "--models", "2")
     assert [line.split(":")[0].split(", ")[2] for line in lines] == [
