@@ -149,8 +149,7 @@ class Gathering:
 
         some = np.unique(np.linspace(0, len(self.pairs) - 1, KERNELS).round().astype(int))
         splits = [self.pairs[at].train.stored for at in some]
-        name, limit = self.scores.parts[0].kernel, self.memory_limit
-        weighting = "none" if not name or name.startswith("mix") else name
+        weighting, limit = self.scores.parts[0].kernel or "none", self.memory_limit
         return [
             kernel_report(
                 self.store, s.epoch, s.name, self.damping, weighting=weighting, memory_limit=limit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -64,15 +64,15 @@ LearningRate: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
-Target: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--target",
-        metavar="ID",
-        help="A sample id, or @N for row N. Several times for several; else all.",
-        show_default=False,
-    ),
-]
+
+
+def target_option(otherwise: str) -> Any:
+    """The option that names targets; ``otherwise``: which are taken where none is named."""
+    told = f"A sample id, or @N for row N. Several times for several; else {otherwise}."
+    return typer.Option("--target", metavar="ID", help=told, show_default=False)
+
+
+Target: TypeAlias = Annotated[list[str] | None, target_option("all")]
 Targets: TypeAlias = Annotated[
     str, typer.Option("--targets", metavar="SPLIT", help="The split that is asked about.")
 ]

@@ -28,6 +28,7 @@ from trakstore.cli.options import (
     Workers,
     chosen_epochs,
     null_pairs,
+    target_option,
 )
 from trakstore.cli.output import console, print_json
 from trakstore.cli.samples import sample_source
@@ -71,15 +72,7 @@ def report(
     k: Annotated[
         int, typer.Option("--k", "-k", min=1, max=MOST_LISTED, help="Entries of each list.")
     ] = 8,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            metavar="ID",
-            help="A sample id, or @N for row N. Several times for several; else --count of them.",
-            show_default=False,
-        ),
-    ] = None,
+    target: Annotated[list[str] | None, target_option("--count of them")] = None,
     count: Annotated[
         int,
         typer.Option(

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.linalg.rows import whole_column
 from trakstore.named import load_named
@@ -58,10 +56,7 @@ def _is_tokens(sample: Any) -> bool:
         sample = sample[0]
     if isinstance(sample, Mapping):
         return "input_ids" in sample
-    if not hasattr(sample, "__array__"):
-        return False
-    array = np.asarray(sample)
-    return array.ndim == 1 and array.dtype.kind in "iu"
+    return getattr(sample, "ndim", None) == 1 and "int" in str(getattr(sample, "dtype", ""))
 
 
 def sample_source(job: str | None, render: str | None, splits: list[Split]) -> SampleSource:

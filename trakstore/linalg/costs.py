@@ -18,7 +18,7 @@ from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import gram_bytes, gram_flops
 from trakstore.linalg.lists import STATE_BYTES
 from trakstore.linalg.memory import memory_budget
-from trakstore.linalg.parts import Part, held_bytes
+from trakstore.linalg.parts import Part
 from trakstore.linalg.ranks import centred_ranks
 from trakstore.linalg.rows import PositionRows, Rows
 from trakstore.linalg.solvers import Cholesky, Damping, Factor
@@ -154,16 +154,18 @@ def planned_scores(problem: Problem) -> Scores:
         for rows in (problem.rows, problem.targets)
     )
     parts: list[Part] = []
+    held, limit = 0, problem.memory_limit or memory_budget(None)
     for epoch in range(problem.epochs):
-        parts.append(Part(epoch, target, train, _planned_factor(problem, held_bytes(parts))))
+        factor = _planned_factor(problem, limit, held)
+        parts.append(Part(epoch, target, train, factor))
+        held += 0 if factor is None else factor.memory
     return Scores(
         "planned", tuple(parts), PositionRows(problem.targets), PositionRows(problem.rows)
     )
 
 
-def _planned_factor(problem: Problem, held: int) -> Factor | None:
+def _planned_factor(problem: Problem, limit: int, held: int) -> Factor | None:
     """None for one that is on disk, since others hold their share of the memory."""
-    limit = problem.memory_limit or memory_budget(None)
     solver = choose_solver(problem.rows, problem.dim, Damping(), limit, held)
     on_disk = isinstance(solver, BlockedCholesky)
     return None if on_disk else _SizedFactor(min(problem.rows, problem.dim))

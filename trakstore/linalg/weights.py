@@ -69,10 +69,7 @@ class WeightedSplit:
     def __post_init__(self) -> None:
         known, heat = self.kind in get_args(Weighting), self.temperature
         if not known or not 0 < heat < float("inf") or (self.kind == "loss" and heat != 1):
-            raise TrakStoreError(
-                f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0, "
-                f"got {self.weighting!r}"
-            )
+            raise _no_weighting(self.weighting)
 
     @property
     def weighting(self) -> str:
@@ -127,8 +124,14 @@ def weighted(split: GramSplit, weighting: str) -> GramSplit:
     try:
         temperature = float(heat) if dash else 1.0
     except ValueError:
-        temperature = float("nan")  # which is refused, by name
+        raise _no_weighting(weighting) from None
     return WeightedSplit(split, cast("Weighting", kind), temperature)
+
+
+def _no_weighting(name: str) -> TrakStoreError:
+    return TrakStoreError(
+        f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0, got {name!r}"
+    )
 
 
 def masked_rows(split: GramSplit) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -162,15 +163,20 @@ def whitened_cos_scores(
         raise TrakStoreError(f"mix is a share from 0 to 1, got {mix}")
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
     parts: list[Part] = []
+    limit = memory_budget(memory_limit)
     for pair in pairs:
         held = held_bytes(parts)
-        left = max(1, memory_budget(memory_limit) - held)
-        factor = _mixed(pair, damped, mix, gram_dtype, memory_limit, held)
+        left = max(1, limit - held)
+        if mix == 0:  # out of core where the targets have no part in it
+            how: Any = {"dtype": gram_dtype, "memory_limit": limit, "held": held}
+            factor = factor_split(pair.train.stored, damped, **how)
+        else:
+            factor = _mixed(pair, damped, mix, gram_dtype, left)
         parts.append(
             part_of(
                 pair,
                 factor,
-                kernel=f"mix {mix}",
+                kernel=f"mix {mix}" if mix else "",
                 row_scale=_inverse_length(pair.target, factor, of, left),
                 column_scale=_inverse_length(pair.train, factor, of, left),
             )
@@ -183,17 +189,11 @@ def _mixed(
     damping: Damping,
     mix: float,
     dtype: GramDtype,
-    memory_limit: int | str | None,
-    held: int,
+    memory_limit: int,
 ) -> Factor:
-    """H of an epoch, factored; out of core where the targets have no part in it."""
-    if mix == 0:
-        return factor_split(
-            pair.train.stored, damping, dtype=dtype, memory_limit=memory_limit, held=held
-        )
-    left = max(1, memory_budget(memory_limit) - held)
-    own = split_gram(pair.train.stored, dtype=dtype, memory_limit=left)
-    other = split_gram(pair.target.stored, dtype=dtype, memory_limit=left)
+    """H of an epoch with the targets in it, factored."""
+    own = split_gram(pair.train.stored, dtype=dtype, memory_limit=memory_limit)
+    other = split_gram(pair.target.stored, dtype=dtype, memory_limit=memory_limit)
     matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
     mixed: Gram = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
     return Cholesky().factor(mixed, damping)

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 __all__ = ["chunk_buffer", "reused_buffers"]
 
 _KEPT = 2  # the chunk that is worked on, and the one that is read
-_FREE = 3  # references to an array that only the list, its loop and the question have
+
+
+def _references(arrays: list[NDArray[np.uint8]], at: int) -> int:
+    return sys.getrefcount(arrays[at])
+
+
+_FREE = _references([np.empty(0, dtype=np.uint8)], 0)  # of one in a list; interpreters differ
 
 
 class _Kept(threading.local):
@@ -42,9 +48,9 @@ def chunk_buffer(size: int) -> NDArray[np.uint8]:
     kept = _KEPT_HERE.arrays
     if kept is None:
         return np.empty(size, dtype=np.uint8)
-    for array in kept:
-        if array.nbytes == size and sys.getrefcount(array) == _FREE:
-            return array
+    for at in range(len(kept)):
+        if _references(kept, at) == _FREE and kept[at].nbytes == size:
+            return kept[at]
     made = np.empty(size, dtype=np.uint8)
     kept.append(made)
     del kept[:-_KEPT]
