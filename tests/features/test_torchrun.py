@@ -40,7 +40,8 @@ def job():
 """
 
 
-# Rank 1 kills itself once, or both wait for ever, after the first blocks are committed.
+# Once the first blocks are committed, either all ranks wait to be stopped, or rank 1 kills itself and
+# the others wait for the agent to restart them; the restarted ranks run through.
 UNLUCKY = """
 import os, signal, time
 from pathlib import Path
@@ -53,12 +54,13 @@ class Samples:
         return 60
     def __getitem__(self, index):
         if len(list(Path("a.zarr").rglob("written/c.*.0"))) >= 2:
-            if os.environ.get("FAULT") == "wait":
+            fault = os.environ.get("FAULT")
+            if fault == "kill" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+                if os.environ["RANK"] == "1":
+                    os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(60)
-            unlucky = os.environ.get("FAULT") == "kill" and os.environ["RANK"] == "1"
-            if unlucky and not Path("killed").exists():
-                Path("killed").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "wait":
+                time.sleep(60)
         time.sleep(0.005)
         return torch.full((4,), index / 60), index % 3
 
@@ -142,9 +144,8 @@ def test_the_elastic_agent_restarts_ranks_and_they_go_on(tmp_path: Path) -> None
     arguments = ["featurize", "jobs.py:job", "--store", "a.zarr", "--json"]
     done = torchrun(2, *arguments, cwd=tmp_path, FAULT="kill")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "killed").exists()
     wrote = [json.loads(line)["blocks"] for line in done.stdout.splitlines() if line.strip()]
-    assert sum(wrote) <= 15 - 2  # the restarted ranks pass over what was committed
+    assert 0 < sum(wrote) <= 15 - 2  # the restarted ranks pass over what was committed
     same_as_undisturbed(tmp_path)
 
 
