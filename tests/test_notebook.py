@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> ts.FeatureStore:
         for split, rows in (("train", 1200), ("test", 4)):
             if (epoch, split) != (13, "test"):
                 features = rng.normal(size=(rows, 6)).astype(np.float32)
-                made.write_split(epoch, split, features, out_to_loss=np.ones(rows), block_rows=8)
+                made.write_split(epoch, split, features, out_to_loss=np.ones(rows), block_rows=600)
     (place / "12" / "test" / "written" / "c.0.0").unlink()
     return made
 

@@ -153,6 +153,7 @@ def test_checks(run: Any, made: tuple[Path, Path], jobs: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_efficiency(run: Any, jobs: Path) -> None:
     asked = ["evaluate", "efficiency", f"{jobs}:small", "--target-rows", 3]
     found = json.loads(

@@ -74,7 +74,13 @@ def gone(group: int) -> bool:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs process groups")
-@pytest.mark.parametrize("workers", [[], ["--workers", "2"]], ids=["threads", "processes"])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param([], id="threads"),
+        pytest.param(["--workers", "2"], id="processes", marks=pytest.mark.slow),
+    ],
+)
 def test_a_score_that_was_interrupted_goes_on(
     store: ts.FeatureStore, tmp_path: Path, workers: list[str]
 ) -> None:

@@ -38,6 +38,7 @@ def scores(seconds: float) -> Scores:
     return Scores("dots", (part,), PositionRows(30), PositionRows(2000))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.filterwarnings("ignore")  # what the nannies say of the dead
 def test_one_of_two_workers_killed_three_times_gives_the_same_lists() -> None:
