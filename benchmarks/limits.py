@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,20 +146,33 @@ def part_lapack(options: argparse.Namespace) -> None:
 def large(folder: Path, options: argparse.Namespace) -> None:
     """Two sizes, ten times apart, in chunks of one shape: the same peak, ten times the time."""
     dim, rows = (64, 20_000) if options.small else (options.dim or 512, options.rows or 8_000_000)
-    found, block = {}, block_shape(rows, dim, 2).block_rows
+    block, places = block_shape(rows, dim, 2).block_rows, {}
     for count in (rows // 10, rows):
-        place = folder / str(count)
-        write(place, count, dim, 1_000, "float16", block)
-        for part in options.only.split(","):
-            found[part, count] = run(part, place, options)
-            one = found[part, count]
-            print(f"n={count} {part:8} {one['seconds']:8.2f} s, peak ", end="")
-            print(f"{one['peak'] / 1e6:.0f} MB above {one['base'] / 1e6:.0f} MB", flush=True)
-        shutil.rmtree(place)
+        places[count] = folder / str(count)
+        write(places[count], count, dim, 1_000, "float16", block)
     for part in options.only.split(","):
-        small, big = found[part, rows // 10], found[part, rows]
-        times, peaks = big["seconds"] / small["seconds"], big["peak"] / max(1, small["peak"])
-        print(f"{part:8} 10 times the rows: {times:.1f} times the time, {peaks:.2f} the peak")
+        ratios = []
+        for _ in range(1 if options.small else options.repeats):
+            small, big = (anew(part, place, options) for place in places.values())
+            for count, one in zip(places, (small, big), strict=True):
+                print(f"n={count} {part:8} {one['seconds']:8.2f} s, peak ", end="")
+                print(f"{one['peak'] / 1e6:.0f} MB above {one['base'] / 1e6:.0f} MB", flush=True)
+            whole = (big["peak"] + big["base"]) / (small["peak"] + small["base"])
+            ratios.append((big["seconds"] / small["seconds"], whole, big["peak"] / small["peak"]))
+        times, whole, above = (statistics.median(column) for column in zip(*ratios, strict=True))
+        print(
+            f"{part:8} 10 times the rows: {times:.1f} times the time, {whole:.2f} the peak of ",
+            end="",
+        )
+        print(f"peak of the process, {above:.2f} that above the imports")
+
+
+def anew(part: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One operation, without what it stored before; the gram stays for those that need it."""
+    stored = {"gram": "grams", "matrix": "scores"}.get(part)
+    if stored and (folder / "s.zarr" / stored).exists():
+        shutil.rmtree(folder / "s.zarr" / stored)
+    return run(part, folder, options)
 
 
 def part_operation(options: argparse.Namespace) -> None:
@@ -206,19 +221,27 @@ def write(folder: Path, rows: int, dim: int, targets: int, dtype: Any, block_row
 
 
 def traker(folder: Path, options: argparse.Namespace) -> None:
-    """The same features in memory: time and peak of both pipelines."""
+    """The same features in memory: time and peak of both pipelines; ours against plain products."""
     sizes = (2_000, 64, 50) if options.small else (100_000, 1_024, 1_000)
     rows, dim, targets = sizes
+    repeats = 1 if options.small else options.repeats
     del folder
     print(f"n={rows} k={dim} m={targets}, float32, in memory")
     given = {"rows": rows, "dim": dim, "targets": targets}
-    for _ in range(1 if options.small else options.repeats):
+    ratios = []
+    for _ in range(repeats):
         ours, theirs = (run(part, Path(), options, **given) for part in ("ours", "theirs"))
-        times = theirs["seconds"] / ours["seconds"], theirs["cpu"] / ours["cpu"]
-        print(f"trakstore {ours['seconds']:.2f} s ({ours['share']:.2f} of sgemm), traker ", end="")
-        print(f"{theirs['seconds']:.2f} s: {times[0]:.2f} times, CPU time {times[1]:.2f}; ", end="")
-        print(f"peak {ours['peak'] / 1e6:.0f} of {theirs['peak'] / 1e6:.0f} MB: ", end="")
-        print(f"{ours['peak'] / theirs['peak']:.3f}", flush=True)
+        ratios.append([theirs[what] / ours[what] for what in ("seconds", "cpu", "peak")])
+        print(
+            f"trakstore {ours['seconds']:.2f} s, peak {ours['peak'] / 1e6:.0f} MB; traker ", end=""
+        )
+        print(f"{theirs['seconds']:.2f} s, {theirs['peak'] / 1e6:.0f} MB; times ", end="")
+        print(", ".join(f"{ratio:.2f}" for ratio in ratios[-1]), flush=True)
+    medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
+    shares = run("share", Path(), options, **given, repeats=repeats)["shares"]
+    print("median: {:.2f} times as fast, CPU time {:.2f}, memory 1/{:.2f}".format(*medians))
+    print(f"share of sgemm {statistics.median(shares):.2f}, alternating: ", end="")
+    print(" ".join(f"{share:.2f}" for share in shares))
 
 
 def features(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -229,32 +252,56 @@ def features(options: argparse.Namespace) -> tuple[Any, Any]:
     return train, target
 
 
+def cost(pipeline: Callable[[], object]) -> None:
+    """Print the peak of a first run above what was there, and the median times of three more."""
+    base = peak()
+    pipeline()
+    above, times = peak() - base, []
+    for _ in range(3):
+        began, used = time.perf_counter(), time.process_time()
+        pipeline()
+        times.append((time.perf_counter() - began, time.process_time() - used))
+    seconds, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": above}))
+
+
 def part_ours(options: argparse.Namespace) -> None:
-    """Gram, factor, and all scores; the share of sgemm counts each product once."""
+    """Gram, factor, and all scores."""
     from trakstore.scores.trak import trak_scores_of_arrays
 
     train, target = features(options)
-    peak_speed = sgemm()
     np.asarray(trak_scores_of_arrays(target[:8], train[:2048]))  # threads, BLAS's buffers
-    base, began, used = peak(), time.perf_counter(), time.process_time()
-    np.asarray(trak_scores_of_arrays(target, train))
-    seconds, cpu, top = time.perf_counter() - began, time.process_time() - used, peak() - base
+    cost(lambda: np.asarray(trak_scores_of_arrays(target, train)))
+
+
+def part_share(options: argparse.Namespace) -> None:
+    """Its time against that of as many flops in large float32 products, each product counted once."""
+    from trakstore.scores.trak import trak_scores_of_arrays
+
+    train, target = features(options)
     n, k, m = options.rows, options.dim, options.targets
     work = n * k * (k + 1) + k**3 // 3 + 2 * m * k * k + 2 * m * n * k
-    share = work / seconds / max(peak_speed, sgemm())
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": top, "share": share}))
-
-
-def sgemm() -> float:
-    """Flop/s of large float32 products on all threads, the best of several."""
     square, other = (np.ones((4096, 1024), dtype=np.float32) for _ in range(2))
-    times = []
     out = np.empty((4096, 4096), dtype=np.float32)
-    for _ in range(8):
+    each = 2 * out.size * square.shape[1]
+    products = max(1, work // each)
+
+    def seconds(run: Callable[[], object]) -> float:
         began = time.perf_counter()
-        np.matmul(square, other.T, out=out)  # of two arrays: else numpy halves the work
-        times.append(time.perf_counter() - began)
-    return 2 * 4096**2 * 1024 / min(times)
+        run()
+        return time.perf_counter() - began
+
+    def plain() -> None:
+        for _ in range(products):
+            np.matmul(square, other.T, out=out)  # of two arrays: else numpy halves the work
+
+    def pipeline() -> None:
+        np.asarray(trak_scores_of_arrays(target, train))
+
+    plain(), pipeline()  # warm
+    pairs = [(seconds(plain), seconds(pipeline)) for _ in range(options.repeats)]
+    shares = [work / (products * each) * floor / ours for floor, ours in pairs]
+    print(json.dumps({"shares": shares}))
 
 
 def part_theirs(options: argparse.Namespace) -> None:
@@ -270,10 +317,7 @@ def part_theirs(options: argparse.Namespace) -> None:
         computer.get_scores(inverse, target, torch.zeros(len(train), len(target)))
 
     pipeline(train[:2048], target[:8])
-    base, began, used = peak(), time.perf_counter(), time.process_time()
-    pipeline(train, target)
-    seconds, cpu = time.perf_counter() - began, time.process_time() - used
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak() - base}))
+    cost(lambda: pipeline(train, target))
 
 
 COMPARISONS = {"blocked": blocked, "large": large, "traker": traker}
@@ -284,6 +328,7 @@ PARTS = {
     "top_k": part_operation,
     "matrix": part_operation,
     "ours": part_ours,
+    "share": part_share,
     "theirs": part_theirs,
 }
 
