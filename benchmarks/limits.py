@@ -161,7 +161,7 @@ def large(folder: Path, options: argparse.Namespace) -> None:
             ratios.append((big["seconds"] / small["seconds"], whole, big["peak"] / small["peak"]))
         times, whole, above = (statistics.median(column) for column in zip(*ratios, strict=True))
         print(
-            f"{part:8} 10 times the rows: {times:.1f} times the time, {whole:.2f} the peak of ",
+            f"{part:8} 10 times the rows: {times:.1f} times the time, {whole:.2f} the ",
             end="",
         )
         print(f"peak of the process, {above:.2f} that above the imports")

@@ -82,6 +82,7 @@ ORDER: dict[str, list[str]] = {
         "activations",
         "rows",
         "job",
+        "predictions",
         "spent",
         "task",
         "featurize",

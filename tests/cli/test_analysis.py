@@ -42,14 +42,19 @@ def test_evolve(run: Any, epochs: ts.FeatureStore) -> None:
     assert found["train"] == wanted["train"].values.tolist()
     assert found["spearman"][0] == [None, None]
     table = run(*asked).out
-    assert "target test4" in table and wanted["train"].values[2, 0, 0] in table
+    first = wanted["train"].values[2, 0, 0]
+    label = int(first.removeprefix("train")) % 3
+    assert found["label"][2][0][0] == label and found["target_label"] == [1, 1]
+    assert "target test4 (1)" in table and f"{first} ({label})" in table
     assert "more target" not in table
     every = run("evolve", epochs.location).out  # five of seven
     assert every.endswith("2 more targets: choose with --target, or --json for all\n")
     mean = json.loads(run("evolve", epochs.location, "--together", "--json").out)
     dense = np.asarray(ts.trak_scores(epochs).epoch(20)).mean(0)
     assert mean["max"][1][0] == pytest.approx(float(dense.max()), rel=1e-5)
-    assert mean["target_id"] == ["mean of 7"]
+    assert mean["target_id"] == ["mean of 7"] and "target_label" not in mean
+    names = np.char.lstrip(np.array(mean["train"], dtype=str), "train").astype(int)
+    np.testing.assert_array_equal(mean["label"], names % 3)
 
 
 def test_transitions(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:
@@ -66,7 +71,11 @@ def test_transitions(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:
         for name in ("train", "change", "p", "q", "low", "high"):
             assert found[side][name] == getattr(wanted, side)[name].values.tolist(), name
     table = run(*asked).out
-    assert "gained (train id)" in table and "no p-values: give --null" in table
+    ids = [found["gained"]["train"][0], found["lost"]["train"][0]]
+    labels = [found[side]["label"][0] for side in ("gained", "lost")]
+    assert labels == [int(one.removeprefix("train")) % 3 for one in ids]
+    assert all(f"{one} ({label})" in table for one, label in zip(ids, labels, strict=True))
+    assert "gained: train (label)" in table and "no p-values: give --null" in table
     assert json.loads(run(*asked, "--json").out)["lost"]["p"] == [None] * 4
     for pair in ("10,20", "20,10"):
         refused = run(*asked, "--null", "20,30", "--null", pair)
@@ -75,7 +84,7 @@ def test_transitions(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:
     assert "same scores twice" in run(*asked, "--other-seed", epochs.location).error
     one = run(*asked, "--target", "test3").out
     rows = [line.split() for line in one.splitlines() if line.lstrip().startswith("train")]
-    assert len(rows) == 8 and all(row[2:] == ["-", "-", "-"] for row in rows)
+    assert len(rows) == 8 and all(row[3:] == ["-", "-", "-"] for row in rows)
     bad = run(*asked, "--null", "20")
     assert bad.code == 2 and "--null takes two epochs" in bad.err
 

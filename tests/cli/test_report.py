@@ -14,6 +14,7 @@ import pytest
 
 import trakstore as ts
 from trakstore.analysis.transitions import transition
+from trakstore.features import load_job
 from trakstore.spec import OutputSpec
 
 pytest.importorskip("matplotlib")
@@ -193,6 +194,29 @@ def test_samples_of_a_job(run: Any, jobs: Path, render: Path, tmp_path: Path, ou
     changed.write_text(jobs.read_text().replace('("test", 6)', '("test", 7)'))
     ran = run("report", place, "--job", f"{changed}:small", "-o", out, "--k", "2")
     assert "7 samples, the store has 6" in ran.error and out.read_text() == before
+
+
+def test_what_the_model_predicts(run: Any, jobs: Path, tmp_path: Path, out: Path) -> None:
+    place = tmp_path / "j.zarr"
+    run("featurize", f"{jobs}:small", "--store", place)
+    targets = [part for row in range(6) for part in ("--target", f"@{row}")]
+    asked = ["report", place, "-o", out, "--k", "2", *targets, "--job"]
+    assert run(*asked, f"{jobs}:small").code == 0
+    job = load_job(f"{jobs}:small")
+    inputs, labels = job.datasets["test"].tensors
+    classes = job.load("final")(inputs).argmax(1)
+    said = re.findall(r"<dt>predicted</dt><dd>(\d)", out.read_text())
+    assert said == [str(one) for one in classes.tolist()]
+    wrong = (classes != labels).tolist()
+    assert True in wrong and False in wrong
+    tabs = Page(out.read_text()).having(role="tab")
+    assert ["wrong" in (tab["data-words"] or "").split() for tab in tabs] == wrong
+    gone = jobs.with_name("gone.py")
+    gone.write_text(jobs.read_text().replace("checkpoints=states", "checkpoints={'final': 'a.pt'}"))
+    ran = run(*asked, f"{gone}:small")
+    assert ran.code == 0 and "left out: Predictions: there is no checkpoint file a.pt" in ran.out
+    assert "there is no checkpoint file a.pt" in out.read_text()
+    assert "<dt>predicted</dt>" not in out.read_text()
 
 
 TEXTS = """

@@ -8,7 +8,7 @@ import numpy as np
 import typer
 
 from trakstore.cli.cluster import workplace
-from trakstore.cli.lists import say_more, target_rows
+from trakstore.cli.lists import say_more, target_rows, with_labels
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
     Damping,
@@ -60,7 +60,8 @@ def evolve(
 
     find_method(method)
     opened, epochs = open_store(store), chosen_epochs(epoch)
-    rows = target_rows(epoch_pairs(opened, targets, train, epochs)[0].target, target, targets)
+    pair = epoch_pairs(opened, targets, train, epochs)[0]
+    rows = target_rows(pair.target, target, targets)
     total, rows = len(rows), rows if as_json or together else rows[:SHOWN]
     with workplace(workers, scheduler):
         scores = make_scores(
@@ -76,12 +77,15 @@ def evolve(
             name = np.full(len(rows), f"mean of {len(rows)}")
             scores = group_scores(scores, targets=name, how="mean", memory_limit=memory_limit)
         found = evolution(scores, k, memory_limit=memory_limit)
+    found = with_labels(found, pair, None if together else rows)
     if as_json:
         what = {"location": str(opened.location), "method": scores.method}
         print_json({**what, **without_nan(found)})
         return
     out = console()
     for at, name in enumerate(found["target_id"].values.tolist()):
-        out.print(f"target {name}")
-        out.print(evolution_table(found.isel(target=at)))
+        one = found.isel(target=at)
+        label = f" ({one['target_label'].item()})" if "target_label" in one else ""
+        out.print(f"target {name}{label}")
+        out.print(evolution_table(one))
     say_more(total - len(rows))

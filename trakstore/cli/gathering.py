@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 import trakstore
 from trakstore.cli.info import store_facts, store_verdict
 from trakstore.cli.lists import with_labels
+from trakstore.cli.samples import SampleSource
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.linalg.rows import Rows, TakenRows, whole_column
-from trakstore.report.contents import Classes, Findings, Held, ShowSample, TargetFindings
+from trakstore.report.contents import Classes, Findings, Held, TargetFindings
 from trakstore.scores.splits import EpochPair
 from trakstore.storage.layout import Epoch
 from trakstore.storage.runs import now
@@ -69,7 +71,7 @@ class Gathering:
     memory_limit: str | None
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def findings(self, show: ShowSample, asked: dict[str, str]) -> Findings:
+    def findings(self, samples: SampleSource, asked: dict[str, str]) -> Findings:
         """All of them."""
         pair = self.pairs[-1]
         return Findings(
@@ -78,13 +80,13 @@ class Gathering:
             asked=asked,
             targets=pair.target.stored.name,
             train=pair.train.stored.name,
-            answers=self._answers(),
+            answers=self._answers(samples),
             kernels=self._or_why("Kernels", self._kernels) or [],
             transition=self._or_why("Transition", self._transition),
             classes=self._or_why("Classes", self._classes),
             suspects=self._or_why("Suspects", self._suspects),
             left_out=self.left_out,
-            show=show,
+            show=samples,
             made=f"made by trakstore {trakstore.__version__}, {now()}",
         )
 
@@ -108,15 +110,17 @@ class Gathering:
             run_count=len(runs),
         )
 
-    def _answers(self) -> TargetFindings:
+    def _answers(self, samples: SampleSource) -> TargetFindings:
         from trakstore.analysis.distribution import distribution
         from trakstore.linalg.topk import top_k
 
         chosen, limit = self.scores.isel(target=self.rows), self.memory_limit
         ups = top_k(chosen, self.k, order="largest", memory_limit=limit)
         downs = top_k(chosen, self.k, order="smallest", memory_limit=limit)
+        rows, pair = self._stored_rows(), self.pairs[-1]
+        ask = partial(samples.predict, pair.epoch, pair.target.stored.name, rows)
         return TargetFindings(
-            rows=self._stored_rows(),
+            rows=rows,
             total=self.scores.shape[0],
             proponents=with_labels(ups, self.pairs[0], self.rows),
             opponents=with_labels(downs, self.pairs[0], self.rows),
@@ -124,6 +128,7 @@ class Gathering:
             paths=self._paths(chosen, ups, downs),
             path_length=min(PATHS, self.k),
             measured=self._measured(),
+            predicted=self._or_why("Predictions", ask),
         )
 
     def _stored_rows(self) -> NDArray[np.int64]:
@@ -165,7 +170,7 @@ class Gathering:
         before, after = (self.scores.epoch(epoch) for epoch in self.ends)
         calm = [(self.scores.epoch(a), self.scores.epoch(b)) for a, b in self.calm]
         found = transition(before, after, calm, k=self.k, memory_limit=self.memory_limit)
-        gained, lost = self._labelled(found.gained), self._labelled(found.lost)
+        gained, lost = (with_labels(one, self.pairs[0]) for one in (found.gained, found.lost))
         return (*self.ends, replace(found, gained=gained, lost=lost))
 
     def _classes(self) -> Classes:
@@ -204,15 +209,7 @@ class Gathering:
             "position": found["position"].values[first],
         }
         listed = xr.Dataset({name: ("rank", values) for name, values in columns.items()})
-        return self._labelled(listed)
-
-    def _labelled(self, listed: xr.Dataset) -> xr.Dataset:
-        """With the classes of the train samples, where they are stored."""
-        split = self.pairs[0].train.stored
-        if "label" not in split.columns:
-            return listed
-        labels = _taken(split.column("label"), listed["position"].values)
-        return listed.assign(label=("rank", labels))
+        return with_labels(listed, self.pairs[0])
 
 
 def _taken(column: Rows, rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -44,16 +44,25 @@ def target_rows(targets: UnmaskedSplit, names: list[str] | None, split: str) -> 
     return np.array([rows[name] for name in names], dtype=np.int64)
 
 
-def with_labels(top: xr.Dataset, pair: EpochPair, rows: NDArray[np.int64]) -> xr.Dataset:
-    """``top`` with the variables ``label`` and ``target_label`` where both splits have labels."""
-    if not all("label" in side.stored.columns for side in (pair.train, pair.target)):
-        return top
-    positions = top["position"].values  # of stored rows, masked ones counted
-    labels = TakenRows(pair.train.stored.column("label"), positions.ravel()).read(0, positions.size)
+def with_labels(
+    found: xr.Dataset, pair: EpochPair, rows: NDArray[np.int64] | None = None
+) -> xr.Dataset:
+    """``found`` with ``label``, of the train samples at its ``position``.
+
+    With ``target_label``, too, where it is about the targets at ``rows``. As it is where a split that
+    this needs has no labels.
+    """
+    sides = [pair.train.stored] if rows is None else [pair.train.stored, pair.target.stored]
+    if not all("label" in side.columns for side in sides):
+        return found
+    positions = found["position"]  # of stored rows, masked ones counted
+    taken = TakenRows(pair.train.stored.column("label"), positions.values.ravel())
+    labels = taken.read(0, positions.size).reshape(positions.shape)
+    labelled = found.assign(label=(positions.dims, labels))
+    if rows is None:
+        return labelled
     own = TakenRows(pair.target.column("label"), rows).read(0, len(rows))
-    return top.assign(
-        label=(("target", "rank"), labels.reshape(positions.shape)), target_label=("target", own)
-    )
+    return labelled.assign(target_label=("target", own))
 
 
 def lists_document(

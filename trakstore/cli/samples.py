@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.linalg.rows import whole_column
 from trakstore.named import load_named
 from trakstore.report.samples import Shown, show_sample
+from trakstore.storage.layout import Epoch
 from trakstore.storage.splits import Split
 
 __all__ = ["SampleSource", "StoredSample", "sample_source"]
@@ -21,6 +26,9 @@ class StoredSample(NamedTuple):
     split: str
     id: int | str
     row: int
+
+
+Predict: TypeAlias = Callable[[Epoch, str, NDArray[np.int64]], "NDArray[np.int64] | None"]
 
 
 @dataclass
@@ -35,9 +43,13 @@ class SampleSource:
         What was shown, by split and row.
     tokens : bool
         Whether there were samples that are token ids, which say nothing to people.
+    predict : callable
+        Of an epoch, a split and rows: the classes that the model predicts for them; None where there
+        is no model, or it has no classes.
     """
 
     read: Callable[[StoredSample], Any]
+    predict: Predict = lambda *_: None
     known: dict[tuple[str, int], Shown | None] = field(default_factory=dict)
     tokens: bool = False
 
@@ -83,8 +95,10 @@ def sample_source(job: str | None, render: str | None, splits: list[Split]) -> S
     if job is None:
         return SampleSource(draw or (lambda _: None))
     from trakstore.features import load_job
+    from trakstore.features.predictions import predicted_classes
 
-    datasets = load_job(job).datasets
+    loaded = load_job(job)
+    datasets = loaded.datasets
     for split in splits:
         _check_dataset(datasets, split, job)
 
@@ -92,7 +106,7 @@ def sample_source(job: str | None, render: str | None, splits: list[Split]) -> S
         sample = datasets[one.split][one.row]
         return sample if draw is None else draw(sample)
 
-    return SampleSource(read)
+    return SampleSource(read, partial(predicted_classes, loaded))
 
 
 def _function(name: str) -> Callable[[Any], Any]:

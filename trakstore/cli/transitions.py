@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from trakstore.cli.cluster import workplace
-from trakstore.cli.lists import target_rows
+from trakstore.cli.lists import target_rows, with_labels
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
     Damping,
@@ -75,8 +75,8 @@ def transitions(
     pairs = null_pairs(null, ends)
     wanted = list(dict.fromkeys([*ends, *(epoch for pair in pairs for epoch in pair)]))
     places = [open_store(one) for one in (store, *(other_seed or ()))]
-    first = epoch_pairs(places[0], targets, train, wanted)[0]
-    rows = target_rows(first.target, target, targets)
+    pair = epoch_pairs(places[0], targets, train, wanted)[0]
+    rows = target_rows(pair.target, target, targets)
     with workplace(workers, scheduler):
         own, *others = (
             make_scores(
@@ -108,13 +108,13 @@ def transitions(
         "after": ends[1],
         "null_pairs": found.null_pairs,
     }
+    lists = {"gained": with_labels(found.gained, pair), "lost": with_labels(found.lost, pair)}
     if as_json:
-        lists = {"gained": without_nan(found.gained), "lost": without_nan(found.lost)}
-        print_json({**what, **lists})
+        print_json({**what, **{title: without_nan(one) for title, one in lists.items()}})
         return
     out = console()
-    for title, one in (("gained", found.gained), ("lost", found.lost)):
-        out.print(change_table(one, f"{title} (train id)"))
+    for title, one in lists.items():
+        out.print(change_table(one, title))
     if not found.null_pairs:
         out.print(
             "no p-values: give --null EPOCH,EPOCH, two epochs of a calm phase", soft_wrap=True

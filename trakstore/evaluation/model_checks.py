@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as tree
+from torch.utils.data import Subset
 
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.verdicts import Check, failing, unless
@@ -48,7 +49,7 @@ class Probe:
         count = dataset_rows(dataset)
         if rows is None:
             rows = np.unique(np.linspace(0, count - 1, SAMPLES).astype(int)).tolist()
-        batch = Batches(_Some(dataset, rows), _CPU, job.collate).read(0, len(rows))
+        batch = Batches(Subset(dataset, rows), _CPU, job.collate).read(0, len(rows))
         return cls(job, split, batch)
 
     @property
@@ -68,18 +69,6 @@ class Probe:
         kind = GenericEngine if generic else FactorisedEngine
         engine = kind(self.job.model, as_output(self.job.output), selected, projector)
         return engine.rows(self.batch).features.double()
-
-
-@dataclass(frozen=True)
-class _Some:
-    dataset: Any
-    rows: list[int]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[self.rows[index]]
 
 
 def check_data(job: Job, split: str) -> tuple[Check, str | None]:

@@ -66,6 +66,8 @@ class TargetFindings:
     path_length : int
     measured : mapping of str to array, shape (m,)
         Stored columns of the targets at the last epoch, such as their loss.
+    predicted : array of int64, shape (m,), or None
+        Classes that the model of the last epoch predicts.
     """
 
     rows: NDArray[np.int64]
@@ -76,6 +78,7 @@ class TargetFindings:
     paths: xr.Dataset | None
     path_length: int
     measured: Mapping[str, NDArray[Any]]
+    predicted: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)

@@ -20,29 +20,33 @@ _LISTED = 5  # samples of a line
 def evolution_table(found: xr.Dataset) -> Table:
     """One line an epoch, for one target of :func:`trakstore.analysis.evolution.evolution`.
 
-    ``like before`` is Spearman's correlation with the scores of the epoch before, ``kept`` the share of
-    the list that was in the list before.
+    With ``label`` (epoch, rank), labels stand in brackets. ``like before`` is Spearman's correlation
+    with the scores of the epoch before, ``kept`` the share of the list that was in the list before.
     """
     table = plain_table("epoch", "mean", "std", "max", "like before", "kept")
-    table.add_column(f"train ids, {found.attrs['order']} first")
+    table.add_column(f"{_train(found)}, {found.attrs['order']} first")
     for at, epoch in enumerate(found["epoch"].values.tolist()):
         one = found.isel(epoch=at)
         numbers = [f"{float(one[name]):.3g}" for name in ("mean", "std", "max")]
         numbers += [_or_dash(float(one[name]), ".2f") for name in ("spearman", "kept")]
-        names = [str(name) for name in one["train"].values.tolist()]
+        names = _names(one)
         more = ", ..." if len(names) > _LISTED else ""
         table.add_row(str(epoch), *numbers, ", ".join(names[:_LISTED]) + more)
     return table
 
 
 def change_table(found: xr.Dataset, title: str) -> Table:
-    """Gained or lost samples of :func:`trakstore.analysis.transitions.transition`."""
-    table = plain_table(title, "change", "95% over targets", "p", "false discovery rate")
-    for at, name in enumerate(found["train"].values.tolist()):
+    """Samples that :func:`trakstore.analysis.transitions.transition` lists.
+
+    With ``label`` (rank,), labels stand in brackets.
+    """
+    head = f"{title}: {_train(found)}"
+    table = plain_table(head, "change", "95% over targets", "p", "false discovery rate")
+    for at, name in enumerate(_names(found)):
         one = found.isel(rank=at)
         chance = [_or_dash(float(one[name]), ".2g") for name in ("p", "q")]
         interval = from_to(float(one["low"]), float(one["high"]), "+.3g")
-        table.add_row(str(name), f"{float(one['change']):+.3g}", interval, *chance)
+        table.add_row(name, f"{float(one['change']):+.3g}", interval, *chance)
     return table
 
 
@@ -87,6 +91,18 @@ def dynamics_table(found: xr.Dataset) -> Table:
         shown = [f"{float(one[column]):.3g}" for column in numbers]
         table.add_row(str(name), *shown, *(str(int(one[column])) for column in counts))
     return table
+
+
+def _train(found: xr.Dataset) -> str:
+    return "train (label)" if "label" in found else "train ids"
+
+
+def _names(found: xr.Dataset) -> list[str]:
+    names = [str(name) for name in found["train"].values.tolist()]
+    if "label" not in found:
+        return names
+    labels = found["label"].values.tolist()
+    return [f"{name} ({label})" for name, label in zip(names, labels, strict=True)]
 
 
 def _or_dash(value: float, form: str) -> str:

@@ -59,12 +59,13 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class Panel:
-    """All about one target."""
+    """All about one target; ``predicted`` is the class that the model says, ``label`` its own."""
 
     key: str
     name: str
     shown: Shown | None
     label: str | None
+    predicted: str | None
     measured: dict[str, float]
     proponents: list[Card]
     opponents: list[Card]
@@ -77,7 +78,12 @@ class Panel:
     def words(self) -> str:
         """What the filter looks at."""
         brief = self.shown.brief if self.shown else ""
-        return f"{self.name} {brief}".lower()
+        return f"{self.name} {brief} {'wrong' if self.wrong else ''}".lower()
+
+    @property
+    def wrong(self) -> bool:
+        """Whether another class was predicted."""
+        return None not in (self.label, self.predicted) and self.label != self.predicted
 
 
 def panels(found: Findings) -> list[Panel]:
@@ -125,6 +131,7 @@ def _panel(found: Findings, at: int) -> Panel:
         name=name,
         shown=found.show(found.targets, int(answers.rows[at]), ups["target_id"].item()),
         label=None if label is None else str(label),
+        predicted=None if answers.predicted is None else str(answers.predicted[at]),
         measured={column: float(values[at]) for column, values in answers.measured.items()},
         proponents=_cards(found, ups, "score", own=label),
         opponents=_cards(found, downs, "score", own=label),

@@ -1,0 +1,70 @@
+"""What a job's model says of some samples: their classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.batches import Batches, evaluated
+from trakstore.features.job import Job
+from trakstore.features.outputs import ModelOutput, as_output
+from trakstore.planning import ranges
+
+__all__ = ["predicted_classes"]
+
+_CPU = torch.device("cpu")
+
+
+def predicted_classes(
+    job: Job, epoch: int | str, split: str, rows: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """The classes that the model of an epoch predicts for some samples of a split, on the CPU.
+
+    Parameters
+    ----------
+    job : Job
+    epoch : int or str
+        Whose weights the job's model gets.
+    split : str
+        Name of a data set of the job.
+    rows : ndarray of int64, shape (m,)
+        Positions in the data set.
+
+    Returns
+    -------
+    ndarray of int64, shape (m,), or None
+        None where the job's output has no classes; then no weights are read.
+
+    Raises
+    ------
+    NotFoundError
+        The job has no such epoch, or its file is not there.
+    TrakStoreError
+        Weights of another model, samples that make no batch, a model that fails on the CPU.
+    """
+    output = as_output(job.output)
+    if type(output).predictions is ModelOutput.predictions:  # says nothing
+        return None
+    batches = Batches(Subset(job.datasets[split], rows.tolist()), _CPU, job.collate)
+    model, found = job.load(epoch), []
+    with evaluated(model, _CPU), torch.no_grad():
+        for start, stop in ranges(len(rows), job.batch_size):
+            told = _told(output, model, batches.read(start, stop))
+            if told is None:
+                return None
+            found.append(told.numpy())
+    return np.concatenate(found)
+
+
+def _told(output: ModelOutput, model: nn.Module, batch: Any) -> Tensor | None:
+    try:
+        return output.predictions(model, batch)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise TrakStoreError(f"the model does not run here, on the CPU: {reason}") from error
