@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -107,12 +108,12 @@ def jobs(tmp_path: Path) -> Path:
     return path
 
 
-def fill(path: Path, epochs: tuple[int | str, ...] = (1, 2, "final")) -> ts.FeatureStore:
-    """Two splits with labels at some epochs."""
+def fill(path: Path) -> ts.FeatureStore:
+    """Two splits with labels at three epochs."""
     rng = np.random.default_rng(0)
     spec = ts.ProjectionSpec("sjlt", dim=8)
     store = ts.FeatureStore.create(path, projection=spec)
-    for epoch in epochs:
+    for epoch in (1, 2, "final"):
         for split, rows, ids in (("train", 40, None), ("test", 7, [f"t{i}" for i in range(7)])):
             store.write_split(
                 epoch,
@@ -126,10 +127,17 @@ def fill(path: Path, epochs: tuple[int | str, ...] = (1, 2, "final")) -> ts.Feat
     return store
 
 
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store below, to be copied."""
+    return Path(str(fill(tmp_path_factory.mktemp("built") / "run.zarr").location))
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> ts.FeatureStore:
+def store(built: Path, tmp_path: Path) -> ts.FeatureStore:
     """Splits train (40) and test (7) at epochs 1, 2 and final."""
-    return fill(tmp_path / "run.zarr")
+    shutil.copytree(built, tmp_path / "run.zarr")
+    return ts.open_store(tmp_path / "run.zarr")
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_info_names_the_command_that_goes_on(run: Any, jobs: Path, tmp_path: Pat
 def test_the_worst_info_fits_a_screen(run: Any, tmp_path: Path) -> None:
     store = ts.FeatureStore.create(tmp_path / "a.zarr", projection=ts.ProjectionSpec("sjlt", dim=2))
     for epoch in range(12):
-        store.write_split(epoch, "train", np.ones((12, 2), np.float32), block_rows=1)
+        store.write_split(epoch, "train", np.ones((24, 2), np.float32), block_rows=2)
         for block in range(epoch % 7 + 1):  # no two neighbours alike
             (tmp_path / "a.zarr" / str(epoch) / "train" / "written" / f"c.{block}.0").unlink()
     lines = run("info", store.location).out.splitlines()

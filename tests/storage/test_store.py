@@ -303,3 +303,16 @@ def test_large_rows_are_cut_into_column_chunks(tmp_path: Path) -> None:
     assert split.spec.chunk_columns < dim
     assert split.status().complete
     np.testing.assert_array_equal(split.column("features").read(2, 3), X[2:])
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "block_rows"),
+    [(5, 3, 64), (130, 3, 64), (64 * 100, 3, 128), (3, 2**20, 2)],
+)
+def test_blocks_of_given_rows_are_few_and_fit(
+    rows: int, dim: int, block_rows: int, tmp_path: Path
+) -> None:
+    spec = ts.ProjectionSpec("sjlt", dim=dim)
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=spec)
+    made = store.write_split(0, "train", np.broadcast_to(np.float32(1), (rows, dim)))
+    assert made.spec.block_rows == block_rows

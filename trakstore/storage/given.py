@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError, told_of
+from trakstore.planning import CHUNK_BYTES
 from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
 
 __all__ = ["GivenRows"]
+
+LEAST_ROWS = 64  # of a block, which is a file for each column
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,12 @@ class GivenRows:
     def dim(self) -> int:
         """Number of features."""
         return int(self.features.shape[1])
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows that are read at once, at least; fewer where they are more than a chunk."""
+        row_bytes = self.dim * np.dtype(self.spec.dtype).itemsize
+        return max(1, min(LEAST_ROWS, CHUNK_BYTES // max(1, row_bytes)))
 
     @property
     def columns(self) -> tuple[tuple[str, str], ...]:

@@ -236,7 +236,7 @@ class FeatureStore:
         learning_rate : float, optional
             At this epoch, for TracIn.
         block_rows : int
-            Rows of a block; chosen by default.
+            Rows of a block; chosen by default: a 64th of the split, 64 rows or more, 64 MB or less.
 
         Raises
         ------
@@ -249,7 +249,7 @@ class FeatureStore:
             self.spec, features, out_to_loss, ids, labels, f"{split} at epoch {epoch}"
         )
         spec = given.split_spec(checkpoint, learning_rate, block_rows)
-        made = self.create_split(epoch, split, spec)
+        made = self.create_split(epoch, split, spec, batch_rows=given.batch_rows)
         writer = BlockWriter(made)
         for block in made.missing_blocks():
             writer.write(block, given.read(*made.spec.block_range(block)))
