@@ -17,9 +17,8 @@ def draw(found: Lines, default: Mapping[str, float], path: Path) -> None:
     """LDS by dimension, models and damping; ``default`` is what each is elsewhere."""
     tables = {"dim": "dimension", "checkpoints": "models", "damping": "c of λ = c·tr(K)/n"}
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axes, (table, label) in zip(
-        figure.subplots(1, 3, sharey=True), tables.items(), strict=True
-    ):
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (table, label) in zip(panels, tables.items(), strict=True):
         for kind in dict.fromkeys(one["model"] for one in found):
             own = [one for one in found if one["model"] == kind]
             points = sorted(points_of(own, table, default))
@@ -30,7 +29,7 @@ def draw(found: Lines, default: Mapping[str, float], path: Path) -> None:
         axes.set_xticks(x, [f"{one:g}" for one in x])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    axes.legend()
+    panels[1].legend(loc="lower right")  # few points there
     figure.savefig(path)
 
 
