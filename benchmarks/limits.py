@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stores import peak
+from stores import peak, timed
 
 from trakstore.planning import block_shape
 
@@ -160,11 +160,8 @@ def large(folder: Path, options: argparse.Namespace) -> None:
             whole = (big["peak"] + big["base"]) / (small["peak"] + small["base"])
             ratios.append((big["seconds"] / small["seconds"], whole, big["peak"] / small["peak"]))
         times, whole, above = (statistics.median(column) for column in zip(*ratios, strict=True))
-        print(
-            f"{part:8} 10 times the rows: {times:.1f} times the time, {whole:.2f} the ",
-            end="",
-        )
-        print(f"peak of the process, {above:.2f} that above the imports")
+        print(f"{part:8} 10 times the rows: {times:.1f} times the time, ", end="")
+        print(f"{whole:.2f} the peak of the process, {above:.2f} that above the imports")
 
 
 def anew(part: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -232,9 +229,7 @@ def traker(folder: Path, options: argparse.Namespace) -> None:
     for _ in range(repeats):
         ours, theirs = (run(part, Path(), options, **given) for part in ("ours", "theirs"))
         ratios.append([theirs[what] / ours[what] for what in ("seconds", "cpu", "peak")])
-        print(
-            f"trakstore {ours['seconds']:.2f} s, peak {ours['peak'] / 1e6:.0f} MB; traker ", end=""
-        )
+        print(f"trakstore {ours['seconds']:.2f} s, {ours['peak'] / 1e6:.0f} MB; traker ", end="")
         print(f"{theirs['seconds']:.2f} s, {theirs['peak'] / 1e6:.0f} MB; times ", end="")
         print(", ".join(f"{ratio:.2f}" for ratio in ratios[-1]), flush=True)
     medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
@@ -286,11 +281,6 @@ def part_share(options: argparse.Namespace) -> None:
     each = 2 * out.size * square.shape[1]
     products = max(1, work // each)
 
-    def seconds(run: Callable[[], object]) -> float:
-        began = time.perf_counter()
-        run()
-        return time.perf_counter() - began
-
     def plain() -> None:
         for _ in range(products):
             np.matmul(square, other.T, out=out)  # of two arrays: else numpy halves the work
@@ -299,7 +289,7 @@ def part_share(options: argparse.Namespace) -> None:
         np.asarray(trak_scores_of_arrays(target, train))
 
     plain(), pipeline()  # warm
-    pairs = [(seconds(plain), seconds(pipeline)) for _ in range(options.repeats)]
+    pairs = [(timed(plain), timed(pipeline)) for _ in range(options.repeats)]
     shares = [work / (products * each) * floor / ours for floor, ours in pairs]
     print(json.dumps({"shares": shares}))
 

@@ -14,7 +14,6 @@ import argparse
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
+from stores import timed
 
 import trakstore as ts
 from trakstore.linalg.gram import gram
@@ -113,13 +113,6 @@ def compare(
         ratio = statistics.median(a / b for a, b in times)
         shown = " ".join(f"{a:.2f}/{b:.2f}" for a, b in times)
         print(f"{name:10} {medians[0]:9.2f}s {medians[1]:9.2f}s {ratio:6.2f}   {shown}", flush=True)
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Seconds."""
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
 
 
 def blocks(raw: np.memmap[Any, Any]) -> list[tuple[int, int]]:

@@ -37,15 +37,17 @@ def random_store(
     return store
 
 
+def timed(run: Callable[[], object]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
     """Of some runs, after one that is not counted."""
     run()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return statistics.median(timed(run) for _ in range(repeats))
 
 
 def peak() -> int:

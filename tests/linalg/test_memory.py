@@ -93,7 +93,7 @@ def extra(place: Path, script: str, limit: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc/self/status")
 @pytest.mark.parametrize(
     ("name", "limit"),
     [
@@ -114,7 +114,7 @@ def test_the_measured_peak_is_below_the_limit(place: Path, name: str, limit: str
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc/self/status")
 def test_factors_of_many_epochs_are_within_the_limit(place: Path) -> None:
     rng, spec = np.random.default_rng(1), ts.ProjectionSpec("sjlt", EPOCH_DIM)
     many = ts.FeatureStore.create(place.with_name("e.zarr"), projection=spec)
@@ -126,7 +126,7 @@ def test_factors_of_many_epochs_are_within_the_limit(place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc/self/status")
 @pytest.mark.parametrize("name", ["gram", "top_k", "save"])
 def test_the_peak_of_worker_processes_is_below_the_limit(place: Path, name: str) -> None:
     script = ON_WORKERS.format(prelude=PRELUDE, operation=OPERATIONS[name])
