@@ -70,7 +70,7 @@ class Batches:
         The thread that reads waits for the copy, and nobody else.
         """
         if self.device.type != "cuda":
-            return tree.tree_map(lambda tensor: tensor.to(self.device), batch)
+            return tree.tree_map(lambda tensor: _usable(tensor.to(self.device)), batch)
         copies, user = _copies(self.device), torch.cuda.default_stream(self.device)
         with torch.cuda.stream(copies):
             pinned = tree.tree_map(lambda tensor: tensor.cpu().pin_memory(), batch)
@@ -79,6 +79,11 @@ class Batches:
         for tensor in tree.tree_leaves(moved):
             tensor.record_stream(user)  # memory is not used again while that computes with it
         return moved
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made in inference mode, which autograd cannot keep."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _as_tree(batch: Any) -> Any:
@@ -95,18 +100,33 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+def _exact(device: str = "cpu") -> torch.autocast:
+    """Autocast turned off."""
+    return torch.autocast(device, enabled=False)
+
+
 @contextmanager
 def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model in eval mode on a device; every module's mode, and the device, are put back."""
+    """The model in eval mode on a device; every module's mode, and the device, are put back.
+
+    What surrounds the call stays outside: inference mode, autocast, and the autocast that accelerate
+    wraps a trained model's forward in.
+    """
     modes = [(module, module.training) for module in model.modules()]
     first = next(model.parameters(), None)
     home = first.device if first is not None else device
     model.eval()
+    wrapped = model.__dict__.get("forward")
     try:
+        if "_original_forward" in model.__dict__ and wrapped is not None:
+            model.forward = model._original_forward
         if home != device:
             model.to(device)
-        yield
+        with torch.inference_mode(False), _exact(), _exact(device.type):
+            yield
     finally:
+        if wrapped is not None:
+            model.forward = wrapped
         for module, training in modes:
             module.training = training
         if home != device:

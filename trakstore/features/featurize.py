@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -53,6 +53,7 @@ def featurize(
     append: bool = False,
     memory_limit: int | str | None = None,
     autocast: AutocastDtype | None = None,
+    check: Literal["some", "all"] = "some",
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -110,6 +111,10 @@ def featurize(
         Compute the model's products in bfloat16, forward and backward, as ``torch.autocast`` does;
         their gradients are still projected in float32. Features are off by about a hundredth, so the
         store says so, and does not mix them with others.
+    check : {"some", "all"}
+        Rows of each block that are compared with an ordinary backward pass: about one of 64, chosen by
+        a hash, or every row, which costs one plain pass more. A block that disagrees is computed again
+        by the generic engine; if that disagrees too, the run stops.
     device : str, optional
         By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU. The whole model must fit on
         it: workers share the samples, not the model.
@@ -130,7 +135,8 @@ def featurize(
     MemoryLimitError
         When not even one sample fits in the memory limit; nothing is written then.
     NumericsError
-        When features are not finite; the block that they are in is not written.
+        When features are not finite, or samples have other gradients together than alone; the block
+        that they are in is not written.
     TrakStoreError
         When model, output and data set do not fit together; nothing is written then.
     """
@@ -151,6 +157,7 @@ def featurize(
         append=append,
         memory_limit=memory_limit,
         autocast=autocast,
+        check=check,
     )
     began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):

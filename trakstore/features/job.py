@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -68,6 +68,9 @@ class Job:
         Most memory to take beside the model, such as ``"600MB"``; see :func:`.featurize.featurize`.
     autocast : {"bfloat16"}, optional
         Mixed precision; see :func:`.featurize.featurize`.
+    check : {"some", "all"}
+        Rows of each block that are compared with an ordinary backward pass of their samples as a batch
+        of their own: about one of 64, or every row, which costs one plain pass more.
     name : str
         Kept in the record of the run.
     """
@@ -89,6 +92,7 @@ class Job:
     append: bool = False
     memory_limit: int | str | None = None
     autocast: AutocastDtype | None = None
+    check: Literal["some", "all"] = "some"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -111,6 +115,8 @@ class Job:
                 raise TrakStoreError(
                     f"the learning rate of epoch {epoch} must be a number >= 0, got {rate!r}"
                 )
+        if self.check not in ("some", "all"):
+            raise TrakStoreError(f"check must be 'some' or 'all', got {self.check!r}")
         if self.memory_limit is not None:
             byte_count(self.memory_limit)  # refuses what is not a size
 

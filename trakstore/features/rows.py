@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as tree
 
-from trakstore.errors import MemoryLimitError, TrakStoreError, told_of
+from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, told_of
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
+from trakstore.features.blockcheck import checked_rows, compare, signs_of
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
+from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
@@ -33,6 +35,8 @@ _BATCHES = 2  # used, and read ahead
 
 Piece = tuple[int, int]
 Columns = dict[str, NDArray[Any]]
+Rows = Callable[[Any], FeatureRows]
+CheckedRows = Literal["some", "all"]
 
 
 @dataclass
@@ -57,6 +61,10 @@ class RowComputer:
         Samples that are read at once.
     at_once : int
         Samples whose gradients are computed at once; halved when memory does not suffice.
+    pick : callable
+        Reads the samples at some rows as a batch of their own.
+    check : {"some", "all"}
+        Rows of each block that are compared with ordinary backward passes.
     """
 
     engine: FactorisedEngine
@@ -69,6 +77,8 @@ class RowComputer:
     classes: int | None
     batch_size: int
     at_once: int
+    pick: Callable[[NDArray[np.int64]], Any]
+    check: CheckedRows = "some"
 
     def within(self, limit: int, samples: int, block_bytes: int) -> RowComputer:
         """The same, with as many samples at once as fit in ``limit`` bytes beside the model.
@@ -93,9 +103,9 @@ class RowComputer:
         first = self.batches.read((0, min(2, samples)))
         one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
-        read = _BATCHES * self.batch_size * _bytes(_cut(first, 0, 1))
+        read = _BATCHES * self.batch_size * _bytes(cut(first, 0, 1))
         buffers = torch.get_num_threads() * max(0, one - each)  # what does not grow: each its own
-        fixed = buffers + read + _BLOCKS * block_bytes
+        fixed = buffers + read + _BLOCKS * block_bytes + self.engine.gradient_bytes
         what = f"featurizing one sample at a time (batch_size {self.batch_size}, blocks of "
         what += f"{block_bytes:,} bytes)"
         return replace(self, at_once=window_rows(self.batch_size, each, fixed, limit, what))
@@ -115,7 +125,7 @@ class RowComputer:
     def _peaks(self, first: Any) -> tuple[int, int]:
         """Bytes that one sample needs, and two."""
         one, two = (
-            peak_bytes(lambda n=n: self._computed(_cut(first, 0, n)))  # type: ignore[misc]
+            peak_bytes(lambda n=n: self._computed(cut(first, 0, n), self.engine.rows))  # type: ignore[misc]
             for n in (1, 2)
         )
         return one, two
@@ -147,12 +157,16 @@ class RowComputer:
         """
         pieces = [(start + lo, start + hi) for lo, hi in ranges(stop - start, self.batch_size)]
         following = then and (then[0], min(then[0] + self.batch_size, then[1]))
-        parts = [
-            part
-            for piece, batch in self.batches.through(pieces, following)
-            for part in self._batch(batch)
-        ]
+        parts = self._parts(pieces, self.engine.rows, following)
         ready = _event()
+        if not self._checked(parts, start, stop):
+            parts = self._parts(pieces, self.engine.generic_rows, following)
+            ready = _event()
+            if not self._checked(parts, start, stop):
+                raise NumericsError(
+                    f"{self.where}: rows {start} to {stop - 1} are not the gradients of their samples "
+                    f"by either engine: the model computes another function in a batch than alone"
+                )
 
         def finish() -> Columns:
             ready()
@@ -160,6 +174,42 @@ class RowComputer:
                 return self._stored(parts, start, stop)
 
         return finish
+
+    def _parts(
+        self, pieces: list[Piece], rows: Rows, following: Piece | None
+    ) -> list[dict[str, Tensor]]:
+        """The columns of a block, in parts; samples that come next are read meanwhile."""
+        return [
+            part
+            for piece, batch in self.batches.through(pieces, following)
+            for part in self._batch(batch, rows)
+        ]
+
+    def _checked(self, parts: list[dict[str, Tensor]], start: int, stop: int) -> bool:
+        """Compare some rows of a block, or all, with ordinary backward passes."""
+        _event()()
+        features = torch.cat([part[layout.FEATURES] for part in parts])
+        if self.check == "all":
+            chosen = [
+                np.arange(start + a, start + b) for a, b in ranges(stop - start, self.at_once)
+            ]
+        else:
+            chosen = [checked_rows(start, stop, self.at_once)]
+        return all(self._compared(rows, features[rows - start], start, stop) for rows in chosen)
+
+    def _compared(self, rows: NDArray[np.int64], features: Tensor, start: int, stop: int) -> bool:
+        batch, where = self.pick(rows), f"{self.where}: rows {start} to {stop - 1}"
+        finding = compare(self.engine, batch, features, signs_of(rows), where)
+        if not finding.right:
+            names = self.engine.disagreeing(batch)
+            log.warning(
+                "%s disagree with ordinary backward passes by %.2g and are computed again by the generic "
+                "engine: %s",
+                where,
+                finding.apart,
+                ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "all parameters",
+            )
+        return finding.right
 
     def _stored(self, parts: list[dict[str, Tensor]], start: int, stop: int) -> Columns:
         """The columns, checked, in the stored dtypes; parts are dropped on the way."""
@@ -175,27 +225,27 @@ class RowComputer:
         stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
         return {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
 
-    def _batch(self, batch: Any) -> Iterator[dict[str, Tensor]]:
+    def _batch(self, batch: Any, rows: Rows) -> Iterator[dict[str, Tensor]]:
         """The columns of a batch, as one part or several: fewer samples at once, if need be."""
-        size, done = len(tree.tree_leaves(batch)[0]), 0
+        size, done = batch_size(batch), 0
         while done < size:
-            part = self._part(_cut(batch, done, done + self.at_once))
+            part = self._part(cut(batch, done, done + self.at_once), rows)
             if part is not None:
                 yield part
                 done += self.at_once
             else:
                 self._halve(size)
 
-    def _part(self, batch: Any) -> dict[str, Tensor] | None:
+    def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
         """Columns on their way to the CPU, or None where memory did not suffice."""
         try:
-            columns = self._computed(batch)
+            columns = self._computed(batch, rows)
             labels = self.output.labels(batch)
             if labels is not None:
                 columns["label"] = labels
             return {name: _to_host(column) for name, column in columns.items()}
         except torch.OutOfMemoryError as error:
-            if min(self.at_once, len(tree.tree_leaves(batch)[0])) > 1:
+            if min(self.at_once, batch_size(batch)) > 1:
                 return None
             raise MemoryLimitError(
                 f"memory does not suffice for the gradient of one sample ({_first_line(error)}); "
@@ -209,11 +259,11 @@ class RowComputer:
             torch.cuda.empty_cache()
         log.warning("memory did not suffice: going on with %d samples at once", self.at_once)
 
-    def _computed(self, batch: Any) -> dict[str, Tensor]:
-        """What the model is asked for."""
-        rows = self.engine.rows(batch)
-        named = rows.outputs._asdict() | self.activations.of(batch)
-        return {layout.FEATURES: rows.features, **named}
+    def _computed(self, batch: Any, rows: Rows) -> dict[str, Tensor]:
+        """All that is computed of a batch."""
+        found = rows(batch)
+        named = found.outputs._asdict() | self.activations.of(batch)
+        return {layout.FEATURES: found.features, **named}
 
     def _check_labels(self, labels: NDArray[np.int64], start: int) -> None:
         if self.classes is None:
@@ -224,10 +274,6 @@ class RowComputer:
                 f"sample {start + bad[0]} has label {labels[bad[0]]}, the model has classes 0 to "
                 f"{self.classes - 1}"
             )
-
-
-def _cut(batch: Any, start: int, stop: int) -> Any:
-    return tree.tree_map(lambda tensor: tensor[start:stop], batch)
 
 
 def _bytes(batch: Any) -> int:

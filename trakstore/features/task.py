@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils import _pytree as tree
+from torch.utils.data import Subset
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.activations import NamedActivations
@@ -92,9 +94,16 @@ class SplitTask:
         settle(device, partial(_pass, job.model, output, first, list(selected.values())))
         size = min(job.batch_size, count)
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
+
+        def pick(rows: NDArray[np.int64]) -> Any:
+            some = Subset(dataset, rows.tolist())
+            return Batches(some, device, job.collate).read(0, len(rows))
+
         where = f"{split} at epoch {epoch}"
         layers = NamedActivations(job.model, output, job.activations)
-        rows = RowComputer(engine, layers, output, ahead, ids, where, spec, classes, size, size)
+        rows = RowComputer(
+            engine, layers, output, ahead, ids, where, spec, classes, size, size, pick, job.check
+        )
         with _explained(job.model, output, first):
             probe = rows.columns(0, min(_PROBE, count))
         wanted = SplitSpec(

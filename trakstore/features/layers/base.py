@@ -68,8 +68,11 @@ class Call:
         return self.kwargs.get(name, default)
 
     def use(self, tensor: Any) -> Use | None:
-        """The parameter that a tensor is, or is a view of, if gradients are taken of it."""
-        if not isinstance(tensor, Tensor):
+        """The parameter that a tensor is, or is a view of, if gradients are taken of it.
+
+        A view that was made while gradients were off is none.
+        """
+        if not isinstance(tensor, Tensor) or not tensor.requires_grad:
             return None
         parameter = tensor if tensor._base is None else tensor._base
         name = self.names.get(id(parameter))

@@ -1,0 +1,165 @@
+"""Marks of the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from typing import Any
+
+from torch import Tensor
+
+from trakstore.features.axes.asked import Asked
+from trakstore.features.axes.marks import Axis, Mark, Unplaced
+from trakstore.features.axes.table import DATA, TELLS, rule_of
+
+__all__ = ["Following"]
+
+FREE, LOST, TOLD = Unplaced.FREE, Unplaced.LOST, Unplaced.TOLD
+_ATTRIBUTE = "_trakstore_mark"
+_NONE: frozenset[str] = frozenset()
+_ALONE = object()
+
+
+class Following:
+    """Where the samples of a batch are in the tensors of a forward pass.
+
+    Marks are kept on the tensors themselves, and go with them. A tensor may also carry names of
+    parameters whose gradients are cut as if its rows were the samples', although they were made from
+    none (a position that every sample was given for itself): where the samples get lost behind it, so
+    are these.
+
+    Parameters
+    ----------
+    batch : int
+        Number of samples.
+    kept : set of int
+        Ids of a model's parameters and buffers, which get no mark: what a pass writes there is
+        lost.
+
+    Attributes
+    ----------
+    doubtful : set of str
+        Names of parameters whose gradients cannot be cut into those of samples.
+    """
+
+    def __init__(self, batch: int, kept: Set[int] = frozenset()) -> None:
+        self.batch, self._kept = batch, kept
+        self._pass = object()  # marks of an earlier pass say nothing
+        self.doubtful: set[str] = set()
+        self._told = False
+        self._claims: set[str] = set()
+        self._spoiled: dict[int, Tensor] = {}
+        self._written: dict[int, Tensor] = {}
+
+    def begin(self, tensor: Tensor) -> Tensor:
+        """The same tensor of a batch, marked as having its samples first."""
+        own = tensor.detach()
+        self._mark(own, Axis(0), _NONE)
+        return own
+
+    def of(self, tensor: Tensor) -> Mark:
+        """Mark of a tensor."""
+        if self._spoiled and _storage(tensor) in self._spoiled:
+            return LOST
+        found = tensor.__dict__.get(_ATTRIBUTE)
+        if found is None or found[0] is not self._pass:
+            return self._unmarked(tensor)
+        mark: Mark = found[1]
+        if mark is FREE and self._written and _storage(tensor) in self._written:
+            return LOST
+        return mark
+
+    def _unmarked(self, tensor: Tensor) -> Mark:
+        """Mark of what no function was seen to make: a constant, unless it has a history."""
+        if tensor.grad_fn is None:
+            return TOLD if self._told and not tensor.requires_grad else FREE
+        self.doubtful |= self._claims
+        return LOST
+
+    def claims(self, tensor: Tensor) -> frozenset[str]:
+        """Names of parameters that count on a tensor's rows."""
+        found = tensor.__dict__.get(_ATTRIBUTE)
+        return found[2] if found is not None and found[0] is self._pass else _NONE
+
+    def claim(self, tensor: Tensor, names: Iterable[str]) -> None:
+        """Mark a tensor without samples as having a row for each, on which parameters count."""
+        own = frozenset(names)
+        self._claims |= own
+        self._mark(tensor, Axis(0), own)
+
+    def passed(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """Mark the results of a function, and give them back."""
+        name, rule = rule_of(function)
+        if name in TELLS:
+            self._told = self._told or self.of(args[0]) is not FREE
+        if name == "__iter__":
+            out = list(out)
+        asked = Asked(args, kwargs, out, self.of, self.batch)
+        if name == "__setitem__":
+            self._write(args[0], self._mark_of(asked, name, rule), self._carried(asked))
+            return out
+        if not isinstance(out, Tensor | tuple | list):
+            return out
+        mark, claims = self._mark_of(asked, name, rule), self._carried(asked)
+        if args and out is args[0] and isinstance(out, Tensor):
+            self._write(out, mark, claims)
+        else:
+            self._mark_all(out, mark, claims)
+        if isinstance(kwargs.get("out"), Tensor):
+            self._write(kwargs["out"], LOST, claims)
+        return iter(out) if name == "__iter__" else out
+
+    def _mark_of(self, asked: Asked, name: str, rule: Any) -> Any:
+        """Mark of a call's results, or a list of one for each."""
+        marks = {self.of(tensor) for tensor in asked.tensors()}
+        if not marks or marks == {FREE}:
+            return TOLD if self._told and name in DATA else FREE
+        if self.batch == 1:
+            return _ALONE
+        if rule is None:
+            return LOST
+        try:
+            return rule(asked)
+        except (AttributeError, IndexError, TypeError, ValueError):  # called in a way no rule knows
+            return LOST
+
+    def _carried(self, asked: Asked) -> frozenset[str]:
+        if not self._claims:
+            return _NONE
+        found = _NONE
+        for tensor in asked.tensors():
+            own = self.claims(tensor)
+            if own and own is not found:
+                found = found | own
+        return found
+
+    def _write(self, tensor: Tensor, mark: Any, claims: frozenset[str]) -> None:
+        """Mark a tensor that was changed in place, and with it whatever shares its memory."""
+        before = self.of(tensor)
+        if mark is not FREE and id(tensor) in self._kept:
+            mark = LOST
+        if mark is LOST:
+            self.doubtful |= claims
+            self._spoiled[_storage(tensor)] = tensor
+        elif before is FREE and mark is not FREE:
+            self._written[_storage(tensor)] = tensor
+        self._mark(tensor, mark, claims)
+
+    def _mark_all(self, value: Any, mark: Any, claims: frozenset[str]) -> None:
+        if isinstance(value, Tensor):
+            if mark is LOST:
+                self.doubtful |= claims
+            self._mark(value, mark, claims)
+        elif isinstance(value, tuple | list):
+            marks = mark if isinstance(mark, list) else [mark] * len(value)
+            for one, own in zip(value, marks, strict=True):
+                self._mark_all(one, own, claims)
+
+    def _mark(self, tensor: Tensor, mark: Any, claims: frozenset[str]) -> None:
+        if mark is _ALONE:  # any rows are those of a single sample
+            mark = Axis(0, len(tensor)) if tensor.ndim else Axis(0)
+        if id(tensor) not in self._kept:
+            tensor.__dict__[_ATTRIBUTE] = (self._pass, mark, claims)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,64 @@
+"""Rules by the names of torch functions, and those that need none.
+
+A function goes by one name whether it is a method, an operator or changes its first argument in place:
+``torch.add``, ``Tensor.__radd__`` and ``Tensor.add_``. What no rule is known of loses the samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trakstore.features.axes import along, broadcast, contraction, picking, recurrent, reorder
+from trakstore.features.axes.asked import Rule
+
+__all__ = ["DATA", "TELLS", "canonical", "rule_of"]
+
+_RULES: dict[str, Rule] = {
+    **broadcast.RULES,
+    **reorder.RULES,
+    **along.RULES,
+    **picking.RULES,
+    **contraction.RULES,
+    **recurrent.RULES,
+}
+# functions that hand data over to Python
+TELLS = frozenset(
+    [
+        "item",
+        "tolist",
+        "numpy",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "__array__",
+        "__contains__",
+    ]
+)
+# functions that make tensors of what Python has
+DATA = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
+
+_KNOWN: dict[Any, tuple[str, Rule | None]] = {}
+
+
+def canonical(function: Any) -> str:
+    """Name that a function goes by.
+
+    Examples
+    --------
+    >>> import torch
+    >>> canonical(torch.Tensor.__iadd__), canonical(torch.relu_), canonical(torch.Tensor.mT.__get__)
+    ('iadd', 'relu', 'mT')
+    """
+    name: str = getattr(function, "__name__", "")
+    if name == "__get__":
+        name = getattr(function.__self__, "__name__", "")
+    return name.strip("_").removeprefix("linalg_").removeprefix("special_")
+
+
+def rule_of(function: Any) -> tuple[str, Rule | None]:
+    """Own name of a function, and the rule of what goes by its canonical name."""
+    if function not in _KNOWN:
+        name = getattr(function, "__name__", "")
+        _KNOWN[function] = name, _RULES.get(canonical(function))
+    return _KNOWN[function]

@@ -1,0 +1,59 @@
+"""Autograd's graph behind an output: what it leads to that no layer accounts for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
+
+__all__ = ["Reached", "reached"]
+
+_Accumulate = torch._C._functions.AccumulateGrad
+
+
+@dataclass
+class Reached:
+    """Ends of a graph.
+
+    Attributes
+    ----------
+    leaves : list of Node
+        Those that accumulate gradients of tensors.
+    python : bool
+        Whether a ``torch.autograd.Function`` is on the way, which may hide tensors from the graph.
+    """
+
+    leaves: list[Node] = field(default_factory=list)
+    python: bool = False
+
+
+def reached(output: Tensor, passed: Mapping[Node, Sequence[Node]] | None = None) -> Reached:
+    """Ends of the graph behind an output.
+
+    Parameters
+    ----------
+    output : Tensor
+        What gradients are taken of.
+    passed : mapping of Node to sequence of Node, optional
+        Functions that are stepped over, with the nodes behind them: layers, whose weights are known.
+    """
+    known, found = passed or {}, Reached()
+    todo, seen = [output.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in known:
+            todo.extend(known[node])
+            continue
+        if isinstance(node, _Accumulate):
+            found.leaves.append(node)
+            continue
+        found.python = found.python or isinstance(node, BackwardCFunction)
+        todo.extend(one for one, _ in node.next_functions)
+    return found

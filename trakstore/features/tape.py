@@ -1,0 +1,164 @@
+"""The backward pass: each layer's projection is added as soon as its output gradient is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from trakstore.features.axes import Axis, Following, Mark, Unplaced
+from trakstore.features.constants import Constants, placed
+from trakstore.features.gradients import FAILURES
+from trakstore.features.layers import Call, Layer
+from trakstore.features.projectors import Projector
+from trakstore.features.recording import Key, Untrusted, expanded
+
+__all__ = ["OutOf", "Tape"]
+
+OutOf = Callable[[str], Tensor]  # where a parameter's projection is added
+
+
+@dataclass
+class Tape:
+    """An observer of layers; see :class:`~trakstore.features.recording.Recorder`.
+
+    Attributes
+    ----------
+    following : Following
+        Knows where the samples are.
+    constants : dict of Key
+        Layers that are given no samples.
+    projector : Projector
+    out_of : callable
+    passed : dict of Node
+        Functions of autograd that are layers', with those behind them: of activations, not of weights.
+    doubtful : set of str
+        Parameters of layers whose rows are not certainly the samples'.
+    """
+
+    following: Following
+    constants: Constants
+    projector: Projector
+    out_of: OutOf
+    passed: dict[Node, list[Node]] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
+    _first: list[GradientEdge] = field(default_factory=list)
+    _running: bool = False
+
+    def __call__(self, key: Key, layer: Layer, call: Call, output: Tensor, mark: Mark) -> Tensor:
+        """Note a layer; its output is given back, repeated for each sample where it has none."""
+        if not output.requires_grad:
+            return output
+        before = [t for t in call.tensors() if t.requires_grad and not call.use(t)]
+        behind = [t.grad_fn for t in before if t.grad_fn is not None]
+        base = _unchanged(output)
+        for tensor in (output, base):
+            if tensor.grad_fn is not None:
+                self.passed[tensor.grad_fn] = [node for node in behind if node is not None]
+        if not before:
+            self._first.append(get_gradient_edge(base))
+        if mark is Unplaced.FREE:
+            return self._constant(key, layer, output, base)
+        axes = self._axes(layer, mark)
+        if axes is None:
+            self.doubtful.update(layer.names)
+            return output
+        self._watch(layer, axes, output, base)
+        return output
+
+    def _axes(self, layer: Layer, mark: Mark) -> list[Axis] | None:
+        """Where the samples are in a layer's inputs and its output; None where that is not certain."""
+        marks = [*map(self.following.of, layer.inputs), mark]
+        axes = [one for one in marks if isinstance(one, Axis)]
+        if len(axes) < len(marks) or (layer.samples_first and any(one.dim for one in axes)):
+            return None
+        return axes
+
+    def _constant(self, key: Key, layer: Layer, output: Tensor, base: Tensor) -> Tensor:
+        how = self.constants.get(key)
+        axis = placed(output, how, self.following.batch)
+        if axis is None:
+            self.doubtful.update(layer.names)
+            return output
+        if how == "rows":
+            self.following.claim(output, layer.names)
+            axes = self._rows_of(layer)
+            if axes is None:
+                self.doubtful.update(layer.names)
+            else:
+                self._watch(layer, [*axes, axis], output, base)
+            return output
+        repeated = expanded(output, self.following.batch)
+        self.following.claim(repeated, layer.names)
+        self._watch(layer, None, repeated, repeated)
+        return repeated
+
+    def _rows_of(self, layer: Layer) -> list[Axis] | None:
+        size = self.following.batch
+        if any(not tensor.ndim or len(tensor) != size for tensor in layer.inputs):
+            return None
+        return [Axis(0)] * len(layer.inputs)
+
+    def _watch(self, layer: Layer, axes: list[Axis] | None, output: Tensor, base: Tensor) -> None:
+        versions = [tensor._version for tensor in layer.inputs]
+        inputs = [tensor.detach() for tensor in layer.inputs]
+        arrived = partial(self._arrived, layer, axes, inputs, versions, output.shape)
+        base.register_hook(arrived)
+
+    def _arrived(
+        self,
+        layer: Layer,
+        axes: list[Axis] | None,
+        inputs: list[Tensor],
+        versions: list[int],
+        shape: torch.Size,
+        gradient: Tensor,
+    ) -> None:
+        if not self._running or self.doubtful.issuperset(layer.names):
+            return  # a model may take gradients of its own on the way
+        if [tensor._version for tensor in inputs] != versions:
+            raise Untrusted(layer.names, "an activation was changed in place")
+        gradient, size = gradient.reshape(shape), self.following.batch
+        if axes is None:
+            gradient = gradient.unsqueeze(1)
+            ready = tuple(expanded(tensor, size).unsqueeze(1) for tensor in inputs)
+        else:
+            *tensors, gradient = map(self._front, [*inputs, gradient], axes)
+            ready = tuple(tensors)
+        try:
+            for piece in layer.pieces(ready, gradient):
+                if piece.name not in self.doubtful:
+                    self.projector.add_piece(self.out_of(piece.name), piece)
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            raise Untrusted(layer.names, f"their layer fails ({error})") from error
+
+    def _front(self, tensor: Tensor, axis: Axis) -> Tensor:
+        front = axis.front(tensor, self.following.batch)
+        if front is None:
+            raise Untrusted((), "a tensor has another shape than its layer's")
+        return front
+
+    def backward(self, output: Tensor, leaves: list[Node], doubtful: Set[str]) -> None:
+        """From the outputs down to the first layers, and to other tensors that require gradients."""
+        self.doubtful |= doubtful
+        ends = [*self._first, *(GradientEdge(leaf, 0) for leaf in leaves)]
+        if not ends or not output.requires_grad:
+            return
+        self._running = True
+        try:
+            torch.autograd.grad(output.sum(), ends, allow_unused=True)
+        finally:
+            self._running = False
+
+
+def _unchanged(output: Tensor) -> Tensor:
+    """What an output is a view of, whose gradient is the output's even if that is changed in place."""
+    base = output._base
+    same = base is not None and base.grad_fn is not None and base.numel() == output.numel()
+    return base if base is not None and same else output
