@@ -119,7 +119,7 @@ def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
     wrapped = model.__dict__.get("forward")
     try:
         if "_original_forward" in model.__dict__ and wrapped is not None:
-            model.forward = model._original_forward
+            model.forward = model._original_forward  # type: ignore[assignment]
         if home != device:
             model.to(device)
         with torch.inference_mode(False), _exact(), _exact(device.type):

@@ -1,8 +1,9 @@
 """Some rows of every block, compared with an ordinary backward pass.
 
 Rows that a hash of the block chooses are read once more as a batch of their own. One backward pass of
-their outputs' sum with random signs gives Σ ±φ, if every row is right: P·∇Σ ±f(x) = Σ ±φ(x). Where it does
-not, each of them is computed alone, which tells rows that are wrong from samples that see one another.
+their outputs' sum with random signs gives Σ ±φ, if every row is right: P·∇Σ ±f(x) = Σ ±φ(x). Where it
+does not, each of them is computed alone, which tells rows that are wrong from samples that see one
+another.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Layers that are given no samples: positions, class tokens, what is computed of weights alone.
 
 Their outputs are the same for every sample. Where the model gives them no batch dimension (a position
-embedding of ``arange``), their gradients would come summed over the batch: such outputs are repeated for
-each sample before the model goes on. Where the model has a row for each sample already, as of zeros of
-shape (batch, time), the rows are counted on as the samples'. Passes of one and of two samples tell which.
+embedding of ``arange``), their gradients would come summed over the batch: such outputs are repeated
+for each sample before the model goes on. Where the model has a row for each sample already, as of zeros
+of shape (batch, time), the rows are counted on as the samples'. Passes of one and of two samples tell
+which.
 """
 
 from __future__ import annotations

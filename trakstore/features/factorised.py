@@ -6,15 +6,16 @@ gradient is there, the layer's part of the features is added, and both factors a
 
 A layer is only cut into samples where their place was followed through every function of the pass; a
 parameter that autograd's graph reaches by another way than through a known layer, in any batch, goes
-through the generic engine in that batch. And the first samples are compared with ordinary backward passes:
-parameters that are not seen, or wrong there, go through the generic engine always. So the features are
-the same for any model.
+through the generic engine in that batch. And the first samples are compared with ordinary backward
+passes: parameters that are not seen, or wrong there, go through the generic engine always. So the
+features are the same for any model.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Set
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -185,19 +186,17 @@ class FactorisedEngine:
         following = Following(batch_size(batch), self._kept)
         tape = Tape(following, self._constants, projector, out_of)
         own = {n: p for n, p in self._canonical.items() if n in self._names and n not in without}
-        with only(self._all_parameters, own) as names:
+        with only(self._all_parameters, own) as names, closing(tape):
             recorder = Recorder(names, tape, following)
-            with recorder:
-                rows = self._output(self._model, tree.tree_map(following.begin, batch))
+            rows = recorder.outputs(self._output, self._model, batch)
             self.autocast = self.autocast or recorder.autocast
-            following.of(rows.output)  # what was lost out of sight is noticed here at last
             ends = reached(rows.output, tape.passed)
             unknown = {names[id(n.variable)] for n in ends.leaves if id(n.variable) in names}  # type: ignore[attr-defined]
             if ends.python:
                 unknown |= recorder.hidden
             unplaced = (following.doubtful | tape.doubtful) - unknown
             tape.backward(rows.output, ends.leaves, unknown | unplaced)
-        doubtful = {_UNKNOWN: unknown, _UNPLACED: unplaced}
+        doubtful: dict[str, Set[str]] = {_UNKNOWN: unknown, _UNPLACED: unplaced}
         return RowOutputs(*(column.detach() for column in rows)), doubtful
 
     def _prepare(self, first: Any) -> None:
@@ -223,8 +222,7 @@ class FactorisedEngine:
 
     def _forward(self, batch: Any, observer: Any, following: Following) -> None:
         with only(self._all_parameters, self._canonical) as names:
-            with Recorder(names, observer, following):
-                self._output(self._model, tree.tree_map(following.begin, batch))
+            Recorder(names, observer, following).outputs(self._output, self._model, batch)
 
     def _exclude(self, wrong: Set[str], reason: str) -> None:
         self._names -= wrong
@@ -234,6 +232,12 @@ class FactorisedEngine:
             reason,
             _listed(wrong),
         )
+
+    @property
+    def _repeated(self) -> set[str]:
+        """Parameters of layers whose outputs are given another shape than the model's."""
+        repeated = [names for (names, _), how in self._constants.items() if how == "repeated"]
+        return {name for names in repeated for name in names} & self._names
 
     def _wrong(self, first: Any, truth: Truth) -> set[str]:
         """Parameters whose sketches disagree with the truth; all where only their sum does."""
@@ -254,10 +258,7 @@ class FactorisedEngine:
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
-            repeated = {
-                n for (names, _), how in self._constants.items() for n in names if how == "repeated"
-            }
-            raise Untrusted(repeated & self._names, f"of an error ({_line(error)})") from error
+            raise Untrusted(self._repeated, f"of an error ({_line(error)})") from error
         right = truth.projects_to(rows.features, self._projector, self._names)
         return set() if right else set(self._names)
 

@@ -1,7 +1,7 @@
 """The generic engine: per-sample gradients of any model by ``torch.func``.
 
-Where ``vmap`` cannot do a model (recurrent layers, choices that depend on the data), or does it wrong, one
-sample is done after the other by ordinary backward passes, with one line in the log.
+Where ``vmap`` cannot do a model (recurrent layers, choices that depend on the data), or does it wrong,
+one sample is done after the other by ordinary backward passes, with one line in the log.
 """
 
 from __future__ import annotations

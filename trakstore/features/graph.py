@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 
 __all__ = ["Reached", "reached"]
 
-_Accumulate = torch._C._functions.AccumulateGrad
+_Accumulate: type = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 
 
 @dataclass

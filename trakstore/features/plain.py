@@ -27,7 +27,7 @@ def gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tenso
         return (None,) * len(parameters)
     if reached(scalar).python:
         with _without_gradients(parameters):
-            scalar.backward()  # type: ignore[no-untyped-call]
+            scalar.backward()
             return tuple(parameter.grad for parameter in parameters)
     return torch.autograd.grad(scalar, list(parameters), allow_unused=True)
 
@@ -38,7 +38,8 @@ def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     kept = [(p.grad, p._post_accumulate_grad_hooks) for p in parameters]
     try:
         for parameter in parameters:
-            parameter.grad = parameter._post_accumulate_grad_hooks = None
+            parameter.grad = None
+            parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
         yield
     finally:
         for parameter, (gradient, hooks) in zip(parameters, kept, strict=True):

@@ -31,6 +31,7 @@ class Autocast(ModelOutput):
         self, output: ModelOutput, device: torch.device, dtype: torch.dtype = torch.bfloat16
     ) -> None:
         self.output, self.device, self.dtype = output, device, dtype
+        self.calls_alone = output.calls_alone
 
     @property
     def spec(self) -> OutputSpec:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as tree
 
 from trakstore.features.axes import Following, Mark
 from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Layer
+from trakstore.features.outputs import ModelOutput, RowOutputs
 
 __all__ = ["Key", "Recorder", "Untrusted", "expanded"]
 
@@ -62,6 +65,22 @@ class Recorder(TorchFunctionMode):
         self._count: dict[tuple[str, ...], int] = {}
         self.hidden: set[str] = set()
         self.autocast = False
+
+    def outputs(self, output: ModelOutput, model: nn.Module, batch: Any) -> RowOutputs:
+        """Outputs of a batch, watched: all of the output, or calls of the model where it does no more."""
+        marked = tree.tree_map(self._following.begin, batch)
+        if output.calls_alone:
+            return output(partial(self._watched, model), marked)
+        with self:
+            rows = output(model, marked)
+        self._following.see(rows.output)
+        return rows
+
+    def _watched(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with self:
+            answer = model(*args, **kwargs)
+        self._following.see(getattr(answer, "logits", answer))
+        return answer
 
     def __torch_function__(
         self,

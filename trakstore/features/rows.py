@@ -203,8 +203,8 @@ class RowComputer:
         if not finding.right:
             names = self.engine.disagreeing(batch)
             log.warning(
-                "%s disagree with ordinary backward passes by %.2g and are computed again by the generic "
-                "engine: %s",
+                "%s disagree with ordinary backward passes by %.2g and are computed again by the "
+                "generic engine: %s",
                 where,
                 finding.apart,
                 ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "all parameters",

@@ -144,6 +144,11 @@ class Tape:
             raise Untrusted((), "a tensor has another shape than its layer's")
         return front
 
+    def close(self) -> None:
+        """Let go of the graph: its nodes hold hooks, which hold this, so that nothing would be freed."""
+        self.passed.clear()
+        self._first.clear()
+
     def backward(self, output: Tensor, leaves: list[Node], doubtful: Set[str]) -> None:
         """From the outputs down to the first layers, and to other tensors that require gradients."""
         self.doubtful |= doubtful

@@ -79,6 +79,7 @@ class SplitTask:
         count = dataset_rows(dataset, f"the data set {split!r}")
         ids = sample_ids(job.ids.get(split), count)
         layout.split_path(epoch, split)  # refuses bad names
+        fingerprint = dataset_fingerprint(dataset, ids)
         selected = select_parameters(job.model, job.parameters)
         parameters = parameter_spec(selected, job.parameters)
         output = as_output(job.output)
@@ -111,7 +112,7 @@ class SplitTask:
             projector.dim,
             tuple(sorted((name, column_dtype(array)) for name, array in probe.items())),
             checkpoint=checkpoint_hash(job.model),
-            dataset=dataset_fingerprint(dataset, ids),
+            dataset=fingerprint,
             learning_rate=job.learning_rates.get(epoch),
             keep_bits=spec.keep_bits,
             widths=tuple((name, probe[name].shape[1]) for name in layers.columns),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +43,7 @@ def _reduced(asked: Asked) -> Mark:
     """Mark of a sum, mean, largest entry and the like, along some dimensions or all."""
     first, result = asked.first, asked.result
     if isinstance(asked.argument(1, "other"), Tensor):  # maximum of two tensors
-        return aligned([(asked.of(t), t.shape) for t in asked.tensors()], result.shape)
+        return aligned([(asked.of(t), t.shape) for t in asked.tensors], result.shape)
     mark = asked.of(first)
     if not isinstance(mark, Axis):
         return mark
@@ -56,7 +57,7 @@ def _reduced(asked: Asked) -> Mark:
 
 def _norm(asked: Asked) -> Mark:
     """Mark of ``norm(x, p, dim)``, whose dimension comes after the order."""
-    return _reduced(Asked((asked.first,), _keywords(asked, 2), asked.out, asked.of, asked.batch))
+    return _reduced(asked.of_first(dim=_given(asked, 2)))
 
 
 def _topk(asked: Asked) -> Mark:
@@ -64,11 +65,7 @@ def _topk(asked: Asked) -> Mark:
     return LOST if _touched(asked, dims) else asked.of(asked.first)
 
 
-def _keywords(asked: Asked, position: int) -> dict[str, Any]:
-    return {"dim": _given(asked, position)}
-
-
-def _last(count: int) -> Rule:
+def _last(count: int) -> Callable[[Asked], Mark]:
     """A rule of functions of the last ``count`` dimensions, which keep the others as they are."""
 
     def rule(asked: Asked) -> Mark:
@@ -113,7 +110,7 @@ def _flipped(asked: Asked) -> Mark:
 
 
 def _unfolded(asked: Asked) -> Mark:
-    """Mark of ``Tensor.unfold(dim, size, step)``, or of ``F.unfold``, whose result has samples first."""
+    """Mark of ``Tensor.unfold(dim, size, step)``, or of ``F.unfold``, which has samples first."""
     if len(asked.args) > 1 and asked.result.ndim == asked.first.ndim + 1:
         return LOST if _touched(asked, asked.args[1]) else asked.of(asked.first)
     return _samples_first(asked)
@@ -123,6 +120,8 @@ _REDUCED = """
 sum mean prod amax amin max min argmax argmin logsumexp all any var std median nanmedian mode nansum
 nanmean count_nonzero var_mean std_mean
 """
+_POOLS_1D = "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d lp_pool1d"
+_POOLS_2D = "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d"
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCED.split(), _reduced),
     **dict.fromkeys(("softmax", "log_softmax", "softmin"), _same_shape(1)),
@@ -145,11 +144,11 @@ RULES: dict[str, Rule] = {
     "pad": _pad,
     **dict.fromkeys(("tril", "triu"), _last(2)),
     **dict.fromkeys(
-        ["max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "lp_pool1d"],
+        _POOLS_1D.split(),
         _last(1),
     ),
     **dict.fromkeys(
-        ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "lp_pool2d"],
+        _POOLS_2D.split(),
         _last(2),
     ),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _last(3)),

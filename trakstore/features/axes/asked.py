@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from trakstore.features.axes.marks import Axis, Mark, Unplaced
 
-__all__ = ["Asked", "Rule", "aligned", "dims_of", "integers"]
+__all__ = ["Asked", "Rule", "aligned", "dims_of", "integers", "tensors_of"]
 
 FREE, LOST, TOLD = Unplaced.FREE, Unplaced.LOST, Unplaced.TOLD
 
@@ -23,23 +23,32 @@ class Asked:
         Its arguments.
     out : object
         Its result.
+    tensors : list of Tensor
+        Those among the arguments, also in lists.
     of : callable
         Gives the mark of a tensor.
     batch : int
         Number of samples.
     """
 
-    __slots__ = ("args", "batch", "kwargs", "of", "out")
+    __slots__ = ("args", "batch", "kwargs", "of", "out", "tensors")
 
     def __init__(
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         out: Any,
+        tensors: list[Tensor],
         of: Callable[[Tensor], Mark],
         batch: int,
     ) -> None:
-        self.args, self.kwargs, self.out, self.of, self.batch = args, kwargs, out, of, batch
+        self.args, self.kwargs, self.out = args, kwargs, out
+        self.tensors, self.of, self.batch = tensors, of, batch
+
+    def of_first(self, **keywords: Any) -> Asked:
+        """The same of the first argument alone, with some keywords."""
+        first = self.first
+        return Asked((first,), keywords, self.out, [first], self.of, self.batch)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument, however it was given."""
@@ -59,21 +68,20 @@ class Asked:
         value: Tensor = self.out if isinstance(self.out, Tensor) else self.out[0]
         return value
 
-    def tensors(self) -> Iterator[Tensor]:
-        """All tensors among the arguments, also in lists."""
-        yield from _tensors((*self.args, *self.kwargs.values()))
-
 
 # the mark of a call's results, or one for each of them
 Rule = Callable[[Asked], Mark | list[Mark]]
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+def tensors_of(values: Iterable[Any]) -> list[Tensor]:
+    """Tensors among some values, also in tuples and lists."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, tuple | list):
-            yield from _tensors(value)
+            found += tensors_of(value)
+    return found
 
 
 def aligned(operands: Sequence[tuple[Mark, Sequence[int]]], shape: Sequence[int]) -> Mark:

@@ -36,7 +36,7 @@ def _broadcast(asked: Asked) -> Mark:
     result = asked.out
     if not isinstance(result, Tensor):
         return Unplaced.LOST
-    return aligned([(asked.of(t), t.shape) for t in asked.tensors()], result.shape)
+    return aligned([(asked.of(t), t.shape) for t in asked.tensors], result.shape)
 
 
 def _unary(asked: Asked) -> Mark:

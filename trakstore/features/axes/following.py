@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trakstore.features.axes.asked import Asked
+from trakstore.features.axes.asked import Asked, tensors_of
 from trakstore.features.axes.marks import Axis, Mark, Unplaced
 from trakstore.features.axes.table import DATA, TELLS, rule_of
 
@@ -75,6 +75,11 @@ class Following:
         self.doubtful |= self._claims
         return LOST
 
+    def see(self, value: Any) -> None:
+        """Notice at the end of a pass what was lost out of sight."""
+        for tensor in tensors_of((value,)):
+            self.of(tensor)
+
     def claims(self, tensor: Tensor) -> frozenset[str]:
         """Names of parameters that count on a tensor's rows."""
         found = tensor.__dict__.get(_ATTRIBUTE)
@@ -93,25 +98,26 @@ class Following:
             self._told = self._told or self.of(args[0]) is not FREE
         if name == "__iter__":
             out = list(out)
-        asked = Asked(args, kwargs, out, self.of, self.batch)
-        if name == "__setitem__":
-            self._write(args[0], self._mark_of(asked, name, rule), self._carried(asked))
+        if not isinstance(out, Tensor | tuple | list) and name != "__setitem__":
             return out
-        if not isinstance(out, Tensor | tuple | list):
-            return out
-        mark, claims = self._mark_of(asked, name, rule), self._carried(asked)
-        if args and out is args[0] and isinstance(out, Tensor):
-            self._write(out, mark, claims)
+        tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
+        asked = Asked(args, kwargs, out, tensors, self.of, self.batch)
+        mark, claims = self._mark_of(asked, name, rule), self._carried(tensors)
+        if name == "__setitem__" or (args and out is args[0] and isinstance(out, Tensor)):
+            self._write(args[0], mark, claims)
         else:
             self._mark_all(out, mark, claims)
-        if isinstance(kwargs.get("out"), Tensor):
+        if kwargs and isinstance(kwargs.get("out"), Tensor):
             self._write(kwargs["out"], LOST, claims)
         return iter(out) if name == "__iter__" else out
 
     def _mark_of(self, asked: Asked, name: str, rule: Any) -> Any:
         """Mark of a call's results, or a list of one for each."""
-        marks = {self.of(tensor) for tensor in asked.tensors()}
-        if not marks or marks == {FREE}:
+        of = self.of
+        for tensor in asked.tensors:
+            if of(tensor) is not FREE:
+                break
+        else:
             return TOLD if self._told and name in DATA else FREE
         if self.batch == 1:
             return _ALONE
@@ -122,11 +128,11 @@ class Following:
         except (AttributeError, IndexError, TypeError, ValueError):  # called in a way no rule knows
             return LOST
 
-    def _carried(self, asked: Asked) -> frozenset[str]:
+    def _carried(self, tensors: list[Tensor]) -> frozenset[str]:
         if not self._claims:
             return _NONE
         found = _NONE
-        for tensor in asked.tensors():
+        for tensor in tensors:
             own = self.claims(tensor)
             if own and own is not found:
                 found = found | own
@@ -162,4 +168,5 @@ class Following:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address

@@ -28,9 +28,9 @@ class Unplaced(Enum):
 class Axis(NamedTuple):
     """A dimension along which the samples of a batch are.
 
-    Its size is ``before * batch * after``; entry ``i`` is of sample ``i // after % batch``. A plain
-    batch dimension has ``before`` and ``after`` 1; samples that were merged with other dimensions, as by
-    ``reshape(batch * time, width)``, have several entries each.
+    Its size is ``before * batch * after``; entry ``i`` is of sample ``i // after % batch``. A
+    plain batch dimension has ``before`` and ``after`` 1; samples that were merged with other
+    dimensions, as by ``reshape(batch * time, width)``, have several entries each.
     """
 
     dim: int

@@ -61,8 +61,8 @@ def _gathered(asked: Asked) -> Mark:
 
 def _taken(asked: Asked) -> Mark:
     """Mark of ``take_along_dim``, whose dimension comes after the index."""
-    keywords = {"dim": asked.argument(2, "dim"), "index": asked.argument(1, "indices")}
-    return _gathered(Asked((asked.first,), keywords, asked.out, asked.of, asked.batch))
+    index, dim = asked.argument(1, "indices"), asked.argument(2, "dim")
+    return _gathered(asked.of_first(dim=dim, index=index))
 
 
 def _scattered(asked: Asked) -> Mark:
@@ -187,7 +187,8 @@ def _placed(
     parts: list[Any], own: Axis, ndim: int, shape: Sequence[int], given: Sequence[int]
 ) -> Mark:
     """Mark of a tensor without samples that samples were written into by whole slices."""
-    kept, source = [], 0
+    kept: list[int | None] = []
+    source = 0
     for part in parts:
         if part is None:
             kept.append(None)

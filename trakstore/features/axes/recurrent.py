@@ -13,7 +13,7 @@ FREE, LOST = Unplaced.FREE, Unplaced.LOST
 
 
 def _sequences(asked: Asked) -> Mark | list[Mark]:
-    """Marks of outputs and of last states; LOST for packed sequences, which are of one dimension less."""
+    """Marks of outputs and of last states; packed sequences, which have a dimension less, are lost."""
     first, states, weights, *_, batch_first = asked.args
     if not isinstance(weights, tuple | list) or first.ndim != 3:
         return LOST

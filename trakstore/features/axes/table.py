@@ -22,19 +22,8 @@ _RULES: dict[str, Rule] = {
     **recurrent.RULES,
 }
 # functions that hand data over to Python
-TELLS = frozenset(
-    [
-        "item",
-        "tolist",
-        "numpy",
-        "__bool__",
-        "__int__",
-        "__float__",
-        "__index__",
-        "__array__",
-        "__contains__",
-    ]
-)
+_TELLS = "item tolist numpy __bool__ __int__ __float__ __index__ __array__ __contains__"
+TELLS = frozenset(_TELLS.split())
 # functions that make tensors of what Python has
 DATA = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
 

@@ -33,6 +33,7 @@ class ModelOutput(ABC):
 
     name: str
     dtype: torch.dtype | None = None  # of the model's products, where it is not its parameters'
+    calls_alone = False  # whether it uses the model by calling it, and by nothing else
 
     @property
     def spec(self) -> OutputSpec:

@@ -21,6 +21,8 @@ class _Classification(ModelOutput):
     Batches are ``(input, ..., label)``, or dicts with ``labels`` beside the model's keywords.
     """
 
+    calls_alone = True
+
     def labels(self, batch: Any) -> Tensor:
         """The last entry of the batch, or its ``labels``."""
         _, label = _inputs_and_label(batch)

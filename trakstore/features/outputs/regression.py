@@ -22,6 +22,7 @@ class SquaredError(ModelOutput):
     """
 
     name = "squared_error"
+    calls_alone = True
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""
