@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trakstore.features.axes.asked import Asked, Rule, aligned, dims_of
+from trakstore.features.axes.asked import Asked, Rule, aligned, alone, dims_of
 from trakstore.features.axes.marks import Axis, Mark, Unplaced
 
 __all__ = ["RULES"]
@@ -63,6 +63,11 @@ def _norm(asked: Asked) -> Mark:
 def _topk(asked: Asked) -> Mark:
     dims = _given(asked, 2, -1)
     return LOST if _touched(asked, dims) else asked.of(asked.first)
+
+
+def _kth_value(asked: Asked) -> Mark:
+    """Mark of ``kthvalue(x, k, dim)``, whose dimension comes after the place."""
+    return _reduced(asked.of_first(dim=_given(asked, 2, -1)))
 
 
 def _last(count: int) -> Callable[[Asked], Mark]:
@@ -133,13 +138,11 @@ RULES: dict[str, Rule] = {
     "norm": _norm,
     "vector_norm": _norm,
     "topk": _topk,
-    "kthvalue": _topk,
+    "kthvalue": _kth_value,
     "unfold": _unfolded,
-    "layer_norm": _layer_norm,
-    "rms_norm": _layer_norm,
-    "group_norm": _samples_first,
-    "instance_norm": _samples_first,
-    "batch_norm": _batch_norm,
+    **dict.fromkeys(("layer_norm", "rms_norm"), alone(_layer_norm)),
+    **dict.fromkeys(("group_norm", "instance_norm"), alone(_samples_first)),
+    "batch_norm": alone(_batch_norm),
     "local_response_norm": _samples_first,
     "pad": _pad,
     **dict.fromkeys(("tril", "triu"), _last(2)),

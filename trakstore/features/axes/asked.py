@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trakstore.features.axes.marks import Axis, Mark, Unplaced
 
-__all__ = ["Asked", "Rule", "aligned", "dims_of", "integers", "tensors_of"]
+__all__ = ["Asked", "Rule", "aligned", "alone", "dims_of", "integers", "tensors_of"]
 
 FREE, LOST, TOLD = Unplaced.FREE, Unplaced.LOST, Unplaced.TOLD
 
@@ -71,6 +71,17 @@ class Asked:
 
 # the mark of a call's results, or one for each of them
 Rule = Callable[[Asked], Mark | list[Mark]]
+
+
+def alone(rule: Callable[[Asked], Mark]) -> Callable[[Asked], Mark]:
+    """A rule of functions all of whose tensors but the first must be free: weights, statistics."""
+
+    def guarded(asked: Asked) -> Mark:
+        if any(asked.of(tensor) is not FREE for tensor in asked.tensors[1:]):
+            return LOST
+        return rule(asked)
+
+    return guarded
 
 
 def tensors_of(values: Iterable[Any]) -> list[Tensor]:

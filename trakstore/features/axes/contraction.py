@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trakstore.features.axes.asked import Asked, Rule, aligned
+from trakstore.features.axes.asked import Asked, Rule, aligned, alone
 from trakstore.features.axes.marks import Axis, Mark, Unplaced
 
 __all__ = ["RULES"]
@@ -14,18 +14,14 @@ FREE, LOST = Unplaced.FREE, Unplaced.LOST
 
 def _linear(asked: Asked) -> Mark:
     """Mark of ``x·Wᵀ + b``; weights that hold samples are not a layer's."""
-    first, mark = asked.first, asked.of(asked.first)
-    others = [asked.argument(i, name) for i, name in ((1, "weight"), (2, "bias"))]
-    if any(asked.of(other) is not FREE for other in others if isinstance(other, Tensor)):
-        return LOST
-    return LOST if isinstance(mark, Axis) and mark.dim == first.ndim - 1 else mark
+    mark = asked.of(asked.first)
+    return LOST if isinstance(mark, Axis) and mark.dim == asked.first.ndim - 1 else mark
 
 
 def _convolution(asked: Asked) -> Mark:
     """Mark of a convolution, whose samples are first."""
-    weight = asked.argument(1, "weight")
     mark = asked.of(asked.first)
-    if asked.of(weight) is not FREE or asked.first.ndim != weight.ndim:
+    if asked.first.ndim != asked.argument(1, "weight").ndim:
         return LOST
     return LOST if isinstance(mark, Axis) and mark.dim else mark
 
@@ -133,13 +129,15 @@ def _einsum(asked: Asked) -> Mark:
 
 
 RULES: dict[str, Rule] = {
-    "linear": _linear,
+    "linear": alone(_linear),
     **dict.fromkeys(("matmul", "mm", "bmm", "imatmul"), _matmul),
     "rmatmul": _turned,
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "einsum": _einsum,
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), alone(_convolution)),
+    **dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), alone(_convolution)
+    ),
     "embedding": _embedding,
     "scaled_dot_product_attention": _attention,
 }

@@ -130,11 +130,11 @@ def _item(asked: Asked) -> Mark:
     mark = asked.of(asked.first)
     parts = _parts(asked.args[1], asked.first.ndim)
     place = None if parts is None else _place(parts, mark, asked)
+    own = [asked.of(part) for part in parts or [] if isinstance(part, Tensor)]
     if isinstance(mark, Axis):
         return LOST if place is None else Axis(place, *mark[1:])
     if mark is not FREE:
         return mark
-    own = [asked.of(part) for part in parts or [LOST] if isinstance(part, Tensor)]
     if all(one is FREE for one in own) and parts is not None:
         return FREE
     return _looked_up(parts, asked)
@@ -261,8 +261,9 @@ def _place(parts: list[Any], mark: Mark, asked: Asked) -> int | None:
         before += 1
     if rows is not None:
         return _in_order(rows, parts, picks, mark, asked, adjacent)
-    if place is None:
-        return None
+    chosen = [parts[i] for i in picks if isinstance(parts[i], Tensor)]
+    if place is None or any(isinstance(asked.of(one), Axis) for one in chosen):
+        return None  # picked by what samples say: they would be in two places
     return place if adjacent else place + width
 
 

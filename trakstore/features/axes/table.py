@@ -27,6 +27,8 @@ TELLS = frozenset(_TELLS.split())
 # functions that make tensors of what Python has
 DATA = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
 
+# modules whose functions have names of others
+_OTHERS = ("torch.masked", "torch.sparse", "torch.nested", "torch.fft", "torch.signal")
 _KNOWN: dict[Any, tuple[str, Rule | None]] = {}
 
 
@@ -49,5 +51,18 @@ def rule_of(function: Any) -> tuple[str, Rule | None]:
     """Own name of a function, and the rule of what goes by its canonical name."""
     if function not in _KNOWN:
         name = getattr(function, "__name__", "")
-        _KNOWN[function] = name, _RULES.get(canonical(function))
+        _KNOWN[function] = name, None if _foreign(function, name) else _RULES.get(canonical(function))
     return _KNOWN[function]
+
+
+def _foreign(function: Any, name: str) -> bool:
+    """True for functions that have a known name and another meaning.
+
+    Those of other modules, and those that give a tensor another shape in place, after which its old one
+    is not known any more.
+    """
+    module = getattr(function, "__module__", None) or "torch"
+    if not module.startswith("torch") or module.startswith(_OTHERS):
+        return True
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place and canonical(function) in reorder.RULES
