@@ -56,11 +56,13 @@ def plain(model: nn.Module, batch: Any, output: ModelOutput | None = None) -> Te
     rows = []
     for i in range(len(tree.tree_leaves(batch)[0])):
         sample = tree.tree_map(lambda t, i=i: t[i : i + 1], batch)
-        scalar = (output or Bent())(model, sample).output.sum()
-        gradients = torch.autograd.grad(
-            scalar, parameters, allow_unused=True, materialize_grads=True
-        )
-        rows.append(torch.cat([g.reshape(-1) for g in gradients]))
+        for parameter in parameters:
+            parameter.grad = None
+        (output or Bent())(model, sample).output.sum().backward()
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        rows.append(torch.cat([gradient.reshape(-1) for gradient in found]))
+    for parameter in parameters:
+        parameter.grad = None
     return torch.stack(rows).double()
 
 

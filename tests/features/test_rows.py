@@ -140,7 +140,9 @@ def test_the_next_is_read_while_one_is_used_also_in_the_next_call() -> None:
 
 
 @pytest.mark.parametrize(("block", "pieces"), [(8, 4), (20, 2 * 3), (3, 11)])
-def test_every_batch_is_read_once_and_one_row_of_each_block_again(block: int, pieces: int, tmp_path: Path) -> None:
+def test_every_batch_is_read_once_and_one_row_of_each_block_again(
+    block: int, pieces: int, tmp_path: Path
+) -> None:
     read: list[int] = []
 
     def collate(samples: list[tuple[Tensor, Tensor]]) -> Any:

@@ -194,7 +194,7 @@ class FactorisedEngine:
             unknown = {names[id(n.variable)] for n in ends.leaves if id(n.variable) in names}  # type: ignore[attr-defined]
             if ends.python:
                 unknown |= recorder.hidden
-            unplaced = (following.doubtful | tape.doubtful) - unknown
+            unplaced = (following.doubtful(ends.nodes) | tape.doubtful) - unknown
             tape.backward(rows.output, ends.leaves, unknown | unplaced)
         doubtful: dict[str, Set[str]] = {_UNKNOWN: unknown, _UNPLACED: unplaced}
         return RowOutputs(*(column.detach() for column in rows)), doubtful

@@ -25,10 +25,13 @@ class Reached:
         Those that accumulate gradients of tensors.
     python : bool
         Whether a ``torch.autograd.Function`` is on the way, which may hide tensors from the graph.
+    nodes : set of Node
+        All that were met.
     """
 
     leaves: list[Node] = field(default_factory=list)
     python: bool = False
+    nodes: set[Node] = field(default_factory=set)
 
 
 def reached(output: Tensor, passed: Mapping[Node, Sequence[Node]] | None = None) -> Reached:
@@ -42,7 +45,7 @@ def reached(output: Tensor, passed: Mapping[Node, Sequence[Node]] | None = None)
         Functions that are stepped over, with the nodes behind them: layers, whose weights are known.
     """
     known, found = passed or {}, Reached()
-    todo, seen = [output.grad_fn], set()
+    todo, seen = [output.grad_fn], found.nodes
     while todo:
         node = todo.pop()
         if node is None or node in seen:

@@ -67,7 +67,7 @@ class Recorder(TorchFunctionMode):
         self.autocast = False
 
     def outputs(self, output: ModelOutput, model: nn.Module, batch: Any) -> RowOutputs:
-        """Outputs of a batch, watched: all of the output, or calls of the model where it does no more."""
+        """Outputs of a batch, watched: all of it, or the calls of the model where there is no more."""
         marked = tree.tree_map(self._following.begin, batch)
         if output.calls_alone:
             return output(partial(self._watched, model), marked)

@@ -145,9 +145,10 @@ class Tape:
         return front
 
     def close(self) -> None:
-        """Let go of the graph: its nodes hold hooks, which hold this, so that nothing would be freed."""
+        """Let go of the graph: its nodes hold hooks, which hold this, and nothing would be freed."""
         self.passed.clear()
         self._first.clear()
+        self.following.close()
 
     def backward(self, output: Tensor, leaves: list[Node], doubtful: Set[str]) -> None:
         """From the outputs down to the first layers, and to other tensors that require gradients."""

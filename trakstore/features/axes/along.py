@@ -16,8 +16,9 @@ LOST = Unplaced.LOST
 
 
 def _given(asked: Asked, position: int, default: Any = None) -> Any:
-    """The ``dim`` of a call, or ``axis``, as it may be called too."""
-    return asked.argument(position, "dim", asked.kwargs.get("axis", default))
+    """The ``dim`` of a call, under any of its names."""
+    named = next((asked.kwargs[name] for name in ("axis", "dims") if name in asked.kwargs), default)
+    return asked.argument(position, "dim", named)
 
 
 def _touched(asked: Asked, dims: Any) -> bool:

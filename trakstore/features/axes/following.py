@@ -6,6 +6,7 @@ from collections.abc import Iterable, Set
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from trakstore.features.axes.asked import Asked, tensors_of
 from trakstore.features.axes.marks import Axis, Mark, Unplaced
@@ -35,18 +36,14 @@ class Following:
         Ids of a model's parameters and buffers, which get no mark: what a pass writes there is
         lost.
 
-    Attributes
-    ----------
-    doubtful : set of str
-        Names of parameters whose gradients cannot be cut into those of samples.
     """
 
     def __init__(self, batch: int, kept: Set[int] = frozenset()) -> None:
         self.batch, self._kept = batch, kept
         self._pass = object()  # marks of an earlier pass say nothing
-        self.doubtful: set[str] = set()
         self._told = False
         self._claims: set[str] = set()
+        self._losses: list[tuple[Node, frozenset[str]]] = []
         self._spoiled: dict[int, Tensor] = {}
         self._written: dict[int, Tensor] = {}
 
@@ -72,8 +69,20 @@ class Following:
         """Mark of what no function was seen to make: a constant, unless it has a history."""
         if tensor.grad_fn is None:
             return TOLD if self._told and not tensor.requires_grad else FREE
-        self.doubtful |= self._claims
+        self._lose(tensor, frozenset(self._claims))
         return LOST
+
+    def _lose(self, tensor: Tensor, claims: frozenset[str]) -> None:
+        if claims and tensor.grad_fn is not None:
+            self._losses.append((tensor.grad_fn, claims))
+
+    def doubtful(self, nodes: Set[Node]) -> set[str]:
+        """Names of parameters that counted on rows which got lost on the way to these nodes' output."""
+        return {name for node, claims in self._losses if node in nodes for name in claims}
+
+    def close(self) -> None:
+        """Let go of the graph."""
+        self._losses.clear()
 
     def see(self, value: Any) -> None:
         """Notice at the end of a pass what was lost out of sight."""
@@ -144,7 +153,7 @@ class Following:
         if mark is not FREE and id(tensor) in self._kept:
             mark = LOST
         if mark is LOST:
-            self.doubtful |= claims
+            self._lose(tensor, claims)
             self._spoiled[_storage(tensor)] = tensor
         elif before is FREE and mark is not FREE:
             self._written[_storage(tensor)] = tensor
@@ -153,7 +162,7 @@ class Following:
     def _mark_all(self, value: Any, mark: Any, claims: frozenset[str]) -> None:
         if isinstance(value, Tensor):
             if mark is LOST:
-                self.doubtful |= claims
+                self._lose(value, claims)
             self._mark(value, mark, claims)
         elif isinstance(value, tuple | list):
             marks = mark if isinstance(mark, list) else [mark] * len(value)

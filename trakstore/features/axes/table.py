@@ -51,7 +51,10 @@ def rule_of(function: Any) -> tuple[str, Rule | None]:
     """Own name of a function, and the rule of what goes by its canonical name."""
     if function not in _KNOWN:
         name = getattr(function, "__name__", "")
-        _KNOWN[function] = name, None if _foreign(function, name) else _RULES.get(canonical(function))
+        _KNOWN[function] = (
+            name,
+            None if _foreign(function, name) else _RULES.get(canonical(function)),
+        )
     return _KNOWN[function]
 
 
