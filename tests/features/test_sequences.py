@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trakstore.errors import TrakStoreError
-from trakstore.features import CausalLM, MaskedLM, SquaredError
+from trakstore.features import CausalLM, Margin, MaskedLM, SquaredError
 from trakstore.features.outputs.sequences import sequences
 
 WORDS, SAMPLES, LENGTH = 29, 5, 7
@@ -233,6 +233,17 @@ def test_batches_that_do_not_fit() -> None:
             CausalLM().check(table, batch)
     same = torch.full((2, 5), 3)  # of one token only: moved or not
     CausalLM().check(table, (same, same))
+
+
+def test_keys_that_the_model_does_not_take() -> None:
+    batch = {"x": torch.randn(4, 3), "label": torch.zeros(4).long()}
+    for output in (Margin(), SquaredError()):
+        with pytest.raises(
+            TrakStoreError, match=r"forward takes input, .* have 'x': leave them out"
+        ):
+            output.check(nn.Linear(3, 2), batch)
+    with pytest.raises(TrakStoreError, match="have 'attention_mask'"):
+        CausalLM().check(nn.Embedding(WORDS, WORDS), {**rows(), "input": rows()["input_ids"]})
 
 
 @pytest.mark.parametrize("key", ["label", "labels"])

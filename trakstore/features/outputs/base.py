@@ -15,7 +15,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.spec import OutputSpec
 
-__all__ = ["Model", "ModelOutput", "RowOutputs", "label_key", "logits_of", "need_tensor", "widened"]
+__all__ = ["Model", "ModelOutput", "RowOutputs", "label_key", "need_tensor", "widened"]
 
 Model: TypeAlias = Callable[..., Any]
 
@@ -70,12 +70,6 @@ class ModelOutput(ABC):
         return None
 
 
-def logits_of(model: Model, inputs: Any) -> Any:
-    """The model's answer to a tuple of arguments or a dict of keywords; ``.logits`` where it has it."""
-    answer = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-    return getattr(answer, "logits", answer)
-
-
 def label_key(batch: Any) -> str | None:
     """The key of a dict batch that is to be predicted: ``labels``, else ``label``, if there is one."""
     if not isinstance(batch, Mapping):
@@ -87,7 +81,9 @@ def need_tensor(value: Any, what: str) -> Tensor:
     """``value``, if it is a tensor."""
     if isinstance(value, Tensor):
         return value
-    raise TrakStoreError(f"{what} must be a tensor, got {type(value).__name__}")
+    raise TrakStoreError(
+        f"{what} must be a tensor, got {type(value).__name__}; rows of tensors of one length give one"
+    )
 
 
 def widened(tensor: Tensor) -> Tensor:

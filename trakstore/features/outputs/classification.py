@@ -15,9 +15,9 @@ from trakstore.features.outputs.base import (
     ModelOutput,
     RowOutputs,
     label_key,
-    logits_of,
     widened,
 )
+from trakstore.features.outputs.calls import logits_of, need_keywords
 from trakstore.features.outputs.odds import rounded, shortfall
 
 __all__ = ["CrossEntropy", "Margin"]
@@ -48,6 +48,7 @@ class _Classification(ModelOutput):
                 f"{self.name} needs integer labels of shape (batch,), "
                 f"got {tuple(label.shape)} of {label.dtype}"
             )
+        need_keywords(model, inputs)
         with torch.no_grad():
             logits = logits_of(model, inputs)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -16,7 +16,11 @@ __all__ = ["FUNCTIONS", "function_of", "global_values", "installed", "is_install
 FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
 _PLACES = ("site-packages", "dist-packages")
-_LIBRARIES = (*map(sysconfig.get_path, ("stdlib", "platstdlib")), Path(__file__).parents[2])
+_LIBRARIES = (
+    Path(sysconfig.get_path("stdlib")),
+    Path(sysconfig.get_path("platstdlib")),
+    Path(__file__).parents[2],
+)
 
 
 def installed(file: str | None) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs
+from trakstore.features.outputs.calls import need_keywords
 from trakstore.features.outputs.odds import log_losses, log_odds, rounded, shortfall
 from trakstore.features.outputs.sequences import IGNORED, Sequences, sequences
 from trakstore.spec import OutputSpec
@@ -87,6 +88,7 @@ class _Tokens(ModelOutput):
     def check(self, model: Model, batch: Any) -> int | None:
         """Logits must be ``(batch, length, vocabulary)``, labels ``(batch, length)``."""
         found = sequences(model, batch, self.name)
+        need_keywords(model, found.keywords)
         with torch.no_grad():
             logits = found.logits(model)
         wanted = found.labels

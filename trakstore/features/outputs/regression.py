@@ -14,10 +14,10 @@ from trakstore.features.outputs.base import (
     ModelOutput,
     RowOutputs,
     label_key,
-    logits_of,
     need_tensor,
     widened,
 )
+from trakstore.features.outputs.calls import logits_of, need_keywords
 
 __all__ = ["SquaredError"]
 
@@ -41,6 +41,7 @@ class SquaredError(ModelOutput):
     def check(self, model: Model, batch: Any) -> int | None:
         """One prediction and one value for each sample."""
         inputs, wanted = _inputs_and_value(batch)
+        need_keywords(model, inputs)
         with torch.no_grad():
             found = need_tensor(logits_of(model, inputs), "a prediction")
         if found.numel() != len(wanted) or wanted.numel() != len(wanted):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs.base import Model, need_tensor, widened
+from trakstore.features.outputs.calls import inner_model, parameters_of
 
 __all__ = ["IGNORED", "Sequences", "sequences"]
 
@@ -61,14 +60,14 @@ def sequences(model: Model, batch: Any, name: str) -> Sequences:
     TrakStoreError
         When something is missing, or there is more than can be understood.
     """
-    inner = _inner(model)
+    inner = inner_model(model)
     if _has_decoder(inner, batch):
         return _targets(inner, batch, name)
     if isinstance(batch, Mapping):
         found = _of_keywords(batch)
     else:
         found = _of_tuple((batch,) if isinstance(batch, Tensor) else tuple(batch))
-    if "targets" in _parameters(inner) and "targets" not in found.keywords:
+    if "targets" in parameters_of(inner) and "targets" not in found.keywords:
         # nanoGPT's forward gives the logits of all positions only where it is told what is to come
         told = {"targets": found.labels.clamp(min=0)}
         return Sequences(found.labels, found.arguments, found.keywords | told, found.ids)
@@ -122,7 +121,7 @@ def _targets(inner: Any, batch: Any, name: str) -> Sequences:
 def _decoder_inputs(inner: Any, labels: Tensor) -> dict[str, Tensor]:
     """The labels, moved as the model does it; or the labels, where it does so on its way."""
     shift = next((getattr(inner, one) for one in _SHIFTS if hasattr(inner, one)), None)
-    if shift is None and "labels" in _parameters(inner):
+    if shift is None and "labels" in parameters_of(inner):
         return {"labels": labels}
     if shift is None:
         raise TrakStoreError(
@@ -143,25 +142,7 @@ def _has_decoder(inner: Any, batch: Any) -> bool:
     if isinstance(batch, Mapping) and any(key in batch for key in _DECODER):
         return True
     says = getattr(getattr(inner, "config", None), "is_encoder_decoder", False)
-    return bool(says) and "decoder_input_ids" in _parameters(inner)
-
-
-def _inner(model: Any) -> Any:
-    """The model that wrappers of torch (data parallel) and PEFT hold."""
-    while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
-        else:
-            return model
-
-
-def _parameters(model: Any) -> Collection[str]:
-    """Names of what a model's forward takes; none where Python cannot tell."""
-    if isinstance(model, torch.jit.ScriptModule):
-        return ()
-    return inspect.signature(getattr(model, "forward", model)).parameters.keys()
+    return bool(says) and "decoder_input_ids" in parameters_of(inner)
 
 
 def _without(batch: Mapping[str, Any], name: str) -> dict[str, Any]:
