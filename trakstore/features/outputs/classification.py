@@ -15,10 +15,9 @@ from trakstore.features.outputs.base import (
     ModelOutput,
     RowOutputs,
     label_key,
-    widened,
 )
 from trakstore.features.outputs.calls import logits_of, need_keywords
-from trakstore.features.outputs.odds import rounded, shortfall
+from trakstore.features.outputs.odds import outside, precise, rounded, shortfall
 
 __all__ = ["CrossEntropy", "Margin"]
 
@@ -63,9 +62,9 @@ class _Classification(ModelOutput):
     def _shortfall(self, model: Model, batch: Any) -> tuple[Tensor, torch.dtype]:
         """log((1 - p)/p) of the label, NaN where there is no such class; and the logits' dtype."""
         inputs, label = _inputs_and_label(batch)
-        logits = widened(logits_of(model, inputs))
-        outside = (label < 0) | (label >= logits.shape[1])
-        return shortfall(logits, label).masked_fill(outside, torch.nan), logits.dtype
+        logits = logits_of(model, inputs)
+        x = shortfall(precise(logits), label)
+        return x.masked_fill(outside(label, logits.shape[1]), torch.nan), logits.dtype
 
 
 class Margin(_Classification):

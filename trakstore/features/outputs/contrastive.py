@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs, widened
+from trakstore.features.outputs.calls import need_keywords
 from trakstore.features.outputs.odds import log_losses, log_odds, precise, rounded
 from trakstore.spec import OutputSpec
 
@@ -78,6 +79,7 @@ class Contrastive(ModelOutput):
 
     def check(self, model: Model, batch: Any) -> int | None:
         """Embeddings must be as wide as those of the bank."""
+        need_keywords(model, batch)
         with torch.no_grad():
             found = _embeddings(model, batch)
         width = self._images.shape[1]

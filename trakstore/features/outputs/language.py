@@ -13,7 +13,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs
 from trakstore.features.outputs.calls import need_keywords
-from trakstore.features.outputs.odds import log_losses, log_odds, rounded, shortfall
+from trakstore.features.outputs.odds import log_losses, log_odds, outside, rounded, shortfall
 from trakstore.features.outputs.sequences import IGNORED, Sequences, sequences
 from trakstore.spec import OutputSpec
 
@@ -66,8 +66,8 @@ class _Tokens(ModelOutput):
         found = sequences(model, batch, self.name)
         logits, wanted = self._aligned(found.logits(model), found)
         counted = wanted != IGNORED
-        outside = counted & ((wanted < 0) | (wanted >= logits.shape[-1]))
-        told = counted.any(1) & ~outside.any(1)
+        strange = counted & outside(wanted, logits.shape[-1])
+        told = counted.any(1) & ~strange.any(1)
         counted |= ~told[:, None]  # such rows compute something too: NaN then has no gradient
         rows = self._rows(shortfall(logits, wanted), counted)
         return rounded(
@@ -98,10 +98,10 @@ class _Tokens(ModelOutput):
                 f"{self.name} needs logits (batch, length, vocabulary) and integer labels (batch, "
                 f"length), got {tuple(logits.shape)} and {tuple(wanted.shape)} of {wanted.dtype}"
             )
-        outside = (wanted != IGNORED) & ((wanted < 0) | (wanted >= logits.shape[2]))
-        if outside.any():
+        strange = (wanted != IGNORED) & outside(wanted, logits.shape[2])
+        if strange.any():
             raise TrakStoreError(
-                f"{self.name}: labels hold {int(wanted[outside][0])}; tokens are from 0 to "
+                f"{self.name}: labels hold {int(wanted[strange][0])}; tokens are from 0 to "
                 f"{logits.shape[2] - 1}, and {IGNORED} stands where nothing is asked"
             )
         return None

@@ -12,19 +12,20 @@ from torch import Tensor
 
 from trakstore.features.outputs.base import RowOutputs
 
-__all__ = ["log_losses", "log_odds", "precise", "rounded", "shortfall"]
+__all__ = ["log_losses", "log_odds", "outside", "precise", "rounded", "shortfall"]
 
 _TINY = -37.0  # log softplus(x) is x, and log(expm1(exp(x))) too, to the last digit of a float64
 
 
 def precise(tensor: Tensor) -> Tensor:
     """As float64, of which there are few: numbers of tokens, not of the vocabulary."""
-    return tensor if tensor.device.type == "mps" else tensor.double()  # which has none
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()  # it has no float64
 
 
 def rounded(rows: RowOutputs, dtype: torch.dtype) -> RowOutputs:
-    """In the dtype of the logits."""
-    return RowOutputs(*(column.to(dtype) for column in rows))
+    """In the dtype of the logits, float32 at least."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return RowOutputs(*(column.to(wide) for column in rows))
 
 
 def shortfall(logits: Tensor, labels: Tensor) -> Tensor:
@@ -42,12 +43,18 @@ def shortfall(logits: Tensor, labels: Tensor) -> Tensor:
     Tensor of float64, shape (...)
     """
     at = labels.long().clamp(0, logits.shape[-1] - 1)[..., None]
-    own = precise(logits.gather(-1, at))
-    others = logits.scatter(-1, at, -torch.inf)
-    # the largest is subtracted first, from a copy that is ours: what is left is rounded no more
+    own, others = logits.gather(-1, at)[..., 0], logits.scatter(-1, at, -torch.inf)
+    if logits.dtype == torch.float64:
+        return others.logsumexp(-1) - own
+    # the largest is subtracted first, from a copy that is ours: what is left is hardly rounded
     top = others.detach().amax(-1, keepdim=True)
     rest = precise(others.sub_(top).logsumexp(-1))
-    return rest + (precise(top) - own)[..., 0]
+    return rest + (precise(top[..., 0]) - precise(own))
+
+
+def outside(labels: Tensor, classes: int) -> Tensor:
+    """Where labels are no class."""
+    return labels.long().clamp(0, classes - 1) != labels
 
 
 def log_losses(x: Tensor) -> Tensor:
