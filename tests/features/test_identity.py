@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,12 @@ VALUES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "namespace": (lambda: Namespace(scale=1), lambda: Namespace(scale=2)),
     "settings": (lambda: Settings(1), lambda: Settings(2)),
     "object": (lambda: Scaled([1]), lambda: Scaled([2])),
+    "member": (lambda: HTTPStatus.OK, lambda: HTTPStatus.ACCEPTED),
+    "cached": (lambda: functools.cache(with_closure(1)), lambda: functools.cache(with_closure(2))),
+    "vectorised": (
+        lambda: np.vectorize(with_closure(1)),
+        lambda: np.vectorize(with_closure(2)),
+    ),
     "method": (lambda: Scaled(1).method, lambda: Scaled(2).method),
 }
 
@@ -323,6 +331,24 @@ def test_scripted_functions_and_what_leads_to_itself() -> None:
         return output
 
     assert code_digest(ring(2)) == code_digest(ring(2)) != code_digest(ring(3))
+
+
+def test_devices_and_logs_and_what_is_odd_do_not_count() -> None:
+    class Odd:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    log = logging.getLogger("an output's")
+
+    def logged(model: Any, batch: Any) -> Any:
+        log.debug("%s", Odd())
+        return model(batch)
+
+    before = code_digest(logged)
+    logged(id, 1)
+    assert code_digest(logged) == before
+    held = [("cpu", Odd(), nn.LazyLinear(2)), (torch.device("cuda:1"), Odd(), nn.LazyLinear(2))]
+    assert code_digest(with_closure(held[0])) == code_digest(with_closure(held[1]))
 
 
 class Rows(list[Any]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import sys
 import sysconfig
 import types
@@ -43,8 +44,12 @@ def is_installed(cls: type) -> bool:
 def layers(function: Any) -> Iterator[Any]:
     """A callable, and what it is made of: functions below partial and methods, an object's class."""
     yield function
-    within = {functools.partial: "func", types.MethodType: "__func__"}
-    inner = getattr(function, within.get(type(function), "__wrapped__"), None)
+    if isinstance(function, functools.partial):
+        inner = function.func
+    elif isinstance(function, types.MethodType):
+        inner = function.__func__
+    else:
+        inner = inspect.getattr_static(function, "__wrapped__", None)
     if inner is not None:
         yield from layers(inner)
     if not isinstance(function, FUNCTIONS):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from trakstore.features.outputs.code import (
     FUNCTIONS,
@@ -43,7 +44,8 @@ def function_name(function: Any) -> str:
     """The name of a function, of that within a ``functools.partial``, or of an object's class."""
     if isinstance(function, functools.partial):
         return f"partial({function_name(function.func)})"
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) else type(function).__qualname__
 
 
 def code_digest(function: Callable[..., Any]) -> str:
@@ -87,7 +89,9 @@ class _Digests:
 
     def _parts(self, value: Any) -> Iterator[bytes | str]:
         """What tells a value from others of its class."""
-        if isinstance(value, Tensor | np.ndarray | np.generic):
+        if isinstance(value, Enum):
+            yield value.name
+        elif isinstance(value, Tensor | np.ndarray | np.generic):
             yield from self._array(value)
         elif isinstance(value, Mapping):
             yield from sorted(self.of(key) + self.of(one) for key, one in value.items())
@@ -143,13 +147,15 @@ class _Digests:
 
     def _object(self, value: Any) -> Iterator[bytes | str]:
         """Name, class, and attributes."""
-        for name in ("__module__", "__qualname__", "__name__", "_name_"):
-            found = getattr(value, name, None)  # of functions that are built in, members of enums
-            yield found if isinstance(found, str) else ""
         if isinstance(value, torch.jit.ScriptFunction | torch.jit.ScriptModule):
             yield str(value.code)
+        if is_installed(type(value)):  # a built-in function, a cached one
+            names = (
+                getattr(value, name, None) for name in ("__module__", "__qualname__", "__name__")
+            )
+            yield from (name if isinstance(name, str) else "" for name in names)
+            yield self.of(getattr(value, "__wrapped__", None))
         yield self.of(type(value))
-        yield self.of(getattr(value, "__wrapped__", None))
         yield self.of(self._attributes(value))
 
     def _attributes(self, value: Any) -> dict[str, Any]:
@@ -166,6 +172,8 @@ class _Digests:
         return settings | weights | dict(value.named_buffers(recurse=False))
 
     def _array(self, value: Any) -> Iterator[bytes | str]:
+        if is_lazy(value):  # it has no numbers yet
+            return
         yield f"{value.dtype} {tuple(value.shape)}"
         if isinstance(value, Tensor) and not value.is_meta:
             dense = value.detach().to_dense() if value.layout != torch.strided else value.detach()
