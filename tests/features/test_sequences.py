@@ -135,6 +135,23 @@ def test_decoder_inputs_that_are_given_are_used_and_their_mask_counts() -> None:
         CausalLM().check(model, batch)
 
 
+def test_a_model_that_holds_an_encoder_decoder_is_asked_as_its_own_forward_says() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = seq2seq("t5")
+
+        def forward(self, ids: Tensor, target: Tensor) -> Tensor:
+            return self.module(input_ids=ids, labels=target).logits
+
+    model, batch = Holder(), rows()
+    given = {"ids": batch["input_ids"], "target": batch["labels"], "labels": batch["labels"]}
+    MaskedLM().check(model, given)
+    own = {"input_ids": batch["input_ids"], "labels": batch["labels"]}
+    found = MaskedLM("loss")(model, given).loss
+    torch.testing.assert_close(found, MaskedLM("loss")(model.module, own).loss)
+
+
 def test_an_encoder_alone_is_masked_by_its_own_mask() -> None:
     """A T5 that tags tokens says that it is an encoder-decoder, and has no decoder."""
     tf = pytest.importorskip("transformers")

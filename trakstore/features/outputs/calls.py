@@ -22,14 +22,15 @@ def logits_of(model: Model, inputs: Any) -> Any:
 
 
 def inner_model(model: Any) -> Any:
-    """The model that wrappers of torch (data parallel) and PEFT hold."""
-    while True:
+    """The model that wrappers of torch (data parallel) and PEFT hold, and pass all keywords to."""
+    while _takes_any(parameters_of(model)):
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()
         elif isinstance(getattr(model, "module", None), nn.Module):
             model = model.module
         else:
-            return model
+            break
+    return model
 
 
 def parameters_of(model: Any) -> Mapping[str, inspect.Parameter]:
@@ -39,11 +40,14 @@ def parameters_of(model: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(getattr(model, "forward", model)).parameters
 
 
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+
 def need_keywords(model: Model, inputs: Any) -> None:
     """Raise a :class:`TrakStoreError` if a dict has keys that the model's forward does not take."""
     taken = parameters_of(inner_model(model))
-    kinds = {parameter.kind for parameter in taken.values()}
-    if not taken or not isinstance(inputs, Mapping) or inspect.Parameter.VAR_KEYWORD in kinds:
+    if not taken or not isinstance(inputs, Mapping) or _takes_any(taken):
         return
     strange = sorted(set(inputs) - set(taken) - set(parameters_of(model)))  # a wrapper's own
     if strange:
