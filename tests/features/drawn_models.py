@@ -1,5 +1,7 @@
 """Models put together of parts, of which many do with their rows what the data say."""
 
+# ruff: noqa: ARG002  (every part is given the data, whether it asks them or not)
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from trakstore.features.outputs import ModelOutput, RowOutputs
-from trakstore.features.outputs.base import Model
+from trakstore.features.outputs.base import Model, widened
 from trakstore.spec import OutputSpec
 
 __all__ = ["Autocast"]
@@ -17,6 +20,8 @@ __all__ = ["Autocast"]
 
 class Autocast(ModelOutput):
     """An output of the model under autocast; what is made of the model's answer is float32.
+
+    So are answers of the model's methods and parts; other attributes are as they are.
 
     Parameters
     ----------
@@ -30,7 +35,8 @@ class Autocast(ModelOutput):
     def __init__(
         self, output: ModelOutput, device: torch.device, dtype: torch.dtype = torch.bfloat16
     ) -> None:
-        self.output, self.device, self.dtype = output, device, dtype
+        self.output, self.device = output, device
+        self.dtype: torch.dtype = dtype
         self.calls_alone = output.calls_alone
 
     @property
@@ -40,14 +46,7 @@ class Autocast(ModelOutput):
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :class:`ModelOutput`."""
-
-        def cast(*args: Any, **kwargs: Any) -> Any:
-            # weights may be other tensors at every call, as under vmap: none is kept
-            with torch.autocast(self.device.type, self.dtype, cache_enabled=False):
-                answer = model(*args, **kwargs)
-            return tree.tree_map(_widened, answer)
-
-        return self.output(cast, batch)
+        return self.output(_Cast(model, self.device.type, self.dtype), batch)
 
     def labels(self, batch: Any) -> Tensor | None:
         """See :class:`ModelOutput`."""
@@ -62,5 +61,68 @@ class Autocast(ModelOutput):
         return self.output.check(model, batch)
 
 
-def _widened(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+class _Cast:
+    """A model, or a part of one, that is called under autocast and answers in float32.
+
+    It passes for the model (``isinstance``, attributes), since outputs may use any of that.
+    """
+
+    __slots__ = ("__device", "__dtype", "__model")
+
+    def __init__(self, model: Any, device: str, dtype: torch.dtype) -> None:
+        object.__setattr__(self, "_Cast__model", model)
+        object.__setattr__(self, "_Cast__device", device)
+        object.__setattr__(self, "_Cast__dtype", dtype)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self.__model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__under(self.__model)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__model, name)
+        if isinstance(value, MethodType):
+            return self.__under(value)
+        return self.__part(value) if isinstance(value, nn.Module) else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__model, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.__given(self.__model[key])
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.__given, self.__model)
+
+    def __len__(self) -> int:
+        return len(self.__model)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __under(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function, updated=())
+        def cast(*args: Any, **kwargs: Any) -> Any:
+            # weights may be other tensors at every call, as under vmap: none is kept
+            with torch.autocast(self.__device, self.__dtype, cache_enabled=False):
+                return self.__given(function(*args, **kwargs))
+
+        return cast
+
+    def __given(self, answer: Any) -> Any:
+        """An answer: its tensors in float32, its modules cast too."""
+        if isinstance(answer, Iterator):
+            return map(self.__given, answer)
+        if isinstance(answer, ItemsView | ValuesView):
+            return [self.__given(one) for one in answer]
+        return tree.tree_map(self.__leaf, answer)
+
+    def __leaf(self, leaf: Any) -> Any:
+        if isinstance(leaf, nn.Module):
+            return self.__part(leaf)
+        return widened(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    def __part(self, module: nn.Module) -> Any:
+        return _Cast(module, self.__device, self.__dtype)

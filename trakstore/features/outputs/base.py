@@ -15,7 +15,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.spec import OutputSpec
 
-__all__ = ["Model", "ModelOutput", "RowOutputs", "log_odds", "logits_of", "need_tensor"]
+__all__ = ["Model", "ModelOutput", "RowOutputs", "label_key", "need_tensor", "widened"]
 
 Model: TypeAlias = Callable[..., Any]
 
@@ -71,25 +71,22 @@ class ModelOutput(ABC):
         return None
 
 
-def log_odds(loss: Tensor) -> RowOutputs:
-    """The log-odds log(p / (1 - p)) of samples of probability p = exp(-loss).
-
-    The loss is again a function of them: loss = log(1 + exp(-output)), ``out_to_loss`` = 1 - p.
-    For one label of many it is the margin of TRAK (Park et al., 2023, section 3.2); for sequences and
-    pairs it is the same of their probability.
-    """
-    rest = -torch.expm1(-loss)
-    return RowOutputs(-loss - rest.log(), loss, rest)
-
-
-def logits_of(model: Model, inputs: Any) -> Any:
-    """The model's answer to a tuple of arguments or a dict of keywords; ``.logits`` where it has it."""
-    answer = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-    return getattr(answer, "logits", answer)
+def label_key(batch: Any) -> str | None:
+    """The key of a dict batch that is to be predicted: ``labels``, else ``label``, if there is one."""
+    if not isinstance(batch, Mapping):
+        return None
+    return next((key for key in ("labels", "label") if key in batch), None)
 
 
 def need_tensor(value: Any, what: str) -> Tensor:
     """``value``, if it is a tensor."""
     if isinstance(value, Tensor):
         return value
-    raise TrakStoreError(f"{what} must be a tensor, got {type(value).__name__}")
+    raise TrakStoreError(
+        f"{what} must be a tensor, got {type(value).__name__}; rows of tensors of one length give one"
+    )
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """As float32 where it is less: float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

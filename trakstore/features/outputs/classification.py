@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs, logits_of
+from trakstore.features.outputs.base import (
+    Model,
+    ModelOutput,
+    RowOutputs,
+    label_key,
+)
+from trakstore.features.outputs.calls import logits_of, need_keywords
+from trakstore.features.outputs.odds import outside, precise, rounded, shortfall
 
 __all__ = ["CrossEntropy", "Margin"]
 
@@ -18,7 +25,8 @@ __all__ = ["CrossEntropy", "Margin"]
 class _Classification(ModelOutput):
     """A model that gives logits ``(batch, classes)``, or an object that has them as ``.logits``.
 
-    Batches are ``(input, ..., label)``, or dicts with ``labels`` beside the model's keywords.
+    Batches are ``(input, ..., label)``, or dicts with ``labels`` (or ``label``) beside the model's
+    keywords.
     """
 
     calls_alone = True
@@ -30,7 +38,8 @@ class _Classification(ModelOutput):
 
     def predictions(self, model: Model, batch: Any) -> Tensor:
         """The class of the largest logit."""
-        return self._logits(model, batch)[0].argmax(dim=1)
+        logits: Tensor = logits_of(model, _inputs_and_label(batch)[0])
+        return logits.argmax(dim=1)
 
     def check(self, model: Model, batch: Any) -> int | None:
         """Logits must be ``(batch, classes)``, labels integers from 0 to classes - 1."""
@@ -40,6 +49,7 @@ class _Classification(ModelOutput):
                 f"{self.name} needs integer labels of shape (batch,), "
                 f"got {tuple(label.shape)} of {label.dtype}"
             )
+        need_keywords(model, inputs)
         with torch.no_grad():
             logits = logits_of(model, inputs)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -51,11 +61,12 @@ class _Classification(ModelOutput):
             )
         return int(logits.shape[1])
 
-    def _logits(self, model: Model, batch: Any) -> tuple[Tensor, Tensor]:
+    def _shortfall(self, model: Model, batch: Any) -> tuple[Tensor, torch.dtype]:
+        """log((1 - p)/p) of the label, NaN where there is no such class; and the logits' dtype."""
         inputs, label = _inputs_and_label(batch)
-        logits = logits_of(model, inputs).float()
-        own = torch.arange(logits.shape[1], device=logits.device) == label[:, None]
-        return logits, own
+        logits = logits_of(model, inputs)
+        x = shortfall(precise(logits), label)
+        return x.masked_fill(outside(label, logits.shape[1]), torch.nan), logits.dtype
 
 
 class Margin(_Classification):
@@ -69,10 +80,8 @@ class Margin(_Classification):
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""
-        logits, own = self._logits(model, batch)
-        others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-        margin = logits.masked_fill(~own, 0).sum(dim=1) - others
-        return RowOutputs(margin, F.softplus(-margin), torch.sigmoid(-margin))
+        x, dtype = self._shortfall(model, batch)
+        return rounded(RowOutputs(-x, F.softplus(x), torch.sigmoid(x)), dtype)
 
 
 class CrossEntropy(_Classification):
@@ -82,17 +91,20 @@ class CrossEntropy(_Classification):
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""
-        logits, own = self._logits(model, batch)
-        loss = logits.logsumexp(dim=1) - logits.masked_fill(~own, 0).sum(dim=1)
-        return RowOutputs(loss, loss, -torch.ones_like(loss))
+        x, dtype = self._shortfall(model, batch)
+        loss = F.softplus(x)
+        return rounded(RowOutputs(loss, loss, -torch.ones_like(loss)), dtype)
 
 
 def _inputs_and_label(batch: Any) -> tuple[Any, Tensor]:
-    if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
-        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    """What the model takes, and the classes."""
+    name = label_key(batch)
+    if name is not None and isinstance(batch[name], Tensor):
+        return {key: value for key, value in batch.items() if key != name}, batch[name]
     if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
+        got = f"one with {sorted(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
         raise TrakStoreError(
-            f"classification needs samples (input, ..., label), or dicts with 'labels', got a "
-            f"{type(batch).__name__}"
+            f"classification needs samples (input, ..., label), or dicts with 'labels' (or 'label'), "
+            f"got {got}"
         )
     return tuple(batch[:-1]), batch[-1]

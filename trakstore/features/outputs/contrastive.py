@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs, log_odds
+from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs, widened
+from trakstore.features.outputs.calls import need_keywords
+from trakstore.features.outputs.odds import log_losses, log_odds, precise, rounded
 from trakstore.spec import OutputSpec
 
 __all__ = ["Contrastive"]
@@ -47,18 +50,15 @@ class Contrastive(ModelOutput):
             )
         if not 0 < scale < float("inf"):
             raise TrakStoreError(f"scale must be a number above 0, got {scale}")
-        self._images = F.normalize(image_bank.detach().float(), dim=1)
-        self._texts = F.normalize(text_bank.detach().float(), dim=1)
+        self._images, self._texts = (_unit_rows(bank.detach()) for bank in (image_bank, text_bank))
+        self._digest = _digest(image_bank, text_bank)
         self._scale = float(scale)
 
     @property
     def spec(self) -> OutputSpec:
         """With the size and the hash of the banks."""
-        digest = hashlib.sha256()
-        for bank in (self._images, self._texts):
-            digest.update(bank.cpu().contiguous().numpy().tobytes())
         options = (
-            ("bank", digest.hexdigest()[:32]),
+            ("bank", self._digest),
             ("bank_rows", len(self._images)),
             ("scale", self._scale),
         )
@@ -66,14 +66,20 @@ class Contrastive(ModelOutput):
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""
-        image, text = (F.normalize(one.float(), dim=1) for one in _embeddings(model, batch))
+        found = _embeddings(model, batch)
+        image, text = (_unit_rows(one) for one in found)
         own = self._scale * (image * text).sum(1)
-        loss = (_loss(own, self._scale * image @ self._texts.to(image).T)) / 2
-        loss = loss + _loss(own, self._scale * text @ self._images.to(text).T) / 2
-        return log_odds(loss)
+        others = (
+            self._scale * one @ bank.to(one).T
+            for one, bank in ((image, self._texts), (text, self._images))
+        )
+        x = torch.stack([one.logsumexp(1) - own for one in others], dim=1)
+        log_loss = log_losses(x).logsumexp(1) - math.log(2)
+        return rounded(log_odds(log_loss), widened(found[0]).dtype)
 
     def check(self, model: Model, batch: Any) -> int | None:
         """Embeddings must be as wide as those of the bank."""
+        need_keywords(model, batch)
         with torch.no_grad():
             found = _embeddings(model, batch)
         width = self._images.shape[1]
@@ -95,5 +101,14 @@ def _embeddings(model: Model, batch: Any) -> tuple[Any, Any]:
     return answer[0], answer[1]
 
 
-def _loss(own: Tensor, others: Tensor) -> Tensor:
-    return torch.cat([own[:, None], others], dim=1).logsumexp(1) - own
+def _unit_rows(rows: Tensor) -> Tensor:
+    """Float64: cosines are multiplied by a large scale, and their differences are what counts."""
+    return F.normalize(precise(rows), dim=1)
+
+
+def _digest(*banks: Tensor) -> str:
+    digest = hashlib.sha256()
+    for bank in banks:
+        rows = F.normalize(bank.detach().float(), dim=1)
+        digest.update(rows.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]

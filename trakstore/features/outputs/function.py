@@ -3,50 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as tree
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs
+from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs, widened
+from trakstore.features.outputs.identity import code_digest, function_name
 from trakstore.spec import OutputSpec
 
 __all__ = ["FunctionOutput"]
 
 
-@dataclass(frozen=True)
 class FunctionOutput(ModelOutput):
     """What ``function(model, batch)`` gives: a loss of each sample, or :class:`RowOutputs`.
 
     A plain tensor of shape ``(batch,)`` is taken as output and loss in one.
+
+    Parameters
+    ----------
+    function : callable
+        A function, a ``functools.partial``, or an object that can be called. It is given the model,
+        whose methods, parts and attributes it may use.
+    name : str, optional
+        What tells it from other outputs of the store. By default its own name and a digest of its
+        code and of all values that it computes with: give a name where these change and the output
+        does not, as with another version of Python.
     """
 
-    function: Callable[[Model, Any], Tensor | RowOutputs]
     name = "function"
+
+    def __init__(
+        self, function: Callable[[Model, Any], Tensor | RowOutputs], name: str | None = None
+    ) -> None:
+        if name is not None and (not isinstance(name, str) or not name):
+            raise TrakStoreError(f"an output's name must be a string, got {name!r}")
+        self._function, self._called = function, name or function_name(function)
+        self._code = code_digest(function) if name is None else None
 
     @property
     def spec(self) -> OutputSpec:
-        """The function's own name: another function is another output."""
-        return OutputSpec("function", (("function", self.function.__qualname__),))
+        """Its name, and the digest where the name is the function's own."""
+        named = ("function", self._called)
+        return OutputSpec(
+            self.name, (named,) if self._code is None else (("code", self._code), named)
+        )
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""
-        found = self.function(model, batch)
+        found = self._function(model, batch)
         if isinstance(found, Tensor):
-            return RowOutputs(found, found, -torch.ones_like(found))
-        return RowOutputs(*found)
+            found = RowOutputs(found, found, -torch.ones_like(found))
+        several = found if isinstance(found, tuple | list) else [found]
+        if len(several) != 3 or not all(isinstance(one, Tensor) for one in several):
+            got = ", ".join(type(one).__name__ for one in several)
+            raise TrakStoreError(
+                f"an output function gives a tensor, or RowOutputs of three; {self._called} gives {got}"
+            )
+        return RowOutputs(*map(widened, several))
 
     def check(self, model: Model, batch: Any) -> int | None:
         """One number, or three, for each sample."""
-        size = len(torch.utils._pytree.tree_leaves(batch)[0])
+        size = len(tree.tree_leaves(batch)[0])
         with torch.no_grad():
             found = self(model, batch)
-        shapes = [tuple(getattr(one, "shape", ())) for one in found]
+        shapes = [tuple(one.shape) for one in found]
         if shapes != [(size,)] * 3:
             raise TrakStoreError(
                 f"an output function gives one tensor of shape ({size},), or RowOutputs of three; "
-                f"{self.function.__qualname__} gives {shapes}"
+                f"{self._called} gives {shapes}"
             )
         return None

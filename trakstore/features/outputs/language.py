@@ -7,22 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import (
-    Model,
-    ModelOutput,
-    RowOutputs,
-    log_odds,
-    logits_of,
-    need_tensor,
-)
+from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs
+from trakstore.features.outputs.calls import need_keywords
+from trakstore.features.outputs.odds import log_losses, log_odds, outside, rounded, shortfall
+from trakstore.features.outputs.sequences import IGNORED, Sequences, sequences
 from trakstore.spec import OutputSpec
 
 __all__ = ["CausalLM", "MaskedLM"]
-
-IGNORED = -100  # a label that stands for no token, as in torch and transformers
 
 Over = Literal["sequence", "tokens", "loss"]
 
@@ -32,8 +27,10 @@ class _Tokens(ModelOutput):
     """Predicted tokens of a sequence.
 
     Batches are dicts with ``input_ids`` and, where there is padding, ``attention_mask``, beside
-    whatever else the model takes; or tuples whose first entry is the ids. Labels are ``labels``;
-    those of -100, and of masked positions, do not count.
+    whatever else the model takes; or tuples of ids, and labels if they are others. Labels are
+    ``labels``; those of -100, and of masked positions, do not count. An encoder-decoder model's are
+    the target's tokens: its decoder's inputs are made of them by the model itself, where they are not
+    given, and ``decoder_attention_mask`` is what masks them.
 
     Attributes
     ----------
@@ -65,41 +62,53 @@ class _Tokens(ModelOutput):
         return OutputSpec(self.name, tuple(sorted(options.items())))
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
-        """See :meth:`ModelOutput.__call__`."""
-        logits, wanted = self._aligned(logits_of(model, _inputs(batch)).float(), _labels(batch))
+        """See :meth:`ModelOutput.__call__`; NaN for a sequence without a token that counts."""
+        found = sequences(model, batch, self.name)
+        logits, wanted = self._aligned(found.logits(model), found)
         counted = wanted != IGNORED
-        tokens = wanted.clamp(min=0)[..., None]
-        own = logits.gather(-1, tokens)[..., 0]
-        losses = logits.logsumexp(-1) - own
-        loss = self._reduced(losses, counted)
+        strange = counted & outside(wanted, logits.shape[-1])
+        told = counted.any(1) & ~strange.any(1)
+        counted |= ~told[:, None]  # such rows compute something too: NaN then has no gradient
+        rows = self._rows(shortfall(logits, wanted), counted)
+        return rounded(
+            RowOutputs(*(one.masked_fill(~told, torch.nan) for one in rows)), logits.dtype
+        )
+
+    def _rows(self, x: Tensor, counted: Tensor) -> RowOutputs:
+        """Of tokens with log((1 - p)/p) = x, those that are counted."""
+        if self.over == "sequence":
+            logs = log_losses(x).masked_fill(~counted, -torch.inf).logsumexp(1)
+            return log_odds(logs - counted.sum(1).log() if self.reduction == "mean" else logs)
+        loss = self._reduced(F.softplus(x), counted)
         if self.over == "loss":
             return RowOutputs(loss, loss, -torch.ones_like(loss))
-        if self.over == "sequence":
-            return log_odds(loss)
-        others = logits.scatter(-1, tokens, -torch.inf).logsumexp(-1)
-        misses = self._reduced(torch.sigmoid(others - own), counted)
-        return RowOutputs(self._reduced(own - others, counted), loss, misses)
+        misses = self._reduced(torch.sigmoid(x), counted)
+        return RowOutputs(self._reduced(-x, counted), loss, misses)
 
     def check(self, model: Model, batch: Any) -> int | None:
         """Logits must be ``(batch, length, vocabulary)``, labels ``(batch, length)``."""
-        wanted = _labels(batch)
+        found = sequences(model, batch, self.name)
+        need_keywords(model, found.keywords)
         with torch.no_grad():
-            logits = need_tensor(logits_of(model, _inputs(batch)), "the model's logits")
-        if logits.ndim != 3 or wanted.shape != logits.shape[:2] or wanted.is_floating_point():
+            logits = found.logits(model)
+        wanted = found.labels
+        bad = wanted.is_floating_point() or wanted.dtype == torch.bool
+        if logits.ndim != 3 or wanted.shape != logits.shape[:2] or bad:
             raise TrakStoreError(
                 f"{self.name} needs logits (batch, length, vocabulary) and integer labels (batch, "
                 f"length), got {tuple(logits.shape)} and {tuple(wanted.shape)} of {wanted.dtype}"
             )
-        counted = (self._aligned(logits, wanted)[1] != IGNORED).sum(1)
-        if not counted.all():
+        strange = (wanted != IGNORED) & outside(wanted, logits.shape[2])
+        if strange.any():
             raise TrakStoreError(
-                f"{self.name}: sample {int((counted == 0).nonzero()[0])} has no token that counts"
+                f"{self.name}: labels hold {int(wanted[strange][0])}; tokens are from 0 to "
+                f"{logits.shape[2] - 1}, and {IGNORED} stands where nothing is asked"
             )
         return None
 
-    def _aligned(self, logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def _aligned(self, logits: Tensor, found: Sequences) -> tuple[Tensor, Tensor]:
         """Logits beside the tokens that they predict."""
-        return logits, wanted
+        return logits, found.labels
 
     def _reduced(self, values: Tensor, counted: Tensor) -> Tensor:
         total = values.masked_fill(~counted, 0).sum(1)
@@ -107,16 +116,35 @@ class _Tokens(ModelOutput):
 
 
 class CausalLM(_Tokens):
-    """Each token from those before it; ``labels`` are the ``input_ids`` where they are not given."""
+    """Each token from those before it; ``labels`` are the ``input_ids`` where they are not given.
+
+    Labels are moved by one here, so they are not moved before; but those of an encoder-decoder model
+    stand beside its logits, and are taken as they are.
+    """
 
     name = "causal_lm"
 
-    def _aligned(self, logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        return logits[:, :-1], wanted[:, 1:]
+    def check(self, model: Model, batch: Any) -> int | None:
+        """As for all tokens; and labels must not have been moved already."""
+        found = sequences(model, batch, self.name)
+        if not found.target and _moved(found.ids, found.labels):
+            raise TrakStoreError(
+                "causal_lm: labels are the input_ids moved by one, and would be moved again: give the "
+                "input_ids themselves as labels, -100 where nothing is asked"
+            )
+        return super().check(model, batch)
+
+    def _aligned(self, logits: Tensor, found: Sequences) -> tuple[Tensor, Tensor]:
+        if found.target:
+            return logits, found.labels
+        return logits[:, :-1], found.labels[:, 1:]
 
 
 class MaskedLM(_Tokens):
-    """The tokens that have labels, from all others (or one class for each token, as in tagging)."""
+    """The tokens that have labels, from all others (or one class for each token, as in tagging).
+
+    Of an encoder-decoder model, the target's.
+    """
 
     name = "masked_lm"
 
@@ -127,23 +155,10 @@ class MaskedLM(_Tokens):
         return super().check(model, batch)
 
 
-def _inputs(batch: Any) -> Any:
-    """What the model takes: everything but the labels."""
-    if isinstance(batch, Mapping):
-        return {name: value for name, value in batch.items() if name != "labels"}
-    return batch[:1] if isinstance(batch, tuple | list) else (batch,)
-
-
-def _labels(batch: Any) -> Tensor:
-    """The tokens to be predicted, -100 where the padding is."""
-    if isinstance(batch, Tensor):
-        return batch
-    if not isinstance(batch, Mapping):
-        return need_tensor(batch[min(1, len(batch) - 1)], "labels")
-    if "labels" not in batch and "input_ids" not in batch:
-        raise TrakStoreError(f"a batch needs 'labels' or 'input_ids', got {sorted(batch)}")
-    labels = need_tensor(batch.get("labels", batch.get("input_ids")), "labels")
-    mask = batch.get("attention_mask")
-    if mask is None or mask.shape != labels.shape:
-        return labels
-    return labels.masked_fill(mask == 0, IGNORED)
+def _moved(ids: Any, labels: Tensor) -> bool:
+    """Whether each label is the token after its own."""
+    if not isinstance(ids, Tensor) or ids.shape != labels.shape or labels.ndim != 2:
+        return False
+    asked = labels != IGNORED
+    after = (labels[:, :-1] == ids[:, 1:]) | ~asked[:, :-1]
+    return bool(asked.any() and after.all() and not ((labels == ids) | ~asked).all())

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs, logits_of, need_tensor
+from trakstore.features.outputs.base import (
+    Model,
+    ModelOutput,
+    RowOutputs,
+    label_key,
+    need_tensor,
+    widened,
+)
+from trakstore.features.outputs.calls import logits_of, need_keywords
 
 __all__ = ["SquaredError"]
 
@@ -18,7 +26,7 @@ class SquaredError(ModelOutput):
     """output = the prediction f, loss = (f - y)²/2, ``out_to_loss`` = y - f.
 
     The model gives ``(batch,)`` or ``(batch, 1)``; batches are ``(input, ..., y)``, or dicts with
-    ``labels``.
+    ``labels`` (or ``label``).
     """
 
     name = "squared_error"
@@ -27,13 +35,14 @@ class SquaredError(ModelOutput):
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""
         inputs, wanted = _inputs_and_value(batch)
-        found = logits_of(model, inputs).float().reshape(len(wanted), -1)[:, 0]
+        found = widened(logits_of(model, inputs)).reshape(len(wanted), -1)[:, 0]
         miss = wanted.reshape(-1).to(found.dtype) - found
         return RowOutputs(found, miss**2 / 2, miss)
 
     def check(self, model: Model, batch: Any) -> int | None:
         """One prediction and one value for each sample."""
         inputs, wanted = _inputs_and_value(batch)
+        need_keywords(model, inputs)
         with torch.no_grad():
             found = need_tensor(logits_of(model, inputs), "a prediction")
         if found.numel() != len(wanted) or wanted.numel() != len(wanted):
@@ -46,12 +55,13 @@ class SquaredError(ModelOutput):
 
 
 def _inputs_and_value(batch: Any) -> tuple[Any, Tensor]:
-    if isinstance(batch, Mapping) and "labels" in batch:
-        rest = {name: value for name, value in batch.items() if name != "labels"}
-        return rest, need_tensor(batch["labels"], "labels")
+    name = label_key(batch)
+    if name is not None:
+        rest = {key: value for key, value in batch.items() if key != name}
+        return rest, need_tensor(batch[name], name)
     if not isinstance(batch, tuple | list) or len(batch) < 2:
+        got = f"one with {sorted(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
         raise TrakStoreError(
-            f"regression needs samples (input, ..., y), or dicts with 'labels', got a "
-            f"{type(batch).__name__}"
+            f"regression needs samples (input, ..., y), or dicts with 'labels' (or 'label'), got {got}"
         )
     return tuple(batch[:-1]), need_tensor(batch[-1], "the last entry of a batch")

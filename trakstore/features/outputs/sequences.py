@@ -1,0 +1,149 @@
+"""Batches of sequences: what the model is given, and which token each of its logits is to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.outputs.base import Model, need_tensor, widened
+from trakstore.features.outputs.calls import inner_model, parameters_of
+
+__all__ = ["IGNORED", "Sequences", "sequences"]
+
+IGNORED = -100  # a label that stands for no token, as in torch and transformers
+
+_DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
+_SHIFTS = ("prepare_decoder_input_ids_from_labels", "_shift_right")  # transformers' names
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A batch, taken apart.
+
+    Attributes
+    ----------
+    labels : Tensor of integers, shape (batch, length)
+        Tokens to be predicted, -100 where nothing is asked.
+    arguments, keywords : tuple and dict
+        What the model is called with.
+    ids : Tensor or None
+        What a model without a decoder of its own reads.
+    target : bool
+        Whether labels are the target of an encoder-decoder model: each stands beside the logits that
+        predict it, since the model moves the decoder's input.
+    """
+
+    labels: Tensor
+    arguments: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = field(default_factory=dict)
+    ids: Tensor | None = None
+    target: bool = False
+
+    def logits(self, model: Model) -> Tensor:
+        """Logits of each position; ``.logits`` or the first of several answers, where there are."""
+        answer = model(*self.arguments, **self.keywords)
+        answer = getattr(answer, "logits", answer)
+        if isinstance(answer, tuple | list) and answer:
+            answer = answer[0]
+        return widened(need_tensor(answer, "the model's logits"))
+
+
+def sequences(model: Model, batch: Any, name: str) -> Sequences:
+    """Take a batch apart for the output called ``name``.
+
+    Raises
+    ------
+    TrakStoreError
+        When something is missing, or there is more than can be understood.
+    """
+    inner = inner_model(model)
+    if _has_decoder(inner, batch):
+        return _targets(inner, batch, name)
+    if isinstance(batch, Mapping):
+        found = _of_keywords(batch)
+    else:
+        found = _of_tuple((batch,) if isinstance(batch, Tensor) else tuple(batch))
+    if "targets" in parameters_of(inner) and "targets" not in found.keywords:
+        # nanoGPT's forward gives the logits of all positions only where it is told what is to come
+        told = {"targets": found.labels.clamp(min=0)}
+        return Sequences(found.labels, found.arguments, found.keywords | told, found.ids)
+    return found
+
+
+def _of_keywords(batch: Mapping[str, Any]) -> Sequences:
+    if "labels" not in batch and "label" in batch:
+        raise TrakStoreError("rows have 'label': call a sequence's tokens 'labels'")
+    if "labels" not in batch and "input_ids" not in batch:
+        raise TrakStoreError(f"a batch needs 'labels' or 'input_ids', got {sorted(batch)}")
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    labels = need_tensor(batch.get("labels", ids), "labels")
+    if isinstance(mask, Tensor) and mask.shape == labels.shape:
+        labels = labels.masked_fill(mask == 0, IGNORED)
+    return Sequences(labels, (), _without(batch, "labels"), ids)
+
+
+def _of_tuple(batch: tuple[Any, ...]) -> Sequences:
+    if not 1 <= len(batch) <= 2:
+        raise TrakStoreError(
+            f"sequences are (input_ids,) or (input_ids, labels), got {len(batch)} entries: give "
+            f"dicts with 'input_ids', 'attention_mask' and 'labels'"
+        )
+    return Sequences(need_tensor(batch[-1], "labels"), batch[:1], {}, batch[0])
+
+
+def _targets(inner: Any, batch: Any, name: str) -> Sequences:
+    """Of an encoder-decoder model: the encoder's mask says nothing of the target."""
+    if not isinstance(batch, Mapping) or "labels" not in batch:
+        got = sorted(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise TrakStoreError(
+            f"{name} of an encoder-decoder model needs dicts with 'labels', the target's tokens (-100 "
+            f"where nothing is asked), got {got}"
+        )
+    labels = need_tensor(batch["labels"], "labels")
+    keywords = _without(batch, "labels")
+    if not any(key in batch for key in _DECODER):
+        keywords |= _decoder_inputs(inner, labels)
+    mask = batch.get("decoder_attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        if mask.shape != labels.shape:
+            raise TrakStoreError(
+                f"labels have shape {tuple(labels.shape)}, decoder_attention_mask "
+                f"{tuple(mask.shape)}: both are of the target, so of one shape"
+            )
+        labels = labels.masked_fill(mask == 0, IGNORED)
+    return Sequences(labels, (), keywords, target=True)
+
+
+def _decoder_inputs(inner: Any, labels: Tensor) -> dict[str, Tensor]:
+    """The labels, moved as the model does it; or the labels, where it does so on its way."""
+    shift = next((getattr(inner, one) for one in _SHIFTS if hasattr(inner, one)), None)
+    if shift is None and "labels" in parameters_of(inner):
+        return {"labels": labels}
+    if shift is None:
+        raise TrakStoreError(
+            f"{type(inner).__name__} does not make the decoder's inputs of 'labels': give "
+            f"'decoder_input_ids' too"
+        )
+    try:
+        return {"decoder_input_ids": shift(labels)}
+    except ValueError as error:
+        raise TrakStoreError(
+            f"{type(inner).__name__} cannot make the decoder's inputs of 'labels' ({error}): set that, "
+            f"or give 'decoder_input_ids' too"
+        ) from error
+
+
+def _has_decoder(inner: Any, batch: Any) -> bool:
+    """Whether the model reads one sequence and writes another."""
+    if isinstance(batch, Mapping) and any(key in batch for key in _DECODER):
+        return True
+    says = getattr(getattr(inner, "config", None), "is_encoder_decoder", False)
+    return bool(says) and "decoder_input_ids" in parameters_of(inner)
+
+
+def _without(batch: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in batch.items() if key != name}
