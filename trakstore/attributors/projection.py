@@ -70,7 +70,7 @@ class ProjectionMatrix:
     def _rows(self, which: range) -> Tensor:
         parts = []
         for start, stop in ranges(len(which), _ROWS):
-            units = torch.zeros(stop - start, self.shape[0])
+            units = torch.zeros(stop - start, self.shape[0], dtype=torch.float32)
             units[torch.arange(stop - start), torch.tensor(which[start:stop])] = 1
             parts.append(self.project(units))
-        return torch.cat(parts) if parts else torch.zeros(0, self.shape[1])
+        return torch.cat(parts) if parts else torch.zeros(0, self.shape[1], dtype=torch.float32)

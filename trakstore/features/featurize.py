@@ -24,6 +24,7 @@ from trakstore.features.task import SplitTask
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
+from trakstore.storage.layout import as_epochs
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import open_store
 from trakstore.storage.runs import Run, library_versions, now, record_run
@@ -180,7 +181,7 @@ def featurize_job(
         job = replace(job, batch_size=batch_size)
     if memory_limit is not None:
         job = replace(job, memory_limit=memory_limit)
-    named = _chosen(epochs, job.epochs, "epoch")
+    named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")
     chosen = [
         (epoch, split) for epoch in named for split in _chosen(splits, tuple(job.datasets), "split")
     ]
