@@ -45,6 +45,7 @@ ORDER: dict[str, list[str]] = {
         "arrays",
         "splits",
         "writer",
+        "ids",
         "columns",
         "growth",
         "runs",
