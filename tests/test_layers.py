@@ -71,6 +71,7 @@ ORDER: dict[str, list[str]] = {
         "layers",
         "outputs",
         "precision",
+        "fitness",
         "gradients",
         "recording",
         "selfcheck",

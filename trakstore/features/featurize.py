@@ -16,6 +16,7 @@ from torch import nn
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.features.batches import Collate, evaluated
 from trakstore.features.devices import need_one_device, worker_device, working_on
+from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.ranks import rank_and_world
@@ -215,6 +216,7 @@ def _prepared(
     job: Job, store: Where | FeatureStore, epoch: int | str, split: str, worker: _Worker, show: bool
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
     need_one_device(job.model)
+    need_apart(job.model)
     with working_on(worker.device), evaluated(job.model, worker.device):
         task = SplitTask.prepare(job, store, epoch, split, worker.device)
         with task, _line(task, show and worker.rank == 0) as line:
