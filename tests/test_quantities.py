@@ -14,7 +14,9 @@ from features.models import Samples, mlp
 
 import trakstore as ts
 from trakstore.analysis import evolution, transition
+from trakstore.attributors import TrainingDynamicsTracker, TRAKer
 from trakstore.errors import TrakStoreError
+from trakstore.evaluation.training import SubsetTrainer
 from trakstore.features import Job, featurize, featurize_job
 from trakstore.planning import byte_count
 from trakstore.quantities import as_number, as_whole, is_number, is_whole
@@ -214,3 +216,33 @@ def test_booleans_are_refused_as_numbers(call: str, boolean: Any, written: ts.Fe
 )
 def test_sizes(size: Any) -> None:
     assert byte_count(size) == 600_000_000
+
+
+def test_front_ends_take_numbers_of_numpy(tmp_path: Path) -> None:
+    model, data = mlp(), Samples(6)
+    x, y = torch.stack([one for one, _ in data]), torch.stack([label for _, label in data])
+    traker = TRAKer(
+        model,
+        "image_classification",
+        train_set_size=np.int64(6),
+        save_dir=tmp_path,
+        device="cpu",
+        proj_dim=np.int64(8),
+        projector_seed=np.int64(3),
+        lambda_reg=np.float32(0.1),
+    )
+    for model_id in np.arange(2):
+        traker.load_checkpoint(model.state_dict(), model_id=model_id)
+        traker.featurize((x, y), num_samples=np.int64(6))
+    traker.finalize_features(np.arange(2))
+    traker.start_scoring_checkpoint("q", model.state_dict(), np.int64(1), num_targets=np.int64(2))
+    traker.score((x[:2], y[:2]), num_samples=np.int64(2))
+    assert traker.finalize_scores("q", model_ids=np.array([1])).shape == (6, 2)
+    assert traker.store.epochs == (0, 1)
+    with TrainingDynamicsTracker(
+        save_interval=np.int64(1), store=tmp_path / "d", rank=np.int64(1)
+    ) as tracker:
+        tracker.update(np.int64(2), 0, x, y, model(x), ids=np.arange(6, dtype=np.uint8))
+        assert tracker.analyze().sizes["sample"] == 6
+    trainer = SubsetTrainer(mlp, data, data, epochs=np.int64(1), batch_size=np.int64(3))
+    assert (type(trainer.epochs), type(trainer.batch_size)) == (int, int)

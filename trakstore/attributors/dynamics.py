@@ -18,6 +18,7 @@ from torch import Tensor
 from trakstore.analysis.dynamics import training_dynamics
 from trakstore.errors import TrakStoreError
 from trakstore.features.background import OneBehind
+from trakstore.quantities import as_whole
 from trakstore.storage.ids import as_ids
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import location_of
@@ -85,13 +86,14 @@ class TrainingDynamicsTracker:
         split: str = "train",
         rank: int = 0,
     ) -> None:
-        if save_interval < 1:
-            raise TrakStoreError(f"save_interval must be 1 or more, got {save_interval}")
-        self.save_interval, self.split = save_interval, split
+        self.save_interval, self.split = as_whole(save_interval, "save_interval", 1), split
         self.location = location_of(store, create=True)
         self._samples = None if dataset is None else len(dataset)
         began = datetime.now(UTC).isoformat(timespec="microseconds")
-        self._run, self._parts = TrainingRun(uuid.uuid4().hex[:12], began, rank), 0
+        self._run, self._parts = (
+            TrainingRun(uuid.uuid4().hex[:12], began, as_whole(rank, "rank", 0)),
+            0,
+        )
         self._waiting: list[Batch] = []
         self._background = OneBehind()
 

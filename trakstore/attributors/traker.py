@@ -20,13 +20,15 @@ from trakstore.attributors.staging import Incoming, OrderError, Staged, stage
 from trakstore.attributors.tasks import as_task
 from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import checkpoint_hash
+from trakstore.features.fitness import fit_modules, need_apart, need_weights
 from trakstore.features.parameters import own_names, parameter_spec, select_parameters, uncompiled
 from trakstore.features.projectors import make_projector
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.streaming import for_each_tile
+from trakstore.quantities import as_whole
 from trakstore.scores.trak import trak_scores
 from trakstore.spec import ProjectionSpec, StoreSpec
-from trakstore.storage.layout import check_name
+from trakstore.storage.layout import as_epochs, check_name
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["ModelIDException", "TRAKer"]
@@ -98,9 +100,10 @@ class TRAKer:
         lambda_reg: float | None = None,
     ) -> None:
         log.setLevel(logging_level)
-        if train_set_size < 1:
-            raise TrakStoreError(f"train_set_size must be 1 or more, got {train_set_size}")
-        self.model, self.train_set_size = uncompiled(model), train_set_size
+        self.model = uncompiled(model)
+        self.train_set_size = as_whole(train_set_size, "train_set_size", 1)
+        need_weights(self.model)
+        need_apart(self.model)
         self.device, self.task = _usable(device), as_task(task)
         self.save_dir = Path(save_dir).resolve()
         self._parameters = _selected(self.model, grad_wrt)
@@ -133,6 +136,7 @@ class TRAKer:
         SpecMismatchError
             When other weights were featurized under this ``model_id``.
         """
+        model_id = as_whole(model_id, "model_id", 0)
         self._loaded = self._load(checkpoint, model_id, "train", self.train_set_size)
 
     def featurize(self, batch: Any, inds: Any = None, num_samples: int | None = None) -> None:
@@ -167,7 +171,7 @@ class TRAKer:
             For a checkpoint that is not known, or has samples without features.
         """
         known = self._staged_ids()
-        for model_id in known if model_ids is None else model_ids:
+        for model_id in known if model_ids is None else as_epochs(model_ids):
             if model_id not in known:
                 raise ModelIDException(
                     f"Model ID {model_id} not registered, not ready for finalizing; "
@@ -182,6 +186,8 @@ class TRAKer:
     ) -> None:
         """Take the weights of a checkpoint for the targets of an experiment."""
         split = _target_split(exp_name)
+        model_id = as_whole(model_id, "model_id", 0)
+        num_targets = as_whole(num_targets, "num_targets", 1)
         self._scored = self._load(checkpoint, model_id, split, num_targets, again=True)
         sizes = self.save_dir / "staging" / f"{split}.json"
         sizes.parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +271,8 @@ class TRAKer:
             return
         pick = torch.from_numpy(fresh)
         batch = tree.tree_map(lambda leaf: leaf.cpu()[pick].to(self.device), tuple(batch))
-        found = into.engine(batch)
+        with fit_modules(self.model):
+            found = into.engine(batch)
         features, scale = (one.detach().cpu().numpy() for one in found)
         stage(into.folder, rows[fresh], features, scale)
         into.done[rows[fresh]] = True
@@ -294,7 +301,7 @@ class TRAKer:
     ) -> list[int]:
         store = self.store
         finalized = [epoch for epoch in store.epochs_of("train") if isinstance(epoch, int)]
-        chosen = finalized if model_ids is None else list(model_ids)
+        chosen = finalized if model_ids is None else as_epochs(model_ids)
         if not chosen:
             raise OrderError("No model IDs to finalize scores for")
         scored = []
