@@ -44,6 +44,12 @@ def test_real_numbers_of_any_library(value: Any) -> None:
         as_whole(value, "k", 1)
 
 
+def test_values_are_one_line_of_a_message() -> None:
+    with pytest.raises(TrakStoreError, match=r"got tensor\(.*\.\.\.$") as caught:
+        as_number(torch.zeros(9, 9), "c")
+    assert "\n" not in str(caught.value)
+
+
 NO_NUMBERS = [
     "3",
     b"3",
@@ -74,7 +80,9 @@ def test_numbers_are_finite(value: Any) -> None:
 
 
 def test_specs_hold_numbers_that_documents_hold() -> None:
-    asked = ts.ProjectionSpec("sjlt", dim=np.int64(8), seed=np.uint64(2**64 - 1), s=np.int8(2))
+    asked = ts.ProjectionSpec(
+        "sjlt", dim=np.int64(8), seed=np.uint64(2**64 - 1), s=np.int8(2), version=np.int64(1)
+    )
     plain = ts.ProjectionSpec("sjlt", dim=8, seed=2**64 - 1, s=2)
     assert json.dumps(asked.to_dict()) == json.dumps(plain.to_dict())
     assert asked == plain

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from dask.utils import parse_bytes
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
-from trakstore.quantities import as_number, as_whole, is_number, is_whole
+from trakstore.quantities import as_number, as_whole, is_number, is_whole, shown
 
 __all__ = [
     "SLACK",
@@ -137,7 +137,7 @@ def byte_count(size: int | str) -> int:
     except (ValueError, OverflowError):
         count = None
     if count is None:
-        raise TrakStoreError(f"a size is a number of bytes or like '600MB', got {size!r}")
+        raise TrakStoreError(f"a size is a number of bytes or like '600MB', got {shown(size)}")
     if count <= 0:
         raise TrakStoreError(f"a size must be positive, got {size!r}")
     return count

@@ -11,7 +11,9 @@ from typing import Any
 
 from trakstore.errors import TrakStoreError
 
-__all__ = ["as_number", "as_whole", "is_number", "is_whole"]
+__all__ = ["as_number", "as_whole", "is_number", "is_whole", "shown"]
+
+_LONGEST = 80  # characters of a value in a message
 
 
 def as_whole(
@@ -48,7 +50,7 @@ def as_whole(
         if (least is None or number >= least) and (most is None or number <= most):
             return number
     wanted = needed or "must be an integer" + _range(least, most)
-    raise TrakStoreError(f"{name} {wanted}, got {value!r}")
+    raise TrakStoreError(f"{name} {wanted}, got {shown(value)}")
 
 
 def as_number(
@@ -94,7 +96,7 @@ def as_number(
     bounds = (("at least", least), ("above", above), ("at most", most))
     told = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
     wanted = needed or f"must be a {f'number {told}' if told else 'finite number'}"
-    raise TrakStoreError(f"{name} {wanted}, got {value!r}")
+    raise TrakStoreError(f"{name} {wanted}, got {shown(value)}")
 
 
 def is_whole(value: Any) -> bool:
@@ -125,6 +127,19 @@ def is_number(value: Any) -> bool:
     except (TypeError, ValueError, OverflowError):
         return False
     return True
+
+
+def shown(value: object) -> str:
+    """A value for a message: one line, not a long one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> shown(np.zeros((2, 2)))
+    'array([[0., 0.], [0., 0.]])'
+    """
+    line = " ".join(repr(value).split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def _is_single(value: Any) -> bool:

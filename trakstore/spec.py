@@ -100,6 +100,7 @@ class ProjectionSpec:
         if self.kind not in get_args(ProjectionKind):
             known = ", ".join(get_args(ProjectionKind))
             raise TrakStoreError(f"unknown projection {self.kind!r}; there are {known}")
+        _settle_whole(self, "version")
         if (self.kind, self.version) not in TEST_VECTORS:
             raise TrakStoreError(
                 f"projection {self.kind!r} has no version {self.version} in this trakstore; "

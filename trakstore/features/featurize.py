@@ -44,7 +44,7 @@ def featurize(
     output: str | ModelOutput = "margin",
     projector: ProjectionSpec | None = None,
     batch_size: int = 64,
-    parameters: Sequence[str] = ("*",),
+    parameters: str | Sequence[str] = ("*",),
     activations: str | Sequence[str] = (),
     ids: Sequence[int] | Sequence[str] | None = None,
     learning_rate: float | None = None,
@@ -71,8 +71,8 @@ def featurize(
     model : nn.Module
         Put in eval mode, and on ``device``, for the duration; given back as it was.
     dataset : map-style data set
-        Without random transforms; samples are trees of tensors, arrays and numbers, for the
-        outputs of classification ``(input, ..., label)``.
+        Without random transforms; samples are trees of tensors, arrays, numbers and lists of
+        numbers, for the outputs of classification ``(input, ..., label)``.
     store : path, FeatureStore or zarr store
         Made when it is not there.
     epoch, split
@@ -83,8 +83,9 @@ def featurize(
         By default what the store has, else ``ProjectionSpec("sjlt", dim=2048)``.
     batch_size : int
         Samples of a batch; features do not depend on it, but for rounding.
-    parameters : sequence of str
-        Shell-style patterns of parameter names.
+    parameters : str or sequence of str
+        Shell-style patterns of parameter names. The parameters that they select are real: complex ones
+        are refused.
     activations : str or sequence of str
         Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, each
         sample's as one row; ``"head.input"`` is what the module ``head`` is given. Costs one more

@@ -135,6 +135,8 @@ def _described(tensor: Tensor) -> str:
 
 def _reason(error: Exception) -> str:
     """The first line of an error; with its kind, where that is not torch's usual one."""
-    lines = str(error).strip().splitlines() or [""]
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return f"a {type(error).__name__}"
     kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
     return f"{kind}{lines[0]}"[:200]

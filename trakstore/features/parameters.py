@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trakstore.errors import TrakStoreError
+from trakstore.quantities import shown
 from trakstore.spec import ParameterSpec
 
 __all__ = [
@@ -78,7 +79,7 @@ def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
     chosen = (patterns,) if isinstance(patterns, str) else patterns
     if not isinstance(chosen, Sequence) or not all(isinstance(one, str) for one in chosen):
         raise TrakStoreError(
-            f"parameters are shell-style patterns of names, such as ['layer4.*'], got {patterns!r}"
+            f"parameters are shell-style patterns of names, such as ['layer4.*'], got {shown(patterns)}"
         )
     return tuple(map(str, chosen))
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.quantities import is_whole
+from trakstore.quantities import is_whole, shown
 
 __all__ = ["as_ids"]
 
@@ -73,7 +73,7 @@ def _no_ids(given: NDArray[Any]) -> NDArray[Any]:
         fits = isinstance(value, str) if kind is str else is_whole(value)
         if not fits:
             raise TrakStoreError(
-                f"ids must be integers or strings, of one kind, got {value!r} at position "
+                f"ids must be integers or strings, of one kind, got {shown(value)} at position "
                 f"{position}"
             )
     raise TrakStoreError(f"ids must be integers or strings, got {given.dtype}")
