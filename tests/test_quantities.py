@@ -15,7 +15,7 @@ from features.models import Samples, mlp
 import trakstore as ts
 from trakstore.analysis import evolution, transition
 from trakstore.attributors import TrainingDynamicsTracker, TRAKer
-from trakstore.errors import TrakStoreError
+from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.evaluation.training import SubsetTrainer
 from trakstore.features import Job, featurize, featurize_job
 from trakstore.planning import byte_count
@@ -179,6 +179,18 @@ def test_questions_are_asked_by_numbers_of_numpy(written: ts.FeatureStore) -> No
     np.testing.assert_array_equal(
         np.asarray(whitened), np.asarray(ts.whitened_cos_scores(written, mix=0.5))
     )
+
+
+def test_one_by_itself_is_some(written: ts.FeatureStore, tmp_path: Path) -> None:
+    report = ts.verify_store(written, epochs=np.int64(3), splits="train", workers=np.int64(1))
+    assert [(one.epoch, one.split) for one in report.splits] == [(3, "train")]
+    with pytest.raises(NotFoundError, match="no split 'rain'"):
+        ts.verify_store(written, splits="rain")
+    assert written.mask("test", [0], epochs=np.int64(3)) == 1
+    assert written.mask("test", [0], epochs=3, masked=False) == 1
+    job = Job(mlp(), {"train": Samples(4), "a": Samples(4)}, parameters="2.*")
+    featurize_job(job, tmp_path / "a.zarr", epochs=0, splits="train", progress=False)
+    assert ts.open_store(tmp_path / "a.zarr").splits == ("train",)
 
 
 CALLS: dict[str, Callable[[ts.FeatureStore, Any], Any]] = {

@@ -21,7 +21,14 @@ from trakstore.attributors.tasks import as_task
 from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.fitness import fit_modules, need_apart, need_weights
-from trakstore.features.parameters import own_names, parameter_spec, select_parameters, uncompiled
+from trakstore.features.parameters import (
+    as_patterns,
+    need_real,
+    own_names,
+    parameter_spec,
+    select_parameters,
+    uncompiled,
+)
 from trakstore.features.projectors import make_projector
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.streaming import for_each_tile
@@ -63,7 +70,7 @@ class TRAKer:
         matrix is this package's.
     proj_dim : int
         ``ProjectionSpec("sjlt", proj_dim, seed=projector_seed)``, where there is no projector.
-    grad_wrt : iterable of str, optional
+    grad_wrt : str or iterable of str, optional
         Names of parameters; all when None.
     lambda_reg : float, optional
         λ, added to the kernel of features that are divided by the root of the number of parameters,
@@ -96,7 +103,7 @@ class TRAKer:
         use_half_precision: bool = True,  # noqa: ARG002
         proj_max_batch_size: int = 32,  # noqa: ARG002
         projector_seed: int = 0,
-        grad_wrt: Iterable[str] | None = None,
+        grad_wrt: str | Iterable[str] | None = None,
         lambda_reg: float | None = None,
     ) -> None:
         log.setLevel(logging_level)
@@ -106,8 +113,9 @@ class TRAKer:
         need_apart(self.model)
         self.device, self.task = _usable(device), as_task(task)
         self.save_dir = Path(save_dir).resolve()
-        self._parameters = _selected(self.model, grad_wrt)
-        patterns = ("*",) if grad_wrt is None else tuple(grad_wrt)
+        named = grad_wrt if grad_wrt is None or isinstance(grad_wrt, str) else tuple(grad_wrt)
+        patterns = ("*",) if named is None else as_patterns(named)
+        self._parameters = _selected(self.model, None if named is None else patterns)
         parameters = parameter_spec(self._parameters, patterns)
         self.num_params_for_grad = parameters.count
         spec = _projection(projector, proj_dim, projector_seed)
@@ -354,15 +362,15 @@ def _same_weights(folder: Path, model_id: int, found: str) -> None:
         )
 
 
-def _selected(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+def _selected(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:
     if names is None:
         return select_parameters(model)
-    wanted: Sequence[str] = list(names)
     known = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for name in wanted:
+    for name in names:
         if name not in known:
             raise TrakStoreError(f"grad_wrt names {name!r}, which is no trainable parameter")
-    return {name: p for name, p in known.items() if name in wanted}
+        need_real(name, known[name])
+    return {name: p for name, p in known.items() if name in names}
 
 
 def _projection(projector: Any, dim: int, seed: int) -> ProjectionSpec:

@@ -25,7 +25,7 @@ from trakstore.features.task import SplitTask
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
-from trakstore.storage.layout import as_epochs
+from trakstore.storage.layout import as_epochs, as_splits
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import open_store
 from trakstore.storage.runs import Run, library_versions, now, record_run
@@ -165,8 +165,8 @@ def featurize_job(
     job: Job,
     store: Where | FeatureStore,
     *,
-    epochs: Sequence[int | str] | None = None,
-    splits: Sequence[str] | None = None,
+    epochs: int | str | Sequence[int | str] | None = None,
+    splits: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     memory_limit: int | str | None = None,
     device: str | None = None,
@@ -184,8 +184,9 @@ def featurize_job(
     if memory_limit is not None:
         job = replace(job, memory_limit=memory_limit)
     named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")
+    wanted = None if splits is None else as_splits(splits)
     chosen = [
-        (epoch, split) for epoch in named for split in _chosen(splits, tuple(job.datasets), "split")
+        (epoch, split) for epoch in named for split in _chosen(wanted, tuple(job.datasets), "split")
     ]
     job.check_files(named)
     done = Featurized(0, 0, 0.0)

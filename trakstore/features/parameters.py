@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import shown
@@ -19,6 +20,7 @@ __all__ = [
     "as_patterns",
     "canonical_name",
     "canonical_names",
+    "need_real",
     "own_names",
     "parameter_spec",
     "select_parameters",
@@ -122,7 +124,7 @@ def select_parameters(
         if any(fnmatchcase(canonical_name(name), pattern) for pattern in patterns)
     }
     for name, p in selected.items():
-        _need_real(canonical_name(name), p)
+        need_real(canonical_name(name), p)
     return selected
 
 
@@ -158,7 +160,10 @@ def _instead(model: nn.Module, pattern: str, tied: Mapping[str, str], trainable:
     return f"{(frozen or [''])[0]}the model has {known or 'none'}{more}"
 
 
-def _need_real(name: str, parameter: nn.Parameter) -> None:
+def need_real(name: str, parameter: nn.Parameter) -> None:
+    """Raise a :class:`TrakStoreError` for a parameter whose gradients are no real numbers."""
+    if is_lazy(parameter):
+        raise TrakStoreError(f"{name} has no size yet; call the model once on a batch")
     if parameter.dtype not in _DTYPES:
         kind = str(parameter.dtype).removeprefix("torch.")
         remedy = (

@@ -35,6 +35,7 @@ __all__ = [
     "Epoch",
     "as_epoch",
     "as_epochs",
+    "as_splits",
     "check_name",
     "document_key",
     "dynamics_path",
@@ -122,6 +123,17 @@ def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
     if isinstance(epochs, str) or is_whole(epochs) or not isinstance(epochs, Iterable):
         return (as_epoch(cast("Epoch", epochs)),)
     return tuple(map(as_epoch, epochs))
+
+
+def as_splits(splits: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of some splits, or of one by itself.
+
+    Examples
+    --------
+    >>> as_splits("train"), as_splits(["train", "test"])
+    (('train',), ('train', 'test'))
+    """
+    return (splits,) if isinstance(splits, str) else tuple(splits)
 
 
 def epoch_sort_key(epoch: Epoch) -> tuple[bool, int, str]:
