@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dask.utils import parse_bytes
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
+from trakstore.quantities import as_number, as_whole, is_number, is_whole, shown
 
 __all__ = [
     "SLACK",
@@ -127,10 +128,16 @@ def byte_count(size: int | str) -> int:
     >>> byte_count("600MB")
     600000000
     """
+    if is_whole(size):
+        return as_whole(size, "a size", 1, needed="must be positive")
+    if is_number(size):
+        return int(as_number(size, "a size", least=1, needed="must be positive"))
     try:
-        count = int(parse_bytes(size))
-    except ValueError:
-        raise TrakStoreError(f"a size is a number of bytes or like '600MB', got {size!r}") from None
+        count = int(parse_bytes(size)) if isinstance(size, str) else None
+    except (ValueError, OverflowError):
+        count = None
+    if count is None:
+        raise TrakStoreError(f"a size is a number of bytes or like '600MB', got {shown(size)}")
     if count <= 0:
         raise TrakStoreError(f"a size must be positive, got {size!r}")
     return count

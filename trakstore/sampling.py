@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
+from trakstore.quantities import as_number, as_whole
 
 __all__ = ["Estimate", "Sample", "SubsetPlan", "estimate_mean", "sample_rows"]
 
@@ -79,13 +80,14 @@ class SubsetPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, least in (("rows", None), ("repeats", 1), ("seed", 0)):
+            object.__setattr__(self, name, as_whole(getattr(self, name), name, least))
+        object.__setattr__(self, "share", as_number(self.share, "share"))
         if not 0 < self.share <= 1 or self.size < 1:
             raise TrakStoreError(
                 f"a subset is a share in (0, 1] of the rows and has one at least, got "
                 f"{self.share} of {self.rows}"
             )
-        if self.repeats < 1:
-            raise TrakStoreError(f"repeats must be 1 or more, got {self.repeats}")
 
     def to_dict(self) -> dict[str, Any]:
         """What the subsets follow from."""
@@ -137,8 +139,8 @@ def sample_rows(rows: int, rate: float, *, strata: Any = None, seed: int = 0) ->
     >>> sample_rows(100, 0.05, strata=np.arange(100) % 2).positions.size
     4
     """
-    if not 0 < rate <= 1:
-        raise TrakStoreError(f"a sampling rate is above 0 and at most 1, got {rate}")
+    rate = as_number(rate, "a sampling rate", above=0, most=1, needed="is above 0 and at most 1")
+    rows, seed = as_whole(rows, "rows", 0), as_whole(seed, "seed", 0)
     given = np.zeros(rows, dtype=np.int64) if strata is None else np.asarray(strata)
     if given.shape != (rows,):
         raise TrakStoreError(f"strata have shape {given.shape}, needed one for each of {rows} rows")

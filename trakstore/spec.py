@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Integral
 from typing import Any, Literal, get_args
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.quantities import as_number, as_whole, is_number, is_whole
 
 __all__ = [
     "FORMAT_VERSION",
@@ -100,6 +100,7 @@ class ProjectionSpec:
         if self.kind not in get_args(ProjectionKind):
             known = ", ".join(get_args(ProjectionKind))
             raise TrakStoreError(f"unknown projection {self.kind!r}; there are {known}")
+        _settle_whole(self, "version")
         if (self.kind, self.version) not in TEST_VECTORS:
             raise TrakStoreError(
                 f"projection {self.kind!r} has no version {self.version} in this trakstore; "
@@ -112,16 +113,16 @@ class ProjectionSpec:
             object.__setattr__(self, "seed", 0)
         if self.dim is None and self.kind != "identity":
             raise TrakStoreError(f"projection {self.kind!r} needs dim, the number of features")
-        if self.dim is not None and not (_whole(self.dim) and 1 <= self.dim < 2**31):
-            raise TrakStoreError(f"dim must be an integer from 1 to 2**31 - 1, got {self.dim!r}")
-        if self.seed is not None and not (_whole(self.seed) and 0 <= self.seed < 2**64):
-            raise TrakStoreError(f"seed must be an integer from 0 to 2**64 - 1, got {self.seed!r}")
-        if self.s < 1 or (self.s > 1 and self.kind != "sjlt"):
-            raise TrakStoreError(f"s counts an sjlt's non-zeros a column (>= 1), got {self.s}")
+        needed = "must be an integer from {} to 2**{} - 1".format
+        _settle_whole(self, "dim", 1, 2**31 - 1, needed(1, 31))
+        _settle_whole(self, "seed", 0, 2**64 - 1, needed(0, 64))
+        most = None if self.kind == "sjlt" else 1
+        _settle_whole(self, "s", 1, most, "counts an sjlt's non-zeros a column (>= 1)")
         if self.kind == "kronecker" and self.side is None:
             object.__setattr__(self, "side", 32)
-        if self.side is not None and (self.kind != "kronecker" or self.side < 1):
+        if self.side is not None and self.kind != "kronecker":
             raise TrakStoreError(f"side is a kronecker's (>= 1), got {self.side} for {self.kind}")
+        _settle_whole(self, "side", 1, None, "is a kronecker's (>= 1)")
 
     @property
     def test_vector(self) -> tuple[float, ...]:
@@ -152,6 +153,10 @@ class OutputSpec:
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        plain = tuple((name, _python_number(value)) for name, value in self.options)
+        object.__setattr__(self, "options", plain)
 
     def to_dict(self) -> dict[str, Any]:
         """A dict for JSON."""
@@ -225,12 +230,11 @@ class StoreSpec:
         if self.dtype not in get_args(FeatureDtype):
             known = ", ".join(get_args(FeatureDtype))
             raise TrakStoreError(f"features are stored as {known}, got {self.dtype!r}")
-        if self.keep_bits is not None and (
-            self.dtype != "float32" or not 1 <= self.keep_bits <= 23
-        ):
+        if self.keep_bits is not None and self.dtype != "float32":
             raise TrakStoreError(
                 f"keep_bits rounds float32 to 1 to 23 bits, got {self.keep_bits} for {self.dtype}"
             )
+        _settle_whole(self, "keep_bits", 1, 23, "rounds float32 to 1 to 23 bits")
 
     @property
     def dim(self) -> int | None:
@@ -306,8 +310,23 @@ class SplitSpec:
     nonce: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
+        for name in (
+            "rows",
+            "dim",
+            "block_rows",
+            "chunk_rows",
+            "chunk_columns",
+            "nonce",
+            "keep_bits",
+        ):
+            _settle_whole(self, name)
         if self.rows < 1 or self.dim < 1:
             raise TrakStoreError(f"a split needs rows and features, got {self.rows} x {self.dim}")
+        if self.learning_rate is not None:
+            rate = as_number(
+                self.learning_rate, "a learning rate", least=0, needed="must be a number >= 0"
+            )
+            object.__setattr__(self, "learning_rate", rate)
 
     @property
     def blocks(self) -> int:
@@ -365,8 +384,20 @@ def _told(names: list[str]) -> str:
     return f": {' and '.join(others)} {differ} that the store was made from; it" if others else ""
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, Integral)
+def _settle_whole(
+    spec: Any, name: str, least: int | None = None, most: int | None = None, needed: str = ""
+) -> None:
+    """Make a field of a spec Python's own whole number; None is left."""
+    value = getattr(spec, name)
+    if value is not None:
+        object.__setattr__(spec, name, as_whole(value, name, least, most, needed=needed))
+
+
+def _python_number(value: Any) -> Any:
+    """A number of any library as Python's own, which JSON holds; all else as it is."""
+    if is_whole(value):
+        return as_whole(value, "an option")
+    return float(value) if is_number(value) else value
 
 
 def _short(value: Any) -> str:

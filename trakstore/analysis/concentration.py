@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import TrakStoreError
 from trakstore.linalg.windows import Matrix, by_target
+from trakstore.quantities import as_number
 
 __all__ = [
     "gini",
@@ -64,8 +64,7 @@ def positive_mass(scores: Matrix, share: float = 0.1, memory_limit: int | str | 
     share : float
         Above 0, at most 1; at least one sample is counted.
     """
-    if not 0 < share <= 1:
-        raise TrakStoreError(f"share must be above 0 and at most 1, got {share}")
+    share = as_number(share, "share", above=0, most=1, needed="must be above 0 and at most 1")
     return by_target(scores, lambda rows: positive_mass_of_rows(rows, share), memory_limit)
 
 

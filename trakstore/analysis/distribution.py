@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from trakstore.errors import TrakStoreError
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.lists import check_finite
 from trakstore.linalg.rows import whole_column
 from trakstore.linalg.windows import target_windows
+from trakstore.quantities import as_whole
 
 __all__ = ["distribution"]
 
@@ -48,8 +48,7 @@ def distribution(
     MemoryLimitError
         The scores of one target do not fit.
     """
-    if bins < 2:
-        raise TrakStoreError(f"bins must be 2 or more, got {bins}")
+    bins = as_whole(bins, "bins", 2)
     targets = scores.shape[0]
     counts = np.zeros((targets, bins), dtype=np.int64)
     edges, moments = np.zeros((targets, bins + 1)), np.zeros((2, targets))

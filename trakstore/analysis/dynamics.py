@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.storage.ids import as_ids
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import location_of
 from trakstore.storage.records import MEASURES, RecordPart, record_parts
@@ -78,7 +79,7 @@ def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
     NotFoundError
         When a sample was not tracked.
     """
-    wanted = np.asarray(ids).astype(dynamics["sample_id"].dtype)
+    wanted = as_ids(ids).astype(dynamics["sample_id"].dtype)
     known = dynamics["sample_id"].values
     at = np.minimum(np.searchsorted(known, wanted.ravel()), len(known) - 1)
     missing = wanted.ravel()[known[at] != wanted.ravel()]

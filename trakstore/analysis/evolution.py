@@ -63,7 +63,7 @@ def evolution(
     MemoryLimitError
         The scores of one target do not fit.
     """
-    check_request(k, scores.shape[1], order)
+    k = check_request(k, scores.shape[1], order)
     give_back()  # arrays of many sizes come and go: kept ones would be as much again
     windows = window_ranges(scores.shape, memory_limit, SCORE_BYTES)
     parts = [_window(scores, slice(*window), k, order) for window in windows]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
+from trakstore.quantities import as_whole
 
 __all__ = ["Property", "compare_properties", "modular_addition"]
 
@@ -75,6 +76,7 @@ def compare_properties(
         When nothing is chosen, a position is out of range or named twice, samples have other
         properties than the first.
     """
+    draws, seed = as_whole(draws, "draws", 1), as_whole(seed, "seed", 0)
     names, values = _table([dict(describe(sample)) for sample in samples])
     rows = np.asarray(chosen, dtype=np.int64).reshape(-1)
     if not rows.size or len(np.unique(rows)) < rows.size or not _within(rows, len(values)):

@@ -17,6 +17,7 @@ from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import TakenRows, whole_column
 from trakstore.linalg.saving import scores_token
 from trakstore.planning import human_bytes
+from trakstore.quantities import as_whole
 
 __all__ = ["SAMPLE_BYTES", "Scale", "Transition", "transition"]
 
@@ -118,7 +119,8 @@ def transition(
     Benjamini and Hochberg (1995). Pooled null: Efron, "Large-Scale Inference", 2010, chapter 6.
     """
     pairs = [(before, after), *null]
-    _check(pairs, scale, k)
+    k = _check(pairs, scale, k)
+    resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
     left = _left(before.shape[1], memory_limit)
     tokens = [(scores_token(early), scores_token(late)) for early, late in pairs]
     _check_null(tokens)
@@ -174,15 +176,15 @@ def _left(columns: int, memory_limit: int | str | None) -> int:
     return limit - kept
 
 
-def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> None:
+def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
+    """The k, once all of it goes together."""
     if scale not in get_args(Scale):
         raise TrakStoreError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
     shapes = {one.shape for pair in pairs for one in pair}
     if len(shapes) > 1:
         raise TrakStoreError(f"scores that are compared have one shape, got {sorted(shapes)}")
     ((_, columns),) = shapes
-    if not 1 <= k <= columns:
-        raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
+    return as_whole(k, "k", 1, columns, needed=f"must be in 1..{columns} (the train rows)")
 
 
 def _check_null(tokens: Sequence[tuple[str, str]]) -> None:

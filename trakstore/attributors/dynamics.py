@@ -18,6 +18,8 @@ from torch import Tensor
 from trakstore.analysis.dynamics import training_dynamics
 from trakstore.errors import TrakStoreError
 from trakstore.features.background import OneBehind
+from trakstore.quantities import as_whole
+from trakstore.storage.ids import as_ids
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import location_of
 from trakstore.storage.records import TrainingRun, add_part
@@ -84,13 +86,14 @@ class TrainingDynamicsTracker:
         split: str = "train",
         rank: int = 0,
     ) -> None:
-        if save_interval < 1:
-            raise TrakStoreError(f"save_interval must be 1 or more, got {save_interval}")
-        self.save_interval, self.split = save_interval, split
+        self.save_interval, self.split = as_whole(save_interval, "save_interval", 1), split
         self.location = location_of(store, create=True)
         self._samples = None if dataset is None else len(dataset)
         began = datetime.now(UTC).isoformat(timespec="microseconds")
-        self._run, self._parts = TrainingRun(uuid.uuid4().hex[:12], began, rank), 0
+        self._run, self._parts = (
+            TrainingRun(uuid.uuid4().hex[:12], began, as_whole(rank, "rank", 0)),
+            0,
+        )
         self._waiting: list[Batch] = []
         self._background = OneBehind()
 
@@ -204,8 +207,7 @@ def _measures(targets: Tensor, logits: Tensor, losses: Tensor | None) -> Tensor:
 
 
 def _ids(given: Any) -> NDArray[Any]:
-    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-    if array.ndim != 1 or array.dtype.kind not in "iuUT":
-        raise TrakStoreError(f"ids are integers or strings, got {array.dtype} of {array.shape}")
-    dtype: Any = np.int64 if array.dtype.kind in "iu" else np.dtypes.StringDType()
-    return array.astype(dtype)
+    array = as_ids(given.detach().cpu() if isinstance(given, Tensor) else given)
+    if array.ndim != 1:
+        raise TrakStoreError(f"ids are one for each sample, got shape {array.shape}")
+    return array

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Sub
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.batches import Collate
+from trakstore.quantities import as_whole
 
 __all__ = ["Loaded", "loaded"]
 
@@ -49,8 +50,8 @@ def loaded(source: Any, num_samples: int | None = None) -> Loaded:
         )
     if num_samples is None:
         return found
-    if not 1 <= num_samples <= len(found):
-        raise TrakStoreError(f"num_samples must be in 1..{len(found)}, got {num_samples}")
+    needed = f"must be in 1..{len(found)}"
+    num_samples = as_whole(num_samples, "num_samples", 1, len(found), needed=needed)
     return Loaded(Subset(found.dataset, range(num_samples)), found.collate, found.batch_size)
 
 

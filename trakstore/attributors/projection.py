@@ -11,6 +11,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.features.projectors import Projector
 from trakstore.planning import ranges
+from trakstore.quantities import as_whole
 
 __all__ = ["ProjectionMatrix"]
 
@@ -53,7 +54,8 @@ class ProjectionMatrix:
 
     def __getitem__(self, index: int | slice | tuple[int | slice, int | slice]) -> Tensor:
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
-        if isinstance(rows, int):
+        if not isinstance(rows, slice):
+            rows = as_whole(rows, "a row")
             at = rows + self.shape[0] if rows < 0 else rows
             if not 0 <= at < self.shape[0]:
                 raise IndexError(f"row {rows} of {self.shape[0]}")
@@ -70,7 +72,7 @@ class ProjectionMatrix:
     def _rows(self, which: range) -> Tensor:
         parts = []
         for start, stop in ranges(len(which), _ROWS):
-            units = torch.zeros(stop - start, self.shape[0])
+            units = torch.zeros(stop - start, self.shape[0], dtype=torch.float32)
             units[torch.arange(stop - start), torch.tensor(which[start:stop])] = 1
             parts.append(self.project(units))
-        return torch.cat(parts) if parts else torch.zeros(0, self.shape[1])
+        return torch.cat(parts) if parts else torch.zeros(0, self.shape[1], dtype=torch.float32)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trakstore.attributors.tasks import FeatureRows
 from trakstore.errors import DamagedError, TrakStoreError
+from trakstore.quantities import as_whole
 
 __all__ = ["Incoming", "OrderError", "Staged", "stage"]
 
@@ -112,6 +113,7 @@ class Incoming:
         if (inds is None) == (num_samples is None):
             raise OrderError("Exactly one of num_samples and inds should be specified")
         if num_samples is not None:
+            num_samples = as_whole(num_samples, "num_samples", 0)
             found = np.arange(self.next, self.next + num_samples)
             self.next += num_samples
         else:

@@ -9,6 +9,7 @@ from torch import nn
 
 from trakstore.errors import TrakStoreError
 from trakstore.features import Featurized, featurize
+from trakstore.quantities import as_whole
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Where
 from trakstore.storage.store import FeatureStore
@@ -82,8 +83,9 @@ def trainer_callback(
     except ImportError:
         raise TrakStoreError("this callback needs transformers: pip install transformers") from None
     hooks = {"epoch": "on_epoch_end", "step": "on_step_end", "save": "on_save"}
-    if when not in hooks or every < 1:
-        raise TrakStoreError(f"when is one of {', '.join(hooks)}, every 1 or more, got {when!r}")
+    if when not in hooks:
+        raise TrakStoreError(f"when is one of {', '.join(hooks)}, got {when!r}")
+    every = as_whole(every, "every", 1)
     write = _writer(datasets, store, when, every, options)
     members = {hooks[when]: write, "__doc__": "Writes features; see trainer_callback."}
     return type("FeatureCallback", (TrainerCallback,), members)()

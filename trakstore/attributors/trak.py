@@ -22,6 +22,7 @@ from trakstore.attributors.projection import ProjectionMatrix
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.evaluation.stability import stability
 from trakstore.features import featurize
+from trakstore.features.fitness import need_weights
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.projectors import make_projector
@@ -86,6 +87,7 @@ class TRAKAttributor:
         damping: float | Damping = 1.0,
         projector: ProjectionSpec | None = None,
     ) -> None:
+        need_weights(model)
         self.model, self.device = model, _device(device)
         self.output = as_output(TASKS.get(task, task) if isinstance(task, str) else task)
         self.projection = projector or ProjectionSpec("sjlt", dim=proj_dim)

@@ -20,13 +20,22 @@ from trakstore.attributors.staging import Incoming, OrderError, Staged, stage
 from trakstore.attributors.tasks import as_task
 from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import checkpoint_hash
-from trakstore.features.parameters import own_names, parameter_spec, select_parameters, uncompiled
+from trakstore.features.fitness import fit_modules, need_apart, need_weights
+from trakstore.features.parameters import (
+    as_patterns,
+    need_real,
+    own_names,
+    parameter_spec,
+    select_parameters,
+    uncompiled,
+)
 from trakstore.features.projectors import make_projector
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.streaming import for_each_tile
+from trakstore.quantities import as_whole
 from trakstore.scores.trak import trak_scores
 from trakstore.spec import ProjectionSpec, StoreSpec
-from trakstore.storage.layout import check_name
+from trakstore.storage.layout import as_epochs, check_name
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["ModelIDException", "TRAKer"]
@@ -61,7 +70,7 @@ class TRAKer:
         matrix is this package's.
     proj_dim : int
         ``ProjectionSpec("sjlt", proj_dim, seed=projector_seed)``, where there is no projector.
-    grad_wrt : iterable of str, optional
+    grad_wrt : str or iterable of str, optional
         Names of parameters; all when None.
     lambda_reg : float, optional
         λ, added to the kernel of features that are divided by the root of the number of parameters,
@@ -94,17 +103,19 @@ class TRAKer:
         use_half_precision: bool = True,  # noqa: ARG002
         proj_max_batch_size: int = 32,  # noqa: ARG002
         projector_seed: int = 0,
-        grad_wrt: Iterable[str] | None = None,
+        grad_wrt: str | Iterable[str] | None = None,
         lambda_reg: float | None = None,
     ) -> None:
         log.setLevel(logging_level)
-        if train_set_size < 1:
-            raise TrakStoreError(f"train_set_size must be 1 or more, got {train_set_size}")
-        self.model, self.train_set_size = uncompiled(model), train_set_size
+        self.model = uncompiled(model)
+        self.train_set_size = as_whole(train_set_size, "train_set_size", 1)
+        need_weights(self.model)
+        need_apart(self.model)
         self.device, self.task = _usable(device), as_task(task)
         self.save_dir = Path(save_dir).resolve()
-        self._parameters = _selected(self.model, grad_wrt)
-        patterns = ("*",) if grad_wrt is None else tuple(grad_wrt)
+        named = grad_wrt if grad_wrt is None or isinstance(grad_wrt, str) else tuple(grad_wrt)
+        patterns = ("*",) if named is None else as_patterns(named)
+        self._parameters = _selected(self.model, None if named is None else patterns)
         parameters = parameter_spec(self._parameters, patterns)
         self.num_params_for_grad = parameters.count
         spec = _projection(projector, proj_dim, projector_seed)
@@ -133,6 +144,7 @@ class TRAKer:
         SpecMismatchError
             When other weights were featurized under this ``model_id``.
         """
+        model_id = as_whole(model_id, "model_id", 0)
         self._loaded = self._load(checkpoint, model_id, "train", self.train_set_size)
 
     def featurize(self, batch: Any, inds: Any = None, num_samples: int | None = None) -> None:
@@ -167,7 +179,7 @@ class TRAKer:
             For a checkpoint that is not known, or has samples without features.
         """
         known = self._staged_ids()
-        for model_id in known if model_ids is None else model_ids:
+        for model_id in known if model_ids is None else as_epochs(model_ids):
             if model_id not in known:
                 raise ModelIDException(
                     f"Model ID {model_id} not registered, not ready for finalizing; "
@@ -182,6 +194,8 @@ class TRAKer:
     ) -> None:
         """Take the weights of a checkpoint for the targets of an experiment."""
         split = _target_split(exp_name)
+        model_id = as_whole(model_id, "model_id", 0)
+        num_targets = as_whole(num_targets, "num_targets", 1)
         self._scored = self._load(checkpoint, model_id, split, num_targets, again=True)
         sizes = self.save_dir / "staging" / f"{split}.json"
         sizes.parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +279,8 @@ class TRAKer:
             return
         pick = torch.from_numpy(fresh)
         batch = tree.tree_map(lambda leaf: leaf.cpu()[pick].to(self.device), tuple(batch))
-        found = into.engine(batch)
+        with fit_modules(self.model):
+            found = into.engine(batch)
         features, scale = (one.detach().cpu().numpy() for one in found)
         stage(into.folder, rows[fresh], features, scale)
         into.done[rows[fresh]] = True
@@ -294,7 +309,7 @@ class TRAKer:
     ) -> list[int]:
         store = self.store
         finalized = [epoch for epoch in store.epochs_of("train") if isinstance(epoch, int)]
-        chosen = finalized if model_ids is None else list(model_ids)
+        chosen = finalized if model_ids is None else as_epochs(model_ids)
         if not chosen:
             raise OrderError("No model IDs to finalize scores for")
         scored = []
@@ -347,15 +362,15 @@ def _same_weights(folder: Path, model_id: int, found: str) -> None:
         )
 
 
-def _selected(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
+def _selected(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:
     if names is None:
         return select_parameters(model)
-    wanted: Sequence[str] = list(names)
     known = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for name in wanted:
+    for name in names:
         if name not in known:
             raise TrakStoreError(f"grad_wrt names {name!r}, which is no trainable parameter")
-    return {name: p for name, p in known.items() if name in wanted}
+        need_real(name, known[name])
+    return {name: p for name, p in known.items() if name in names}
 
 
 def _projection(projector: Any, dim: int, seed: int) -> ProjectionSpec:

@@ -17,7 +17,7 @@ from trakstore.features.batches import evaluated
 from trakstore.features.fingerprint import checkpoint_hash, dataset_rows, hashed_rows
 from trakstore.features.job import Job
 from trakstore.spec import StoreSpec
-from trakstore.storage.layout import Epoch
+from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import open_store
 from trakstore.storage.splits import Split
@@ -36,7 +36,7 @@ def check_setup(
     store: Where | FeatureStore,
     *,
     train: str = "train",
-    epochs: Sequence[Epoch] | None = None,
+    epochs: Epoch | Sequence[Epoch] | None = None,
     damping: float = 1.0,
     memory_limit: int | str | None = None,
 ) -> Iterator[Check]:
@@ -73,7 +73,7 @@ def check_setup(
         When the store has none of the epochs that are asked for.
     """
     opened = open_store(store)
-    chosen = list(opened.epochs if epochs is None else epochs)
+    chosen = opened.epochs if epochs is None else as_epochs(epochs)
     for epoch in chosen:
         if epoch not in opened.epochs:
             near = did_you_mean(epoch, opened.epochs)

@@ -17,6 +17,7 @@ from trakstore.linalg.factored import Scores
 from trakstore.linalg.rows import whole_column
 from trakstore.linalg.topk import top_k
 from trakstore.linalg.windows import Matrix
+from trakstore.quantities import as_whole
 from trakstore.storage.locations import Where
 from trakstore.storage.store import FeatureStore
 
@@ -129,6 +130,8 @@ def counterfactual(
         The name is that of other removals.
     """
     chosen = np.arange(scores.shape[0]) if targets is None else np.asarray(targets, dtype=np.int64)
+    sizes = [as_whole(size, "a size") for size in sizes]
+    repeats, seed = as_whole(repeats, "repeats", 1), as_whole(seed, "seed", 0)
     _check(scores.shape, chosen, sizes)
     lists = _top_lists(scores, chosen, max(sizes), memory_limit)
     classes, kinds = _labels(scores, labels), removal_kinds(scores, labels)

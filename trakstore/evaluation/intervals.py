@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from trakstore.errors import TrakStoreError
+from trakstore.quantities import as_number, as_whole
 
 __all__ = ["central", "mean_interval"]
 
 
 def central(resampled: Any, level: float) -> tuple[float, float]:
     """Ends of the middle ``level`` of resampled values: the percentile interval."""
+    level = as_number(level, "level", above=0, most=1)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -29,5 +31,7 @@ def mean_interval(values: Any, level: float = 0.95, seed: int = 0) -> tuple[floa
     known = known[~np.isnan(known)]
     if not known.size:
         raise TrakStoreError("there is nothing to take the mean of")
-    rows = np.random.default_rng(seed).integers(known.size, size=(2000, known.size))
+    rows = np.random.default_rng(as_whole(seed, "seed", 0)).integers(
+        known.size, size=(2000, known.size)
+    )
     return float(known.mean()), *central(known[rows].mean(axis=1), level)

@@ -14,6 +14,7 @@ from trakstore.linalg.lists import check_finite
 from trakstore.linalg.ranks import centred_ranks, row_correlation
 from trakstore.linalg.windows import Matrix, target_windows
 from trakstore.planning import ranges
+from trakstore.quantities import as_number, as_whole
 
 __all__ = ["LDS", "Difference", "lds", "lds_difference", "predicted_outputs"]
 
@@ -110,6 +111,8 @@ def lds(
     Park et al.: "TRAK: Attributing Model Behavior at Scale", ICML 2023, definition 2.4; Ilyas et al.:
     "Datamodels", ICML 2022.
     """
+    level = as_number(level, "level", above=0, most=1)
+    resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
     subsets, truth = _averaged(np.asarray(subsets, dtype=bool), np.asarray(outputs, np.float64))
     if truth.shape[1] != scores.shape[0]:
         raise TrakStoreError(

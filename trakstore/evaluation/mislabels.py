@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.evaluation.intervals import central
+from trakstore.quantities import as_number, as_whole
 
 __all__ = ["Detection", "detection", "plant_noise"]
 
@@ -62,6 +63,7 @@ def detection(
     >>> detection([3.0, 1.0, 2.0, 0.0], [True, False, False, False]).auc
     1.0
     """
+    resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
     values, mask = np.asarray(scores, dtype=np.float64), np.asarray(wrong, dtype=bool)
     if values.ndim != 1 or mask.shape != values.shape or not 0 < mask.sum() < len(mask):
         raise TrakStoreError(
@@ -98,7 +100,8 @@ def plant_noise(
     (True, 2)
     """
     given = np.asarray(labels, dtype=np.int64)
-    count = int(given.max()) + 1 if classes is None else classes
+    count = int(given.max()) + 1 if classes is None else as_whole(classes, "classes")
+    share, seed = as_number(share, "share"), as_whole(seed, "seed", 0)
     if not 0 < share < 1 or count < 2:
         raise TrakStoreError(f"needed a share in (0, 1) and two classes, got {share} and {count}")
     rng = np.random.default_rng(seed)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.linalg.tiles import active_client
+from trakstore.quantities import as_whole
 from trakstore.storage.locations import Location, Where
 from trakstore.storage.opening import location_of
 from trakstore.storage.retrained import ModelPart, add_models, begin_set, missing_set, model_parts
@@ -91,6 +92,7 @@ def retrain(
     NumericsError
         A model's outputs are not finite.
     """
+    models, at_once = as_whole(models, "models", 0), as_whole(at_once, "at_once", 1)
     location = location_of(store, create=True)
     parts = model_parts(location, name)
     told = {**plan.to_dict(), **_told(trainer)}

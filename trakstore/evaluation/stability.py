@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.ranks import spearman
 from trakstore.linalg.windows import Matrix, target_windows
+from trakstore.quantities import as_whole
 
 __all__ = ["stability"]
 
@@ -54,8 +55,8 @@ def stability(
             f"needed the scores of two or more runs, of one shape, got {len(runs)} of "
             f"{sorted(shapes)}: give other stores of the same splits, or more epochs"
         )
-    if not 1 <= top_k <= runs[0].shape[1]:
-        raise TrakStoreError(f"top_k must be in 1..{runs[0].shape[1]}, got {top_k}")
+    columns = runs[0].shape[1]
+    top_k = as_whole(top_k, "top_k", 1, columns, needed=f"must be in 1..{columns}")
     found: dict[str, list[float]] = {"spearman": [], "jaccard": [], "rank_biased_overlap": []}
     windows = zip(*(target_windows(run, memory_limit) for run in runs), strict=True)
     for window in windows:

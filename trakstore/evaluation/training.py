@@ -22,6 +22,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.evaluation.retraining import Retrained
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.outputs import ModelOutput, as_output
+from trakstore.quantities import as_whole
 
 __all__ = ["SubsetTrainer"]
 
@@ -73,6 +74,10 @@ class SubsetTrainer:
     batch_size: int = 64
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] = SGD
     schedule: Callable[[torch.optim.Optimizer, int], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            object.__setattr__(self, name, as_whole(getattr(self, name), name, 1))
 
     def __call__(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> Retrained:
         """Train a model on each subset and ask it about the targets; arguments are those of `fit`."""

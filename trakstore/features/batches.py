@@ -8,12 +8,14 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 from torch.utils.data import default_collate
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.fitness import fit_modules, need_weights
 
 __all__ = ["Batches", "Collate", "evaluated"]
 
@@ -39,30 +41,57 @@ class Batches:
     def read(self, start: int, stop: int) -> Any:
         """Samples ``start`` to ``stop`` as a tree of tensors with the batch dimension first.
 
-        Mappings of any class, and dataclasses, come as dicts.
+        Mappings of any class, and dataclasses, come as dicts; without ``collate``, a list of numbers
+        in a sample as a tensor.
         """
-        samples = [self.dataset[index] for index in range(start, stop)]
+        samples = [self._sample(index) for index in range(start, stop)]
         batch = _as_tree(self._collated(samples, start))
-        for leaf in tree.tree_leaves(batch):
-            if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != stop - start:
-                got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-                raise TrakStoreError(
-                    f"a batch is a tree of tensors with the batch dimension first; samples "
-                    f"{start} to {stop - 1} collate to one that holds {got}; pass collate="
-                )
+        for path, leaf in tree.tree_flatten_with_path(batch)[0]:
+            self._need_rows(leaf, tree.keystr(path), start, stop)
         return self._moved(batch)
+
+    def _sample(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except (LookupError, TypeError, NotImplementedError) as error:
+            raise TrakStoreError(
+                f"sample {index} cannot be read ({type(error).__name__}: {error}): a data set gives "
+                f"its samples by dataset[0] to dataset[len(dataset) - 1]"
+            ) from error
 
     def _collated(self, samples: list[Any], start: int) -> Any:
         if self.collate is not None:
             return self.collate(samples)
         try:
-            return default_collate(samples)
-        except (RuntimeError, TypeError) as error:
-            last = start + len(samples) - 1
+            return default_collate([_with_tensors(sample) for sample in samples])
+        except (RuntimeError, TypeError, ValueError) as error:
+            last, reason = start + len(samples) - 1, " ".join(str(error).split())
             raise TrakStoreError(
-                f"samples {start} to {last} cannot be put into one batch ({error}): make them "
-                f"tensors of one shape, or pass collate="
+                f"samples {start} to {last} cannot be put into one batch ({reason[:200]}): make them "
+                f"tensors of one shape, or pass collate= that pads them"
             ) from error
+
+    def _need_rows(self, leaf: Any, where: str, start: int, stop: int) -> None:
+        """Refuse what has not one row for each sample."""
+        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == stop - start:
+            return
+        if isinstance(leaf, Tensor):
+            got = f"a tensor of shape {tuple(leaf.shape)}"
+            remedy = (
+                "one row a sample is needed in each; pad graphs and other samples of several sizes "
+                "to one, with a mask"
+            )
+        else:
+            got, remedy = (
+                f"a value of type {type(leaf).__name__}",
+                "leave it out, or make a tensor of it",
+            )
+        maker = "in" if self.collate is not None else "in the data set, or by"
+        raise TrakStoreError(
+            f"a batch is a tree of tensors with the batch dimension first; samples {start} to "
+            f"{stop - 1} collate to one that holds {got}{where and f' at {where}'}: {remedy} "
+            f"({maker} collate=)"
+        )
 
     def _moved(self, batch: Any) -> Any:
         """The batch on the device: to a GPU from pinned memory, beside what it computes.
@@ -95,6 +124,27 @@ def _as_tree(batch: Any) -> Any:
     return batch
 
 
+def _with_tensors(sample: Any) -> Any:
+    """A sample whose lists of numbers are tensors, as rows of a table have them.
+
+    torch would take the numbers of a list for so many inputs of the model.
+    """
+    if isinstance(sample, Mapping):
+        return {key: _as_tensor(value) for key, value in sample.items()}
+    if isinstance(sample, list) or type(sample) is tuple:
+        return type(sample)(map(_as_tensor, sample))
+    return sample
+
+
+def _as_tensor(value: Any) -> Any:
+    if not isinstance(value, list):
+        return _with_tensors(value)
+    if not all(isinstance(one, int | float | np.number) for one in tree.tree_leaves(value)):
+        return _with_tensors(value)
+    array = np.asarray(value)  # refuses lists of several lengths
+    return torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
+
+
 @cache
 def _copies(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
@@ -111,23 +161,36 @@ def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     What surrounds the call stays outside: inference mode, autocast, and the autocast that accelerate
     wraps a trained model's forward in.
+
+    Raises
+    ------
+    TrakStoreError
+        When it is scripted, or has modules without weights.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    need_weights(model)
     first = next(model.parameters(), None)
     home = first.device if first is not None else device
-    model.eval()
+    with fit_modules(model), _own_forward(model):
+        try:
+            if home != device:
+                model.to(device)
+            with torch.inference_mode(False), _exact(), _exact(device.type):
+                yield
+        finally:
+            if home != device:
+                model.to(home)
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """The model's own forward, in place of the one under autocast that accelerate gives it."""
     wrapped = model.__dict__.get("forward")
+    own = model.__dict__.get("_original_forward")
+    if wrapped is None or own is None:
+        yield
+        return
+    model.forward = own
     try:
-        if "_original_forward" in model.__dict__ and wrapped is not None:
-            model.forward = model._original_forward  # type: ignore[assignment]
-        if home != device:
-            model.to(device)
-        with torch.inference_mode(False), _exact(), _exact(device.type):
-            yield
+        yield
     finally:
-        if wrapped is not None:
-            model.forward = wrapped
-        for module, training in modes:
-            module.training = training
-        if home != device:
-            model.to(home)
+        model.forward = wrapped

@@ -16,6 +16,7 @@ from torch import nn
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.features.batches import Collate, evaluated
 from trakstore.features.devices import need_one_device, worker_device, working_on
+from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.ranks import rank_and_world
@@ -24,6 +25,7 @@ from trakstore.features.task import SplitTask
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
+from trakstore.storage.layout import as_epochs, as_splits
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import open_store
 from trakstore.storage.runs import Run, library_versions, now, record_run
@@ -42,7 +44,7 @@ def featurize(
     output: str | ModelOutput = "margin",
     projector: ProjectionSpec | None = None,
     batch_size: int = 64,
-    parameters: Sequence[str] = ("*",),
+    parameters: str | Sequence[str] = ("*",),
     activations: str | Sequence[str] = (),
     ids: Sequence[int] | Sequence[str] | None = None,
     learning_rate: float | None = None,
@@ -70,8 +72,8 @@ def featurize(
     model : nn.Module
         Put in eval mode, and on ``device``, for the duration; given back as it was.
     dataset : map-style data set
-        Without random transforms; samples are trees of tensors, arrays and numbers, for the
-        outputs of classification ``(input, ..., label)``.
+        Without random transforms; samples are trees of tensors, arrays, numbers and lists of
+        numbers, for the outputs of classification ``(input, ..., label)``.
     store : path, FeatureStore or zarr store
         Made when it is not there.
     epoch, split
@@ -82,8 +84,9 @@ def featurize(
         By default what the store has, else ``ProjectionSpec("sjlt", dim=2048)``.
     batch_size : int
         Samples of a batch; features do not depend on it, but for rounding.
-    parameters : sequence of str
-        Shell-style patterns of parameter names.
+    parameters : str or sequence of str
+        Shell-style patterns of parameter names. The parameters that they select are real: complex ones
+        are refused.
     activations : str or sequence of str
         Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, each
         sample's as one row; ``"head.input"`` is what the module ``head`` is given. Costs one more
@@ -169,8 +172,8 @@ def featurize_job(
     job: Job,
     store: Where | FeatureStore,
     *,
-    epochs: Sequence[int | str] | None = None,
-    splits: Sequence[str] | None = None,
+    epochs: int | str | Sequence[int | str] | None = None,
+    splits: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     memory_limit: int | str | None = None,
     device: str | None = None,
@@ -187,9 +190,10 @@ def featurize_job(
         job = replace(job, batch_size=batch_size)
     if memory_limit is not None:
         job = replace(job, memory_limit=memory_limit)
-    named = _chosen(epochs, job.epochs, "epoch")
+    named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")
+    wanted = None if splits is None else as_splits(splits)
     chosen = [
-        (epoch, split) for epoch in named for split in _chosen(splits, tuple(job.datasets), "split")
+        (epoch, split) for epoch in named for split in _chosen(wanted, tuple(job.datasets), "split")
     ]
     job.check_files(named)
     done = Featurized(0, 0, 0.0)
@@ -221,6 +225,7 @@ def _prepared(
     job: Job, store: Where | FeatureStore, epoch: int | str, split: str, worker: _Worker, show: bool
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
     need_one_device(job.model)
+    need_apart(job.model)
     with working_on(worker.device), evaluated(job.model, worker.device):
         task = SplitTask.prepare(job, store, epoch, split, worker.device)
         with task, _line(task, show and worker.rank == 0) as line:

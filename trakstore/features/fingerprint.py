@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
+from torch.utils.data import Dataset
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.parameters import canonical_names
 
 __all__ = ["checkpoint_hash", "dataset_fingerprint", "dataset_rows", "hashed_rows"]
 
+_ROWS = ("crow_indices", "col_indices", "values")
+_COLUMNS = ("ccol_indices", "row_indices", "values")
+_PARTS: Mapping[torch.layout, tuple[str, ...]] = {  # of sparse tensors
+    torch.sparse_coo: ("indices", "values"),
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
 _SAMPLES = 32  # part of the format: another number would make other hashes of the same data
 
 
 def checkpoint_hash(model: nn.Module) -> str:
     """SHA-256 over all parameters and buffers: canonical names, dtypes, shapes, bytes."""
     digest = hashlib.sha256()
-    state = canonical_names({n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)})
+    state = canonical_names(dict(_tensors(model.state_dict())))
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(_tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state, also those within what quantised modules pack."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield name, value
+            continue
+        for number, leaf in enumerate(tree.tree_leaves(value)):
+            if isinstance(leaf, Tensor):
+                yield f"{name}[{number}]", leaf
 
 
 def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
@@ -70,14 +91,26 @@ def hashed_rows(rows: int) -> list[int]:
 
 def dataset_rows(dataset: Any, name: str = "the data set") -> int:
     """Number of samples of a map-style data set, called ``name`` in errors."""
-    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+    if not isinstance(dataset, Sized) or not _gives_by_index(dataset):
         raise TrakStoreError(
-            f"{name} needs __len__ and __getitem__, got {type(dataset).__name__}; "
-            f"pass the data set itself, not a loader or an iterator"
+            f"{name} needs __len__ and __getitem__, got {type(dataset).__name__}; pass the data set "
+            f"itself, not a loader or an iterator; list(...) makes one of what can only be iterated"
+        )
+    if isinstance(dataset, Mapping) and 0 not in dataset:
+        keys = ", ".join(map(repr, list(dataset)[:5]))
+        raise TrakStoreError(
+            f"{name} is a mapping of {keys or 'nothing'}, and samples are numbered from 0; give one of "
+            f"its splits, or a list of samples"
         )
     if len(dataset) == 0:
         raise TrakStoreError(f"{name} is empty: it needs one sample or more")
     return len(dataset)
+
+
+def _gives_by_index(dataset: Any) -> bool:
+    """Whether it has a ``__getitem__`` of its own: torch's base class has one that fails."""
+    given = getattr(type(dataset), "__getitem__", None)
+    return given is not None and given is not Dataset.__getitem__
 
 
 def _sample_hash(sample: Any) -> bytes:
@@ -95,7 +128,12 @@ def _leaf_bytes(leaf: Any) -> bytes:
         return f"{leaf.dtype} {tuple(leaf.shape)};".encode() + _tensor_bytes(leaf)
     if leaf is None or isinstance(leaf, bool | int | float | str | bytes | np.generic):
         return repr(leaf).encode()
-    array = np.asarray(leaf)
+    try:
+        array = np.asarray(leaf)
+    except ValueError:  # an object that is iterated into parts of several sizes
+        array = np.empty(1, dtype=object)
+    if array.dtype.kind == "O" and callable(getattr(leaf, "to_dict", None)):  # a graph, for one
+        return _sample_hash(leaf.to_dict())
     if array.dtype.kind == "O":
         raise TrakStoreError(
             f"samples are trees of tensors, arrays, numbers and strings; got a "
@@ -105,5 +143,22 @@ def _leaf_bytes(leaf: Any) -> bytes:
 
 
 def _tensor_bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    tensor = tensor.detach().cpu()
+    if tensor.is_quantized:
+        return _scale_bytes(tensor) + _tensor_bytes(tensor.int_repr())
+    if tensor.layout is not torch.strided:
+        parts = _PARTS.get(tensor.layout)
+        if parts is None:
+            return _tensor_bytes(tensor.to_dense())
+        stored = tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor
+        return b"".join(_leaf_bytes(getattr(stored, part)()) for part in parts)
+    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().tobytes()
+
+
+def _scale_bytes(tensor: Tensor) -> bytes:
+    """What a quantised tensor's integers stand for."""
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return f"{tensor.q_scale()!r} {tensor.q_zero_point()};".encode()
+    scales = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points())
+    return b"".join(map(_leaf_bytes, scales)) + f"{tensor.q_per_channel_axis()};".encode()

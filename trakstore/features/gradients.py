@@ -147,7 +147,7 @@ class GenericEngine:
         own = {name: self._parameters[name] for name in names}
         size = batch_size(batch)
         first = tree.tree_leaves(batch)[0]
-        features = torch.zeros(size, self._projector.dim, device=first.device)
+        features = torch.zeros(size, self._projector.dim, dtype=torch.float32, device=first.device)
         outputs = []
         with only(self._all, own):
             for i in range(size):

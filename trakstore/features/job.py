@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,12 @@ from torch import Tensor, nn
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
 from trakstore.features.outputs import ModelOutput
-from trakstore.features.parameters import own_names, uncompiled
+from trakstore.features.parameters import as_patterns, own_names, uncompiled
 from trakstore.named import load_named, needs_arguments
 from trakstore.planning import byte_count
+from trakstore.quantities import as_number, as_whole
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
+from trakstore.storage.layout import as_epoch
 
 __all__ = ["Checkpoint", "Job", "load_job"]
 
@@ -43,7 +44,7 @@ class Job:
         How gradients become features: what the store has, else ``ProjectionSpec("sjlt", 2048)``.
     checkpoints : mapping of epoch to path or state_dict
         Weights; files are ``.safetensors``, or else read by ``torch.load(weights_only=True)``.
-    parameters : sequence of str
+    parameters : str or sequence of str
         Shell-style patterns of parameter names.
     activations : str or sequence of str
         Layers whose activations are stored too; see :func:`.featurize.featurize`.
@@ -80,7 +81,7 @@ class Job:
     output: str | ModelOutput = "margin"
     projector: ProjectionSpec | None = None
     checkpoints: Mapping[int | str, Checkpoint] | None = None
-    parameters: Sequence[str] = ("*",)
+    parameters: str | Sequence[str] = ("*",)
     activations: str | Sequence[str] = ()
     batch_size: int = 64
     ids: Mapping[str, Sequence[int] | Sequence[str]] = field(default_factory=dict)
@@ -101,8 +102,8 @@ class Job:
         self.model = uncompiled(self.model)
         for name in ("batch_size", "block_rows", "keep_bits"):
             size = getattr(self, name)
-            if size is not None and (not isinstance(size, Integral) or size < 1):
-                raise TrakStoreError(f"{name} must be an integer, 1 or more, got {size!r}")
+            if size is not None:
+                setattr(self, name, as_whole(size, name, 1))
         if not isinstance(self.projector, ProjectionSpec | None):
             raise TrakStoreError(
                 f"projector must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), got "
@@ -110,13 +111,20 @@ class Job:
             )
         if self.collate is not None and not callable(self.collate):
             raise TrakStoreError(f"collate must be a function of a list, got {self.collate!r}")
-        for epoch, rate in self.learning_rates.items():
-            if not isinstance(rate, Real) or not 0 <= rate < float("inf"):
-                raise TrakStoreError(
-                    f"the learning rate of epoch {epoch} must be a number >= 0, got {rate!r}"
-                )
+        self.parameters = as_patterns(self.parameters)
+        self.learning_rates = {
+            as_epoch(epoch): as_number(
+                rate,
+                f"the learning rate of epoch {epoch}",
+                least=0,
+                needed="must be a number >= 0",
+            )
+            for epoch, rate in self.learning_rates.items()
+        }
         if self.check not in ("some", "all"):
             raise TrakStoreError(f"check must be 'some' or 'all', got {self.check!r}")
+        if self.checkpoints is not None:
+            self.checkpoints = _by_epoch(self.checkpoints)
         if self.memory_limit is not None:
             byte_count(self.memory_limit)  # refuses what is not a size
 
@@ -127,6 +135,7 @@ class Job:
 
     def load(self, epoch: int | str) -> nn.Module:
         """The model with the weights of an epoch."""
+        epoch = as_epoch(epoch)
         if self.checkpoints is None and epoch == 0:
             return self.model
         if self.checkpoints is None or epoch not in self.checkpoints:
@@ -181,6 +190,16 @@ def load_job(name: str) -> Job:
             f"{name} gave a {type(job).__name__}; it must be or return a trakstore Job"
         )
     return replace(job, name=job.name or name)
+
+
+def _by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkpoint]:
+    """The same weights by epochs as the store has them; a mapping that has those is not read."""
+    epochs = {epoch: as_epoch(epoch) for epoch in checkpoints}
+    if all(type(epoch) is type(told) for epoch, told in epochs.items()):
+        return checkpoints
+    if len(set(epochs.values())) < len(epochs):
+        raise TrakStoreError(f"checkpoints name an epoch twice: {', '.join(map(repr, epochs))}")
+    return {told: checkpoints[epoch] for epoch, told in epochs.items()}
 
 
 def _weights_below(state: Any, model: nn.Module) -> str:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from trakstore.errors import TrakStoreError
+from trakstore.quantities import shown
 from trakstore.spec import ParameterSpec
 
 __all__ = [
+    "as_patterns",
     "canonical_name",
     "canonical_names",
+    "need_real",
     "own_names",
     "parameter_spec",
     "select_parameters",
     "uncompiled",
 ]
 
+log = logging.getLogger("trakstore")
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)(?:\.|$))+")
 
 
@@ -61,39 +70,109 @@ def canonical_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    """Patterns of parameter names; one by itself may be given as text.
+
+    Examples
+    --------
+    >>> as_patterns("head.*"), as_patterns(["head.*", "norm.*"])
+    (('head.*',), ('head.*', 'norm.*'))
+    """
+    chosen = (patterns,) if isinstance(patterns, str) else patterns
+    if not isinstance(chosen, Sequence) or not all(isinstance(one, str) for one in chosen):
+        raise TrakStoreError(
+            f"parameters are shell-style patterns of names, such as ['layer4.*'], got {shown(patterns)}"
+        )
+    return tuple(map(str, chosen))
+
+
 def select_parameters(
-    model: nn.Module, patterns: Sequence[str] = ("*",)
+    model: nn.Module, patterns: str | Sequence[str] = ("*",)
 ) -> dict[str, nn.Parameter]:
     """The parameters that require a gradient and match a pattern, by their names in the model.
 
     Parameters
     ----------
     model : nn.Module
-    patterns : sequence of str
-        Shell-style patterns of canonical names, such as ``"layer4.*"``.
+    patterns : str or sequence of str
+        Shell-style patterns of canonical names, such as ``"layer4.*"``. A parameter that modules share
+        has the name that it has in the first of them.
 
     Raises
     ------
     TrakStoreError
-        When a pattern matches nothing that requires a gradient.
+        When a pattern matches nothing that requires a gradient, or a parameter is complex.
     """
+    patterns = as_patterns(patterns)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     canonical_names(dict(trainable))
     for pattern in patterns:
+        tied = _other_names(model, pattern)
         if not any(fnmatchcase(canonical_name(name), pattern) for name in trainable):
-            known = ", ".join(canonical_name(name) for name in list(trainable)[:8])
             raise TrakStoreError(
-                f"no parameter that requires a gradient matches {pattern!r}; the model has "
-                f"{known or 'none'}{', ...' if len(trainable) > 8 else ''}"
+                f"no parameter that requires a gradient matches {pattern!r}; "
+                f"{_instead(model, pattern, tied, list(trainable))}"
             )
-    return {
+        for name, first in tied.items():
+            if not any(fnmatchcase(first, one) for one in patterns):
+                log.warning(
+                    "%r leaves out %s, which is %s under another name", pattern, name, first
+                )
+    selected = {
         name: p
         for name, p in trainable.items()
         if any(fnmatchcase(canonical_name(name), pattern) for pattern in patterns)
     }
+    for name, p in selected.items():
+        need_real(canonical_name(name), p)
+    return selected
 
 
-def parameter_spec(selected: dict[str, nn.Parameter], patterns: Sequence[str]) -> ParameterSpec:
+def parameter_spec(
+    selected: dict[str, nn.Parameter], patterns: str | Sequence[str]
+) -> ParameterSpec:
     """What is stored of a selection: canonical names and shapes, in model order."""
     shapes = tuple((canonical_name(name), tuple(p.shape)) for name, p in selected.items())
-    return ParameterSpec(shapes, tuple(patterns))
+    return ParameterSpec(shapes, as_patterns(patterns))
+
+
+def _other_names(model: nn.Module, pattern: str) -> dict[str, str]:
+    """Further names of trainable parameters that a pattern matches, and the first name of each."""
+    first: dict[int, str] = {}
+    others: dict[str, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(p), canonical_name(name))
+        matches = fnmatchcase(canonical_name(name), pattern) and not fnmatchcase(known, pattern)
+        if p.requires_grad and matches:
+            others[canonical_name(name)] = known
+    return others
+
+
+def _instead(model: nn.Module, pattern: str, tied: Mapping[str, str], trainable: list[str]) -> str:
+    """What there is where a pattern selects nothing."""
+    if tied:
+        name, first = next(iter(tied.items()))
+        return f"{name} is tied: it is the parameter {first}; select it by that name"
+    names = map(canonical_name, dict(model.named_parameters()))
+    frozen = [f"{name} is frozen; " for name in names if fnmatchcase(name, pattern)]
+    known = ", ".join(canonical_name(name) for name in trainable[:8])
+    more = ", ..." if len(trainable) > 8 else ""
+    return f"{(frozen or [''])[0]}the model has {known or 'none'}{more}"
+
+
+def need_real(name: str, parameter: nn.Parameter) -> None:
+    """Raise a :class:`TrakStoreError` for a parameter whose gradients are no real numbers."""
+    if is_lazy(parameter):
+        raise TrakStoreError(f"{name} has no size yet; call the model once on a batch")
+    if parameter.dtype not in _DTYPES:
+        kind = str(parameter.dtype).removeprefix("torch.")
+        remedy = (
+            "hold it as real numbers (a parameter with a last dimension of 2, and "
+            "torch.view_as_complex of it in the forward)"
+            if parameter.dtype.is_complex
+            else f"convert it to one of {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}"
+        )
+        raise TrakStoreError(
+            f"the parameter {name} is {kind}, and features are of real gradients: {remedy}, or leave "
+            f"it out by parameters="
+        )

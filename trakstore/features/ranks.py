@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from trakstore.errors import TrakStoreError
 from trakstore.planning import share
+from trakstore.quantities import as_whole
 
 __all__ = ["local_rank", "rank_and_world"]
 
@@ -26,6 +27,7 @@ def rank_and_world(rank: int | None = None, world_size: int | None = None) -> tu
     """
     rank = _from_environment(_RANK, 0) if rank is None else rank
     world_size = _from_environment(_WORLD, 1) if world_size is None else world_size
+    rank, world_size = as_whole(rank, "rank"), as_whole(world_size, "world_size", 1)
     share(0, rank, world_size)  # refuses a rank outside the world
     return rank, world_size
 

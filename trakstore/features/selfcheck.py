@@ -39,7 +39,7 @@ class Samples:
     def zeros(self, rows: int, dim: int) -> Tensor:
         """Of shape (rows, dim), float32."""
         device = next(iter(self.parameters.values())).device
-        return torch.zeros(rows, dim, device=device)
+        return torch.zeros(rows, dim, dtype=torch.float32, device=device)
 
     def gradients(self) -> Iterator[tuple[int, str, Tensor]]:
         """Number of a sample, name of a parameter, and the gradient ``(1, rows, rest)``."""
@@ -93,7 +93,7 @@ class Truth:
         sketches = {name: samples.zeros(samples.count, checker.dim) for name in shapes}
         for i, name, tile in samples.gradients():
             checker.add(sketches[name][i : i + 1], name, tile)
-        signs = torch.ones(samples.count)
+        signs = torch.ones(samples.count, dtype=torch.float32)
         signs[1::2] = -1
         together = {name: samples.zeros(1, checker.dim) for name in shapes}
         for name, tile in samples.signed(signs):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,16 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils import _pytree as tree
 from torch.utils.data import Subset
 
-from trakstore.errors import TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
 from trakstore.features.devices import settle
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint, dataset_rows
+from trakstore.features.fitness import explained
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
@@ -90,7 +88,7 @@ class SplitTask:
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
         first = batches.read(0, min(_PROBE, count))
-        with _explained(job.model, output, first):
+        with explained(job.model, output, first):
             classes = output.check(job.model, first)
         settle(device, partial(_pass, job.model, output, first, list(selected.values())))
         size = min(job.batch_size, count)
@@ -105,7 +103,7 @@ class SplitTask:
         rows = RowComputer(
             engine, layers, output, ahead, ids, where, spec, classes, size, size, pick, job.check
         )
-        with _explained(job.model, output, first):
+        with explained(job.model, output, first):
             probe = rows.columns(0, min(_PROBE, count))
         wanted = SplitSpec(
             count,
@@ -203,33 +201,6 @@ def _pass(
     total = output(model, batch).output.sum()
     if total.requires_grad:
         torch.autograd.grad(total, parameters, allow_unused=True)
-
-
-@contextmanager
-def _explained(model: torch.nn.Module, output: ModelOutput, batch: Any) -> Iterator[None]:
-    """What fails because the model does not take the samples is bad use, all else a fault."""
-    try:
-        yield
-    except RuntimeError:
-        _need_pass(model, output, batch)
-        raise
-
-
-def _need_pass(model: torch.nn.Module, output: ModelOutput, batch: Any) -> None:
-    """Raise a :class:`TrakStoreError` if the model by itself does not take these samples."""
-    try:
-        with torch.no_grad():
-            output(model, batch)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        leaves = tree.tree_leaves(batch)
-        got = ", ".join(f"{one.dtype} of {tuple(one.shape)}" for one in leaves)
-        reason = str(error).strip().splitlines()[0][:200]
-        raise TrakStoreError(
-            f"the model does not take the first samples ({got}): {reason}; give samples of the "
-            f"shape and dtype that it was trained on"
-        ) from error
 
 
 def _block_bytes(wanted: SplitSpec, spec: StoreSpec, batch_rows: int) -> int:

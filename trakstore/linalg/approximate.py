@@ -20,6 +20,7 @@ from trakstore.linalg.tiles import map_reduce
 from trakstore.linalg.topk import SelectTask, check_request, listed, merge_all, plan_top_k
 from trakstore.planning import ranges
 from trakstore.progress import ProgressLine, on_terminal
+from trakstore.quantities import as_whole
 
 __all__ = ["approximate_top_k"]
 
@@ -86,8 +87,9 @@ def approximate_top_k(
     Halko, Martinsson and Tropp (2011), algorithm 4.4, for U.
     """
     rows, trains = scores.shape
-    check_request(k, trains, order)
-    wide = min(trains, 10 * k) if candidates is None else candidates
+    k, columns = check_request(k, trains, order), as_whole(columns, "columns")
+    checked, seed = as_whole(checked, "checked"), as_whole(seed, "seed", 0)
+    wide = min(trains, 10 * k) if candidates is None else as_whole(candidates, "candidates")
     if columns < 1 or checked < 0 or not k <= wide <= trains:
         raise TrakStoreError(
             f"needed columns >= 1, checked >= 0 and candidates in {k}..{trains} (k to the train "

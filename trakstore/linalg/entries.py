@@ -20,6 +20,7 @@ from trakstore.linalg.tiles import map_reduce
 from trakstore.linalg.topk import plan_top_k, top_k
 from trakstore.planning import CHUNK_BYTES, human_bytes
 from trakstore.progress import ProgressLine, on_terminal
+from trakstore.quantities import as_number, as_whole
 from trakstore.storage import layout
 from trakstore.storage.checksums import TAIL
 from trakstore.storage.locations import Location
@@ -206,11 +207,17 @@ def _joined(parts: list[_Entries]) -> _Entries:
     return _Entries(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
 
 
-def check_kept(scores: Scores, top: int | None, threshold: float | None) -> None:
-    """Raise a :class:`TrakStoreError` for a ``top`` or ``threshold`` that means nothing."""
+def check_kept(
+    scores: Scores, top: int | None, threshold: float | None
+) -> tuple[int | None, float | None]:
+    """The two as Python's own numbers; a ``top`` or ``threshold`` that means nothing is refused."""
     if top is not None and threshold is not None:
         raise TrakStoreError("top and threshold exclude each other: give one of them, or neither")
-    if top is not None and not 1 <= top <= scores.shape[1]:
-        raise TrakStoreError(f"top must be in 1..{scores.shape[1]} (the train rows), got {top}")
-    if threshold is not None and not 0 < threshold < np.inf:
-        raise TrakStoreError(f"threshold must be a finite number above 0, got {threshold!r}")
+    if top is not None:
+        columns = scores.shape[1]
+        top = as_whole(top, "top", 1, columns, needed=f"must be in 1..{columns} (the train rows)")
+    if threshold is not None:
+        threshold = as_number(
+            threshold, "threshold", above=0, needed="must be a finite number above 0"
+        )
+    return top, threshold

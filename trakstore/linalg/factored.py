@@ -17,6 +17,7 @@ from trakstore.linalg.rows import MeanRows, Rows, Taken, take
 from trakstore.linalg.tiles import in_this_process, map_reduce, nothing, tile_rows
 from trakstore.markup import card, facts_markup
 from trakstore.planning import ranges
+from trakstore.storage.layout import as_epoch
 
 __all__ = ["Average", "Index", "Scores", "need_scores", "positions"]
 
@@ -161,7 +162,7 @@ class Scores:
             When the scores do not hold that epoch.
         """
         for part in self.parts:
-            if part.epoch == epoch:
+            if part.epoch == as_epoch(epoch):
                 return replace(self, parts=(part,))
         raise NotFoundError(f"no epoch {epoch!r} in {self}{did_you_mean(epoch, self.epochs)}")
 

@@ -89,7 +89,7 @@ def save_scores(
         When one target and one tile do not fit, or too many scores pass the threshold.
     """
     need_scores(scores)
-    check_kept(scores, top, threshold)
+    top, threshold = check_kept(scores, top, threshold)
     if overwrite:
         _delete_scores(store, name)
     check_new_name(store, name)

@@ -9,7 +9,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from scipy.linalg.lapack import dpocon
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.linalg.gram import Gram, Kernel
+from trakstore.quantities import as_number
 
 __all__ = [
     "CONDITION_LIMIT",
@@ -74,9 +75,11 @@ class Damping:
     absolute: float | None = None
 
     def __post_init__(self) -> None:
-        for value in (self.relative, 0 if self.absolute is None else self.absolute):
-            if not _is_damping(value):
-                raise TrakStoreError(f"damping must be a finite number >= 0, got {value!r}")
+        for name in ("relative", "absolute"):
+            value = getattr(self, name)
+            if name == "relative" or value is not None:
+                number = as_number(value, "damping", least=0, needed="must be a finite number >= 0")
+                object.__setattr__(self, name, number)
 
     @staticmethod
     def of(value: float | Damping) -> Damping:
@@ -86,14 +89,8 @@ class Damping:
     def value(self, trace: float, rows: int) -> float:
         """λ for a kernel with this trace over this many rows."""
         if self.absolute is not None:
-            return float(self.absolute)
-        return float(self.relative) * trace / rows
-
-
-def _is_damping(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        return False
-    return bool(math.isfinite(value) and value >= 0)
+            return self.absolute
+        return self.relative * trace / rows
 
 
 class Factor(ABC):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from typing import Any, get_args
 
 import dask.array as da
@@ -39,6 +38,7 @@ from trakstore.linalg.tiles import (
 )
 from trakstore.planning import fit_slots
 from trakstore.progress import ProgressLine, on_terminal
+from trakstore.quantities import as_whole
 
 __all__ = [
     "Order",
@@ -114,7 +114,7 @@ def top_k(
     need_scores(scores)
     rows, columns = scores.shape
     groups = train_groups(scores, where, per_class=per_class)
-    check_request(k, columns if groups is None or per_class else groups.counts[0], order)
+    k = check_request(k, columns if groups is None or per_class else groups.counts[0], order)
     plan = plan_top_k(scores, k, groups, memory_limit)
     step, found = scores.tile_rows, []
     with ProgressLine(f"top-{k}", rows * columns, unit="scores", show=on_terminal()) as progress:
@@ -200,12 +200,17 @@ def merge_all(left: list[Found], right: list[Found]) -> list[Found]:
     return [merge(*pair) for pair in zip(left, right, strict=True)]
 
 
-def check_request(k: int, columns: int, order: Order) -> None:
-    """Raise a :class:`TrakStoreError` for an unknown order, or a k that is not in 1..columns."""
+def check_request(k: int, columns: int, order: Order) -> int:
+    """The k, as Python's own number.
+
+    Raises
+    ------
+    TrakStoreError
+        An unknown order, or a k that is not in 1..columns.
+    """
     if order not in get_args(Order):
         raise TrakStoreError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
-    if not isinstance(k, Integral) or not 1 <= k <= columns:
-        raise TrakStoreError(f"k must be in 1..{columns} (the train rows), got {k}")
+    return as_whole(k, "k", 1, columns, needed=f"must be in 1..{columns} (the train rows)")
 
 
 def listed(found: list[Found], scores: Scores, order: Order) -> xr.Dataset:
@@ -250,7 +255,7 @@ def _top_k_of_array(
     if set(array.dims) != {"target", "train"}:
         raise TrakStoreError(f"top_k needs the dimensions (target, train), got {array.dims}")
     array = array.transpose("target", "train")
-    check_request(k, array.sizes["train"], order)
+    k = check_request(k, array.sizes["train"], order)
     data = da.asarray(array.data)
     data = data if data.dtype.kind == "f" else data.astype(np.float64)
     workers = _block_workers(data, k, memory_limit)

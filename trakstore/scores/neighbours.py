@@ -16,6 +16,7 @@ from trakstore.linalg.parts import Epoch, Part
 from trakstore.linalg.rows import RowByRow, Rows, TakenRows, take
 from trakstore.linalg.topk import top_k
 from trakstore.planning import ranges
+from trakstore.quantities import as_whole
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, scores_of
 from trakstore.storage import layout
 
@@ -90,8 +91,8 @@ def neighbours(
         raise SpecMismatchError(
             f"{name} has {rows[0].shape[1]} units in {targets}, {rows[1].shape[1]} in {train}"
         )
-    if not 1 <= k <= pair.train.rows:
-        raise TrakStoreError(f"k must be in 1..{pair.train.rows}, the rows of {train}, got {k}")
+    most = pair.train.rows
+    k = as_whole(k, "k", 1, most, needed=f"must be in 1..{most}, the rows of {train}")
     scores = _closeness(pair, *rows, metric).isel(target=select)
     found = top_k(scores, min(pair.train.rows, k + SPARE), memory_limit=memory_limit)
     kept = _columns_of(pair, found["position"].values)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from trakstore.errors import TrakStoreError
 from trakstore.linalg.choice import factor_split
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.gram import Gram, GramDtype
@@ -18,6 +17,7 @@ from trakstore.linalg.parts import Epoch, Part, held_bytes
 from trakstore.linalg.quadratic import quadratic_form
 from trakstore.linalg.rows import ArrayRows, Rows
 from trakstore.linalg.solvers import Cholesky, Damping, Factor
+from trakstore.quantities import as_number
 from trakstore.scores.scales import InverseRows, Of, check_of, gradient_scale
 from trakstore.scores.splits import EpochPair, Store, UnmaskedSplit, epoch_pairs, part_of, scores_of
 
@@ -159,8 +159,7 @@ def whitened_cos_scores(
     Language Model Pretraining", 2024, section 3.
     """
     check_of(of, store)
-    if not 0 <= mix <= 1:
-        raise TrakStoreError(f"mix is a share from 0 to 1, got {mix}")
+    mix = as_number(mix, "mix", least=0, most=1, needed="is a share from 0 to 1")
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
     parts: list[Part] = []
     limit = memory_budget(memory_limit)

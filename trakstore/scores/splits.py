@@ -17,6 +17,7 @@ from trakstore.linalg.parts import Epoch, Part
 from trakstore.linalg.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.linalg.solvers import Factor
 from trakstore.linalg.weights import masked_rows
+from trakstore.storage.layout import as_epochs
 from trakstore.storage.locations import Location
 
 __all__ = [
@@ -170,7 +171,7 @@ def _chosen(
                     raise NotFoundError(f"no epoch has a split {name!r}{did_you_mean(name, known)}")
             raise NotFoundError(f"no epoch has both splits {targets!r} and {train!r}")
         return both
-    chosen = (epochs,) if isinstance(epochs, (int, str)) else tuple(epochs)
+    chosen = as_epochs(epochs)
     if not chosen or len(set(chosen)) < len(chosen):
         raise TrakStoreError(f"epochs must be some epochs, each named once, got {epochs!r}")
     for epoch in chosen:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.parts import Epoch
+from trakstore.quantities import as_number
 from trakstore.scores.scales import check_of, out_to_loss
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, part_of, scores_of
+from trakstore.storage.layout import as_epoch
 
 __all__ = ["tracin_scores"]
 
@@ -81,28 +83,29 @@ def tracin_scores(
 def _rates(pairs: Sequence[EpochPair], given: Mapping[Epoch, float] | float | None) -> list[float]:
     if isinstance(given, Mapping):
         known = [pair.epoch for pair in pairs]
+        given = {as_epoch(epoch): rate for epoch, rate in given.items()}
         for epoch in given:
             if epoch not in known:
                 raise NotFoundError(
                     f"a learning rate for epoch {epoch!r}, which is not scored"
                     f"{did_you_mean(epoch, known)}"
                 )
-    rates = [_rate(pair, given) for pair in pairs]
-    for pair, rate in zip(pairs, rates, strict=True):
-        if not 0 < rate < float("inf"):
-            raise TrakStoreError(
-                f"the learning rate of epoch {pair.epoch!r} must be above 0, got {rate}"
-            )
-    return rates
+    return [_rate(pair, given) for pair in pairs]
 
 
 def _rate(pair: EpochPair, given: Mapping[Epoch, float] | float | None) -> float:
     if given is not None and not isinstance(given, Mapping):
-        return float(given)
+        return _above_zero(given, pair)
     stored = pair.train.stored.spec.learning_rate if given is None else given.get(pair.epoch)
     if stored is None:
         raise NotFoundError(
             f"no learning rate for epoch {pair.epoch!r}: give learning_rates= (--learning-rate on the "
             f"command line), or featurize with learning_rate= (a Job's learning_rates)"
         )
-    return float(stored)
+    return _above_zero(stored, pair)
+
+
+def _above_zero(rate: object, pair: EpochPair) -> float:
+    return as_number(
+        rate, f"the learning rate of epoch {pair.epoch!r}", above=0, needed="must be above 0"
+    )

@@ -16,6 +16,7 @@ from trakstore.linalg.parts import Epoch, Part, held_bytes
 from trakstore.linalg.rows import ArrayRows, PositionRows
 from trakstore.linalg.solvers import Damping, Solver
 from trakstore.linalg.weights import GramSplit, TemperedRows, WeightedSplit, weighting_of
+from trakstore.quantities import as_number
 from trakstore.scores.scales import out_to_loss
 from trakstore.scores.splits import EpochPair, Store, epoch_pairs, part_of, scores_of
 
@@ -108,8 +109,9 @@ def trak_scores(
     """
     if average not in (*get_args(Average), "auto"):
         raise TrakStoreError(f"average must be 'auto', 'factors' or 'scores', got {average!r}")
-    if not 0 <= soft_threshold < float("inf"):
-        raise TrakStoreError(f"soft_threshold must be a number >= 0, got {soft_threshold}")
+    soft_threshold = as_number(
+        soft_threshold, "soft_threshold", least=0, needed="must be a number >= 0"
+    )
     damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
     heat = trak_temperature(store, temperature)
     parts: list[Part] = []
@@ -125,9 +127,9 @@ def trak_temperature(store: Store, asked: Temperature = "auto") -> float | None:
     if asked == "auto":
         output = store.spec.output
         return TEMPERATURE if output is not None and output.name == "margin" else None
-    if asked is not None and not (isinstance(asked, int | float) and 0 < asked < float("inf")):
-        raise TrakStoreError(f"temperature must be above 0, 'auto' or None, got {asked!r}")
-    return asked
+    if asked is None:
+        return None
+    return as_number(asked, "temperature", above=0, needed="must be above 0, 'auto' or None")
 
 
 def _part(pair: EpochPair, temperature: float | None, damping: Damping, **how: Any) -> Part:

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.planning import counted
 from trakstore.storage import layout
+from trakstore.storage.ids import as_ids
 
-__all__ = ["column_dtype", "row_column", "sample_ids", "stored_activations", "stored_rows"]
+__all__ = [
+    "column_dtype",
+    "row_column",
+    "sample_ids",
+    "stored_activations",
+    "stored_rows",
+]
 
 _OF_ONE = {"have": "has", "are": "is"}
 UNDERFLOW = 0.01  # largest relative change of a row's norm that storing it may cause
@@ -41,6 +48,11 @@ def stored_rows(
         For NaN or inf; for values that ``dtype`` cannot hold; for rows whose norm the cast changes
         by more than 1% (underflow).
     """
+    if features.dtype.kind not in "iuf":
+        raise TrakStoreError(
+            f"features are real numbers, got {features.dtype}; of complex ones, give the real and "
+            f"the imaginary part as two features"
+        )
     norm = _finite_norms(features, first_row, "features")
     with np.errstate(over="ignore", under="ignore"):
         stored = np.ascontiguousarray(features.astype(dtype, copy=False))
@@ -108,13 +120,9 @@ def sample_ids(
     """Ids of samples as int64 or strings; positions from ``first`` where none are given."""
     if ids is None:
         return np.arange(first, first + rows, dtype=np.int64)
-    array = np.asarray(ids)
-    if array.shape != (rows,) or array.dtype.kind not in "iuUT":
-        raise TrakStoreError(
-            f"ids must be {rows} integers or strings, got shape {array.shape} of {array.dtype}"
-        )
-    dtype: Any = np.int64 if array.dtype.kind in "iu" else np.dtypes.StringDType()
-    array = array.astype(dtype)
+    array = as_ids(ids)
+    if array.shape != (rows,):
+        raise TrakStoreError(f"ids must be {rows} integers or strings, got shape {array.shape}")
     repeated = rows - len(np.unique(array))
     if repeated:
         raise TrakStoreError(f"ids must differ: {repeated} of {rows} repeat others")
@@ -133,6 +141,17 @@ def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] |
     array = np.asarray(values)
     if array.shape != (rows,):
         raise TrakStoreError(f"{name} must have shape ({rows},), got {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise TrakStoreError(f"{name} must be real numbers, got {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise TrakStoreError(f"{name} has NaN or infinite values; nothing was written")
-    return array.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored: NDArray[Any] = array.astype(dtype)
+    if dtype == np.int64:
+        changed = (stored != array) | ((stored < 0) & (array > 0))
+        what = "whole numbers up to 2**63 - 1"
+    else:
+        changed, what = ~np.isfinite(stored), f"numbers that {np.dtype(dtype)} holds"
+    if changed.any():
+        raise TrakStoreError(f"{name} must be {what}, got {array[changed][0]}; nothing was written")
+    return stored

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from trakstore.errors import NotFoundError
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, mask_document
+from trakstore.storage.ids import as_ids
 from trakstore.storage.splits import Split, group_document, written_blocks
 from trakstore.storage.writer import BlockWriter
 
@@ -103,7 +104,7 @@ def mask_rows(
     NotFoundError
         When the split has no such sample; nothing is changed then.
     """
-    found = _positions(split, np.unique(np.asarray(ids)))
+    found = _positions(split, np.unique(as_ids(ids)))
     place, path = split.location, f"{split.path}/{layout.MASKED}"
     place.put_if_absent(_mask_key(split), mask_document(split.spec))
     array = zarr.open_array(

@@ -20,9 +20,11 @@
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from collections.abc import Iterable
+from typing import TypeAlias, cast
 
 from trakstore.errors import TrakStoreError
+from trakstore.quantities import as_whole, is_whole
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,6 +34,8 @@ __all__ = [
     "WRITTEN",
     "Epoch",
     "as_epoch",
+    "as_epochs",
+    "as_splits",
     "check_name",
     "document_key",
     "dynamics_path",
@@ -92,7 +96,7 @@ def _article(what: str) -> str:
 
 
 def as_epoch(epoch: Epoch) -> Epoch:
-    """A non-negative integer, also from its digits, or a valid name.
+    """A non-negative integer, of NumPy too or from its digits, or a valid name.
 
     Examples
     --------
@@ -101,13 +105,35 @@ def as_epoch(epoch: Epoch) -> Epoch:
     """
     if isinstance(epoch, str) and epoch.isascii() and epoch.isdigit():
         epoch = int(epoch)
-    if isinstance(epoch, int):
-        if epoch < 0 or isinstance(epoch, bool):
-            raise TrakStoreError(f"an epoch is a non-negative integer or a name, got {epoch}")
-        return epoch
+    if not isinstance(epoch, str):
+        return as_whole(epoch, "an epoch", 0, needed="is a non-negative integer or a name")
     if epoch in RESERVED:
         raise TrakStoreError(f"{epoch!r} is a name that the store keeps for itself; choose another")
     return check_name(epoch, "epoch")
+
+
+def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
+    """Some epochs, or one by itself.
+
+    Examples
+    --------
+    >>> as_epochs(3), as_epochs(["final", "4"])
+    ((3,), ('final', 4))
+    """
+    if isinstance(epochs, str) or is_whole(epochs) or not isinstance(epochs, Iterable):
+        return (as_epoch(cast("Epoch", epochs)),)
+    return tuple(map(as_epoch, epochs))
+
+
+def as_splits(splits: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of some splits, or of one by itself.
+
+    Examples
+    --------
+    >>> as_splits("train"), as_splits(["train", "test"])
+    (('train',), ('train', 'test'))
+    """
+    return (splits,) if isinstance(splits, str) else tuple(splits)
 
 
 def epoch_sort_key(epoch: Epoch) -> tuple[bool, int, str]:

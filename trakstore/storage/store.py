@@ -295,7 +295,7 @@ class FeatureStore:
         split: str,
         ids: Sequence[int] | Sequence[str],
         *,
-        epochs: Sequence[Epoch] | None = None,
+        epochs: Epoch | Sequence[Epoch] | None = None,
         masked: bool = True,
     ) -> int:
         """Leave samples out of kernels, scores and lists from now on; or take them in again.
@@ -308,7 +308,7 @@ class FeatureStore:
         split : str
         ids : sequence of int or str
             Sample ids.
-        epochs : sequence of epochs, optional
+        epochs : epoch or sequence of epochs, optional
             All that have the split by default.
         masked : bool
             False takes the samples in again.
@@ -323,7 +323,7 @@ class FeatureStore:
         NotFoundError
             When a sample is not there.
         """
-        chosen = self.epochs_of(split) if epochs is None else tuple(epochs)
+        chosen = self.epochs_of(split) if epochs is None else layout.as_epochs(epochs)
         if not chosen:
             raise NotFoundError(f"no epoch has a split {split!r}{did_you_mean(split, self.splits)}")
         return sum(mask_rows(self.split(e, split), ids, masked=masked) for e in chosen)

@@ -16,6 +16,7 @@ from typing import Any
 
 from trakstore.planning import ranges
 from trakstore.progress import ProgressLine
+from trakstore.quantities import as_whole
 from trakstore.storage import layout
 from trakstore.storage.checks import Finding, check_block
 from trakstore.storage.layout import Epoch
@@ -73,8 +74,8 @@ class VerifyReport:
 def verify_store(
     store: Where | FeatureStore,
     *,
-    epochs: Sequence[Epoch] | None = None,
-    splits: Sequence[str] | None = None,
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    splits: str | Sequence[str] | None = None,
     repair: bool = False,
     workers: int | None = None,
     progress: bool = False,
@@ -84,7 +85,7 @@ def verify_store(
     Parameters
     ----------
     store : FeatureStore or its place
-    epochs, splits : sequence, optional
+    epochs, splits : one or a sequence, optional
         Only these; else everything, saved scores too.
     repair : bool
         Delete the markers of bad blocks, so that the next featurize (or ``write_split``) writes them
@@ -110,8 +111,10 @@ def verify_store(
     NotFoundError
         When an epoch or split is named that is not there.
     """
+    epochs = None if epochs is None else layout.as_epochs(epochs)
+    splits = None if splits is None else layout.as_splits(splits)
     location = location_of(store)
-    threads = workers or (os.cpu_count() or 1) + 4
+    threads = (os.cpu_count() or 1) + 4 if workers is None else as_whole(workers, "workers", 1)
     walk = Walk(location, repair)
     walk.root()
     found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]

@@ -41,7 +41,7 @@ class Elementwise(Layer):
         if self._use.whole:
             return own
         parameter, view = self._use.parameter, self._use.tensor
-        whole = torch.zeros(len(own), parameter.numel(), device=own.device)
+        whole = own.new_zeros(len(own), parameter.numel())
         strides = (parameter.numel(), *view.stride())
         offset = view.storage_offset() - parameter.storage_offset()
         whole.as_strided(own.shape, strides, offset).copy_(own)

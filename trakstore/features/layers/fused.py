@@ -32,7 +32,7 @@ def layer_norm_sums(x: Tensor, gradient: Tensor, eps: float) -> tuple[Tensor, Te
     scale, bias : Tensor, shape (batch, width)
     """
     values, slopes = x.contiguous().numpy(), gradient.contiguous().numpy()
-    scale, bias = (torch.zeros(len(x), x.shape[2]) for _ in range(2))
+    scale, bias = (torch.zeros(len(x), x.shape[2], dtype=torch.float32) for _ in range(2))
 
     def work(start: int, stop: int) -> None:
         each = slice(start, stop)

@@ -50,8 +50,7 @@ class _Classification(ModelOutput):
                 f"got {tuple(label.shape)} of {label.dtype}"
             )
         need_keywords(model, inputs)
-        with torch.no_grad():
-            logits = logits_of(model, inputs)
+        logits = logits_of(model, inputs)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         fits = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(label)
         if not fits or logits.shape[1] < 2:

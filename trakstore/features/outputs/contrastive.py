@@ -80,8 +80,7 @@ class Contrastive(ModelOutput):
     def check(self, model: Model, batch: Any) -> int | None:
         """Embeddings must be as wide as those of the bank."""
         need_keywords(model, batch)
-        with torch.no_grad():
-            found = _embeddings(model, batch)
+        found = _embeddings(model, batch)
         width = self._images.shape[1]
         if any(not isinstance(one, Tensor) or one.shape[1:] != (width,) for one in found):
             got = [tuple(getattr(one, "shape", ())) for one in found]

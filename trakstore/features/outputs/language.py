@@ -89,8 +89,7 @@ class _Tokens(ModelOutput):
         """Logits must be ``(batch, length, vocabulary)``, labels ``(batch, length)``."""
         found = sequences(model, batch, self.name)
         need_keywords(model, found.keywords)
-        with torch.no_grad():
-            logits = found.logits(model)
+        logits = found.logits(model)
         wanted = found.labels
         bad = wanted.is_floating_point() or wanted.dtype == torch.bool
         if logits.ndim != 3 or wanted.shape != logits.shape[:2] or bad:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
@@ -43,8 +42,7 @@ class SquaredError(ModelOutput):
         """One prediction and one value for each sample."""
         inputs, wanted = _inputs_and_value(batch)
         need_keywords(model, inputs)
-        with torch.no_grad():
-            found = need_tensor(logits_of(model, inputs), "a prediction")
+        found = need_tensor(logits_of(model, inputs), "a prediction")
         if found.numel() != len(wanted) or wanted.numel() != len(wanted):
             raise TrakStoreError(
                 f"squared_error needs one prediction and one value for each of {len(wanted)} samples,"

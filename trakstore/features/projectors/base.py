@@ -120,9 +120,10 @@ class Projector(ABC):
             side = 2 if spec.kind == "kronecker" else None
             spec = ProjectionSpec(spec.kind, dim=8, version=spec.version, side=side)
         tester = type(self)(spec, TEST_PARAMETERS)
-        gradient = torch.arange(1.0, 16.0).reshape(1, 3, 5)
+        gradient = torch.arange(1.0, 16.0, dtype=torch.float32).reshape(1, 3, 5)
         got = tester.project({"weight": gradient})[0]
-        if not torch.allclose(got, torch.tensor(spec.test_vector), rtol=1e-5, atol=1e-5):
+        defined = torch.tensor(spec.test_vector, dtype=torch.float32)
+        if not torch.allclose(got, defined, rtol=1e-5, atol=1e-5):
             raise SpecMismatchError(
                 f"this {spec.kind} gives {got.tolist()} on the published test, version "
                 f"{spec.version} is defined to give {list(spec.test_vector)}; reinstall trakstore"

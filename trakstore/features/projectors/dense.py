@@ -77,7 +77,7 @@ class Dense(Projector):
         batch, columns = outer.batch, outer.columns
         most = min(outer.rows, max(1, _TILE // (batch * columns)))
         step = max(1, _FACTOR // (outer.positions * max(columns, outer.rows)))
-        buffer = torch.empty(batch * most * columns, device=out.device)
+        buffer = torch.empty(batch * most * columns, dtype=torch.float32, device=out.device)
         for lo, hi in ranges(outer.rows, most):
             tile = buffer[: batch * (hi - lo) * columns].view(batch, hi - lo, columns)
 

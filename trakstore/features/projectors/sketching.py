@@ -144,8 +144,8 @@ def _tiles(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float) -
 def _fourier(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float) -> None:
     batch, positions, _ = left.shape
     left_array = left.contiguous().numpy()
-    sketch = torch.empty(batch, positions, runs.k)
-    signed = torch.zeros(batch, positions, runs.k)
+    sketch = torch.empty(batch, positions, runs.k, dtype=torch.float32)
+    signed = torch.zeros(batch, positions, runs.k, dtype=torch.float32)
     total = torch.zeros(batch, runs.k // 2 + 1, dtype=torch.complex64)
     for columns, merged, signs2 in runs.each:
         loops.merge(sketch.numpy(), left_array, merged.offsets[merged.place], merged.signs)
@@ -170,10 +170,10 @@ def _merged_rows(left: Tensor, merged: Merged) -> Tensor:
     batch, positions, _ = left.shape
     columns = len(merged.offsets)
     if left.transpose(1, 2).is_contiguous():  # of a convolution
-        rows = torch.empty(batch, columns, positions)
+        rows = torch.empty(batch, columns, positions, dtype=torch.float32)
         loops.merge_rows(rows.numpy(), left.transpose(1, 2).numpy(), merged.place, merged.signs)
         return rows
-    sketch = torch.empty(batch, positions, columns)
+    sketch = torch.empty(batch, positions, columns, dtype=torch.float32)
     loops.merge(sketch.numpy(), left.contiguous().numpy(), merged.place, merged.signs)
     return sketch.transpose(1, 2)
 

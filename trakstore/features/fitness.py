@@ -1,0 +1,142 @@
+"""Models that have no per-sample gradients as they are: told by the module and by what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as tree
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.outputs import ModelOutput
+
+__all__ = ["explained", "fit_modules", "need_apart", "need_weights"]
+
+_DYNAMIC = "torch.ao.nn.quantized.dynamic"
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+_SPARSE = (nn.Embedding, nn.EmbeddingBag)
+
+
+def need_weights(model: nn.Module) -> None:
+    """Raise a :class:`TrakStoreError` for a model in whose place others cannot be computed.
+
+    Scripted and traced models take no other weights than their own, lazy modules may have none yet.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TrakStoreError(
+            "the model is a scripted or traced one (torch.jit), which takes no other weights; give "
+            "the nn.Module that it was made from"
+        )
+    for name, module in model.named_modules():
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(map(is_lazy, own)):
+            raise TrakStoreError(
+                f"{_named(name, module)} has no weights yet; call the model once on a batch, and then "
+                f"train or load it"
+            )
+
+
+def need_apart(model: nn.Module) -> None:
+    """Raise a :class:`TrakStoreError` for modules in which samples see one another in eval mode too.
+
+    Then no sample has a gradient of its own: a BatchNorm without running statistics takes those of
+    the batch, dynamic quantisation its range.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BATCH_NORMS) and module.running_mean is None:
+            raise TrakStoreError(
+                f"{_named(name, module)} has no running statistics and takes those of the batch, so "
+                f"that samples see one another; use track_running_stats=True, or GroupNorm"
+            )
+        if type(module).__module__.startswith(_DYNAMIC):
+            raise TrakStoreError(
+                f"{_named(name, module)} quantises by the range of the batch, so that samples see one "
+                f"another; give the model as it was before"
+            )
+
+
+def _named(name: str, module: nn.Module) -> str:
+    kind = type(module).__name__
+    return f"the module {name!r} ({kind})" if name else f"the model ({kind})"
+
+
+@contextmanager
+def fit_modules(model: nn.Module) -> Iterator[None]:
+    """Modules as per-sample gradients need them; each is given back as it was.
+
+    In eval mode, also those that keep themselves in training mode; embeddings with dense gradients:
+    the sparse ones that optimisers may want are the same numbers.
+    """
+    with ExitStack() as back:
+        for module in model.modules():
+            back.callback(setattr, module, "training", module.training)
+            if isinstance(module, _SPARSE) and module.sparse:
+                back.callback(setattr, module, "sparse", True)
+                module.sparse = False
+        try:
+            model.eval()
+        except NotImplementedError as error:  # an exported program
+            raise TrakStoreError(
+                f"the model cannot be put in eval mode ({error}); give the nn.Module that it was "
+                f"made from"
+            ) from error
+        for module in model.modules():
+            module.training = False
+        yield
+
+
+@contextmanager
+def explained(model: nn.Module, output: ModelOutput, batch: Any) -> Iterator[None]:
+    """What fails because the model does not take the samples is bad use, all else a fault."""
+    try:
+        yield
+    except (TrakStoreError, torch.OutOfMemoryError):
+        raise
+    except Exception:
+        _need_pass(model, output, batch)
+        raise
+
+
+def _need_pass(model: nn.Module, output: ModelOutput, batch: Any) -> None:
+    """Raise a :class:`TrakStoreError` if the model by itself does not take these samples."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        with torch.enable_grad():
+            total = output(model, batch).output.sum()
+            if not total.requires_grad:
+                raise TrakStoreError(
+                    "the output depends on no parameter that requires a gradient; is it computed "
+                    "under no_grad, or detached?"
+                )
+            found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    except (TrakStoreError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        got = ", ".join(map(_described, tree.tree_leaves(batch)))
+        raise TrakStoreError(
+            f"the model does not take the first samples ({got}): {_reason(error)}; give samples of "
+            f"the shape and dtype that it was trained on"
+        ) from error
+    for name, gradient in zip(parameters, found, strict=True):
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise TrakStoreError(
+                f"the gradient of {name} is sparse; use a lookup without sparse=True in the forward, "
+                f"or leave the parameter out by parameters="
+            )
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of {tuple(tensor.shape)}"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error; with its kind, where that is not torch's usual one."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return f"a {type(error).__name__}"
+    kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+    return f"{kind}{lines[0]}"[:200]
