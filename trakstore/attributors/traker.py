@@ -194,7 +194,12 @@ class TRAKer:
         self._stage(self._scored, batch, inds, num_samples)
 
     def finalize_scores(
-        self, exp_name: str, model_ids: Iterable[int] | None = None, allow_skip: bool = False
+        self,
+        exp_name: str,
+        model_ids: Iterable[int] | None = None,
+        allow_skip: bool = False,
+        *,
+        allow_other_weights: bool = False,
     ) -> NDArray[np.float32]:
         """Scores of an experiment, averaged over checkpoints.
 
@@ -205,6 +210,9 @@ class TRAKer:
             All that were finalized when None.
         allow_skip : bool
             Leave out checkpoints without features of these targets, instead of an error.
+        allow_other_weights : bool
+            Score also where a ``model_id`` had other weights for the targets than for the train
+            samples.
 
         Returns
         -------
@@ -215,6 +223,8 @@ class TRAKer:
         ------
         ModelIDException
             For a checkpoint that is not finalized, or has targets without features.
+        SpecMismatchError
+            When targets and train samples of a ``model_id`` had different weights.
         TrakStoreError
             For an experiment that was never scored.
         """
@@ -227,7 +237,15 @@ class TRAKer:
             )
         targets = int(json.loads(sizes.read_text())["num_targets"])
         epochs = self._scorable(model_ids, split, targets, allow_skip)
-        scores = trak_scores(self.store, split, "train", epochs, self._damping(), temperature=None)
+        scores = trak_scores(
+            self.store,
+            split,
+            "train",
+            epochs,
+            self._damping(),
+            temperature=None,
+            allow_other_weights=allow_other_weights,
+        )
         path = self.save_dir / "scores" / f"{exp_name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         shape = (scores.shape[1], scores.shape[0])
