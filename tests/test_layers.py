@@ -65,6 +65,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "features": [
         "parameters",
+        "weights",
         "projectors",
         "layers",
         "outputs",

@@ -22,6 +22,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.parameters import own_names, parameter_spec, select_parameters, uncompiled
 from trakstore.features.projectors import make_projector
+from trakstore.features.weights import own_copy
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.streaming import for_each_tile
 from trakstore.scores.trak import trak_scores
@@ -49,6 +50,8 @@ class TRAKer:
     Parameters
     ----------
     model : nn.Module
+        Copied, so that checkpoints are loaded into the copy: the model that is given keeps its
+        weights, its mode and its device, and ``model.state_dict()`` may be a checkpoint.
     task : str or object
         ``"image_classification"``, ``"text_classification"``, an object with ``get_output`` and
         ``get_out_to_loss_grad``, or an output of ``trakstore.features``.
@@ -100,7 +103,7 @@ class TRAKer:
         log.setLevel(logging_level)
         if train_set_size < 1:
             raise TrakStoreError(f"train_set_size must be 1 or more, got {train_set_size}")
-        self.model, self.train_set_size = uncompiled(model), train_set_size
+        self.model, self.train_set_size = own_copy(uncompiled(model)), train_set_size
         self.device, self.task = _usable(device), as_task(task)
         self.save_dir = Path(save_dir).resolve()
         self._parameters = _selected(self.model, grad_wrt)

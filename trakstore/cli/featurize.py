@@ -108,7 +108,7 @@ def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> F
     from trakstore.features.devices import worker_device
 
     worker_device(device)  # refused before the job is made
-    return featurize_job(load_job(job), store, device=device, **options)
+    return featurize_job(load_job(job), store, device=device, restore=False, **options)
 
 
 @contextmanager

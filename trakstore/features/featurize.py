@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -170,10 +170,26 @@ def featurize_job(
     rank: int | None = None,
     world_size: int | None = None,
     progress: bool = True,
+    restore: bool = True,
 ) -> Featurized:
     """Write all epochs and splits of a job, or some; see :func:`featurize`.
 
     Each worker first does its share of every epoch and split, and only then helps others.
+
+    Parameters
+    ----------
+    job : Job
+    store : path, FeatureStore or zarr store
+    epochs, splits : sequence, optional
+        Some of the job's; all when None.
+    batch_size, memory_limit
+        Instead of the job's.
+    device, rank, world_size, progress
+        As of :func:`featurize`.
+    restore : bool
+        Whether the model has its own weights again afterwards, whatever happened: a copy of them is
+        held on the CPU meanwhile, where the job has checkpoints. Without, it has those of the epoch
+        that came last.
     """
     began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
     if batch_size is not None:
@@ -186,13 +202,14 @@ def featurize_job(
     ]
     job.check_files(named)
     done = Featurized(0, 0, 0.0)
-    for duty in (_do_share, _help):
-        for epoch, split in chosen:
-            if duty is _help and open_store(store).split(epoch, split).status().complete:
-                continue
-            job.load(epoch)
-            with _prepared(job, store, epoch, split, worker, progress) as (task, line):
-                done += duty(task, worker, line)
+    with job.lent() if restore else nullcontext():
+        for duty in (_do_share, _help):
+            for epoch, split in chosen:
+                if duty is _help and open_store(store).split(epoch, split).status().complete:
+                    continue
+                job.load(epoch)
+                with _prepared(job, store, epoch, split, worker, progress) as (task, line):
+                    done += duty(task, worker, line)
     return done.within(time.monotonic() - began)
 
 

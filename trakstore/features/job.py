@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -18,6 +19,7 @@ from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import own_names, uncompiled
+from trakstore.features.weights import kept, unshared
 from trakstore.named import load_named, needs_arguments
 from trakstore.planning import byte_count
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
@@ -43,6 +45,8 @@ class Job:
         How gradients become features: what the store has, else ``ProjectionSpec("sjlt", 2048)``.
     checkpoints : mapping of epoch to path or state_dict
         Weights; files are ``.safetensors``, or else read by ``torch.load(weights_only=True)``.
+        State dicts that share memory with the model, as ``model.state_dict()`` does, are copied
+        here, as they are now; others are not, and cost nothing.
     parameters : sequence of str
         Shell-style patterns of parameter names.
     activations : str or sequence of str
@@ -95,6 +99,7 @@ class Job:
         if not isinstance(self.model, nn.Module):
             raise TrakStoreError(f"model must be an nn.Module, got {type(self.model).__name__}")
         self.model = uncompiled(self.model)
+        self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
         for name in ("batch_size", "block_rows", "keep_bits"):
             size = getattr(self, name)
             if size is not None and (not isinstance(size, Integral) or size < 1):
@@ -119,8 +124,21 @@ class Job:
         """Epochs that the job has weights of."""
         return (0,) if self.checkpoints is None else tuple(self.checkpoints)
 
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Meanwhile :meth:`load` may change the model; it has its own weights again afterwards.
+
+        For that a copy of them is held on the CPU, where the job has checkpoints.
+        """
+        if not self.checkpoints:
+            yield
+            return
+        self.checkpoints = unshared(self.checkpoints, self.model)
+        with kept(self.model):
+            yield
+
     def load(self, epoch: int | str) -> nn.Module:
-        """The model with the weights of an epoch."""
+        """The model, into which the weights of an epoch were loaded; within :meth:`lent`."""
         if self.checkpoints is None and epoch == 0:
             return self.model
         if self.checkpoints is None or epoch not in self.checkpoints:

@@ -1,0 +1,184 @@
+"""Weights that belong to a model alone: told from checkpoints that share them, kept, given back."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["kept", "own_copy", "state_dicts", "unshared"]
+
+K = TypeVar("K")
+Span = tuple[int, int]  # first byte, and the one after the last
+
+
+def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
+    """The same checkpoints, of which those that share memory with the model are copies.
+
+    ``model.state_dict()`` refers to the model's own tensors: another checkpoint that is loaded into
+    the model, or a step of training, changes it. Only what is shared costs memory; files do not.
+
+    Parameters
+    ----------
+    checkpoints : mapping of name to anything
+        State dicts are looked at, all else is passed on.
+    model : nn.Module
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> found = unshared({5: {"weight": torch.ones(1, 2)}, 10: model.state_dict()}, model)
+    >>> _ = model.load_state_dict({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)})
+    >>> bool((found[10]["weight"] == 0).any())
+    False
+    """
+    own = _spans(chain(model.parameters(), model.buffers()))
+    copies = {
+        name: _copied(state)
+        for name, state in checkpoints.items()
+        if isinstance(state, Mapping) and _overlap(own, _spans(state.values()))
+    }
+    return {**checkpoints, **copies} if copies else checkpoints
+
+
+def state_dicts(
+    checkpoints: Mapping[K, nn.Module | Mapping[str, Tensor]], model: nn.Module
+) -> Mapping[K, Any]:
+    """Weights of models and state dicts, none of which changes when one is loaded into the model."""
+    states = {
+        name: one.state_dict() if isinstance(one, nn.Module) else one
+        for name, one in checkpoints.items()
+    }
+    return unshared(states, model)
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """The model has its own parameters and buffers again when this is left, whatever happened.
+
+    They are held on the CPU meanwhile, which takes as much memory as the model does.
+    """
+    own = _Kept.of(model)
+    try:
+        yield
+    finally:
+        own.give_back()
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of a model, which may hold tensors that are computed from its parameters."""
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, memo)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Tensors of a model: where each is, itself, and a copy of its values."""
+
+    tensors: tuple[tuple[dict[str, Any], str, Tensor, Tensor], ...]
+    extra: tuple[tuple[nn.Module, Any], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self:
+        places = [
+            (place, name, tensor)
+            for module in model.modules()
+            for place in (module._parameters, module._buffers)
+            for name, tensor in place.items()
+            if tensor is not None and not is_lazy(tensor) and not tensor.is_meta
+        ]
+        copies = {id(tensor): tensor for _, _, tensor in places}  # tied ones once
+        copies = {one: tensor.detach().to("cpu", copy=True) for one, tensor in copies.items()}
+        extra = [
+            (module, copy.deepcopy(module.get_extra_state()))
+            for module in model.modules()
+            if type(module).get_extra_state is not nn.Module.get_extra_state
+        ]
+        tensors = ((*where, copies[id(where[-1])]) for where in places)
+        return cls(tuple(tensors), tuple(extra))
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        for place, name, tensor, values in self.tensors:
+            now = place.get(name)
+            if now is None or (now.shape, now.dtype) != (values.shape, values.dtype):
+                place[name] = now = tensor  # something else was put there
+            if (now.shape, now.dtype) != (values.shape, values.dtype):
+                now.data = values.to(now.device)
+            elif torch.is_inference_mode_enabled() or not now.is_inference():  # else it is fixed
+                now.copy_(values)
+        for module, state in self.extra:
+            module.set_extra_state(state)
+
+
+def _copied(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The state dict in memory of its own; what is one tensor stays one."""
+    memo: dict[Any, Tensor] = {}
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return copy.deepcopy(value)
+        which = (*_parts_of(value), value.shape, value.dtype)
+        return memo.setdefault(which, value.detach().clone())
+
+    return {name: own(value) for name, value in state.items()}
+
+
+def _spans(values: Iterable[Any]) -> dict[torch.device, list[Span]]:
+    """The memory of tensors on each device, ascending and apart."""
+    found: dict[torch.device, list[Span]] = {}
+    for value in values:
+        if isinstance(value, Tensor) and not is_lazy(value):
+            for part in _parts_of(value):
+                found.setdefault(value.device, []).append(part)
+    return {device: _merged(spans) for device, spans in found.items()}
+
+
+def _parts_of(tensor: Tensor) -> list[Span]:
+    """The memory behind a tensor: of its storage, or of its parts where it has none of its own."""
+    if tensor.layout == torch.sparse_coo:
+        parts = [tensor._indices(), tensor._values()]
+    elif tensor.layout != torch.strided:
+        parts = [tensor.values()]
+    elif hasattr(tensor, "__tensor_flatten__"):
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    else:
+        storage = tensor.untyped_storage()
+        first, size = storage.data_ptr(), storage.nbytes()
+        return [(first, first + size)] if size and first else []
+    return [span for part in parts for span in _parts_of(part)]
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for first, last in sorted(spans):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def _overlap(
+    left: Mapping[torch.device, list[Span]], right: Mapping[torch.device, list[Span]]
+) -> bool:
+    for device in left.keys() & right.keys():
+        own = left[device]
+        for first, last in right[device]:
+            at = bisect_right(own, (last - 1, last)) - 1
+            if at >= 0 and own[at][1] > first:
+                return True
+    return False
