@@ -86,6 +86,7 @@ ORDER: dict[str, list[str]] = {
         "predictions",
         "spent",
         "task",
+        "twins",
         "featurize",
     ],
     "cli": [

@@ -21,6 +21,7 @@ from trakstore.features.outputs import ModelOutput
 from trakstore.features.ranks import rank_and_world
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.task import SplitTask
+from trakstore.features.twins import warn_of_twins
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
@@ -154,6 +155,8 @@ def featurize(
     )
     began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):
+        if worker.rank == 0:
+            warn_of_twins(task.writer.split, set())
         done = _do_share(task, worker, line) + _help(task, worker, line)
     return done.within(time.monotonic() - began)
 
@@ -201,7 +204,7 @@ def featurize_job(
         (epoch, split) for epoch in named for split in _chosen(splits, tuple(job.datasets), "split")
     ]
     job.check_files(named)
-    done = Featurized(0, 0, 0.0)
+    done, told = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
     with job.lent() if restore else nullcontext():
         for duty in (_do_share, _help):
             for epoch, split in chosen:
@@ -209,6 +212,8 @@ def featurize_job(
                     continue
                 job.load(epoch)
                 with _prepared(job, store, epoch, split, worker, progress) as (task, line):
+                    if worker.rank == 0:
+                        warn_of_twins(task.writer.split, told)
                     done += duty(task, worker, line)
     return done.within(time.monotonic() - began)
 
