@@ -54,6 +54,7 @@ def featurize(
     append: bool = False,
     memory_limit: int | str | None = None,
     autocast: AutocastDtype | None = None,
+    skip_bad_rows: bool = False,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -111,6 +112,10 @@ def featurize(
         Compute the model's products in bfloat16, forward and backward, as ``torch.autocast`` does;
         their gradients are still projected in float32. Features are off by about a hundredth, so the
         store says so, and does not mix them with others.
+    skip_bad_rows : bool
+        Rows that have NaN or infinite features, outputs, losses or activations, a label that is no
+        class, or features that the stored dtype cannot hold, are stored as masked instead of refused:
+        scores, kernels and lists leave them out, and ``store.skipped(epoch, split)`` says why.
     device : str, optional
         By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU. The whole model must fit on
         it: workers share the samples, not the model.
@@ -131,7 +136,7 @@ def featurize(
     MemoryLimitError
         When not even one sample fits in the memory limit; nothing is written then.
     NumericsError
-        When features are not finite; the block that they are in is not written.
+        When a row is not finite, in any column; the block that it is in is not written.
     TrakStoreError
         When model, output and data set do not fit together; nothing is written then.
     """
@@ -152,6 +157,7 @@ def featurize(
         append=append,
         memory_limit=memory_limit,
         autocast=autocast,
+        skip_bad_rows=skip_bad_rows,
     )
     began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):
@@ -169,6 +175,7 @@ def featurize_job(
     splits: Sequence[str] | None = None,
     batch_size: int | None = None,
     memory_limit: int | str | None = None,
+    skip_bad_rows: bool | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -185,7 +192,7 @@ def featurize_job(
     store : path, FeatureStore or zarr store
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit
+    batch_size, memory_limit, skip_bad_rows
         Instead of the job's.
     device, rank, world_size, progress
         As of :func:`featurize`.
@@ -199,6 +206,8 @@ def featurize_job(
         job = replace(job, batch_size=batch_size)
     if memory_limit is not None:
         job = replace(job, memory_limit=memory_limit)
+    if skip_bad_rows is not None:
+        job = replace(job, skip_bad_rows=skip_bad_rows)
     named = _chosen(epochs, job.epochs, "epoch")
     chosen = [
         (epoch, split) for epoch in named for split in _chosen(splits, tuple(job.datasets), "split")

@@ -72,6 +72,8 @@ class Job:
         Most memory to take beside the model, such as ``"600MB"``; see :func:`.featurize.featurize`.
     autocast : {"bfloat16"}, optional
         Mixed precision; see :func:`.featurize.featurize`.
+    skip_bad_rows : bool
+        Store rows that are not finite as masked, with the reason; see :func:`.featurize.featurize`.
     name : str
         Kept in the record of the run.
     """
@@ -93,6 +95,7 @@ class Job:
     append: bool = False
     memory_limit: int | str | None = None
     autocast: AutocastDtype | None = None
+    skip_bad_rows: bool = False
     name: str = ""
 
     def __post_init__(self) -> None:

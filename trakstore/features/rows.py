@@ -16,6 +16,7 @@ from torch.utils import _pytree as tree
 from trakstore.errors import MemoryLimitError, TrakStoreError, told_of
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
+from trakstore.features.bad_rows import BadRows
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
 from trakstore.features.outputs import ModelOutput
@@ -57,6 +58,9 @@ class RowComputer:
         Samples that are read at once.
     at_once : int
         Samples whose gradients are computed at once; halved when memory does not suffice.
+    skip_bad_rows : bool
+        Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
+        instead of an error.
     """
 
     engine: FactorisedEngine
@@ -69,6 +73,7 @@ class RowComputer:
     classes: int | None
     batch_size: int
     at_once: int
+    skip_bad_rows: bool = False
 
     def within(self, limit: int, samples: int, block_bytes: int) -> RowComputer:
         """The same, with as many samples at once as fit in ``limit`` bytes beside the model.
@@ -139,7 +144,7 @@ class RowComputer:
         Raises
         ------
         NumericsError
-            By the call, when features are not finite or the stored dtype cannot hold them.
+            By the call, when a column is not finite or the stored dtype cannot hold it.
         TrakStoreError
             By the call, when a label is out of range.
         MemoryLimitError
@@ -166,6 +171,11 @@ class RowComputer:
         joined = {
             name: np.concatenate([part.pop(name).numpy() for part in parts]) for name in [*parts[0]]
         }
+        bad = self._bad(joined, start, stop)
+        if not self.skip_bad_rows:
+            bad.refuse()
+        if bad:
+            bad.blanked(joined)
         if "label" in joined:
             joined["label"] = joined["label"].astype(np.int64)
             self._check_labels(joined["label"], start)
@@ -173,7 +183,19 @@ class RowComputer:
         for name in self.activations.columns:
             joined[name] = stored_activations(joined[name], self.spec.dtype, start)
         stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
-        return {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
+        columns = {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
+        if not bad:
+            return columns
+        log.warning("%s: %s: stored as masked", self.where, bad.told)
+        return bad.marked(columns)
+
+    def _bad(self, columns: dict[str, NDArray[Any]], start: int, stop: int) -> BadRows:
+        """Rows that are not finite; those that are to be skipped also where they cannot be stored."""
+        more: dict[str, Any] = {}
+        if self.skip_bad_rows:
+            spec = self.spec
+            more = {"classes": self.classes, "dtype": spec.dtype, "keep_bits": spec.keep_bits}
+        return BadRows.of(columns, self.ids[start:stop], start, **more)
 
     def _batch(self, batch: Any) -> Iterator[dict[str, Tensor]]:
         """The columns of a batch, as one part or several: fewer samples at once, if need be."""

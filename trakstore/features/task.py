@@ -27,7 +27,7 @@ from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
 from trakstore.features.rows import Columns, RowComputer
 from trakstore.features.spent import Featurized, Spent
-from trakstore.planning import byte_count
+from trakstore.planning import byte_count, ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype, sample_ids
@@ -43,6 +43,7 @@ __all__ = ["SplitTask"]
 _DEFAULT = ProjectionSpec("sjlt", dim=2048)
 _USED = 0.9  # of what is free on a GPU
 _PROBE = 2  # rows that are computed before anything is written
+_TRIED = 64  # rows among which good ones are looked for
 
 
 @dataclass
@@ -86,17 +87,18 @@ class SplitTask:
         projector = make_projector(spec.projection, parameters)
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
-        first = batches.read(0, min(_PROBE, count))
-        with _explained(job.model, output, first):
-            classes = output.check(job.model, first)
+        probed, first, classes = _first_samples(job, output, batches, count)
         settle(device, partial(_pass, job.model, output, first, list(selected.values())))
         size = min(job.batch_size, count)
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
         where = f"{split} at epoch {epoch}"
         layers = NamedActivations(job.model, output, job.activations)
-        rows = RowComputer(engine, layers, output, ahead, ids, where, spec, classes, size, size)
+        rows = RowComputer(
+            engine, layers, output, ahead, ids, where, spec, classes, size, size, job.skip_bad_rows
+        )
         with _explained(job.model, output, first):
-            probe = rows.columns(0, min(_PROBE, count))
+            probe = rows.columns(*probed)
+            probe.pop(layout.SKIPPED, None)
         wanted = SplitSpec(
             count,
             projector.dim,
@@ -184,6 +186,35 @@ def _store_spec(
     dtype = job.dtype or (store.spec.dtype if store else "float32")
     keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
     return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, job.autocast)
+
+
+def _first_samples(
+    job: Job, output: ModelOutput, batches: Batches, count: int
+) -> tuple[tuple[int, int], Any, int | None]:
+    """Rows that are computed before anything is written, their batch, and the number of classes.
+
+    The first ones; where bad rows are to be skipped, the first of some that are good.
+    """
+    windows = list(ranges(min(count, _TRIED if job.skip_bad_rows else _PROBE), _PROBE))
+    for window in windows:
+        batch = batches.read(*window)
+        try:
+            with _explained(job.model, output, batch):
+                classes = output.check(job.model, batch)
+                good = not job.skip_bad_rows or _finite(job.model, output, batch)
+        except TrakStoreError:
+            if window == windows[-1]:
+                raise
+            continue
+        if good:
+            break
+    return window, batch, classes
+
+
+def _finite(model: torch.nn.Module, output: ModelOutput, batch: Any) -> bool:
+    """Whether each sample has an output and a loss."""
+    with torch.no_grad():
+        return all(bool(column.isfinite().all()) for column in output(model, batch))
 
 
 def _pass(

@@ -41,6 +41,7 @@ __all__ = [
     "fill_value",
     "marker_entries",
     "mask_document",
+    "skipped_document",
 ]
 
 _WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
@@ -123,6 +124,11 @@ def array_documents(split: SplitSpec) -> dict[str, bytes]:
 def mask_document(split: SplitSpec) -> bytes:
     """The metadata document of the ``masked`` column; a chunk that is not there masks nothing."""
     return array_document("bool", (split.rows,), (split.block_rows,), ("sample",))
+
+
+def skipped_document(split: SplitSpec) -> bytes:
+    """The metadata document of the ``skipped`` column, whose chunks are those of bad blocks."""
+    return array_document("uint8", (split.rows,), (split.block_rows,), ("sample",))
 
 
 def block_keys(split: SplitSpec, block: int) -> list[str]:
