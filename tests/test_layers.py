@@ -87,6 +87,7 @@ ORDER: dict[str, list[str]] = {
         "job",
         "predictions",
         "spent",
+        "watch",
         "task",
         "twins",
         "featurize",

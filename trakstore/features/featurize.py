@@ -69,7 +69,8 @@ def featurize(
     Parameters
     ----------
     model : nn.Module
-        Put in eval mode, and on ``device``, for the duration; given back as it was.
+        Put in eval mode, and on ``device``, for the duration; given back as it was. A forward that
+        changes a parameter (``Embedding(max_norm=)``), or a buffer that outputs depend on, is refused.
     dataset : map-style data set
         Without random transforms; samples are trees of tensors, arrays and numbers, for the
         outputs of classification ``(input, ..., label)``.

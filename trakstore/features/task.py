@@ -19,14 +19,15 @@ from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
 from trakstore.features.devices import settle
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint, dataset_rows
+from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
 from trakstore.features.job import Job
-from trakstore.features.outputs import ModelOutput, as_output
+from trakstore.features.outputs import ModelOutput, RowOutputs, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
 from trakstore.features.rows import Columns, RowComputer
 from trakstore.features.spent import Featurized, Spent
+from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count, ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
@@ -55,6 +56,7 @@ class SplitTask:
 
     rows: RowComputer
     writer: BlockWriter
+    watch: WeightWatch
     background: OneBehind = field(default_factory=OneBehind)
     rows_written: int = 0
     spent: Spent = field(default_factory=Spent)
@@ -74,6 +76,23 @@ class SplitTask:
 
         The model is in eval mode, on the device, with the weights of the epoch.
         """
+        watch = WeightWatch(job.model)
+        try:
+            return cls._prepared(job, store, epoch, split, device, watch)
+        except BaseException:
+            watch.give_back()
+            raise
+
+    @classmethod
+    def _prepared(
+        cls,
+        job: Job,
+        store: Where | FeatureStore,
+        epoch: int | str,
+        split: str,
+        device: torch.device,
+        watch: WeightWatch,
+    ) -> SplitTask:
         dataset = job.datasets[split]
         count = dataset_rows(dataset, f"the data set {split!r}")
         ids = sample_ids(job.ids.get(split), count)
@@ -88,6 +107,8 @@ class SplitTask:
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
         probed, first, classes = _first_samples(job, output, batches, count)
+        with _explained(job.model, output, first):
+            watch.asks(partial(_outputs, job.model, output, first))
         settle(device, partial(_pass, job.model, output, first, list(selected.values())))
         size = min(job.batch_size, count)
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
@@ -99,11 +120,12 @@ class SplitTask:
         with _explained(job.model, output, first):
             probe = rows.columns(*probed)
             probe.pop(layout.SKIPPED, None)
+        watch.check(surely=True)
         wanted = SplitSpec(
             count,
             projector.dim,
             tuple(sorted((name, column_dtype(array)) for name, array in probe.items())),
-            checkpoint=checkpoint_hash(job.model),
+            checkpoint=watch.hash,
             dataset=dataset_fingerprint(dataset, ids),
             learning_rate=job.learning_rates.get(epoch),
             keep_bits=spec.keep_bits,
@@ -120,8 +142,9 @@ class SplitTask:
         opened = FeatureStore.of_spec(store, spec)
         if job.append:
             _append(opened, epoch, split, wanted, rows, job)
+            watch.check(surely=True)
         made = opened.create_split(epoch, split, wanted, batch_rows=size)
-        return cls(rows, BlockWriter(made))
+        return cls(rows, BlockWriter(made), watch)
 
     def write(self, block: int, then: int | None = None) -> None:
         """Compute a block, and commit it while the next one is computed; see :meth:`wait`.
@@ -135,6 +158,7 @@ class SplitTask:
         reading = self.rows.batches.waited - waited
         self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
         self.wait()
+        self.watch.check()
         self.background.submit(lambda: self._store(block, finish))
         self._seconds.append(time.monotonic() - began)
         self.rows_written += stop - start
@@ -156,7 +180,12 @@ class SplitTask:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self.background.__exit__(*exception)
+        try:
+            self.background.__exit__(*exception)
+            if self.rows_written and exception[0] is None:
+                self.watch.check(surely=True)
+        finally:
+            self.watch.give_back()
 
     @property
     def blocks_written(self) -> int:
@@ -211,9 +240,19 @@ def _first_samples(
     return window, batch, classes
 
 
+def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutputs | None:
+    """The outputs of the first sample; None where memory does not suffice, which is said later."""
+    sample = tree.tree_map(lambda tensor: tensor[:1], batch)
+    try:
+        with torch.enable_grad():  # some models take gradients themselves
+            return RowOutputs(*(column.detach() for column in output(model, sample)))
+    except torch.OutOfMemoryError:
+        return None
+
+
 def _finite(model: torch.nn.Module, output: ModelOutput, batch: Any) -> bool:
     """Whether each sample has an output and a loss."""
-    with torch.no_grad():
+    with torch.enable_grad():
         return all(bool(column.isfinite().all()) for column in output(model, batch))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["kept", "own_copy", "state_dicts", "unshared"]
+__all__ = ["Kept", "kept", "own_copy", "state_dicts", "unshared"]
 
 K = TypeVar("K")
 Span = tuple[int, int]  # first byte, and the one after the last
@@ -66,7 +66,7 @@ def kept(model: nn.Module) -> Iterator[None]:
 
     They are held on the CPU meanwhile, which takes as much memory as the model does.
     """
-    own = _Kept.of(model)
+    own = Kept.of(model)
     try:
         yield
     finally:
@@ -85,43 +85,87 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Tensors of a model: where each is, itself, and a copy of its values."""
+class _Place:
+    """Where a tensor of a model is, itself, and a copy of its values on the CPU."""
 
-    tensors: tuple[tuple[dict[str, Any], str, Tensor, Tensor], ...]
+    name: str
+    registry: dict[str, Any]
+    key: str
+    tensor: Tensor
+    values: Tensor
+
+    @property
+    def differs(self) -> bool:
+        """Whether the model has other values there now."""
+        now = self.registry.get(self.key)
+        if now is None or not _alike(now, self.values):
+            return True
+        now = now.detach().cpu()
+        return not (torch.equal(now, self.values) or bool(_same(now, self.values).all()))
+
+    def give_back(self) -> None:
+        now = self.registry.get(self.key)
+        if now is None or not _alike(now, self.values):
+            self.registry[self.key] = now = self.tensor  # something else was put there
+        if not _alike(now, self.values):
+            now.data = self.values.to(now.device)
+        elif torch.is_inference_mode_enabled() or not now.is_inference():  # else it is fixed
+            now.copy_(self.values)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tensors of a model, with copies of their values on the CPU, and states that are no tensors."""
+
+    places: tuple[_Place, ...]
     extra: tuple[tuple[nn.Module, Any], ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> Self:
-        places = [
-            (place, name, tensor)
-            for module in model.modules()
-            for place in (module._parameters, module._buffers)
-            for name, tensor in place.items()
+    def of(cls, model: nn.Module, *, also: Collection[str] | None = None) -> Self:
+        """Copy all that the model has; or its buffers, and ``also`` the parameters of these names."""
+        found = [
+            (f"{path}.{key}" if path else key, registry, key, tensor)
+            for path, module in model.named_modules(remove_duplicate=False)
+            for registry in (module._parameters, module._buffers)
+            for key, tensor in registry.items()
             if tensor is not None and not is_lazy(tensor) and not tensor.is_meta
         ]
-        copies = {id(tensor): tensor for _, _, tensor in places}  # tied ones once
+        chosen = [
+            (name, registry, key, tensor)
+            for name, registry, key, tensor in found
+            if also is None or name in also or not isinstance(tensor, nn.Parameter)
+        ]
+        copies = {id(tensor): tensor for *_, tensor in chosen}  # tied ones once
         copies = {one: tensor.detach().to("cpu", copy=True) for one, tensor in copies.items()}
         extra = [
             (module, copy.deepcopy(module.get_extra_state()))
             for module in model.modules()
             if type(module).get_extra_state is not nn.Module.get_extra_state
         ]
-        tensors = ((*where, copies[id(where[-1])]) for where in places)
-        return cls(tuple(tensors), tuple(extra))
+        places = (_Place(*where, copies[id(where[-1])]) for where in chosen)
+        return cls(tuple(places), tuple(extra))
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """Names of the tensors whose values are others now."""
+        return tuple(place.name for place in self.places if place.differs)
 
     @torch.no_grad()
     def give_back(self) -> None:
-        for place, name, tensor, values in self.tensors:
-            now = place.get(name)
-            if now is None or (now.shape, now.dtype) != (values.shape, values.dtype):
-                place[name] = now = tensor  # something else was put there
-            if (now.shape, now.dtype) != (values.shape, values.dtype):
-                now.data = values.to(now.device)
-            elif torch.is_inference_mode_enabled() or not now.is_inference():  # else it is fixed
-                now.copy_(values)
+        """Put the values, and the tensors that were exchanged, where they were."""
+        for place in self.places:
+            place.give_back()
         for module, state in self.extra:
-            module.set_extra_state(state)
+            module.set_extra_state(copy.deepcopy(state))
+
+
+def _alike(left: Tensor, right: Tensor) -> bool:
+    return (left.shape, left.dtype) == (right.shape, right.dtype)
+
+
+def _same(left: Tensor, right: Tensor) -> Tensor:
+    """Which numbers are equal, or both NaN."""
+    return (left == right) | ((left != left) & (right != right))
 
 
 def _copied(state: Mapping[Any, Any]) -> dict[Any, Any]:
