@@ -18,6 +18,7 @@ from torch import Tensor
 from trakstore.analysis.dynamics import training_dynamics
 from trakstore.errors import TrakStoreError
 from trakstore.features.background import OneBehind
+from trakstore.storage.columns import id_array
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import location_of
 from trakstore.storage.records import TrainingRun, add_part
@@ -205,7 +206,6 @@ def _measures(targets: Tensor, logits: Tensor, losses: Tensor | None) -> Tensor:
 
 def _ids(given: Any) -> NDArray[Any]:
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-    if array.ndim != 1 or array.dtype.kind not in "iuUT":
-        raise TrakStoreError(f"ids are integers or strings, got {array.dtype} of {array.shape}")
-    dtype: Any = np.int64 if array.dtype.kind in "iu" else np.dtypes.StringDType()
-    return array.astype(dtype)
+    if array.ndim != 1:
+        raise TrakStoreError(f"ids are integers or strings, one a sample, got shape {array.shape}")
+    return id_array(given if isinstance(given, list | tuple) else array)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from trakstore.storage import layout
 
 __all__ = [
     "column_dtype",
+    "id_array",
     "row_column",
     "sample_ids",
     "stored_activations",
@@ -135,17 +137,55 @@ def sample_ids(
     """Ids of samples as int64 or strings; positions from ``first`` where none are given."""
     if ids is None:
         return np.arange(first, first + rows, dtype=np.int64)
-    array = np.asarray(ids)
-    if array.shape != (rows,) or array.dtype.kind not in "iuUT":
+    array = id_array(ids)
+    if array.shape != (rows,):
         raise TrakStoreError(
             f"ids must be {rows} integers or strings, got shape {array.shape} of {array.dtype}"
         )
-    dtype: Any = np.int64 if array.dtype.kind in "iu" else np.dtypes.StringDType()
-    array = array.astype(dtype)
     repeated = rows - len(np.unique(array))
     if repeated:
         raise TrakStoreError(f"ids must differ: {repeated} of {rows} repeat others")
     return array
+
+
+def id_array(ids: Any) -> NDArray[Any]:
+    """Ids as they are stored, int64 or strings; of objects, all must be the one or the other.
+
+    Raises
+    ------
+    TrakStoreError
+        For anything else, and for integers that int64 does not hold.
+    """
+    array = np.asarray(ids)
+    if not array.size:
+        return array.astype(np.int64)
+    kinds = {_kind(one) for one in array.ravel().tolist()} if array.dtype.kind == "O" else ()
+    mixed = isinstance(ids, list | tuple) and array.dtype.kind == "U" and _has_numbers(ids)
+    if kinds == {"U"} or (array.dtype.kind in "UT" and not mixed):
+        return array.astype(np.dtypes.StringDType())
+    if kinds != {"i"} and array.dtype.kind not in "iu":
+        what = f"{array.dtype}, strings and numbers" if mixed else str(array.dtype)
+        raise TrakStoreError(
+            f"ids must be integers or strings, got shape {array.shape} of {what}: give all of one "
+            f"kind, such as str(id) of each"
+        )
+    least, most = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    if not (least <= int(array.min()) and int(array.max()) <= most):
+        beyond = next(int(one) for one in array.ravel() if not least <= int(one) <= most)
+        raise TrakStoreError(
+            f"ids must be integers up to 2**63 - 1, got {beyond}: give such ids as strings"
+        )
+    return array.astype(np.int64)
+
+
+def _kind(one: Any) -> str:
+    if isinstance(one, str):
+        return "U"
+    return "i" if isinstance(one, Integral) and not isinstance(one, bool | np.bool_) else "O"
+
+
+def _has_numbers(ids: Sequence[Any]) -> bool:
+    return any(not isinstance(one, str) for one in ids)
 
 
 def column_dtype(array: NDArray[Any]) -> str:
@@ -161,5 +201,10 @@ def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] |
     if array.shape != (rows,):
         raise TrakStoreError(f"{name} must have shape ({rows},), got {array.shape}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise TrakStoreError(f"{name} has NaN or infinite values; nothing was written")
+        bad = np.flatnonzero(~np.isfinite(array))
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise TrakStoreError(
+            f"{name} has NaN or infinite values in {counted(len(bad), 'row')} ({shown}); nothing was "
+            f"written"
+        )
     return array.astype(dtype)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, mask_document, skipped_document
+from trakstore.storage.columns import id_array
 from trakstore.storage.splits import Split, group_document, written_blocks
 from trakstore.storage.writer import BlockWriter
 
@@ -113,7 +114,7 @@ def mask_rows(
     TrakStoreError
         When a row is to be taken in again that was bad when it was written.
     """
-    found = _positions(split, np.unique(np.asarray(ids)))
+    found = _positions(split, np.unique(id_array(ids)))
     bad = np.intersect1d(found, split.skipped)
     if len(bad) and not masked:
         raise TrakStoreError(
@@ -140,6 +141,11 @@ def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
     column, found, known = split.column(layout.SAMPLE_ID), [], 0
     if column.dtype.kind == "T":
         wanted = wanted.astype(column.dtype)
+    elif wanted.dtype.kind == "T":
+        raise NotFoundError(
+            f"{split.name} at epoch {split.epoch} has ids that are integers, got strings "
+            f"{wanted[:5].tolist()}; nothing masked"
+        )
     for block in range(split.spec.blocks):
         start, stop = split.spec.block_range(block)
         here = np.flatnonzero(np.isin(column.read(start, stop), wanted))
