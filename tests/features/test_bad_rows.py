@@ -215,6 +215,20 @@ def test_labels_activations_and_narrow_dtypes(tmp_path: Path) -> None:
         written(tmp_path / "n", mlp(), data)
 
 
+def test_a_block_of_bad_rows_alone(tmp_path: Path) -> None:
+    data = Samples(N)
+    data.x[8:16] = torch.nan
+    store = written(tmp_path / "s", mlp(), data, skip_bad_rows=True)
+    np.testing.assert_array_equal(store.split(0, "train").masked, np.arange(8, 16))
+    assert verify_store(store).ok
+    data.x[:] = torch.nan
+    store = written(tmp_path / "a", mlp(), data, skip_bad_rows=True)
+    assert len(store.skipped(0, "train")) == N
+    written(tmp_path / "a", mlp(), Samples(4), split="test")
+    with pytest.raises(TrakStoreError, match="'train' of epoch 0 has no rows left"):
+        ts.trak_scores(store)
+
+
 def test_rounded_features(tmp_path: Path) -> None:
     store = with_targets(tmp_path / "s", BAD, keep_bits=8)
     np.testing.assert_array_equal(store.split(0, "train").masked, BAD)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,24 @@ def test_only_what_is_shared_is_copied() -> None:
     (copied,) = unshared({0: {"b": torch.from_numpy(array[1])}}, lent).values()
     array[:] = 1
     assert not copied["b"].any()
+
+
+def test_checkpoints_that_are_read_when_asked_for_are_not_read_before() -> None:
+    class Lazy(Mapping[int, Any]):
+        def __getitem__(self, epoch: int) -> Any:
+            raise AssertionError(f"{epoch} was read")
+
+        def __iter__(self) -> Iterator[int]:
+            return iter([1, 2])
+
+        def __len__(self) -> int:
+            return 2
+
+    lazy = Lazy()
+    assert Job(mlp(), {}, checkpoints=lazy).checkpoints is lazy
+    model = mlp()
+    (found,) = unshared(MappingProxyType({1: model.state_dict()}), model).values()
+    assert found["0.bias"].data_ptr() != model.get_parameter("0.bias").data_ptr()
 
 
 def test_a_tied_weight_is_copied_once() -> None:

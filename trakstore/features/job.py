@@ -131,13 +131,10 @@ class Job:
     def lent(self) -> Iterator[None]:
         """Meanwhile :meth:`load` may change the model; it has its own weights again afterwards.
 
-        For that a copy of them is held on the CPU, where the job has checkpoints.
+        For that a copy of them is held on the CPU; of its buffers alone, without checkpoints.
         """
-        if not self.checkpoints:
-            yield
-            return
-        self.checkpoints = unshared(self.checkpoints, self.model)
-        with kept(self.model):
+        self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
+        with kept(self.model, parameters=bool(self.checkpoints)):
             yield
 
     def load(self, epoch: int | str) -> nn.Module:

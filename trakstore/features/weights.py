@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_right
+from collections import ChainMap, UserDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import torch
@@ -29,7 +31,8 @@ def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
     Parameters
     ----------
     checkpoints : mapping of name to anything
-        State dicts are looked at, all else is passed on.
+        State dicts are looked at, all else is passed on; so is a mapping that is no dict, which
+        reads its values when they are asked for.
     model : nn.Module
 
     Examples
@@ -40,6 +43,8 @@ def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
     >>> bool((found[10]["weight"] == 0).any())
     False
     """
+    if not isinstance(checkpoints, dict | MappingProxyType | ChainMap | UserDict):
+        return checkpoints
     own = _spans(chain(model.parameters(), model.buffers()))
     copies = {
         name: _copied(state)
@@ -61,12 +66,13 @@ def state_dicts(
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
+def kept(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     """The model has its own parameters and buffers again when this is left, whatever happened.
 
-    They are held on the CPU meanwhile, which takes as much memory as the model does.
+    They are held on the CPU meanwhile, which takes as much memory as the model does; or its buffers
+    alone.
     """
-    own = Kept.of(model)
+    own = Kept.of(model, also=None if parameters else ())
     try:
         yield
     finally:

@@ -192,6 +192,12 @@ def _chosen(
 
 
 def _check_like(pair: EpochPair, first: EpochPair) -> None:
+    for split in (pair.train, pair.target):
+        if split.rows == 0:
+            raise TrakStoreError(
+                f"{_named(split)} has no rows left: all {len(split.masked)} are masked (store.skipped "
+                f"says which were bad when they were written)"
+            )
     for split, like in ((pair.train, pair.target), (pair.target, first.target)):
         if split.dim != like.dim:
             raise SpecMismatchError(
@@ -206,8 +212,8 @@ def _check_like(pair: EpochPair, first: EpochPair) -> None:
             )
         if not np.array_equal(split.masked, like.masked):
             raise SpecMismatchError(
-                f"{_named(split)} and {_named(like)} have other rows masked: mask the same samples "
-                f"in all epochs"
+                f"{_named(split)} and {_named(like)} have other rows masked (store.skipped says which "
+                f"were bad when they were written): mask the same samples in all epochs, by store.mask"
             )
 
 

@@ -44,7 +44,7 @@ __all__ = [
     "skipped_document",
 ]
 
-_WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
+_WRITE_ALL: Any = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
 
 
 def fill_value(dtype: str) -> Any:
@@ -161,8 +161,8 @@ def encode(
     buffer = default_buffer_prototype().buffer
     for name, array in values.items():
         sync(staged.set(layout.document_key(name), buffer.from_bytes(documents[name])))
-        column = zarr.open_array(staged, path=name, mode="r+", zarr_format=3, config=_WRITE_ALL)
-        column[rows[0] : rows[1]] = array
+        column = zarr.open_array(staged, path=name, mode="r+", zarr_format=3)
+        column.with_config(_WRITE_ALL)[rows[0] : rows[1]] = array
     return {key: _read_key(staged, key) for key in _keys(staged) if not key.endswith("zarr.json")}
 
 
