@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
@@ -199,6 +200,22 @@ def test_what_a_forward_put_in_place_of_a_tensor_is_put_back() -> None:
         model.head.weight.data = torch.ones(2, 2)
     assert same(values(model), own)
     assert mean.shape == (4,)
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model: Any = mlp()
+    model.lock = Lock()
+    with pytest.raises(ts.TrakStoreError, match=r"cannot be copied \(cannot pickle"):
+        own_copy(model)
+
+
+def test_sparse_buffers_are_compared_by_their_parts() -> None:
+    model = nn.Module()
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    (found,) = unshared({1: model.state_dict()}, model).values()
+    with torch.no_grad():
+        model.get_buffer("graph")._values().fill_(7)
+    torch.testing.assert_close(found["graph"].to_dense(), torch.eye(3))
 
 
 def test_a_copy_of_a_model_with_tensors_made_of_its_parameters() -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from trakstore.errors import TrakStoreError
+
 __all__ = ["Kept", "kept", "own_copy", "state_dicts", "unshared"]
 
 K = TypeVar("K")
@@ -80,14 +82,26 @@ def kept(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of a model, which may hold tensors that are computed from its parameters."""
+    """A deep copy of a model, which may hold tensors that are computed from its parameters.
+
+    Raises
+    ------
+    TrakStoreError
+        When it holds something that cannot be copied, such as a lock or an open file.
+    """
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise TrakStoreError(
+            f"the model cannot be copied ({error}): checkpoints are loaded into a copy, so that the "
+            f"model that is given keeps its weights; take what cannot be copied out of the model"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -199,6 +213,8 @@ def _spans(values: Iterable[Any]) -> dict[torch.device, list[Span]]:
 
 def _parts_of(tensor: Tensor) -> list[Span]:
     """The memory behind a tensor: of its storage, or of its parts where it has none of its own."""
+    if tensor.is_mkldnn:  # memory that only oneDNN knows
+        return []
     if tensor.layout == torch.sparse_coo:
         parts = [tensor._indices(), tensor._values()]
     elif tensor.layout != torch.strided:
