@@ -130,6 +130,15 @@ def same(model: nn.Module, before: dict[str, Tensor]) -> bool:
     return all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
 
 
+@pytest.fixture(params=["small", "large"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small models are copied; all are large here, or none."""
+    if request.param == "large":
+        monkeypatch.setattr("trakstore.features.watch._SMALL", 0)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("norm", [1.0, 0.1])
 def test_an_embedding_that_is_cut_to_its_norm_is_refused(tmp_path: Path, norm: float) -> None:
     model = seeded(lambda: Words(max_norm=norm))
@@ -184,12 +193,16 @@ def test_counters_that_nothing_reads_are_put_back(
         (scales_by_data, "changed the parameter|other outputs"),
     ],
 )
-def test_states_that_matter_are_refused(tmp_path: Path, what: Any, said: str) -> None:
+def test_states_that_matter_are_refused(tmp_path: Path, what: Any, said: str, size: str) -> None:
+    model = Stateful(what)
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(TrakStoreError, match=said):
-        run(Stateful(what), tmp_path / "s")
+        run(model, tmp_path / "s")
     assert not (tmp_path / "s").exists()
+    assert size == "large" or same(model, before)
 
 
+@pytest.mark.usefixtures("size")
 @pytest.mark.parametrize(("what", "blocks"), [(late, 8), (late_in_place, 7)])
 def test_a_change_in_a_later_block_is_seen(tmp_path: Path, what: Any, blocks: int) -> None:
     with pytest.raises(TrakStoreError, match=r"changed the parameter|other outputs"):
@@ -198,6 +211,7 @@ def test_a_change_in_a_later_block_is_seen(tmp_path: Path, what: Any, blocks: in
     assert split.status().written_blocks == blocks  # what is written through .data shows at the end
 
 
+@pytest.mark.usefixtures("size")
 def test_an_operation_that_changes_no_value_is_no_change(tmp_path: Path) -> None:
     found = run(Stateful(clamps), tmp_path / "s")
     wanted = run(Stateful(plain), tmp_path / "p")

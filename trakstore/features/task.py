@@ -76,9 +76,10 @@ class SplitTask:
 
         The model is in eval mode, on the device, with the weights of the epoch.
         """
+        selected = select_parameters(job.model, job.parameters)
         watch = WeightWatch(job.model)
         try:
-            return cls._prepared(job, store, epoch, split, device, watch)
+            return cls._prepared(job, store, epoch, split, device, selected, watch)
         except BaseException:
             watch.give_back()
             raise
@@ -91,13 +92,13 @@ class SplitTask:
         epoch: int | str,
         split: str,
         device: torch.device,
+        selected: dict[str, torch.nn.Parameter],
         watch: WeightWatch,
     ) -> SplitTask:
         dataset = job.datasets[split]
         count = dataset_rows(dataset, f"the data set {split!r}")
         ids = sample_ids(job.ids.get(split), count)
         layout.split_path(epoch, split)  # refuses bad names
-        selected = select_parameters(job.model, job.parameters)
         parameters = parameter_spec(selected, job.parameters)
         output = as_output(job.output)
         if job.autocast is not None:

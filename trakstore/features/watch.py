@@ -20,6 +20,7 @@ log = logging.getLogger("trakstore")
 
 Ask: TypeAlias = Callable[[], RowOutputs | None]  # None where memory does not suffice
 
+_SMALL = 2**26  # bytes of parameters
 _CLOSE = 1e-5  # relative: what a GPU, and another order of sums, may change
 _REMEDY = "features of a sample would depend on those before it"
 
@@ -32,9 +33,9 @@ class WeightWatch:
     that nothing reads: they are put back, with a line in the log. Outputs that change by themselves
     are refused: something is random in eval mode, or counts calls.
 
-    Buffers and the parameters of modules with ``max_norm`` are copied, to be put back; of the others
-    there are a hash and the counters of torch, which see all changes but those through ``.data``
-    without reading them.
+    Small models are copied, to be put back; of larger ones the buffers, and the parameters of modules
+    with ``max_norm``. Of the other parameters there are a hash and the counters of torch, which see
+    all changes but those through ``.data`` without reading them; they stay as the forward left them.
 
     Parameters
     ----------
@@ -45,12 +46,7 @@ class WeightWatch:
     def __init__(self, model: nn.Module) -> None:
         self.hash = checkpoint_hash(model)
         self._model = model
-        self._copied = {
-            f"{path}.{name}" if path else name
-            for path, module in model.named_modules(remove_duplicate=False)
-            if getattr(module, "max_norm", None) is not None
-            for name, _ in module.named_parameters(recurse=False)
-        }
+        self._copied = _to_copy(model)
         self._kept = Kept.of(model, also=self._copied)
         self._seen = self._counters()
         self._told: set[str] = set()
@@ -149,6 +145,19 @@ class WeightWatch:
             *self._model.named_buffers(remove_duplicate=False),
         ]
         return {name: (id(one), _version(one), _address(one)) for name, one in named}
+
+
+def _to_copy(model: nn.Module) -> set[str]:
+    """Names of the parameters that are copied before any pass."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if sum(one.numel() * one.element_size() for one in model.parameters()) <= _SMALL:
+        return set(named)
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        if getattr(module, "max_norm", None) is not None
+        for name, _ in module.named_parameters(recurse=False)
+    }
 
 
 def _version(tensor: Tensor) -> int:
