@@ -318,3 +318,18 @@ def test_targets_of_other_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecMismatchError, match="allow_other_weights=True"):
         one.finalize_scores("x")
     assert one.finalize_scores("x", allow_other_weights=True).shape == (N, M)
+
+
+def test_two_model_ids_of_the_same_weights_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = traker(tmp_path / "t")
+    for model_id, state in enumerate([STATES[0], STATES[1], STATES[0]]):
+        one.load_checkpoint(state, model_id)
+        one.featurize(TRAIN[:], num_samples=N)
+    told = [record.getMessage() for record in caplog.records]
+    assert (
+        [one for one in told if "same weights" in one]
+        == [one for one in told if one.startswith("Model IDs 0 and 2 have the same weights")]
+        != []
+    )

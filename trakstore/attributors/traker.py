@@ -271,6 +271,7 @@ class TRAKer:
         folder, found = self._folder(model_id, split), checkpoint_hash(self.model)
         folder.mkdir(parents=True, exist_ok=True)
         _same_weights(folder, model_id, found)
+        _warn_of_twins(folder, model_id, found)
         staged = Staged.read(folder, rows, self.proj_dim)
         done = np.zeros(rows, dtype=bool) if again else staged.there
         engine = self.task.engine(self.model, self._parameters, self.projector)
@@ -366,6 +367,22 @@ def _same_weights(folder: Path, model_id: int, found: str) -> None:
             f"Model ID {model_id} has rows of other weights (hash {note.read_text()[:12]}, these are "
             f"{found[:12]}): give these another model_id, or delete {folder}"
         )
+
+
+def _warn_of_twins(folder: Path, model_id: int, found: str) -> None:
+    """Say that another checkpoint has the same weights, when the first rows are to come."""
+    if any(folder.glob("*.npz")):
+        return
+    for note in sorted(folder.parent.parent.glob(f"*/{folder.name}/checkpoint.txt")):
+        other = note.parent.parent.name
+        if other != str(int(model_id)) and note.read_text() == found:
+            log.warning(
+                "Model IDs %s and %s have the same weights (%s): are they two checkpoints, or one "
+                "that was given twice?",
+                other,
+                model_id,
+                found[:12],
+            )
 
 
 def _selected(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Parameter]:
