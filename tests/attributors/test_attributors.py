@@ -209,3 +209,15 @@ def test_tracin_sampled_says_how_much_it_saw() -> None:
     pairs = TensorDataset(torch.randn(6, 8), torch.zeros(6, dtype=torch.long))
     with pytest.raises(TrakStoreError, match="stratify_by='colour'"):
         one.compute_influences_sampled(TEST, pairs, stratify_by="colour")
+
+
+def test_features_of_two_checkpoints_are_not_multiplied() -> None:
+    model = mlp()
+    one = TRAKAttributor(model, proj_dim=16)
+    train = one.compute_train_features(loader(TRAIN))
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    test = one.compute_test_features(loader(TEST))
+    with pytest.raises(SpecMismatchError, match="made with the weights"):
+        one.compute_attributions(train, test)
+    assert one.compute_attributions(train, test, allow_other_weights=True).shape == (9, 40)

@@ -15,7 +15,7 @@ from torch import nn
 
 import trakstore as ts
 from trakstore.attributors import ModelIDException, TRAKer
-from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.features import featurize
 
 N, M = 23, 6
@@ -288,3 +288,45 @@ def test_a_convolutional_model(tmp_path: Path) -> None:
     one.featurize((torch.randn(5, 12, generator=generator), torch.arange(5) % 3), num_samples=5)
     one.finalize_features()
     assert one.store.epochs == (3,)
+
+
+def test_the_model_that_is_given_stays_as_it_is(tmp_path: Path) -> None:
+    wanted = documented_usage(traker(tmp_path / "a"))
+    model = mlp(1).train()
+    one = TRAKer(model, "image_classification", N, tmp_path / "b", device="cpu", proj_dim=16)
+    for model_id, state in enumerate([STATES[0], model.state_dict()]):
+        one.load_checkpoint(state, model_id)
+        one.featurize(TRAIN[:], num_samples=N)
+    one.finalize_features()
+    for model_id, state in enumerate([STATES[0], model.state_dict()]):
+        one.start_scoring_checkpoint("own", state, model_id, M)
+        one.score(TEST[:], num_samples=M)
+    found = one.finalize_scores("own")
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    assert model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, STATES[1][name])
+
+
+def test_targets_of_other_weights_are_refused(tmp_path: Path) -> None:
+    one = traker(tmp_path / "t")
+    one.load_checkpoint(STATES[0], 0)
+    one.featurize(TRAIN[:], num_samples=N)
+    one.finalize_features()
+    one.start_scoring_checkpoint("x", STATES[1], 0, M)
+    one.score(TEST[:], num_samples=M)
+    with pytest.raises(SpecMismatchError, match="allow_other_weights=True"):
+        one.finalize_scores("x")
+    assert one.finalize_scores("x", allow_other_weights=True).shape == (N, M)
+
+
+def test_two_model_ids_of_the_same_weights_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = traker(tmp_path / "t")
+    for model_id, state in enumerate([STATES[0], STATES[1], STATES[0]]):
+        one.load_checkpoint(state, model_id)
+        one.featurize(TRAIN[:], num_samples=N)
+    told = [record.getMessage().partition(" (")[0] for record in caplog.records]
+    told = [one for one in told if "same weights" in one]
+    assert told == ["Model IDs 0 and 2 have the same weights"]

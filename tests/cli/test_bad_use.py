@@ -254,7 +254,7 @@ FAULTS = {
     ),
     "nan": (
         "job.checkpoints[1]['weight'][0, 0] = float('nan')",
-        "train at epoch 1: 1 row has NaN",
+        "train at epoch 1: 2 rows have NaN",
     ),
     "no file": (
         "job.checkpoints[2] = 'missing.pt'",

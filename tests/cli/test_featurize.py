@@ -132,3 +132,20 @@ def test_control_c_keeps_what_is_committed(tmp_path: Path, environment: dict[str
     )
     assert f"wrote {40 - 4 * written} rows in {10 - written} blocks" in ran.stdout
     assert np.isfinite(ts.open_store(tmp_path / "a.zarr").features(0, "train").values).all()
+
+
+def test_bad_rows_are_skipped_when_asked(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(
+        "import torch\n"
+        "from trakstore.features import Job\n"
+        "torch.manual_seed(0)\n"
+        "x = torch.arange(60.0).reshape(20, 3)\n"
+        "x[11] = torch.nan\n"
+        "rows = torch.utils.data.TensorDataset(x, torch.arange(20) % 2)\n"
+        "job = Job(torch.nn.Linear(3, 2), {'train': rows}, batch_size=4, block_rows=4)\n"
+    )
+    asked = ["featurize", f"{path}:job", "--store", tmp_path / "s"]
+    assert "row 11" in run(*asked).error
+    assert run(*asked, "--skip-bad-rows").code == 0
+    assert "1 of these" in " ".join(run("info", tmp_path / "s").out.split())

@@ -143,3 +143,32 @@ def test_neighbours_refuse(
     arguments: list[str], said: str, run: Any, rated: ts.FeatureStore
 ) -> None:
     assert said in run("neighbours", rated.location, *arguments).error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["score", "--save", "m"],
+        ["topk", "--k", "2"],
+        ["neighbours", "--epoch", "1", "--k", "2"],
+        ["evolve", "--k", "2"],
+        ["transitions", "--before", "1", "--after", "2", "--k", "2"],
+        ["groups"],
+        ["evaluate", "stability", "--k", "2"],
+    ],
+)
+def test_splits_of_different_weights_are_refused(
+    command: list[str], run: Any, tmp_path: Path
+) -> None:
+    store = ts.FeatureStore.create(tmp_path / "r", projection=ts.ProjectionSpec("sjlt", dim=6))
+    rng = np.random.default_rng(0)
+    for epoch in (1, 2):
+        for split, rows in (("train", 30), ("test", 4)):
+            X, q = rng.normal(size=(rows, 6)).astype("f"), rng.uniform(size=rows)
+            weights = f"weights of {split}"
+            labels = np.arange(rows) % 2
+            store.write_split(epoch, split, X, out_to_loss=q, labels=labels, checkpoint=weights)
+    words = command[:2] if command[0] == "evaluate" else command[:1]
+    asked = [*words, store.location, *command[len(words) :]]
+    assert "--allow-other-weights" in run(*asked).error
+    assert run(*asked, "--allow-other-weights").code == 0

@@ -22,7 +22,7 @@ class FakeSplit:
     complete: bool = True
     reads: list[str] = field(default_factory=list)
 
-    spec = SimpleNamespace(nonce=1)
+    spec = SimpleNamespace(nonce=1, checkpoint=None)
 
     @property
     def location(self):

@@ -15,6 +15,7 @@ from trakstore.attributors.delayed import DelayedGeneralizationTRAK
 from trakstore.attributors.loading import Loaded, loaded
 from trakstore.errors import TrakStoreError, did_you_mean
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.weights import kept, state_dicts
 from trakstore.linalg.factored import Scores
 from trakstore.scores.influence import influence_scores
 from trakstore.scores.similarity import grad_cos_scores, grad_dot_scores
@@ -109,11 +110,10 @@ class BiasAttributor:
             less that of the unbiased targets; ``spread``: standard deviation of the contrast over
             train samples.
         """
-        mine = {name: one.clone() for name, one in self.model.state_dict().items()}
         result: dict[Epoch, dict[str, Any]] = {}
-        try:
-            for epoch, weights in model_checkpoints.items():
-                state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+        states = state_dicts(model_checkpoints, self.model)
+        with kept(self.model):
+            for epoch, state in states.items():
                 self.model.load_state_dict(state)
                 found = self._contrast(f"checkpoint.{epoch}", attribution_method)
                 order = np.argsort(-found, kind="stable")[:top_k].copy()
@@ -123,8 +123,6 @@ class BiasAttributor:
                     "gap": self._gap(f"checkpoint.{epoch}"),
                     "spread": float(found.std()),
                 }
-        finally:
-            self.model.load_state_dict(mine)
         return result
 
     def _contrast(self, epoch: Epoch, method: str) -> NDArray[np.float64]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,6 +14,7 @@ from trakstore.analysis.transitions import Scale
 from trakstore.attributors.delayed import DelayedGeneralizationTRAK
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.weights import kept, own_copy, state_dicts
 from trakstore.storage.layout import Epoch
 
 __all__ = ["PhaseTransitionAttributor"]
@@ -29,7 +29,7 @@ class PhaseTransitionAttributor:
         In order. State dicts need ``model``.
     train_data, test_data : DataLoader without shuffling, or data set
     model : nn.Module, optional
-        Takes the state dicts.
+        Takes the state dicts; it has its own weights again afterwards.
     curve : sequence of float, optional
         A number for each checkpoint, such as the test accuracy, in which the transition is looked for.
     transition : pair of epochs, optional
@@ -52,7 +52,7 @@ class PhaseTransitionAttributor:
         device: str | None = None,
         store: Any = None,
     ) -> None:
-        self.checkpoints, self.epochs = model_checkpoints, tuple(model_checkpoints)
+        self.epochs = tuple(model_checkpoints)
         if len(self.epochs) < 2:
             raise TrakStoreError(f"a transition needs 2 checkpoints, got {len(self.epochs)}")
         if curve is not None and len(curve) != len(self.epochs):
@@ -60,6 +60,7 @@ class PhaseTransitionAttributor:
                 f"{len(self.epochs)} checkpoints need as many numbers in curve, got {len(curve)}"
             )
         self.model = _one_model(model_checkpoints, model)
+        self.checkpoints = state_dicts(model_checkpoints, self.model)
         self.change_point: ChangePoint | None = None if curve is None else change_point(curve)
         self.transition = transition or self._found()
         self._data = {"train": train_data, "test": test_data}
@@ -132,11 +133,11 @@ class PhaseTransitionAttributor:
     def _featurize(self) -> None:
         if self._ready:
             return
-        for epoch, weights in self.checkpoints.items():
-            state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-            self.model.load_state_dict(state)
-            for split, data in self._data.items():
-                self.trak.compute_epoch_features(data, epoch, split)
+        with kept(self.model):
+            for epoch, state in self.checkpoints.items():
+                self.model.load_state_dict(state)
+                for split, data in self._data.items():
+                    self.trak.compute_epoch_features(data, epoch, split)
         self._ready = True
 
 
@@ -146,4 +147,4 @@ def _one_model(checkpoints: Mapping[Epoch, Any], model: nn.Module | None) -> nn.
     first = next(iter(checkpoints.values()))
     if not isinstance(first, nn.Module):
         raise TrakStoreError("checkpoints that are state dicts need model=, which takes them")
-    return copy.deepcopy(first)
+    return own_copy(first)

@@ -32,6 +32,7 @@ from trakstore.scores.trak import trak_scores, trak_scores_of_arrays
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import find_store, open_store
+from trakstore.storage.splits import Split
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["TRAKAttributor", "compute_attribution_stability"]
@@ -132,7 +133,13 @@ class TRAKAttributor:
         """Features of the targets; as :meth:`compute_train_features`."""
         return self._features(self.epoch, "test", loaded(dataloader, num_samples))
 
-    def compute_attributions(self, train_features: Tensor, test_features: Tensor) -> Tensor:
+    def compute_attributions(
+        self,
+        train_features: Tensor,
+        test_features: Tensor,
+        *,
+        allow_other_weights: bool = False,
+    ) -> Tensor:
         """TRAK scores of bare features.
 
         Q = ``out_to_loss`` of the train rows comes from the store when these are its features (by
@@ -142,14 +149,24 @@ class TRAKAttributor:
         ----------
         train_features : Tensor, shape (n, proj_dim)
         test_features : Tensor, shape (m, proj_dim)
+        allow_other_weights : bool
+            Score also where the store says that both were made with different weights.
 
         Returns
         -------
         Tensor, shape (m, n), float32
             ``attributions[i, j]``: influence of train sample j on target i.
+
+        Raises
+        ------
+        SpecMismatchError
+            When the model had other weights for one than for the other.
         """
         train, test = _float32(train_features), _float32(test_features)
-        scale = self._stored_scale(train)
+        stored, targets = self._stored("train", train), self._stored("test", test)
+        if stored is not None and targets is not None and not allow_other_weights:
+            _check_same_weights(stored, targets)
+        scale = None if stored is None else stored.column("out_to_loss").read(0, stored.rows)
         if scale is None:
             warnings.warn(
                 "these train features are not those in the store, so that their out_to_loss is not "
@@ -232,17 +249,16 @@ class TRAKAttributor:
             device=str(self.device),
         )
 
-    def _stored_scale(self, train: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Q of the train rows, if these are the stored ones."""
+    def _stored(self, name: str, features: NDArray[np.float32]) -> Split | None:
+        """The stored split of this name whose features these are; None where there is none."""
         found = find_store(self._where)
-        for epoch in found.epochs_of("train") if found else ():
-            split = found.split(epoch, "train")  # type: ignore[union-attr]
-            if split.rows != len(train) or not split.status().complete:
+        for epoch in found.epochs_of(name) if found else ():
+            split = found.split(epoch, name)  # type: ignore[union-attr]
+            if split.rows != len(features) or not split.status().complete:
                 continue
             norms = split.column("norm").read(0, split.rows)
-            if np.allclose(np.linalg.norm(train, axis=1), norms, rtol=_NORMS_AGREE):
-                scale: NDArray[np.float32] = split.column("out_to_loss").read(0, split.rows)
-                return scale
+            if np.allclose(np.linalg.norm(features, axis=1), norms, rtol=_NORMS_AGREE):
+                return split
         return None
 
     def _compute_gradient_vector(self, loss: Tensor) -> Tensor:
@@ -256,6 +272,17 @@ class TRAKAttributor:
     def _project_gradient(self, vector: Tensor) -> Tensor:
         """The feature of a flattened gradient, shapes (total_params,) -> (proj_dim,)."""
         return self.projection_matrix.project(vector.detach()[None])[0]
+
+
+def _check_same_weights(train: Split, targets: Split) -> None:
+    """Refuse features of two checkpoints."""
+    one, other = train.spec.checkpoint, targets.spec.checkpoint
+    if one is not None and other is not None and one != other:
+        raise SpecMismatchError(
+            f"the train features were made with the weights {one[:12]}, the test features with "
+            f"{other[:12]}: their products mean nothing; compute both with the same weights, or "
+            f"allow_other_weights=True if this is meant"
+        )
 
 
 def compute_attribution_stability(

@@ -30,6 +30,7 @@ from trakstore.features.parameters import (
     uncompiled,
 )
 from trakstore.features.projectors import make_projector
+from trakstore.features.weights import own_copy
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.streaming import for_each_tile
 from trakstore.quantities import as_whole
@@ -58,6 +59,8 @@ class TRAKer:
     Parameters
     ----------
     model : nn.Module
+        Copied, so that checkpoints are loaded into the copy: the model that is given keeps its
+        weights, its mode and its device, and ``model.state_dict()`` may be a checkpoint.
     task : str or object
         ``"image_classification"``, ``"text_classification"``, an object with ``get_output`` and
         ``get_out_to_loss_grad``, or an output of ``trakstore.features``.
@@ -107,7 +110,7 @@ class TRAKer:
         lambda_reg: float | None = None,
     ) -> None:
         log.setLevel(logging_level)
-        self.model = uncompiled(model)
+        self.model = own_copy(uncompiled(model))
         self.train_set_size = as_whole(train_set_size, "train_set_size", 1)
         need_weights(self.model)
         need_apart(self.model)
@@ -208,7 +211,12 @@ class TRAKer:
         self._stage(self._scored, batch, inds, num_samples)
 
     def finalize_scores(
-        self, exp_name: str, model_ids: Iterable[int] | None = None, allow_skip: bool = False
+        self,
+        exp_name: str,
+        model_ids: Iterable[int] | None = None,
+        allow_skip: bool = False,
+        *,
+        allow_other_weights: bool = False,
     ) -> NDArray[np.float32]:
         """Scores of an experiment, averaged over checkpoints.
 
@@ -219,6 +227,9 @@ class TRAKer:
             All that were finalized when None.
         allow_skip : bool
             Leave out checkpoints without features of these targets, instead of an error.
+        allow_other_weights : bool
+            Score also where a ``model_id`` had other weights for the targets than for the train
+            samples.
 
         Returns
         -------
@@ -229,6 +240,8 @@ class TRAKer:
         ------
         ModelIDException
             For a checkpoint that is not finalized, or has targets without features.
+        SpecMismatchError
+            When targets and train samples of a ``model_id`` had different weights.
         TrakStoreError
             For an experiment that was never scored.
         """
@@ -241,7 +254,15 @@ class TRAKer:
             )
         targets = int(json.loads(sizes.read_text())["num_targets"])
         epochs = self._scorable(model_ids, split, targets, allow_skip)
-        scores = trak_scores(self.store, split, "train", epochs, self._damping(), temperature=None)
+        scores = trak_scores(
+            self.store,
+            split,
+            "train",
+            epochs,
+            self._damping(),
+            temperature=None,
+            allow_other_weights=allow_other_weights,
+        )
         path = self.save_dir / "scores" / f"{exp_name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         shape = (scores.shape[1], scores.shape[0])
@@ -264,6 +285,7 @@ class TRAKer:
         folder, found = self._folder(model_id, split), checkpoint_hash(self.model)
         folder.mkdir(parents=True, exist_ok=True)
         _same_weights(folder, model_id, found)
+        _warn_of_twins(folder, model_id, found)
         staged = Staged.read(folder, rows, self.proj_dim)
         done = np.zeros(rows, dtype=bool) if again else staged.there
         engine = self.task.engine(self.model, self._parameters, self.projector)
@@ -360,6 +382,22 @@ def _same_weights(folder: Path, model_id: int, found: str) -> None:
             f"Model ID {model_id} has rows of other weights (hash {note.read_text()[:12]}, these are "
             f"{found[:12]}): give these another model_id, or delete {folder}"
         )
+
+
+def _warn_of_twins(folder: Path, model_id: int, found: str) -> None:
+    """Say that another checkpoint has the same weights, when the first rows are to come."""
+    if any(folder.glob("*.npz")):
+        return
+    for note in sorted(folder.parent.parent.glob(f"*/{folder.name}/checkpoint.txt")):
+        other = note.parent.parent.name
+        if other != str(int(model_id)) and note.read_text() == found:
+            log.warning(
+                "Model IDs %s and %s have the same weights (%s): are they two checkpoints, or one "
+                "that was given twice?",
+                other,
+                model_id,
+                found[:12],
+            )
 
 
 def _selected(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:

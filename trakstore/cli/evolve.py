@@ -11,6 +11,7 @@ from trakstore.cli.cluster import workplace
 from trakstore.cli.lists import say_more, target_rows, with_labels
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Damping,
     Epochs,
     Json,
@@ -46,6 +47,7 @@ def evolve(
     damping: Damping = 1.0,
     method: Method = "trak",
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -60,7 +62,7 @@ def evolve(
 
     find_method(method)
     opened, epochs = open_store(store), chosen_epochs(epoch)
-    pair = epoch_pairs(opened, targets, train, epochs)[0]
+    pair = epoch_pairs(opened, targets, train, epochs, allow_other_weights=allow_other_weights)[0]
     rows = target_rows(pair.target, target, targets)
     total, rows = len(rows), rows if as_json or together else rows[:SHOWN]
     with workplace(workers, scheduler):
@@ -72,6 +74,7 @@ def evolve(
             epochs=epochs,
             damping=damping,
             memory_limit=memory_limit,
+            allow_other_weights=allow_other_weights,
         ).isel(target=rows)
         if together:
             name = np.full(len(rows), f"mean of {len(rows)}")

@@ -58,6 +58,12 @@ def featurize(
             show_default=False,
         ),
     ] = None,
+    skip_bad_rows: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-rows", help="Store rows that are not finite as masked, with the reason."
+        ),
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(help="Such as cuda:1; else this rank's GPU, or cpu.", show_default=False),
@@ -90,6 +96,7 @@ def featurize(
             splits=split or None,
             batch_size=batch_size,
             memory_limit=memory_limit,
+            skip_bad_rows=skip_bad_rows or None,
             device=device,
             rank=rank,
             world_size=world_size,
@@ -108,7 +115,7 @@ def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> F
     from trakstore.features.devices import worker_device
 
     worker_device(device)  # refused before the job is made
-    return featurize_job(load_job(job), store, device=device, **options)
+    return featurize_job(load_job(job), store, device=device, restore=False, **options)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 from trakstore.cli.cluster import workplace
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Damping,
     Epochs,
     Json,
@@ -36,6 +37,7 @@ def groups(
     damping: Damping = 1.0,
     method: Method = "trak",
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -62,6 +64,7 @@ def groups(
             epochs=chosen_epochs(epoch),
             damping=damping,
             memory_limit=memory_limit,
+            allow_other_weights=allow_other_weights,
         )
         if scores.target_labels is None or scores.train_labels is None:
             raise NotFoundError(f"{targets} or {train} has no labels, so that there are no classes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,7 @@ from trakstore.spec import FORMAT_VERSION
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
 from trakstore.storage.retrained import sets_of_models
+from trakstore.storage.skipped import SkippedRow, skipped_rows
 from trakstore.storage.splits import Split, SplitStatus
 from trakstore.storage.store import FeatureStore
 
@@ -92,6 +94,7 @@ def _split_document(split: Split, status: SplitStatus) -> dict[str, Any]:
         "dataset": split.spec.dataset,
         "learning_rate": split.spec.learning_rate,
         "masked": len(split.masked),
+        "skipped": [asdict(one) for one in skipped_rows(split)],
     }
 
 
@@ -125,6 +128,9 @@ def _origin(store: FeatureStore, splits: list[Split]) -> dict[str, str]:
     masked = sum(len(split.masked) for split in splits)
     if masked:
         facts["masked"] = f"{masked:,} rows are left out"
+    skipped = [(split, one) for split in splits for one in skipped_rows(split)]
+    if skipped:
+        facts["bad rows"] = f"{len(skipped):,} of these: {_reasons(skipped)}"
     runs = store.runs
     if runs:
         last = runs[-1]
@@ -132,6 +138,18 @@ def _origin(store: FeatureStore, splits: list[Split]) -> dict[str, str]:
         versions = ", ".join(f"{name} {last.versions[name]}" for name in ("trakstore", "torch"))
         facts["last run"] = f"{last.job}, {last.ended}, {workers} on {last.device}, {versions}"
     return facts
+
+
+def _reasons(skipped: list[tuple[Split, SkippedRow]]) -> str:
+    """Why rows are left out, and the first of each reason."""
+    counts = Counter(one.reason for _, one in skipped)
+    first = {one.reason: (split, one) for split, one in reversed(skipped)}
+    told = [
+        f"{count:,} with {reason} (first {one.id} of {split.name} at epoch {split.epoch})"
+        for reason, count in counts.most_common()
+        for split, one in [first[reason]]
+    ]
+    return "; ".join(told)
 
 
 def _features(store: FeatureStore, splits: list[Split]) -> str:

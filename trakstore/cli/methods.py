@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.storage.layout import Epoch
@@ -27,10 +27,19 @@ class Question:
     damping: float
     memory_limit: str | None
     learning_rates: Mapping[Epoch, float] | float | None = None
+    allow_other_weights: bool = False
 
     @property
     def where(self) -> tuple[FeatureStore, str, str, Sequence[Epoch] | None]:
         return self.store, self.targets, self.train, self.epochs
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Options of methods that have a kernel."""
+        return {
+            "memory_limit": self.memory_limit,
+            "allow_other_weights": self.allow_other_weights,
+        }
 
 
 Method: TypeAlias = "Callable[[Question], Scores]"
@@ -39,45 +48,47 @@ Method: TypeAlias = "Callable[[Question], Scores]"
 def _trak(asked: Question) -> Scores:
     from trakstore.scores.trak import trak_scores
 
-    return trak_scores(*asked.where, asked.damping, memory_limit=asked.memory_limit)
+    return trak_scores(*asked.where, asked.damping, **asked.limits)
 
 
 def _published_trak(asked: Question) -> Scores:
     from trakstore.scores.trak import trak_scores
 
-    return trak_scores(
-        *asked.where, asked.damping, temperature=None, memory_limit=asked.memory_limit
-    )
+    return trak_scores(*asked.where, asked.damping, temperature=None, **asked.limits)
 
 
 def _influence(asked: Question) -> Scores:
     from trakstore.scores.influence import influence_scores
 
-    return influence_scores(*asked.where, asked.damping, memory_limit=asked.memory_limit)
+    return influence_scores(*asked.where, asked.damping, **asked.limits)
 
 
 def _whitened_cos(asked: Question) -> Scores:
     from trakstore.scores.similarity import whitened_cos_scores
 
-    return whitened_cos_scores(*asked.where, asked.damping, memory_limit=asked.memory_limit)
+    return whitened_cos_scores(*asked.where, asked.damping, **asked.limits)
 
 
 def _tracin(asked: Question) -> Scores:
     from trakstore.scores.tracin import tracin_scores
 
-    return tracin_scores(*asked.where, learning_rates=asked.learning_rates)
+    return tracin_scores(
+        *asked.where,
+        learning_rates=asked.learning_rates,
+        allow_other_weights=asked.allow_other_weights,
+    )
 
 
 def _grad_dot(asked: Question) -> Scores:
     from trakstore.scores.similarity import grad_dot_scores
 
-    return grad_dot_scores(*asked.where)
+    return grad_dot_scores(*asked.where, allow_other_weights=asked.allow_other_weights)
 
 
 def _grad_cos(asked: Question) -> Scores:
     from trakstore.scores.similarity import grad_cos_scores
 
-    return grad_cos_scores(*asked.where)
+    return grad_cos_scores(*asked.where, allow_other_weights=asked.allow_other_weights)
 
 
 METHODS: dict[str, Method] = {
@@ -101,6 +112,7 @@ def make_scores(
     damping: float,
     memory_limit: str | None,
     learning_rates: Mapping[Epoch, float] | float | None = None,
+    allow_other_weights: bool = False,
 ) -> Scores:
     """Scores of a method that is named.
 
@@ -115,7 +127,7 @@ def make_scores(
     if learning_rates is not None and make is not _tracin:
         raise TrakStoreError(f"learning rates are for tracin, got the method {method!r}")
     where = store, targets, train, epochs
-    return make(Question(*where, damping, memory_limit, learning_rates))
+    return make(Question(*where, damping, memory_limit, learning_rates, allow_other_weights))
 
 
 def find_method(name: str) -> Method:

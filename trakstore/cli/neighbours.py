@@ -9,6 +9,7 @@ import typer
 from trakstore.cli.cluster import workplace
 from trakstore.cli.lists import SHOWN, lists_document, show_lists, target_rows, with_labels
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Json,
     MemoryLimit,
     Scheduler,
@@ -49,6 +50,7 @@ def neighbours(
         typer.Option(help="A checkpoint; may be left out where there is one.", show_default=False),
     ] = None,
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -60,7 +62,7 @@ def neighbours(
     from trakstore.scores.neighbours import neighbours as nearest
 
     opened, one = open_store(store), None if epoch is None else as_epoch(epoch)
-    pair = epoch_pairs(opened, targets, train, one)[0]
+    pair = epoch_pairs(opened, targets, train, one, allow_other_weights=allow_other_weights)[0]
     rows = target_rows(pair.target, target, targets)
     total, rows = len(rows), rows if as_json else rows[:SHOWN]
     with workplace(workers, scheduler):
@@ -74,6 +76,7 @@ def neighbours(
             activations=activations,
             select=rows,
             memory_limit=memory_limit,
+            allow_other_weights=allow_other_weights,
         )
     found = with_labels(found, pair, rows)
     if as_json:

@@ -12,6 +12,7 @@ from trakstore.planning import byte_count
 from trakstore.storage.layout import Epoch, as_epoch
 
 __all__ = [
+    "AllowOtherWeights",
     "Damping",
     "Epochs",
     "Json",
@@ -98,6 +99,13 @@ MemoryLimit: TypeAlias = Annotated[
         help="Most memory to take, such as 600MB; else a quarter of what is free.",
         show_default=False,
         callback=_size,
+    ),
+]
+AllowOtherWeights: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-weights",
+        help="Targets and train rows of an epoch may be of different checkpoints.",
     ),
 ]
 Workers: TypeAlias = Annotated[

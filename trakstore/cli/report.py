@@ -15,6 +15,7 @@ from trakstore.cli.gathering import Gathering
 from trakstore.cli.lists import target_rows
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Damping,
     Epochs,
     Json,
@@ -101,6 +102,7 @@ def report(
     damping: Damping = 1.0,
     method: Method = "trak",
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -115,7 +117,9 @@ def report(
     find_method(method)
     check_file_place(out)
     opened = open_store(store)
-    pairs = epoch_pairs(opened, targets, train, chosen_epochs(epoch))
+    pairs = epoch_pairs(
+        opened, targets, train, chosen_epochs(epoch), allow_other_weights=allow_other_weights
+    )
     last = pairs[-1]
     if k > last.train.rows:
         raise TrakStoreError(f"--k must be in 1..{last.train.rows}, the rows of {train}, got {k}")
@@ -133,6 +137,7 @@ def report(
             epochs=[pair.epoch for pair in pairs],
             damping=damping,
             memory_limit=memory_limit,
+            allow_other_weights=allow_other_weights,
         )
         gathering = Gathering(opened, scores, pairs, rows, k, ends, calm, damping, memory_limit)
         found = gathering.findings(

@@ -10,6 +10,7 @@ import typer
 from trakstore.cli.cluster import workplace
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Damping,
     Epochs,
     Json,
@@ -61,6 +62,7 @@ def score(
     method: Method = "trak",
     learning_rate: LearningRate = None,
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -85,6 +87,7 @@ def score(
             damping=damping,
             memory_limit=memory_limit,
             learning_rates=learning_rates(learning_rate),
+            allow_other_weights=allow_other_weights,
         )
         save_scores(
             scores,

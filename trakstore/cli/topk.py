@@ -10,6 +10,7 @@ from trakstore.cli.cluster import workplace
 from trakstore.cli.lists import SHOWN, lists_document, show_lists, target_rows, with_labels
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Damping,
     Epochs,
     Json,
@@ -58,6 +59,7 @@ def topk(
     method: Method = "trak",
     learning_rate: LearningRate = None,
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -69,7 +71,7 @@ def topk(
     order = _order(smallest, magnitude)
     find_method(method)
     opened, epochs = open_store(store), chosen_epochs(epoch)
-    pair = epoch_pairs(opened, targets, train, epochs)[0]
+    pair = epoch_pairs(opened, targets, train, epochs, allow_other_weights=allow_other_weights)[0]
     if k > pair.train.rows:  # before a kernel is computed
         raise TrakStoreError(f"--k must be in 1..{pair.train.rows}, the rows of {train}, got {k}")
     rows = target_rows(pair.target, target, targets)
@@ -84,6 +86,7 @@ def topk(
             damping=damping,
             memory_limit=memory_limit,
             learning_rates=learning_rates(learning_rate),
+            allow_other_weights=allow_other_weights,
         )
         top = _lists(scores.isel(target=rows), k, order, approximate, memory_limit)
     top = with_labels(top, pair, rows)

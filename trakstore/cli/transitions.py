@@ -10,6 +10,7 @@ from trakstore.cli.cluster import workplace
 from trakstore.cli.lists import target_rows, with_labels
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Damping,
     Json,
     MemoryLimit,
@@ -57,6 +58,7 @@ def transitions(
     damping: Damping = 1.0,
     method: Method = "trak",
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -75,7 +77,8 @@ def transitions(
     pairs = null_pairs(null, ends)
     wanted = list(dict.fromkeys([*ends, *(epoch for pair in pairs for epoch in pair)]))
     places = [open_store(one) for one in (store, *(other_seed or ()))]
-    pair = epoch_pairs(places[0], targets, train, wanted)[0]
+    allowed = {"allow_other_weights": allow_other_weights}
+    pair = epoch_pairs(places[0], targets, train, wanted, **allowed)[0]
     rows = target_rows(pair.target, target, targets)
     with workplace(workers, scheduler):
         own, *others = (
@@ -87,6 +90,7 @@ def transitions(
                 epochs=wanted if one is places[0] else ends,
                 damping=damping,
                 memory_limit=memory_limit,
+                **allowed,
             ).isel(target=rows)
             for one in places
         )

@@ -51,7 +51,8 @@ def check_setup(
     Parameters
     ----------
     job : Job
-        What the store was, or is to be, made from. Its model is used on the CPU.
+        What the store was, or is to be, made from. Its model is used on the CPU, and has its own
+        weights again when the last check was taken.
     store : FeatureStore or its place
     train : str
         Split whose kernel is looked at.
@@ -82,18 +83,19 @@ def check_setup(
         raise NotFoundError(f"no epoch has a split {train!r}{did_you_mean(train, opened.splits)}")
     data = {split: check_data(job, split) for split in job.datasets}
     sound = True
-    for check in _job(job, opened, chosen, data):
-        yield check
-        sound = sound and check.verdict != "fail"
-    for epoch in chosen:
-        weights = _weights(job, epoch)
-        for name in opened.splits_of(epoch):
-            split = opened.split(epoch, name)
-            for check in _split(job, split, data, weights, opened.spec if sound else None):
-                yield replace(check, epoch=epoch)
-        if train in opened.splits_of(epoch) and opened.split(epoch, train).status().complete:
-            kernel = check_kernel(opened, epoch, train, damping, memory_limit)
-            yield replace(kernel, epoch=epoch)
+    with job.lent():
+        for check in _job(job, opened, chosen, data):
+            yield check
+            sound = sound and check.verdict != "fail"
+        for epoch in chosen:
+            weights = _weights(job, epoch)
+            for name in opened.splits_of(epoch):
+                split = opened.split(epoch, name)
+                for check in _split(job, split, data, weights, opened.spec if sound else None):
+                    yield replace(check, epoch=epoch)
+            if train in opened.splits_of(epoch) and opened.split(epoch, train).status().complete:
+                kernel = check_kernel(opened, epoch, train, damping, memory_limit)
+                yield replace(kernel, epoch=epoch)
 
 
 def _job(
@@ -170,7 +172,8 @@ def _unhashed(what: str) -> str:
 
 
 def _comparable(job: Job, split: Split) -> bool:
-    return split.status().complete and split.spec.rows <= dataset_rows(job.datasets[split.name])
+    some = len(split.skipped) < split.spec.rows <= dataset_rows(job.datasets[split.name])
+    return split.status().complete and some
 
 
 def _rounding(spec: StoreSpec) -> float:
@@ -181,7 +184,8 @@ def _rounding(spec: StoreSpec) -> float:
 
 def _again(job: Job, split: Split, spec: StoreSpec) -> Check:
     """Some rows, computed now in float32, against the stored ones; the job has the epoch's weights."""
-    rows = np.unique(np.linspace(0, split.spec.rows - 1, 5).astype(int)).tolist()
+    kept = np.setdiff1d(np.arange(split.spec.rows), split.skipped)
+    rows = kept[np.unique(np.linspace(0, len(kept) - 1, 5).astype(int))].tolist()
     patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
         made = Probe.of(replace(job, parameters=patterns), split.name, rows)

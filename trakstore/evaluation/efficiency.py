@@ -160,8 +160,7 @@ def _round(job: Job, splits: tuple[str, str], folder: Path) -> tuple[float, floa
     folder.mkdir(exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     (train, targets), epoch, place = splits, job.epochs[0], folder / "b"
-    job.load(epoch)
-    with evaluated(job.model, device):
+    with job.lent(), evaluated(job.load(epoch), device):
         compute, write = _apart(job, folder / "a", train, device)
     both = _seconds(lambda: _featurize(job, place, epoch, train))
     _featurize(job, place, epoch, targets)

@@ -30,7 +30,7 @@ def check_rows(split: Split) -> Iterator[Check]:
     yield unless(not missing, "all rows are there", of, missing, "rows missing", remedy)
     if missing:
         return
-    norm = whole_column(split.column("norm"))
+    norm = np.delete(whole_column(split.column("norm")), split.skipped)
     bad, zero = int((~np.isfinite(norm)).sum()), int((norm == 0).sum())
     remedy = "the model gives NaN or inf for these samples: look at them, drop and featurize again"
     yield unless(not bad, "rows are finite", of, bad, "rows that are not finite", remedy)
@@ -78,12 +78,12 @@ def _doubled(split: Split) -> tuple[int, tuple[int, int]]:
     """Rows that are copies of an earlier one, and the first such pair; 16 bytes a row are held."""
     seen: dict[bytes, int] = {}
     pair, copies = (0, 0), Counter[str]()
-    features = split.column("features")
+    features, skipped = split.column("features"), set(split.skipped.tolist())
     for start, stop in ranges(split.spec.rows, features.chunk_rows):
         for row, values in enumerate(np.ascontiguousarray(features.read(start, stop)), start):
             digest = hashlib.blake2b(values, digest_size=16).digest()
             earlier = seen.setdefault(digest, row)
-            if earlier != row and values.any():
+            if earlier != row and values.any() and row not in skipped:
                 pair = pair if copies["rows"] else (earlier, row)
                 copies["rows"] += 1
     return copies["rows"], pair

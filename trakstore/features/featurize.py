@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from trakstore.features.outputs import ModelOutput
 from trakstore.features.ranks import rank_and_world
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.task import SplitTask
+from trakstore.features.twins import warn_of_twins
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
@@ -56,6 +57,7 @@ def featurize(
     memory_limit: int | str | None = None,
     autocast: AutocastDtype | None = None,
     check: Literal["some", "all"] = "some",
+    skip_bad_rows: bool = False,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -70,7 +72,8 @@ def featurize(
     Parameters
     ----------
     model : nn.Module
-        Put in eval mode, and on ``device``, for the duration; given back as it was.
+        Put in eval mode, and on ``device``, for the duration; given back as it was. A forward that
+        changes a parameter (``Embedding(max_norm=)``), or a buffer that outputs depend on, is refused.
     dataset : map-style data set
         Without random transforms; samples are trees of tensors, arrays, numbers and lists of
         numbers, for the outputs of classification ``(input, ..., label)``.
@@ -118,6 +121,10 @@ def featurize(
         Rows of each block that are compared with an ordinary backward pass: about one of 64, chosen by
         a hash, or every row, which costs one plain pass more. A block that disagrees is computed again
         by the generic engine; if that disagrees too, the run stops.
+    skip_bad_rows : bool
+        Rows that have NaN or infinite features, outputs, losses or activations, a label that is no
+        class, or features that the stored dtype cannot hold, are stored as masked instead of refused:
+        scores, kernels and lists leave them out, and ``store.skipped(epoch, split)`` says why.
     device : str, optional
         By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU. The whole model must fit on
         it: workers share the samples, not the model.
@@ -138,8 +145,8 @@ def featurize(
     MemoryLimitError
         When not even one sample fits in the memory limit; nothing is written then.
     NumericsError
-        When features are not finite, or samples have other gradients together than alone; the block
-        that they are in is not written.
+        When a row is not finite, in any column, or samples have other gradients together than alone;
+        the block that they are in is not written.
     TrakStoreError
         When model, output and data set do not fit together; nothing is written then.
     """
@@ -161,9 +168,12 @@ def featurize(
         memory_limit=memory_limit,
         autocast=autocast,
         check=check,
+        skip_bad_rows=skip_bad_rows,
     )
     began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):
+        if worker.rank == 0:
+            warn_of_twins(task.writer.split, set())
         done = _do_share(task, worker, line) + _help(task, worker, line)
     return done.within(time.monotonic() - began)
 
@@ -176,34 +186,56 @@ def featurize_job(
     splits: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     memory_limit: int | str | None = None,
+    skip_bad_rows: bool | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     progress: bool = True,
+    restore: bool = True,
 ) -> Featurized:
     """Write all epochs and splits of a job, or some; see :func:`featurize`.
 
     Each worker first does its share of every epoch and split, and only then helps others.
+
+    Parameters
+    ----------
+    job : Job
+    store : path, FeatureStore or zarr store
+    epochs, splits : sequence, optional
+        Some of the job's; all when None.
+    batch_size, memory_limit, skip_bad_rows
+        Instead of the job's.
+    device, rank, world_size, progress
+        As of :func:`featurize`.
+    restore : bool
+        Whether the model has its own weights again afterwards, whatever happened: a copy of them is
+        held on the CPU meanwhile, where the job has checkpoints. Without, it has those of the epoch
+        that came last.
     """
     began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
     if batch_size is not None:
         job = replace(job, batch_size=batch_size)
     if memory_limit is not None:
         job = replace(job, memory_limit=memory_limit)
+    if skip_bad_rows is not None:
+        job = replace(job, skip_bad_rows=skip_bad_rows)
     named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")
     wanted = None if splits is None else as_splits(splits)
     chosen = [
         (epoch, split) for epoch in named for split in _chosen(wanted, tuple(job.datasets), "split")
     ]
     job.check_files(named)
-    done = Featurized(0, 0, 0.0)
-    for duty in (_do_share, _help):
-        for epoch, split in chosen:
-            if duty is _help and open_store(store).split(epoch, split).status().complete:
-                continue
-            job.load(epoch)
-            with _prepared(job, store, epoch, split, worker, progress) as (task, line):
-                done += duty(task, worker, line)
+    done, told = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
+    with job.lent() if restore else nullcontext():
+        for duty in (_do_share, _help):
+            for epoch, split in chosen:
+                if duty is _help and open_store(store).split(epoch, split).status().complete:
+                    continue
+                job.load(epoch)
+                with _prepared(job, store, epoch, split, worker, progress) as (task, line):
+                    if worker.rank == 0:
+                        warn_of_twins(task.writer.split, told)
+                    done += duty(task, worker, line)
     return done.within(time.monotonic() - began)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import as_patterns, own_names, uncompiled
+from trakstore.features.weights import kept, unshared
 from trakstore.named import load_named, needs_arguments
 from trakstore.planning import byte_count
 from trakstore.quantities import as_number, as_whole
@@ -44,6 +46,8 @@ class Job:
         How gradients become features: what the store has, else ``ProjectionSpec("sjlt", 2048)``.
     checkpoints : mapping of epoch to path or state_dict
         Weights; files are ``.safetensors``, or else read by ``torch.load(weights_only=True)``.
+        State dicts that share memory with the model, as ``model.state_dict()`` does, are copied
+        here, as they are now; others are not, and cost nothing.
     parameters : str or sequence of str
         Shell-style patterns of parameter names.
     activations : str or sequence of str
@@ -72,6 +76,8 @@ class Job:
     check : {"some", "all"}
         Rows of each block that are compared with an ordinary backward pass of their samples as a batch
         of their own: about one of 64, or every row, which costs one plain pass more.
+    skip_bad_rows : bool
+        Store rows that are not finite as masked, with the reason; see :func:`.featurize.featurize`.
     name : str
         Kept in the record of the run.
     """
@@ -94,12 +100,14 @@ class Job:
     memory_limit: int | str | None = None
     autocast: AutocastDtype | None = None
     check: Literal["some", "all"] = "some"
+    skip_bad_rows: bool = False
     name: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TrakStoreError(f"model must be an nn.Module, got {type(self.model).__name__}")
         self.model = uncompiled(self.model)
+        self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
         for name in ("batch_size", "block_rows", "keep_bits"):
             size = getattr(self, name)
             if size is not None:
@@ -133,8 +141,18 @@ class Job:
         """Epochs that the job has weights of."""
         return (0,) if self.checkpoints is None else tuple(self.checkpoints)
 
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Meanwhile :meth:`load` may change the model; it has its own weights again afterwards.
+
+        For that a copy of them is held on the CPU; of its buffers alone, without checkpoints.
+        """
+        self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
+        with kept(self.model, parameters=bool(self.checkpoints)):
+            yield
+
     def load(self, epoch: int | str) -> nn.Module:
-        """The model with the weights of an epoch."""
+        """The model, into which the weights of an epoch were loaded; within :meth:`lent`."""
         epoch = as_epoch(epoch)
         if self.checkpoints is None and epoch == 0:
             return self.model

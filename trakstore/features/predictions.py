@@ -30,7 +30,7 @@ def predicted_classes(
     ----------
     job : Job
     epoch : int or str
-        Whose weights the job's model gets.
+        Whose weights the job's model has for the duration.
     split : str
         Name of a data set of the job.
     rows : ndarray of int64, shape (m,)
@@ -52,10 +52,10 @@ def predicted_classes(
     if type(output).predictions is ModelOutput.predictions:  # says nothing
         return None
     batches = Batches(Subset(job.datasets[split], rows.tolist()), _CPU, job.collate)
-    model, found = job.load(epoch), []
-    with evaluated(model, _CPU), torch.no_grad():
+    found = []
+    with job.lent(), evaluated(job.load(epoch), _CPU), torch.no_grad():
         for start, stop in ranges(len(rows), job.batch_size):
-            told = _told(output, model, batches.read(start, stop))
+            told = _told(output, job.model, batches.read(start, stop))
             if told is None:
                 return None
             found.append(told.numpy())

@@ -16,6 +16,7 @@ from torch.utils import _pytree as tree
 from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, told_of
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
+from trakstore.features.bad_rows import BadRows
 from trakstore.features.blockcheck import checked_rows, compare, signs_of
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
@@ -65,6 +66,9 @@ class RowComputer:
         Reads the samples at some rows as a batch of their own.
     check : {"some", "all"}
         Rows of each block that are compared with ordinary backward passes.
+    skip_bad_rows : bool
+        Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
+        instead of an error.
     """
 
     engine: FactorisedEngine
@@ -79,6 +83,7 @@ class RowComputer:
     at_once: int
     pick: Callable[[NDArray[np.int64]], Any]
     check: CheckedRows = "some"
+    skip_bad_rows: bool = False
 
     def within(self, limit: int, samples: int, block_bytes: int) -> RowComputer:
         """The same, with as many samples at once as fit in ``limit`` bytes beside the model.
@@ -149,7 +154,7 @@ class RowComputer:
         Raises
         ------
         NumericsError
-            By the call, when features are not finite or the stored dtype cannot hold them.
+            By the call, when a column is not finite or the stored dtype cannot hold it.
         TrakStoreError
             By the call, when a label is out of range.
         MemoryLimitError
@@ -216,6 +221,11 @@ class RowComputer:
         joined = {
             name: np.concatenate([part.pop(name).numpy() for part in parts]) for name in [*parts[0]]
         }
+        bad = self._bad(joined, start, stop)
+        if not self.skip_bad_rows:
+            bad.refuse()
+        if bad:
+            bad.blanked(joined)
         if "label" in joined:
             joined["label"] = joined["label"].astype(np.int64)
             self._check_labels(joined["label"], start)
@@ -223,7 +233,19 @@ class RowComputer:
         for name in self.activations.columns:
             joined[name] = stored_activations(joined[name], self.spec.dtype, start)
         stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
-        return {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
+        columns = {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
+        if not bad:
+            return columns
+        log.warning("%s: %s: stored as masked", self.where, bad.told)
+        return bad.marked(columns)
+
+    def _bad(self, columns: dict[str, NDArray[Any]], start: int, stop: int) -> BadRows:
+        """Rows that are not finite; those that are to be skipped also where they cannot be stored."""
+        more: dict[str, Any] = {}
+        if self.skip_bad_rows:
+            spec = self.spec
+            more = {"classes": self.classes, "dtype": spec.dtype, "keep_bits": spec.keep_bits}
+        return BadRows.of(columns, self.ids[start:stop], start, **more)
 
     def _batch(self, batch: Any, rows: Rows) -> Iterator[dict[str, Tensor]]:
         """The columns of a batch, as one part or several: fewer samples at once, if need be."""
@@ -262,7 +284,8 @@ class RowComputer:
     def _computed(self, batch: Any, rows: Rows) -> dict[str, Tensor]:
         """All that is computed of a batch."""
         found = rows(batch)
-        named = found.outputs._asdict() | self.activations.of(batch)
+        outputs = {name: column.float() for name, column in found.outputs._asdict().items()}
+        named = outputs | self.activations.of(batch)
         return {layout.FEATURES: found.features, **named}
 
     def _check_labels(self, labels: NDArray[np.int64], start: int) -> None:

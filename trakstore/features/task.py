@@ -13,21 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
+from trakstore.errors import TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
 from trakstore.features.devices import settle
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint, dataset_rows
+from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
 from trakstore.features.fitness import explained
+from trakstore.features.gradients import cut
 from trakstore.features.job import Job
-from trakstore.features.outputs import ModelOutput, as_output
+from trakstore.features.outputs import ModelOutput, RowOutputs, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
 from trakstore.features.rows import Columns, RowComputer
 from trakstore.features.spent import Featurized, Spent
-from trakstore.planning import byte_count
+from trakstore.features.watch import WeightWatch
+from trakstore.planning import byte_count, ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype, sample_ids
@@ -43,6 +46,7 @@ __all__ = ["SplitTask"]
 _DEFAULT = ProjectionSpec("sjlt", dim=2048)
 _USED = 0.9  # of what is free on a GPU
 _PROBE = 2  # rows that are computed before anything is written
+_TRIED = 64  # rows among which good ones are looked for
 
 
 @dataclass
@@ -54,6 +58,7 @@ class SplitTask:
 
     rows: RowComputer
     writer: BlockWriter
+    watch: WeightWatch
     background: OneBehind = field(default_factory=OneBehind)
     rows_written: int = 0
     spent: Spent = field(default_factory=Spent)
@@ -73,12 +78,30 @@ class SplitTask:
 
         The model is in eval mode, on the device, with the weights of the epoch.
         """
+        selected = select_parameters(job.model, job.parameters)
+        watch = WeightWatch(job.model)
+        try:
+            return cls._prepared(job, store, epoch, split, device, selected, watch)
+        except BaseException:
+            watch.give_back()
+            raise
+
+    @classmethod
+    def _prepared(
+        cls,
+        job: Job,
+        store: Where | FeatureStore,
+        epoch: int | str,
+        split: str,
+        device: torch.device,
+        selected: dict[str, torch.nn.Parameter],
+        watch: WeightWatch,
+    ) -> SplitTask:
         dataset = job.datasets[split]
         count = dataset_rows(dataset, f"the data set {split!r}")
         ids = sample_ids(job.ids.get(split), count)
         layout.split_path(epoch, split)  # refuses bad names
         fingerprint = dataset_fingerprint(dataset, ids)
-        selected = select_parameters(job.model, job.parameters)
         parameters = parameter_spec(selected, job.parameters)
         output = as_output(job.output)
         if job.autocast is not None:
@@ -87,9 +110,9 @@ class SplitTask:
         projector = make_projector(spec.projection, parameters)
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches(dataset, device, job.collate)
-        first = batches.read(0, min(_PROBE, count))
+        probed, first, classes = _first_samples(job, output, batches, count)
         with explained(job.model, output, first):
-            classes = output.check(job.model, first)
+            watch.asks(partial(_outputs, job.model, output, first))
         settle(device, partial(_pass, job.model, output, first, list(selected.values())))
         size = min(job.batch_size, count)
         ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
@@ -101,15 +124,29 @@ class SplitTask:
         where = f"{split} at epoch {epoch}"
         layers = NamedActivations(job.model, output, job.activations)
         rows = RowComputer(
-            engine, layers, output, ahead, ids, where, spec, classes, size, size, pick, job.check
+            engine,
+            layers,
+            output,
+            ahead,
+            ids,
+            where,
+            spec,
+            classes,
+            size,
+            size,
+            pick,
+            job.check,
+            job.skip_bad_rows,
         )
         with explained(job.model, output, first):
-            probe = rows.columns(0, min(_PROBE, count))
+            probe = rows.columns(*probed)
+            probe.pop(layout.SKIPPED, None)
+        watch.check(surely=True)
         wanted = SplitSpec(
             count,
             projector.dim,
             tuple(sorted((name, column_dtype(array)) for name, array in probe.items())),
-            checkpoint=checkpoint_hash(job.model),
+            checkpoint=watch.hash,
             dataset=fingerprint,
             learning_rate=job.learning_rates.get(epoch),
             keep_bits=spec.keep_bits,
@@ -126,8 +163,9 @@ class SplitTask:
         opened = FeatureStore.of_spec(store, spec)
         if job.append:
             _append(opened, epoch, split, wanted, rows, job)
+            watch.check(surely=True)
         made = opened.create_split(epoch, split, wanted, batch_rows=size)
-        return cls(rows, BlockWriter(made))
+        return cls(rows, BlockWriter(made), watch)
 
     def write(self, block: int, then: int | None = None) -> None:
         """Compute a block, and commit it while the next one is computed; see :meth:`wait`.
@@ -141,6 +179,7 @@ class SplitTask:
         reading = self.rows.batches.waited - waited
         self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
         self.wait()
+        self.watch.check()
         self.background.submit(lambda: self._store(block, finish))
         self._seconds.append(time.monotonic() - began)
         self.rows_written += stop - start
@@ -162,7 +201,12 @@ class SplitTask:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self.background.__exit__(*exception)
+        try:
+            self.background.__exit__(*exception)
+            if self.rows_written and exception[0] is None:
+                self.watch.check(surely=True)
+        finally:
+            self.watch.give_back()
 
     @property
     def blocks_written(self) -> int:
@@ -192,6 +236,45 @@ def _store_spec(
     dtype = job.dtype or (store.spec.dtype if store else "float32")
     keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
     return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, job.autocast)
+
+
+def _first_samples(
+    job: Job, output: ModelOutput, batches: Batches, count: int
+) -> tuple[tuple[int, int], Any, int | None]:
+    """Rows that are computed before anything is written, their batch, and the number of classes.
+
+    The first ones; where bad rows are to be skipped, the first of some that are good.
+    """
+    windows = list(ranges(min(count, _TRIED if job.skip_bad_rows else _PROBE), _PROBE))
+    for window in windows:
+        batch = batches.read(*window)
+        try:
+            with explained(job.model, output, batch):
+                classes = output.check(job.model, batch)
+                good = not job.skip_bad_rows or _finite(job.model, output, batch)
+        except TrakStoreError:
+            if window == windows[-1]:
+                raise
+            continue
+        if good:
+            break
+    return window, batch, classes
+
+
+def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutputs | None:
+    """The outputs of the first sample; None where memory does not suffice, which is said later."""
+    sample = cut(batch, 0, 1)
+    try:
+        with torch.enable_grad():  # some models take gradients themselves
+            return RowOutputs(*(column.detach() for column in output(model, sample)))
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _finite(model: torch.nn.Module, output: ModelOutput, batch: Any) -> bool:
+    """Whether each sample has an output and a loss."""
+    with torch.enable_grad():
+        return all(bool(column.isfinite().all()) for column in output(model, batch))
 
 
 def _pass(

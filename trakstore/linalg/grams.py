@@ -138,7 +138,7 @@ def _updated(
         more = gram(TakenRows(features, added), new, dtype=result.dtype, memory_limit=memory_limit)
         result = _sum(result, more, 1)
     if len(gone):
-        weights = row_weights(split, masked_too=True)
+        weights = row_weights(split, without=stored.masked)
         old = None if weights is None else TakenRows(weights, gone)
         less = gram(TakenRows(features, gone), old, dtype="float64", memory_limit=memory_limit)
         result = _sum(result, less, -1)

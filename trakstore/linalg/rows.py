@@ -23,6 +23,7 @@ __all__ = [
     "TakenRows",
     "UnmaskedRows",
     "View",
+    "ZeroedRows",
     "take",
     "whole_column",
 ]
@@ -211,6 +212,24 @@ class _Made(View):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.rows,)
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroedRows(RowByRow):
+    """Numbers of ``base``, with 0 at the positions in ``at``.
+
+    Examples
+    --------
+    >>> ZeroedRows(ArrayRows(np.array([np.nan, 2.0, 3.0])), np.array([0])).read(0, 2)
+    array([0., 2.])
+    """
+
+    at: NDArray[np.int64]
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        found = np.array(self.base.read(start, stop), dtype=np.float64)
+        found[self.at[(self.at >= start) & (self.at < stop)] - start] = 0
+        return found
 
 
 @dataclass(frozen=True, eq=False)

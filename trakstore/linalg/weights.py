@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
-from trakstore.linalg.rows import KeptRows, RowByRow, Rows, UnmaskedRows
+from trakstore.linalg.rows import KeptRows, RowByRow, Rows, UnmaskedRows, ZeroedRows
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
 
@@ -144,19 +144,21 @@ def unmasked_count(split: GramSplit) -> int:
     return split.rows - len(masked_rows(split))
 
 
-def row_weights(split: GramSplit, *, masked_too: bool = False) -> Rows | None:
+def row_weights(split: GramSplit, *, without: NDArray[np.int64] | None = None) -> Rows | None:
     """The weight of each stored row in the kernel; None where all are 1.
 
-    Masked rows have 0, or with ``masked_too`` the weight that they would have.
+    Rows at the positions ``without`` have 0, by default the masked ones; what is stored of them may
+    be anything.
     """
-    masked = masked_rows(split)
-    kept = KeptRows(split.rows, masked) if len(masked) and not masked_too else None
+    left_out = masked_rows(split) if without is None else without
     if not isinstance(split, WeightedSplit):
-        return kept
+        return KeptRows(split.rows, left_out) if len(left_out) else None
     q = split.column("out_to_loss")
+    if len(left_out):
+        q = ZeroedRows(q, left_out)  # whose weight is 0, whatever the kind
     if split.temperature != 1:
         q = TemperedRows(q, split.temperature)
-    return _WeightRows(q, split.kind, kept)
+    return _WeightRows(q, split.kind)
 
 
 def tempered(q: NDArray[Any], temperature: float) -> NDArray[np.float64]:
@@ -197,7 +199,7 @@ class TemperedRows(RowByRow):
 def kernel_rows(split: GramSplit) -> Rows:
     """Rows whose plain gram is the kernel: √wᵢ·φᵢ of the unmasked ones."""
     rows, masked = split.column(layout.FEATURES), masked_rows(split)
-    weights = row_weights(split, masked_too=True)
+    weights = row_weights(split) if isinstance(split, WeightedSplit) else None
     if weights is not None:
         rows = WeightedRows(rows, weights)
     return UnmaskedRows(rows, masked) if len(masked) else rows
@@ -208,13 +210,10 @@ class _WeightRows(RowByRow):
     """Weights from the column q."""
 
     kind: Weighting
-    kept: Rows | None
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
         q = np.asarray(self.base.read(start, stop), dtype=np.float64)
         weights = q * q if self.kind == "loss" else q * (1 - q)
-        if self.kept is not None:
-            weights = np.where(self.kept.read(start, stop) > 0, weights, 0.0)
         if not (weights >= 0).all():
             raise NumericsError(
                 f"out_to_loss of rows {start}..{stop} is not finite, or outside of 0..1 where the "

@@ -42,6 +42,7 @@ def influence_scores(
     solver: Solver | None = None,
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    allow_other_weights: bool = False,
 ) -> Scores:
     r"""Influence functions, in the space of the projection: mean over epochs of
 
@@ -64,7 +65,7 @@ def influence_scores(
         ``"gauss_newton"``: H = Σᵢ l''ᵢ φᵢ φᵢᵀ, with the loss's second derivative in the output:
         q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is
         (output − y)²/2. ``"loss"``: H = Σᵢ ∇lᵢ ∇lᵢᵀ, the empirical Fisher matrix.
-    solver, gram_dtype, memory_limit
+    solver, gram_dtype, memory_limit, allow_other_weights
         As in :func:`trakstore.trak_scores`.
 
     Returns
@@ -87,7 +88,8 @@ def influence_scores(
     al.: "Studying Large Language Model Generalization with Influence Functions", 2023, section 2.
     """
     check_of("loss", store)
-    damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
+    damped = Damping.of(damping)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
     for pair in pairs:
         scales = out_to_loss(pair.target), out_to_loss(pair.train)

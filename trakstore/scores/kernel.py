@@ -201,7 +201,8 @@ def _report(kernel: Gram, damping: Damping, split: GramSplit) -> KernelReport:
 
 
 def _effective_rank(values: NDArray[np.float64]) -> float:
-    share = values[values > 0] / values.sum()
+    share = values / values.sum()
+    share = share[share > 0]  # the smallest values become 0 there
     return float(np.exp(-(share * np.log(share)).sum()))
 
 

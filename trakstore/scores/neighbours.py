@@ -37,6 +37,7 @@ def neighbours(
     activations: str | None = None,
     select: Index = slice(None),
     memory_limit: int | str | None = None,
+    allow_other_weights: bool = False,
 ) -> xr.Dataset:
     """The k train rows nearest to each target.
 
@@ -60,6 +61,8 @@ def neighbours(
         Of the targets; all by default.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
+    allow_other_weights : bool
+        Compare also targets and train rows that were made with different checkpoints.
 
     Returns
     -------
@@ -75,12 +78,14 @@ def neighbours(
         No such epoch or split, or no stored activations of that layer.
     IncompleteError
         Rows of a split are missing.
+    SpecMismatchError
+        The splits were made with different weights, or have other dimensions.
     MemoryLimitError
         The plan does not fit.
     """
     if metric not in get_args(Metric):
         raise TrakStoreError(f"metric must be 'l2' or 'cosine', got {metric!r}")
-    pairs = epoch_pairs(store, targets, train, epoch)
+    pairs = epoch_pairs(store, targets, train, epoch, allow_other_weights=allow_other_weights)
     if len(pairs) > 1:
         known = ", ".join(str(pair.epoch) for pair in pairs[:12])
         raise TrakStoreError(f"distances are within one epoch: name one (--epoch) of {known}")

@@ -31,6 +31,7 @@ def grad_dot_scores(
     epochs: Epoch | Sequence[Epoch] | None = None,
     *,
     of: Of = "loss",
+    allow_other_weights: bool = False,
 ) -> Scores:
     """GradDot: the mean over epochs of ⟨t, φ⟩.
 
@@ -44,6 +45,8 @@ def grad_dot_scores(
     of : {"loss", "output"}
         The gradients of what: those of the loss are the stored ones times −``out_to_loss``, on both
         sides. Positive for ``"loss"``: a small step on the train sample lowers the target's loss.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def grad_dot_scores(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ.
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
 
     References
     ----------
@@ -65,7 +68,7 @@ def grad_dot_scores(
     NeurIPS 2019.
     """
     check_of(of, store)
-    pairs = epoch_pairs(store, targets, train, epochs)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts = [
         part_of(
             pair,
@@ -84,6 +87,7 @@ def grad_cos_scores(
     epochs: Epoch | Sequence[Epoch] | None = None,
     *,
     of: Of = "loss",
+    allow_other_weights: bool = False,
 ) -> Scores:
     """GradCos: the mean over epochs of ⟨t, φ⟩ / (‖t‖ ‖φ‖), with the norms of the projected rows.
 
@@ -91,7 +95,7 @@ def grad_cos_scores(
     :func:`grad_dot_scores`; for ``of="loss"`` only the sign of ``out_to_loss`` matters.
     """
     check_of(of, store)
-    pairs = epoch_pairs(store, targets, train, epochs)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts = [
         part_of(
             pair,
@@ -114,6 +118,7 @@ def whitened_cos_scores(
     of: Of = "loss",
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    allow_other_weights: bool = False,
 ) -> Scores:
     r"""The cosine of H^(-1/2) t and H^(-1/2) φ, averaged over epochs: TrackStar's score.
 
@@ -137,6 +142,8 @@ def whitened_cos_scores(
         Of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
 
     Returns
     -------
@@ -160,7 +167,8 @@ def whitened_cos_scores(
     """
     check_of(of, store)
     mix = as_number(mix, "mix", least=0, most=1, needed="is a share from 0 to 1")
-    damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
+    damped = Damping.of(damping)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
     limit = memory_budget(memory_limit)
     for pair in pairs:

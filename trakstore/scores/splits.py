@@ -65,6 +65,9 @@ class Store(Protocol):
     def splits_of(self, epoch: Epoch, /) -> tuple[str, ...]: ...
 
 
+OF_FEATURES = "features:"  # begins the hash of features that came without that of their weights
+
+
 @dataclass(frozen=True, eq=False)
 class UnmaskedSplit:
     """A split as methods see it: without its masked rows.
@@ -121,9 +124,14 @@ def need_open(store: Store) -> None:
 
 
 def epoch_pairs(
-    store: Store, targets: str, train: str, epochs: Epoch | Sequence[Epoch] | None = None
+    store: Store,
+    targets: str,
+    train: str,
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    *,
+    allow_other_weights: bool = False,
 ) -> tuple[EpochPair, ...]:
-    """The splits of each epoch, complete and of one shape.
+    """The splits of each epoch, complete, of one shape, and made with the same weights.
 
     Parameters
     ----------
@@ -132,6 +140,8 @@ def epoch_pairs(
         Names of splits.
     epochs : epoch or sequence of epochs, optional
         All that have both splits when None.
+    allow_other_weights : bool
+        Whether the splits of an epoch may be of different checkpoints.
 
     Raises
     ------
@@ -140,7 +150,7 @@ def epoch_pairs(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ.
+        Dimensions or numbers of rows differ, or the hashes of an epoch's weights.
     """
     need_open(store)
     chosen = _chosen(store, targets, train, epochs)
@@ -154,6 +164,8 @@ def epoch_pairs(
     )
     for pair in pairs:
         _check_like(pair, pairs[0])
+        if not allow_other_weights:
+            _check_weights(pair)
         pair.target.stored.require_complete()
         pair.train.stored.require_complete()
     return pairs
@@ -181,6 +193,12 @@ def _chosen(
 
 
 def _check_like(pair: EpochPair, first: EpochPair) -> None:
+    for split in (pair.train, pair.target):
+        if split.rows == 0:
+            raise TrakStoreError(
+                f"{_named(split)} has no rows left: all {len(split.masked)} are masked (store.skipped "
+                f"says which were bad when they were written)"
+            )
     for split, like in ((pair.train, pair.target), (pair.target, first.target)):
         if split.dim != like.dim:
             raise SpecMismatchError(
@@ -195,9 +213,27 @@ def _check_like(pair: EpochPair, first: EpochPair) -> None:
             )
         if not np.array_equal(split.masked, like.masked):
             raise SpecMismatchError(
-                f"{_named(split)} and {_named(like)} have other rows masked: mask the same samples "
-                f"in all epochs"
+                f"{_named(split)} and {_named(like)} have other rows masked (store.skipped says which "
+                f"were bad when they were written): mask the same samples in all epochs, by store.mask"
             )
+
+
+def _check_weights(pair: EpochPair) -> None:
+    """Refuse two splits of one epoch whose stored hashes say that their weights differ."""
+    target, train = (_weights(one) for one in (pair.target, pair.train))
+    if target is None or train is None or target == train:
+        return
+    raise SpecMismatchError(
+        f"{_named(pair.target)} was made with the weights {target[:12]}, {_named(pair.train)} with "
+        f"{train[:12]}: products of their features mean nothing; featurize both with the same "
+        f"checkpoint, or allow_other_weights=True (--allow-other-weights) if this is meant"
+    )
+
+
+def _weights(split: UnmaskedSplit) -> str | None:
+    """What tells the weights of a split from others; None where the store does not know them."""
+    found: str | None = split.stored.spec.checkpoint
+    return None if found is None or found.startswith(OF_FEATURES) else found
 
 
 def _named(split: UnmaskedSplit) -> str:

@@ -22,6 +22,7 @@ def tracin_scores(
     epochs: Epoch | Sequence[Epoch] | None = None,
     *,
     learning_rates: Mapping[Epoch, float] | float | None = None,
+    allow_other_weights: bool = False,
 ) -> Scores:
     r"""TracInCP: what steps of gradient descent on each train sample did to each target's loss.
 
@@ -39,6 +40,8 @@ def tracin_scores(
         Checkpoints; all that have both splits when None.
     learning_rates : mapping of epoch to float, or float, optional
         η; those that are stored with the train split when None.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
 
     Returns
     -------
@@ -52,7 +55,7 @@ def tracin_scores(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ.
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
 
     Notes
     -----
@@ -66,7 +69,7 @@ def tracin_scores(
     "First is Better Than Last for Language Data Influence", NeurIPS 2022.
     """
     check_of("loss", store)
-    pairs = epoch_pairs(store, targets, train, epochs)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     rates = _rates(pairs, learning_rates)
     parts = [
         part_of(

@@ -39,6 +39,7 @@ def trak_scores(
     solver: Solver | None = None,
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    allow_other_weights: bool = False,
 ) -> Scores:
     r"""TRAK: how training on each sample moves each target's model output.
 
@@ -82,6 +83,8 @@ def trak_scores(
         Of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process for the grams; a quarter of the available memory when None.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
 
     Returns
     -------
@@ -96,7 +99,7 @@ def trak_scores(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ.
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
     NumericsError
         Non-finite features, or a kernel that is singular at this damping.
     MemoryLimitError
@@ -112,7 +115,8 @@ def trak_scores(
     soft_threshold = as_number(
         soft_threshold, "soft_threshold", least=0, needed="must be a number >= 0"
     )
-    damped, pairs = Damping.of(damping), epoch_pairs(store, targets, train, epochs)
+    damped = Damping.of(damping)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     heat = trak_temperature(store, temperature)
     parts: list[Part] = []
     for pair in pairs:

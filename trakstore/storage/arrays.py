@@ -41,9 +41,10 @@ __all__ = [
     "fill_value",
     "marker_entries",
     "mask_document",
+    "skipped_document",
 ]
 
-_WRITE_ALL = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
+_WRITE_ALL: Any = {"write_empty_chunks": True}  # else a block of fill values would look unwritten
 
 
 def fill_value(dtype: str) -> Any:
@@ -125,6 +126,11 @@ def mask_document(split: SplitSpec) -> bytes:
     return array_document("bool", (split.rows,), (split.block_rows,), ("sample",))
 
 
+def skipped_document(split: SplitSpec) -> bytes:
+    """The metadata document of the ``skipped`` column, whose chunks are those of bad blocks."""
+    return array_document("uint8", (split.rows,), (split.block_rows,), ("sample",))
+
+
 def block_keys(split: SplitSpec, block: int) -> list[str]:
     """The chunk keys of a block, relative to the split, in the order of its marker's entries.
 
@@ -155,8 +161,8 @@ def encode(
     buffer = default_buffer_prototype().buffer
     for name, array in values.items():
         sync(staged.set(layout.document_key(name), buffer.from_bytes(documents[name])))
-        column = zarr.open_array(staged, path=name, mode="r+", zarr_format=3, config=_WRITE_ALL)
-        column[rows[0] : rows[1]] = array
+        column = zarr.open_array(staged, path=name, mode="r+", zarr_format=3)
+        column.with_config(_WRITE_ALL)[rows[0] : rows[1]] = array
     return {key: _read_key(staged, key) for key in _keys(staged) if not key.endswith("zarr.json")}
 
 

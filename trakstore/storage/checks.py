@@ -99,8 +99,17 @@ def check_block(split: Split, block: int) -> list[Finding]:
         found = []
     return [
         Finding(kind, f"{split.path}/{key}", message, split.epoch, split.name, block)
-        for kind, key, message in (*found, *rows.wrong())
+        for kind, key, message in (*found, *rows.wrong(_reasons(split, block)))
     ]
+
+
+def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
+    """Why rows of a block are bad; None where the store does not say that any are."""
+    value = split.location.get(f"{split.path}/{layout.SKIPPED}/c/{block}")
+    if value is None or not intact(value) or len(value) != split.spec.block_rows + TAIL:
+        return None
+    start, stop = split.spec.block_range(block)
+    return np.frombuffer(value, np.uint8, count=stop - start)
 
 
 def _has_old_rows(split: Split, block: int, marker: bytes) -> bool:
@@ -204,8 +213,17 @@ class _Rows:
         tile = values.reshape(-1, self.widths[name])[: self.count - row]
         self.finite[name][row : row + len(tile)] = np.isfinite(tile).all(axis=1)
 
-    def wrong(self) -> Iterator[_Wrong]:
-        """Rows that are not finite, and rows that have not their stored norm."""
+    def wrong(self, reasons: NDArray[np.uint8] | None = None) -> Iterator[_Wrong]:
+        """Rows that are not finite, and rows that have not their stored norm.
+
+        Rows that were bad when they were written are neither, if there are ``reasons`` for them.
+        """
+        if reasons is not None and "norm" in self.narrow:
+            skipped = np.isnan(self.narrow["norm"])
+            if (reasons[skipped] == 0).any():
+                what = self._named(skipped & (reasons == 0), "does not say why rows are NaN")
+                yield "damaged", layout.SKIPPED, what
+            self._leave_out(skipped)
         for name, whole in self.finite.items():
             if not whole.all():
                 yield "non-finite", name, self._named(~whole, "has NaN or infinite values")
@@ -221,6 +239,15 @@ class _Rows:
             off = finite & ~self._near(self.narrow["norm"].astype(np.float64))
             if off.any():
                 yield "norm", "norm", self._named(off, "is not the norm of the stored features")
+
+    def _leave_out(self, rows: NDArray[np.bool_]) -> None:
+        """Take rows for finite ones of norm 0."""
+        self.squares[rows] = 0
+        for whole in self.finite.values():
+            whole[rows] = True
+        for name, column in self.narrow.items():
+            if column.dtype.kind == "f":
+                self.narrow[name] = np.where(rows, 0, column)
 
     def _near(self, norm: NDArray[np.float64]) -> NDArray[np.bool_]:
         exact = self.dtypes[layout.FEATURES] == "float32" and self.spec.keep_bits is None

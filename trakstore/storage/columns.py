@@ -20,6 +20,7 @@ __all__ = [
     "sample_ids",
     "stored_activations",
     "stored_rows",
+    "unstorable",
 ]
 
 _OF_ONE = {"have": "has", "are": "is"}
@@ -54,10 +55,7 @@ def stored_rows(
             f"the imaginary part as two features"
         )
     norm = _finite_norms(features, first_row, "features")
-    with np.errstate(over="ignore", under="ignore"):
-        stored = np.ascontiguousarray(features.astype(dtype, copy=False))
-        if keep_bits is not None:
-            stored = _rounded(stored, keep_bits)
+    stored = _cast(features, dtype, keep_bits)
     if stored is not features:
         what = f"underflow {dtype}" if keep_bits is None else f"are not kept by {keep_bits} bits"
         _refuse_changed(stored, norm, first_row, what)
@@ -67,11 +65,35 @@ def stored_rows(
 def stored_activations(rows: NDArray[Any], dtype: str, first_row: int) -> NDArray[Any]:
     """Activations as they are stored, shape (rows, width); raises as :func:`stored_rows`."""
     norm = _finite_norms(rows, first_row, "activations")
-    with np.errstate(over="ignore", under="ignore"):
-        stored = np.ascontiguousarray(rows.astype(dtype, copy=False))
+    stored = _cast(rows, dtype)
     if stored is not rows:
         _refuse_changed(stored, norm, first_row, f"underflow {dtype}")
     return stored
+
+
+def unstorable(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> NDArray[np.bool_]:
+    """Which finite rows would be refused, since they are not kept by the stored dtype."""
+    stored, norm = _cast(rows, dtype, keep_bits), _norms(rows)
+    if stored is rows:
+        return np.zeros(len(rows), dtype=bool)
+    return _overflowed(stored) | _changed(stored, norm)
+
+
+def _cast(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> NDArray[Any]:
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        stored = np.ascontiguousarray(rows.astype(dtype, copy=False))
+        return stored if keep_bits is None else _rounded(stored, keep_bits)
+
+
+def _overflowed(stored: NDArray[Any]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = ~np.isfinite(stored).all(axis=1)
+    return found
+
+
+def _changed(stored: NDArray[Any], norm: NDArray[np.float64]) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):  # of rows that overflow
+        found: NDArray[np.bool_] = np.abs(_norms(stored) - norm) > UNDERFLOW * norm
+    return found
 
 
 def _finite_norms(rows: NDArray[Any], first_row: int, what: str) -> NDArray[np.float64]:
@@ -84,9 +106,8 @@ def _finite_norms(rows: NDArray[Any], first_row: int, what: str) -> NDArray[np.f
 def _refuse_changed(
     stored: NDArray[Any], norm: NDArray[np.float64], first_row: int, what: str
 ) -> None:
-    overflow = ~np.isfinite(stored).all(axis=1)
-    _refuse(overflow, first_row, f"overflow {stored.dtype}", "use float32")
-    changed = np.abs(_norms(stored) - norm) > UNDERFLOW * norm
+    _refuse(_overflowed(stored), first_row, f"overflow {stored.dtype}", "use float32")
+    changed = _changed(stored, norm)
     _refuse(changed, first_row, f"{what} (the norm changes by more than 1%)", "use float32")
 
 
@@ -144,7 +165,12 @@ def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] |
     if array.dtype.kind not in "biuf":
         raise TrakStoreError(f"{name} must be real numbers, got {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise TrakStoreError(f"{name} has NaN or infinite values; nothing was written")
+        bad = np.flatnonzero(~np.isfinite(array))
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise TrakStoreError(
+            f"{name} has NaN or infinite values in {counted(len(bad), 'row')} ({shown}); nothing was "
+            f"written"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         stored: NDArray[Any] = array.astype(dtype)
     if dtype == np.int64:

@@ -15,7 +15,7 @@ def belongs(split: Split, key: str) -> bool:
     name, rest = _column(split, key)
     if not rest:
         return name == "zarr.json"
-    if name not in (*split.columns, layout.WRITTEN, layout.MASKED):
+    if name not in (*split.columns, layout.WRITTEN, layout.MASKED, layout.SKIPPED):
         return False
     if rest == "zarr.json":
         return True
@@ -32,7 +32,7 @@ def is_beyond(split: Split, key: str) -> bool:
     name, rest = _column(split, key)
     numbers, grid = _numbers(rest), _grid(split.spec, name)
     return (
-        name in (*split.columns, layout.MASKED)
+        name in (*split.columns, layout.MASKED, layout.SKIPPED)
         and len(numbers) == len(grid)
         and numbers[0] >= grid[0]
         and all(n < size for n, size in zip(numbers[1:], grid[1:], strict=True))

@@ -13,9 +13,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError
+from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents, mask_document
+from trakstore.storage.arrays import array_documents, mask_document, skipped_document
 from trakstore.storage.ids import as_ids
 from trakstore.storage.splits import Split, group_document, written_blocks
 from trakstore.storage.writer import BlockWriter
@@ -66,8 +66,10 @@ def append_rows(
     place.put(
         {layout.document_key(f"{path}/{n}"): d for n, d in array_documents(grown.spec).items()}
     )
-    if place.get(_mask_key(split)) is not None:
-        place.put({_mask_key(split): mask_document(grown.spec)})
+    for name, document in ((layout.MASKED, mask_document), (layout.SKIPPED, skipped_document)):
+        key = layout.document_key(f"{path}/{name}")
+        if place.get(key) is not None:
+            place.put({key: document(grown.spec)})
     place.put({layout.document_key(path): group_document(grown.spec.to_dict())})
     return grown
 
@@ -76,7 +78,13 @@ def _after_old(split: Split, start: int, fresh: Columns) -> Columns:
     if start >= split.rows:
         return fresh
     old = {name: split.column(name).read(start, split.rows) for name in split.columns}
-    return {name: np.concatenate([old[name], fresh[name]]) for name in split.columns}
+    both = {name: np.concatenate([old[name], fresh[name]]) for name in split.columns}
+    bad, count = split.skipped >= start, split.rows - start
+    if bad.any() or layout.SKIPPED in fresh:
+        none = np.zeros(len(both["norm"]), dtype=np.uint8)
+        reasons = split.reasons.read(start, split.rows) if bad.any() else none[:count]
+        both[layout.SKIPPED] = np.append(reasons, fresh.get(layout.SKIPPED, none[count:]))
+    return both
 
 
 def mask_rows(
@@ -103,8 +111,16 @@ def mask_rows(
     ------
     NotFoundError
         When the split has no such sample; nothing is changed then.
+    TrakStoreError
+        When a row is to be taken in again that was bad when it was written.
     """
     found = _positions(split, np.unique(as_ids(ids)))
+    bad = np.intersect1d(found, split.skipped)
+    if len(bad) and not masked:
+        raise TrakStoreError(
+            f"{split.name} at epoch {split.epoch}: row {bad[0]} was bad when it was written, so that "
+            f"it has no features: only featurizing it again would take it in"
+        )
     place, path = split.location, f"{split.path}/{layout.MASKED}"
     place.put_if_absent(_mask_key(split), mask_document(split.spec))
     array = zarr.open_array(
@@ -125,6 +141,11 @@ def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
     column, found, known = split.column(layout.SAMPLE_ID), [], 0
     if column.dtype.kind == "T":
         wanted = wanted.astype(column.dtype)
+    elif wanted.dtype.kind == "T":
+        raise NotFoundError(
+            f"{split.name} at epoch {split.epoch} has ids that are integers, got strings "
+            f"{wanted[:5].tolist()}; nothing masked"
+        )
     for block in range(split.spec.blocks):
         start, stop = split.spec.block_range(block)
         here = np.flatnonzero(np.isin(column.read(start, stop), wanted))
@@ -150,7 +171,7 @@ def drop_split(split: Split) -> None:
     place, path = split.location, split.path
     blocks = written_blocks(place, path)
     place.delete([layout.marker_key(path, block) for block in sorted(blocks)])
-    for name in (*split.columns, layout.MASKED, layout.WRITTEN):
+    for name in (*split.columns, layout.MASKED, layout.SKIPPED, layout.WRITTEN):
         place.delete_folder(f"{path}/{name}")
     place.delete([layout.document_key(path)])
     place.delete_folder(path)

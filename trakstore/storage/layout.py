@@ -10,6 +10,7 @@
     {epoch}/{split}/activations.{x}  (sample, unit) of a layer x, where they were asked for
     {epoch}/{split}/written          (block, entry): the markers that commit blocks
     {epoch}/{split}/masked           (sample,): rows that are left out, where there are any
+    {epoch}/{split}/skipped          (sample,): why rows were bad when written, where there are any
     runs/{epoch}.{split}.{run}       what each run did
     scores/{name}                    saved score matrices
     dynamics/{split}/{run}.{number}  what a training process saw of samples
@@ -31,6 +32,7 @@ __all__ = [
     "FEATURES",
     "MASKED",
     "SAMPLE_ID",
+    "SKIPPED",
     "WRITTEN",
     "Epoch",
     "as_epoch",
@@ -58,6 +60,7 @@ ACTIVATIONS = "activations."
 SAMPLE_ID = "sample_id"
 WRITTEN = "written"
 MASKED = "masked"
+SKIPPED = "skipped"
 SCORES = "scores"
 GRAMS = "grams"
 RUNS = "runs"

@@ -209,9 +209,11 @@ class Split:
 
     @property
     def masked(self) -> NDArray[np.int64]:
-        """Positions of the rows that are left out, ascending; read from their own chunks only."""
+        """Positions of the rows that are left out, ascending; read from their own chunks only.
+
+        Those that were masked since, and those that were bad when they were written.
+        """
         path = f"{self.path}/{layout.MASKED}"
-        blocks = sorted(int(n) for n in self.location.names(f"{path}/c") if n.isdecimal())
         column = StoredColumn(
             self.location,
             path,
@@ -221,10 +223,45 @@ class Split:
             f"{self.spec.nonce:08x}-{self.rows}-masked",
         )
         found = [np.empty(0, dtype=np.int64)]
-        for block in blocks[: bisect_left(blocks, self.spec.blocks)]:
+        for block in self._blocks_of(layout.MASKED):
             start, stop = self.spec.block_range(block)
             found.append(np.flatnonzero(column.read(start, stop)) + start)
+        return np.union1d(np.concatenate(found), self.skipped)
+
+    @property
+    def skipped(self) -> NDArray[np.int64]:
+        """Positions of the rows that were bad when they were written, ascending.
+
+        Their norm is NaN, and their block has a chunk of :attr:`reasons`.
+        """
+        found = [np.empty(0, dtype=np.int64)]
+        blocks = self._blocks_of(layout.SKIPPED)
+        written = written_blocks(self.location, self.path) if blocks else set()
+        for block in blocks:
+            if block in written:
+                start, stop = self.spec.block_range(block)
+                found.append(
+                    np.flatnonzero(np.isnan(self.column("norm").read(start, stop))) + start
+                )
         return np.concatenate(found)
+
+    @property
+    def reasons(self) -> StoredColumn:
+        """Why rows were bad when they were written, as bits; only where a block has such rows."""
+        return StoredColumn(
+            self.location,
+            f"{self.path}/{layout.SKIPPED}",
+            (self.rows,),
+            np.dtype(np.uint8),
+            (self.spec.block_rows,),
+            f"{self.spec.nonce:08x}-{self.rows}-skipped",
+        )
+
+    def _blocks_of(self, name: str) -> list[int]:
+        """Blocks that have a chunk of a column that is there only where it says something."""
+        names = self.location.names(f"{self.path}/{name}/c")
+        blocks = sorted(int(n) for n in names if n.isdecimal())
+        return blocks[: bisect_left(blocks, self.spec.blocks)]
 
     def refuse_known_ids(self, ids: NDArray[Any]) -> None:
         """Raise a :class:`TrakStoreError` if a sample with one of these ids is there."""

@@ -32,6 +32,7 @@ from trakstore.storage.locations import Location, Where, open_location
 from trakstore.storage.notebook import SHOWN_EPOCHS, store_markup
 from trakstore.storage.root import read_root, refuse_foreign, root_document
 from trakstore.storage.runs import Run, list_runs
+from trakstore.storage.skipped import SkippedRow, skipped_rows
 from trakstore.storage.splits import Split, SplitStatus
 from trakstore.storage.writer import BlockWriter
 
@@ -327,6 +328,10 @@ class FeatureStore:
         if not chosen:
             raise NotFoundError(f"no epoch has a split {split!r}{did_you_mean(split, self.splits)}")
         return sum(mask_rows(self.split(e, split), ids, masked=masked) for e in chosen)
+
+    def skipped(self, epoch: Epoch, split: str) -> tuple[SkippedRow, ...]:
+        """The rows that were bad when they were written, and why; left out as masked ones are."""
+        return skipped_rows(self.split(epoch, split))
 
     def drop(self, epoch: Epoch, split: str | None = None) -> None:
         """Delete a split at an epoch, or a whole epoch, from the disk; for a single writer.

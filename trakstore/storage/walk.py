@@ -11,7 +11,7 @@ from typing import Any
 from trakstore.errors import DamagedError, LocationError, NotFoundError, did_you_mean
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents, mask_document
+from trakstore.storage.arrays import array_documents, mask_document, skipped_document
 from trakstore.storage.checks import Finding, FindingKind
 from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.grid import belongs, is_beyond
@@ -157,18 +157,26 @@ class Walk:
                 self._strange(key, **where)
 
     def mask(self, split: Split) -> None:
-        """The column that leaves rows out; its chunks are there only for blocks with such rows."""
-        path, where = f"{split.path}/{layout.MASKED}", {"epoch": split.epoch, "split": split.name}
+        """The columns that leave rows out; their chunks are there only for blocks with such rows."""
+        masks = f"{split.path}/{layout.MASKED}"
+        self._left_out(split, masks, mask_document(split.spec), "mask its samples again")
+        bad = f"{split.path}/{layout.SKIPPED}"
+        remedy = "nothing tells any more why rows are left out"
+        self._left_out(split, bad, skipped_document(split.spec), remedy)
+
+    def _left_out(self, split: Split, path: str, document: bytes, remedy: str) -> None:
+        """A column of one byte a row, of which only some chunks are there."""
+        where = {"epoch": split.epoch, "split": split.name}
         keys = self.location.find(path, lambda key: belongs(split, key))
         chunks = [key for key in keys if not key.endswith("zarr.json")]
         if keys:
-            self.document(layout.document_key(path), mask_document(split.spec), **where)
+            self.document(layout.document_key(path), document, **where)
         for key in chunks:
             value = self.location.get(key)
             if value is not None and not (
                 intact(value) and len(value) == split.spec.block_rows + TAIL
             ):
-                self.say("damaged", key, "is damaged: mask its samples again", **where)
+                self.say("damaged", key, f"is damaged: {remedy}", **where)
 
     def abandoned(self, key: str) -> bool:
         """Whether no running writer can own a file: it is more than an hour old."""

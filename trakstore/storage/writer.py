@@ -22,6 +22,7 @@ from trakstore.storage.arrays import (
     column_shape,
     encode,
     marker_entries,
+    skipped_document,
 )
 from trakstore.storage.checksums import TAIL
 from trakstore.storage.splits import Split, attributes
@@ -76,7 +77,8 @@ class BlockWriter:
         block : int
             Its number.
         columns : mapping of name to array
-            Every column of the split, with the block's rows in the stored dtypes.
+            Every column of the split, with the block's rows in the stored dtypes; and ``skipped``
+            where some of them are bad.
 
         Raises
         ------
@@ -87,11 +89,14 @@ class BlockWriter:
         LocationError
             When the bytes cannot be stored.
         """
+        reasons = columns.get(layout.SKIPPED)
+        columns = {name: column for name, column in columns.items() if name != layout.SKIPPED}
         self._check(block, columns)
         chunks = encode(self._documents, self.spec.block_range(block), columns)
         tails = [chunks[key][-TAIL:] for key in block_keys(self.spec, block)]
         marker = self._marker(block, tails)
         for attempt in range(ATTEMPTS):
+            self._store_reasons(block, reasons)
             self._store(block, chunks, marker)
             if self._settled(block, tails, marker):
                 return
@@ -114,6 +119,17 @@ class BlockWriter:
                 f"cannot write block {block} of {path} to {place}: {error}; {self._kept()}{full}, "
                 f"and the same command goes on from there"
             ) from error
+
+    def _store_reasons(self, block: int, reasons: NDArray[Any] | None) -> None:
+        """Why rows of the block are bad, before its marker; nothing where none are."""
+        if reasons is None:
+            return
+        place, path = self.split.location, self.split.path
+        document = skipped_document(self.spec)
+        rows = self.spec.block_range(block)
+        chunks = encode({layout.SKIPPED: document}, rows, {layout.SKIPPED: reasons})
+        place.put_if_absent(layout.document_key(f"{path}/{layout.SKIPPED}"), document)
+        place.put({f"{path}/{key}": value for key, value in chunks.items()})
 
     def _kept(self) -> str:
         with suppress(OSError):

@@ -11,6 +11,7 @@ from trakstore.cli.evaluate.trainers import AtOnce, Models, Repeats, load_traine
 from trakstore.cli.lists import target_rows
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Damping,
     Epochs,
     Json,
@@ -55,6 +56,7 @@ def counterfactual(
     damping: Damping = 1.0,
     method: Method = "trak",
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -71,7 +73,8 @@ def counterfactual(
     find_method(method)
     opened, made, sizes = open_store(store), load_trainer(trainer), size or [10, 50]
     epochs = chosen_epochs(epoch)
-    rows = target_rows(epoch_pairs(opened, targets, train, epochs)[0].target, target, targets)
+    pair = epoch_pairs(opened, targets, train, epochs, allow_other_weights=allow_other_weights)[0]
+    rows = target_rows(pair.target, target, targets)
     with workplace(workers, scheduler):
         scores = make_scores(
             method,
@@ -81,6 +84,7 @@ def counterfactual(
             epochs=epochs,
             damping=damping,
             memory_limit=memory_limit,
+            allow_other_weights=allow_other_weights,
         )
         removals = 1 + len(removal_kinds(scores)) * len(rows) * len(sizes)
         with ProgressLine("training", removals * repeats, unit="models") as line:

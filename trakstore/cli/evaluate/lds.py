@@ -10,6 +10,7 @@ from trakstore.cli.cluster import workplace
 from trakstore.cli.evaluate.trainers import AtOnce, Models, Repeats, TrainerName, load_trainer
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Damping,
     Epochs,
     Json,
@@ -53,6 +54,7 @@ def lds(
     epoch: Epochs = None,
     damping: Damping = 1.0,
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -73,12 +75,14 @@ def lds(
     with workplace(workers, scheduler):
         if trainer is not None:
             plan = (share, repeats, seed)
-            pairs = epoch_pairs(opened, targets, train, epochs)  # before hours go by
+            allowed = {"allow_other_weights": allow_other_weights}
+            pairs = epoch_pairs(opened, targets, train, epochs, **allowed)  # before hours go by
             rows = pairs[0].train.stored.spec.rows
             _train(opened, models, trainer, count, plan, at_once, rows)
         truth = retrained_models(opened, models)
         common: dict[str, Any] = {"targets": targets, "train": train, "damping": damping}
         common |= {"epochs": epochs, "memory_limit": memory_limit}
+        common["allow_other_weights"] = allow_other_weights
         matrices: dict[str, Any] = {one: make_scores(one, opened, **common) for one in names}
         matrices |= {one: open_scores(opened, one) for one in scores or ()}
         found = {

@@ -9,6 +9,7 @@ import typer
 from trakstore.cli.cluster import workplace
 from trakstore.cli.methods import find_method, make_scores
 from trakstore.cli.options import (
+    AllowOtherWeights,
     Damping,
     Epochs,
     Json,
@@ -44,6 +45,7 @@ def stability(
     damping: Damping = 1.0,
     method: Method = "trak",
     memory_limit: MemoryLimit = None,
+    allow_other_weights: AllowOtherWeights = False,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
@@ -59,6 +61,7 @@ def stability(
     find_method(method)
     places = [open_store(one) for one in (store, *(other or ()))]
     common: dict[str, Any] = {"targets": targets, "train": train, "damping": damping}
+    common["allow_other_weights"] = allow_other_weights
     with workplace(workers, scheduler):
         made = [
             make_scores(

@@ -1,0 +1,136 @@
+"""Rows that are not stored as they are: values that are not finite, labels out of range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError
+from trakstore.planning import counted
+from trakstore.storage import layout
+from trakstore.storage.columns import unstorable
+from trakstore.storage.skipped import REASONS, reason_text
+
+__all__ = ["BadRows"]
+
+_SHOWN = 5
+_LABEL = "label"
+_BIT = {name: 1 << at for at, name in enumerate(REASONS)}
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """Which rows of a block are bad, and why.
+
+    Attributes
+    ----------
+    reasons : ndarray of uint8, shape (rows,)
+        Sums of bits, as the column ``skipped`` has them; 0 for good rows.
+    ids : ndarray, shape (rows,)
+    first : int
+        Number of the first row in the split.
+    """
+
+    reasons: NDArray[np.uint8]
+    ids: NDArray[Any]
+    first: int
+
+    @classmethod
+    def of(
+        cls,
+        columns: Mapping[str, NDArray[Any]],
+        ids: NDArray[Any],
+        first: int,
+        *,
+        classes: int | None = None,
+        dtype: str | None = None,
+        keep_bits: int | None = None,
+    ) -> Self:
+        """Look at the computed columns of rows.
+
+        Parameters
+        ----------
+        columns : mapping of name to array
+            Features, activations, and one number a row.
+        ids : ndarray
+            Of these rows.
+        first : int
+            Number of the first.
+        classes : int, optional
+            Labels must be below it.
+        dtype, keep_bits : optional
+            Also rows are bad that cannot be stored so.
+        """
+        reasons = np.zeros(len(ids), dtype=np.uint8)
+        for name, values in columns.items():
+            kind = "activations" if name.startswith(layout.ACTIVATIONS) else name
+            bad = ~_finite(values)
+            if name == _LABEL and classes is not None:
+                bad |= (values < 0) | (values >= classes)
+            reasons[bad] |= _BIT[kind]
+            if dtype is not None and values.ndim > 1:
+                bits = keep_bits if name == layout.FEATURES else None
+                reasons[~bad & unstorable(values, dtype, bits)] |= _BIT["storage"]
+        return cls(reasons, ids, first)
+
+    def __bool__(self) -> bool:
+        return bool(self.reasons.any())
+
+    @property
+    def where(self) -> NDArray[np.int64]:
+        """Positions among these rows."""
+        return np.flatnonzero(self.reasons)
+
+    def refuse(self) -> None:
+        """Raise a :class:`NumericsError` that names the rows and what is wrong with them."""
+        if self:
+            raise NumericsError(
+                f"{self.told}; nothing of the block was written: look at these samples (targets "
+                f"that are NaN, labels that are all ignored) and at the weights, or "
+                f"skip_bad_rows=True (--skip-bad-rows) stores them as masked"
+            )
+
+    @property
+    def told(self) -> str:
+        """What is wrong, with the numbers of rows and their ids."""
+        rows = self.where
+        every = int(np.bitwise_or.reduce(self.reasons[rows]))
+        alike = len(set(self.reasons[rows].tolist())) == 1
+        shown = [self._row(row, alone=alike) for row in rows[:_SHOWN].tolist()]
+        more = ", ..." if len(rows) > _SHOWN else ""
+        verb = "has" if len(rows) == 1 else "have"
+        return f"{counted(len(rows), 'row')} {verb} {reason_text(every)} ({', '.join(shown)}{more})"
+
+    def _row(self, row: int, *, alone: bool) -> str:
+        position, name = self.first + row, self.ids[row]
+        named = f"row {position}" + ("" if name == position else f", sample {name!s}")
+        return named if alone else f"{named}: {reason_text(int(self.reasons[row]))}"
+
+    def blanked(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The same columns with zeros in bad rows, so that what follows does not see them."""
+        for values in columns.values():
+            values[self.where] = 0
+        return columns
+
+    def marked(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The columns as they are stored: bad rows have fill values, and ``skipped`` says why."""
+        for name, values in columns.items():
+            if name != layout.SAMPLE_ID:
+                values[self.where] = np.nan if values.dtype.kind == "f" else -1
+        return {**columns, layout.SKIPPED: self.reasons}
+
+
+def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows are finite throughout."""
+    if values.dtype.kind != "f":
+        return np.ones(len(values), dtype=bool)
+    numbers = values
+    if values.ndim > 1:
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers = np.einsum("ij,ij->i", values, values, dtype=np.float64)
+    found: NDArray[np.bool_] = np.isfinite(numbers)
+    return found

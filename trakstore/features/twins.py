@@ -1,0 +1,54 @@
+"""Epochs that were made with the same weights, which is seldom meant."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+from trakstore.errors import NotFoundError
+from trakstore.storage.layout import Epoch, epoch_sort_key
+from trakstore.storage.opening import open_store
+from trakstore.storage.splits import Split
+
+__all__ = ["warn_of_twins"]
+
+log = logging.getLogger("trakstore")
+
+_NEAR = 32  # epochs on each side that are looked at: each is a read
+
+
+def warn_of_twins(split: Split, told: set[frozenset[Epoch]]) -> None:
+    """Say in the log that another epoch of the store has the weights of this one.
+
+    Parameters
+    ----------
+    split : Split
+        Whose epoch and weights are meant; one that is complete was told of when it was begun.
+    told : set of pairs of epochs
+        That were named before; those that are named here are added.
+    """
+    if split.spec.checkpoint is None or split.status().complete:
+        return
+    for epoch in _twins(split):
+        pair = frozenset((epoch, split.epoch))
+        if pair not in told:
+            told.add(pair)
+            log.warning(
+                "epochs %s and %s have the same weights (%s): are they two checkpoints, or one that "
+                "was given twice?",
+                epoch,
+                split.epoch,
+                split.spec.checkpoint[:12],
+            )
+
+
+def _twins(split: Split) -> list[Epoch]:
+    store, found = open_store(split.location), []
+    epochs = sorted({*store.epochs, split.epoch}, key=epoch_sort_key)
+    here = epochs.index(split.epoch)
+    for epoch in epochs[max(0, here - _NEAR) : here + 1 + _NEAR]:
+        with suppress(NotFoundError):  # an epoch without this split
+            other = store.split(epoch, split.name)
+            if epoch != split.epoch and other.spec.checkpoint == split.spec.checkpoint:
+                found.append(epoch)
+    return found

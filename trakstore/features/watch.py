@@ -1,0 +1,178 @@
+"""Forward passes that change the model: features would depend on the samples before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.fingerprint import checkpoint_hash
+from trakstore.features.outputs import RowOutputs
+from trakstore.features.weights import Kept
+
+__all__ = ["WeightWatch"]
+
+log = logging.getLogger("trakstore")
+
+Ask: TypeAlias = Callable[[], RowOutputs | None]  # None where memory does not suffice
+
+_SMALL = 2**26  # bytes of parameters
+_CLOSE = 1e-5  # relative: what a GPU, and another order of sums, may change
+_REMEDY = "features of a sample would depend on those before it"
+
+
+class WeightWatch:
+    """A model's tensors as they were before any pass, and whether they still are so.
+
+    A forward that changes a parameter (``Embedding(max_norm=)``, a weight that is normalised in
+    place) is refused. Buffers may change where the outputs stay the same to the bit, as counters do
+    that nothing reads: they are put back, with a line in the log. Outputs that change by themselves
+    are refused: something is random in eval mode, or counts calls.
+
+    Small models are copied, to be put back; of larger ones the buffers, and the parameters of modules
+    with ``max_norm``. Of the other parameters there are a hash and the counters of torch, which see
+    all changes but those through ``.data`` without reading them; they stay as the forward left them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Before any pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.hash = checkpoint_hash(model)
+        self._model = model
+        self._copied = _to_copy(model)
+        self._kept = Kept.of(model, also=self._copied)
+        self._seen = self._counters()
+        self._told: set[str] = set()
+        self._ask: Ask | None = None
+        self._first: RowOutputs | None = None
+
+    def asks(self, ask: Ask) -> None:
+        """Ask now for the outputs of a sample, to be compared with what they are later."""
+        self.check()
+        self._first = ask()
+        self._ask = ask
+        self.check()
+
+    def check(self, *, surely: bool = False) -> None:
+        """Compare the model with what it was; what may change is put back.
+
+        Parameters
+        ----------
+        surely : bool
+            Read all weights, and ask for the outputs again, also where nothing seems to have changed.
+
+        Raises
+        ------
+        TrakStoreError
+            When a parameter changed, or a buffer that the outputs depend on, or they themselves.
+        """
+        now = self._counters()
+        moved = {
+            name for name in now.keys() | self._seen.keys() if now.get(name) != self._seen.get(name)
+        }
+        if not moved and not surely:
+            return
+        changed = self._kept.differing
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        self._refuse([name for name in changed if name in parameters])
+        if changed or surely:
+            self._compare(changed)
+        unread = moved - set(changed) - self._copied
+        if surely or any(name in parameters for name in unread):
+            self._refuse_others([name for name in unread if name in parameters])
+        self._seen = self._counters()
+
+    def give_back(self) -> None:
+        """Put back what was copied."""
+        self._kept.give_back()
+
+    def _refuse(self, names: list[str]) -> None:
+        if names:
+            raise TrakStoreError(
+                f"a forward pass changed {_listed('parameter', names)} of the model, as "
+                f"Embedding(max_norm=) does: {_REMEDY}; do it to the weights once (such as by "
+                f"weight.data.renorm_(2, 0, max_norm), then max_norm = None), and featurize that model"
+            )
+
+    def _refuse_others(self, names: list[str]) -> None:
+        """Refuse a change of parameters that were not copied; if there is none, copy what moved."""
+        if checkpoint_hash(self._model) != self.hash:
+            self._refuse(names or ["(written through .data)"])
+        if names:
+            self._copied.update(names)
+            self._kept = Kept.of(self._model, also=self._copied)
+
+    def _compare(self, changed: tuple[str, ...]) -> None:
+        """Refuse outputs that are not those of before the passes."""
+        again = None if self._ask is None else self._ask()
+        self._kept.give_back()
+        if again is None or self._first is None:
+            return
+        pairs = list(zip(self._first, again, strict=True))
+        exact = bool(changed) and pairs[0][0].device.type == "cpu"
+        if all(_close(*pair, exact=exact) for pair in pairs):
+            self._tell([name for name in changed if name not in self._told])
+            return
+        if changed:
+            raise TrakStoreError(
+                f"a forward pass changed {_listed('buffer', changed)} of the model, and its outputs "
+                f"with that: {_REMEDY}; let it change in training only (if self.training:)"
+            )
+        raise TrakStoreError(
+            f"the same sample has other outputs when the model is asked again: {_REMEDY}; something "
+            f"is random in eval mode (F.dropout without training=self.training), or counts calls"
+        )
+
+    def _tell(self, names: list[str]) -> None:
+        if names:
+            self._told.update(names)
+            log.warning(
+                "forward passes change %s of the model, which its outputs do not depend on: put back",
+                _listed("buffer", names),
+            )
+
+    def _counters(self) -> dict[str, tuple[int, int, int]]:
+        """What tells that a tensor was changed in place, or exchanged."""
+        named = [
+            *self._model.named_parameters(remove_duplicate=False),
+            *self._model.named_buffers(remove_duplicate=False),
+        ]
+        return {name: (id(one), _version(one), _address(one)) for name, one in named}
+
+
+def _to_copy(model: nn.Module) -> set[str]:
+    """Names of the parameters that are copied before any pass."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if sum(one.numel() * one.element_size() for one in model.parameters()) <= _SMALL:
+        return set(named)
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        if getattr(module, "max_norm", None) is not None
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _close(first: Tensor, again: Tensor, *, exact: bool) -> bool:
+    how = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": _CLOSE, "atol": _CLOSE}
+    return torch.allclose(first, again, equal_nan=True, **how)
+
+
+def _listed(what: str, names: list[str] | tuple[str, ...]) -> str:
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"the {what}{'' if len(names) == 1 else 's'} {shown}"

@@ -1,0 +1,250 @@
+"""Weights that belong to a model alone: told from checkpoints that share them, kept, given back."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_right
+from collections import ChainMap, UserDict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from trakstore.errors import TrakStoreError
+
+__all__ = ["Kept", "kept", "own_copy", "state_dicts", "unshared"]
+
+K = TypeVar("K")
+Span = tuple[int, int]  # first byte, and the one after the last
+
+
+def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
+    """The same checkpoints, of which those that share memory with the model are copies.
+
+    ``model.state_dict()`` refers to the model's own tensors: another checkpoint that is loaded into
+    the model, or a step of training, changes it. Only what is shared costs memory; files do not.
+
+    Parameters
+    ----------
+    checkpoints : mapping of name to anything
+        State dicts are looked at, all else is passed on; so is a mapping that is no dict, which
+        reads its values when they are asked for.
+    model : nn.Module
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> found = unshared({5: {"weight": torch.ones(1, 2)}, 10: model.state_dict()}, model)
+    >>> _ = model.load_state_dict({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)})
+    >>> bool((found[10]["weight"] == 0).any())
+    False
+    """
+    if not isinstance(checkpoints, dict | MappingProxyType | ChainMap | UserDict):
+        return checkpoints
+    own = _spans(chain(model.parameters(), model.buffers()))
+    copies = {
+        name: _copied(state)
+        for name, state in checkpoints.items()
+        if isinstance(state, Mapping) and _overlap(own, _spans(state.values()))
+    }
+    return {**checkpoints, **copies} if copies else checkpoints
+
+
+def state_dicts(
+    checkpoints: Mapping[K, nn.Module | Mapping[str, Tensor]], model: nn.Module
+) -> Mapping[K, Any]:
+    """Weights of models and state dicts, none of which changes when one is loaded into the model."""
+    states = {
+        name: one.state_dict() if isinstance(one, nn.Module) else one
+        for name, one in checkpoints.items()
+    }
+    return unshared(states, model)
+
+
+@contextmanager
+def kept(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
+    """The model has its own parameters and buffers again when this is left, whatever happened.
+
+    They are held on the CPU meanwhile, which takes as much memory as the model does; or its buffers
+    alone.
+    """
+    own = Kept.of(model, also=None if parameters else ())
+    try:
+        yield
+    finally:
+        own.give_back()
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of a model, which may hold tensors that are computed from its parameters.
+
+    Raises
+    ------
+    TrakStoreError
+        When it holds something that cannot be copied, such as a lock or an open file.
+    """
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise TrakStoreError(
+            f"the model cannot be copied ({error}): checkpoints are loaded into a copy, so that the "
+            f"model that is given keeps its weights; take what cannot be copied out of the model"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of a model is, itself, and a copy of its values on the CPU."""
+
+    name: str
+    registry: dict[str, Any]
+    key: str
+    tensor: Tensor
+    values: Tensor
+
+    @property
+    def differs(self) -> bool:
+        """Whether the model has other values there now."""
+        now = self.registry.get(self.key)
+        if now is None or not _alike(now, self.values):
+            return True
+        now = now.detach().cpu()
+        return not (torch.equal(now, self.values) or bool(_same(now, self.values).all()))
+
+    def give_back(self) -> None:
+        now = self.registry.get(self.key)
+        if now is None or not _alike(now, self.values):
+            self.registry[self.key] = now = self.tensor  # something else was put there
+        if not _alike(now, self.values):
+            now.data = self.values.to(now.device)
+        elif torch.is_inference_mode_enabled() or not now.is_inference():  # else it is fixed
+            now.copy_(self.values)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tensors of a model, with copies of their values on the CPU, and states that are no tensors."""
+
+    places: tuple[_Place, ...]
+    extra: tuple[tuple[nn.Module, Any], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, *, also: Collection[str] | None = None) -> Self:
+        """Copy all that the model has; or its buffers, and ``also`` the parameters of these names."""
+        found = [
+            (f"{path}.{key}" if path else key, registry, key, tensor)
+            for path, module in model.named_modules(remove_duplicate=False)
+            for registry in (module._parameters, module._buffers)
+            for key, tensor in registry.items()
+            if tensor is not None and not is_lazy(tensor) and not tensor.is_meta
+        ]
+        chosen = [
+            (name, registry, key, tensor)
+            for name, registry, key, tensor in found
+            if also is None or name in also or not isinstance(tensor, nn.Parameter)
+        ]
+        copies = {id(tensor): tensor for *_, tensor in chosen}  # tied ones once
+        copies = {one: tensor.detach().to("cpu", copy=True) for one, tensor in copies.items()}
+        extra = [
+            (module, copy.deepcopy(module.get_extra_state()))
+            for module in model.modules()
+            if type(module).get_extra_state is not nn.Module.get_extra_state
+        ]
+        places = (_Place(*where, copies[id(where[-1])]) for where in chosen)
+        return cls(tuple(places), tuple(extra))
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """Names of the tensors whose values are others now."""
+        return tuple(place.name for place in self.places if place.differs)
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Put the values, and the tensors that were exchanged, where they were."""
+        for place in self.places:
+            place.give_back()
+        for module, state in self.extra:
+            module.set_extra_state(copy.deepcopy(state))
+
+
+def _alike(left: Tensor, right: Tensor) -> bool:
+    return (left.shape, left.dtype) == (right.shape, right.dtype)
+
+
+def _same(left: Tensor, right: Tensor) -> Tensor:
+    """Which numbers are equal, or both NaN."""
+    return (left == right) | ((left != left) & (right != right))
+
+
+def _copied(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The state dict in memory of its own; what is one tensor stays one."""
+    memo: dict[Any, Tensor] = {}
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return copy.deepcopy(value)
+        which = (*_parts_of(value), value.shape, value.dtype)
+        return memo.setdefault(which, value.detach().clone())
+
+    return {name: own(value) for name, value in state.items()}
+
+
+def _spans(values: Iterable[Any]) -> dict[torch.device, list[Span]]:
+    """The memory of tensors on each device, ascending and apart."""
+    found: dict[torch.device, list[Span]] = {}
+    for value in values:
+        if isinstance(value, Tensor) and not is_lazy(value):
+            for part in _parts_of(value):
+                found.setdefault(value.device, []).append(part)
+    return {device: _merged(spans) for device, spans in found.items()}
+
+
+def _parts_of(tensor: Tensor) -> list[Span]:
+    """The memory behind a tensor: of its storage, or of its parts where it has none of its own."""
+    if tensor.is_mkldnn:  # memory that only oneDNN knows
+        return []
+    if tensor.layout == torch.sparse_coo:
+        parts = [tensor._indices(), tensor._values()]
+    elif tensor.layout != torch.strided:
+        parts = [tensor.values()]
+    elif hasattr(tensor, "__tensor_flatten__"):
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    else:
+        storage = tensor.untyped_storage()
+        first, size = storage.data_ptr(), storage.nbytes()
+        return [(first, first + size)] if size and first else []
+    return [span for part in parts for span in _parts_of(part)]
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for first, last in sorted(spans):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def _overlap(
+    left: Mapping[torch.device, list[Span]], right: Mapping[torch.device, list[Span]]
+) -> bool:
+    for device in left.keys() & right.keys():
+        own = left[device]
+        for first, last in right[device]:
+            at = bisect_right(own, (last - 1, last)) - 1
+            if at >= 0 and own[at][1] > first:
+                return True
+    return False
