@@ -222,7 +222,9 @@ class FactorisedEngine:
 
     def _forward(self, batch: Any, observer: Any, following: Following) -> None:
         with only(self._all_parameters, self._canonical) as names:
-            Recorder(names, observer, following).outputs(self._output, self._model, batch)
+            recorder = Recorder(names, observer, following)
+            recorder.outputs(self._output, self._model, batch)
+        self.autocast = self.autocast or recorder.autocast
 
     def _exclude(self, wrong: Set[str], reason: str) -> None:
         self._names -= wrong

@@ -102,7 +102,7 @@ class Recorder(TorchFunctionMode):
         if not torch.is_grad_enabled():
             self._note_hidden(args, kwargs)
         elif layer is not None and call is not None:
-            self.autocast = self.autocast or torch._C._is_any_autocast_enabled()
+            self.autocast |= torch._C._is_any_autocast_enabled()
             return self._observer(self._key(layer), layer, call, out, self._following.of(out))
         return out
 

@@ -54,11 +54,11 @@ class Tape:
         if not output.requires_grad:
             return output
         before = [t for t in call.tensors() if t.requires_grad and not call.use(t)]
-        behind = [t.grad_fn for t in before if t.grad_fn is not None]
+        behind = [get_gradient_edge(tensor).node for tensor in before]
         base = _unchanged(output)
         for tensor in (output, base):
             if tensor.grad_fn is not None:
-                self.passed[tensor.grad_fn] = [node for node in behind if node is not None]
+                self.passed[tensor.grad_fn] = behind
         if not before:
             self._first.append(get_gradient_edge(base))
         if mark is Unplaced.FREE:

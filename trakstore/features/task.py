@@ -142,6 +142,7 @@ class SplitTask:
             probe = rows.columns(*probed)
             probe.pop(layout.SKIPPED, None)
         watch.check(surely=True)
+        _need_precision(engine, job)
         wanted = SplitSpec(
             count,
             projector.dim,
@@ -259,6 +260,16 @@ def _first_samples(
         if good:
             break
     return window, batch, classes
+
+
+def _need_precision(engine: FactorisedEngine, job: Job) -> None:
+    """Raise a :class:`TrakStoreError` for a precision that the store would not tell of."""
+    if engine.autocast and job.autocast is None:
+        raise TrakStoreError(
+            "the model turns on autocast in its own forward, so that its features are not of its "
+            "parameters' precision; turn it off there, or give autocast='bfloat16', which the store "
+            "tells of"
+        )
 
 
 def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutputs | None:
