@@ -44,7 +44,7 @@ def test_other_values_are_refused_by_name(store: ts.FeatureStore, name: str) -> 
     np.testing.assert_array_equal(store.features(0, "train"), X)
 
 
-def test_a_stopped_write_goes_on_with_the_same_values_alone(
+def test_a_stopped_write_goes_on_where_what_is_there_is_the_same(
     store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written, whole = [], store_module.BlockWriter.write
@@ -58,12 +58,19 @@ def test_a_stopped_write_goes_on_with_the_same_values_alone(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(store_module.BlockWriter, "write", few)
         store.write_split(0, "train", **GIVEN, block_rows=5)
+    first = store.split(0, "train")
+    other = {**GIVEN, "features": X + 1}
+    with pytest.raises(SpecMismatchError, match="other values of features"):
+        store.write_split(0, "train", **other, block_rows=5)
     later = X.copy()
     later[11] += 1  # in a block that is not there yet
-    with pytest.raises(SpecMismatchError, match="other values of what was given"):
-        store.write_split(0, "train", **{**GIVEN, "features": later}, block_rows=5)
-    store.write_split(0, "train", **GIVEN, block_rows=5)
-    np.testing.assert_array_equal(store.features(0, "train"), X)
+    store.write_split(0, "train", **{**GIVEN, "features": later}, block_rows=5)
+    np.testing.assert_array_equal(store.features(0, "train"), later)
+    rows = {name: first.column(name).read(0, 5) for name in first.columns}
+    with pytest.raises(SpecMismatchError, match="replaced while it was being written"):
+        store_module.BlockWriter(first).write(0, rows)  # that of the first values
+    with pytest.raises(SpecMismatchError, match="other values of features"):
+        store.write_split(0, "train", **GIVEN, block_rows=5)
 
 
 def test_lazy_features_are_told_by_some_rows_and_appended_ones_by_all(

@@ -110,7 +110,8 @@ class GivenRows:
         )
 
     @property
-    def _in_memory(self) -> bool:
+    def in_memory(self) -> bool:
+        """Whether all that was given can be hashed and compared at little cost."""
         return type(self.features) is np.ndarray
 
     def fingerprint(self) -> str:
@@ -131,7 +132,7 @@ class GivenRows:
         return digest.hexdigest()
 
     def _hashed(self) -> list[tuple[int, int]]:
-        if self._in_memory:
+        if self.in_memory:
             row_bytes = max(1, self.dim * np.dtype(self.spec.dtype).itemsize)
             return list(ranges(self.rows, max(1, CHUNK_BYTES // row_bytes)))
         spaced = np.linspace(0, self.rows - 1, min(self.rows, HASHED)).astype(int)
@@ -145,7 +146,7 @@ class GivenRows:
         missing, found = set(split.missing_blocks()), set[str]()
         for block in sorted(set(range(split.spec.blocks)) - missing):
             start, stop = split.spec.block_range(block)
-            last = stop if self._in_memory else start + 1
+            last = stop if self.in_memory else start + 1
             for name, values in {
                 **{name: array[start:stop] for name, array in self.narrow.items()},
                 layout.FEATURES: self.read(start, last)[layout.FEATURES],

@@ -23,7 +23,7 @@ from trakstore.storage.snapshots import open_splits
 from trakstore.storage.splits import Split, split_document, written_blocks
 from trakstore.storage.writer import BlockWriter
 
-__all__ = ["append_rows", "drop_split", "mask_samples", "sweep_stale_markers"]
+__all__ = ["append_rows", "drop_split", "give_again", "mask_samples", "sweep_stale_markers"]
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -193,6 +193,16 @@ def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
             f"{' ...' if len(unknown) > 5 else ''} ({len(unknown)} of {len(wanted)}); nothing masked"
         )
     return positions
+
+
+def give_again(split: Split, given: str | None) -> None:
+    """Go on with other values where an incomplete split was to have some: who still writes those is
+    stopped, and the blocks that are there have to be compared afterwards.
+    """
+    place, path = split.location, split.path
+    with claimed(place, path, "write"):
+        now = _as_it_is(split)
+        place.put({layout.document_key(path): split_document(path, replace(now.spec, given=given))})
 
 
 def drop_split(split: Split) -> None:

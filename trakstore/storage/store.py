@@ -29,7 +29,7 @@ from trakstore.storage import layout
 from trakstore.storage.catalogue import Catalogue, catalogue_of, list_epochs
 from trakstore.storage.creation import settle_split, spec_shape
 from trakstore.storage.given import GivenRows
-from trakstore.storage.growth import append_rows, drop_split, mask_samples
+from trakstore.storage.growth import append_rows, drop_split, give_again, mask_samples
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location, Where, open_location
 from trakstore.storage.notebook import SHOWN_EPOCHS, store_markup
@@ -333,6 +333,11 @@ class FeatureStore:
         differing = given.differing(stored)
         if stored.spec.given is None and not differing:  # of format 1, or rows were appended
             return replace(spec, given=None)
+        if given.in_memory and not differing and not stored.complete:
+            give_again(stored, spec.given)  # what was bad in the rest has been put right
+            differing = given.differing(stored)
+            if not differing:
+                return spec
         what = ", ".join(differing) or "what was given"
         raise SpecMismatchError(
             f"{self.location}: {split} at epoch {epoch} is there with other values of {what}: drop it "

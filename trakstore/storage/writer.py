@@ -155,7 +155,9 @@ class BlockWriter:
         """Raise unless the split is still the one that was opened; chunks of none are taken away."""
         document = self.split.location.get(layout.document_key(self.split.path))
         if document is not None:
-            if attributes(document, self.split.path).get("nonce") == self.spec.nonce:
+            found = attributes(document, self.split.path)
+            own = self.spec.given in (None, found.get("given"))
+            if own and found.get("nonce") == self.spec.nonce:
                 return
         else:
             self.split.location.delete(list(written))
