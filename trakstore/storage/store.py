@@ -354,7 +354,7 @@ class FeatureStore:
         ids: Sequence[int] | Sequence[str] | None = None,
         labels: Any = None,
     ) -> Split:
-        """Add rows made elsewhere behind the last of a complete split; for a single writer.
+        """Add rows made elsewhere behind the last of a complete split; of two at once one is refused.
 
         Parameters are as those of :meth:`write_split`; the columns must be those that the split has.
 
@@ -424,7 +424,7 @@ class FeatureStore:
         return skipped_rows(self.split(epoch, split))
 
     def drop(self, epoch: Epoch, split: str | None = None) -> None:
-        """Delete a split at an epoch, or a whole epoch, from the disk; for a single writer.
+        """Delete a split at an epoch, or a whole epoch, from the disk; of two at once one is refused.
 
         Raises
         ------
