@@ -12,19 +12,14 @@ import numpy as np
 from numcodecs import Zstd
 from numpy.typing import NDArray
 
-from trakstore.errors import LocationError
+from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import counted
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import (
-    array_documents,
-    block_keys,
-    column_shape,
-    encode,
-    marker_entries,
-)
+from trakstore.storage.arrays import block_keys, column_shape, marker_entries
 from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.layout import Epoch
+from trakstore.storage.markers import marker_of
 from trakstore.storage.splits import Split
 
 __all__ = ["Finding", "FindingKind", "check_block"]
@@ -95,7 +90,7 @@ def check_block(split: Split, block: int) -> list[Finding]:
             found.append(bad)
         elif value is not None:
             rows.add(key, value)
-    if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block, marker):
+    if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block):
         found = []
     return [
         Finding(kind, f"{split.path}/{key}", message, split.epoch, split.name, block)
@@ -112,7 +107,7 @@ def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
     return np.frombuffer(value, np.uint8, count=stop - start)
 
 
-def _has_old_rows(split: Split, block: int, marker: bytes) -> bool:
+def _has_old_rows(split: Split, block: int) -> bool:
     """Whether a last, short block is what the marker commits but for rows behind its last.
 
     So a stopped append leaves it: the chunks stored again with more rows, the old ones as they were.
@@ -120,10 +115,13 @@ def _has_old_rows(split: Split, block: int, marker: bytes) -> bool:
     start, stop = split.spec.block_range(block)
     if stop - start == split.spec.block_rows:
         return False
-    columns = {name: split.column(name).read(start, stop) for name in split.columns}
-    chunks = encode(array_documents(split.spec), (start, stop), columns)
-    tails = b"".join(chunks[key][-TAIL:] for key in block_keys(split.spec, block))
-    return marker[2 * TAIL :].startswith(tails)
+    try:
+        marker_of(split.location, split.path, split.spec, block, fresh=True)
+        for name in split.columns:
+            split.column(name).read(start, stop)
+    except DamagedError:
+        return False
+    return True
 
 
 def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:

@@ -45,10 +45,12 @@ class DurableLocalStore(LocalStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a value durably."""
+        self._check_writable()
         await asyncio.to_thread(self.write, key, [value.as_buffer_like()])
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a value durably unless the key exists; of several at once exactly one wins."""
+        self._check_writable()
         await asyncio.to_thread(self.write, key, [value.as_buffer_like()], replace=False)
 
     def write(

@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_you_mean
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype
 from trakstore.storage.locations import Location
-from trakstore.storage.saved import ARRAYS, SavedArray
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.saved import SavedArray
+from trakstore.storage.tables import (
+    begin_table,
+    publish_table,
+    read_table,
+    table_arrays,
+    table_names,
+)
 
-__all__ = ["MEASURES", "RecordPart", "TrainingRun", "add_part", "record_parts"]
+__all__ = ["MEASURES", "RecordPart", "TrainingRun", "add_part", "next_order", "record_parts"]
 
 MEASURES = ("loss", "confidence", "correct", "margin", "el2n")
 _CHUNK = 2**18  # rows
@@ -31,15 +37,23 @@ class TrainingRun:
     name : str
         Of its own.
     started : str
-        ISO 8601, to the microsecond. Of runs of one rank, a later one replaces what an earlier one
-        said of the epochs from its own first on: so a training that was stopped is gone on with
-        from a checkpoint.
+        ISO 8601, to the microsecond.
     rank : int
+    order : int
+        Runs are counted, since clocks go wrong: see :func:`next_order`. Of runs of one rank, a later
+        one replaces what an earlier one said of the epochs from its own first on: so a training that
+        was stopped is gone on with from a checkpoint. 0 for a run of format 1.
     """
 
     name: str
     started: str
     rank: int = 0
+    order: int = 0
+
+    @property
+    def sort_key(self) -> tuple[int, str, str]:
+        """Puts earlier runs first; the clock decides between runs that began at once."""
+        return self.order, self.started, self.name
 
 
 @dataclass(frozen=True)
@@ -68,8 +82,7 @@ class RecordPart:
         """``sample_id`` or ``epoch``, shape (rows,), or ``measures``, (rows, 5)."""
         for array in self.arrays:
             if array.name == name:
-                found = array.open(self.location, self.path)[...]
-                return np.asarray(found)
+                return array.read(self.location, self.path)
         raise NotFoundError(f"{self.path} has no {name!r}")
 
 
@@ -99,17 +112,16 @@ def add_part(
     path = f"{layout.dynamics_path(split)}/{run.name}.{number}"
     columns = {"sample_id": ids, "epoch": epochs, "measures": measures}
     arrays = [_array(name, values) for name, values in columns.items()]
+    begun = begin_table(location, path, arrays)
     for array, values in zip(arrays, columns.values(), strict=True):
-        array.create(location, path)
         array.open(location, path, "r+")[...] = values
     what = {
         "run": vars(run),
         "number": number,
         "first_epoch": int(epochs.min()),
         "measures": list(MEASURES),
-        ARRAYS: [array.to_dict() for array in arrays],
     }
-    location.put({layout.document_key(path): group_document(what)})  # last: now they count
+    publish_table(location, path, arrays, what, instead_of=begun)
 
 
 def _array(name: str, values: NDArray[Any]) -> SavedArray:
@@ -128,26 +140,35 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
     NotFoundError
         When there are none.
     """
-    top = layout.dynamics_path(split)
-    found = []
-    for name in location.names(top):
-        document = location.get(layout.document_key(f"{top}/{name}"))
-        told = {} if document is None else attributes(document, f"{top}/{name}")
-        if told:
-            arrays = tuple(SavedArray.from_dict(one) for one in told[ARRAYS])
-            run = TrainingRun(**told["run"])
-            part = RecordPart(
-                location, f"{top}/{name}", run, told["number"], told["first_epoch"], arrays
-            )
-            found.append(part)
+    found = _parts(location, split)
     if not found:
         near = did_you_mean(split, _splits(location))
         raise NotFoundError(
             f"{location} has no training dynamics of {split!r}{near}; "
             f"TrainingDynamicsTracker records them while a model is trained"
         )
-    return sorted(found, key=lambda one: (one.first_epoch, one.run.started, one.number))
+    return found
+
+
+def next_order(location: Location, split: str) -> int:
+    """The number of a run that begins now: behind all that have stored something."""
+    return 1 + max((part.run.order for part in _parts(location, split)), default=0)
+
+
+def _parts(location: Location, split: str) -> list[RecordPart]:
+    top, found = layout.dynamics_path(split), []
+    for name in table_names(location, top):
+        path = f"{top}/{name}"
+        if told := read_table(location, path):
+            try:
+                run = TrainingRun(**told["run"])
+                numbers = (int(told["number"]), int(told["first_epoch"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise DamagedError(f"{location}: {path} is no part of a run ({error})") from error
+            arrays = tuple(table_arrays(told).values())
+            found.append(RecordPart(location, path, run, *numbers, arrays))
+    return sorted(found, key=lambda one: (one.first_epoch, one.run.sort_key, one.number))
 
 
 def _splits(location: Location) -> Sequence[str]:
-    return [name for name in location.names(layout.DYNAMICS) if name != "zarr.json"]
+    return table_names(location, layout.DYNAMICS)

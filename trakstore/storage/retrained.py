@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.errors import DamagedError, NotFoundError, did_you_mean
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
-from trakstore.storage.saved import ARRAYS, UNFINISHED, SavedArray
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.saved import SavedArray, begin_group
+from trakstore.storage.tables import (
+    begin_table,
+    publish_table,
+    read_table,
+    table_arrays,
+    table_names,
+)
 
 __all__ = ["ModelPart", "add_models", "begin_set", "missing_set", "model_parts", "sets_of_models"]
 
@@ -47,7 +53,7 @@ class ModelPart:
         """
         for array in self.arrays:
             if array.name == name:
-                return np.asarray(array.open(self.location, self.path)[...])
+                return array.read(self.location, self.path)
         raise NotFoundError(f"{self.path} has no {name!r}")
 
 
@@ -81,22 +87,16 @@ def add_models(
     if predicted is not None:
         columns["predicted"] = predicted
     arrays = [_array(one, values) for one, values in columns.items()]
+    begun = begin_table(location, path, arrays)
     for array, values in zip(arrays, columns.values(), strict=True):
-        array.create(location, path)
         array.open(location, path, "r+")[...] = values
-    what = {
-        "first": first,
-        "count": len(output),
-        "plan": dict(plan),
-        ARRAYS: [array.to_dict() for array in arrays],
-    }
-    location.put({layout.document_key(path): group_document(what)})  # last: now they count
+    what = {"first": first, "count": len(output), "plan": dict(plan)}
+    publish_table(location, path, arrays, what, instead_of=begun)
 
 
 def begin_set(location: Location, name: str) -> None:
     """Make the groups above the models of a set, so that the place is there for other processes."""
-    for path in (layout.EVALUATION, layout.evaluation_path(name)):
-        location.put_if_absent(layout.document_key(path), UNFINISHED)
+    begin_group(location, layout.evaluation_path(name))
 
 
 def _array(name: str, values: NDArray[Any]) -> SavedArray:
@@ -107,19 +107,20 @@ def _array(name: str, values: NDArray[Any]) -> SavedArray:
 def model_parts(location: Location, name: str) -> list[ModelPart]:
     """The parts of a set that count, by number; none where nothing of it is there."""
     top, found = layout.evaluation_path(name), []
-    for part in location.names(top):
-        document = location.get(layout.document_key(f"{top}/{part}"))
-        told = {} if document is None else attributes(document, f"{top}/{part}")
-        if ARRAYS in told:
-            arrays = tuple(SavedArray.from_dict(one) for one in told[ARRAYS])
-            numbers = (told["first"], told["count"], told["plan"])
-            found.append(ModelPart(location, f"{top}/{part}", *numbers, arrays))
+    for part in table_names(location, top):
+        path = f"{top}/{part}"
+        if told := read_table(location, path):
+            try:
+                numbers = (int(told["first"]), int(told["count"]), dict(told["plan"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise DamagedError(f"{location}: {path} holds no models ({error})") from error
+            found.append(ModelPart(location, path, *numbers, tuple(table_arrays(told).values())))
     return sorted(found, key=lambda one: one.first)
 
 
 def sets_of_models(location: Location) -> list[str]:
     """Names of the sets that have models."""
-    names = [name for name in location.names(layout.EVALUATION) if name != "zarr.json"]
+    names = table_names(location, layout.EVALUATION)
     return [name for name in names if model_parts(location, name)]
 
 

@@ -6,20 +6,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from operator import ne
 from typing import Any
 
 from trakstore.errors import DamagedError, LocationError, NotFoundError, did_you_mean
-from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, mask_document, skipped_document
 from trakstore.storage.checks import Finding, FindingKind
 from trakstore.storage.checksums import TAIL, intact
+from trakstore.storage.claims import Claim
 from trakstore.storage.grid import belongs, is_beyond
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
+from trakstore.storage.masks import check_masks, kept_key, stored_numbers_of
 from trakstore.storage.opening import open_store
-from trakstore.storage.saved import check_saved
-from trakstore.storage.splits import Split, attributes, group_document
+from trakstore.storage.snapshots import refuse_older
+from trakstore.storage.splits import Split, attributes, group_document, split_spec
+from trakstore.storage.tables import check_table, delete_table, table_names
 
 __all__ = ["Walk", "require"]
 
@@ -130,14 +134,15 @@ class Walk:
         if document is None and self._cut_short(path):
             return None
         try:
-            found = attributes(document or b"", path)
-            spec = SplitSpec.from_dict(found)
+            spec = split_spec(document or b"", path)
+            refuse_older(self.location, path, spec)
         except (ValueError, TypeError, KeyError) as error:
             what = "is missing" if document is None else f"is damaged ({error})"
             lost = "put it back from a copy, or remove the folder and featurize again"
             self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
             return None
-        self.document(key, group_document(found), epoch=epoch, split=name)
+        wanted = group_document(attributes(document or b"", path))
+        self.document(key, wanted, epoch=epoch, split=name)
         return Split(self.location, epoch, name, spec)
 
     def keys(self, split: Split, *, any_written: bool) -> None:
@@ -156,7 +161,7 @@ class Walk:
             else:
                 self._strange(key, **where)
 
-    def mask(self, split: Split) -> None:
+    def left_out(self, split: Split) -> None:
         """The columns that leave rows out; their chunks are there only for blocks with such rows."""
         masks = f"{split.path}/{layout.MASKED}"
         self._left_out(split, masks, mask_document(split.spec), "mask its samples again")
@@ -178,6 +183,50 @@ class Walk:
             ):
                 self.say("damaged", key, f"is damaged: {remedy}", **where)
 
+    def masks(self) -> None:
+        """What is left out of splits."""
+        for split in self._below(layout.MASKS):
+            path = layout.masks_path(split)
+            names = set(self._below(path))
+            for number in range(1, 1 + max(stored_numbers_of(names), default=0)):
+                key = layout.document_key(f"{path}/{number}")
+                document = self.location.get(key)
+                try:
+                    if document is None:
+                        self.say("document", key, "is missing; put it back from a copy")
+                    elif group_document(check_masks(document, path, number)) != document:
+                        self.say("document", key, "is not as it was written")
+                except DamagedError as error:
+                    self.say("document", key, f"is damaged ({error})")
+                self.document(kept_key(path, number), group_document({}))
+
+    def claims(self) -> None:
+        """Who changes what, or did last."""
+        for key in self.location.find(layout.CLAIMS, lambda _: True):
+            place, document = key.removesuffix("/zarr.json"), self.location.get(key)
+            if place == key:
+                self._strange(key)
+            elif document is not None and place.rpartition("/")[0].endswith("~"):
+                self._claim(place, document)
+        for path in self._groups(layout.CLAIMS):
+            self.document(layout.document_key(path), group_document({}))
+
+    def _claim(self, place: str, document: bytes) -> None:
+        key, lost = layout.document_key(place), "it tells who changes what: remove it by hand"
+        try:
+            if Claim.read(document, place).document != document:
+                self.say("document", key, f"is not as it was written; {lost}")
+        except DamagedError as error:
+            self.say("document", key, f"is damaged ({error}); {lost}")
+
+    def _groups(self, top: str) -> list[str]:
+        """The groups from ``top`` on that numbered documents are in."""
+        found = set[str]()
+        for key in self.location.find(top, lambda one: one.endswith("/zarr.json")):
+            parts = key.split("/")[:-2]
+            found |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        return sorted(found)
+
     def abandoned(self, key: str) -> bool:
         """Whether no running writer can own a file: it is more than an hour old."""
         root = getattr(self.location.store, "root", None)
@@ -189,40 +238,39 @@ class Walk:
 
     def runs(self) -> None:
         """The records of runs."""
-        top = layout.document_key(layout.RUNS)
-        for key in self.location.find(layout.RUNS, lambda _: True):
-            if key == top:
-                self.document(key, group_document({}))
-            elif key.count("/") != 2 or not key.endswith("/zarr.json"):
-                self._strange(key)
-            elif not _is_canonical(self.location.get(key)):
-                self.say("document", key, "is damaged; it is a record only, and may be removed")
+        for name in self._below(layout.RUNS):
+            key = layout.document_key(f"{layout.RUNS}/{name}")
+            for other in self.location.find(f"{layout.RUNS}/{name}", partial(ne, key)):
+                self._strange(other)
+            document = self.location.get(key)
+            if document is None or not _is_record(document):
+                what = "is missing" if document is None else "is damaged"
+                self.say("document", key, f"{what}; it is a record only, and may be removed")
 
     def saved(self) -> None:
-        """The saved score matrices and grams; a gram is computed again when it is not there."""
-        self._above(layout.SCORES)
-        for name in self.location.names(layout.SCORES):
-            self.findings += check_saved(self.location, f"{layout.SCORES}/{name}")
+        """The saved tables; a gram is computed again when it is not there."""
+        for name in self._below(layout.SCORES):
+            self.findings += check_table(self.location, f"{layout.SCORES}/{name}")
         for top in (layout.DYNAMICS, layout.EVALUATION):
-            self._above(top)
-            for name in self.location.names(top):
-                self._above(f"{top}/{name}")
-                for part in self.location.names(f"{top}/{name}"):
-                    self.findings += check_saved(self.location, f"{top}/{name}/{part}")
-        self._above(layout.GRAMS)
-        for epoch in self.location.names(layout.GRAMS):
-            self._above(f"{layout.GRAMS}/{epoch}")
-            for name in self.location.names(f"{layout.GRAMS}/{epoch}"):
+            for name in self._below(top):
+                for part in self._below(f"{top}/{name}"):
+                    self.findings += check_table(self.location, f"{top}/{name}/{part}")
+        for epoch in self._below(layout.GRAMS):
+            for name in self._below(f"{layout.GRAMS}/{epoch}"):
                 path = f"{layout.GRAMS}/{epoch}/{name}"
-                found = list(check_saved(self.location, path))
+                found = list(check_table(self.location, path))
                 if found and self.repair:
-                    self.location.delete([layout.document_key(path)])
+                    delete_table(self.location, path)
                 self.findings += [replace(one, repaired=self.repair) for one in found]
 
-    def _above(self, path: str) -> None:
-        key = layout.document_key(path)
-        if self.location.get(key) is not None:
+    def _below(self, path: str) -> list[str]:
+        """Names of the groups in a group, whose document has to be there if there are any."""
+        key, names = layout.document_key(path), table_names(self.location, path)
+        if self.location.get(key) is not None or any(
+            self.location.find(f"{path}/{name}", lambda _: True) for name in names
+        ):
             self.document(key, group_document({}))
+        return names
 
     def clear_leftovers(self) -> None:
         """With ``repair``, remove the leftovers that no running writer can own."""
@@ -232,11 +280,13 @@ class Walk:
             self.leftovers = [key for key in self.leftovers if key not in gone]
 
 
-def _is_canonical(document: bytes | None) -> bool:
+def _is_record(document: bytes) -> bool:
+    """Whether a document is that of a run, as it was written."""
     try:
-        return document is None or group_document(attributes(document, "")) == document
+        found = attributes(document, "")
     except DamagedError:
         return False
+    return bool(found) and group_document(found) == document
 
 
 def _of_another(document: bytes) -> bool:
