@@ -64,6 +64,13 @@ def featurize(
             "--skip-bad-rows", help="Store rows that are not finite as masked, with the reason."
         ),
     ] = False,
+    check_all: Annotated[
+        bool,
+        typer.Option(
+            "--check-all",
+            help="Compare every row with an ordinary backward pass, not one of 64.",
+        ),
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(help="Such as cuda:1; else this rank's GPU, or cpu.", show_default=False),
@@ -97,6 +104,7 @@ def featurize(
             batch_size=batch_size,
             memory_limit=memory_limit,
             skip_bad_rows=skip_bad_rows or None,
+            check="all" if check_all else None,
             device=device,
             rank=rank,
             world_size=world_size,

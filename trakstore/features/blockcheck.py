@@ -9,7 +9,7 @@ another.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.projectors import Projector
 from trakstore.features.selfcheck import Samples, most_tolerance
 
-__all__ = ["Finding", "checked_rows", "compare", "features_alone", "signs_of"]
+__all__ = ["CheckedRows", "Finding", "checked_rows", "compare", "features_alone", "signs_of"]
+
+CheckedRows = Literal["some", "all"]
 
 _EACH = 64  # rows of a block for one that is compared
 _MORE = 3  # times the rounding of the compared rows themselves

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.features.batches import Collate, evaluated
+from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, worker_device, working_on
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job
@@ -56,7 +57,7 @@ def featurize(
     append: bool = False,
     memory_limit: int | str | None = None,
     autocast: AutocastDtype | None = None,
-    check: Literal["some", "all"] = "some",
+    check: CheckedRows = "some",
     skip_bad_rows: bool = False,
     device: str | None = None,
     rank: int | None = None,
@@ -187,6 +188,7 @@ def featurize_job(
     batch_size: int | None = None,
     memory_limit: int | str | None = None,
     skip_bad_rows: bool | None = None,
+    check: CheckedRows | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -203,7 +205,7 @@ def featurize_job(
     store : path, FeatureStore or zarr store
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows
+    batch_size, memory_limit, skip_bad_rows, check
         Instead of the job's.
     device, rank, world_size, progress
         As of :func:`featurize`.
@@ -219,6 +221,8 @@ def featurize_job(
         job = replace(job, memory_limit=memory_limit)
     if skip_bad_rows is not None:
         job = replace(job, skip_bad_rows=skip_bad_rows)
+    if check is not None:
+        job = replace(job, check=check)
     named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")
     wanted = None if splits is None else as_splits(splits)
     chosen = [

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
+from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import as_patterns, own_names, uncompiled
 from trakstore.features.weights import kept, unshared
@@ -99,7 +100,7 @@ class Job:
     append: bool = False
     memory_limit: int | str | None = None
     autocast: AutocastDtype | None = None
-    check: Literal["some", "all"] = "some"
+    check: CheckedRows = "some"
     skip_bad_rows: bool = False
     name: str = ""
 
@@ -129,7 +130,7 @@ class Job:
             )
             for epoch, rate in self.learning_rates.items()
         }
-        if self.check not in ("some", "all"):
+        if self.check not in get_args(CheckedRows):
             raise TrakStoreError(f"check must be 'some' or 'all', got {self.check!r}")
         if self.checkpoints is not None:
             self.checkpoints = _by_epoch(self.checkpoints)

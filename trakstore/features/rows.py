@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, to
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.bad_rows import BadRows
-from trakstore.features.blockcheck import checked_rows, compare, signs_of
+from trakstore.features.blockcheck import CheckedRows, checked_rows, compare, signs_of
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
@@ -37,7 +37,6 @@ _BATCHES = 2  # used, and read ahead
 Piece = tuple[int, int]
 Columns = dict[str, NDArray[Any]]
 Rows = Callable[[Any], FeatureRows]
-CheckedRows = Literal["some", "all"]
 
 
 @dataclass
