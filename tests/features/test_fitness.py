@@ -208,11 +208,11 @@ class Lookup(nn.Module):
         return found
 
 
-def test_a_sparse_gradient_of_a_function_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrakStoreError, match=r"the gradient of table is sparse; use .* without sparse"
-    ):
-        features(seeded(Lookup), words(), tmp_path)
+def test_a_sparse_gradient_of_a_function(tmp_path: Path) -> None:
+    model, data = seeded(Lookup), words()
+    np.testing.assert_allclose(
+        features(model, data, tmp_path), autograd(model, data), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_quantised_and_sparse_tensors_beside_the_parameters(tmp_path: Path) -> None:

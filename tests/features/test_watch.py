@@ -203,12 +203,12 @@ def test_states_that_matter_are_refused(tmp_path: Path, what: Any, said: str, si
 
 
 @pytest.mark.usefixtures("size")
-@pytest.mark.parametrize(("what", "blocks"), [(late, 8), (late_in_place, 7)])
-def test_a_change_in_a_later_block_is_seen(tmp_path: Path, what: Any, blocks: int) -> None:
+@pytest.mark.parametrize("what", [late, late_in_place])
+def test_a_change_in_a_later_block_is_seen(tmp_path: Path, what: Any) -> None:
     with pytest.raises(TrakStoreError, match=r"changed the parameter|other outputs"):
         run(Stateful(what), tmp_path / "s", block_rows=2, batch_size=2)
     split = ts.open_store(tmp_path / "s").split(0, "train")
-    assert split.status().written_blocks == blocks  # what is written through .data shows at the end
+    assert split.status().written_blocks == 7  # the rows that are compared show it in this block
 
 
 @pytest.mark.usefixtures("size")

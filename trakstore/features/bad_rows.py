@@ -66,15 +66,17 @@ class BadRows:
             Also rows are bad that cannot be stored so.
         """
         reasons = np.zeros(len(ids), dtype=np.uint8)
+        no_class = _no_class(columns.get(_LABEL), len(ids), classes)
         for name, values in columns.items():
             kind = "activations" if name.startswith(layout.ACTIVATIONS) else name
             bad = ~_finite(values)
-            if name == _LABEL and classes is not None:
-                bad |= (values < 0) | (values >= classes)
+            if name == _LABEL:
+                bad |= no_class
             reasons[bad] |= _BIT[kind]
             if dtype is not None and values.ndim > 1:
                 bits = keep_bits if name == layout.FEATURES else None
                 reasons[~bad & unstorable(values, dtype, bits)] |= _BIT["storage"]
+        reasons[no_class] &= _BIT[_LABEL]  # all else follows from that
         return cls(reasons, ids, first)
 
     def __bool__(self) -> bool:
@@ -122,6 +124,14 @@ class BadRows:
             if name != layout.SAMPLE_ID:
                 values[self.where] = np.nan if values.dtype.kind == "f" else -1
         return {**columns, layout.SKIPPED: self.reasons}
+
+
+def _no_class(labels: NDArray[Any] | None, rows: int, classes: int | None) -> NDArray[np.bool_]:
+    """Which rows have a label that is none of the classes."""
+    if labels is None or classes is None:
+        return np.zeros(rows, dtype=bool)
+    found: NDArray[np.bool_] = (labels < 0) | (labels >= classes)
+    return found
 
 
 def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:

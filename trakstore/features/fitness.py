@@ -103,7 +103,7 @@ def explained(model: nn.Module, output: ModelOutput, batch: Any) -> Iterator[Non
 
 def _need_pass(model: nn.Module, output: ModelOutput, batch: Any) -> None:
     """Raise a :class:`TrakStoreError` if the model by itself does not take these samples."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         with torch.enable_grad():
             total = output(model, batch).output.sum()
@@ -112,7 +112,7 @@ def _need_pass(model: nn.Module, output: ModelOutput, batch: Any) -> None:
                     "the output depends on no parameter that requires a gradient; is it computed "
                     "under no_grad, or detached?"
                 )
-            found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+            torch.autograd.grad(total, parameters, allow_unused=True)
     except (TrakStoreError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -121,12 +121,6 @@ def _need_pass(model: nn.Module, output: ModelOutput, batch: Any) -> None:
             f"the model does not take the first samples ({got}): {_reason(error)}; give samples of "
             f"the shape and dtype that it was trained on"
         ) from error
-    for name, gradient in zip(parameters, found, strict=True):
-        if gradient is not None and gradient.layout is not torch.strided:
-            raise TrakStoreError(
-                f"the gradient of {name} is sparse; use a lookup without sparse=True in the forward, "
-                f"or leave the parameter out by parameters="
-            )
 
 
 def _described(tensor: Tensor) -> str:

@@ -220,6 +220,8 @@ class RowComputer:
         joined = {
             name: np.concatenate([part.pop(name).numpy() for part in parts]) for name in [*parts[0]]
         }
+        if "label" in joined and not self.skip_bad_rows:
+            self._check_labels(joined["label"], start)
         bad = self._bad(joined, start, stop)
         if not self.skip_bad_rows:
             bad.refuse()
@@ -227,7 +229,6 @@ class RowComputer:
             bad.blanked(joined)
         if "label" in joined:
             joined["label"] = joined["label"].astype(np.int64)
-            self._check_labels(joined["label"], start)
         features = joined.pop(layout.FEATURES)
         for name in self.activations.columns:
             joined[name] = stored_activations(joined[name], self.spec.dtype, start)
@@ -287,13 +288,13 @@ class RowComputer:
         named = outputs | self.activations.of(batch)
         return {layout.FEATURES: found.features, **named}
 
-    def _check_labels(self, labels: NDArray[np.int64], start: int) -> None:
+    def _check_labels(self, labels: NDArray[Any], start: int) -> None:
         if self.classes is None:
             return
         bad = np.flatnonzero((labels < 0) | (labels >= self.classes))
         if len(bad):
             raise TrakStoreError(
-                f"sample {start + bad[0]} has label {labels[bad[0]]}, the model has classes 0 to "
+                f"sample {start + bad[0]} has label {labels[bad[0]]:.0f}, the model has classes 0 to "
                 f"{self.classes - 1}"
             )
 

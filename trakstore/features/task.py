@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
@@ -138,7 +139,7 @@ class SplitTask:
             job.check,
             job.skip_bad_rows,
         )
-        with explained(job.model, output, first):
+        with explained(job.model, output, first), _blamed(watch):
             probe = rows.columns(*probed)
             probe.pop(layout.SKIPPED, None)
         watch.check(surely=True)
@@ -176,7 +177,8 @@ class SplitTask:
         began, waited = time.monotonic(), self.rows.batches.waited
         start, stop = self.writer.spec.block_range(block)
         following = None if then is None else self.writer.spec.block_range(then)
-        finish = self.rows.begin(start, stop, following)
+        with _blamed(self.watch):
+            finish = self.rows.begin(start, stop, following)
         reading = self.rows.batches.waited - waited
         self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
         self.wait()
@@ -260,6 +262,16 @@ def _first_samples(
         if good:
             break
     return window, batch, classes
+
+
+@contextmanager
+def _blamed(watch: WeightWatch) -> Iterator[None]:
+    """Rows that are not the gradients of their samples are laid to a model that changed, if it did."""
+    try:
+        yield
+    except NumericsError:
+        watch.check(surely=True)
+        raise
 
 
 def _need_precision(engine: FactorisedEngine, job: Job) -> None:

@@ -120,8 +120,8 @@ class _Place:
         now = self.registry.get(self.key)
         if now is None or not _alike(now, self.values):
             return True
-        now = now.detach().cpu()
-        return not (torch.equal(now, self.values) or bool(_same(now, self.values).all()))
+        one, other = _dense(now.detach().cpu()), _dense(self.values)
+        return not (torch.equal(one, other) or bool(_same(one, other).all()))
 
     def give_back(self) -> None:
         now = self.registry.get(self.key)
@@ -181,6 +181,13 @@ class Kept:
 
 def _alike(left: Tensor, right: Tensor) -> bool:
     return (left.shape, left.dtype) == (right.shape, right.dtype)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor holds: sparse ones with their zeros, quantised ones as integers."""
+    if tensor.is_quantized:
+        return tensor.int_repr()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 def _same(left: Tensor, right: Tensor) -> Tensor:
