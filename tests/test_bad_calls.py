@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import trakstore as ts
+from trakstore.errors import LocationError
 from trakstore.features import featurize
 
 SPEC = ts.ProjectionSpec("sjlt", dim=8)
@@ -34,6 +35,10 @@ CALLS: dict[str, tuple[Call, str]] = {
         "needed an open store, got its path: open_",
     ),
     "path of dots": (lambda s: ts.grad_dot_scores(Path(str(s.location))), "needed an open store"),
+    "huge k": (
+        lambda s: ts.top_k(ts.trak_scores(s), 10**5000),
+        "k must be in 1..12 .*got int of too many digits",
+    ),
     "k": (lambda s: ts.top_k(ts.trak_scores(s), 2.5), r"k must be in 1..12 .*got 2.5"),  # type: ignore[arg-type]
     "matrix": (lambda _: ts.top_k(np.ones((3, 4)), 2), "needed Scores, .* got ndarray"),
     "saved": (lambda s: ts.save_scores(np.ones((3, 12)), s, "a"), "needed Scores, .* got ndarray"),
@@ -41,10 +46,76 @@ CALLS: dict[str, tuple[Call, str]] = {
     "seed": (lambda _: ts.ProjectionSpec("sjlt", dim=2, seed="a"), "seed must be .* got 'a'"),
     "spec": (lambda _: ts.FeatureStore.create("memory://bad", projection="sjlt"), "got 'sjlt'"),
     "size": (lambda s: ts.trak_scores(s, memory_limit=-1), "must be positive, got -1"),
-    "epoch": (lambda s: ts.kernel_report(s, -1, "train"), "non-negative integer or a name"),
+    "epoch": (
+        lambda s: ts.kernel_report(s, -1, "train"),
+        "non-negative integer of 19 digits at most, or a name",
+    ),
     "split": (lambda s: s.features(0, "tran"), "did you mean 'train'"),
     "shape": (lambda s: s.write_split(1, "train", np.ones((4, 3))), "dimension 8, got 3"),
     "rows": (lambda s: s.write_split(1, "train", np.ones((4, 8)), ids=[1]), "ids must be 4"),
+    "no store": (lambda _: ts.trak_scores(None), "needed an open store, .* got None"),  # type: ignore[arg-type]
+    "no store of a kernel": (lambda s: ts.kernel_report(str(s.location), 0), "got its path"),
+    "solver": (lambda s: ts.trak_scores(s, solver="x"), "solver must be a Solver.* got 'x'"),
+    "gram": (
+        lambda s: ts.trak_scores(s, gram_dtype="float16"),
+        "float32 or float64, got 'float16'",
+    ),
+    "gram of a kernel": (
+        lambda s: ts.kernel_report(s, 0, gram_dtype="float16"),
+        "float32 or float64, got 'float16'",
+    ),
+    "gram of arrays": (
+        lambda _: ts.trak_scores_of_arrays(np.eye(3), np.eye(3), gram_dtype="f8"),
+        "float32 or float64, got 'f8'",
+    ),
+    "damping twice": (lambda _: ts.Damping(1.0, absolute=1.0), "got both: 1.0 and 1.0"),
+    "no damping": (lambda s: ts.trak_scores(s, damping=None), "finite number >= 0, got None"),
+    **{
+        f"blocks {rows}": (
+            lambda s, rows=rows: s.write_split(1, "train", np.ones((4, 8)), block_rows=rows),
+            f"block_rows must be an integer, 1 or more, got {rows}",
+        )
+        for rows in (0, -3, 2.5, True)
+    },
+    **{
+        f"rate {rate}": (
+            lambda s, rate=rate: s.write_split(1, "train", np.ones((4, 8)), learning_rate=rate),
+            f"learning_rate must be a number >= 0, got {rate!r}",
+        )
+        for rate in (-1, float("nan"), float("inf"), "0.1", True)
+    },
+    "checkpoint": (
+        lambda s: s.write_split(1, "train", np.ones((4, 8)), checkpoint=5),
+        "checkpoint must be a text or None, got 5",
+    ),
+    "huge epoch": (
+        lambda s: s.split(10**5000, "train"),
+        "19 digits at most, or a name, got int of too many digits",
+    ),
+    "digits": (lambda s: s.split("9" * 5000, "train"), "'9{20}' is no number of an epoch"),
+    "zeros": (lambda s: s.write_split("01", "train", np.ones((4, 8))), "no zeros before them"),
+    "epoch of new rows": (
+        lambda s: s.write_split(10**5000, "train", np.ones((4, 8))),
+        "got int of too many digits",
+    ),
+    "masked": (lambda s: s.mask("train", [1], masked="no"), "must be True or False, got 'no'"),
+    "saved dtype": (
+        lambda s: ts.save_scores(ts.trak_scores(s), s, "a", dtype="float64"),  # type: ignore[arg-type]
+        "saved as float32 or float16, got 'float64'",
+    ),
+    **{
+        f"ids {what}": (
+            lambda s, ids=ids: s.write_split(1, "train", np.ones((2, 8)), ids=ids),
+            said,
+        )
+        for what, ids, said in (
+            ("with a null", ["a\0", "a"], r"without null characters, got 'a\\x00'"),
+            ("half a pair", np.array(["\udcff", "a"]), "text that UTF-8 can hold, got"),
+            ("too long", ["x" * 70_000, "a"], "65,536 characters at most, got one of 70,000"),
+        )
+    },
+    "masked id": (lambda s: s.mask("train", ["a\0"]), "without null characters"),
+    "scores": (lambda s: ts.drop_scores(s, "a"), "has no scores 'a'; there are none yet"),
 }
 
 
@@ -53,6 +124,39 @@ def test_calls(case: str, store: ts.FeatureStore) -> None:
     call, said = CALLS[case]
     with pytest.raises(ts.TrakStoreError, match=said):
         call(store)
+
+
+PLACES = {
+    "user": ("~nobody-at-all/a.zarr", "leads to no home folder: give the whole path"),
+    "long": ("x" * 300, "cannot be a place: File name too long; choose another place"),
+    "deep": ("y/" * 4000, "cannot be a place: File name too long"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_places(case: str) -> None:
+    place, said = PLACES[case]
+    for use in (ts.open_store, lambda where: ts.FeatureStore.create(where, projection=SPEC)):
+        with pytest.raises(LocationError, match=said):
+            use(place)
+
+
+def test_a_working_directory_that_is_gone(
+    store: ts.FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(LocationError, match="the working directory is gone; change to another"):
+        ts.open_store("a.zarr")
+    assert ts.open_store(str(store.location)).epochs == (0,)
+
+
+def test_rows_that_torch_holds_a_gradient_of_are_stored(store: ts.FeatureStore) -> None:
+    rows = torch.arange(32.0).reshape(4, 8).requires_grad_()
+    stored = store.write_split(1, "train", rows)
+    assert np.array_equal(stored.column("features").read(0, 4), rows.detach().numpy())
 
 
 FEATURIZED = {

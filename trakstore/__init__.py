@@ -8,7 +8,7 @@ from __future__ import annotations
 from trakstore.errors import TrakStoreError
 from trakstore.linalg.approximate import approximate_top_k
 from trakstore.linalg.factored import Scores
-from trakstore.linalg.saving import open_scores, save_scores, sparse_scores
+from trakstore.linalg.saving import drop_scores, open_scores, save_scores, sparse_scores
 from trakstore.linalg.solvers import Damping
 from trakstore.linalg.sums import group_scores
 from trakstore.linalg.topk import top_k
@@ -33,6 +33,7 @@ __all__ = [
     "Scores",
     "TrakStoreError",
     "approximate_top_k",
+    "drop_scores",
     "grad_cos_scores",
     "grad_dot_scores",
     "group_scores",

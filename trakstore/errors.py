@@ -23,6 +23,7 @@ from contextlib import contextmanager
 
 __all__ = [
     "LARGER_LIMIT",
+    "NO_THREADS",
     "DamagedError",
     "IncompleteError",
     "LocationError",
@@ -32,12 +33,18 @@ __all__ = [
     "SpecMismatchError",
     "TrakStoreError",
     "did_you_mean",
+    "lacks_threads",
     "told_of",
 ]
 
 
 _NAMES = 12  # that a message lists
 LARGER_LIMIT = "give a larger memory limit (memory_limit=, --memory-limit)"
+
+NO_THREADS = (
+    "the system lets this process start no more threads; raise the limit (ulimit -u), or run fewer "
+    "processes"
+)
 
 
 class TrakStoreError(ValueError):
@@ -73,6 +80,11 @@ class NumericsError(TrakStoreError, ArithmeticError):
 
 class MemoryLimitError(TrakStoreError, MemoryError):
     """An operation that does not fit the memory limit, whatever its tiles."""
+
+
+def lacks_threads(error: RuntimeError) -> bool:
+    """Tell whether an error means :data:`NO_THREADS`: Python has no class of its own for it."""
+    return "can't start new thread" in str(error)
 
 
 @contextmanager

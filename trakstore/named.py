@@ -6,14 +6,19 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
+import sysconfig
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 
-__all__ = ["load_named", "needs_arguments"]
+__all__ = ["blamed_on", "call_named", "load_named", "needs_arguments"]
+
+_FRAMES = 3  # that a message names
+_OWN = str(Path(__file__).parent)
 
 
 def load_named(name: str, what: str) -> Any:
@@ -30,7 +35,7 @@ def load_named(name: str, what: str) -> Any:
     NotFoundError
         When the file, module or name does not exist.
     TrakStoreError
-        When it is no such name.
+        When it is no such name, or the code there raises.
     """
     source, separator, attribute = name.rpartition(":")
     if not separator or not source or not attribute:
@@ -49,13 +54,77 @@ def load_named(name: str, what: str) -> Any:
 
 def needs_arguments(function: Any) -> bool:
     """Whether a callable cannot be called without arguments."""
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a built-in function that does not tell
+        return False
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return any(p.default is p.empty and p.kind not in optional for p in parameters)
 
 
+def call_named(function: Any, name: str, what: str) -> Any:
+    """What a function without arguments gives, such as the one that makes a job.
+
+    Parameters
+    ----------
+    function : callable
+        What ``name`` names.
+    name, what : str
+        As for :func:`load_named`.
+
+    Raises
+    ------
+    TrakStoreError
+        When it needs arguments, must be awaited, or raises.
+    """
+    if needs_arguments(function):
+        raise TrakStoreError(f"{name} needs arguments; a {what} is made by a function without any")
+    if inspect.iscoroutinefunction(function):
+        raise TrakStoreError(f"{name} must be awaited; a {what} is made by a plain function")
+    with blamed_on(name):
+        return function()
+
+
+@contextmanager
+def blamed_on(name: str) -> Iterator[None]:
+    """What somebody's code raises meanwhile is bad use, told in a line that says where.
+
+    The error is kept as the cause. What trakstore itself raises by mistake is a fault, and passes.
+
+    Examples
+    --------
+    >>> with blamed_on("jobs.py:digits"):  # doctest: +ELLIPSIS
+    ...     [][0]
+    Traceback (most recent call last):
+    trakstore.errors.TrakStoreError: jobs.py:digits: IndexError: list index out of range (...)
+    """
+    try:
+        yield
+    except TrakStoreError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        last = frames[-1].filename
+        if last.startswith(_OWN) and last != __file__:  # a built-in function has no frame
+            raise
+        told = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise TrakStoreError(f"{name}: {told} ({_places(frames)})") from error
+
+
+def _places(frames: Sequence[traceback.FrameSummary]) -> str:
+    """Where it happened: the last lines of somebody's own code, else the very last one."""
+    others = (_OWN, "<frozen", str(Path(sys.prefix)), sysconfig.get_path("stdlib"))
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    last = own[-_FRAMES:] or frames[-1:]
+    return "; ".join(f"{Path(one.filename).name}, line {one.lineno}" for one in last)
+
+
 def _import_file(path: Path, what: str) -> Any:
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise NotFoundError(f"{path} cannot be a {what} file: {error.strerror}") from error
+    if not there:
         raise NotFoundError(f"there is no {what} file {path}")
     specification = importlib.util.spec_from_file_location(path.stem, path.resolve())
     if specification is None or specification.loader is None:
@@ -72,16 +141,17 @@ def _import_file(path: Path, what: str) -> Any:
 
 @contextmanager
 def _told_in_a_line(source: object) -> Iterator[None]:
-    """A module that cannot be read or lacks another is bad use; what its code raises is a fault."""
-    try:
-        yield
-    except SyntaxError as error:
-        raise TrakStoreError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
-    except ModuleNotFoundError as error:
-        raise NotFoundError(
-            f"{source} imports {error.name!r}, which is not there; install it, or put its folder "
-            f"on PYTHONPATH"
-        ) from error
+    """A module that cannot be read, lacks another or raises is bad use."""
+    with blamed_on(str(source)):
+        try:
+            yield
+        except SyntaxError as error:
+            raise TrakStoreError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+        except ModuleNotFoundError as error:
+            raise NotFoundError(
+                f"{source} imports {error.name!r}, which is not there; install it, or put its "
+                f"folder on PYTHONPATH"
+            ) from error
 
 
 def _import_module(name: str, what: str) -> Any:

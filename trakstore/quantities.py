@@ -138,7 +138,10 @@ def shown(value: object) -> str:
     >>> shown(np.zeros((2, 2)))
     'array([[0., 0.], [0., 0.]])'
     """
-    line = " ".join(repr(value).split())
+    try:
+        line = " ".join(repr(value).split())
+    except ValueError:  # Python does not print integers of more than 4,300 digits
+        return f"{type(value).__name__} of too many digits to print"
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 

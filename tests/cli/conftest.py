@@ -15,6 +15,8 @@ import trakstore as ts
 from trakstore.cli import main
 
 JOBS = """
+from dataclasses import replace
+
 import torch
 from torch import nn
 from trakstore import ProjectionSpec

@@ -24,6 +24,12 @@ def nothing(subsets, seeds):
 def array(subsets, seeds):
     return np.zeros((len(subsets), 7), np.float32)
 
+def raises(subsets, seeds):
+    return 1 / 0
+
+def made():
+    return 1 / 0
+
 def good(subsets, seeds):
     return Retrained(np.zeros((len(subsets), 7), np.float32))
 """
@@ -34,6 +40,8 @@ TRAINED = {
         "gives a Retrained with outputs (models, targets), got",
     ),
     "array": ("counterfactual", "{trainers}:array --size 3", "got ndarray"),
+    "raises": ("lds", "{trainers}:raises", "the trainer: ZeroDivisionError: division by zero (tr"),
+    "made": ("lds", "{trainers}:made", "trainers.py:made: ZeroDivisionError: division by zero"),
     "lds train": ("lds", "{trainers}:good --train trian", "did you mean 'train'"),
     "lds targets": ("lds", "{trainers}:good --targets tset", "did you mean 'test'"),
     "lds epoch": ("lds", "{trainers}:good --epoch 7", "no epoch 7"),

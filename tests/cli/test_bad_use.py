@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,23 @@ QUERIES = {
     "k": (["topk", "{store}", "--k", "41"], "1..40"),
     "k 0": (["topk", "{store}", "--k", "0"], "see trakstore topk --help"),
     "target": (["topk", "{store}", "--target", "7"], "no sample id '7'"),
+    "target twice": (
+        ["topk", "{store}", "--target", "t3", "--target", "@3"],
+        "--target names one sample twice: 't3', row 3",
+    ),
+    "zeros": (["topk", "{store}", "--epoch", "01"], "'01' is no number of an epoch"),
+    "digits": (["topk", "{store}", "--epoch", "9" * 5000], "19 digits at most"),
+    "user": (["info", "~nobody-at-all/a.zarr"], "leads to no home folder"),
+    "long": (["info", "x" * 300], "File name too long"),
+    "long job": (["featurize", "x" * 300 + ".py:a", "--store", "b"], "File name too long"),
+    "long list": (
+        ["evaluate", "mislabels", "{store}", "--wrong", "x" * 300],
+        "the system refuses: File name too long",
+    ),
+    "dropped": (["drop", "{store}", "--scores", "a"], "no scores 'a'; there are none yet"),
+    "nothing dropped": (["drop", "{store}"], "Missing option '--scores'"),
+    "too many rows": (["estimate", "--rows", "9" * 23], "Invalid value for '--rows'"),
+    "rate": (["estimate", "--rate", "inf"], "--rate is a number of samples, got inf"),
     "row": (["topk", "{store}", "--target", "@7"], "from @0 to @6"),
     "order": (["topk", "{store}", "--smallest", "--magnitude"], "exclude each other"),
     "size": (["topk", "{store}", "--memory-limit", "many"], "600MB"),
@@ -147,6 +167,50 @@ def test_an_incomplete_split(arguments: list[str], run: Any, holed: ts.FeatureSt
     assert listing(place) == before
 
 
+def test_a_process_that_may_start_no_threads(
+    run: Any, store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    ran = run("topk", store.location, "--k", "2")
+    assert "start no more threads; raise the limit (ulimit -u), or run fewer" in ran.error
+
+
+def test_a_folder_whose_name_is_no_text(run: Any, store: ts.FeatureStore, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    place, page = tmp_path / os.fsdecode(b"a\xff.zarr"), tmp_path / os.fsdecode(b"\xff.html")
+    shutil.copytree(str(store.location), place)
+    assert run("info", place).code == run("topk", place, "--k", "2").code == 0
+    assert run("report", place, "-o", page, "--count", "1", "--k", "2").code == 0
+    assert b"a?.zarr" in page.read_bytes()
+
+
+CARELESS = """
+
+def other_ids():
+    return replace(small(), ids={"trian": range(20)})
+
+def other_rates():
+    return replace(small(), learning_rates={7: 0.1})
+
+def listed():
+    return replace(small(), datasets=[small().datasets["train"]])
+
+def raises():
+    raise RuntimeError("boom")
+
+def fails():
+    return {}["a"]
+
+async def awaited():
+    return small()
+
+def asks(what):
+    return small()
+"""
 JOBS = {
     "file": ("{folder}/job.py:small", "there is no job file"),
     "module": ("nowhere.jobs:small", "there is no module"),
@@ -162,6 +226,24 @@ JOBS = {
     "epoch -1": ("{folder}/jobs.py:small --epoch -1", "'-1' cannot name an epoch"),
     "size": ("{folder}/jobs.py:small --memory-limit 0", "must be positive"),
     "colons": ("{folder}/jobs.py:small:x", "names no module; name a file like jobs.py:name"),
+    "ids": ("{folder}/jobs.py:other_ids", "has ids of the split 'trian', and no such split; did"),
+    "rates": (
+        "{folder}/jobs.py:other_rates",
+        "a learning rate of epoch 7, and no such epoch; there",
+    ),
+    "datasets": (
+        "{folder}/jobs.py:listed",
+        "datasets must be a mapping, like {{'train': data}}, got",
+    ),
+    "raises": (
+        "{folder}/jobs.py:raises",
+        "jobs.py:raises: RuntimeError: boom (jobs.py, line ",
+    ),
+    "fails": ("{folder}/jobs.py:fails", "jobs.py:fails: KeyError: 'a' (jobs.py, line "),
+    "awaited": ("{folder}/jobs.py:awaited", "must be awaited; a job is made by a plain function"),
+    "arguments": ("{folder}/jobs.py:asks", "needs arguments; a job is made by a function without"),
+    "built in": ("builtins:int", "gave a int"),
+    "built in that fails": ("builtins:type", "builtins:type: TypeError: "),
     "rank": ("{folder}/jobs.py:small --rank 2 --world-size 2", "rank"),
     "batch": ("{folder}/jobs.py:small --batch-size 0", "see trakstore featurize --help"),
 }
@@ -170,10 +252,11 @@ JOBS = {
 @pytest.mark.parametrize("case", JOBS)
 def test_jobs(case: str, run: Any, jobs: Path, tmp_path: Path) -> None:
     text, said = JOBS[case]
+    jobs.write_text(jobs.read_text() + CARELESS)
     place = tmp_path / "new.zarr"
     arguments = text.format(folder=jobs.parent).split()
     ran = run("featurize", *arguments, "--store", place, "--json")
-    assert said in ran.error
+    assert said.format() in ran.error
     assert not place.exists()
 
 
@@ -216,6 +299,7 @@ def test_without_a_command_comes_the_help(run: Any) -> None:
 
 BROKEN = {
     "syntax": ("def job(:\n", "broken.py, line 1: invalid syntax"),
+    "code": ("1 / 0\n", "ZeroDivisionError: division by zero (broken.py, line 1)"),
     "import": ("import not_there\n", "imports 'not_there', which is not there; install it"),
 }
 

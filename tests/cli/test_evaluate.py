@@ -118,6 +118,22 @@ def test_mislabels(run: Any, made: tuple[Path, Path], tmp_path: Path) -> None:
     assert "there is no file" in run(*asked, tmp_path / "none.txt").error
 
 
+def test_mislabels_of_samples_with_names(run: Any, store: ts.FeatureStore, tmp_path: Path) -> None:
+    (tmp_path / "wrong.txt").write_text("t1\nt5\n")
+    asked = ["evaluate", "mislabels", store.location, "--split", "test", "--k", 3]
+    asked += ["--wrong", tmp_path / "wrong.txt"]
+    scores = self_scores(store, "test")
+    found = json.loads(run(*asked, "--json").out)
+    wanted = detection(scores.values, np.isin(np.arange(7), [1, 5]))
+    assert found["detection"]["auc"] == pytest.approx(wanted.auc)
+    first = np.argsort(-scores.values, kind="stable")[:3]
+    assert found["suspects"]["train"] == [f"t{at}" for at in first]
+    shown = run(*asked).out.splitlines()
+    assert [line.split()[0] for line in shown[3:6]] == [f"t{at}" for at in first]
+    (tmp_path / "wrong.txt").write_text("t7\n")
+    assert "test has no sample 't7', which the file names; there are t0, t1" in run(*asked).error
+
+
 def test_stability(run: Any, made: tuple[Path, Path]) -> None:
     store, _ = made
     scores = ts.trak_scores(store_of(store))

@@ -13,6 +13,7 @@ import pytest
 
 import trakstore as ts
 from trakstore.storage.retrained import add_models
+from trakstore.storage.splits import group_document
 
 
 def test_info(run: Any, store: ts.FeatureStore) -> None:
@@ -55,6 +56,17 @@ def test_info_of_an_empty_store(run: Any, tmp_path: Path) -> None:
     assert json.loads(run("info", tmp_path / "a.zarr", "--json").out)["complete"] is False
 
 
+@pytest.mark.filterwarnings("default")
+def test_info_passes_over_an_odd_record_of_a_run(run: Any, store: ts.FeatureStore) -> None:
+    store.location.put({"runs/1.train.odd/zarr.json": group_document({"job": 3})})
+    ran = run("info", store.location)
+    assert ran.code == 0
+    assert "complete: all 141 rows" in ran.out
+    assert ran.err.startswith("warning: runs/1.train.odd is not the record of a run")
+    assert ran.err.count("\n") == 1
+    assert json.loads(run("info", store.location, "--json").out)["runs"] == []
+
+
 def test_kernel(run: Any, store: ts.FeatureStore) -> None:
     document = json.loads(run("kernel", store.location, "--epoch", "2", "--json").out)
     [got] = document["kernels"]
@@ -92,6 +104,15 @@ def test_a_name_is_taken_once(run: Any, store: ts.FeatureStore) -> None:
     assert run(*again).code == 0
     wanted = np.asarray(ts.trak_scores(store, damping=9.0))
     np.testing.assert_array_equal(ts.open_scores(store, "a").values, wanted)
+
+
+def test_scores_are_dropped(run: Any, store: ts.FeatureStore) -> None:
+    for name in ("a", "b", "c"):
+        ts.save_scores(ts.trak_scores(store), store, name)
+    ran = run("drop", store.location, "--scores", "a", "--scores", "c", "--json")
+    assert json.loads(ran.out) == {"location": str(store.location), "dropped": ["a", "c"]}
+    assert json.loads(run("info", store.location, "--json").out)["scores"] == ["b"]
+    assert run("drop", store.location, "--scores", "b").out.endswith("run.zarr: b\n")
 
 
 def test_info_names_what_was_saved(run: Any, store: ts.FeatureStore) -> None:

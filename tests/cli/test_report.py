@@ -134,6 +134,15 @@ def test_it_loads_and_leaks_nothing(run: Any, store: ts.FeatureStore, out: Path)
             assert name not in one or one[name] in ids
 
 
+def test_a_render_function_that_raises_is_told_in_a_line(
+    run: Any, store: ts.FeatureStore, render: Path, out: Path
+) -> None:
+    render.write_text("def words(sample):\n    return sample.text\n")
+    ran = run("report", store.location, "-o", out, "--render", f"{render}:words", "--count", "1")
+    assert "words: AttributeError: 'StoredSample' object has no attribute 'text' (rend" in ran.error
+    assert not out.exists()
+
+
 def test_hostile_names_are_text(run: Any, tmp_path: Path, out: Path) -> None:
     rng, place = np.random.default_rng(0), tmp_path / "h.zarr"
     store = ts.FeatureStore.create(place, projection=ts.ProjectionSpec("sjlt", dim=3))

@@ -39,6 +39,17 @@ def test_the_same_numbers_on_threads_on_processes_and_on_a_cluster(
         np.testing.assert_allclose(ts.open_scores(store, name), wanted, rtol=1e-6)
 
 
+def test_processes_that_cannot_be_started_are_told_in_a_line(
+    run: Any, store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("Nanny failed to start.") from BlockingIOError(11, "try again")
+
+    monkeypatch.setattr("distributed.LocalCluster", refuse)
+    said = run("topk", store.location, "--k", "3", "--workers", "1").error
+    assert "1 worker processes cannot be started ([Errno 11] try again); raise the limits" in said
+
+
 def test_a_part_of_the_scores_is_saved(run: Any, store: ts.FeatureStore) -> None:
     made = ["score", store.location, "--save"]
     matrix = np.asarray(ts.trak_scores(store))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 import trakstore as ts
-from trakstore.errors import NotFoundError, NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.errors import (
+    LocationError,
+    NotFoundError,
+    NumericsError,
+    SpecMismatchError,
+    TrakStoreError,
+)
 from trakstore.features import Job, featurize, featurize_job, load_job
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.parameters import canonical_name
+from trakstore.storage.locations import Location, open_location
+from trakstore.storage.plans import planned_runs
+from trakstore.storage.verify import verify_store
 
 SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
 
@@ -360,12 +370,64 @@ def test_a_data_set_that_grew_is_appended(tmp_path: Path) -> None:
     run(model, data, tmp_path / "s.zarr")  # and now it is the split of the longer one
 
 
+def test_helping_lists_the_store_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings = 0
+    names = Location.names
+
+    def counted(self: Location, prefix: str) -> list[str]:
+        nonlocal listings
+        listings += prefix.endswith("written")
+        return names(self, prefix)
+
+    monkeypatch.setattr(Location, "names", counted)
+    options = {"batch_size": 1, "block_rows": 1, "rank": 0}
+    run(mlp(), Samples(64), tmp_path / "s.zarr", **options, world_size=64)  # helps with 63 of them
+    assert listings < 30
+    assert ts.open_store(tmp_path / "s.zarr").split(0, "train").status().complete
+
+
+def test_splits_that_are_still_to_come_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {epoch: mlp(seed=epoch).state_dict() for epoch in (1, 2)}
+    data = {"train": Samples(8), "test": Samples(4)}
+    job = Job(mlp(), data, checkpoints=weights, projector=SJLT, batch_size=4)
+    place = open_location(tmp_path / "s.zarr", create=True)
+    put, full = Location.put_if_absent, "1/test/zarr.json"
+
+    def failing(self: Location, key: str, value: bytes) -> bytes:
+        if key == full:
+            raise LocationError("No space left on device")
+        return put(self, key, value)
+
+    def to_come() -> list[tuple[int | str, str]]:
+        return [(run.epoch, run.split) for run in planned_runs(place)]
+
+    monkeypatch.setattr(Location, "put_if_absent", failing)
+    with pytest.raises(LocationError, match="No space left"):
+        featurize_job(job, place, progress=False)
+    assert to_come() == [(1, "test"), (2, "test"), (2, "train")]
+    store = ts.open_store(place)
+    assert [(run.epoch, run.split) for run in store.runs()] == [(1, "train")]
+    store.drop(2)
+    store.drop(1, "test")
+    assert to_come() == []
+    with pytest.raises(LocationError, match="No space left"):
+        featurize_job(job, place, progress=False)
+    full = ""
+    assert featurize_job(job, place, progress=False).rows == 16
+    assert to_come() == [] and len(store.runs()) == 4
+    assert verify_store(place).ok
+
+
 def test_runs_are_recorded(tmp_path: Path) -> None:
     run(mlp(), Samples(20), tmp_path / "s.zarr", rank=0, world_size=1)
     run(mlp(), Samples(20), tmp_path / "s.zarr")  # does nothing, leaves no record
     (one,) = ts.open_store(tmp_path / "s.zarr").runs()
     assert (one.epoch, one.split, one.rows, one.world_size) == (0, "train", 20, 1)
-    assert one.versions["torch"] == torch.__version__ and one.began <= one.ended
+    assert one.versions["torch"] == version("torch") and one.began <= one.ended
 
 
 @pytest.mark.parametrize(

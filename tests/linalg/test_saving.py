@@ -11,7 +11,7 @@ import xarray as xr
 
 import trakstore as ts
 from trakstore.errors import DamagedError, LocationError, NotFoundError, TrakStoreError
-from trakstore.linalg.saving import open_scores, save_scores
+from trakstore.linalg.saving import drop_scores, names_of_scores, open_scores, save_scores
 from trakstore.linalg.solvers import Damping
 from trakstore.scores.influence import influence_scores
 from trakstore.scores.similarity import whitened_cos_scores
@@ -83,9 +83,27 @@ def test_a_save_that_was_stopped_is_not_there_and_is_done_again(
         save_scores(trak_scores(store), store, "a")
     with pytest.raises(NotFoundError, match="no scores 'a'"):
         open_scores(store, "a")
+    folder = Path(str(store.location)) / "scores" / "a"
+    assert folder.exists()
+    drop_scores(store, "a")
+    assert not folder.exists()
     saved = save_scores(trak_scores(store), store, "a")
     np.testing.assert_allclose(saved, np.asarray(trak_scores(store)), rtol=1e-6, atol=1e-7)
     assert store.epochs == (0,)
+
+
+def test_dropped_scores_are_gone_and_the_others_are_not(store: ts.FeatureStore) -> None:
+    for name in ("a", "b"):
+        save_scores(trak_scores(store), store, name)
+    kept = open_scores(store, "b").values
+    drop_scores(str(store.location), "a")
+    assert names_of_scores(store.location) == ["b"]
+    assert not (Path(str(store.location)) / "scores" / "a").exists()
+    np.testing.assert_array_equal(open_scores(store, "b").values, kept)
+    for name, said in (("a", "no scores 'a'; there are b"), ("../0", "cannot name a score matrix")):
+        with pytest.raises(TrakStoreError, match=said):
+            drop_scores(store, name)
+    assert verify_store(store).ok and store.epochs == (0,)
 
 
 @pytest.mark.parametrize("later", ["60kB", "2MB"], ids=["same memory", "more memory"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 import trakstore as ts
+from trakstore.cli import main
 from trakstore.errors import LocationError
-from trakstore.features import featurize
+from trakstore.features import Job, featurize, featurize_job
 from trakstore.storage.verify import verify_store
 
 SPEC = ts.ProjectionSpec("sjlt", dim=256)
@@ -104,6 +106,31 @@ def test_featurize_goes_on_when_there_is_space_again(small_disk: Path) -> None:
     stores = small_disk / "s.zarr", small_disk.parent / "undisturbed.zarr"
     one, other = (ts.open_store(where).features(0, "train").values for where in stores)
     np.testing.assert_array_equal(one, other)
+
+
+def test_a_store_that_lacks_splits_is_not_called_complete(
+    small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever a disk is full while a job goes from split to split."""
+    samples, labels = torch.from_numpy(X[:64, :8].copy()), torch.arange(64) % 5
+    data = {split: TensorDataset(samples, labels) for split in ("train", "test")}
+    spec, model = ts.ProjectionSpec("sjlt", dim=8), torch.nn.Linear(8, 5)
+    job, said = Job(model, data, projector=spec, name="jobs.py:two"), []
+    for left in range(4096, 400_000, 8192):
+        where = small_disk / f"{left}.zarr"
+        filler = small_disk / "filler"
+        filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096 - left))
+        try:
+            featurize_job(job, where, progress=False)
+            break
+        except LocationError:
+            filler.unlink()
+        if (where / "zarr.json").exists():
+            assert main(["info", str(where)]) == 0
+            said.append(capsys.readouterr().out.splitlines()[-1])
+        shutil.rmtree(where, ignore_errors=True)
+    assert not [line for line in said if line.startswith("complete")]
+    assert any("test at epoch 0 is not begun; go on with" in line for line in said)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from trakstore.errors import (
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import block_keys
 from trakstore.storage.columns import stored_rows
-from trakstore.storage.locations import Location
+from trakstore.storage.locations import DurableLocalStore, Location, open_location
+from trakstore.storage.saved import SavedArray
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.writer import BlockWriter
 
@@ -208,6 +210,64 @@ def test_a_store_that_appears_meanwhile_is_no_stranger(
             store = ts.FeatureStore.create(where, projection=SPEC)
         assert store.epochs == ((0,) if calls >= at else ())
     assert at > 3
+
+
+def test_looking_at_a_new_place_makes_no_folder(tmp_path: Path) -> None:
+    place = open_location(tmp_path / "a.zarr", create=True)
+    assert place.get("zarr.json") is None
+    assert place.names("") == place.find("runs", lambda _: True) == []
+    assert place.get_tails(["zarr.json"], 4) == [None]
+    place.delete(["zarr.json"])
+    assert not (tmp_path / "a.zarr").exists()
+    place.put({"zarr.json": b"{}"})
+    assert [one.name for one in tmp_path.rglob("*")] == ["a.zarr", "zarr.json"]
+
+
+def test_a_process_that_may_start_no_threads_does_not_wait_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make(tmp_path / "a.zarr").location
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(zarr.core.sync, "loop", [None])  # as in a new process
+    monkeypatch.setattr(zarr.core.sync, "iothread", [None])
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", start)
+        for _ in range(2):
+            with pytest.raises(LocationError, match=r"no more threads; raise .*ulimit -u"):
+                place.get("zarr.json")
+    assert place.get("zarr.json") is not None
+    (loop,), (thread,) = zarr.core.sync.loop, zarr.core.sync.iothread
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_no_pipeline_of_zarr_passes_by_the_way_chunks_are_read_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not hasattr(zarr.core.codec_pipeline, "FusedCodecPipeline"):
+        pytest.skip("this zarr has one pipeline")
+    written: list[str] = []
+    write = DurableLocalStore.write
+
+    def watched(self: DurableLocalStore, key: str, *parts: Any, **how: Any) -> None:
+        written.append(key)
+        write(self, key, *parts, **how)
+
+    monkeypatch.setattr(DurableLocalStore, "write", watched)
+    place = make(tmp_path / "a.zarr").location
+    array = SavedArray("gram", "float64", (4, 4), (2, 4), ("a", "b"))
+    array.create(place, "grams/0/train")
+    fused = "zarr.core.codec_pipeline.FusedCodecPipeline"
+    with zarr.config.set({"codec_pipeline.path": fused}):
+        array.open(place, "grams/0/train", "r+")[...] = np.ones((4, 4))
+        assert {"grams/0/train/gram/c/0/0", "grams/0/train/gram/c/1/0"} <= set(written)
+        place.delete(["grams/0/train/gram/c/1/0"])
+        with pytest.raises(DamagedError, match="gram/c/1/0 is missing"):
+            array.open(place, "grams/0/train")[...]
 
 
 def test_another_shape_is_refused_with_both(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import typer
 
 import trakstore
 from trakstore.cli.demo import demo
+from trakstore.cli.drop import drop
 from trakstore.cli.dynamics import dynamics
 from trakstore.cli.estimate import estimate
 from trakstore.cli.evaluate.commands import evaluate
@@ -30,7 +31,7 @@ from trakstore.cli.topk import topk
 from trakstore.cli.traker import import_
 from trakstore.cli.transitions import transitions
 from trakstore.cli.verify import verify
-from trakstore.errors import TrakStoreError
+from trakstore.errors import NO_THREADS, TrakStoreError, lacks_threads
 
 __all__ = ["EXAMPLES", "main"]
 
@@ -43,6 +44,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     info: "trakstore info run.zarr",
     kernel: "trakstore kernel run.zarr --epoch 10 --damping 1",
     score: "trakstore score run.zarr --targets test --train train --save test-on-train",
+    drop: "trakstore drop run.zarr --scores test-on-train",
     topk: "trakstore topk run.zarr --k 10 --target 17 --memory-limit 600MB",
     neighbours: "trakstore neighbours run.zarr --epoch 10 --k 5 --metric cosine",
     evolve: "trakstore evolve run.zarr --target 17 --k 5",
@@ -94,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 2 for bad use and every :class:`~trakstore.errors.TrakStoreError`, after one line on
-        standard error; 130 when interrupted. Any other exception is a fault and is not caught.
+        0; 2 for bad use, every :class:`~trakstore.errors.TrakStoreError` and what the system
+        refuses, after one line on standard error; 130 when interrupted. Any other exception is a
+        fault and is not caught.
     """
     tolerant_streams()
     try:
@@ -105,6 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error_line(error)
     except _ClickException as error:
         error_line(_usage(error))
+    except OSError as error:
+        if error.errno is None:  # not the system's, but some library's
+            raise
+        error_line(_refused(error))
+    except RuntimeError as error:
+        if not lacks_threads(error):
+            raise
+        error_line(NO_THREADS)
     return BAD_USE
 
 
@@ -120,6 +131,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     if code == INTERRUPTED:
         error_line("committed blocks are kept; the same command goes on", "interrupted")
     return int(code or 0)
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, of which file."""
+    of = "" if error.filename is None else f" ({error.filename})"
+    return f"the system refuses: {error.strerror}{of}; choose another place, or make it possible"
 
 
 def _closed_pipe() -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from dask.system import CPU_COUNT
 
 from trakstore.cli.output import error_line
-from trakstore.errors import LocationError
+from trakstore.errors import LocationError, TrakStoreError
 from trakstore.progress import on_terminal
 
 __all__ = ["workplace"]
@@ -35,6 +36,8 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
     ------
     LocationError
         When no scheduler answers.
+    TrakStoreError
+        When the system does not let the processes start.
     """
     if workers is None and scheduler is None:
         yield
@@ -43,7 +46,7 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
         raise typer.BadParameter("--workers and --scheduler exclude each other")
     if workers is not None and workers > CPU_COUNT:
         raise typer.BadParameter(f"--workers must be in 1..{CPU_COUNT} (the cores), got {workers}")
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     if workers is None:
         try:
@@ -53,16 +56,32 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
         with client:
             yield
         return
-    with (
-        LocalCluster(
+    with _local_cluster(workers) as cluster, Client(cluster) as client:
+        if on_terminal():
+            error_line(client.dashboard_link, "dashboard")
+        yield
+
+
+def _local_cluster(workers: int) -> Any:
+    from distributed import LocalCluster
+
+    try:
+        return LocalCluster(
             n_workers=workers,
             threads_per_worker=CPU_COUNT // workers,
             dashboard_address=":0",
             silence_logs=logging.CRITICAL,
             preload=[DEAF],
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        if on_terminal():
-            error_line(client.dashboard_link, "dashboard")
-        yield
+        )
+    except (RuntimeError, OSError) as error:
+        raise TrakStoreError(
+            f"{workers} worker processes cannot be started ({_first(error)}); raise the limits of "
+            f"processes and memory, or go without --workers"
+        ) from error
+
+
+def _first(error: BaseException) -> BaseException:
+    """What came first, of errors that came of one another."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,16 +18,25 @@ if TYPE_CHECKING:
 __all__ = ["estimate"]
 
 BEYOND = (10**6, 10**8, 10**9)
+MOST = 10**12  # of anything: more is a slip of the finger
 
 
 def estimate(
-    rows: Annotated[int, typer.Option(min=1, help="Train rows.")] = 10**6,
-    dim: Annotated[int, typer.Option(min=1, help="Dimension of the features.")] = 2048,
-    targets: Annotated[int, typer.Option(min=1, help="Targets that are asked about.")] = 1000,
-    epochs: Annotated[int, typer.Option(min=1, help="Checkpoints.")] = 1,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Entries of each list.")] = 100,
+    rows: Annotated[int, typer.Option(min=1, max=MOST, help="Train rows.")] = 10**6,
+    dim: Annotated[
+        int, typer.Option(min=1, max=2**31 - 1, help="Dimension of the features.")
+    ] = 2048,
+    targets: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Targets that are asked about.")
+    ] = 1000,
+    epochs: Annotated[int, typer.Option(min=1, max=MOST, help="Checkpoints.")] = 1,
+    k: Annotated[
+        int, typer.Option("--k", "-k", min=1, max=MOST, help="Entries of each list.")
+    ] = 100,
     dtype: Annotated[str, typer.Option(help="float32 or float16, as stored.")] = "float32",
-    workers: Annotated[int, typer.Option(min=1, help="Processes as fast as this one.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Processes as fast as this one.")
+    ] = 1,
     rate: Annotated[
         float | None, typer.Option(min=0, help="Samples a second that featurize makes.")
     ] = None,
@@ -44,6 +54,8 @@ def estimate(
 
     if dtype not in ("float32", "float16"):
         raise typer.BadParameter(f"--dtype is float32 or float16, got {dtype}")
+    if rate is not None and not math.isfinite(rate):
+        raise typer.BadParameter(f"--rate is a number of samples, got {rate}")
     itemsize = 4 if dtype == "float32" else 2
     limit = None if memory_limit is None else byte_count(memory_limit)
     asked = Problem(rows, dim, targets, epochs, k, itemsize, workers, limit)

@@ -16,12 +16,16 @@ from trakstore.planning import counted, human_bytes
 from trakstore.report.tables import completeness_table, facts_table, missing_lines, span
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
+from trakstore.storage.plans import planned_runs
 from trakstore.storage.retrained import sets_of_models
+from trakstore.storage.runs import Run
 from trakstore.storage.skipped import SkippedRow, skipped_rows
 from trakstore.storage.splits import Split, SplitStatus
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["info", "store_facts", "store_verdict"]
+
+_NAMED = 3  # splits that a line names
 
 
 def info(store: StorePath, as_json: Json = False) -> None:
@@ -41,21 +45,23 @@ def info(store: StorePath, as_json: Json = False) -> None:
 
 
 def usable_epochs(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[Epoch]:
-    """Epochs that have every split of the store, whole."""
+    """Epochs that have every split of the store, whole, also those that are still to come."""
     whole = {(one.epoch, one.split) for one in status if one.complete}
-    splits = {one.split for one in status}
+    splits = {one.split for one in status} | {r.split for r in planned_runs(store.location)}
     return [e for e in store.epochs if splits and all((e, split) in whole for split in splits)]
 
 
 def _document(
     store: FeatureStore, splits: list[Split], status: tuple[SplitStatus, ...]
 ) -> dict[str, Any]:
+    planned = planned_runs(store.location)
     return {
         "location": str(store.location),
         "format": store.format,
-        "complete": bool(status) and all(one.complete for one in status),
+        "complete": bool(status) and all(one.complete for one in status) and not planned,
         "usable_epochs": usable_epochs(store, status),
         "spec": store.spec.to_dict(),
+        "planned": [{"epoch": one.epoch, "split": one.split} for one in planned],
         "splits": [_split_document(*pair) for pair in zip(splits, status, strict=True)],
         "runs": [asdict(run) for run in store.runs()],
         **_saved(store),
@@ -134,7 +140,8 @@ def _origin(store: FeatureStore, splits: list[Split]) -> dict[str, str]:
     if runs:
         last = runs[-1]
         workers = counted(last.world_size, "worker")
-        versions = ", ".join(f"{name} {last.versions[name]}" for name in ("trakstore", "torch"))
+        told = {name: last.versions.get(name, "unknown") for name in ("trakstore", "torch")}
+        versions = ", ".join(f"{name} {one}" for name, one in told.items())
         facts["last run"] = f"{last.job}, {last.ended}, {workers} on {last.device}, {versions}"
     return facts
 
@@ -173,9 +180,11 @@ def store_verdict(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[
         return [f"empty: no split was written yet; trakstore featurize JOB --store {where} does"]
     rows, written = sum(one.rows for one in status), sum(one.written_rows for one in status)
     usable = span(usable_epochs(store, status)) or "none"
-    if written < rows:
-        missing = f"{rows - written:,} of {rows:,} rows are missing"
-        said = f"incomplete: {missing}; go on with: {_next(store, status)}"
+    planned = planned_runs(store.location)
+    if written < rows or planned:
+        missing = [f"{rows - written:,} of {rows:,} rows are missing"] if written < rows else []
+        missing += [f"{_names(planned)} not begun"] if planned else []
+        said = f"incomplete: {', '.join(missing)}; go on with: {_next(store, status, planned)}"
     else:
         said = (
             f"complete: all {rows:,} rows of {counted(len(status), 'split')} are there; whether they "
@@ -184,10 +193,21 @@ def store_verdict(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[
     return [f"epochs with every split whole: {usable}", said]
 
 
-def _next(store: FeatureStore, status: tuple[SplitStatus, ...]) -> str:
+def _names(planned: tuple[Run, ...]) -> str:
+    """Splits that are still to come, a few of them by name."""
+    named = [f"{one.split} at epoch {one.epoch}" for one in planned]
+    if len(named) > _NAMED:
+        named = [*named[:_NAMED], f"{len(named) - _NAMED} more splits"]
+    return f"{', '.join(named)} {'is' if len(planned) == 1 else 'are'}"
+
+
+def _next(
+    store: FeatureStore, status: tuple[SplitStatus, ...], planned: tuple[Run, ...] = ()
+) -> str:
     """The command that writes what is missing."""
     missing = {(one.epoch, one.split) for one in status if not one.complete}
-    named = [run for run in store.runs() if ":" in run.job]  # as on a command line
+    named = [run for run in (*store.runs(), *planned) if ":" in run.job]  # as on a command line
+    missing |= {(run.epoch, run.split) for run in planned}
     jobs = [run.job for run in named if (run.epoch, run.split) in missing]
     jobs = jobs or [run.job for run in named]  # killed before it could leave a record
     if not jobs:

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.cli.output import console
-from trakstore.errors import NotFoundError
+from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.linalg.rows import TakenRows
 from trakstore.planning import counted
 from trakstore.scores.splits import EpochPair, UnmaskedSplit
@@ -27,6 +27,8 @@ def target_rows(targets: UnmaskedSplit, names: list[str] | None, split: str) -> 
     ------
     NotFoundError
         With some of the ids that there are.
+    TrakStoreError
+        When one is named twice.
     """
     count = targets.rows
     if not names:
@@ -41,7 +43,11 @@ def target_rows(targets: UnmaskedSplit, names: list[str] | None, split: str) -> 
                 f"{split} has no sample id {name!r}; its ids are {shown}; @N names row N, "
                 f"from @0 to @{count - 1}"
             )
-    return np.array([rows[name] for name in names], dtype=np.int64)
+    chosen = [rows[name] for name in names]
+    for at, row in enumerate(chosen):
+        if row in chosen[:at]:
+            raise TrakStoreError(f"--target names one sample twice: {ids[row]!r}, row {row}")
+    return np.array(chosen, dtype=np.int64)
 
 
 def with_labels(

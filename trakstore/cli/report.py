@@ -152,17 +152,17 @@ def report(
                 "samples by": " and ".join(filter(None, [job, render])) or "id only",
             },
         )
-    page = render_page(found)
+    page = render_page(found).encode("utf-8", "replace")  # a path may have no characters
     with writing(out):
-        out.write_text(page, "utf-8")
-    written = {"report": str(out), "bytes": len(page.encode()), "targets": len(rows)}
+        out.write_bytes(page)
+    written = {"report": str(out), "bytes": len(page), "targets": len(rows)}
     if as_json:
         print_json({"location": str(opened.location), **written, "left_out": found.left_out})
         return
     say = console()
     for section, reason in found.left_out.items():
         say.print(f"left out: {section}: {reason}", soft_wrap=True)
-    size, shown = human_bytes(len(page.encode())), counted(len(rows), "target")
+    size, shown = human_bytes(len(page)), counted(len(rows), "target")
     say.print(f"wrote {out}, {size}, {shown}: open it in a browser", soft_wrap=True)
     if show.tokens and render is None:
         say.print(_RENDER, soft_wrap=True)

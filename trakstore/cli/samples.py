@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.linalg.rows import whole_column
-from trakstore.named import load_named
+from trakstore.named import blamed_on, load_named
 from trakstore.report.samples import Shown, show_sample
 from trakstore.storage.layout import Epoch
 from trakstore.storage.splits import Split
@@ -115,7 +115,11 @@ def _function(name: str) -> Callable[[Any], Any]:
         raise TrakStoreError(
             f"{name} is a {type(found).__name__}; --render names a function of a sample"
         )
-    function: Callable[[Any], Any] = found
+
+    def function(sample: Any) -> Any:
+        with blamed_on(name):
+            return found(sample)
+
     return function
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.linalg.tiles import active_client
+from trakstore.named import blamed_on
 from trakstore.quantities import as_whole
 from trakstore.storage.claims import claimed
 from trakstore.storage.columns import narrowed_column
@@ -265,7 +266,8 @@ def _train(
 ) -> int:
     """Train models start..stop and store them; how many they are."""
     subset = plan.masks(start, stop)
-    made = trainer(subset, plan.seeds(start, stop))
+    with blamed_on("the trainer"):
+        made = trainer(subset, plan.seeds(start, stop))
     if not isinstance(made, Retrained):
         raise TrakStoreError(
             f"a trainer gives a Retrained with outputs (models, targets), got {type(made).__name__}"

@@ -30,6 +30,7 @@ from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
 from trakstore.storage.layout import as_epochs, as_splits
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import open_store
+from trakstore.storage.plans import note_plan, split_is_made
 from trakstore.storage.runs import Run, library_versions, now, record_run
 from trakstore.storage.store import FeatureStore
 
@@ -228,6 +229,7 @@ def featurize_job(
     chosen = [
         (epoch, split) for epoch in named for split in _chosen(wanted, tuple(job.datasets), "split")
     ]
+    job.check_names()
     job.check_files(named)
     done, told = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
     with job.lent() if restore else nullcontext():
@@ -239,6 +241,8 @@ def featurize_job(
                 with _prepared(job, store, epoch, split, worker, progress) as (task, line):
                     if worker.rank == 0:
                         warn_of_twins(task.writer.split, told)
+                    if duty is _do_share:
+                        _note_rest(job, task, worker, chosen)
                     done += duty(task, worker, line)
     return done.within(time.monotonic() - began)
 
@@ -289,7 +293,23 @@ def _record(job: Job, task: SplitTask, worker: _Worker, began: str) -> None:
     if task.rows_written == 0:
         return
     split = task.writer.split
-    run = Run(
+    record_run(split.location, _run(job, task, worker, began))
+
+
+def _note_rest(
+    job: Job, task: SplitTask, worker: _Worker, chosen: Sequence[tuple[int | str, str]]
+) -> None:
+    """Note the splits that are still to come, before the first is filled; this one is made now."""
+    split = task.writer.split
+    if (split.epoch, split.name) == chosen[0]:
+        note_plan(split.location, _run(job, task, worker, now()), chosen[1:])
+    else:
+        split_is_made(split.location, split.epoch, split.name)
+
+
+def _run(job: Job, task: SplitTask, worker: _Worker, began: str) -> Run:
+    split = task.writer.split
+    return Run(
         split.epoch,
         split.name,
         job.name or type(job.model).__name__,
@@ -302,7 +322,6 @@ def _record(job: Job, task: SplitTask, worker: _Worker, began: str) -> None:
         task.blocks_written,
         library_versions(),
     )
-    record_run(split.location, run)
 
 
 def _do_share(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
@@ -313,10 +332,10 @@ def _do_share(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurize
 
 
 def _help(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
-    """Whatever is missing, one block at a time, until nothing is.
+    """Whatever is missing, until nothing is: half of it between two listings, so that those are few.
 
-    The last few missing blocks are most likely in the hands of other workers: those are first given
-    the time that a block takes.
+    Each block's marker is looked at just before. The last few missing blocks are most likely in the
+    hands of other workers: those are first given the time that a block takes.
     """
     done, began, waited = Featurized(0, 0, 0.0), time.monotonic(), False
     choice = random.Random(worker.rank)  # helpers spread over what is missing
@@ -326,7 +345,8 @@ def _help(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
             _wait_for(task, missing, task.seconds_per_block)
             _look(task, line)
             continue
-        done += _write([choice.choice(missing)], task, line)
+        choice.shuffle(missing)
+        done += _write(missing[: -(-len(missing) // 2)], task, line)
     seconds = time.monotonic() - began
     idle = Featurized(0, 0, seconds - done.seconds, spent=Spent(helping=seconds - done.seconds))
     return done + idle

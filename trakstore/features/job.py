@@ -20,7 +20,7 @@ from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import as_patterns, own_names, uncompiled
 from trakstore.features.weights import kept, unshared
-from trakstore.named import load_named, needs_arguments
+from trakstore.named import call_named, load_named
 from trakstore.planning import byte_count
 from trakstore.quantities import as_number, as_whole
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
@@ -29,6 +29,12 @@ from trakstore.storage.layout import as_epoch
 __all__ = ["Checkpoint", "Job", "load_job"]
 
 Checkpoint = str | Path | Mapping[str, Tensor]
+
+_MAPPINGS = {
+    "datasets": "{'train': data}",
+    "ids": "{'train': ids}",
+    "learning_rates": "{10: 0.1}",
+}
 
 
 @dataclass
@@ -108,6 +114,10 @@ class Job:
         if not isinstance(self.model, nn.Module):
             raise TrakStoreError(f"model must be an nn.Module, got {type(self.model).__name__}")
         self.model = uncompiled(self.model)
+        for name, what in _MAPPINGS.items():
+            if not isinstance(getattr(self, name), Mapping):
+                got = type(getattr(self, name)).__name__
+                raise TrakStoreError(f"{name} must be a mapping, like {what}, got {got}")
         self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
         for name in ("batch_size", "block_rows", "keep_bits"):
             size = getattr(self, name)
@@ -151,6 +161,19 @@ class Job:
         self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
         with kept(self.model, parameters=bool(self.checkpoints)):
             yield
+
+    def check_names(self) -> None:
+        """Raise a :class:`NotFoundError` for ids or learning rates of what the job does not have."""
+        for what, given, known in (
+            ("ids of the split", self.ids, tuple(self.datasets)),
+            ("a learning rate of epoch", self.learning_rates, self.epochs),
+        ):
+            for name in given:
+                if name not in known:
+                    raise NotFoundError(
+                        f"the job has {what} {name!r}, and no such "
+                        f"{what.rpartition(' ')[2]}{did_you_mean(name, known)}"
+                    )
 
     def load(self, epoch: int | str) -> nn.Module:
         """The model, into which the weights of an epoch were loaded; within :meth:`lent`."""
@@ -201,9 +224,7 @@ def load_job(name: str) -> Job:
     """
     job = load_named(name, "job")
     if callable(job) and not isinstance(job, Job):
-        if needs_arguments(job):
-            raise TrakStoreError(f"{name} needs arguments; a job is made by a function without any")
-        job = job()
+        job = call_named(job, name, "job")
     if not isinstance(job, Job):
         raise TrakStoreError(
             f"{name} gave a {type(job).__name__}; it must be or return a trakstore Job"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trakstore.errors import MemoryLimitError
+from trakstore.errors import MemoryLimitError, TrakStoreError
 from trakstore.linalg.blocked import BlockedCholesky
-from trakstore.linalg.gram import GramDtype, Kernel, gram
+from trakstore.linalg.gram import GramDtype, Kernel, check_gram_dtype, gram
 from trakstore.linalg.grams import split_gram
 from trakstore.linalg.iterative import Dual, rows_kernel
 from trakstore.linalg.memory import memory_budget
@@ -53,6 +53,7 @@ def factor_split(
         The kernel does not fit in any form.
     """
     damped, limit = Damping.of(damping), memory_budget(memory_limit)
+    _need_solver(solver)
     if solver is None:
         dim = split.column(layout.FEATURES).shape[1]
         solver = choose_solver(unmasked_count(split), dim, damped, limit, held)
@@ -73,6 +74,8 @@ def factor_rows(
     What does not fit the memory limit goes to a temporary folder while it is in use.
     """
     damped = Damping.of(damping)
+    _need_solver(solver)
+    check_gram_dtype(dtype)
     solver = solver or choose_solver(rows.shape[0], rows.shape[1], damped, memory_limit)
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
     kernel: Kernel
@@ -84,6 +87,13 @@ def factor_rows(
     else:
         kernel = gram(rows, **options) if solver.form == "matrix" else rows_kernel(rows)
     return solver.factor(kernel, damped)
+
+
+def _need_solver(solver: Solver | None) -> None:
+    if not isinstance(solver, Solver | None):
+        raise TrakStoreError(
+            f"solver must be a Solver, such as Cholesky(), or None, got {solver!r}"
+        )
 
 
 def choose_solver(
@@ -116,6 +126,7 @@ def split_kernel(
     memory_limit: int | str | None = None,
 ) -> Kernel:
     """The kernel of a split in the form that a solver takes."""
+    check_gram_dtype(dtype)
     if form == "tiles":
         return split_tiles(split, dtype=dtype, memory_limit=memory_limit)
     if form == "matrix":

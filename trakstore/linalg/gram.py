@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,17 @@ from trakstore.linalg.tiles import (
 )
 from trakstore.planning import fit_slots, ranges
 
-__all__ = ["Gram", "GramDtype", "Kernel", "gram", "gram_bytes", "gram_flops"]
+__all__ = ["Gram", "GramDtype", "Kernel", "check_gram_dtype", "gram", "gram_bytes", "gram_flops"]
 
 GramDtype = Literal["float32", "float64"]
 PRODUCT_ROWS = 4096  # rows whose products are summed in float32 before float64 takes over
 SQUARE = 512  # columns of the squares on the diagonal: measured, 256 to 1024 differ little
+
+
+def check_gram_dtype(dtype: str) -> None:
+    """Raise a :class:`TrakStoreError` for products of another dtype."""
+    if dtype not in get_args(GramDtype):
+        raise TrakStoreError(f"gram_dtype is {' or '.join(get_args(GramDtype))}, got {dtype!r}")
 
 
 class Kernel(Protocol):

@@ -45,6 +45,7 @@ from trakstore.storage.tables import (
 
 __all__ = [
     "check_new_name",
+    "drop_scores",
     "names_of_scores",
     "open_scores",
     "save_scores",
@@ -101,6 +102,8 @@ def save_scores(
         When another process saves under that name just now.
     """
     need_scores(scores)
+    if dtype not in ("float32", "float16"):
+        raise TrakStoreError(f"scores are saved as float32 or float16, got {dtype!r}")
     top, threshold = check_kept(scores, top, threshold)
     if not overwrite:
         check_new_name(store, name)
@@ -181,6 +184,29 @@ def check_new_name(store: Where | FeatureStore, name: str) -> None:
             f"{location} has scores named {name!r}; choose another name, or replace them "
             f"(overwrite=True, --overwrite)"
         )
+
+
+def drop_scores(store: Where | FeatureStore, name: str) -> None:
+    """Delete saved scores from the disk, or what a save that was stopped left of them.
+
+    Parameters
+    ----------
+    store : FeatureStore or its place
+    name : str
+
+    Raises
+    ------
+    NotFoundError
+        When nothing has that name.
+    LocationError
+        When another process saves under that name just now.
+    """
+    location, path = open_store(store).location, layout.scores_path(name)
+    if location.get(layout.document_key(path)) is None:
+        near = did_you_mean(name, names_of_scores(location))
+        raise NotFoundError(f"{location} has no scores {name!r}{near}")
+    with claimed(location, path, "drop"):
+        delete_table(location, path)
 
 
 def scores_token(scores: Scores) -> str:

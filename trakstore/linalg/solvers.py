@@ -52,16 +52,16 @@ class Damping:
 
     Parameters
     ----------
-    relative : float
+    relative : float, optional
         c of λ = c·tr(K)/n: in units of the mean squared norm of a row, the scale that carries over
-        between numbers of rows and dimensions.
+        between numbers of rows and dimensions; 1 when neither is given.
     absolute : float, optional
-        λ itself; when given, ``relative`` is not looked at.
+        λ itself, instead.
 
     Raises
     ------
     TrakStoreError
-        A negative or non-finite value.
+        A negative or non-finite value, or both.
 
     Examples
     --------
@@ -71,26 +71,33 @@ class Damping:
     0.001
     """
 
-    relative: float = 1.0
+    relative: float | None = None
     absolute: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("relative", "absolute"):
-            value = getattr(self, name)
-            if name == "relative" or value is not None:
-                number = as_number(value, "damping", least=0, needed="must be a finite number >= 0")
-                object.__setattr__(self, name, number)
+        if self.relative is not None and self.absolute is not None:
+            raise TrakStoreError(
+                f"damping is relative or absolute, got both: {self.relative!r} and {self.absolute!r}"
+            )
+        name = "relative" if self.absolute is None else "absolute"
+        value = getattr(self, name)
+        number = 1.0 if value is None else _damping(value)
+        object.__setattr__(self, name, number)
 
     @staticmethod
     def of(value: float | Damping) -> Damping:
         """``value`` itself, or a plain number as the relative c."""
-        return value if isinstance(value, Damping) else Damping(value)
+        return value if isinstance(value, Damping) else Damping(_damping(value))
 
     def value(self, trace: float, rows: int) -> float:
         """λ for a kernel with this trace over this many rows."""
-        if self.absolute is not None:
-            return self.absolute
+        if self.relative is None:
+            return self.absolute or 0.0
         return self.relative * trace / rows
+
+
+def _damping(value: object) -> float:
+    return as_number(value, "damping", least=0, needed="must be a finite number >= 0")
 
 
 class Factor(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -280,6 +281,18 @@ def _in_store(split: GramSplit, path: str) -> Iterator[bytes | None]:
         try:
             stack.enter_context(claimed(split.location, path, "kernel"))
             begun = start_gram(split)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            _let_go(error)
             begun = None
         yield begun
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that an error passed through.
+
+    zarr's futures and their errors hold each other, so that both stay until the garbage collector comes
+    by; with them all frames that led there, and what is in those: a temporary folder, for one.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from scipy.linalg import eigvalsh
 
 from trakstore.errors import NumericsError
-from trakstore.linalg.gram import Gram, GramDtype
+from trakstore.linalg.gram import Gram, GramDtype, check_gram_dtype
 from trakstore.linalg.grams import split_gram
 from trakstore.linalg.parts import Epoch
 from trakstore.linalg.solvers import CONDITION_LIMIT, Damping
 from trakstore.linalg.weights import GramSplit, WeightedSplit, weighted, weighting_of
 from trakstore.markup import card, curve, facts_markup
-from trakstore.scores.splits import Store
+from trakstore.scores.splits import Store, need_open
 from trakstore.scores.trak import trak_temperature
 
 __all__ = ["KernelReport", "kernel_report"]
@@ -152,6 +152,8 @@ def kernel_report(
     MemoryLimitError
         The gram does not fit.
     """
+    need_open(store)
+    check_gram_dtype(gram_dtype)
     damped = Damping.of(damping)
     stored = store.split(epoch, split)
     stored.require_complete()
@@ -189,7 +191,7 @@ def _report(kernel: Gram, damping: Damping, split: GramSplit) -> KernelReport:
         dim=kernel.dim,
         trace=kernel.trace,
         eigenvalues=values,
-        damping=None if damping.absolute is not None else float(damping.relative),
+        damping=None if damping.relative is None else float(damping.relative),
         lam=lam,
         condition=condition,
         damped_condition=damped_condition,

@@ -123,9 +123,11 @@ class EpochPair:
 
 
 def need_open(store: Store) -> None:
-    """Raise a :class:`TrakStoreError` for the path of a store."""
+    """Raise a :class:`TrakStoreError` for the path of a store, or anything else that is none."""
     if isinstance(store, str | os.PathLike):
         raise TrakStoreError(f"needed an open store, got its path: open_store({str(store)!r})")
+    if not hasattr(store, "epochs_of"):
+        raise TrakStoreError(f"needed an open store, as open_store gives it, got {store!r}")
 
 
 def epoch_pairs(

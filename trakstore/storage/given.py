@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError, told_of
 from trakstore.planning import CHUNK_BYTES, ranges
+from trakstore.quantities import as_number, as_whole
 from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
@@ -62,6 +63,8 @@ class GivenRows:
         if getattr(features, "ndim", 0) != 2:
             shape = getattr(features, "shape", type(features).__name__)
             raise TrakStoreError(f"features must be an array of shape (rows, dim), got {shape}")
+        if getattr(features, "requires_grad", False):  # torch gives NumPy no such tensor
+            features = features.detach()
         rows = features.shape[0]
         columns = {
             "out_to_loss": row_column(out_to_loss, rows, "out_to_loss", np.float32),
@@ -99,6 +102,12 @@ class GivenRows:
         self, checkpoint: str | None, learning_rate: float | None, block_rows: int
     ) -> SplitSpec:
         """The split that they are to be."""
+        block_rows = as_whole(block_rows, "block_rows", 1)
+        if not isinstance(checkpoint, str | None):
+            raise TrakStoreError(f"checkpoint must be a text or None, got {checkpoint!r}")
+        if learning_rate is not None:
+            needed = "must be a number >= 0"
+            learning_rate = as_number(learning_rate, "learning_rate", least=0, needed=needed)
         return SplitSpec(
             self.rows,
             self.dim,

@@ -12,6 +12,8 @@ from trakstore.quantities import is_whole, shown
 
 __all__ = ["as_ids"]
 
+_LONGEST = 2**16  # characters of an id
+
 
 def as_ids(ids: Any) -> NDArray[Any]:
     """Ids as int64 or strings, in the shape that they come in.
@@ -21,7 +23,8 @@ def as_ids(ids: Any) -> NDArray[Any]:
     Raises
     ------
     TrakStoreError
-        When they are something else, of both kinds, or integers that int64 does not hold.
+        When they are something else, of both kinds, integers that int64 does not hold, or texts with
+        null characters or of more than 65,536 characters.
 
     Examples
     --------
@@ -37,7 +40,7 @@ def as_ids(ids: Any) -> NDArray[Any]:
     if given.dtype.kind == "u":
         return _as_integers(given)
     if given.dtype.kind == "U":
-        return given.astype(np.dtypes.StringDType())
+        return _as_texts(given)
     return _as_ids_of_objects(given) if given.dtype.kind in "OT" else _no_ids(given)
 
 
@@ -45,13 +48,24 @@ def _as_ids_of_objects(given: NDArray[Any]) -> NDArray[Any]:
     values = given.ravel().tolist()
     kinds = set(map(type, values))
     if all(issubclass(kind, str) for kind in kinds):
-        try:
-            return given.astype(np.dtypes.StringDType())
-        except UnicodeEncodeError as error:
-            raise TrakStoreError(f"ids are text that UTF-8 can hold: {error}") from None
+        return _as_texts(given)
     if all(map(is_whole, values)):
         return _as_integers(given)
     return _no_ids(given)
+
+
+def _as_texts(given: NDArray[Any]) -> NDArray[Any]:
+    """Texts as strings, if those can hold them."""
+    for text in map(str, given.ravel().tolist()):
+        if len(text) > _LONGEST:
+            raise TrakStoreError(
+                f"ids have {_LONGEST:,} characters at most, got one of {len(text):,}"
+            )
+        if "\0" in text:  # NumPy's own strings end there: it would be taken for another one
+            raise TrakStoreError(f"ids are text without null characters, got {text!r}")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise TrakStoreError(f"ids are text that UTF-8 can hold, got {text!r}")
+    return given.astype(np.dtypes.StringDType())
 
 
 def _as_integers(given: NDArray[Any]) -> NDArray[np.int64]:

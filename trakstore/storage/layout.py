@@ -13,7 +13,7 @@
     {epoch}/{split}/skipped          (sample,): why rows were bad when written, where there are any
     _masks/{split}/{number}          rows that are left out, of all epochs; the highest number counts
     _claims/{path}~/{number}         who changes what lies at a path, or did last
-    runs/{epoch}.{split}.{run}       what each run did
+    runs/{epoch}.{split}.{run}       what each run did; "planned": a split that is still to come
     scores/{name}                    saved score matrices
     dynamics/{split}/{run}.{number}  what a training process saw of samples
     evaluation/{name}/{part}         models that were trained again on parts of the data
@@ -75,6 +75,7 @@ CLAIMS = "_claims"
 RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS})
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
+_DIGITS = 19  # of the number of an epoch: as many as int64 has
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
 # what writers that run, or were killed, have: our temporary files and zarr's, and obstore's
 _LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
@@ -113,9 +114,15 @@ def as_epoch(epoch: Epoch) -> Epoch:
     (10, 'final')
     """
     if isinstance(epoch, str) and epoch.isascii() and epoch.isdigit():
+        if len(epoch) > _DIGITS or epoch != epoch.lstrip("0").rjust(1, "0"):
+            raise TrakStoreError(
+                f"{epoch[: _DIGITS + 1]!r} is no number of an epoch: those have no zeros before them, "
+                f"and {_DIGITS} digits at most"
+            )
         epoch = int(epoch)
     if not isinstance(epoch, str):
-        return as_whole(epoch, "an epoch", 0, needed="is a non-negative integer or a name")
+        needed = f"is a non-negative integer of {_DIGITS} digits at most, or a name"
+        return as_whole(epoch, "an epoch", 0, 10**_DIGITS - 1, needed=needed)
     if epoch in RESERVED:
         raise TrakStoreError(f"{epoch!r} is a name that the store keeps for itself; choose another")
     return check_name(epoch, "epoch")

@@ -19,11 +19,12 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 from zarr.abc.store import Store, SuffixByteRequest
+from zarr.core import sync as zarr_sync
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from trakstore.errors import LocationError, TrakStoreError
+from trakstore.errors import NO_THREADS, LocationError, TrakStoreError, lacks_threads
 from trakstore.storage.buffers import chunk_buffer
 
 __all__ = ["Location", "Where", "open_location"]
@@ -40,8 +41,14 @@ class DurableLocalStore(LocalStore):
     flushed before and the folders after.
     """
 
-    async def _open(self) -> None:  # type: ignore[override]  # zarr's own would make the folder
+    _supports_sync_io = False  # zarr's synchronous pipeline would pass by what is below
+
+    # zarr's own ways to open make the folder: a store has none before its first document is written
+    async def _open(self) -> None:  # type: ignore[override]
         await Store._open(self)
+
+    async def _ensure_open(self) -> None:
+        await Store._ensure_open(self)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a value durably."""
@@ -235,6 +242,20 @@ class Location:
             raise LocationError(
                 f"{self} cannot be written to ({error.strerror or error}): choose another place"
             ) from error
+        except RuntimeError as error:
+            if not lacks_threads(error):
+                raise
+            work.close()
+            _forget_loop()
+            raise LocationError(NO_THREADS) from error
+
+
+def _forget_loop() -> None:
+    """Have zarr make another event loop: it would wait for ever for one whose thread never started."""
+    (loop,), (thread,) = zarr_sync.loop, zarr_sync.iothread
+    if loop is not None and thread is not None and not thread.is_alive():
+        zarr_sync.loop[0] = zarr_sync.iothread[0] = None
+        loop.close()
 
 
 Where: TypeAlias = str | os.PathLike[str] | Store | Location
@@ -282,8 +303,15 @@ def open_location(where: Where, *, create: bool = False) -> Location:
         raise LocationError(
             f"{address} is no file URL: those are absolute, like file:///data/a.zarr"
         )
-    path = Path(unquote(name)) if separator else Path(address).expanduser()
-    return _open_folder(path.absolute(), create)
+    try:
+        path = Path(unquote(name)) if separator else Path(address).expanduser()
+        return _open_folder(path.absolute(), create)
+    except LocationError:
+        raise
+    except RuntimeError as error:  # there is no such user
+        raise LocationError(f"{address} leads to no home folder: give the whole path") from error
+    except OSError as error:
+        raise LocationError(f"{address} cannot be a place: {_reason(error, address)}") from error
 
 
 def _patient(store: Store) -> Store:
@@ -303,6 +331,13 @@ def _open_objects(url: str) -> Location:
             f'object storage needs obstore ({error}): pip install "trakstore[cloud]"'
         ) from error
     return Location(url, objects.open_url(url))
+
+
+def _reason(error: OSError, address: str) -> str:
+    """What the system says of a path, in words, and what to do."""
+    if isinstance(error, FileNotFoundError) and not Path(address).is_absolute():
+        return "the working directory is gone; change to another one, or give the whole path"
+    return f"{error.strerror or error}; choose another place"
 
 
 def _open_folder(folder: Path, create: bool) -> Location:

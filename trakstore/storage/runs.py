@@ -6,17 +6,34 @@ Kept apart from the specs, which are functions of what is stored and have no tim
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from trakstore.errors import DamagedError
 from trakstore.storage import layout
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["Run", "library_versions", "list_runs", "now", "record_run"]
+__all__ = [
+    "PLANNED",
+    "Run",
+    "library_versions",
+    "list_planned",
+    "list_runs",
+    "now",
+    "read_run",
+    "record_run",
+]
+
+PLANNED = "planned"  # the last part of the name of a run that is still to come
+
+_TEXTS = ("split", "job", "began", "ended", "device")
+_COUNTS = ("rank", "world_size", "rows", "blocks")
 
 
 @dataclass(frozen=True)
@@ -78,11 +95,48 @@ def record_run(location: Location, run: Run) -> None:
 
 
 def list_runs(location: Location) -> tuple[Run, ...]:
-    """All records, oldest first."""
-    found: list[Run] = []
+    """All records, oldest first; one that cannot be read is left out, with a warning.
+
+    Nothing that is computed depends on them.
+    """
+    return tuple(sorted(_records(location, False), key=lambda run: (run.began, run.rank)))
+
+
+def list_planned(location: Location) -> tuple[Run, ...]:
+    """The records of runs that are still to come, whether or not their splits are there by now."""
+    return tuple(_records(location, True))
+
+
+def _records(location: Location, planned: bool) -> Iterator[Run]:
     for name in location.names(layout.RUNS):
-        document = location.get(layout.document_key(f"{layout.RUNS}/{name}"))
-        if document is not None:
-            fields: dict[str, Any] = attributes(document, f"{layout.RUNS}/{name}")
-            found.append(Run(**fields))
-    return tuple(sorted(found, key=lambda run: (run.began, run.rank)))
+        path = f"{layout.RUNS}/{name}"
+        if name.endswith(f".{PLANNED}") != planned:
+            continue
+        document = location.get(layout.document_key(path))
+        try:
+            if document is not None:
+                yield read_run(document, path)
+        except DamagedError as error:
+            warnings.warn(f"{error}; it is left out: no number depends on it", stacklevel=2)
+
+
+def read_run(document: bytes, path: str) -> Run:
+    """The record in a document; what a later version adds to records is passed over.
+
+    Raises
+    ------
+    DamagedError
+        When it is no such record.
+    """
+    told = attributes(document, path)
+    named: dict[str, Any] = {field.name: told.get(field.name) for field in fields(Run)}
+    texts = all(isinstance(named[name], str) for name in _TEXTS)
+    counts = all(type(named[name]) is int for name in _COUNTS)
+    epoch, versions = named["epoch"], named["versions"]
+    if not (texts and counts and type(epoch) in (int, str) and _of_texts(versions)):
+        raise DamagedError(f"{path} is not the record of a run")
+    return Run(**named)
+
+
+def _of_texts(versions: object) -> bool:
+    return isinstance(versions, dict) and all(isinstance(one, str) for one in versions.values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from trakstore.errors import (
@@ -33,6 +34,7 @@ from trakstore.storage.growth import append_rows, drop_split, give_again, mask_s
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location, Where, open_location
 from trakstore.storage.notebook import SHOWN_EPOCHS, store_markup
+from trakstore.storage.plans import forget_plan
 from trakstore.storage.root import read_format, read_root, refuse_foreign, root_document
 from trakstore.storage.runs import Run, list_runs
 from trakstore.storage.skipped import SkippedRow, skipped_rows
@@ -309,6 +311,7 @@ class FeatureStore:
         SpecMismatchError
             When the split is there with another shape, other columns or other values.
         """
+        layout.split_path(epoch, split)  # refuses bad names
         given = GivenRows.of(
             self.spec, features, out_to_loss, ids, labels, f"{split} at epoch {epoch}"
         )
@@ -413,6 +416,8 @@ class FeatureStore:
         NotFoundError
             When a sample is not there.
         """
+        if not isinstance(masked, bool | np.bool_):
+            raise TrakStoreError(f"masked must be True or False, got {masked!r}")
         found = self.open_splits(None if epochs is None else layout.as_epochs(epochs), (split,))
         if not found:
             near = did_you_mean(split, self.refresh().splits)
@@ -426,17 +431,24 @@ class FeatureStore:
     def drop(self, epoch: Epoch, split: str | None = None) -> None:
         """Delete a split at an epoch, or a whole epoch, from the disk; of two at once one is refused.
 
+        What a job was to write there and has not begun is not missed any longer.
+
         Raises
         ------
         NotFoundError
             When it is not there.
         """
+        forgotten = forget_plan(self.location, epoch, split)
+        if forgotten and split is not None:
+            return
         for name in self.splits_of(epoch) if split is None else (split,):
             drop_split(self.split(epoch, name))
             self._catalogue.remove(epoch, name)
         if split is None:
             known = list_epochs(self.location)
             if layout.as_epoch(epoch) not in known:
+                if forgotten:
+                    return
                 near = did_you_mean(epoch, known)
                 raise NotFoundError(f"{self.location} has no epoch {epoch!r}{near}")
             self.location.delete_folder(layout.epoch_path(epoch))

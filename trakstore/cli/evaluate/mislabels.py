@@ -83,7 +83,7 @@ def _named(path: Path) -> set[str]:
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}; give one of sample ids, one a line")
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except UnicodeDecodeError:
         raise TrakStoreError(f"{path} is not text: give sample ids, one a line") from None
     return {line.strip() for line in lines if line.strip()}
@@ -91,14 +91,14 @@ def _named(path: Path) -> set[str]:
 
 def _known(named: set[str], ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
     """Which samples are named."""
-    names = ids.astype(str)
-    if not named or named >= set(names.tolist()):
+    names = [str(one) for one in ids.tolist()]
+    if not named or named >= set(names):
         raise TrakStoreError(
             f"{'all' if named else 'none'} of the {len(names)} samples are named: to see whether "
             f"scores tell wrong labels from others, the file must name some, one id a line"
         )
-    missing = sorted(named - set(names.tolist()))
+    missing = sorted(named - set(names))
     if missing:
-        near = did_you_mean(missing[0], names[:1000].tolist())
+        near = did_you_mean(missing[0], names[:1000])
         raise NotFoundError(f"{split} has no sample {missing[0]!r}, which the file names{near}")
-    return np.isin(names, list(named))
+    return np.array([name in named for name in names])

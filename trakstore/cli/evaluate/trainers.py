@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from trakstore.errors import TrakStoreError
-from trakstore.named import load_named, needs_arguments
+from trakstore.named import call_named, load_named, needs_arguments
 
 if TYPE_CHECKING:
     from trakstore.evaluation.retraining import Trainer
@@ -50,7 +50,7 @@ def load_trainer(name: str) -> Trainer:
     """
     made = load_named(name, "trainer")
     if callable(made) and not needs_arguments(made):
-        made = made()
+        made = call_named(made, name, "trainer")
     if not callable(made):
         raise TrakStoreError(
             f"{name} gave a {type(made).__name__}; it must be or return a SubsetTrainer, or a "

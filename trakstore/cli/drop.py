@@ -1,0 +1,36 @@
+"""``trakstore drop``: saved scores that nobody needs any longer."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trakstore.cli.options import Json, StorePath
+from trakstore.cli.output import console, print_json
+from trakstore.linalg.saving import drop_scores
+from trakstore.storage.opening import open_store
+
+__all__ = ["drop"]
+
+
+def drop(
+    store: StorePath,
+    scores: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Name of saved scores, also of a save that was stopped. Several times for several.",
+            show_default=False,
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Delete saved scores from a store. The features stay, and scores can be computed again."""
+    opened = open_store(store)
+    for name in scores:
+        drop_scores(opened, name)
+    if as_json:
+        print_json({"location": str(opened.location), "dropped": scores})
+    else:
+        console().print(f"dropped from {opened.location}: {', '.join(scores)}", soft_wrap=True)
