@@ -38,9 +38,11 @@ ORDER: dict[str, list[str]] = {
     "storage": [
         "layout",
         "checksums",
+        "chunks",
         "buffers",
         "files",
         "objects",
+        "local",
         "locations",
         "arrays",
         "splits",

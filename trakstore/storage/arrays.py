@@ -27,7 +27,8 @@ from trakstore.planning import ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.checksums import TAIL, intact
-from trakstore.storage.locations import Location
+from trakstore.storage.chunks import ChunkForm
+from trakstore.storage.locations import Location, fetch
 
 __all__ = [
     "StoredColumn",
@@ -184,12 +185,14 @@ class StrictStore(WrapperStore[Store]):
     """A store in which a missing chunk is an error, not zarr's fill value.
 
     The array's metadata document is given, not read: it follows from the split's, which has a
-    checksum, so that a damaged one cannot change what is read.
+    checksum, so that a damaged one cannot change what is read. Chunks that have more bytes than it
+    says, or would be unpacked to more, are an error before memory is taken.
     """
 
     def __init__(self, store: Store, document: bytes) -> None:
         super().__init__(store)
         self._document = document
+        self._form = ChunkForm.of(document)
 
     def _with_store(self, store: Store) -> StrictStore:
         return StrictStore(store, self._document)
@@ -200,9 +203,17 @@ class StrictStore(WrapperStore[Store]):
         """The value at ``key``; raises :class:`DamagedError` when a chunk is not there."""
         if key.endswith(layout.document_key("")):
             return prototype.buffer.from_bytes(self._document)
-        value = await self._store.get(key, prototype, byte_range)
+        if byte_range is None:
+            value = await fetch(self._store, key, prototype, self._form.most)
+        else:
+            value = await self._store.get(key, prototype, byte_range)
         if value is None:
+            root = layout.document_key("")
+            if await self._store.get(root, prototype) is None:
+                raise LocationError(f"there is no store at {self._store}: it has no {root}")
             raise DamagedError(f"chunk {key} is missing though its block was committed")
+        if byte_range is None:
+            self._form.check(key, value.as_buffer_like())
         return value
 
 
@@ -339,14 +350,19 @@ class StoredColumn:
 
     def _chunk(self, chunk: int) -> NDArray[Any]:
         key = f"{self.path}/c/{chunk}" + "/0" * (self.ndim - 1)
-        content = self.location.get_chunk(key)
-        if content is None:
-            raise DamagedError(f"chunk {key} is missing though its block was committed")
         count = math.prod(self.chunks)
+        content = self.location.get_chunk(key, count * self.dtype.itemsize + TAIL)
+        if content is None:
+            raise self._missing(key)
         if len(content) != count * self.dtype.itemsize + TAIL or not intact(content):
             raise ValueError(f"chunk {key} has {len(content)} bytes, or another checksum")
         rows = np.frombuffer(content, self.dtype.newbyteorder("<"), count).reshape(self.chunks)
         return rows.astype(self.dtype, copy=False)
+
+    def _missing(self, key: str) -> Exception:
+        if self.location.get(layout.document_key("")) is None:
+            return LocationError(f"there is no store at {self.location}")
+        return DamagedError(f"chunk {key} is missing though its block was committed")
 
     def _present(self, start: int, stop: int) -> list[tuple[int, int]]:
         present, at = [], start

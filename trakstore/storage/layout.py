@@ -24,8 +24,8 @@ import re
 from collections.abc import Iterable
 from typing import TypeAlias, cast
 
-from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_whole, is_whole
+from trakstore.errors import DamagedError, TrakStoreError
 
 __all__ = [
     "ACTIVATIONS",
@@ -38,6 +38,7 @@ __all__ = [
     "as_epoch",
     "as_epochs",
     "as_splits",
+    "check_key",
     "check_name",
     "document_key",
     "dynamics_path",
@@ -92,6 +93,23 @@ have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
             f"and have letters, digits and _ . + = - only, 100 at most, and do not end in .partial"
         )
     return name
+
+
+def check_key(key: str) -> str:
+    """``key`` if it leads to a place in the store and nowhere else; ``""`` is the store itself.
+
+    Examples
+    --------
+    >>> check_key("0/train/zarr.json")
+    '0/train/zarr.json'
+    >>> check_key("0/../../other")
+    Traceback (most recent call last):
+    trakstore.errors.DamagedError: '0/../../other' is no key of a store: it leads out of it
+    """
+    parts = key.split("/") if key else ()
+    if any(part in ("", ".", "..") for part in parts) or "\\" in key or "\0" in key:
+        raise DamagedError(f"{key!r} is no key of a store: it leads out of it")
+    return key
 
 
 def _article(what: str) -> str:
