@@ -15,6 +15,7 @@ ROOT = Path(trakstore.__file__).parent
 RANKS: dict[str, int] = {
     "errors": 0,
     "markup": 1,
+    "documents": 1,
     "named": 1,
     "quantities": 1,
     "planning": 2,

@@ -6,14 +6,14 @@ decides, and whoever differs in more than the shape of blocks is refused.
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from trakstore.errors import DamagedError, SpecMismatchError
+from trakstore.documents import parsed
+from trakstore.errors import DamagedError, SpecMismatchError, told_of
 from trakstore.planning import BlockShape, block_shape
 from trakstore.spec import SplitSpec, check_equal
 from trakstore.storage import layout
@@ -29,7 +29,8 @@ __all__ = ["read_split", "settle_split", "spec_shape"]
 def read_split(location: Location, epoch: Epoch, split: str, document: bytes) -> Split:
     """A split from its document."""
     where = f"{location}: {split} at epoch {epoch}"
-    spec = SplitSpec.from_dict(attributes(document, where))
+    with told_of(where):
+        spec = SplitSpec.from_dict(attributes(document, "its document"))
     return Split(location, layout.as_epoch(epoch), split, spec)
 
 
@@ -63,6 +64,8 @@ def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec
     """
     path, put = layout.split_path(epoch, split), location.put_if_absent
     proposed = replace(wanted, nonce=secrets.randbits(32))
+    with told_of(f"{split} at epoch {epoch} cannot be stored"):
+        SplitSpec.from_dict(proposed.to_dict())  # as whoever reads it will
     put(layout.document_key(layout.epoch_path(epoch)), group_document({}))
     settled = put(layout.document_key(path), group_document(proposed.to_dict()))
     made = read_split(location, epoch, split, settled)
@@ -84,6 +87,6 @@ def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec
 
 def _without_shape(document: bytes) -> dict[str, Any]:
     try:
-        return {**json.loads(document), "shape": None}
-    except (ValueError, TypeError) as error:
+        return {**parsed(document), "shape": None}
+    except TypeError as error:
         raise DamagedError(f"an array's metadata document is damaged ({error})") from error

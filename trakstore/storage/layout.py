@@ -24,8 +24,9 @@ import re
 from collections.abc import Iterable
 from typing import TypeAlias, cast
 
-from trakstore.quantities import as_whole, is_whole
+from trakstore.documents import NAME
 from trakstore.errors import DamagedError, TrakStoreError
+from trakstore.quantities import as_whole, is_whole
 
 __all__ = [
     "ACTIVATIONS",
@@ -69,7 +70,6 @@ DYNAMICS = "dynamics"
 EVALUATION = "evaluation"
 RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION})
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
 # what writers that run, or were killed, have: our temporary files and zarr's, and obstore's
 _LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
@@ -87,7 +87,7 @@ def check_name(name: str, what: str) -> str:
     trakstore.errors.TrakStoreError: '../train' cannot name a split: names begin with a letter and \
 have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or is_leftover(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name) or is_leftover(name):
         raise TrakStoreError(
             f"{name!r} cannot name {_article(what)} {what}: names begin with a letter "
             f"and have letters, digits and _ . + = - only, 100 at most, and do not end in .partial"

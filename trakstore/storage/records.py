@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.documents import each, fields, made_by, text, whole
+from trakstore.errors import (
+    DamagedError,
+    NotFoundError,
+    TrakStoreError,
+    did_you_mean,
+    told_of,
+)
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype
 from trakstore.storage.locations import Location
@@ -134,12 +141,7 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
         document = location.get(layout.document_key(f"{top}/{name}"))
         told = {} if document is None else attributes(document, f"{top}/{name}")
         if told:
-            arrays = tuple(SavedArray.from_dict(one) for one in told[ARRAYS])
-            run = TrainingRun(**told["run"])
-            part = RecordPart(
-                location, f"{top}/{name}", run, told["number"], told["first_epoch"], arrays
-            )
-            found.append(part)
+            found.append(_part(location, f"{top}/{name}", told))
     if not found:
         near = did_you_mean(split, _splits(location))
         raise NotFoundError(
@@ -147,6 +149,29 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
             f"TrainingDynamicsTracker records them while a model is trained"
         )
     return sorted(found, key=lambda one: (one.first_epoch, one.run.started, one.number))
+
+
+_RUN = {"name": text(), "started": text(), "rank": whole()}
+_PART = {
+    "run": made_by(lambda told: TrainingRun(**fields(told, _RUN, what="a run")), "a run"),
+    "number": whole(),
+    "first_epoch": whole(),
+    "measures": each(text()),
+    ARRAYS: each(made_by(SavedArray.from_dict, "an array")),
+}
+
+
+def _part(location: Location, path: str, told: Mapping[str, Any]) -> RecordPart:
+    """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
+    with told_of(path):
+        known = fields(told, _PART)
+        rows = {array.name: array.shape for array in known[ARRAYS]}
+        count = rows.get("sample_id", (0,))[:1]
+        if rows != {"sample_id": count, "epoch": count, "measures": (*count, len(MEASURES))}:
+            raise DamagedError(f"its arrays have shapes {rows}, which do not fit together")
+    return RecordPart(
+        location, path, known["run"], known["number"], known["first_epoch"], known[ARRAYS]
+    )
 
 
 def _splits(location: Location) -> Sequence[str]:

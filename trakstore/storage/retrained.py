@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.documents import anything, each, entries, fields, made_by, text, whole
+from trakstore.errors import DamagedError, NotFoundError, did_you_mean, told_of
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
 from trakstore.storage.saved import ARRAYS, UNFINISHED, SavedArray
@@ -111,10 +112,29 @@ def model_parts(location: Location, name: str) -> list[ModelPart]:
         document = location.get(layout.document_key(f"{top}/{part}"))
         told = {} if document is None else attributes(document, f"{top}/{part}")
         if ARRAYS in told:
-            arrays = tuple(SavedArray.from_dict(one) for one in told[ARRAYS])
-            numbers = (told["first"], told["count"], told["plan"])
-            found.append(ModelPart(location, f"{top}/{part}", *numbers, arrays))
+            found.append(_part(location, f"{top}/{part}", told))
     return sorted(found, key=lambda one: one.first)
+
+
+_PART = {
+    "first": whole(),
+    "count": whole(1),
+    "plan": entries(text(), anything()),
+    ARRAYS: each(made_by(SavedArray.from_dict, "an array")),
+}
+
+
+def _part(location: Location, path: str, told: Mapping[str, Any]) -> ModelPart:
+    """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
+    with told_of(path):
+        known = fields(told, _PART)
+        shapes = {array.name: array.shape for array in known[ARRAYS]}
+        right = {"subset", "output"} <= shapes.keys() <= {"subset", "output", "predicted"}
+        right = right and all(len(s) == 2 and s[0] == known["count"] for s in shapes.values())
+        if not right or shapes.get("predicted", shapes["output"]) != shapes["output"]:
+            raise DamagedError(f"its arrays have shapes {shapes}, which do not fit together")
+    numbers = (known["first"], known["count"], dict(known["plan"]))
+    return ModelPart(location, path, *numbers, known[ARRAYS])
 
 
 def sets_of_models(location: Location) -> list[str]:

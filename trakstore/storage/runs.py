@@ -6,11 +6,15 @@ Kept apart from the specs, which are functions of what is stored and have no tim
 from __future__ import annotations
 
 import uuid
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from trakstore.documents import NAME, entries, fields, made_by, text, whole
+from trakstore.errors import DamagedError, SpecMismatchError
 from trakstore.storage import layout
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
@@ -53,6 +57,28 @@ class Run:
     blocks: int
     versions: dict[str, str]
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Run:
+        """From the attributes of a record.
+
+        Raises
+        ------
+        DamagedError
+            When a field has a value that no run has.
+        """
+        return cls(
+            **{**fields(document, _RUN, what="the record"), "versions": document["versions"]}
+        )
+
+
+_RUN = {
+    "epoch": made_by(layout.as_epoch, "an epoch"),
+    "split": text(NAME, "a split's name"),
+    **dict.fromkeys(("job", "began", "ended", "device"), text()),
+    **dict.fromkeys(("rank", "world_size", "rows", "blocks"), whole()),
+    "versions": entries(text(), text()),
+}
+
 
 def library_versions() -> dict[str, str]:
     """Versions of what features depend on."""
@@ -78,11 +104,13 @@ def record_run(location: Location, run: Run) -> None:
 
 
 def list_runs(location: Location) -> tuple[Run, ...]:
-    """All records, oldest first."""
+    """All records, oldest first; with a warning for those that cannot be read."""
     found: list[Run] = []
     for name in location.names(layout.RUNS):
-        document = location.get(layout.document_key(f"{layout.RUNS}/{name}"))
-        if document is not None:
-            fields: dict[str, Any] = attributes(document, f"{layout.RUNS}/{name}")
-            found.append(Run(**fields))
+        try:
+            document = location.get(layout.document_key(f"{layout.RUNS}/{name}"))
+            if document is not None:
+                found.append(Run.from_dict(attributes(document, "its document")))
+        except (DamagedError, SpecMismatchError) as error:
+            warnings.warn(f"the record {layout.RUNS}/{name} is left out: {error}", stacklevel=2)
     return tuple(sorted(found, key=lambda run: (run.began, run.rank)))

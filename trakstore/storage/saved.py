@@ -16,11 +16,13 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from trakstore.documents import NAME, each, fields, one_of, text, whole
 from trakstore.errors import DamagedError
 from trakstore.storage import layout
 from trakstore.storage.arrays import StrictStore, array_document, fill_value
 from trakstore.storage.checks import Finding
 from trakstore.storage.checksums import TAIL, intact, tail_of
+from trakstore.storage.chunks import ChunkForm
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 
@@ -63,11 +65,20 @@ class SavedArray:
 
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> SavedArray:
-        """From an entry of the group's document."""
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in told.items()
-        }
-        return cls(**values)
+        """From an entry of the group's document.
+
+        Raises
+        ------
+        DamagedError
+            When a field has a value that no writer gives it, or the sizes do not fit together.
+        """
+        array = cls(**fields(told, _ARRAY, what="a saved array"))
+        if not _fits_together(array):
+            raise DamagedError(
+                f"a saved array {array.name} of shape {array.shape} in chunks of {array.chunks} is "
+                f"none that any writer makes"
+            )
+        return array
 
     def to_dict(self) -> dict[str, Any]:
         """A dict for JSON."""
@@ -139,6 +150,31 @@ class SavedArray:
     def _whole(self, value: bytes) -> bool:
         count = math.prod(self.chunks)
         return self.dtype == "str" or len(value) == count * np.dtype(self.dtype).itemsize + TAIL
+
+
+_SIZES = each(whole(0, 2**53))
+_ARRAY = {
+    "name": text(NAME, "a name"),
+    "dtype": one_of(
+        *("float64", "float32", "float16", "int64", "int32", "uint64", "uint32", "uint8", "bool"),
+        "str",
+    ),
+    "shape": _SIZES,
+    "chunks": _SIZES,
+    "dimensions": each(text()),
+}
+_MOST_CHUNKS, _MOST_CHUNK_BYTES = 2**22, 2**30
+
+
+def _fits_together(array: SavedArray) -> bool:
+    """Whether an array has a chunk shape, and no more and no larger chunks than writers make."""
+    shape, chunks = array.shape, array.chunks
+    return (
+        1 <= len(shape) == len(chunks) == len(array.dimensions) <= 3
+        and min(chunks) > 0
+        and math.prod(-(-n // c) for n, c in zip(shape, chunks, strict=True)) <= _MOST_CHUNKS
+        and ChunkForm.of(array.document).most <= _MOST_CHUNK_BYTES
+    )
 
 
 def pending_document(token: str, arrays: list[SavedArray]) -> bytes:
