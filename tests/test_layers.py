@@ -13,8 +13,8 @@ ROOT = Path(trakstore.__file__).parent
 
 # rank of each room; files of a folder in the order in which they may import each other
 RANKS: dict[str, int] = {
+    "markup": -1,
     "errors": 0,
-    "markup": 1,
     "documents": 1,
     "named": 1,
     "quantities": 1,

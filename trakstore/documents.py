@@ -11,7 +11,7 @@ Examples
 {'rows': 5, 'dtype': 'float32'}
 >>> fields({"rows": "5", "dtype": "float32"}, checks)
 Traceback (most recent call last):
-trakstore.errors.DamagedError: the document's rows must be a whole number >= 1, got '5'
+trakstore.errors.DamagedError: rows of the document must be a whole number >= 1, got '5'
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from trakstore.errors import DamagedError, SpecMismatchError
+from trakstore.errors import DamagedError, SpecMismatchError, TrakStoreError
 
 __all__ = [
     "NAME",
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")  # can name a file everywhere
+_NAMES = "a name: letters, digits and _ . + = - behind a letter"
 MOST = 2**63 - 1
 _LONGEST = 2**12  # characters of a text
 _VALUES = 2**19  # of a document, as marks that come with each: Python needs some 100 bytes for one
@@ -81,11 +82,21 @@ class Check:
     what : str
         In words, behind "must be".
     read : callable
-        Gives the value as it is used; raises a ``ValueError`` or ``TypeError`` for another.
+        ``read(value, where)`` gives the value as it is used; raises a ``ValueError`` or ``TypeError``
+        for another. ``where`` says for messages which value it is.
     """
 
     what: str
-    read: Callable[[Any], Any]
+    read: Callable[[Any, str], Any]
+
+    def __call__(self, value: Any, where: str = "a value") -> Any:
+        """The value as it is used; raises a :class:`DamagedError` for a wrong one."""
+        try:
+            return self.read(value, where)
+        except TrakStoreError:
+            raise
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise DamagedError(f"{where} must be {self.what}, got {_shown(value)}") from error
 
 
 def fields(
@@ -124,18 +135,7 @@ def fields(
             f"{what} has the field {min(map(str, unknown))!r}, which this trakstore does not know: "
             f"pip install --upgrade trakstore"
         )
-    return {
-        name: _read(value, checks[name], f"{what}'s {name}") for name, value in document.items()
-    }
-
-
-def _read(value: Any, check: Check, name: str) -> Any:
-    try:
-        return check.read(value)
-    except (DamagedError, SpecMismatchError):
-        raise
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise DamagedError(f"{name} must be {check.what}, got {_shown(value)}") from error
+    return {name: checks[name](value, f"{name} of {what}") for name, value in document.items()}
 
 
 def _shown(value: Any) -> str:
@@ -151,7 +151,7 @@ def _need(right: bool) -> None:
 def whole(least: int = 0, most: int = MOST) -> Check:
     """A whole number."""
 
-    def read(value: Any) -> int:
+    def read(value: Any, _: str) -> int:
         _need(type(value) is int and least <= value <= most)
         return int(value)
 
@@ -162,28 +162,28 @@ def whole(least: int = 0, most: int = MOST) -> Check:
 def number() -> Check:
     """A finite number."""
 
-    def read(value: Any) -> float:
+    def read(value: Any, _: str) -> float:
         _need(type(value) in (int, float) and math.isfinite(value))
         return float(value)
 
     return Check("a finite number", read)
 
 
-def text(pattern: re.Pattern[str] | None = None, what: str = "a short text") -> Check:
-    """Text, all of which has a pattern."""
+def text(pattern: re.Pattern[str] | None = None) -> Check:
+    """Text of no great length; ``pattern`` says what all of it is like."""
 
-    def read(value: Any) -> str:
+    def read(value: Any, _: str) -> str:
         _need(isinstance(value, str) and len(value) <= _LONGEST)
         _need(pattern is None or pattern.fullmatch(value) is not None)
         return str(value)
 
-    return Check(what, read)
+    return Check("a short text" if pattern is None else _NAMES, read)
 
 
 def one_of(*known: Any) -> Check:
     """One of some values."""
 
-    def read(value: Any) -> Any:
+    def read(value: Any, _: str) -> Any:
         _need(any(type(value) is type(one) and value == one for one in known))
         return value
 
@@ -192,44 +192,51 @@ def one_of(*known: Any) -> Check:
 
 def optional(check: Check) -> Check:
     """Nothing, or what ``check`` says."""
-    return Check(f"null or {check.what}", lambda one: None if one is None else check.read(one))
+
+    def read(value: Any, where: str) -> Any:
+        return None if value is None else check(value, where)
+
+    return Check(f"null or {check.what}", read)
 
 
 def each(check: Check) -> Check:
     """A list whose values all are as ``check`` says; as a tuple."""
 
-    def read(value: Any) -> tuple[Any, ...]:
+    def read(value: Any, where: str) -> tuple[Any, ...]:
         _need(isinstance(value, list | tuple))
-        return tuple(map(check.read, value))
+        return tuple(check(one, f"a value in {where}") for one in value)
 
-    return Check(f"a list, each of it {check.what}", read)
+    return Check("a list", read)
 
 
 def row_of(*checks: Check) -> Check:
     """A list of so many values, the first as the first check says; as a tuple."""
 
-    def read(value: Any) -> tuple[Any, ...]:
+    def read(value: Any, where: str) -> tuple[Any, ...]:
         _need(isinstance(value, list | tuple) and len(value) == len(checks))
-        return tuple(check.read(one) for check, one in zip(checks, value, strict=True))
+        return tuple(check(one, where) for check, one in zip(checks, value, strict=True))
 
-    return Check(f"a list of {', '.join(check.what for check in checks)}", read)
+    return Check(f"a list of {len(checks)} values", read)
 
 
 def entries(names: Check, values: Check) -> Check:
     """Named values; as a tuple of pairs, in their order."""
 
-    def read(value: Any) -> tuple[tuple[Any, Any], ...]:
+    def read(value: Any, where: str) -> tuple[tuple[Any, Any], ...]:
         _need(isinstance(value, Mapping))
-        return tuple((names.read(name), values.read(one)) for name, one in value.items())
+        return tuple(
+            (names(name, f"a name in {where}"), values(one, f"{name!r} in {where}"))
+            for name, one in value.items()
+        )
 
-    return Check(f"named values: {names.what} with {values.what}", read)
+    return Check("named values", read)
 
 
 def made_by(make: Callable[[Any], Any], what: str) -> Check:
     """A document of its own, from which ``make`` makes something."""
-    return Check(what, make)
+    return Check(what, lambda value, _: make(value))
 
 
 def anything() -> Check:
     """Whatever JSON can hold, for values that are only handed on."""
-    return Check("anything", lambda value: value)
+    return Check("anything", lambda value, _: value)

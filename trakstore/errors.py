@@ -21,6 +21,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from trakstore.markup import shown
+
 __all__ = [
     "LARGER_LIMIT",
     "DamagedError",
@@ -43,12 +45,15 @@ LARGER_LIMIT = "give a larger memory limit (memory_limit=, --memory-limit)"
 class TrakStoreError(ValueError):
     """Base of every error that trakstore raises on purpose."""
 
+    def __str__(self) -> str:  # one line, whatever the names and messages in it hold
+        return shown(" ".join(ValueError.__str__(self).splitlines()))
+
 
 class NotFoundError(TrakStoreError, KeyError):
     """A name (epoch, split, store, job, method) that does not exist."""
 
     def __str__(self) -> str:  # KeyError would show the message in quotes
-        return ValueError.__str__(self)
+        return TrakStoreError.__str__(self)
 
 
 class SpecMismatchError(TrakStoreError):

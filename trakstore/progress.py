@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from trakstore.markup import shown
 from trakstore.planning import human_bytes, human_time
 
 __all__ = ["ProgressLine", "on_terminal"]
@@ -58,7 +59,7 @@ class ProgressLine:
         begun: int = 0,
         show: bool = True,
     ) -> None:
-        self.what, self.total, self.done = what, total, begun
+        self.what, self.total, self.done = shown(what), total, begun
         self._unit, self._item_bytes, self._first, self._show = unit, item_bytes, begun, show
         self._began = self._said = self._looked = time.monotonic()
         self._bar: Progress | None = None
@@ -69,7 +70,9 @@ class ProgressLine:
                 TextColumn("{task.fields[said]}", markup=False),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task(what, total=total, completed=begun, said=self.text(0.0))
+            self._task = self._bar.add_task(
+                self.what, total=total, completed=begun, said=self.text(0.0)
+            )
 
     def advance(self, items: int) -> None:
         """Count items as done."""

@@ -334,6 +334,15 @@ class SplitSpec:
         wide = {"features", *(name for name, _ in self.widths)}
         return tuple(sorted(name for name, _ in self.columns if name not in wide))
 
+    def check_of(self, store: StoreSpec) -> None:
+        """Raise a :class:`DamagedError` where a store's splits cannot be like this one."""
+        dtype = dict(self.columns)["features"]
+        mine, its = (self.dim, dtype, self.keep_bits), (store.dim, store.dtype, store.keep_bits)
+        if mine != (store.dim or self.dim, *its[1:]):
+            raise DamagedError(
+                f"its document says dim, dtype and keep_bits are {mine}, the store's says {its}"
+            )
+
     def block_range(self, block: int) -> tuple[int, int]:
         """First row of a block, and the row after its last."""
         return block * self.block_rows, min(self.rows, (block + 1) * self.block_rows)
@@ -392,7 +401,7 @@ _STORE = {
     "keep_bits": documents.optional(documents.whole(1, 23)),
     "autocast": documents.optional(documents.one_of(*get_args(AutocastDtype))),
 }
-_COLUMN = documents.text(documents.NAME, "a column's name")
+_COLUMN = documents.text(documents.NAME)
 _SPLIT = {
     "rows": documents.whole(1),
     "dim": documents.whole(1, 2**40),

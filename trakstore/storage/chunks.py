@@ -59,8 +59,10 @@ class ChunkForm:
         """Raise a :class:`DamagedError` for bytes that cannot be a chunk's, or would be too many."""
         if self.itemsize is None:
             count = int.from_bytes(bytes(value[:_COUNT]), "little")
-            if len(value) < _COUNT * (1 + self.count) + TAIL or count != self.count:
-                raise DamagedError(f"{key} holds {count:,} strings, not {self.count:,}")
+            if count != self.count:
+                raise DamagedError(f"{key} says it holds {count:,} strings, not {self.count:,}")
+            if len(value) < _COUNT * (1 + count) + TAIL:
+                raise DamagedError(f"{key} is too short for {count:,} strings")
         elif self.compressed:
             _check_content(key, bytes(value[:18]), self.count * self.itemsize)
         elif len(value) != self.most:

@@ -15,6 +15,7 @@ from typing import Any
 
 from trakstore.documents import NAME, entries, fields, made_by, text, whole
 from trakstore.errors import DamagedError, SpecMismatchError
+from trakstore.planning import counted
 from trakstore.storage import layout
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
@@ -73,7 +74,7 @@ class Run:
 
 _RUN = {
     "epoch": made_by(layout.as_epoch, "an epoch"),
-    "split": text(NAME, "a split's name"),
+    "split": text(NAME),
     **dict.fromkeys(("job", "began", "ended", "device"), text()),
     **dict.fromkeys(("rank", "world_size", "rows", "blocks"), whole()),
     "versions": entries(text(), text()),
@@ -104,13 +105,17 @@ def record_run(location: Location, run: Run) -> None:
 
 
 def list_runs(location: Location) -> tuple[Run, ...]:
-    """All records, oldest first; with a warning for those that cannot be read."""
+    """All records, oldest first; with a warning where some cannot be read."""
     found: list[Run] = []
+    damaged: list[str] = []
     for name in location.names(layout.RUNS):
         try:
             document = location.get(layout.document_key(f"{layout.RUNS}/{name}"))
             if document is not None:
                 found.append(Run.from_dict(attributes(document, "its document")))
         except (DamagedError, SpecMismatchError) as error:
-            warnings.warn(f"the record {layout.RUNS}/{name} is left out: {error}", stacklevel=2)
+            damaged.append(f"{layout.RUNS}/{name}: {error}")
+    if damaged:
+        told = f"{counted(len(damaged), 'record')} of runs cannot be read ({damaged[0]})"
+        warnings.warn(told, stacklevel=2)
     return tuple(sorted(found, key=lambda run: (run.began, run.rank)))

@@ -10,18 +10,19 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from trakstore.documents import NAME, each, fields, one_of, text, whole
-from trakstore.errors import DamagedError
+from trakstore.documents import NAME, each, fields, made_by, one_of, text, whole
+from trakstore.errors import DamagedError, SpecMismatchError
 from trakstore.storage import layout
 from trakstore.storage.arrays import StrictStore, array_document, fill_value
 from trakstore.storage.checks import Finding
-from trakstore.storage.checksums import TAIL, intact, tail_of
+from trakstore.storage.checksums import intact, tail_of
 from trakstore.storage.chunks import ChunkForm
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
@@ -37,6 +38,7 @@ __all__ = [
 
 _WRITE_ALL: Any = {"write_empty_chunks": True}  # else a chunk of fill values would look unwritten
 UNFINISHED = group_document({})  # the group's document until all is saved
+_MOST_MISSING = 1000  # chunks that are told one by one
 ARRAYS = "arrays"  # the attribute that holds them,
 PENDING = "pending"  # and the one that says what is being saved, until then
 
@@ -132,29 +134,49 @@ class SavedArray:
         """Whether its document and every chunk of its grid are there and as they were written."""
         path = f"{group}/{self.name}"
         document = layout.document_key(path)
-        if location.get(document) != self.document:
+        known, missing = {document}, 0
+        try:
+            there = location.find(path, lambda _: True)
+            found = location.get(document)
+        except DamagedError as error:
+            yield Finding("foreign", path, str(error))
+            return
+        if found != self.document:
             yield Finding("document", document, "is missing, damaged or disagrees with the group's")
-        grid = [range(-(-n // c)) for n, c in zip(self.shape, self.chunks, strict=True)]
-        keys = [f"{path}/c/{'/'.join(map(str, at))}" for at in itertools.product(*grid)]
-        for key in keys:
-            value = location.get(key)
-            if value is None:
-                yield Finding("missing", key, "is missing")
-            elif not intact(value) or not self._whole(value):
-                yield Finding("damaged", key, "does not have its checksum or its length")
-        known = {*keys, document}
-        for key in location.find(path, lambda one: one not in known):
-            if not key.endswith(".partial"):
+        grid = [-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True)]
+        for at in map(partial(np.unravel_index, shape=grid), range(math.prod(grid))):
+            key = f"{path}/c/{'/'.join(map(str, at))}"
+            known.add(key)
+            finding = self._wrong(location, key)
+            missing += finding is not None and finding.kind == "missing"
+            if missing > len(there) + _MOST_MISSING:
+                yield Finding(
+                    "missing", f"{path}/c", f"has most of {math.prod(grid)} chunks missing"
+                )
+                return
+            if finding is not None:
+                yield finding
+        for key in there:
+            if key not in known and not key.endswith(".partial"):
                 yield Finding("foreign", key, "is not part of the array; remove it by hand")
 
-    def _whole(self, value: bytes) -> bool:
-        count = math.prod(self.chunks)
-        return self.dtype == "str" or len(value) == count * np.dtype(self.dtype).itemsize + TAIL
+    def _wrong(self, location: Location, key: str) -> Finding | None:
+        form = ChunkForm.of(self.document)
+        try:
+            value = location.get(key, form.most)
+            if value is None:
+                return Finding("missing", key, "is missing")
+            form.check(key, value)
+        except DamagedError as error:
+            return Finding("damaged", key, str(error).removeprefix(f"{key} "))
+        if not intact(value):
+            return Finding("damaged", key, "does not have its checksum")
+        return None
 
 
 _SIZES = each(whole(0, 2**53))
 _ARRAY = {
-    "name": text(NAME, "a name"),
+    "name": text(NAME),
     "dtype": one_of(
         *("float64", "float32", "float16", "int64", "int32", "uint64", "uint32", "uint8", "bool"),
         "str",
@@ -195,15 +217,15 @@ def pending_arrays(document: bytes | None, token: str) -> list[SavedArray]:
 def check_saved(location: Location, group: str) -> Iterator[Finding]:
     """What is wrong with a saved matrix; nothing is while its save has not ended."""
     key = layout.document_key(group)
-    document = location.get(key)
-    if document in (None, UNFINISHED):  # it is not there for readers either
-        return
     try:
+        document = location.get(key)
+        if document in (None, UNFINISHED):  # it is not there for readers either
+            return
         found = attributes(document or b"", group)
         if PENDING in found:
             return
-        arrays = [SavedArray.from_dict(told) for told in found[ARRAYS]]
-    except (DamagedError, KeyError, TypeError) as error:
+        arrays = each(made_by(SavedArray.from_dict, "an array"))(found[ARRAYS])
+    except (DamagedError, SpecMismatchError, KeyError, ValueError) as error:
         yield Finding("document", key, f"is damaged ({error})")
         return
     if group_document(found) != document:

@@ -13,6 +13,7 @@ from trakstore.errors import (
     SpecMismatchError,
     TrakStoreError,
     did_you_mean,
+    told_of,
 )
 from trakstore.spec import (
     FeatureDtype,
@@ -146,7 +147,10 @@ class FeatureStore:
                 raise NotFoundError(f"{self.location} has no epoch {epoch!r}{near}")
             near = did_you_mean(split, self.splits_of(epoch))
             raise NotFoundError(f"{self.location} has no split {split!r} at epoch {epoch}{near}")
-        return read_split(self.location, epoch, split, document)
+        found = read_split(self.location, epoch, split, document)
+        with told_of(f"{self.location}: {split} at epoch {epoch}"):
+            found.spec.check_of(self.spec)
+        return found
 
     def status(self) -> tuple[SplitStatus, ...]:
         """What is there and what is missing, of each split at each epoch."""

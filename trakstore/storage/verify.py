@@ -22,7 +22,7 @@ from trakstore.storage.checks import Finding, check_block
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import location_of
-from trakstore.storage.splits import Split, written_blocks
+from trakstore.storage.splits import Split
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.walk import Walk, require
 
@@ -119,14 +119,21 @@ def verify_store(
     walk.root()
     found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
     require(splits, sorted(walk.split_names), "split", location)
-    rows = sum(split.status().written_rows for split in found)
+    written = [walk.written(split) for split in found]
+    rows = sum(
+        min(split.rows, len(blocks) * split.spec.block_rows)
+        for split, blocks in zip(found, written, strict=True)
+    )
     with (
         ThreadPoolExecutor(threads) as pool,
         ProgressLine(
             f"verify {location}", rows, item_bytes=_mean_bytes(found), show=progress
         ) as line,
     ):
-        reports = tuple(_check_split(walk, split, pool, threads, line) for split in found)
+        reports = tuple(
+            _check_split(walk, split, blocks, pool, threads, line)
+            for split, blocks in zip(found, written, strict=True)
+        )
         if epochs is None and splits is None:
             walk.saved()
             walk.runs()
@@ -141,9 +148,13 @@ def _mean_bytes(splits: list[Split]) -> int:
 
 
 def _check_split(
-    walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
+    walk: Walk,
+    split: Split,
+    written: list[int],
+    pool: ThreadPoolExecutor,
+    threads: int,
+    line: ProgressLine,
 ) -> SplitReport:
-    written = sorted(written_blocks(split.location, split.path))
     walk.keys(split, any_written=bool(written))
     walk.mask(split)
     inside = [block for block in written if block < split.spec.blocks]

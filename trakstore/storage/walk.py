@@ -8,7 +8,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from trakstore.errors import DamagedError, LocationError, NotFoundError, did_you_mean
+from trakstore.errors import (
+    DamagedError,
+    LocationError,
+    NotFoundError,
+    SpecMismatchError,
+    did_you_mean,
+)
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, mask_document, skipped_document
@@ -18,6 +24,7 @@ from trakstore.storage.grid import belongs, is_beyond
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
 from trakstore.storage.opening import open_store
+from trakstore.storage.runs import Run
 from trakstore.storage.saved import check_saved
 from trakstore.storage.splits import Split, attributes, group_document
 
@@ -42,19 +49,54 @@ class Walk:
 
     def document(self, key: str, wanted: bytes, **where: Any) -> None:
         """A document that follows from others: it has to be there, byte for byte."""
-        found = self.location.get(key)
+        found, message = self.read(key)
         if found == wanted:
             return
+        self.say("document", key, message, repaired=self._put(key, wanted), **where)
+
+    def _put(self, key: str, wanted: bytes) -> bool:
+        """With ``repair``, write a document; not behind a link, which is found by itself."""
         if self.repair:
-            self.location.put({key: wanted})
-        message = "is missing" if found is None else "is damaged or disagrees with the spec"
-        self.say("document", key, message, repaired=self.repair, **where)
+            with suppress(DamagedError):
+                self.location.put({key: wanted})
+                return True
+        return False
+
+    def read(self, key: str, most: int | None = None) -> tuple[bytes | None, str]:
+        """What a key holds, and what is to be said of it where that is not right."""
+        try:
+            found = self.location.get(key, most)
+        except DamagedError as error:
+            return b"", str(error).removeprefix(f"{key} ")
+        return found, "is missing" if found is None else "is damaged or disagrees with the spec"
+
+    def names(self, path: str) -> list[str]:
+        """Names just below a folder; a link in its place is found to be foreign."""
+        try:
+            return self.location.names(path)
+        except DamagedError as error:
+            self.say("foreign", path, str(error).removeprefix(f"{path} "))
+            return []
+
+    def find(self, path: str, wanted: Callable[[str], bool]) -> list[str]:
+        """Keys below a folder that are wanted."""
+        try:
+            return self.location.find(path, wanted)
+        except DamagedError as error:
+            self.say("foreign", path, str(error).removeprefix(f"{path} "))
+            return []
+
+    def written(self, split: Split) -> list[int]:
+        """Numbers of the blocks of a split that are committed, in order."""
+        folder = f"{split.path}/{layout.WRITTEN}"
+        found = {layout.marker_block(name) for name in self.names(folder)}
+        return sorted(block for block in found if block is not None)
 
     def root(self) -> None:
         """The store's own document."""
         key = layout.document_key("")
-        document = self.location.get(key)
-        if document is None and not self.location.names(""):
+        document, _ = self.read(key)
+        if document is None and not self.names(""):
             open_store(self.location)  # says that there is none
         try:
             found = attributes(document or b"", str(self.location))
@@ -69,7 +111,7 @@ class Walk:
 
     def epochs(self, wanted: Sequence[Epoch] | None) -> list[Epoch]:
         """The epochs that are there, of those that are wanted."""
-        names = [n for n in self.location.names("") if n not in (*layout.RESERVED, "zarr.json")]
+        names = [n for n in self.names("") if n not in (*layout.RESERVED, "zarr.json")]
         found = [layout.as_epoch(n) for n in self._folders("", names, layout.as_epoch)]
         require(wanted, sorted(found, key=layout.epoch_sort_key), "epoch", self.location)
         chosen = found if wanted is None else {layout.as_epoch(epoch) for epoch in wanted}
@@ -78,9 +120,9 @@ class Walk:
     def splits_of(self, epoch: Epoch, wanted: Sequence[str] | None) -> Iterator[Split]:
         """The splits at an epoch whose documents can be read, of those that are wanted."""
         path = layout.epoch_path(epoch)
-        names = [name for name in self.location.names(path) if name != "zarr.json"]
+        names = [name for name in self.names(path) if name != "zarr.json"]
         key = layout.document_key(path)
-        if self.location.get(key) is None and not self._any_document(path, names):
+        if self.read(key)[0] is None and not self._any_document(path, names):
             if not self._cut_short(path):
                 self._strange(path)
             return
@@ -94,7 +136,7 @@ class Walk:
 
     def _cut_short(self, path: str) -> bool:
         """Whether a folder has no files but leftovers: its document was never written."""
-        inside = self.location.find(path, lambda _: True)
+        inside = self.find(path, lambda _: True)
         if not all(map(layout.is_leftover, inside)):
             return False
         self.leftovers += inside
@@ -102,7 +144,7 @@ class Walk:
 
     def _any_document(self, path: str, names: list[str]) -> bool:
         keys = [layout.document_key(f"{path}/{name}") for name in names]
-        return any(self.location.get_tails(keys, 1))
+        return any(self.read(key)[0] is not None for key in keys)
 
     def _folders(self, path: str, names: list[str], check: Callable[[str], Any]) -> Iterator[str]:
         """The names that can be an epoch's or split's; the others are foreign or leftovers."""
@@ -112,7 +154,7 @@ class Walk:
                 named = str(check(name)) == name
             except ValueError:
                 named = False
-            if named and self.location.get_tails([key], 1) == [None]:
+            if named and self.read(key)[0] is None:
                 yield name
             else:
                 self._strange(key)
@@ -126,13 +168,14 @@ class Walk:
     def _opened(self, epoch: Epoch, name: str) -> Split | None:
         path = layout.split_path(epoch, name)
         key = layout.document_key(path)
-        document = self.location.get(key)
-        if document is None and self._cut_short(path):
-            return None
+        document: bytes | None = b""
         try:
+            document = self.location.get(key)
+            if document is None and self._cut_short(path):
+                return None
             found = attributes(document or b"", path)
             spec = SplitSpec.from_dict(found)
-        except (ValueError, TypeError, KeyError) as error:
+        except (DamagedError, SpecMismatchError) as error:
             what = "is missing" if document is None else f"is damaged ({error})"
             lost = "put it back from a copy, or remove the folder and featurize again"
             self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
@@ -145,9 +188,9 @@ class Walk:
         where = {"epoch": split.epoch, "split": split.name}
         for name, wanted in array_documents(split.spec).items():
             key = layout.document_key(f"{split.path}/{name}")
-            if any_written or self.location.get(key) is not None:  # else creation was cut short
+            if any_written or self.read(key)[0] is not None:  # else creation was cut short
                 self.document(key, wanted, **where)
-        for key in self.location.find(split.path, lambda one: not belongs(split, one)):
+        for key in self.find(split.path, lambda one: not belongs(split, one)):
             if is_beyond(split, key):
                 repaired = self.repair and self.abandoned(key)
                 if repaired:
@@ -167,12 +210,12 @@ class Walk:
     def _left_out(self, split: Split, path: str, document: bytes, remedy: str) -> None:
         """A column of one byte a row, of which only some chunks are there."""
         where = {"epoch": split.epoch, "split": split.name}
-        keys = self.location.find(path, lambda key: belongs(split, key))
+        keys = self.find(path, lambda key: belongs(split, key))
         chunks = [key for key in keys if not key.endswith("zarr.json")]
         if keys:
             self.document(layout.document_key(path), document, **where)
         for key in chunks:
-            value = self.location.get(key)
+            value, _ = self.read(key, split.spec.block_rows + TAIL)
             if value is not None and not (
                 intact(value) and len(value) == split.spec.block_rows + TAIL
             ):
@@ -190,29 +233,29 @@ class Walk:
     def runs(self) -> None:
         """The records of runs."""
         top = layout.document_key(layout.RUNS)
-        for key in self.location.find(layout.RUNS, lambda _: True):
+        for key in self.find(layout.RUNS, lambda _: True):
             if key == top:
                 self.document(key, group_document({}))
             elif key.count("/") != 2 or not key.endswith("/zarr.json"):
                 self._strange(key)
-            elif not _is_canonical(self.location.get(key)):
+            elif not _is_record(self.read(key)[0]):
                 self.say("document", key, "is damaged; it is a record only, and may be removed")
 
     def saved(self) -> None:
         """The saved score matrices and grams; a gram is computed again when it is not there."""
         self._above(layout.SCORES)
-        for name in self.location.names(layout.SCORES):
+        for name in self.names(layout.SCORES):
             self.findings += check_saved(self.location, f"{layout.SCORES}/{name}")
         for top in (layout.DYNAMICS, layout.EVALUATION):
             self._above(top)
-            for name in self.location.names(top):
+            for name in self.names(top):
                 self._above(f"{top}/{name}")
-                for part in self.location.names(f"{top}/{name}"):
+                for part in self.names(f"{top}/{name}"):
                     self.findings += check_saved(self.location, f"{top}/{name}/{part}")
         self._above(layout.GRAMS)
-        for epoch in self.location.names(layout.GRAMS):
+        for epoch in self.names(layout.GRAMS):
             self._above(f"{layout.GRAMS}/{epoch}")
-            for name in self.location.names(f"{layout.GRAMS}/{epoch}"):
+            for name in self.names(f"{layout.GRAMS}/{epoch}"):
                 path = f"{layout.GRAMS}/{epoch}/{name}"
                 found = list(check_saved(self.location, path))
                 if found and self.repair:
@@ -221,7 +264,7 @@ class Walk:
 
     def _above(self, path: str) -> None:
         key = layout.document_key(path)
-        if self.location.get(key) is not None:
+        if self.read(key)[0] is not None:
             self.document(key, group_document({}))
 
     def clear_leftovers(self) -> None:
@@ -232,11 +275,16 @@ class Walk:
             self.leftovers = [key for key in self.leftovers if key not in gone]
 
 
-def _is_canonical(document: bytes | None) -> bool:
+def _is_record(document: bytes | None) -> bool:
+    """Whether a document is a run's, as it was written; one that is gone since counts."""
+    if document is None:
+        return True
     try:
-        return document is None or group_document(attributes(document, "")) == document
-    except DamagedError:
+        found = attributes(document, "")
+        Run.from_dict(found)
+    except (DamagedError, SpecMismatchError):
         return False
+    return group_document(found) == document
 
 
 def _of_another(document: bytes) -> bool:
