@@ -135,7 +135,9 @@ def _origin(store: FeatureStore, splits: list[Split]) -> dict[str, str]:
     if runs:
         last = runs[-1]
         workers = counted(last.world_size, "worker")
-        versions = ", ".join(f"{name} {last.versions[name]}" for name in ("trakstore", "torch"))
+        versions = ", ".join(
+            f"{name} {last.versions.get(name, '?')}" for name in ("trakstore", "torch")
+        )
         facts["last run"] = f"{last.job}, {last.ended}, {workers} on {last.device}, {versions}"
     return facts
 

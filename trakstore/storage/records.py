@@ -23,7 +23,7 @@ from trakstore.storage.locations import Location
 from trakstore.storage.saved import ARRAYS, SavedArray
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["MEASURES", "RecordPart", "TrainingRun", "add_part", "record_parts"]
+__all__ = ["MEASURES", "RecordPart", "TrainingRun", "add_part", "read_record", "record_parts"]
 
 MEASURES = ("loss", "confidence", "correct", "margin", "el2n")
 _CHUNK = 2**18  # rows
@@ -141,7 +141,7 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
         document = location.get(layout.document_key(f"{top}/{name}"))
         told = {} if document is None else attributes(document, f"{top}/{name}")
         if told:
-            found.append(_part(location, f"{top}/{name}", told))
+            found.append(read_record(location, f"{top}/{name}", told))
     if not found:
         near = did_you_mean(split, _splits(location))
         raise NotFoundError(
@@ -161,7 +161,7 @@ _PART = {
 }
 
 
-def _part(location: Location, path: str, told: Mapping[str, Any]) -> RecordPart:
+def read_record(location: Location, path: str, told: Mapping[str, Any]) -> RecordPart:
     """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
     with told_of(path):
         known = fields(told, _PART)

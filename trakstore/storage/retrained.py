@@ -16,7 +16,15 @@ from trakstore.storage.locations import Location
 from trakstore.storage.saved import ARRAYS, UNFINISHED, SavedArray
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["ModelPart", "add_models", "begin_set", "missing_set", "model_parts", "sets_of_models"]
+__all__ = [
+    "ModelPart",
+    "add_models",
+    "begin_set",
+    "missing_set",
+    "model_parts",
+    "read_models",
+    "sets_of_models",
+]
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def model_parts(location: Location, name: str) -> list[ModelPart]:
         document = location.get(layout.document_key(f"{top}/{part}"))
         told = {} if document is None else attributes(document, f"{top}/{part}")
         if ARRAYS in told:
-            found.append(_part(location, f"{top}/{part}", told))
+            found.append(read_models(location, f"{top}/{part}", told))
     return sorted(found, key=lambda one: one.first)
 
 
@@ -124,7 +132,7 @@ _PART = {
 }
 
 
-def _part(location: Location, path: str, told: Mapping[str, Any]) -> ModelPart:
+def read_models(location: Location, path: str, told: Mapping[str, Any]) -> ModelPart:
     """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
     with told_of(path):
         known = fields(told, _PART)

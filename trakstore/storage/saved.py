@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -214,8 +214,13 @@ def pending_arrays(document: bytes | None, token: str) -> list[SavedArray]:
     return [SavedArray.from_dict(one) for one in arrays]
 
 
-def check_saved(location: Location, group: str) -> Iterator[Finding]:
-    """What is wrong with a saved matrix; nothing is while its save has not ended."""
+def check_saved(
+    location: Location, group: str, read: Callable[[str, dict[str, Any]], object] | None = None
+) -> Iterator[Finding]:
+    """What is wrong with a saved matrix; nothing is while its save has not ended.
+
+    ``read``, given the group and its attributes, raises for those that it cannot be read with.
+    """
     key = layout.document_key(group)
     try:
         document = location.get(key)
@@ -225,6 +230,8 @@ def check_saved(location: Location, group: str) -> Iterator[Finding]:
         if PENDING in found:
             return
         arrays = each(made_by(SavedArray.from_dict, "an array"))(found[ARRAYS])
+        if read is not None:
+            read(group, found)
     except (DamagedError, SpecMismatchError, KeyError, ValueError) as error:
         yield Finding("document", key, f"is damaged ({error})")
         return

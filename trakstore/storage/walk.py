@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from trakstore.errors import (
@@ -24,6 +25,8 @@ from trakstore.storage.grid import belongs, is_beyond
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
 from trakstore.storage.opening import open_store
+from trakstore.storage.records import read_record
+from trakstore.storage.retrained import read_models
 from trakstore.storage.runs import Run
 from trakstore.storage.saved import check_saved
 from trakstore.storage.splits import Split, attributes, group_document
@@ -246,12 +249,13 @@ class Walk:
         self._above(layout.SCORES)
         for name in self.names(layout.SCORES):
             self.findings += check_saved(self.location, f"{layout.SCORES}/{name}")
-        for top in (layout.DYNAMICS, layout.EVALUATION):
+        for top, read in ((layout.DYNAMICS, read_record), (layout.EVALUATION, read_models)):
             self._above(top)
             for name in self.names(top):
                 self._above(f"{top}/{name}")
                 for part in self.names(f"{top}/{name}"):
-                    self.findings += check_saved(self.location, f"{top}/{name}/{part}")
+                    path = f"{top}/{name}/{part}"
+                    self.findings += check_saved(self.location, path, partial(read, self.location))
         self._above(layout.GRAMS)
         for epoch in self.names(layout.GRAMS):
             self._above(f"{layout.GRAMS}/{epoch}")
