@@ -175,6 +175,7 @@ ORDER: dict[str, list[str]] = {
     "linalg": [
         "rows",
         "weights",
+        "cluster",
         "tiles",
         "memory",
         "gram",

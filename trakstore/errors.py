@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from trakstore.markup import shown
 
@@ -47,6 +48,9 @@ class TrakStoreError(ValueError):
 
     def __str__(self) -> str:  # one line, whatever the names and messages in it hold
         return shown(" ".join(ValueError.__str__(self).splitlines()))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # else Dask's way of sending errors loses the class
+        return type(self), self.args
 
 
 class NotFoundError(TrakStoreError, KeyError):

@@ -11,6 +11,7 @@ from dask.system import CPU_COUNT
 
 from trakstore.cli.output import error_line
 from trakstore.errors import LocationError
+from trakstore.linalg.cluster import lost_work_told
 from trakstore.progress import on_terminal
 
 __all__ = ["workplace"]
@@ -50,7 +51,7 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
             client = Client(scheduler, timeout=SECONDS)
         except (OSError, ValueError) as error:
             raise LocationError(f"no Dask scheduler answers at {scheduler}: {error}") from None
-        with client:
+        with client, lost_work_told(client):
             yield
         return
     with (
@@ -65,4 +66,5 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
     ):
         if on_terminal():
             error_line(client.dashboard_link, "dashboard")
-        yield
+        with lost_work_told(client):
+            yield
