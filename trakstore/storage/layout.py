@@ -70,6 +70,7 @@ DYNAMICS = "dynamics"
 EVALUATION = "evaluation"
 RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION})
 
+_DIGITS = 100  # of an epoch
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
 # what writers that run, or were killed, have: our temporary files and zarr's, and obstore's
 _LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
@@ -88,8 +89,9 @@ def check_name(name: str, what: str) -> str:
 have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
     if not isinstance(name, str) or not NAME.fullmatch(name) or is_leftover(name):
+        told = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:100]}..."
         raise TrakStoreError(
-            f"{name!r} cannot name {_article(what)} {what}: names begin with a letter "
+            f"{told} cannot name {_article(what)} {what}: names begin with a letter "
             f"and have letters, digits and _ . + = - only, 100 at most, and do not end in .partial"
         )
     return name
@@ -124,10 +126,13 @@ def as_epoch(epoch: Epoch) -> Epoch:
     >>> as_epoch("10"), as_epoch("final")
     (10, 'final')
     """
-    if isinstance(epoch, str) and epoch.isascii() and epoch.isdigit():
+    if isinstance(epoch, str) and epoch.isascii() and epoch.isdigit() and len(epoch) <= _DIGITS:
         epoch = int(epoch)
     if not isinstance(epoch, str):
-        return as_whole(epoch, "an epoch", 0, needed="is a non-negative integer or a name")
+        number = as_whole(epoch, "an epoch", 0, needed="is a non-negative integer or a name")
+        if number >= 10**_DIGITS:
+            raise TrakStoreError(f"an epoch has {_DIGITS} digits at most")
+        return number
     if epoch in RESERVED:
         raise TrakStoreError(f"{epoch!r} is a name that the store keeps for itself; choose another")
     return check_name(epoch, "epoch")

@@ -287,8 +287,19 @@ def open_location(where: Where, *, create: bool = False) -> Location:
         raise LocationError(
             f"{address} is no file URL: those are absolute, like file:///data/a.zarr"
         )
-    path = Path(unquote(name)) if separator else Path(address).expanduser()
-    return _open_folder(path.absolute(), create)
+    try:
+        path = Path(unquote(name)) if separator else Path(address).expanduser()
+        os.fsencode(path)
+        return _open_folder(path.absolute(), create)
+    except TrakStoreError:
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # no such home, too long, no such character
+        reason = getattr(error, "strerror", None) or error
+        raise LocationError(f"{address} names no place ({reason}); give another path") from error
 
 
 def _patient(store: Store) -> Store:
