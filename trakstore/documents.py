@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from trakstore.errors import DamagedError, SpecMismatchError, TrakStoreError
+from trakstore.quantities import shown
 
 __all__ = [
     "NAME",
@@ -96,7 +97,7 @@ class Check:
         except TrakStoreError:
             raise
         except (TypeError, ValueError, KeyError, OverflowError) as error:
-            raise DamagedError(f"{where} must be {self.what}, got {_shown(value)}") from error
+            raise DamagedError(f"{where} must be {self.what}, got {shown(value)}") from error
 
 
 def fields(
@@ -125,7 +126,7 @@ def fields(
         When there is a field that nobody knows: a newer trakstore wrote it.
     """
     if not isinstance(document, Mapping):
-        raise DamagedError(f"{what} must have named fields, got {_shown(document)}")
+        raise DamagedError(f"{what} must have named fields, got {shown(document)}")
     absent = checks.keys() - document.keys() - set(missing)
     if absent:
         raise DamagedError(f"{what} has no {', '.join(sorted(absent))}")
@@ -136,11 +137,6 @@ def fields(
             f"pip install --upgrade trakstore"
         )
     return {name: checks[name](value, f"{name} of {what}") for name, value in document.items()}
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def _need(right: bool) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from trakstore.markup import shown
+from trakstore.markup import printable
 
 __all__ = [
     "LARGER_LIMIT",
@@ -47,7 +47,7 @@ class TrakStoreError(ValueError):
     """Base of every error that trakstore raises on purpose."""
 
     def __str__(self) -> str:  # one line, whatever the names and messages in it hold
-        return shown(" ".join(ValueError.__str__(self).splitlines()))
+        return printable(" ".join(ValueError.__str__(self).splitlines()))
 
     def __reduce__(self) -> tuple[Any, ...]:  # else Dask's way of sending errors loses the class
         return type(self), self.args
@@ -61,7 +61,7 @@ class NotFoundError(TrakStoreError, KeyError):
 
 
 class SpecMismatchError(TrakStoreError):
-    """The store's spec, checkpoint or data set is not the writer's; both values are shown."""
+    """The store's spec, checkpoint or data set is not the writer's; both values are printable."""
 
 
 class IncompleteError(TrakStoreError):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-__all__ = ["card", "curve", "facts_markup", "shown", "table_markup"]
+__all__ = ["card", "curve", "facts_markup", "printable", "table_markup"]
 
 # controls (C0, delete, C1), marks and controls of writing direction, the separators of lines and
 # paragraphs, annotations, and halves of surrogate pairs, which no encoding has
@@ -18,7 +18,7 @@ _CELL = "text-align: left; padding: 0.15em 1em 0.15em 0; vertical-align: top"
 _WIDTH, _HEIGHT = 220, 56
 
 
-def shown(text: object, keep: str = "") -> str:
+def printable(text: object, keep: str = "") -> str:
     r"""Text as it can be shown: what would steer a terminal, or the order of reading, is spelled out.
 
     Ids of samples, names of files and whatever else somebody else chose goes through here.
@@ -32,7 +32,7 @@ def shown(text: object, keep: str = "") -> str:
 
     Examples
     --------
-    >>> print(shown("\x1b[2Jcat\u202e"), shown("dög ✓"))
+    >>> print(printable("\x1b[2Jcat\u202e"), printable("dög ✓"))
     \x1b[2Jcat\u202e dög ✓
     """
     return _UNSEEN.sub(lambda one: one[0] if one[0] in keep else repr(one[0])[1:-1], str(text))
@@ -40,7 +40,7 @@ def shown(text: object, keep: str = "") -> str:
 
 def card(title: str, *parts: str) -> str:
     """A heading over parts that are HTML already."""
-    head = f'<div style="margin-bottom: 0.3em"><b>{escape(shown(title))}</b></div>'
+    head = f'<div style="margin-bottom: 0.3em"><b>{escape(printable(title))}</b></div>'
     return f"<div>{head}{''.join(parts)}</div>"
 
 
@@ -72,7 +72,7 @@ def curve(values: Sequence[float], label: str) -> str:
         for at, value in enumerate(values)
     )
     return (
-        f'<svg role="img" aria-label="{escape(shown(label))}" width="{_WIDTH}" height="{_HEIGHT}">'
+        f'<svg role="img" aria-label="{escape(printable(label))}" width="{_WIDTH}" height="{_HEIGHT}">'
         f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.5"/></svg>'
     )
 
@@ -82,4 +82,4 @@ def _table(lines: Sequence[str]) -> str:
 
 
 def _cell(value: object, tag: str) -> str:
-    return f'<{tag} style="{_CELL}">{escape(shown(value))}</{tag.split()[0]}>'
+    return f'<{tag} style="{_CELL}">{escape(printable(value))}</{tag.split()[0]}>'

@@ -426,7 +426,7 @@ def _check_columns(spec: SplitSpec) -> None:
             f"the split's columns must have features of {' or '.join(_FLOATS)} and a sample_id of "
             f"int64 or str, got {_short(dtypes)}"
         )
-    strange = sorted(dtypes.keys() & {"written", "masked"})
+    strange = sorted(dtypes.keys() & {"written", "masked", "skipped"})
     strange += sorted(widths.keys() - {n for n in dtypes if n.startswith("activations.")})
     strange += sorted(n for n in dtypes if n != "sample_id" and dtypes[n] == "str")
     if strange:

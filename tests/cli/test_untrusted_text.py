@@ -11,7 +11,7 @@ import pytest
 
 import trakstore as ts
 from trakstore.errors import DamagedError, NotFoundError, TrakStoreError
-from trakstore.markup import shown
+from trakstore.markup import printable
 from trakstore.storage import layout
 from trakstore.storage.splits import group_document
 
@@ -109,8 +109,8 @@ def test_an_error_is_one_line_without_controls(kind: type[TrakStoreError]) -> No
 def test_only_what_cannot_be_seen_is_spelled_out() -> None:
     every = map(chr, [*range(0x3000), *range(0xD7F0, 0x10000), 0x1F600])
     for one in every:
-        spelled = shown(one) != one
+        spelled = printable(one) != one
         assert spelled or one.isprintable() or one.isspace() or ord(one) > 0xAC
-        assert shown(one).isascii() == (one.isascii() or spelled)
-    assert shown("a\tb\nc", keep="\n") == r"a\tb" + "\nc"
+        assert printable(one).isascii() == (one.isascii() or spelled)
+    assert printable("a\tb\nc", keep="\n") == r"a\tb" + "\nc"
     assert layout.check_name("train", "split") == "train"

@@ -13,7 +13,7 @@ import xarray as xr
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from trakstore.markup import shown
+from trakstore.markup import printable
 
 __all__ = [
     "console",
@@ -35,7 +35,7 @@ class _SafeConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As rich's; a text is one line."""
-        safe = (shown(one) if isinstance(one, str) else one for one in objects)
+        safe = (printable(one) if isinstance(one, str) else one for one in objects)
         super().print(*safe, **options)
 
     def render(
@@ -43,7 +43,7 @@ class _SafeConsole(Console):
     ) -> Iterable[Segment]:
         """As rich's."""
         for one in super().render(renderable, options):
-            yield one if one.control else one._replace(text=shown(one.text, keep="\n"))
+            yield one if one.control else one._replace(text=printable(one.text, keep="\n"))
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def only_json(as_json: bool) -> Iterator[None]:
 
 def error_line(message: object, kind: str = "error") -> None:
     """One line on standard error."""
-    print(f"{kind}: {shown(' '.join(str(message).split()))}", file=sys.stderr)
+    print(f"{kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def tolerant_streams() -> None:

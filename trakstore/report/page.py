@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from trakstore.errors import TrakStoreError
-from trakstore.markup import shown
+from trakstore.markup import printable
 from trakstore.planning import human_bytes
 from trakstore.report.charts import plot_distribution, plot_spectrum
 from trakstore.report.contents import Classes, Findings
@@ -100,7 +100,7 @@ def render_page(found: Findings) -> str:
 
 def _finished(value: Any) -> Any:
     """Text from elsewhere without what would change the order of reading; lines stay."""
-    return shown(value, keep="\n\t") if type(value) is str else value
+    return printable(value, keep="\n\t") if type(value) is str else value
 
 
 def _text(name: str) -> str:
@@ -121,7 +121,7 @@ def _drawings(found: Findings) -> Mapping[str, str]:
     drawn = {
         "pooled": inline_svg(
             lambda axes: _plain(plot_distribution(found.answers.spread, None, axes)),
-            "Histogram of all shown targets' scores, in standard deviations from each one's mean",
+            "Histogram of all printable targets' scores, in standard deviations from each one's mean",
             "pooled",
             (7.0, 2.6),
         )

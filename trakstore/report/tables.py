@@ -13,7 +13,7 @@ from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
-from trakstore.markup import shown
+from trakstore.markup import printable
 from trakstore.storage.layout import Epoch
 from trakstore.storage.splits import SplitStatus
 
@@ -36,7 +36,7 @@ _EPOCHS = 4  # lines of epochs: all of it fits on a screen
 
 
 class SafeTable(Table):
-    """A table in which foreign text takes the width that it is shown with."""
+    """A table in which foreign text takes the width that it is printable with."""
 
     def add_column(self, header: Any = "", *given: Any, **options: Any) -> None:
         """As rich's."""
@@ -48,7 +48,7 @@ class SafeTable(Table):
 
 
 def _safe(cell: Any) -> Any:
-    return shown(cell) if isinstance(cell, str) else cell
+    return printable(cell) if isinstance(cell, str) else cell
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
@@ -169,7 +169,7 @@ def _classes(found: NDArray[Any], own: Any) -> Text:
 
 
 def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
-    trains = [shown(one) for one in top["train"].values.tolist()]
+    trains = [printable(one) for one in top["train"].values.tolist()]
     width = max(map(len, trains))
     entries = [Text(one.rjust(width)) for one in trains]
     if "label" in top:
@@ -212,5 +212,5 @@ def span(epochs: Sequence[Epoch]) -> str:
 
 
 def _ranges(missing: Sequence[tuple[int, int]]) -> str:
-    shown = ", ".join(f"{start}-{stop - 1}" for start, stop in missing[:5])
-    return f"{shown} and {len(missing) - 5} more ranges" if len(missing) > 5 else shown
+    printable = ", ".join(f"{start}-{stop - 1}" for start, stop in missing[:5])
+    return f"{printable} and {len(missing) - 5} more ranges" if len(missing) > 5 else printable
