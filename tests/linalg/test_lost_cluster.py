@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client, KilledWorker, LocalCluster
+from schedulers import lonely_scheduler
 
 import trakstore as ts
 from trakstore.errors import LocationError, MemoryLimitError
@@ -27,22 +27,15 @@ ROWS = ArrayRows(np.ones((40, 2), np.float32), 4)
 
 @contextmanager
 def scheduler() -> Iterator[tuple[subprocess.Popen[str], Client]]:
-    """A scheduler without workers, in a process of its own, and a client of it."""
-    options = ["--port", "0", "--host", "127.0.0.1", "--no-dashboard"]
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    """A scheduler without workers, and a client of it."""
+    with lonely_scheduler() as (process, address):
+        client = Client(address, timeout=30, set_as_default=False)
         try:
-            said = next(line for line in process.stderr if "Scheduler at:" in line)
-            client = Client(said.split()[-1], timeout=30, set_as_default=False)
-            try:
-                with client.as_current():
-                    yield process, client
-            finally:
-                process.kill()
-                client.close(timeout=10)
+            with client.as_current():
+                yield process, client
         finally:
             process.kill()
+            client.close(timeout=10)
 
 
 @pytest.fixture(scope="module")

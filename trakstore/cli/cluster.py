@@ -45,13 +45,14 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
     if workers is not None and workers > CPU_COUNT:
         raise typer.BadParameter(f"--workers must be in 1..{CPU_COUNT} (the cores), got {workers}")
     from distributed import Client, LocalCluster
+    from distributed.utils import silence_logging_cmgr
 
     if workers is None:
         try:
             client = Client(scheduler, timeout=SECONDS)
         except (OSError, ValueError) as error:
             raise LocationError(f"no Dask scheduler answers at {scheduler}: {error}") from None
-        with client, lost_work_told(client):
+        with silence_logging_cmgr(logging.CRITICAL), client, lost_work_told(client):
             yield
         return
     with (
