@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import pytest
 from numcodecs import Zstd
 
 import trakstore as ts
-from trakstore.evaluation import Retrained, SubsetPlan, retrain
+from trakstore.analysis import training_dynamics
+from trakstore.evaluation import Retrained, SubsetPlan, retrain, retrained_models
 from trakstore.storage.checksums import tail_of
 from trakstore.storage.records import TrainingRun, add_part
 from trakstore.storage.runs import Run, record_run
@@ -131,7 +132,7 @@ def packed_header(size: int) -> bytes:
 
 OUT = "../../../beside"
 HUGE: dict[str, Any] = {"shape": [10**12, 10**12], "chunks": [10, 10]}
-STORES: Mapping[str, Callable[[Path], Any]] = {
+STORES: dict[str, Callable[[Path], Any]] = {
     "a column out of the store": column(OUT),
     "a column at the root": column("/etc/x"),
     "a column of no name": column(""),
@@ -206,6 +207,20 @@ STORES: Mapping[str, Callable[[Path], Any]] = {
         store, "evaluation/models/models.0", shape=[2, 10**12]
     ),
 }
+OTHER_MASK = '{"node_type":"array","shape":[1],"codecs":[{"name":"x"}],"zarr_format":3}'
+STORES |= {
+    "a mask of another codec": raw("0/train/masked/zarr.json", OTHER_MASK),
+    "a mask that is a list": raw("0/train/masked/zarr.json", "[]"),
+    "scores of another shape": lambda s: first_array(s, "scores/a", shape=[5, 5], chunks=[5, 5]),
+    "scores of other dimensions": lambda s: first_array(s, "scores/a", dimensions=["x", "y"]),
+    "scores of a vector": lambda s: first_array(
+        s, "scores/a", shape=[100], chunks=[100], dimensions=["target"]
+    ),
+    "scores of nothing": lambda s: document(s, "scores/a", arrays=[]),
+    "a kernel of no rows": lambda s: document(s, "grams/0/train", rows=-5),
+    "a kernel of 1e12 masked rows": lambda s: document(s, "grams/0/train", masked=10**12),
+    "a kernel without a trace": lambda s: document(s, "grams/0/train", trace=None),
+}
 COMMON = (  # one of each kind; the others are tried where there is time
     *("a column out of the store", "a column at the root", "a column of objects", "no columns"),
     *("1e18 rows", "a block that is the split", "a billion columns", "no rows a chunk"),
@@ -214,10 +229,14 @@ COMMON = (  # one of each kind; the others are tried where there is time
     *("a pipe for a chunk", "a device for a marker", "a linked epoch", "a linked column"),
     *("linked markers", "linked saved scores", "linked runs", "a terabyte of holes for a document"),
     *("a terabyte of holes for ids", "a bomb", "a bomb that does not", "4e9 ids"),
+    *("a mask of another codec", "scores of another shape", "a kernel without a trace"),
     *("scores out of the store", "huge scores", "dynamics of nobody", "huge models"),
 )
 CASES = [pytest.param(one, marks=() if one in COMMON else pytest.mark.slow) for one in STORES]
-UNSEEN = ("a kernel of words",)  # never believed, and made again when it is wanted
+UNSEEN = (  # the first never believed, and made again when wanted; the others seen when opened
+    *("a kernel of words", "a kernel of no rows", "a kernel of 1e12 masked rows"),
+    *("a kernel without a trace", "scores of nothing"),
+)
 COMMANDS = (
     ["info"],
     ["verify"],
@@ -296,6 +315,13 @@ def test_stores_that_somebody_sends(
             if (command, given) == ("verify", []) and case not in UNSEEN:
                 assert ran.code in (1, 2), "verify found nothing"
         uses: list[Callable[[], object]] = [
+            lambda: repr(ts.open_scores(store, "a")) + repr(ts.open_store(store)),
+            lambda: np.asarray(ts.open_scores(store, "a")),
+            lambda: training_dynamics(ts.open_store(store), "train"),
+            lambda: retrained_models(store, "models"),
+            lambda: ts.kernel_report(ts.open_store(store), 0),
+            lambda: ts.open_store(store).mask("train", ["train 6"], epochs=[0]),
+            lambda: ts.open_store(store).split(0, "train").to_xarray().compute(),
             lambda: ts.open_store(store).drop(0, "train"),
             lambda: ts.open_store(store).drop(0),
             lambda: ts.save_scores(

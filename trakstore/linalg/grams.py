@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trakstore.documents import fields, number, one_of, text, whole
 from trakstore.linalg.gram import Gram, GramDtype, gram
 from trakstore.linalg.rows import TakenRows
 from trakstore.linalg.weights import (
@@ -176,6 +177,9 @@ def stored_origin(split: GramSplit, wanted: GramOrigin) -> tuple[GramOrigin, dic
     try:
         document = place.get(layout.document_key(path))
         what = {} if document is None else attributes(document, path)
+        known = fields({k: v for k, v in what.items() if k in _GRAM}, _GRAM, ("weighting",))
+        if known["used"] > known["rows"] or known["masked"] > known["rows"]:
+            return None
         origin = GramOrigin(
             **{"weighting": "", **{k: what[k] for k in asdict(wanted) if k in what}}
         )
@@ -188,6 +192,15 @@ def stored_origin(split: GramSplit, wanted: GramOrigin) -> tuple[GramOrigin, dic
     except (KeyError, TypeError, ValueError, OSError):
         return None
     return replace(origin, dtype=wanted.dtype), what
+
+
+_GRAM = {
+    **dict.fromkeys(("nonce", "masked", "used"), whole()),
+    "rows": whole(1),
+    **dict.fromkeys(("masked_digest", "weighting", "digest"), text()),
+    "dtype": one_of("float32", "float64"),
+    "trace": number(),
+}
 
 
 def _write(split: GramSplit, made: Gram) -> None:

@@ -186,16 +186,17 @@ class StrictStore(WrapperStore[Store]):
 
     The array's metadata document is given, not read: it follows from the split's, which has a
     checksum, so that a damaged one cannot change what is read. Chunks that have more bytes than it
-    says, or would be unpacked to more, are an error before memory is taken.
+    says, or would be unpacked to more, are an error before memory is taken. Of a ``sparse`` array, as
+    masks are, chunks may be missing.
     """
 
-    def __init__(self, store: Store, document: bytes) -> None:
+    def __init__(self, store: Store, document: bytes, *, sparse: bool = False) -> None:
         super().__init__(store)
-        self._document = document
+        self._document, self._sparse = document, sparse
         self._form = ChunkForm.of(document)
 
     def _with_store(self, store: Store) -> StrictStore:
-        return StrictStore(store, self._document)
+        return StrictStore(store, self._document, sparse=self._sparse)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -207,6 +208,8 @@ class StrictStore(WrapperStore[Store]):
             value = await fetch(self._store, key, prototype, self._form.most)
         else:
             value = await self._store.get(key, prototype, byte_range)
+        if value is None and self._sparse:
+            return None
         if value is None:
             root = layout.document_key("")
             if await self._store.get(root, prototype) is None:

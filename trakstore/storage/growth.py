@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents, mask_document, skipped_document
+from trakstore.storage.arrays import StrictStore, array_documents, mask_document, skipped_document
 from trakstore.storage.ids import as_ids
 from trakstore.storage.splits import Split, group_document, written_blocks
 from trakstore.storage.writer import BlockWriter
@@ -123,8 +123,9 @@ def mask_rows(
         )
     place, path = split.location, f"{split.path}/{layout.MASKED}"
     place.put_if_absent(_mask_key(split), mask_document(split.spec))
+    store = StrictStore(place.store, mask_document(split.spec), sparse=True)
     array = zarr.open_array(
-        place.store, path=path, mode="r+", zarr_format=3, config={"write_empty_chunks": True}
+        store, path=path, mode="r+", zarr_format=3, config={"write_empty_chunks": True}
     )
     changed = 0
     for block in np.unique(found // split.spec.block_rows):
