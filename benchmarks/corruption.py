@@ -1,18 +1,23 @@
 """Damages the files of a small store one at a time: is each found, and is no wrong number read?
 
-    python benchmarks/corruption.py --bytes 200 --truncations 50
+    python benchmarks/corruption.py --bytes 200 --truncations 50 --displaced 200
 
 prints one line for each kind of file and dtype. Every file of the store is as likely; a corruption
-replaces one random byte by another value, a truncation keeps a random shorter length.
+replaces one random byte by another value, a truncation keeps a random shorter length. A file that is
+displaced is sound: it is deleted, swapped with or replaced by another of its kind, put back from an
+older copy of the store, or is a document in which a value was edited.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +25,16 @@ import numpy as np
 
 import trakstore as ts
 from trakstore.errors import TrakStoreError
+from trakstore.evaluation import add_retrained, retrained_models
+from trakstore.linalg.grams import split_gram
 from trakstore.spec import SplitSpec
 from trakstore.storage.columns import stored_rows
+from trakstore.storage.locations import Location
+from trakstore.storage.records import MEASURES, TrainingRun, add_part, record_parts
 from trakstore.storage.verify import verify_store
 from trakstore.storage.writer import BlockWriter
 
-ROWS, DIM, BLOCK = 37, 24, 8
+ROWS, MORE, DIM, BLOCK = 35, 2, 24, 8
 EPOCHS: tuple[int | str, ...] = (0, 5, "final")
 DTYPES = ("float32", "float16")
 
@@ -34,22 +43,27 @@ Columns = dict[tuple[Any, ...], Any]
 
 def columns_of(epoch: int | str, split: str) -> dict[str, Any]:
     """What ``write_split`` is given: strings as ids and labels at ``train``."""
-    rng = np.random.default_rng([EPOCHS.index(epoch), len(split)])
-    given: dict[str, Any] = {"features": rng.normal(size=(ROWS, DIM)).astype(np.float32)}
+    rng, rows = np.random.default_rng([EPOCHS.index(epoch), len(split)]), ROWS + MORE
+    given: dict[str, Any] = {"features": rng.normal(size=(rows, DIM)).astype(np.float32)}
     if split == "train":
-        given["ids"] = [f"bild-{i}-ü" for i in range(ROWS)]
-        given["labels"] = rng.integers(0, 10, ROWS)
-        given["out_to_loss"] = rng.random(ROWS, dtype=np.float32)
+        given["ids"] = [f"bild-{i}-ü" for i in range(rows)]
+        given["labels"] = rng.integers(0, 10, rows)
+        given["out_to_loss"] = rng.random(rows, dtype=np.float32)
     return given
 
 
-def build(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
-    """A store of three epochs with two splits each, one split that is not complete, and scores."""
+def build(where: Path, dtype: Any = "float32", older: Path | None = None) -> ts.FeatureStore:
+    """A store with everything that a store can have, and one split that is not complete.
+
+    ``older`` is where a copy goes that is made on the way: rows are appended, and more is left out,
+    after it.
+    """
     spec = ts.ProjectionSpec("sjlt", dim=DIM)
     store = ts.FeatureStore.create(where, projection=spec, dtype=dtype)
     for epoch in EPOCHS:
         for split in ("train", "test"):
-            store.write_split(epoch, split, **columns_of(epoch, split), block_rows=BLOCK)
+            given = {name: array[:ROWS] for name, array in columns_of(epoch, split).items()}
+            store.write_split(epoch, split, **given, block_rows=BLOCK)
     columns = (("features", dtype), ("norm", "float32"), ("sample_id", "int64"))
     half = store.create_split(0, "half", SplitSpec(ROWS, DIM, columns, block_rows=BLOCK))
     for block in (0, 2, 4):
@@ -57,8 +71,34 @@ def build(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
         rows = columns_of(0, "half")["features"][a:b]
         BlockWriter(half).write(block, stored_rows(rows, dtype, a) | {"sample_id": np.arange(a, b)})
     store.mask("train", ["bild-3-ü"], epochs=["final"])
-    ts.save_scores(ts.trak_scores(store, targets="test", train="train", epochs=[0, 5]), store, "s")
+    if older is not None:
+        shutil.copytree(where, older)
+    for epoch in EPOCHS:
+        for split in ("train", "test"):
+            given = {name: array[ROWS:] for name, array in columns_of(epoch, split).items()}
+            store.append(epoch, split, **given)
+    store.mask("train", ["bild-9-ü", "bild-36-ü"])
+    _save_tables(store)
     return store
+
+
+def _save_tables(store: ts.FeatureStore) -> None:
+    """Scores of several kinds, grams, models that were trained again, and what training showed."""
+    scores = ts.trak_scores(store, targets="test", train="train", epochs=[0, 5])
+    others = ts.trak_scores(store, targets="test", train="train", epochs=[0, 5], damping=9.0)
+    for name, kept in (("s", {}), ("top", {"top": 3}), ("above", {"threshold": 1.0})):
+        for each, which in ((scores, name), (others, f"{name}2")):
+            ts.save_scores(each, store, which, **kept)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        subsets = rng.random((2, ROWS)) < 0.5
+        add_retrained(store, "again", subsets, rng.normal(size=(2, 5)).astype(np.float32))
+    for order in (1, 2):
+        run = TrainingRun(f"run{order}", "", 0, order)
+        for part in range(2):
+            values = rng.normal(size=(6, len(MEASURES))).astype(np.float32)
+            epochs = np.full(6, part, dtype=np.int64)
+            add_part(store.location, "train", run, part, np.arange(6), epochs, values)
 
 
 def build_tiny(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
@@ -74,30 +114,56 @@ def build_tiny(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
 
 
 def read(where: Path) -> Columns:
-    """Every column of every split, and the scores; where reading is refused, the error."""
+    """Every column of every split, and all tables; where reading is refused, the error."""
     found: Columns = {}
+
+    def keep(name: tuple[Any, ...], values: Callable[[], Any]) -> None:
+        try:
+            found[name] = values()
+        except (TrakStoreError, ValueError) as error:  # zarr's own, for a chunk that is damaged
+            found[name] = error
+
     for epoch in EPOCHS:
         for split in ("train", "test", *(["half"] if epoch == 0 else [])):
-            for column in ("features", "norm", "sample_id", "label", "out_to_loss"):
-                try:
-                    opened = ts.open_store(where).split(epoch, split)
-                    if split != "half":
-                        opened.require_complete()
-                    stored = opened.column(column, allow_missing=split == "half")
-                    found[epoch, split, column] = stored.read(0, opened.rows)
-                except TrakStoreError as error:
-                    found[epoch, split, column] = error
-    try:
-        found["final", "masked"] = ts.open_store(where).split("final", "train").masked
-    except TrakStoreError as error:
-        found["final", "masked"] = error
-    try:
-        scores = ts.open_scores(where, "s").compute()
-        found |= {("s", name): array.values for name, array in scores.coords.items()}
-        found["s", "scores"] = scores.values
-    except (TrakStoreError, ValueError) as error:  # zarr's own, for a chunk that is damaged
-        found |= {("s", name): error for name in ("scores", "target_id", "train_id")}
+            for column in ("features", "norm", "sample_id", "label", "out_to_loss", "masked"):
+                keep((epoch, split, column), lambda: _column(where, epoch, split, column))  # noqa: B023
+        keep((epoch, "gram"), lambda: _gram(where, epoch))  # noqa: B023
+    for name in ("s", "s2", "top", "top2", "above", "above2"):
+        keep((name,), lambda: _values(ts.open_scores(where, name)))  # noqa: B023
+    keep(("again",), lambda: _values(retrained_models(where, "again")))
+    keep(("dynamics",), lambda: _dynamics(where))
     return found
+
+
+def _column(where: Path, epoch: Any, split: str, column: str) -> Any:
+    opened = ts.open_store(where).split(epoch, split)
+    if column == "masked":
+        return opened.masked
+    if split != "half":
+        opened.require_complete()
+    return opened.column(column, allow_missing=split == "half").read(0, opened.rows)
+
+
+def _gram(where: Path, epoch: Any) -> Any:
+    """The gram of a train split, rounded: one that is damaged is computed again, and not stored."""
+    store = ts.open_store(where)
+    sealed = Location("sealed", store.location.store.with_read_only(True), reopens=False)
+    matrix = split_gram(replace(store, location=sealed).split(epoch, "train")).matrix
+    return np.round(matrix, 3)
+
+
+def _values(saved: Any) -> Any:
+    """All of a data set's arrays in one."""
+    whole = saved.to_dataset(name="scores") if hasattr(saved, "to_dataset") else saved
+    with_coords = whole.reset_coords().compute()
+    texts = [str(with_coords[name].values.tolist()) for name in sorted(with_coords)]
+    return np.array(texts)
+
+
+def _dynamics(where: Path) -> Any:
+    parts = record_parts(ts.open_store(where).location, "train")
+    names = ("sample_id", "epoch", "measures")
+    return np.array([str([part.read(name).tolist() for name in names]) for part in parts])
 
 
 def same(got: Any, wanted: Any) -> bool:
@@ -106,7 +172,7 @@ def same(got: Any, wanted: Any) -> bool:
         return isinstance(got, Exception)
     return (
         not isinstance(got, Exception)
-        and got.dtype == wanted.dtype
+        and (got.dtype == wanted.dtype or got.dtype.kind == "U")
         and np.array_equal(got, wanted, equal_nan=got.dtype.kind == "f")
     )
 
@@ -125,10 +191,10 @@ class Trial:
     def kind(self) -> str:
         """What sort of file it was."""
         parts = self.key.split("/")
-        if parts[0] in ("scores", "grams"):
+        if parts[0] in ("scores", "grams", "evaluation", "dynamics"):
             return f"saved {parts[0]}"
-        if "masked" in parts:
-            return "mask"
+        if parts[0] in ("_masks", "_claims"):
+            return parts[0].removeprefix("_")
         if parts[-1] == "zarr.json":
             return ("root", "epoch", "split", "array")[len(parts) - 1] + " document"
         return "marker" if "written" in parts else f"chunk of {parts[2]}"
@@ -174,22 +240,114 @@ def every_byte(where: Path, seed: int = 0) -> Iterator[Trial]:
     return _tried(where, damages())
 
 
+def displaced(where: Path, older: Path, count: int, seed: object = 0) -> Iterator[Trial]:
+    """Displace a random file, look, put it right again; ``count`` times."""
+    rng, files = random.Random(f"{seed} displaced"), files_of(where)
+    kinds = (_delete, _swap, _copy, _older, _edit)
+
+    def changes() -> Iterator[tuple[dict[Path, bytes | None], str]]:
+        made = 0
+        while made < count:
+            path, kind = rng.choice(files), rng.choice(kinds)
+            if kind is _delete and _says_only_what_is_there(where, path):
+                continue
+            changed = kind(where, older, path, rng)
+            if changed and any(path.read_bytes() != content for path, content in changed.items()):
+                made += 1
+                yield changed, kind.__name__.strip("_")
+
+    return _changed(where, changes())
+
+
+_Changed = dict[Path, bytes | None]
+
+
+def _delete(_where: Path, _older: Path, path: Path, _rng: random.Random) -> _Changed:
+    return {path: None}
+
+
+def _says_only_what_is_there(where: Path, path: Path) -> bool:
+    """A marker whose block is missing without it, or a note of who was at work."""
+    parts = path.relative_to(where).parts
+    return ("written" in parts[:-1] and path.name != "zarr.json") or parts[0] == "_claims"
+
+
+def _swap(where: Path, _older: Path, path: Path, rng: random.Random) -> _Changed:
+    other = _another(where, path, rng)
+    return {} if other is None else {path: other.read_bytes(), other: path.read_bytes()}
+
+
+def _copy(where: Path, _older: Path, path: Path, rng: random.Random) -> _Changed:
+    other = _another(where, path, rng)
+    return {} if other is None else {path: other.read_bytes()}
+
+
+def _older(where: Path, older: Path, path: Path, _rng: random.Random) -> _Changed:
+    before = older / path.relative_to(where)
+    return {path: before.read_bytes()} if before.exists() else {}
+
+
+def _edit(_where: Path, _older: Path, path: Path, rng: random.Random) -> _Changed:
+    """A value of a document, or all of its attributes."""
+    if path.name != "zarr.json":
+        return {}
+    document = json.loads(path.read_bytes())
+    inside = document["attributes"] or document
+    name = rng.choice(sorted(inside))
+    value = inside[name]
+    if rng.random() < 0.3:
+        document["attributes"] = {}
+    else:
+        inside[name] = value + 1 if isinstance(value, int) else None
+    return {path: json.dumps(document, indent=1, sort_keys=True).encode()}
+
+
+_NUMBERS = re.compile(r"(?<=/)c[./].*|(?<=models\.)\d+|run\d+\.\d+|\d+(?=\.kept|/zarr|/features)")
+_NAMES = re.compile(
+    r"(?<=^scores/)(s|top|above)2?(?=/)|^(0|5|final)(?=/)|(?<=^grams/)[^/]+|train|test"
+)
+
+
+def _another(where: Path, path: Path, rng: random.Random) -> Path | None:
+    """Another file with the same part to play, and other bytes."""
+    alike = [
+        one
+        for one in files_of(where)
+        if _part(where, one) == _part(where, path) and one.read_bytes() != path.read_bytes()
+    ]
+    return rng.choice(alike) if alike else None
+
+
+def _part(where: Path, path: Path) -> str:
+    key = path.relative_to(where).as_posix()
+    return _NUMBERS.sub("*", _NAMES.sub(lambda at: (at[1] or "*") if at[1] else "*", key))
+
+
 def files_of(where: Path) -> list[Path]:
     """All files of a store."""
     return sorted(path for path in where.rglob("*") if path.is_file())
 
 
 def _tried(where: Path, damages: Iterable[tuple[Path, bytes, str]]) -> Iterator[Trial]:
+    return _changed(where, (({path: content}, what) for path, content, what in damages))
+
+
+def _changed(where: Path, changes: Iterable[tuple[_Changed, str]]) -> Iterator[Trial]:
     wanted = read(where)
-    for path, damaged, what in damages:
-        content = path.read_bytes()
-        path.write_bytes(damaged)
+    for changed, what in changes:
+        before = {path: path.read_bytes() for path in changed}
+        for path, content in changed.items():
+            if content is None:
+                path.unlink()
+            else:
+                path.write_bytes(content)
         report, got = verify_store(where), read(where)
-        path.write_bytes(content)
+        for path, content in before.items():
+            path.write_bytes(content)
         differ = [name for name in wanted if not same(got[name], wanted[name])]
         refused = sum(isinstance(got[name], Exception) for name in differ)
         kinds = tuple(finding.kind for finding in report.findings)
-        key = path.relative_to(where).as_posix()
+        key = next(iter(changed)).relative_to(where).as_posix()
         yield Trial(key, what, kinds, len(differ) - refused, refused)
 
 
@@ -197,6 +355,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bytes", type=int, default=200, help="single-byte corruptions per dtype")
     parser.add_argument("--truncations", type=int, default=50, help="truncations per dtype")
+    parser.add_argument("--displaced", type=int, default=100, help="displaced files per dtype")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every-byte", action="store_true", help="each byte of a tiny store too")
     given = parser.parse_args()
@@ -208,6 +367,12 @@ def main() -> None:
                 build(where, dtype)
                 done = list(trials(where, damage, count, f"{given.seed} {dtype}"))
             show(dtype, damage.__name__, done)
+        with tempfile.TemporaryDirectory() as folder:
+            where, older = Path(folder) / "run.zarr", Path(folder) / "older.zarr"
+            build(where, dtype, older)
+            done = list(displaced(where, older, given.displaced, f"{given.seed} {dtype}"))
+        for what in sorted({trial.what for trial in done}):
+            show(dtype, what, [trial for trial in done if trial.what == what])
     if given.every_byte:
         with tempfile.TemporaryDirectory() as folder:
             build_tiny(Path(folder) / "tiny.zarr")

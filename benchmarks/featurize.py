@@ -1,6 +1,6 @@
 """What features cost beside plain training, and how true they are.
 
-    python benchmarks/featurize.py [cost | dense | fidelity | memory | scaling | pipeline] [--small]
+    python benchmarks/featurize.py [PART ...] [--small], with the parts that --help names
 
 The floor is a forward and backward pass of the mean loss at batch 32, without an optimiser. All that is
 timed alternates in one process with one number of threads, and medians are compared: ratios carry over
@@ -13,7 +13,11 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import stores
@@ -23,7 +27,9 @@ from torch import Tensor
 
 import trakstore as ts
 from trakstore.attributors.tracin import last_layers
-from trakstore.features import featurize
+from trakstore.features import Job, featurize
+from trakstore.features.batches import evaluated
+from trakstore.features.task import SplitTask
 
 
 def line(name: str, seconds: dict[str, float]) -> None:
@@ -187,8 +193,42 @@ def pipeline(small: bool, rounds: int) -> None:
     print(f"whole pipeline {seconds['whole'] / seconds['floor']:.2f} x features alone")
 
 
+def blocks(small: bool, rounds: int) -> None:
+    """Whole blocks of 500 rows, with and without the comparison of some rows, or of all."""
+    rows = 40 if small else 500
+    for name, dim in (("mlp", 512), ("transformer", 1024), ("resnet9", 512)):
+        work = Work(name, small)
+        data = list(zip(*work.batch(rows), strict=True))
+        spec = ts.ProjectionSpec("sjlt", dim=8 if small else dim)
+        with ExitStack() as stack:
+            runs: dict[str, tuple[Callable[[], Any], int]] = {}
+            for check in ("none", "some", "all"):
+                where = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "s.zarr"
+                job = Job(
+                    work.model,
+                    {"train": data},
+                    output=work.output,
+                    projector=spec,
+                    batch_size=32,
+                    check="some" if check == "none" else check,  # type: ignore[arg-type]
+                )
+                stack.enter_context(evaluated(work.model, work.device))
+                task = SplitTask.prepare(job, where, 0, "train", work.device)
+                if check == "none":
+                    vars(task.rows)["_checked"] = lambda *_: True
+                runs[check] = partial(task.rows.columns, 0, rows), rows
+            seconds = compared(runs, rounds)
+        some, every = (seconds[check] / seconds["none"] for check in ("some", "all"))
+        print(
+            f"{name}, a block of {rows} rows: {1e3 * seconds['none'] * rows:.0f} ms unchecked;  "
+            f"{some:.3f} x with some rows checked,  {every:.2f} x with all",
+            flush=True,
+        )
+
+
 PARTS = {
     "cost": cost,
+    "blocks": blocks,
     "dense": dense,
     "fidelity": fidelity,
     "memory": memory,

@@ -74,7 +74,7 @@ def test_ids_and_job_names_are_values(name: str, store: ts.FeatureStore, tmp_pat
         assert list(store.split(1, "train").masked) == [0]
     now = "2026-01-01T00:00:00+00:00"
     record_run(store.location, Run(0, "train", name, now, now, 0, 1, "cpu", 4, 1, {}))
-    assert [one.job for one in store.runs] == [name]
+    assert [one.job for one in store.runs()] == [name]
     assert outside(tmp_path) == []
 
 

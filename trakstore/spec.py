@@ -27,7 +27,7 @@ __all__ = [
     "check_equal",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ORIGINS = {"checkpoint": "checkpoint", "dataset": "data set"}  # in words
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # its first figures do for people
 
@@ -285,6 +285,8 @@ class SplitSpec:
         Learning rate at this checkpoint, for TracIn.
     keep_bits : int or None
         As in :class:`StoreSpec`: chunks of rounded features are compressed.
+    given : str or None
+        SHA-256 of what was given, where features were made elsewhere.
     block_rows, chunk_rows, chunk_columns : int
         Shape of a block and of a feature chunk; see :class:`trakstore.planning.BlockShape`.
     nonce : int
@@ -299,6 +301,7 @@ class SplitSpec:
     learning_rate: float | None = None
     keep_bits: int | None = None
     widths: tuple[tuple[str, int], ...] = ()
+    given: str | None = None
     block_rows: int = field(default=1, compare=False)
     chunk_rows: int = field(default=1, compare=False)
     chunk_columns: int = field(default=1, compare=False)
@@ -348,9 +351,10 @@ class SplitSpec:
         return block * self.block_rows, min(self.rows, (block + 1) * self.block_rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict for JSON; without widths where there are none, as before there were any."""
+        """A dict for JSON; without widths, and what was given, where there are none of them."""
         document = {**_plain(self), "columns": dict(self.columns), "widths": dict(self.widths)}
-        return document if self.widths else {k: v for k, v in document.items() if k != "widths"}
+        added = ("widths", "given")
+        return {name: value for name, value in document.items() if value or name not in added}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> SplitSpec:
@@ -361,7 +365,9 @@ class SplitSpec:
         DamagedError
             When a field has a value that no writer gives it, or the sizes do not fit together.
         """
-        spec = cls(**documents.fields(document, _SPLIT, ("widths",), "the split's document"))
+        spec = cls(
+            **documents.fields(document, _SPLIT, ("widths", "given"), "the split's document")
+        )
         _check_columns(spec)
         _check_shape(spec)
         return spec
@@ -414,6 +420,7 @@ _SPLIT = {
     "block_rows": documents.whole(1, _MOST_BLOCK_ROWS),
     "chunk_rows": documents.whole(1, _MOST_BLOCK_ROWS),
     "chunk_columns": documents.whole(1, 2**31 - 1),
+    "given": documents.optional(documents.text()),
     "nonce": documents.whole(0, 2**32 - 1),
 }
 

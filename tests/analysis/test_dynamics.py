@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 
 import trakstore as ts
 from trakstore.analysis.dynamics import dynamics_of, training_dynamics
-from trakstore.attributors import TrainingDynamicsTracker, WithIds
-from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.attributors import TrainingDynamicsTracker, WithIds, dynamics
+from trakstore.errors import DamagedError, NotFoundError, TrakStoreError
 from trakstore.storage.verify import verify_store
 
 N, CLASSES, EPOCHS = 23, 4, 14
@@ -90,6 +91,37 @@ def test_a_run_that_goes_on_replaces_what_it_does_again(tmp_path: Path) -> None:
         found = tracker.analyze()
     for name, values in expected().items():
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_later_of_two_runs_counts_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, ids = tmp_path / "d.zarr", list(range(4))
+    for value, hour in ((0.0, 12), (9.0, 11)):
+        clock = type("Clock", (datetime,), {"now": lambda *_: datetime(2026, 1, 1, hour)})  # noqa: B023
+        monkeypatch.setattr(dynamics, "datetime", clock)
+        with TrainingDynamicsTracker(None, 1, where) as tracker:
+            scores = torch.tensor([[value, 0.0]] * 4)
+            tracker.update(0, 0, None, torch.zeros(4, dtype=torch.long), scores, ids=ids)
+    assert training_dynamics(where)["confidence"].values.min() > 0.99
+
+
+def test_parts_that_were_swapped_or_lost_are_not_read(tmp_path: Path) -> None:
+    where = tmp_path / "d.zarr"
+    with TrainingDynamicsTracker(None, 3, where) as tracker:
+        run(tracker, range(2), list(range(N)))
+    first, second, *_ = sorted((where / "dynamics/train").glob("*.*/zarr.json"))
+    for name in ("zarr.json", "measures/c/0/0"):
+        one, other = first.parent / name, second.parent / name
+        kept = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        with pytest.raises(DamagedError):
+            training_dynamics(where)
+        one.unlink()
+        with pytest.raises(DamagedError, match="missing"):
+            training_dynamics(where)
+        one.write_bytes(kept)
+    training_dynamics(where)
 
 
 def test_beside_features_made_before_or_after(tmp_path: Path) -> None:

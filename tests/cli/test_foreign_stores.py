@@ -167,7 +167,7 @@ STORES: dict[str, Callable[[Path], Any]] = {
     "a pipe for the root": pipe("zarr.json"),
     "a pipe for a chunk": pipe("0/train/features/c/0/0"),
     "a pipe for a marker": pipe("0/train/written/c.0.0"),
-    "a pipe for a mask": pipe("0/train/masked/c/0"),
+    "a pipe for a mask": pipe("_masks/train/1/zarr.json"),
     "a pipe for an array's document": pipe("0/train/norm/zarr.json"),
     "a device for a document": link("0/train/zarr.json", "/dev/zero"),
     "a device for a chunk": link("0/train/norm/c/0", "/dev/zero"),
@@ -176,7 +176,7 @@ STORES: dict[str, Callable[[Path], Any]] = {
     "a linked split": link("0/train", "beside"),
     "a linked column": link("0/train/features", "beside"),
     "linked markers": link("0/train/written", "beside"),
-    "a linked mask": link("0/train/masked", "beside"),
+    "a linked mask": link("_masks", "beside"),
     "linked scores": link("scores", "beside"),
     "linked saved scores": link("scores/a/scores", "beside"),
     "linked kernels": link("grams", "beside"),
@@ -186,7 +186,7 @@ STORES: dict[str, Callable[[Path], Any]] = {
     "a terabyte of holes for a chunk": hole("0/train/features/c/0/0"),
     "a terabyte of holes for ids": hole("0/train/sample_id/c/0"),
     "a terabyte of holes for a marker": hole("0/train/written/c.0.0"),
-    "a terabyte of holes for a mask": hole("0/train/masked/c/0"),
+    "a terabyte of holes for a mask": hole("_masks/train/1/zarr.json"),
     "a terabyte of holes for a kernel": hole("grams/0/train/gram/c/0/0"),
     "a bomb": chunk("0/train/features/c/0/0", bytes(Zstd(level=9).encode(bytes(2**27)))),
     "a bomb that says so": chunk("0/train/features/c/0/0", packed_header(2**40)),
@@ -207,10 +207,31 @@ STORES: dict[str, Callable[[Path], Any]] = {
         store, "evaluation/models/models.0", shape=[2, 10**12]
     ),
 }
-OTHER_MASK = '{"node_type":"array","shape":[1],"codecs":[{"name":"x"}],"zarr_format":3}'
+
+
+def mask(**changes: Any) -> Callable[[Path], None]:
+    def changed(told: dict[str, Any]) -> dict[str, Any]:
+        return {epoch: {**one, **changes} for epoch, one in told.items()}
+
+    return lambda store: document(store, "_masks/train/1", epochs=changed)
+
+
+def old_mask(content: bytes) -> Callable[[Path], None]:
+    """A column of format 1 that leaves rows out."""
+
+    def change(store: Path) -> None:
+        (store / "0" / "train" / "masked" / "c").mkdir(parents=True)
+        (store / "0" / "train" / "masked" / "c" / "0").write_bytes(content + tail_of(content))
+
+    return change
+
+
 STORES |= {
-    "a mask of another codec": raw("0/train/masked/zarr.json", OTHER_MASK),
-    "a mask that is a list": raw("0/train/masked/zarr.json", "[]"),
+    "a mask of 1e12 rows": mask(rows=10**12),
+    "a mask of words": mask(mask="all"),
+    "masks as a list": lambda s: document(s, "_masks/train/1", epochs=[1]),
+    "an old mask": old_mask(b"\x01" * 7),
+    "a claim of nobody": lambda s: document(s, "_claims/scores/a~/1", process="x"),
     "scores of another shape": lambda s: first_array(s, "scores/a", shape=[5, 5], chunks=[5, 5]),
     "scores of other dimensions": lambda s: first_array(s, "scores/a", dimensions=["x", "y"]),
     "scores of a vector": lambda s: first_array(
@@ -229,7 +250,7 @@ COMMON = (  # one of each kind; the others are tried where there is time
     *("a pipe for a chunk", "a device for a marker", "a linked epoch", "a linked column"),
     *("linked markers", "linked saved scores", "linked runs", "a terabyte of holes for a document"),
     *("a terabyte of holes for ids", "a bomb", "a bomb that does not", "4e9 ids"),
-    *("a mask of another codec", "scores of another shape", "a kernel without a trace"),
+    *("a mask of 1e12 rows", "scores of another shape", "a kernel without a trace"),
     *("scores out of the store", "huge scores", "dynamics of nobody", "huge models"),
 )
 CASES = [pytest.param(one, marks=() if one in COMMON else pytest.mark.slow) for one in STORES]

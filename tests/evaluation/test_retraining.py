@@ -9,7 +9,14 @@ import pytest
 from distributed import Client, LocalCluster
 
 import trakstore as ts
-from trakstore.errors import NotFoundError, NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.errors import (
+    DamagedError,
+    LocationError,
+    NotFoundError,
+    NumericsError,
+    SpecMismatchError,
+    TrakStoreError,
+)
 from trakstore.evaluation.retraining import Retrained, add_retrained, retrain, retrained_models
 from trakstore.sampling import SubsetPlan
 
@@ -80,6 +87,30 @@ def test_holes_are_filled(place: Path) -> None:
     found = retrain(counted, place, "a", PLAN, 12, at_once=50)
     assert counted.models == 3
     np.testing.assert_array_equal(found["subset"], PLAN.masks(0, 12))
+
+
+def test_a_set_that_lost_or_swapped_something_is_not_read(place: Path) -> None:
+    retrain(linear, place, "a", PLAN, 6, at_once=3)
+    parts = place / "evaluation/a"
+    for name in ("zarr.json", "output/c/0/0"):
+        one, other = parts / "models.0" / name, parts / "models.3" / name
+        kept = one.read_bytes()
+        for content in (None, other.read_bytes(), b""):
+            one.unlink() if content is None else one.write_bytes(content)
+            with pytest.raises(DamagedError):
+                retrained_models(place, "a")
+            assert not ts.verify_store(place).ok
+            one.write_bytes(kept)
+    assert len(retrained_models(place, "a")["model"]) == 6
+
+
+def test_of_two_who_train_one_set_the_second_is_refused(place: Path) -> None:
+    def meanwhile(subsets: Any, seeds: Any) -> Retrained:
+        with pytest.raises(LocationError, match="evaluation/a is being changed"):
+            retrain(linear, place, "a", PLAN, 6)
+        return linear(subsets, seeds)
+
+    assert len(retrain(meanwhile, place, "a", PLAN, 6)["model"]) == 6
 
 
 def test_another_plan_is_refused(place: Path) -> None:

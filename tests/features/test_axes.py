@@ -134,7 +134,25 @@ def test_what_is_written_into_is_what_was_written() -> None:
         out[x[:, :, 0] > 0.5] = 0
         return out
 
+    def in_another_place(x: Tensor) -> Tensor:
+        out = x[:, :BATCH].clone()
+        out.transpose(0, 1).copy_(x[:, :BATCH])
+        return out
+
+    def some_rows(x: Tensor) -> Tensor:
+        out = torch.cat([x, x], 1).view(-1, 5)
+        out[1 : 1 + BATCH].copy_(x[:, 0])
+        return out
+
+    def by_data(x: Tensor) -> Tensor:
+        out = x.clone()
+        out.data = x.flip(0)
+        return out
+
     assert placed(filled, 4, 5) == Axis(1)
+    assert placed(in_another_place, 4, 5) is LOST
+    assert placed(some_rows, 4, 5) is LOST
+    assert placed(by_data, 4, 5) is LOST
     assert placed(mixed, 4, 5) is LOST
     assert placed(through_a_view, 4, 5) is LOST
     assert placed(masked, 4, 5) == Axis(0)

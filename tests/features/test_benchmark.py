@@ -18,6 +18,7 @@ def test_the_benchmark_of_features_runs_small() -> None:
     assert done.returncode == 0, done.stderr
     for words in (
         "x floor: sjlt",
+        "with some rows checked",
         "of the matmul peak",
         "Spearman",
         "MB of the floor",

@@ -368,7 +368,7 @@ def test_a_data_set_that_grew_is_appended(tmp_path: Path) -> None:
 def test_runs_are_recorded(tmp_path: Path) -> None:
     run(mlp(), Samples(20), tmp_path / "s.zarr", rank=0, world_size=1)
     run(mlp(), Samples(20), tmp_path / "s.zarr")  # does nothing, leaves no record
-    (one,) = ts.open_store(tmp_path / "s.zarr").runs
+    (one,) = ts.open_store(tmp_path / "s.zarr").runs()
     assert (one.epoch, one.split, one.rows, one.world_size) == (0, "train", 20, 1)
     assert one.versions["torch"] == torch.__version__ and one.began <= one.ended
 
@@ -387,7 +387,7 @@ def test_ranks_come_from_the_environment(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     run(mlp(), Samples(20), tmp_path / "s.zarr")
-    (one,) = ts.open_store(tmp_path / "s.zarr").runs
+    (one,) = ts.open_store(tmp_path / "s.zarr").runs()
     assert (one.rank, one.world_size) == (1, 2)
     monkeypatch.setenv("SLURM_PROCID", "two")
     monkeypatch.delenv("RANK", raising=False)

@@ -12,8 +12,10 @@ import reference
 import xarray as xr
 
 import trakstore as ts
-from trakstore.linalg.grams import split_gram
+from trakstore.linalg import grams
+from trakstore.linalg.grams import origin_of, split_gram, stored_gram
 from trakstore.storage import layout
+from trakstore.storage.claims import claimed
 from trakstore.storage.locations import Location
 
 ROWS, DIM = 90, 16
@@ -166,8 +168,9 @@ def test_damage_and_another_split_are_seen(split: Any, tmp_path: Path) -> None:
     after = Watched(split)
     check(split_gram(after))
     assert sum(after.reads) == ROWS
-    other = replace(split, spec=replace(split.spec, nonce=split.spec.nonce ^ 1))
-    stale = Watched(other)
+    store = ts.open_store(split.location)
+    store.drop(3, "train")
+    stale = Watched(store.write_split(3, "train", FEATURES, block_rows=7))
     split_gram(stale)
     assert sum(stale.reads) == ROWS
 
@@ -177,3 +180,43 @@ def test_a_place_that_cannot_be_written_is_no_error(split: Any) -> None:
     sealed = replace(split, location=Location("sealed", store, reopens=False))
     check(split_gram(sealed))
     assert split.location.get(layout.document_key(layout.gram_path(3, "train"))) is None
+
+
+def test_a_gram_is_published_with_the_rows_it_was_computed_from_or_not_at_all(
+    split: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, whole = ts.open_store(split.location), grams.gram
+
+    def masked_meanwhile(*given: Any, **options: Any) -> Any:
+        made = whole(*given, **options)
+        store.mask("train", [3, 4])
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grams, "gram", masked_meanwhile)
+        check(split_gram(split))  # of the split as it was when it was opened
+    now = store.split(3, "train")
+    assert stored_gram(now, origin_of(now, "float32")) is None
+    check(split_gram(now), masked=(3, 4))
+    assert stored_gram(now, origin_of(now, "float32")) is not None
+
+
+def test_a_gram_that_another_process_writes_is_left_to_it(split: Any) -> None:
+    path = layout.gram_path(3, "train")
+    with claimed(split.location, path, "kernel"):
+        check(split_gram(split))
+    assert stored_gram(split, origin_of(split, "float32")) is None
+
+
+def test_a_gram_of_another_epoch_is_none_of_this_one(tmp_path: Path) -> None:
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("sjlt", DIM))
+    for epoch, sign in ((1, 1), (2, 2)):
+        store.write_split(epoch, "train", sign * FEATURES)
+        split_gram(store.split(epoch, "train"))
+    for name in ("zarr.json", "gram/c/0/0"):
+        one, other = (tmp_path / f"s.zarr/grams/{epoch}/train/{name}" for epoch in (1, 2))
+        kept = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        sealed = Location("s", store.location.store.with_read_only(True), reopens=False)
+        check(split_gram(replace(store.split(1, "train"), location=sealed)))
+        one.write_bytes(kept)

@@ -10,13 +10,15 @@ import pytest
 import xarray as xr
 
 import trakstore as ts
-from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.errors import DamagedError, LocationError, NotFoundError, TrakStoreError
 from trakstore.linalg.saving import open_scores, save_scores
 from trakstore.linalg.solvers import Damping
 from trakstore.scores.influence import influence_scores
 from trakstore.scores.similarity import whitened_cos_scores
 from trakstore.scores.trak import trak_scores
 from trakstore.spec import OutputSpec
+from trakstore.storage.claims import claimed
+from trakstore.storage.tables import begin_table
 from trakstore.storage.verify import verify_store
 
 
@@ -97,7 +99,7 @@ def test_written_chunks_are_not_computed_again(
         pass
 
     written, computed = [], []
-    write, tile = saving._Save.__call__, Window.tile
+    write, tile = saving._SaveTile.__call__, Window.tile
 
     def few(self: Any, *at: Any) -> None:
         if len(written) == 9:
@@ -107,7 +109,7 @@ def test_written_chunks_are_not_computed_again(
 
     options: Any = {"memory_limit": "60kB"}
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(saving._Save, "__call__", few)
+        patch.setattr(saving._SaveTile, "__call__", few)
         save_scores(trak_scores(store), store, "a", **options)
     assert verify_store(store).ok
     with pytest.raises(NotFoundError, match="no scores 'a'"):
@@ -125,7 +127,7 @@ def test_written_chunks_are_not_computed_again(
     np.testing.assert_allclose(saved, np.asarray(trak_scores(store)), rtol=1e-6, atol=1e-7)
     written.clear()
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(saving._Save, "__call__", few)
+        patch.setattr(saving._SaveTile, "__call__", few)
         save_scores(trak_scores(store), store, "b", **options)
     other = trak_scores(store, damping=3.0)  # of other scores nothing is kept
     found = save_scores(other, store, "b", **options)
@@ -150,7 +152,7 @@ def test_scores_that_differ_in_one_setting_alone_are_never_mixed(
         "mix": [whitened_cos_scores(store, mix=m, damping=fixed) for m in (0.2, 0.7)],
     }[how]
     assert not np.allclose(first, other, rtol=1e-3)
-    written, write = [], saving._Save.__call__
+    written, write = [], saving._SaveTile.__call__
 
     def few(self: Any, *at: Any) -> None:
         if len(written) == 9:
@@ -159,7 +161,7 @@ def test_scores_that_differ_in_one_setting_alone_are_never_mixed(
         write(self, *at)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(saving._Save, "__call__", few)
+        patch.setattr(saving._SaveTile, "__call__", few)
         save_scores(first, store, "a", memory_limit="60kB")
     found = save_scores(other, store, "a", memory_limit="60kB")
     np.testing.assert_allclose(found, np.asarray(other), rtol=1e-5, atol=1e-6)
@@ -181,3 +183,52 @@ def test_half_precision(store: ts.FeatureStore) -> None:
         with pytest.raises(ts.TrakStoreError, match="too small for float16"):
             save_scores(tiny, store, "tiny", dtype="float16", **options)
         save_scores(tiny, store, f"fits{len(str(options))}", **options)
+
+
+def test_of_two_saves_of_one_name_the_second_is_refused(store: ts.FeatureStore) -> None:
+    with (
+        claimed(store.location, "scores/a", "save"),
+        pytest.raises(LocationError, match="scores/a is being changed"),
+    ):
+        save_scores(trak_scores(store), store, "a")
+
+
+def test_a_save_that_another_one_overtook_is_not_published(
+    store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trakstore.linalg import saving
+
+    whole = saving.for_each_tile
+
+    def overtaken(*given: Any, **options: Any) -> None:
+        whole(*given, **options)
+        begin_table(store.location, "scores/a", [])
+
+    monkeypatch.setattr(saving, "for_each_tile", overtaken)
+    with pytest.raises(LocationError, match="another process began to write scores/a"):
+        save_scores(trak_scores(store), store, "a")
+    with pytest.raises(NotFoundError):
+        open_scores(store, "a")
+
+
+@pytest.mark.parametrize("kept", [{}, {"top": 3}, {"threshold": 0.01}], ids=str)
+def test_chunks_of_other_scores_are_not_read(store: ts.FeatureStore, kept: dict[str, Any]) -> None:
+    place = Path(store.location.address) / "scores"
+    save_scores(trak_scores(store), store, "a", **kept)
+    save_scores(trak_scores(store, damping=3.0), store, "b", **kept)
+    tried = 0
+    for other in sorted((place / "b").rglob("c/**/*")):
+        own = place / "a" / other.relative_to(place / "b")
+        if not other.is_file() or own.read_bytes() == other.read_bytes():
+            continue
+        whole, tried = own.read_bytes(), tried + 1
+        own.write_bytes(other.read_bytes())
+        assert "foreign" in {finding.kind for finding in verify_store(store).findings}
+        with pytest.raises(DamagedError, match="not the one that was written there"):
+            open_scores(store, "a").compute()
+        own.write_bytes(whole)
+    assert tried
+    document = place / "a" / "zarr.json"
+    document.write_bytes((place / "b" / "zarr.json").read_bytes())
+    with pytest.raises(DamagedError, match="is the document of 'scores/b'"):
+        open_scores(store, "a")

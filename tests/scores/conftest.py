@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from zarr.storage import MemoryStore
 
-from trakstore.errors import IncompleteError, NotFoundError
+from trakstore.errors import IncompleteError, NotFoundError, did_you_mean
 from trakstore.linalg.rows import ArrayRows
 from trakstore.storage.locations import Location
 
@@ -23,6 +23,7 @@ class FakeSplit:
     reads: list[str] = field(default_factory=list)
 
     spec = SimpleNamespace(nonce=1, checkpoint=None)
+    state = "as it was"
 
     @property
     def location(self):
@@ -58,9 +59,15 @@ class FakeStore:
         return tuple(dict.fromkeys(epoch for epoch, _ in self.splits))
 
     def split(self, epoch, name):
+        if epoch not in self.epochs:
+            raise NotFoundError(f"no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
         if (epoch, name) not in self.splits:
             raise NotFoundError(f"no split {name!r}")
         return self.splits[epoch, name]
+
+    def open_splits(self, epochs, names):
+        chosen = self.epochs_of(*names) if epochs is None else epochs
+        return {e: tuple(self.split(e, name) for name in names) for e in chosen}
 
     def epochs_of(self, *splits):
         return tuple(e for e in self.epochs if all((e, name) in self.splits for name in splits))

@@ -32,7 +32,7 @@ def test_ids_come_back_as_they_were_given(tmp_path: Path, ids: Any) -> None:
     found = split.column("sample_id").read(0, 3)
     assert found.tolist() == list(ids)
     assert store.mask("train", ids[1:]) == 2
-    assert split.masked.tolist() == [1, 2]
+    assert store.split(0, "train").masked.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

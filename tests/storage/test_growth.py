@@ -10,7 +10,13 @@ import pytest
 import xarray as xr
 
 import trakstore as ts
-from trakstore.errors import IncompleteError, NotFoundError, SpecMismatchError, TrakStoreError
+from trakstore.errors import (
+    DamagedError,
+    IncompleteError,
+    NotFoundError,
+    SpecMismatchError,
+    TrakStoreError,
+)
 from trakstore.spec import SplitSpec
 from trakstore.storage.writer import BlockWriter
 
@@ -183,3 +189,54 @@ def test_rounding_is_part_of_the_spec(tmp_path: Path) -> None:
         ts.FeatureStore.create(tmp_path / "s.zarr", projection=spec)
     with pytest.raises(TrakStoreError, match="keep_bits rounds float32"):
         ts.FeatureStore.create(tmp_path / "t", projection=spec, keep_bits=3, dtype="float16")
+
+
+def test_chunks_of_other_blocks_and_epochs_are_not_read(store: ts.FeatureStore) -> None:
+    ids, labels = [f"r{i}" for i in range(10)], np.arange(10)
+    store.write_split(1, "train", rows_of(10, 4), ids=ids, labels=labels, block_rows=4)
+    place = Path(store.location.address)
+    for name, other in (
+        ("features/c/0/0", "0/train/features/c/1/0"),
+        ("features/c/0/0", "1/train/features/c/0/0"),
+        ("sample_id/c/0", "0/train/sample_id/c/1"),
+        ("label/c/2", "0/train/label/c/1"),
+    ):
+        own = place / "0/train" / name
+        whole = own.read_bytes()
+        own.write_bytes((place / other).read_bytes())
+        column = ts.open_store(place).split(0, "train").column(name.partition("/")[0])
+        with pytest.raises(DamagedError, match="not the one that its block's marker commits"):
+            column.read(0, 10)
+        own.write_bytes(whole)
+        column.read(0, 10)
+
+
+def test_a_document_from_before_an_append_is_not_taken_for_the_split(
+    store: ts.FeatureStore,
+) -> None:
+    document = Path(store.location.address) / "0/train/zarr.json"
+    old = document.read_bytes()
+    held = store.split(0, "train")  # opened before: it stays what it was
+    store.append(0, "train", **more(5))
+    np.testing.assert_array_equal(held.column("features").read(0, 10), rows_of(10))
+    document.write_bytes(old)
+    with pytest.raises(DamagedError, match="says 10 rows, but 15 were stored"):
+        store.split(0, "train")
+    assert [one.key for one in ts.verify_store(store).findings] == ["0/train/zarr.json"]
+
+
+def test_a_writer_of_a_dropped_split_stops_before_it_writes(store: ts.FeatureStore) -> None:
+    old = store.split(0, "train")
+    block = {name: old.column(name).read(0, 4) for name in old.columns}
+    store.drop(0, "train")
+    ids = [f"r{i}" for i in range(10)]
+    store.write_split(0, "train", rows_of(10, 8), ids=ids, labels=np.arange(10), block_rows=4)
+    with pytest.raises(SpecMismatchError, match="dropped or replaced"):
+        BlockWriter(old).write(0, block)
+    np.testing.assert_array_equal(store.features(0, "train"), rows_of(10, 8))
+    with pytest.raises(DamagedError, match="of another split"):
+        old.column("features").read(4, 8)
+    store.drop(0, "train")
+    with pytest.raises(SpecMismatchError, match="dropped or replaced"):
+        BlockWriter(old).write(0, block)
+    assert not (Path(store.location.address) / "0/train").exists()

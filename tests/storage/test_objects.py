@@ -280,7 +280,7 @@ def test_a_forked_process_is_told_instead_of_waiting_for_ever(bucket: str) -> No
     if not child:
         signal.alarm(20)
         try:
-            print(store.epochs)
+            print(store.status())
         except LocationError as error:
             os._exit(7 if "spawn" in str(error) else 8)
         os._exit(9)
@@ -378,7 +378,7 @@ def test_networks_that_stay_down_are_neither_damage_nor_missing(
             state["fault"] = fault  # type: ignore[assignment]
             uses: list[Callable[[], object]] = [
                 lambda: column.read(0, 20),
-                lambda: store.epochs,
+                lambda: store.status(),
                 lambda: store.features(0, "train").compute(),
                 lambda: split.status(),
                 lambda: store.write_split(1, "train", X),

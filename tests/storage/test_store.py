@@ -271,8 +271,8 @@ def test_places_that_are_no_stores(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     make(tmp_path / "s.zarr")
     document = tmp_path / "s.zarr/zarr.json"
-    document.write_text(document.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(SpecMismatchError, match=r"format 2.*pip install"):
+    document.write_text(document.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(SpecMismatchError, match=r"format 3.*pip install"):
         ts.open_store(tmp_path / "s.zarr")
 
 

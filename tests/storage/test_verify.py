@@ -62,6 +62,17 @@ def test_random_damage_is_found_and_never_read_as_numbers(tmp_path: Path, dtype:
     assert verify_store(where).ok
 
 
+@pytest.mark.parametrize("dtype", corruption.DTYPES)
+def test_what_was_displaced_is_found_and_never_read_as_numbers(tmp_path: Path, dtype: str) -> None:
+    """Sound files that are deleted, swapped, copied, older, or documents that were edited."""
+    where, older = tmp_path / "s.zarr", tmp_path / "older.zarr"
+    corruption.build(where, dtype, older)
+    for trial in corruption.displaced(where, older, 20, dtype):
+        assert trial.found, trial
+        assert trial.wrong == 0, trial
+    assert verify_store(where).ok
+
+
 def test_every_byte_of_the_documents_counts(where: Path) -> None:
     documents = ["zarr.json", "0/zarr.json", "0/train/zarr.json", "0/train/norm/zarr.json"]
     rng = np.random.default_rng(0)
@@ -258,9 +269,9 @@ def test_places_that_are_no_stores_and_newer_stores(tmp_path: Path, where: Path)
     with pytest.raises(LocationError, match="not a trakstore store"):
         verify_store(tmp_path / "other")
     found = attributes((where / "zarr.json").read_bytes(), "here")
-    found["trakstore"]["format"] = 2
+    found["trakstore"]["format"] = 3
     (where / "zarr.json").write_bytes(group_document(found))
-    with pytest.raises(SpecMismatchError, match="format 2"):
+    with pytest.raises(SpecMismatchError, match="format 3"):
         verify_store(where)
 
 
@@ -360,14 +371,15 @@ def test_masked_rows_and_records_of_runs(where: Path) -> None:
     )
     assert verify_store(where).ok
     [record] = where.glob("runs/*/zarr.json")
-    for path in (record, where / "0/train/masked/c/1", where / "0/train/masked/zarr.json"):
+    mask = where / "_masks/train/1/zarr.json"
+    for path in (record, mask):
         flip(path)
         [finding] = verify_store(where).findings
         assert finding.key == path.relative_to(where).as_posix()
         flip(path)
-    flip(where / "0/train/masked/c/1")
+    flip(mask)
     with pytest.raises(DamagedError):
-        assert ts.open_store(where).split(0, "train").masked
+        ts.open_store(where).split(0, "train")
 
 
 def test_rounded_and_compressed_features(tmp_path: Path) -> None:

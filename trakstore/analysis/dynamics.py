@@ -98,7 +98,7 @@ def _ordered(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
         later = [
             epoch
             for run, epoch in first.items()
-            if run.rank == own.rank and run.started > own.started
+            if run.rank == own.rank and run.sort_key > own.sort_key
         ]
         kept = np.flatnonzero(epochs < min(later, default=np.iinfo(np.int64).max))
         rows = np.searchsorted(ids, part.read("sample_id")[kept])

@@ -22,7 +22,7 @@ from trakstore.quantities import as_whole
 from trakstore.storage.ids import as_ids
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import location_of
-from trakstore.storage.records import TrainingRun, add_part
+from trakstore.storage.records import TrainingRun, add_part, next_order
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["TrainingDynamicsTracker", "WithIds"]
@@ -90,10 +90,9 @@ class TrainingDynamicsTracker:
         self.location = location_of(store, create=True)
         self._samples = None if dataset is None else len(dataset)
         began = datetime.now(UTC).isoformat(timespec="microseconds")
-        self._run, self._parts = (
-            TrainingRun(uuid.uuid4().hex[:12], began, as_whole(rank, "rank", 0)),
-            0,
-        )
+        order = next_order(self.location, split)
+        name, rank = uuid.uuid4().hex[:12], as_whole(rank, "rank", 0)
+        self._run, self._parts = TrainingRun(name, began, rank, order), 0
         self._waiting: list[Batch] = []
         self._background = OneBehind()
 

@@ -99,7 +99,7 @@ class Gathering:
             return None
 
     def _held(self) -> Held:
-        status, runs = self.store.status(), self.store.runs
+        status, runs = self.store.status(), self.store.runs()
         splits = [self.store.split(one.epoch, one.split) for one in status]
         return Held(
             facts=store_facts(self.store, splits, status),

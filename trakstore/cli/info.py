@@ -14,7 +14,6 @@ from trakstore.cli.output import console, print_json
 from trakstore.linalg.saving import names_of_scores
 from trakstore.planning import counted, human_bytes
 from trakstore.report.tables import completeness_table, facts_table, missing_lines, span
-from trakstore.spec import FORMAT_VERSION
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
 from trakstore.storage.retrained import sets_of_models
@@ -53,12 +52,12 @@ def _document(
 ) -> dict[str, Any]:
     return {
         "location": str(store.location),
-        "format": FORMAT_VERSION,
+        "format": store.format,
         "complete": bool(status) and all(one.complete for one in status),
         "usable_epochs": usable_epochs(store, status),
         "spec": store.spec.to_dict(),
         "splits": [_split_document(*pair) for pair in zip(splits, status, strict=True)],
-        "runs": [asdict(run) for run in store.runs],
+        "runs": [asdict(run) for run in store.runs()],
         **_saved(store),
     }
 
@@ -131,7 +130,7 @@ def _origin(store: FeatureStore, splits: list[Split]) -> dict[str, str]:
     skipped = [(split, one) for split in splits for one in skipped_rows(split)]
     if skipped:
         facts["bad rows"] = f"{len(skipped):,} of these: {_reasons(skipped)}"
-    runs = store.runs
+    runs = store.runs()
     if runs:
         last = runs[-1]
         workers = counted(last.world_size, "worker")
@@ -190,7 +189,7 @@ def store_verdict(store: FeatureStore, status: tuple[SplitStatus, ...]) -> list[
 def _next(store: FeatureStore, status: tuple[SplitStatus, ...]) -> str:
     """The command that writes what is missing."""
     missing = {(one.epoch, one.split) for one in status if not one.complete}
-    named = [run for run in store.runs if ":" in run.job]  # as on a command line
+    named = [run for run in store.runs() if ":" in run.job]  # as on a command line
     jobs = [run.job for run in named if (run.epoch, run.split) in missing]
     jobs = jobs or [run.job for run in named]  # killed before it could leave a record
     if not jobs:

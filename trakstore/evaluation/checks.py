@@ -14,6 +14,7 @@ from trakstore.evaluation.model_checks import Probe, check_data, check_model
 from trakstore.evaluation.store_checks import check_kernel, check_rows
 from trakstore.evaluation.verdicts import Check, unless
 from trakstore.features.batches import evaluated
+from trakstore.features.blockcheck import checked_rows
 from trakstore.features.fingerprint import checkpoint_hash, dataset_rows, hashed_rows
 from trakstore.features.job import Job
 from trakstore.spec import StoreSpec
@@ -27,6 +28,7 @@ __all__ = ["check_setup"]
 
 _NARROW = {"float32": 1e-3, "float16": 1e-2}  # relative error of stored rows that is rounding,
 _AUTOCAST = 3e-2  # and that of products in bfloat16
+_BLOCKS, _EACH = 4, 2  # blocks of which rows are computed again, and how many of each
 _Data: TypeAlias = "tuple[Check, str | None]"  # of a split, and its fingerprint
 _REMEDY = "mend the job first; what depends on it was not looked at"
 
@@ -183,18 +185,19 @@ def _rounding(spec: StoreSpec) -> float:
 
 
 def _again(job: Job, split: Split, spec: StoreSpec) -> Check:
-    """Some rows, computed now in float32, against the stored ones; the job has the epoch's weights."""
-    kept = np.setdiff1d(np.arange(split.spec.rows), split.skipped)
-    rows = kept[np.unique(np.linspace(0, len(kept) - 1, 5).astype(int))].tolist()
+    """Rows of some blocks against ordinary backward passes; the job has the epoch's weights."""
+    blocks = np.unique(np.linspace(0, split.spec.blocks - 1, _BLOCKS).astype(int)).tolist()
+    chosen = [checked_rows(*split.spec.block_range(block), _EACH) for block in blocks]
+    rows = np.setdiff1d(np.concatenate(chosen), split.skipped).tolist()
     patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
         made = Probe.of(replace(job, parameters=patterns), split.name, rows)
-        wanted = made.features(spec.projection).numpy()
+        wanted = made.features_alone(spec.projection).numpy()
     stored = np.concatenate([split.column("features").read(i, i + 1) for i in rows])
     scale = float(np.linalg.norm(wanted))
     apart = float(np.linalg.norm(stored - wanted)) / scale if scale else 0.0
     remedy = "stored features are not those of this model and data: drop the split, featurize again"
-    meaning = "relative difference of stored rows, among them the last, from rows computed now"
+    meaning = "relative difference of rows of some blocks from ordinary backward passes"
     return unless(
         apart < _rounding(spec), "rows computed again", split.name, apart, meaning, remedy
     )

@@ -16,9 +16,9 @@ from torch.utils.data import Subset
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.verdicts import Check, failing, unless
 from trakstore.features.batches import Batches, evaluated
+from trakstore.features.blockcheck import features_alone
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows, hashed_rows
-from trakstore.features.gradients import GenericEngine
 from trakstore.features.job import Job
 from trakstore.features.outputs import as_output
 from trakstore.features.parameters import canonical_name, parameter_spec, select_parameters
@@ -64,11 +64,19 @@ class Probe:
 
     def features(self, spec: ProjectionSpec, *, generic: bool = False) -> Tensor:
         """Features of the samples."""
+        engine = self._engine(spec)
+        rows = engine.generic_rows if generic else engine.rows
+        return rows(self.batch).features.double()
+
+    def features_alone(self, spec: ProjectionSpec) -> Tensor:
+        """The same by an ordinary backward pass of each sample alone; float32."""
+        engine = self._engine(spec)
+        return features_alone(engine.samples(self.batch), engine.projector)
+
+    def _engine(self, spec: ProjectionSpec) -> FactorisedEngine:
         selected = select_parameters(self.job.model, self.job.parameters)
         projector = make_projector(spec, parameter_spec(selected, self.job.parameters))
-        kind = GenericEngine if generic else FactorisedEngine
-        engine = kind(self.job.model, as_output(self.job.output), selected, projector)
-        return engine.rows(self.batch).features.double()
+        return FactorisedEngine(self.job.model, as_output(self.job.output), selected, projector)
 
 
 def check_data(job: Job, split: str) -> tuple[Check, str | None]:

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.linalg.cluster import active_client, lost_work_told
 from trakstore.quantities import as_whole
+from trakstore.storage.claims import claimed
+from trakstore.storage.columns import narrowed_column
+from trakstore.storage.layout import evaluation_path
 from trakstore.storage.locations import Location, Where
 from trakstore.storage.opening import location_of
 from trakstore.storage.retrained import ModelPart, add_models, begin_set, missing_set, model_parts
@@ -92,26 +95,29 @@ def retrain(
         The trainer gave something else than (g, m) numbers, or tells what JSON has no values for.
     NumericsError
         A model's outputs are not finite.
+    LocationError
+        Another process trains models of that name just now.
     """
     models, at_once = as_whole(models, "models", 0), as_whole(at_once, "at_once", 1)
     location = location_of(store, create=True)
-    parts = model_parts(location, name)
-    told = {**plan.to_dict(), **_told(trainer)}
-    _check_plan(parts, name, told)
-    missing = list(_missing(parts, models, at_once))
-    what, client = (trainer, location, name, plan, told), active_client()
-    if client is None:
-        counts: Iterable[int] = (_train(*what, *at) for at in missing)
-    else:
-        from distributed import as_completed
+    with claimed(location, evaluation_path(name), "retrain"):
+        parts = model_parts(location, name)
+        told = {**plan.to_dict(), **_told(trainer)}
+        _check_plan(parts, name, told)
+        missing = list(_missing(parts, models, at_once))
+        what, client = (trainer, location, name, plan, told), active_client()
+        if client is None:
+            counts: Iterable[int] = (_train(*what, *at) for at in missing)
+        else:
+            from distributed import as_completed
 
-        begin_set(location, name)
-        tasks = [client.submit(_train, *what, *at, pure=False) for at in missing]
-        counts = (task.result() for task in as_completed(tasks))
-    with nullcontext() if client is None else lost_work_told(client):
-        for count in counts:
-            if finished is not None:
-                finished(count)
+            begin_set(location, name)
+            tasks = [client.submit(_train, *what, *at, pure=False) for at in missing]
+            counts = (task.result() for task in as_completed(tasks))
+        with nullcontext() if client is None else lost_work_told(client):
+            for count in counts:
+                if finished is not None:
+                    finished(count)
     return retrained_models(store, name)
 
 
@@ -150,12 +156,13 @@ def add_retrained(
     location, subset = location_of(store, create=True), np.asarray(subsets, dtype=bool)
     output = _checked(np.asarray(outputs), len(subset))
     plan = {"rows": int(subset.shape[-1]), "targets": output.shape[1]}
-    parts = model_parts(location, name)
-    _check_plan(parts, name, plan)
-    first = max((part.first + part.count for part in parts), default=0)
     if subset.ndim != 2:
         raise TrakStoreError(f"needed subsets (models, train rows), got {subset.shape}")
-    add_models(location, name, plan, first, subset, output)
+    with claimed(location, evaluation_path(name), "add models"):
+        parts = model_parts(location, name)
+        _check_plan(parts, name, plan)
+        first = max((part.first + part.count for part in parts), default=0)
+        add_models(location, name, plan, first, subset, output)
     return retrained_models(store, name)
 
 
@@ -280,4 +287,4 @@ def _checked(output: NDArray[Any], models: int) -> NDArray[np.float32]:
         raise NumericsError(
             f"outputs of model {bad} of these {models} are NaN or infinite: train it otherwise"
         )
-    return output.astype(np.float32)
+    return narrowed_column(output, np.float32, "outputs")

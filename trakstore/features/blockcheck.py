@@ -21,7 +21,7 @@ from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.projectors import Projector
 from trakstore.features.selfcheck import Samples, most_tolerance
 
-__all__ = ["Finding", "checked_rows", "compare", "signs_of"]
+__all__ = ["Finding", "checked_rows", "compare", "features_alone", "signs_of"]
 
 _EACH = 64  # rows of a block for one that is compared
 _MORE = 3  # times the rounding of the compared rows themselves
@@ -92,7 +92,7 @@ def compare(
     together = _signed(samples, projector, signs)
     if not _relative(signs @ features - together, scale) > engine.tolerance:
         return Finding(True)
-    alone = _alone(samples, projector)
+    alone = features_alone(samples, projector)
     scale = float(alone.norm())
     mixed = _relative(signs @ alone - together, scale)
     if mixed > most_tolerance(samples):
@@ -113,7 +113,8 @@ def _signed(samples: Samples, projector: Projector, signs: Tensor) -> Tensor:
     return out[0].cpu()
 
 
-def _alone(samples: Samples, projector: Projector) -> Tensor:
+def features_alone(samples: Samples, projector: Projector) -> Tensor:
+    """Features ``(samples, dim)`` on the CPU, by an ordinary backward pass of each sample alone."""
     out = samples.zeros(samples.count, projector.dim)
     for i, name, tile in samples.gradients():
         projector.add(out[i : i + 1], name, tile)

@@ -24,33 +24,38 @@ from trakstore.quantities import as_number, as_whole
 from trakstore.storage import layout
 from trakstore.storage.checksums import TAIL
 from trakstore.storage.locations import Location
-from trakstore.storage.saved import UNFINISHED, SavedArray, pending_arrays, pending_document
+from trakstore.storage.saved import SavedArray
+from trakstore.storage.tables import begin_table, pending_arrays
 
-__all__ = ["begin_save", "check_kept", "save_above", "save_top", "written_chunks"]
+__all__ = ["Begun", "begin_save", "check_kept", "save_above", "save_top", "written_chunks"]
 
 ENTRY_BYTES = 4 + 8 + 8  # score, column, and the target's row in the window
 ENTRY_CHUNK = CHUNK_BYTES // 8
 TASK_SHARE, WINDOW_SHARE = 32, 8  # one part in so many of the limit is for entries
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A save that is under way: its arrays, and the group's document meanwhile."""
+
+    arrays: list[SavedArray]
+    document: bytes
+
+
 def begin_save(
     location: Location, path: str, arrays: list[SavedArray], token: str, most: int | None = None
-) -> list[SavedArray]:
+) -> Begun:
     """The arrays to write: new ones, or those that a stopped save of the same scores began.
 
     Those may have chunks of another number of targets, ``most`` at most, since there was other memory
     then. While a save runs, the group's document says of what.
     """
-    key = layout.document_key(path)
-    begun = pending_arrays(location.get(key), token)
+    document = location.get(layout.document_key(path))
+    begun = pending_arrays(document, token)
     alike = list(map(_without_height, begun)) == list(map(_without_height, arrays))
-    if alike and (most is None or begun[0].chunks[0] <= most):
-        return begun
-    location.put({key: UNFINISHED})  # chunks of other scores go before these are named
-    for array in arrays:
-        array.create(location, path)
-    location.put({key: pending_document(token, arrays)})
-    return arrays
+    if document is not None and alike and (most is None or begun[0].chunks[0] <= most):
+        return Begun(begun, document)
+    return Begun(arrays, begin_table(location, path, arrays, token))
 
 
 def _without_height(array: SavedArray) -> SavedArray:
@@ -80,7 +85,7 @@ def save_top(
     token: str,
     dtype: str,
     memory_limit: int | str | None,
-) -> list[SavedArray]:
+) -> Begun:
     """The k scores of largest magnitude of each target: ``score``, ``position`` and ``train``."""
     rows, planned = scores.shape[0], plan_top_k(scores, k, None, memory_limit).targets
     ids = "str" if scores.train_ids.dtype.kind in "TUO" else "int64"
@@ -88,8 +93,8 @@ def save_top(
         SavedArray(name, kind, (rows, k), (planned, k), ("target", "rank"))
         for name, kind in (("score", dtype), ("position", "int64"), ("train", ids))
     ]
-    arrays = begin_save(location, path, arrays, token)
-    height = arrays[0].chunks[0]
+    begun = begin_save(location, path, arrays, token)
+    arrays, height = begun.arrays, begun.arrays[0].chunks[0]
     done = frozenset.intersection(*(written_chunks(location, path, one) for one in arrays))
     for at, start in enumerate(range(0, rows, height)):
         if (at, 0) in done:
@@ -101,7 +106,7 @@ def save_top(
             if array.name == "score":
                 values = narrowed(values, dtype, f"scores of targets {start}..{targets.stop}")
             array.open(location, path, "r+")[start : targets.stop] = values
-    return arrays
+    return begun
 
 
 def save_above(
@@ -112,7 +117,7 @@ def save_above(
     token: str,
     dtype: str,
     memory_limit: int | str | None,
-) -> list[SavedArray]:
+) -> Begun:
     """All |score| >= threshold, target by target: ``stop``, ``column`` and ``score``.
 
     ``stop`` ends each target's entries; its chunk is written last of a window's, and so says that
@@ -124,7 +129,8 @@ def save_above(
     plan = plan_windows(scores, "scores above a threshold", limit, fixed_bytes=fixed)
     stop = SavedArray("stop", "int64", (rows,), (plan.targets,), ("target",))
     size = rows * columns  # until it is known how many there are
-    stop, *_ = begin_save(location, path, [stop, *_entries(size, dtype)], token, plan.targets)
+    begun = begin_save(location, path, [stop, *_entries(size, dtype)], token, plan.targets)
+    stop = begun.arrays[0]
     plan = replace(plan, targets=stop.chunks[0])
     done, total = written_chunks(location, path, stop), 0
     into, *entries = (array.open(location, path, "r+") for array in (stop, *_entries(size, dtype)))
@@ -146,7 +152,7 @@ def save_above(
             progress.advance((last - first) * columns)
     made = [stop, *_entries(total, dtype)]
     location.put({layout.document_key(f"{path}/{one.name}"): one.document for one in made})
-    return made
+    return replace(begun, arrays=made)
 
 
 def _entries(count: int, dtype: str) -> list[SavedArray]:

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.linalg.lazy import lazy_column, lazy_matrix
 from trakstore.linalg.parts import F32, Epoch, Part, Window
-from trakstore.linalg.rows import MeanRows, Rows, Taken, take
+from trakstore.linalg.rows import MeanRows, Rows, Taken, take, together
 from trakstore.linalg.tiles import in_this_process, map_reduce, nothing, tile_rows
 from trakstore.markup import card, facts_markup
 from trakstore.planning import ranges
@@ -126,10 +126,12 @@ class Scores:
         """Targets start..stop, preconditioned: the left operand of their tiles."""
         share = np.float32(1 / len(self.parts) if self.reduce == "mean" else 1)
         lefts = []
-        for part in self.parts:
-            left = part.left(start, stop)
-            left *= share
-            lefts.append(left)
+        sides = [rows for part in self.parts for rows in (part.target, part.row_scale)]
+        with together((rows, start, stop) for rows in sides):
+            for part in self.parts:
+                left = part.left(start, stop)
+                left *= share
+                lefts.append(left)
         columns = tuple(part.column_scale for part in self.parts)
         given = tuple(column for column in columns if column is not None)
         apart = self.average == "factors" and bool(given)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from zarr.storage import LocalStore
 
 from trakstore.documents import fields, number, one_of, text, whole
 from trakstore.linalg.gram import Gram, GramDtype, gram
+from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import TakenRows
 from trakstore.linalg.weights import (
     GramSplit,
@@ -20,20 +25,24 @@ from trakstore.linalg.weights import (
     weighting_of,
 )
 from trakstore.storage import layout
-from trakstore.storage.checksums import TAIL
+from trakstore.storage.claims import claimed
 from trakstore.storage.locations import Location
-from trakstore.storage.saved import ARRAYS, SavedArray
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.saved import SavedArray
+from trakstore.storage.snapshots import is_current
+from trakstore.storage.tables import begin_table, publish_table, read_table, table_arrays
+from trakstore.storage.together import together
 
 __all__ = [
     "GRAM_CHUNK",
     "GramOrigin",
-    "gram_arrays",
+    "StoredGram",
+    "gram_array",
+    "grams_together",
     "origin_of",
     "publish",
     "split_gram",
     "start_gram",
-    "stored_origin",
+    "stored_gram",
 ]
 
 GRAM_CHUNK = 1024  # rows and columns of a chunk: 8 MB
@@ -97,7 +106,8 @@ def split_gram(
         The gram does not fit.
     """
     wanted = origin_of(split, dtype)
-    stored = _read(split, wanted)
+    at = (split.location, _path(split), wanted)
+    stored = _AHEAD.grams.pop(at) if at in _AHEAD.grams else _read(split, wanted)
     if stored is not None and stored.origin == wanted:
         return stored.gram
     made = None if stored is None else _updated(split, stored, wanted, memory_limit)
@@ -105,8 +115,43 @@ def split_gram(
         rows, weights = split.column(layout.FEATURES), row_weights(split)
         made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
         made = replace(made, rows=unmasked_count(split))
-    _write(split, made)
+    _write(split, made, replace(wanted, dtype=made.dtype))
     return made
+
+
+class _Ahead(threading.local):
+    """Grams that were read before they are asked for, by place and origin."""
+
+    def __init__(self) -> None:
+        self.grams: dict[tuple[Location, str, GramOrigin], _Read | None] = {}
+
+
+_AHEAD = _Ahead()
+
+
+@contextmanager
+def grams_together(
+    splits: Sequence[GramSplit], dtype: GramDtype, memory_limit: int | str | None = None
+) -> Iterator[None]:
+    """Within, :func:`split_gram` in this thread has what is stored of these splits: read at once.
+
+    Nothing is read ahead on a local disk, or where it is more than an eighth of the memory limit.
+    """
+    size = sum(8 * _dim(split) ** 2 for split in splits)
+    far = not any(isinstance(split.location.store, LocalStore) for split in splits)
+    if len(splits) < 2 or not far or size > memory_budget(memory_limit) // 8:
+        yield
+        return
+    origins = [origin_of(split, dtype) for split in splits]
+    calls = [partial(_read, *one) for one in zip(splits, origins, strict=True)]
+    found = together(splits[0].location, calls)
+    keys = [(one.location, _path(one), own) for one, own in zip(splits, origins, strict=True)]
+    _AHEAD.grams.update(zip(keys, found, strict=True))
+    try:
+        yield
+    finally:
+        for key in keys:
+            _AHEAD.grams.pop(key, None)
 
 
 def origin_of(split: GramSplit, dtype: GramDtype) -> GramOrigin:
@@ -117,15 +162,8 @@ def origin_of(split: GramSplit, dtype: GramDtype) -> GramOrigin:
     return GramOrigin(nonce, split.rows, len(masked), digest, dtype, weighting)
 
 
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    gram: Gram
-    origin: GramOrigin
-    masked: NDArray[np.int64]
-
-
 def _updated(
-    split: GramSplit, stored: _Stored, wanted: GramOrigin, memory_limit: int | str | None
+    split: GramSplit, stored: _Read, wanted: GramOrigin, memory_limit: int | str | None
 ) -> Gram | None:
     """The stored gram with rows that were appended and without rows that were masked since."""
     now = masked_rows(split)
@@ -151,102 +189,132 @@ def _sum(left: Gram, right: Gram, sign: int) -> Gram:
     return replace(left, matrix=matrix, trace=float(np.trace(matrix)))
 
 
-def _read(split: GramSplit, wanted: GramOrigin) -> _Stored | None:
-    """The stored gram if it is whole and of this split; a damaged one counts as none."""
-    place, path = split.location, _path(split)
-    found = stored_origin(split, wanted)
-    if found is None:
-        return None
-    origin, what = found
-    try:
-        of_gram, *of_masked = gram_arrays(_dim(split), origin.masked)
-        matrix = np.asarray(of_gram.open(place, path)[:], dtype=np.float64)
-        masked = of_masked[0].open(place, path)[:] if of_masked else ()
-    except (ValueError, OSError):
-        return None
-    kept = Gram(matrix, what["used"], what["trace"], what["dtype"])
-    return _Stored(kept, origin, np.asarray(masked, dtype=np.int64))
+@dataclass(frozen=True, eq=False)
+class StoredGram:
+    """A gram that is kept, as its document says.
 
-
-def stored_origin(split: GramSplit, wanted: GramOrigin) -> tuple[GramOrigin, dict[str, Any]] | None:
-    """What the stored gram was computed from, and its attributes; None where none can be used.
-
-    Products of float64 are as good as those of float32 that were wanted.
+    Attributes
+    ----------
+    origin : GramOrigin
+        What it was computed from; products of float64 count as those that were wanted.
+    used : int
+        Rows that entered.
+    trace : float
+    dtype : {"float32", "float64"}
+        Of its products.
+    arrays : dict of str to SavedArray
+        ``gram``, and ``masked`` where rows were left out.
     """
-    place, path = split.location, _path(split)
+
+    origin: GramOrigin
+    used: int
+    trace: float
+    dtype: GramDtype
+    arrays: dict[str, SavedArray]
+
+
+def stored_gram(split: GramSplit, wanted: GramOrigin) -> StoredGram | None:
+    """The stored gram of a split, of as many rows or fewer; None where none can be used."""
     try:
-        document = place.get(layout.document_key(path))
-        what = {} if document is None else attributes(document, path)
+        what = read_table(split.location, _path(split))
+        if not what:
+            return None
         known = fields({k: v for k, v in what.items() if k in _GRAM}, _GRAM, ("weighting",))
         if known["used"] > known["rows"] or known["masked"] > known["rows"]:
             return None
-        origin = GramOrigin(
-            **{"weighting": "", **{k: what[k] for k in asdict(wanted) if k in what}}
-        )
-        same = (origin.nonce, origin.weighting) == (wanted.nonce, wanted.weighting)
-        usable = same and origin.dtype in (wanted.dtype, "float64")
-        if not usable or origin.rows > wanted.rows:
-            return None
-        if what["digest"] != _digest(place, path, _dim(split)):
-            return None
+        origin = GramOrigin(**{name: what[name] for name in asdict(wanted)})
+        arrays = table_arrays(what)
+        if arrays["gram"].tails is None or arrays["gram"].shape != (_dim(split),) * 2:
+            return None  # of format 1: its chunks may be of any matrix
+        found = StoredGram(origin, what["used"], what["trace"], origin.dtype, arrays)
     except (KeyError, TypeError, ValueError, OSError):
-        return None
-    return replace(origin, dtype=wanted.dtype), what
+        return None  # a damaged one is computed again
+    same = (origin.nonce, origin.weighting) == (wanted.nonce, wanted.weighting)
+    usable = same and origin.dtype in (wanted.dtype, "float64") and origin.rows <= wanted.rows
+    return replace(found, origin=replace(origin, dtype=wanted.dtype)) if usable else None
 
 
 _GRAM = {
     **dict.fromkeys(("nonce", "masked", "used"), whole()),
     "rows": whole(1),
-    **dict.fromkeys(("masked_digest", "weighting", "digest"), text()),
+    **dict.fromkeys(("masked_digest", "weighting"), text()),
     "dtype": one_of("float32", "float64"),
     "trace": number(),
 }
 
 
-def _write(split: GramSplit, made: Gram) -> None:
+@dataclass(frozen=True, eq=False)
+class _Read:
+    gram: Gram
+    origin: GramOrigin
+    masked: NDArray[np.int64]
+
+
+def _read(split: GramSplit, wanted: GramOrigin) -> _Read | None:
+    """The stored gram if it is whole and of this split; a damaged one counts as none."""
+    found = stored_gram(split, wanted)
+    if found is None:
+        return None
     place, path = split.location, _path(split)
     try:
-        array = start_gram(split)
-        array.open(place, path, "r+")[:] = made.matrix
-        publish(split, made.rows, made.trace, made.dtype)
+        matrix = np.asarray(found.arrays["gram"].read(place, path), dtype=np.float64)
+        masked = found.arrays["masked"].read(place, path) if found.origin.masked else np.empty(0)
+    except (KeyError, ValueError, OSError):
+        return None
+    kept = Gram(matrix, found.used, found.trace, found.dtype)
+    return _Read(kept, found.origin, np.asarray(masked, dtype=np.int64))
+
+
+def _write(split: GramSplit, made: Gram, origin: GramOrigin) -> None:
+    place, path = split.location, _path(split)
+    try:
+        with claimed(place, path, "kernel"):
+            begun = start_gram(split)
+            gram_array(_dim(split)).open(place, path, "r+")[:] = made.matrix
+            publish(split, begun, origin, made.rows, made.trace)
     except (OSError, ValueError):
-        return  # a place that cannot be written: the gram is computed again next time
+        return  # a place that cannot be written, or another writes: it is computed again next time
 
 
-def start_gram(split: GramSplit) -> SavedArray:
-    """An empty array for the split's gram; a gram that was there is gone until :func:`publish`."""
+def start_gram(split: GramSplit) -> bytes:
+    """Make an empty array for the split's gram; one that was there is gone.
+
+    Returns
+    -------
+    bytes
+        For :func:`publish`.
+    """
+    return begin_table(split.location, _path(split), [gram_array(_dim(split))])
+
+
+def publish(split: GramSplit, begun: bytes, origin: GramOrigin, used: int, trace: float) -> None:
+    """Write what a stored gram is and was computed from, last of all.
+
+    Nothing is written where rows came or were masked, or the split was replaced, since it was opened:
+    the gram is none of the split as it is.
+
+    Raises
+    ------
+    LocationError
+        When the place cannot be written, or another process began the same gram.
+    """
     place, path = split.location, _path(split)
-    place.delete([layout.document_key(path)])
-    array = gram_arrays(_dim(split))[0]
-    array.create(place, path)
-    return array
+    if not is_current(split):
+        return
+    arrays = {"gram": gram_array(_dim(split))}
+    if origin.masked:
+        masked = SavedArray("masked", "int64", (origin.masked,), (origin.masked,), ("masked_row",))
+        masked.create(place, path)
+        masked.open(place, path, "r+")[:] = masked_rows(split)
+        arrays["masked"] = masked
+    what = {**asdict(origin), "used": used, "trace": trace}
+    publish_table(place, path, list(arrays.values()), what, instead_of=begun)
 
 
-def publish(split: GramSplit, used: int, trace: float, dtype: GramDtype) -> None:
-    """Write what a stored gram is: its arrays and the checksums of its chunks, last of all."""
-    place, path = split.location, _path(split)
-    masked, dim = masked_rows(split), _dim(split)
-    arrays = gram_arrays(dim, len(masked))
-    for array in arrays[1:]:
-        array.create(place, path)
-        array.open(place, path, "r+")[:] = masked
-    what = asdict(origin_of(split, dtype)) | {
-        "used": used,
-        "trace": trace,
-        "digest": _digest(place, path, dim),
-        ARRAYS: [array.to_dict() for array in arrays],
-    }
-    place.put({layout.document_key(path): group_document(what)})
-
-
-def gram_arrays(dim: int, masked: int = 0) -> list[SavedArray]:
-    """The gram's array, and where rows are left out that of their positions."""
+def gram_array(dim: int) -> SavedArray:
+    """The array of a gram of ``dim`` features."""
     chunk = min(dim, GRAM_CHUNK)
-    names = ("feature", "feature_2")
-    arrays = [SavedArray("gram", "float64", (dim, dim), (chunk, chunk), names)]
-    if masked:
-        arrays.append(SavedArray("masked", "int64", (masked,), (masked,), ("masked_row",)))
-    return arrays
+    return SavedArray("gram", "float64", (dim, dim), (chunk, chunk), ("feature", "feature_2"))
 
 
 def _path(split: GramSplit) -> str:
@@ -256,10 +324,3 @@ def _path(split: GramSplit) -> str:
 def _dim(split: GramSplit) -> int:
     """Columns of the split's features, and so of their gram."""
     return split.column(layout.FEATURES).shape[1]
-
-
-def _digest(place: Location, path: str, dim: int) -> str:
-    """SHA-256 of the checksums that end the chunks of a gram, row by row."""
-    blocks = range(-(-dim // GRAM_CHUNK))
-    tails = place.get_tails([f"{path}/gram/c/{i}/{j}" for i in blocks for j in blocks], TAIL)
-    return hashlib.sha256(b"".join(tail or b"none" for tail in tails)).hexdigest()

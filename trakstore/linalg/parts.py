@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError
 from trakstore.linalg.devices import torch_tile, usable_device
-from trakstore.linalg.rows import Rows, Taken, take
+from trakstore.linalg.rows import Rows, Taken, take, together
 from trakstore.linalg.solvers import Factor
 from trakstore.linalg.tiles import tile_rows
 from trakstore.planning import ranges
@@ -135,10 +135,11 @@ class Window:
         if out is None:
             out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
         device = usable_device(self.device)
-        if device == "cpu":
-            self._fill(start, stop, out)
-        else:
-            out[...] = torch_tile(self, start, stop, device)
+        with together((rows, start, stop) for rows in (*self.trains, *self.scales, self.scale)):
+            if device == "cpu":
+                self._fill(start, stop, out)
+            else:
+                out[...] = torch_tile(self, start, stop, device)
         if self.soft_threshold:
             out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
         return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -11,6 +13,7 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from trakstore.planning import ranges
+from trakstore.storage.stored import StoredColumn, read_together
 
 __all__ = [
     "ArrayRows",
@@ -25,6 +28,7 @@ __all__ = [
     "View",
     "ZeroedRows",
     "take",
+    "together",
     "whole_column",
 ]
 
@@ -124,6 +128,36 @@ class TakenRows(_Chosen):
         return out
 
 
+def together(wanted: Iterable[tuple[Rows | None, int, int]]) -> AbstractContextManager[None]:
+    """Within, rows of several columns are read without waiting for one after the other.
+
+    Parameters
+    ----------
+    wanted : iterable of (Rows or None, start, stop)
+        What is not stored, or not in one piece, is read when it is asked for.
+    """
+    single = [
+        (rows, start, stop)
+        for whole, start, stop in wanted
+        for rows in (whole.columns if isinstance(whole, MeanRows) else (whole,))
+    ]
+    found = [_stored(*one) for one in single]
+    return read_together([one for one in found if one is not None])
+
+
+def _stored(rows: Rows | None, start: int, stop: int) -> tuple[StoredColumn, int, int] | None:
+    """The stored column below, and which of its rows."""
+    while rows is not None and not isinstance(rows, StoredColumn):
+        if isinstance(rows, TakenRows):
+            if not (isinstance(rows.index, range) and rows.index.step == 1):
+                return None
+            start, stop = rows.index.start + start, rows.index.start + stop
+        elif isinstance(rows, UnmaskedRows) and start < stop:
+            start, stop = rows.below(start, stop)
+        rows = getattr(rows, "base", None)
+    return None if rows is None else (rows, start, stop)
+
+
 def take(rows: Rows, index: Taken) -> Rows:
     """The rows at ``index``: themselves where that is all of them."""
     whole = isinstance(index, range) and index == range(rows.shape[0])
@@ -149,10 +183,14 @@ class UnmaskedRows(_Chosen):
     def read(self, start: int, stop: int) -> NDArray[Any]:
         if stop <= start:
             return self.base.read(0, 0)
-        low, high = self._position(start), self._position(stop - 1) + 1
+        low, high = self.below(start, stop)
         here = self.masked[np.searchsorted(self.masked, low) : np.searchsorted(self.masked, high)]
         rows = self.base.read(low, high)
         return np.delete(rows, here - low, axis=0) if len(here) else rows
+
+    def below(self, start: int, stop: int) -> tuple[int, int]:
+        """The range of rows of the base in which these are; there is at least one."""
+        return self._position(start), self._position(stop - 1) + 1
 
     def _position(self, kept: int) -> int:
         """Position in the base of the kept row with this number."""
@@ -258,4 +296,5 @@ class KeptRows(_Made):
 def whole_column(rows: Rows) -> NDArray[Any]:
     """All of a column of numbers, ids or labels; not meant for features."""
     pieces = ranges(rows.shape[0], max(1, rows.chunk_rows))
-    return np.concatenate([rows.read(low, high) for low, high in pieces])
+    with together([(rows, 0, rows.shape[0])]):
+        return np.concatenate([rows.read(low, high) for low, high in pieces])

@@ -13,9 +13,9 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from trakstore.documents import each, made_by
 from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_you_mean, told_of
 from trakstore.linalg.entries import (
+    Begun,
     begin_save,
     check_kept,
     save_above,
@@ -28,11 +28,20 @@ from trakstore.linalg.rows import Rows
 from trakstore.linalg.streaming import for_each_tile, plan_windows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage import layout
+from trakstore.storage.claims import claimed
 from trakstore.storage.locations import Location, Where
 from trakstore.storage.opening import open_store
-from trakstore.storage.saved import ARRAYS, SavedArray
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.saved import SavedArray
 from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables import (
+    ARRAYS,
+    PLACE,
+    delete_table,
+    publish_table,
+    read_table,
+    table_arrays,
+    table_names,
+)
 
 __all__ = [
     "check_new_name",
@@ -88,24 +97,43 @@ def save_scores(
         When a score is not finite, or scores are too large or too small for ``dtype``.
     MemoryLimitError
         When one target and one tile do not fit, or too many scores pass the threshold.
+    LocationError
+        When another process saves under that name just now.
     """
     need_scores(scores)
     top, threshold = check_kept(scores, top, threshold)
-    if overwrite:
-        _delete_scores(store, name)
-    check_new_name(store, name)
+    if not overwrite:
+        check_new_name(store, name)
     location, path = open_store(store).location, layout.scores_path(name)
+    with claimed(location, path, "save"):
+        if not overwrite:
+            check_new_name(store, name)
+        elif read_table(location, path):
+            delete_table(location, path)
+        _save(scores, location, path, top, threshold, dtype, memory_limit)
+    return open_scores(store, name)
+
+
+def _save(
+    scores: Scores,
+    location: Location,
+    path: str,
+    top: int | None,
+    threshold: float | None,
+    dtype: str,
+    memory_limit: int | str | None,
+) -> None:
     token, kept = scores_token(scores), {"top": top, "threshold": threshold}
     ids = {"target": scores.target_ids, "train": scores.train_ids}
     if top is not None:
-        arrays = save_top(scores, location, path, top, token, dtype, memory_limit)
+        begun = save_top(scores, location, path, top, token, dtype, memory_limit)
         del ids["train"]  # they are in the lists
     elif threshold is not None:
         token = str(tokenize(token, threshold))
-        arrays = save_above(scores, location, path, threshold, token, dtype, memory_limit)
+        begun = save_above(scores, location, path, threshold, token, dtype, memory_limit)
     else:
-        arrays = [_save_matrix(scores, location, path, token, dtype, memory_limit)]
-    arrays += [_save_ids(location, path, rows, dim) for dim, rows in ids.items()]
+        begun = _save_matrix(scores, location, path, token, dtype, memory_limit)
+    arrays = begun.arrays + [_save_ids(location, path, rows, dim) for dim, rows in ids.items()]
     what = {
         "method": scores.method,
         "epochs": list(scores.epochs),
@@ -113,10 +141,8 @@ def save_scores(
         "lambda": [part.factor and part.factor.damping for part in scores.parts],
         "weighting": [part.kernel for part in scores.parts],
         **{name: value for name, value in kept.items() if value is not None},
-        ARRAYS: [array.to_dict() for array in arrays],
     }
-    location.put({layout.document_key(path): group_document(what)})  # last: now it is complete
-    return open_scores(store, name)
+    publish_table(location, path, arrays, what, instead_of=begun.document)
 
 
 def _save_matrix(
@@ -126,7 +152,7 @@ def _save_matrix(
     token: str,
     dtype: str,
     memory_limit: int | str | None,
-) -> SavedArray:
+) -> Begun:
     """All of it, in chunks of about 8 MB that span several targets and several train rows.
 
     A chunk is written whole, by one task, and is there or not: no marker is needed.
@@ -138,30 +164,23 @@ def _save_matrix(
     plan = plan_windows(scores, "streaming scores", memory_limit, align=height)
     height = min(height, plan.targets)  # a chunk is written once, by one task
     made = SavedArray("scores", dtype, scores.shape, (height, width), scores.dims)
-    (made,) = begin_save(location, path, [made], token, plan.targets)
+    begun = begin_save(location, path, [made], token, plan.targets)
+    made = begun.arrays[0]
     height = made.chunks[0]
     done = written_chunks(location, path, made)
-    save, skip = _Save(location, path, made), _Skip(done, height, width)
+    save, skip = _SaveTile(location, path, made), _Skip(done, height, width)
     for_each_tile(scores, save, memory_limit, align=height, skip=skip)
-    return made
+    return begun
 
 
 def check_new_name(store: Where | FeatureStore, name: str) -> None:
     """Raise a :class:`TrakStoreError` when the store has complete scores of that name."""
     location = open_store(store).location
-    if _description(location, layout.scores_path(name)):
+    if read_table(location, layout.scores_path(name)):
         raise TrakStoreError(
             f"{location} has scores named {name!r}; choose another name, or replace them "
             f"(overwrite=True, --overwrite)"
         )
-
-
-def _delete_scores(store: Where | FeatureStore, name: str) -> None:
-    """Delete complete scores, the document first: from then on nobody reads them."""
-    location, path = open_store(store).location, layout.scores_path(name)
-    if _description(location, path):
-        location.delete([layout.document_key(path)])
-        location.delete_folder(path)
 
 
 def scores_token(scores: Scores) -> str:
@@ -215,12 +234,12 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
     open_lazily: Callable[..., da.Array] = da.from_zarr
     where = f"{location}: the saved scores {name!r}"
     with told_of(where):
-        arrays = each(made_by(SavedArray.from_dict, "an array"))(
-            described.pop(ARRAYS), "its arrays"
-        )
+        arrays = table_arrays(described)
     found = {
-        array.name: (array.dimensions, open_lazily(array.open(location, path))) for array in arrays
+        one: (array.dimensions, open_lazily(array.open(location, path)))
+        for one, array in arrays.items()
     }
+    described = {name: what for name, what in described.items() if name not in (ARRAYS, PLACE)}
     coords = {one: found.pop(one) for one in ("target_id", "train_id") if one in found}
     try:
         if "scores" in found:
@@ -254,7 +273,7 @@ def sparse_scores(store: Where | FeatureStore, name: str) -> csr_array:
 
 def _found(store: Where | FeatureStore, name: str) -> tuple[Location, str, dict[str, Any]]:
     location, path = open_store(store).location, layout.scores_path(name)
-    described = _description(location, path)
+    described = read_table(location, path)
     if not described:
         near = did_you_mean(name, names_of_scores(location))
         raise NotFoundError(f"{location} has no scores {name!r}{near}")
@@ -263,19 +282,12 @@ def _found(store: Where | FeatureStore, name: str) -> tuple[Location, str, dict[
 
 def names_of_scores(location: Location) -> list[str]:
     """Names of the complete scores that are saved."""
-    names = location.names(layout.SCORES)
-    return [name for name in names if _description(location, f"{layout.SCORES}/{name}")]
-
-
-def _description(location: Location, path: str) -> dict[str, Any]:
-    """What a saved matrix is; empty until it is complete."""
-    document = location.get(layout.document_key(path))
-    found = {} if document is None else attributes(document, path)
-    return found if ARRAYS in found else {}
+    names = table_names(location, layout.SCORES)
+    return [name for name in names if read_table(location, f"{layout.SCORES}/{name}")]
 
 
 @dataclass(frozen=True)
-class _Save:
+class _SaveTile:
     location: Location
     path: str
     array: SavedArray

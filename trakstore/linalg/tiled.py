@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,11 +19,12 @@ from trakstore.linalg.cluster import active_client
 from trakstore.linalg.gram import PRODUCT_ROWS, GramDtype
 from trakstore.linalg.grams import (
     GRAM_CHUNK,
-    gram_arrays,
+    StoredGram,
+    gram_array,
     origin_of,
     publish,
     start_gram,
-    stored_origin,
+    stored_gram,
 )
 from trakstore.linalg.memory import give_back, memory_budget
 from trakstore.linalg.rows import Rows
@@ -29,6 +32,7 @@ from trakstore.linalg.tiles import map_reduce, task_slots, tile_rows
 from trakstore.linalg.weights import GramSplit, row_weights, unmasked_count, weighting_of
 from trakstore.planning import SLACK, human_bytes, ranges, with_slack
 from trakstore.storage import layout
+from trakstore.storage.claims import claimed
 from trakstore.storage.locations import Location, open_location
 from trakstore.storage.saved import SavedArray
 
@@ -64,6 +68,9 @@ class TiledGram:
         Of the group in which the array ``gram`` lies.
     dim, rows, trace, dtype
         As for a ``Gram``.
+    stored : SavedArray, optional
+        The array with the checksums of its chunks: tiles that another process wrote there since are
+        refused.
     """
 
     location: Location
@@ -73,11 +80,13 @@ class TiledGram:
     trace: float
     dtype: GramDtype = "float32"
     scratch: Any = field(default=None, repr=False)  # kept alive for its folder
+    stored: SavedArray | None = field(default=None, repr=False)
 
     @property
     def array(self) -> zarr.Array[Any]:
         """(k, k), both triangles."""
-        tiles: zarr.Array[Any] = gram_arrays(self.dim)[0].open(self.location, self.path)
+        array = self.stored or gram_array(self.dim)
+        tiles: zarr.Array[Any] = array.open(self.location, self.path)
         return tiles
 
 
@@ -110,7 +119,7 @@ def tiled_gram(
         When a feature is not finite.
     """
     count, dim = rows.shape
-    array = gram_arrays(dim)[0]
+    array = gram_array(dim)
     plan = strip_plan(rows, dtype, memory_limit)
     give_back()
     array.create(location, path)
@@ -236,30 +245,42 @@ def split_tiles(
 ) -> TiledGram:
     """The gram of a split in tiles: the stored one where it is valid, else computed and stored.
 
-    Where the store cannot be written, the tiles live in a temporary folder while they are in use.
+    Where the store cannot be written, or another process writes the same gram, the tiles live in a
+    temporary folder while they are in use.
     """
     path = layout.gram_path(split.epoch, split.name, weighting_of(split))
     wanted, features = origin_of(split, dtype), split.column(layout.FEATURES)
-    found = stored_origin(split, wanted)
-    if found is not None and found[0] == wanted:
-        what = found[1]
-        values = (features.shape[1], what["used"], what["trace"], what["dtype"])
-        return TiledGram(split.location, path, *values)
+    found = stored_gram(split, wanted)
+    if found is not None and found.origin == wanted:
+        return _kept(split, path, found)
     strip_plan(features, dtype, memory_limit)  # refuses before what is stored goes
-    kept = _writable(split)
-    own = None if kept else Scratch(scratch)
-    place = split.location if own is None else own.location
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
-    made = tiled_gram(features, row_weights(split), place, path, **options)
-    made = replace(made, rows=unmasked_count(split))
-    if kept:
-        publish(split, made.rows, made.trace, dtype)
-    return replace(made, scratch=own)
+    with _in_store(split, path) as begun:
+        own = Scratch(scratch) if begun is None else None
+        place = split.location if own is None else own.location
+        made = tiled_gram(features, row_weights(split), place, path, **options)
+        made = replace(made, rows=unmasked_count(split), scratch=own)
+        if begun is not None:
+            publish(split, begun, wanted, made.rows, made.trace)
+        return replace(made, stored=gram_array(made.dim).sealed(place, path))
 
 
-def _writable(split: GramSplit) -> bool:
-    try:
-        start_gram(split)
-    except (OSError, ValueError):
-        return False
-    return True
+def _kept(split: GramSplit, path: str, found: StoredGram) -> TiledGram:
+    values = (found.used, found.trace, found.dtype)
+    array = found.arrays["gram"]
+    return TiledGram(split.location, path, array.shape[0], *values, stored=array)
+
+
+@contextmanager
+def _in_store(split: GramSplit, path: str) -> Iterator[bytes | None]:
+    """The document of a gram that is begun in the store, for this process alone.
+
+    None where the store cannot be written, or another process makes the same gram just now.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(split.location, path, "kernel"))
+            begun = start_gram(split)
+        except (OSError, ValueError):
+            begun = None
+        yield begun

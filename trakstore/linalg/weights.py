@@ -44,6 +44,8 @@ class GramSplit(Protocol):
     def location(self) -> Location: ...
     @property
     def spec(self) -> Any: ...
+    @property
+    def state(self) -> str: ...
     def column(self, name: str, /) -> Rows: ...
 
 
@@ -103,6 +105,10 @@ class WeightedSplit:
 
     def column(self, name: str, /) -> Rows:
         return self.stored.column(name)
+
+    @property
+    def state(self) -> str:
+        return self.stored.state
 
 
 def weighting_of(split: GramSplit) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -49,6 +49,8 @@ class Split(Protocol):
     def spec(self) -> Any: ...
     @property
     def columns(self) -> Any: ...
+    @property
+    def state(self) -> str: ...
     def column(self, name: str, /) -> Rows: ...
     def require_complete(self) -> None: ...
 
@@ -61,6 +63,9 @@ class Store(Protocol):
     @property
     def epochs(self) -> tuple[Epoch, ...]: ...
     def split(self, epoch: Epoch, name: str, /) -> Split: ...
+    def open_splits(
+        self, epochs: Sequence[Epoch] | None, names: Sequence[str], /
+    ) -> Mapping[Epoch, tuple[Split, ...]]: ...
     def epochs_of(self, *splits: str) -> tuple[Epoch, ...]: ...
     def splits_of(self, epoch: Epoch, /) -> tuple[str, ...]: ...
 
@@ -153,14 +158,13 @@ def epoch_pairs(
         Dimensions or numbers of rows differ, or the hashes of an epoch's weights.
     """
     need_open(store)
-    chosen = _chosen(store, targets, train, epochs)
+    chosen = None if epochs is None else _chosen(epochs)
+    found = store.open_splits(chosen, (targets, train))
+    if not found:
+        raise _no_epoch(store, targets, train)
     pairs = tuple(
-        EpochPair(
-            epoch,
-            UnmaskedSplit.of(store.split(epoch, targets)),
-            UnmaskedSplit.of(store.split(epoch, train)),
-        )
-        for epoch in chosen
+        EpochPair(epoch, UnmaskedSplit.of(target), UnmaskedSplit.of(own))
+        for epoch, (target, own) in found.items()
     )
     for pair in pairs:
         _check_like(pair, pairs[0])
@@ -171,24 +175,18 @@ def epoch_pairs(
     return pairs
 
 
-def _chosen(
-    store: Store, targets: str, train: str, epochs: Epoch | Sequence[Epoch] | None
-) -> tuple[Epoch, ...]:
-    both = store.epochs_of(targets, train)
-    if epochs is None:
-        if not both:
-            known = sorted({name for epoch in store.epochs for name in store.splits_of(epoch)})
-            for name in (targets, train):
-                if name not in known:
-                    raise NotFoundError(f"no epoch has a split {name!r}{did_you_mean(name, known)}")
-            raise NotFoundError(f"no epoch has both splits {targets!r} and {train!r}")
-        return both
+def _no_epoch(store: Store, targets: str, train: str) -> NotFoundError:
+    known = sorted({name for epoch in store.epochs for name in store.splits_of(epoch)})
+    for name in (targets, train):
+        if name not in known:
+            return NotFoundError(f"no epoch has a split {name!r}{did_you_mean(name, known)}")
+    return NotFoundError(f"no epoch has both splits {targets!r} and {train!r}")
+
+
+def _chosen(epochs: Epoch | Sequence[Epoch]) -> tuple[Epoch, ...]:
     chosen = as_epochs(epochs)
     if not chosen or len(set(chosen)) < len(chosen):
         raise TrakStoreError(f"epochs must be some epochs, each named once, got {epochs!r}")
-    for epoch in chosen:
-        if epoch not in store.epochs:
-            raise NotFoundError(f"no epoch {epoch!r}{did_you_mean(epoch, store.epochs)}")
     return chosen
 
 

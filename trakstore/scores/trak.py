@@ -12,6 +12,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.linalg.choice import factor_rows, factor_split
 from trakstore.linalg.factored import Average, Scores
 from trakstore.linalg.gram import GramDtype
+from trakstore.linalg.grams import grams_together
 from trakstore.linalg.parts import Epoch, Part, held_bytes
 from trakstore.linalg.rows import ArrayRows, PositionRows
 from trakstore.linalg.solvers import Damping, Solver
@@ -119,9 +120,11 @@ def trak_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     heat = trak_temperature(store, temperature)
     parts: list[Part] = []
-    for pair in pairs:
-        options = {"dtype": gram_dtype, "memory_limit": memory_limit, "held": held_bytes(parts)}
-        parts.append(_part(pair, heat, damped, solver=solver, **options))
+    kernels = [_kernel_split(pair, heat) for pair in pairs]
+    with grams_together(kernels, gram_dtype, memory_limit):
+        for pair, split in zip(pairs, kernels, strict=True):
+            options = {"dtype": gram_dtype, "memory_limit": memory_limit, "held": held_bytes(parts)}
+            parts.append(_part(pair, split, heat, damped, solver=solver, **options))
     mean = average if average != "auto" else "factors" if heat is None else "scores"
     return scores_of("trak", parts, pairs, average=mean, soft_threshold=soft_threshold)
 
@@ -136,12 +139,17 @@ def trak_temperature(store: Store, asked: Temperature = "auto") -> float | None:
     return as_number(asked, "temperature", above=0, needed="must be above 0, 'auto' or None")
 
 
-def _part(pair: EpochPair, temperature: float | None, damping: Damping, **how: Any) -> Part:
+def _kernel_split(pair: EpochPair, temperature: float | None) -> GramSplit:
     split: GramSplit = pair.train.stored
+    return split if temperature is None else WeightedSplit(split, "logistic", temperature)
+
+
+def _part(
+    pair: EpochPair, split: GramSplit, temperature: float | None, damping: Damping, **how: Any
+) -> Part:
     scale = out_to_loss(pair.train)
     if temperature is not None:
         scale = TemperedRows(scale, temperature)
-        split = WeightedSplit(split, "logistic", temperature)
     factor = factor_split(split, damping, **how)
     return part_of(pair, factor, column_scale=scale, kernel=weighting_of(split))
 

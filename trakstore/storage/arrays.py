@@ -1,38 +1,23 @@
-"""Stored columns: their zarr documents, their bytes, and reading them by rows.
-
-A column is a zarr array whose chunks are committed by markers; reading one never gives zarr's fill
-value for a chunk that a marker says is there.
-"""
+"""Stored columns: their zarr documents and their bytes."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import MemoryStore, WrapperStore
+from zarr.storage import MemoryStore
 
-from trakstore.errors import DamagedError, LocationError
-from trakstore.planning import ranges
+from trakstore.errors import DamagedError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.checksums import TAIL, intact
-from trakstore.storage.chunks import ChunkForm
-from trakstore.storage.locations import Location, fetch
 
 __all__ = [
-    "StoredColumn",
-    "StrictStore",
     "array_document",
     "array_documents",
     "block_keys",
@@ -123,7 +108,7 @@ def array_documents(split: SplitSpec) -> dict[str, bytes]:
 
 
 def mask_document(split: SplitSpec) -> bytes:
-    """The metadata document of the ``masked`` column; a chunk that is not there masks nothing."""
+    """The document of the ``masked`` column of format 1; a chunk that is not there masks nothing."""
     return array_document("bool", (split.rows,), (split.block_rows,), ("sample",))
 
 
@@ -179,198 +164,3 @@ def _read_key(store: MemoryStore, key: str) -> bytes:
     if value is None:
         raise DamagedError(f"a staged chunk {key} was not kept; this is a fault of trakstore")
     return value.to_bytes()
-
-
-class StrictStore(WrapperStore[Store]):
-    """A store in which a missing chunk is an error, not zarr's fill value.
-
-    The array's metadata document is given, not read: it follows from the split's, which has a
-    checksum, so that a damaged one cannot change what is read. Chunks that have more bytes than it
-    says, or would be unpacked to more, are an error before memory is taken. Of a ``sparse`` array, as
-    masks are, chunks may be missing.
-    """
-
-    def __init__(self, store: Store, document: bytes, *, sparse: bool = False) -> None:
-        super().__init__(store)
-        self._document, self._sparse = document, sparse
-        self._form = ChunkForm.of(document)
-
-    def _with_store(self, store: Store) -> StrictStore:
-        return StrictStore(store, self._document, sparse=self._sparse)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """The value at ``key``; raises :class:`DamagedError` when a chunk is not there."""
-        if key.endswith(layout.document_key("")):
-            return prototype.buffer.from_bytes(self._document)
-        if byte_range is None:
-            value = await fetch(self._store, key, prototype, self._form.most)
-        else:
-            value = await self._store.get(key, prototype, byte_range)
-        if value is None and self._sparse:
-            return None
-        if value is None:
-            root = layout.document_key("")
-            if await self._store.get(root, prototype) is None:
-                raise LocationError(f"there is no store at {self._store}: it has no {root}")
-            raise DamagedError(f"chunk {key} is missing though its block was committed")
-        if byte_range is None:
-            self._form.check(key, value.as_buffer_like())
-        return value
-
-
-@lru_cache(maxsize=512)
-def _opened(location: Location, path: str, document: bytes, _token: str) -> zarr.Array[Any]:
-    store = StrictStore(location.store, document)
-    return zarr.open_array(store, path=path, mode="r", zarr_format=3)
-
-
-@dataclass(frozen=True)
-class StoredColumn:
-    """A column of a split, read by rows; it pickles as an address and a path.
-
-    Attributes
-    ----------
-    location, path
-        Where the array lies.
-    shape : tuple of int
-        ``(rows, dim)`` for features, ``(rows, width)`` for activations, else ``(rows,)``.
-    dtype : numpy.dtype
-        As stored.
-    chunks : tuple of int
-        Shape of a chunk.
-    token : str
-        Changes with the contents' identity: names Dask arrays.
-    missing : tuple of (start, stop)
-        Rows that were never written and are to be given as the fill value.
-    compressed : bool
-        Whether its chunks are.
-    """
-
-    location: Location
-    path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunks: tuple[int, ...]
-    token: str
-    missing: tuple[tuple[int, int], ...] = ()
-    compressed: bool = False
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-    @property
-    def chunk_rows(self) -> int:
-        """Rows of a chunk: read these at once."""
-        return self.chunks[0]
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``start`` to ``stop``, shape ``(stop - start, ...)``; they may be read-only.
-
-        Raises
-        ------
-        DamagedError
-            When a chunk is missing, truncated, or does not have its checksum.
-        LocationError
-            When the place cannot be read.
-        """
-        if not self.missing:
-            return self._read(start, stop)
-        rows = np.full(
-            (stop - start, *self.shape[1:]), fill_value(self._dtype_name), dtype=self.dtype
-        )
-        for a, b in self._present(start, stop):
-            rows[a - start : b - start] = self._read(a, b)
-        return rows
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        first, *rest = key if isinstance(key, tuple) else (key,)
-        start, stop, step = first.indices(self.shape[0])
-        rows = self.read(start, stop)[(slice(None, None, step), *rest)]
-        return rows if rows.flags.writeable else rows.copy()
-
-    def to_dask(self) -> da.Array:
-        """A lazy Dask array of the column, one block for each stored chunk of rows."""
-        chunks = (tuple(b - a for a, b in ranges(self.shape[0], self.chunk_rows)), *self.shape[1:])
-        name = f"{self.path.replace('/', '-')}-{self.token}"
-        lazy: da.Array = da.from_array(
-            self,
-            chunks=chunks,
-            name=name,
-            asarray=False,
-            meta=np.empty((0,) * self.ndim, self.dtype),
-        )
-        return lazy
-
-    @property
-    def _dtype_name(self) -> str:
-        return "str" if self.dtype.kind == "T" else self.dtype.name
-
-    @property
-    def _document(self) -> bytes:
-        return array_document(
-            self._dtype_name,
-            self.shape,
-            self.chunks,
-            column_dimensions(self.path.rpartition("/")[2], self.ndim),
-            compressed=self.compressed,
-        )
-
-    def _read(self, start: int, stop: int) -> NDArray[Any]:
-        try:
-            if self._plain and start < stop:
-                return self._read_plain(start, stop)
-            array = _opened(self.location, self.path, self._document, self.token)
-            return np.asarray(array[start:stop]).astype(self.dtype, copy=False)
-        except (DamagedError, LocationError):
-            raise
-        except OSError as error:
-            raise LocationError(f"{self.location}: {self.path} cannot be read: {error}") from error
-        except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            raise DamagedError(
-                f"{self.location}: rows {start} to {stop} of {self.path} cannot be read ({error}); "
-                f"the stored bytes are damaged"
-            ) from error
-
-    @property
-    def _plain(self) -> bool:
-        """Whether a chunk is the bytes of some whole rows and a checksum, and nothing else."""
-        return (
-            not self.compressed and self.dtype.kind in "iuf" and self.chunks[1:] == self.shape[1:]
-        )
-
-    def _read_plain(self, start: int, stop: int) -> NDArray[Any]:
-        """As zarr reads it, with less copying: rows of one chunk are a view of its bytes."""
-        step = self.chunk_rows
-        parts = []
-        for chunk in range(start // step, (stop - 1) // step + 1):
-            first = chunk * step
-            parts.append(self._chunk(chunk)[max(0, start - first) : stop - first])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _chunk(self, chunk: int) -> NDArray[Any]:
-        key = f"{self.path}/c/{chunk}" + "/0" * (self.ndim - 1)
-        count = math.prod(self.chunks)
-        content = self.location.get_chunk(key, count * self.dtype.itemsize + TAIL)
-        if content is None:
-            raise self._missing(key)
-        if len(content) != count * self.dtype.itemsize + TAIL or not intact(content):
-            raise ValueError(f"chunk {key} has {len(content)} bytes, or another checksum")
-        rows = np.frombuffer(content, self.dtype.newbyteorder("<"), count).reshape(self.chunks)
-        return rows.astype(self.dtype, copy=False)
-
-    def _missing(self, key: str) -> Exception:
-        if self.location.get(layout.document_key("")) is None:
-            return LocationError(f"there is no store at {self.location}")
-        return DamagedError(f"chunk {key} is missing though its block was committed")
-
-    def _present(self, start: int, stop: int) -> list[tuple[int, int]]:
-        present, at = [], start
-        for a, b in (*self.missing, (stop, stop)):
-            if at < min(a, stop):
-                present.append((at, min(a, stop)))
-            at = max(at, b)
-        return present

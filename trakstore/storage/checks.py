@@ -15,16 +15,11 @@ from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import counted
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import (
-    array_documents,
-    block_keys,
-    column_shape,
-    encode,
-    marker_entries,
-)
+from trakstore.storage.arrays import block_keys, column_shape, marker_entries
 from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.chunks import ChunkForm, unpacked
 from trakstore.storage.layout import Epoch
+from trakstore.storage.markers import marker_of
 from trakstore.storage.splits import Split
 
 __all__ = ["Finding", "FindingKind", "check_block"]
@@ -105,12 +100,17 @@ def check_block(split: Split, block: int) -> list[Finding]:
                 rows.add(key, value)
             except DamagedError as error:
                 found.append(("damaged", key, _told(error, key)))
-    if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block, marker):
+    if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block):
         found = []
     return [
         Finding(kind, f"{split.path}/{key}", message, split.epoch, split.name, block)
         for kind, key, message in (*found, *rows.wrong(_reasons(split, block)))
     ]
+
+
+def _told(error: DamagedError, key: str) -> str:
+    """What an error says of a key, which it may begin with."""
+    return str(error).removeprefix(f"{key} ")
 
 
 def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
@@ -125,12 +125,7 @@ def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
     return np.frombuffer(value, np.uint8, count=stop - start)
 
 
-def _told(error: DamagedError, key: str) -> str:
-    """What an error says of a key, which it may begin with."""
-    return str(error).removeprefix(f"{key} ")
-
-
-def _has_old_rows(split: Split, block: int, marker: bytes) -> bool:
+def _has_old_rows(split: Split, block: int) -> bool:
     """Whether a last, short block is what the marker commits but for rows behind its last.
 
     So a stopped append leaves it: the chunks stored again with more rows, the old ones as they were.
@@ -138,10 +133,13 @@ def _has_old_rows(split: Split, block: int, marker: bytes) -> bool:
     start, stop = split.spec.block_range(block)
     if stop - start == split.spec.block_rows:
         return False
-    columns = {name: split.column(name).read(start, stop) for name in split.columns}
-    chunks = encode(array_documents(split.spec), (start, stop), columns)
-    tails = b"".join(chunks[key][-TAIL:] for key in block_keys(split.spec, block))
-    return marker[2 * TAIL :].startswith(tails)
+    try:
+        marker_of(split.location, split.path, split.spec, block, fresh=True)
+        for name in split.columns:
+            split.column(name).read(start, stop)
+    except DamagedError:
+        return False
+    return True
 
 
 def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:

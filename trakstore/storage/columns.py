@@ -16,6 +16,7 @@ from trakstore.storage.ids import as_ids
 
 __all__ = [
     "column_dtype",
+    "narrowed_column",
     "row_column",
     "sample_ids",
     "stored_activations",
@@ -56,6 +57,10 @@ def stored_rows(
         )
     norm = _finite_norms(features, first_row, "features")
     stored = _cast(features, dtype, keep_bits)
+    if features.dtype.kind in "iu":
+        changed = ~_as_given(features, _cast(features, dtype)).all(axis=1)
+        told = f"have integers that {dtype} does not"
+        _refuse(np.asarray(changed), first_row, told, "give floats, or smaller ones")
     if stored is not features:
         what = f"underflow {dtype}" if keep_bits is None else f"are not kept by {keep_bits} bits"
         _refuse_changed(stored, norm, first_row, what)
@@ -162,22 +167,48 @@ def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] |
     array = np.asarray(values)
     if array.shape != (rows,):
         raise TrakStoreError(f"{name} must have shape ({rows},), got {array.shape}")
-    if array.dtype.kind not in "biuf":
-        raise TrakStoreError(f"{name} must be real numbers, got {array.dtype}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = np.flatnonzero(~np.isfinite(array))
+    return narrowed_column(array, dtype, name)
+
+
+def narrowed_column(given: NDArray[Any], dtype: type, name: str) -> NDArray[Any]:
+    """Values in the dtype that is stored: integers as they were given, floats within 1%.
+
+    Raises
+    ------
+    TrakStoreError
+        For values that are no numbers, not finite, or that the dtype does not have.
+    """
+    if given.dtype.kind not in "biuf":
+        raise TrakStoreError(f"{name} must be real numbers, got {given.dtype}")
+    if given.dtype.kind == "f" and not np.isfinite(given).all():
+        bad = np.unique(np.argwhere(~np.isfinite(given))[:, 0])
         shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise TrakStoreError(
             f"{name} has NaN or infinite values in {counted(len(bad), 'row')} ({shown}); nothing was "
             f"written"
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        stored: NDArray[Any] = array.astype(dtype)
-    if dtype == np.int64:
-        changed = (stored != array) | ((stored < 0) & (array > 0))
-        what = "whole numbers up to 2**63 - 1"
-    else:
-        changed, what = ~np.isfinite(stored), f"numbers that {np.dtype(dtype)} holds"
-    if changed.any():
-        raise TrakStoreError(f"{name} must be {what}, got {array[changed][0]}; nothing was written")
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        stored: NDArray[Any] = given.astype(dtype)
+        kept = _as_given(given, stored)
+    if not kept.all():
+        what = f"numbers that {np.dtype(dtype)} holds"
+        if np.dtype(dtype) == np.int64:
+            what = "whole numbers up to 2**63 - 1"
+        raise TrakStoreError(f"{name} must be {what}, got {given[~kept][0]}; nothing was written")
     return stored
+
+
+def _as_given(given: NDArray[Any], stored: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values are as given: integers exactly, floats within 1%."""
+    if given.dtype.kind == "f" and stored.dtype.kind == "f":
+        near = np.abs(stored.astype(np.float64) - given) <= UNDERFLOW * np.abs(given)
+        return np.asarray(near & np.isfinite(stored))
+    if given.dtype.kind in "bf":  # to integers, or of 0 and 1
+        return np.asarray(stored.astype(given.dtype) == given) & (np.abs(given * 1.0) < 2.0**63)
+    if stored.dtype.kind in "iu":
+        return np.asarray((stored.astype(given.dtype) == given) & ((stored < 0) == (given < 0)))
+    # integers to floats: back again, since comparing the two would round the integers too
+    wide, limits = stored.astype(np.float64), np.iinfo(given.dtype)
+    inside = (wide >= float(limits.min)) & (wide < float(limits.max) + 1)
+    back = np.where(inside, wide, 0).astype(given.dtype)
+    return np.asarray(inside & (back == given))

@@ -21,17 +21,9 @@ from trakstore.storage.arrays import array_documents
 from trakstore.storage.growth import sweep_stale_markers
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
-from trakstore.storage.splits import Split, attributes, group_document
+from trakstore.storage.splits import Split, group_document, split_document, split_spec
 
-__all__ = ["read_split", "settle_split", "spec_shape"]
-
-
-def read_split(location: Location, epoch: Epoch, split: str, document: bytes) -> Split:
-    """A split from its document."""
-    where = f"{location}: {split} at epoch {epoch}"
-    with told_of(where):
-        spec = SplitSpec.from_dict(attributes(document, "its document"))
-    return Split(location, layout.as_epoch(epoch), split, spec)
+__all__ = ["settle_split", "spec_shape"]
 
 
 def spec_shape(spec: SplitSpec, dtype: str, batch_rows: int) -> BlockShape:
@@ -67,8 +59,9 @@ def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec
     with told_of(f"{split} at epoch {epoch} cannot be stored"):
         SplitSpec.from_dict(proposed.to_dict())  # as whoever reads it will
     put(layout.document_key(layout.epoch_path(epoch)), group_document({}))
-    settled = put(layout.document_key(path), group_document(proposed.to_dict()))
-    made = read_split(location, epoch, split, settled)
+    settled = put(layout.document_key(path), split_document(path, proposed))
+    with told_of(str(location)):
+        made = Split(location, layout.as_epoch(epoch), split, split_spec(settled, path))
     remedy = "give it another store"
     if wanted.dataset is not None and wanted.rows > made.spec.rows:
         remedy += ", or append=True if samples were added behind the ones that are stored"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError, told_of
-from trakstore.planning import CHUNK_BYTES
+from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
+from trakstore.storage.splits import Split
 
 __all__ = ["GivenRows"]
 
 LEAST_ROWS = 64  # of a block, which is a file for each column
+HASHED = 32  # rows of features that are not in memory, spaced from the first to the last
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +105,56 @@ class GivenRows:
             self.columns,
             checkpoint,
             learning_rate=learning_rate,
+            given=self.fingerprint(),
             block_rows=block_rows,
         )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all that was given can be hashed and compared at little cost."""
+        return type(self.features) is np.ndarray
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that was given, as it is stored; of lazy features, 32 rows."""
+        digest = hashlib.sha256()
+        for name, values in sorted(self.narrow.items()):
+            digest.update(f"{name} {column_dtype(values)};".encode())
+            text = values.dtype.kind == "T"
+            digest.update(
+                "".join(f"{len(one)} {one}" for one in values.tolist()).encode(errors="replace")
+                if text
+                else np.ascontiguousarray(values).data
+            )
+        for start, stop in self._hashed():
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                rows = np.asarray(self.features[start:stop]).astype(self.spec.dtype)
+            digest.update(np.ascontiguousarray(rows).data)
+        return digest.hexdigest()
+
+    def _hashed(self) -> list[tuple[int, int]]:
+        if self.in_memory:
+            row_bytes = max(1, self.dim * np.dtype(self.spec.dtype).itemsize)
+            return list(ranges(self.rows, max(1, CHUNK_BYTES // row_bytes)))
+        spaced = np.linspace(0, self.rows - 1, min(self.rows, HASHED)).astype(int)
+        return [(at, at + 1) for at in sorted(set(spaced.tolist()))]
+
+    def differing(self, split: Split) -> list[str]:
+        """Columns of which a block that is stored differs from what was given.
+
+        Of features that are not in memory, the first row of each block is looked at.
+        """
+        missing, found = set(split.missing_blocks()), set[str]()
+        for block in sorted(set(range(split.spec.blocks)) - missing):
+            start, stop = split.spec.block_range(block)
+            last = stop if self.in_memory else start + 1
+            for name, values in {
+                **{name: array[start:stop] for name, array in self.narrow.items()},
+                layout.FEATURES: self.read(start, last)[layout.FEATURES],
+            }.items():
+                stored = split.column(name).read(start, start + len(values))
+                if not np.array_equal(stored, values):
+                    found.add(name)
+        return sorted(found)
 
     def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         """All columns of the split's rows start to stop, as they are stored."""

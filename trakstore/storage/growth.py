@@ -1,6 +1,7 @@
 """How a store changes after it was written: rows are appended, left out, dropped.
 
-All of these are for a single writer; readers may go on meanwhile.
+Readers may go on meanwhile. Any number of processes may leave rows out at once; of those that append
+to one split, or drop it, all but the first are refused.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
 from trakstore.storage import layout
-from trakstore.storage.arrays import StrictStore, array_documents, mask_document, skipped_document
+from trakstore.storage.arrays import array_documents, mask_document, skipped_document
+from trakstore.storage.claims import claimed
 from trakstore.storage.ids import as_ids
-from trakstore.storage.splits import Split, group_document, written_blocks
+from trakstore.storage.masks import MaskEntry, Masks, change_masks
+from trakstore.storage.snapshots import open_splits
+from trakstore.storage.splits import Split, split_document, written_blocks
 from trakstore.storage.writer import BlockWriter
 
-__all__ = ["append_rows", "drop_split", "mask_rows", "sweep_stale_markers"]
+__all__ = ["append_rows", "drop_split", "give_again", "mask_samples", "sweep_stale_markers"]
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -55,23 +58,37 @@ def append_rows(
     IncompleteError
         When rows of the split are missing.
     """
-    split.require_complete()
     place, path = split.location, split.path
-    grown = replace(split, spec=replace(split.spec, rows=split.rows + rows, dataset=dataset))
-    writer = BlockWriter(grown)
-    for block in range(split.rows // split.spec.block_rows, grown.spec.blocks):
-        start, stop = grown.spec.block_range(block)
-        fresh = columns(max(start, split.rows), stop)
-        writer.write(block, _after_old(split, start, fresh))
-    place.put(
-        {layout.document_key(f"{path}/{n}"): d for n, d in array_documents(grown.spec).items()}
-    )
-    for name, document in ((layout.MASKED, mask_document), (layout.SKIPPED, skipped_document)):
-        key = layout.document_key(f"{path}/{name}")
-        if place.get(key) is not None:
-            place.put({key: document(grown.spec)})
-    place.put({layout.document_key(path): group_document(grown.spec.to_dict())})
+    with claimed(place, path, "append") as done:
+        old = _as_it_is(split)
+        old.require_complete()
+        spec = replace(old.spec, rows=old.rows + rows, dataset=dataset, given=None)
+        grown = replace(old, spec=spec)
+        writer = BlockWriter(grown)
+        for block in range(old.rows // old.spec.block_rows, spec.blocks):
+            start, stop = spec.block_range(block)
+            fresh = columns(max(start, old.rows), stop)
+            writer.write(block, _after_old(old, start, fresh))
+        documents = array_documents(spec).items()
+        place.put({layout.document_key(f"{path}/{name}"): one for name, one in documents})
+        for name, document in ((layout.MASKED, mask_document), (layout.SKIPPED, skipped_document)):
+            key = layout.document_key(f"{path}/{name}")
+            if place.get(key) is not None:
+                place.put({key: document(spec)})
+        place.put({layout.document_key(path): split_document(path, spec)})
+        done.update(nonce=spec.nonce, rows=spec.rows)
     return grown
+
+
+def _as_it_is(split: Split) -> Split:
+    """The split as it is now, which has to be as it was."""
+    (now,) = open_splits(split.location, [(split.epoch, split.name)])
+    if now is None or (now.spec, now.spec.nonce) != (split.spec, split.spec.nonce):
+        raise SpecMismatchError(
+            f"{split.name} at epoch {split.epoch} was changed by another process since it was opened; "
+            f"look at it and try again"
+        )
+    return now
 
 
 def _after_old(split: Split, start: int, fresh: Columns) -> Columns:
@@ -87,20 +104,25 @@ def _after_old(split: Split, start: int, fresh: Columns) -> Columns:
     return both
 
 
-def mask_rows(
-    split: Split, ids: Sequence[int] | Sequence[str] | NDArray[Any], *, masked: bool = True
+def mask_samples(
+    splits: Sequence[Split],
+    ids: Sequence[int] | Sequence[str] | NDArray[Any],
+    *,
+    masked: bool = True,
 ) -> int:
-    """Leave rows out of everything that is asked from now on, or take them in again.
+    """Leave samples out of everything that is asked from now on, or take them in again.
 
-    Masking is not deletion: the rows stay on the disk.
+    Masking is not deletion: the rows stay on the disk. At all epochs or at none; of what others leave
+    out at the same time nothing is lost.
 
     Parameters
     ----------
-    split : Split
+    splits : sequence of Split
+        One split at several epochs.
     ids : sequence of int or str
         Sample ids.
     masked : bool
-        False takes the rows in again.
+        False takes the samples in again.
 
     Returns
     -------
@@ -110,32 +132,42 @@ def mask_rows(
     Raises
     ------
     NotFoundError
-        When the split has no such sample; nothing is changed then.
+        When a split has no such sample; nothing is changed then.
     TrakStoreError
         When a row is to be taken in again that was bad when it was written.
     """
-    found = _positions(split, np.unique(as_ids(ids)))
+    wanted, changed = np.unique(as_ids(ids)), 0
+    rows = [_positions(split, wanted) for split in splits]
+    if not masked:
+        for split, found in zip(splits, rows, strict=True):
+            _refuse_bad(split, found)
+
+    def change(now: Masks) -> dict[str, MaskEntry] | None:
+        nonlocal changed
+        entries, changed = {}, 0
+        for split, found in zip(splits, rows, strict=True):
+            epoch, nonce = layout.epoch_path(split.epoch), split.spec.nonce
+            there = now.of.get(epoch)
+            if there is None or there.nonce != nonce:
+                there = MaskEntry(nonce, split.rows, np.setdiff1d(split.masked, split.skipped))
+            alter = np.union1d if masked else np.setdiff1d
+            positions = alter(there.positions, found)
+            if len(positions) != len(there.positions):
+                changed += abs(len(positions) - len(there.positions))
+                entries[epoch] = MaskEntry(nonce, max(split.rows, there.rows), positions)
+        return entries or None
+
+    change_masks(splits[0].location, splits[0].name, change)
+    return changed
+
+
+def _refuse_bad(split: Split, found: NDArray[np.int64]) -> None:
     bad = np.intersect1d(found, split.skipped)
-    if len(bad) and not masked:
+    if len(bad):
         raise TrakStoreError(
             f"{split.name} at epoch {split.epoch}: row {bad[0]} was bad when it was written, so that "
             f"it has no features: only featurizing it again would take it in"
         )
-    place, path = split.location, f"{split.path}/{layout.MASKED}"
-    place.put_if_absent(_mask_key(split), mask_document(split.spec))
-    store = StrictStore(place.store, mask_document(split.spec), sparse=True)
-    array = zarr.open_array(
-        store, path=path, mode="r+", zarr_format=3, config={"write_empty_chunks": True}
-    )
-    changed = 0
-    for block in np.unique(found // split.spec.block_rows):
-        start, stop = split.spec.block_range(int(block))
-        state = np.array(array[start:stop], dtype=bool)
-        here = found[(found >= start) & (found < stop)] - start
-        changed += int((state[here] != masked).sum())
-        state[here] = masked
-        array[start:stop] = state
-    return changed
 
 
 def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
@@ -163,6 +195,16 @@ def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
     return positions
 
 
+def give_again(split: Split, given: str | None) -> None:
+    """Go on with other values where an incomplete split was to have some: who still writes those is
+    stopped, and the blocks that are there have to be compared afterwards.
+    """
+    place, path = split.location, split.path
+    with claimed(place, path, "write"):
+        now = _as_it_is(split)
+        place.put({layout.document_key(path): split_document(path, replace(now.spec, given=given))})
+
+
 def drop_split(split: Split) -> None:
     """Delete a split at an epoch: its markers first, so that no half of it is ever taken for it.
 
@@ -170,12 +212,13 @@ def drop_split(split: Split) -> None:
     finished by the same call.
     """
     place, path = split.location, split.path
-    blocks = written_blocks(place, path)
-    place.delete([layout.marker_key(path, block) for block in sorted(blocks)])
-    for name in (*split.columns, layout.MASKED, layout.SKIPPED, layout.WRITTEN):
-        place.delete_folder(f"{path}/{name}")
-    place.delete([layout.document_key(path)])
-    place.delete_folder(path)
+    with claimed(place, path, "drop"):
+        blocks = written_blocks(place, path)
+        place.delete([layout.marker_key(path, block) for block in sorted(blocks)])
+        for name in (*split.columns, layout.MASKED, layout.SKIPPED, layout.WRITTEN):
+            place.delete_folder(f"{path}/{name}")
+        place.delete([layout.document_key(path)])
+        place.delete_folder(path)
 
 
 def sweep_stale_markers(split: Split) -> None:
@@ -187,7 +230,3 @@ def sweep_stale_markers(split: Split) -> None:
         if BlockWriter(split).marker_nonce(block) != split.spec.nonce
     ]
     place.delete([layout.marker_key(path, block) for block in stale])
-
-
-def _mask_key(split: Split) -> str:
-    return layout.document_key(f"{split.path}/{layout.MASKED}")

@@ -9,8 +9,10 @@
     {epoch}/{split}/{column}         (sample,)
     {epoch}/{split}/activations.{x}  (sample, unit) of a layer x, where they were asked for
     {epoch}/{split}/written          (block, entry): the markers that commit blocks
-    {epoch}/{split}/masked           (sample,): rows that are left out, where there are any
+    {epoch}/{split}/masked           (sample,): rows that were left out, in stores of format 1
     {epoch}/{split}/skipped          (sample,): why rows were bad when written, where there are any
+    _masks/{split}/{number}          rows that are left out, of all epochs; the highest number counts
+    _claims/{path}~/{number}         who changes what lies at a path, or did last
     runs/{epoch}.{split}.{run}       what each run did
     scores/{name}                    saved score matrices
     dynamics/{split}/{run}.{number}  what a training process saw of samples
@@ -41,6 +43,7 @@ __all__ = [
     "as_splits",
     "check_key",
     "check_name",
+    "claims_path",
     "document_key",
     "dynamics_path",
     "epoch_path",
@@ -50,6 +53,7 @@ __all__ = [
     "is_leftover",
     "marker_block",
     "marker_key",
+    "masks_path",
     "run_path",
     "scores_path",
     "split_path",
@@ -68,7 +72,9 @@ GRAMS = "grams"
 RUNS = "runs"
 DYNAMICS = "dynamics"
 EVALUATION = "evaluation"
-RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION})
+MASKS = "_masks"  # no epoch can have these two names, whatever the format
+CLAIMS = "_claims"
+RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS})
 
 _DIGITS = 100  # of an epoch
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
@@ -200,6 +206,16 @@ def dynamics_path(split: str) -> str:
 def evaluation_path(name: str) -> str:
     """Group of models that were trained again."""
     return f"{EVALUATION}/{check_name(name, 'set of models')}"
+
+
+def masks_path(split: str) -> str:
+    """Group of what is left out of a split, at all epochs."""
+    return f"{MASKS}/{check_name(split, 'split')}"
+
+
+def claims_path(path: str) -> str:
+    """Group of those who change, or changed, what lies at ``path``; no other group's name ends so."""
+    return f"{CLAIMS}/{path}~"
 
 
 def document_key(path: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trakstore.errors import LocationError
 from trakstore.storage import layout
 from trakstore.storage.locations import Location, Where, open_location
-from trakstore.storage.root import read_root
+from trakstore.storage.root import read_format, read_root
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["find_store", "location_of", "open_store"]
@@ -42,7 +42,10 @@ def find_store(where: Where | FeatureStore) -> FeatureStore | None:
         return where
     location = open_location(where, create=True)
     document = location.get(layout.document_key(""))
-    return None if document is None else FeatureStore(location, read_root(document, location))
+    if document is None:
+        return None
+    made = FeatureStore(location, read_root(document, location), read_format(document))
+    return made.refresh()
 
 
 def location_of(where: Where | FeatureStore, *, create: bool = False) -> Location:

@@ -9,21 +9,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.documents import each, fields, made_by, text, whole
-from trakstore.errors import (
-    DamagedError,
-    NotFoundError,
-    TrakStoreError,
-    did_you_mean,
-    told_of,
-)
+from trakstore.documents import anything, each, fields, made_by, text, whole
+from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_you_mean, told_of
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype
 from trakstore.storage.locations import Location
-from trakstore.storage.saved import ARRAYS, SavedArray
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.saved import SavedArray
+from trakstore.storage.tables import (
+    ARRAYS,
+    PLACE,
+    begin_table,
+    publish_table,
+    read_table,
+    table_arrays,
+    table_names,
+)
 
-__all__ = ["MEASURES", "RecordPart", "TrainingRun", "add_part", "read_record", "record_parts"]
+__all__ = [
+    "MEASURES",
+    "RecordPart",
+    "TrainingRun",
+    "add_part",
+    "next_order",
+    "read_record",
+    "record_parts",
+]
 
 MEASURES = ("loss", "confidence", "correct", "margin", "el2n")
 _CHUNK = 2**18  # rows
@@ -38,15 +48,23 @@ class TrainingRun:
     name : str
         Of its own.
     started : str
-        ISO 8601, to the microsecond. Of runs of one rank, a later one replaces what an earlier one
-        said of the epochs from its own first on: so a training that was stopped is gone on with
-        from a checkpoint.
+        ISO 8601, to the microsecond.
     rank : int
+    order : int
+        Runs are counted, since clocks go wrong: see :func:`next_order`. Of runs of one rank, a later
+        one replaces what an earlier one said of the epochs from its own first on: so a training that
+        was stopped is gone on with from a checkpoint. 0 for a run of format 1.
     """
 
     name: str
     started: str
     rank: int = 0
+    order: int = 0
+
+    @property
+    def sort_key(self) -> tuple[int, str, str]:
+        """Puts earlier runs first; the clock decides between runs that began at once."""
+        return self.order, self.started, self.name
 
 
 @dataclass(frozen=True)
@@ -75,8 +93,7 @@ class RecordPart:
         """``sample_id`` or ``epoch``, shape (rows,), or ``measures``, (rows, 5)."""
         for array in self.arrays:
             if array.name == name:
-                found = array.open(self.location, self.path)[...]
-                return np.asarray(found)
+                return array.read(self.location, self.path)
         raise NotFoundError(f"{self.path} has no {name!r}")
 
 
@@ -106,17 +123,16 @@ def add_part(
     path = f"{layout.dynamics_path(split)}/{run.name}.{number}"
     columns = {"sample_id": ids, "epoch": epochs, "measures": measures}
     arrays = [_array(name, values) for name, values in columns.items()]
+    begun = begin_table(location, path, arrays)
     for array, values in zip(arrays, columns.values(), strict=True):
-        array.create(location, path)
         array.open(location, path, "r+")[...] = values
     what = {
         "run": vars(run),
         "number": number,
         "first_epoch": int(epochs.min()),
         "measures": list(MEASURES),
-        ARRAYS: [array.to_dict() for array in arrays],
     }
-    location.put({layout.document_key(path): group_document(what)})  # last: now they count
+    publish_table(location, path, arrays, what, instead_of=begun)
 
 
 def _array(name: str, values: NDArray[Any]) -> SavedArray:
@@ -135,44 +151,52 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
     NotFoundError
         When there are none.
     """
-    top = layout.dynamics_path(split)
-    found = []
-    for name in location.names(top):
-        document = location.get(layout.document_key(f"{top}/{name}"))
-        told = {} if document is None else attributes(document, f"{top}/{name}")
-        if told:
-            found.append(read_record(location, f"{top}/{name}", told))
+    found = _parts(location, split)
     if not found:
         near = did_you_mean(split, _splits(location))
         raise NotFoundError(
             f"{location} has no training dynamics of {split!r}{near}; "
             f"TrainingDynamicsTracker records them while a model is trained"
         )
-    return sorted(found, key=lambda one: (one.first_epoch, one.run.started, one.number))
+    return found
 
 
-_RUN = {"name": text(), "started": text(), "rank": whole()}
+def next_order(location: Location, split: str) -> int:
+    """The number of a run that begins now: behind all that have stored something."""
+    return 1 + max((part.run.order for part in _parts(location, split)), default=0)
+
+
+def _parts(location: Location, split: str) -> list[RecordPart]:
+    top, found = layout.dynamics_path(split), []
+    for name in table_names(location, top):
+        path = f"{top}/{name}"
+        if told := read_table(location, path):
+            found.append(read_record(location, path, told))
+    return sorted(found, key=lambda one: (one.first_epoch, one.run.sort_key, one.number))
+
+
+_RUN = {"name": text(), "started": text(), "rank": whole(), "order": whole()}
 _PART = {
-    "run": made_by(lambda told: TrainingRun(**fields(told, _RUN, what="a run")), "a run"),
+    "run": made_by(lambda told: TrainingRun(**fields(told, _RUN, ("order",), "a run")), "a run"),
     "number": whole(),
     "first_epoch": whole(),
     "measures": each(text()),
-    ARRAYS: each(made_by(SavedArray.from_dict, "an array")),
+    ARRAYS: anything(),
+    PLACE: text(),
 }
 
 
 def read_record(location: Location, path: str, told: Mapping[str, Any]) -> RecordPart:
     """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
-    with told_of(path):
-        known = fields(told, _PART)
-        rows = {array.name: array.shape for array in known[ARRAYS]}
+    with told_of(f"{location}: {path}"):
+        known, arrays = fields(told, _PART, (PLACE,)), table_arrays(told)
+        rows = {name: array.shape for name, array in arrays.items()}
         count = rows.get("sample_id", (0,))[:1]
         if rows != {"sample_id": count, "epoch": count, "measures": (*count, len(MEASURES))}:
             raise DamagedError(f"its arrays have shapes {rows}, which do not fit together")
-    return RecordPart(
-        location, path, known["run"], known["number"], known["first_epoch"], known[ARRAYS]
-    )
+    numbers = (known["number"], known["first_epoch"])
+    return RecordPart(location, path, known["run"], *numbers, tuple(arrays.values()))
 
 
 def _splits(location: Location) -> Sequence[str]:
-    return [name for name in location.names(layout.DYNAMICS) if name != "zarr.json"]
+    return table_names(location, layout.DYNAMICS)

@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.documents import anything, each, entries, fields, made_by, text, whole
+from trakstore.documents import anything, entries, fields, text, whole
 from trakstore.errors import DamagedError, NotFoundError, did_you_mean, told_of
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
-from trakstore.storage.saved import ARRAYS, UNFINISHED, SavedArray
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.saved import SavedArray, begin_group
+from trakstore.storage.tables import (
+    ARRAYS,
+    PLACE,
+    begin_table,
+    publish_table,
+    read_table,
+    table_arrays,
+    table_names,
+)
 
 __all__ = [
     "ModelPart",
@@ -56,7 +64,7 @@ class ModelPart:
         """
         for array in self.arrays:
             if array.name == name:
-                return np.asarray(array.open(self.location, self.path)[...])
+                return array.read(self.location, self.path)
         raise NotFoundError(f"{self.path} has no {name!r}")
 
 
@@ -90,22 +98,16 @@ def add_models(
     if predicted is not None:
         columns["predicted"] = predicted
     arrays = [_array(one, values) for one, values in columns.items()]
+    begun = begin_table(location, path, arrays)
     for array, values in zip(arrays, columns.values(), strict=True):
-        array.create(location, path)
         array.open(location, path, "r+")[...] = values
-    what = {
-        "first": first,
-        "count": len(output),
-        "plan": dict(plan),
-        ARRAYS: [array.to_dict() for array in arrays],
-    }
-    location.put({layout.document_key(path): group_document(what)})  # last: now they count
+    what = {"first": first, "count": len(output), "plan": dict(plan)}
+    publish_table(location, path, arrays, what, instead_of=begun)
 
 
 def begin_set(location: Location, name: str) -> None:
     """Make the groups above the models of a set, so that the place is there for other processes."""
-    for path in (layout.EVALUATION, layout.evaluation_path(name)):
-        location.put_if_absent(layout.document_key(path), UNFINISHED)
+    begin_group(location, layout.evaluation_path(name))
 
 
 def _array(name: str, values: NDArray[Any]) -> SavedArray:
@@ -116,11 +118,10 @@ def _array(name: str, values: NDArray[Any]) -> SavedArray:
 def model_parts(location: Location, name: str) -> list[ModelPart]:
     """The parts of a set that count, by number; none where nothing of it is there."""
     top, found = layout.evaluation_path(name), []
-    for part in location.names(top):
-        document = location.get(layout.document_key(f"{top}/{part}"))
-        told = {} if document is None else attributes(document, f"{top}/{part}")
-        if ARRAYS in told:
-            found.append(read_models(location, f"{top}/{part}", told))
+    for part in table_names(location, top):
+        path = f"{top}/{part}"
+        if told := read_table(location, path):
+            found.append(read_models(location, path, told))
     return sorted(found, key=lambda one: one.first)
 
 
@@ -128,26 +129,27 @@ _PART = {
     "first": whole(),
     "count": whole(1),
     "plan": entries(text(), anything()),
-    ARRAYS: each(made_by(SavedArray.from_dict, "an array")),
+    ARRAYS: anything(),
+    PLACE: text(),
 }
 
 
 def read_models(location: Location, path: str, told: Mapping[str, Any]) -> ModelPart:
     """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
-    with told_of(path):
-        known = fields(told, _PART)
-        shapes = {array.name: array.shape for array in known[ARRAYS]}
+    with told_of(f"{location}: {path}"):
+        known, arrays = fields(told, _PART, (PLACE,)), table_arrays(told)
+        shapes = {name: array.shape for name, array in arrays.items()}
         right = {"subset", "output"} <= shapes.keys() <= {"subset", "output", "predicted"}
         right = right and all(len(s) == 2 and s[0] == known["count"] for s in shapes.values())
         if not right or shapes.get("predicted", shapes["output"]) != shapes["output"]:
             raise DamagedError(f"its arrays have shapes {shapes}, which do not fit together")
     numbers = (known["first"], known["count"], dict(known["plan"]))
-    return ModelPart(location, path, *numbers, known[ARRAYS])
+    return ModelPart(location, path, *numbers, tuple(arrays.values()))
 
 
 def sets_of_models(location: Location) -> list[str]:
     """Names of the sets that have models."""
-    names = [name for name in location.names(layout.EVALUATION) if name != "zarr.json"]
+    names = table_names(location, layout.EVALUATION)
     return [name for name in names if model_parts(location, name)]
 
 

@@ -9,7 +9,7 @@ from trakstore.storage import layout
 from trakstore.storage.locations import Location
 from trakstore.storage.splits import attributes, group_document
 
-__all__ = ["read_root", "refuse_foreign", "root_document"]
+__all__ = ["read_format", "read_root", "refuse_foreign", "root_document"]
 
 _KIND = "trakstore"
 
@@ -40,10 +40,15 @@ def read_root(document: bytes, location: Location) -> StoreSpec:
         return StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
 
 
+def read_format(document: bytes) -> int:
+    """The format of a store, from the root document that :func:`read_root` took."""
+    return int(attributes(document, "")[_KIND]["format"])
+
+
 def refuse_foreign(location: Location) -> None:
     """Raise a :class:`LocationError` if something that is no store lies at a location."""
     # listed first: where others make a store just now, its document is there before all else
-    known = (layout.DYNAMICS,)  # training may be watched before there are features
+    known = (layout.DYNAMICS, layout.CLAIMS)  # training may be watched before there are features
     names = [n for n in location.names("") if not layout.is_leftover(n) and n not in known]
     if names and location.get(layout.document_key("")) is None:
         raise LocationError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -25,14 +25,24 @@ from trakstore.errors import (
 )
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import StoredColumn, column_dimensions, column_shape
+from trakstore.storage.arrays import column_dimensions, column_shape
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
+from trakstore.storage.stored import StoredColumn
 
-__all__ = ["Split", "SplitStatus", "attributes", "group_document", "written_blocks"]
+__all__ = [
+    "Split",
+    "SplitStatus",
+    "attributes",
+    "group_document",
+    "split_document",
+    "split_spec",
+    "written_blocks",
+]
 
 
 _CHECKSUM = "crc32c"
+_PLACE = "place"
 
 
 def group_document(attributes: Mapping[str, Any]) -> bytes:
@@ -64,6 +74,27 @@ def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, 
     return found
 
 
+def split_document(path: str, spec: SplitSpec) -> bytes:
+    """The document of the split at ``path``: its spec, and where it belongs."""
+    return group_document({**spec.to_dict(), _PLACE: path})
+
+
+def split_spec(document: bytes, path: str) -> SplitSpec:
+    """The spec in the document of the split at ``path``.
+
+    Raises
+    ------
+    DamagedError
+        When it is damaged, or that of another split; format 1 does not say of which it is.
+    """
+    found = attributes(document, path)
+    place = found.pop(_PLACE, path)
+    if place != path:
+        raise DamagedError(f"{path} has the document of {place!r:.80}")
+    with told_of(path):
+        return SplitSpec.from_dict(found)
+
+
 def _checksum(attributes: Mapping[str, Any]) -> int:
     text = json.dumps(attributes, sort_keys=True, separators=(",", ":"))
     return int(google_crc32c.value(text.encode()))
@@ -73,6 +104,10 @@ def written_blocks(location: Location, path: str) -> set[int]:
     """Numbers of the blocks of the split at ``path`` that are committed: one listing."""
     found = map(layout.marker_block, location.names(f"{path}/{layout.WRITTEN}"))
     return {block for block in found if block is not None}
+
+
+def _no_rows() -> NDArray[np.int64]:
+    return np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -107,7 +142,7 @@ class SplitStatus:
 
 @dataclass(frozen=True)
 class Split:
-    """One split at one epoch.
+    """One split at one epoch, as it was when it was opened.
 
     Attributes
     ----------
@@ -117,12 +152,28 @@ class Split:
         Which one.
     spec : SplitSpec
         Size, blocks, columns and origin.
+    complete : bool
+        Whether all of its blocks were committed.
+    masked : ndarray of int64
+        Positions of the rows that were left out, ascending: those that were masked since, and those
+        that were bad when they were written.
+    skipped : ndarray of int64
+        The latter alone.
     """
 
     location: Location
     epoch: Epoch
     name: str
     spec: SplitSpec
+    complete: bool = field(default=False, compare=False)
+    masked: NDArray[np.int64] = field(default_factory=_no_rows, compare=False, repr=False)
+    skipped: NDArray[np.int64] = field(default_factory=_no_rows, compare=False, repr=False)
+
+    @property
+    def state(self) -> str:
+        """Equal for splits with the same rows, of which the same are left out."""
+        left_out = hashlib.sha256(self.masked.astype("<i8").tobytes()).hexdigest()
+        return f"{self.spec.nonce:08x}-{self.rows}-{left_out}"
 
     @property
     def path(self) -> str:
@@ -150,12 +201,12 @@ class Split:
         return tuple(name for name, _ in self.spec.columns)
 
     def missing_blocks(self) -> list[int]:
-        """Numbers of the blocks that are not committed, in order."""
+        """Numbers of the blocks that are not committed now, in order: one listing."""
         written = written_blocks(self.location, self.path)
         return [block for block in range(self.spec.blocks) if block not in written]
 
     def status(self) -> SplitStatus:
-        """What is there and what is missing: one listing."""
+        """What is there now and what is missing: one listing."""
         total = self.spec.blocks
         written = sorted(b for b in written_blocks(self.location, self.path) if b < total)
         gaps = [(a + 1, b) for a, b in pairwise([-1, *written, total]) if b > a + 1]
@@ -167,7 +218,9 @@ class Split:
         )
 
     def require_complete(self) -> None:
-        """Raise an :class:`IncompleteError` that names the rows that are missing."""
+        """Raise an :class:`IncompleteError` that names the rows that are missing, if any are now."""
+        if self.complete:
+            return
         status = self.status()
         if status.complete:
             return
@@ -204,45 +257,8 @@ class Split:
             f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}",
             missing,
             compressed=name == layout.FEATURES and self.spec.keep_bits is not None,
+            committed_by=self.spec,
         )
-
-    @property
-    def masked(self) -> NDArray[np.int64]:
-        """Positions of the rows that are left out, ascending; read from their own chunks only.
-
-        Those that were masked since, and those that were bad when they were written.
-        """
-        path = f"{self.path}/{layout.MASKED}"
-        column = StoredColumn(
-            self.location,
-            path,
-            (self.rows,),
-            np.dtype(bool),
-            (self.spec.block_rows,),
-            f"{self.spec.nonce:08x}-{self.rows}-masked",
-        )
-        found = [np.empty(0, dtype=np.int64)]
-        for block in self._blocks_of(layout.MASKED):
-            start, stop = self.spec.block_range(block)
-            found.append(np.flatnonzero(column.read(start, stop)) + start)
-        return np.union1d(np.concatenate(found), self.skipped)
-
-    @property
-    def skipped(self) -> NDArray[np.int64]:
-        """Positions of the rows that were bad when they were written, ascending.
-
-        Their norm is NaN, and their block has a chunk of :attr:`reasons`.
-        """
-        found = [np.empty(0, dtype=np.int64)]
-        blocks = self._blocks_of(layout.SKIPPED)
-        written = written_blocks(self.location, self.path) if blocks else set()
-        for block in blocks:
-            if block in written:
-                start, stop = self.spec.block_range(block)
-                found.append(
-                    np.flatnonzero(np.isnan(self.column("norm").read(start, stop))) + start
-                )
-        return np.concatenate(found)
 
     @property
     def reasons(self) -> StoredColumn:
@@ -255,12 +271,6 @@ class Split:
             (self.spec.block_rows,),
             f"{self.spec.nonce:08x}-{self.rows}-skipped",
         )
-
-    def _blocks_of(self, name: str) -> list[int]:
-        """Blocks that have a chunk of a column that is there only where it says something."""
-        names = self.location.names(f"{self.path}/{name}/c")
-        blocks = sorted(int(n) for n in names if n.isdecimal())
-        return blocks[: bisect_left(blocks, self.spec.blocks)]
 
     def refuse_known_ids(self, ids: NDArray[Any]) -> None:
         """Raise a :class:`TrakStoreError` if a sample with one of these ids is there."""

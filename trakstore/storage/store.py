@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import xarray as xr
@@ -16,6 +17,7 @@ from trakstore.errors import (
     told_of,
 )
 from trakstore.spec import (
+    FORMAT_VERSION,
     FeatureDtype,
     OutputSpec,
     ParameterSpec,
@@ -25,16 +27,19 @@ from trakstore.spec import (
     check_equal,
 )
 from trakstore.storage import layout
-from trakstore.storage.creation import read_split, settle_split, spec_shape
+from trakstore.storage.catalogue import Catalogue, catalogue_of, list_epochs
+from trakstore.storage.creation import settle_split, spec_shape
 from trakstore.storage.given import GivenRows
-from trakstore.storage.growth import append_rows, drop_split, mask_rows
+from trakstore.storage.growth import append_rows, drop_split, give_again, mask_samples
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location, Where, open_location
 from trakstore.storage.notebook import SHOWN_EPOCHS, store_markup
-from trakstore.storage.root import read_root, refuse_foreign, root_document
+from trakstore.storage.root import read_format, read_root, refuse_foreign, root_document
 from trakstore.storage.runs import Run, list_runs
 from trakstore.storage.skipped import SkippedRow, skipped_rows
+from trakstore.storage.snapshots import open_splits
 from trakstore.storage.splits import Split, SplitStatus
+from trakstore.storage.together import together
 from trakstore.storage.writer import BlockWriter
 
 __all__ = ["FeatureStore"]
@@ -52,10 +57,20 @@ class FeatureStore:
         Where it is.
     spec : StoreSpec
         What all its features have in common.
+    format : int
+        Version of the format that it was made in: see ``storage/FORMAT.md``.
     """
 
     location: Location
     spec: StoreSpec
+    format: int = FORMAT_VERSION
+    _catalogue: Catalogue = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_catalogue", catalogue_of(self.location))
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.location, self.spec, self.format)
 
     @classmethod
     def create(
@@ -107,58 +122,101 @@ class FeatureStore:
         location = open_location(place, create=True)
         refuse_foreign(location)
         settled = location.put_if_absent(layout.document_key(""), root_document(spec))
-        store = cls(location, read_root(settled, location))
+        store = cls(location, read_root(settled, location), read_format(settled))
         check_equal(store.spec, spec, str(location))
-        return store
+        return store.refresh()
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
-        """All epochs: integers in order, then names."""
-        found = [layout.as_epoch(name) for name in self.location.names("") if _is_epoch(name)]
-        return tuple(sorted(found, key=layout.epoch_sort_key))
+        """All epochs that are known here: integers in order, then names; see :meth:`refresh`."""
+        return self._catalogue.epochs
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of all splits, whatever their epoch."""
-        return tuple(sorted({name for epoch in self.epochs for name in self.splits_of(epoch)}))
+        """Names of all splits that are known here, whatever their epoch; see :meth:`refresh`."""
+        return self._catalogue.splits
+
+    def refresh(self) -> FeatureStore:
+        """Look again at which epochs and splits are there: other processes may have made some."""
+        self._catalogue.read(self.location)
+        return self
 
     def splits_of(self, epoch: Epoch) -> tuple[str, ...]:
-        """Names of the splits at an epoch."""
+        """Names of the splits that are at an epoch now."""
         path = layout.epoch_path(epoch)
         names = [name for name in self.location.names(path) if name != "zarr.json"]
-        return tuple(name for name in names if self._document(f"{path}/{name}") is not None)
+        keys = [layout.document_key(f"{path}/{name}") for name in names]
+        found = together(self.location, [partial(self.location.get, key) for key in keys])
+        here = [name for name, document in zip(names, found, strict=True) if document is not None]
+        if here:
+            self._catalogue.add(epoch, *here)
+        return tuple(here)
 
     def epochs_of(self, *splits: str) -> tuple[Epoch, ...]:
-        """The epochs that have all of these splits."""
-        return tuple(epoch for epoch in self.epochs if set(splits) <= set(self.splits_of(epoch)))
+        """The epochs that have all of these splits now."""
+        self.refresh()
+        pairs = [(epoch, name) for epoch in self.epochs for name in splits]
+        keys = [layout.document_key(layout.split_path(*pair)) for pair in pairs]
+        found = together(self.location, [partial(self.location.get, key) for key in keys])
+        missing = {pair[0] for pair, document in zip(pairs, found, strict=True) if document is None}
+        return tuple(epoch for epoch in self.epochs if epoch not in missing)
 
     def split(self, epoch: Epoch, split: str) -> Split:
-        """A split at an epoch.
+        """A split at an epoch, as it is now.
 
         Raises
         ------
         NotFoundError
             With the nearest name, when there is none.
         """
-        document = self._document(layout.split_path(epoch, split))
-        if document is None:
-            if layout.as_epoch(epoch) not in self.epochs:
-                near = did_you_mean(epoch, self.epochs)
-                raise NotFoundError(f"{self.location} has no epoch {epoch!r}{near}")
-            near = did_you_mean(split, self.splits_of(epoch))
-            raise NotFoundError(f"{self.location} has no split {split!r} at epoch {epoch}{near}")
-        found = read_split(self.location, epoch, split, document)
-        with told_of(f"{self.location}: {split} at epoch {epoch}"):
-            found.spec.check_of(self.spec)
-        return found
+        return self.open_splits((epoch,), (split,))[layout.as_epoch(epoch)][0]
+
+    def open_splits(
+        self, epochs: Sequence[Epoch] | None, names: Sequence[str]
+    ) -> dict[Epoch, tuple[Split, ...]]:
+        """Splits as they are now, of many epochs at once.
+
+        Parameters
+        ----------
+        epochs : sequence of epochs, or None
+            None for all that have all of these splits.
+        names : sequence of str
+
+        Raises
+        ------
+        NotFoundError
+            When one of these epochs has not all of them.
+        """
+        chosen = list_epochs(self.location) if epochs is None else epochs
+        pairs = [(layout.as_epoch(epoch), name) for epoch in chosen for name in names]
+        opened = open_splits(self.location, pairs)
+        found: dict[Epoch, list[Split]] = {}
+        for (epoch, name), split in zip(pairs, opened, strict=True):
+            if split is not None:
+                with told_of(f"{self.location}: {name} at epoch {epoch}"):
+                    split.spec.check_of(self.spec)
+                found.setdefault(epoch, []).append(split)
+                self._catalogue.add(epoch, name)
+            elif epochs is not None:
+                raise self._not_found(epoch, name)
+        return {epoch: tuple(them) for epoch, them in found.items() if len(them) == len(names)}
+
+    def _not_found(self, epoch: Epoch, split: str) -> NotFoundError:
+        known = self.refresh().epochs
+        if layout.as_epoch(epoch) not in known:
+            near = did_you_mean(epoch, known)
+            return NotFoundError(f"{self.location} has no epoch {epoch!r}{near}")
+        near = did_you_mean(split, self.splits_of(epoch))
+        return NotFoundError(f"{self.location} has no split {split!r} at epoch {epoch}{near}")
 
     def status(self) -> tuple[SplitStatus, ...]:
         """What is there and what is missing, of each split at each epoch."""
-        return tuple(
-            self.split(epoch, split).status()
-            for epoch in self.epochs
-            for split in self.splits_of(epoch)
-        )
+        self.refresh()
+        pairs = [
+            (epoch, name) for epoch in self.epochs for name in self._catalogue.splits_of(epoch)
+        ]
+        found = [split for split in open_splits(self.location, pairs) if split is not None]
+        return tuple(together(self.location, [split.status for split in found]))
 
     def features(self, epoch: Epoch, split: str, *, allow_missing: bool = False) -> xr.DataArray:
         """The features of a split, lazy.
@@ -207,7 +265,8 @@ class FeatureStore:
             )
         shape = spec_shape(spec, self.spec.dtype, batch_rows)
         proposed = replace(spec, keep_bits=self.spec.keep_bits, **vars(shape))
-        return settle_split(self.location, epoch, split, proposed)
+        settle_split(self.location, epoch, split, proposed)
+        return self.split(epoch, split)
 
     def write_split(
         self,
@@ -224,6 +283,9 @@ class FeatureStore:
     ) -> Split:
         """Store features made elsewhere, block by block; blocks that are there are passed over.
 
+        What is given is hashed, so that going on with other values is refused; of features that are
+        not a NumPy array in memory, 32 rows.
+
         Parameters
         ----------
         epoch, split
@@ -237,7 +299,7 @@ class FeatureStore:
         labels : array of int, shape (rows,), optional
             Classes.
         checkpoint : str, optional
-            What tells these features from others: going on with others is refused.
+            What tells these features from others.
         learning_rate : float, optional
             At this epoch, for TracIn.
         block_rows : int
@@ -248,17 +310,42 @@ class FeatureStore:
         NumericsError
             For values that are not finite or that the stored dtype cannot hold.
         SpecMismatchError
-            When the split is there with another shape or other columns.
+            When the split is there with another shape, other columns or other values.
         """
         given = GivenRows.of(
             self.spec, features, out_to_loss, ids, labels, f"{split} at epoch {epoch}"
         )
         spec = given.split_spec(checkpoint, learning_rate, block_rows)
+        spec = self._same_as_stored(epoch, split, given, spec)
         made = self.create_split(epoch, split, spec, batch_rows=given.batch_rows)
         writer = BlockWriter(made)
         for block in made.missing_blocks():
             writer.write(block, given.read(*made.spec.block_range(block)))
-        return made
+        return self.split(epoch, split)
+
+    def _same_as_stored(
+        self, epoch: Epoch, split: str, given: GivenRows, spec: SplitSpec
+    ) -> SplitSpec:
+        """The spec to go on with; raises where what was stored is not what is given now."""
+        (stored,) = open_splits(self.location, [(epoch, split)])
+        alike = stored is not None and replace(stored.spec, given=spec.given) == replace(
+            spec, keep_bits=self.spec.keep_bits
+        )
+        if stored is None or not alike or stored.spec.given == spec.given:
+            return spec  # whose other differences are told when it is created
+        differing = given.differing(stored)
+        if stored.spec.given is None and not differing:  # of format 1, or rows were appended
+            return replace(spec, given=None)
+        if given.in_memory and not differing and not stored.complete:
+            give_again(stored, spec.given)  # what was bad in the rest has been put right
+            differing = given.differing(stored)
+            if not differing:
+                return spec
+        what = ", ".join(differing) or "what was given"
+        raise SpecMismatchError(
+            f"{self.location}: {split} at epoch {epoch} is there with other values of {what}: drop it "
+            f"first, or choose another name or store"
+        )
 
     def append(
         self,
@@ -270,7 +357,7 @@ class FeatureStore:
         ids: Sequence[int] | Sequence[str] | None = None,
         labels: Any = None,
     ) -> Split:
-        """Add rows made elsewhere behind the last of a complete split; for a single writer.
+        """Add rows made elsewhere behind the last of a complete split; of two at once one is refused.
 
         Parameters are as those of :meth:`write_split`; the columns must be those that the split has.
 
@@ -293,7 +380,8 @@ class FeatureStore:
             )
         old.require_complete()
         old.refuse_known_ids(given.narrow[layout.SAMPLE_ID])
-        return append_rows(old, given.rows, given.read)
+        append_rows(old, given.rows, given.read)
+        return self.split(epoch, split)
 
     def mask(
         self,
@@ -328,17 +416,18 @@ class FeatureStore:
         NotFoundError
             When a sample is not there.
         """
-        chosen = self.epochs_of(split) if epochs is None else layout.as_epochs(epochs)
-        if not chosen:
-            raise NotFoundError(f"no epoch has a split {split!r}{did_you_mean(split, self.splits)}")
-        return sum(mask_rows(self.split(e, split), ids, masked=masked) for e in chosen)
+        found = self.open_splits(None if epochs is None else layout.as_epochs(epochs), (split,))
+        if not found:
+            near = did_you_mean(split, self.refresh().splits)
+            raise NotFoundError(f"no epoch has a split {split!r}{near}")
+        return mask_samples([one for (one,) in found.values()], ids, masked=masked)
 
     def skipped(self, epoch: Epoch, split: str) -> tuple[SkippedRow, ...]:
         """The rows that were bad when they were written, and why; left out as masked ones are."""
         return skipped_rows(self.split(epoch, split))
 
     def drop(self, epoch: Epoch, split: str | None = None) -> None:
-        """Delete a split at an epoch, or a whole epoch, from the disk; for a single writer.
+        """Delete a split at an epoch, or a whole epoch, from the disk; of two at once one is refused.
 
         Raises
         ------
@@ -347,13 +436,15 @@ class FeatureStore:
         """
         for name in self.splits_of(epoch) if split is None else (split,):
             drop_split(self.split(epoch, name))
+            self._catalogue.remove(epoch, name)
         if split is None:
-            if layout.as_epoch(epoch) not in self.epochs:
-                near = did_you_mean(epoch, self.epochs)
+            known = list_epochs(self.location)
+            if layout.as_epoch(epoch) not in known:
+                near = did_you_mean(epoch, known)
                 raise NotFoundError(f"{self.location} has no epoch {epoch!r}{near}")
             self.location.delete_folder(layout.epoch_path(epoch))
+            self._catalogue.remove(epoch)
 
-    @property
     def runs(self) -> tuple[Run, ...]:
         """Records of the runs that wrote features, oldest first."""
         return list_runs(self.location)
@@ -364,23 +455,10 @@ class FeatureStore:
         return f"FeatureStore({str(self.location)!r}, {what}, epochs: {epochs})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: rows of each split at the last epochs, one listing a split."""
-        epochs = self.epochs
-        status = [
-            self.split(epoch, split).status()
-            for epoch in epochs[-SHOWN_EPOCHS:]
-            for split in self.splits_of(epoch)
-        ]
+        """For notebooks: rows of each split at the last epochs, as they are now."""
+        epochs = self.refresh().epochs
+        last = epochs[-SHOWN_EPOCHS:]
+        pairs = [(epoch, name) for epoch in last for name in self._catalogue.splits_of(epoch)]
+        found = [split for split in open_splits(self.location, pairs) if split is not None]
+        status = together(self.location, [split.status for split in found])
         return store_markup(self.location, self.spec, epochs, status)
-
-    def _document(self, path: str) -> bytes | None:
-        return self.location.get(layout.document_key(path))
-
-
-def _is_epoch(name: str) -> bool:
-    check: Callable[[str], Epoch] = layout.as_epoch
-    try:
-        check(name)
-    except TrakStoreError:
-        return False
-    return name != "zarr.json"

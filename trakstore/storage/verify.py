@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from trakstore.progress import ProgressLine
 from trakstore.quantities import as_whole
 from trakstore.storage import layout
 from trakstore.storage.checks import Finding, check_block
+from trakstore.storage.claims import claimed
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import location_of
@@ -105,7 +107,8 @@ def verify_store(
     Raises
     ------
     LocationError
-        When there is no store, or it cannot be read.
+        When there is no store, or it cannot be read; with ``repair`` also when another process appends
+        to, drops or repairs a split just now.
     SpecMismatchError
         When a newer trakstore wrote it.
     NotFoundError
@@ -119,23 +122,18 @@ def verify_store(
     walk.root()
     found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
     require(splits, sorted(walk.split_names), "split", location)
-    written = [walk.written(split) for split in found]
-    rows = sum(
-        min(split.rows, len(blocks) * split.spec.block_rows)
-        for split, blocks in zip(found, written, strict=True)
-    )
+    rows = sum(min(split.rows, len(walk.written(split)) * split.spec.block_rows) for split in found)
     with (
         ThreadPoolExecutor(threads) as pool,
         ProgressLine(
             f"verify {location}", rows, item_bytes=_mean_bytes(found), show=progress
         ) as line,
     ):
-        reports = tuple(
-            _check_split(walk, split, blocks, pool, threads, line)
-            for split, blocks in zip(found, written, strict=True)
-        )
+        reports = tuple(_check_alone(walk, split, pool, threads, line) for split in found)
         if epochs is None and splits is None:
             walk.saved()
+            walk.masks()
+            walk.claims()
             walk.runs()
     walk.clear_leftovers()
     return VerifyReport(str(location), reports, tuple(walk.findings), tuple(walk.leftovers))
@@ -147,16 +145,21 @@ def _mean_bytes(splits: list[Split]) -> int:
     return sum(split.rows * split.row_bytes for split in splits) // max(1, rows)
 
 
-def _check_split(
-    walk: Walk,
-    split: Split,
-    written: list[int],
-    pool: ThreadPoolExecutor,
-    threads: int,
-    line: ProgressLine,
+def _check_alone(
+    walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
 ) -> SplitReport:
+    """Nobody appends to, or drops, what is being repaired."""
+    alone = claimed(split.location, split.path, "repair") if walk.repair else nullcontext()
+    with alone:
+        return _check_split(walk, split, pool, threads, line)
+
+
+def _check_split(
+    walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
+) -> SplitReport:
+    written = walk.written(split)
     walk.keys(split, any_written=bool(written))
-    walk.mask(split)
+    walk.left_out(split)
     inside = [block for block in written if block < split.spec.blocks]
     for block in written[len(inside) :]:
         key = layout.marker_key(split.path, block)

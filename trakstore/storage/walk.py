@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from operator import ne
 from typing import Any
 
 from trakstore.errors import (
@@ -16,20 +17,22 @@ from trakstore.errors import (
     SpecMismatchError,
     did_you_mean,
 )
-from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, mask_document, skipped_document
 from trakstore.storage.checks import Finding, FindingKind
 from trakstore.storage.checksums import TAIL, intact
+from trakstore.storage.claims import Claim
 from trakstore.storage.grid import belongs, is_beyond
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
+from trakstore.storage.masks import check_masks, kept_key, stored_numbers_of
 from trakstore.storage.opening import open_store
 from trakstore.storage.records import read_record
 from trakstore.storage.retrained import read_models
 from trakstore.storage.runs import Run
-from trakstore.storage.saved import check_saved
-from trakstore.storage.splits import Split, attributes, group_document
+from trakstore.storage.snapshots import refuse_older
+from trakstore.storage.splits import Split, attributes, group_document, split_spec
+from trakstore.storage.tables import check_table, delete_table, table_names
 
 __all__ = ["Walk", "require"]
 
@@ -73,7 +76,7 @@ class Walk:
             return b"", str(error).removeprefix(f"{key} ")
         return found, "is missing" if found is None else "is damaged or disagrees with the spec"
 
-    def names(self, path: str) -> list[str]:
+    def listed(self, path: str) -> list[str]:
         """Names just below a folder; a link in its place is found to be foreign."""
         try:
             return self.location.names(path)
@@ -92,14 +95,14 @@ class Walk:
     def written(self, split: Split) -> list[int]:
         """Numbers of the blocks of a split that are committed, in order."""
         folder = f"{split.path}/{layout.WRITTEN}"
-        found = {layout.marker_block(name) for name in self.names(folder)}
+        found = {layout.marker_block(name) for name in self.listed(folder)}
         return sorted(block for block in found if block is not None)
 
     def root(self) -> None:
         """The store's own document."""
         key = layout.document_key("")
         document, _ = self.read(key)
-        if document is None and not self.names(""):
+        if document is None and not self.location.names(""):
             open_store(self.location)  # says that there is none
         try:
             found = attributes(document or b"", str(self.location))
@@ -114,7 +117,7 @@ class Walk:
 
     def epochs(self, wanted: Sequence[Epoch] | None) -> list[Epoch]:
         """The epochs that are there, of those that are wanted."""
-        names = [n for n in self.names("") if n not in (*layout.RESERVED, "zarr.json")]
+        names = [n for n in self.listed("") if n not in (*layout.RESERVED, "zarr.json")]
         found = [layout.as_epoch(n) for n in self._folders("", names, layout.as_epoch)]
         require(wanted, sorted(found, key=layout.epoch_sort_key), "epoch", self.location)
         chosen = found if wanted is None else {layout.as_epoch(epoch) for epoch in wanted}
@@ -123,7 +126,7 @@ class Walk:
     def splits_of(self, epoch: Epoch, wanted: Sequence[str] | None) -> Iterator[Split]:
         """The splits at an epoch whose documents can be read, of those that are wanted."""
         path = layout.epoch_path(epoch)
-        names = [name for name in self.names(path) if name != "zarr.json"]
+        names = [name for name in self.listed(path) if name != "zarr.json"]
         key = layout.document_key(path)
         if self.read(key)[0] is None and not self._any_document(path, names):
             if not self._cut_short(path):
@@ -176,14 +179,15 @@ class Walk:
             document = self.location.get(key)
             if document is None and self._cut_short(path):
                 return None
-            found = attributes(document or b"", path)
-            spec = SplitSpec.from_dict(found)
+            spec = split_spec(document or b"", path)
+            refuse_older(self.location, path, spec)
         except (DamagedError, SpecMismatchError) as error:
             what = "is missing" if document is None else f"is damaged ({error})"
             lost = "put it back from a copy, or remove the folder and featurize again"
             self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
             return None
-        self.document(key, group_document(found), epoch=epoch, split=name)
+        wanted = group_document(attributes(document or b"", path))
+        self.document(key, wanted, epoch=epoch, split=name)
         return Split(self.location, epoch, name, spec)
 
     def keys(self, split: Split, *, any_written: bool) -> None:
@@ -202,7 +206,7 @@ class Walk:
             else:
                 self._strange(key, **where)
 
-    def mask(self, split: Split) -> None:
+    def left_out(self, split: Split) -> None:
         """The columns that leave rows out; their chunks are there only for blocks with such rows."""
         masks = f"{split.path}/{layout.MASKED}"
         self._left_out(split, masks, mask_document(split.spec), "mask its samples again")
@@ -224,6 +228,50 @@ class Walk:
             ):
                 self.say("damaged", key, f"is damaged: {remedy}", **where)
 
+    def masks(self) -> None:
+        """What is left out of splits."""
+        for split in self._below(layout.MASKS):
+            path = layout.masks_path(split)
+            names = set(self._below(path))
+            for number in range(1, 1 + max(stored_numbers_of(names), default=0)):
+                key = layout.document_key(f"{path}/{number}")
+                document, _ = self.read(key)
+                try:
+                    if document is None:
+                        self.say("document", key, "is missing; put it back from a copy")
+                    elif group_document(check_masks(document, path, number)) != document:
+                        self.say("document", key, "is not as it was written")
+                except DamagedError as error:
+                    self.say("document", key, f"is damaged ({error})")
+                self.document(kept_key(path, number), group_document({}))
+
+    def claims(self) -> None:
+        """Who changes what, or did last."""
+        for key in self.find(layout.CLAIMS, lambda _: True):
+            place, document = key.removesuffix("/zarr.json"), self.read(key)[0]
+            if place == key:
+                self._strange(key)
+            elif document is not None and place.rpartition("/")[0].endswith("~"):
+                self._claim(place, document)
+        for path in self._groups(layout.CLAIMS):
+            self.document(layout.document_key(path), group_document({}))
+
+    def _claim(self, place: str, document: bytes) -> None:
+        key, lost = layout.document_key(place), "it tells who changes what: remove it by hand"
+        try:
+            if Claim.read(document, place).document != document:
+                self.say("document", key, f"is not as it was written; {lost}")
+        except DamagedError as error:
+            self.say("document", key, f"is damaged ({error}); {lost}")
+
+    def _groups(self, top: str) -> list[str]:
+        """The groups from ``top`` on that numbered documents are in."""
+        found = set[str]()
+        for key in self.find(top, lambda one: one.endswith("/zarr.json")):
+            parts = key.split("/")[:-2]
+            found |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        return sorted(found)
+
     def abandoned(self, key: str) -> bool:
         """Whether no running writer can own a file: it is more than an hour old."""
         root = getattr(self.location.store, "root", None)
@@ -235,41 +283,43 @@ class Walk:
 
     def runs(self) -> None:
         """The records of runs."""
-        top = layout.document_key(layout.RUNS)
-        for key in self.find(layout.RUNS, lambda _: True):
-            if key == top:
-                self.document(key, group_document({}))
-            elif key.count("/") != 2 or not key.endswith("/zarr.json"):
-                self._strange(key)
-            elif not _is_record(self.read(key)[0]):
-                self.say("document", key, "is damaged; it is a record only, and may be removed")
+        for name in self._below(layout.RUNS):
+            key = layout.document_key(f"{layout.RUNS}/{name}")
+            for other in self.find(f"{layout.RUNS}/{name}", partial(ne, key)):
+                self._strange(other)
+            document, _ = self.read(key)
+            if document is None or not _is_record(document):
+                what = "is missing" if document is None else "is damaged"
+                self.say("document", key, f"{what}; it is a record only, and may be removed")
 
     def saved(self) -> None:
-        """The saved score matrices and grams; a gram is computed again when it is not there."""
-        self._above(layout.SCORES)
-        for name in self.names(layout.SCORES):
-            self.findings += check_saved(self.location, f"{layout.SCORES}/{name}")
+        """The saved tables; a gram is computed again when it is not there."""
+        for name in self._below(layout.SCORES):
+            self.findings += check_table(self.location, f"{layout.SCORES}/{name}")
         for top, read in ((layout.DYNAMICS, read_record), (layout.EVALUATION, read_models)):
-            self._above(top)
-            for name in self.names(top):
-                self._above(f"{top}/{name}")
-                for part in self.names(f"{top}/{name}"):
-                    path = f"{top}/{name}/{part}"
-                    self.findings += check_saved(self.location, path, partial(read, self.location))
-        self._above(layout.GRAMS)
-        for epoch in self.names(layout.GRAMS):
-            self._above(f"{layout.GRAMS}/{epoch}")
-            for name in self.names(f"{layout.GRAMS}/{epoch}"):
+            for name in self._below(top):
+                for part in self._below(f"{top}/{name}"):
+                    self.findings += check_table(self.location, f"{top}/{name}/{part}", read)
+        for epoch in self._below(layout.GRAMS):
+            for name in self._below(f"{layout.GRAMS}/{epoch}"):
                 path = f"{layout.GRAMS}/{epoch}/{name}"
-                found = list(check_saved(self.location, path))
+                found = list(check_table(self.location, path))
                 if found and self.repair:
-                    self.location.delete([layout.document_key(path)])
+                    delete_table(self.location, path)
                 self.findings += [replace(one, repaired=self.repair) for one in found]
 
-    def _above(self, path: str) -> None:
-        key = layout.document_key(path)
-        if self.read(key)[0] is not None:
+    def _below(self, path: str) -> list[str]:
+        """Names of the groups in a group, whose document has to be there if there are any."""
+        try:
+            key, names = layout.document_key(path), table_names(self.location, path)
+        except DamagedError as error:
+            self.say("foreign", path, str(error).removeprefix(f"{path} "))
+            return []
+        if self.read(key)[0] is not None or any(
+            self.find(f"{path}/{name}", lambda _: True) for name in names
+        ):
             self.document(key, group_document({}))
+        return names
 
     def clear_leftovers(self) -> None:
         """With ``repair``, remove the leftovers that no running writer can own."""
@@ -279,10 +329,8 @@ class Walk:
             self.leftovers = [key for key in self.leftovers if key not in gone]
 
 
-def _is_record(document: bytes | None) -> bool:
-    """Whether a document is a run's, as it was written; one that is gone since counts."""
-    if document is None:
-        return True
+def _is_record(document: bytes) -> bool:
+    """Whether a document is that of a run, as it was written."""
     try:
         found = attributes(document, "")
         Run.from_dict(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,9 +108,11 @@ class BlockWriter:
 
     def _store(self, block: int, chunks: Mapping[str, bytes], marker: bytes) -> None:
         place, path = self.split.location, self.split.path
+        keys = {f"{path}/{key}": value for key, value in chunks.items()}
         try:
-            place.put({f"{path}/{key}": value for key, value in chunks.items()})
             self._check_nonce()
+            place.put(keys)
+            self._check_nonce(written=list(keys))
             place.put({layout.marker_key(path, block): marker})
         except LocationError as error:
             cause = getattr(error.__cause__, "errno", None)
@@ -149,13 +151,19 @@ class BlockWriter:
         key = layout.marker_key("", block).lstrip("/")
         return encode(self._documents, (block, block + 1), {layout.WRITTEN: row[None]})[key]
 
-    def _check_nonce(self) -> None:
+    def _check_nonce(self, written: Sequence[str] = ()) -> None:
+        """Raise unless the split is still the one that was opened; chunks of none are taken away."""
         document = self.split.location.get(layout.document_key(self.split.path))
-        if document is None or attributes(document, self.split.path)["nonce"] != self.spec.nonce:
-            raise SpecMismatchError(
-                f"{self.split.path} was dropped or replaced while it was being written; "
-                f"start the run again"
-            )
+        if document is not None:
+            found = attributes(document, self.split.path)
+            own = self.spec.given in (None, found.get("given"))
+            if own and found.get("nonce") == self.spec.nonce:
+                return
+        else:
+            self.split.location.delete(list(written))
+        raise SpecMismatchError(
+            f"{self.split.path} was dropped or replaced while it was being written; start the run again"
+        )
 
     def _check(self, block: int, columns: Mapping[str, NDArray[Any]]) -> None:
         start, stop = self.spec.block_range(block)

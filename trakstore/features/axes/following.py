@@ -6,6 +6,7 @@ from collections.abc import Iterable, Set
 from typing import Any
 
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import Node
 
 from trakstore.features.axes.asked import Asked, tensors_of
@@ -67,7 +68,7 @@ class Following:
 
     def _unmarked(self, tensor: Tensor) -> Mark:
         """Mark of what no function was seen to make: a constant, unless it has a history."""
-        if tensor.grad_fn is None:
+        if tensor.grad_fn is None and not is_functorch_wrapped_tensor(tensor):
             return TOLD if self._told and not tensor.requires_grad else FREE
         self._lose(tensor, frozenset(self._claims))
         return LOST
@@ -107,6 +108,8 @@ class Following:
             self._told = self._told or self.of(args[0]) is not FREE
         if name == "__iter__":
             out = list(out)
+        if name == "__set__" and isinstance(args[1], Tensor):  # x.data = y
+            self._write(args[0], LOST, self.claims(args[0]))
         if not isinstance(out, Tensor | tuple | list) and name != "__setitem__":
             return out
         tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
@@ -150,13 +153,13 @@ class Following:
     def _write(self, tensor: Tensor, mark: Any, claims: frozenset[str]) -> None:
         """Mark a tensor that was changed in place, and with it whatever shares its memory."""
         before = self.of(tensor)
-        if mark is not FREE and id(tensor) in self._kept:
+        if isinstance(mark, Axis) and before is FREE and id(tensor) not in self._kept:
+            self._written[_storage(tensor)] = tensor
+        elif mark is not _ALONE and (mark is LOST or mark != before):
+            # Other views of the same memory may have other marks.
             mark = LOST
-        if mark is LOST:
             self._lose(tensor, claims)
             self._spoiled[_storage(tensor)] = tensor
-        elif before is FREE and mark is not FREE:
-            self._written[_storage(tensor)] = tensor
         self._mark(tensor, mark, claims)
 
     def _mark_all(self, value: Any, mark: Any, claims: frozenset[str]) -> None:

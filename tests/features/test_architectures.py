@@ -1,0 +1,124 @@
+"""Hugging Face's architectures, small and from configurations: features, and what is slow in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from features.engines import Bent, engine, error, plain
+from features.models import seeded
+from torch import nn
+
+from trakstore.features.outputs import RowOutputs
+
+transformers = pytest.importorskip("transformers")
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+TEXT = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "pad_token_id": 0,
+}
+IMAGE = {name: TEXT[name] for name in list(TEXT)[1:5]} | {"image_size": 32, "patch_size": 8}
+GPT = {"vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+PAIR = {
+    "vocab_size": 50,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
+T5 = {
+    "vocab_size": 50,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
+SWIN = {
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depths": [2, 2],
+    "num_heads": [2, 2],
+    "window_size": 4,
+}
+MOE = {"num_key_value_heads": 2, "num_local_experts": 4}
+SIZES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+
+# class, configuration, what it is given, and patterns of what goes through the generic engine
+ARCHITECTURES: list[tuple[str, dict[str, Any], str, tuple[str, ...]]] = [
+    ("LlamaForCausalLM", TEXT, "text", ()),
+    ("MistralForCausalLM", TEXT | {"num_key_value_heads": 2}, "text", ()),
+    ("Qwen2ForCausalLM", TEXT | {"num_key_value_heads": 2}, "text", ()),
+    ("Qwen3ForCausalLM", TEXT | {"num_key_value_heads": 2, "head_dim": 8}, "text", ()),
+    ("Phi3ForCausalLM", TEXT, "text", ()),
+    ("GPTNeoXForCausalLM", TEXT, "text", ()),
+    ("GPT2LMHeadModel", GPT, "text", ()),
+    ("GemmaForCausalLM", TEXT | {"num_key_value_heads": 2, "head_dim": 8}, "text", ("norm",)),
+    ("BertForSequenceClassification", TEXT, "text", ()),
+    ("RobertaForSequenceClassification", TEXT, "text", ()),
+    ("DebertaV2ForSequenceClassification", TEXT, "text", ()),
+    ("ModernBertForSequenceClassification", TEXT, "text", ()),
+    ("MixtralForCausalLM", TEXT | MOE, "text", ("",)),
+    ("MambaForCausalLM", {**TEXT, "state_size": 4}, "text", ("mixer",)),
+    ("T5ForConditionalGeneration", T5, "pair", ("relative_attention_bias",)),
+    ("BartForConditionalGeneration", PAIR, "pair", ()),
+    ("ViTForImageClassification", IMAGE, "image", ()),
+    ("SwinForImageClassification", SWIN, "image", ("relative_position_bias_table",)),
+    ("ConvNextForImageClassification", {"image_size": 32, **SIZES}, "image", ()),
+    ("ResNetForImageClassification", {"embedding_size": 8, **SIZES}, "image", ()),
+]
+
+
+class Logits(Bent):
+    """A nonlinear function of the logits of a model that takes keywords."""
+
+    calls_alone = True
+
+    def __call__(self, model: Callable[..., Any], batch: Any) -> RowOutputs:
+        return super().__call__(lambda: model(**batch).logits, ())
+
+
+def inputs(kind: str) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    if kind == "image":
+        return {"pixel_values": torch.randn(3, 3, 32, 32, generator=generator)}
+    ids = {"input_ids": torch.randint(3, 50, (3, 8), generator=generator)}
+    if kind == "pair":
+        return ids | {"decoder_input_ids": torch.randint(3, 50, (3, 6), generator=generator)}
+    return ids | {"attention_mask": torch.ones(3, 8, dtype=torch.long)}
+
+
+def made(name: str, options: dict[str, Any]) -> nn.Module:
+    kind = getattr(transformers, name)
+    model: nn.Module = seeded(lambda: kind(kind.config_class(**options)))
+    return model.eval()
+
+
+@pytest.mark.parametrize(("name", "options", "given", "slow"), ARCHITECTURES)
+def test_architectures(
+    name: str, options: dict[str, Any], given: str, slow: tuple[str, ...]
+) -> None:
+    model, batch = made(name, options), inputs(given)
+    own = engine(model, output=Logits())
+    assert error(own.rows(batch).features, plain(model, batch, Logits())) < 1e-5
+    found = own.generic_parameters
+    assert all(any(part in one for part in slow) for one in found), found
+    assert all(any(part in one for one in found) for part in slow), found

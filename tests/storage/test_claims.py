@@ -1,0 +1,143 @@
+"""One process at a time changes what lies at a path; the dead stand in nobody's way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trakstore as ts
+from trakstore.errors import LocationError, SpecMismatchError
+from trakstore.storage import claims
+from trakstore.storage.claims import claimed, last_claim
+from trakstore.storage.layout import document_key
+from trakstore.storage.locations import Location, open_location
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Location:
+    return open_location(tmp_path, create=True)
+
+
+def test_a_second_one_is_refused_with_who_and_since_when(place: Location) -> None:
+    with claimed(place, "0/train", "append") as done:
+        with (
+            pytest.raises(
+                LocationError, match=rf"append by process {os.getpid()} on .* since 20\d\d"
+            ),
+            claimed(place, "0/train", "drop"),
+        ):
+            raise AssertionError
+        with claimed(place, "0/test", "drop"):
+            pass
+        done["rows"] = 7
+    with claimed(place, "0/train", "drop"):
+        pass
+    claim = last_claim(place, "0/train")
+    assert claim is not None and claim.ended and claim.what == "drop"
+    assert claim.known == {"rows": 7}  # of the one before
+
+
+def test_who_is_broken_off_lets_go(place: Location) -> None:
+    with pytest.raises(KeyboardInterrupt), claimed(place, "x", "save") as done:
+        done["rows"] = 7
+        raise KeyboardInterrupt
+    with claimed(place, "x", "save"):
+        pass
+    claim = last_claim(place, "x")
+    assert claim is not None and claim.known == {}
+
+
+def _hold(address: str, ready: Any) -> None:
+    with claimed(open_location(address), "x", "save"):
+        ready.set()
+        signal.pause()
+
+
+def test_a_killed_process_stands_in_nobodys_way(place: Location) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    holder = spawn.Process(target=_hold, args=(place.address, ready))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(LocationError, match=f"process {holder.pid}"), claimed(place, "x", "save"):
+        raise AssertionError
+    holder.kill()
+    holder.join()
+    with claimed(place, "x", "save"):
+        pass
+
+
+def test_one_on_another_machine_is_listened_for(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "POLL", 0.001)
+    with claimed(place, "x", "save"):
+        pass
+    claim = last_claim(place, "x")
+    assert claim is not None
+    key = document_key("_claims/x~/2")
+    elsewhere = replace(claim, place="_claims/x~/2", machine="another", ended=False)
+    place.put({key: elsewhere.document})
+    whole = Location.get
+
+    def renewed(self: Location, wanted: str) -> bytes | None:
+        if wanted == key:
+            return replace(elsewhere, renewed=1).document
+        return whole(self, wanted)
+
+    with monkeypatch.context() as patch:
+        monkeypatch.setattr(claims, "SILENT", 60.0)
+        patch.setattr(claims.time, "sleep", lambda _: patch.setattr(Location, "get", renewed))
+        with pytest.raises(LocationError, match="is being changed"), claimed(place, "x", "save"):
+            raise AssertionError
+    monkeypatch.setattr(claims, "SILENT", 0.01)
+    with claimed(place, "x", "save"):  # it was silent: dead
+        pass
+
+
+def test_of_many_exactly_one_holds_it(place: Location) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    barrier = Barrier(6)
+
+    def take(_: int) -> bool:
+        barrier.wait()
+        try:
+            with claimed(place, "x", "save"):
+                barrier.wait()  # until all others were refused
+                return True
+        except LocationError:
+            barrier.wait()
+            return False
+
+    for _ in range(3):
+        with ThreadPoolExecutor(6) as pool:
+            assert sum(pool.map(take, range(6))) == 1
+
+
+def test_appends_and_drops_of_a_split_that_is_being_changed(tmp_path: Path) -> None:
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("sjlt", 4))
+    rows = np.ones((3, 4), np.float32)
+    split = store.write_split(0, "train", rows)
+    with claimed(store.location, split.path, "append"):
+        for refused in (
+            lambda: store.drop(0, "train"),
+            lambda: store.append(0, "train", rows, ids=[7, 8, 9]),
+            lambda: ts.verify_store(store, repair=True),
+        ):
+            with pytest.raises(LocationError, match="0/train is being changed"):
+                refused()
+    from trakstore.storage.growth import append_rows
+
+    store.append(0, "train", rows, ids=[7, 8, 9])
+    with pytest.raises(SpecMismatchError, match="changed by another process"):
+        append_rows(split, 1, lambda *_: {})
+    assert store.split(0, "train").rows == 6

@@ -1,0 +1,239 @@
+"""One at a time: who appends, drops, repairs, saves or trains again says so before.
+
+Rows are computed by any number of workers without a word between them; what replaces or deletes
+something is for one process, and a second one is refused with who is at it and since when. A process
+that was killed stands in nobody's way: on the same machine that is seen at once, on another one by its
+silence, since who holds a claim renews it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trakstore.documents import fields, made_by, one_of, text, whole
+from trakstore.errors import DamagedError, LocationError, SpecMismatchError
+from trakstore.storage import layout
+from trakstore.storage.locations import Location
+from trakstore.storage.numbered import highest, publish_numbered, stored_numbers
+from trakstore.storage.splits import attributes, group_document
+
+__all__ = ["Claim", "claimed", "last_claim"]
+
+RENEWED = 15.0  # seconds between two signs of life,
+SILENT = 60.0  # and without one, after which a process on another machine is taken to be dead
+POLL = 1.0  # seconds between two looks
+ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who changes something, or did.
+
+    Attributes
+    ----------
+    place : str
+        Of the claim itself.
+    what : str
+        In words, such as ``"append"``.
+    host, machine : str
+        Its name, and what tells it, as it runs now, from others of that name.
+    process, born : int
+        Its number, and when it was started, which tells it from later ones of that number.
+    since : str
+        ISO 8601, UTC.
+    writing : str
+        Random: no two claims are alike.
+    renewed : int
+        How often it was.
+    known : dict
+        What came of it and of claims before: plain values, such as the number of rows.
+    ended : bool
+        Whether it has ended, well or not.
+    """
+
+    place: str
+    what: str
+    host: str
+    machine: str
+    process: int
+    born: int
+    since: str
+    writing: str
+    renewed: int = 0
+    known: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
+
+    @classmethod
+    def of_this_process(cls, place: str, what: str, known: dict[str, Any]) -> Claim:
+        """A new one."""
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        own = (socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()) or 0)
+        return cls(place, what, *own, since, secrets.token_hex(8), known=known)
+
+    @classmethod
+    def read(cls, document: bytes, where: str) -> Claim:
+        """From its document.
+
+        Raises
+        ------
+        DamagedError
+            When it is none.
+        """
+        try:
+            found = cls(**fields(attributes(document, "it"), _CLAIM, what="it"))
+        except (DamagedError, SpecMismatchError) as error:
+            raise DamagedError(f"{where} does not say who writes ({error}); remove it") from error
+        if found.place != where:
+            raise DamagedError(f"{where} is the claim of {found.place!r:.80}; remove it")
+        return found
+
+    @property
+    def document(self) -> bytes:
+        return group_document(asdict(self))
+
+    def __str__(self) -> str:
+        return f"{self.what} by process {self.process} on {self.host}, since {self.since}"
+
+
+_CLAIM = {
+    **dict.fromkeys(("place", "what", "host", "machine", "since", "writing"), text()),
+    **dict.fromkeys(("process", "born", "renewed"), whole()),
+    "known": made_by(dict, "named values"),
+    "ended": one_of(True, False),
+}
+
+
+@contextmanager
+def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]]:
+    """Within, this process alone changes what lies at ``path``.
+
+    Parameters
+    ----------
+    location : Location
+    path : str
+        Of a group.
+    what : str
+        In words, for others.
+
+    Yields
+    ------
+    dict
+        To be filled with what came of it, plain values; it is kept: see :func:`last_claim`.
+
+    Raises
+    ------
+    LocationError
+        When another process is at it: who, and since when.
+    """
+    top = layout.claims_path(path)
+    number, claim = _take(location, top, what)
+    result: dict[str, Any] = {}
+    ended = threading.Event()
+    renewal = threading.Thread(
+        target=_renew, args=(location, top, number, claim, ended), daemon=True
+    )
+    renewal.start()
+    try:
+        yield result
+    except BaseException:
+        result.clear()
+        raise
+    finally:
+        ended.set()
+        renewal.join()
+        over = replace(claim, known={**claim.known, **result}, ended=True)
+        key = layout.document_key(f"{top}/{number}")
+        with suppress(LocationError):  # one that ends badly is seen to be dead
+            location.put({key: over.document})
+            older = [n for n in stored_numbers(location, top) if n < number]
+            location.delete([layout.document_key(f"{top}/{n}") for n in older])
+
+
+def last_claim(location: Location, path: str) -> Claim | None:
+    """Who changed what lies at ``path`` last, or does now."""
+    top = layout.claims_path(path)
+    found = highest(location, top, stored_numbers(location, top))
+    return None if found is None else Claim.read(found[1], f"{top}/{found[0]}")
+
+
+def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
+    parts = top.split("/")
+    for above in ("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
+        location.put_if_absent(layout.document_key(above), group_document({}))
+    for _ in range(ATTEMPTS):
+        found = highest(location, top, stored_numbers(location, top))
+        before = None if found is None else _ended(location, top, *found)
+        number = 1 if found is None else found[0] + 1
+        place = f"{top}/{number}"
+        claim = Claim.of_this_process(place, what, {} if before is None else before.known)
+        if publish_numbered(location, top, number, claim.document):
+            return number, claim
+    raise LocationError(f"{location}: others come first again and again at {top}; try again")
+
+
+def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
+    """A claim, whose process has to have ended; one elsewhere is listened for."""
+    claim = Claim.read(document, f"{top}/{number}")
+    key, until = layout.document_key(f"{top}/{number}"), time.monotonic() + SILENT
+    while not claim.ended:
+        if claim.machine == _machine():
+            alive = _born(claim.process) == claim.born
+        else:
+            alive = location.get(key) != document
+            if not alive and time.monotonic() < until:
+                time.sleep(POLL)
+                continue
+        if alive:
+            path = top.partition("/")[2].removesuffix("~")
+            raise LocationError(
+                f"{location}: {path} is being changed ({claim}); try again once that has ended"
+            )
+        break
+    return claim
+
+
+def _renew(location: Location, top: str, number: int, claim: Claim, ended: threading.Event) -> None:
+    """Write a claim again and again, so that others see that this process lives."""
+    key, count = layout.document_key(f"{top}/{number}"), 0
+    while not ended.wait(RENEWED):
+        count += 1
+        with suppress(LocationError):  # the next sign of life may come through
+            location.put({key: replace(claim, renewed=count).document})
+
+
+@cache
+def _machine() -> str:
+    """What tells this machine, as it runs now, from others, where processes are numbered anew."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def _born(process: int) -> int | None:
+    """When a process of this machine was started, in a unit of its own; None where there is none."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[19])
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return 0
+    return 0
