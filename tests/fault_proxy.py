@@ -18,12 +18,13 @@ from urllib.parse import urlsplit
 
 __all__ = ["FAULTS", "Fault", "FaultProxy", "Request", "fault_proxy", "share_of_requests"]
 
-Fault = Literal["500", "503", "reset", "lost", "late", "truncated", "denied"]
+Fault = Literal["500", "503", "reset", "lost", "late", "truncated", "denied", "lacking"]
 FAULTS: tuple[Fault, ...] = ("500", "503", "reset", "lost", "late", "truncated")
 
 _ERRORS = {
     "500": (500, "InternalError", "We encountered an internal error."),
     "503": (503, "SlowDown", "Please reduce your request rate."),
+    "lacking": (501, "NotImplemented", "A header implies functionality that is not implemented"),
     "denied": (403, "AccessDenied", "Access Denied"),
 }
 
@@ -44,7 +45,8 @@ class FaultProxy:
 
     Faults: a reply of 500 or 503; the connection reset before the request is forwarded (``reset``)
     or after (``lost``: it had its effect); the reply ``late``, after ``delay`` seconds;
-    ``truncated`` in the midst of its body (``lost`` if it has none); ``denied``.
+    ``truncated`` in the midst of its body (``lost`` if it has none); ``denied``; ``lacking``, as of a
+    service that does not have such requests.
     """
 
     upstream: str

@@ -13,8 +13,9 @@ ROOT = Path(trakstore.__file__).parent
 
 # rank of each room; files of a folder in the order in which they may import each other
 RANKS: dict[str, int] = {
+    "markup": -1,
     "errors": 0,
-    "markup": 1,
+    "documents": 2,
     "named": 1,
     "quantities": 1,
     "planning": 2,
@@ -38,9 +39,11 @@ ORDER: dict[str, list[str]] = {
     "storage": [
         "layout",
         "checksums",
+        "chunks",
         "buffers",
         "files",
         "objects",
+        "local",
         "locations",
         "together",
         "numbered",
@@ -183,6 +186,7 @@ ORDER: dict[str, list[str]] = {
     "linalg": [
         "rows",
         "weights",
+        "cluster",
         "tiles",
         "memory",
         "gram",

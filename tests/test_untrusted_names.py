@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trakstore as ts
-from trakstore.errors import TrakStoreError
+from trakstore.errors import LocationError, TrakStoreError
 from trakstore.storage import layout
 from trakstore.storage.runs import Run, record_run
 
@@ -100,6 +100,31 @@ def test_urls_of_nothing_known_are_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(TrakStoreError):
         ts.open_store(url)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "x" * 300, "\ud800", f"{'y' * 100}/" * 60])
+def test_paths_that_no_system_has(path: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = ts.ProjectionSpec("external", dim=3)
+    for use in (ts.open_store, lambda where: ts.FeatureStore.create(where, projection=spec)):
+        with pytest.raises(LocationError, match="names no place"):
+            use(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(LocationError, match=r"s.zarr names no place"):
+        ts.open_store("s.zarr")
+
+
+def test_epochs_that_no_folder_is_named_by(store: ts.FeatureStore) -> None:
+    for epoch in (10**5000, "9" * 5000, -(10**5000), True, -1):
+        with pytest.raises(TrakStoreError, match=r"an epoch") as caught:
+            store.split(epoch, "train")
+        assert len(str(caught.value)) < 400
 
 
 def test_a_file_url_is_its_path(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from trakstore.markup import printable
 
 __all__ = [
     "LARGER_LIMIT",
@@ -50,16 +53,22 @@ NO_THREADS = (
 class TrakStoreError(ValueError):
     """Base of every error that trakstore raises on purpose."""
 
+    def __str__(self) -> str:  # one line, whatever the names and messages in it hold
+        return printable(" ".join(ValueError.__str__(self).splitlines()))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # else Dask's way of sending errors loses the class
+        return type(self), self.args
+
 
 class NotFoundError(TrakStoreError, KeyError):
     """A name (epoch, split, store, job, method) that does not exist."""
 
     def __str__(self) -> str:  # KeyError would show the message in quotes
-        return ValueError.__str__(self)
+        return TrakStoreError.__str__(self)
 
 
 class SpecMismatchError(TrakStoreError):
-    """The store's spec, checkpoint or data set is not the writer's; both values are shown."""
+    """The store's spec, checkpoint or data set is not the writer's; both values are printable."""
 
 
 class IncompleteError(TrakStoreError):

@@ -1,21 +1,47 @@
-"""HTML for notebooks: what an object holds, in a small table; all text is escaped."""
+"""Text that is not ours, made safe for a terminal or a page; and small tables for notebooks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-__all__ = ["card", "curve", "facts_markup", "table_markup"]
+__all__ = ["card", "curve", "facts_markup", "printable", "table_markup"]
+
+# controls (C0, delete, C1), marks and controls of writing direction, the separators of lines and
+# paragraphs, annotations, and halves of surrogate pairs, which no encoding has
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
+)
 
 _CELL = "text-align: left; padding: 0.15em 1em 0.15em 0; vertical-align: top"
 _WIDTH, _HEIGHT = 220, 56
 
 
+def printable(text: object, keep: str = "") -> str:
+    r"""Text as it can be shown: what would steer a terminal, or the order of reading, is spelled out.
+
+    Ids of samples, names of files and whatever else somebody else chose goes through here.
+
+    Parameters
+    ----------
+    text : object
+        Shown as its ``str``.
+    keep : str
+        Characters that are left as they are.
+
+    Examples
+    --------
+    >>> print(printable("\x1b[2Jcat\u202e"), printable("dög ✓"))
+    \x1b[2Jcat\u202e dög ✓
+    """
+    return _UNSEEN.sub(lambda one: one[0] if one[0] in keep else repr(one[0])[1:-1], str(text))
+
+
 def card(title: str, *parts: str) -> str:
     """A heading over parts that are HTML already."""
-    return (
-        f'<div><div style="margin-bottom: 0.3em"><b>{escape(title)}</b></div>{"".join(parts)}</div>'
-    )
+    head = f'<div style="margin-bottom: 0.3em"><b>{escape(printable(title))}</b></div>'
+    return f"<div>{head}{''.join(parts)}</div>"
 
 
 def facts_markup(facts: Mapping[str, object]) -> str:
@@ -46,7 +72,7 @@ def curve(values: Sequence[float], label: str) -> str:
         for at, value in enumerate(values)
     )
     return (
-        f'<svg role="img" aria-label="{escape(label)}" width="{_WIDTH}" height="{_HEIGHT}">'
+        f'<svg role="img" aria-label="{escape(printable(label))}" width="{_WIDTH}" height="{_HEIGHT}">'
         f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.5"/></svg>'
     )
 
@@ -56,4 +82,4 @@ def _table(lines: Sequence[str]) -> str:
 
 
 def _cell(value: object, tag: str) -> str:
-    return f'<{tag} style="{_CELL}">{escape(str(value))}</{tag.split()[0]}>'
+    return f'<{tag} style="{_CELL}">{escape(printable(value))}</{tag.split()[0]}>'

@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from trakstore.markup import printable
 from trakstore.planning import human_bytes, human_time
 
 __all__ = ["ProgressLine", "on_terminal"]
@@ -34,7 +35,7 @@ class ProgressLine:
     unit : str
         What they are called.
     item_bytes : int
-        Stored bytes of an item; not shown where 0.
+        Stored bytes of an item; not printable where 0.
     begun : int
         Items that are there before: they count as done, and not in the rate.
     show : bool
@@ -58,7 +59,7 @@ class ProgressLine:
         begun: int = 0,
         show: bool = True,
     ) -> None:
-        self.what, self.total, self.done = what, total, begun
+        self.what, self.total, self.done = printable(what), total, begun
         self._unit, self._item_bytes, self._first, self._show = unit, item_bytes, begun, show
         self._began = self._said = self._looked = time.monotonic()
         self._bar: Progress | None = None
@@ -69,7 +70,9 @@ class ProgressLine:
                 TextColumn("{task.fields[said]}", markup=False),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task(what, total=total, completed=begun, said=self.text(0.0))
+            self._task = self._bar.add_task(
+                self.what, total=total, completed=begun, said=self.text(0.0)
+            )
 
     def advance(self, items: int) -> None:
         """Count items as done."""
@@ -86,7 +89,7 @@ class ProgressLine:
             print(f"{self.what}: {self.text(now - self._began)}", file=sys.stderr)
 
     def wants_a_look(self) -> bool:
-        """Whether it is time to ask what others did: now and then, and only where it is shown."""
+        """Whether it is time to ask what others did: now and then, and only where it is printable."""
         now = time.monotonic()
         due = self._show and now - self._looked > _SECONDS
         self._looked = now if due else self._looked

@@ -13,6 +13,7 @@ from trakstore.errors import TrakStoreError
 
 __all__ = ["as_number", "as_whole", "is_number", "is_whole", "shown"]
 
+_MOST_BITS = 1000
 _LONGEST = 80  # characters of a value in a message
 
 
@@ -138,10 +139,9 @@ def shown(value: object) -> str:
     >>> shown(np.zeros((2, 2)))
     'array([[0., 0.], [0., 0.]])'
     """
-    try:
-        line = " ".join(repr(value).split())
-    except ValueError:  # Python does not print integers of more than 4,300 digits
-        return f"{type(value).__name__} of too many digits to print"
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:  # Python would not write it out
+        return f"a number of some {value.bit_length() * 3 // 10} digits"
+    line = " ".join(repr(value).split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 

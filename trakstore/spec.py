@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore import documents
+from trakstore.errors import DamagedError, SpecMismatchError, TrakStoreError
 from trakstore.quantities import as_number, as_whole, is_number, is_whole
 
 __all__ = [
@@ -136,7 +137,9 @@ class ProjectionSpec:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ProjectionSpec:
         """From :meth:`to_dict`; refuses a test vector that this version does not give."""
-        known = dict(document)
+        known = documents.fields(
+            document, _PROJECTION, _PROJECTION.keys() - {"kind"}, "a projection"
+        )
         vector = known.pop("test_vector", None)
         spec = cls(**known)
         if vector is not None and tuple(vector) != spec.test_vector:
@@ -165,7 +168,8 @@ class OutputSpec:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> OutputSpec:
         """From :meth:`to_dict`."""
-        return cls(document["name"], tuple(sorted(document["options"].items())))
+        known = documents.fields(document, _OUTPUT, what="an output")
+        return cls(known["name"], tuple(sorted(known["options"])))
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,7 @@ class ParameterSpec:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ParameterSpec:
         """From :meth:`to_dict`."""
-        shapes = tuple((name, tuple(shape)) for name, shape in document["shapes"])
-        return cls(shapes, tuple(document["patterns"]))
+        return cls(**documents.fields(document, _PARAMETERS, what="the list of parameters"))
 
 
 @dataclass(frozen=True)
@@ -257,15 +260,7 @@ class StoreSpec:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> StoreSpec:
         """From :meth:`to_dict`."""
-        output, parameters = document["output"], document["parameters"]
-        return cls(
-            ProjectionSpec.from_dict(document["projection"]),
-            OutputSpec.from_dict(output) if output else None,
-            ParameterSpec.from_dict(parameters) if parameters else None,
-            document["dtype"],
-            document["keep_bits"],
-            document.get("autocast"),
-        )
+        return cls(**documents.fields(document, _STORE, ("autocast",), "the store's document"))
 
 
 @dataclass(frozen=True)
@@ -342,6 +337,15 @@ class SplitSpec:
         wide = {"features", *(name for name, _ in self.widths)}
         return tuple(sorted(name for name, _ in self.columns if name not in wide))
 
+    def check_of(self, store: StoreSpec) -> None:
+        """Raise a :class:`DamagedError` where a store's splits cannot be like this one."""
+        dtype = dict(self.columns)["features"]
+        mine, its = (self.dim, dtype, self.keep_bits), (store.dim, store.dtype, store.keep_bits)
+        if mine != (store.dim or self.dim, *its[1:]):
+            raise DamagedError(
+                f"its document says dim, dtype and keep_bits are {mine}, the store's says {its}"
+            )
+
     def block_range(self, block: int) -> tuple[int, int]:
         """First row of a block, and the row after its last."""
         return block * self.block_rows, min(self.rows, (block + 1) * self.block_rows)
@@ -354,9 +358,105 @@ class SplitSpec:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> SplitSpec:
-        """From :meth:`to_dict`."""
-        columns = {name: tuple(document.get(name, {}).items()) for name in ("columns", "widths")}
-        return cls(**{**document, **columns})
+        """From :meth:`to_dict`.
+
+        Raises
+        ------
+        DamagedError
+            When a field has a value that no writer gives it, or the sizes do not fit together.
+        """
+        spec = cls(
+            **documents.fields(document, _SPLIT, ("widths", "given"), "the split's document")
+        )
+        _check_columns(spec)
+        _check_shape(spec)
+        return spec
+
+
+_FLOATS, _NUMBERS = ("float32", "float16"), ("float32", "float16", "float64", "int64", "int32")
+_MOST_BLOCKS, _MOST_BLOCK_ROWS = 2**22, 2**25  # of a split, of a block
+_MOST_ENTRIES = 2**16  # of a marker
+_MOST_CHUNK_BYTES = 2**28
+
+_PROJECTION = {
+    "kind": documents.text(),
+    "dim": documents.optional(documents.whole(1, 2**31 - 1)),
+    "seed": documents.optional(documents.whole(0, 2**64 - 1)),
+    "s": documents.whole(1, 2**31 - 1),
+    "version": documents.whole(1),
+    "side": documents.optional(documents.whole(1, 2**31 - 1)),
+    "test_vector": documents.optional(documents.each(documents.number())),
+}
+_OUTPUT = {
+    "name": documents.text(),
+    "options": documents.entries(documents.text(), documents.anything()),
+}
+_PARAMETERS = {
+    "patterns": documents.each(documents.text()),
+    "shapes": documents.each(
+        documents.row_of(documents.text(), documents.each(documents.whole(0, 2**53)))
+    ),
+}
+_STORE = {
+    "projection": documents.made_by(ProjectionSpec.from_dict, "a projection"),
+    "output": documents.optional(documents.made_by(OutputSpec.from_dict, "an output")),
+    "parameters": documents.optional(
+        documents.made_by(ParameterSpec.from_dict, "a list of parameters")
+    ),
+    "dtype": documents.one_of(*_FLOATS),
+    "keep_bits": documents.optional(documents.whole(1, 23)),
+    "autocast": documents.optional(documents.one_of(*get_args(AutocastDtype))),
+}
+_COLUMN = documents.text(documents.NAME)
+_SPLIT = {
+    "rows": documents.whole(1),
+    "dim": documents.whole(1, 2**40),
+    "columns": documents.entries(_COLUMN, documents.one_of(*_NUMBERS, "str")),
+    "widths": documents.entries(_COLUMN, documents.whole(1, 2**31 - 1)),
+    "checkpoint": documents.optional(documents.text()),
+    "dataset": documents.optional(documents.text()),
+    "learning_rate": documents.optional(documents.number()),
+    "keep_bits": documents.optional(documents.whole(1, 23)),
+    "block_rows": documents.whole(1, _MOST_BLOCK_ROWS),
+    "chunk_rows": documents.whole(1, _MOST_BLOCK_ROWS),
+    "chunk_columns": documents.whole(1, 2**31 - 1),
+    "given": documents.optional(documents.text()),
+    "nonce": documents.whole(0, 2**32 - 1),
+}
+
+
+def _check_columns(spec: SplitSpec) -> None:
+    """Raise a :class:`DamagedError` for columns that no split has."""
+    dtypes, widths = dict(spec.columns), dict(spec.widths)
+    if dtypes.get("features") not in _FLOATS or dtypes.get("sample_id") not in ("int64", "str"):
+        raise DamagedError(
+            f"the split's columns must have features of {' or '.join(_FLOATS)} and a sample_id of "
+            f"int64 or str, got {_short(dtypes)}"
+        )
+    strange = sorted(dtypes.keys() & {"written", "masked", "skipped"})
+    strange += sorted(widths.keys() - {n for n in dtypes if n.startswith("activations.")})
+    strange += sorted(n for n in dtypes if n != "sample_id" and dtypes[n] == "str")
+    if strange:
+        raise DamagedError(f"the split's document has a column that no split has: {strange[0]!r}")
+
+
+def _check_shape(spec: SplitSpec) -> None:
+    """Raise a :class:`DamagedError` for blocks and chunks that no writer would choose."""
+    widest = max(spec.chunk_columns, *(width for _, width in spec.widths), 1)
+    across = -(-spec.dim // spec.chunk_columns) + len(spec.widths)
+    entries = len(spec.columns) + spec.block_rows // spec.chunk_rows * across
+    if (
+        spec.block_rows % spec.chunk_rows
+        or spec.chunk_columns > spec.dim
+        or spec.blocks > _MOST_BLOCKS
+        or entries > _MOST_ENTRIES
+        or 4 * spec.chunk_rows * widest > _MOST_CHUNK_BYTES
+    ):
+        raise DamagedError(
+            f"the split's document says {spec.rows} x {spec.dim} features in {spec.blocks} blocks of "
+            f"{spec.block_rows} rows and chunks of {spec.chunk_rows} x {spec.chunk_columns}, which no "
+            f"writer makes"
+        )
 
 
 def check_equal(stored: Any, got: Any, where: str, remedy: str = "give it another store") -> None:

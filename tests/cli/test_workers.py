@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from dask.system import CPU_COUNT
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
+from schedulers import lonely_scheduler
 
 import trakstore as ts
 
@@ -48,6 +49,24 @@ def test_processes_that_cannot_be_started_are_told_in_a_line(
     monkeypatch.setattr("distributed.LocalCluster", refuse)
     said = run("topk", store.location, "--k", "3", "--workers", "1").error
     assert "1 worker processes cannot be started ([Errno 11] try again); raise the limits" in said
+
+
+@pytest.mark.filterwarnings("ignore")  # what Dask says of the dead
+def test_a_scheduler_that_dies_is_one_line(
+    run: Any, store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lonely_scheduler() as (process, address):
+        compute = Client.compute
+
+        def killed(client: Client, *given: Any, **options: Any) -> Any:
+            try:
+                return compute(client, *given, **options)
+            finally:
+                process.kill()
+
+        monkeypatch.setattr(Client, "compute", killed)
+        ran = run("topk", store.location, "--k", "2", "--scheduler", address)
+        assert f"the Dask scheduler at {address} was lost" in ran.error
 
 
 def test_a_part_of_the_scores_is_saved(run: Any, store: ts.FeatureStore) -> None:

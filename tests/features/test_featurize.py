@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -334,9 +335,13 @@ def test_a_checkpoint_of_another_model_and_unsafe_files_are_refused(tmp_path: Pa
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     (tmp_path / "named.safetensors").write_bytes(pickle.dumps(Evil()))
     (tmp_path / "empty.pt").write_bytes(b"")
-    for name in ("saved.pt", "bare.pt", "named.safetensors", "empty.pt"):
-        with pytest.raises(TrakStoreError, match="not a file of plain tensors"):
+    (tmp_path / "text.pt").write_bytes(b"hello")
+    reasons = {"saved.pt": r"it holds (\w+\.)*getattr, which is code"}
+    for name in ("saved.pt", "bare.pt", "named.safetensors", "empty.pt", "text.pt"):
+        with pytest.raises(TrakStoreError, match="not a file of plain tensors") as caught:
             Job(mlp(), {"train": Samples(9)}, checkpoints={0: tmp_path / name}).load(0)
+        assert re.search(reasons.get(name, ""), str(caught.value))
+        assert "weights_only" not in str(caught.value)  # torch advises to let it run
     assert not (tmp_path / "ran").exists()
 
 

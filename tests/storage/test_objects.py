@@ -297,6 +297,17 @@ def test_of_conditional_writes_at_once_one_wins(bucket: str) -> None:
             assert settled == {place.get(f"race/{race}")}
 
 
+def test_a_service_without_conditional_writes_is_named(bucket: str, faults: Any) -> None:
+    """At once, as long as nothing is written that others might write as well."""
+    with (
+        faults(lambda r: "lacking" if r.create else None) as proxy,
+        pytest.raises(LocationError, match=r"lacks a request .*NotImplemented.*If-None-Match"),
+    ):
+        ts.FeatureStore.create(f"{bucket}/run.zarr", projection=SPEC)
+    assert proxy.injected["lacking"] <= 4
+    assert open_location(f"{bucket}/run.zarr").names("") == []
+
+
 @pytest.mark.parametrize("fault", ["lost", "late", "500", "truncated"])
 def test_a_conditional_write_whose_reply_is_lost(bucket: str, faults: Any, fault: Fault) -> None:
     writes = iter([fault])
@@ -326,6 +337,31 @@ def test_a_listing_that_breaks_off_at_opening(bucket: str, faults: Any) -> None:
     with faults(lambda _: next(listings, None)) as proxy:
         assert open_location(f"{bucket}/run.zarr").names("") == []
     assert proxy.injected == {"truncated": 2, "late": 1}
+
+
+def test_a_long_listing_goes_on_behind_the_page_that_broke_off(
+    bucket: str, faults: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "PAGE", 2)
+    keys = [f"a/{i}/{j}" for i in range(3) for j in range(3)]
+    open_location(f"{bucket}/run.zarr").put(dict.fromkeys([*keys, "b/0"], b"x"))
+    broken = iter([False, True, True, False, True] + [False] * 99)
+    with faults(lambda r: "truncated" if "list" in r.path and next(broken) else None) as proxy:
+        place = open_location(f"{bucket}/run.zarr")  # the first listing
+        assert place.find("a", lambda _: True) == keys
+        place.delete_folder("a")
+        assert place.find("a", lambda _: True) == []
+    assert proxy.injected == {"truncated": 3}
+
+
+def test_a_value_that_is_too_large_is_not_read(bucket: str) -> None:
+    place = open_location(bucket)
+    place.put({"zarr.json": b" " * 9_000_000, "a": b"x" * 10})
+    with pytest.raises(DamagedError, match=r"zarr.json has 9,000,000 bytes; at most"):
+        place.get("zarr.json")
+    with pytest.raises(DamagedError, match=r"a has 10 bytes; at most 9 can be right"):
+        place.get("a", 9)
+    assert place.get("a", 10) == b"x" * 10
 
 
 def test_networks_that_stay_down_are_neither_damage_nor_missing(

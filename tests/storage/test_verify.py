@@ -19,6 +19,7 @@ from trakstore.errors import DamagedError, LocationError, NotFoundError, SpecMis
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import array_documents, encode
 from trakstore.storage.columns import stored_rows
+from trakstore.storage.local import DurableLocalStore
 from trakstore.storage.runs import Run, record_run
 from trakstore.storage.splits import attributes, group_document
 from trakstore.storage.verify import verify_store
@@ -289,14 +290,14 @@ def test_only_the_asked_for(where: Path) -> None:
 def test_a_bad_sector_is_damage_and_a_lost_network_is_not(
     where: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = zarr.storage.LocalStore.get
+    whole = DurableLocalStore.get_at_most
 
     async def get(self: Any, key: str, *given: Any) -> Any:
         if key == "0/train/norm/c/2":
             raise OSError(code, os.strerror(code))
         return await whole(self, key, *given)
 
-    monkeypatch.setattr(zarr.storage.LocalStore, "get", get)
+    monkeypatch.setattr(DurableLocalStore, "get_at_most", get)
     code = errno.EIO
     assert kinds(where) == {("damaged", 2)}
     code = errno.ENETUNREACH

@@ -12,6 +12,7 @@ from dask.system import CPU_COUNT
 
 from trakstore.cli.output import error_line
 from trakstore.errors import LocationError, TrakStoreError
+from trakstore.linalg.cluster import lost_work_told
 from trakstore.progress import on_terminal
 
 __all__ = ["workplace"]
@@ -47,19 +48,21 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
     if workers is not None and workers > CPU_COUNT:
         raise typer.BadParameter(f"--workers must be in 1..{CPU_COUNT} (the cores), got {workers}")
     from distributed import Client
+    from distributed.utils import silence_logging_cmgr
 
     if workers is None:
         try:
             client = Client(scheduler, timeout=SECONDS)
         except (OSError, ValueError) as error:
             raise LocationError(f"no Dask scheduler answers at {scheduler}: {error}") from None
-        with client:
+        with silence_logging_cmgr(logging.CRITICAL), client, lost_work_told(client):
             yield
         return
     with _local_cluster(workers) as cluster, Client(cluster) as client:
         if on_terminal():
             error_line(client.dashboard_link, "dashboard")
-        yield
+        with lost_work_told(client):
+            yield
 
 
 def _local_cluster(workers: int) -> Any:

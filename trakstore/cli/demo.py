@@ -101,7 +101,8 @@ def demo(
     if as_json:
         print_json({**document, "seconds": seconds})
         return
-    say.print(f"\ndone in {seconds:.0f} s", soft_wrap=True)
+    say.print()
+    say.print(f"done in {seconds:.0f} s", soft_wrap=True)
     say.print(f"  picture  {document['picture']}", soft_wrap=True)
     say.print(f"  store    {document['store']}", soft_wrap=True)
     say.print("next, without the model:", soft_wrap=True)

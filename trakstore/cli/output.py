@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from trakstore.markup import printable
 
 __all__ = [
     "console",
@@ -24,7 +27,23 @@ __all__ = [
 
 def console(*, stderr: bool = False) -> Console:
     """Where a command prints for people; numbers are not coloured, ``NO_COLOR`` is honoured."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return _SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+class _SafeConsole(Console):
+    """Spells out what names and ids hold besides characters; its own colours are as they were."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; a text is one line."""
+        safe = (printable(one) if isinstance(one, str) else one for one in objects)
+        super().print(*safe, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As rich's."""
+        for one in super().render(renderable, options):
+            yield one if one.control else one._replace(text=printable(one.text, keep="\n"))
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -47,7 +66,7 @@ def only_json(as_json: bool) -> Iterator[None]:
 
 def error_line(message: object, kind: str = "error") -> None:
     """One line on standard error."""
-    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def tolerant_streams() -> None:

@@ -3,6 +3,7 @@
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
-from trakstore.linalg.tiles import active_client
+from trakstore.linalg.cluster import active_client, lost_work_told
 from trakstore.named import blamed_on
 from trakstore.quantities import as_whole
 from trakstore.storage.claims import claimed
@@ -114,9 +115,10 @@ def retrain(
             begin_set(location, name)
             tasks = [client.submit(_train, *what, *at, pure=False) for at in missing]
             counts = (task.result() for task in as_completed(tasks))
-        for count in counts:
-            if finished is not None:
-                finished(count)
+        with nullcontext() if client is None else lost_work_told(client):
+            for count in counts:
+                if finished is not None:
+                    finished(count)
     return retrained_models(store, name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -265,10 +266,24 @@ def _load_file(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, SafetensorError, EOFError) as error:
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
+    except _UNREADABLE as error:
         raise TrakStoreError(
-            f"{path} is not a file of plain tensors ({reason}); save it by "
+            f"{path} is not a file of plain tensors ({_reason(error)}); save it by "
             f"torch.save(model.state_dict(), path) or safetensors.torch.save_file"
         ) from None
     return state
+
+
+# all that unpicklers and parsers raise where bytes are not what they expect
+_UNREADABLE = (
+    *(pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, LookupError),
+    *(AttributeError, TypeError, ValueError),
+)
+
+
+def _reason(error: Exception) -> str:
+    """Why a file was not read; not in torch's words, which advise to let the file run its code."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return str(error).split("\n")[0][:200] or type(error).__name__
+    named = re.search(r"GLOBAL (\S{1,100})", str(error))
+    return f"it holds {named[1]}, which is code" if named else "it is no pickle of tensors"

@@ -10,15 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.linalg.cluster import active_client
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import Rows
-from trakstore.linalg.tiles import (
-    MOST_RANGES,
-    active_client,
-    map_reduce,
-    task_slots,
-    tile_rows,
-)
+from trakstore.linalg.tiles import MOST_RANGES, map_reduce, task_slots, tile_rows
 from trakstore.planning import fit_slots, ranges
 
 __all__ = ["Gram", "GramDtype", "Kernel", "check_gram_dtype", "gram", "gram_bytes", "gram_flops"]

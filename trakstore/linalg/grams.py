@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
+from trakstore.documents import fields, number, one_of, text, whole
 from trakstore.linalg.gram import Gram, GramDtype, gram
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import TakenRows
@@ -218,6 +219,9 @@ def stored_gram(split: GramSplit, wanted: GramOrigin) -> StoredGram | None:
         what = read_table(split.location, _path(split))
         if not what:
             return None
+        known = fields({k: v for k, v in what.items() if k in _GRAM}, _GRAM, ("weighting",))
+        if known["used"] > known["rows"] or known["masked"] > known["rows"]:
+            return None
         origin = GramOrigin(**{name: what[name] for name in asdict(wanted)})
         arrays = table_arrays(what)
         if arrays["gram"].tails is None or arrays["gram"].shape != (_dim(split),) * 2:
@@ -228,6 +232,15 @@ def stored_gram(split: GramSplit, wanted: GramOrigin) -> StoredGram | None:
     same = (origin.nonce, origin.weighting) == (wanted.nonce, wanted.weighting)
     usable = same and origin.dtype in (wanted.dtype, "float64") and origin.rows <= wanted.rows
     return replace(found, origin=replace(origin, dtype=wanted.dtype)) if usable else None
+
+
+_GRAM = {
+    **dict.fromkeys(("nonce", "masked", "used"), whole()),
+    "rows": whole(1),
+    **dict.fromkeys(("masked_digest", "weighting"), text()),
+    "dtype": one_of("float32", "float64"),
+    "trace": number(),
+}
 
 
 @dataclass(frozen=True, eq=False)

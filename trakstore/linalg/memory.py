@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trakstore.linalg.tiles import active_client
-from trakstore.planning import byte_count
+from trakstore.linalg.cluster import active_client, worker_memory, workers_of
+from trakstore.planning import byte_count, human_bytes
 
 __all__ = ["give_back", "memory_budget"]
 
@@ -24,11 +25,28 @@ def memory_budget(memory_limit: int | str | None) -> int:
     """The memory limit of each process in bytes.
 
     A quarter of the least of these when None: the system's available memory, what the control
-    groups of this process leave to it, and the memory limit of a Dask worker.
+    groups of this process leave to it, and the memory limit of a Dask worker. Never more than the
+    Dask workers have, with a warning where more was asked for.
+
+    Raises
+    ------
+    MemoryLimitError
+        When a Dask worker has no more than it needs for itself.
     """
-    if memory_limit is not None:
-        return byte_count(memory_limit)
-    return min((_available(), *_group_limits(), *_worker_limits())) // SHARE
+    client = active_client()
+    most = None if client is None else worker_memory(client)
+    if memory_limit is None:
+        budget = min((_available(), *_group_limits(), *_worker_limits(client))) // SHARE
+        return budget if most is None else min(budget, most)
+    asked = byte_count(memory_limit)
+    if most is None or asked <= most:
+        return asked
+    warnings.warn(
+        f"the memory limit of {human_bytes(asked)} is lowered to the {human_bytes(most)} that each "
+        f"Dask worker can give; start workers with more (memory_limit=) for more",
+        stacklevel=2,
+    )
+    return most
 
 
 @cache
@@ -84,13 +102,10 @@ def _left(folder: Path, limit: str, usage: str, cache: str) -> Iterator[int]:
         return
 
 
-def _worker_limits() -> Iterator[int]:
+def _worker_limits(client: Any) -> Iterator[int]:
     """The limits of the workers that would run the tasks, or of the one that this process is."""
-    client = active_client()
-    workers: list[Any] = []
-    if client is not None:
-        workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
-    for worker in workers:
+    workers = {} if client is None else workers_of(client)
+    for worker in workers.values():
         if limit := worker.get("memory_limit"):
             yield int(limit)
     if "distributed" in sys.modules and client is None:

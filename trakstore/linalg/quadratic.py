@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError
+from trakstore.linalg.cluster import active_client
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.rows import Rows
 from trakstore.linalg.solvers import Factor
-from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
+from trakstore.linalg.tiles import map_reduce, task_slots, tile_rows
 from trakstore.planning import fit_slots, ranges
 
 __all__ = ["quadratic_form"]

@@ -13,7 +13,7 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_you_mean, told_of
 from trakstore.linalg.entries import (
     Begun,
     begin_save,
@@ -258,16 +258,24 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
     """
     location, path, described = _found(store, name)
     open_lazily: Callable[..., da.Array] = da.from_zarr
+    where = f"{location}: the saved scores {name!r}"
+    with told_of(where):
+        arrays = table_arrays(described)
     found = {
-        name: (array.dimensions, open_lazily(array.open(location, path)))
-        for name, array in table_arrays(described).items()
+        one: (array.dimensions, open_lazily(array.open(location, path)))
+        for one, array in arrays.items()
     }
     described = {name: what for name, what in described.items() if name not in (ARRAYS, PLACE)}
     coords = {one: found.pop(one) for one in ("target_id", "train_id") if one in found}
-    if "scores" in found:
-        dims, matrix = found["scores"]
-        return xr.DataArray(matrix, dims=dims, coords=coords, name=name, attrs=described)
-    return xr.Dataset(found, coords=coords, attrs=described)
+    try:
+        if "scores" in found:
+            dims, matrix = found["scores"]
+            return xr.DataArray(matrix, dims=dims, coords=coords, name=name, attrs=described)
+        if "score" in found:
+            return xr.Dataset(found, coords=coords, attrs=described)
+    except ValueError as error:
+        raise DamagedError(f"{where} have arrays that do not fit together ({error})") from error
+    raise DamagedError(f"{where} have no scores among their arrays: {sorted(found)}")
 
 
 def sparse_scores(store: Where | FeatureStore, name: str) -> csr_array:

@@ -10,15 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trakstore.linalg.cluster import active_client
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.parts import SCRATCH_VALUES, Part, Window, held_bytes
-from trakstore.linalg.tiles import (
-    active_client,
-    map_reduce,
-    nothing,
-    task_slots,
-)
+from trakstore.linalg.tiles import map_reduce, nothing, task_slots
 from trakstore.planning import ranges, window_rows, with_slack
 from trakstore.progress import ProgressLine, on_terminal
 

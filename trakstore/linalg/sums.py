@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.linalg.cluster import active_client
 from trakstore.linalg.factored import Scores
 from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.parts import Part
 from trakstore.linalg.rows import ArrayRows, MeanRows, Rows, whole_column
-from trakstore.linalg.tiles import WAITING, active_client, map_reduce, task_slots, tile_rows
+from trakstore.linalg.tiles import WAITING, map_reduce, task_slots, tile_rows
 from trakstore.planning import fit_slots, ranges
 
 __all__ = ["Grouping", "How", "group_scores"]

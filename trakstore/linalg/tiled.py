@@ -16,6 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError
+from trakstore.linalg.cluster import active_client
 from trakstore.linalg.gram import PRODUCT_ROWS, GramDtype
 from trakstore.linalg.grams import (
     GRAM_CHUNK,
@@ -28,7 +29,7 @@ from trakstore.linalg.grams import (
 )
 from trakstore.linalg.memory import give_back, memory_budget
 from trakstore.linalg.rows import Rows
-from trakstore.linalg.tiles import active_client, map_reduce, task_slots, tile_rows
+from trakstore.linalg.tiles import map_reduce, task_slots, tile_rows
 from trakstore.linalg.weights import GramSplit, row_weights, unmasked_count, weighting_of
 from trakstore.planning import SLACK, human_bytes, ranges, with_slack
 from trakstore.storage import layout

@@ -13,7 +13,6 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -30,6 +29,7 @@ from dask.system import CPU_COUNT
 from threadpoolctl import ThreadpoolController
 
 from trakstore.errors import TrakStoreError
+from trakstore.linalg.cluster import active_client, compute_on, heard, workers_of
 from trakstore.linalg.rows import Rows
 from trakstore.planning import CHUNK_BYTES
 from trakstore.storage.buffers import reused_buffers
@@ -37,7 +37,6 @@ from trakstore.storage.buffers import reused_buffers
 __all__ = [
     "MOST_RANGES",
     "WAITING",
-    "active_client",
     "in_this_process",
     "map_reduce",
     "nothing",
@@ -52,7 +51,6 @@ RANGES = 32
 RANGE_TILES = 128  # of ranges of passes that have more than 32 times as many: about 1 GB,
 MOST_RANGES = 4096  # and how many there are at most
 WAITING = MOST_RANGES.bit_length()  # results that wait to be merged: one a level of the tree
-ATTEMPTS = 3
 TILE_ROWS = 1024
 R = TypeVar("R")
 
@@ -178,6 +176,10 @@ def map_reduce(
     ------
     TrakStoreError
         When there are no rows.
+    LocationError
+        When the client is closed, its scheduler is lost, or a worker does not see the store.
+    MemoryLimitError
+        When workers die over the work each time.
 
     Notes
     -----
@@ -193,23 +195,8 @@ def map_reduce(
             found: R = compute(_tree(task, pieces, merge), num_workers=workers)[0]
         return found
     topic = f"trakstore-{uuid.uuid4().hex}" if finished is not None else None
-    with _heard(client, topic, finished):
-        return cast(R, _on_cluster(client, partial(_tree, task, pieces, merge, topic)))
-
-
-@contextmanager
-def _heard(
-    client: Any, topic: str | None, finished: Callable[[int], None] | None
-) -> Iterator[None]:
-    """Tells ``finished`` of what workers say on a topic."""
-    if topic is None or finished is None:
-        yield
-        return
-    client.subscribe_topic(topic, lambda event: finished(event[1]))
-    try:
-        yield
-    finally:
-        client.unsubscribe_topic(topic)
+    with heard(client, topic, finished):
+        return cast(R, compute_on(client, partial(_tree, task, pieces, merge, topic)))
 
 
 def nothing(_left: None, _right: None) -> None:
@@ -229,23 +216,6 @@ def _tree(
         pairs = [results[at : at + 2] for at in range(0, len(results), 2)]
         results = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
     return results[0]
-
-
-def _on_cluster(client: Any, build: Callable[[], Any]) -> Any:
-    """Compute what ``build`` gives; again where workers died with all copies of what was sent."""
-    from distributed import KilledWorker
-    from distributed.client import FuturesCancelledError
-
-    for attempt in range(ATTEMPTS):
-        future = client.compute(build())
-        try:
-            return future.result()
-        except (KilledWorker, FuturesCancelledError, CancelledError):
-            if attempt == ATTEMPTS - 1 or client.status != "running":
-                raise
-        finally:
-            future.cancel()  # what still runs after Ctrl-C; nothing when it is done
-    raise AssertionError
 
 
 class _Ranges(Callback):
@@ -288,14 +258,6 @@ def _run_range(task: Callable[[int, int], R], start: int, stop: int, topic: str 
     return found
 
 
-def active_client() -> Any:
-    """The Dask client that ``dask.compute`` would use now, or None."""
-    if "distributed" not in sys.modules:
-        return None
-    client = getattr(get_scheduler(), "__self__", None)
-    return client if isinstance(client, sys.modules["distributed"].Client) else None
-
-
 def in_this_process() -> bool:
     """Whether tasks run in this process, and so may write into its arrays."""
     return get_scheduler() in (None, threaded.get, get_sync)
@@ -305,7 +267,7 @@ def task_slots() -> int:
     """How many tasks run at once in one process."""
     client = active_client()
     if client is not None:
-        return max(client.nthreads().values(), default=1)
+        return max((one["nthreads"] for one in workers_of(client).values()), default=1)
     if get_scheduler() is get_sync:
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)

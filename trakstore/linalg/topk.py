@@ -14,6 +14,7 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
+from trakstore.linalg.cluster import active_client
 from trakstore.linalg.factored import Scores, need_scores
 from trakstore.linalg.groups import Groups, Where, train_groups
 from trakstore.linalg.lists import (
@@ -30,12 +31,7 @@ from trakstore.linalg.memory import memory_budget
 from trakstore.linalg.parts import Window
 from trakstore.linalg.rows import ArrayRows, Rows, TakenRows
 from trakstore.linalg.streaming import WindowPlan, plan_windows
-from trakstore.linalg.tiles import (
-    WAITING,
-    active_client,
-    map_reduce,
-    task_slots,
-)
+from trakstore.linalg.tiles import WAITING, map_reduce, task_slots
 from trakstore.planning import fit_slots
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from trakstore.errors import TrakStoreError
+from trakstore.markup import printable
 from trakstore.planning import human_bytes
 from trakstore.report.charts import plot_distribution, plot_spectrum
 from trakstore.report.contents import Classes, Findings
@@ -63,7 +64,11 @@ def render_page(found: Findings) -> str:
 
     style, script = _text("page.css"), _text("page.js")
     environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=_finished,
     )
     environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
     environment.filters["percent"] = "{:.0%}".format
@@ -93,6 +98,11 @@ def render_page(found: Findings) -> str:
     return page
 
 
+def _finished(value: Any) -> Any:
+    """Text from elsewhere without what would change the order of reading; lines stay."""
+    return printable(value, keep="\n\t") if type(value) is str else value
+
+
 def _text(name: str) -> str:
     return files("trakstore.report").joinpath(name).read_text("utf-8")
 
@@ -111,7 +121,7 @@ def _drawings(found: Findings) -> Mapping[str, str]:
     drawn = {
         "pooled": inline_svg(
             lambda axes: _plain(plot_distribution(found.answers.spread, None, axes)),
-            "Histogram of all shown targets' scores, in standard deviations from each one's mean",
+            "Histogram of all printable targets' scores, in standard deviations from each one's mean",
             "pooled",
             (7.0, 2.6),
         )

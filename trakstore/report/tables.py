@@ -13,6 +13,7 @@ from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
+from trakstore.markup import printable
 from trakstore.storage.layout import Epoch
 from trakstore.storage.splits import SplitStatus
 
@@ -34,9 +35,25 @@ _LINES = 3  # of missing ranges
 _EPOCHS = 4  # lines of epochs: all of it fits on a screen
 
 
+class SafeTable(Table):
+    """A table in which foreign text takes the width that it is printable with."""
+
+    def add_column(self, header: Any = "", *given: Any, **options: Any) -> None:
+        """As rich's."""
+        super().add_column(_safe(header), *given, **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """As rich's."""
+        super().add_row(*map(_safe, cells), **options)
+
+
+def _safe(cell: Any) -> Any:
+    return printable(cell) if isinstance(cell, str) else cell
+
+
 def facts_table(facts: Mapping[str, str]) -> Table:
     """Names and values, a line each."""
-    table = Table.grid(padding=(0, 2))
+    table = SafeTable.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
@@ -104,7 +121,7 @@ def top_table(top: xr.Dataset) -> Table:
         stand in brackets, the target's own in green.
     """
     labelled = "label" in top
-    table = Table(box=box.SIMPLE_HEAD, show_lines=False)
+    table = SafeTable(box=box.SIMPLE_HEAD, show_lines=False)
     table.add_column("target", justify="right")
     order, what = top.attrs["order"], "distance" if top.attrs["order"] == "nearest" else "score"
     table.add_column(f"train{' (label)' if labelled else ''} and {what}, {order} first")
@@ -152,7 +169,7 @@ def _classes(found: NDArray[Any], own: Any) -> Text:
 
 
 def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
-    trains = [str(one) for one in top["train"].values.tolist()]
+    trains = [printable(one) for one in top["train"].values.tolist()]
     width = max(map(len, trains))
     entries = [Text(one.rjust(width)) for one in trains]
     if "label" in top:
@@ -169,7 +186,7 @@ def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
 
 def plain_table(first: str, *others: str) -> Table:
     """An empty table: names on the left, numbers on the right."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = SafeTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first, no_wrap=True)
     for name in others:
         table.add_column(name, justify="right")
@@ -195,5 +212,5 @@ def span(epochs: Sequence[Epoch]) -> str:
 
 
 def _ranges(missing: Sequence[tuple[int, int]]) -> str:
-    shown = ", ".join(f"{start}-{stop - 1}" for start, stop in missing[:5])
-    return f"{shown} and {len(missing) - 5} more ranges" if len(missing) > 5 else shown
+    printable = ", ".join(f"{start}-{stop - 1}" for start, stop in missing[:5])
+    return f"{printable} and {len(missing) - 5} more ranges" if len(missing) > 5 else printable

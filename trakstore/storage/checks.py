@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numcodecs import Zstd
 from numpy.typing import NDArray
 
 from trakstore.errors import DamagedError, LocationError
@@ -18,6 +17,7 @@ from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import block_keys, column_shape, marker_entries
 from trakstore.storage.checksums import TAIL, intact
+from trakstore.storage.chunks import ChunkForm, unpacked
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
 from trakstore.storage.splits import Split
@@ -70,7 +70,11 @@ class Finding:
 def check_block(split: Split, block: int) -> list[Finding]:
     """Read a committed block, one chunk at a time; what is wrong with it."""
     get, spec = split.location.get, split.spec
-    marker = get(layout.marker_key(split.path, block))
+    key = layout.marker_key(split.path, block)
+    try:
+        marker = get(key, TAIL * (marker_entries(spec) + 1))
+    except DamagedError as error:
+        return [Finding("marker", key, _told(error, key), split.epoch, split.name, block)]
     if marker is None:  # dropped since it was listed
         return []
     wrong = _wrong_marker(spec, block, marker)
@@ -78,7 +82,10 @@ def check_block(split: Split, block: int) -> list[Finding]:
     keys, rows = block_keys(spec, block), _Rows(spec, block)
     for i, key in enumerate(keys):
         try:
-            value = get(f"{split.path}/{key}")
+            value = get(f"{split.path}/{key}", _form(spec, key.partition("/")[0]).most)
+        except DamagedError as error:
+            found.append(("damaged", key, _told(error, f"{split.path}/{key}")))
+            continue
         except LocationError as error:  # a network that fails is no damage, a bad sector is
             if getattr(error.__cause__, "errno", None) != errno.EIO:
                 raise
@@ -89,7 +96,10 @@ def check_block(split: Split, block: int) -> list[Finding]:
         if bad is not None:
             found.append(bad)
         elif value is not None:
-            rows.add(key, value)
+            try:
+                rows.add(key, value)
+            except DamagedError as error:
+                found.append(("damaged", key, _told(error, key)))
     if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block):
         found = []
     return [
@@ -98,9 +108,17 @@ def check_block(split: Split, block: int) -> list[Finding]:
     ]
 
 
+def _told(error: DamagedError, key: str) -> str:
+    """What an error says of a key, which it may begin with."""
+    return str(error).removeprefix(f"{key} ")
+
+
 def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
     """Why rows of a block are bad; None where the store does not say that any are."""
-    value = split.location.get(f"{split.path}/{layout.SKIPPED}/c/{block}")
+    try:
+        value = split.location.get(f"{split.path}/{layout.SKIPPED}/c/{block}")
+    except DamagedError:  # the walk says so of its key
+        return None
     if value is None or not intact(value) or len(value) != split.spec.block_rows + TAIL:
         return None
     start, stop = split.spec.block_range(block)
@@ -145,23 +163,23 @@ def _wrong_chunk(
 ) -> _Wrong | None:
     if value is None:
         return "missing", key, "is missing though its block was committed"
-    size = _chunk_bytes(spec, key.partition("/")[0])
+    form = _form(spec, key.partition("/")[0])
+    size = form.most if form.itemsize and not form.compressed else None
     if len(value) < (size or TAIL):
         return "truncated", key, f"has {len(value)} bytes of {size or 'at least 4'}"
-    if size not in (None, len(value)) or not intact(value):
+    if not intact(value):
         return "damaged", key, "does not have the checksum or the length that it was written with"
     if tail not in (None, value[-TAIL:]):
         return "foreign", key, "is sound but is not the chunk that the block's marker commits"
     return None
 
 
-def _chunk_bytes(spec: SplitSpec, name: str) -> int | None:
-    """Length of a column's chunks, which are all whole; None for strings and compressed ones."""
+def _form(spec: SplitSpec, name: str) -> ChunkForm:
+    """What the chunks of a column can be."""
     dtype = dict(spec.columns)[name]
-    if dtype == "str" or _compressed(spec, name):
-        return None
     _, chunks = column_shape(spec, name)
-    return math.prod(chunks) * np.dtype(dtype).itemsize + TAIL
+    itemsize = None if dtype == "str" else np.dtype(dtype).itemsize
+    return ChunkForm(math.prod(chunks), itemsize, _compressed(spec, name))
 
 
 def _compressed(spec: SplitSpec, name: str) -> bool:
@@ -185,9 +203,12 @@ class _Rows:
         """Take in a sound chunk."""
         name, _, index = key.split("/", 2)
         if self.dtypes[name] == "str":
+            _form(self.spec, name).check(key, value)
             return
         if _compressed(self.spec, name):
-            value = bytes(Zstd().decode(value[:-TAIL])) + value[-TAIL:]
+            form = _form(self.spec, name)
+            size = form.count * (form.itemsize or 0)
+            value = unpacked(key, value[:-TAIL], size) + value[-TAIL:]
         dtype = np.dtype(self.dtypes[name]).newbyteorder("<")
         values = np.frombuffer(value, dtype, count=(len(value) - TAIL) // dtype.itemsize)
         if name == layout.FEATURES:

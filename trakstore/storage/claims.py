@@ -21,7 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trakstore.errors import DamagedError, LocationError
+from trakstore.documents import fields, made_by, one_of, text, whole
+from trakstore.errors import DamagedError, LocationError, SpecMismatchError
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
 from trakstore.storage.numbered import highest, publish_numbered, stored_numbers
@@ -90,8 +91,8 @@ class Claim:
             When it is none.
         """
         try:
-            found = cls(**attributes(document, where))
-        except TypeError as error:
+            found = cls(**fields(attributes(document, "it"), _CLAIM, what="it"))
+        except (DamagedError, SpecMismatchError) as error:
             raise DamagedError(f"{where} does not say who writes ({error}); remove it") from error
         if found.place != where:
             raise DamagedError(f"{where} is the claim of {found.place!r:.80}; remove it")
@@ -103,6 +104,14 @@ class Claim:
 
     def __str__(self) -> str:
         return f"{self.what} by process {self.process} on {self.host}, since {self.since}"
+
+
+_CLAIM = {
+    **dict.fromkeys(("place", "what", "host", "machine", "since", "writing"), text()),
+    **dict.fromkeys(("process", "born", "renewed"), whole()),
+    "known": made_by(dict, "named values"),
+    "ended": one_of(True, False),
+}
 
 
 @contextmanager

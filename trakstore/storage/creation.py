@@ -6,13 +6,13 @@ decides, and whoever differs in more than the shape of blocks is refused.
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from trakstore.documents import parsed
 from trakstore.errors import DamagedError, SpecMismatchError, told_of
 from trakstore.planning import BlockShape, block_shape
 from trakstore.spec import SplitSpec, check_equal
@@ -56,6 +56,8 @@ def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec
     """
     path, put = layout.split_path(epoch, split), location.put_if_absent
     proposed = replace(wanted, nonce=secrets.randbits(32))
+    with told_of(f"{split} at epoch {epoch} cannot be stored"):
+        SplitSpec.from_dict(proposed.to_dict())  # as whoever reads it will
     put(layout.document_key(layout.epoch_path(epoch)), group_document({}))
     settled = put(layout.document_key(path), split_document(path, proposed))
     with told_of(str(location)):
@@ -78,6 +80,6 @@ def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec
 
 def _without_shape(document: bytes) -> dict[str, Any]:
     try:
-        return {**json.loads(document), "shape": None}
-    except (ValueError, TypeError) as error:
+        return {**parsed(document), "shape": None}
+    except TypeError as error:
         raise DamagedError(f"an array's metadata document is damaged ({error})") from error

@@ -26,7 +26,8 @@ import re
 from collections.abc import Iterable
 from typing import TypeAlias, cast
 
-from trakstore.errors import TrakStoreError
+from trakstore.documents import NAME
+from trakstore.errors import DamagedError, TrakStoreError
 from trakstore.quantities import as_whole, is_whole
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "as_epoch",
     "as_epochs",
     "as_splits",
+    "check_key",
     "check_name",
     "claims_path",
     "document_key",
@@ -74,7 +76,6 @@ MASKS = "_masks"  # no epoch can have these two names, whatever the format
 CLAIMS = "_claims"
 RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS})
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")
 _DIGITS = 19  # of the number of an epoch: as many as int64 has
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
 # what writers that run, or were killed, have: our temporary files and zarr's, and obstore's
@@ -93,12 +94,30 @@ def check_name(name: str, what: str) -> str:
     trakstore.errors.TrakStoreError: '../train' cannot name a split: names begin with a letter and \
 have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or is_leftover(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name) or is_leftover(name):
+        told = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:100]}..."
         raise TrakStoreError(
-            f"{name!r} cannot name {_article(what)} {what}: names begin with a letter "
+            f"{told} cannot name {_article(what)} {what}: names begin with a letter "
             f"and have letters, digits and _ . + = - only, 100 at most, and do not end in .partial"
         )
     return name
+
+
+def check_key(key: str) -> str:
+    """``key`` if it leads to a place in the store and nowhere else; ``""`` is the store itself.
+
+    Examples
+    --------
+    >>> check_key("0/train/zarr.json")
+    '0/train/zarr.json'
+    >>> check_key("0/../../other")
+    Traceback (most recent call last):
+    trakstore.errors.DamagedError: '0/../../other' is no key of a store: it leads out of it
+    """
+    parts = key.split("/") if key else ()
+    if any(part in ("", ".", "..") for part in parts) or "\\" in key or "\0" in key:
+        raise DamagedError(f"{key!r} is no key of a store: it leads out of it")
+    return key
 
 
 def _article(what: str) -> str:

@@ -8,102 +8,60 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import time
-import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 from zarr.abc.store import Store, SuffixByteRequest
 from zarr.core import sync as zarr_sync
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from trakstore.errors import NO_THREADS, LocationError, TrakStoreError, lacks_threads
+from trakstore.errors import NO_THREADS, DamagedError, LocationError, TrakStoreError, lacks_threads
 from trakstore.storage.buffers import chunk_buffer
+from trakstore.storage.chunks import check_size
+from trakstore.storage.layout import check_key, document_key
+from trakstore.storage.local import DurableLocalStore
 
-__all__ = ["Location", "Where", "open_location"]
+__all__ = ["DOCUMENT_BYTES", "Location", "Where", "fetch", "open_location"]
 
 _T = TypeVar("_T")
 
+DOCUMENT_BYTES = 8 * 2**20  # most of a document,
+VALUE_BYTES = 2**30  # and of any other value that nobody says more about
 RESTS = (0.0, 0.2, 1.0)  # seconds before each attempt to write a key that is absent
 
 
-class DurableLocalStore(LocalStore):
-    """A local store whose ``set`` returns when the bytes would survive a power loss.
+@runtime_checkable
+class _Bounded(Protocol):
+    """A zarr store that looks at the size of a value before it reads it."""
 
-    As in zarr's own store, a value is written to a temporary file and renamed; here the file is
-    flushed before and the folders after.
+    async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
+        """The value at ``key``; raises :class:`DamagedError` for more than ``most`` bytes."""
+
+
+async def fetch(store: Store, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
+    """The value at ``key``, or ``None``; more than ``most`` bytes are not read where that is possible.
+
+    Raises
+    ------
+    DamagedError
+        When there are more.
     """
-
-    _supports_sync_io = False  # zarr's synchronous pipeline would pass by what is below
-
-    # zarr's own ways to open make the folder: a store has none before its first document is written
-    async def _open(self) -> None:  # type: ignore[override]
-        await Store._open(self)
-
-    async def _ensure_open(self) -> None:
-        await Store._ensure_open(self)
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write a value durably."""
-        self._check_writable()
-        await asyncio.to_thread(self.write, key, [value.as_buffer_like()])
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write a value durably unless the key exists; of several at once exactly one wins."""
-        self._check_writable()
-        await asyncio.to_thread(self.write, key, [value.as_buffer_like()], replace=False)
-
-    def write(
-        self, key: str, parts: Iterable[Any], *, replace: bool = True, flush: bool = True
-    ) -> None:
-        """Write the parts of a value, whole or not at all; or leave it to the system to flush."""
-        path = self.root / key
-        made = _make_folders(path.parent)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            with temporary.open("xb") as file:
-                file.writelines(parts)
-                if flush:
-                    file.flush()
-                    os.fsync(file.fileno())
-            if replace:
-                temporary.replace(path)
-            else:
-                _link_unless_there(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if flush:
-            for folder in (path.parent, *(one.parent for one in made)):
-                _sync_folder(folder)
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; the ones that were not there before."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _link_unless_there(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if isinstance(store, _Bounded):
+        return await store.get_at_most(key, prototype, most)
+    found = await store.get(key, prototype)
+    if found is not None:
+        check_size(key, len(found), most)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,16 +72,32 @@ class Location:
     ----------
     address : str
         A path or URL that opens the place again, or a description where there is none.
-    store : zarr.abc.store.Store
-        The zarr store behind it.
+    opened : zarr.abc.store.Store or None
+        The zarr store behind it; None in a process that it was sent to, which opens it at first use:
+        what fails then is a task, not the process.
+    reopens : bool
+        Whether the address opens it.
     """
 
     address: str
-    store: Store
+    opened: Store | None
     reopens: bool = True
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (open_location, (self.address if self.reopens else self.store,))
+        return (Location, (self.address, None if self.reopens else self.opened, self.reopens))
+
+    @cached_property
+    def store(self) -> Store:
+        """The zarr store behind it."""
+        if self.opened is not None:
+            return self.opened
+        try:
+            return open_location(self.address).store
+        except LocationError as error:
+            raise LocationError(
+                f"{error} (in process {os.getpid()} of {platform.node()}); every worker has to see "
+                f"the store at this place"
+            ) from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Location) and self._identity == other._identity
@@ -138,51 +112,64 @@ class Location:
     def __str__(self) -> str:
         return self.address
 
-    def get(self, key: str) -> bytes | None:
-        """The bytes at ``key``, or ``None``."""
-        found = self._run(self.store.get(key, default_buffer_prototype()))
+    def get(self, key: str, most: int | None = None) -> bytes | None:
+        """The bytes at ``key``, or ``None``.
+
+        Raises
+        ------
+        DamagedError
+            When it is no regular file, or has more than ``most`` bytes; nothing is read then.
+        """
+        bound = (DOCUMENT_BYTES if _is_document(key) else VALUE_BYTES) if most is None else most
+        work = fetch(self.store, check_key(key), default_buffer_prototype(), bound)
+        found = self._run(work)
         return None if found is None else found.to_bytes()
 
-    def get_chunk(self, key: str) -> bytes | NDArray[np.uint8] | None:
+    def get_chunk(self, key: str, most: int | None = None) -> bytes | NDArray[np.uint8] | None:
         """As :meth:`get`, and without a copy where keys are files: for chunks, which are large.
 
         Files become arrays: see :mod:`trakstore.storage.buffers`.
         """
-        if not isinstance(self.store, LocalStore):
-            return self.get(key)
-        try:
-            with (self.store.root / key).open("rb") as file:
-                content = chunk_buffer(os.fstat(file.fileno()).st_size)
-                return content[: file.readinto(content.data)]
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
+        if not isinstance(self.store, DurableLocalStore):
+            return self.get(key, most)
+        with self.store.reading(key, VALUE_BYTES if most is None else most) as file:
+            if file is None:
+                return None
+            content = chunk_buffer(os.fstat(file.fileno()).st_size)
+            return content[: file.readinto(content.data)]
 
     def put_chunk(self, key: str, *parts: bytes) -> None:
         """Write parts as one value, whole or not at all; files are left to the system to flush."""
         if not isinstance(self.store, DurableLocalStore):
-            self.put({key: b"".join(parts)})
+            self.put({check_key(key): b"".join(parts)})
             return
         try:
             self.store.write(key, parts, flush=False)
+        except DamagedError:
+            raise
         except OSError as error:
             raise LocationError(f"{self}: {error}") from error
 
     def get_tails(self, keys: list[str], size: int) -> list[bytes | None]:
         """The last ``size`` bytes at each key, or ``None``."""
 
+        store, checked = self.store, [check_key(key) for key in keys]
+
         async def tails() -> list[Buffer | None]:
             suffix = SuffixByteRequest(size)
             prototype = default_buffer_prototype()
-            return await asyncio.gather(*(self.store.get(k, prototype, suffix) for k in keys))
+            return await asyncio.gather(*(store.get(k, prototype, suffix) for k in checked))
 
         return [None if one is None else one.to_bytes() for one in self._run(tails())]
 
     def put(self, values: Mapping[str, bytes]) -> None:
         """Write values, several at a time; each is there whole or not at all."""
         buffer = default_buffer_prototype().buffer
+        store = self.store
+        checked = {check_key(key): buffer.from_bytes(one) for key, one in values.items()}
 
         async def write() -> None:
-            writes = (self.store.set(key, buffer.from_bytes(one)) for key, one in values.items())
+            writes = (store.set(key, one) for key, one in checked.items())
             # all end before the first error is raised: nothing is written behind the caller's back
             for result in await asyncio.gather(*writes, return_exceptions=True):
                 if isinstance(result, BaseException):
@@ -197,7 +184,7 @@ class Location:
             if (existing := self.get(key)) is not None:
                 return existing
             time.sleep(rest)
-            self._run(self.store.set_if_not_exists(key, buffer), making=True)
+            self._run(self.store.set_if_not_exists(check_key(key), buffer), making=True)
         settled = self.get(key)
         if settled is None:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
@@ -206,28 +193,36 @@ class Location:
     def delete(self, keys: list[str]) -> None:
         """Delete keys; those that are not there are passed over."""
 
+        store, checked = self.store, [check_key(key) for key in keys]
+
         async def remove() -> None:
-            await asyncio.gather(*(self.store.delete(key) for key in keys))
+            await asyncio.gather(*(store.delete(key) for key in checked))
 
         self._run(remove())
 
     def delete_folder(self, prefix: str) -> None:
         """Delete everything below ``prefix``."""
-        self._run(self.store.delete_dir(prefix))
+        self._run(self.store.delete_dir(check_key(prefix)))
 
     def names(self, prefix: str) -> list[str]:
         """Names just below ``prefix``, sorted; temporary files of writers may be among them."""
 
+        store = self.store
+        check_key(prefix)
+
         async def listing() -> list[str]:
-            return [name async for name in self.store.list_dir(prefix)]
+            return [name async for name in store.list_dir(prefix)]
 
         return sorted(self._run(listing()))
 
     def find(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
         """Keys anywhere below ``folder`` that are wanted, sorted."""
 
+        store = self.store
+        check_key(folder)
+
         async def listing() -> list[str]:
-            return [key async for key in self.store.list_prefix(f"{folder}/") if wanted(key)]
+            return [key async for key in store.list_prefix(f"{folder}/") if wanted(key)]
 
         return sorted(self._run(listing()))
 
@@ -256,6 +251,10 @@ def _forget_loop() -> None:
     if loop is not None and thread is not None and not thread.is_alive():
         zarr_sync.loop[0] = zarr_sync.iothread[0] = None
         loop.close()
+
+
+def _is_document(key: str) -> bool:
+    return key.rpartition("/")[2] == document_key("")
 
 
 Where: TypeAlias = str | os.PathLike[str] | Store | Location
@@ -305,17 +304,22 @@ def open_location(where: Where, *, create: bool = False) -> Location:
         )
     try:
         path = Path(unquote(name)) if separator else Path(address).expanduser()
+        os.fsencode(path)
         return _open_folder(path.absolute(), create)
-    except LocationError:
+    except TrakStoreError:
         raise
     except RuntimeError as error:  # there is no such user
         raise LocationError(f"{address} leads to no home folder: give the whole path") from error
     except OSError as error:
         raise LocationError(f"{address} cannot be a place: {_reason(error, address)}") from error
+    except ValueError as error:  # a character that no path has
+        raise LocationError(f"{address} names no place ({error}); give another path") from error
 
 
 def _patient(store: Store) -> Store:
-    """zarr's own store on obstore with trakstore's way of writing, trying again and failing."""
+    """zarr's own stores with trakstore's way of reading, writing, trying again and failing."""
+    if type(store) is LocalStore:
+        return DurableLocalStore(store.root, read_only=store.read_only)
     if type(store) is not ObjectStore:
         return store
     from trakstore.storage.objects import SinglePutStore

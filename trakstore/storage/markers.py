@@ -14,6 +14,7 @@ import numpy as np
 from trakstore.errors import DamagedError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
+from trakstore.storage.arrays import marker_entries
 from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.locations import Location
 
@@ -77,7 +78,7 @@ def marker_of(
 
 
 def _parsed(location: Location, key: str, spec: SplitSpec) -> Marker:
-    content = location.get_chunk(key)
+    content = location.get_chunk(key, TAIL * (marker_entries(spec) + 1))
     if content is None:
         raise DamagedError(
             f"{location}: {key} is missing: the block is not committed, or was dropped or repaired "

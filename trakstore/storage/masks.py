@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, LocationError
+from trakstore.documents import anything, each, entries, fields, text, whole
+from trakstore.errors import DamagedError, LocationError, SpecMismatchError
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
 from trakstore.storage.numbered import publish_numbered
@@ -35,6 +36,8 @@ __all__ = [
 
 ATTEMPTS = 100
 _KEPT = ".kept"
+_MOST_ROWS = 2**28  # of a mask, which is held in memory
+_PIECE = 2**16  # bytes
 
 Positions = NDArray[np.int64]
 
@@ -179,15 +182,24 @@ def _parsed(document: bytes, path: str, number: int) -> Masks:
     if found.get("place") != f"{path}/{number}":
         raise DamagedError(f"{path}/{number} holds the document of {found.get('place')!r:.80}")
     try:
-        entries = {
-            epoch: MaskEntry(
-                told["nonce"], told["rows"], _unpacked(found["masks"][told["mask"]], told["rows"])
-            )
-            for epoch, told in found["epochs"].items()
-        }
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, zlib.error) as error:
+        known = fields(found, _MASKS)
+        masks, made = known["masks"], dict[str, MaskEntry]()
+        for epoch, told in known["epochs"]:
+            own = fields(told, _ENTRY, what="an epoch")
+            positions = _unpacked(masks[own["mask"]], own["rows"])
+            made[epoch] = MaskEntry(own["nonce"], own["rows"], positions)
+    except (DamagedError, SpecMismatchError, ValueError, IndexError, zlib.error) as error:
         raise DamagedError(f"{path}/{number} is no list of rows to leave out ({error})") from error
-    return Masks(number, entries)
+    return Masks(number, made)
+
+
+_MASKS = {
+    "place": text(),
+    "writing": text(),
+    "masks": each(anything()),
+    "epochs": entries(text(), anything()),
+}
+_ENTRY = {"nonce": whole(0, 2**32 - 1), "rows": whole(1, _MOST_ROWS), "mask": whole()}
 
 
 def _unpacked(text: str, rows: int) -> Positions:
@@ -195,5 +207,8 @@ def _unpacked(text: str, rows: int) -> Positions:
     packed = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size)
     if len(packed) != size:
         raise ValueError(f"{len(packed)} bytes for {rows} rows")
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=rows, bitorder="little")
-    return np.flatnonzero(bits).astype(np.int64)
+    content, found = np.frombuffer(packed, np.uint8), [np.empty(0, dtype=np.int64)]
+    for first in range(0, size, _PIECE):  # not all bits at once, which take eight times as much
+        bits = np.unpackbits(content[first : first + _PIECE], bitorder="little")
+        found.append(np.flatnonzero(bits[: rows - 8 * first]) + 8 * first)
+    return np.concatenate(found)

@@ -13,11 +13,11 @@ import os
 import random
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -28,12 +28,13 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 from obstore.store import from_url
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from trakstore.errors import LocationError
+from trakstore.storage.chunks import check_size
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -56,12 +57,14 @@ RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=24
 RETRIES_AT_OPENING: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
 ATTEMPTS = 4  # of an operation, with all retries of its requests
 REST = 0.1  # seconds between attempts, doubled each time
+PAGE = 1000  # keys of a listing that are asked for at once
 PATIENCE = 60.0  # seconds after which no further attempt is made
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 _SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
 _URL = re.compile(rf"(?P<scheme>{'|'.join(SCHEMES)})://(?P<bucket>[^/@?#]+)(/[^@?#]*)?")
 _T = TypeVar("_T")
+_Settings: TypeAlias = tuple[tuple[str, str], ...]
 _users: set[int] = set()  # processes that used obstore since the first of them was started
 
 
@@ -72,26 +75,57 @@ class SinglePutStore(ObjectStore[Any]):
     parts when a process is killed.
     """
 
-    def __init__(self, store: Any, *, read_only: bool = False, url: str | None = None) -> None:
-        super().__init__(store, read_only=read_only)
-        self.url = url
+    def __init__(
+        self,
+        store: Any,
+        read_only: bool = False,
+        *,
+        url: str | None = None,
+        build: Callable[[], Any] | None = None,
+    ) -> None:
+        Store.__init__(self, read_only=read_only)
+        self.url, self._store, self._build = url, store, build
         self.address = url or str(store)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As the URL: obstore's own stores pickle with the credentials that they were given."""
+        """As the URL: obstore's own stores pickle with the credentials that they were given.
+
+        A process that it is sent to opens the URL at first use, so that what fails is a task.
+        """
         if self.url is None:
-            return super().__reduce_ex__(protocol)
-        return open_url, (self.url, self.read_only)
+            return type(self), (self.store, self.read_only)
+        return _at_url, (self.url, self.read_only)
+
+    @property
+    def store(self) -> Any:
+        """obstore's own."""
+        if self._store is None and self._build is not None:
+            self._store = self._build()
+        return self._store
 
     def with_read_only(self, read_only: bool = False) -> Self:
         """The same store, to be written or not."""
-        return type(self)(self.store, read_only=read_only, url=self.url)
+        return type(self)(self._store, read_only, url=self.url, build=lambda: self.store)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """The value at ``key``, or a part of it; ``None`` when there is none."""
         return await self._trying(partial(super().get, key, prototype, byte_range))
+
+    async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
+        """As :meth:`get`; raises :class:`DamagedError` for more bytes, without reading them."""
+
+        async def whole() -> Buffer | None:
+            try:
+                reply = await obstore.get_async(self.store, key)
+            except FileNotFoundError:
+                return None
+            check_size(key, reply.meta["size"], most)
+            content: Any = await reply.bytes_async()
+            return prototype.buffer.from_bytes(content)
+
+        return await self._trying(whole)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a value in one request."""
@@ -116,27 +150,41 @@ class SinglePutStore(ObjectStore[Any]):
 
     async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
         """Names just below ``prefix``."""
-        call = partial(obstore.list_with_delimiter_async, self.store, prefix=prefix)
-        found = await self._trying(call)
+        found = await self._trying(
+            lambda: obstore.list_with_delimiter_async(self.store, prefix=prefix)
+        )
         paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         for path in paths:
             yield path.rpartition("/")[2]
 
     async def _list(self, prefix: str | None = None) -> AsyncGenerator[ObjectMeta, None]:
-        with _explained(self.address):
-            async for one in super()._list(prefix):
+        """All below a prefix; a page that breaks off is asked for again, those before it are not."""
+        after: str | None = None
+        while True:
+            page = await self._trying(partial(self._page, prefix, after))
+            for one in page:
                 yield one
+            if len(page) < PAGE:
+                return
+            after = page[-1]["path"]
+
+    async def _page(self, prefix: str | None, after: str | None) -> Sequence[ObjectMeta]:
+        listed = obstore.list(self.store, prefix, offset=after, chunk_size=PAGE)
+        async for page in listed:
+            return page
+        return ()
 
     async def _put(self, key: str, value: Buffer, mode: Literal["create", "overwrite"]) -> None:
         self._check_writable()
         data = value.as_buffer_like()
-        put = partial(obstore.put_async, self.store, key, data, mode=mode, use_multipart=False)
-        await self._trying(put)
+        await self._trying(
+            lambda: obstore.put_async(self.store, key, data, mode=mode, use_multipart=False)
+        )
 
     async def _trying(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Await ``call()``, again after failures that may pass.
 
-        obstore itself retries requests, but not listings that break off, nor conditional writes
+        obstore itself retries requests, but not replies that break off, nor conditional writes
         that time out; all that is done here may be done twice.
         """
         _refuse_fork()
@@ -174,23 +222,41 @@ def open_url(url: str, read_only: bool = False) -> SinglePutStore:
             "a URL in object storage is s3://bucket/prefix, gs://bucket/prefix or "
             "az://container/prefix; credentials are taken from the environment, never from it"
         )
-    settings = {name: text for name, text in os.environ.items() if name.startswith(_SETTINGS)}
-    store = _opened(url, tuple(sorted(settings.items())))
+    _check_opens(url, _settings())
+    return _at_url(url, read_only)
+
+
+def _at_url(url: str, read_only: bool = False) -> SinglePutStore:
+    """As :func:`open_url`, without a request."""
+    store = _made(url, _settings())
     return store.with_read_only(True) if read_only else store
 
 
+def _settings() -> _Settings:
+    told = {name: text for name, text in os.environ.items() if name.startswith(_SETTINGS)}
+    return tuple(sorted(told.items()))
+
+
 @lru_cache(maxsize=64)
-def _opened(url: str, settings: tuple[tuple[str, str], ...]) -> SinglePutStore:
+def _made(url: str, settings: _Settings) -> SinglePutStore:
+    return SinglePutStore(None, url=url, build=partial(_built, url, settings, RETRIES))
+
+
+@lru_cache(maxsize=64)
+def _check_opens(url: str, settings: _Settings) -> None:
     _refuse_fork()
+    hasty = _built(url, settings, RETRIES_AT_OPENING)
+    sync(_check(SinglePutStore(hasty, url=url)))
+
+
+def _built(url: str, settings: _Settings, retries: RetryConfig) -> Any:
     environment = dict(settings)
     plain = any(environment.get(name, "").startswith("http://") for name in _ENDPOINTS)
     options: dict[str, Any] = {"client_options": {**TIMEOUTS, "allow_http": plain}}
     if url.startswith("s3:"):
         options["credential_provider"] = _credentials(url, environment)
     with _explained(url):
-        hasty = from_url(url, retry_config=RETRIES_AT_OPENING, **options)
-        sync(_check(SinglePutStore(hasty, url=url)))
-        return SinglePutStore(from_url(url, retry_config=RETRIES, **options), url=url)
+        return from_url(url, retry_config=retries, **options)
 
 
 def _refuse_fork() -> None:
@@ -249,6 +315,12 @@ def _explanation(address: str, error: Exception) -> str:
             f"no credentials for {address} in the environment, nor from the machine ({reason})"
             f"{files if address.startswith('s3:') else ''}"
         )
+    if re.search("status code: 501|NotImplemented", told):
+        return (
+            f"the service of {address} lacks a request that trakstore needs ({reason}): to write only "
+            f"where nothing is (If-None-Match), so that several writers do no harm; take a service "
+            f"that has it, or a local folder, and copy that"
+        )
     denied = isinstance(error, (PermissionDeniedError, UnauthenticatedError))
     if denied or re.search("status code: 40[13]", told):  # listings have no type of their own
         return f"access to {address} was denied ({reason}); check credentials and permissions"
@@ -282,5 +354,5 @@ def _reason(text: str) -> str:
 def _may_pass(error: BaseException | None) -> bool:
     """Whether it is worth trying again: not after a refusal, or a request that cannot be right."""
     told = str(error).partition("\n\n")[0]
-    refused = re.search("status code: 4(?!08|09|29)|redirect|builder error", told)
+    refused = re.search("status code: (4(?!08|09|29)|501)|redirect|builder error", told)
     return isinstance(error, GenericError) and not refused

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_you_mean
+from trakstore.documents import anything, each, fields, made_by, text, whole
+from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_you_mean, told_of
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype
 from trakstore.storage.locations import Location
 from trakstore.storage.saved import SavedArray
 from trakstore.storage.tables import (
+    ARRAYS,
+    PLACE,
     begin_table,
     publish_table,
     read_table,
@@ -22,7 +25,15 @@ from trakstore.storage.tables import (
     table_names,
 )
 
-__all__ = ["MEASURES", "RecordPart", "TrainingRun", "add_part", "next_order", "record_parts"]
+__all__ = [
+    "MEASURES",
+    "RecordPart",
+    "TrainingRun",
+    "add_part",
+    "next_order",
+    "read_record",
+    "record_parts",
+]
 
 MEASURES = ("loss", "confidence", "correct", "margin", "el2n")
 _CHUNK = 2**18  # rows
@@ -160,14 +171,31 @@ def _parts(location: Location, split: str) -> list[RecordPart]:
     for name in table_names(location, top):
         path = f"{top}/{name}"
         if told := read_table(location, path):
-            try:
-                run = TrainingRun(**told["run"])
-                numbers = (int(told["number"]), int(told["first_epoch"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise DamagedError(f"{location}: {path} is no part of a run ({error})") from error
-            arrays = tuple(table_arrays(told).values())
-            found.append(RecordPart(location, path, run, *numbers, arrays))
+            found.append(read_record(location, path, told))
     return sorted(found, key=lambda one: (one.first_epoch, one.run.sort_key, one.number))
+
+
+_RUN = {"name": text(), "started": text(), "rank": whole(), "order": whole()}
+_PART = {
+    "run": made_by(lambda told: TrainingRun(**fields(told, _RUN, ("order",), "a run")), "a run"),
+    "number": whole(),
+    "first_epoch": whole(),
+    "measures": each(text()),
+    ARRAYS: anything(),
+    PLACE: text(),
+}
+
+
+def read_record(location: Location, path: str, told: Mapping[str, Any]) -> RecordPart:
+    """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
+    with told_of(f"{location}: {path}"):
+        known, arrays = fields(told, _PART, (PLACE,)), table_arrays(told)
+        rows = {name: array.shape for name, array in arrays.items()}
+        count = rows.get("sample_id", (0,))[:1]
+        if rows != {"sample_id": count, "epoch": count, "measures": (*count, len(MEASURES))}:
+            raise DamagedError(f"its arrays have shapes {rows}, which do not fit together")
+    numbers = (known["number"], known["first_epoch"])
+    return RecordPart(location, path, known["run"], *numbers, tuple(arrays.values()))
 
 
 def _splits(location: Location) -> Sequence[str]:

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, NotFoundError, did_you_mean
+from trakstore.documents import anything, entries, fields, text, whole
+from trakstore.errors import DamagedError, NotFoundError, did_you_mean, told_of
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
 from trakstore.storage.saved import SavedArray, begin_group
 from trakstore.storage.tables import (
+    ARRAYS,
+    PLACE,
     begin_table,
     publish_table,
     read_table,
@@ -21,7 +24,15 @@ from trakstore.storage.tables import (
     table_names,
 )
 
-__all__ = ["ModelPart", "add_models", "begin_set", "missing_set", "model_parts", "sets_of_models"]
+__all__ = [
+    "ModelPart",
+    "add_models",
+    "begin_set",
+    "missing_set",
+    "model_parts",
+    "read_models",
+    "sets_of_models",
+]
 
 
 @dataclass(frozen=True)
@@ -110,12 +121,30 @@ def model_parts(location: Location, name: str) -> list[ModelPart]:
     for part in table_names(location, top):
         path = f"{top}/{part}"
         if told := read_table(location, path):
-            try:
-                numbers = (int(told["first"]), int(told["count"]), dict(told["plan"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise DamagedError(f"{location}: {path} holds no models ({error})") from error
-            found.append(ModelPart(location, path, *numbers, tuple(table_arrays(told).values())))
+            found.append(read_models(location, path, told))
     return sorted(found, key=lambda one: one.first)
+
+
+_PART = {
+    "first": whole(),
+    "count": whole(1),
+    "plan": entries(text(), anything()),
+    ARRAYS: anything(),
+    PLACE: text(),
+}
+
+
+def read_models(location: Location, path: str, told: Mapping[str, Any]) -> ModelPart:
+    """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
+    with told_of(f"{location}: {path}"):
+        known, arrays = fields(told, _PART, (PLACE,)), table_arrays(told)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        right = {"subset", "output"} <= shapes.keys() <= {"subset", "output", "predicted"}
+        right = right and all(len(s) == 2 and s[0] == known["count"] for s in shapes.values())
+        if not right or shapes.get("predicted", shapes["output"]) != shapes["output"]:
+            raise DamagedError(f"its arrays have shapes {shapes}, which do not fit together")
+    numbers = (known["first"], known["count"], dict(known["plan"]))
+    return ModelPart(location, path, *numbers, tuple(arrays.values()))
 
 
 def sets_of_models(location: Location) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trakstore.errors import LocationError, SpecMismatchError
+from trakstore.documents import anything, fields, whole
+from trakstore.errors import LocationError, SpecMismatchError, told_of
 from trakstore.spec import FORMAT_VERSION, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.locations import Location
@@ -34,7 +35,9 @@ def read_root(document: bytes, location: Location) -> StoreSpec:
             f"pip install --upgrade trakstore"
         )
     checked = attributes(document, where)[_KIND]
-    return StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
+    with told_of(where):
+        fields(checked, {**dict.fromkeys(checked, anything()), "format": whole(1)})
+        return StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
 
 
 def read_format(document: bytes) -> int:

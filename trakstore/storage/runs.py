@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from trakstore.errors import DamagedError
+from trakstore.documents import NAME, entries, fields, made_by, text, whole
+from trakstore.errors import DamagedError, SpecMismatchError
 from trakstore.storage import layout
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
@@ -26,14 +27,10 @@ __all__ = [
     "list_planned",
     "list_runs",
     "now",
-    "read_run",
     "record_run",
 ]
 
 PLANNED = "planned"  # the last part of the name of a run that is still to come
-
-_TEXTS = ("split", "job", "began", "ended", "device")
-_COUNTS = ("rank", "world_size", "rows", "blocks")
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,28 @@ class Run:
     rows: int
     blocks: int
     versions: dict[str, str]
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Run:
+        """From the attributes of a record.
+
+        Raises
+        ------
+        DamagedError
+            When a field has a value that no run has.
+        """
+        return cls(
+            **{**fields(document, _RUN, what="the record"), "versions": document["versions"]}
+        )
+
+
+_RUN = {
+    "epoch": made_by(layout.as_epoch, "an epoch"),
+    "split": text(NAME),
+    **dict.fromkeys(("job", "began", "ended", "device"), text()),
+    **dict.fromkeys(("rank", "world_size", "rows", "blocks"), whole()),
+    "versions": entries(text(), text()),
+}
 
 
 def library_versions() -> dict[str, str]:
@@ -115,28 +134,6 @@ def _records(location: Location, planned: bool) -> Iterator[Run]:
         document = location.get(layout.document_key(path))
         try:
             if document is not None:
-                yield read_run(document, path)
-        except DamagedError as error:
-            warnings.warn(f"{error}; it is left out: no number depends on it", stacklevel=2)
-
-
-def read_run(document: bytes, path: str) -> Run:
-    """The record in a document; what a later version adds to records is passed over.
-
-    Raises
-    ------
-    DamagedError
-        When it is no such record.
-    """
-    told = attributes(document, path)
-    named: dict[str, Any] = {field.name: told.get(field.name) for field in fields(Run)}
-    texts = all(isinstance(named[name], str) for name in _TEXTS)
-    counts = all(type(named[name]) is int for name in _COUNTS)
-    epoch, versions = named["epoch"], named["versions"]
-    if not (texts and counts and type(epoch) in (int, str) and _of_texts(versions)):
-        raise DamagedError(f"{path} is not the record of a run")
-    return Run(**named)
-
-
-def _of_texts(versions: object) -> bool:
-    return isinstance(versions, dict) and all(isinstance(one, str) for one in versions.values())
+                yield Run.from_dict(attributes(document, path))
+        except (DamagedError, SpecMismatchError) as error:
+            warnings.warn(f"{path}: {error}; it is left out: no number depends on it", stacklevel=2)

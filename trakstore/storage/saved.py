@@ -21,12 +21,14 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
+from trakstore.documents import NAME, each, fields, made_by, one_of, text, whole
 from trakstore.errors import DamagedError, LocationError
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_document, fill_value
 from trakstore.storage.checks import Finding
 from trakstore.storage.checksums import TAIL, intact, tail_of
-from trakstore.storage.locations import Location
+from trakstore.storage.chunks import ChunkForm
+from trakstore.storage.locations import Location, fetch
 from trakstore.storage.splits import group_document
 
 __all__ = ["UNFINISHED", "SavedArray", "begin_group"]
@@ -72,17 +74,13 @@ class SavedArray:
         DamagedError
             When it is no such entry.
         """
-        try:
-            values: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in told.items()
-            }
-            if "tails" in values:
-                values["tails"] = base64.b64decode(values["tails"], validate=True)
-            made = cls(**values)
-            known = made.tails is None or len(made.tails) == TAIL * math.prod(made.grid)
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise DamagedError(f"{told!r:.80} describes no array ({error})") from error
-        if not known:
+        made = cls(**fields(told, _ARRAY, ("tails",), "a saved array"))
+        if not _fits_together(made):
+            raise DamagedError(
+                f"a saved array {made.name} of shape {made.shape} in chunks of {made.chunks} is none "
+                f"that any writer makes"
+            )
+        if made.tails is not None and len(made.tails) != TAIL * math.prod(made.grid):
             raise DamagedError(f"array {made.name} has another number of chunks than checksums")
         return made
 
@@ -182,27 +180,76 @@ class SavedArray:
         """Whether its document and every chunk of its grid are there and as they were written."""
         path = f"{group}/{self.name}"
         document = layout.document_key(path)
-        if location.get(document) != self.document:
+        known, missing = {document}, 0
+        try:
+            there = location.find(path, lambda _: True)
+            found = location.get(document)
+        except DamagedError as error:
+            yield Finding("foreign", path, str(error))
+            return
+        if found != self.document:
             yield Finding("document", document, "is missing, damaged or disagrees with the group's")
-        keys = list(self.keys(group))
-        for at, key in enumerate(keys):
-            value = location.get(key)
-            if value is None:
-                yield Finding("missing", key, "is missing")
-            elif not intact(value) or not self._whole(value):
-                yield Finding("damaged", key, "does not have its checksum or its length")
-            elif (
-                self.tails is not None and value[-TAIL:] != self.tails[TAIL * at : TAIL * (at + 1)]
-            ):
-                yield Finding("foreign", key, "is sound but is not the chunk that was written here")
-        known = {*keys, document}
-        for key in location.find(path, lambda one: one not in known):
-            if not layout.is_leftover(key):
+        for at, key in enumerate(self.keys(group)):
+            known.add(key)
+            finding = self._wrong(location, key, at)
+            missing += finding is not None and finding.kind == "missing"
+            if missing > len(there) + _MOST_MISSING:
+                yield Finding(
+                    "missing", f"{path}/c", f"lacks most of {math.prod(self.grid)} chunks"
+                )
+                return
+            if finding is not None:
+                yield finding
+        for key in there:
+            if key not in known and not layout.is_leftover(key):
                 yield Finding("foreign", key, "is not part of the array; remove it by hand")
 
-    def _whole(self, value: bytes) -> bool:
-        count = math.prod(self.chunks)
-        return self.dtype == "str" or len(value) == count * np.dtype(self.dtype).itemsize + TAIL
+    def _wrong(self, location: Location, key: str, at: int) -> Finding | None:
+        """What is wrong with a chunk, the so manieth of its grid."""
+        form = ChunkForm.of(self.document)
+        try:
+            value = location.get(key, form.most)
+            if value is None:
+                return Finding("missing", key, "is missing")
+            form.check(key, value)
+        except DamagedError as error:
+            return Finding("damaged", key, str(error).removeprefix(f"{key} "))
+        if not intact(value):
+            return Finding("damaged", key, "does not have its checksum")
+        if self.tails is not None and value[-TAIL:] != self.tails[TAIL * at : TAIL * (at + 1)]:
+            return Finding("foreign", key, "is sound but is not the chunk that was written here")
+        return None
+
+
+def _decoded(text: Any) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+_SIZES = each(whole(0, 2**53))
+_ARRAY = {
+    "name": text(NAME),
+    "dtype": one_of(
+        *("float64", "float32", "float16", "int64", "int32", "uint64", "uint32", "uint8", "bool"),
+        "str",
+    ),
+    "shape": _SIZES,
+    "chunks": _SIZES,
+    "dimensions": each(text()),
+    "tails": made_by(_decoded, "checksums in base64"),
+}
+_MOST_MISSING = 1000  # chunks that are told one by one
+_MOST_CHUNKS, _MOST_CHUNK_BYTES = 2**22, 2**30
+
+
+def _fits_together(array: SavedArray) -> bool:
+    """Whether an array has a chunk shape, and no more and no larger chunks than writers make."""
+    shape, chunks = array.shape, array.chunks
+    return (
+        1 <= len(shape) == len(chunks) == len(array.dimensions) <= 3
+        and min(chunks) > 0
+        and math.prod(array.grid) <= _MOST_CHUNKS
+        and ChunkForm.of(array.document).most <= _MOST_CHUNK_BYTES
+    )
 
 
 @dataclass(frozen=True)
@@ -240,12 +287,14 @@ class StrictStore(WrapperStore[Store]):
 
     The array's metadata document is given, not read: it follows from the group's, which has a
     checksum, so that a damaged one cannot change what is read. Where they are bound, chunks are
-    compared with what was written in their place.
+    compared with what was written in their place. Chunks of more bytes than the document says are an
+    error before memory is taken.
     """
 
     def __init__(self, store: Store, document: bytes, bound: BoundChunks | None = None) -> None:
         super().__init__(store)
         self._document, self._bound = document, bound
+        self._form = ChunkForm.of(document)
 
     def _with_store(self, store: Store) -> StrictStore:
         return StrictStore(store, self._document, self._bound)
@@ -256,9 +305,16 @@ class StrictStore(WrapperStore[Store]):
         """The value at ``key``; raises :class:`DamagedError` when a chunk is not there, or another."""
         if key.endswith(layout.document_key("")):
             return prototype.buffer.from_bytes(self._document)
-        value = await self._store.get(key, prototype, byte_range)
+        if byte_range is None:
+            value = await fetch(self._store, key, prototype, self._form.most)
+        else:
+            value = await self._store.get(key, prototype, byte_range)
         if value is None:
+            root = layout.document_key("")
+            if await self._store.get(root, prototype) is None:
+                raise LocationError(f"there is no store at {self._store}: it has no {root}")
             raise DamagedError(f"chunk {key} is missing")
+        self._form.check(key, value.as_buffer_like())
         content = np.asarray(value.as_numpy_array())
         if not intact(content):
             raise DamagedError(f"chunk {key} does not have the checksum it was written with")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import google_crc32c
@@ -13,14 +14,15 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from trakstore.documents import parsed
 from trakstore.errors import (
     DamagedError,
     IncompleteError,
     NotFoundError,
     TrakStoreError,
     did_you_mean,
+    told_of,
 )
-from trakstore.planning import merge_ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import column_dimensions, column_shape
@@ -58,10 +60,11 @@ def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, 
     DamagedError
         When the document is not what was written.
     """
-    try:
-        found = dict(json.loads(document)["attributes"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{where}: the metadata document is damaged ({error})") from error
+    with told_of(where):
+        whole = parsed(document)
+    found = whole.get("attributes") if isinstance(whole, dict) else None
+    if not isinstance(found, dict):
+        raise DamagedError(f"{where}: the metadata document is damaged (it has no attributes)")
     stored = found.pop(_CHECKSUM, None)
     if check and found and stored != _checksum(found):
         raise DamagedError(
@@ -88,10 +91,8 @@ def split_spec(document: bytes, path: str) -> SplitSpec:
     place = found.pop(_PLACE, path)
     if place != path:
         raise DamagedError(f"{path} has the document of {place!r:.80}")
-    try:
+    with told_of(path):
         return SplitSpec.from_dict(found)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise DamagedError(f"{path} is no split: its document is damaged ({error})") from error
 
 
 def _checksum(attributes: Mapping[str, Any]) -> int:
@@ -206,18 +207,14 @@ class Split:
 
     def status(self) -> SplitStatus:
         """What is there now and what is missing: one listing."""
-        blocks = self.missing_blocks()
-        missing = merge_ranges([self.spec.block_range(block) for block in blocks])
-        absent = sum(stop - start for start, stop in missing)
         total = self.spec.blocks
+        written = sorted(b for b in written_blocks(self.location, self.path) if b < total)
+        gaps = [(a + 1, b) for a, b in pairwise([-1, *written, total]) if b > a + 1]
+        step = self.spec.block_rows
+        missing = tuple((a * step, min(self.rows, b * step)) for a, b in gaps)
+        absent = sum(stop - start for start, stop in missing)
         return SplitStatus(
-            self.epoch,
-            self.name,
-            self.rows,
-            self.rows - absent,
-            total,
-            total - len(blocks),
-            tuple(missing),
+            self.epoch, self.name, self.rows, self.rows - absent, total, len(written), missing
         )
 
     def require_complete(self) -> None:

@@ -15,6 +15,7 @@ from trakstore.errors import (
     SpecMismatchError,
     TrakStoreError,
     did_you_mean,
+    told_of,
 )
 from trakstore.spec import (
     FORMAT_VERSION,
@@ -194,6 +195,8 @@ class FeatureStore:
         found: dict[Epoch, list[Split]] = {}
         for (epoch, name), split in zip(pairs, opened, strict=True):
             if split is not None:
+                with told_of(f"{self.location}: {name} at epoch {epoch}"):
+                    split.spec.check_of(self.spec)
                 found.setdefault(epoch, []).append(split)
                 self._catalogue.add(epoch, name)
             elif epochs is not None:

@@ -26,6 +26,8 @@ from trakstore.planning import ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import array_documents, encode, fill_value
 from trakstore.storage.checksums import TAIL, intact
+from trakstore.storage.chunks import ChunkForm
+from trakstore.storage.layout import document_key
 from trakstore.storage.locations import Location
 from trakstore.storage.markers import Marker, MisplacedError, marker_of, tail_of_chunk
 from trakstore.storage.together import together
@@ -62,10 +64,11 @@ def read_together(wanted: Sequence[tuple[StoredColumn, int, int]]) -> Iterator[N
         yield
         return
     place = far[0][0].location
-    keys = sorted({key for _, key in far})
+    chunks = {key: column.chunk_call(key) for column, key in far}
+    keys = sorted(chunks)
     markers = {(column.path, key): column.marker_call(key) for column, key in far}
     calls = [call for call in markers.values() if call is not None]
-    found = together(place, [*(partial(place.get_chunk, key) for key in keys), *calls])
+    found = together(place, [*(chunks[key] for key in keys), *calls])
     contents = dict(zip(keys, found, strict=False))
     own = iter(found[len(keys) :])
     known = {at: None if call is None else next(own) for at, call in markers.items()}
@@ -207,6 +210,7 @@ class StoredColumn:
         numbers = (down, across)[: self.ndim]
         key = "/".join([self.path, "c", *map(str, numbers)])
         content = self._content(key, down, across, fresh)
+        self.form.check(key, content)
         if self.dtype.kind == "T":
             texts = VLenUTF8().decode(bytes(content[:-TAIL]))
             return np.asarray(texts).astype(self.dtype)
@@ -215,8 +219,6 @@ class StoredColumn:
             out = np.empty(count, self.dtype.newbyteorder("<"))
             Zstd().decode(bytes(content[:-TAIL]), out=out)
             return out.reshape(self.chunks).astype(self.dtype, copy=False)
-        if len(content) != count * self.dtype.itemsize + TAIL:
-            raise ValueError(f"chunk {key} has {len(content)} bytes")
         rows = np.frombuffer(content, self.dtype.newbyteorder("<"), count).reshape(self.chunks)
         return rows.astype(self.dtype, copy=False)
 
@@ -229,6 +231,8 @@ class StoredColumn:
             content, marker = self.fetch(key, fresh=fresh)
         name = self.path.rpartition("/")[2]
         if content is None:
+            if self.location.get(document_key("")) is None:
+                raise LocationError(f"there is no store at {self.location}")
             raise DamagedError(f"chunk {key} is missing though its block was committed")
         if not intact(content):
             raise ValueError(f"chunk {key} does not have the checksum it was written with")
@@ -243,11 +247,21 @@ class StoredColumn:
 
     def fetch(self, key: str, *, fresh: bool = False) -> tuple[Any, Marker | None]:
         """The bytes of a chunk, and the marker of its block, at once."""
-        call = self.marker_call(key, fresh=fresh)
+        call, chunk = self.marker_call(key, fresh=fresh), self.chunk_call(key)
         if call is None:
-            return self.location.get_chunk(key), None
-        content, marker = together(self.location, [partial(self.location.get_chunk, key), call])
+            return chunk(), None
+        content, marker = together(self.location, [chunk, call])
         return content, marker
+
+    def chunk_call(self, key: str) -> Callable[[], Any]:
+        """What reads the bytes of a chunk, unless they are too many to be right."""
+        return partial(self.location.get_chunk, key, self.form.most)
+
+    @property
+    def form(self) -> ChunkForm:
+        """Bytes that its chunks can have."""
+        itemsize = None if self.dtype.kind == "T" else self.dtype.itemsize
+        return ChunkForm(math.prod(self.chunks), itemsize, self.compressed)
 
     def marker_call(self, key: str, *, fresh: bool = False) -> Callable[[], Marker] | None:
         """What reads the marker of a chunk's block; None where no marker counts the chunk."""

@@ -8,10 +8,11 @@ copied or put back from an older store is not taken for it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trakstore.errors import DamagedError, LocationError
+from trakstore.documents import each, made_by
+from trakstore.errors import DamagedError, LocationError, SpecMismatchError
 from trakstore.storage import layout
 from trakstore.storage.checks import Finding
 from trakstore.storage.locations import Location
@@ -34,6 +35,9 @@ __all__ = [
 ARRAYS = "arrays"  # the attribute that holds them,
 PENDING = "pending"  # the one that says what is being saved, until then,
 PLACE = "place"  # and where the table belongs
+
+
+_ARRAYS = each(made_by(SavedArray.from_dict, "an array"))
 
 
 def publish_table(
@@ -107,7 +111,8 @@ def read_table(location: Location, path: str) -> dict[str, Any]:
 
 def table_arrays(what: Mapping[str, Any]) -> dict[str, SavedArray]:
     """The arrays of a table, by name, from what :func:`read_table` gave."""
-    return {array.name: array for array in map(SavedArray.from_dict, what[ARRAYS])}
+    found = _ARRAYS(what[ARRAYS], "arrays of a saved table")
+    return {array.name: array for array in found}
 
 
 def table_names(location: Location, top: str) -> list[str]:
@@ -149,9 +154,10 @@ def pending_arrays(document: bytes | None, token: str) -> list[SavedArray]:
     """The arrays that a save of what ``token`` names was stopped on; none of another, or whole."""
     if document in (None, UNFINISHED):
         return []
-    told = attributes(document or b"", "a saved table").get(PENDING, {})
-    arrays = told.get(ARRAYS, []) if told.get("of") == token else []
-    return [SavedArray.from_dict(one) for one in arrays]
+    told = attributes(document or b"", "a saved table").get(PENDING)
+    if not isinstance(told, dict) or told.get("of") != token:
+        return []
+    return list(_ARRAYS(told.get(ARRAYS), "arrays of a saved table"))
 
 
 def delete_table(location: Location, path: str) -> None:
@@ -164,13 +170,22 @@ def delete_table(location: Location, path: str) -> None:
     location.delete_folder(path)
 
 
-def check_table(location: Location, path: str) -> Iterator[Finding]:
-    """What is wrong with a table; nothing is while it has not been written to the end."""
+def check_table(
+    location: Location,
+    path: str,
+    read: Callable[[Location, str, dict[str, Any]], object] | None = None,
+) -> Iterator[Finding]:
+    """What is wrong with a table; nothing is while it has not been written to the end.
+
+    ``read``, given what :func:`read_table` gives, raises for a table that it cannot be read as.
+    """
     key = layout.document_key(path)
     try:
         found = read_table(location, path)
         arrays = table_arrays(found) if found else {}
-    except DamagedError as error:
+        if found and read is not None:
+            read(location, path, found)
+    except (DamagedError, SpecMismatchError) as error:
         yield Finding("document", key, f"is missing, damaged or elsewhere ({error})")
         return
     if found and group_document(found) != location.get(key):

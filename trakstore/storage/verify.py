@@ -24,7 +24,7 @@ from trakstore.storage.claims import claimed
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Where
 from trakstore.storage.opening import location_of
-from trakstore.storage.splits import Split, written_blocks
+from trakstore.storage.splits import Split
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.walk import Walk, require
 
@@ -122,7 +122,7 @@ def verify_store(
     walk.root()
     found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
     require(splits, sorted(walk.split_names), "split", location)
-    rows = sum(split.status().written_rows for split in found)
+    rows = sum(min(split.rows, len(walk.written(split)) * split.spec.block_rows) for split in found)
     with (
         ThreadPoolExecutor(threads) as pool,
         ProgressLine(
@@ -157,7 +157,7 @@ def _check_alone(
 def _check_split(
     walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
 ) -> SplitReport:
-    written = sorted(written_blocks(split.location, split.path))
+    written = walk.written(split)
     walk.keys(split, any_written=bool(written))
     walk.left_out(split)
     inside = [block for block in written if block < split.spec.blocks]

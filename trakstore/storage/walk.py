@@ -10,7 +10,13 @@ from functools import partial
 from operator import ne
 from typing import Any
 
-from trakstore.errors import DamagedError, LocationError, NotFoundError, did_you_mean
+from trakstore.errors import (
+    DamagedError,
+    LocationError,
+    NotFoundError,
+    SpecMismatchError,
+    did_you_mean,
+)
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, mask_document, skipped_document
 from trakstore.storage.checks import Finding, FindingKind
@@ -21,6 +27,9 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
 from trakstore.storage.masks import check_masks, kept_key, stored_numbers_of
 from trakstore.storage.opening import open_store
+from trakstore.storage.records import read_record
+from trakstore.storage.retrained import read_models
+from trakstore.storage.runs import Run
 from trakstore.storage.snapshots import refuse_older
 from trakstore.storage.splits import Split, attributes, group_document, split_spec
 from trakstore.storage.tables import check_table, delete_table, table_names
@@ -46,18 +55,53 @@ class Walk:
 
     def document(self, key: str, wanted: bytes, **where: Any) -> None:
         """A document that follows from others: it has to be there, byte for byte."""
-        found = self.location.get(key)
+        found, message = self.read(key)
         if found == wanted:
             return
+        self.say("document", key, message, repaired=self._put(key, wanted), **where)
+
+    def _put(self, key: str, wanted: bytes) -> bool:
+        """With ``repair``, write a document; not behind a link, which is found by itself."""
         if self.repair:
-            self.location.put({key: wanted})
-        message = "is missing" if found is None else "is damaged or disagrees with the spec"
-        self.say("document", key, message, repaired=self.repair, **where)
+            with suppress(DamagedError):
+                self.location.put({key: wanted})
+                return True
+        return False
+
+    def read(self, key: str, most: int | None = None) -> tuple[bytes | None, str]:
+        """What a key holds, and what is to be said of it where that is not right."""
+        try:
+            found = self.location.get(key, most)
+        except DamagedError as error:
+            return b"", str(error).removeprefix(f"{key} ")
+        return found, "is missing" if found is None else "is damaged or disagrees with the spec"
+
+    def listed(self, path: str) -> list[str]:
+        """Names just below a folder; a link in its place is found to be foreign."""
+        try:
+            return self.location.names(path)
+        except DamagedError as error:
+            self.say("foreign", path, str(error).removeprefix(f"{path} "))
+            return []
+
+    def find(self, path: str, wanted: Callable[[str], bool]) -> list[str]:
+        """Keys below a folder that are wanted."""
+        try:
+            return self.location.find(path, wanted)
+        except DamagedError as error:
+            self.say("foreign", path, str(error).removeprefix(f"{path} "))
+            return []
+
+    def written(self, split: Split) -> list[int]:
+        """Numbers of the blocks of a split that are committed, in order."""
+        folder = f"{split.path}/{layout.WRITTEN}"
+        found = {layout.marker_block(name) for name in self.listed(folder)}
+        return sorted(block for block in found if block is not None)
 
     def root(self) -> None:
         """The store's own document."""
         key = layout.document_key("")
-        document = self.location.get(key)
+        document, _ = self.read(key)
         if document is None and not self.location.names(""):
             open_store(self.location)  # says that there is none
         try:
@@ -73,7 +117,7 @@ class Walk:
 
     def epochs(self, wanted: Sequence[Epoch] | None) -> list[Epoch]:
         """The epochs that are there, of those that are wanted."""
-        names = [n for n in self.location.names("") if n not in (*layout.RESERVED, "zarr.json")]
+        names = [n for n in self.listed("") if n not in (*layout.RESERVED, "zarr.json")]
         found = [layout.as_epoch(n) for n in self._folders("", names, layout.as_epoch)]
         require(wanted, sorted(found, key=layout.epoch_sort_key), "epoch", self.location)
         chosen = found if wanted is None else {layout.as_epoch(epoch) for epoch in wanted}
@@ -82,9 +126,9 @@ class Walk:
     def splits_of(self, epoch: Epoch, wanted: Sequence[str] | None) -> Iterator[Split]:
         """The splits at an epoch whose documents can be read, of those that are wanted."""
         path = layout.epoch_path(epoch)
-        names = [name for name in self.location.names(path) if name != "zarr.json"]
+        names = [name for name in self.listed(path) if name != "zarr.json"]
         key = layout.document_key(path)
-        if self.location.get(key) is None and not self._any_document(path, names):
+        if self.read(key)[0] is None and not self._any_document(path, names):
             if not self._cut_short(path):
                 self._strange(path)
             return
@@ -98,7 +142,7 @@ class Walk:
 
     def _cut_short(self, path: str) -> bool:
         """Whether a folder has no files but leftovers: its document was never written."""
-        inside = self.location.find(path, lambda _: True)
+        inside = self.find(path, lambda _: True)
         if not all(map(layout.is_leftover, inside)):
             return False
         self.leftovers += inside
@@ -106,7 +150,7 @@ class Walk:
 
     def _any_document(self, path: str, names: list[str]) -> bool:
         keys = [layout.document_key(f"{path}/{name}") for name in names]
-        return any(self.location.get_tails(keys, 1))
+        return any(self.read(key)[0] is not None for key in keys)
 
     def _folders(self, path: str, names: list[str], check: Callable[[str], Any]) -> Iterator[str]:
         """The names that can be an epoch's or split's; the others are foreign or leftovers."""
@@ -116,7 +160,7 @@ class Walk:
                 named = str(check(name)) == name
             except ValueError:
                 named = False
-            if named and self.location.get_tails([key], 1) == [None]:
+            if named and self.read(key)[0] is None:
                 yield name
             else:
                 self._strange(key)
@@ -130,13 +174,14 @@ class Walk:
     def _opened(self, epoch: Epoch, name: str) -> Split | None:
         path = layout.split_path(epoch, name)
         key = layout.document_key(path)
-        document = self.location.get(key)
-        if document is None and self._cut_short(path):
-            return None
+        document: bytes | None = b""
         try:
+            document = self.location.get(key)
+            if document is None and self._cut_short(path):
+                return None
             spec = split_spec(document or b"", path)
             refuse_older(self.location, path, spec)
-        except (ValueError, TypeError, KeyError) as error:
+        except (DamagedError, SpecMismatchError) as error:
             what = "is missing" if document is None else f"is damaged ({error})"
             lost = "put it back from a copy, or remove the folder and featurize again"
             self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
@@ -150,9 +195,9 @@ class Walk:
         where = {"epoch": split.epoch, "split": split.name}
         for name, wanted in array_documents(split.spec).items():
             key = layout.document_key(f"{split.path}/{name}")
-            if any_written or self.location.get(key) is not None:  # else creation was cut short
+            if any_written or self.read(key)[0] is not None:  # else creation was cut short
                 self.document(key, wanted, **where)
-        for key in self.location.find(split.path, lambda one: not belongs(split, one)):
+        for key in self.find(split.path, lambda one: not belongs(split, one)):
             if is_beyond(split, key):
                 repaired = self.repair and self.abandoned(key)
                 if repaired:
@@ -172,12 +217,12 @@ class Walk:
     def _left_out(self, split: Split, path: str, document: bytes, remedy: str) -> None:
         """A column of one byte a row, of which only some chunks are there."""
         where = {"epoch": split.epoch, "split": split.name}
-        keys = self.location.find(path, lambda key: belongs(split, key))
+        keys = self.find(path, lambda key: belongs(split, key))
         chunks = [key for key in keys if not key.endswith("zarr.json")]
         if keys:
             self.document(layout.document_key(path), document, **where)
         for key in chunks:
-            value = self.location.get(key)
+            value, _ = self.read(key, split.spec.block_rows + TAIL)
             if value is not None and not (
                 intact(value) and len(value) == split.spec.block_rows + TAIL
             ):
@@ -190,7 +235,7 @@ class Walk:
             names = set(self._below(path))
             for number in range(1, 1 + max(stored_numbers_of(names), default=0)):
                 key = layout.document_key(f"{path}/{number}")
-                document = self.location.get(key)
+                document, _ = self.read(key)
                 try:
                     if document is None:
                         self.say("document", key, "is missing; put it back from a copy")
@@ -202,8 +247,8 @@ class Walk:
 
     def claims(self) -> None:
         """Who changes what, or did last."""
-        for key in self.location.find(layout.CLAIMS, lambda _: True):
-            place, document = key.removesuffix("/zarr.json"), self.location.get(key)
+        for key in self.find(layout.CLAIMS, lambda _: True):
+            place, document = key.removesuffix("/zarr.json"), self.read(key)[0]
             if place == key:
                 self._strange(key)
             elif document is not None and place.rpartition("/")[0].endswith("~"):
@@ -222,7 +267,7 @@ class Walk:
     def _groups(self, top: str) -> list[str]:
         """The groups from ``top`` on that numbered documents are in."""
         found = set[str]()
-        for key in self.location.find(top, lambda one: one.endswith("/zarr.json")):
+        for key in self.find(top, lambda one: one.endswith("/zarr.json")):
             parts = key.split("/")[:-2]
             found |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
         return sorted(found)
@@ -240,9 +285,9 @@ class Walk:
         """The records of runs."""
         for name in self._below(layout.RUNS):
             key = layout.document_key(f"{layout.RUNS}/{name}")
-            for other in self.location.find(f"{layout.RUNS}/{name}", partial(ne, key)):
+            for other in self.find(f"{layout.RUNS}/{name}", partial(ne, key)):
                 self._strange(other)
-            document = self.location.get(key)
+            document, _ = self.read(key)
             if document is None or not _is_record(document):
                 what = "is missing" if document is None else "is damaged"
                 self.say("document", key, f"{what}; it is a record only, and may be removed")
@@ -251,10 +296,10 @@ class Walk:
         """The saved tables; a gram is computed again when it is not there."""
         for name in self._below(layout.SCORES):
             self.findings += check_table(self.location, f"{layout.SCORES}/{name}")
-        for top in (layout.DYNAMICS, layout.EVALUATION):
+        for top, read in ((layout.DYNAMICS, read_record), (layout.EVALUATION, read_models)):
             for name in self._below(top):
                 for part in self._below(f"{top}/{name}"):
-                    self.findings += check_table(self.location, f"{top}/{name}/{part}")
+                    self.findings += check_table(self.location, f"{top}/{name}/{part}", read)
         for epoch in self._below(layout.GRAMS):
             for name in self._below(f"{layout.GRAMS}/{epoch}"):
                 path = f"{layout.GRAMS}/{epoch}/{name}"
@@ -265,9 +310,13 @@ class Walk:
 
     def _below(self, path: str) -> list[str]:
         """Names of the groups in a group, whose document has to be there if there are any."""
-        key, names = layout.document_key(path), table_names(self.location, path)
-        if self.location.get(key) is not None or any(
-            self.location.find(f"{path}/{name}", lambda _: True) for name in names
+        try:
+            key, names = layout.document_key(path), table_names(self.location, path)
+        except DamagedError as error:
+            self.say("foreign", path, str(error).removeprefix(f"{path} "))
+            return []
+        if self.read(key)[0] is not None or any(
+            self.find(f"{path}/{name}", lambda _: True) for name in names
         ):
             self.document(key, group_document({}))
         return names
@@ -284,9 +333,10 @@ def _is_record(document: bytes) -> bool:
     """Whether a document is that of a run, as it was written."""
     try:
         found = attributes(document, "")
-    except DamagedError:
+        Run.from_dict(found)
+    except (DamagedError, SpecMismatchError):
         return False
-    return bool(found) and group_document(found) == document
+    return group_document(found) == document
 
 
 def _of_another(document: bytes) -> bool:

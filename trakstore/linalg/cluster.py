@@ -1,0 +1,153 @@
+"""The Dask cluster that does the work, where there is one: what it has, and how it fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from typing import Any
+
+from dask.base import get_scheduler
+
+from trakstore.errors import LocationError, MemoryLimitError, TrakStoreError
+from trakstore.planning import human_bytes
+
+__all__ = ["active_client", "compute_on", "heard", "lost_work_told", "worker_memory", "workers_of"]
+
+_CLOSED = (
+    "the Dask client is closed: make a new one, or work on threads of this process "
+    "(dask.config.set(scheduler='threads'))"
+)
+ATTEMPTS = 3
+OWN_BYTES = 200_000_000  # of a worker's interpreter and libraries
+USABLE = 0.8  # of its memory, beyond which Dask lets a worker pause
+
+
+def active_client() -> Any:
+    """The Dask client that ``dask.compute`` would use now, or None.
+
+    Raises
+    ------
+    LocationError
+        When it is closed, or its scheduler does not answer any more.
+    """
+    if "distributed" not in sys.modules:
+        return None
+    try:
+        client = getattr(get_scheduler(), "__self__", None)
+    except RuntimeError as error:  # a scheduler is asked for that has no client any more
+        raise LocationError(_CLOSED) from error
+    if not isinstance(client, sys.modules["distributed"].Client):
+        return None
+    if client.status in ("closed", "closing"):
+        raise LocationError(_CLOSED)
+    if client.status == "connecting" and client.scheduler_comm is None:
+        raise _lost(client)
+    return client
+
+
+def workers_of(client: Any) -> dict[str, dict[str, Any]]:
+    """What the scheduler says of each worker, by its address.
+
+    Raises
+    ------
+    LocationError
+        When the scheduler does not answer, or has no workers.
+    """
+    with lost_work_told(client):
+        found: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1).get("workers", {})
+    if client.status != "running":
+        raise _lost(client)
+    return found
+
+
+def worker_memory(client: Any) -> int | None:
+    """Bytes that a task may take in the worker that has least; None where none has a limit.
+
+    Raises
+    ------
+    MemoryLimitError
+        When a worker has no more than it needs for itself.
+    """
+    limits = {name: worker.get("memory_limit") for name, worker in workers_of(client).items()}
+    known = {name: int(limit) for name, limit in limits.items() if limit}
+    if not known:
+        return None
+    name = min(known, key=lambda one: known[one])
+    if known[name] <= OWN_BYTES:
+        raise MemoryLimitError(
+            f"the Dask worker {name} has {human_bytes(known[name])} of memory, of which it needs "
+            f"{human_bytes(OWN_BYTES)} for itself: start workers with more (memory_limit=)"
+        )
+    return int(USABLE * (known[name] - OWN_BYTES))
+
+
+def compute_on(client: Any, build: Callable[[], Any]) -> Any:
+    """Compute what ``build`` gives; again where workers died with all copies of what was sent.
+
+    Raises
+    ------
+    MemoryLimitError
+        When workers die each time.
+    LocationError
+        When the scheduler is lost.
+    """
+    from distributed import KilledWorker
+    from distributed.client import FuturesCancelledError
+
+    with lost_work_told(client):
+        for attempt in range(ATTEMPTS):
+            future = client.compute(build())
+            try:
+                return future.result()
+            except (KilledWorker, FuturesCancelledError, CancelledError):
+                if attempt == ATTEMPTS - 1 or client.status != "running":
+                    raise
+            finally:
+                future.cancel()  # what still runs after Ctrl-C; nothing when it is done
+    raise AssertionError
+
+
+@contextmanager
+def lost_work_told(client: Any) -> Iterator[None]:
+    """What Dask raises meanwhile, where workers or the scheduler are lost, is one clear error."""
+    from distributed import KilledWorker
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except TrakStoreError:
+        raise
+    except KilledWorker as error:
+        raise MemoryLimitError(
+            f"Dask workers died over the same work again and again, {error.last_worker.address} last: "
+            f"mostly of too little memory; give a smaller memory limit (memory_limit=, "
+            f"--memory-limit), or start workers with more"
+        ) from error
+    except (CancelledError, CommClosedError, TimeoutError, OSError) as error:
+        if client.status == "running" and not isinstance(error, CancelledError | CommClosedError):
+            raise
+        raise _lost(client) from error
+
+
+def _lost(client: Any) -> LocationError:
+    address = getattr(client.scheduler, "address", None) or "its address"
+    return LocationError(
+        f"the Dask scheduler at {address} was lost: what is saved is kept; start it again, make a new "
+        f"client, and the same call or command goes on"
+    )
+
+
+@contextmanager
+def heard(client: Any, topic: str | None, finished: Callable[[int], None] | None) -> Iterator[None]:
+    """Tells ``finished`` of what workers say on a topic."""
+    if topic is None or finished is None:
+        yield
+        return
+    client.subscribe_topic(topic, lambda event: finished(event[1]))
+    try:
+        yield
+    finally:
+        if client.status == "running":
+            client.unsubscribe_topic(topic)
