@@ -37,7 +37,7 @@ CALLS: dict[str, tuple[Call, str]] = {
     "path of dots": (lambda s: ts.grad_dot_scores(Path(str(s.location))), "needed an open store"),
     "huge k": (
         lambda s: ts.top_k(ts.trak_scores(s), 10**5000),
-        "k must be in 1..12 .*got int of too many digits",
+        "k must be in 1..12 .*got a number of some",
     ),
     "k": (lambda s: ts.top_k(ts.trak_scores(s), 2.5), r"k must be in 1..12 .*got 2.5"),  # type: ignore[arg-type]
     "matrix": (lambda _: ts.top_k(np.ones((3, 4)), 2), "needed Scores, .* got ndarray"),
@@ -90,13 +90,13 @@ CALLS: dict[str, tuple[Call, str]] = {
     ),
     "huge epoch": (
         lambda s: s.split(10**5000, "train"),
-        "19 digits at most, or a name, got int of too many digits",
+        "19 digits at most, or a name, got a number of some",
     ),
     "digits": (lambda s: s.split("9" * 5000, "train"), "'9{20}' is no number of an epoch"),
     "zeros": (lambda s: s.write_split("01", "train", np.ones((4, 8))), "no zeros before them"),
     "epoch of new rows": (
         lambda s: s.write_split(10**5000, "train", np.ones((4, 8))),
-        "got int of too many digits",
+        "got a number of some",
     ),
     "masked": (lambda s: s.mask("train", [1], masked="no"), "must be True or False, got 'no'"),
     "saved dtype": (

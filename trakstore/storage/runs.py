@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from trakstore.documents import NAME, entries, fields, made_by, text, whole
-from trakstore.errors import DamagedError, SpecMismatchError
+from trakstore.errors import TrakStoreError
 from trakstore.storage import layout
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
@@ -134,6 +134,7 @@ def _records(location: Location, planned: bool) -> Iterator[Run]:
         document = location.get(layout.document_key(path))
         try:
             if document is not None:
-                yield Run.from_dict(attributes(document, path))
-        except (DamagedError, SpecMismatchError) as error:
+                told = attributes(document, path)  # a later version may tell more
+                yield Run.from_dict({field: told[field] for field in _RUN if field in told})
+        except TrakStoreError as error:
             warnings.warn(f"{path}: {error}; it is left out: no number depends on it", stacklevel=2)
