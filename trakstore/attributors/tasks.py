@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trakstore.errors import TrakStoreError, did_you_mean
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.outputs import Margin, ModelOutput, RowOutputs, as_output
+from trakstore.features.outputs.identity import code_digest
 from trakstore.features.parameters import canonical_name
 from trakstore.features.projectors import Projector
 from trakstore.spec import OutputSpec
@@ -96,7 +97,8 @@ class _GivenTask:
 
     @property
     def spec(self) -> OutputSpec:
-        return OutputSpec("task", (("class", type(self._task).__qualname__),))
+        code = code_digest(self._task.get_output)
+        return OutputSpec("task", (("class", type(self._task).__qualname__), ("code", code)))
 
     def engine(
         self, model: nn.Module, parameters: dict[str, nn.Parameter], projector: Projector
