@@ -28,7 +28,7 @@ from trakstore.storage.records import TrainingRun, add_part
 from trakstore.storage.runs import Run, record_run
 from trakstore.storage.splits import attributes, group_document
 
-pytestmark = pytest.mark.filterwarnings("always:1 record of runs cannot be read")
+pytestmark = pytest.mark.filterwarnings("always:.*it is left out:UserWarning")
 
 ROWS, DIM = 100, 8
 SECONDS, MEGABYTES = 2.0, 100  # of all threads' work, so that other processes do not count

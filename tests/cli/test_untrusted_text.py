@@ -15,7 +15,7 @@ from trakstore.markup import printable
 from trakstore.storage import layout
 from trakstore.storage.splits import group_document
 
-pytestmark = pytest.mark.filterwarnings("always:1 record of runs cannot be read")
+pytestmark = pytest.mark.filterwarnings("always:.*the record has no:UserWarning")
 
 RED, TITLE, CLEAR = "\x1b[31mRED", "\x1b]0;title\x07", "\x1b[2J"
 IDS = [
