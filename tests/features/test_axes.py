@@ -278,9 +278,15 @@ def _holds(call: Any, given: tuple[Any, tuple[Any, ...], dict[str, Any]], choose
 def _drawn(tensors: list[Tensor], choose: Any) -> tuple[int | None, list[Axis | None]]:
     batch: int | None = None
     axes: list[Axis | None] = []
+    if any(tensor.is_floating_point() and tensor.itemsize == 1 for tensor in tensors):
+        return None, []  # eight bits have no random numbers
     for tensor in tensors:
         dims = [d for d, n in enumerate(tensor.shape) if n > 1 and n % (batch or n) == 0]
-        if not dims or (batch is not None and choose.random() < 0.5):
+        if (
+            tensor.layout is not torch.strided
+            or not dims
+            or (batch is not None and choose.random() < 0.5)
+        ):
             axes.append(None)
             continue
         dim = choose.choice(dims)

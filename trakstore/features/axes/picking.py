@@ -67,16 +67,7 @@ def _taken(asked: Asked) -> Mark:
 
 def _scattered(asked: Asked) -> Mark:
     """Mark of ``scatter``: in each row, by the same row of an index."""
-    dim, index, source = _dim(asked, 1), asked.argument(2, "index"), asked.argument(3, "src")
-    tensors = [asked.first, index, *([source] if isinstance(source, Tensor) else [])]
-    marks = {asked.of(tensor) for tensor in tensors} - {FREE}
-    if not marks:
-        return FREE
-    mark = marks.pop()
-    if marks or not isinstance(mark, Axis) or dim in (None, mark.dim):
-        return LOST
-    sizes = {tensor.shape[mark.dim] for tensor in tensors}
-    return mark if len(sizes) == 1 else LOST
+    return _put_along(asked, [asked.argument(2, "index"), asked.argument(3, "src")])
 
 
 def _joined(asked: Asked) -> Mark:
@@ -301,8 +292,13 @@ def _covers(part: slice, size: int) -> bool:
 
 def _written_rows(asked: Asked) -> Mark:
     """Mark of ``index_add`` and its like: rows are put where an index says, along one dimension."""
-    dim, source = _dim(asked, 1), asked.argument(3, "source")
-    tensors = [asked.first, *([source] if isinstance(source, Tensor) else [])]
+    return _put_along(asked, [asked.argument(3, "source")])
+
+
+def _put_along(asked: Asked, others: list[Any]) -> Mark:
+    """Mark of a tensor that others were put into along ``dim``, row by row in all other dimensions."""
+    dim = _dim(asked, 1)
+    tensors = [asked.first, *(one for one in others if isinstance(one, Tensor))]
     marks = {asked.of(tensor) for tensor in tensors} - {FREE}
     if not marks:
         return FREE
