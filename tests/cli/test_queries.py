@@ -62,7 +62,7 @@ def test_info_passes_over_an_odd_record_of_a_run(run: Any, store: ts.FeatureStor
     ran = run("info", store.location)
     assert ran.code == 0
     assert "complete: all 141 rows" in ran.out
-    assert ran.err.startswith("warning: runs/1.train.odd is not the record of a run")
+    assert ran.err.startswith("warning: runs/1.train.odd: the record has no began")
     assert ran.err.count("\n") == 1
     assert json.loads(run("info", store.location, "--json").out)["runs"] == []
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from trakstore.documents import NAME, entries, fields, made_by, text, whole
 from trakstore.errors import TrakStoreError
+from trakstore.markup import printable
 from trakstore.storage import layout
 from trakstore.storage.layout import Epoch
 from trakstore.storage.locations import Location
@@ -137,4 +138,5 @@ def _records(location: Location, planned: bool) -> Iterator[Run]:
                 told = attributes(document, path)  # a later version may tell more
                 yield Run.from_dict({field: told[field] for field in _RUN if field in told})
         except TrakStoreError as error:
-            warnings.warn(f"{path}: {error}; it is left out: no number depends on it", stacklevel=2)
+            line = f"{printable(path)}: {error}; it is left out: no number depends on it"
+            warnings.warn(line, stacklevel=2)

@@ -310,9 +310,8 @@ class StrictStore(WrapperStore[Store]):
         else:
             value = await self._store.get(key, prototype, byte_range)
         if value is None:
-            root = layout.document_key("")
-            if await self._store.get(root, prototype) is None:
-                raise LocationError(f"there is no store at {self._store}: it has no {root}")
+            if await self._store.is_empty(""):
+                raise LocationError(f"there is no store at {self._store}: nothing is there")
             raise DamagedError(f"chunk {key} is missing")
         self._form.check(key, value.as_buffer_like())
         content = np.asarray(value.as_numpy_array())
