@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as tree
 
 from trakstore.features.axes import Following
 from trakstore.features.constants import Constants, find_constants
@@ -30,6 +29,7 @@ from trakstore.features.gradients import (
     GenericEngine,
     batch_size,
     cut,
+    first_leaf,
 )
 from trakstore.features.graph import reached
 from trakstore.features.outputs import ModelOutput, RowOutputs
@@ -274,5 +274,5 @@ def _line(error: Exception) -> str:
 
 
 def _zeros(batch: Any, dim: int) -> Tensor:
-    first = tree.tree_leaves(batch)[0]
-    return torch.zeros(len(first), dim, dtype=torch.float32, device=first.device)
+    first = first_leaf(batch)
+    return torch.zeros(first.shape[0], dim, dtype=torch.float32, device=first.device)

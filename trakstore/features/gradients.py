@@ -23,7 +23,7 @@ from trakstore.features.plain import gradients, only
 from trakstore.features.projectors import Projector
 from trakstore.planning import ranges
 
-__all__ = ["FAILURES", "FeatureRows", "GenericEngine", "batch_size", "cut"]
+__all__ = ["FAILURES", "FeatureRows", "GenericEngine", "batch_size", "cut", "first_leaf"]
 
 log = logging.getLogger("trakstore")
 
@@ -186,7 +186,14 @@ def _dense(gradient: Tensor) -> Tensor:
 
 def batch_size(batch: Any) -> int:
     """Number of samples of a batch."""
-    return len(tree.tree_leaves(batch)[0])
+    return int(first_leaf(batch).shape[0])
+
+
+def first_leaf(batch: Any) -> Tensor:
+    """The first tensor of a batch."""
+    first = batch[0] if isinstance(batch, tuple) and batch else None
+    found: Tensor = first if isinstance(first, Tensor) else tree.tree_leaves(batch)[0]
+    return found
 
 
 def cut(batch: Any, start: int, stop: int) -> Any:

@@ -52,11 +52,12 @@ def reached(output: Tensor, passed: Mapping[Node, Sequence[Node]] | None = None)
             continue
         seen.add(node)
         if node in known:
-            todo.extend(known[node])
+            todo += known[node]
             continue
         if isinstance(node, _Accumulate):
             found.leaves.append(node)
             continue
-        found.python = found.python or isinstance(node, BackwardCFunction)
-        todo.extend(one for one, _ in node.next_functions)
+        if isinstance(node, BackwardCFunction):
+            found.python = True
+        todo += [one for one, _ in node.next_functions]
     return found

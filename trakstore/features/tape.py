@@ -54,9 +54,9 @@ class Tape:
         if not output.requires_grad:
             return output
         before = [t for t in call.tensors() if t.requires_grad and not call.use(t)]
-        behind = [get_gradient_edge(tensor).node for tensor in before]
+        behind = [tensor.grad_fn or get_gradient_edge(tensor).node for tensor in before]
         base = _unchanged(output)
-        for tensor in (output, base):
+        for tensor in (output, base) if base is not output else (output,):
             if tensor.grad_fn is not None:
                 self.passed[tensor.grad_fn] = behind
         if not before:

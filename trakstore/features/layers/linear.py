@@ -42,7 +42,7 @@ def _outer(name: str, left: Tensor, right: Tensor, first_row: int) -> Outer:
 
 
 def _positions(tensor: Tensor) -> Tensor:
-    return tensor.reshape(len(tensor), -1, tensor.shape[-1])
+    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
 
 
 def _linear(call: Call) -> Layer | None:

@@ -17,7 +17,7 @@ from trakstore.features.outputs.base import (
     label_key,
 )
 from trakstore.features.outputs.calls import logits_of, need_keywords
-from trakstore.features.outputs.odds import outside, precise, rounded, shortfall
+from trakstore.features.outputs.odds import precise, rounded, shortfall
 
 __all__ = ["CrossEntropy", "Margin"]
 
@@ -64,8 +64,10 @@ class _Classification(ModelOutput):
         """log((1 - p)/p) of the label, NaN where there is no such class; and the logits' dtype."""
         inputs, label = _inputs_and_label(batch)
         logits = logits_of(model, inputs)
-        x = shortfall(precise(logits), label)
-        return x.masked_fill(outside(label, logits.shape[1]), torch.nan), logits.dtype
+        label = label.long()
+        nearest = label.clamp(0, logits.shape[1] - 1)
+        x = shortfall(precise(logits), nearest)
+        return x.masked_fill(nearest != label, torch.nan), logits.dtype
 
 
 class Margin(_Classification):

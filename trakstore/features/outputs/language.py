@@ -69,7 +69,7 @@ class _Tokens(ModelOutput):
         strange = counted & outside(wanted, logits.shape[-1])
         told = counted.any(1) & ~strange.any(1)
         counted |= ~told[:, None]  # such rows compute something too: NaN then has no gradient
-        rows = self._rows(shortfall(logits, wanted), counted)
+        rows = self._rows(shortfall(logits, wanted.clamp(0, logits.shape[-1] - 1)), counted)
         return rounded(
             RowOutputs(*(one.masked_fill(~told, torch.nan) for one in rows)), logits.dtype
         )

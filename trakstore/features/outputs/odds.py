@@ -36,13 +36,13 @@ def shortfall(logits: Tensor, labels: Tensor) -> Tensor:
     logits : Tensor, shape (..., classes)
         Float32 or float64.
     labels : Tensor of integers, shape (...)
-        Those that are no class are taken for the nearest.
+        Classes, all of them.
 
     Returns
     -------
     Tensor of float64, shape (...)
     """
-    at = labels.long().clamp(0, logits.shape[-1] - 1)[..., None]
+    at = labels.long()[..., None]
     own, others = logits.gather(-1, at)[..., 0], logits.scatter(-1, at, -torch.inf)
     if logits.dtype == torch.float64:
         return others.logsumexp(-1) - own
