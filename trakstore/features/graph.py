@@ -51,13 +51,12 @@ def reached(output: Tensor, passed: Mapping[Node, Sequence[Node]] | None = None)
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node in known:
-            todo += known[node]
-            continue
-        if isinstance(node, _Accumulate):
+        behind = known.get(node)
+        if behind is not None:
+            todo += behind
+        elif isinstance(node, _Accumulate):
             found.leaves.append(node)
-            continue
-        if isinstance(node, BackwardCFunction):
-            found.python = True
-        todo += [one for one, _ in node.next_functions]
+        else:
+            found.python |= isinstance(node, BackwardCFunction)
+            todo += [one for one, _ in node.next_functions]
     return found

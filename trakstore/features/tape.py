@@ -53,7 +53,7 @@ class Tape:
         """Note a layer; its output is given back, repeated for each sample where it has none."""
         if not output.requires_grad:
             return output
-        before = [t for t in call.tensors() if t.requires_grad and not call.use(t)]
+        before = call.given()
         behind = [tensor.grad_fn or get_gradient_edge(tensor).node for tensor in before]
         base = _unchanged(output)
         for tensor in (output, base) if base is not output else (output,):
@@ -72,10 +72,11 @@ class Tape:
 
     def _axes(self, layer: Layer, mark: Mark) -> list[Axis] | None:
         """Where the samples are in a layer's inputs and its output; None where that is not certain."""
-        marks = [*map(self.following.of, layer.inputs), mark]
-        axes = [one for one in marks if isinstance(one, Axis)]
-        if len(axes) < len(marks) or (layer.samples_first and any(one.dim for one in axes)):
-            return None
+        axes: list[Axis] = []
+        for own in (*map(self.following.of, layer.inputs), mark):
+            if not isinstance(own, Axis) or (own.dim and layer.samples_first):
+                return None
+            axes.append(own)
         return axes
 
     def _constant(self, key: Key, layer: Layer, output: Tensor, base: Tensor) -> Tensor:

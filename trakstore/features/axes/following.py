@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 
 from trakstore.features.axes.asked import Asked, tensors_of
 from trakstore.features.axes.marks import Axis, Mark, Unplaced
-from trakstore.features.axes.table import DATA, TELLS, rule_of
+from trakstore.features.axes.table import DATA, TELLS, Known, rule_of
 
 __all__ = ["Following"]
 
@@ -19,6 +19,7 @@ FREE, LOST, TOLD = Unplaced.FREE, Unplaced.LOST, Unplaced.TOLD
 _ATTRIBUTE = "_trakstore_mark"
 _NONE: frozenset[str] = frozenset()
 _ALONE = object()
+_HOLDERS = (Tensor, tuple, list)
 
 
 class Following:
@@ -103,46 +104,49 @@ class Following:
 
     def passed(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Mark the results of a function, and give them back."""
-        name, rule = rule_of(function)
-        if name in TELLS:
-            self._told = self._told or self.of(args[0]) is not FREE
-        if name == "__iter__":
-            out = list(out)
-        if name == "__set__" and isinstance(args[1], Tensor):  # x.data = y
-            self._write(args[0], LOST, self.claims(args[0]))
-        if not isinstance(out, Tensor | tuple | list) and name != "__setitem__":
+        known = rule_of(function)
+        if known.odd:
+            out = self._odd(known, args, out)
+        if not isinstance(out, _HOLDERS) and known.name != "__setitem__":
             return out
         tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
         asked = Asked(args, kwargs, out, tensors, self.of, self.batch)
-        mark, claims = self._mark_of(asked, name, rule), self._carried(tensors)
-        if name == "__setitem__" or (args and out is args[0] and isinstance(out, Tensor)):
+        mark = self._mark_of(asked, known)
+        claims = self._carried(tensors) if self._claims else _NONE
+        if known.name == "__setitem__" or (args and out is args[0] and isinstance(out, Tensor)):
             self._write(args[0], mark, claims)
         else:
             self._mark_all(out, mark, claims)
         if kwargs and isinstance(kwargs.get("out"), Tensor):
             self._write(kwargs["out"], LOST, claims)
-        return iter(out) if name == "__iter__" else out
+        return iter(out) if known.name == "__iter__" else out
 
-    def _mark_of(self, asked: Asked, name: str, rule: Any) -> Any:
+    def _odd(self, known: Known, args: tuple[Any, ...], out: Any) -> Any:
+        """Note what a function does beside giving a tensor; gives what it gave, loops as lists."""
+        if known.name in TELLS:
+            self._told = self._told or self.of(args[0]) is not FREE
+        if known.name == "__set__" and isinstance(args[1], Tensor):  # x.data = y
+            self._write(args[0], LOST, self.claims(args[0]))
+        return list(out) if known.name == "__iter__" else out
+
+    def _mark_of(self, asked: Asked, known: Known) -> Any:
         """Mark of a call's results, or a list of one for each."""
         of = self.of
         for tensor in asked.tensors:
             if of(tensor) is not FREE:
                 break
         else:
-            return TOLD if self._told and name in DATA else FREE
+            return TOLD if self._told and known.name in DATA else FREE
         if self.batch == 1:
             return _ALONE
-        if rule is None:
+        if known.rule is None:
             return LOST
         try:
-            return rule(asked)
+            return known.rule(asked)
         except (AttributeError, IndexError, TypeError, ValueError):  # called in a way no rule knows
             return LOST
 
     def _carried(self, tensors: list[Tensor]) -> frozenset[str]:
-        if not self._claims:
-            return _NONE
         found = _NONE
         for tensor in tensors:
             own = self.claims(tensor)

@@ -6,12 +6,21 @@ A function goes by one name whether it is a method, an operator or changes its f
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from trakstore.features.axes import along, broadcast, contraction, picking, recurrent, reorder
 from trakstore.features.axes.asked import Rule
 
-__all__ = ["DATA", "TELLS", "canonical", "rule_of"]
+__all__ = ["DATA", "TELLS", "Known", "canonical", "rule_of"]
+
+
+class Known(NamedTuple):
+    """Own name of a function, the rule of what goes by its canonical name, and whether it is odd."""
+
+    name: str
+    rule: Rule | None
+    odd: bool
+
 
 _RULES: dict[str, Rule] = {
     **broadcast.RULES,
@@ -21,6 +30,8 @@ _RULES: dict[str, Rule] = {
     **contraction.RULES,
     **recurrent.RULES,
 }
+# functions whose result is not all that they change, or no tensor
+_ODD = frozenset(["__iter__", "__set__", "__setitem__"])
 # functions that hand data over to Python
 _TELLS = "item tolist numpy __bool__ __int__ __float__ __index__ __array__ __contains__"
 TELLS = frozenset(_TELLS.split())
@@ -29,7 +40,7 @@ DATA = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor
 
 # modules whose functions have names of others
 _OTHERS = ("torch.masked", "torch.sparse", "torch.nested", "torch.fft", "torch.signal")
-_KNOWN: dict[Any, tuple[str, Rule | None]] = {}
+_KNOWN: dict[Any, Known] = {}
 
 
 def canonical(function: Any) -> str:
@@ -47,15 +58,14 @@ def canonical(function: Any) -> str:
     return name.strip("_").removeprefix("linalg_").removeprefix("special_")
 
 
-def rule_of(function: Any) -> tuple[str, Rule | None]:
-    """Own name of a function, and the rule of what goes by its canonical name."""
-    if function not in _KNOWN:
+def rule_of(function: Any) -> Known:
+    """What is known of a function."""
+    known = _KNOWN.get(function)
+    if known is None:
         name = getattr(function, "__name__", "")
-        _KNOWN[function] = (
-            name,
-            None if _foreign(function, name) else _RULES.get(canonical(function)),
-        )
-    return _KNOWN[function]
+        rule = None if _foreign(function, name) else _RULES.get(canonical(function))
+        known = _KNOWN[function] = Known(name, rule, name in TELLS or name in _ODD)
+    return known
 
 
 def _foreign(function: Any, name: str) -> bool:

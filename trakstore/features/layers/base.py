@@ -78,6 +78,17 @@ class Call:
         name = self.names.get(id(parameter))
         return None if name is None else Use(name, parameter, tensor)
 
+    def given(self) -> list[Tensor]:
+        """Tensors among the arguments that require gradients, but no parameters."""
+        names = self.names
+        return [
+            tensor
+            for tensor in self.tensors()
+            if tensor.requires_grad
+            and id(tensor) not in names
+            and (tensor._base is None or id(tensor._base) not in names)
+        ]
+
     def tensors(self) -> Iterator[Tensor]:
         """All tensors among the arguments, also in lists."""
         for value in (*self.args, *self.kwargs.values()):
