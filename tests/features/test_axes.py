@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,7 +38,8 @@ class Watched(TorchFunctionMode):
 def placed(call: Callable[[Tensor], Tensor], *shape: int) -> Mark:
     """Mark of a function of a batch whose samples are first."""
     following = Following(BATCH)
-    batch = following.begin(torch.rand(BATCH, *shape))
+    count = BATCH * math.prod(shape)
+    batch = following.begin(torch.linspace(1, 0, count).view(BATCH, *shape))  # in no order
     with Watched(following):
         return following.of(call(batch))
 
@@ -99,6 +101,18 @@ PLACES: list[tuple[str, Callable[[Tensor], Tensor], Mark]] = [
     ("convolution", lambda x: F.conv1d(x, torch.ones(2, 4, 3)), Axis(0)),
     ("normalised", lambda x: F.layer_norm(x, (5,)), Axis(0)),
     ("batch statistics", lambda x: F.batch_norm(x, None, None, training=True), LOST),
+    ("losses", lambda x: F.mse_loss(x, x * 0, reduction="none"), Axis(0)),
+    ("mean loss", lambda x: F.mse_loss(x, x * 0), LOST),
+    (
+        "losses of classes",
+        lambda x: F.cross_entropy(x.flatten(0, 1), x.argmax(2).flatten(), reduction="none"),
+        Axis(0, 1, 4),
+    ),
+    (
+        "losses of pixels",
+        lambda x: F.cross_entropy(x.movedim(0, 2), torch.zeros(4, BATCH).long(), reduction="none"),
+        Axis(1),
+    ),
     ("unknown", lambda x: torch.cdist(x, x), LOST),
     ("constants", lambda x: torch.arange(x.shape[1]) * 2, FREE),
     ("zeros of its shape", torch.zeros_like, FREE),

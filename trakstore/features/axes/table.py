@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from trakstore.features.axes import along, broadcast, contraction, picking, recurrent, reorder
+from trakstore.features.axes import (
+    along,
+    broadcast,
+    contraction,
+    losses,
+    picking,
+    recurrent,
+    reorder,
+)
 from trakstore.features.axes.asked import Rule
 
 __all__ = ["DATA", "TELLS", "Known", "canonical", "rule_of"]
@@ -29,6 +37,7 @@ _RULES: dict[str, Rule] = {
     **picking.RULES,
     **contraction.RULES,
     **recurrent.RULES,
+    **losses.RULES,
 }
 # functions whose result is not all that they change, or no tensor
 _ODD = frozenset(["__iter__", "__set__", "__setitem__"])
