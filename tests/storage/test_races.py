@@ -24,5 +24,6 @@ def test_some_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_pair(tmp_path: Path) -> None:
     run(tmp_path, 3)
