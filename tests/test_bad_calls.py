@@ -50,6 +50,8 @@ CALLS: dict[str, tuple[Call, str]] = {
         lambda s: ts.kernel_report(s, -1, "train"),
         "non-negative integer of 19 digits at most, or a name",
     ),
+    "number for a split": (lambda s: ts.trak_scores(s, targets=0), "0 cannot name a split"),  # type: ignore[arg-type]
+    "nothing for a split": (lambda s: ts.neighbours(s, None), "None cannot name a split"),  # type: ignore[arg-type]
     "split": (lambda s: s.features(0, "tran"), "did you mean 'train'"),
     "shape": (lambda s: s.write_split(1, "train", np.ones((4, 3))), "dimension 8, got 3"),
     "rows": (lambda s: s.write_split(1, "train", np.ones((4, 8)), ids=[1]), "ids must be 4"),

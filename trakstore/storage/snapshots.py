@@ -56,8 +56,8 @@ def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list
     DamagedError
         When a document cannot be read.
     """
+    paths = [layout.split_path(*one) for one in wanted]  # refuses what is no name
     names = sorted({name for _, name in wanted})
-    paths = [layout.split_path(*one) for one in wanted]
     calls: list[Callable[[], Any]] = [partial(read_masks, location, name) for name in names]
     calls += [partial(_read, location, *one) for one in wanted]
     calls += [partial(written_blocks, location, path) for path in paths]
