@@ -11,7 +11,6 @@ import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -149,9 +148,13 @@ def _check_alone(
     walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
 ) -> SplitReport:
     """Nobody appends to, or drops, what is being repaired."""
-    alone = claimed(split.location, split.path, "repair") if walk.repair else nullcontext()
-    with alone:
+    if not walk.repair:
         return _check_split(walk, split, pool, threads, line)
+    with claimed(split.location, split.path, "repair"):
+        now = walk.opened(split.epoch, split.name)  # it may have grown, or gone, until then
+        if now is None:
+            return SplitReport(split.epoch, split.name, 0, 0, 0)
+        return _check_split(walk, now, pool, threads, line)
 
 
 def _check_split(

@@ -136,7 +136,7 @@ class Walk:
         for name in self._folders(path, names, lambda one: layout.check_name(one, "split")):
             self.split_names.add(name)
             if wanted is None or name in wanted:
-                split = self._opened(epoch, name)
+                split = self.opened(epoch, name)
                 if split is not None:
                     yield split
 
@@ -171,7 +171,8 @@ class Walk:
         else:
             self.say("foreign", key, "is not part of a store; remove it by hand", **where)
 
-    def _opened(self, epoch: Epoch, name: str) -> Split | None:
+    def opened(self, epoch: Epoch, name: str) -> Split | None:
+        """A split as its document says now; None, with a finding, where that cannot be read."""
         path = layout.split_path(epoch, name)
         key = layout.document_key(path)
         document: bytes | None = b""
