@@ -61,11 +61,6 @@ def _norm(asked: Asked) -> Mark:
     return _reduced(asked.of_first(dim=_given(asked, 2)))
 
 
-def _topk(asked: Asked) -> Mark:
-    dims = _given(asked, 2, -1)
-    return LOST if _touched(asked, dims) else asked.of(asked.first)
-
-
 def _kth_value(asked: Asked) -> Mark:
     """Mark of ``kthvalue(x, k, dim)``, whose dimension comes after the place."""
     return _reduced(asked.of_first(dim=_given(asked, 2, -1)))
@@ -138,7 +133,7 @@ RULES: dict[str, Rule] = {
     "normalize": _same_shape(2, 1),
     "norm": _norm,
     "vector_norm": _norm,
-    "topk": _topk,
+    "topk": _same_shape(2, -1),
     "kthvalue": _kth_value,
     "unfold": _unfolded,
     **dict.fromkeys(("layer_norm", "rms_norm"), alone(_layer_norm)),
