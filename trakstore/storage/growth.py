@@ -6,6 +6,7 @@ to one split, or drop it, all but the first are refused.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -206,13 +207,16 @@ def give_again(split: Split, given: str | None) -> None:
 
 
 def drop_split(split: Split) -> None:
-    """Delete a split at an epoch: its markers first, so that no half of it is ever taken for it.
+    """Delete a split at an epoch, so that no half of it is ever taken for it.
 
-    The group's document goes last but for the folder itself; until then a drop that was stopped is
-    finished by the same call.
+    A new nonce comes first: who still writes the split is stopped by it, and no marker counts. The
+    group's document goes last but for the folder itself, and takes with it what such writers left;
+    until then a drop that was stopped is finished by the same call.
     """
     place, path = split.location, split.path
     with claimed(place, path, "drop"):
+        ended = replace(split.spec, nonce=secrets.randbits(32))
+        place.put({layout.document_key(path): split_document(path, ended)})
         blocks = written_blocks(place, path)
         place.delete([layout.marker_key(path, block) for block in sorted(blocks)])
         for name in (*split.columns, layout.MASKED, layout.SKIPPED, layout.WRITTEN):

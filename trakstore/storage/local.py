@@ -7,9 +7,11 @@ a file is compared with what is expected before memory is taken for it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +34,9 @@ from trakstore.storage.chunks import check_size
 from trakstore.storage.layout import check_key
 
 __all__ = ["DurableLocalStore"]
+
+ATTEMPTS = 8  # to remove a folder that others write to,
+REST = 0.01  # and seconds between them, doubled each time
 
 # a pipe would wait for a writer, a link lead elsewhere; flags that a system lacks change nothing there
 _FLAGS = (
@@ -168,7 +173,7 @@ class DurableLocalStore(LocalStore):
         self._check_writable()
         path = self.place(key)
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            _remove_folder(path)
         else:
             with suppress(NotADirectoryError):
                 path.unlink(missing_ok=True)
@@ -255,6 +260,22 @@ def _make_folders(folder: Path) -> list[Path]:
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder with all below it, while other processes may still put files there or take some
+    away: what they leave behind is removed by another attempt.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            others = error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
+            if not others or attempt == ATTEMPTS - 1:
+                raise
+        if not folder.exists():
+            return
+        time.sleep(REST * 2**attempt)
 
 
 def _link_unless_there(source: Path, target: Path) -> None:

@@ -115,6 +115,8 @@ class BlockWriter:
             self._check_nonce(written=list(keys))
             place.put({layout.marker_key(path, block): marker})
         except LocationError as error:
+            with suppress(LocationError):
+                self._check_nonce(written=list(keys))  # the folder may be gone with all the split
             cause = getattr(error.__cause__, "errno", None)
             full = "; free some space" if cause in (errno.ENOSPC, errno.EDQUOT) else ""
             raise LocationError(
