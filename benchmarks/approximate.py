@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stores import median_seconds, random_store
 
 import trakstore as ts
-from trakstore.linalg.approximate import approximate_top_k
+from trakstore.scores.two_pass import approximate_top_k
 
 
 def falling(dim: int) -> NDArray[np.float32]:

@@ -26,12 +26,12 @@ import numpy as np
 import trakstore as ts
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation import add_retrained, retrained_models
-from trakstore.linalg.grams import split_gram
+from trakstore.kernels.stored_grams import split_gram
 from trakstore.spec import SplitSpec
+from trakstore.storage.backends.location import Location
+from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.columns import stored_rows
-from trakstore.storage.locations import Location
-from trakstore.storage.records import MEASURES, TrainingRun, add_part, record_parts
-from trakstore.storage.verify import verify_store
+from trakstore.storage.tables.training_records import MEASURES, TrainingRun, add_part, record_parts
 from trakstore.storage.writer import BlockWriter
 
 ROWS, MORE, DIM, BLOCK = 35, 2, 24, 8

@@ -42,10 +42,10 @@ import trakstore as ts
 from trakstore.features import featurize
 from trakstore.features.devices import working_on
 from trakstore.features.projectors import Projector, make_projector
-from trakstore.linalg.devices import torch_tile
-from trakstore.linalg.factored import Scores
-from trakstore.linalg.parts import Part
-from trakstore.linalg.rows import ArrayRows
+from trakstore.passes.gpu import torch_tile
+from trakstore.passes.rows import ArrayRows
+from trakstore.scores.factored import Scores
+from trakstore.scores.parts import Part
 from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
 
 KINDS: tuple[ProjectionKind, ...] = ("sjlt", "kronecker", "rademacher")

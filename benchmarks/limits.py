@@ -85,8 +85,8 @@ def blocked(folder: Path, options: argparse.Namespace) -> None:
 def part_blocked(options: argparse.Namespace) -> None:
     """Ours, within the limit."""
     import trakstore as ts
-    from trakstore.linalg.blocked import BlockedCholesky
-    from trakstore.linalg.choice import split_kernel
+    from trakstore.kernels.blocked_cholesky import BlockedCholesky
+    from trakstore.kernels.choice import split_kernel
 
     store = ts.open_store(Path(options.folder) / "s.zarr")
     base, began = peak(), time.perf_counter()
@@ -125,7 +125,7 @@ def part_lapack(options: argparse.Namespace) -> None:
     import torch
 
     import trakstore as ts
-    from trakstore.linalg.choice import split_kernel
+    from trakstore.kernels.choice import split_kernel
 
     store = ts.open_store(Path(options.folder) / "s.zarr")
     base = peak()
@@ -175,12 +175,12 @@ def anew(part: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]
 def part_operation(options: argparse.Namespace) -> None:
     """One operation on the store, within the limit."""
     import trakstore as ts
-    from trakstore.linalg.grams import split_gram
-    from trakstore.linalg.rows import ArrayRows
-    from trakstore.linalg.solvers import Damping
+    from trakstore.kernels.solvers import Damping
+    from trakstore.kernels.stored_grams import split_gram
+    from trakstore.passes.rows import ArrayRows
 
     store, limit = ts.open_store(Path(options.folder) / "s.zarr"), options.limit
-    ts.linalg.gram.gram(ArrayRows(np.ones((2, 2), np.float32)))  # starts the threads
+    ts.kernels.gram.gram(ArrayRows(np.ones((2, 2), np.float32)))  # starts the threads
     damping = Damping(absolute=1.0)
     base, began = peak(), time.perf_counter()
     if options.part == "gram":
@@ -262,7 +262,7 @@ def cost(pipeline: Callable[[], object]) -> None:
 
 def part_ours(options: argparse.Namespace) -> None:
     """Gram, factor, and all scores."""
-    from trakstore.scores.trak import trak_scores_of_arrays
+    from trakstore.methods.trak import trak_scores_of_arrays
 
     train, target = features(options)
     np.asarray(trak_scores_of_arrays(target[:8], train[:2048]))  # threads, BLAS's buffers
@@ -271,7 +271,7 @@ def part_ours(options: argparse.Namespace) -> None:
 
 def part_share(options: argparse.Namespace) -> None:
     """Its time against that of as many flops in large float32 products, each product counted once."""
-    from trakstore.scores.trak import trak_scores_of_arrays
+    from trakstore.methods.trak import trak_scores_of_arrays
 
     train, target = features(options)
     n, k, m = options.rows, options.dim, options.targets

@@ -25,8 +25,8 @@ from stores import peak, random_store
 
 import trakstore as ts
 from trakstore.analysis import evolution, transition
-from trakstore.linalg.gram import gram
-from trakstore.linalg.rows import ArrayRows
+from trakstore.kernels.gram import gram
+from trakstore.passes.rows import ArrayRows
 from trakstore.planning import byte_count
 
 

@@ -16,8 +16,8 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.linalg.gram import gram
-from trakstore.linalg.rows import ArrayRows
+from trakstore.kernels.gram import gram
+from trakstore.passes.rows import ArrayRows
 
 
 def gradients(rng: np.random.Generator, rows: int, dim: int) -> NDArray[np.float32]:

@@ -21,8 +21,8 @@ from distributed import Client, LocalCluster
 from stores import median_seconds, random_store
 
 import trakstore as ts
-from trakstore.linalg.gram import gram
-from trakstore.linalg.tiles import map_reduce, nothing, row_ranges
+from trakstore.kernels.gram import gram
+from trakstore.passes.scheduler import map_reduce, nothing, row_ranges
 
 BILLION = 10**9
 

@@ -24,7 +24,7 @@ from distributed import Client, LocalCluster
 from stores import timed
 
 import trakstore as ts
-from trakstore.linalg.gram import gram
+from trakstore.kernels.gram import gram
 
 BLOCK_BYTES = 8 * 2**20
 

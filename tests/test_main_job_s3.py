@@ -16,7 +16,7 @@ from features.test_torchrun import columns, torchrun
 
 import trakstore as ts
 from trakstore.features import Job, featurize_job
-from trakstore.storage import objects
+from trakstore.storage.backends import objects
 
 TESTS = str(Path(__file__).parent)
 QUICK = 0.7  # seconds of a request, for runs with faults
@@ -26,7 +26,7 @@ JOBS = f"""
 import sys
 sys.path.insert(0, {TESTS!r})
 from test_main_job_s3 import PATIENCE, job
-from trakstore.storage import objects
+from trakstore.storage.backends import objects
 
 objects.TIMEOUTS = PATIENCE
 """

@@ -12,7 +12,9 @@ import trakstore as ts
 QUERY_MODULES = [
     "trakstore",
     "trakstore.analysis",
-    "trakstore.linalg",
+    "trakstore.kernels",
+    "trakstore.methods",
+    "trakstore.passes",
     "trakstore.scores",
     "trakstore.storage",
 ]

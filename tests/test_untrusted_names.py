@@ -11,7 +11,7 @@ import pytest
 import trakstore as ts
 from trakstore.errors import LocationError, TrakStoreError
 from trakstore.storage import layout
-from trakstore.storage.runs import Run, record_run
+from trakstore.storage.tables.runs import Run, record_run
 
 NAMES = [
     "../out",

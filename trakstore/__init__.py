@@ -6,22 +6,22 @@ Features are written by ``trakstore.features`` (which needs torch); everything h
 from __future__ import annotations
 
 from trakstore.errors import TrakStoreError
-from trakstore.linalg.approximate import approximate_top_k
-from trakstore.linalg.factored import Scores
-from trakstore.linalg.saving import drop_scores, open_scores, save_scores, sparse_scores
-from trakstore.linalg.solvers import Damping
-from trakstore.linalg.sums import group_scores
-from trakstore.linalg.topk import top_k
-from trakstore.scores.influence import influence_scores, self_scores
-from trakstore.scores.kernel import KernelReport, kernel_report
-from trakstore.scores.neighbours import neighbours
-from trakstore.scores.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
-from trakstore.scores.tracin import tracin_scores
-from trakstore.scores.trak import trak_scores, trak_scores_of_arrays
+from trakstore.kernels.solvers import Damping
+from trakstore.methods.influence import influence_scores, self_scores
+from trakstore.methods.kernel_report import KernelReport, kernel_report
+from trakstore.methods.neighbours import neighbours
+from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
+from trakstore.methods.tracin import tracin_scores
+from trakstore.methods.trak import trak_scores, trak_scores_of_arrays
+from trakstore.scores.factored import Scores
+from trakstore.scores.saving import drop_scores, open_scores, save_scores, sparse_scores
+from trakstore.scores.sums import group_scores
+from trakstore.scores.top_k import top_k
+from trakstore.scores.two_pass import approximate_top_k
 from trakstore.spec import ProjectionSpec
+from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
-from trakstore.storage.verify import verify_store
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from trakstore.analysis.concentration import gini, participation_ratio, positive_mass
-from trakstore.analysis.groups import class_summary, same_class_share
+from trakstore.analysis.group_influence import class_summary, same_class_share
 from trakstore.errors import MemoryLimitError, TrakStoreError
 
 SCORES = np.array([[1.0, -1, 1, 1], [0, 0, 0, 5], [4, -3, 0, 1]])

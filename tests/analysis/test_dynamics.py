@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import trakstore as ts
-from trakstore.analysis.dynamics import dynamics_of, training_dynamics
-from trakstore.attributors import TrainingDynamicsTracker, WithIds, dynamics
+from trakstore.analysis.training_dynamics import dynamics_of, training_dynamics
+from trakstore.attributors import TrainingDynamicsTracker, WithIds
 from trakstore.errors import DamagedError, NotFoundError, TrakStoreError
-from trakstore.storage.verify import verify_store
+from trakstore.storage.checking.verification import verify_store
 
 N, CLASSES, EPOCHS = 23, 4, 14
 
@@ -99,7 +99,7 @@ def test_the_later_of_two_runs_counts_whatever_the_clock_says(
     where, ids = tmp_path / "d.zarr", list(range(4))
     for value, hour in ((0.0, 12), (9.0, 11)):
         clock = type("Clock", (datetime,), {"now": lambda *_: datetime(2026, 1, 1, hour)})  # noqa: B023
-        monkeypatch.setattr(dynamics, "datetime", clock)
+        monkeypatch.setattr("trakstore.attributors.tracker.datetime", clock)
         with TrainingDynamicsTracker(None, 1, where) as tracker:
             scores = torch.tensor([[value, 0.0]] * 4)
             tracker.update(0, 0, None, torch.zeros(4, dtype=torch.long), scores, ids=ids)

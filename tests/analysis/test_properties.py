@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from trakstore.analysis.groups import contrast
+from trakstore.analysis.group_influence import contrast
 from trakstore.analysis.properties import compare_properties, modular_addition
 from trakstore.errors import TrakStoreError
-from trakstore.scores.trak import trak_scores_of_arrays
+from trakstore.methods.trak import trak_scores_of_arrays
 
 
 def described(sample: Any) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import xarray as xr
 from scipy.stats import kstest, rankdata
 
 from trakstore.analysis.changepoint import change_point
-from trakstore.analysis.transitions import Transition, transition
+from trakstore.analysis.transition import Transition, transition
 from trakstore.errors import MemoryLimitError, TrakStoreError
-from trakstore.linalg.factored import Scores
-from trakstore.linalg.moments import row_moments
-from trakstore.linalg.parts import Part
-from trakstore.linalg.rows import ArrayRows
+from trakstore.passes.rows import ArrayRows
+from trakstore.scores.factored import Scores
+from trakstore.scores.moments import row_moments
+from trakstore.scores.parts import Part
 
 
 def of(matrix: Any) -> Scores:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import trakstore as ts
 from trakstore.analysis.evolution import evolution
-from trakstore.analysis.transitions import transition
+from trakstore.analysis.transition import transition
 from trakstore.attributors import (
     BiasAttributor,
     DelayedGeneralizationTRAK,

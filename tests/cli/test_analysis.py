@@ -12,7 +12,7 @@ import torch
 
 import trakstore as ts
 from trakstore.analysis.evolution import evolution
-from trakstore.analysis.transitions import transition
+from trakstore.analysis.transition import transition
 from trakstore.attributors import TrainingDynamicsTracker
 
 

@@ -134,7 +134,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
         pytest.fail("it was found too late")
 
     monkeypatch.setattr("trakstore.cli.report.make_scores", work)
-    monkeypatch.setattr("trakstore.storage.export._write_npy", work)
+    monkeypatch.setattr("trakstore.storage.exchange.to_files._write_npy", work)
     ran = run(*(one.format(store=store.location) for one in UNWRITABLE[case]))
     assert "cannot write /proc/x." in ran.error and "choose another place" in ran.error
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from trakstore.cli import main
-from trakstore.linalg.costs import Cost, Problem, Speed, costs
-from trakstore.linalg.factored import Scores
-from trakstore.linalg.gram import Gram
-from trakstore.linalg.parts import Part
-from trakstore.linalg.rows import ArrayRows, PositionRows
-from trakstore.linalg.solvers import Cholesky
-from trakstore.linalg.streaming import plan_windows
-from trakstore.linalg.topk import plan_top_k
+from trakstore.kernels.gram import Gram
+from trakstore.kernels.solvers import Cholesky
+from trakstore.passes.rows import ArrayRows, PositionRows
 from trakstore.planning import block_shape
+from trakstore.scores.costs import Cost, Problem, Speed, costs
+from trakstore.scores.factored import Scores
+from trakstore.scores.parts import Part
+from trakstore.scores.streaming import plan_windows
+from trakstore.scores.top_k import plan_top_k
 
 
 def test_estimates_are_printed_for_these_sizes_and_far_beyond(capsys: Any) -> None:

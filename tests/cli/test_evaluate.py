@@ -15,7 +15,7 @@ from trakstore.evaluation.mislabels import detection
 from trakstore.evaluation.retraining import retrained_models
 from trakstore.evaluation.stability import stability
 from trakstore.features import featurize_job, load_job
-from trakstore.scores.influence import self_scores
+from trakstore.methods.influence import self_scores
 
 TRAINERS = """
 import numpy as np

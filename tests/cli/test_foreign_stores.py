@@ -24,9 +24,9 @@ import trakstore as ts
 from trakstore.analysis import training_dynamics
 from trakstore.evaluation import Retrained, SubsetPlan, retrain, retrained_models
 from trakstore.storage.checksums import tail_of
-from trakstore.storage.records import TrainingRun, add_part
-from trakstore.storage.runs import Run, record_run
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.split import attributes, group_document
+from trakstore.storage.tables.runs import Run, record_run
+from trakstore.storage.tables.training_records import TrainingRun, add_part
 
 pytestmark = pytest.mark.filterwarnings("always:.*it is left out:UserWarning")
 

@@ -21,7 +21,7 @@ ROOT = Path(ts.__file__).parent.parent
 # loaded by every Python process that starts, workers too: tiles are logged, and slow when asked
 SLOW = """
 import os, time
-from trakstore.linalg.parts import Window
+from trakstore.scores.parts import Window
 
 tile = Window.tile
 

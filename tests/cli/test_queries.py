@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import trakstore as ts
-from trakstore.storage.retrained import add_models
-from trakstore.storage.splits import group_document
+from trakstore.storage.split import group_document
+from trakstore.storage.tables.retrained import add_models
 
 
 def test_info(run: Any, store: ts.FeatureStore) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import trakstore as ts
-from trakstore.analysis.transitions import transition
+from trakstore.analysis.transition import transition
 from trakstore.features import load_job
 from trakstore.spec import OutputSpec
 

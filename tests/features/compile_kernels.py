@@ -10,8 +10,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trakstore.features.projectors.kernels.signs import _draw_pairs, _products
-from trakstore.features.projectors.kernels.sparse import _sketch
+from trakstore.features.projectors.triton.signs import _draw_pairs, _products
+from trakstore.features.projectors.triton.sparse import _sketch
 
 POINTERS = {"tile": "*fp32", "partial": "*fp32", "pairs": "*i32", "rows": "i32", "index": "*i32"}
 

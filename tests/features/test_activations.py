@@ -21,9 +21,9 @@ from trakstore.errors import (
     TrakStoreError,
 )
 from trakstore.features import featurize
-from trakstore.scores.neighbours import neighbours
-from trakstore.storage.export import export_split
-from trakstore.storage.verify import verify_store
+from trakstore.methods.neighbours import neighbours
+from trakstore.storage.checking.verification import verify_store
+from trakstore.storage.exchange.to_files import export_split
 
 SJLT = ts.ProjectionSpec("sjlt", dim=8)
 

@@ -17,8 +17,8 @@ import trakstore as ts
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features import Job, featurize, featurize_job
 from trakstore.features.outputs import ModelOutput, RowOutputs
-from trakstore.linalg.iterative import Dual
-from trakstore.storage.verify import verify_store
+from trakstore.kernels.iterative import Dual
+from trakstore.storage.checking.verification import verify_store
 
 N, DIM = 24, 16
 BAD = [7, 8, 20]

@@ -15,9 +15,9 @@ from torch import nn
 import trakstore as ts
 from trakstore.errors import MemoryLimitError, SpecMismatchError, TrakStoreError
 from trakstore.features import featurize
+from trakstore.features.block_rows import RowComputer
 from trakstore.features.devices import need_one_device, settle, worker_device, working_on
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.rows import RowComputer
 
 OPTIONS: dict[str, Any] = {
     "projector": ts.ProjectionSpec("sjlt", dim=32, seed=1),

@@ -27,9 +27,9 @@ from trakstore.errors import (
 from trakstore.features import Job, featurize, featurize_job, load_job
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.parameters import canonical_name
-from trakstore.storage.locations import Location, open_location
-from trakstore.storage.plans import planned_runs
-from trakstore.storage.verify import verify_store
+from trakstore.storage.backends.location import Location, open_location
+from trakstore.storage.checking.verification import verify_store
+from trakstore.storage.tables.plans import planned_runs
 
 SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
 

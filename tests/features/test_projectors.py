@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.features.projectors import _KINDS, SJLT, Gathered, Outer, make_projector
-from trakstore.features.projectors.base import as_matrix
+from trakstore.features.projectors.projector import as_matrix
 from trakstore.features.projectors.sketching import evaluate
 from trakstore.spec import ParameterSpec, ProjectionSpec
 

@@ -11,7 +11,7 @@ import torch
 
 Image = pytest.importorskip("PIL.Image")
 
-from trakstore.report.samples import Shown, show_sample  # noqa: E402
+from trakstore.report.sample import Shown, show_sample  # noqa: E402
 
 
 def pixels(shown: Shown) -> np.ndarray:

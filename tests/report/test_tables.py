@@ -13,7 +13,7 @@ from trakstore.report.evaluations import check_lines, passed_lines
 from trakstore.report.findings import group_table
 from trakstore.report.tables import completeness_table, missing_lines, top_table
 from trakstore.report.units import in_powers_of_ten
-from trakstore.storage.splits import SplitStatus
+from trakstore.storage.split import SplitStatus
 
 
 def text(table: Table, width: int = 60) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 
 import trakstore as ts
 from trakstore.evaluation import add_retrained
-from trakstore.linalg.grams import split_gram
+from trakstore.kernels.stored_grams import split_gram
 from trakstore.spec import SplitSpec
 from trakstore.storage.columns import stored_rows
-from trakstore.storage.records import MEASURES, TrainingRun, add_part
+from trakstore.storage.tables.training_records import MEASURES, TrainingRun, add_part
 from trakstore.storage.writer import BlockWriter
 
 ROWS, DIM = 11, 6

@@ -26,10 +26,10 @@ import numpy as np
 import trakstore as ts
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation import Retrained, SubsetPlan, retrain, retrained_models
-from trakstore.linalg.grams import origin_of, split_gram, stored_gram
+from trakstore.kernels.stored_grams import origin_of, split_gram, stored_gram
 from trakstore.spec import SplitSpec
 from trakstore.storage.columns import stored_rows
-from trakstore.storage.traker import import_traker
+from trakstore.storage.exchange.from_traker import import_traker
 from trakstore.storage.writer import BlockWriter
 
 ROWS, DIM, BLOCK = 500, 8, 16

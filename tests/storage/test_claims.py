@@ -15,9 +15,9 @@ import pytest
 import trakstore as ts
 from trakstore.errors import LocationError, SpecMismatchError
 from trakstore.storage import claims
+from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.claims import claimed, last_claim
 from trakstore.storage.layout import document_key
-from trakstore.storage.locations import Location, open_location
 
 
 @pytest.fixture

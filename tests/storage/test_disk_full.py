@@ -17,7 +17,7 @@ import trakstore as ts
 from trakstore.cli import main
 from trakstore.errors import LocationError
 from trakstore.features import Job, featurize, featurize_job
-from trakstore.storage.verify import verify_store
+from trakstore.storage.checking.verification import verify_store
 
 SPEC = ts.ProjectionSpec("sjlt", dim=256)
 X = np.random.default_rng(0).normal(size=(2048, 256)).astype(np.float32)  # 2 MiB
@@ -148,7 +148,7 @@ def test_a_disk_that_fails_at_any_instant(
             raise OSError(code, os.strerror(code))
         flush(handle)
 
-    monkeypatch.setattr("trakstore.storage.locations.os.fsync", fsync)
+    monkeypatch.setattr("trakstore.storage.backends.location.os.fsync", fsync)
     rows, failures = X[:5, :8], 0
     spec = ts.ProjectionSpec("sjlt", dim=8)
     for failing in range(1, 200):

@@ -13,9 +13,9 @@ import zarr
 import trakstore as ts
 from trakstore.errors import DamagedError, NotFoundError
 from trakstore.storage import masks
+from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.layout import document_key
 from trakstore.storage.masks import change_masks, kept_key, read_masks
-from trakstore.storage.verify import verify_store
 
 ROWS = 24
 

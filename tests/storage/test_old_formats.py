@@ -12,8 +12,8 @@ import xarray as xr
 import trakstore as ts
 from trakstore.errors import IncompleteError
 from trakstore.evaluation import retrained_models
-from trakstore.linalg.grams import origin_of, split_gram, stored_gram
-from trakstore.storage.records import record_parts
+from trakstore.kernels.stored_grams import origin_of, split_gram, stored_gram
+from trakstore.storage.tables.training_records import record_parts
 
 DATA = Path(__file__).parent.parent / "data"
 FORMATS = (1, 2)

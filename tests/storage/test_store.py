@@ -26,10 +26,10 @@ from trakstore.errors import (
 )
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import block_keys
+from trakstore.storage.backends.location import DurableLocalStore, Location, open_location
 from trakstore.storage.columns import stored_rows
-from trakstore.storage.locations import DurableLocalStore, Location, open_location
-from trakstore.storage.saved import SavedArray
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.split import attributes, group_document
+from trakstore.storage.tables.arrays import SavedArray
 from trakstore.storage.writer import BlockWriter
 
 SPEC = ts.ProjectionSpec("sjlt", dim=8)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from trakstore.analysis.changepoint import ChangePoint, change_point
 from trakstore.analysis.concentration import gini, participation_ratio, positive_mass
 from trakstore.analysis.distribution import distribution
-from trakstore.analysis.dynamics import dynamics_of, training_dynamics
 from trakstore.analysis.evolution import evolution
-from trakstore.analysis.groups import contrast, same_class_share
+from trakstore.analysis.group_influence import contrast, same_class_share
 from trakstore.analysis.properties import Property, compare_properties, modular_addition
+from trakstore.analysis.training_dynamics import dynamics_of, training_dynamics
 from trakstore.analysis.trajectories import trajectories
-from trakstore.analysis.transitions import Transition, transition
+from trakstore.analysis.transition import Transition, transition
 
 __all__ = [
     "ChangePoint",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.linalg.windows import Matrix, by_target
 from trakstore.quantities import as_number
+from trakstore.scores.windows import Matrix, by_target
 
 __all__ = [
     "gini",

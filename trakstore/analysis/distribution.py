@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from trakstore.linalg.factored import Scores
-from trakstore.linalg.lists import check_finite
-from trakstore.linalg.rows import whole_column
-from trakstore.linalg.windows import target_windows
+from trakstore.passes.rows import whole_column
 from trakstore.quantities import as_whole
+from trakstore.scores.factored import Scores
+from trakstore.scores.running_lists import check_finite
+from trakstore.scores.windows import target_windows
 
 __all__ = ["distribution"]
 

@@ -8,13 +8,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.linalg.factored import Scores
-from trakstore.linalg.lists import Order, check_finite, keys
-from trakstore.linalg.memory import give_back
-from trakstore.linalg.ranks import centred_ranks, row_correlation
-from trakstore.linalg.rows import TakenRows, whole_column
-from trakstore.linalg.topk import check_request
-from trakstore.linalg.windows import window_ranges
+from trakstore.passes.memory import give_back
+from trakstore.passes.rows import TakenRows, whole_column
+from trakstore.scores.factored import Scores
+from trakstore.scores.rank_correlation import centred_ranks, row_correlation
+from trakstore.scores.running_lists import Order, check_finite, keys
+from trakstore.scores.top_k import check_request
+from trakstore.scores.windows import window_ranges
 
 __all__ = ["SCORE_BYTES", "evolution"]
 

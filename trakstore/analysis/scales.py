@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from trakstore.errors import TrakStoreError
-from trakstore.linalg.factored import Scores
-from trakstore.linalg.lists import check_finite
-from trakstore.linalg.moments import row_moments
-from trakstore.linalg.parts import Part
-from trakstore.linalg.rows import ArrayRows, whole_column
-from trakstore.linalg.sums import group_scores
-from trakstore.linalg.windows import target_windows
+from trakstore.passes.rows import ArrayRows, whole_column
+from trakstore.scores.factored import Scores
+from trakstore.scores.moments import row_moments
+from trakstore.scores.parts import Part
+from trakstore.scores.running_lists import check_finite
+from trakstore.scores.sums import group_scores
+from trakstore.scores.windows import target_windows
 
 __all__ = ["SCALES", "Scaled"]
 

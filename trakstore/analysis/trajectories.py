@@ -9,9 +9,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.linalg.factored import Scores
-from trakstore.linalg.moments import row_moments
-from trakstore.linalg.rows import whole_column
+from trakstore.passes.rows import whole_column
+from trakstore.scores.factored import Scores
+from trakstore.scores.moments import row_moments
 
 __all__ = ["trajectories"]
 
@@ -50,7 +50,7 @@ def trajectories(
     NotFoundError
         A position that is not among the train rows, masked ones being none.
     NumericsError, MemoryLimitError
-        As in :func:`trakstore.linalg.moments.row_moments`.
+        As in :func:`trakstore.scores.moments.row_moments`.
     """
     rows = np.asarray(position)
     if rows.ndim != 2 or len(rows) != scores.shape[0] or rows.dtype.kind not in "iu":

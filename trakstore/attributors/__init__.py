@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from trakstore.attributors.bias import BiasAttributor
+from trakstore.attributors.callback import featurize_epoch, trainer_callback
 from trakstore.attributors.delayed import DelayedGeneralizationTRAK
-from trakstore.attributors.dynamics import TrainingDynamicsTracker, WithIds
 from trakstore.attributors.phases import PhaseTransitionAttributor
-from trakstore.attributors.tracin import TracInAttributor
-from trakstore.attributors.training import featurize_epoch, trainer_callback
-from trakstore.attributors.trak import TRAKAttributor, compute_attribution_stability
+from trakstore.attributors.tracin_attributor import TracInAttributor
+from trakstore.attributors.tracker import TrainingDynamicsTracker, WithIds
+from trakstore.attributors.trak_attributor import TRAKAttributor, compute_attribution_stability
 from trakstore.attributors.traker import ModelIDException, TRAKer
 
 __all__ = [

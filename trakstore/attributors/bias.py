@@ -10,16 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trakstore.analysis.groups import contrast
+from trakstore.analysis.group_influence import contrast
 from trakstore.attributors.delayed import DelayedGeneralizationTRAK
 from trakstore.attributors.loading import Loaded, loaded
 from trakstore.errors import TrakStoreError, did_you_mean
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.weights import kept, state_dicts
-from trakstore.linalg.factored import Scores
-from trakstore.scores.influence import influence_scores
-from trakstore.scores.similarity import grad_cos_scores, grad_dot_scores
-from trakstore.scores.trak import trak_scores
+from trakstore.methods.influence import influence_scores
+from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores
+from trakstore.methods.trak import trak_scores
+from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 
 __all__ = ["BiasAttributor"]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from trakstore.analysis.evolution import evolution
-from trakstore.analysis.transitions import Scale, Transition, transition
+from trakstore.analysis.transition import Scale, Transition, transition
 from trakstore.attributors.loading import loaded
-from trakstore.attributors.trak import TRAKAttributor
-from trakstore.linalg.factored import Scores
-from trakstore.scores.trak import trak_scores
+from trakstore.attributors.trak_attributor import TRAKAttributor
+from trakstore.methods.trak import trak_scores
+from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 
 __all__ = ["DelayedGeneralizationTRAK", "transition_document"]
@@ -82,7 +82,7 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
         pre_transition_epoch, post_transition_epoch : int or str
         top_k : int
         scale : {"standard", "rank", "raw"}
-            See :func:`trakstore.analysis.transitions.transition`; raw differences are mostly those of
+            See :func:`trakstore.analysis.transition.transition`; raw differences are mostly those of
             gradient norms.
         null_epochs : sequence of pairs of epochs
             Between which nothing happened: gives p-values.

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from trakstore.analysis.changepoint import ChangePoint, change_point
-from trakstore.analysis.transitions import Scale
+from trakstore.analysis.transition import Scale
 from trakstore.attributors.delayed import DelayedGeneralizationTRAK
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs import ModelOutput

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trakstore.errors import TrakStoreError, did_you_mean
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.outputs import Margin, ModelOutput, RowOutputs, as_output
-from trakstore.features.outputs.identity import code_digest
+from trakstore.features.outputs.function_identity import code_digest
 from trakstore.features.parameters import canonical_name
 from trakstore.features.projectors import Projector
 from trakstore.spec import OutputSpec

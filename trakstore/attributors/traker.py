@@ -31,10 +31,10 @@ from trakstore.features.parameters import (
 )
 from trakstore.features.projectors import make_projector
 from trakstore.features.weights import own_copy
-from trakstore.linalg.solvers import Damping
-from trakstore.linalg.streaming import for_each_tile
+from trakstore.kernels.solvers import Damping
+from trakstore.methods.trak import trak_scores
 from trakstore.quantities import as_whole
-from trakstore.scores.trak import trak_scores
+from trakstore.scores.streaming import for_each_tile
 from trakstore.spec import ProjectionSpec, StoreSpec
 from trakstore.storage.layout import as_epochs, check_name
 from trakstore.storage.store import FeatureStore

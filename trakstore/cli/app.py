@@ -21,6 +21,7 @@ from trakstore.cli.evolve import evolve
 from trakstore.cli.export import export
 from trakstore.cli.featurize import featurize
 from trakstore.cli.groups import groups
+from trakstore.cli.import_traker import import_
 from trakstore.cli.info import info
 from trakstore.cli.kernel import kernel
 from trakstore.cli.neighbours import neighbours
@@ -28,7 +29,6 @@ from trakstore.cli.output import error_line, tolerant_streams
 from trakstore.cli.report import report
 from trakstore.cli.score import score
 from trakstore.cli.topk import topk
-from trakstore.cli.traker import import_
 from trakstore.cli.transitions import transitions
 from trakstore.cli.verify import verify
 from trakstore.errors import NO_THREADS, TrakStoreError, lacks_threads

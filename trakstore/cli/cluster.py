@@ -12,7 +12,7 @@ from dask.system import CPU_COUNT
 
 from trakstore.cli.output import error_line
 from trakstore.errors import LocationError, TrakStoreError
-from trakstore.linalg.cluster import lost_work_told
+from trakstore.passes.dask_cluster import lost_work_told
 from trakstore.progress import on_terminal
 
 __all__ = ["workplace"]

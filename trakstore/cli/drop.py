@@ -8,7 +8,7 @@ import typer
 
 from trakstore.cli.options import Json, StorePath
 from trakstore.cli.output import console, print_json
-from trakstore.linalg.saving import drop_scores
+from trakstore.scores.saving import drop_scores
 from trakstore.storage.opening import open_store
 
 __all__ = ["drop"]

@@ -28,7 +28,7 @@ def dynamics(
 
     A small area under the margin (aum) and many forgetting events are typical of wrong labels.
     """
-    from trakstore.analysis.dynamics import training_dynamics
+    from trakstore.analysis.training_dynamics import training_dynamics
     from trakstore.report.findings import dynamics_table
 
     found = training_dynamics(store, split)

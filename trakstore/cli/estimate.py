@@ -13,7 +13,7 @@ from trakstore.cli.output import console, print_json
 from trakstore.planning import byte_count, human_bytes, human_time
 
 if TYPE_CHECKING:
-    from trakstore.linalg.costs import Problem, Speed
+    from trakstore.scores.costs import Problem, Speed
 
 __all__ = ["estimate"]
 
@@ -50,7 +50,7 @@ def estimate(
 
     Times come from a calibration of a second on this machine, at its page cache's speed.
     """
-    from trakstore.linalg.costs import Problem, calibrate
+    from trakstore.scores.costs import Problem, calibrate
 
     if dtype not in ("float32", "float16"):
         raise typer.BadParameter(f"--dtype is float32 or float16, got {dtype}")
@@ -69,8 +69,8 @@ def estimate(
 
 
 def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str, Any]]:
-    from trakstore.analysis.costs import costs_over_time
-    from trakstore.linalg.costs import costs
+    from trakstore.analysis.costs_over_epochs import costs_over_time
+    from trakstore.scores.costs import costs
 
     lines, over_time = [], costs_over_time(problem) if problem.epochs > 1 else ()
     for cost in (*costs(problem), *over_time):
@@ -85,7 +85,7 @@ def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str,
 def _show(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> None:
     from rich.table import Table
 
-    from trakstore.linalg.memory import memory_budget
+    from trakstore.passes.memory import memory_budget
 
     table = Table(box=None, pad_edge=False)  # all of it in 80 columns
     for name in ("rows", "operation", "on disk", "read", "memory", "flops", "time"):

@@ -26,7 +26,7 @@ from trakstore.cli.options import (
     chosen_epochs,
 )
 from trakstore.cli.output import console, print_json, without_nan
-from trakstore.scores.splits import epoch_pairs
+from trakstore.methods.epochs import epoch_pairs
 from trakstore.storage.opening import open_store
 
 __all__ = ["evolve"]
@@ -57,8 +57,8 @@ def evolve(
     The first five targets are shown; --json has all of them.
     """
     from trakstore.analysis.evolution import evolution
-    from trakstore.linalg.sums import group_scores
     from trakstore.report.findings import evolution_table
+    from trakstore.scores.sums import group_scores
 
     find_method(method)
     opened, epochs = open_store(store), chosen_epochs(epoch)

@@ -10,7 +10,7 @@ import typer
 from trakstore.cli.options import Json, StorePath
 from trakstore.cli.output import console, print_json
 from trakstore.planning import human_bytes
-from trakstore.storage.export import export_split
+from trakstore.storage.exchange.to_files import export_split
 from trakstore.storage.layout import FEATURES, as_epoch
 
 __all__ = ["export"]

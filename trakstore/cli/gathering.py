@@ -16,17 +16,17 @@ from trakstore.cli.info import store_facts, store_verdict
 from trakstore.cli.lists import with_labels
 from trakstore.cli.samples import SampleSource
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.linalg.rows import Rows, TakenRows, whole_column
+from trakstore.methods.epochs import EpochPair
+from trakstore.passes.rows import Rows, TakenRows, whole_column
 from trakstore.report.contents import Classes, Findings, Held, TargetFindings
-from trakstore.scores.splits import EpochPair
 from trakstore.storage.layout import Epoch
-from trakstore.storage.runs import now
 from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables.runs import now
 
 if TYPE_CHECKING:
-    from trakstore.analysis.transitions import Transition
-    from trakstore.linalg.factored import Scores
-    from trakstore.scores.kernel import KernelReport
+    from trakstore.analysis.transition import Transition
+    from trakstore.methods.kernel_report import KernelReport
+    from trakstore.scores.factored import Scores
 
 __all__ = ["Gathering"]
 
@@ -112,7 +112,7 @@ class Gathering:
 
     def _answers(self, samples: SampleSource) -> TargetFindings:
         from trakstore.analysis.distribution import distribution
-        from trakstore.linalg.topk import top_k
+        from trakstore.scores.top_k import top_k
 
         chosen, limit = self.scores.isel(target=self.rows), self.memory_limit
         ups = top_k(chosen, self.k, order="largest", memory_limit=limit)
@@ -150,7 +150,7 @@ class Gathering:
         return {name: _taken(split.column(name), self.rows) for name in names}
 
     def _kernels(self) -> list[KernelReport]:
-        from trakstore.scores.kernel import kernel_report
+        from trakstore.methods.kernel_report import kernel_report
 
         some = np.unique(np.linspace(0, len(self.pairs) - 1, KERNELS).round().astype(int))
         splits = [self.pairs[at].train.stored for at in some]
@@ -163,7 +163,7 @@ class Gathering:
         ]
 
     def _transition(self) -> tuple[Epoch, Epoch, Transition]:
-        from trakstore.analysis.transitions import transition
+        from trakstore.analysis.transition import transition
 
         if self.ends is None:
             raise NotFoundError("it takes two epochs, the scores are of one")
@@ -174,8 +174,8 @@ class Gathering:
         return (*self.ends, replace(found, gained=gained, lost=lost))
 
     def _classes(self) -> Classes:
-        from trakstore.analysis.groups import same_class_share
-        from trakstore.linalg.sums import group_scores
+        from trakstore.analysis.group_influence import same_class_share
+        from trakstore.scores.sums import group_scores
 
         scores, limit = self.scores, self.memory_limit
         if scores.target_labels is None or scores.train_labels is None:
@@ -196,7 +196,7 @@ class Gathering:
         )
 
     def _suspects(self) -> xr.Dataset:
-        from trakstore.scores.influence import self_scores
+        from trakstore.methods.influence import self_scores
 
         split, epochs = self.pairs[0].train.stored, [pair.epoch for pair in self.pairs]
         found = self_scores(

@@ -47,11 +47,11 @@ def groups(
     Also how concentrated scores are: the share of positive score from the own class beside the share
     of that class, the number of train samples that share a score, the Gini coefficient.
     """
-    from trakstore.analysis.groups import class_summary
-    from trakstore.linalg.rows import whole_column
-    from trakstore.linalg.sums import group_scores
+    from trakstore.analysis.group_influence import class_summary
+    from trakstore.passes.rows import whole_column
     from trakstore.report.findings import group_table, summary_facts
     from trakstore.report.tables import facts_table
+    from trakstore.scores.sums import group_scores
 
     find_method(method)
     opened = open_store(store)

@@ -11,17 +11,17 @@ import numpy as np
 
 from trakstore.cli.options import Json, StorePath
 from trakstore.cli.output import console, print_json
-from trakstore.linalg.saving import names_of_scores
 from trakstore.planning import counted, human_bytes
 from trakstore.report.tables import completeness_table, facts_table, missing_lines, span
+from trakstore.scores.saving import names_of_scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
-from trakstore.storage.plans import planned_runs
-from trakstore.storage.retrained import sets_of_models
-from trakstore.storage.runs import Run
 from trakstore.storage.skipped import SkippedRow, skipped_rows
-from trakstore.storage.splits import Split, SplitStatus
+from trakstore.storage.split import Split, SplitStatus
 from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables.plans import planned_runs
+from trakstore.storage.tables.retrained import sets_of_models
+from trakstore.storage.tables.runs import Run
 
 __all__ = ["info", "store_facts", "store_verdict"]
 

@@ -44,8 +44,8 @@ def kernel(
     as_json: Json = False,
 ) -> None:
     """Show spectrum, condition and ranks of the kernel of a split, one line an epoch."""
+    from trakstore.methods.kernel_report import kernel_report
     from trakstore.report.tables import kernel_table
-    from trakstore.scores.kernel import kernel_report
 
     opened = open_store(store)
     epochs = _epochs(opened, epoch, split)

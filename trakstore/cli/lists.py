@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from trakstore.cli.output import console
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.linalg.rows import TakenRows
+from trakstore.methods.epochs import EpochPair, UnmaskedSplit
+from trakstore.passes.rows import TakenRows
 from trakstore.planning import counted
-from trakstore.scores.splits import EpochPair, UnmaskedSplit
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["SHOWN", "lists_document", "say_more", "show_lists", "target_rows", "with_labels"]

@@ -11,7 +11,7 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:
-    from trakstore.linalg.factored import Scores
+    from trakstore.scores.factored import Scores
 
 __all__ = ["METHODS", "Question", "find_method", "make_scores"]
 
@@ -46,31 +46,31 @@ Method: TypeAlias = "Callable[[Question], Scores]"
 
 
 def _trak(asked: Question) -> Scores:
-    from trakstore.scores.trak import trak_scores
+    from trakstore.methods.trak import trak_scores
 
     return trak_scores(*asked.where, asked.damping, **asked.limits)
 
 
 def _published_trak(asked: Question) -> Scores:
-    from trakstore.scores.trak import trak_scores
+    from trakstore.methods.trak import trak_scores
 
     return trak_scores(*asked.where, asked.damping, temperature=None, **asked.limits)
 
 
 def _influence(asked: Question) -> Scores:
-    from trakstore.scores.influence import influence_scores
+    from trakstore.methods.influence import influence_scores
 
     return influence_scores(*asked.where, asked.damping, **asked.limits)
 
 
 def _whitened_cos(asked: Question) -> Scores:
-    from trakstore.scores.similarity import whitened_cos_scores
+    from trakstore.methods.similarity import whitened_cos_scores
 
     return whitened_cos_scores(*asked.where, asked.damping, **asked.limits)
 
 
 def _tracin(asked: Question) -> Scores:
-    from trakstore.scores.tracin import tracin_scores
+    from trakstore.methods.tracin import tracin_scores
 
     return tracin_scores(
         *asked.where,
@@ -80,13 +80,13 @@ def _tracin(asked: Question) -> Scores:
 
 
 def _grad_dot(asked: Question) -> Scores:
-    from trakstore.scores.similarity import grad_dot_scores
+    from trakstore.methods.similarity import grad_dot_scores
 
     return grad_dot_scores(*asked.where, allow_other_weights=asked.allow_other_weights)
 
 
 def _grad_cos(asked: Question) -> Scores:
-    from trakstore.scores.similarity import grad_cos_scores
+    from trakstore.methods.similarity import grad_cos_scores
 
     return grad_cos_scores(*asked.where, allow_other_weights=asked.allow_other_weights)
 

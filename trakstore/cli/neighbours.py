@@ -20,12 +20,12 @@ from trakstore.cli.options import (
     Workers,
 )
 from trakstore.cli.output import print_json
-from trakstore.scores.splits import epoch_pairs
+from trakstore.methods.epochs import epoch_pairs
 from trakstore.storage.layout import as_epoch
 from trakstore.storage.opening import open_store
 
 if TYPE_CHECKING:
-    from trakstore.scores.neighbours import Metric
+    from trakstore.methods.neighbours import Metric
 
 __all__ = ["neighbours"]
 
@@ -59,7 +59,7 @@ def neighbours(
 
     The table shows 20 targets at most; --json has all of them.
     """
-    from trakstore.scores.neighbours import neighbours as nearest
+    from trakstore.methods.neighbours import neighbours as nearest
 
     opened, one = open_store(store), None if epoch is None else as_epoch(epoch)
     pair = epoch_pairs(opened, targets, train, one, allow_other_weights=allow_other_weights)[0]

@@ -34,9 +34,9 @@ from trakstore.cli.options import (
 from trakstore.cli.output import console, print_json
 from trakstore.cli.samples import sample_source
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.methods.epochs import EpochPair, UnmaskedSplit, epoch_pairs
 from trakstore.planning import counted, human_bytes
-from trakstore.scores.splits import EpochPair, UnmaskedSplit, epoch_pairs
-from trakstore.storage.files import check_file_place, writing
+from trakstore.storage.exchange.named_files import check_file_place, writing
 from trakstore.storage.layout import Epoch, as_epoch
 from trakstore.storage.opening import open_store
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
-from trakstore.linalg.rows import whole_column
 from trakstore.named import blamed_on, load_named
-from trakstore.report.samples import Shown, show_sample
+from trakstore.passes.rows import whole_column
+from trakstore.report.sample import Shown, show_sample
 from trakstore.storage.layout import Epoch
-from trakstore.storage.splits import Split
+from trakstore.storage.split import Split
 
 __all__ = ["SampleSource", "StoredSample", "sample_source"]
 

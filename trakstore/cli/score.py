@@ -26,9 +26,9 @@ from trakstore.cli.options import (
     learning_rates,
 )
 from trakstore.cli.output import console, print_json
-from trakstore.linalg.saving import check_new_name, save_scores
 from trakstore.planning import human_bytes
 from trakstore.report.tables import facts_table
+from trakstore.scores.saving import check_new_name, save_scores
 from trakstore.storage.layout import scores_path
 from trakstore.storage.opening import open_store
 

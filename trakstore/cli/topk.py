@@ -28,14 +28,14 @@ from trakstore.cli.options import (
 )
 from trakstore.cli.output import print_json
 from trakstore.errors import TrakStoreError
-from trakstore.scores.splits import epoch_pairs
+from trakstore.methods.epochs import epoch_pairs
 from trakstore.storage.opening import open_store
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from trakstore.linalg.factored import Scores
-    from trakstore.linalg.topk import Order
+    from trakstore.scores.factored import Scores
+    from trakstore.scores.top_k import Order
 
 __all__ = ["topk"]
 
@@ -100,8 +100,8 @@ def topk(
 def _lists(
     scores: Scores, k: int, order: Order, approximate: bool, memory_limit: str | None
 ) -> xr.Dataset:
-    from trakstore.linalg.approximate import approximate_top_k
-    from trakstore.linalg.topk import top_k
+    from trakstore.scores.top_k import top_k
+    from trakstore.scores.two_pass import approximate_top_k
 
     run = approximate_top_k if approximate else top_k
     return run(scores, k, order=order, memory_limit=memory_limit)

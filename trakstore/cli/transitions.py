@@ -26,13 +26,13 @@ from trakstore.cli.options import (
 )
 from trakstore.cli.output import console, print_json, without_nan
 from trakstore.errors import TrakStoreError
-from trakstore.scores.splits import epoch_pairs
+from trakstore.methods.epochs import epoch_pairs
 from trakstore.storage.layout import as_epoch
 from trakstore.storage.opening import open_store
 
 if TYPE_CHECKING:
-    from trakstore.analysis.transitions import Scale
-    from trakstore.linalg.factored import Scores
+    from trakstore.analysis.transition import Scale
+    from trakstore.scores.factored import Scores
 
 __all__ = ["transitions"]
 
@@ -67,7 +67,7 @@ def transitions(
 
     Without a null there are no p-values: differences are then descriptions, not findings.
     """
-    from trakstore.analysis.transitions import transition
+    from trakstore.analysis.transition import transition
     from trakstore.report.findings import change_table
 
     find_method(method)

@@ -9,7 +9,7 @@ import typer
 from trakstore.cli.options import Epochs, Json, StorePath, chosen_epochs
 from trakstore.cli.output import console, print_json
 from trakstore.planning import counted
-from trakstore.storage.verify import VerifyReport, verify_store
+from trakstore.storage.checking.verification import VerifyReport, verify_store
 
 __all__ = ["verify"]
 

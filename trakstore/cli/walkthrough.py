@@ -15,7 +15,7 @@ from trakstore.report.tables import example_table
 from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:
-    from trakstore.scores.kernel import KernelReport
+    from trakstore.methods.kernel_report import KernelReport
 
 __all__ = ["Answers", "Images", "ask", "kernels"]
 
@@ -98,15 +98,15 @@ class Answers:
 
 def kernels(store: FeatureStore) -> list[KernelReport]:
     """The kernel of the train split at each epoch."""
-    from trakstore.scores.kernel import kernel_report
+    from trakstore.methods.kernel_report import kernel_report
 
     return [kernel_report(store, epoch, "train") for epoch in store.epochs]
 
 
 def ask(store: FeatureStore, train: Images, test: Images, predicted: NDArray[np.int64]) -> Answers:
     """Scores of the test split on the train split over all epochs, and what they say."""
-    from trakstore.linalg.topk import top_k
-    from trakstore.scores.trak import trak_scores
+    from trakstore.methods.trak import trak_scores
+    from trakstore.scores.top_k import top_k
 
     scores = trak_scores(store, targets="test", train="train")
     helpful = top_k(scores, IN_CHECK, order="largest")

@@ -18,10 +18,10 @@ from trakstore.features.blockcheck import checked_rows
 from trakstore.features.fingerprint import checkpoint_hash, dataset_rows, hashed_rows
 from trakstore.features.job import Job
 from trakstore.spec import StoreSpec
+from trakstore.storage.backends.location import Where
 from trakstore.storage.layout import Epoch, as_epochs
-from trakstore.storage.locations import Where
 from trakstore.storage.opening import open_store
-from trakstore.storage.splits import Split
+from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["check_setup"]

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.retraining import Trainer, retrain
-from trakstore.linalg.factored import Scores
-from trakstore.linalg.rows import whole_column
-from trakstore.linalg.topk import top_k
-from trakstore.linalg.windows import Matrix
+from trakstore.passes.rows import whole_column
 from trakstore.quantities import as_whole
-from trakstore.storage.locations import Where
+from trakstore.scores.factored import Scores
+from trakstore.scores.top_k import top_k
+from trakstore.scores.windows import Matrix
+from trakstore.storage.backends.location import Where
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["REMOVALS", "RemovalPlan", "counterfactual", "removal_kinds"]

@@ -23,9 +23,9 @@ from trakstore.features.featurize import featurize_job
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.job import Job, load_job
 from trakstore.features.task import SplitTask
-from trakstore.linalg.topk import top_k
+from trakstore.methods.trak import trak_scores
 from trakstore.planning import ranges
-from trakstore.scores.trak import trak_scores
+from trakstore.scores.top_k import top_k
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore

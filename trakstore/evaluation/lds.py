@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.evaluation.intervals import central
-from trakstore.linalg.lists import check_finite
-from trakstore.linalg.ranks import centred_ranks, row_correlation
-from trakstore.linalg.windows import Matrix, target_windows
 from trakstore.planning import ranges
 from trakstore.quantities import as_number, as_whole
+from trakstore.scores.rank_correlation import centred_ranks, row_correlation
+from trakstore.scores.running_lists import check_finite
+from trakstore.scores.windows import Matrix, target_windows
 
 __all__ = ["LDS", "Difference", "lds", "lds_difference", "predicted_outputs"]
 

@@ -11,16 +11,22 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
-from trakstore.linalg.cluster import active_client, lost_work_told
 from trakstore.named import blamed_on
+from trakstore.passes.dask_cluster import active_client, lost_work_told
 from trakstore.quantities import as_whole
+from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
 from trakstore.storage.columns import narrowed_column
 from trakstore.storage.layout import evaluation_path
-from trakstore.storage.locations import Location, Where
 from trakstore.storage.opening import location_of
-from trakstore.storage.retrained import ModelPart, add_models, begin_set, missing_set, model_parts
 from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables.retrained import (
+    ModelPart,
+    add_models,
+    begin_set,
+    missing_set,
+    model_parts,
+)
 
 __all__ = ["Plan", "Retrained", "Trainer", "add_retrained", "retrain", "retrained_models"]
 

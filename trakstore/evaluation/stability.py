@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.linalg.ranks import spearman
-from trakstore.linalg.windows import Matrix, target_windows
 from trakstore.quantities import as_whole
+from trakstore.scores.rank_correlation import spearman
+from trakstore.scores.windows import Matrix, target_windows
 
 __all__ = ["stability"]
 

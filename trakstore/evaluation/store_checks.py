@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from trakstore.evaluation.verdicts import Check, Verdict, unless
-from trakstore.linalg.rows import whole_column
-from trakstore.linalg.solvers import CONDITION_LIMIT
+from trakstore.kernels.solvers import CONDITION_LIMIT
+from trakstore.methods.kernel_report import kernel_report
+from trakstore.passes.rows import whole_column
 from trakstore.planning import ranges
-from trakstore.scores.kernel import kernel_report
 from trakstore.storage.layout import Epoch
-from trakstore.storage.splits import Split
+from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["check_kernel", "check_rows"]

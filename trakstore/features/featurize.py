@@ -27,12 +27,12 @@ from trakstore.features.twins import warn_of_twins
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
+from trakstore.storage.backends.location import Where
 from trakstore.storage.layout import as_epochs, as_splits
-from trakstore.storage.locations import Where
 from trakstore.storage.opening import open_store
-from trakstore.storage.plans import note_plan, split_is_made
-from trakstore.storage.runs import Run, library_versions, now, record_run
 from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables.plans import note_plan, split_is_made
+from trakstore.storage.tables.runs import Run, library_versions, now, record_run
 
 __all__ = ["Featurized", "featurize", "featurize_job"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from trakstore.features.outputs import ModelOutput, RowOutputs
-from trakstore.features.outputs.base import Model, widened
+from trakstore.features.outputs.model_output import Model, widened
 from trakstore.spec import OutputSpec
 
 __all__ = ["Autocast"]

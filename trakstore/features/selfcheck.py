@@ -13,7 +13,7 @@ from trakstore.features.gradients import batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.plain import gradients, only
 from trakstore.features.projectors import Projector, make_projector
-from trakstore.features.projectors.base import as_matrix
+from trakstore.features.projectors.projector import as_matrix
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Samples", "Truth", "disagreeing", "least_tolerance", "most_tolerance"]

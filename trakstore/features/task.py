@@ -18,6 +18,7 @@ from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
+from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import settle
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
@@ -28,16 +29,15 @@ from trakstore.features.outputs import ModelOutput, RowOutputs, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
-from trakstore.features.rows import Columns, RowComputer
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count, ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
+from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import column_dtype, sample_ids
 from trakstore.storage.creation import spec_shape
 from trakstore.storage.growth import append_rows
-from trakstore.storage.locations import Where
 from trakstore.storage.opening import find_store
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.writer import BlockWriter

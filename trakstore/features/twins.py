@@ -8,7 +8,7 @@ from contextlib import suppress
 from trakstore.errors import NotFoundError
 from trakstore.storage.layout import Epoch, epoch_sort_key
 from trakstore.storage.opening import open_store
-from trakstore.storage.splits import Split
+from trakstore.storage.split import Split
 
 __all__ = ["warn_of_twins"]
 

@@ -14,7 +14,7 @@ from trakstore.report.pictures import INK, OTHER, SAME
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from trakstore.scores.kernel import KernelReport
+    from trakstore.methods.kernel_report import KernelReport
 
 __all__ = [
     "ACCENT",

@@ -10,14 +10,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.report.samples import Shown
+from trakstore.report.sample import Shown
 from trakstore.storage.layout import Epoch
-from trakstore.storage.runs import Run
-from trakstore.storage.splits import Split, SplitStatus
+from trakstore.storage.split import Split, SplitStatus
+from trakstore.storage.tables.runs import Run
 
 if TYPE_CHECKING:
-    from trakstore.analysis.transitions import Transition
-    from trakstore.scores.kernel import KernelReport
+    from trakstore.analysis.transition import Transition
+    from trakstore.methods.kernel_report import KernelReport
 
 __all__ = ["Classes", "Findings", "Held", "ShowSample", "TargetFindings"]
 

@@ -36,7 +36,7 @@ def evolution_table(found: xr.Dataset) -> Table:
 
 
 def change_table(found: xr.Dataset, title: str) -> Table:
-    """Samples that :func:`trakstore.analysis.transitions.transition` lists.
+    """Samples that :func:`trakstore.analysis.transition.transition` lists.
 
     With ``label`` (rank,), labels stand in brackets.
     """
@@ -63,7 +63,7 @@ def group_table(
 
 
 def summary_facts(numbers: Mapping[str, float], rows: int) -> dict[str, str]:
-    """The means of :func:`trakstore.analysis.groups.class_summary`, each with what it means."""
+    """The means of :func:`trakstore.analysis.class_summary`, each with what it means."""
     meanings = {
         "same_class_share": "of positive score is from the target's class,",
         "same_class_base_rate": "of train samples are of it",
@@ -77,7 +77,7 @@ def summary_facts(numbers: Mapping[str, float], rows: int) -> dict[str, str]:
 
 
 def dynamics_table(found: xr.Dataset) -> Table:
-    """One line a sample of :func:`trakstore.analysis.dynamics.training_dynamics`.
+    """One line a sample of :func:`trakstore.analysis.training_dynamics.training_dynamics`.
 
     Confidence, variability, correctness, area under the margin, EL2N, loss, forgetting events, and the
     first epoch at which it was predicted right.

@@ -12,7 +12,7 @@ import xarray as xr
 from trakstore.report.charts import plot_distribution, plot_evolution
 from trakstore.report.contents import Findings
 from trakstore.report.drawing import inline_svg
-from trakstore.report.samples import Shown
+from trakstore.report.sample import Shown
 from trakstore.report.units import from_to
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from rich.text import Text
 
 from trakstore.markup import printable
 from trakstore.storage.layout import Epoch
-from trakstore.storage.splits import SplitStatus
+from trakstore.storage.split import SplitStatus
 
 if TYPE_CHECKING:
-    from trakstore.scores.kernel import KernelReport
+    from trakstore.methods.kernel_report import KernelReport
 
 __all__ = [
     "completeness_table",

@@ -1,1 +1,1 @@
-"""One attribution method a file: a store in, :class:`~trakstore.linalg.factored.Scores` out."""
+"""Score matrices in factored form: the ``Scores`` object, and what streams over its tiles."""

@@ -13,9 +13,9 @@ from weakref import WeakValueDictionary
 
 from trakstore.errors import TrakStoreError
 from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
+from trakstore.storage.backends.together import together
 from trakstore.storage.layout import Epoch
-from trakstore.storage.locations import Location
-from trakstore.storage.together import together
 
 __all__ = ["Catalogue", "catalogue_of", "list_epochs"]
 

@@ -24,9 +24,9 @@ from typing import Any
 from trakstore.documents import fields, made_by, one_of, text, whole
 from trakstore.errors import DamagedError, LocationError, SpecMismatchError
 from trakstore.storage import layout
-from trakstore.storage.locations import Location
+from trakstore.storage.backends.location import Location
 from trakstore.storage.numbered import highest, publish_numbered, stored_numbers
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.split import attributes, group_document
 
 __all__ = ["Claim", "claimed", "last_claim"]
 

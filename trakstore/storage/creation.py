@@ -18,10 +18,10 @@ from trakstore.planning import BlockShape, block_shape
 from trakstore.spec import SplitSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents
+from trakstore.storage.backends.location import Location
 from trakstore.storage.growth import sweep_stale_markers
 from trakstore.storage.layout import Epoch
-from trakstore.storage.locations import Location
-from trakstore.storage.splits import Split, group_document, split_document, split_spec
+from trakstore.storage.split import Split, group_document, split_document, split_spec
 
 __all__ = ["settle_split", "spec_shape"]
 

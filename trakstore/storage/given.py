@@ -16,7 +16,7 @@ from trakstore.quantities import as_number, as_whole
 from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
-from trakstore.storage.splits import Split
+from trakstore.storage.split import Split
 
 __all__ = ["GivenRows"]
 

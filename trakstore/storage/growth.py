@@ -21,7 +21,7 @@ from trakstore.storage.claims import claimed
 from trakstore.storage.ids import as_ids
 from trakstore.storage.masks import MaskEntry, Masks, change_masks
 from trakstore.storage.snapshots import open_splits
-from trakstore.storage.splits import Split, split_document, written_blocks
+from trakstore.storage.split import Split, split_document, written_blocks
 from trakstore.storage.writer import BlockWriter
 
 __all__ = ["append_rows", "drop_split", "give_again", "mask_samples", "sweep_stale_markers"]

@@ -15,8 +15,8 @@ from trakstore.errors import DamagedError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import marker_entries
+from trakstore.storage.backends.location import Location
 from trakstore.storage.checksums import TAIL, intact
-from trakstore.storage.locations import Location
 
 __all__ = ["Marker", "MisplacedError", "marker_of", "tail_of_chunk"]
 

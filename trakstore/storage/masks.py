@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from trakstore.documents import anything, each, entries, fields, text, whole
 from trakstore.errors import DamagedError, LocationError, SpecMismatchError
 from trakstore.storage import layout
-from trakstore.storage.locations import Location
+from trakstore.storage.backends.location import Location
 from trakstore.storage.numbered import publish_numbered
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.split import attributes, group_document
 
 __all__ = [
     "MaskEntry",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from trakstore.markup import card, facts_markup, table_markup
 from trakstore.spec import StoreSpec
+from trakstore.storage.backends.location import Location
 from trakstore.storage.layout import Epoch
-from trakstore.storage.locations import Location
-from trakstore.storage.splits import SplitStatus
+from trakstore.storage.split import SplitStatus
 
 __all__ = ["SHOWN_EPOCHS", "store_markup"]
 

@@ -7,7 +7,7 @@ next number knows that nothing came between; who loses reads again.
 from __future__ import annotations
 
 from trakstore.storage import layout
-from trakstore.storage.locations import Location
+from trakstore.storage.backends.location import Location
 
 __all__ = ["highest", "publish_numbered", "stored_numbers"]
 

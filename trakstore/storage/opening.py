@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trakstore.errors import LocationError
 from trakstore.storage import layout
-from trakstore.storage.locations import Location, Where, open_location
+from trakstore.storage.backends.location import Location, Where, open_location
 from trakstore.storage.root import read_format, read_root
 from trakstore.storage.store import FeatureStore
 

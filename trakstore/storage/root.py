@@ -6,8 +6,8 @@ from trakstore.documents import anything, fields, whole
 from trakstore.errors import LocationError, SpecMismatchError, told_of
 from trakstore.spec import FORMAT_VERSION, StoreSpec
 from trakstore.storage import layout
-from trakstore.storage.locations import Location
-from trakstore.storage.splits import attributes, group_document
+from trakstore.storage.backends.location import Location
+from trakstore.storage.split import attributes, group_document
 
 __all__ = ["read_format", "read_root", "refuse_foreign", "root_document"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trakstore.storage import layout
-from trakstore.storage.splits import Split
+from trakstore.storage.split import Split
 
 __all__ = ["REASONS", "SkippedRow", "reason_text", "skipped_rows"]
 

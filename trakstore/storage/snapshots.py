@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from trakstore.errors import DamagedError, told_of
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
+from trakstore.storage.backends.together import together
 from trakstore.storage.claims import last_claim
 from trakstore.storage.layout import Epoch
-from trakstore.storage.locations import Location
 from trakstore.storage.markers import marker_of
 from trakstore.storage.masks import Masks, read_masks
-from trakstore.storage.splits import Split, attributes, split_spec, written_blocks
+from trakstore.storage.split import Split, attributes, split_spec, written_blocks
 from trakstore.storage.stored import StoredColumn
-from trakstore.storage.together import together
 
 __all__ = ["Opened", "is_current", "open_splits", "refuse_older"]
 

@@ -28,20 +28,20 @@ from trakstore.spec import (
     check_equal,
 )
 from trakstore.storage import layout
+from trakstore.storage.backends.location import Location, Where, open_location
+from trakstore.storage.backends.together import together
 from trakstore.storage.catalogue import Catalogue, catalogue_of, list_epochs
 from trakstore.storage.creation import settle_split, spec_shape
 from trakstore.storage.given import GivenRows
 from trakstore.storage.growth import append_rows, drop_split, give_again, mask_samples
 from trakstore.storage.layout import Epoch
-from trakstore.storage.locations import Location, Where, open_location
 from trakstore.storage.notebook import SHOWN_EPOCHS, store_markup
-from trakstore.storage.plans import forget_plan
 from trakstore.storage.root import read_format, read_root, refuse_foreign, root_document
-from trakstore.storage.runs import Run, list_runs
 from trakstore.storage.skipped import SkippedRow, skipped_rows
 from trakstore.storage.snapshots import open_splits
-from trakstore.storage.splits import Split, SplitStatus
-from trakstore.storage.together import together
+from trakstore.storage.split import Split, SplitStatus
+from trakstore.storage.tables.plans import forget_plan
+from trakstore.storage.tables.runs import Run, list_runs
 from trakstore.storage.writer import BlockWriter
 
 __all__ = ["FeatureStore"]

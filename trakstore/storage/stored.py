@@ -25,12 +25,12 @@ from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import array_documents, encode, fill_value
+from trakstore.storage.backends.chunks import ChunkForm
+from trakstore.storage.backends.location import Location
+from trakstore.storage.backends.together import together
 from trakstore.storage.checksums import TAIL, intact
-from trakstore.storage.chunks import ChunkForm
 from trakstore.storage.layout import document_key
-from trakstore.storage.locations import Location
 from trakstore.storage.markers import Marker, MisplacedError, marker_of, tail_of_chunk
-from trakstore.storage.together import together
 
 __all__ = ["StoredColumn", "read_together"]
 

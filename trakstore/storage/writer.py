@@ -25,7 +25,7 @@ from trakstore.storage.arrays import (
     skipped_document,
 )
 from trakstore.storage.checksums import TAIL
-from trakstore.storage.splits import Split, attributes
+from trakstore.storage.split import Split, attributes
 
 __all__ = ["BlockWriter"]
 

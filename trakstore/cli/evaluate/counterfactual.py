@@ -26,8 +26,8 @@ from trakstore.cli.options import (
     chosen_epochs,
 )
 from trakstore.cli.output import console, print_json, without_nan
+from trakstore.methods.epochs import epoch_pairs
 from trakstore.progress import ProgressLine
-from trakstore.scores.splits import epoch_pairs
 from trakstore.storage.opening import open_store
 
 __all__ = ["counterfactual"]

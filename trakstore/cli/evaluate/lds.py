@@ -24,8 +24,8 @@ from trakstore.cli.options import (
 )
 from trakstore.cli.output import console, print_json
 from trakstore.errors import TrakStoreError
+from trakstore.methods.epochs import epoch_pairs
 from trakstore.progress import ProgressLine
-from trakstore.scores.splits import epoch_pairs
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
 
@@ -65,8 +65,8 @@ def lds(
     """
     from trakstore.evaluation.lds import lds as judged
     from trakstore.evaluation.retraining import retrained_models
-    from trakstore.linalg.saving import open_scores
     from trakstore.report.evaluations import lds_table
+    from trakstore.scores.saving import open_scores
 
     opened, epochs = open_store(store), chosen_epochs(epoch)
     names = method or ([] if scores else ["trak"])

@@ -52,8 +52,8 @@ def mislabels(
     With --wrong, also how well these scores find the samples that are known to be wrong.
     """
     from trakstore.evaluation.mislabels import detection
+    from trakstore.methods.influence import self_scores
     from trakstore.report.evaluations import detection_lines, suspects_table
-    from trakstore.scores.influence import self_scores
 
     opened, named = open_store(store), None if wrong is None else _named(wrong)
     with workplace(workers, scheduler):

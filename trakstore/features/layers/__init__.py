@@ -14,7 +14,7 @@ from trakstore.features.layers import (
     normalisation,
 )
 from trakstore.features.layers.attention import SEEN_THROUGH
-from trakstore.features.layers.base import Call, Layer, Matcher
+from trakstore.features.layers.layer import Call, Layer, Matcher
 
 __all__ = ["MATCHERS", "SEEN_THROUGH", "Call", "Layer"]
 

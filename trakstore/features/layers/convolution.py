@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trakstore.features.layers.base import Call, Layer, Matcher, Use, vector
+from trakstore.features.layers.layer import Call, Layer, Matcher, Use, vector
 from trakstore.features.layers.unfolding import unfold
 from trakstore.features.projectors import Outer, Piece, Rows
 

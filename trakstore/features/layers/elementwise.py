@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from trakstore.features.layers.base import Call, Layer, Matcher, Use, as_rows
+from trakstore.features.layers.layer import Call, Layer, Matcher, Use, as_rows
 from trakstore.features.projectors import Piece
 
 __all__ = ["MATCHERS"]

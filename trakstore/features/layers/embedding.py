@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trakstore.features.layers.base import Call, Layer, Matcher, Use
+from trakstore.features.layers.layer import Call, Layer, Matcher, Use
 from trakstore.features.projectors import Gathered, Piece
 
 __all__ = ["MATCHERS"]

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trakstore.features.layers.base import Call, Layer, Matcher, Use, as_rows
 from trakstore.features.layers.fused import layer_norm_sums
+from trakstore.features.layers.layer import Call, Layer, Matcher, Use, as_rows
 from trakstore.features.projectors import Piece
 
 __all__ = ["MATCHERS"]

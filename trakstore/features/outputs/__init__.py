@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
-from trakstore.features.outputs.base import ModelOutput, RowOutputs
 from trakstore.features.outputs.classification import CrossEntropy, Margin
 from trakstore.features.outputs.contrastive import Contrastive
 from trakstore.features.outputs.function import FunctionOutput
 from trakstore.features.outputs.language import CausalLM, MaskedLM
+from trakstore.features.outputs.model_output import ModelOutput, RowOutputs
 from trakstore.features.outputs.regression import SquaredError
 
 __all__ = [

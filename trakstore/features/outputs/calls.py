@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import Model
+from trakstore.features.outputs.model_output import Model
 
 __all__ = ["inner_model", "logits_of", "need_keywords", "parameters_of"]
 

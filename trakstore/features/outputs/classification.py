@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import (
+from trakstore.features.outputs.calls import logits_of, need_keywords
+from trakstore.features.outputs.model_output import (
     Model,
     ModelOutput,
     RowOutputs,
     label_key,
 )
-from trakstore.features.outputs.calls import logits_of, need_keywords
 from trakstore.features.outputs.odds import precise, rounded, shortfall
 
 __all__ = ["CrossEntropy", "Margin"]

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs, widened
 from trakstore.features.outputs.calls import need_keywords
+from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutputs, widened
 from trakstore.features.outputs.odds import log_losses, log_odds, precise, rounded
 from trakstore.spec import OutputSpec
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as tree
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs, widened
-from trakstore.features.outputs.identity import code_digest, function_name
+from trakstore.features.outputs.function_identity import code_digest, function_name
+from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutputs, widened
 from trakstore.spec import OutputSpec
 
 __all__ = ["FunctionOutput"]

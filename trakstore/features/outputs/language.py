@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import Model, ModelOutput, RowOutputs
 from trakstore.features.outputs.calls import need_keywords
+from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutputs
 from trakstore.features.outputs.odds import log_losses, log_odds, outside, rounded, shortfall
 from trakstore.features.outputs.sequences import IGNORED, Sequences, sequences
 from trakstore.spec import OutputSpec

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trakstore.features.outputs.base import RowOutputs
+from trakstore.features.outputs.model_output import RowOutputs
 
 __all__ = ["log_losses", "log_odds", "outside", "precise", "rounded", "shortfall"]
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import (
+from trakstore.features.outputs.calls import logits_of, need_keywords
+from trakstore.features.outputs.model_output import (
     Model,
     ModelOutput,
     RowOutputs,
@@ -16,7 +17,6 @@ from trakstore.features.outputs.base import (
     need_tensor,
     widened,
 )
-from trakstore.features.outputs.calls import logits_of, need_keywords
 
 __all__ = ["SquaredError"]
 

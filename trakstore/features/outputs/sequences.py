@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.base import Model, need_tensor, widened
 from trakstore.features.outputs.calls import inner_model, parameters_of
+from trakstore.features.outputs.model_output import Model, need_tensor, widened
 
 __all__ = ["IGNORED", "Sequences", "sequences"]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.projectors.base import Projector
 from trakstore.features.projectors.gaussian import Gaussian
 from trakstore.features.projectors.identity import Identity
 from trakstore.features.projectors.kronecker import Kronecker
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
+from trakstore.features.projectors.projector import Projector
 from trakstore.features.projectors.rademacher import Rademacher
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec

@@ -11,8 +11,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from trakstore.features.projectors.base import Projector
 from trakstore.features.projectors.pieces import Gathered, Outer
+from trakstore.features.projectors.projector import Projector
 from trakstore.features.projectors.threads import shared
 from trakstore.planning import ranges
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trakstore.features.projectors.base import Projector, as_matrix
+from trakstore.features.projectors.projector import Projector, as_matrix
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Identity"]

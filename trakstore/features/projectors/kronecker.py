@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from trakstore.features.projectors.base import Projector
 from trakstore.features.projectors.hashing import hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer, product
+from trakstore.features.projectors.projector import Projector
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionSpec
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from trakstore.features.projectors import loops
 from trakstore.features.projectors.dense import Dense
 from trakstore.features.projectors.hashing import hash3, keys, mix
-from trakstore.features.projectors.kernels import usable
 from trakstore.features.projectors.pieces import Gathered
+from trakstore.features.projectors.triton import usable
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -59,7 +59,7 @@ class Rademacher(Dense):
     def _add_on_device(
         self, out: Tensor, name: str, tile: Tensor, first_row: int = 0, rows: Tensor | None = None
     ) -> None:
-        from trakstore.features.projectors.kernels.signs import add_signs
+        from trakstore.features.projectors.triton.signs import add_signs
 
         tile = tile.to(torch.float32).contiguous()
         add_signs(out, tile, self._key(name), first_row, rows)

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.projectors import loops
-from trakstore.features.projectors.base import Projector
 from trakstore.features.projectors.hashing import hash1, hash2, keys
-from trakstore.features.projectors.kernels import usable
 from trakstore.features.projectors.pieces import Gathered, Outer
+from trakstore.features.projectors.projector import Projector
 from trakstore.features.projectors.rotating import add_rotated
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
+from trakstore.features.projectors.triton import usable
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["SJLT"]
@@ -129,7 +129,7 @@ class SJLT(Projector):
         self, out: Tensor, name: str, tile: Tensor, first_row: int = 0, index: Tensor | None = None
     ) -> None:
         """Add a tile, or rows that ``index (batch, rows)`` picks, where there are no inner loops."""
-        from trakstore.features.projectors.kernels.sparse import add_sketch
+        from trakstore.features.projectors.triton.sparse import add_sketch
 
         tile = tile.to(torch.float32).contiguous()
         scale = 1 / math.sqrt(self.spec.s)

@@ -1,0 +1,160 @@
+"""Kernels against the definition of P: interpreted where there is no GPU, on it where there is one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference_projection as reference
+import torch
+
+from trakstore.features.projectors import SJLT, Gathered, Rademacher, make_projector, triton
+from trakstore.features.projectors import rademacher as rademacher_file
+from trakstore.features.projectors import sjlt as sjlt_file
+from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
+
+pytest.importorskip("triton", reason="kernels need Triton, which there is for Linux")
+from trakstore.features.projectors.triton.words import signed
+
+# of Triton 3.9 about its next version; products with signs are exact either way
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+# rows, rest, dim: runs that wrap around, several of them, shorter than dim, of one position
+SHAPES = [(5, 40, 16), (3, 300, 130), (20, 1, 40), (3, 5, 8), (2, 50, 7), (1, 1, 1)]
+
+
+@pytest.fixture(autouse=True)
+def kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (sjlt_file, rademacher_file):
+        monkeypatch.setattr(file, "usable", lambda device, _=7: device.type == DEVICE.type)
+
+
+def tile(batch: int, rows: int, rest: int) -> torch.Tensor:
+    return torch.randn(batch, rows, rest, generator=torch.Generator().manual_seed(0))
+
+
+def projected(projector: Any, g: torch.Tensor, first_row: int = 0) -> np.ndarray[Any, Any]:
+    out = torch.zeros(len(g), projector.dim, device=DEVICE)
+    projector.add(out, "w", g.to(DEVICE), first_row)
+    return out.cpu().numpy()
+
+
+def close(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
+    assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
+@pytest.mark.parametrize(("rows", "rest", "dim"), SHAPES)
+def test_products_are_those_of_the_definition(
+    kind: ProjectionKind, rows: int, rest: int, dim: int
+) -> None:
+    spec, shape = ProjectionSpec(kind, dim=dim, seed=2**64 - 1), (rows + 2, rest)
+    g = tile(9, *shape)
+    got = projected(make_projector(spec, ParameterSpec((("w", shape),))), g[:, 2:], 2)
+    p = reference.matrix(spec, {"w": shape})
+    close(got, g[:, 2:].reshape(9, -1).double().numpy() @ p[2 * rest :])
+
+
+@pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
+def test_signs_are_those_of_the_definition_bit_for_bit(kind: ProjectionKind) -> None:
+    spec = ProjectionSpec(kind, dim=70, seed=3)
+    units = torch.eye(24).reshape(24, 3, 8)
+    got = projected(make_projector(spec, ParameterSpec((("w", (3, 8)),))), units)
+    np.testing.assert_array_equal(np.sign(got), np.sign(reference.matrix(spec, {"w": (3, 8)})))
+
+
+def test_copies_of_a_sketch() -> None:
+    spec, shape = ProjectionSpec("sjlt", dim=16, s=3), (4, 20)
+    g = tile(2, *shape)
+    got = projected(SJLT(spec, ParameterSpec((("w", shape),))), g)
+    close(got, g.reshape(2, -1).double().numpy() @ reference.matrix(spec, {"w": shape}))
+
+
+@pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
+def test_gathered_rows_are_those_of_whole_gradients(kind: ProjectionKind) -> None:
+    spec = ProjectionSpec(kind, dim=20)
+    projector = make_projector(spec, ParameterSpec((("w", (30, 24)),)))
+    index = torch.randint(0, 30, (10, 6), generator=torch.Generator().manual_seed(0))
+    values, whole = tile(10, 6, 24), torch.zeros(10, 30, 24)
+    for b in range(10):
+        whole[b].index_add_(0, index[b], values[b])
+    out = torch.zeros(10, 20, device=DEVICE)
+    projector.add_gathered(out, Gathered("w", index.to(DEVICE), values.to(DEVICE)))
+    expected = whole.reshape(10, -1).double().numpy() @ reference.matrix(spec, {"w": (30, 24)})
+    close(out.cpu().numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
+def test_many_programs_add_their_parts(kind: ProjectionKind) -> None:
+    """Enough entries that they are shared out."""
+    shape = (2, 1100) if kind == "rademacher" else (260, 1)
+    spec = ProjectionSpec(kind, dim=8)
+    parameters = ParameterSpec((("w", shape),))
+    g = tile(3, *shape)
+    got = projected(make_projector(spec, parameters), g)
+    close(got, g.reshape(3, -1).double().numpy() @ reference.matrix(spec, {"w": shape}))
+
+
+def test_a_projector_gives_the_published_vector_by_its_kernel() -> None:
+    for kind in (SJLT, Rademacher):
+        spec = ProjectionSpec("sjlt" if kind is SJLT else "rademacher", dim=8)
+        g = torch.arange(1.0, 16.0).reshape(1, 3, 5)
+        out = torch.zeros(1, 8, device=DEVICE)
+        kind(spec, ParameterSpec((("weight", (3, 5)),))).add(out, "weight", g.to(DEVICE))
+        np.testing.assert_allclose(out.cpu()[0], spec.test_vector, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_keep_their_bits() -> None:
+    for word in (0, 1, 2**31 - 1, 2**31, 2**32 - 1):
+        assert np.int32(signed(word)).view(np.uint32) == word
+
+
+def test_a_gpu_without_triton_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(triton, "find_spec", lambda _: None)
+    triton.usable.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert [triton.usable(torch.device("cuda:0")) for _ in range(2)] == [False, False]
+    triton.usable.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "Triton is not installed: projections on cuda:0 are plain torch, which is right but slow; "
+        "pip install triton"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="Triton has its assembler in that wheel")
+def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
+    """What the interpreter allows and the compiler does not; and loads that are coalesced."""
+    script = Path(__file__).parent / "compile_kernels.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split(": ") for line in done.stdout.splitlines())
+    for kind in ("sketch", "sketch of one run", "sketch of gathered rows"):
+        assert found[kind].endswith("order 1, 0"), "threads side by side read side by side"
+    assert "wgmma" in found["products"], "tensor cores of the newest kind"
+    assert "pairs" in found and "pairs of listed rows" in found
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
+def test_on_a_gpu_each_run_gives_the_same_bits(kind: ProjectionKind) -> None:
+    spec = ProjectionSpec(kind, dim=2048)
+    projector = make_projector(spec, ParameterSpec((("w", (512, 1000)),)))
+    g = tile(40, 512, 1000)
+    first = projected(projector, g)
+    for _ in range(5):
+        np.testing.assert_array_equal(projected(projector, g), first)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+
+from trakstore.errors import (
+    IncompleteError,
+    NotFoundError,
+    NumericsError,
+    SpecMismatchError,
+    TrakStoreError,
+)
+from trakstore.kernels.solvers import Damping
+from trakstore.methods.trak import trak_scores, trak_scores_of_arrays
+from trakstore.scores.top_k import top_k
+
+
+def arrays(store):
+    trains = store.arrays("train", "features")
+    return store.arrays("test", "features"), trains, store.arrays("train", "out_to_loss")
+
+
+def assert_close(found, expected):
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=2e-4, atol=2e-5 * expected.std())
+
+
+@pytest.mark.parametrize("average", ["factors", "scores"])
+@pytest.mark.parametrize("c", [0.0, 0.3, 1.0])
+def test_trak_is_the_dense_formula(store, average, c):
+    scores = trak_scores(store, damping=c, average=average)
+    assert_close(scores, reference.trak(*arrays(store), c=c, average=average))
+    assert scores.epochs == (0, "final")
+    assert scores.shape == (7, 60)
+    ids = scores.to_xarray()
+    np.testing.assert_array_equal(ids["target_id"], np.arange(7) + 1000)
+    np.testing.assert_array_equal(ids["train_id"], np.arange(60))
+
+
+def test_the_two_orders_differ_and_each_checkpoint_keeps_its_scale(store):
+    factors, scores = (
+        np.asarray(trak_scores(store, average=average)) for average in ("factors", "scores")
+    )
+    assert np.abs(factors - scores).max() > 0.1 * np.abs(factors).max()
+
+
+def test_absolute_damping(store):
+    scores = trak_scores(store, damping=Damping(absolute=0.5))
+    assert_close(scores, reference.trak(*arrays(store), lam=0.5))
+
+
+@pytest.mark.parametrize("average", ["factors", "scores"])
+def test_one_epoch_and_the_part_of_one_are_the_same(store, average):
+    one = trak_scores(store, epochs="final", average=average)
+    expected = reference.trak(*([x[1]] for x in arrays(store)))
+    assert_close(one, expected)
+    assert_close(trak_scores(store, average=average).epoch("final"), expected)
+
+
+def test_train_scored_on_itself(store):
+    _, trains, scales = arrays(store)
+    found = trak_scores(store, targets="train", gram_dtype="float64")
+    assert found.shape == (60, 60)
+    assert_close(found, reference.trak(trains, trains, scales))
+
+
+def test_top_k_of_trak(store):
+    found = top_k(trak_scores(store), 4)
+    expected = reference.top_k(reference.trak(*arrays(store)), 4)
+    np.testing.assert_array_equal(found["position"], expected)
+
+
+def test_more_dimensions_than_rows_need_damping(store):
+    for (_, name), split in store.splits.items():
+        if name == "train":
+            split.columns = {key: column[:9] for key, column in split.columns.items()}
+    with pytest.raises(NumericsError, match="k=12 > n=9"):
+        trak_scores(store, damping=0)
+    assert_close(trak_scores(store), reference.trak(*arrays(store)))
+
+
+def narrower(split):
+    split.columns["features"] = split.columns["features"][:, :8]
+
+
+def shorter(split):
+    split.columns["features"] = split.columns["features"][:-1]
+
+
+def incomplete(split):
+    split.complete = False
+
+
+@pytest.mark.parametrize(
+    ("key", "break_it", "error", "match"),
+    [
+        (("final", "train"), narrower, SpecMismatchError, "dimension 8.* has 12"),
+        (("final", "train"), shorter, SpecMismatchError, "59 rows.* has 60"),
+        (("final", "test"), shorter, SpecMismatchError, "6 rows.* has 7"),
+        ((0, "test"), incomplete, IncompleteError, "test lacks rows"),
+        ((0, "train"), incomplete, IncompleteError, "train lacks rows"),
+    ],
+)
+def test_splits_are_checked_before_features_are_read(store, key, break_it, error, match):
+    break_it(store.splits[key])
+    with pytest.raises(error, match=match):
+        trak_scores(store)
+    assert not any(split.reads for split in store.splits.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"epochs": "finale"}, NotFoundError, "did you mean 'final'"),
+        ({"epochs": [0, 3]}, NotFoundError, "no epoch 3; there are 0, final"),
+        ({"epochs": []}, TrakStoreError, "each named once"),
+        ({"epochs": [0, 0]}, TrakStoreError, "each named once"),
+        ({"targets": "val"}, NotFoundError, "no epoch has a split 'val'; there are test, train"),
+        ({"targets": "val", "epochs": 0}, NotFoundError, "no split 'val'"),
+        ({"damping": -1}, TrakStoreError, "damping must be"),
+        ({"average": "mean"}, TrakStoreError, "'factors' or 'scores'"),
+    ],
+)
+def test_bad_requests(store, options, error, match):
+    with pytest.raises(error, match=match):
+        trak_scores(store, **options)
+    assert not any(split.reads for split in store.splits.values())
+
+
+def test_a_split_without_scales_is_told(store):
+    del store.splits[0, "train"].columns["out_to_loss"]
+    with pytest.raises(NotFoundError, match="out_to_loss"):
+        trak_scores(store)
+
+
+def test_epochs_that_lack_a_split_are_left_out(store, split_of):
+    store.splits[5, "train"] = split_of(5, "train", store.splits[0, "train"].columns)
+    assert trak_scores(store).epochs == (0, "final")
+
+
+def test_arrays_in_memory_give_the_same_scores(store):
+    targets, trains, scales = arrays(store)
+    scores = trak_scores_of_arrays(targets[0], trains[0], scales[0], 0.3)
+    assert_close(scores, reference.trak([targets[0]], [trains[0]], [scales[0]], c=0.3))
+    ones = np.ones(len(trains[0]))
+    assert_close(
+        trak_scores_of_arrays(targets[0], trains[0], damping=Damping(absolute=0.5)),
+        reference.trak([targets[0]], [trains[0]], [ones], lam=0.5),
+    )
+    assert top_k(scores, 3)["position"].shape == (7, 3)
+
+
+def test_arrays_that_do_not_go_together_are_told():
+    rows = np.ones((4, 3), np.float32)
+    with pytest.raises(TrakStoreError, match=r"targets must be floats of shape .* got int64"):
+        trak_scores_of_arrays(np.ones((2, 3), int), rows)
+    with pytest.raises(TrakStoreError, match=r"out_to_loss has shape \(5,\), needed \(4,\)"):
+        trak_scores_of_arrays(rows, rows, np.ones(5))
+    with pytest.raises(TrakStoreError, match="of one dimension"):
+        trak_scores_of_arrays(np.ones((2, 5)), rows)

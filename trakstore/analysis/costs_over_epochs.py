@@ -1,0 +1,59 @@
+"""What questions over checkpoints cost, in integers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trakstore.analysis.evolution import SCORE_BYTES
+from trakstore.analysis.transition import SAMPLE_BYTES
+from trakstore.passes.memory import memory_budget
+from trakstore.scores.costs import Cost, Problem, planned_scores
+from trakstore.scores.parts import held_bytes
+from trakstore.scores.streaming import plan_windows
+
+__all__ = ["costs_over_time"]
+
+
+def costs_over_time(problem: Problem) -> tuple[Cost, ...]:
+    """Evolution of all targets, and a transition with all other neighbouring epochs as its null.
+
+    Memory counts the kernels' factors of all epochs. Where not even one target fits the memory
+    limit, it is what one target needs.
+
+    Examples
+    --------
+    >>> evolve, _ = costs_over_time(Problem(10**6, 512, 1000, epochs=100, memory_limit=4 * 10**9))
+    >>> evolve.read // 10**12, evolve.memory // 10**6
+    (4, 4209)
+    """
+    return _evolution(problem), _transitions(problem)
+
+
+def _products(problem: Problem, targets: int) -> int:
+    return 2 * problem.rows * problem.dim * targets * problem.epochs
+
+
+def _evolution(problem: Problem) -> Cost:
+    """Each window of targets reads all epochs, and sorts each of its scores twice."""
+    n, m = problem.rows, problem.targets
+    limit = problem.memory_limit or memory_budget(None)
+    fitting = max(1, min(m, limit // (SCORE_BYTES * n)))
+    read = n * problem.dim * problem.itemsize * problem.epochs * -(-m // fitting)
+    memory = fitting * SCORE_BYTES * n + held_bytes(planned_scores(problem).parts)
+    ranked = 2 * n * m * problem.epochs
+    return Cost("evolve", 0, read, 0, memory, _products(problem, m), ranked)
+
+
+def _transitions(problem: Problem) -> Cost:
+    """Passes for moments, one with a single column, and the chunks of the listed samples."""
+    limit = problem.memory_limit or memory_budget(None)
+    n, kept = problem.rows, SAMPLE_BYTES * problem.rows
+    whole, one = planned_scores(problem), planned_scores(replace(problem, epochs=1))
+    least = max(limit - kept, limit // 2)  # a plan also where it will be refused
+    plan = plan_windows(one, "means of scores", least, target_bytes=64)
+    features = n * problem.dim * problem.itemsize
+    listed = min(n, problem.top * one.parts[0].train.chunk_rows)
+    lists = 2 * 2 * features * listed // n  # gained and lost, before and after
+    read = features * problem.epochs * (-(-problem.targets // plan.targets) + 1) + lists
+    memory = kept + plan.memory + held_bytes(whole.parts[1:])
+    return Cost("transitions", 0, read, 0, memory, _products(problem, problem.targets + 1))

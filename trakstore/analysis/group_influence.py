@@ -1,0 +1,158 @@
+"""Scores by groups: how much comes from the own class, and what tells two kinds of targets apart."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.analysis.concentration import (
+    gini_of_rows,
+    participation_of_rows,
+    positive_mass_of_rows,
+)
+from trakstore.errors import TrakStoreError
+from trakstore.scores.factored import Scores
+from trakstore.scores.sums import group_scores
+from trakstore.scores.windows import Matrix, target_windows
+
+__all__ = ["ClassSummary", "class_summary", "contrast", "same_class_share"]
+
+
+class ClassSummary(NamedTuple):
+    """Where each target's score comes from, and how concentrated it is; float64 of shape (m,).
+
+    ``share`` and ``base`` are those of :func:`same_class_share`; ``participation_ratio``, ``gini`` and
+    ``positive_mass`` (of the first tenth) those of the functions of these names.
+    """
+
+    share: NDArray[np.float64]
+    base: NDArray[np.float64]
+    participation_ratio: NDArray[np.float64]
+    gini: NDArray[np.float64]
+    positive_mass: NDArray[np.float64]
+
+
+def contrast(
+    scores: Scores, aligned: Any, conflicting: Any, memory_limit: int | str | None = None
+) -> NDArray[np.float64]:
+    """How much more each train sample helps some targets than others.
+
+    Where ``aligned`` targets are solved by a shortcut and ``conflicting`` ones misled by it, samples
+    that teach the shortcut have large values: they help the one kind and harm the other. Scores are
+    linear in the targets, so each kind is one column.
+
+    Parameters
+    ----------
+    scores : Scores, shape (m, n)
+    aligned, conflicting : array of bool, shape (m,)
+        Targets of each kind; none is of both, others are left out.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        Mean score of the aligned less that of the conflicting targets.
+
+    Raises
+    ------
+    TrakStoreError
+        For masks of another length, an empty kind, a target of both kinds.
+    """
+    one, other = (np.asarray(mask, dtype=bool) for mask in (aligned, conflicting))
+    count = scores.shape[0]
+    if not one.shape == other.shape == (count,) or (one & other).any():
+        raise TrakStoreError(f"needed two masks of {count} targets that share none")
+    if not (one.any() and other.any()):
+        raise TrakStoreError("both kinds need a target")
+    chosen = np.flatnonzero(one | other)
+    groups = one[chosen].astype(np.int64)
+    picked = scores.isel(target=chosen)
+    summed = group_scores(picked, targets=groups, how="mean", memory_limit=memory_limit)
+    without, having = np.asarray(summed, dtype=np.float64)
+    found: NDArray[np.float64] = having - without
+    return found
+
+
+def same_class_share(
+    scores: Matrix,
+    train_labels: Any,
+    target_labels: Any,
+    memory_limit: int | str | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share of each target's positive score from its own class, and the share of that class.
+
+    A model that knows nothing of classes has both equal; more is a bias towards the own class.
+
+    Parameters
+    ----------
+    scores : Scores, DataArray or array, shape (m, n)
+    train_labels : array, shape (n,)
+    target_labels : array, shape (m,)
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    share, base : ndarray of float64, shape (m,)
+        ``share`` is NaN for a target without positive scores; ``base`` is the share of train samples
+        that are of the target's class.
+
+    Raises
+    ------
+    TrakStoreError
+        For labels of another length.
+    """
+    train, target = _labels(scores, train_labels, target_labels)
+    shares = [
+        _own_share(rows, target[start:stop, None] == train)
+        for start, stop, rows in target_windows(scores, memory_limit)
+    ]
+    return np.concatenate(shares), _base(train, target)
+
+
+def class_summary(
+    scores: Matrix,
+    train_labels: Any,
+    target_labels: Any,
+    memory_limit: int | str | None = None,
+) -> ClassSummary:
+    """The share of the own class and all measures of concentration, in one pass over the scores.
+
+    Parameters and errors as in :func:`same_class_share`.
+    """
+    train, target = _labels(scores, train_labels, target_labels)
+    windows = []
+    for start, stop, rows in target_windows(scores, memory_limit):
+        share = _own_share(rows, target[start:stop, None] == train)
+        spread = participation_of_rows(rows), gini_of_rows(rows), positive_mass_of_rows(rows, 0.1)
+        windows.append((share, *spread))
+    share, *found = (np.concatenate(parts) for parts in zip(*windows, strict=True))
+    return ClassSummary(share, _base(train, target), *found)
+
+
+def _labels(
+    scores: Matrix, train_labels: Any, target_labels: Any
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    train, target = np.asarray(train_labels), np.asarray(target_labels)
+    if (target.shape, train.shape) != ((scores.shape[0],), (scores.shape[1],)):
+        raise TrakStoreError(
+            f"scores of {scores.shape} need labels of these lengths, got {target.shape} and "
+            f"{train.shape}"
+        )
+    return train, target
+
+
+def _own_share(rows: NDArray[np.float64], own: NDArray[np.bool_]) -> NDArray[np.float64]:
+    positive = np.maximum(rows, 0)
+    with np.errstate(invalid="ignore"):
+        found: NDArray[np.float64] = (positive * own).sum(1) / positive.sum(1)
+    return found
+
+
+def _base(train: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
+    labels, counts = np.unique(train, return_counts=True)
+    of = dict(zip(labels.tolist(), (counts / len(train)).tolist(), strict=True))
+    return np.array([of.get(label, 0.0) for label in target.tolist()])

@@ -1,0 +1,148 @@
+"""What training showed of each sample: how sure, how steady, how often learned and forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.storage.backends.location import Where
+from trakstore.storage.ids import as_ids
+from trakstore.storage.opening import location_of
+from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables.training_records import MEASURES, RecordPart, record_parts
+
+__all__ = ["dynamics_of", "training_dynamics"]
+
+EARLY_EPOCHS = 10  # that EL2N is the mean of
+Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+
+
+def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.Dataset:
+    """Summaries over epochs of what a tracker stored, sample by sample.
+
+    Epoch after epoch is read; memory is about 100 bytes for each sample.
+
+    Parameters
+    ----------
+    store : FeatureStore or its place
+    split : str
+
+    Returns
+    -------
+    Dataset
+        Dimension ``sample`` with the coordinate ``sample_id``, sorted. ``confidence`` and
+        ``variability``: mean and standard deviation over epochs of the probability of the own class;
+        ``correctness``: share of epochs at which it was predicted right; ``forgetting_events``:
+        how often it went from right to wrong; ``first_learned``: first epoch at which it was right,
+        -1 for never; ``aum``: mean over epochs of the own logit less the largest other;
+        ``el2n``: mean over its first 10 epochs of ‖p − y‖; ``loss``: at its last epoch; ``epochs``:
+        how many there are.
+
+    Raises
+    ------
+    NotFoundError
+        When nothing was tracked.
+
+    References
+    ----------
+    Swayamdipta et al. (2020) for the first three, Toneva et al. (2019) for forgetting, Pleiss et al.
+    (2020) for AUM, Paul et al. (2021) for EL2N.
+    """
+    location = location_of(store)
+    parts = record_parts(location, split)
+    ids = np.unique(np.concatenate([np.unique(part.read("sample_id")) for part in parts]))
+    summary = _Summary(len(ids))
+    for rows, epochs, measures in _ordered(parts, ids):
+        for epoch in np.unique(epochs):
+            here = np.flatnonzero(epochs == epoch)
+            summary.add(int(epoch), rows[here], measures[here])
+    columns = {name: ("sample", values) for name, values in summary.columns().items()}
+    return xr.Dataset(columns, coords={"sample_id": ("sample", ids)}, attrs={"split": split})
+
+
+def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
+    """The rows of some samples, in their order: joins dynamics with lists of scores.
+
+    Parameters
+    ----------
+    dynamics : Dataset
+        From :func:`training_dynamics`.
+    ids : array of sample ids, such as ``top_k(...)["train"]``
+
+    Raises
+    ------
+    NotFoundError
+        When a sample was not tracked.
+    """
+    wanted = as_ids(ids).astype(dynamics["sample_id"].dtype)
+    known = dynamics["sample_id"].values
+    at = np.minimum(np.searchsorted(known, wanted.ravel()), len(known) - 1)
+    missing = wanted.ravel()[known[at] != wanted.ravel()]
+    if missing.size:
+        near = did_you_mean(missing[0], known[:1000])
+        raise NotFoundError(f"sample {missing[0]!r} was not tracked{near}")
+    dims = [f"dim_{i}" for i in range(wanted.ndim)] if wanted.ndim != 1 else ["sample"]
+    return dynamics.isel(sample=xr.DataArray(at.reshape(wanted.shape), dims=dims))
+
+
+def _ordered(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
+    """Rows in ``ids``, epochs and measures of each part, without what a later run did again."""
+    first = {part.run: part.first_epoch for part in reversed(parts)}  # of each run
+    for part in parts:
+        epochs, own = part.read("epoch"), part.run
+        later = [
+            epoch
+            for run, epoch in first.items()
+            if run.rank == own.rank and run.sort_key > own.sort_key
+        ]
+        kept = np.flatnonzero(epochs < min(later, default=np.iinfo(np.int64).max))
+        rows = np.searchsorted(ids, part.read("sample_id")[kept])
+        yield rows, epochs[kept], part.read("measures")[kept].astype(np.float64)
+
+
+class _Summary:
+    """Running sums; every sample at most once an epoch, epochs in order."""
+
+    def __init__(self, samples: int) -> None:
+        self.epochs = np.zeros(samples, dtype=np.int64)
+        self.sums = np.zeros((samples, len(MEASURES)))
+        self.squares, self.early = np.zeros((2, samples))
+        self.loss = np.full(samples, np.nan)
+        self.was_right = np.zeros(samples, dtype=bool)
+        self.forgotten = np.zeros(samples, dtype=np.int64)
+        self.first = np.full(samples, -1, dtype=np.int64)
+
+    def add(self, epoch: int, rows: NDArray[np.int64], measures: NDArray[np.float64]) -> None:
+        loss, confidence, correct, _, el2n = measures.T
+        right = correct > 0
+        self.early[rows] += np.where(self.epochs[rows] < EARLY_EPOCHS, el2n, 0)
+        self.epochs[rows] += 1
+        self.sums[rows] += measures
+        self.squares[rows] += confidence**2
+        self.loss[rows] = loss
+        self.forgotten[rows] += self.was_right[rows] & ~right
+        self.was_right[rows] = right
+        new = rows[right & (self.first[rows] < 0)]
+        self.first[new] = epoch
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The summaries by name."""
+        means = self.sums / self.epochs[:, None]
+        by_name = dict(zip(MEASURES, means.T, strict=True))
+        spread = np.maximum(self.squares / self.epochs - by_name["confidence"] ** 2, 0)
+        return {
+            "confidence": by_name["confidence"],
+            "variability": np.sqrt(spread),
+            "correctness": by_name["correct"],
+            "forgetting_events": self.forgotten,
+            "first_learned": self.first,
+            "aum": by_name["margin"],
+            "el2n": self.early / np.minimum(self.epochs, EARLY_EPOCHS),
+            "loss": self.loss,
+            "epochs": self.epochs,
+        }

@@ -1,0 +1,254 @@
+"""Which train samples gained or lost influence between two checkpoints, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.analysis.scales import SCALES, Scaled
+from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
+from trakstore.passes.memory import memory_budget
+from trakstore.passes.rows import TakenRows, whole_column
+from trakstore.planning import human_bytes
+from trakstore.quantities import as_whole
+from trakstore.scores.factored import Scores
+from trakstore.scores.saving import scores_token
+
+__all__ = ["SAMPLE_BYTES", "Scale", "Transition", "transition"]
+
+Scale: TypeAlias = Literal["standard", "rank", "raw"]
+F64 = NDArray[np.float64]
+_SHOWN = 5
+SAMPLE_BYTES = 120  # for each train sample: means, changes, counts, orders, and the result
+
+
+@dataclass(frozen=True, repr=False)
+class Transition:
+    """A change of influence.
+
+    Attributes
+    ----------
+    changes : Dataset
+        Dimension ``train``: ``change``, the mean over targets on the chosen scale; ``p``, its
+        two-sided p-value under the null, and ``q``, Benjamini's and Hochberg's false discovery rate
+        (both NaN without a null); coordinates ``train_id`` and ``position`` (stored row).
+    gained, lost : Dataset
+        Dimension ``rank``: the largest and the most negative changes: ``train``, ``position``,
+        ``change`` with ``low`` and ``high`` of a 95% bootstrap interval over targets (NaN where there
+        is one target only), ``p``, ``q``.
+    scale : str
+    null_pairs : int
+    """
+
+    changes: xr.Dataset
+    gained: xr.Dataset
+    lost: xr.Dataset
+    scale: str
+    null_pairs: int
+
+    def __repr__(self) -> str:
+        ends = [
+            f"{name} {', '.join(str(one) for one in listed['train'].values[:_SHOWN].tolist())}"
+            for name, listed in (("gained", self.gained), ("lost", self.lost))
+        ]
+        count, null = self.changes.sizes["train"], self.null_pairs or "no"
+        return (
+            f"<Transition of {count:,} samples, {self.scale}, {null} null pairs; {'; '.join(ends)}>"
+        )
+
+    def error_rate(self, side: Literal["gained", "lost"]) -> float:
+        """Share of a list that is expected to be there by chance; NaN without a null."""
+        return float(getattr(self, side)["q"].max(skipna=False))
+
+
+def transition(
+    before: Scores,
+    after: Scores,
+    null: Sequence[tuple[Scores, Scores]] = (),
+    *,
+    scale: Scale = "standard",
+    k: int = 10,
+    resamples: int = 1000,
+    seed: int = 0,
+    memory_limit: int | str | None = None,
+) -> Transition:
+    r"""Change of influence of each train sample on some targets.
+
+    Scores of two checkpoints have scales of their own (gradient norms collapse once a model fits), so
+    they are compared on a common one: ``"standard"``, each target's scores less their mean over train
+    samples, by their standard deviation; ``"rank"``, ranks as a share of n; ``"raw"``, as they are.
+    The change is the mean over targets of after less before. For ``"standard"`` and ``"raw"`` it is
+    linear in the targets, and costs a pass for the moments and one with a single column.
+
+    Parameters
+    ----------
+    before, after : Scores, shape (m, n)
+        Of one method, targets and train samples: ``scores.epoch(...)``.
+    null : sequence of pairs of Scores
+        Where nothing is thought to have happened: neighbouring checkpoints of a stable phase, or one
+        checkpoint under two seeds of the projection; not the transition itself. The p-value of a
+        change d is (1 + #{null changes of any sample that are at least |d|}) / (1 + their number).
+    scale : {"standard", "rank", "raw"}
+    k : int
+        Length of the two lists, 1 to n.
+    resamples : int
+        Of the targets, for the intervals.
+    seed : int
+        Of the resamples.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None. What is kept for each train
+        sample, 120 n bytes however many pairs there are, is within it; ``"rank"`` needs 64 n more.
+
+    Raises
+    ------
+    TrakStoreError
+        Shapes that differ, an unknown scale, a ``k`` outside of 1..n, a target whose scores are all
+        equal; a pair of the null that is the transition itself, or twice the same scores.
+    NumericsError
+        A score is NaN or infinite.
+    MemoryLimitError
+        The plan does not fit.
+
+    References
+    ----------
+    Benjamini and Hochberg (1995). Pooled null: Efron, "Large-Scale Inference", 2010, chapter 6.
+    """
+    pairs = [(before, after), *null]
+    k = _check(pairs, scale, k)
+    resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
+    left = _left(before.shape[1], memory_limit)
+    tokens = [(scores_token(early), scores_token(late)) for early, late in pairs]
+    _check_null(tokens)
+    found = _changes(pairs, tokens, SCALES[scale], left)
+    sides, change = next(found)
+    p = _p_values(change, (one for _, one in found)) if null else np.full(change.shape, np.nan)
+    q = _false_discovery(p)
+    columns = {"change": change, "p": p, "q": q}
+    changes = xr.Dataset({name: ("train", values) for name, values in columns.items()})
+    order = np.argsort(-change, kind="stable")
+    rng = np.random.default_rng(seed)
+    gained, lost = (
+        _listed(changes, before, at, *_interval(*sides, at, resamples, rng))
+        for at in (order[:k], order[::-1][:k])
+    )
+    coords = {
+        "train_id": ("train", whole_column(before.train_ids)),
+        "position": ("train", _positions(before, np.arange(before.shape[1]))),
+    }
+    return Transition(changes.assign_coords(coords), gained, lost, scale, len(null))
+
+
+def _changes(
+    pairs: Sequence[tuple[Scores, Scores]],
+    tokens: Sequence[tuple[str, str]],
+    make: type[Scaled],
+    memory_limit: int,
+) -> Iterator[tuple[tuple[Scaled, Scaled], F64]]:
+    """Each pair on the scale, and its change.
+
+    Scores that are in several pairs are scaled once, and let go after the last of these: each holds
+    a number for every train row.
+    """
+    last = {token: at for at, both in enumerate(tokens) for token in both}
+    made: dict[str, Scaled] = {}
+    for at, (both, pair) in enumerate(zip(tokens, pairs, strict=True)):
+        for token, scores in zip(both, pair, strict=True):
+            if token not in made:
+                made[token] = make(scores, memory_limit)
+        early, late = (made[token] for token in both)
+        yield (early, late), late.mean - early.mean
+        made = {token: one for token, one in made.items() if last[token] > at}
+
+
+def _left(columns: int, memory_limit: int | str | None) -> int:
+    """What the limit leaves beside the numbers of each train sample."""
+    limit, kept = memory_budget(memory_limit), SAMPLE_BYTES * columns
+    if limit <= kept:
+        raise MemoryLimitError(
+            f"changes of {columns} train samples take {human_bytes(kept)}, the memory limit is "
+            f"{human_bytes(limit)}: {LARGER_LIMIT}"
+        )
+    return limit - kept
+
+
+def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
+    """The k, once all of it goes together."""
+    if scale not in get_args(Scale):
+        raise TrakStoreError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
+    shapes = {one.shape for pair in pairs for one in pair}
+    if len(shapes) > 1:
+        raise TrakStoreError(f"scores that are compared have one shape, got {sorted(shapes)}")
+    ((_, columns),) = shapes
+    return as_whole(k, "k", 1, columns, needed=f"must be in 1..{columns} (the train rows)")
+
+
+def _check_null(tokens: Sequence[tuple[str, str]]) -> None:
+    """The first pair is the transition: as its own null, its changes would look like nothing."""
+    change, *null = (set(pair) for pair in tokens)
+    for number, pair in enumerate(null, 1):
+        if pair == change:
+            raise TrakStoreError(
+                f"pair {number} of the null is the transition itself: give checkpoints between "
+                f"which nothing happened"
+            )
+        if len(pair) == 1:
+            raise TrakStoreError(
+                f"pair {number} of the null has the same scores twice: give two checkpoints"
+            )
+
+
+def _p_values(change: F64, null: Iterable[F64]) -> F64:
+    """Null changes are counted, one pair's after the other, by the changes that they reach."""
+    order = np.argsort(np.abs(change), kind="stable")
+    tied = np.abs(change[order]) * (1 - 1e-9)  # ranks tie, but for rounding
+    reaching = np.zeros(len(tied) + 1, dtype=np.int64)
+    for one in null:
+        reached = np.searchsorted(tied, np.sort(np.abs(one)), side="right")
+        reaching += np.bincount(reached, minlength=len(reaching))
+    larger = np.cumsum(reaching[::-1])[-2::-1]
+    found = np.empty(len(tied))
+    found[order] = (1 + larger) / (1 + reaching.sum())
+    return found
+
+
+def _false_discovery(p: F64) -> F64:
+    """Of all that have a p-value at most as large: p n / rank, made monotone."""
+    order = np.argsort(p, kind="stable")
+    raised = p[order] * len(p) / np.arange(1, len(p) + 1)
+    found = np.empty_like(p)
+    found[order] = np.minimum(np.minimum.accumulate(raised[::-1])[::-1], 1)
+    return found
+
+
+def _interval(
+    early: Scaled, late: Scaled, at: NDArray[np.int64], resamples: int, rng: np.random.Generator
+) -> tuple[F64, F64]:
+    """95% of the means over targets drawn with replacement, for some train rows; NaN of one target."""
+    each = late.at(at) - early.at(at)
+    count = len(each)
+    if count == 1:
+        return np.full(at.shape, np.nan), np.full(at.shape, np.nan)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    low, high = np.quantile(weights @ each, [0.025, 0.975], axis=0)
+    return low, high
+
+
+def _listed(
+    changes: xr.Dataset, scores: Scores, at: NDArray[np.int64], low: F64, high: F64
+) -> xr.Dataset:
+    kept = {name: ("rank", changes[name].values[at]) for name in ("change", "p", "q")}
+    ids = TakenRows(scores.train_ids, at).read(0, at.size)
+    where = {"train": ("rank", ids), "position": ("rank", _positions(scores, at))}
+    return xr.Dataset(where | kept | {"low": ("rank", low), "high": ("rank", high)})
+
+
+def _positions(scores: Scores, at: NDArray[np.int64]) -> NDArray[np.int64]:
+    if scores.train_positions is None:
+        return at
+    found: NDArray[np.int64] = TakenRows(scores.train_positions, at).read(0, at.size)
+    return found

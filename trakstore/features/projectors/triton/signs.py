@@ -1,0 +1,175 @@
+"""Dense random signs on a GPU: drawn in registers, multiplied on tensor cores, summed in float32.
+
+Words of 32 signs are drawn for a tile of (words, entries), and a program takes four signs of each, so
+that the hash, which costs more than a sign, is shared by four features. A gradient is split in two
+bfloat16 numbers, high and low, which hold 16 of float32's 24 bits; their products with signs are exact,
+so a feature is off by 2⁻¹⁷ of the entries' sizes at most. Programs of other entries write partial sums,
+which are added in one order: no atomics, so the bits are the same in every run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trakstore.features.projectors.triton.words import as_word, hash2, mix, signed
+
+__all__ = ["add_signs"]
+
+_ENTRIES = 32  # of a step
+_WORDS, _SAMPLES = 64, 64  # at most, of a program: half of its registers hold their sums
+_PAIRS = 1024  # drawn by a program
+_PROGRAMS = 512  # that fill a large GPU twice
+_STEPS = 32  # that a program should have
+
+
+@triton.jit(do_not_specialize=("count", "first_row", "key0", "key1"))
+def _draw_pairs(
+    pairs, rows, count, rest, first_row, key0, key1, LISTED: tl.constexpr, N: tl.constexpr
+):
+    """The hash of (row, position) of each entry, which all features share."""
+    e = tl.program_id(0) * N + tl.arange(0, N)
+    row = e // rest
+    r = tl.load(rows + row, mask=e < count, other=0) if LISTED else first_row + row
+    pair = hash2(r, e - row * rest, key0, key1)
+    tl.store(pairs + e, pair.to(tl.int32, bitcast=True), mask=e < count)
+
+
+@triton.jit
+def _add(total, word, bit, high, low):
+    """Add the products with one of each word's signs."""
+    sign = ((word << (31 - bit)) & 0x80000000) | 0x3F800000  # of -1 or 1 in float32
+    sign = sign.to(tl.float32, bitcast=True).to(high.dtype)
+    return tl.dot(sign, low, tl.dot(sign, high, total))
+
+
+@triton.jit
+def _store(partial, total, bit, word, words, b, batch):
+    out = partial + ((tl.program_id(2) * 32 + bit).to(tl.int64) * words + word)[:, None] * batch + b
+    tl.store(out, total, mask=(word < words)[:, None] & (b < batch))
+
+
+@triton.jit(do_not_specialize=("batch", "words", "steps", "key2"))
+def _products(
+    tile,
+    pairs,
+    partial,
+    batch,
+    count,
+    words,
+    steps,
+    key2,
+    WORDS: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """Products of ``steps · ENTRIES`` entries with 4 signs of each word.
+
+    ``tile (batch, count)``, ``pairs (count,)``, ``partial (shares, 32, words, batch)``.
+    """
+    bit = tl.program_id(0) % 8 * 4
+    word = tl.program_id(0) // 8 * WORDS + tl.arange(0, WORDS)
+    b = (tl.program_id(1) * SAMPLES + tl.arange(0, SAMPLES))[None, :]
+    column = tl.arange(0, ENTRIES)
+    own = mix(as_word(word) ^ as_word(key2))
+    total0 = tl.zeros([WORDS, SAMPLES], dtype=tl.float32)
+    total1, total2, total3 = total0, total0, total0
+    same = pairs + (word * 0)[:, None]  # as a tile, whose threads then hold entries in fours
+    first = tl.program_id(2) * steps * ENTRIES
+    for step in range(0, steps):
+        e = first + step * ENTRIES + column
+        pair = tl.load(same + e[None, :], mask=(e < count)[None, :], other=0)
+        drawn = mix(own[:, None] + as_word(pair))
+        g = tl.load(
+            tile + b.to(tl.int64) * count + e[:, None],
+            mask=(e < count)[:, None] & (b < batch),
+            other=0.0,
+        )
+        high = g.to(OPERAND)
+        low = (g - high.to(tl.float32)).to(OPERAND)
+        total0 = _add(total0, drawn, bit, high, low)
+        total1 = _add(total1, drawn, bit + 1, high, low)
+        total2 = _add(total2, drawn, bit + 2, high, low)
+        total3 = _add(total3, drawn, bit + 3, high, low)
+    _store(partial, total0, bit, word, words, b, batch)
+    _store(partial, total1, bit + 1, word, words, b, batch)
+    _store(partial, total2, bit + 2, word, words, b, batch)
+    _store(partial, total3, bit + 3, word, words, b, batch)
+
+
+def add_signs(
+    out: Tensor,
+    tile: Tensor,
+    key: tuple[int, ...],
+    first_row: int = 0,
+    rows: Tensor | None = None,
+) -> None:
+    """Add the projection of a tile.
+
+    Parameters
+    ----------
+    out : Tensor, shape (batch, dim), float32
+        Changed in place.
+    tile : Tensor, shape (batch, rows, rest), float32, contiguous
+    key : tuple of int
+        Of the signs.
+    first_row : int
+        Which row of the parameter is the tile's first,
+    rows : Tensor, shape (rows,), int32, contiguous, optional
+        or which rows they are.
+    """
+    batch, count, dim = len(tile), tile[0].numel(), out.shape[1]
+    words = -(-dim // 32)
+    size, samples = _power(words, _WORDS), _power(batch, _SAMPLES)
+    grid = triton.cdiv(words, size) * 8, triton.cdiv(batch, samples)
+    shares = _shares(grid[0] * grid[1], count)
+    steps = triton.cdiv(count, shares * _ENTRIES)
+    pairs = torch.empty(count, dtype=torch.int32, device=out.device)
+    partial = torch.empty(shares, 32, words, batch, dtype=torch.float32, device=out.device)
+    key0, key1, key2 = map(signed, key)
+    with torch.cuda.device_of(out):
+        _draw_pairs[(triton.cdiv(count, _PAIRS),)](
+            pairs,
+            pairs if rows is None else rows,
+            count,
+            tile.shape[2],
+            first_row,
+            key0,
+            key1,
+            LISTED=rows is not None,
+            N=_PAIRS,
+        )
+        _products[(*grid, shares)](
+            tile,
+            pairs,
+            partial,
+            batch,
+            count,
+            words,
+            steps,
+            key2,
+            WORDS=size,
+            SAMPLES=samples,
+            ENTRIES=_ENTRIES,
+            OPERAND=tl.bfloat16
+            if out.is_cuda
+            else tl.float32,  # Triton's interpreter has no bfloat16
+            num_warps=size // 16,
+        )
+    columns = partial.sum(0).permute(2, 1, 0).reshape(batch, words * 32)
+    out.add_(columns[:, :dim], alpha=1 / math.sqrt(dim))
+
+
+def _power(count: int, most: int) -> int:
+    """The next power of two, from 16, the least that a tensor core takes, to the most."""
+    return min(most, max(16, 1 << (count - 1).bit_length()))
+
+
+def _shares(programs: int, count: int) -> int:
+    """In how many parts entries are added: a function of shapes alone, as results depend on it."""
+    return max(1, min(_PROGRAMS // programs, count // (_STEPS * _ENTRIES)))

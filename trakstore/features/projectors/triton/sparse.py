@@ -1,0 +1,165 @@
+"""The sparse sketch on a GPU, by gathering: a program owns some samples and some features.
+
+For one row and run the columns are a rotation, so exactly one entry of the run falls on a feature: with
+offset h, feature m takes position (m - h) mod k of the run. A program goes through its runs, reads from
+each the piece that falls on its features (contiguous, but for the rotation's seam), and adds it in
+registers. All programs together read the gradient once. Nothing is added atomically: programs of the
+same output but other runs write partial sums, which are added in one order, so the bits are the same in
+every run.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trakstore.features.projectors.triton.words import hash1, hash2, signed
+
+__all__ = ["add_sketch"]
+
+_SAMPLES, _FEATURES = 8, 128  # of a program, which is one warp: 32 entries in flight a thread
+_PROGRAMS = 4096  # that fill a large GPU twice
+_RUNS = 16  # whole runs that a program should have, for partial sums to cost less than an eighth
+_STEPS = 128  # runs, whole or not, that it may have before there are more programs
+# never compiled for special values; a dim known to be a multiple of 16 would make threads read every
+# fourth entry, as partial sums are then written in fours
+_FREE = ("batch", "rows", "items", "share", "dim", "first_row", "run0", "run1", "sign0", "sign1")
+
+
+@triton.jit
+def _signed_piece(sample, c, word, start, width, sign0, sign1, in_batch):
+    """Entries at positions ``c`` of a run, with their signs; zero outside of the run."""
+    minus = (word ^ hash1(start + c, sign0, sign1)) & 1
+    g = tl.load(sample + c, mask=in_batch & (c >= 0) & (c < width), other=0.0)
+    return g * (1 - 2 * minus.to(tl.int32)).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=_FREE)
+def _sketch(
+    tile,
+    index,
+    partial,
+    batch,
+    rows,
+    rest,
+    runs,
+    items,
+    share,
+    dim,
+    first_row,
+    run0,
+    run1,
+    sign0,
+    sign1,
+    GATHERED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    FEATURES: tl.constexpr,
+):
+    """Sums of ``share`` of the ``items = rows · runs`` for some samples and features.
+
+    ``tile (batch, rows, rest)``, ``index (batch, rows)`` where GATHERED, ``partial (shares, batch,
+    dim)``. Positions are written as a start plus a range, which the compiler knows to be contiguous;
+    with a remainder in it, it would read the samples' dimension first.
+    """
+    first = tl.program_id(0) * FEATURES
+    i = tl.arange(0, FEATURES)[None, :]
+    b = (tl.program_id(1) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
+    part = tl.program_id(2)
+    in_batch = b < batch
+    sample = tile + b.to(tl.int64) * rows * rest
+    total = tl.zeros([SAMPLES, FEATURES], dtype=tl.float32)
+    for item in range(part * share, tl.minimum(items, (part + 1) * share)):
+        row = item // runs
+        start = (item - row * runs) * dim
+        width = tl.minimum(dim, rest - start)
+        if GATHERED:
+            r = tl.load(index + b.to(tl.int64) * rows + row, mask=in_batch, other=0)
+        else:
+            r = first_row + row
+        word = hash2(r, item - row * runs, run0, run1)
+        offset = (((word >> 1).to(tl.uint64) * dim) >> 31).to(tl.int32)
+        position = first - offset  # of the run, that falls on the first feature
+        position = tl.where(position < 0, position + dim, position)
+        run = sample + (row.to(tl.int64) * rest + start)
+        if GATHERED:
+            total += _signed_piece(
+                run, position + i, word, start, width, sign0, sign1, in_batch & (position + i < dim)
+            )
+            total += _signed_piece(
+                run, position - dim + i, word, start, width, sign0, sign1, in_batch
+            )
+        else:
+            if position < width:
+                total += _signed_piece(
+                    run, position + i, word, start, width, sign0, sign1, in_batch
+                )
+            if position + FEATURES > dim:  # the run's first position falls on a later feature
+                total += _signed_piece(
+                    run, position - dim + i, word, start, width, sign0, sign1, in_batch
+                )
+    m = first + i
+    out = partial + (part.to(tl.int64) * batch + b) * dim + m
+    tl.store(out, total, mask=in_batch & (m < dim))
+
+
+def add_sketch(
+    out: Tensor,
+    tile: Tensor,
+    keys: tuple[tuple[int, ...], tuple[int, ...]],
+    scale: float,
+    first_row: int = 0,
+    index: Tensor | None = None,
+) -> None:
+    """Add one copy of the sketch of a tile.
+
+    Parameters
+    ----------
+    out : Tensor, shape (batch, dim), float32
+        Changed in place.
+    tile : Tensor, shape (batch, rows, rest), float32, contiguous
+    keys : two tuples of int
+        Of the runs' hashes and of the positions' signs.
+    scale : float
+        1/√s.
+    first_row : int
+        Which row of the parameter is the tile's first,
+    index : Tensor, shape (batch, rows), int32, contiguous, optional
+        or which rows they are.
+    """
+    batch, rows, rest = tile.shape
+    dim = out.shape[1]
+    runs = -(-rest // dim)
+    grid = triton.cdiv(dim, _FEATURES), triton.cdiv(batch, _SAMPLES)
+    shares = _shares(grid[0] * grid[1], rows, rest, dim)
+    share = triton.cdiv(rows * runs, shares)
+    partial = torch.empty(shares, batch, dim, dtype=torch.float32, device=out.device)
+    runs_keys, signs_keys = (map(signed, key[:2]) for key in keys)
+    with torch.cuda.device_of(out):
+        _sketch[(*grid, shares)](
+            tile,
+            tile if index is None else index,
+            partial,
+            batch,
+            rows,
+            rest,
+            runs,
+            rows * runs,
+            share,
+            dim,
+            first_row,
+            *runs_keys,
+            *signs_keys,
+            GATHERED=index is not None,
+            SAMPLES=_SAMPLES,
+            FEATURES=_FEATURES,
+            num_warps=1,
+        )
+    out.add_(partial.sum(0), alpha=scale)
+
+
+def _shares(programs: int, rows: int, rest: int, dim: int) -> int:
+    """In how many parts runs are added: a function of shapes alone, as results depend on it."""
+    whole, steps = rows * rest // (_RUNS * dim), rows * -(-rest // dim) // _STEPS
+    return max(1, min(_PROGRAMS // programs, max(whole, steps)))

@@ -1,0 +1,137 @@
+"""Which solver some rows get, and their kernel in the form that the solver takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from trakstore.errors import MemoryLimitError, TrakStoreError
+from trakstore.kernels.blocked_cholesky import BlockedCholesky
+from trakstore.kernels.gram import GramDtype, Kernel, check_gram_dtype, gram
+from trakstore.kernels.iterative import Dual, rows_kernel
+from trakstore.kernels.row_weights import GramSplit, kernel_rows, unmasked_count
+from trakstore.kernels.solvers import Cholesky, Damping, Factor, Form, Solver
+from trakstore.kernels.stored_grams import split_gram
+from trakstore.kernels.tiled_gram import Scratch, split_tiles, tiled_gram
+from trakstore.passes.memory import memory_budget
+from trakstore.passes.rows import Rows
+from trakstore.storage import layout
+
+__all__ = ["choose_solver", "factor_rows", "factor_split", "split_kernel"]
+
+
+def factor_split(
+    split: GramSplit,
+    damping: float | Damping = 1.0,
+    *,
+    solver: Solver | None = None,
+    dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+    held: int = 0,
+) -> Factor:
+    """K + λI of a split's features, factored.
+
+    Parameters
+    ----------
+    split : Split
+        Complete.
+    damping : float or Damping
+    solver : Solver, optional
+        :func:`choose_solver` when None.
+    dtype : {"float32", "float64"}
+        Of the products within a tile of the gram.
+    memory_limit : int or str, optional
+        Bytes of one process.
+    held : int
+        How many of them other factors have, which are kept.
+
+    Raises
+    ------
+    NumericsError
+        Features that are not finite, or a kernel that is singular at this damping.
+    MemoryLimitError
+        The kernel does not fit in any form.
+    """
+    damped, limit = Damping.of(damping), memory_budget(memory_limit)
+    _need_solver(solver)
+    if solver is None:
+        dim = split.column(layout.FEATURES).shape[1]
+        solver = choose_solver(unmasked_count(split), dim, damped, limit, held)
+    kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=max(1, limit - held))
+    return solver.factor(kernel, damped)
+
+
+def factor_rows(
+    rows: Rows,
+    damping: float | Damping = 1.0,
+    *,
+    solver: Solver | None = None,
+    dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> Factor:
+    """K + λI of rows that are in no store, as :func:`factor_split` has it.
+
+    What does not fit the memory limit goes to a temporary folder while it is in use.
+    """
+    damped = Damping.of(damping)
+    _need_solver(solver)
+    check_gram_dtype(dtype)
+    solver = solver or choose_solver(rows.shape[0], rows.shape[1], damped, memory_limit)
+    options: Any = {"dtype": dtype, "memory_limit": memory_limit}
+    kernel: Kernel
+    if solver.form == "tiles":
+        scratch = Scratch()
+        kernel = replace(
+            tiled_gram(rows, None, scratch.location, "gram", **options), scratch=scratch
+        )
+    else:
+        kernel = gram(rows, **options) if solver.form == "matrix" else rows_kernel(rows)
+    return solver.factor(kernel, damped)
+
+
+def _need_solver(solver: Solver | None) -> None:
+    if not isinstance(solver, Solver | None):
+        raise TrakStoreError(
+            f"solver must be a Solver, such as Cholesky(), or None, got {solver!r}"
+        )
+
+
+def choose_solver(
+    rows: int,
+    dim: int,
+    damping: Damping,
+    memory_limit: int | str | None = None,
+    held: int = 0,
+) -> Solver:
+    """Dual for fewer rows than columns, blocked for what does not fit, else Cholesky.
+
+    Together with the ``held`` bytes of others, a factor in memory has at most a quarter of the limit,
+    or half of it if it is the only one.
+    """
+    limit = memory_budget(memory_limit)
+    left, share = limit - held, limit // 4 if held else limit // 2
+    damped = damping.absolute != 0 if damping.absolute is not None else damping.relative != 0
+    if rows < dim and damped and held + 8 * rows**2 < share:
+        return Dual(left)
+    # the gram, its factor, and the sums and products of two tasks, all k x k
+    fits = 40 * dim**2 < left and held + 8 * dim**2 < share
+    return Cholesky() if fits else BlockedCholesky(left)
+
+
+def split_kernel(
+    split: GramSplit,
+    form: Form,
+    *,
+    dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> Kernel:
+    """The kernel of a split in the form that a solver takes."""
+    check_gram_dtype(dtype)
+    if form == "tiles":
+        return split_tiles(split, dtype=dtype, memory_limit=memory_limit)
+    if form == "matrix":
+        try:
+            return split_gram(split, dtype=dtype, memory_limit=memory_limit)
+        except MemoryLimitError as error:
+            raise MemoryLimitError(f"{error}, or solver=BlockedCholesky()") from None
+    return rows_kernel(kernel_rows(split))

@@ -1,0 +1,224 @@
+"""The gram matrix of stored rows: float32 products of tiles, summed in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.passes.dask_cluster import active_client
+from trakstore.passes.memory import memory_budget
+from trakstore.passes.rows import Rows
+from trakstore.passes.scheduler import MOST_RANGES, map_reduce, task_slots, tile_rows
+from trakstore.planning import fit_slots, ranges
+
+__all__ = ["Gram", "GramDtype", "Kernel", "check_gram_dtype", "gram", "gram_bytes", "gram_flops"]
+
+GramDtype = Literal["float32", "float64"]
+PRODUCT_ROWS = 4096  # rows whose products are summed in float32 before float64 takes over
+SQUARE = 512  # columns of the squares on the diagonal: measured, 256 to 1024 differ little
+
+
+def check_gram_dtype(dtype: str) -> None:
+    """Raise a :class:`TrakStoreError` for products of another dtype."""
+    if dtype not in get_args(GramDtype):
+        raise TrakStoreError(f"gram_dtype is {' or '.join(get_args(GramDtype))}, got {dtype!r}")
+
+
+class Kernel(Protocol):
+    """K = ΦᵀΦ in some form: a matrix, tiles on disk, or the rows that it would be made of."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def trace(self) -> float: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """K = Φᵀ diag(w) Φ.
+
+    Attributes
+    ----------
+    matrix : ndarray of float64, shape (k, k)
+        K, symmetric to the bit.
+    rows : int
+        Rows that entered (those with a weight above zero).
+    trace : float
+        tr(K): the sum of the squared norms of the rows.
+    dtype : {"float32", "float64"}
+        Of the products that were summed: how far small eigenvalues can be trusted.
+    """
+
+    matrix: NDArray[np.float64]
+    rows: int
+    trace: float
+    dtype: GramDtype = "float32"
+
+    @property
+    def dim(self) -> int:
+        return int(self.matrix.shape[0])
+
+
+def gram(
+    rows: Rows,
+    weights: Rows | None = None,
+    *,
+    dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> Gram:
+    """K = Σᵢ wᵢ φᵢ φᵢᵀ in one pass over the rows.
+
+    Parameters
+    ----------
+    rows : Rows, shape (n, k)
+        Features, of any float dtype.
+    weights : Rows, shape (n,), optional
+        Non-negative weights wᵢ; one when None.
+    dtype : {"float32", "float64"}
+        Of the products within a tile; sums over tiles are float64 always.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Gram
+        Float64.
+
+    Raises
+    ------
+    NumericsError
+        A feature or weight that is not finite, a negative weight.
+    MemoryLimitError
+        The matrix and one tile do not fit.
+
+    Examples
+    --------
+    >>> from trakstore.passes.rows import ArrayRows
+    >>> gram(ArrayRows(np.array([[1.0, 2.0], [0.0, 1.0]]))).matrix
+    array([[1., 2.],
+           [2., 5.]])
+    """
+    if len(rows.shape) != 2:
+        raise TrakStoreError(f"a gram needs rows of shape (n, k), got {rows.shape}")
+    if weights is not None and weights.shape != rows.shape[:1]:
+        raise TrakStoreError(f"weights have shape {weights.shape}, needed {rows.shape[:1]}")
+    count, dim = rows.shape
+    step = tile_rows(rows)
+    workers = _plan(dim, step, rows.dtype.itemsize, np.dtype(dtype).itemsize, memory_limit)
+    task = _GramTask(rows, weights, step, dtype)
+    total, used = map_reduce(task, count, step, _add, parts=_parts(dim), workers=workers)
+    _mirror(total)
+    return Gram(total, used, float(np.trace(total)), dtype)
+
+
+def _parts(dim: int) -> int:
+    """Fewer ranges where a partial matrix is large (a function of the shape alone)."""
+    return max(1, min(MOST_RANGES, 2**31 // (8 * dim * dim)))
+
+
+def _plan(dim: int, step: int, stored: int, computed: int, memory_limit: int | str | None) -> int:
+    waiting, each = gram_bytes(dim, step, stored, computed)
+    slots = task_slots()
+    least = slots if active_client() is not None else 1
+    return fit_slots(slots, least, waiting, each, memory_budget(memory_limit), f"a gram of {dim}")
+
+
+def gram_bytes(dim: int, step: int, stored: int, computed: int) -> tuple[int, int]:
+    """Bytes of the results that wait in the merge tree, and of one task.
+
+    A task has its sum, a product, a tile of ``step`` rows as stored, its bytes on the way through a
+    codec, and the tile as computed.
+    """
+    waiting = (_parts(dim).bit_length() + 1) * 8 * dim * dim
+    return waiting, dim * dim * (8 + computed) + step * dim * (2 * stored + computed)
+
+
+def gram_flops(rows: int, dim: int) -> int:
+    """Of the block triangle, the diagonal's blocks halved: k(k + 1)/2 sums of n products."""
+    return rows * dim * (dim + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _GramTask:
+    rows: Rows
+    weights: Rows | None
+    step: int
+    dtype: GramDtype
+
+    def __call__(self, start: int, stop: int) -> tuple[NDArray[np.float64], int]:
+        dim = self.rows.shape[1]
+        total, used = np.zeros((dim, dim)), 0
+        # made once: on a cluster's workers each new array costs as much as reading it
+        computed = np.empty((min(self.step, stop - start), dim), dtype=self.dtype)
+        product = np.empty(min(SQUARE, dim) * dim, dtype=self.dtype)
+        for low in range(start, stop, self.step):
+            high = min(stop, low + self.step)
+            tile, count = self._tile(low, high, computed[: high - low])
+            for first in range(0, len(tile), PRODUCT_ROWS):
+                _add_product(total, tile[first : first + PRODUCT_ROWS], product)
+            if not np.isfinite(np.einsum("ii->i", total)).all():
+                raise NumericsError(_complaint(tile, low, high))
+            used += count
+            del tile  # its array is free for the next one
+        return total, used
+
+    def _tile(self, low: int, high: int, out: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        """Rows times the roots of their weights, in ``out`` where they are changed; and their count."""
+        rows, roots = self.rows.read(low, high), self._roots(low, high)
+        if roots is None and rows.dtype == out.dtype:
+            return rows, len(rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # seen in the sum
+            if roots is None:
+                np.copyto(out, rows, casting="same_kind")
+                return out, len(rows)
+            np.multiply(rows, roots[:, None], out=out, casting="same_kind")
+        out[roots == 0] = 0  # a row without weight may hold anything
+        return out, int(np.count_nonzero(roots))
+
+    def _roots(self, low: int, high: int) -> NDArray[Any] | None:
+        """√weights; None where all are 1."""
+        if self.weights is None:
+            return None
+        weights = np.asarray(self.weights.read(low, high), dtype=np.float64)
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise NumericsError(f"weights of rows {low}..{high} are not all finite and >= 0")
+        return None if (weights == 1).all() else np.sqrt(weights).astype(self.dtype)
+
+
+def _add_product(total: NDArray[np.float64], tile: NDArray[Any], scratch: NDArray[Any]) -> None:
+    """Add the upper block triangle of tileᵀ·tile: half the products of the whole.
+
+    On the diagonal numpy sees aᵀ·a and calls syrk (scipy's own syrk keeps the GIL).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        for low, high in ranges(len(total), SQUARE):
+            part = tile[:, low:high]
+            for first, last in ((low, high), (high, len(total))):
+                shape = high - low, last - first
+                product = scratch[: math.prod(shape)].reshape(shape)
+                other = part if first == low else tile[:, first:last]
+                total[low:high, first:last] += np.matmul(part.T, other, out=product)
+
+
+def _mirror(total: NDArray[np.float64]) -> None:
+    for low, high in ranges(len(total), SQUARE):
+        total[high:, low:high] = total[low:high, high:].T
+
+
+def _add(
+    left: tuple[NDArray[np.float64], int], right: tuple[NDArray[np.float64], int]
+) -> tuple[NDArray[np.float64], int]:
+    return left[0] + right[0], left[1] + right[1]
+
+
+def _complaint(tile: NDArray[Any], low: int, high: int) -> str:
+    bad = int((~np.isfinite(tile).all(axis=1)).sum())
+    what = f"{bad} of them hold NaN or inf" if bad else "too large for float32 products"
+    return f"features of rows {low}..{high} cannot enter a gram: {what}; featurize them again"

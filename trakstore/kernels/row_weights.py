@@ -1,0 +1,242 @@
+"""Which rows of a split enter its kernel, and with what weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.passes.rows import KeptRows, RowByRow, Rows, UnmaskedRows, ZeroedRows
+from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
+
+__all__ = [
+    "GramSplit",
+    "TemperedRows",
+    "WeightedRows",
+    "WeightedSplit",
+    "Weighting",
+    "kernel_rows",
+    "masked_rows",
+    "row_weights",
+    "tempered",
+    "unmasked_count",
+    "weighted",
+    "weighting_of",
+]
+
+Weighting: TypeAlias = Literal["loss", "logistic"]
+
+
+class GramSplit(Protocol):
+    """What is needed of a stored split."""
+
+    @property
+    def epoch(self) -> layout.Epoch: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def location(self) -> Location: ...
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def state(self) -> str: ...
+    def column(self, name: str, /) -> Rows: ...
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSplit:
+    """A split whose kernel is K = Σᵢ wᵢ φᵢ φᵢᵀ, with weights that follow from ``out_to_loss`` = q.
+
+    Attributes
+    ----------
+    stored : Split
+    kind : {"loss", "logistic"}
+        ``"loss"``: w = q², so that K is the kernel of the loss gradients −q·φ. ``"logistic"``:
+        w = q (1 − q), the second derivative of the loss log(1 + exp(−output)), whose q is
+        the logistic function of −output: the Gauss-Newton Hessian.
+    temperature : float
+        Of a logistic q: see :func:`tempered`.
+    """
+
+    stored: GramSplit
+    kind: Weighting
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        known, heat = self.kind in get_args(Weighting), self.temperature
+        if not known or not 0 < heat < float("inf") or (self.kind == "loss" and heat != 1):
+            raise _no_weighting(self.weighting)
+
+    @property
+    def weighting(self) -> str:
+        """As a gram's document names it."""
+        shortest = repr(float(self.temperature)).removesuffix(".0")  # that is no other temperature
+        return self.kind if self.temperature == 1 else f"{self.kind}-{shortest}"
+
+    @property
+    def epoch(self) -> layout.Epoch:
+        return self.stored.epoch
+
+    @property
+    def name(self) -> str:
+        return self.stored.name
+
+    @property
+    def rows(self) -> int:
+        return self.stored.rows
+
+    @property
+    def location(self) -> Location:
+        return self.stored.location
+
+    @property
+    def spec(self) -> Any:
+        return self.stored.spec
+
+    @property
+    def masked(self) -> NDArray[np.int64]:
+        return masked_rows(self.stored)
+
+    def column(self, name: str, /) -> Rows:
+        return self.stored.column(name)
+
+    @property
+    def state(self) -> str:
+        return self.stored.state
+
+
+def weighting_of(split: GramSplit) -> str:
+    """How the rows of a split are weighted; ``""`` where each counts as one."""
+    return split.weighting if isinstance(split, WeightedSplit) else ""
+
+
+def weighted(split: GramSplit, weighting: str) -> GramSplit:
+    """The split with its rows weighted as a name that :func:`weighting_of` gives says.
+
+    Raises
+    ------
+    TrakStoreError
+        No such weighting.
+    """
+    if not weighting:
+        return split
+    kind, dash, heat = weighting.partition("-")
+    try:
+        temperature = float(heat) if dash else 1.0
+    except ValueError:
+        raise _no_weighting(weighting) from None
+    return WeightedSplit(split, cast("Weighting", kind), temperature)
+
+
+def _no_weighting(name: str) -> TrakStoreError:
+    return TrakStoreError(
+        f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0, got {name!r}"
+    )
+
+
+def masked_rows(split: GramSplit) -> NDArray[np.int64]:
+    """Positions of the rows that were masked, ascending."""
+    return np.sort(np.asarray(getattr(split, "masked", ()), dtype=np.int64))
+
+
+def unmasked_count(split: GramSplit) -> int:
+    """Rows that are left: the n of a damping relative to tr(K)/n, whatever their weights."""
+    return split.rows - len(masked_rows(split))
+
+
+def row_weights(split: GramSplit, *, without: NDArray[np.int64] | None = None) -> Rows | None:
+    """The weight of each stored row in the kernel; None where all are 1.
+
+    Rows at the positions ``without`` have 0, by default the masked ones; what is stored of them may
+    be anything.
+    """
+    left_out = masked_rows(split) if without is None else without
+    if not isinstance(split, WeightedSplit):
+        return KeptRows(split.rows, left_out) if len(left_out) else None
+    q = split.column("out_to_loss")
+    if len(left_out):
+        q = ZeroedRows(q, left_out)  # whose weight is 0, whatever the kind
+    if split.temperature != 1:
+        q = TemperedRows(q, split.temperature)
+    return _WeightRows(q, split.kind)
+
+
+def tempered(q: NDArray[Any], temperature: float) -> NDArray[np.float64]:
+    """The logistic function of −output/T, from q, that of −output: 1 − p of softened probabilities.
+
+    Examples
+    --------
+    >>> q = 1 / (1 + np.exp(np.array([-3.0, 0.0, 8.0])))
+    >>> np.allclose(tempered(q, 2.0), 1 / (1 + np.exp(np.array([-1.5, 0.0, 4.0]))))
+    True
+    """
+    own = np.asarray(q, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # what is outside of 0..1 becomes NaN, which is told
+        low, high = own ** (1 / temperature), (1 - own) ** (1 / temperature)
+    found: NDArray[np.float64] = low / (low + high)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class TemperedRows(RowByRow):
+    """:func:`tempered` of a column q.
+
+    Reading raises a :class:`NumericsError` for a q outside of 0..1.
+    """
+
+    temperature: float
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        found = tempered(self.base.read(start, stop), self.temperature)
+        if not np.isfinite(found).all():
+            raise NumericsError(
+                f"out_to_loss of rows {start}..{stop} is not finite, or outside of 0..1: it is not "
+                f"that of a logistic loss; use temperature=None"
+            )
+        return found
+
+
+def kernel_rows(split: GramSplit) -> Rows:
+    """Rows whose plain gram is the kernel: √wᵢ·φᵢ of the unmasked ones."""
+    rows, masked = split.column(layout.FEATURES), masked_rows(split)
+    weights = row_weights(split) if isinstance(split, WeightedSplit) else None
+    if weights is not None:
+        rows = WeightedRows(rows, weights)
+    return UnmaskedRows(rows, masked) if len(masked) else rows
+
+
+@dataclass(frozen=True, eq=False)
+class _WeightRows(RowByRow):
+    """Weights from the column q."""
+
+    kind: Weighting
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        q = np.asarray(self.base.read(start, stop), dtype=np.float64)
+        weights = q * q if self.kind == "loss" else q * (1 - q)
+        if not (weights >= 0).all():
+            raise NumericsError(
+                f"out_to_loss of rows {start}..{stop} is not finite, or outside of 0..1 where the "
+                f"loss is logistic: use hessian='loss'"
+            )
+        return weights
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedRows(RowByRow):
+    """diag(√weights)·base, in float32."""
+
+    weights: Rows
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        scale = np.sqrt(self.weights.read(start, stop)).astype(np.float32)
+        rows: NDArray[np.float32] = np.asarray(self.base.read(start, stop), dtype=np.float32)
+        scaled: NDArray[np.float32] = rows * scale[:, None]
+        return scaled

@@ -1,0 +1,341 @@
+"""Damped kernels: factored once in float64, solved many times, never inverted to multiply with.
+
+Each solver says which form of the kernel it needs; ``trakstore.kernels.choice`` makes that form.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
+from scipy.linalg.lapack import dpocon
+
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.kernels.gram import Gram, Kernel
+from trakstore.quantities import as_number
+
+__all__ = [
+    "CONDITION_LIMIT",
+    "Cholesky",
+    "Damping",
+    "Eigen",
+    "Factor",
+    "Form",
+    "IllConditionedWarning",
+    "Solver",
+    "check_condition",
+    "need",
+    "singular",
+]
+
+Form: TypeAlias = Literal["matrix", "rows", "tiles"]
+K = TypeVar("K")
+
+# float32 products leave noise of about 1e-7 of the largest eigenvalue in a gram, float64 of 1e-15
+CONDITION_LIMIT = 1e7
+CONDITION_LIMITS = {"float32": CONDITION_LIMIT, "float64": 1e13}
+
+
+class IllConditionedWarning(UserWarning):
+    """A kernel whose smallest eigenvalues are below the noise of its own sums."""
+
+
+@dataclass(frozen=True)
+class Damping:
+    """λ, added to the unnormalised K = ΦᵀΦ.
+
+    Parameters
+    ----------
+    relative : float, optional
+        c of λ = c·tr(K)/n: in units of the mean squared norm of a row, the scale that carries over
+        between numbers of rows and dimensions; 1 when neither is given.
+    absolute : float, optional
+        λ itself, instead.
+
+    Raises
+    ------
+    TrakStoreError
+        A negative or non-finite value, or both.
+
+    Examples
+    --------
+    >>> Damping(0.5).value(trace=8.0, rows=4)
+    1.0
+    >>> Damping(absolute=1e-3).value(trace=8.0, rows=4)
+    0.001
+    """
+
+    relative: float | None = None
+    absolute: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.relative is not None and self.absolute is not None:
+            raise TrakStoreError(
+                f"damping is relative or absolute, got both: {self.relative!r} and {self.absolute!r}"
+            )
+        name = "relative" if self.absolute is None else "absolute"
+        value = getattr(self, name)
+        number = 1.0 if value is None else _damping(value)
+        object.__setattr__(self, name, number)
+
+    @staticmethod
+    def of(value: float | Damping) -> Damping:
+        """``value`` itself, or a plain number as the relative c."""
+        return value if isinstance(value, Damping) else Damping(_damping(value))
+
+    def value(self, trace: float, rows: int) -> float:
+        """λ for a kernel with this trace over this many rows."""
+        if self.relative is None:
+            return self.absolute or 0.0
+        return self.relative * trace / rows
+
+
+def _damping(value: object) -> float:
+    return as_number(value, "damping", least=0, needed="must be a finite number >= 0")
+
+
+class Factor(ABC):
+    """K + λI, factored.
+
+    Attributes
+    ----------
+    damping : float
+        λ.
+    condition : float
+        Condition number of K + λI: an estimate, which one is for the solver to say.
+    dim : int
+        k.
+    memory : int
+        Bytes that it holds for as long as it is there.
+    solve_rows : int
+        Rows that a solve should have at once, where each solve reads from disk; else 1.
+    """
+
+    damping: float
+    condition: float
+    solve_rows: ClassVar[int] = 1
+
+    @property
+    def memory(self) -> int:
+        return 0
+
+    @property
+    @abstractmethod
+    def dim(self) -> int: ...
+
+    @abstractmethod
+    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
+        """``rhs`` (K + λI)⁻¹, shapes (m, k) -> (m, k), in float64."""
+
+
+class Solver(ABC):
+    """A way to factor a damped kernel.
+
+    Attributes
+    ----------
+    form : {"matrix", "rows", "tiles"}
+        What ``factor`` takes: a ``Gram``, a ``RowsKernel`` or a ``TiledGram``.
+    """
+
+    form: ClassVar[Form] = "matrix"
+
+    @abstractmethod
+    def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> Factor:
+        """Factor K + λI.
+
+        Raises
+        ------
+        NumericsError
+            When K + λI is singular in float64.
+        TrakStoreError
+            When the kernel has another form.
+        """
+
+
+def need(kernel: Kernel, kind: type[K], solver: Solver) -> K:
+    """The kernel, if it has the form that a solver needs."""
+    if isinstance(kernel, kind):
+        return kernel
+    raise TrakStoreError(
+        f"{type(solver).__name__} works on a {kind.__name__}, got a {type(kernel).__name__}"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class CholeskyFactor(Factor):
+    """The lower triangle of K + λI = L Lᵀ."""
+
+    lower: NDArray[np.float64]
+    damping: float
+    condition: float
+
+    @property
+    def dim(self) -> int:
+        return len(self.lower)
+
+    @property
+    def memory(self) -> int:
+        return self.lower.nbytes
+
+    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
+        columns = np.array(rhs, dtype=np.float64, order="C").T  # Fortran order: solved in place
+        solved = cho_solve((self.lower, True), columns, overwrite_b=True, check_finite=False)
+        return np.asarray(solved.T)
+
+
+@dataclass(frozen=True)
+class Cholesky(Solver):
+    """Cholesky in float64 (LAPACK ``potrf``), with LAPACK's estimate of the condition number.
+
+    Examples
+    --------
+    >>> from trakstore.kernels.gram import Gram, Kernel
+    >>> kernel = Gram(np.diag([3.0, 1.0]), rows=4, trace=4.0)
+    >>> Cholesky().factor(kernel, 1.0).solve(np.ones((1, 2)))
+    array([[0.25, 0.5 ]])
+    """
+
+    def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> CholeskyFactor:
+        gram = need(kernel, Gram, self)
+        damped = Damping.of(damping).value(gram.trace, gram.rows)
+        if damped == 0 and gram.rows < gram.dim:
+            raise singular(gram, damped)
+        matrix = gram.matrix.copy()
+        matrix.flat[:: gram.dim + 1] += damped
+        size = float(np.linalg.norm(matrix, 1))
+        try:  # K is symmetric: the transposed view is the same matrix in Fortran order
+            lower, _ = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
+        except LinAlgError:
+            raise singular(gram, damped) from None
+        reciprocal, _ = dpocon(lower, size, uplo="L")
+        condition = 1 / float(reciprocal) if reciprocal > 0 else math.inf
+        check_condition(gram, damped, condition, gram.dtype)
+        return CholeskyFactor(lower, damped, condition)
+
+
+@dataclass(frozen=True, eq=False)
+class EigenFactor(Factor):
+    """K = V diag(σ) Vᵀ, and λ.
+
+    Attributes
+    ----------
+    values : ndarray of float64, shape (k,)
+        σ, ascending.
+    vectors : ndarray of float64, shape (k, k)
+        V, one eigenvector a column.
+    gram : Gram
+        K itself.
+    """
+
+    values: NDArray[np.float64]
+    vectors: NDArray[np.float64]
+    gram: Gram
+    damping: float
+    condition: float
+
+    @property
+    def dim(self) -> int:
+        return len(self.values)
+
+    @property
+    def memory(self) -> int:
+        return self.vectors.nbytes + self.gram.matrix.nbytes
+
+    def at(self, damping: float | Damping) -> EigenFactor:
+        """The same kernel at another damping, at no cost.
+
+        Raises
+        ------
+        NumericsError
+            When K + λI is singular there.
+        """
+        return _eigen_factor(self.gram, self.values, self.vectors, damping)
+
+    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
+        turned = np.asarray(rhs, dtype=np.float64) @ self.vectors
+        turned /= self.values + self.damping
+        return turned @ self.vectors.T
+
+
+@dataclass(frozen=True)
+class Eigen(Solver):
+    """Eigendecomposition in float64: the spectrum, and every damping at the price of one.
+
+    About ten times the work of Cholesky; ``factor(...).at(damping)`` is then free.
+
+    Examples
+    --------
+    >>> from trakstore.kernels.gram import Gram
+    >>> factor = Eigen().factor(Gram(np.diag([3.0, 1.0]), rows=4, trace=4.0), 1.0)
+    >>> factor.at(3.0).solve(np.ones((1, 2))).round(4)
+    array([[0.1667, 0.25  ]])
+    """
+
+    def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> EigenFactor:
+        gram = need(kernel, Gram, self)
+        values, vectors = eigh(gram.matrix, check_finite=False)
+        return _eigen_factor(gram, values, vectors, damping)
+
+
+def _eigen_factor(
+    gram: Gram,
+    values: NDArray[np.float64],
+    vectors: NDArray[np.float64],
+    damping: float | Damping,
+) -> EigenFactor:
+    damped = Damping.of(damping).value(gram.trace, gram.rows)
+    least = float(values[0]) + damped
+    if least <= 0 or (damped == 0 and gram.rows < gram.dim):
+        raise singular(gram, damped)
+    condition = (float(values[-1]) + damped) / least
+    check_condition(gram, damped, condition, gram.dtype)
+    return EigenFactor(values, vectors, gram, damped, condition)
+
+
+def check_condition(kernel: Kernel, damped: float, condition: float, dtype: str) -> None:
+    """Refuse what float64 cannot solve, warn where the kernel's own rounding shows.
+
+    Raises
+    ------
+    NumericsError
+        A condition number above 1/(k·eps).
+    """
+    if not condition * kernel.dim * np.finfo(np.float64).eps < 1:
+        raise singular(kernel, damped)
+    if condition > CONDITION_LIMITS[dtype]:
+        message = _nearly(kernel, damped, condition)
+        if dtype == "float32":
+            message += "; or gram_dtype='float64'"
+        warnings.warn(message, IllConditionedWarning, stacklevel=4)
+
+
+def singular(kernel: Kernel, damped: float) -> NumericsError:
+    """The error for a kernel that cannot be factored at this λ."""
+    return NumericsError(_singular(kernel, damped))
+
+
+def _singular(gram: Kernel, damped: float) -> str:
+    if gram.trace == 0:
+        return f"K is zero: all {gram.rows} rows are zero, no damping relative to it can help"
+    why = f"k={gram.dim} > n={gram.rows}" if gram.rows < gram.dim else "dependent or zero columns"
+    return f"K + λI is singular at λ={damped:.3g}: {why}; {_remedy(gram, damped)}"
+
+
+def _nearly(gram: Kernel, damped: float, condition: float) -> str:
+    return (
+        f"K + λI has condition number {condition:.1e} at λ={damped:.3g} (k={gram.dim}, "
+        f"n={gram.rows}): small directions are rounding noise; {_remedy(gram, damped)}"
+    )
+
+
+def _remedy(gram: Kernel, damped: float) -> str:
+    unit = gram.trace / gram.rows
+    if damped < 0.1 * unit:
+        return f"use damping > 0, for example damping=1.0 (λ={unit:.3g})"
+    return "use a larger damping, or fewer dimensions"

@@ -1,0 +1,279 @@
+"""Which epochs of a store a method works on: chosen and checked before any feature is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
+from trakstore.kernels.row_weights import masked_rows
+from trakstore.kernels.solvers import Factor
+from trakstore.passes.rows import PositionRows, Rows, UnmaskedRows
+from trakstore.scores.factored import Average, Scores
+from trakstore.scores.parts import Epoch, Part
+from trakstore.storage.backends.location import Location
+from trakstore.storage.layout import as_epochs
+
+__all__ = [
+    "EpochPair",
+    "Split",
+    "Store",
+    "UnmaskedSplit",
+    "epoch_pairs",
+    "need_open",
+    "part_of",
+    "scores_of",
+]
+
+
+class Split(Protocol):
+    """What a method needs of a stored split."""
+
+    @property
+    def epoch(self) -> Epoch: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def location(self) -> Location: ...
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def columns(self) -> Any: ...
+    @property
+    def state(self) -> str: ...
+    def column(self, name: str, /) -> Rows: ...
+    def require_complete(self) -> None: ...
+
+
+class Store(Protocol):
+    """What a method needs of a feature store."""
+
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def epochs(self) -> tuple[Epoch, ...]: ...
+    def split(self, epoch: Epoch, name: str, /) -> Split: ...
+    def open_splits(
+        self, epochs: Sequence[Epoch] | None, names: Sequence[str], /
+    ) -> Mapping[Epoch, tuple[Split, ...]]: ...
+    def epochs_of(self, *splits: str) -> tuple[Epoch, ...]: ...
+    def splits_of(self, epoch: Epoch, /) -> tuple[str, ...]: ...
+
+
+OF_FEATURES = "features:"  # begins the hash of features that came without that of their weights
+
+
+@dataclass(frozen=True, eq=False)
+class UnmaskedSplit:
+    """A split as methods see it: without its masked rows.
+
+    Attributes
+    ----------
+    stored : Split
+        With all its rows.
+    masked : ndarray of int64
+        Positions of the rows that are left out, ascending.
+    """
+
+    stored: Split
+    masked: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, stored: Split) -> UnmaskedSplit:
+        return cls(stored, masked_rows(stored))
+
+    @property
+    def rows(self) -> int:
+        """Rows that are left."""
+        return self.stored.rows - len(self.masked)
+
+    @property
+    def dim(self) -> int:
+        return self.stored.dim
+
+    @property
+    def positions(self) -> Rows:
+        """Position of each row in the stored split."""
+        return self._left(PositionRows(self.stored.rows))
+
+    def column(self, name: str) -> Rows:
+        return self._left(self.stored.column(name))
+
+    def _left(self, rows: Rows) -> Rows:
+        return UnmaskedRows(rows, self.masked) if len(self.masked) else rows
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPair:
+    """The target and the train split of one epoch."""
+
+    epoch: Epoch
+    target: UnmaskedSplit
+    train: UnmaskedSplit
+
+
+def need_open(store: Store) -> None:
+    """Raise a :class:`TrakStoreError` for the path of a store, or anything else that is none."""
+    if isinstance(store, str | os.PathLike):
+        raise TrakStoreError(f"needed an open store, got its path: open_store({str(store)!r})")
+    if not hasattr(store, "epochs_of"):
+        raise TrakStoreError(f"needed an open store, as open_store gives it, got {store!r}")
+
+
+def epoch_pairs(
+    store: Store,
+    targets: str,
+    train: str,
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    *,
+    allow_other_weights: bool = False,
+) -> tuple[EpochPair, ...]:
+    """The splits of each epoch, complete, of one shape, and made with the same weights.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits.
+    epochs : epoch or sequence of epochs, optional
+        All that have both splits when None.
+    allow_other_weights : bool
+        Whether the splits of an epoch may be of different checkpoints.
+
+    Raises
+    ------
+    NotFoundError
+        No such epoch or split, or no epoch that has both.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ, or the hashes of an epoch's weights.
+    """
+    need_open(store)
+    chosen = None if epochs is None else _chosen(epochs)
+    found = store.open_splits(chosen, (targets, train))
+    if not found:
+        raise _no_epoch(store, targets, train)
+    pairs = tuple(
+        EpochPair(epoch, UnmaskedSplit.of(target), UnmaskedSplit.of(own))
+        for epoch, (target, own) in found.items()
+    )
+    for pair in pairs:
+        _check_like(pair, pairs[0])
+        if not allow_other_weights:
+            _check_weights(pair)
+        pair.target.stored.require_complete()
+        pair.train.stored.require_complete()
+    return pairs
+
+
+def _no_epoch(store: Store, targets: str, train: str) -> NotFoundError:
+    known = sorted({name for epoch in store.epochs for name in store.splits_of(epoch)})
+    for name in (targets, train):
+        if name not in known:
+            return NotFoundError(f"no epoch has a split {name!r}{did_you_mean(name, known)}")
+    return NotFoundError(f"no epoch has both splits {targets!r} and {train!r}")
+
+
+def _chosen(epochs: Epoch | Sequence[Epoch]) -> tuple[Epoch, ...]:
+    chosen = as_epochs(epochs)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise TrakStoreError(f"epochs must be some epochs, each named once, got {epochs!r}")
+    return chosen
+
+
+def _check_like(pair: EpochPair, first: EpochPair) -> None:
+    for split in (pair.train, pair.target):
+        if split.rows == 0:
+            raise TrakStoreError(
+                f"{_named(split)} has no rows left: all {len(split.masked)} are masked (store.skipped "
+                f"says which were bad when they were written)"
+            )
+    for split, like in ((pair.train, pair.target), (pair.target, first.target)):
+        if split.dim != like.dim:
+            raise SpecMismatchError(
+                f"{_named(split)} has dimension {split.dim}, {_named(like)} has {like.dim}: "
+                f"scores need features of one projection"
+            )
+    for split, like in ((pair.target, first.target), (pair.train, first.train)):
+        if split.rows != like.rows:
+            raise SpecMismatchError(
+                f"{_named(split)} has {split.rows} rows, {_named(like)} has {like.rows}: "
+                f"choose epochs= of the same samples, masked alike"
+            )
+        if not np.array_equal(split.masked, like.masked):
+            raise SpecMismatchError(
+                f"{_named(split)} and {_named(like)} have other rows masked (store.skipped says which "
+                f"were bad when they were written): mask the same samples in all epochs, by store.mask"
+            )
+
+
+def _check_weights(pair: EpochPair) -> None:
+    """Refuse two splits of one epoch whose stored hashes say that their weights differ."""
+    target, train = (_weights(one) for one in (pair.target, pair.train))
+    if target is None or train is None or target == train:
+        return
+    raise SpecMismatchError(
+        f"{_named(pair.target)} was made with the weights {target[:12]}, {_named(pair.train)} with "
+        f"{train[:12]}: products of their features mean nothing; featurize both with the same "
+        f"checkpoint, or allow_other_weights=True (--allow-other-weights) if this is meant"
+    )
+
+
+def _weights(split: UnmaskedSplit) -> str | None:
+    """What tells the weights of a split from others; None where the store does not know them."""
+    found: str | None = split.stored.spec.checkpoint
+    return None if found is None or found.startswith(OF_FEATURES) else found
+
+
+def _named(split: UnmaskedSplit) -> str:
+    return f"split {split.stored.name!r} of epoch {split.stored.epoch!r}"
+
+
+def _labels(splits: Iterable[UnmaskedSplit]) -> Rows | None:
+    """The classes of the rows, from the first epoch that has them."""
+    for split in splits:
+        with suppress(NotFoundError):
+            return split.column("label")
+    return None
+
+
+def part_of(pair: EpochPair, factor: Factor | None = None, **how: Any) -> Part:
+    """The part of an epoch's features, without its masked rows; ``how`` as in :class:`Part`."""
+    features = pair.target.column("features"), pair.train.column("features")
+    return Part(pair.epoch, *features, factor, **how)
+
+
+def scores_of(
+    method: str,
+    parts: Sequence[Part],
+    pairs: Sequence[EpochPair],
+    *,
+    reduce: Literal["mean", "sum"] = "mean",
+    average: Average = "scores",
+    soft_threshold: float = 0.0,
+) -> Scores:
+    """Scores of these epochs, with the ids, positions and labels of their splits."""
+    target, train = pairs[0].target, pairs[0].train
+    return Scores(
+        method,
+        tuple(parts),
+        target.column("sample_id"),
+        train.column("sample_id"),
+        reduce=reduce,
+        average=average,
+        train_positions=train.positions,
+        train_labels=_labels(pair.train for pair in pairs),
+        target_labels=_labels(pair.target for pair in pairs),
+        soft_threshold=soft_threshold,
+    )

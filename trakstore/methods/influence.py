@@ -1,0 +1,178 @@
+"""Influence functions in the projected space, and self-scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import xarray as xr
+
+from trakstore.errors import TrakStoreError
+from trakstore.kernels.choice import factor_split
+from trakstore.kernels.gram import GramDtype
+from trakstore.kernels.quadratic import quadratic_form
+from trakstore.kernels.row_weights import GramSplit, WeightedSplit, weighting_of
+from trakstore.kernels.solvers import Damping, Factor, Solver
+from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, part_of, scores_of
+from trakstore.methods.row_scales import check_of, out_to_loss
+from trakstore.passes.rows import whole_column
+from trakstore.scores.factored import Scores
+from trakstore.scores.parts import Epoch, Part, held_bytes
+
+__all__ = ["Hessian", "influence_scores", "self_scores"]
+
+Hessian: TypeAlias = Literal["loss", "gauss_newton"]
+
+# second derivative of the loss in the output, by name of the output: as a weighting, or a constant
+_CURVATURE = {
+    **dict.fromkeys(("margin", "causal_lm", "masked_lm", "contrastive"), "logistic"),
+    "squared_error": "",
+}
+
+
+def influence_scores(
+    store: Store,
+    targets: str = "test",
+    train: str = "train",
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    damping: float | Damping = 1.0,
+    *,
+    hessian: Hessian = "gauss_newton",
+    solver: Solver | None = None,
+    gram_dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+    allow_other_weights: bool = False,
+) -> Scores:
+    r"""Influence functions, in the space of the projection: mean over epochs of
+
+    .. math:: \tau(t, z) = \nabla l(t)^\top (H + \lambda I)^{-1} \nabla l(z)
+
+    with projected loss gradients ∇l = −q·φ. It is the projected influence: the Hessian is
+    that of the k projected coordinates, not of all parameters. Positive: giving the sample more
+    weight lowers the target's loss.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits with m and n rows.
+    epochs : epoch or sequence of epochs, optional
+        All that have both splits when None.
+    damping : float or Damping
+        c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``.
+    hessian : {"gauss_newton", "loss"}
+        ``"gauss_newton"``: H = Σᵢ l''ᵢ φᵢ φᵢᵀ, with the loss's second derivative in the output:
+        q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is
+        (output − y)²/2. ``"loss"``: H = Σᵢ ∇lᵢ ∇lᵢᵀ, the empirical Fisher matrix.
+    solver, gram_dtype, memory_limit, allow_other_weights
+        As in :func:`trakstore.trak_scores`.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n), float32.
+
+    Raises
+    ------
+    TrakStoreError
+        ``"gauss_newton"`` for an output whose curvature is not known.
+    NumericsError
+        A kernel that is singular at this damping.
+    NotFoundError, IncompleteError, SpecMismatchError, MemoryLimitError
+        As in :func:`trakstore.trak_scores`.
+
+    References
+    ----------
+    Koh, Liang: "Understanding Black-box Predictions via Influence Functions", ICML 2017; Grosse et
+    al.: "Studying Large Language Model Generalization with Influence Functions", 2023, section 2.
+    """
+    check_of("loss", store)
+    damped = Damping.of(damping)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
+    parts: list[Part] = []
+    for pair in pairs:
+        scales = out_to_loss(pair.target), out_to_loss(pair.train)
+        split = _curved(store, pair, hessian)
+        factor = factor_split(
+            split,
+            damped,
+            solver=solver,
+            dtype=gram_dtype,
+            memory_limit=memory_limit,
+            held=held_bytes(parts),
+        )
+        how = {"row_scale": scales[0], "column_scale": scales[1], "kernel": weighting_of(split)}
+        parts.append(part_of(pair, factor, **how))
+    return scores_of("influence", parts, pairs)
+
+
+def _curved(store: Store, pair: EpochPair, hessian: Hessian) -> GramSplit:
+    """The train split with the weights of its Hessian."""
+    if hessian not in get_args(Hessian):
+        raise TrakStoreError(f"hessian must be 'gauss_newton' or 'loss', got {hessian!r}")
+    if hessian == "loss":
+        return WeightedSplit(pair.train.stored, "loss")
+    spec = store.spec.output
+    output = None if spec is None else spec.name
+    if output not in _CURVATURE or dict(spec.options).get("over") == "loss":
+        raise TrakStoreError(
+            f"the second derivative of the loss in the output {output!r} is not known (it is for "
+            f"{', '.join(_CURVATURE)}): use hessian='loss'"
+        )
+    logistic = _CURVATURE[output] == "logistic"
+    return WeightedSplit(pair.train.stored, "logistic") if logistic else pair.train.stored
+
+
+def self_scores(
+    store: Store,
+    split: str = "train",
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    damping: float | Damping = 1.0,
+    *,
+    solver: Solver | None = None,
+    gram_dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> xr.DataArray:
+    r"""TRAK's score of each sample on itself: how much the model relies on it for its own output.
+
+    .. math:: \tau_i = \mathrm{mean}_c[\varphi_{ci}^\top (K_c + \lambda_c I)^{-1} \varphi_{ci}]
+              \cdot \mathrm{mean}_c[Q_{ci}]
+
+    Large for samples that nothing else explains: mislabelled, rare, or hard ones.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    split : str
+        Name of a split with n rows, masked ones not counted; it is its own kernel.
+    epochs, damping, solver, gram_dtype, memory_limit
+        As in :func:`trakstore.trak_scores`.
+
+    Returns
+    -------
+    DataArray
+        Dimension ``train``, shape (n,), float64; coordinates ``train_id`` and ``position`` (rows of
+        the stored split), both non-index. In memory.
+
+    Raises
+    ------
+    NotFoundError, IncompleteError, NumericsError, MemoryLimitError
+        As in :func:`trakstore.trak_scores`.
+    """
+    damped, pairs = Damping.of(damping), epoch_pairs(store, split, split, epochs)
+    lengths, scales = [], []
+    for pair in pairs:
+        scales.append(whole_column(out_to_loss(pair.train)).astype(np.float64))
+        factor: Factor = factor_split(
+            pair.train.stored, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+        )
+        features = pair.train.column("features")
+        lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))
+    one = pairs[0].train
+    coords = {
+        "train_id": ("train", whole_column(one.column("sample_id"))),
+        "position": ("train", whole_column(one.positions)),
+    }
+    values = np.mean(lengths, axis=0) * np.mean(scales, axis=0)
+    return xr.DataArray(values, dims="train", coords=coords, name="self_score")

@@ -1,0 +1,180 @@
+"""Exact nearest neighbours of targets among train rows, by features or stored activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, scores_of
+from trakstore.passes.memory import memory_budget
+from trakstore.passes.rows import RowByRow, Rows, TakenRows, take
+from trakstore.planning import ranges
+from trakstore.quantities import as_whole
+from trakstore.scores.factored import Index, Scores, positions
+from trakstore.scores.parts import Epoch, Part
+from trakstore.scores.top_k import top_k
+from trakstore.storage import layout
+
+__all__ = ["Metric", "neighbours"]
+
+Metric: TypeAlias = Literal["l2", "cosine"]
+SPARE = 16  # candidates more than asked for, ordered in float32, that float64 chooses from
+
+
+def neighbours(
+    store: Store,
+    targets: str = "test",
+    train: str = "train",
+    epoch: Epoch | None = None,
+    k: int = 10,
+    *,
+    metric: Metric = "l2",
+    activations: str | None = None,
+    select: Index = slice(None),
+    memory_limit: int | str | None = None,
+    allow_other_weights: bool = False,
+) -> xr.Dataset:
+    """The k train rows nearest to each target.
+
+    One streamed pass finds k + 16 candidates by float32 products, whose distances are then computed
+    from differences in float64 and sorted: two rows that are equal have distance 0.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits with m and n rows.
+    epoch : int or str, optional
+        May be left out where only one epoch has both splits.
+    k : int
+        Neighbours, 1 to n.
+    metric : {"l2", "cosine"}
+        Distance ‖t − φ‖, or 1 − ⟨t, φ⟩/(‖t‖ ‖φ‖), which is 1 for a row of zeros.
+    activations : str, optional
+        The layer whose stored activations are compared; gradient features when None.
+    select : integer, slice, positions or mask
+        Of the targets; all by default.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+    allow_other_weights : bool
+        Compare also targets and train rows that were made with different checkpoints.
+
+    Returns
+    -------
+    Dataset
+        Dimensions ``("target", "rank")``: ``distance`` (float64), ``train`` (sample ids),
+        ``position`` (rows of the stored split); coordinate ``target_id``.
+
+    Raises
+    ------
+    TrakStoreError
+        An unknown metric, a ``k`` that is not in 1..n, no epoch named among several.
+    NotFoundError
+        No such epoch or split, or no stored activations of that layer.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        The splits were made with different weights, or have other dimensions.
+    MemoryLimitError
+        The plan does not fit.
+    """
+    if metric not in get_args(Metric):
+        raise TrakStoreError(f"metric must be 'l2' or 'cosine', got {metric!r}")
+    pairs = epoch_pairs(store, targets, train, epoch, allow_other_weights=allow_other_weights)
+    if len(pairs) > 1:
+        known = ", ".join(str(pair.epoch) for pair in pairs[:12])
+        raise TrakStoreError(f"distances are within one epoch: name one (--epoch) of {known}")
+    (pair,) = pairs
+    name = layout.FEATURES if activations is None else f"{layout.ACTIVATIONS}{activations}"
+    rows = pair.target.column(name), pair.train.column(name)
+    if rows[0].shape[1:] != rows[1].shape[1:]:
+        raise SpecMismatchError(
+            f"{name} has {rows[0].shape[1]} units in {targets}, {rows[1].shape[1]} in {train}"
+        )
+    most = pair.train.rows
+    k = as_whole(k, "k", 1, most, needed=f"must be in 1..{most}, the rows of {train}")
+    scores = _closeness(pair, *rows, metric).isel(target=select)
+    found = top_k(scores, min(pair.train.rows, k + SPARE), memory_limit=memory_limit)
+    kept = _columns_of(pair, found["position"].values)
+    own = take(rows[0], positions(select, pair.target.rows, "target"))
+    distance = _distances(own, rows[1], kept, metric, memory_budget(memory_limit))
+    order = np.argsort(distance, axis=1, kind="stable")[:, :k]
+    pick = {"rank": xr.DataArray(order, dims=("target", "rank"))}
+    chosen = found.drop_vars("score").isel(pick)
+    nearest = np.take_along_axis(distance, order, axis=1)
+    result = chosen.assign(distance=(("target", "rank"), nearest))
+    return result.assign_attrs(metric=metric, epoch=pair.epoch, column=name)
+
+
+def _closeness(pair: EpochPair, target: Rows, train: Rows, metric: Metric) -> Scores:
+    """Scores that are the larger, the nearer: ⟨t, φ⟩ − ‖φ‖²/2, or ⟨t, φ⟩/‖φ‖."""
+    cosine = metric == "cosine"
+    part = Part(
+        pair.epoch, _Bordered(target, "one"), _Bordered(train, "unit" if cosine else "half")
+    )
+    return scores_of("neighbours", [part], [pair])
+
+
+def _columns_of(pair: EpochPair, stored: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Unmasked train rows at these positions of the stored split."""
+    return stored - np.searchsorted(pair.train.masked, stored)
+
+
+def _distances(
+    target: Rows, train: Rows, candidates: NDArray[np.int64], metric: Metric, limit: int
+) -> NDArray[np.float64]:
+    """Distances of each target to its candidates, shapes (m, c) -> (m, c), in float64."""
+    count, width = candidates.shape
+    row_bytes = 32 * width * train.shape[1]
+    found = np.empty((count, width))
+    for low, high in ranges(count, max(1, limit // 4 // row_bytes)):
+        wanted = candidates[low:high].ravel()
+        near = TakenRows(train, wanted).read(0, wanted.size).astype(np.float64)
+        near = near.reshape(high - low, width, -1)
+        own = target.read(low, high).astype(np.float64)[:, None, :]
+        found[low:high] = _cosine(own, near) if metric == "cosine" else _l2(own, near)
+    return found
+
+
+def _l2(own: NDArray[np.float64], near: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.linalg.norm(near - own, axis=2)
+    return found
+
+
+def _cosine(own: NDArray[np.float64], near: NDArray[np.float64]) -> NDArray[np.float64]:
+    product = np.einsum("mcd,mxd->mc", near, own)
+    norms = np.linalg.norm(near, axis=2) * np.linalg.norm(own, axis=2)
+    cosine: NDArray[np.float64] = np.zeros_like(product)
+    np.divide(product, norms, out=cosine, where=norms > 0)
+    return 1 - cosine
+
+
+@dataclass(frozen=True, eq=False)
+class _Bordered(RowByRow):
+    """Rows with one more column: 1; −‖row‖²/2; or 0, and the row at unit length."""
+
+    border: Literal["one", "half", "unit"]
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.base.shape[0], self.base.shape[1] + 1)
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        rows = self.base.read(start, stop)
+        out = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
+        out[:, :-1] = rows
+        squares = np.einsum("ij,ij->i", out, out, dtype=np.float64)
+        if self.border == "one":
+            out[:, -1] = 1
+        elif self.border == "half":
+            out[:, -1] = -squares / 2
+        else:
+            lengths = np.sqrt(squares, where=squares > 0, out=np.ones_like(squares))
+            out /= lengths[:, None]
+        return out

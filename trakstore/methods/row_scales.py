@@ -1,0 +1,70 @@
+"""What turns a stored output gradient into a loss gradient, and a row into one of unit length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.methods.epochs import Store, UnmaskedSplit, need_open
+from trakstore.passes.rows import RowByRow, Rows
+
+__all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "out_to_loss"]
+
+Of: TypeAlias = Literal["output", "loss"]
+
+
+def check_of(of: str, store: Store) -> None:
+    """Refuse anything but ``"output"`` and ``"loss"``, and a loss that no output determines."""
+    if of not in get_args(Of):
+        raise TrakStoreError(f"of must be 'output' or 'loss', got {of!r}")
+    need_open(store)
+    output = store.spec.output
+    if of == "loss" and output and dict(output.options).get("loss_of_output") is False:
+        raise TrakStoreError(
+            f"the output {output.name!r} of this store, over tokens, does not determine the loss, so "
+            f"that loss gradients do not follow from the stored ones: use of='output' or another "
+            f"method, or featurize with over='sequence'"
+        )
+
+
+def out_to_loss(split: UnmaskedSplit) -> Rows:
+    """The column q = −dl/d(output), by which loss gradients are −q times the stored ones.
+
+    Raises
+    ------
+    NotFoundError
+        When the features were stored without it.
+    """
+    try:
+        return split.column("out_to_loss")
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{error}: this method needs the derivative of the loss; featurize writes it, and "
+            f"write_split takes out_to_loss="
+        ) from None
+
+
+def gradient_scale(split: UnmaskedSplit, of: Of) -> Rows | None:
+    """What the stored rows are multiplied by, up to the sign that both sides share."""
+    return None if of == "output" else out_to_loss(split)
+
+
+@dataclass(frozen=True, eq=False)
+class InverseRows(RowByRow):
+    """1/base, times the sign of ``sign`` where it is given; 0 where the base is 0.
+
+    A row of zeros has no direction: its cosine with anything is taken as 0.
+    """
+
+    sign: Rows | None = None
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        values = np.asarray(self.base.read(start, stop), dtype=np.float64)
+        found = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
+        if self.sign is not None:
+            found *= np.sign(self.sign.read(start, stop))
+        return found

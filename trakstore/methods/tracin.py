@@ -1,0 +1,114 @@
+"""TracInCP scores from a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, part_of, scores_of
+from trakstore.methods.row_scales import check_of, out_to_loss
+from trakstore.quantities import as_number
+from trakstore.scores.factored import Scores
+from trakstore.scores.parts import Epoch
+from trakstore.storage.layout import as_epoch
+
+__all__ = ["tracin_scores"]
+
+
+def tracin_scores(
+    store: Store,
+    targets: str = "test",
+    train: str = "train",
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    *,
+    learning_rates: Mapping[Epoch, float] | float | None = None,
+    allow_other_weights: bool = False,
+) -> Scores:
+    r"""TracInCP: what steps of gradient descent on each train sample did to each target's loss.
+
+    .. math:: \tau(t, z) = \sum_c \eta_c \langle \nabla l_c(t), \nabla l_c(z) \rangle
+
+    over the stored checkpoints c, on gradients of the loss of both sides, projected. Positive:
+    training on the sample lowered the target's loss (a proponent).
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits with m and n rows.
+    epochs : epoch or sequence of epochs, optional
+        Checkpoints; all that have both splits when None.
+    learning_rates : mapping of epoch to float, or float, optional
+        η; those that are stored with the train split when None.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n), float32.
+
+    Raises
+    ------
+    NotFoundError
+        No such epoch, split or column, or an epoch without a learning rate.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
+
+    Notes
+    -----
+    Features of the last layers alone (``featurize(..., parameters=["head.*"])``) are cheaper, but
+    are another method: contributions of other layers may cancel theirs, or they theirs.
+
+    References
+    ----------
+    Pruthi, Liu, Sundararajan, Kale: "Estimating Training Data Influence by Tracing Gradient
+    Descent", NeurIPS 2020, section 3.2; on cancellation: Yeh, Taly, Sundararajan, Liu, Ravikumar:
+    "First is Better Than Last for Language Data Influence", NeurIPS 2022.
+    """
+    check_of("loss", store)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
+    rates = _rates(pairs, learning_rates)
+    parts = [
+        part_of(
+            pair,
+            row_scale=out_to_loss(pair.target),
+            column_scale=out_to_loss(pair.train),
+            weight=rate,
+        )
+        for pair, rate in zip(pairs, rates, strict=True)
+    ]
+    return scores_of("tracin", parts, pairs, reduce="sum")
+
+
+def _rates(pairs: Sequence[EpochPair], given: Mapping[Epoch, float] | float | None) -> list[float]:
+    if isinstance(given, Mapping):
+        known = [pair.epoch for pair in pairs]
+        given = {as_epoch(epoch): rate for epoch, rate in given.items()}
+        for epoch in given:
+            if epoch not in known:
+                raise NotFoundError(
+                    f"a learning rate for epoch {epoch!r}, which is not scored"
+                    f"{did_you_mean(epoch, known)}"
+                )
+    return [_rate(pair, given) for pair in pairs]
+
+
+def _rate(pair: EpochPair, given: Mapping[Epoch, float] | float | None) -> float:
+    if given is not None and not isinstance(given, Mapping):
+        return _above_zero(given, pair)
+    stored = pair.train.stored.spec.learning_rate if given is None else given.get(pair.epoch)
+    if stored is None:
+        raise NotFoundError(
+            f"no learning rate for epoch {pair.epoch!r}: give learning_rates= (--learning-rate on the "
+            f"command line), or featurize with learning_rate= (a Job's learning_rates)"
+        )
+    return _above_zero(stored, pair)
+
+
+def _above_zero(rate: object, pair: EpochPair) -> float:
+    return as_number(
+        rate, f"the learning rate of epoch {pair.epoch!r}", above=0, needed="must be above 0"
+    )

@@ -1,0 +1,210 @@
+"""TRAK scores from a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.kernels.choice import factor_rows, factor_split
+from trakstore.kernels.gram import GramDtype
+from trakstore.kernels.row_weights import GramSplit, TemperedRows, WeightedSplit, weighting_of
+from trakstore.kernels.solvers import Damping, Solver
+from trakstore.kernels.stored_grams import grams_together
+from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, part_of, scores_of
+from trakstore.methods.row_scales import out_to_loss
+from trakstore.passes.rows import ArrayRows, PositionRows
+from trakstore.quantities import as_number
+from trakstore.scores.factored import Average, Scores
+from trakstore.scores.parts import Epoch, Part, held_bytes
+
+__all__ = ["TEMPERATURE", "Temperature", "trak_scores", "trak_scores_of_arrays", "trak_temperature"]
+
+Temperature: TypeAlias = float | Literal["auto"] | None
+TEMPERATURE = 2.0  # best of 1, 1.5, 2, 3, 4, 6 for two of three sets of retrained models
+
+
+def trak_scores(
+    store: Store,
+    targets: str = "test",
+    train: str = "train",
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    damping: float | Damping = 1.0,
+    *,
+    temperature: Temperature = "auto",
+    average: Average | Literal["auto"] = "auto",
+    soft_threshold: float = 0.0,
+    solver: Solver | None = None,
+    gram_dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+    allow_other_weights: bool = False,
+) -> Scores:
+    r"""TRAK: how training on each sample moves each target's model output.
+
+    .. math:: \tau = \mathrm{mean}_c[T_c (K_c + \lambda_c I)^{-1} \Phi_c^\top \mathrm{diag}(Q_c)],
+              \qquad K_c = \Phi_c^\top \mathrm{diag}(Q_c (1 - Q_c)) \Phi_c
+
+    with T and Φ the target and train features of checkpoint c, λ_c = damping · tr(K_c) / n and
+    Q = 1 − p at a temperature: p the logistic function of output/temperature. Positive: training on
+    the sample raised the target's output.
+
+    Each checkpoint's part is a Newton step of logistic regression. The paper's own form,
+    ``temperature=None``, leaves the weights out of the kernel (K = ΦᵀΦ), takes Q = ``out_to_loss``, the
+    1 − p of a model that has seen the sample, and averages Q apart: models that fit their data are too
+    sure of them, and a sample's weight comes out far too small. At temperature 2 scores agree better
+    with models that were trained again (``benchmarks/accuracy.py``).
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits with m and n rows.
+    epochs : epoch or sequence of epochs, optional
+        Checkpoints to average over; all that have both splits when None.
+    damping : float or Damping
+        c, or ``Damping(absolute=λ)``.
+    temperature : float, "auto" or None
+        Above 0. ``"auto"``: 2 where the store's output is the margin, None for others: whole sequences
+        are so unlikely that p (1 − p) is no weight. None: K = ΦᵀΦ and Q = ``out_to_loss``.
+    average : {"auto", "factors", "scores"}
+        ``"scores"``: as above, the mean of each checkpoint's own scores. ``"factors"``, as the paper
+        has it: mean_c[T_c (K_c + λ_c I)⁻¹ Φ_cᵀ] diag(mean_c[Q_c]); for models that are equally well
+        trained, not for epochs of one training, where Q of the first ones would weigh the last ones'
+        products. ``"auto"``: ``"factors"`` without a temperature, else ``"scores"``.
+    soft_threshold : float
+        s >= 0: each score becomes sign(τ)·max(|τ| − s, 0), as the paper does for scores of which few
+        are not 0; the paper chooses s by cross-validation.
+    solver : Solver, optional
+        When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for a gram that does not fit the
+        memory limit, else ``Cholesky()``.
+    gram_dtype : {"float32", "float64"}
+        Of the products within a tile of the gram.
+    memory_limit : int or str, optional
+        Bytes of one process for the grams; a quarter of the available memory when None.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n), float32, in factored form: the train features were read once
+        for the gram and are read again by whatever is asked of the scores.
+
+    Raises
+    ------
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
+    NumericsError
+        Non-finite features, or a kernel that is singular at this damping.
+    MemoryLimitError
+        A gram does not fit.
+
+    References
+    ----------
+    Park, Georgiev, Ilyas, Leclerc, Madry: "TRAK: Attributing Model Behavior at Scale", ICML 2023,
+    section 3.
+    """
+    if average not in (*get_args(Average), "auto"):
+        raise TrakStoreError(f"average must be 'auto', 'factors' or 'scores', got {average!r}")
+    soft_threshold = as_number(
+        soft_threshold, "soft_threshold", least=0, needed="must be a number >= 0"
+    )
+    damped = Damping.of(damping)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
+    heat = trak_temperature(store, temperature)
+    parts: list[Part] = []
+    kernels = [_kernel_split(pair, heat) for pair in pairs]
+    with grams_together(kernels, gram_dtype, memory_limit):
+        for pair, split in zip(pairs, kernels, strict=True):
+            options = {"dtype": gram_dtype, "memory_limit": memory_limit, "held": held_bytes(parts)}
+            parts.append(_part(pair, split, heat, damped, solver=solver, **options))
+    mean = average if average != "auto" else "factors" if heat is None else "scores"
+    return scores_of("trak", parts, pairs, average=mean, soft_threshold=soft_threshold)
+
+
+def trak_temperature(store: Store, asked: Temperature = "auto") -> float | None:
+    """The temperature of :func:`trak_scores`, or None for none."""
+    if asked == "auto":
+        output = store.spec.output
+        return TEMPERATURE if output is not None and output.name == "margin" else None
+    if asked is None:
+        return None
+    return as_number(asked, "temperature", above=0, needed="must be above 0, 'auto' or None")
+
+
+def _kernel_split(pair: EpochPair, temperature: float | None) -> GramSplit:
+    split: GramSplit = pair.train.stored
+    return split if temperature is None else WeightedSplit(split, "logistic", temperature)
+
+
+def _part(
+    pair: EpochPair, split: GramSplit, temperature: float | None, damping: Damping, **how: Any
+) -> Part:
+    scale = out_to_loss(pair.train)
+    if temperature is not None:
+        scale = TemperedRows(scale, temperature)
+    factor = factor_split(split, damping, **how)
+    return part_of(pair, factor, column_scale=scale, kernel=weighting_of(split))
+
+
+def trak_scores_of_arrays(
+    targets: NDArray[Any],
+    train: NDArray[Any],
+    out_to_loss: ArrayLike | None = None,
+    damping: float | Damping = 1.0,
+    *,
+    solver: Solver | None = None,
+    gram_dtype: GramDtype = "float32",
+    memory_limit: int | str | None = None,
+) -> Scores:
+    """:func:`trak_scores` with ``temperature=None``, of a checkpoint whose features are in memory.
+
+    Parameters
+    ----------
+    targets, train : ndarray of floats, shapes (m, k) and (n, k)
+        T and Φ; neither is copied.
+    out_to_loss : array_like, shape (n,), optional
+        Q; one when None.
+    damping, solver, gram_dtype, memory_limit
+        As of :func:`trak_scores`. The limit is for what is made beside the features.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n); ids are positions. ``np.asarray`` forms the matrix.
+
+    Raises
+    ------
+    TrakStoreError
+        Shapes that do not go together.
+    NumericsError
+        Non-finite features, or a kernel that is singular at this damping.
+    MemoryLimitError
+        The kernel does not fit in any form.
+
+    Examples
+    --------
+    >>> scores = trak_scores_of_arrays(np.eye(2), np.diag([1.0, 3.0]), damping=Damping(absolute=1))
+    >>> np.asarray(scores)
+    array([[0.5, 0. ],
+           [0. , 0.3]], dtype=float32)
+    """
+    for what, array in (("targets", targets), ("train", train)):
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise TrakStoreError(
+                f"{what} must be floats of shape (rows, k), got {array.dtype} of {array.shape}"
+            )
+    scale = None if out_to_loss is None else ArrayRows(np.asarray(out_to_loss))
+    if scale is not None and scale.shape != train.shape[:1]:
+        raise TrakStoreError(f"out_to_loss has shape {scale.shape}, needed {train.shape[:1]}")
+    rows = ArrayRows(train)
+    factor = factor_rows(rows, damping, solver=solver, dtype=gram_dtype, memory_limit=memory_limit)
+    part = Part(0, ArrayRows(targets), rows, factor, column_scale=scale)
+    return Scores("trak", (part,), PositionRows(len(targets)), PositionRows(len(train)))

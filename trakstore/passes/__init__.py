@@ -1,0 +1,1 @@
+"""Passes over stored rows: planned, scheduled on threads or a Dask cluster, in bounded memory."""

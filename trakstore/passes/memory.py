@@ -1,0 +1,117 @@
+"""How much memory an operation may take: what its caller says, else a share of what there is."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trakstore.passes.dask_cluster import active_client, worker_memory, workers_of
+from trakstore.planning import byte_count, human_bytes
+
+__all__ = ["give_back", "memory_budget"]
+
+SHARE = 4  # a quarter: the rest is for the page cache, the caller's own arrays, other processes
+UNKNOWN = 4 * 2**30  # available where the system does not say
+_MMAP_THRESHOLD = -3  # of mallopt(3)
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def memory_budget(memory_limit: int | str | None) -> int:
+    """The memory limit of each process in bytes.
+
+    A quarter of the least of these when None: the system's available memory, what the control
+    groups of this process leave to it, and the memory limit of a Dask worker. Never more than the
+    Dask workers have, with a warning where more was asked for.
+
+    Raises
+    ------
+    MemoryLimitError
+        When a Dask worker has no more than it needs for itself.
+    """
+    client = active_client()
+    most = None if client is None else worker_memory(client)
+    if memory_limit is None:
+        budget = min((_available(), *_group_limits(), *_worker_limits(client))) // SHARE
+        return budget if most is None else min(budget, most)
+    asked = byte_count(memory_limit)
+    if most is None or asked <= most:
+        return asked
+    warnings.warn(
+        f"the memory limit of {human_bytes(asked)} is lowered to the {human_bytes(most)} that each "
+        f"Dask worker can give; start workers with more (memory_limit=) for more",
+        stacklevel=2,
+    )
+    return most
+
+
+@cache
+def give_back() -> None:
+    """From now on arrays of 1 MB and more go back to the system as soon as they are freed.
+
+    glibc comes to keep freed arrays of less than 32 MB in heaps of the threads that had them, which is
+    faster, and as much again as is in use: too much for work on tiles that fill the memory limit.
+    """
+    change = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if change is not None:
+        change(_MMAP_THRESHOLD, 2**20)
+
+
+def _available() -> int:
+    meminfo = _PROC / "meminfo"
+    if not meminfo.exists():
+        return UNKNOWN
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def _group_limits() -> Iterator[int]:
+    """What each control group above this process leaves to it (versions 2 and 1)."""
+    membership = _PROC / "self" / "cgroup"
+    if not membership.exists():
+        return
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = _CGROUP, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            root, names = _CGROUP / "memory", files
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                yield from _left(folder, *names)
+
+
+def _left(folder: Path, limit: str, usage: str, cache: str) -> Iterator[int]:
+    """The limit of one group less what is used for other things than the page cache."""
+    try:
+        most = (folder / limit).read_text().strip()
+        if not most.isdigit():
+            return
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        used = int((folder / usage).read_text()) - int(stat.get(cache, 0))
+        yield max(1, int(most) - max(0, used))
+    except OSError:
+        return
+
+
+def _worker_limits(client: Any) -> Iterator[int]:
+    """The limits of the workers that would run the tasks, or of the one that this process is."""
+    workers = {} if client is None else workers_of(client)
+    for worker in workers.values():
+        if limit := worker.get("memory_limit"):
+            yield int(limit)
+    if "distributed" in sys.modules and client is None:
+        try:
+            own = sys.modules["distributed"].get_worker().memory_manager.memory_limit
+        except ValueError:
+            return
+        if own:
+            yield int(own)

@@ -1,0 +1,273 @@
+"""How blocked work runs: rows that are read by ranges, a few range tasks, a fixed merge tree.
+
+A pass over rows is cut into a few contiguous ranges of whole chunks. The cut and the order of the
+merges depend on the shape alone, so that a result does not depend on the scheduler, on the number of
+workers or on their timing. Each range is one Dask task that loops over tiles (read, product, running
+result) with BLAS on one thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any, TypeVar, cast
+
+import dask
+import numpy as np
+from dask import threaded
+from dask.base import compute, get_scheduler
+from dask.callbacks import Callback
+from dask.delayed import delayed
+from dask.local import get_sync
+from dask.system import CPU_COUNT
+from threadpoolctl import ThreadpoolController
+
+from trakstore.errors import TrakStoreError
+from trakstore.passes.dask_cluster import active_client, compute_on, heard, workers_of
+from trakstore.passes.rows import Rows
+from trakstore.planning import CHUNK_BYTES
+from trakstore.storage.backends.buffers import reused_buffers
+
+__all__ = [
+    "MOST_RANGES",
+    "WAITING",
+    "in_this_process",
+    "map_reduce",
+    "nothing",
+    "one_blas_thread",
+    "row_ranges",
+    "sent_once",
+    "task_slots",
+    "tile_rows",
+]
+
+RANGES = 32
+RANGE_TILES = 128  # of ranges of passes that have more than 32 times as many: about 1 GB,
+MOST_RANGES = 4096  # and how many there are at most
+WAITING = MOST_RANGES.bit_length()  # results that wait to be merged: one a level of the tree
+TILE_ROWS = 1024
+R = TypeVar("R")
+
+
+class _ProcessLimit:
+    """BLAS of this process on one thread while anyone is inside.
+
+    OpenBLAS's limit belongs to the process, and threadpoolctl leaves it to the one thread that set
+    it first: so a thread of its own holds it, from the first who enters to the last who leaves.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                ready, self._done = threading.Event(), threading.Event()
+                args = (ready, self._done)
+                self._holder = threading.Thread(target=_hold_limit, args=args, daemon=True)
+                self._holder.start()
+                ready.wait()
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._done.set()
+                self._holder.join()
+
+
+def _hold_limit(ready: threading.Event, done: threading.Event) -> None:
+    try:
+        with _limited():
+            ready.set()
+            done.wait()
+    finally:
+        ready.set()
+
+
+def _limited() -> Any:
+    return _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
+
+
+@lru_cache(maxsize=1)
+def _libraries(_modules: int) -> ThreadpoolController:
+    """The BLAS libraries that are loaded: looked for again when something was imported since."""
+    return ThreadpoolController()
+
+
+_PROCESS_LIMIT = _ProcessLimit()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """BLAS on one thread within; safe to enter from many threads at once."""
+    _PROCESS_LIMIT.enter()
+    try:
+        # for BLAS on OpenMP, whose limit belongs to each thread; otherwise changes nothing
+        with _limited():
+            yield
+    finally:
+        _PROCESS_LIMIT.leave()
+
+
+def tile_rows(rows: Rows) -> int:
+    """Rows of one tile: a chunk, or several while they stay below 1024 rows and 8 MB."""
+    row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
+    wanted = min(TILE_ROWS, CHUNK_BYTES // max(1, row_bytes))
+    return rows.chunk_rows * max(1, wanted // rows.chunk_rows)
+
+
+def row_ranges(rows: int, step: int, parts: int | None = None) -> list[tuple[int, int]]:
+    """Contiguous ranges of whole steps, of nearly equal length: a function of the shape alone.
+
+    About 8 for short passes, 32 for longer ones, and one for each 128 steps of very long ones, so
+    that a thousand workers have something to do; ``parts`` at most.
+
+    Examples
+    --------
+    >>> row_ranges(10, 2, parts=3)
+    [(0, 2), (2, 6), (6, 10)]
+    >>> [len(row_ranges(steps, 1)) for steps in (5, 50, 500, 5_000, 500_000)]
+    [5, 8, 32, 39, 3906]
+    """
+    steps = -(-rows // step)
+    wanted = max(8, min(RANGES, steps // 8), min(MOST_RANGES, steps // RANGE_TILES))
+    parts = min(steps, wanted, wanted if parts is None else parts)
+    edges = [min(rows, steps * part // parts * step) for part in range(parts + 1)]
+    return list(pairwise(edges))
+
+
+def map_reduce(
+    task: Callable[[int, int], R],
+    rows: int,
+    step: int,
+    merge: Callable[[R, R], R],
+    *,
+    parts: int | None = None,
+    workers: int | None = None,
+    finished: Callable[[int], None] | None = None,
+) -> R:
+    """Run ``task(start, stop)`` on ranges of rows and merge the results, left before right.
+
+    Parameters
+    ----------
+    task : callable
+        Picklable; sent to each worker once, with all that it holds.
+    rows, step : int
+        Rows in all, and the rows of a tile; ranges are whole tiles.
+    merge : callable
+        ``merge(left, right)`` of two results of neighbouring ranges.
+    parts : int, optional
+        Ranges at most.
+    workers : int, optional
+        Threads at most, when there is no Dask client.
+    finished : callable, optional
+        Told the rows of each range that is done; twice of those whose worker died.
+
+    Raises
+    ------
+    TrakStoreError
+        When there are no rows.
+    LocationError
+        When the client is closed, its scheduler is lost, or a worker does not see the store.
+    MemoryLimitError
+        When workers die over the work each time.
+
+    Notes
+    -----
+    Ranges whose worker died run again on another. Where all copies of ``task`` died with their
+    workers, it is sent again, and the pass begins anew, three times at most.
+    """
+    if rows < 1:
+        raise TrakStoreError("there are no rows to work on")
+    pieces = row_ranges(rows, step, parts)
+    client = active_client()
+    if client is None:
+        with _Ranges(finished, pieces), one_blas_thread():
+            found: R = compute(_tree(task, pieces, merge), num_workers=workers)[0]
+        return found
+    topic = f"trakstore-{uuid.uuid4().hex}" if finished is not None else None
+    with heard(client, topic, finished):
+        return cast(R, compute_on(client, partial(_tree, task, pieces, merge, topic)))
+
+
+def nothing(_left: None, _right: None) -> None:
+    """The merge of tasks that only write."""
+
+
+def _tree(
+    task: Callable[[int, int], R],
+    pieces: list[tuple[int, int]],
+    merge: Callable[[R, R], R],
+    topic: str | None = None,
+) -> Any:
+    sent = sent_once(task)
+    run, join = delayed(_run_range, pure=False), delayed(merge, pure=False)
+    results = [run(sent, start, stop, topic) for start, stop in pieces]
+    while len(results) > 1:
+        pairs = [results[at : at + 2] for at in range(0, len(results), 2)]
+        results = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return results[0]
+
+
+class _Ranges(Callback):
+    """Tells of the ranges that are done on threads."""
+
+    def __init__(
+        self, finished: Callable[[int], None] | None, pieces: list[tuple[int, int]]
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._finished, self._rows = finished, [stop - start for start, stop in pieces]
+
+    def _posttask(self, key: Any, *_: Any) -> None:
+        if self._finished is not None and str(key).startswith("_run_range") and self._rows:
+            self._finished(self._rows.pop())
+
+
+def sent_once(value: Any) -> Any:
+    """A delayed value that goes to each worker of the active client once, not with every task.
+
+    On a cluster it is the result of a task: where its worker dies the scheduler makes it again, which
+    it cannot do for scattered data, and replication waits long for the dead.
+    """
+    client = active_client()
+    if client is None:
+        return delayed(value, name=f"value-{uuid.uuid4().hex}", traverse=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph")
+        return delayed(client.submit(_itself, value, pure=False))
+
+
+def _itself(value: R) -> R:
+    return value
+
+
+def _run_range(task: Callable[[int, int], R], start: int, stop: int, topic: str | None = None) -> R:
+    with one_blas_thread(), reused_buffers():
+        found = task(start, stop)
+    if topic is not None:
+        sys.modules["distributed"].get_worker().log_event(topic, stop - start)
+    return found
+
+
+def in_this_process() -> bool:
+    """Whether tasks run in this process, and so may write into its arrays."""
+    return get_scheduler() in (None, threaded.get, get_sync)
+
+
+def task_slots() -> int:
+    """How many tasks run at once in one process."""
+    client = active_client()
+    if client is not None:
+        return max((one["nthreads"] for one in workers_of(client).values()), default=1)
+    if get_scheduler() is get_sync:
+        return 1
+    return int(dask.config.get("num_workers", None) or CPU_COUNT)

@@ -1,0 +1,206 @@
+"""What each operation costs, in integers, for sizes of any kind; and how fast this machine is."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.kernels.blocked_cholesky import BlockedCholesky
+from trakstore.kernels.choice import choose_solver
+from trakstore.kernels.gram import gram_bytes, gram_flops
+from trakstore.kernels.solvers import Cholesky, Damping, Factor
+from trakstore.kernels.tiled_gram import strip_plan
+from trakstore.passes.memory import memory_budget
+from trakstore.passes.rows import PositionRows, Rows
+from trakstore.passes.scheduler import task_slots, tile_rows
+from trakstore.planning import CHUNK_BYTES, block_shape, fit_slots
+from trakstore.scores.factored import Scores
+from trakstore.scores.parts import Part
+from trakstore.scores.rank_correlation import centred_ranks
+from trakstore.scores.running_lists import STATE_BYTES
+from trakstore.scores.streaming import plan_windows
+from trakstore.scores.top_k import plan_top_k
+
+__all__ = ["Cost", "Problem", "Speed", "calibrate", "costs", "planned_scores"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes: train rows n, dimension k, targets m, checkpoints, list length, bytes of a value."""
+
+    rows: int
+    dim: int
+    targets: int
+    epochs: int = 1
+    top: int = 100
+    itemsize: int = 4
+    workers: int = 1
+    memory_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one operation takes over all workers.
+
+    Attributes
+    ----------
+    operation : str
+    disk : int
+        Bytes that stay on disk.
+    read, written : int
+        Bytes.
+    memory : int
+        Peak bytes of one process, beside its imports.
+    flops : int
+    ranked : int
+        Values that are sorted, in one process.
+    """
+
+    operation: str
+    disk: int
+    read: int
+    written: int
+    memory: int
+    flops: int
+    ranked: int = 0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one process: float32 products in flop/s, reading and writing in bytes/s, ranks a second."""
+
+    flops: float
+    read: float
+    write: float
+    ranks: float
+
+    def seconds(self, cost: Cost, workers: int = 1) -> float:
+        """Products overlap with reading; the slower one counts; writing and sorting come on top."""
+        each = max(cost.flops / self.flops, cost.read / self.read) + cost.written / self.write
+        return each / workers + cost.ranked / self.ranks
+
+
+def costs(problem: Problem) -> tuple[Cost, ...]:
+    """Featurize, gram, the whole matrix, and top-k.
+
+    Examples
+    --------
+    >>> sizes = Problem(rows=10**9, dim=512, targets=1000, itemsize=2, memory_limit=10**9)
+    >>> [(one.operation, one.disk // 10**9, one.flops // 10**12) for one in costs(sizes)]
+    [('featurize', 1044, 0), ('gram', 0, 262), ('matrix', 4000, 1024), ('topk', 0, 1024)]
+    """
+    n, k, m, epochs = problem.rows, problem.dim, problem.targets, problem.epochs
+    features = n * k * problem.itemsize * epochs
+    columns = n * (8 + 3 * 4) * epochs  # ids, norm, output, out_to_loss
+    limit = problem.memory_limit or memory_budget(None)
+    scores = planned_scores(problem)
+    matrix = plan_windows(scores, "streaming scores", limit)
+    lists = plan_top_k(scores, problem.top, None, limit)
+    memory, strips = _gram_plan(scores.parts[0].train, limit)
+    products = 2 * n * k * m * epochs
+    reads = {plan: features * -(-m // plan.targets) for plan in (matrix, lists)}  # one a window
+    written, stored = features + columns, 8 * k * k * epochs
+    return (
+        Cost("featurize", written, 0, written, 3 * CHUNK_BYTES, 0),
+        Cost("gram", stored, features * strips, stored, memory, gram_flops(n, k) * epochs),
+        Cost("matrix", 4 * n * m, reads[matrix], 4 * n * m, matrix.memory, products),
+        Cost("topk", STATE_BYTES * m * problem.top, reads[lists], 0, lists.memory, products),
+    )
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """Rows that have sizes and nothing else: enough for a plan."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk_rows: int
+    token: str = ""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        raise NotImplementedError(f"rows {start}..{stop} are only planned")
+
+
+class _SizedFactor(Factor):
+    """A factor that is a triangle of so many columns, and nothing else."""
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+
+    @property
+    def dim(self) -> int:
+        return self._columns
+
+    @property
+    def memory(self) -> int:
+        return 8 * self._columns**2
+
+    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
+        raise NotImplementedError(f"{rhs.shape} right-hand sides are only planned")
+
+
+def planned_scores(problem: Problem) -> Scores:
+    """Scores of these sizes, chunked as a store has them."""
+    dtype, dim = np.dtype(f"f{problem.itemsize}"), problem.dim
+    train, target = (
+        _Sized((rows, dim), dtype, block_shape(rows, dim, problem.itemsize).chunk_rows)
+        for rows in (problem.rows, problem.targets)
+    )
+    parts: list[Part] = []
+    held, limit = 0, problem.memory_limit or memory_budget(None)
+    for epoch in range(problem.epochs):
+        factor = _planned_factor(problem, limit, held)
+        parts.append(Part(epoch, target, train, factor))
+        held += 0 if factor is None else factor.memory
+    return Scores(
+        "planned", tuple(parts), PositionRows(problem.targets), PositionRows(problem.rows)
+    )
+
+
+def _planned_factor(problem: Problem, limit: int, held: int) -> Factor | None:
+    """None for one that is on disk, since others hold their share of the memory."""
+    solver = choose_solver(problem.rows, problem.dim, Damping(), limit, held)
+    on_disk = isinstance(solver, BlockedCholesky)
+    return None if on_disk else _SizedFactor(min(problem.rows, problem.dim))
+
+
+def _gram_plan(train: Rows, limit: int) -> tuple[int, int]:
+    """Peak bytes, and passes over the features: one, or one for each round of strips."""
+    dim, step = train.shape[1], tile_rows(train)
+    waiting, each = gram_bytes(dim, step, train.dtype.itemsize, 4)
+    if isinstance(choose_solver(train.shape[0], dim, Damping(), limit), Cholesky):
+        slots = fit_slots(task_slots(), 1, waiting, each, limit, f"a gram of {dim}")
+        return waiting + slots * each, 1
+    plan = strip_plan(train, "float32", limit)
+    return plan.memory, -(-dim // plan.height)
+
+
+def calibrate(folder: str | None = None) -> Speed:
+    """Measure this machine for about a second; the disk that holds ``folder``."""
+    left, right = (np.ones((1024, 1024), dtype=np.float32) for _ in range(2))
+    left @ right
+    flops = 2 * 1024**3 / _fastest(lambda: left @ right, 5)
+    data = np.random.default_rng(0).bytes(CHUNK_BYTES)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        path = Path(place) / "chunk"
+        write = len(data) / _fastest(lambda: path.write_bytes(data), 5)
+        read = len(data) / _fastest(path.read_bytes, 5)
+    row = np.random.default_rng(0).standard_normal((1, 2**18))
+    ranks = row.size / _fastest(lambda: centred_ranks(row), 3)
+    return Speed(flops, read, write, ranks)
+
+
+def _fastest(run: Callable[[], object], times: int) -> float:
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - began)
+    return max(min(found), 1e-9)

@@ -1,0 +1,254 @@
+"""``Scores``: the (target, train) matrix as a sum of factors, formed only where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import DTypeLike, NDArray
+
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.markup import card, facts_markup
+from trakstore.passes.rows import MeanRows, Rows, Taken, take, together
+from trakstore.passes.scheduler import in_this_process, map_reduce, nothing, tile_rows
+from trakstore.planning import ranges
+from trakstore.scores.lazy import lazy_column, lazy_matrix
+from trakstore.scores.parts import F32, Epoch, Part, Window
+from trakstore.storage.layout import as_epoch
+
+__all__ = ["Average", "Index", "Scores", "need_scores", "positions"]
+
+Index: TypeAlias = int | slice | Sequence[int] | NDArray[Any]
+Average: TypeAlias = Literal["factors", "scores"]
+
+BLOCK_VALUES = 2**23  # of one block of the lazy array: 32 MB
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """Scores (target, train) = Σ_c L_c Φ_cᵀ with row and column scales, in factored form.
+
+    Attributes
+    ----------
+    method : str
+        What made them: ``"trak"``, ...
+    parts : tuple of Part
+        One for each epoch; all of one shape.
+    target_ids, train_ids : Rows, shapes (m,) and (n,)
+        Sample ids, lazy.
+    train_positions : Rows, shape (n,), optional
+        Positions of the train rows in the stored split; 0, 1, ... when None.
+    reduce : {"mean", "sum"}
+        Over the epochs.
+    average : {"factors", "scores"}
+        How column scales Q_c enter. ``"factors"``: averaged apart from the products,
+        (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
+    train_labels, target_labels : Rows, shapes (n,) and (m,), optional
+        Classes.
+    device : str
+        Where tiles are computed: see :meth:`to`.
+    soft_threshold : float
+        s of sign(τ)·max(|τ| − s, 0), applied to each score last; 0 changes nothing.
+    """
+
+    method: str
+    parts: tuple[Part, ...]
+    target_ids: Rows
+    train_ids: Rows
+    reduce: Literal["mean", "sum"] = "mean"
+    average: Average = "factors"
+    train_positions: Rows | None = None
+    train_labels: Rows | None = None
+    target_labels: Rows | None = None
+    device: str = "cpu"
+    soft_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise TrakStoreError("scores need at least one epoch")
+        for part in self.parts:
+            got = (part.target.shape[0], part.train.shape[0])
+            if got != self.shape or part.target.shape[1:] != part.train.shape[1:]:
+                raise TrakStoreError(
+                    f"epoch {part.epoch!r} has targets {part.target.shape} and train "
+                    f"{part.train.shape}; needed {self.shape[0]} and {self.shape[1]} rows of one "
+                    f"dimension"
+                )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(targets, train rows)."""
+        return self.parts[0].target.shape[0], self.parts[0].train.shape[0]
+
+    @property
+    def dims(self) -> tuple[str, str]:
+        return ("target", "train")
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        return np.dtype(np.float32)
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        return tuple(part.epoch for part in self.parts)
+
+    @property
+    def tile_rows(self) -> int:
+        """Train rows of one tile."""
+        return min(tile_rows(part.train) for part in self.parts)
+
+    def __repr__(self) -> str:
+        targets, train = self.shape
+        epochs = ", ".join(str(epoch) for epoch in self.epochs)
+        return f"<Scores {self.method} (target: {targets}, train: {train}), epochs {epochs}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks; nothing is computed."""
+        labels = [
+            side
+            for side, rows in (("target", self.target_labels), ("train", self.train_labels))
+            if rows is not None
+        ]
+        targets, train = self.shape
+        facts = {
+            "method": self.method,
+            "shape": f"{targets:,} targets x {train:,} train samples, {self.reduce} over epochs",
+            "epochs": ", ".join(map(str, self.epochs)),
+            "dimension": f"{self.parts[0].train.shape[1]:,}",
+            "labels": ", ".join(labels) or "none",
+        }
+        return card("Scores", facts_markup(facts))
+
+    def window(self, start: int, stop: int) -> Window:
+        """Targets start..stop, preconditioned: the left operand of their tiles."""
+        share = np.float32(1 / len(self.parts) if self.reduce == "mean" else 1)
+        lefts = []
+        sides = [rows for part in self.parts for rows in (part.target, part.row_scale)]
+        with together((rows, start, stop) for rows in sides):
+            for part in self.parts:
+                left = part.left(start, stop)
+                left *= share
+                lefts.append(left)
+        columns = tuple(part.column_scale for part in self.parts)
+        given = tuple(column for column in columns if column is not None)
+        apart = self.average == "factors" and bool(given)
+        return Window(
+            tuple(lefts),
+            tuple(part.train for part in self.parts),
+            tuple(None for _ in columns) if apart else columns,
+            MeanRows(given) if apart else None,
+            self.device,
+            self.soft_threshold,
+        )
+
+    def to(self, device: str) -> Scores:
+        """The same scores with their tiles computed on ``"cuda"`` (through torch) or ``"cpu"``.
+
+        Where a worker cannot use the device, it warns and works on the CPU.
+        """
+        return replace(self, device=device)
+
+    def block(self, t0: int, t1: int, n0: int, n1: int) -> F32:
+        """The dense block of targets t0..t1 and train rows n0..n1."""
+        return self.window(t0, t1).tile(n0, n1)
+
+    def epoch(self, epoch: Epoch) -> Scores:
+        """The scores of one epoch alone, with its own column scale.
+
+        Raises
+        ------
+        NotFoundError
+            When the scores do not hold that epoch.
+        """
+        for part in self.parts:
+            if part.epoch == as_epoch(epoch):
+                return replace(self, parts=(part,))
+        raise NotFoundError(f"no epoch {epoch!r} in {self}{did_you_mean(epoch, self.epochs)}")
+
+    def isel(self, target: Index = slice(None), train: Index = slice(None)) -> Scores:
+        """Some targets and train rows by position; lazy, and always of two dimensions.
+
+        Raises
+        ------
+        TrakStoreError
+            When a position is out of range.
+        """
+        targets = positions(target, self.shape[0], "target")
+        trains = positions(train, self.shape[1], "train")
+        return replace(
+            self,
+            parts=tuple(part.isel(targets, trains) for part in self.parts),
+            target_ids=take(self.target_ids, targets),
+            train_ids=take(self.train_ids, trains),
+            train_positions=self.train_positions and take(self.train_positions, trains),
+            train_labels=self.train_labels and take(self.train_labels, trains),
+            target_labels=self.target_labels and take(self.target_labels, targets),
+        )
+
+    def to_xarray(self) -> xr.DataArray:
+        """A lazy, Dask-backed array of float32, with the ids as non-index coordinates."""
+        rows, columns = self._block
+        coords = {
+            "target_id": ("target", lazy_column(self.target_ids, rows)),
+            "train_id": ("train", lazy_column(self.train_ids, columns)),
+        }
+        data = lazy_matrix(self, rows, columns)
+        return xr.DataArray(data, dims=self.dims, coords=coords, name=self.method)
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        """Targets and train rows of a block of the lazy array."""
+        columns = self.tile_rows
+        return max(1, min(self.shape[0], BLOCK_VALUES // columns)), columns
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("scores are computed when they become an array: copy=False cannot be")
+        if not in_this_process():
+            return np.asarray(self.to_xarray().data.compute(), dtype=dtype)
+        out = np.empty(self.shape, dtype=np.float32)
+        if out.size:
+            rows, columns = self._block
+            for start, stop in ranges(self.shape[0], rows):
+                task = _FillTask(self.window(start, stop), out[start:stop], columns)
+                map_reduce(task, self.shape[1], columns, nothing)
+        return np.asarray(out, dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _FillTask:
+    window: Window
+    out: F32
+    step: int
+
+    def __call__(self, start: int, stop: int) -> None:
+        for low in range(start, stop, self.step):
+            high = min(stop, low + self.step)
+            self.window.tile(low, high, self.out[:, low:high])
+
+
+def positions(index: Index, size: int, dim: str) -> Taken:
+    """What an index selects of ``size`` positions; ``dim`` is for the message."""
+    if isinstance(index, slice):
+        return range(*index.indices(size))
+    array: NDArray[Any] = np.atleast_1d(np.asarray(index))
+    if array.dtype == bool and array.shape == (size,):
+        return np.flatnonzero(array)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TrakStoreError(f"{dim}= takes an integer, a slice, positions or a mask of {size}")
+    outside = array[(array < -size) | (array >= size)]
+    if outside.size:
+        raise TrakStoreError(f"{dim}={outside[0]} is outside of {size} positions")
+    return np.where(array < 0, array + size, array).astype(np.int64)
+
+
+def need_scores(got: object) -> None:
+    """Raise a :class:`TrakStoreError` for what is no :class:`Scores`."""
+    if not isinstance(got, Scores):
+        raise TrakStoreError(
+            f"needed Scores, as trak_scores and the like give them, got {type(got).__name__}; a matrix "
+            f"goes in as xarray.DataArray(matrix, dims=('target', 'train')) where top_k is asked"
+        )

@@ -1,0 +1,70 @@
+"""Windows, tiles and columns as lazy Dask arrays, for everything that works on those."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+from numpy.typing import NDArray
+
+from trakstore.passes.rows import Rows
+from trakstore.passes.scheduler import one_blas_thread, sent_once
+from trakstore.planning import ranges
+
+__all__ = ["lazy_column", "lazy_matrix"]
+
+
+class _Tiles(Protocol):
+    def tile(self, start: int, stop: int, /) -> NDArray[np.float32]: ...
+
+
+class _Windows(Protocol):
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    def window(self, start: int, stop: int, /) -> _Tiles: ...
+
+
+def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
+    """A float32 array of blocks (rows, columns); each window of rows is made once a computation."""
+    tops, lefts = list(ranges(source.shape[0], rows)), list(ranges(source.shape[1], columns))
+    token = tokenize(source, rows, columns)
+    name, window, sent = f"scores-{token}", f"window-{token}", sent_once(source)
+    graph: dict[Any, Any] = {}
+    for i, top in enumerate(tops):
+        graph[(window, i)] = (_window, sent.key, *top)
+        for j, left in enumerate(lefts):
+            graph[(name, i, j)] = (_tile, (window, i), *left)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[sent])
+    return da.Array(layers, name, (_lengths(tops), _lengths(lefts)), dtype=np.float32)
+
+
+def lazy_column(column: Rows, size: int) -> da.Array:
+    """A one-dimensional array of blocks of ``size`` rows."""
+    pieces = list(ranges(column.shape[0], size))
+    name = f"column-{tokenize(column.token, size)}"
+    graph: dict[Any, Any] = {f"origin-{name}": column}
+    for at, piece in enumerate(pieces):
+        graph[(name, at)] = (_read, f"origin-{name}", *piece)
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=[])
+    return da.Array(layers, name, (_lengths(pieces),), dtype=column.dtype)
+
+
+def _lengths(pieces: list[tuple[int, int]]) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in pieces)
+
+
+def _window(source: _Windows, start: int, stop: int) -> _Tiles:
+    with one_blas_thread():
+        return source.window(start, stop)
+
+
+def _tile(window: _Tiles, start: int, stop: int) -> NDArray[np.float32]:
+    with one_blas_thread():
+        return window.tile(start, stop)
+
+
+def _read(column: Rows, start: int, stop: int) -> NDArray[Any]:
+    return column.read(start, stop)

@@ -1,0 +1,193 @@
+"""One epoch's share of the scores, and windows of targets against all train rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError
+from trakstore.kernels.solvers import Factor
+from trakstore.passes.gpu import torch_tile, usable_device
+from trakstore.passes.rows import Rows, Taken, take, together
+from trakstore.passes.scheduler import tile_rows
+from trakstore.planning import ranges
+
+__all__ = ["F32", "SCRATCH_VALUES", "Epoch", "Part", "Window", "held_bytes"]
+
+Epoch: TypeAlias = int | str
+F32: TypeAlias = NDArray[np.float32]
+
+SCRATCH_VALUES = 2**20  # of a product that waits to be added to a tile
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One epoch's share: weight · diag(row_scale) T (K + λI)⁻¹ Φᵀ, and its column scale.
+
+    Attributes
+    ----------
+    epoch : int or str
+    target : Rows, shape (m, k)
+        T, the target features.
+    train : Rows, shape (n, k)
+        Φ, the train features; never read as a whole.
+    factor : Factor, optional
+        K + λI; the identity when None.
+    row_scale : Rows, shape (m,), optional
+    column_scale : Rows, shape (n,), optional
+        Q of this epoch; how the epochs' Q enter is for ``Scores.average`` to say.
+    weight : float
+    kernel : str
+        What K is made of besides the train rows as they are: tells factors of one λ apart.
+    """
+
+    epoch: Epoch
+    target: Rows
+    train: Rows
+    factor: Factor | None = None
+    row_scale: Rows | None = None
+    column_scale: Rows | None = None
+    weight: float = 1.0
+    kernel: str = ""
+
+    @property
+    def solve_rows(self) -> int:
+        """Targets that are solved at once."""
+        return max(tile_rows(self.target), 1 if self.factor is None else self.factor.solve_rows)
+
+    def left(self, start: int, stop: int) -> F32:
+        """L for a window of targets: solved in float64, kept as float32, shape (stop - start, k).
+
+        Raises
+        ------
+        NumericsError
+            When a target feature, or what becomes of it, is not finite.
+        """
+        out = np.empty((stop - start, self.target.shape[1]), dtype=np.float32)
+        for low, high in ranges(stop - start, self.solve_rows):
+            out[low:high] = self._left_tile(start + low, start + high)
+        return out
+
+    def _left_tile(self, start: int, stop: int) -> NDArray[np.float64]:
+        rows: NDArray[np.float64] = self.target.read(start, stop).astype(np.float64)
+        rows = rows if self.factor is None else self.factor.solve(rows)
+        scale = np.full(stop - start, self.weight)
+        if self.row_scale is not None:
+            scale *= self.row_scale.read(start, stop)
+        rows *= scale[:, None]
+        if not (np.abs(rows) <= np.finfo(np.float32).max).all():
+            raise NumericsError(
+                f"features of targets {start}..{stop} at epoch {self.epoch!r} are not finite, or "
+                f"do not fit float32 once preconditioned: featurize them again"
+            )
+        return rows
+
+    def isel(self, target: Taken, train: Taken) -> Part:
+        return replace(
+            self,
+            target=take(self.target, target),
+            row_scale=self.row_scale and take(self.row_scale, target),
+            train=take(self.train, train),
+            column_scale=self.column_scale and take(self.column_scale, train),
+        )
+
+
+def held_bytes(parts: Iterable[Part]) -> int:
+    """Bytes of the factors that the parts hold."""
+    factors = {id(part.factor): part.factor for part in parts if part.factor is not None}
+    return sum(factor.memory for factor in factors.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A window of targets against all train rows: what is sent to workers.
+
+    Attributes
+    ----------
+    lefts : tuple of float32 arrays, shape (w, k) each
+    trains : tuple of Rows, shape (n, k) each
+    scales : tuple of (Rows or None), shape (n,) each
+        Column scale of each product.
+    scale : Rows, shape (n,), optional
+        Column scale of their sum.
+    device : str
+        Where tiles are computed.
+    soft_threshold : float
+        As of the scores.
+    """
+
+    lefts: tuple[F32, ...]
+    trains: tuple[Rows, ...]
+    scales: tuple[Rows | None, ...]
+    scale: Rows | None
+    device: str = "cpu"
+    soft_threshold: float = 0.0
+
+    def tile(self, start: int, stop: int, out: F32 | None = None) -> F32:
+        """Scores of the window with train rows start..stop, shape (w, stop - start).
+
+        They are written to ``out`` where that is given.
+        """
+        if out is None:
+            out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
+        device = usable_device(self.device)
+        with together((rows, start, stop) for rows in (*self.trains, *self.scales, self.scale)):
+            if device == "cpu":
+                self._fill(start, stop, out)
+            else:
+                out[...] = torch_tile(self, start, stop, device)
+        if self.soft_threshold:
+            out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
+        return out
+
+    def entries(
+        self, start: int, stop: int, targets: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> F32:
+        """Single scores of the window's targets with train rows start + columns, shape (e,)."""
+        out = np.zeros(len(targets), dtype=np.float32)
+        for left, train, scale in zip(self.lefts, self.trains, self.scales, strict=True):
+            right = np.asarray(train.read(start, stop), dtype=np.float32)
+            product = _dots(left, right, targets, columns)
+            out += product if scale is None else product * _column(scale, start, stop)[columns]
+        if self.scale is not None:
+            out *= _column(self.scale, start, stop)[columns]
+        if self.soft_threshold:
+            out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
+        return out
+
+    def _fill(self, start: int, stop: int, out: F32) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # the readers look for non-finite scores
+            parts = zip(self.lefts, self.trains, self.scales, strict=True)
+            for at, (left, train, scale) in enumerate(parts):
+                right = np.asarray(train.read(start, stop), dtype=np.float32)
+                if scale is not None:
+                    right = right * _column(scale, start, stop)[:, None]
+                if at == 0:
+                    np.matmul(left, right.T, out=out)
+                else:
+                    _add_product(out, left, right.T)
+            if self.scale is not None:
+                out *= _column(self.scale, start, stop)
+
+
+def _add_product(out: F32, left: F32, right: F32) -> None:
+    """out += left @ right, by rows, so that the product takes little memory."""
+    for low, high in ranges(len(left), max(1, SCRATCH_VALUES // max(1, right.shape[1]))):
+        out[low:high] += left[low:high] @ right
+
+
+def _dots(left: F32, right: F32, i: NDArray[np.int64], j: NDArray[np.int64]) -> F32:
+    """⟨left[i], right[j]⟩ of pairs, some at a time."""
+    out = np.empty(len(i), dtype=np.float32)
+    for low, high in ranges(len(i), max(1, SCRATCH_VALUES // left.shape[1])):
+        pairs = left[i[low:high]], right[j[low:high]]
+        np.einsum("ek,ek->e", *pairs, out=out[low:high])
+    return out
+
+
+def _column(scale: Rows, start: int, stop: int) -> F32:
+    return np.asarray(scale.read(start, stop), dtype=np.float32)

@@ -1,0 +1,103 @@
+"""Which train rows a list may name: by a mask, ids or labels, and by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.passes.rows import Rows, whole_column
+from trakstore.scores.factored import Scores
+
+__all__ = ["Groups", "Where", "train_groups"]
+
+Where: TypeAlias = NDArray[np.bool_] | Sequence[bool] | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Train rows in groups.
+
+    Attributes
+    ----------
+    of : ndarray of int32, shape (n,)
+        The group of each row; -1 for rows that no list may name.
+    counts : tuple of int
+        Rows of each group.
+    labels : ndarray, shape (groups,)
+        Their names.
+    """
+
+    of: NDArray[np.int32]
+    counts: tuple[int, ...]
+    labels: NDArray[Any]
+
+    def within(self, start: int, stop: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """The groups that have rows in start..stop, with those rows counted from ``start``."""
+        here = self.of[start:stop]
+        return [(int(one), np.flatnonzero(here == one)) for one in np.unique(here) if one >= 0]
+
+
+def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Groups | None:
+    """One group of the rows that are wanted, or one a class; None when all rows are.
+
+    Raises
+    ------
+    TrakStoreError
+        A mask of another length, an unknown key, scores without labels.
+    NotFoundError
+        Ids or labels that no train row has.
+    """
+    if where is None and not per_class:
+        return None
+    wanted = _wanted(scores, where)
+    labels: NDArray[Any] = np.zeros(1, dtype=np.int64)
+    of = np.zeros(scores.shape[1], dtype=np.int32)
+    if per_class:
+        column = whole_column(_labels(scores))
+        labels = np.unique(column[wanted])
+        of = np.searchsorted(labels, column).astype(np.int32)
+    of[~wanted] = -1
+    counts = np.bincount(of[wanted], minlength=len(labels))
+    return Groups(of, tuple(int(count) for count in counts), labels)
+
+
+def _wanted(scores: Scores, where: Where) -> NDArray[np.bool_]:
+    if where is None:
+        return np.ones(scores.shape[1], dtype=bool)
+    if isinstance(where, Mapping):
+        if set(where) - {"id", "label"} or not where:
+            raise TrakStoreError(f"where= selects by 'id' or 'label', got {sorted(where)}")
+        found = np.ones(scores.shape[1], dtype=bool)
+        if "id" in where:
+            found &= _among(scores.train_ids, where["id"], "id")
+        if "label" in where:
+            found &= _among(_labels(scores), where["label"], "label")
+        return found
+    mask = np.array(where)
+    if mask.dtype != bool or mask.shape != (scores.shape[1],):
+        raise TrakStoreError(
+            f"where= needs a boolean for each of {scores.shape[1]} train rows, or "
+            f"{{'id': [...]}} or {{'label': [...]}}; got {mask.dtype} of shape {mask.shape}"
+        )
+    return mask
+
+
+def _labels(scores: Scores) -> Rows:
+    if scores.train_labels is None:
+        raise TrakStoreError("these scores have no train labels: the split has no column 'label'")
+    return scores.train_labels
+
+
+def _among(column: Rows, values: Any, what: str) -> NDArray[np.bool_]:
+    wanted = np.atleast_1d(np.asarray(values)).tolist()
+    stored, known = whole_column(column), set(wanted)
+    found = np.fromiter((one in known for one in stored.tolist()), bool, len(stored))
+    missing = known - set(stored[found].tolist())
+    if missing:
+        raise NotFoundError(f"no train row has the {what} {sorted(missing)[0]!r}")
+    return found

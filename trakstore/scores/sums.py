@@ -1,0 +1,185 @@
+"""Scores of groups: sums over targets or train rows, without the matrix that they are sums of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.passes.dask_cluster import active_client
+from trakstore.passes.memory import memory_budget
+from trakstore.passes.rows import ArrayRows, MeanRows, Rows, whole_column
+from trakstore.passes.scheduler import WAITING, map_reduce, task_slots, tile_rows
+from trakstore.planning import fit_slots, ranges
+from trakstore.scores.factored import Scores
+from trakstore.scores.parts import Part
+
+__all__ = ["Grouping", "How", "group_scores"]
+
+Grouping: TypeAlias = Literal["label"] | Sequence[Any] | NDArray[Any] | None
+How: TypeAlias = Literal["sum", "mean"]
+
+
+def group_scores(
+    scores: Scores,
+    *,
+    targets: Grouping = None,
+    train: Grouping = None,
+    how: How = "sum",
+    memory_limit: int | str | None = None,
+) -> Scores:
+    r"""Scores between groups of targets and groups of train rows.
+
+    Scores are linear in both, so that features are summed, not scores:
+    :math:`\sum_{t \in G} \sum_{z \in H} \tau(t, z)` costs a pass over each side, and no product of
+    all targets with all train rows.
+
+    Parameters
+    ----------
+    scores : Scores
+    targets, train : "label", or sequence with a group for each row, optional
+        ``"label"``: by the stored classes. Groups may be numbers or strings; they come sorted. Not
+        grouped when None.
+    how : {"sum", "mean"}
+        Of the scores of a group's rows.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Scores
+        (target, train) with groups in the place of rows, their names as ids; 8·k bytes for each
+        group and epoch are held in memory.
+
+    Raises
+    ------
+    TrakStoreError
+        A grouping of another length, ``"label"`` without labels, scores with a soft threshold.
+    NumericsError
+        A feature or scale that is not finite.
+    MemoryLimitError
+        The sums do not fit.
+    """
+    if how not in get_args(How):
+        raise TrakStoreError(f"how must be 'sum' or 'mean', got {how!r}")
+    if scores.soft_threshold:
+        raise TrakStoreError("scores with a soft threshold are not linear: group them without it")
+    if targets is not None:
+        scores = _grouped_targets(scores, _groups(scores, targets, "targets"), how, memory_limit)
+    if train is not None:
+        scores = _grouped_train(scores, _groups(scores, train, "train"), how, memory_limit)
+    return scores
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """The group of each row, the groups' names and their numbers of rows."""
+
+    of: NDArray[np.int64]
+    names: NDArray[Any]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        return np.bincount(self.of, minlength=len(self.names))
+
+
+def _groups(scores: Scores, given: Grouping, side: str) -> _Groups:
+    count = scores.shape[0 if side == "targets" else 1]
+    if isinstance(given, str):
+        labels = scores.target_labels if side == "targets" else scores.train_labels
+        if given != "label" or labels is None:
+            raise TrakStoreError(
+                f"{side}= takes 'label' where the split has labels, or a group for each of its "
+                f"{count} rows; got {given!r}"
+            )
+        given = whole_column(labels)
+    groups = np.asarray(given)
+    if groups.shape != (count,):
+        raise TrakStoreError(
+            f"{side}= has shape {groups.shape}, needed a group for each of {count}"
+        )
+    names, of = np.unique(groups, return_inverse=True)
+    return _Groups(of.astype(np.int64), names)
+
+
+def _grouped_targets(
+    scores: Scores, groups: _Groups, how: How, memory_limit: int | str | None
+) -> Scores:
+    def summed(part: Part) -> Part:
+        rows = _sum_rows(part.target, part.row_scale, groups, how, memory_limit)
+        return replace(part, target=rows, row_scale=None)
+
+    parts = tuple(summed(part) for part in scores.parts)
+    ids = ArrayRows(groups.names)
+    return replace(scores, parts=parts, target_ids=ids, target_labels=None)
+
+
+def _grouped_train(
+    scores: Scores, groups: _Groups, how: How, memory_limit: int | str | None
+) -> Scores:
+    columns = tuple(part.column_scale for part in scores.parts)
+    given = tuple(column for column in columns if column is not None)
+    apart = MeanRows(given) if scores.average == "factors" and given else None
+
+    def summed(part: Part) -> Part:
+        scale = apart or part.column_scale
+        rows = _sum_rows(part.train, scale, groups, how, memory_limit)
+        return replace(part, train=rows, column_scale=None)
+
+    return replace(
+        scores,
+        parts=tuple(summed(part) for part in scores.parts),
+        train_ids=ArrayRows(groups.names),
+        train_positions=None,
+        train_labels=None,
+    )
+
+
+def _sum_rows(
+    rows: Rows, scale: Rows | None, groups: _Groups, how: How, memory_limit: int | str | None
+) -> ArrayRows:
+    """Σ scaleᵢ·rowᵢ over the rows of each group, or their mean; shape (groups, k), float64."""
+    step, count = tile_rows(rows), len(groups.names)
+    waiting = 8 * count * rows.shape[1]
+    slots, limit = task_slots(), memory_budget(memory_limit)
+    least = slots if active_client() is not None else 1
+    what = f"sums of {count} groups of rows"
+    each = waiting + step * rows.shape[1] * (rows.dtype.itemsize + 8)
+    workers = fit_slots(slots, least, WAITING * waiting, each, limit, what)
+    task = _SumTask(rows, scale, groups.of, count, step)
+    total = map_reduce(task, rows.shape[0], step, _plus, workers=workers)
+    if not np.isfinite(total).all():
+        raise NumericsError("features or scales hold NaN or inf: featurize them again")
+    return ArrayRows(total / groups.counts[:, None] if how == "mean" else total)
+
+
+@dataclass(frozen=True, eq=False)
+class _SumTask:
+    rows: Rows
+    scale: Rows | None
+    of: NDArray[np.int64]
+    groups: int
+    step: int
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.float64]:
+        total = np.zeros((self.groups, self.rows.shape[1]))
+        for low, high in ranges(stop - start, self.step):
+            total += self._sums(start + low, start + high)
+        return total
+
+    def _sums(self, low: int, high: int) -> NDArray[np.float64]:
+        tile = np.asarray(self.rows.read(low, high), dtype=np.float64)
+        scale = np.ones(high - low) if self.scale is None else self.scale.read(low, high)
+        which = (self.of[low:high], np.arange(high - low))
+        pick = csr_array((np.asarray(scale, dtype=np.float64), which), (self.groups, high - low))
+        found: NDArray[np.float64] = pick @ tile
+        return found
+
+
+def _plus(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    return left + right

@@ -1,0 +1,299 @@
+"""Exact top-k of each target, in one streamed pass over the train rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from dask.delayed import delayed
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.passes.dask_cluster import active_client
+from trakstore.passes.memory import memory_budget
+from trakstore.passes.rows import ArrayRows, Rows, TakenRows
+from trakstore.passes.scheduler import WAITING, map_reduce, task_slots
+from trakstore.planning import fit_slots
+from trakstore.progress import ProgressLine, on_terminal
+from trakstore.quantities import as_whole
+from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.parts import Window
+from trakstore.scores.running_lists import (
+    NOWHERE,
+    STATE_BYTES,
+    WAITING_BYTES,
+    Found,
+    Order,
+    Running,
+    merge,
+    select_bytes,
+)
+from trakstore.scores.selection import Groups, Where, train_groups
+from trakstore.scores.streaming import WindowPlan, plan_windows
+
+__all__ = [
+    "Order",
+    "SelectTask",
+    "check_request",
+    "listed",
+    "merge_all",
+    "plan_top_k",
+    "top_k",
+]
+
+
+def top_k(
+    scores: Scores | xr.DataArray,
+    k: int,
+    *,
+    order: Order = "largest",
+    where: Where = None,
+    per_class: bool = False,
+    memory_limit: int | str | None = None,
+) -> xr.Dataset:
+    """The k train rows with the first scores for each target, exactly.
+
+    The matrix is never formed: windows of targets meet one tile of train rows after another, and
+    only entries that beat a target's present k-th are looked at. The train features are read once
+    for each window; memory is O(targets · k + a window of tiles).
+
+    Parameters
+    ----------
+    scores : Scores or DataArray
+        Factored scores, or any (lazy) array with the dimensions ``target`` and ``train``.
+    k : int
+        Entries of each list, 1 to the number of train rows.
+    order : {"largest", "smallest", "magnitude"}
+        What comes first. Equal scores are ordered by train position.
+    where : array of bool, or ``{"id": [...]}``, or ``{"label": [...]}``, optional
+        The train rows that may be listed: a boolean for each column of the scores, or those with
+        one of these ids or labels. Only for ``Scores``.
+    per_class : bool
+        A list for each label, in the same pass: dimensions ``("target", "class", "rank")``; a class
+        of fewer rows ends in NaN, position -1. Only for ``Scores`` with labels.
+    memory_limit : int or str, optional
+        Bytes of one process, such as ``"600MB"``; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Dataset
+        Dimensions ``("target", "rank")``; ``score`` (float32; for a DataArray its own dtype),
+        ``train`` (sample ids), ``position`` (int64, rows of the stored train split, masked ones
+        counted); coordinate ``target_id``.
+
+    Raises
+    ------
+    TrakStoreError
+        ``k`` is not in 1..train rows, an unknown order, id or label.
+    NumericsError
+        A score is NaN or infinite.
+    MemoryLimitError
+        The plan does not fit the memory limit.
+
+    Examples
+    --------
+    >>> scores = xr.DataArray([[0.5, -2.0, 1.0, 1.0]], dims=("target", "train"))
+    >>> top_k(scores, 3)["position"].values
+    array([[2, 3, 0]])
+    >>> top_k(scores, 1, order="magnitude")["score"].values
+    array([[-2.]])
+    """
+    if isinstance(scores, xr.DataArray):
+        if where is not None or per_class:
+            raise TrakStoreError("where= and per_class= are for Scores; select from the array")
+        return _top_k_of_array(scores, k, order, memory_limit)
+    need_scores(scores)
+    rows, columns = scores.shape
+    groups = train_groups(scores, where, per_class=per_class)
+    k = check_request(k, columns if groups is None or per_class else groups.counts[0], order)
+    plan = plan_top_k(scores, k, groups, memory_limit)
+    step, found = scores.tile_rows, []
+    with ProgressLine(f"top-{k}", rows * columns, unit="scores", show=on_terminal()) as progress:
+        for start, stop in plan.windows(rows):
+            task = SelectTask(scores.window(start, stop), start, step, k, order, groups)
+            advance = partial(_advance, progress, stop - start)
+            found.append(
+                map_reduce(task, columns, step, merge_all, workers=plan.workers, finished=advance)
+            )
+    lists = [listed(list(one), scores, order) for one in zip(*found, strict=True)]
+    if not per_class or groups is None:
+        return lists[0]
+    joined = xr.concat(lists, xr.DataArray(groups.labels, dims="class", name="class"))
+    return joined.transpose("target", "class", "rank")
+
+
+def plan_top_k(
+    scores: Scores, k: int, groups: Groups | None, memory_limit: int | str | None
+) -> WindowPlan:
+    """Windows of targets whose lists, and what they need on the way, fit the memory limit."""
+    rows, count = scores.shape[0], 1 if groups is None else len(groups.counts)
+    return plan_windows(
+        scores,
+        f"top-{k} of {rows} targets",
+        memory_limit,
+        fixed_bytes=rows * k * count * (2 * STATE_BYTES + scores.train_ids.dtype.itemsize)
+        + (0 if groups is None else groups.of.nbytes),
+        task_bytes=select_bytes(k, scores.tile_rows),
+        target_bytes=(WAITING + 4) * STATE_BYTES * k * count,  # and what a merge makes
+        state_bytes=(STATE_BYTES + WAITING_BYTES) * k * count
+        + (0 if groups is None else 4 * scores.tile_rows),
+    )
+
+
+def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
+    progress.advance(targets * rows)
+
+
+@dataclass(frozen=True, eq=False)
+class SelectTask:
+    """The lists of a window from a range of train rows, one for each group; see :class:`Running`."""
+
+    window: Window
+    first: int
+    step: int
+    k: int
+    order: Order
+    groups: Groups | None
+
+    def __call__(self, start: int, stop: int) -> list[Found]:
+        running = [
+            Running(len(self.window.lefts[0]), self.k, np.dtype(np.float32), self.step)
+            for _ in ([0] if self.groups is None else self.groups.counts)
+        ]
+        # one for all tiles: workers of a cluster give each freed array back to the system
+        buffer = np.empty((len(self.window.lefts[0]), self.step), dtype=np.float32)
+        for low in range(start, stop, self.step):
+            high = min(stop, low + self.step)
+            wanted = None if self.groups is None else self.groups.within(low, high)
+            if wanted != []:
+                tile = self.window.tile(low, high, buffer[:, : high - low])
+                self._offer(running, tile, low, wanted)
+        return [one.found() for one in running]
+
+    def _offer(
+        self,
+        running: list[Running],
+        tile: NDArray[np.float32],
+        low: int,
+        wanted: list[tuple[int, NDArray[np.int64]]] | None,
+    ) -> None:
+        if wanted is None:
+            positions = np.arange(low, low + tile.shape[1])
+            running[0].offer(tile, self.first, positions, self.order)
+            return
+        for group, columns in wanted:
+            part = tile if len(columns) == tile.shape[1] else tile[:, columns]
+            running[group].offer(part, self.first, columns + low, self.order)
+
+
+def merge_all(left: list[Found], right: list[Found]) -> list[Found]:
+    """Lists of neighbouring ranges, group by group."""
+    return [merge(*pair) for pair in zip(left, right, strict=True)]
+
+
+def check_request(k: int, columns: int, order: Order) -> int:
+    """The k, as Python's own number.
+
+    Raises
+    ------
+    TrakStoreError
+        An unknown order, or a k that is not in 1..columns.
+    """
+    if order not in get_args(Order):
+        raise TrakStoreError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
+    return as_whole(k, "k", 1, columns, needed=f"must be in 1..{columns} (the train rows)")
+
+
+def listed(found: list[Found], scores: Scores, order: Order) -> xr.Dataset:
+    """Lists of windows, one after the other, with the ids of their scores."""
+    ids, positions = (scores.target_ids, scores.train_ids), scores.train_positions
+    return _dataset(found, *ids, scores.method, order, positions)
+
+
+def _dataset(
+    found: list[Found],
+    target_ids: Rows,
+    train_ids: Rows,
+    method: str,
+    order: Order,
+    positions: Rows | None = None,
+) -> xr.Dataset:
+    score = np.concatenate([part.score for part in found])
+    position = np.concatenate([part.position for part in found])
+    none = position == NOWHERE
+    axis = np.where(none, 0, position).ravel()
+    train = TakenRows(train_ids, axis).read(0, axis.size)
+    if positions is not None:
+        position = TakenRows(positions, axis).read(0, axis.size).reshape(none.shape)
+    if none.any():  # a class of fewer rows
+        score[none], position[none] = np.nan, -1
+        train[none.ravel()] = "" if train.dtype.kind in "TUO" else -1
+    dims = ("target", "rank")
+    return xr.Dataset(
+        {
+            "score": (dims, score),
+            "train": (dims, train.reshape(position.shape)),
+            "position": (dims, position),
+        },
+        coords={"target_id": ("target", target_ids.read(0, target_ids.shape[0]))},
+        attrs={"method": method, "order": order},
+    )
+
+
+def _top_k_of_array(
+    array: xr.DataArray, k: int, order: Order, memory_limit: int | str | None
+) -> xr.Dataset:
+    if set(array.dims) != {"target", "train"}:
+        raise TrakStoreError(f"top_k needs the dimensions (target, train), got {array.dims}")
+    array = array.transpose("target", "train")
+    k = check_request(k, array.sizes["train"], order)
+    data = da.asarray(array.data)
+    data = data if data.dtype.kind == "f" else data.astype(np.float64)
+    workers = _block_workers(data, k, memory_limit)
+    found = compute(*_block_lists(data, k, order), **workers)
+    ids = {dim: ArrayRows(_ids(array, dim)) for dim in ("target", "train")}
+    return _dataset(list(found), ids["target"], ids["train"], str(array.name or "scores"), order)
+
+
+def _block_workers(data: da.Array, k: int, memory_limit: int | str | None) -> dict[str, int]:
+    rows, columns = (max(lengths) for lengths in data.chunks)
+    block = 2 * rows * columns * data.dtype.itemsize + select_bytes(k, columns)
+    block += rows * k * (STATE_BYTES + WAITING_BYTES)
+    lists = (data.shape[0] + 10 * rows) * k * 3 * 8
+    slots, client = task_slots(), active_client()
+    least, limit = (1 if client is None else slots), memory_budget(memory_limit)
+    what = f"top-{k} of blocks of ({rows}, {columns}) (rechunk the array, or)"
+    workers = fit_slots(slots, least, lists, block, limit, what)
+    return {"num_workers": workers} if client is None else {}
+
+
+def _block_lists(data: da.Array, k: int, order: Order) -> list[Any]:
+    """For each row of blocks, its lists: one list a block, merged pairwise."""
+    select, join = delayed(_select_block, pure=False), delayed(merge, pure=False)
+    edges = [np.concatenate([[0], np.cumsum(lengths)]).tolist() for lengths in data.chunks]
+    found = []
+    for row, target in zip(data.to_delayed(), edges[0], strict=False):
+        lists = [
+            select(block, target, at, k, order) for block, at in zip(row, edges[1], strict=False)
+        ]
+        while len(lists) > 1:
+            pairs = [lists[at : at + 2] for at in range(0, len(lists), 2)]
+            lists = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        found.append(lists[0])
+    return found
+
+
+def _select_block(block: NDArray[Any], target: int, train: int, k: int, order: Order) -> Found:
+    running = Running(len(block), k, block.dtype, block.shape[1])
+    running.offer(block, target, np.arange(train, train + block.shape[1]), order)
+    return running.found()
+
+
+def _ids(array: xr.DataArray, dim: str) -> NDArray[Any]:
+    name = f"{dim}_id"
+    return array.coords[name].values if name in array.coords else np.arange(array.sizes[dim])

@@ -1,0 +1,69 @@
+"""Whole rows of scores, a few targets at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
+from trakstore.passes.memory import memory_budget
+from trakstore.planning import human_bytes, ranges
+from trakstore.scores.factored import Scores
+
+__all__ = ["Matrix", "by_target", "target_windows", "window_ranges"]
+
+Matrix: TypeAlias = Scores | xr.DataArray | NDArray[Any]
+_COPIES = 40  # bytes for each score of a window: as computed, as float64, sorted, and scratch
+
+
+def target_windows(
+    scores: Matrix, memory_limit: int | str | None = None, each: int = _COPIES
+) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
+    """First target, the one after the last, and their scores (targets, n) in float64.
+
+    Windows take ``each`` bytes for a score.
+
+    Raises
+    ------
+    TrakStoreError
+        For anything but two dimensions.
+    MemoryLimitError
+        When the scores of one target do not fit.
+    """
+    for start, stop in window_ranges(scores.shape, memory_limit, each):
+        if isinstance(scores, np.ndarray):
+            part: Any = scores[start:stop]
+        else:
+            part = scores.isel(target=slice(start, stop))
+        yield start, stop, np.asarray(part, dtype=np.float64)
+
+
+def window_ranges(
+    shape: tuple[int, ...], memory_limit: int | str | None, each: int = _COPIES
+) -> Iterator[tuple[int, int]]:
+    """Windows of targets whose scores, ``each`` bytes for one, fit; raises as the above."""
+    if len(shape) != 2:
+        raise TrakStoreError(f"scores have the shape (target, train), got {shape}")
+    rows, columns = shape
+    limit = memory_budget(memory_limit)
+    fitting = limit // (each * max(1, columns))
+    if fitting < 1:
+        raise MemoryLimitError(
+            f"the scores of one target take {human_bytes(each * columns)}, the memory limit is "
+            f"{human_bytes(limit)}: {LARGER_LIMIT}"
+        )
+    return ranges(rows, min(rows, fitting))
+
+
+def by_target(
+    scores: Matrix,
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    memory_limit: int | str | None = None,
+) -> NDArray[np.float64]:
+    """``function`` of whole rows, one number a target."""
+    windows = target_windows(scores, memory_limit)
+    return np.concatenate([function(rows) for _, _, rows in windows])

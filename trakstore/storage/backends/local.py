@@ -1,0 +1,293 @@
+"""Stores in local folders: written durably, and read as if a stranger had packed them.
+
+Nothing below the root is reached through a symbolic link, only regular files are read, and the size of
+a file is compared with what is expected before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.storage import LocalStore
+
+from trakstore.errors import DamagedError
+from trakstore.storage.backends.chunks import check_size
+from trakstore.storage.layout import check_key
+
+__all__ = ["DurableLocalStore"]
+
+ATTEMPTS = 8  # to remove a folder that others write to,
+REST = 0.01  # and seconds between them, doubled each time
+
+# a pipe would wait for a writer, a link lead elsewhere; flags that a system lacks change nothing there
+_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+class DurableLocalStore(LocalStore):
+    """A local store whose ``set`` returns when the bytes would survive a power loss.
+
+    As in zarr's own store, a value is written to a temporary file and renamed; here the file is
+    flushed before and the folders after.
+    """
+
+    _supports_sync_io = False  # zarr's synchronous pipeline would pass by what is below
+
+    # zarr's own ways to open make the folder: a store has none before its first document is written
+    async def _open(self) -> None:  # type: ignore[override]
+        await Store._open(self)
+
+    async def _ensure_open(self) -> None:
+        await Store._ensure_open(self)
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """The value at ``key``, or a part of it; ``None`` when there is none."""
+        return await asyncio.to_thread(self._read, key, prototype, byte_range)
+
+    async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
+        """As :meth:`get`; raises :class:`DamagedError` for more bytes, without reading them."""
+        return await asyncio.to_thread(self._read, key, prototype, None, most)
+
+    def _read(
+        self,
+        key: str,
+        prototype: BufferPrototype | None,
+        byte_range: ByteRequest | None,
+        most: int | None = None,
+    ) -> Buffer | None:
+        with self.reading(key, most) as file:
+            if file is None:
+                return None
+            start, stop = _part(os.fstat(file.fileno()).st_size, byte_range)
+            file.seek(start)
+            content = file.read(stop - start)
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(content)
+
+    @contextmanager
+    def reading(self, key: str, most: int | None = None) -> Iterator[BufferedReader | None]:
+        """The regular file at ``key``, open, or ``None`` where there is none.
+
+        Raises
+        ------
+        DamagedError
+            When something else is there, it lies behind a link, or has more than ``most`` bytes.
+        """
+        file = _opened(self.place(key), key)
+        if file is None:
+            yield None
+            return
+        with file:
+            check_size(key, os.fstat(file.fileno()).st_size, most)
+            yield file
+
+    def place(self, key: str) -> Path:
+        """The path of a key; raises :class:`DamagedError` where a link leads away from the store."""
+        path = f"{self.root}{os.sep}{check_key(key)}"
+        at = key.find("/")
+        while at >= 0:
+            if Path(path[: len(path) - len(key) + at]).is_symlink():
+                raise DamagedError(_LINK.format(key[:at]))
+            at = key.find("/", at + 1)
+        return Path(path)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is a regular file."""
+        path = self.place(key)
+        return path.is_file() and not path.is_symlink()
+
+    async def getsize(self, key: str) -> int:
+        """Bytes of the value at ``key``."""
+        return self.place(key).lstat().st_size
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a value durably."""
+        await asyncio.to_thread(self.write, key, [value.as_buffer_like()])
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a value durably unless the key exists; of several at once exactly one wins."""
+        await asyncio.to_thread(self.write, key, [value.as_buffer_like()], replace=False)
+
+    def write(
+        self, key: str, parts: Iterable[Any], *, replace: bool = True, flush: bool = True
+    ) -> None:
+        """Write the parts of a value, whole or not at all; or leave it to the system to flush."""
+        self._check_writable()
+        path = self.place(key)
+        made = _make_folders(path.parent)
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with temporary.open("xb") as file:
+                file.writelines(parts)
+                if flush:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if replace:
+                temporary.replace(path)
+            else:
+                _link_unless_there(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        if flush:
+            for folder in (path.parent, *(one.parent for one in made)):
+                _sync_folder(folder)
+
+    async def delete(self, key: str) -> None:
+        """Remove a key, or everything below it; of a symbolic link itself, not what it leads to."""
+        await asyncio.to_thread(self.delete_sync, key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """As :meth:`delete`."""
+        await asyncio.to_thread(self.delete_sync, prefix.rstrip("/"))
+
+    def delete_sync(self, key: str) -> None:
+        """As :meth:`delete`."""
+        self._check_writable()
+        path = self.place(key)
+        if path.is_dir() and not path.is_symlink():
+            _remove_folder(path)
+        else:
+            with suppress(NotADirectoryError):
+                path.unlink(missing_ok=True)
+
+    async def list(self) -> AsyncIterator[str]:
+        """All keys."""
+        for key in await asyncio.to_thread(_below, self, ""):
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """All keys below ``prefix``; links are keys, what they lead to is not looked at."""
+        for key in await asyncio.to_thread(_below, self, prefix.rstrip("/")):
+            yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Names just below ``prefix``."""
+        for name in await asyncio.to_thread(_names, self, prefix.rstrip("/")):
+            yield name
+
+
+_LINK = "{} is a symbolic link, which no store has: nothing behind it is read or written"
+
+
+def _opened(path: Path, key: str) -> BufferedReader | None:
+    """The regular file at a path, or ``None`` for nothing and for a folder."""
+    try:
+        handle = os.open(path, _FLAGS)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if not path.is_symlink():
+            raise
+        raise DamagedError(_LINK.format(key)) from error
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        return None
+    raise DamagedError(f"{key} is a pipe or a device, which no store has: remove it by hand")
+
+
+def _names(store: DurableLocalStore, folder: str) -> list[str]:
+    """Names just below a folder."""
+    path = store.place(folder)
+    if folder and path.is_symlink():
+        raise DamagedError(_LINK.format(folder))
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return [one.name for one in path.iterdir()]
+    return []
+
+
+def _below(store: DurableLocalStore, folder: str) -> list[str]:
+    """Keys of everything below a folder that is no folder."""
+    if folder and store.place(folder).is_symlink():
+        return [folder]
+    found: list[str] = []
+    waiting = [folder]
+    while waiting:
+        at = waiting.pop()
+        with (
+            suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(store.place(at)) as inside,
+        ):
+            for one in inside:
+                key = f"{at}/{one.name}".lstrip("/")
+                (waiting if one.is_dir(follow_symlinks=False) else found).append(key)
+    return found
+
+
+def _part(size: int, byte_range: ByteRequest | None) -> tuple[int, int]:
+    """Where a part of so many bytes begins and ends."""
+    if isinstance(byte_range, RangeByteRequest):
+        return min(size, byte_range.start), min(size, byte_range.end)
+    if isinstance(byte_range, OffsetByteRequest):
+        return min(size, byte_range.offset), size
+    if isinstance(byte_range, SuffixByteRequest):
+        return max(0, size - byte_range.suffix), size
+    return 0, size
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; the ones that were not there before."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder with all below it, while other processes may still put files there or take some
+    away: what they leave behind is removed by another attempt.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            others = error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
+            if not others or attempt == ATTEMPTS - 1:
+                raise
+        if not folder.exists():
+            return
+        time.sleep(REST * 2**attempt)
+
+
+def _link_unless_there(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

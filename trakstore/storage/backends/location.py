@@ -1,0 +1,352 @@
+"""Places that hold a store: local folders, object storage, memory, any zarr store.
+
+A :class:`Location` is a synchronous face of a zarr store for whole keys. It pickles as its address,
+so that a worker process opens the place itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from urllib.parse import unquote
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.abc.store import Store, SuffixByteRequest
+from zarr.core import sync as zarr_sync
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
+
+from trakstore.errors import NO_THREADS, DamagedError, LocationError, TrakStoreError, lacks_threads
+from trakstore.storage.backends.buffers import chunk_buffer
+from trakstore.storage.backends.chunks import check_size
+from trakstore.storage.backends.local import DurableLocalStore
+from trakstore.storage.layout import check_key, document_key
+
+__all__ = ["DOCUMENT_BYTES", "Location", "Where", "fetch", "open_location"]
+
+_T = TypeVar("_T")
+
+DOCUMENT_BYTES = 8 * 2**20  # most of a document,
+VALUE_BYTES = 2**30  # and of any other value that nobody says more about
+RESTS = (0.0, 0.2, 1.0)  # seconds before each attempt to write a key that is absent
+
+
+@runtime_checkable
+class _Bounded(Protocol):
+    """A zarr store that looks at the size of a value before it reads it."""
+
+    async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
+        """The value at ``key``; raises :class:`DamagedError` for more than ``most`` bytes."""
+
+
+async def fetch(store: Store, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
+    """The value at ``key``, or ``None``; more than ``most`` bytes are not read where that is possible.
+
+    Raises
+    ------
+    DamagedError
+        When there are more.
+    """
+    if isinstance(store, _Bounded):
+        return await store.get_at_most(key, prototype, most)
+    found = await store.get(key, prototype)
+    if found is not None:
+        check_size(key, len(found), most)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Location:
+    """A place for a store, read and written by whole keys.
+
+    Attributes
+    ----------
+    address : str
+        A path or URL that opens the place again, or a description where there is none.
+    opened : zarr.abc.store.Store or None
+        The zarr store behind it; None in a process that it was sent to, which opens it at first use:
+        what fails then is a task, not the process.
+    reopens : bool
+        Whether the address opens it.
+    """
+
+    address: str
+    opened: Store | None
+    reopens: bool = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Location, (self.address, None if self.reopens else self.opened, self.reopens))
+
+    @cached_property
+    def store(self) -> Store:
+        """The zarr store behind it."""
+        if self.opened is not None:
+            return self.opened
+        try:
+            return open_location(self.address).store
+        except LocationError as error:
+            raise LocationError(
+                f"{error} (in process {os.getpid()} of {platform.node()}); every worker has to see "
+                f"the store at this place"
+            ) from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Location) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> object:
+        return self.address if self.reopens else id(self.store)
+
+    def __str__(self) -> str:
+        return self.address
+
+    def get(self, key: str, most: int | None = None) -> bytes | None:
+        """The bytes at ``key``, or ``None``.
+
+        Raises
+        ------
+        DamagedError
+            When it is no regular file, or has more than ``most`` bytes; nothing is read then.
+        """
+        bound = (DOCUMENT_BYTES if _is_document(key) else VALUE_BYTES) if most is None else most
+        work = fetch(self.store, check_key(key), default_buffer_prototype(), bound)
+        found = self._run(work)
+        return None if found is None else found.to_bytes()
+
+    def get_chunk(self, key: str, most: int | None = None) -> bytes | NDArray[np.uint8] | None:
+        """As :meth:`get`, and without a copy where keys are files: for chunks, which are large.
+
+        Files become arrays: see :mod:`trakstore.storage.backends.buffers`.
+        """
+        if not isinstance(self.store, DurableLocalStore):
+            return self.get(key, most)
+        with self.store.reading(key, VALUE_BYTES if most is None else most) as file:
+            if file is None:
+                return None
+            content = chunk_buffer(os.fstat(file.fileno()).st_size)
+            return content[: file.readinto(content.data)]
+
+    def put_chunk(self, key: str, *parts: bytes) -> None:
+        """Write parts as one value, whole or not at all; files are left to the system to flush."""
+        if not isinstance(self.store, DurableLocalStore):
+            self.put({check_key(key): b"".join(parts)})
+            return
+        try:
+            self.store.write(key, parts, flush=False)
+        except DamagedError:
+            raise
+        except OSError as error:
+            raise LocationError(f"{self}: {error}") from error
+
+    def get_tails(self, keys: list[str], size: int) -> list[bytes | None]:
+        """The last ``size`` bytes at each key, or ``None``."""
+
+        store, checked = self.store, [check_key(key) for key in keys]
+
+        async def tails() -> list[Buffer | None]:
+            suffix = SuffixByteRequest(size)
+            prototype = default_buffer_prototype()
+            return await asyncio.gather(*(store.get(k, prototype, suffix) for k in checked))
+
+        return [None if one is None else one.to_bytes() for one in self._run(tails())]
+
+    def put(self, values: Mapping[str, bytes]) -> None:
+        """Write values, several at a time; each is there whole or not at all."""
+        buffer = default_buffer_prototype().buffer
+        store = self.store
+        checked = {check_key(key): buffer.from_bytes(one) for key, one in values.items()}
+
+        async def write() -> None:
+            writes = (store.set(key, one) for key, one in checked.items())
+            # all end before the first error is raised: nothing is written behind the caller's back
+            for result in await asyncio.gather(*writes, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+
+        self._run(write())
+
+    def put_if_absent(self, key: str, value: bytes) -> bytes:
+        """Write ``value`` unless the key exists; what the key holds in the end."""
+        buffer = default_buffer_prototype().buffer.from_bytes(value)
+        for rest in RESTS:  # S3 may turn down all of several writers that come at once
+            if (existing := self.get(key)) is not None:
+                return existing
+            time.sleep(rest)
+            self._run(self.store.set_if_not_exists(check_key(key), buffer), making=True)
+        settled = self.get(key)
+        if settled is None:
+            raise LocationError(f"wrote {key} to {self} but cannot read it back")
+        return settled
+
+    def delete(self, keys: list[str]) -> None:
+        """Delete keys; those that are not there are passed over."""
+
+        store, checked = self.store, [check_key(key) for key in keys]
+
+        async def remove() -> None:
+            await asyncio.gather(*(store.delete(key) for key in checked))
+
+        self._run(remove())
+
+    def delete_folder(self, prefix: str) -> None:
+        """Delete everything below ``prefix``."""
+        self._run(self.store.delete_dir(check_key(prefix)))
+
+    def names(self, prefix: str) -> list[str]:
+        """Names just below ``prefix``, sorted; temporary files of writers may be among them."""
+
+        store = self.store
+        check_key(prefix)
+
+        async def listing() -> list[str]:
+            return [name async for name in store.list_dir(prefix)]
+
+        return sorted(self._run(listing()))
+
+    def find(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
+        """Keys anywhere below ``folder`` that are wanted, sorted."""
+
+        store = self.store
+        check_key(folder)
+
+        async def listing() -> list[str]:
+            return [key async for key in store.list_prefix(f"{folder}/") if wanted(key)]
+
+        return sorted(self._run(listing()))
+
+    def _run(self, work: Coroutine[Any, Any, _T], *, making: bool = False) -> _T:
+        try:
+            return sync(work)
+        except TrakStoreError:
+            raise
+        except OSError as error:
+            if not making:
+                raise LocationError(f"{self}: {error}") from error
+            raise LocationError(
+                f"{self} cannot be written to ({error.strerror or error}): choose another place"
+            ) from error
+        except RuntimeError as error:
+            if not lacks_threads(error):
+                raise
+            work.close()
+            _forget_loop()
+            raise LocationError(NO_THREADS) from error
+
+
+def _forget_loop() -> None:
+    """Have zarr make another event loop: it would wait for ever for one whose thread never started."""
+    (loop,), (thread,) = zarr_sync.loop, zarr_sync.iothread
+    if loop is not None and thread is not None and not thread.is_alive():
+        zarr_sync.loop[0] = zarr_sync.iothread[0] = None
+        loop.close()
+
+
+def _is_document(key: str) -> bool:
+    return key.rpartition("/")[2] == document_key("")
+
+
+Where: TypeAlias = str | os.PathLike[str] | Store | Location
+_MEMORY: dict[str, MemoryStore] = {}
+
+
+def open_location(where: Where, *, create: bool = False) -> Location:
+    """A :class:`Location` from a path, a URL, a zarr store or a location.
+
+    Parameters
+    ----------
+    where : str, path, zarr.abc.store.Store or Location
+        URLs are ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``, with
+        credentials and endpoint from the environment, and ``memory://name``: that lives as long as
+        the process and is not seen by others.
+    create : bool
+        Whether the place may be new.
+
+    Raises
+    ------
+    LocationError
+        When there is nothing, the URL's scheme is not known, or object storage cannot be used.
+    """
+    if isinstance(where, Location):
+        return where
+    if isinstance(where, Store):
+        return Location(str(where), _patient(where), reopens=False)
+    if not isinstance(where, str | os.PathLike):
+        raise LocationError(
+            f"a place is a path, a URL such as s3://bucket/run.zarr, or a zarr store; got {where!r}"
+        )
+    address = os.fspath(where)
+    if "\0" in address:
+        raise LocationError(f"{address!r} names no place: it has a null character")
+    scheme, separator, name = address.partition("://")
+    if separator and scheme == "memory":
+        return Location(address, _MEMORY.setdefault(name, MemoryStore()), reopens=False)
+    if separator and scheme in ("s3", "gs", "az"):
+        return _open_objects(address.rstrip("/"))
+    if separator and scheme != "file":
+        raise LocationError(
+            f"{scheme}:// is not known; a location is a path, s3://, gs://, az:// or memory://name"
+        )
+    if separator and not name.startswith("/"):
+        raise LocationError(
+            f"{address} is no file URL: those are absolute, like file:///data/a.zarr"
+        )
+    try:
+        path = Path(unquote(name)) if separator else Path(address).expanduser()
+        os.fsencode(path)
+        return _open_folder(path.absolute(), create)
+    except TrakStoreError:
+        raise
+    except RuntimeError as error:  # there is no such user
+        raise LocationError(f"{address} leads to no home folder: give the whole path") from error
+    except OSError as error:
+        raise LocationError(f"{address} cannot be a place: {_reason(error, address)}") from error
+    except ValueError as error:  # a character that no path has
+        raise LocationError(f"{address} names no place ({error}); give another path") from error
+
+
+def _patient(store: Store) -> Store:
+    """zarr's own stores with trakstore's way of reading, writing, trying again and failing."""
+    if type(store) is LocalStore:
+        return DurableLocalStore(store.root, read_only=store.read_only)
+    if type(store) is not ObjectStore:
+        return store
+    from trakstore.storage.backends.objects import SinglePutStore
+
+    return SinglePutStore(store.store, read_only=store.read_only)
+
+
+def _open_objects(url: str) -> Location:
+    try:
+        from trakstore.storage.backends import objects
+    except ImportError as error:  # obstore is an extra
+        raise LocationError(
+            f'object storage needs obstore ({error}): pip install "trakstore[cloud]"'
+        ) from error
+    return Location(url, objects.open_url(url))
+
+
+def _reason(error: OSError, address: str) -> str:
+    """What the system says of a path, in words, and what to do."""
+    if isinstance(error, FileNotFoundError) and not Path(address).is_absolute():
+        return "the working directory is gone; change to another one, or give the whole path"
+    return f"{error.strerror or error}; choose another place"
+
+
+def _open_folder(folder: Path, create: bool) -> Location:
+    if not create and not folder.exists():
+        raise LocationError(f"there is no store at {folder}: no such folder")
+    if folder.exists() and not folder.is_dir():
+        raise LocationError(f"{folder} is a file; a store is a folder")
+    return Location(str(folder), DurableLocalStore(folder))

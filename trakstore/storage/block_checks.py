@@ -1,0 +1,281 @@
+"""Whether the stored bytes of a block are what its marker says, and its numbers what they should be."""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import DamagedError, LocationError
+from trakstore.planning import counted
+from trakstore.spec import SplitSpec
+from trakstore.storage import layout
+from trakstore.storage.arrays import block_keys, column_shape, marker_entries
+from trakstore.storage.backends.chunks import ChunkForm, unpacked
+from trakstore.storage.checksums import TAIL, intact
+from trakstore.storage.layout import Epoch
+from trakstore.storage.markers import marker_of
+from trakstore.storage.split import Split
+
+__all__ = ["Finding", "FindingKind", "check_block"]
+
+FindingKind: TypeAlias = Literal[
+    "missing", "truncated", "damaged", "foreign", "marker", "document", "non-finite", "norm"
+]
+
+_Wrong: TypeAlias = tuple[FindingKind, str, str]  # what kind, the key in the split, a message
+
+# how far the norm of the stored row may be from the stored norm, which is itself rounded, and was
+# taken before the row was cast or rounded: the writer lets that change it by 1%
+EXACT, NARROWED = 1e-5, 0.01 + 1e-6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a store.
+
+    Attributes
+    ----------
+    kind : str
+        ``missing``, ``truncated`` and ``damaged`` chunks; ``foreign`` files or chunks, which were
+        not written for this place; a damaged or stale ``marker``; a metadata ``document`` that is
+        gone, damaged or disagrees; rows that are ``non-finite``; rows whose ``norm`` disagrees.
+    key : str
+        The file or object.
+    message : str
+        What is wrong with it.
+    epoch, split, block
+        Where, as far as it is in one.
+    repaired : bool
+        Whether it was repaired: its block marked as missing, or its document written again.
+    """
+
+    kind: FindingKind
+    key: str
+    message: str
+    epoch: Epoch | None = None
+    split: str | None = None
+    block: int | None = None
+    repaired: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.key} {self.message}{' (repaired)' if self.repaired else ''}"
+
+
+def check_block(split: Split, block: int) -> list[Finding]:
+    """Read a committed block, one chunk at a time; what is wrong with it."""
+    get, spec = split.location.get, split.spec
+    key = layout.marker_key(split.path, block)
+    try:
+        marker = get(key, TAIL * (marker_entries(spec) + 1))
+    except DamagedError as error:
+        return [Finding("marker", key, _told(error, key), split.epoch, split.name, block)]
+    if marker is None:  # dropped since it was listed
+        return []
+    wrong = _wrong_marker(spec, block, marker)
+    found: list[_Wrong] = [] if wrong is None else [wrong]
+    keys, rows = block_keys(spec, block), _Rows(spec, block)
+    for i, key in enumerate(keys):
+        try:
+            value = get(f"{split.path}/{key}", _form(spec, key.partition("/")[0]).most)
+        except DamagedError as error:
+            found.append(("damaged", key, _told(error, f"{split.path}/{key}")))
+            continue
+        except LocationError as error:  # a network that fails is no damage, a bad sector is
+            if getattr(error.__cause__, "errno", None) != errno.EIO:
+                raise
+            found.append(("damaged", key, "cannot be read: input/output error"))
+            continue
+        tail = None if wrong else marker[(2 + i) * TAIL : (3 + i) * TAIL]
+        bad = _wrong_chunk(spec, key, value, tail)
+        if bad is not None:
+            found.append(bad)
+        elif value is not None:
+            try:
+                rows.add(key, value)
+            except DamagedError as error:
+                found.append(("damaged", key, _told(error, key)))
+    if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block):
+        found = []
+    return [
+        Finding(kind, f"{split.path}/{key}", message, split.epoch, split.name, block)
+        for kind, key, message in (*found, *rows.wrong(_reasons(split, block)))
+    ]
+
+
+def _told(error: DamagedError, key: str) -> str:
+    """What an error says of a key, which it may begin with."""
+    return str(error).removeprefix(f"{key} ")
+
+
+def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
+    """Why rows of a block are bad; None where the store does not say that any are."""
+    try:
+        value = split.location.get(f"{split.path}/{layout.SKIPPED}/c/{block}")
+    except DamagedError:  # the walk says so of its key
+        return None
+    if value is None or not intact(value) or len(value) != split.spec.block_rows + TAIL:
+        return None
+    start, stop = split.spec.block_range(block)
+    return np.frombuffer(value, np.uint8, count=stop - start)
+
+
+def _has_old_rows(split: Split, block: int) -> bool:
+    """Whether a last, short block is what the marker commits but for rows behind its last.
+
+    So a stopped append leaves it: the chunks stored again with more rows, the old ones as they were.
+    """
+    start, stop = split.spec.block_range(block)
+    if stop - start == split.spec.block_rows:
+        return False
+    try:
+        marker_of(split.location, split.path, split.spec, block, fresh=True)
+        for name in split.columns:
+            split.column(name).read(start, stop)
+    except DamagedError:
+        return False
+    return True
+
+
+def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:
+    key = layout.marker_key("", block).lstrip("/")
+    if len(marker) != TAIL * (marker_entries(spec) + 1) or not intact(marker):
+        return "marker", key, "is damaged: its checksum or its length is wrong"
+    rows, nonce, *tails = np.frombuffer(marker[:-TAIL], "<u4").tolist()
+    start, stop = spec.block_range(block)
+    if nonce != spec.nonce:
+        return "marker", key, f"is stale: it has nonce {nonce}, the split {spec.nonce}"
+    # the last block may have more: then an append was stopped before its rows counted
+    if rows < stop - start or rows > (spec.block_rows if stop == spec.rows else stop - start):
+        return "marker", key, f"says {rows} rows, the block has {stop - start}"
+    if rows == stop - start and any(tails[len(block_keys(spec, block)) :]):
+        return "marker", key, "has entries for chunks that the block does not have"
+    return None
+
+
+def _wrong_chunk(
+    spec: SplitSpec, key: str, value: bytes | None, tail: bytes | None
+) -> _Wrong | None:
+    if value is None:
+        return "missing", key, "is missing though its block was committed"
+    form = _form(spec, key.partition("/")[0])
+    size = form.most if form.itemsize and not form.compressed else None
+    if len(value) < (size or TAIL):
+        return "truncated", key, f"has {len(value)} bytes of {size or 'at least 4'}"
+    if not intact(value):
+        return "damaged", key, "does not have the checksum or the length that it was written with"
+    if tail not in (None, value[-TAIL:]):
+        return "foreign", key, "is sound but is not the chunk that the block's marker commits"
+    return None
+
+
+def _form(spec: SplitSpec, name: str) -> ChunkForm:
+    """What the chunks of a column can be."""
+    dtype = dict(spec.columns)[name]
+    _, chunks = column_shape(spec, name)
+    itemsize = None if dtype == "str" else np.dtype(dtype).itemsize
+    return ChunkForm(math.prod(chunks), itemsize, _compressed(spec, name))
+
+
+def _compressed(spec: SplitSpec, name: str) -> bool:
+    return name == layout.FEATURES and spec.keep_bits is not None
+
+
+class _Rows:
+    """The numbers of a block, chunk by chunk: keeps the row columns and the rows' squared norms."""
+
+    def __init__(self, spec: SplitSpec, block: int) -> None:
+        self.spec, self.dtypes = spec, dict(spec.columns)
+        self.first, stop = spec.block_range(block)
+        self.count = stop - self.first
+        self.squares = np.zeros(self.count)
+        self.narrow: dict[str, NDArray[Any]] = {}
+        self.widths = dict(spec.widths)
+        self.finite = {name: np.ones(self.count, dtype=bool) for name in self.widths}
+        self.awaited = sum(key.startswith(f"{layout.FEATURES}/") for key in block_keys(spec, block))
+
+    def add(self, key: str, value: bytes) -> None:
+        """Take in a sound chunk."""
+        name, _, index = key.split("/", 2)
+        if self.dtypes[name] == "str":
+            _form(self.spec, name).check(key, value)
+            return
+        if _compressed(self.spec, name):
+            form = _form(self.spec, name)
+            size = form.count * (form.itemsize or 0)
+            value = unpacked(key, value[:-TAIL], size) + value[-TAIL:]
+        dtype = np.dtype(self.dtypes[name]).newbyteorder("<")
+        values = np.frombuffer(value, dtype, count=(len(value) - TAIL) // dtype.itemsize)
+        if name == layout.FEATURES:
+            self._add_squares(values, *map(int, index.split("/")))
+        elif name in self.widths:
+            self._add_finite(name, values, int(index.partition("/")[0]))
+        else:
+            self.narrow[name] = values[: self.count]
+
+    def _add_squares(self, values: NDArray[Any], down: int, across: int) -> None:
+        height, width = self.spec.chunk_rows, self.spec.chunk_columns
+        row = down * height - self.first
+        rows, columns = min(height, self.count - row), min(width, self.spec.dim - across * width)
+        tile = values.reshape(height, width)[:rows, :columns]
+        wide = tile.astype(np.float32, copy=False)  # float16 is slow to sum
+        self.squares[row : row + rows] += np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
+        self.awaited -= 1
+
+    def _add_finite(self, name: str, values: NDArray[Any], down: int) -> None:
+        row = down * self.spec.chunk_rows - self.first
+        tile = values.reshape(-1, self.widths[name])[: self.count - row]
+        self.finite[name][row : row + len(tile)] = np.isfinite(tile).all(axis=1)
+
+    def wrong(self, reasons: NDArray[np.uint8] | None = None) -> Iterator[_Wrong]:
+        """Rows that are not finite, and rows that have not their stored norm.
+
+        Rows that were bad when they were written are neither, if there are ``reasons`` for them.
+        """
+        if reasons is not None and "norm" in self.narrow:
+            skipped = np.isnan(self.narrow["norm"])
+            if (reasons[skipped] == 0).any():
+                what = self._named(skipped & (reasons == 0), "does not say why rows are NaN")
+                yield "damaged", layout.SKIPPED, what
+            self._leave_out(skipped)
+        for name, whole in self.finite.items():
+            if not whole.all():
+                yield "non-finite", name, self._named(~whole, "has NaN or infinite values")
+        for name, column in self.narrow.items():
+            if column.dtype.kind == "f" and not np.isfinite(column).all():
+                yield "non-finite", name, self._named(~np.isfinite(column), "is NaN or infinite")
+        if self.awaited:  # a chunk of features is gone
+            return
+        finite = np.isfinite(self.squares)
+        if not finite.all():
+            yield "non-finite", layout.FEATURES, self._named(~finite, "has NaN or infinite values")
+        if "norm" in self.narrow:
+            off = finite & ~self._near(self.narrow["norm"].astype(np.float64))
+            if off.any():
+                yield "norm", "norm", self._named(off, "is not the norm of the stored features")
+
+    def _leave_out(self, rows: NDArray[np.bool_]) -> None:
+        """Take rows for finite ones of norm 0."""
+        self.squares[rows] = 0
+        for whole in self.finite.values():
+            whole[rows] = True
+        for name, column in self.narrow.items():
+            if column.dtype.kind == "f":
+                self.narrow[name] = np.where(rows, 0, column)
+
+    def _near(self, norm: NDArray[np.float64]) -> NDArray[np.bool_]:
+        exact = self.dtypes[layout.FEATURES] == "float32" and self.spec.keep_bits is None
+        relative = EXACT if exact else NARROWED
+        absolute = math.sqrt(self.spec.dim) * float(np.finfo(np.float32).smallest_subnormal)
+        difference = np.abs(np.sqrt(self.squares) - norm)
+        return np.asarray((difference <= relative * norm + absolute) | ~np.isfinite(norm))
+
+    def _named(self, bad: NDArray[np.bool_], what: str) -> str:
+        rows = np.flatnonzero(bad) + self.first
+        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        return f"{what} in {counted(len(rows), 'row')} ({shown})"

@@ -1,0 +1,1 @@
+"""Verification of a store: a walk through all of it, each block against its commit record, repair."""

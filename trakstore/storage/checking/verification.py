@@ -1,0 +1,197 @@
+"""Verifying a store: every byte that is there is what was written, and in its place.
+
+Documents are compared with the pure function that made them, chunks with their own checksum and
+with the marker that commits their block, rows with their stored norm. Blocks that were never
+committed are missing, not wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from trakstore.planning import ranges
+from trakstore.progress import ProgressLine
+from trakstore.quantities import as_whole
+from trakstore.storage import layout
+from trakstore.storage.backends.location import Where
+from trakstore.storage.block_checks import Finding, check_block
+from trakstore.storage.checking.walk import Walk, require
+from trakstore.storage.claims import claimed
+from trakstore.storage.layout import Epoch
+from trakstore.storage.opening import location_of
+from trakstore.storage.split import Split
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["SplitReport", "VerifyReport", "verify_store"]
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """How much of a split was verified: its blocks, those that are committed, and those found bad."""
+
+    epoch: Epoch
+    split: str
+    blocks: int
+    written_blocks: int
+    bad_blocks: int
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What :func:`verify_store` found.
+
+    Attributes
+    ----------
+    location : str
+        The store.
+    splits : tuple of SplitReport
+        What was looked at.
+    findings : tuple of Finding
+        What is wrong, repaired or not.
+    leftovers : tuple of str
+        Temporary files of writers that were killed, or that still run; harmless.
+    """
+
+    location: str
+    splits: tuple[SplitReport, ...]
+    findings: tuple[Finding, ...]
+    leftovers: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict for JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify_store(
+    store: Where | FeatureStore,
+    *,
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    splits: str | Sequence[str] | None = None,
+    repair: bool = False,
+    workers: int | None = None,
+    progress: bool = False,
+) -> VerifyReport:
+    """Read a store and report everything that is not as it was written.
+
+    Parameters
+    ----------
+    store : FeatureStore or its place
+    epochs, splits : one or a sequence, optional
+        Only these; else everything, saved scores too.
+    repair : bool
+        Delete the markers of bad blocks, so that the next featurize (or ``write_split``) writes them
+        again; drop bad grams; write documents again that follow from others; remove leftovers of
+        killed writers and of stopped appends that are older than an hour. Sound chunks, and files
+        that are not the store's, are left alone.
+    workers : int, optional
+        Threads; each holds one chunk at a time. By default four more than there are CPUs.
+    progress : bool
+        Whether to show progress on standard error.
+
+    Returns
+    -------
+    VerifyReport
+        With ``ok`` when nothing was found.
+
+    Raises
+    ------
+    LocationError
+        When there is no store, or it cannot be read; with ``repair`` also when another process appends
+        to, drops or repairs a split just now.
+    SpecMismatchError
+        When a newer trakstore wrote it.
+    NotFoundError
+        When an epoch or split is named that is not there.
+    """
+    epochs = None if epochs is None else layout.as_epochs(epochs)
+    splits = None if splits is None else layout.as_splits(splits)
+    location = location_of(store)
+    threads = (os.cpu_count() or 1) + 4 if workers is None else as_whole(workers, "workers", 1)
+    walk = Walk(location, repair)
+    walk.root()
+    found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
+    require(splits, sorted(walk.split_names), "split", location)
+    rows = sum(min(split.rows, len(walk.written(split)) * split.spec.block_rows) for split in found)
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        ProgressLine(
+            f"verify {location}", rows, item_bytes=_mean_bytes(found), show=progress
+        ) as line,
+    ):
+        reports = tuple(_check_alone(walk, split, pool, threads, line) for split in found)
+        if epochs is None and splits is None:
+            walk.saved()
+            walk.masks()
+            walk.claims()
+            walk.runs()
+    walk.clear_leftovers()
+    return VerifyReport(str(location), reports, tuple(walk.findings), tuple(walk.leftovers))
+
+
+def _mean_bytes(splits: list[Split]) -> int:
+    """Of a row's features, over all rows."""
+    rows = sum(split.rows for split in splits)
+    return sum(split.rows * split.row_bytes for split in splits) // max(1, rows)
+
+
+def _check_alone(
+    walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
+) -> SplitReport:
+    """Nobody appends to, or drops, what is being repaired."""
+    if not walk.repair:
+        return _check_split(walk, split, pool, threads, line)
+    with claimed(split.location, split.path, "repair"):
+        now = walk.opened(split.epoch, split.name)  # it may have grown, or gone, until then
+        if now is None:
+            return SplitReport(split.epoch, split.name, 0, 0, 0)
+        return _check_split(walk, now, pool, threads, line)
+
+
+def _check_split(
+    walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
+) -> SplitReport:
+    written = walk.written(split)
+    walk.keys(split, any_written=bool(written))
+    walk.left_out(split)
+    inside = [block for block in written if block < split.spec.blocks]
+    for block in written[len(inside) :]:
+        key = layout.marker_key(split.path, block)
+        what = "is of a block that the split does not have: an append was stopped (append again)"
+        stray = Finding("marker", key, what, split.epoch, split.name, block)
+        _bad_block(walk, split, block, [stray], only_if_old=True)
+    bad = 0
+    for first, last in ranges(len(inside), 8 * threads):
+        some = inside[first:last]
+        checked = pool.map(_twice_checked, itertools.repeat(split), some)
+        for block, found in zip(some, checked, strict=True):
+            start, stop = split.spec.block_range(block)
+            line.advance(stop - start)
+            if found:
+                bad += 1
+                _bad_block(walk, split, block, found)
+    return SplitReport(split.epoch, split.name, split.spec.blocks, len(inside), bad)
+
+
+def _twice_checked(split: Split, block: int) -> list[Finding]:
+    """What is wrong with a block and stays so: a writer may have been storing it."""
+    return check_block(split, block) and check_block(split, block)
+
+
+def _bad_block(
+    walk: Walk, split: Split, block: int, found: list[Finding], *, only_if_old: bool = False
+) -> None:
+    key = layout.marker_key(split.path, block)
+    repaired = walk.repair and (not only_if_old or walk.abandoned(key))
+    if repaired:
+        split.location.delete([key])
+    walk.findings += [replace(one, repaired=repaired) for one in found]

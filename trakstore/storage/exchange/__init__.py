@@ -1,0 +1,1 @@
+"""Exchange with other programs: splits to ``.npy`` and Parquet, their save directories to stores."""

@@ -1,0 +1,301 @@
+"""A split at an epoch, as a reader sees it: its columns, and which rows are there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from trakstore.documents import parsed
+from trakstore.errors import (
+    DamagedError,
+    IncompleteError,
+    NotFoundError,
+    TrakStoreError,
+    did_you_mean,
+    told_of,
+)
+from trakstore.spec import SplitSpec
+from trakstore.storage import layout
+from trakstore.storage.arrays import column_dimensions, column_shape
+from trakstore.storage.backends.location import Location
+from trakstore.storage.layout import Epoch
+from trakstore.storage.stored import StoredColumn
+
+__all__ = [
+    "Split",
+    "SplitStatus",
+    "attributes",
+    "group_document",
+    "split_document",
+    "split_spec",
+    "written_blocks",
+]
+
+
+_CHECKSUM = "crc32c"
+_PLACE = "place"
+
+
+def group_document(attributes: Mapping[str, Any]) -> bytes:
+    """The zarr document of a group: a pure function of its attributes, with their checksum."""
+    checked = {**attributes, _CHECKSUM: _checksum(attributes)} if attributes else {}
+    document = {"zarr_format": 3, "node_type": "group", "attributes": checked}
+    return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, Any]:
+    """The attributes in a group's document, without their checksum.
+
+    Raises
+    ------
+    DamagedError
+        When the document is not what was written.
+    """
+    with told_of(where):
+        whole = parsed(document)
+    found = whole.get("attributes") if isinstance(whole, dict) else None
+    if not isinstance(found, dict):
+        raise DamagedError(f"{where}: the metadata document is damaged (it has no attributes)")
+    stored = found.pop(_CHECKSUM, None)
+    if check and found and stored != _checksum(found):
+        raise DamagedError(
+            f"{where}: the metadata document is damaged (its attributes have checksum "
+            f"{_checksum(found)}, it says {stored})"
+        )
+    return found
+
+
+def split_document(path: str, spec: SplitSpec) -> bytes:
+    """The document of the split at ``path``: its spec, and where it belongs."""
+    return group_document({**spec.to_dict(), _PLACE: path})
+
+
+def split_spec(document: bytes, path: str) -> SplitSpec:
+    """The spec in the document of the split at ``path``.
+
+    Raises
+    ------
+    DamagedError
+        When it is damaged, or that of another split; format 1 does not say of which it is.
+    """
+    found = attributes(document, path)
+    place = found.pop(_PLACE, path)
+    if place != path:
+        raise DamagedError(f"{path} has the document of {place!r:.80}")
+    with told_of(path):
+        return SplitSpec.from_dict(found)
+
+
+def _checksum(attributes: Mapping[str, Any]) -> int:
+    text = json.dumps(attributes, sort_keys=True, separators=(",", ":"))
+    return int(google_crc32c.value(text.encode()))
+
+
+def written_blocks(location: Location, path: str) -> set[int]:
+    """Numbers of the blocks of the split at ``path`` that are committed: one listing."""
+    found = map(layout.marker_block, location.names(f"{path}/{layout.WRITTEN}"))
+    return {block for block in found if block is not None}
+
+
+def _no_rows() -> NDArray[np.int64]:
+    return np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class SplitStatus:
+    """How much of a split is there.
+
+    Attributes
+    ----------
+    epoch, split
+        Which one.
+    rows, written_rows : int
+        Rows that it is to have, and that are committed.
+    blocks, written_blocks : int
+        The same in blocks.
+    missing : tuple of (start, stop)
+        Row ranges that are not committed.
+    """
+
+    epoch: Epoch
+    split: str
+    rows: int
+    written_rows: int
+    blocks: int
+    written_blocks: int
+    missing: tuple[tuple[int, int], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is there."""
+        return not self.missing
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split at one epoch, as it was when it was opened.
+
+    Attributes
+    ----------
+    location : Location
+        The store's place.
+    epoch, name
+        Which one.
+    spec : SplitSpec
+        Size, blocks, columns and origin.
+    complete : bool
+        Whether all of its blocks were committed.
+    masked : ndarray of int64
+        Positions of the rows that were left out, ascending: those that were masked since, and those
+        that were bad when they were written.
+    skipped : ndarray of int64
+        The latter alone.
+    """
+
+    location: Location
+    epoch: Epoch
+    name: str
+    spec: SplitSpec
+    complete: bool = field(default=False, compare=False)
+    masked: NDArray[np.int64] = field(default_factory=_no_rows, compare=False, repr=False)
+    skipped: NDArray[np.int64] = field(default_factory=_no_rows, compare=False, repr=False)
+
+    @property
+    def state(self) -> str:
+        """Equal for splits with the same rows, of which the same are left out."""
+        left_out = hashlib.sha256(self.masked.astype("<i8").tobytes()).hexdigest()
+        return f"{self.spec.nonce:08x}-{self.rows}-{left_out}"
+
+    @property
+    def path(self) -> str:
+        """Path of its group in the store."""
+        return layout.split_path(self.epoch, self.name)
+
+    @property
+    def rows(self) -> int:
+        """Number of samples."""
+        return self.spec.rows
+
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        return self.spec.dim
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's features, not compressed."""
+        return self.dim * np.dtype(dict(self.spec.columns)[layout.FEATURES]).itemsize
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the stored columns."""
+        return tuple(name for name, _ in self.spec.columns)
+
+    def missing_blocks(self) -> list[int]:
+        """Numbers of the blocks that are not committed now, in order: one listing."""
+        written = written_blocks(self.location, self.path)
+        return [block for block in range(self.spec.blocks) if block not in written]
+
+    def status(self) -> SplitStatus:
+        """What is there now and what is missing: one listing."""
+        total = self.spec.blocks
+        written = sorted(b for b in written_blocks(self.location, self.path) if b < total)
+        gaps = [(a + 1, b) for a, b in pairwise([-1, *written, total]) if b > a + 1]
+        step = self.spec.block_rows
+        missing = tuple((a * step, min(self.rows, b * step)) for a, b in gaps)
+        absent = sum(stop - start for start, stop in missing)
+        return SplitStatus(
+            self.epoch, self.name, self.rows, self.rows - absent, total, len(written), missing
+        )
+
+    def require_complete(self) -> None:
+        """Raise an :class:`IncompleteError` that names the rows that are missing, if any are now."""
+        if self.complete:
+            return
+        status = self.status()
+        if status.complete:
+            return
+        shown = ", ".join(f"{start}-{stop - 1}" for start, stop in status.missing[:5])
+        more = f" and {len(status.missing) - 5} more ranges" if len(status.missing) > 5 else ""
+        raise IncompleteError(
+            f"{self.name} at epoch {self.epoch} has {status.written_rows} of {self.rows} rows; "
+            f"missing {shown}{more}; run the same featurize again to write them"
+        )
+
+    def column(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
+        """A stored column; unwritten rows come as its fill value where ``allow_missing``.
+
+        Raises
+        ------
+        NotFoundError
+            When the split has no such column.
+        """
+        dtypes = dict(self.spec.columns)
+        if name not in dtypes:
+            raise NotFoundError(
+                f"{self.name} at epoch {self.epoch} has no column {name!r}"
+                f"{did_you_mean(name, dtypes)}"
+            )
+        dtype: Any = np.dtypes.StringDType() if dtypes[name] == "str" else np.dtype(dtypes[name])
+        shape, chunks = column_shape(self.spec, name)
+        missing = self.status().missing if allow_missing else ()
+        return StoredColumn(
+            self.location,
+            f"{self.path}/{name}",
+            shape,
+            dtype,
+            chunks,
+            f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}",
+            missing,
+            compressed=name == layout.FEATURES and self.spec.keep_bits is not None,
+            committed_by=self.spec,
+        )
+
+    @property
+    def reasons(self) -> StoredColumn:
+        """Why rows were bad when they were written, as bits; only where a block has such rows."""
+        return StoredColumn(
+            self.location,
+            f"{self.path}/{layout.SKIPPED}",
+            (self.rows,),
+            np.dtype(np.uint8),
+            (self.spec.block_rows,),
+            f"{self.spec.nonce:08x}-{self.rows}-skipped",
+        )
+
+    def refuse_known_ids(self, ids: NDArray[Any]) -> None:
+        """Raise a :class:`TrakStoreError` if a sample with one of these ids is there."""
+        column = self.column(layout.SAMPLE_ID)
+        for block in range(self.spec.blocks):
+            start, stop = self.spec.block_range(block)
+            known = column.read(start, stop)
+            both = np.intersect1d(known, ids)
+            if len(both):
+                raise TrakStoreError(
+                    f"{self.name} at epoch {self.epoch} has sample {both[0]} already"
+                )
+
+    def to_xarray(self, *, allow_missing: bool = False) -> xr.Dataset:
+        """All columns, lazy, with dimensions ``sample`` and ``feature``; layers have their own.
+
+        Raises
+        ------
+        IncompleteError
+            When rows are missing and ``allow_missing`` is not set.
+        """
+        if not allow_missing:
+            self.require_complete()
+        columns: dict[str, Any] = {}
+        for name in self.columns:
+            column = self.column(name, allow_missing=allow_missing)
+            columns[name] = (column_dimensions(name, column.ndim), column.to_dask())
+        return xr.Dataset(columns).set_coords(layout.SAMPLE_ID)

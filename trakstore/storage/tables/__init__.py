@@ -1,0 +1,1 @@
+"""Saved tables beside the features: scores, grams, training records, retrained models, runs."""
