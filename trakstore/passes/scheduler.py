@@ -14,6 +14,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, TypeVar, cast
@@ -247,7 +248,10 @@ def sent_once(value: Any) -> Any:
 
 
 def _itself(value: R) -> R:
-    return value
+    """The same with arrays of its own: those that a message brought lie at any address, and where that
+    is not a multiple of their item's size numpy's products are rounded otherwise.
+    """
+    return deepcopy(value)
 
 
 def _run_range(task: Callable[[int, int], R], start: int, stop: int, topic: str | None = None) -> R:
