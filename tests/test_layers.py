@@ -80,6 +80,7 @@ ORDER: dict[str, list[str]] = {
         "traker",
     ],
     "passes": [
+        "sent",
         "rows",
         "dask_cluster",
         "scheduler",

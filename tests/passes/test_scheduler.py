@@ -97,15 +97,4 @@ def test_a_tile_is_whole_chunks_up_to_8_mb(monkeypatch):
     assert scheduler.tile_rows(ArrayRows(small, 32)) == 1024
     assert scheduler.tile_rows(ArrayRows(small, 3920)) == 3920
     wide = np.empty((1, 2**18), dtype=np.float32)
-<<<<<<< HEAD:tests/passes/test_scheduler.py
     assert scheduler.tile_rows(ArrayRows(wide, 3)) == 6
-=======
-    assert tiles.tile_rows(ArrayRows(wide, 3)) == 6
-
-
-def test_what_is_sent_to_a_worker_gets_aligned_arrays_there():
-    raw = np.zeros(4 * 12 + 1, np.uint8)
-    array = raw[1:].view(np.float32).reshape(4, 3)
-    assert not array.flags.aligned
-    assert scheduler._itself(ArrayRows(array)).array.flags.aligned
->>>>>>> main:tests/linalg/test_tiles.py

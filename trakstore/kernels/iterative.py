@@ -15,6 +15,7 @@ from trakstore.kernels.solvers import Damping, Factor, Form, Solver, check_condi
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows
 from trakstore.passes.scheduler import map_reduce, tile_rows
+from trakstore.passes.sent import Sent
 from trakstore.planning import human_bytes, ranges
 
 __all__ = ["ConjugateGradients", "Dual", "RowsKernel", "rows_kernel"]
@@ -250,7 +251,7 @@ class _TraceTask:
 
 
 @dataclass(frozen=True, eq=False)
-class _ApplyTask:
+class _ApplyTask(Sent):
     features: Rows
     values: F64
     step: int

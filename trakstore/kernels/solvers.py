@@ -18,6 +18,7 @@ from scipy.linalg.lapack import dpocon
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.kernels.gram import Gram, Kernel
+from trakstore.passes.sent import Sent
 from trakstore.quantities import as_number
 
 __all__ = [
@@ -100,7 +101,7 @@ def _damping(value: object) -> float:
     return as_number(value, "damping", least=0, needed="must be a finite number >= 0")
 
 
-class Factor(ABC):
+class Factor(Sent, ABC):
     """K + λI, factored.
 
     Attributes

@@ -12,6 +12,7 @@ import numpy as np
 from dask.base import tokenize
 from numpy.typing import NDArray
 
+from trakstore.passes.sent import Sent
 from trakstore.planning import ranges
 from trakstore.storage.stored import StoredColumn, read_together
 
@@ -52,7 +53,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class View(Sent):
     """What the rows of this file share: a token of all that they are made of, taken when asked."""
 
     @cached_property

@@ -14,7 +14,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, TypeVar, cast
@@ -248,10 +247,7 @@ def sent_once(value: Any) -> Any:
 
 
 def _itself(value: R) -> R:
-    """The same with arrays of its own: those that a message brought lie at any address, and where that
-    is not a multiple of their item's size numpy's products are rounded otherwise.
-    """
-    return deepcopy(value)
+    return value
 
 
 def _run_range(task: Callable[[int, int], R], start: int, stop: int, topic: str | None = None) -> R:

@@ -14,6 +14,7 @@ from trakstore.kernels.solvers import Factor
 from trakstore.passes.gpu import torch_tile, usable_device
 from trakstore.passes.rows import Rows, Taken, take, together
 from trakstore.passes.scheduler import tile_rows
+from trakstore.passes.sent import Sent
 from trakstore.planning import ranges
 
 __all__ = ["F32", "SCRATCH_VALUES", "Epoch", "Part", "Window", "held_bytes"]
@@ -103,7 +104,7 @@ def held_bytes(parts: Iterable[Part]) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
+class Window(Sent):
     """A window of targets against all train rows: what is sent to workers.
 
     Attributes
