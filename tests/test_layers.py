@@ -50,8 +50,8 @@ ORDER: dict[str, list[str]] = {
         "verification",
     ],
     "storage/tables": [
-        "arrays",
-        "table",
+        "saved_arrays",
+        "saved_table",
         "training_records",
         "retrained",
         "runs",

@@ -19,7 +19,7 @@ from trakstore.scores.saving import drop_scores, names_of_scores, open_scores, s
 from trakstore.spec import OutputSpec
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.claims import claimed
-from trakstore.storage.tables.table import begin_table
+from trakstore.storage.tables.saved_table import begin_table
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from trakstore.storage.arrays import block_keys
 from trakstore.storage.backends.location import DurableLocalStore, Location, open_location
 from trakstore.storage.columns import stored_rows
 from trakstore.storage.split import attributes, group_document
-from trakstore.storage.tables.arrays import SavedArray
+from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.writer import BlockWriter
 
 SPEC = ts.ProjectionSpec("sjlt", dim=8)

@@ -29,8 +29,13 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.backends.together import together
 from trakstore.storage.claims import claimed
 from trakstore.storage.snapshots import is_current
-from trakstore.storage.tables.arrays import SavedArray
-from trakstore.storage.tables.table import begin_table, publish_table, read_table, table_arrays
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_table import (
+    begin_table,
+    publish_table,
+    read_table,
+    table_arrays,
+)
 
 __all__ = [
     "GRAM_CHUNK",

@@ -35,7 +35,7 @@ from trakstore.planning import SLACK, human_bytes, ranges, with_slack
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.claims import claimed
-from trakstore.storage.tables.arrays import SavedArray
+from trakstore.storage.tables.saved_arrays import SavedArray
 
 __all__ = ["Scratch", "TiledGram", "split_tiles", "strip_plan", "tiled_gram"]
 

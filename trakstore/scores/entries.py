@@ -24,8 +24,8 @@ from trakstore.scores.top_k import plan_top_k, top_k
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.checksums import TAIL
-from trakstore.storage.tables.arrays import SavedArray
-from trakstore.storage.tables.table import begin_table, pending_arrays
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_table import begin_table, pending_arrays
 
 __all__ = ["Begun", "begin_save", "check_kept", "save_above", "save_top", "written_chunks"]
 

@@ -32,8 +32,8 @@ from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
-from trakstore.storage.tables.arrays import SavedArray
-from trakstore.storage.tables.table import (
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_table import (
     ARRAYS,
     PLACE,
     delete_table,

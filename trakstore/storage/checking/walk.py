@@ -31,7 +31,7 @@ from trakstore.storage.snapshots import refuse_older
 from trakstore.storage.split import Split, attributes, group_document, split_spec
 from trakstore.storage.tables.retrained import read_models
 from trakstore.storage.tables.runs import Run
-from trakstore.storage.tables.table import check_table, delete_table, table_names
+from trakstore.storage.tables.saved_table import check_table, delete_table, table_names
 from trakstore.storage.tables.training_records import read_record
 
 __all__ = ["Walk", "require"]

@@ -13,8 +13,8 @@ from trakstore.documents import anything, entries, fields, text, whole
 from trakstore.errors import DamagedError, NotFoundError, did_you_mean, told_of
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.tables.arrays import SavedArray, begin_group
-from trakstore.storage.tables.table import (
+from trakstore.storage.tables.saved_arrays import SavedArray, begin_group
+from trakstore.storage.tables.saved_table import (
     ARRAYS,
     PLACE,
     begin_table,

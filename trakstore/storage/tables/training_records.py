@@ -14,8 +14,8 @@ from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_yo
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.columns import column_dtype
-from trakstore.storage.tables.arrays import SavedArray
-from trakstore.storage.tables.table import (
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_table import (
     ARRAYS,
     PLACE,
     begin_table,

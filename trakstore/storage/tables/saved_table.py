@@ -17,7 +17,7 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding
 from trakstore.storage.split import attributes, group_document
-from trakstore.storage.tables.arrays import UNFINISHED, SavedArray, begin_group
+from trakstore.storage.tables.saved_arrays import UNFINISHED, SavedArray, begin_group
 
 __all__ = [
     "ARRAYS",
