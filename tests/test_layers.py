@@ -64,6 +64,7 @@ ORDER: dict[str, list[str]] = {
         "local",
         "location",
         "together",
+        "ahead",
     ],
     "attributors": [
         "loading",
@@ -97,6 +98,7 @@ ORDER: dict[str, list[str]] = {
         "blocked_cholesky",
         "inverse",
         "choice",
+        "many_epochs",
         "quadratic",
     ],
     "scores": [

@@ -32,10 +32,11 @@ def store(tmp_path: Path) -> ts.FeatureStore:
 
 
 def test_a_store(store: ts.FeatureStore) -> None:
+    store.status()
     found = texts(store._repr_html_())
     assert str(store.location) in found and "14, the last 12 shown" in found
     assert found.count("1,200 rows") == 12 and found.count("4 rows") == 10
-    assert "0 of 4 rows" in found and found[-2:] == ["-", "1,200 rows"]
+    assert "4 rows, not all written" in found and found[-2:] == ["-", "1,200 rows"]
     empty = ts.FeatureStore.create("memory://", projection=ts.ProjectionSpec("sjlt", dim=6))
     assert "none" in texts(empty._repr_html_())
 

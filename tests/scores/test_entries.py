@@ -77,11 +77,11 @@ def test_windows_that_were_written_are_not_computed_again(
     window, made = ts.Scores.window, []
 
     def windows(stop_at: int) -> Any:
-        def counted(self: Any, start: int, stop: int) -> Any:
+        def counted(self: Any, start: int, stop: int, ahead: int) -> Any:
             if len(made) == stop_at:
                 raise Stop
             made.append((start, stop))
-            return window(self, start, stop)
+            return window(self, start, stop, ahead)
 
         return counted
 

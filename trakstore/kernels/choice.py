@@ -17,7 +17,7 @@ from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows
 from trakstore.storage import layout
 
-__all__ = ["choose_solver", "factor_rows", "factor_split", "split_kernel"]
+__all__ = ["choose_solver", "factor_rows", "factor_split", "need_solver", "split_kernel"]
 
 
 def factor_split(
@@ -53,7 +53,7 @@ def factor_split(
         The kernel does not fit in any form.
     """
     damped, limit = Damping.of(damping), memory_budget(memory_limit)
-    _need_solver(solver)
+    need_solver(solver)
     if solver is None:
         dim = split.column(layout.FEATURES).shape[1]
         solver = choose_solver(unmasked_count(split), dim, damped, limit, held)
@@ -74,7 +74,7 @@ def factor_rows(
     What does not fit the memory limit goes to a temporary folder while it is in use.
     """
     damped = Damping.of(damping)
-    _need_solver(solver)
+    need_solver(solver)
     check_gram_dtype(dtype)
     solver = solver or choose_solver(rows.shape[0], rows.shape[1], damped, memory_limit)
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
@@ -89,7 +89,8 @@ def factor_rows(
     return solver.factor(kernel, damped)
 
 
-def _need_solver(solver: Solver | None) -> None:
+def need_solver(solver: Solver | None) -> None:
+    """Raise a :class:`TrakStoreError` for what is no solver."""
     if not isinstance(solver, Solver | None):
         raise TrakStoreError(
             f"solver must be a Solver, such as Cholesky(), or None, got {solver!r}"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.passes.dask_cluster import active_client
-from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import Rows
-from trakstore.passes.scheduler import MOST_RANGES, map_reduce, task_slots, tile_rows
+from trakstore.passes.memory import memory_budget, room_ahead
+from trakstore.passes.rows import Rows, together
+from trakstore.passes.scheduler import MOST_RANGES, map_reduce, task_slots, tile_ranges, tile_rows
 from trakstore.planning import fit_slots, ranges
 
 __all__ = ["Gram", "GramDtype", "Kernel", "check_gram_dtype", "gram", "gram_bytes", "gram_flops"]
@@ -111,8 +111,9 @@ def gram(
         raise TrakStoreError(f"weights have shape {weights.shape}, needed {rows.shape[:1]}")
     count, dim = rows.shape
     step = tile_rows(rows)
-    workers = _plan(dim, step, rows.dtype.itemsize, np.dtype(dtype).itemsize, memory_limit)
-    task = _GramTask(rows, weights, step, dtype)
+    sizes = rows.dtype.itemsize, np.dtype(dtype).itemsize
+    workers, ahead = _plan(dim, step, *sizes, memory_budget(memory_limit))
+    task = _GramTask(rows, weights, step, dtype, ahead)
     total, used = map_reduce(task, count, step, _add, parts=_parts(dim), workers=workers)
     _mirror(total)
     return Gram(total, used, float(np.trace(total)), dtype)
@@ -123,11 +124,13 @@ def _parts(dim: int) -> int:
     return max(1, min(MOST_RANGES, 2**31 // (8 * dim * dim)))
 
 
-def _plan(dim: int, step: int, stored: int, computed: int, memory_limit: int | str | None) -> int:
+def _plan(dim: int, step: int, stored: int, computed: int, limit: int) -> tuple[int, int]:
+    """Tasks at once, and the bytes of rows that each may read before it asks for them."""
     waiting, each = gram_bytes(dim, step, stored, computed)
     slots = task_slots()
     least = slots if active_client() is not None else 1
-    return fit_slots(slots, least, waiting, each, memory_budget(memory_limit), f"a gram of {dim}")
+    workers = fit_slots(slots, least, waiting, each, limit, f"a gram of {dim}")
+    return workers, room_ahead(limit, waiting + workers * each, workers)
 
 
 def gram_bytes(dim: int, step: int, stored: int, computed: int) -> tuple[int, int]:
@@ -151,15 +154,21 @@ class _GramTask:
     weights: Rows | None
     step: int
     dtype: GramDtype
+    ahead: int
 
     def __call__(self, start: int, stop: int) -> tuple[NDArray[np.float64], int]:
+        tiles = tile_ranges(start, stop, self.step)
+        reads = ((rows, *tile) for tile in tiles for rows in (self.rows, self.weights))
+        with together(reads, self.ahead):
+            return self._sum(tiles)
+
+    def _sum(self, tiles: list[tuple[int, int]]) -> tuple[NDArray[np.float64], int]:
         dim = self.rows.shape[1]
         total, used = np.zeros((dim, dim)), 0
         # made once: on a cluster's workers each new array costs as much as reading it
-        computed = np.empty((min(self.step, stop - start), dim), dtype=self.dtype)
+        computed = np.empty((max(high - low for low, high in tiles), dim), dtype=self.dtype)
         product = np.empty(min(SQUARE, dim) * dim, dtype=self.dtype)
-        for low in range(start, stop, self.step):
-            high = min(stop, low + self.step)
+        for low, high in tiles:
             tile, count = self._tile(low, high, computed[: high - low])
             for first in range(0, len(tile), PRODUCT_ROWS):
                 _add_product(total, tile[first : first + PRODUCT_ROWS], product)

@@ -7,11 +7,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
 from trakstore.documents import fields, number, one_of, text, whole
 from trakstore.kernels.gram import Gram, GramDtype, gram
@@ -22,11 +21,9 @@ from trakstore.kernels.row_weights import (
     unmasked_count,
     weighting_of,
 )
-from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import TakenRows
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.backends.together import together
 from trakstore.storage.claims import claimed
 from trakstore.storage.snapshots import is_current
 from trakstore.storage.tables.saved_arrays import SavedArray
@@ -40,14 +37,17 @@ from trakstore.storage.tables.saved_table import (
 __all__ = [
     "GRAM_CHUNK",
     "GramOrigin",
+    "ReadGram",
     "StoredGram",
     "gram_array",
-    "grams_together",
+    "grams_ready",
     "origin_of",
     "publish",
+    "read_gram",
     "split_gram",
     "start_gram",
     "stored_gram",
+    "write_gram",
 ]
 
 GRAM_CHUNK = 1024  # rows and columns of a chunk: 8 MB
@@ -111,8 +111,7 @@ def split_gram(
         The gram does not fit.
     """
     wanted = origin_of(split, dtype)
-    at = (split.location, _path(split), wanted)
-    stored = _AHEAD.grams.pop(at) if at in _AHEAD.grams else _read(split, wanted)
+    stored = _READY.grams.pop(_at(split, wanted), None) or read_gram(split, wanted)
     if stored is not None and stored.origin == wanted:
         return stored.gram
     made = None if stored is None else _updated(split, stored, wanted, memory_limit)
@@ -120,43 +119,35 @@ def split_gram(
         rows, weights = split.column(layout.FEATURES), row_weights(split)
         made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
         made = replace(made, rows=unmasked_count(split))
-    _write(split, made, replace(wanted, dtype=made.dtype))
+    write_gram(split, made, wanted)
     return made
 
 
-class _Ahead(threading.local):
-    """Grams that were read before they are asked for, by place and origin."""
+class _Ready(threading.local):
+    """Grams that are there before they are asked for, by place and origin."""
 
     def __init__(self) -> None:
-        self.grams: dict[tuple[Location, str, GramOrigin], _Read | None] = {}
+        self.grams: dict[_At, ReadGram] = {}
 
 
-_AHEAD = _Ahead()
+_At: TypeAlias = tuple[Location, str, GramOrigin]
+_READY = _Ready()
 
 
 @contextmanager
-def grams_together(
-    splits: Sequence[GramSplit], dtype: GramDtype, memory_limit: int | str | None = None
-) -> Iterator[None]:
-    """Within, :func:`split_gram` in this thread has what is stored of these splits: read at once.
-
-    Nothing is read ahead on a local disk, or where it is more than an eighth of the memory limit.
-    """
-    size = sum(8 * _dim(split) ** 2 for split in splits)
-    far = not any(isinstance(split.location.store, LocalStore) for split in splits)
-    if len(splits) < 2 or not far or size > memory_budget(memory_limit) // 8:
-        yield
-        return
-    origins = [origin_of(split, dtype) for split in splits]
-    calls = [partial(_read, *one) for one in zip(splits, origins, strict=True)]
-    found = together(splits[0].location, calls)
-    keys = [(one.location, _path(one), own) for one, own in zip(splits, origins, strict=True)]
-    _AHEAD.grams.update(zip(keys, found, strict=True))
+def grams_ready(grams: Sequence[tuple[GramSplit, GramOrigin, ReadGram]]) -> Iterator[None]:
+    """Within, :func:`split_gram` in this thread has these, as they were read or just made."""
+    keys = [_at(split, wanted) for split, wanted, _ in grams]
+    _READY.grams.update(zip(keys, (one for *_, one in grams), strict=True))
     try:
         yield
     finally:
         for key in keys:
-            _AHEAD.grams.pop(key, None)
+            _READY.grams.pop(key, None)
+
+
+def _at(split: GramSplit, wanted: GramOrigin) -> _At:
+    return split.location, _path(split), wanted
 
 
 def origin_of(split: GramSplit, dtype: GramDtype) -> GramOrigin:
@@ -168,7 +159,7 @@ def origin_of(split: GramSplit, dtype: GramDtype) -> GramOrigin:
 
 
 def _updated(
-    split: GramSplit, stored: _Read, wanted: GramOrigin, memory_limit: int | str | None
+    split: GramSplit, stored: ReadGram, wanted: GramOrigin, memory_limit: int | str | None
 ) -> Gram | None:
     """The stored gram with rows that were appended and without rows that were masked since."""
     now = masked_rows(split)
@@ -249,13 +240,15 @@ _GRAM = {
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
+class ReadGram:
+    """A gram, what it was computed from, and the positions of the rows that were left out."""
+
     gram: Gram
     origin: GramOrigin
     masked: NDArray[np.int64]
 
 
-def _read(split: GramSplit, wanted: GramOrigin) -> _Read | None:
+def read_gram(split: GramSplit, wanted: GramOrigin) -> ReadGram | None:
     """The stored gram if it is whole and of this split; a damaged one counts as none."""
     found = stored_gram(split, wanted)
     if found is None:
@@ -263,22 +256,30 @@ def _read(split: GramSplit, wanted: GramOrigin) -> _Read | None:
     place, path = split.location, _path(split)
     try:
         matrix = np.asarray(found.arrays["gram"].read(place, path), dtype=np.float64)
-        masked = found.arrays["masked"].read(place, path) if found.origin.masked else np.empty(0)
+        masked = masked_rows(split) if found.origin == wanted else _masked(found, place, path)
     except (KeyError, ValueError, OSError):
         return None
     kept = Gram(matrix, found.used, found.trace, found.dtype)
-    return _Read(kept, found.origin, np.asarray(masked, dtype=np.int64))
+    return ReadGram(kept, found.origin, masked)
 
 
-def _write(split: GramSplit, made: Gram, origin: GramOrigin) -> None:
+def _masked(found: StoredGram, place: Location, path: str) -> NDArray[np.int64]:
+    """Positions of the rows that were left out of a stored gram."""
+    if not found.origin.masked:
+        return np.empty(0, dtype=np.int64)
+    return np.asarray(found.arrays["masked"].read(place, path), dtype=np.int64)
+
+
+def write_gram(split: GramSplit, made: Gram, wanted: GramOrigin) -> None:
+    """Store a gram, unless the place cannot be written, or another process writes it."""
     place, path = split.location, _path(split)
     try:
         with claimed(place, path, "kernel"):
             begun = start_gram(split)
             gram_array(_dim(split)).open(place, path, "r+")[:] = made.matrix
-            publish(split, begun, origin, made.rows, made.trace)
+            publish(split, begun, replace(wanted, dtype=made.dtype), made.rows, made.trace)
     except (OSError, ValueError):
-        return  # a place that cannot be written, or another writes: it is computed again next time
+        return  # it is computed again next time
 
 
 def start_gram(split: GramSplit) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
@@ -11,11 +11,13 @@ import xarray as xr
 from trakstore.errors import TrakStoreError
 from trakstore.kernels.choice import factor_split
 from trakstore.kernels.gram import GramDtype
+from trakstore.kernels.many_epochs import kernels_together
 from trakstore.kernels.quadratic import quadratic_form
 from trakstore.kernels.row_weights import GramSplit, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Factor, Solver
 from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, part_of, scores_of
 from trakstore.methods.row_scales import check_of, out_to_loss
+from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import whole_column
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Epoch, Part, held_bytes
@@ -91,19 +93,15 @@ def influence_scores(
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
-    for pair in pairs:
-        scales = out_to_loss(pair.target), out_to_loss(pair.train)
-        split = _curved(store, pair, hessian)
-        factor = factor_split(
-            split,
-            damped,
-            solver=solver,
-            dtype=gram_dtype,
-            memory_limit=memory_limit,
-            held=held_bytes(parts),
-        )
-        how = {"row_scale": scales[0], "column_scale": scales[1], "kernel": weighting_of(split)}
-        parts.append(part_of(pair, factor, **how))
+    scales = [(out_to_loss(pair.target), out_to_loss(pair.train)) for pair in pairs]
+    kernels = [_curved(store, pair, hessian) for pair in pairs]
+    limit = memory_budget(memory_limit)
+    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": limit}
+    with kernels_together(kernels, damped, **how):
+        for pair, (left, right), split in zip(pairs, scales, kernels, strict=True):
+            factor = factor_split(split, damped, held=held_bytes(parts), **how)
+            scaled = {"row_scale": left, "column_scale": right, "kernel": weighting_of(split)}
+            parts.append(part_of(pair, factor, **scaled))
     return scores_of("influence", parts, pairs)
 
 
@@ -162,13 +160,14 @@ def self_scores(
     """
     damped, pairs = Damping.of(damping), epoch_pairs(store, split, split, epochs)
     lengths, scales = [], []
-    for pair in pairs:
-        scales.append(whole_column(out_to_loss(pair.train)).astype(np.float64))
-        factor: Factor = factor_split(
-            pair.train.stored, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
-        )
-        features = pair.train.column("features")
-        lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))
+    limit = memory_budget(memory_limit)
+    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": limit}
+    with kernels_together([pair.train.stored for pair in pairs], damped, **how):
+        for pair in pairs:
+            scales.append(whole_column(out_to_loss(pair.train)).astype(np.float64))
+            factor: Factor = factor_split(pair.train.stored, damped, **how)
+            features = pair.train.column("features")
+            lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))
     one = pairs[0].train
     coords = {
         "train_id": ("train", whole_column(one.column("sample_id"))),

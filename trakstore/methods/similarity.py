@@ -10,6 +10,7 @@ import numpy as np
 
 from trakstore.kernels.choice import factor_split
 from trakstore.kernels.gram import Gram, GramDtype
+from trakstore.kernels.many_epochs import kernels_together
 from trakstore.kernels.quadratic import quadratic_form
 from trakstore.kernels.solvers import Cholesky, Damping, Factor
 from trakstore.kernels.stored_grams import split_gram
@@ -178,23 +179,26 @@ def whitened_cos_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
     limit = memory_budget(memory_limit)
-    for pair in pairs:
-        held = held_bytes(parts)
-        left = max(1, limit - held)
-        if mix == 0:  # out of core where the targets have no part in it
-            how: Any = {"dtype": gram_dtype, "memory_limit": limit, "held": held}
-            factor = factor_split(pair.train.stored, damped, **how)
-        else:
-            factor = _mixed(pair, damped, mix, gram_dtype, left)
-        parts.append(
-            part_of(
-                pair,
-                factor,
-                kernel=f"mix {mix}" if mix else "",
-                row_scale=_inverse_length(pair.target, factor, of, left),
-                column_scale=_inverse_length(pair.train, factor, of, left),
+    how: Any = {"dtype": gram_dtype, "memory_limit": limit}
+    sides = [side for pair in pairs for side in (pair.train, pair.target)[: 2 if mix else 1]]
+    kernels = [side.stored for side in sides]
+    with kernels_together(kernels, damped, solver=Cholesky() if mix else None, **how):
+        for pair in pairs:
+            held = held_bytes(parts)
+            left = max(1, limit - held)
+            if mix == 0:  # out of core where the targets have no part in it
+                factor = factor_split(pair.train.stored, damped, held=held, **how)
+            else:
+                factor = _mixed(pair, damped, mix, gram_dtype, left)
+            parts.append(
+                part_of(
+                    pair,
+                    factor,
+                    kernel=f"mix {mix}" if mix else "",
+                    row_scale=_inverse_length(pair.target, factor, of, left),
+                    column_scale=_inverse_length(pair.train, factor, of, left),
+                )
             )
-        )
     return scores_of("whitened_cos", parts, pairs)
 
 

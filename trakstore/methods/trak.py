@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.kernels.choice import factor_rows, factor_split
 from trakstore.kernels.gram import GramDtype
+from trakstore.kernels.many_epochs import kernels_together
 from trakstore.kernels.row_weights import GramSplit, TemperedRows, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
-from trakstore.kernels.stored_grams import grams_together
 from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, part_of, scores_of
 from trakstore.methods.row_scales import out_to_loss
+from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, PositionRows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Average, Scores
@@ -121,10 +122,11 @@ def trak_scores(
     heat = trak_temperature(store, temperature)
     parts: list[Part] = []
     kernels = [_kernel_split(pair, heat) for pair in pairs]
-    with grams_together(kernels, gram_dtype, memory_limit):
+    limit = memory_budget(memory_limit)
+    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": limit}
+    with kernels_together(kernels, damped, **how):
         for pair, split in zip(pairs, kernels, strict=True):
-            options = {"dtype": gram_dtype, "memory_limit": memory_limit, "held": held_bytes(parts)}
-            parts.append(_part(pair, split, heat, damped, solver=solver, **options))
+            parts.append(_part(pair, split, heat, damped, held=held_bytes(parts), **how))
     mean = average if average != "auto" else "factors" if heat is None else "scores"
     return scores_of("trak", parts, pairs, average=mean, soft_threshold=soft_threshold)
 

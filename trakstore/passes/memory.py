@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from trakstore.passes.dask_cluster import active_client, worker_memory, workers_of
-from trakstore.planning import byte_count, human_bytes
+from trakstore.planning import byte_count, human_bytes, with_slack
+from trakstore.storage.backends.ahead import AHEAD_BYTES
 
-__all__ = ["give_back", "memory_budget"]
+__all__ = ["give_back", "memory_budget", "room_ahead"]
 
 SHARE = 4  # a quarter: the rest is for the page cache, the caller's own arrays, other processes
 UNKNOWN = 4 * 2**30  # available where the system does not say
@@ -47,6 +48,15 @@ def memory_budget(memory_limit: int | str | None) -> int:
         stacklevel=2,
     )
     return most
+
+
+def room_ahead(limit: int, planned: int, slots: int) -> int:
+    """Bytes that each of some tasks may hold of what it reads before it asks for it.
+
+    What the limit leaves beside a plan, and no more than is of use.
+    """
+    left = limit - with_slack(planned)
+    return max(0, min(AHEAD_BYTES, left // slots))
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trakstore.passes.sent import Sent
 from trakstore.planning import ranges
+from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.stored import StoredColumn, read_together
 
 __all__ = [
@@ -120,43 +121,62 @@ class TakenRows(_Chosen):
             return self.base.read(self.index.start + start, self.index.start + stop)
         wanted = np.asarray(self.index[start:stop], dtype=np.int64)
         out = np.empty((len(wanted), *self.base.shape[1:]), dtype=self.base.dtype)
-        order = np.argsort(wanted, kind="stable")
-        cuts = np.flatnonzero(np.diff(wanted[order] // self.base.chunk_rows)) + 1
-        for at in np.split(order, cuts):  # one read for each chunk of the base
-            if len(at):
-                low, high = int(wanted[at[0]]), int(wanted[at[-1]]) + 1
-                out[at] = self.base.read(low, high)[wanted[at] - low]
+        for low, high, at in self._pieces(wanted):
+            out[at] = self.base.read(low, high)[wanted[at] - low]
         return out
 
+    def _pieces(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+        """For each chunk of the base, which rows are read, and the places of those that are wanted."""
+        order = np.argsort(wanted, kind="stable")
+        cuts = np.flatnonzero(np.diff(wanted[order] // self.base.chunk_rows)) + 1
+        for at in np.split(order, cuts):
+            if len(at):
+                yield int(wanted[at[0]]), int(wanted[at[-1]]) + 1, at
 
-def together(wanted: Iterable[tuple[Rows | None, int, int]]) -> AbstractContextManager[None]:
+    def below(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The ranges of rows of the base that are read for these rows, in that order."""
+        if isinstance(self.index, range) and self.index.step == 1:
+            return [(self.index.start + start, self.index.start + stop)]
+        wanted = np.asarray(self.index[start:stop], dtype=np.int64)
+        return [(low, high) for low, high, _ in self._pieces(wanted)]
+
+
+def together(
+    wanted: Iterable[tuple[Rows | None, int, int]], most: int = AHEAD_BYTES
+) -> AbstractContextManager[None]:
     """Within, rows of several columns are read without waiting for one after the other.
 
     Parameters
     ----------
     wanted : iterable of (Rows or None, start, stop)
-        What is not stored, or not in one piece, is read when it is asked for.
+        In the order in which they will be read; what is not stored is passed over.
+    most : int
+        Bytes of stored rows that are held at a time.
     """
-    single = [
-        (rows, start, stop)
-        for whole, start, stop in wanted
-        for rows in (whole.columns if isinstance(whole, MeanRows) else (whole,))
-    ]
-    found = [_stored(*one) for one in single]
-    return read_together([one for one in found if one is not None])
+    return read_together((one for rows in wanted for one in _stored(*rows)), most)
 
 
-def _stored(rows: Rows | None, start: int, stop: int) -> tuple[StoredColumn, int, int] | None:
-    """The stored column below, and which of its rows."""
-    while rows is not None and not isinstance(rows, StoredColumn):
-        if isinstance(rows, TakenRows):
-            if not (isinstance(rows.index, range) and rows.index.step == 1):
-                return None
-            start, stop = rows.index.start + start, rows.index.start + stop
-        elif isinstance(rows, UnmaskedRows) and start < stop:
-            start, stop = rows.below(start, stop)
-        rows = getattr(rows, "base", None)
-    return None if rows is None else (rows, start, stop)
+def _stored(rows: Rows | None, start: int, stop: int) -> Iterator[tuple[StoredColumn, int, int]]:
+    """The stored columns below that are not on a local disk, and which of their rows are read."""
+    if isinstance(rows, StoredColumn):
+        if not rows.near:
+            yield rows, start, stop
+    elif isinstance(rows, MeanRows):
+        for column in rows.columns:
+            yield from _stored(column, start, stop)
+    elif isinstance(rows, RowByRow):
+        for base in (getattr(rows, field.name) for field in fields(rows)):
+            if isinstance(base, StoredColumn | View):
+                yield from _stored(base, start, stop)
+    elif isinstance(rows, TakenRows | UnmaskedRows) and start < stop and _is_far(rows):
+        for piece in rows.below(start, stop):
+            yield from _stored(rows.base, *piece)
+
+
+def _is_far(rows: Rows) -> bool:
+    while isinstance(rows, _Chosen):
+        rows = rows.base
+    return not isinstance(rows, StoredColumn) or not rows.near
 
 
 def take(rows: Rows, index: Taken) -> Rows:
@@ -184,14 +204,14 @@ class UnmaskedRows(_Chosen):
     def read(self, start: int, stop: int) -> NDArray[Any]:
         if stop <= start:
             return self.base.read(0, 0)
-        low, high = self.below(start, stop)
+        ((low, high),) = self.below(start, stop)
         here = self.masked[np.searchsorted(self.masked, low) : np.searchsorted(self.masked, high)]
         rows = self.base.read(low, high)
         return np.delete(rows, here - low, axis=0) if len(here) else rows
 
-    def below(self, start: int, stop: int) -> tuple[int, int]:
-        """The range of rows of the base in which these are; there is at least one."""
-        return self._position(start), self._position(stop - 1) + 1
+    def below(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The one range of rows of the base that is read for these rows, of which there are some."""
+        return [(self._position(start), self._position(stop - 1) + 1)]
 
     def _position(self, kept: int) -> int:
         """Position in the base of the kept row with this number."""

@@ -31,7 +31,7 @@ from threadpoolctl import ThreadpoolController
 from trakstore.errors import TrakStoreError
 from trakstore.passes.dask_cluster import active_client, compute_on, heard, workers_of
 from trakstore.passes.rows import Rows
-from trakstore.planning import CHUNK_BYTES
+from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage.backends.buffers import reused_buffers
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "row_ranges",
     "sent_once",
     "task_slots",
+    "tile_ranges",
     "tile_rows",
 ]
 
@@ -123,6 +124,11 @@ def tile_rows(rows: Rows) -> int:
     row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
     wanted = min(TILE_ROWS, CHUNK_BYTES // max(1, row_bytes))
     return rows.chunk_rows * max(1, wanted // rows.chunk_rows)
+
+
+def tile_ranges(start: int, stop: int, step: int) -> list[tuple[int, int]]:
+    """The tiles of a range of rows, each of ``step`` rows but the last."""
+    return [(start + low, start + high) for low, high in ranges(stop - start, step)]
 
 
 def row_ranges(rows: int, step: int, parts: int | None = None) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError, TrakStoreError
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.scheduler import map_reduce
+from trakstore.passes.scheduler import map_reduce, tile_ranges
 from trakstore.planning import CHUNK_BYTES, human_bytes
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_number, as_whole
@@ -139,7 +139,9 @@ def save_above(
             if (at,) in done:
                 total = int(into[last - 1])
             else:
-                task = _AboveTask(scores.window(first, last), threshold, scores.tile_rows, limit)
+                task = _AboveTask(
+                    scores.window(first, last, plan.ahead), threshold, scores.tile_rows, limit
+                )
                 found = map_reduce(task, columns, task.step, task.join, workers=plan.workers)
                 order = np.argsort(found.row, kind="stable")  # columns ascend within a target
                 what = f"scores of targets {first}..{last}"
@@ -180,18 +182,19 @@ class _AboveTask:
         targets = len(self.window.lefts[0])
         buffer = np.empty((targets, self.step), dtype=np.float32)
         found, count = [], 0
-        for low in range(start, stop, self.step):
-            high = min(stop, low + self.step)
-            tile = self.window.tile(low, high, buffer[:, : high - low])
-            if not np.isfinite(np.add.reduce(tile, axis=None)) and not np.isfinite(tile).all():
-                raise NumericsError(
-                    f"scores with train rows {low}..{high} are not finite; look at the features "
-                    f"with `trakstore kernel`"
-                )
-            row, column = np.nonzero(np.abs(tile) >= self.threshold)
-            found.append(_Entries(row, column + low, tile[row, column]))
-            count += len(row)
-            self._check(count, TASK_SHARE)
+        tiles = tile_ranges(start, stop, self.step)
+        with self.window.reading(tiles):
+            for low, high in tiles:
+                tile = self.window.tile(low, high, buffer[:, : high - low])
+                if not np.isfinite(np.add.reduce(tile, axis=None)) and not np.isfinite(tile).all():
+                    raise NumericsError(
+                        f"scores with train rows {low}..{high} are not finite; look at the features "
+                        f"with `trakstore kernel`"
+                    )
+                row, column = np.nonzero(np.abs(tile) >= self.threshold)
+                found.append(_Entries(row, column + low, tile[row, column]))
+                count += len(row)
+                self._check(count, TASK_SHARE)
         return _joined(found)
 
     def join(self, left: _Entries, right: _Entries) -> _Entries:

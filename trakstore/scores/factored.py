@@ -13,10 +13,11 @@ from numpy.typing import DTypeLike, NDArray
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.markup import card, facts_markup
 from trakstore.passes.rows import MeanRows, Rows, Taken, take, together
-from trakstore.passes.scheduler import in_this_process, map_reduce, nothing, tile_rows
+from trakstore.passes.scheduler import in_this_process, map_reduce, nothing, tile_ranges, tile_rows
 from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
 from trakstore.scores.parts import F32, Epoch, Part, Window
+from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import as_epoch
 
 __all__ = ["Average", "Index", "Scores", "need_scores", "positions"]
@@ -122,12 +123,14 @@ class Scores:
         }
         return card("Scores", facts_markup(facts))
 
-    def window(self, start: int, stop: int) -> Window:
-        """Targets start..stop, preconditioned: the left operand of their tiles."""
+    def window(self, start: int, stop: int, ahead: int = AHEAD_BYTES) -> Window:
+        """Targets start..stop, preconditioned: the left operand of their tiles.
+
+        ``ahead`` bytes of stored rows may be read before they are asked for, here and in each task.
+        """
         share = np.float32(1 / len(self.parts) if self.reduce == "mean" else 1)
         lefts = []
-        sides = [rows for part in self.parts for rows in (part.target, part.row_scale)]
-        with together((rows, start, stop) for rows in sides):
+        with together((one for part in self.parts for one in part.reads(start, stop)), ahead):
             for part in self.parts:
                 left = part.left(start, stop)
                 left *= share
@@ -142,6 +145,7 @@ class Scores:
             MeanRows(given) if apart else None,
             self.device,
             self.soft_threshold,
+            ahead,
         )
 
     def to(self, device: str) -> Scores:
@@ -153,7 +157,9 @@ class Scores:
 
     def block(self, t0: int, t1: int, n0: int, n1: int) -> F32:
         """The dense block of targets t0..t1 and train rows n0..n1."""
-        return self.window(t0, t1).tile(n0, n1)
+        window = self.window(t0, t1)
+        with window.reading([(n0, n1)]):
+            return window.tile(n0, n1)
 
     def epoch(self, epoch: Epoch) -> Scores:
         """The scores of one epoch alone, with its own column scale.
@@ -225,9 +231,10 @@ class _FillTask:
     step: int
 
     def __call__(self, start: int, stop: int) -> None:
-        for low in range(start, stop, self.step):
-            high = min(stop, low + self.step)
-            self.window.tile(low, high, self.out[:, low:high])
+        tiles = tile_ranges(start, stop, self.step)
+        with self.window.reading(tiles):
+            for low, high in tiles:
+                self.window.tile(low, high, self.out[:, low:high])
 
 
 def positions(index: Index, size: int, dim: str) -> Taken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import dask.array as da
@@ -19,6 +20,7 @@ __all__ = ["lazy_column", "lazy_matrix"]
 
 class _Tiles(Protocol):
     def tile(self, start: int, stop: int, /) -> NDArray[np.float32]: ...
+    def reading(self, tiles: list[tuple[int, int]], /) -> AbstractContextManager[None]: ...
 
 
 class _Windows(Protocol):
@@ -62,7 +64,7 @@ def _window(source: _Windows, start: int, stop: int) -> _Tiles:
 
 
 def _tile(window: _Tiles, start: int, stop: int) -> NDArray[np.float32]:
-    with one_blas_thread():
+    with one_blas_thread(), window.reading([(start, stop)]):
         return window.tile(start, stop)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError
-from trakstore.passes.scheduler import map_reduce
+from trakstore.passes.scheduler import map_reduce, tile_ranges
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Window
 from trakstore.scores.streaming import plan_windows
@@ -36,10 +37,8 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
     """
     (rows, columns), step = scores.shape, scores.tile_rows
     plan = plan_windows(scores, "means of scores", memory_limit, target_bytes=64)
-    sums = [
-        map_reduce(_Sums(scores.window(*at), step), columns, step, np.add, workers=plan.workers)
-        for at in plan.windows(rows)
-    ]
+    run = partial(map_reduce, rows=columns, step=step, merge=np.add, workers=plan.workers)
+    sums = [run(_Sums(scores.window(*at, plan.ahead), step)) for at in plan.windows(rows)]
     mean, square = np.concatenate(sums, axis=1) / columns
     if not np.isfinite(square).all():
         bad = int(np.flatnonzero(~np.isfinite(square))[0])
@@ -58,8 +57,10 @@ class _Sums:
 
     def __call__(self, start: int, stop: int) -> F64:
         total = np.zeros((2, len(self.window.lefts[0])))
-        for low in range(start, stop, self.step):
-            tile = self.window.tile(low, min(stop, low + self.step))
-            total[0] += tile.sum(axis=1, dtype=np.float64)
-            total[1] += np.einsum("ij,ij->i", tile, tile, dtype=np.float64)
+        tiles = tile_ranges(start, stop, self.step)
+        with self.window.reading(tiles):
+            for low, high in tiles:
+                tile = self.window.tile(low, high)
+                total[0] += tile.sum(axis=1, dtype=np.float64)
+                total[1] += np.einsum("ij,ij->i", tile, tile, dtype=np.float64)
         return total

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ from trakstore.passes.rows import Rows, Taken, take, together
 from trakstore.passes.scheduler import tile_rows
 from trakstore.passes.sent import Sent
 from trakstore.planning import ranges
+from trakstore.storage.backends.ahead import AHEAD_BYTES
 
 __all__ = ["F32", "SCRATCH_VALUES", "Epoch", "Part", "Window", "held_bytes"]
 
@@ -69,9 +71,19 @@ class Part:
             When a target feature, or what becomes of it, is not finite.
         """
         out = np.empty((stop - start, self.target.shape[1]), dtype=np.float32)
-        for low, high in ranges(stop - start, self.solve_rows):
-            out[low:high] = self._left_tile(start + low, start + high)
+        for low, high in self._solved(start, stop):
+            out[low - start : high - start] = self._left_tile(low, high)
         return out
+
+    def reads(self, start: int, stop: int) -> Iterator[tuple[Rows | None, int, int]]:
+        """What :meth:`left` reads, in that order."""
+        for tile in self._solved(start, stop):
+            yield self.target, *tile
+            yield self.row_scale, *tile
+
+    def _solved(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        for low, high in ranges(stop - start, self.solve_rows):
+            yield start + low, start + high
 
     def _left_tile(self, start: int, stop: int) -> NDArray[np.float64]:
         rows: NDArray[np.float64] = self.target.read(start, stop).astype(np.float64)
@@ -119,6 +131,8 @@ class Window(Sent):
         Where tiles are computed.
     soft_threshold : float
         As of the scores.
+    ahead : int
+        Bytes of stored train rows that each task may read before it asks for them.
     """
 
     lefts: tuple[F32, ...]
@@ -127,6 +141,20 @@ class Window(Sent):
     scale: Rows | None
     device: str = "cpu"
     soft_threshold: float = 0.0
+    ahead: int = AHEAD_BYTES
+
+    def reading(self, tiles: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        """Within, this thread has the train rows of these tiles read before it asks for them.
+
+        Parameters
+        ----------
+        tiles : iterable of (start, stop)
+            In the order in which they will be asked for.
+        """
+        columns = [rows for pair in zip(self.trains, self.scales, strict=True) for rows in pair]
+        columns.append(self.scale)
+        wanted = ((rows, low, high) for low, high in tiles for rows in columns)
+        return together(wanted, self.ahead)
 
     def tile(self, start: int, stop: int, out: F32 | None = None) -> F32:
         """Scores of the window with train rows start..stop, shape (w, stop - start).
@@ -136,11 +164,10 @@ class Window(Sent):
         if out is None:
             out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
         device = usable_device(self.device)
-        with together((rows, start, stop) for rows in (*self.trains, *self.scales, self.scale)):
-            if device == "cpu":
-                self._fill(start, stop, out)
-            else:
-                out[...] = torch_tile(self, start, stop, device)
+        if device == "cpu":
+            self._fill(start, stop, out)
+        else:
+            out[...] = torch_tile(self, start, stop, device)
         if self.soft_threshold:
             out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
         return out

@@ -36,6 +36,10 @@ class Groups:
     counts: tuple[int, ...]
     labels: NDArray[Any]
 
+    def reach(self, start: int, stop: int) -> bool:
+        """Whether a group has rows in start..stop."""
+        return bool((self.of[start:stop] >= 0).any())
+
     def within(self, start: int, stop: int) -> list[tuple[int, NDArray[np.int64]]]:
         """The groups that have rows in start..stop, with those rows counted from ``start``."""
         here = self.of[start:stop]

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.passes.dask_cluster import active_client
-from trakstore.passes.memory import memory_budget
-from trakstore.passes.scheduler import map_reduce, nothing, task_slots
+from trakstore.passes.memory import memory_budget, room_ahead
+from trakstore.passes.scheduler import map_reduce, nothing, task_slots, tile_ranges
 from trakstore.planning import ranges, window_rows, with_slack
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.scores.factored import Scores
@@ -25,11 +25,15 @@ ENOUGH_TARGETS = 256  # a smaller window is worth less than fewer tasks at once
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Targets of a window, the tasks that run at once in a process, and the bytes they need."""
+    """Targets of a window, the tasks that run at once in a process, and the bytes they need.
+
+    ``ahead`` bytes are left in each task for stored rows that are read before they are asked for.
+    """
 
     targets: int
     workers: int
     memory: int = 0
+    ahead: int = 0
 
     def windows(self, targets: int) -> Iterator[tuple[int, int]]:
         return ranges(targets, self.targets)
@@ -83,7 +87,8 @@ def plan_windows(
         slots -= 1
     fitting = window_rows(rows, target + slots * each, fixed + slots * task, limit, what)
     targets = max(fitting // align * align, min(align, fitting))
-    return WindowPlan(targets, slots, fixed + slots * task + targets * (target + slots * each))
+    memory = fixed + slots * task + targets * (target + slots * each)
+    return WindowPlan(targets, slots, memory, room_ahead(limit, memory, slots))
 
 
 def _tile_bytes(train: Any, step: int) -> int:
@@ -147,7 +152,7 @@ def for_each_tile(
     with ProgressLine("scores", size, unit="scores", show=on_terminal()) as progress:
         for start, stop in plan.windows(scores.shape[0]):
             if skip is None or not skip(start, stop, 0, columns):
-                task = _WriteTask(scores.window(start, stop), write, skip, start, step)
+                task = _WriteTask(scores.window(start, stop, plan.ahead), write, skip, start, step)
                 advance = partial(_advance, progress, stop - start)
                 map_reduce(task, columns, step, nothing, workers=plan.workers, finished=advance)
 
@@ -167,8 +172,12 @@ class _WriteTask:
     def __call__(self, start: int, stop: int) -> None:
         targets = len(self.window.lefts[0])
         last, buffer = self.first + targets, np.empty((targets, self.step), dtype=np.float32)
-        for low in range(start, stop, self.step):
-            high = min(stop, low + self.step)
-            if self.skip is None or not self.skip(self.first, last, low, high):
+        tiles = [
+            one
+            for one in tile_ranges(start, stop, self.step)
+            if self.skip is None or not self.skip(self.first, last, *one)
+        ]
+        with self.window.reading(tiles):
+            for low, high in tiles:
                 tile = self.window.tile(low, high, buffer[:, : high - low])
                 self.write(self.first, last, low, high, tile)

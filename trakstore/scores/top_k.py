@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import ArrayRows, Rows, TakenRows
-from trakstore.passes.scheduler import WAITING, map_reduce, task_slots
+from trakstore.passes.rows import ArrayRows, Rows, TakenRows, together
+from trakstore.passes.scheduler import WAITING, map_reduce, task_slots, tile_ranges
 from trakstore.planning import fit_slots
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
@@ -115,7 +115,7 @@ def top_k(
     step, found = scores.tile_rows, []
     with ProgressLine(f"top-{k}", rows * columns, unit="scores", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
-            task = SelectTask(scores.window(start, stop), start, step, k, order, groups)
+            task = SelectTask(scores.window(start, stop, plan.ahead), start, step, k, order, groups)
             advance = partial(_advance, progress, stop - start)
             found.append(
                 map_reduce(task, columns, step, merge_all, workers=plan.workers, finished=advance)
@@ -167,26 +167,21 @@ class SelectTask:
         ]
         # one for all tiles: workers of a cluster give each freed array back to the system
         buffer = np.empty((len(self.window.lefts[0]), self.step), dtype=np.float32)
-        for low in range(start, stop, self.step):
-            high = min(stop, low + self.step)
-            wanted = None if self.groups is None else self.groups.within(low, high)
-            if wanted != []:
+        tiles = tile_ranges(start, stop, self.step)
+        if self.groups is not None:
+            tiles = [one for one in tiles if self.groups.reach(*one)]
+        with self.window.reading(tiles):
+            for low, high in tiles:
                 tile = self.window.tile(low, high, buffer[:, : high - low])
-                self._offer(running, tile, low, wanted)
+                self._offer(running, tile, low)
         return [one.found() for one in running]
 
-    def _offer(
-        self,
-        running: list[Running],
-        tile: NDArray[np.float32],
-        low: int,
-        wanted: list[tuple[int, NDArray[np.int64]]] | None,
-    ) -> None:
-        if wanted is None:
+    def _offer(self, running: list[Running], tile: NDArray[np.float32], low: int) -> None:
+        if self.groups is None:
             positions = np.arange(low, low + tile.shape[1])
             running[0].offer(tile, self.first, positions, self.order)
             return
-        for group, columns in wanted:
+        for group, columns in self.groups.within(low, low + tile.shape[1]):
             part = tile if len(columns) == tile.shape[1] else tile[:, columns]
             running[group].offer(part, self.first, columns + low, self.order)
 
@@ -227,7 +222,9 @@ def _dataset(
     position = np.concatenate([part.position for part in found])
     none = position == NOWHERE
     axis = np.where(none, 0, position).ravel()
-    train = TakenRows(train_ids, axis).read(0, axis.size)
+    taken, targets = TakenRows(train_ids, axis), target_ids.shape[0]
+    with together([(taken, 0, axis.size), (target_ids, 0, targets)]):
+        train, target = taken.read(0, axis.size), target_ids.read(0, targets)
     if positions is not None:
         position = TakenRows(positions, axis).read(0, axis.size).reshape(none.shape)
     if none.any():  # a class of fewer rows
@@ -240,7 +237,7 @@ def _dataset(
             "train": (dims, train.reshape(position.shape)),
             "position": (dims, position),
         },
-        coords={"target_id": ("target", target_ids.read(0, target_ids.shape[0]))},
+        coords={"target_id": ("target", target)},
         attrs={"method": method, "order": order},
     )
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
 from trakstore.passes.rows import RowByRow, Rows
-from trakstore.passes.scheduler import map_reduce
-from trakstore.planning import ranges
+from trakstore.passes.scheduler import map_reduce, tile_ranges
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores
@@ -101,7 +100,7 @@ def approximate_top_k(
     step, found, hits = scores.tile_rows, [], 0
     with ProgressLine(f"top-{k}", rows, unit="targets", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
-            window = scores.window(start, stop)
+            window = scores.window(start, stop, plan.ahead)
             run = partial(map_reduce, rows=trains, step=step, workers=plan.workers)
             coarse = _coarse(window, columns, rng)
             (near,) = run(SelectTask(coarse, start, step, wide, order, None), merge=merge_all)
@@ -200,12 +199,15 @@ class _Rescore:
 
     def __call__(self, start: int, stop: int) -> F32:
         found = [np.empty(0, dtype=np.float32)]
-        for a, b in ranges(stop - start, self.step):
-            first, last = start + a, start + b
-            low, high = np.searchsorted(self.columns, [first, last]).tolist()
-            if low < high:
-                pairs = self.targets[low:high], self.columns[low:high] - first
-                found.append(self.window.entries(first, last, *pairs))
+        cuts = {
+            tile: np.searchsorted(self.columns, tile).tolist()
+            for tile in tile_ranges(start, stop, self.step)
+        }
+        wanted = {tile: (low, high) for tile, (low, high) in cuts.items() if low < high}
+        with self.window.reading(wanted):
+            for tile, (low, high) in wanted.items():
+                pairs = self.targets[low:high], self.columns[low:high] - tile[0]
+                found.append(self.window.entries(*tile, *pairs))
         return np.concatenate(found)
 
 

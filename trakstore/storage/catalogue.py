@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -17,14 +18,23 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.backends.together import together
 from trakstore.storage.layout import Epoch
 
-__all__ = ["Catalogue", "catalogue_of", "list_epochs"]
+__all__ = ["Catalogue", "Seen", "catalogue_of", "list_epochs"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A split as it was when this process opened it last: its rows, and whether all were there."""
+
+    rows: int
+    complete: bool
 
 
 class Catalogue:
-    """Names of the splits of each epoch of one store."""
+    """Names of the splits of each epoch of one store, and what was seen of them."""
 
     def __init__(self) -> None:
         self._splits: dict[Epoch, frozenset[str]] = {}
+        self._seen: dict[tuple[Epoch, str], Seen] = {}
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -40,6 +50,16 @@ class Catalogue:
         """Of one epoch."""
         return tuple(sorted(self._splits.get(layout.as_epoch(epoch), ())))
 
+    def see(self, epoch: Epoch, split: str, seen: Seen) -> None:
+        """Take in what was opened."""
+        if split not in self.splits_of(epoch):
+            self.add(epoch, split)
+        self._seen[layout.as_epoch(epoch), split] = seen
+
+    def seen(self, epoch: Epoch, split: str) -> Seen | None:
+        """A split as it was when it was opened; None for one that never was."""
+        return self._seen.get((layout.as_epoch(epoch), split))
+
     def replace(self, splits: dict[Epoch, Iterable[str]]) -> None:
         """Take in what was read."""
         self._splits = {epoch: frozenset(names) for epoch, names in splits.items()}
@@ -52,6 +72,11 @@ class Catalogue:
     def remove(self, epoch: Epoch, split: str | None = None) -> None:
         """Leave out what was dropped; a whole epoch without a ``split``."""
         own = layout.as_epoch(epoch)
+        self._seen = {
+            (at, name): seen
+            for (at, name), seen in self._seen.items()
+            if at != own or split not in (None, name)
+        }
         left = dict(self._splits)
         if split is None:
             left.pop(own, None)

@@ -168,9 +168,7 @@ def last_claim(location: Location, path: str) -> Claim | None:
 
 
 def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
-    parts = top.split("/")
-    for above in ("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
-        location.put_if_absent(layout.document_key(above), group_document({}))
+    location.put_all_if_absent(dict.fromkeys(layout.document_keys(top), group_document({})))
     for _ in range(ATTEMPTS):
         found = highest(location, top, stored_numbers(location, top))
         before = None if found is None else _ended(location, top, *found)

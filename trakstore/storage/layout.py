@@ -45,6 +45,7 @@ __all__ = [
     "check_name",
     "claims_path",
     "document_key",
+    "document_keys",
     "dynamics_path",
     "epoch_path",
     "epoch_sort_key",
@@ -224,6 +225,18 @@ def claims_path(path: str) -> str:
 def document_key(path: str) -> str:
     """Key of the metadata document of the group or array at ``path``; ``""`` is the root."""
     return f"{path}/zarr.json" if path else "zarr.json"
+
+
+def document_keys(path: str) -> list[str]:
+    """Keys of the documents of the group at ``path`` and of those above it, the highest first.
+
+    Examples
+    --------
+    >>> document_keys("grams/3")
+    ['grams/zarr.json', 'grams/3/zarr.json']
+    """
+    parts = path.split("/")
+    return [document_key("/".join(parts[:n])) for n in range(1, len(parts) + 1)]
 
 
 def marker_key(split: str, block: int) -> str:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trakstore.errors import DamagedError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import marker_entries
+from trakstore.storage.backends.ahead import Wanted, read_key
 from trakstore.storage.backends.location import Location
 from trakstore.storage.checksums import TAIL, intact
 
-__all__ = ["Marker", "MisplacedError", "marker_of", "tail_of_chunk"]
+__all__ = ["Marker", "MisplacedError", "marker_of", "tail_of_chunk", "wanted_marker"]
 
 _MOST = 2**15  # markers that are kept in a process
 
@@ -69,7 +72,9 @@ def marker_of(
     at = (location, split, spec.nonce, block)
     if not fresh and (known := _known.get(at)) is not None:
         return known
-    found = _parsed(location, layout.marker_key(split, block), spec)
+    wanted = _wanted(location, split, spec, block)
+    read = location.get_chunk if fresh else partial(read_key, location)
+    found = _parsed(location, wanted.key, read(wanted.key, wanted.most), spec)
     with _lock:
         if len(_known) >= _MOST:
             _known.clear()
@@ -77,8 +82,20 @@ def marker_of(
     return found
 
 
-def _parsed(location: Location, key: str, spec: SplitSpec) -> Marker:
-    content = location.get_chunk(key, TAIL * (marker_entries(spec) + 1))
+def wanted_marker(location: Location, split: str, spec: SplitSpec, block: int) -> Wanted | None:
+    """What :func:`marker_of` will read; None for a marker that is known."""
+    known = (location, split, spec.nonce, block) in _known
+    return None if known else _wanted(location, split, spec, block)
+
+
+def _wanted(location: Location, split: str, spec: SplitSpec, block: int) -> Wanted:
+    size = TAIL * (marker_entries(spec) + 1)
+    return Wanted(location, layout.marker_key(split, block), size, size)
+
+
+def _parsed(
+    location: Location, key: str, content: bytes | NDArray[np.uint8] | None, spec: SplitSpec
+) -> Marker:
     if content is None:
         raise DamagedError(
             f"{location}: {key} is missing: the block is not committed, or was dropped or repaired "

@@ -130,8 +130,7 @@ def change_masks(
         When others come first again and again.
     """
     path = layout.masks_path(split)
-    for above in (layout.MASKS, path):
-        location.put_if_absent(layout.document_key(above), group_document({}))
+    location.put_all_if_absent(dict.fromkeys(layout.document_keys(path), group_document({})))
     for _ in range(ATTEMPTS):
         now = read_masks(location, split)
         if now.number:  # one that was stopped may have left this undone

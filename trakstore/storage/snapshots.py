@@ -6,9 +6,9 @@ A query works on splits as they were when it opened them; whoever writes looks a
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
 from trakstore.storage.masks import Masks, read_masks
 from trakstore.storage.split import Split, attributes, split_spec, written_blocks
-from trakstore.storage.stored import StoredColumn
+from trakstore.storage.stored import StoredColumn, read_together
 
 __all__ = ["Opened", "is_current", "open_splits", "refuse_older"]
 
@@ -61,13 +61,17 @@ def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list
     calls: list[Callable[[], Any]] = [partial(read_masks, location, name) for name in names]
     calls += [partial(_read, location, *one) for one in wanted]
     calls += [partial(written_blocks, location, path) for path in paths]
-    calls += [partial(_blocks_of, location, f"{path}/{layout.MASKED}") for path in paths]
-    calls += [partial(_blocks_of, location, f"{path}/{layout.SKIPPED}") for path in paths]
+    calls += [partial(_left_out, location, path) for path in paths]
     found, count = together(location, calls), len(wanted)
     masks = dict(zip(names, found[: len(names)], strict=True))
-    rest = (found[len(names) + n * count :][:count] for n in range(4))
-    parts = zip(wanted, *rest, strict=True)
-    return [what and _opened(location, one, masks[one[1]], *what, *of) for one, what, *of in parts]
+    rest = (found[len(names) + n * count :][:count] for n in range(3))
+    opened = [
+        None if what is None else _opened(location, one, what, written, left_out)
+        for one, what, written, left_out in zip(wanted, *rest, strict=True)
+    ]
+    there = [one for one in opened if one is not None]
+    with read_together(read for one in there for read in one.reads(masks[one.split.name])):
+        return [None if one is None else one.settled(masks[one.split.name]) for one in opened]
 
 
 def is_current(split: Opened) -> bool:
@@ -110,54 +114,94 @@ def _read(location: Location, epoch: Epoch, name: str) -> tuple[SplitSpec, bool]
     return spec, False
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A split, and the blocks in which a column says that rows are left out.
+
+    Attributes
+    ----------
+    split : Split
+    old, bad : list of int
+        Blocks of the ``masked`` column of format 1, and of rows that were bad when they were written.
+    """
+
+    split: Split
+    old: list[int]
+    bad: list[int]
+
+    def reads(self, masks: Masks) -> Iterator[tuple[StoredColumn, int, int]]:
+        """What :meth:`settled` reads."""
+        if self._masked(masks) is None:
+            yield from self._blocks(self._old_column, self.old)
+        yield from self._blocks(self.split.column("norm"), self.bad)
+
+    def settled(self, masks: Masks) -> Split:
+        """The split without the rows that are left out."""
+        masked = self._masked(masks)
+        if masked is None:
+            masked = _where(np.asarray, self._blocks(self._old_column, self.old))
+        skipped = _where(np.isnan, self._blocks(self.split.column("norm"), self.bad))
+        return replace(self.split, masked=np.union1d(masked, skipped), skipped=skipped)
+
+    def _masked(self, masks: Masks) -> NDArray[np.int64] | None:
+        return masks.positions(self.split.epoch, self.split.spec.nonce, self.split.rows)
+
+    @property
+    def _old_column(self) -> StoredColumn:
+        return StoredColumn(
+            self.split.location,
+            f"{self.split.path}/{layout.MASKED}",
+            (self.split.rows,),
+            np.dtype(bool),
+            (self.split.spec.block_rows,),
+            "masked",
+        )
+
+    def _blocks(
+        self, column: StoredColumn, blocks: list[int]
+    ) -> Iterator[tuple[StoredColumn, int, int]]:
+        spec = self.split.spec
+        for block in blocks[: bisect_left(blocks, spec.blocks)]:
+            yield column, *spec.block_range(block)
+
+
 def _opened(
     location: Location,
     one: tuple[Epoch, str],
-    masks: Masks,
-    spec: SplitSpec,
-    more: bool,
+    what: tuple[SplitSpec, bool],
     written: set[int],
-    old_blocks: list[int],
-    bad_blocks: list[int],
-) -> Split:
-    epoch, name = layout.as_epoch(one[0]), one[1]
+    left_out: tuple[list[int], list[int]],
+) -> _Found:
+    epoch, name, (spec, more) = layout.as_epoch(one[0]), one[1], what
     if more or max(written, default=0) >= spec.blocks:
         refuse_older(location, layout.split_path(epoch, name), spec)
     complete = all(block in written for block in range(spec.blocks))
-    masked = masks.positions(epoch, spec.nonce, spec.rows)
-    split = Split(location, epoch, name, spec, complete)
-    masked = _old_mask(split, old_blocks) if masked is None else masked
-    skipped = _skipped(split, [block for block in bad_blocks if block in written])
-    return replace(split, masked=np.union1d(masked, skipped), skipped=skipped)
+    old, bad = left_out
+    bad = [block for block in bad if block in written]  # its norms are NaN
+    return _Found(Split(location, epoch, name, spec, complete), old, bad)
+
+
+def _left_out(location: Location, path: str) -> tuple[list[int], list[int]]:
+    """Blocks of the columns, there only where they say something, of masked and of bad rows."""
+    there = location.names(path)
+    old, bad = (
+        _blocks_of(location, f"{path}/{name}") if name in there else []
+        for name in (layout.MASKED, layout.SKIPPED)
+    )
+    return old, bad
 
 
 def _blocks_of(location: Location, path: str) -> list[int]:
-    """Blocks that have a chunk of a column that is there only where it says something."""
     names = location.names(f"{path}/c")
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
-def _skipped(split: Split, blocks: list[int]) -> NDArray[np.int64]:
-    """Rows that were bad when they were written: their norm is NaN, and their block says why."""
+def _where(
+    left_out: Callable[[NDArray[Any]], NDArray[np.bool_]],
+    reads: Iterator[tuple[StoredColumn, int, int]],
+) -> NDArray[np.int64]:
+    """Positions of the rows whose value says that they are left out."""
     found = [np.empty(0, dtype=np.int64)]
-    for block in blocks[: bisect_left(blocks, split.spec.blocks)]:
-        start, stop = split.spec.block_range(block)
-        found.append(np.flatnonzero(np.isnan(split.column("norm").read(start, stop))) + start)
-    return np.concatenate(found)
-
-
-def _old_mask(split: Split, blocks: list[int]) -> NDArray[np.int64]:
-    """Rows that the ``masked`` column of format 1 leaves out."""
-    spec, found = split.spec, [np.empty(0, dtype=np.int64)]
-    column = StoredColumn(
-        split.location,
-        f"{split.path}/{layout.MASKED}",
-        (spec.rows,),
-        np.dtype(bool),
-        (spec.block_rows,),
-        "masked",
-    )
-    for block in blocks[: bisect_left(blocks, spec.blocks)]:
-        start, stop = spec.block_range(block)
-        found.append(np.flatnonzero(column.read(start, stop)) + start)
+    for column, start, stop in reads:
+        found.append(np.flatnonzero(left_out(column.read(start, stop))) + start)
     return np.concatenate(found)

@@ -30,12 +30,12 @@ from trakstore.spec import (
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where, open_location
 from trakstore.storage.backends.together import together
-from trakstore.storage.catalogue import Catalogue, catalogue_of, list_epochs
+from trakstore.storage.catalogue import Catalogue, Seen, catalogue_of, list_epochs
 from trakstore.storage.creation import settle_split, spec_shape
 from trakstore.storage.given import GivenRows
 from trakstore.storage.growth import append_rows, drop_split, give_again, mask_samples
 from trakstore.storage.layout import Epoch
-from trakstore.storage.notebook import SHOWN_EPOCHS, store_markup
+from trakstore.storage.notebook import store_markup
 from trakstore.storage.root import read_format, read_root, refuse_foreign, root_document
 from trakstore.storage.skipped import SkippedRow, skipped_rows
 from trakstore.storage.snapshots import open_splits
@@ -189,19 +189,30 @@ class FeatureStore:
         NotFoundError
             When one of these epochs has not all of them.
         """
-        chosen = list_epochs(self.location) if epochs is None else epochs
-        pairs = [(layout.as_epoch(epoch), name) for epoch in chosen for name in names]
-        opened = open_splits(self.location, pairs)
-        found: dict[Epoch, list[Split]] = {}
-        for (epoch, name), split in zip(pairs, opened, strict=True):
+        opened = self._open_all(names) if epochs is None else self._open(epochs, names)
+        for (epoch, name), split in opened.items():
             if split is not None:
                 with told_of(f"{self.location}: {name} at epoch {epoch}"):
                     split.spec.check_of(self.spec)
-                found.setdefault(epoch, []).append(split)
-                self._catalogue.add(epoch, name)
+                self._catalogue.see(epoch, name, Seen(split.rows, split.complete))
             elif epochs is not None:
                 raise self._not_found(epoch, name)
-        return {epoch: tuple(them) for epoch, them in found.items() if len(them) == len(names)}
+        found = {epoch: [opened[epoch, name] for name in names] for epoch, _ in opened}
+        return {epoch: tuple(filter(None, them)) for epoch, them in found.items() if all(them)}
+
+    def _open(
+        self, epochs: Sequence[Epoch], names: Sequence[str]
+    ) -> dict[tuple[Epoch, str], Split | None]:
+        pairs = [(layout.as_epoch(epoch), name) for epoch in epochs for name in names]
+        return dict(zip(pairs, open_splits(self.location, pairs), strict=True))
+
+    def _open_all(self, names: Sequence[str]) -> dict[tuple[Epoch, str], Split | None]:
+        """Of all epochs that are there: those that are known are opened while others are looked for."""
+        known = self.epochs
+        listing, opening = partial(list_epochs, self.location), partial(self._open, known, names)
+        epochs, opened = together(self.location, [listing, opening])
+        opened |= self._open([epoch for epoch in epochs if epoch not in known], names)
+        return {(epoch, name): opened[epoch, name] for epoch in epochs for name in names}
 
     def _not_found(self, epoch: Epoch, split: str) -> NotFoundError:
         known = self.refresh().epochs
@@ -218,7 +229,10 @@ class FeatureStore:
             (epoch, name) for epoch in self.epochs for name in self._catalogue.splits_of(epoch)
         ]
         found = [split for split in open_splits(self.location, pairs) if split is not None]
-        return tuple(together(self.location, [split.status for split in found]))
+        told = together(self.location, [split.status for split in found])
+        for one in told:
+            self._catalogue.see(one.epoch, one.split, Seen(one.rows, one.complete))
+        return tuple(told)
 
     def features(self, epoch: Epoch, split: str, *, allow_missing: bool = False) -> xr.DataArray:
         """The features of a split, lazy.
@@ -467,10 +481,5 @@ class FeatureStore:
         return f"FeatureStore({str(self.location)!r}, {what}, epochs: {epochs})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: rows of each split at the last epochs, as they are now."""
-        epochs = self.refresh().epochs
-        last = epochs[-SHOWN_EPOCHS:]
-        pairs = [(epoch, name) for epoch in last for name in self._catalogue.splits_of(epoch)]
-        found = [split for split in open_splits(self.location, pairs) if split is not None]
-        status = together(self.location, [split.status for split in found])
-        return store_markup(self.location, self.spec, epochs, status)
+        """For notebooks: rows of each split at the last epochs, as this process saw them; no reads."""
+        return store_markup(self.location, self.spec, self._catalogue)

@@ -8,9 +8,8 @@ that is not there.
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,61 +24,45 @@ from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import ranges
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import array_documents, encode, fill_value
+from trakstore.storage.backends.ahead import AHEAD_BYTES, Wanted, is_wanted, read_ahead, read_key
 from trakstore.storage.backends.chunks import ChunkForm
 from trakstore.storage.backends.location import Location
-from trakstore.storage.backends.together import together
 from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.layout import document_key
-from trakstore.storage.markers import Marker, MisplacedError, marker_of, tail_of_chunk
+from trakstore.storage.markers import (
+    Marker,
+    MisplacedError,
+    marker_of,
+    tail_of_chunk,
+    wanted_marker,
+)
 
 __all__ = ["StoredColumn", "read_together"]
 
-_AHEAD_BYTES = 64 * 2**20  # of chunks that are fetched at once; larger ones do not wait for the way
 
+def read_together(
+    wanted: Iterable[tuple[StoredColumn, int, int]], most: int = AHEAD_BYTES
+) -> AbstractContextManager[None]:
+    """Within, this thread reads these columns' rows without waiting for one after the other.
 
-class _Fetched(threading.local):
-    chunks: dict[tuple[Location, str], Any] | None = None
-
-
-_FETCHED = _Fetched()
-
-
-@contextmanager
-def read_together(wanted: Sequence[tuple[StoredColumn, int, int]]) -> Iterator[None]:
-    """Within, this thread reads these columns' rows from memory: they were fetched all at once.
-
-    Nothing is, on a local disk, or where that would be more than some bytes.
+    Nothing is read ahead on a local disk.
 
     Parameters
     ----------
-    wanted : sequence of (column, start, stop)
+    wanted : iterable of (column, start, stop)
+        In the order in which they will be read.
+    most : int
+        Bytes that are held at a time.
     """
-    far = [
-        (column, key)
-        for column, start, stop in wanted
-        if not isinstance(column.location.store, LocalStore)
-        for key in column.chunk_keys(start, stop)
-    ]
-    if len(far) < 2 or sum(column.chunk_bytes for column, _ in far) > _AHEAD_BYTES:
-        yield
-        return
-    place = far[0][0].location
-    chunks = {key: column.chunk_call(key) for column, key in far}
-    keys = sorted(chunks)
-    markers = {(column.path, key): column.marker_call(key) for column, key in far}
-    calls = [call for call in markers.values() if call is not None]
-    found = together(place, [*(chunks[key] for key in keys), *calls])
-    contents = dict(zip(keys, found, strict=False))
-    own = iter(found[len(keys) :])
-    known = {at: None if call is None else next(own) for at, call in markers.items()}
-    before = _FETCHED.chunks
-    _FETCHED.chunks = {
-        (place, key): (contents[key], known[column.path, key]) for column, key in far
-    }
-    try:
-        yield
-    finally:
-        _FETCHED.chunks = before
+    found, known = list[Wanted](), set[str]()
+    for column, start, stop in wanted:
+        for key in [] if column.near else column.chunk_keys(start, stop):
+            marker = column.wanted_marker(key)
+            if marker is not None and marker.key not in known:
+                known.add(marker.key)
+                found.append(marker)
+            found.append(Wanted(column.location, key, column.form.most, column.chunk_bytes + TAIL))
+    return read_ahead(found, most) if len(found) > 1 else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -182,13 +165,25 @@ class StoredColumn:
     def _settled(self, start: int, stop: int) -> NDArray[Any]:
         """The rows, read again where an append, or a second writer, was just at work."""
         try:
-            return self._rows(start, stop)
+            with self._together(start, stop):
+                return self._rows(start, stop)
         except MisplacedError:
             pass
         try:
             return self._rows(start, stop, fresh=True)
         except MisplacedError:
             return self._before_append(start, stop)
+
+    def _together(self, start: int, stop: int) -> AbstractContextManager[None]:
+        """Chunks of some rows and their markers at once, unless they are on their way already."""
+        if self.near or any(is_wanted(self.location, k) for k in self.chunk_keys(start, stop)):
+            return nullcontext()
+        return read_together([(self, start, stop)])
+
+    @property
+    def near(self) -> bool:
+        """Whether a read is no way to another machine."""
+        return isinstance(self.location.store, LocalStore)
 
     def _rows(self, start: int, stop: int, *, fresh: bool = False) -> NDArray[Any]:
         """Rows of one chunk are a view of its bytes."""
@@ -224,11 +219,10 @@ class StoredColumn:
 
     def _content(self, key: str, down: int, across: int, fresh: bool) -> Any:
         """The bytes of a chunk, once it is known to be this one."""
-        spec, fetched = self.committed_by, _FETCHED.chunks
-        if not fresh and fetched is not None and (self.location, key) in fetched:
-            content, marker = fetched[self.location, key]
-        else:
-            content, marker = self.fetch(key, fresh=fresh)
+        spec, most = self.committed_by, self.form.most
+        marker = self._marker(key, fresh=fresh)
+        read = self.location.get_chunk if fresh else partial(read_key, self.location)
+        content = read(key, most)
         name = self.path.rpartition("/")[2]
         if content is None:
             if self.location.get(document_key("")) is None:
@@ -245,33 +239,27 @@ class StoredColumn:
                 )
         return content
 
-    def fetch(self, key: str, *, fresh: bool = False) -> tuple[Any, Marker | None]:
-        """The bytes of a chunk, and the marker of its block, at once."""
-        call, chunk = self.marker_call(key, fresh=fresh), self.chunk_call(key)
-        if call is None:
-            return chunk(), None
-        content, marker = together(self.location, [chunk, call])
-        return content, marker
-
-    def chunk_call(self, key: str) -> Callable[[], Any]:
-        """What reads the bytes of a chunk, unless they are too many to be right."""
-        return partial(self.location.get_chunk, key, self.form.most)
-
     @property
     def form(self) -> ChunkForm:
         """Bytes that its chunks can have."""
         itemsize = None if self.dtype.kind == "T" else self.dtype.itemsize
         return ChunkForm(math.prod(self.chunks), itemsize, self.compressed)
 
-    def marker_call(self, key: str, *, fresh: bool = False) -> Callable[[], Marker] | None:
-        """What reads the marker of a chunk's block; None where no marker counts the chunk."""
+    def _marker(self, key: str, *, fresh: bool) -> Marker | None:
+        """The marker of a chunk's block; None where no marker counts the chunk."""
         spec = self.committed_by
         if spec is None:
             return None
+        return marker_of(self.location, *self._block(key, spec), fresh=fresh)
+
+    def wanted_marker(self, key: str) -> Wanted | None:
+        """What is to be read of the marker of a chunk's block, if anything is."""
+        spec = self.committed_by
+        return None if spec is None else wanted_marker(self.location, *self._block(key, spec))
+
+    def _block(self, key: str, spec: SplitSpec) -> tuple[str, SplitSpec, int]:
         down = int(key.removeprefix(f"{self.path}/c/").split("/")[0])
-        block = down * self.chunk_rows // spec.block_rows
-        split = self.path.rpartition("/")[0]
-        return partial(marker_of, self.location, split, spec, block, fresh=fresh)
+        return self.path.rpartition("/")[0], spec, down * self.chunk_rows // spec.block_rows
 
     @property
     def chunk_bytes(self) -> int:

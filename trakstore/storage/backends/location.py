@@ -10,9 +10,10 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 from urllib.parse import unquote
@@ -138,6 +139,36 @@ class Location:
             content = chunk_buffer(os.fstat(file.fileno()).st_size)
             return content[: file.readinto(content.data)]
 
+    def begin(
+        self, wanted: Mapping[str, int], gate: asyncio.Semaphore
+    ) -> dict[str, Future[Buffer | None]]:
+        """Begin to read values; errors are those of the store itself.
+
+        Parameters
+        ----------
+        wanted : mapping of str to int
+            Keys, and the bytes that can be right: more are a :class:`DamagedError`.
+        gate : asyncio.Semaphore
+            Through which reads go that must not all be under way at once.
+        """
+        store, prototype = self.store, default_buffer_prototype()
+        futures = {check_key(key): Future[Buffer | None]() for key in wanted}
+
+        async def read(key: str, future: Future[Buffer | None]) -> Buffer | None:
+            async with gate:
+                return (
+                    None if future.cancelled() else await fetch(store, key, prototype, wanted[key])
+                )
+
+        def start() -> None:
+            for key, future in futures.items():
+                task = asyncio.ensure_future(read(key, future))
+                _UNDER_WAY.add(task)
+                task.add_done_callback(partial(_settle, future))
+
+        self._run(_running_loop()).call_soon_threadsafe(start)
+        return futures
+
     def put_chunk(self, key: str, *parts: bytes) -> None:
         """Write parts as one value, whole or not at all; files are left to the system to flush."""
         if not isinstance(self.store, DurableLocalStore):
@@ -179,16 +210,44 @@ class Location:
 
     def put_if_absent(self, key: str, value: bytes) -> bytes:
         """Write ``value`` unless the key exists; what the key holds in the end."""
-        buffer = default_buffer_prototype().buffer.from_bytes(value)
         for rest in RESTS:  # S3 may turn down all of several writers that come at once
             if (existing := self.get(key)) is not None:
                 return existing
             time.sleep(rest)
-            self._run(self.store.set_if_not_exists(check_key(key), buffer), making=True)
+            self._put_absent(key, value)
         settled = self.get(key)
         if settled is None:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
         return settled
+
+    def put_all_if_absent(self, values: Mapping[str, bytes]) -> None:
+        """Write values, one after the other, where there is none; what is there may be anything."""
+        for rest in (*RESTS, None):
+            absent = [
+                key for key, found in zip(values, self._all(values), strict=True) if not found
+            ]
+            if not absent:
+                return
+            if rest is None:
+                raise LocationError(f"wrote {absent[0]} to {self} but cannot read it back")
+            time.sleep(rest)
+            for key in absent:
+                self._put_absent(key, values[key])
+
+    def _all(self, keys: Iterable[str]) -> list[Buffer | None]:
+        """Documents, all at once."""
+        store, prototype = self.store, default_buffer_prototype()
+        checked = [check_key(key) for key in keys]
+
+        async def read() -> list[Buffer | None]:
+            reads = (fetch(store, key, prototype, DOCUMENT_BYTES) for key in checked)
+            return await asyncio.gather(*reads)
+
+        return self._run(read())
+
+    def _put_absent(self, key: str, value: bytes) -> None:
+        buffer = default_buffer_prototype().buffer.from_bytes(value)
+        self._run(self.store.set_if_not_exists(check_key(key), buffer), making=True)
 
     def delete(self, keys: list[str]) -> None:
         """Delete keys; those that are not there are passed over."""
@@ -243,6 +302,27 @@ class Location:
             work.close()
             _forget_loop()
             raise LocationError(NO_THREADS) from error
+
+
+_UNDER_WAY: set[asyncio.Future[Buffer | None]] = set()  # asyncio itself does not keep its tasks
+
+
+def _settle(future: Future[Buffer | None], task: asyncio.Future[Buffer | None]) -> None:
+    """Tell a future, if it is still of interest, how a task ended."""
+    _UNDER_WAY.discard(task)
+    if task.cancelled():
+        future.cancel()
+    error = None if task.cancelled() else task.exception()
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is None:
+        future.set_result(task.result())
+    else:
+        future.set_exception(error)
+
+
+async def _running_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
 
 
 def _forget_loop() -> None:

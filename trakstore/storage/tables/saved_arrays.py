@@ -324,6 +324,4 @@ class StrictStore(WrapperStore[Store]):
 
 def begin_group(location: Location, path: str) -> None:
     """Make a group that says nothing, and those above it, where there are none."""
-    parts = path.split("/")
-    for above in ("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
-        location.put_if_absent(layout.document_key(above), UNFINISHED)
+    location.put_all_if_absent(dict.fromkeys(layout.document_keys(path), UNFINISHED))
