@@ -22,7 +22,8 @@ from stores import median_seconds, random_store
 
 import trakstore as ts
 from trakstore.kernels.gram import gram
-from trakstore.passes.scheduler import map_reduce, nothing, row_ranges
+from trakstore.passes.one_pass import nothing
+from trakstore.passes.scheduler import map_reduce, row_ranges
 
 BILLION = 10**9
 

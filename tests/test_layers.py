@@ -85,6 +85,7 @@ ORDER: dict[str, list[str]] = {
         "rows",
         "dask_cluster",
         "scheduler",
+        "one_pass",
         "memory",
         "gpu",
     ],
@@ -104,6 +105,7 @@ ORDER: dict[str, list[str]] = {
     "scores": [
         "lazy",
         "parts",
+        "window_pass",
         "factored",
         "streaming",
         "narrowing",

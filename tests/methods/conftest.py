@@ -24,6 +24,7 @@ class FakeSplit:
 
     spec = SimpleNamespace(nonce=1, checkpoint=None)
     state = "as it was"
+    masked = ()
 
     @property
     def location(self):

@@ -119,7 +119,8 @@ def test_what_cannot_be_kept_is_told(store: ts.FeatureStore) -> None:
         with pytest.raises(TrakStoreError, match=message):
             ts.save_scores(scores, store, "a", **kept)  # type: ignore[arg-type]
     with pytest.raises(MemoryLimitError, match="raise the threshold"):
-        entries._AboveTask(scores.window(0, M), 1e-9, 7, 10_000)(0, N)
+        most = entries._Most(1e-9, M, 10_000)
+        entries._AbovePass(7, scores.window(0, M), 0, most).over(0, N)
     ts.save_scores(scores, store, "whole")
     with pytest.raises(TrakStoreError, match="not saved with a threshold"):
         ts.sparse_scores(store, "whole")

@@ -9,7 +9,7 @@ from trakstore.errors import MemoryLimitError, TrakStoreError
 from trakstore.kernels.blocked_cholesky import BlockedCholesky
 from trakstore.kernels.gram import GramDtype, Kernel, check_gram_dtype, gram
 from trakstore.kernels.iterative import Dual, rows_kernel
-from trakstore.kernels.row_weights import GramSplit, kernel_rows, unmasked_count
+from trakstore.kernels.row_weights import KernelSplit, kernel_rows, unmasked_count
 from trakstore.kernels.solvers import Cholesky, Damping, Factor, Form, Solver
 from trakstore.kernels.stored_grams import split_gram
 from trakstore.kernels.tiled_gram import Scratch, split_tiles, tiled_gram
@@ -21,7 +21,7 @@ __all__ = ["choose_solver", "factor_rows", "factor_split", "need_solver", "split
 
 
 def factor_split(
-    split: GramSplit,
+    split: KernelSplit,
     damping: float | Damping = 1.0,
     *,
     solver: Solver | None = None,
@@ -120,7 +120,7 @@ def choose_solver(
 
 
 def split_kernel(
-    split: GramSplit,
+    split: KernelSplit,
     form: Form,
     *,
     dtype: GramDtype = "float32",

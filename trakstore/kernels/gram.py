@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -10,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
-from trakstore.passes.dask_cluster import active_client
-from trakstore.passes.memory import memory_budget, room_ahead
+from trakstore.passes.memory import fitting_slots, memory_budget, room_ahead
+from trakstore.passes.one_pass import Pass, Tiles
 from trakstore.passes.rows import Rows, together
-from trakstore.passes.scheduler import MOST_RANGES, map_reduce, task_slots, tile_ranges, tile_rows
-from trakstore.planning import fit_slots, ranges
+from trakstore.passes.scheduler import MOST_RANGES, tile_rows
+from trakstore.planning import ranges
 
 __all__ = ["Gram", "GramDtype", "Kernel", "check_gram_dtype", "gram", "gram_bytes", "gram_flops"]
 
@@ -113,8 +114,8 @@ def gram(
     step = tile_rows(rows)
     sizes = rows.dtype.itemsize, np.dtype(dtype).itemsize
     workers, ahead = _plan(dim, step, *sizes, memory_budget(memory_limit))
-    task = _GramTask(rows, weights, step, dtype, ahead)
-    total, used = map_reduce(task, count, step, _add, parts=_parts(dim), workers=workers)
+    one = _GramPass(step, rows, weights, dtype, ahead)
+    total, used = one.run(count, parts=_parts(dim), workers=workers)
     _mirror(total)
     return Gram(total, used, float(np.trace(total)), dtype)
 
@@ -127,9 +128,7 @@ def _parts(dim: int) -> int:
 def _plan(dim: int, step: int, stored: int, computed: int, limit: int) -> tuple[int, int]:
     """Tasks at once, and the bytes of rows that each may read before it asks for them."""
     waiting, each = gram_bytes(dim, step, stored, computed)
-    slots = task_slots()
-    least = slots if active_client() is not None else 1
-    workers = fit_slots(slots, least, waiting, each, limit, f"a gram of {dim}")
+    workers = fitting_slots(waiting, each, limit, f"a gram of {dim}")
     return workers, room_ahead(limit, waiting + workers * each, workers)
 
 
@@ -148,35 +147,54 @@ def gram_flops(rows: int, dim: int) -> int:
     return rows * dim * (dim + 1)
 
 
+Partial = tuple[NDArray[np.float64], int]
+
+
+def _add(left: Partial, right: Partial) -> Partial:
+    return left[0] + right[0], left[1] + right[1]
+
+
+@dataclass
+class _Sums:
+    """The sum of a range so far, its rows, and the arrays that each tile uses again."""
+
+    total: NDArray[np.float64]
+    used: int
+    computed: NDArray[Any]
+    product: NDArray[Any]
+
+
 @dataclass(frozen=True, eq=False)
-class _GramTask:
+class _GramPass(Pass[_Sums, Partial]):
     rows: Rows
     weights: Rows | None
-    step: int
     dtype: GramDtype
     ahead: int
 
-    def __call__(self, start: int, stop: int) -> tuple[NDArray[np.float64], int]:
-        tiles = tile_ranges(start, stop, self.step)
-        reads = ((rows, *tile) for tile in tiles for rows in (self.rows, self.weights))
-        with together(reads, self.ahead):
-            return self._sum(tiles)
+    merge = staticmethod(_add)
 
-    def _sum(self, tiles: list[tuple[int, int]]) -> tuple[NDArray[np.float64], int]:
-        dim = self.rows.shape[1]
-        total, used = np.zeros((dim, dim)), 0
+    def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
+        reads = ((rows, *tile) for tile in tiles for rows in (self.rows, self.weights))
+        return together(reads, self.ahead)
+
+    def start(self, tiles: Tiles) -> _Sums:
+        dim, most = self.rows.shape[1], max(high - low for low, high in tiles)
         # made once: on a cluster's workers each new array costs as much as reading it
-        computed = np.empty((max(high - low for low, high in tiles), dim), dtype=self.dtype)
+        computed = np.empty((most, dim), dtype=self.dtype)
         product = np.empty(min(SQUARE, dim) * dim, dtype=self.dtype)
-        for low, high in tiles:
-            tile, count = self._tile(low, high, computed[: high - low])
-            for first in range(0, len(tile), PRODUCT_ROWS):
-                _add_product(total, tile[first : first + PRODUCT_ROWS], product)
-            if not np.isfinite(np.einsum("ii->i", total)).all():
-                raise NumericsError(_complaint(tile, low, high))
-            used += count
-            del tile  # its array is free for the next one
-        return total, used
+        return _Sums(np.zeros((dim, dim)), 0, computed, product)
+
+    def visit(self, state: _Sums, low: int, high: int) -> _Sums:
+        tile, count = self._tile(low, high, state.computed[: high - low])
+        for first in range(0, len(tile), PRODUCT_ROWS):
+            _add_product(state.total, tile[first : first + PRODUCT_ROWS], state.product)
+        if not np.isfinite(np.einsum("ii->i", state.total)).all():
+            raise NumericsError(_complaint(tile, low, high))
+        state.used += count
+        return state
+
+    def finish(self, state: _Sums) -> Partial:
+        return state.total, state.used
 
     def _tile(self, low: int, high: int, out: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Rows times the roots of their weights, in ``out`` where they are changed; and their count."""
@@ -219,12 +237,6 @@ def _add_product(total: NDArray[np.float64], tile: NDArray[Any], scratch: NDArra
 def _mirror(total: NDArray[np.float64]) -> None:
     for low, high in ranges(len(total), SQUARE):
         total[high:, low:high] = total[low:high, high:].T
-
-
-def _add(
-    left: tuple[NDArray[np.float64], int], right: tuple[NDArray[np.float64], int]
-) -> tuple[NDArray[np.float64], int]:
-    return left[0] + right[0], left[1] + right[1]
 
 
 def _complaint(tile: NDArray[Any], low: int, high: int) -> str:

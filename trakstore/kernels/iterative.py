@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,9 @@ from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError
 from trakstore.kernels.gram import Kernel
 from trakstore.kernels.solvers import Damping, Factor, Form, Solver, check_condition, need, singular
 from trakstore.passes.memory import memory_budget
+from trakstore.passes.one_pass import Pass, Tiles, beside
 from trakstore.passes.rows import Rows
-from trakstore.passes.scheduler import map_reduce, tile_rows
-from trakstore.passes.sent import Sent
+from trakstore.passes.scheduler import tile_rows
 from trakstore.planning import human_bytes, ranges
 
 __all__ = ["ConjugateGradients", "Dual", "RowsKernel", "rows_kernel"]
@@ -48,22 +48,18 @@ class RowsKernel:
 
     def apply(self, values: F64) -> F64:
         """``values`` K, shapes (m, k) -> (m, k), in one pass over the rows."""
-        found: F64 = self._pass(_ApplyTask(self.features, values, tile_rows(self.features)))
-        return found
+        return self._run(_ApplyPass, values)
 
     def project(self, values: F64) -> F64:
         """``values`` Φᵀ, shapes (m, k) -> (m, n)."""
-        task = _ProjectTask(self.features, values, tile_rows(self.features))
-        found: F64 = map_reduce(task, self.rows, task.step, _beside)
-        return found
+        return self._run(_ProjectPass, values)
 
     def combine(self, values: F64) -> F64:
         """``values`` Φ, shapes (m, n) -> (m, k)."""
-        found: F64 = self._pass(_CombineTask(self.features, values, tile_rows(self.features)))
-        return found
+        return self._run(_CombinePass, values)
 
-    def _pass(self, task: Any) -> Any:
-        return map_reduce(task, self.rows, task.step, _plus)
+    def _run(self, kind: type[_ApplyPass | _ProjectPass], values: F64) -> F64:
+        return kind(tile_rows(self.features), self.features, values).run(self.rows)
 
 
 def rows_kernel(features: Rows) -> RowsKernel:
@@ -74,8 +70,7 @@ def rows_kernel(features: Rows) -> RowsKernel:
     NumericsError
         When a feature is not finite.
     """
-    step = tile_rows(features)
-    trace = map_reduce(_TraceTask(features, step), features.shape[0], step, _plus)
+    trace = _TracePass(tile_rows(features), features).run(features.shape[0])
     if not np.isfinite(trace):
         raise NumericsError("features hold NaN or inf: featurize them again")
     return RowsKernel(features, float(trace))
@@ -237,56 +232,56 @@ def _tile(rows: Rows, start: int, stop: int) -> F64:
 
 
 @dataclass(frozen=True, eq=False)
-class _TraceTask:
+class _TracePass(Pass[float, float]):
     features: Rows
-    step: int
 
-    def __call__(self, start: int, stop: int) -> float:
-        tiles = (_tile(self.features, start + a, start + b) for a, b in self._tiles(stop - start))
+    def start(self, tiles: Tiles) -> float:  # noqa: ARG002
+        return 0.0
+
+    def visit(self, state: float, low: int, high: int) -> float:
+        tile = _tile(self.features, low, high)
         with np.errstate(over="ignore", invalid="ignore"):
-            return float(sum(np.einsum("ij,ij->", tile, tile) for tile in tiles))
-
-    def _tiles(self, rows: int) -> Any:
-        return ranges(rows, self.step)
+            return state + float(np.einsum("ij,ij->", tile, tile))
 
 
 @dataclass(frozen=True, eq=False)
-class _ApplyTask(Sent):
+class _ApplyPass(Pass[F64, F64]):
+    """Σ (values Φᵢᵀ) Φᵢ, shape (m, k)."""
+
     features: Rows
     values: F64
-    step: int
 
-    def __call__(self, start: int, stop: int) -> F64:
-        total = np.zeros_like(self.values)
-        for low, high in ranges(stop - start, self.step):
-            tile = _tile(self.features, start + low, start + high)
-            total += (self.values @ tile.T) @ tile
-        return total
+    def start(self, tiles: Tiles) -> F64:  # noqa: ARG002
+        return np.zeros((len(self.values), self.features.shape[1]))
+
+    def visit(self, state: F64, low: int, high: int) -> F64:
+        tile = _tile(self.features, low, high)
+        state += (self.values @ tile.T) @ tile
+        return state
 
 
-@dataclass(frozen=True, eq=False)
-class _ProjectTask(_ApplyTask):
-    def __call__(self, start: int, stop: int) -> F64:
-        parts = [
-            self.values @ _tile(self.features, start + low, start + high).T
-            for low, high in ranges(stop - start, self.step)
-        ]
-        return np.concatenate(parts, axis=1)
+class _CombinePass(_ApplyPass):
+    """``values`` Φ, shapes (m, n) -> (m, k)."""
+
+    def visit(self, state: F64, low: int, high: int) -> F64:
+        state += self.values[:, low:high] @ _tile(self.features, low, high)
+        return state
 
 
 @dataclass(frozen=True, eq=False)
-class _CombineTask(_ApplyTask):
-    def __call__(self, start: int, stop: int) -> F64:
-        total = np.zeros((len(self.values), self.features.shape[1]))
-        for low, high in ranges(stop - start, self.step):
-            low, high = start + low, start + high
-            total += self.values[:, low:high] @ _tile(self.features, low, high)
-        return total
+class _ProjectPass(Pass[list[F64], F64]):
+    """``values`` Φᵀ, shape (m, n)."""
 
+    features: Rows
+    values: F64
+    merge = staticmethod(beside)
 
-def _plus(left: Any, right: Any) -> Any:
-    return left + right
+    def start(self, tiles: Tiles) -> list[F64]:  # noqa: ARG002
+        return []
 
+    def visit(self, state: list[F64], low: int, high: int) -> list[F64]:
+        state.append(self.values @ _tile(self.features, low, high).T)
+        return state
 
-def _beside(left: F64, right: F64) -> F64:
-    return np.concatenate([left, right], axis=1)
+    def finish(self, state: list[F64]) -> F64:
+        return np.concatenate(state, axis=-1)

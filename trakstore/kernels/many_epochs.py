@@ -12,7 +12,7 @@ from zarr.storage import LocalStore
 
 from trakstore.kernels.choice import choose_solver, need_solver
 from trakstore.kernels.gram import GramDtype, check_gram_dtype, gram, gram_bytes
-from trakstore.kernels.row_weights import GramSplit, masked_rows, row_weights, unmasked_count
+from trakstore.kernels.row_weights import KernelSplit, masked_rows, row_weights, unmasked_count
 from trakstore.kernels.solvers import Damping, Solver
 from trakstore.kernels.stored_grams import (
     GramOrigin,
@@ -37,7 +37,7 @@ SHARE = 8  # one part in so many of the memory limit is for grams, and one for r
 
 
 def kernels_together(
-    splits: Sequence[GramSplit],
+    splits: Sequence[KernelSplit],
     damping: Damping,
     *,
     solver: Solver | None = None,
@@ -77,7 +77,7 @@ def kernels_together(
 class _Asked:
     """A gram that will be asked for."""
 
-    split: GramSplit
+    split: KernelSplit
     origin: GramOrigin
 
     @property
@@ -97,7 +97,7 @@ class _Asked:
         return with_slack(sum(parts)) <= limit
 
 
-def _needs_gram(split: GramSplit, damping: Damping, solver: Solver | None, limit: int) -> bool:
+def _needs_gram(split: KernelSplit, damping: Damping, solver: Solver | None, limit: int) -> bool:
     """Whether a split, not on a local disk, gets a solver that takes a gram."""
     if isinstance(split.location.store, LocalStore):
         return False

@@ -9,18 +9,17 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError
 from trakstore.kernels.solvers import Factor
-from trakstore.passes.dask_cluster import active_client
-from trakstore.passes.memory import memory_budget
+from trakstore.passes.memory import fitting_slots, memory_budget
+from trakstore.passes.one_pass import Pass, Tiles, beside
 from trakstore.passes.rows import Rows
-from trakstore.passes.scheduler import map_reduce, task_slots, tile_rows
-from trakstore.planning import fit_slots, ranges
+from trakstore.passes.scheduler import tile_rows
 
 __all__ = ["quadratic_form"]
 
+F64 = NDArray[np.float64]
 
-def quadratic_form(
-    rows: Rows, factor: Factor, *, memory_limit: int | str | None = None
-) -> NDArray[np.float64]:
+
+def quadratic_form(rows: Rows, factor: Factor, *, memory_limit: int | str | None = None) -> F64:
     """The squared length of each row in the metric of a factored kernel.
 
     Parameters
@@ -45,33 +44,29 @@ def quadratic_form(
     """
     count, dim = rows.shape
     step = max(tile_rows(rows), factor.solve_rows)
-    slots = task_slots()
     each = min(step, count) * dim * (rows.dtype.itemsize + 32)
     fixed = 8 * dim * dim + 16 * count
-    least = slots if active_client() is not None else 1
     what = f"lengths of rows of {dim} in a kernel's metric"
-    workers = fit_slots(slots, least, fixed, each, memory_budget(memory_limit), what)
-    found: NDArray[np.float64] = map_reduce(
-        _Task(rows, factor, step), count, step, _beside, workers=workers
-    )
-    return found
+    workers = fitting_slots(fixed, each, memory_budget(memory_limit), what)
+    return _LengthPass(step, rows, factor).run(count, workers=workers)
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
+class _LengthPass(Pass[list[F64], F64]):
     rows: Rows
     factor: Factor
-    step: int
+    merge = staticmethod(beside)
 
-    def __call__(self, start: int, stop: int) -> NDArray[np.float64]:
-        found = np.empty(stop - start)
-        for low, high in ranges(stop - start, self.step):
-            tile = self.rows.read(start + low, start + high).astype(np.float64)
-            found[low:high] = np.einsum("ij,ij->i", self.factor.solve(tile), tile)
+    def start(self, tiles: Tiles) -> list[F64]:  # noqa: ARG002
+        return []
+
+    def visit(self, state: list[F64], low: int, high: int) -> list[F64]:
+        tile = self.rows.read(low, high).astype(np.float64)
+        found = np.einsum("ij,ij->i", self.factor.solve(tile), tile)
         if not np.isfinite(found).all():
-            raise NumericsError(f"rows {start}..{stop} are not finite: featurize them again")
-        return found
+            raise NumericsError(f"rows {low}..{high} are not finite: featurize them again")
+        state.append(found)
+        return state
 
-
-def _beside(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([left, right])
+    def finish(self, state: list[F64]) -> F64:
+        return np.concatenate(state)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.passes.rows import KeptRows, RowByRow, Rows, UnmaskedRows, ZeroedRows
+from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
+from trakstore.storage.split import Split
 
 __all__ = [
-    "GramSplit",
+    "KernelSplit",
     "TemperedRows",
     "WeightedRows",
     "WeightedSplit",
@@ -29,24 +31,6 @@ __all__ = [
 ]
 
 Weighting: TypeAlias = Literal["loss", "logistic"]
-
-
-class GramSplit(Protocol):
-    """What is needed of a stored split."""
-
-    @property
-    def epoch(self) -> layout.Epoch: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def location(self) -> Location: ...
-    @property
-    def spec(self) -> Any: ...
-    @property
-    def state(self) -> str: ...
-    def column(self, name: str, /) -> Rows: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +48,13 @@ class WeightedSplit:
         Of a logistic q: see :func:`tempered`.
     """
 
-    stored: GramSplit
+    stored: Split
     kind: Weighting
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        known, heat = self.kind in get_args(Weighting), self.temperature
-        if not known or not 0 < heat < float("inf") or (self.kind == "loss" and heat != 1):
+        known, own = self.kind in get_args(Weighting), self.temperature
+        if not known or not 0 < own < float("inf") or (self.kind == "loss" and own != 1):
             raise _no_weighting(self.weighting)
 
     @property
@@ -96,7 +80,7 @@ class WeightedSplit:
         return self.stored.location
 
     @property
-    def spec(self) -> Any:
+    def spec(self) -> SplitSpec:
         return self.stored.spec
 
     @property
@@ -111,12 +95,15 @@ class WeightedSplit:
         return self.stored.state
 
 
-def weighting_of(split: GramSplit) -> str:
+KernelSplit: TypeAlias = Split | WeightedSplit
+
+
+def weighting_of(split: KernelSplit) -> str:
     """How the rows of a split are weighted; ``""`` where each counts as one."""
     return split.weighting if isinstance(split, WeightedSplit) else ""
 
 
-def weighted(split: GramSplit, weighting: str) -> GramSplit:
+def weighted(split: Split, weighting: str) -> KernelSplit:
     """The split with its rows weighted as a name that :func:`weighting_of` gives says.
 
     Raises
@@ -126,9 +113,9 @@ def weighted(split: GramSplit, weighting: str) -> GramSplit:
     """
     if not weighting:
         return split
-    kind, dash, heat = weighting.partition("-")
+    kind, dash, degree = weighting.partition("-")
     try:
-        temperature = float(heat) if dash else 1.0
+        temperature = float(degree) if dash else 1.0
     except ValueError:
         raise _no_weighting(weighting) from None
     return WeightedSplit(split, cast("Weighting", kind), temperature)
@@ -140,17 +127,17 @@ def _no_weighting(name: str) -> TrakStoreError:
     )
 
 
-def masked_rows(split: GramSplit) -> NDArray[np.int64]:
+def masked_rows(split: KernelSplit) -> NDArray[np.int64]:
     """Positions of the rows that were masked, ascending."""
-    return np.sort(np.asarray(getattr(split, "masked", ()), dtype=np.int64))
+    return np.sort(np.asarray(split.masked, dtype=np.int64))
 
 
-def unmasked_count(split: GramSplit) -> int:
+def unmasked_count(split: KernelSplit) -> int:
     """Rows that are left: the n of a damping relative to tr(K)/n, whatever their weights."""
     return split.rows - len(masked_rows(split))
 
 
-def row_weights(split: GramSplit, *, without: NDArray[np.int64] | None = None) -> Rows | None:
+def row_weights(split: KernelSplit, *, without: NDArray[np.int64] | None = None) -> Rows | None:
     """The weight of each stored row in the kernel; None where all are 1.
 
     Rows at the positions ``without`` have 0, by default the masked ones; what is stored of them may
@@ -202,7 +189,7 @@ class TemperedRows(RowByRow):
         return found
 
 
-def kernel_rows(split: GramSplit) -> Rows:
+def kernel_rows(split: KernelSplit) -> Rows:
     """Rows whose plain gram is the kernel: √wᵢ·φᵢ of the unmasked ones."""
     rows, masked = split.column(layout.FEATURES), masked_rows(split)
     weights = row_weights(split) if isinstance(split, WeightedSplit) else None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trakstore.documents import fields, number, one_of, text, whole
 from trakstore.kernels.gram import Gram, GramDtype, gram
 from trakstore.kernels.row_weights import (
-    GramSplit,
+    KernelSplit,
     masked_rows,
     row_weights,
     unmasked_count,
@@ -83,7 +83,7 @@ class GramOrigin:
 
 
 def split_gram(
-    split: GramSplit,
+    split: KernelSplit,
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
@@ -135,7 +135,7 @@ _READY = _Ready()
 
 
 @contextmanager
-def grams_ready(grams: Sequence[tuple[GramSplit, GramOrigin, ReadGram]]) -> Iterator[None]:
+def grams_ready(grams: Sequence[tuple[KernelSplit, GramOrigin, ReadGram]]) -> Iterator[None]:
     """Within, :func:`split_gram` in this thread has these, as they were read or just made."""
     keys = [_at(split, wanted) for split, wanted, _ in grams]
     _READY.grams.update(zip(keys, (one for *_, one in grams), strict=True))
@@ -146,11 +146,11 @@ def grams_ready(grams: Sequence[tuple[GramSplit, GramOrigin, ReadGram]]) -> Iter
             _READY.grams.pop(key, None)
 
 
-def _at(split: GramSplit, wanted: GramOrigin) -> _At:
+def _at(split: KernelSplit, wanted: GramOrigin) -> _At:
     return split.location, _path(split), wanted
 
 
-def origin_of(split: GramSplit, dtype: GramDtype) -> GramOrigin:
+def origin_of(split: KernelSplit, dtype: GramDtype) -> GramOrigin:
     """What a gram of this split, as it is now, is computed from."""
     masked = masked_rows(split)
     digest = hashlib.sha256(masked.astype("<i8").tobytes()).hexdigest() if len(masked) else ""
@@ -159,7 +159,7 @@ def origin_of(split: GramSplit, dtype: GramDtype) -> GramOrigin:
 
 
 def _updated(
-    split: GramSplit, stored: ReadGram, wanted: GramOrigin, memory_limit: int | str | None
+    split: KernelSplit, stored: ReadGram, wanted: GramOrigin, memory_limit: int | str | None
 ) -> Gram | None:
     """The stored gram with rows that were appended and without rows that were masked since."""
     now = masked_rows(split)
@@ -209,7 +209,7 @@ class StoredGram:
     arrays: dict[str, SavedArray]
 
 
-def stored_gram(split: GramSplit, wanted: GramOrigin) -> StoredGram | None:
+def stored_gram(split: KernelSplit, wanted: GramOrigin) -> StoredGram | None:
     """The stored gram of a split, of as many rows or fewer; None where none can be used."""
     try:
         what = read_table(split.location, _path(split))
@@ -248,7 +248,7 @@ class ReadGram:
     masked: NDArray[np.int64]
 
 
-def read_gram(split: GramSplit, wanted: GramOrigin) -> ReadGram | None:
+def read_gram(split: KernelSplit, wanted: GramOrigin) -> ReadGram | None:
     """The stored gram if it is whole and of this split; a damaged one counts as none."""
     found = stored_gram(split, wanted)
     if found is None:
@@ -270,7 +270,7 @@ def _masked(found: StoredGram, place: Location, path: str) -> NDArray[np.int64]:
     return np.asarray(found.arrays["masked"].read(place, path), dtype=np.int64)
 
 
-def write_gram(split: GramSplit, made: Gram, wanted: GramOrigin) -> None:
+def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
     """Store a gram, unless the place cannot be written, or another process writes it."""
     place, path = split.location, _path(split)
     try:
@@ -282,7 +282,7 @@ def write_gram(split: GramSplit, made: Gram, wanted: GramOrigin) -> None:
         return  # it is computed again next time
 
 
-def start_gram(split: GramSplit) -> bytes:
+def start_gram(split: KernelSplit) -> bytes:
     """Make an empty array for the split's gram; one that was there is gone.
 
     Returns
@@ -293,7 +293,7 @@ def start_gram(split: GramSplit) -> bytes:
     return begin_table(split.location, _path(split), [gram_array(_dim(split))])
 
 
-def publish(split: GramSplit, begun: bytes, origin: GramOrigin, used: int, trace: float) -> None:
+def publish(split: KernelSplit, begun: bytes, origin: GramOrigin, used: int, trace: float) -> None:
     """Write what a stored gram is and was computed from, last of all.
 
     Nothing is written where rows came or were masked, or the split was replaced, since it was opened:
@@ -323,10 +323,10 @@ def gram_array(dim: int) -> SavedArray:
     return SavedArray("gram", "float64", (dim, dim), (chunk, chunk), ("feature", "feature_2"))
 
 
-def _path(split: GramSplit) -> str:
+def _path(split: KernelSplit) -> str:
     return layout.gram_path(split.epoch, split.name, weighting_of(split))
 
 
-def _dim(split: GramSplit) -> int:
+def _dim(split: KernelSplit) -> int:
     """Columns of the split's features, and so of their gram."""
     return split.column(layout.FEATURES).shape[1]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError
 from trakstore.kernels.gram import PRODUCT_ROWS, GramDtype
-from trakstore.kernels.row_weights import GramSplit, row_weights, unmasked_count, weighting_of
+from trakstore.kernels.row_weights import KernelSplit, row_weights, unmasked_count, weighting_of
 from trakstore.kernels.stored_grams import (
     GRAM_CHUNK,
     StoredGram,
@@ -27,10 +27,10 @@ from trakstore.kernels.stored_grams import (
     start_gram,
     stored_gram,
 )
-from trakstore.passes.dask_cluster import active_client
-from trakstore.passes.memory import give_back, memory_budget
+from trakstore.passes.memory import give_back, least_slots, memory_budget
+from trakstore.passes.one_pass import Pass, Tiles
 from trakstore.passes.rows import Rows
-from trakstore.passes.scheduler import map_reduce, task_slots, tile_rows
+from trakstore.passes.scheduler import task_slots, tile_rows
 from trakstore.planning import SLACK, human_bytes, ranges, with_slack
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, open_location
@@ -124,8 +124,8 @@ def tiled_gram(
     plan = strip_plan(rows, dtype, memory_limit)
     give_back()
     array.create(location, path)
-    task = _StripTask(rows, weights, plan.step, plan.height, dtype, array, location, path)
-    trace = map_reduce(task, dim, plan.height, _plus, workers=plan.slots)
+    strips = _StripPass(plan.height, rows, weights, plan.step, dtype, array, location, path)
+    trace = strips.run(dim, workers=plan.slots)
     used = count if weights is None else _used(weights)
     return TiledGram(location, path, dim, used, trace, dtype)
 
@@ -152,8 +152,7 @@ def strip_plan(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> 
     step = min(count, tile_rows(rows) * max(1, STRIP_ROWS // tile_rows(rows)))
     tile, limit = min(GRAM_CHUNK, dim), memory_budget(memory_limit)
     fixed = step * dim * (rows.dtype.itemsize + np.dtype(dtype).itemsize) + 4 * tile * tile * 8
-    usable, slots = limit - limit // SLACK, task_slots()
-    least = slots if active_client() is not None else 1
+    usable, slots, least = limit - limit // SLACK, task_slots(), least_slots()
     while slots > least and slots * (fixed + 9 * tile * dim) > usable:
         slots -= 1
     strip = (usable // slots - fixed) // (9 * dim) // tile
@@ -169,27 +168,35 @@ def strip_plan(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class _StripTask:
+class _StripPass(Pass[float, float]):
+    """Strips of columns; their share of the trace.
+
+    Attributes
+    ----------
+    train_step : int
+        Rows of one product.
+    """
+
     rows: Rows
     weights: Rows | None
-    step: int
-    height: int
+    train_step: int
     dtype: GramDtype
     array: SavedArray
     location: Location
     path: str
 
-    def __call__(self, start: int, stop: int) -> float:
-        """The strips of columns start..stop, one after the other; their share of the trace."""
+    def start(self, tiles: Tiles) -> float:  # noqa: ARG002
         give_back()  # on a worker
-        strips = ranges(stop - start, self.height)
-        return sum(self._strip(start + low, start + high) for low, high in strips)
+        return 0.0
+
+    def visit(self, state: float, low: int, high: int) -> float:
+        return state + self._strip(low, high)
 
     def _strip(self, start: int, stop: int) -> float:
         """The strip of columns start..stop, from the diagonal on."""
         count, dim = self.rows.shape
         total = np.zeros((stop - start, dim - start))
-        for low, high in ranges(count, self.step):
+        for low, high in ranges(count, self.train_step):
             part = self._tile(low, high)
             for a, b in ranges(len(part), PRODUCT_ROWS):
                 _add(total, part[a:b, start:], stop - start)
@@ -233,12 +240,8 @@ def _used(weights: Rows) -> int:
     return sum(int(np.count_nonzero(weights.read(low, high))) for low, high in pieces)
 
 
-def _plus(left: float, right: float) -> float:
-    return left + right
-
-
 def split_tiles(
-    split: GramSplit,
+    split: KernelSplit,
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
@@ -266,14 +269,14 @@ def split_tiles(
         return replace(made, stored=gram_array(made.dim).sealed(place, path))
 
 
-def _kept(split: GramSplit, path: str, found: StoredGram) -> TiledGram:
+def _kept(split: KernelSplit, path: str, found: StoredGram) -> TiledGram:
     values = (found.used, found.trace, found.dtype)
     array = found.arrays["gram"]
     return TiledGram(split.location, path, array.shape[0], *values, stored=array)
 
 
 @contextmanager
-def _in_store(split: GramSplit, path: str) -> Iterator[bytes | None]:
+def _in_store(split: KernelSplit, path: str) -> Iterator[bytes | None]:
     """The document of a gram that is begun in the store, for this process alone.
 
     None where the store cannot be written, or another process makes the same gram just now.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,57 +17,18 @@ from trakstore.kernels.solvers import Factor
 from trakstore.passes.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.scores.factored import Average, Scores
 from trakstore.scores.parts import Epoch, Part
-from trakstore.storage.backends.location import Location
 from trakstore.storage.layout import as_epochs
+from trakstore.storage.split import Split
+from trakstore.storage.store import FeatureStore
 
 __all__ = [
     "EpochPair",
-    "Split",
-    "Store",
     "UnmaskedSplit",
     "epoch_pairs",
     "need_open",
     "part_of",
     "scores_of",
 ]
-
-
-class Split(Protocol):
-    """What a method needs of a stored split."""
-
-    @property
-    def epoch(self) -> Epoch: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def location(self) -> Location: ...
-    @property
-    def spec(self) -> Any: ...
-    @property
-    def columns(self) -> Any: ...
-    @property
-    def state(self) -> str: ...
-    def column(self, name: str, /) -> Rows: ...
-    def require_complete(self) -> None: ...
-
-
-class Store(Protocol):
-    """What a method needs of a feature store."""
-
-    @property
-    def spec(self) -> Any: ...
-    @property
-    def epochs(self) -> tuple[Epoch, ...]: ...
-    def split(self, epoch: Epoch, name: str, /) -> Split: ...
-    def open_splits(
-        self, epochs: Sequence[Epoch] | None, names: Sequence[str], /
-    ) -> Mapping[Epoch, tuple[Split, ...]]: ...
-    def epochs_of(self, *splits: str) -> tuple[Epoch, ...]: ...
-    def splits_of(self, epoch: Epoch, /) -> tuple[str, ...]: ...
 
 
 OF_FEATURES = "features:"  # begins the hash of features that came without that of their weights
@@ -122,7 +83,7 @@ class EpochPair:
     train: UnmaskedSplit
 
 
-def need_open(store: Store) -> None:
+def need_open(store: FeatureStore) -> None:
     """Raise a :class:`TrakStoreError` for the path of a store, or anything else that is none."""
     if isinstance(store, str | os.PathLike):
         raise TrakStoreError(f"needed an open store, got its path: open_store({str(store)!r})")
@@ -131,7 +92,7 @@ def need_open(store: Store) -> None:
 
 
 def epoch_pairs(
-    store: Store,
+    store: FeatureStore,
     targets: str,
     train: str,
     epochs: Epoch | Sequence[Epoch] | None = None,
@@ -177,7 +138,7 @@ def epoch_pairs(
     return pairs
 
 
-def _no_epoch(store: Store, targets: str, train: str) -> NotFoundError:
+def _no_epoch(store: FeatureStore, targets: str, train: str) -> NotFoundError:
     known = sorted({name for epoch in store.epochs for name in store.splits_of(epoch)})
     for name in (targets, train):
         if name not in known:

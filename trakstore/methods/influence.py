@@ -13,14 +13,15 @@ from trakstore.kernels.choice import factor_split
 from trakstore.kernels.gram import GramDtype
 from trakstore.kernels.many_epochs import kernels_together
 from trakstore.kernels.quadratic import quadratic_form
-from trakstore.kernels.row_weights import GramSplit, WeightedSplit, weighting_of
+from trakstore.kernels.row_weights import KernelSplit, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Factor, Solver
-from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, part_of, scores_of
+from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
 from trakstore.methods.row_scales import check_of, out_to_loss
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import whole_column
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Epoch, Part, held_bytes
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["Hessian", "influence_scores", "self_scores"]
 
@@ -34,7 +35,7 @@ _CURVATURE = {
 
 
 def influence_scores(
-    store: Store,
+    store: FeatureStore,
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
@@ -105,7 +106,7 @@ def influence_scores(
     return scores_of("influence", parts, pairs)
 
 
-def _curved(store: Store, pair: EpochPair, hessian: Hessian) -> GramSplit:
+def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSplit:
     """The train split with the weights of its Hessian."""
     if hessian not in get_args(Hessian):
         raise TrakStoreError(f"hessian must be 'gauss_newton' or 'loss', got {hessian!r}")
@@ -113,7 +114,7 @@ def _curved(store: Store, pair: EpochPair, hessian: Hessian) -> GramSplit:
         return WeightedSplit(pair.train.stored, "loss")
     spec = store.spec.output
     output = None if spec is None else spec.name
-    if output not in _CURVATURE or dict(spec.options).get("over") == "loss":
+    if spec is None or output not in _CURVATURE or dict(spec.options).get("over") == "loss":
         raise TrakStoreError(
             f"the second derivative of the loss in the output {output!r} is not known (it is for "
             f"{', '.join(_CURVATURE)}): use hessian='loss'"
@@ -123,7 +124,7 @@ def _curved(store: Store, pair: EpochPair, hessian: Hessian) -> GramSplit:
 
 
 def self_scores(
-    store: Store,
+    store: FeatureStore,
     split: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
     damping: float | Damping = 1.0,

@@ -11,13 +11,15 @@ from scipy.linalg import eigvalsh
 
 from trakstore.errors import NumericsError
 from trakstore.kernels.gram import Gram, GramDtype, check_gram_dtype
-from trakstore.kernels.row_weights import GramSplit, WeightedSplit, weighted, weighting_of
+from trakstore.kernels.row_weights import KernelSplit, WeightedSplit, weighted, weighting_of
 from trakstore.kernels.solvers import CONDITION_LIMIT, Damping
 from trakstore.kernels.stored_grams import split_gram
 from trakstore.markup import card, curve, facts_markup
-from trakstore.methods.epochs import Store, need_open
+from trakstore.methods.epochs import need_open
 from trakstore.methods.trak import trak_temperature
 from trakstore.scores.parts import Epoch
+from trakstore.storage.split import Split
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["KernelReport", "kernel_report"]
 
@@ -108,7 +110,7 @@ class KernelReport:
 
 
 def kernel_report(
-    store: Store,
+    store: FeatureStore,
     epoch: Epoch,
     split: str = "train",
     damping: float | Damping = 1.0,
@@ -166,16 +168,16 @@ def kernel_report(
     return _report(kernel, damped, rows)
 
 
-def _weighting(store: Store, split: GramSplit, asked: str) -> str:
+def _weighting(store: FeatureStore, split: Split, asked: str) -> str:
     if asked != "auto":
         return "" if asked == "none" else asked
-    heat = trak_temperature(store)
-    if heat is None or "out_to_loss" not in dict(split.spec.columns):
+    temperature = trak_temperature(store)
+    if temperature is None or "out_to_loss" not in dict(split.spec.columns):
         return ""
-    return WeightedSplit(split, "logistic", heat).weighting
+    return WeightedSplit(split, "logistic", temperature).weighting
 
 
-def _report(kernel: Gram, damping: Damping, split: GramSplit) -> KernelReport:
+def _report(kernel: Gram, damping: Damping, split: KernelSplit) -> KernelReport:
     values = eigvalsh(kernel.matrix)[::-1].copy()
     positive = np.maximum(values, 0.0)
     lam = damping.value(kernel.trace, kernel.rows)

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
-from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, scores_of
+from trakstore.methods.epochs import EpochPair, epoch_pairs, scores_of
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import RowByRow, Rows, TakenRows, take
 from trakstore.planning import ranges
@@ -19,6 +19,7 @@ from trakstore.scores.factored import Index, Scores, positions
 from trakstore.scores.parts import Epoch, Part
 from trakstore.scores.top_k import top_k
 from trakstore.storage import layout
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["Metric", "neighbours"]
 
@@ -27,7 +28,7 @@ SPARE = 16  # candidates more than asked for, ordered in float32, that float64 c
 
 
 def neighbours(
-    store: Store,
+    store: FeatureStore,
     targets: str = "test",
     train: str = "train",
     epoch: Epoch | None = None,

@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.methods.epochs import Store, UnmaskedSplit, need_open
+from trakstore.methods.epochs import UnmaskedSplit, need_open
 from trakstore.passes.rows import RowByRow, Rows
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "out_to_loss"]
 
 Of: TypeAlias = Literal["output", "loss"]
 
 
-def check_of(of: str, store: Store) -> None:
+def check_of(of: str, store: FeatureStore) -> None:
     """Refuse anything but ``"output"`` and ``"loss"``, and a loss that no output determines."""
     if of not in get_args(Of):
         raise TrakStoreError(f"of must be 'output' or 'loss', got {of!r}")

@@ -16,7 +16,6 @@ from trakstore.kernels.solvers import Cholesky, Damping, Factor
 from trakstore.kernels.stored_grams import split_gram
 from trakstore.methods.epochs import (
     EpochPair,
-    Store,
     UnmaskedSplit,
     epoch_pairs,
     part_of,
@@ -28,12 +27,13 @@ from trakstore.passes.rows import ArrayRows, Rows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Epoch, Part, held_bytes
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["grad_cos_scores", "grad_dot_scores", "whitened_cos_scores"]
 
 
 def grad_dot_scores(
-    store: Store,
+    store: FeatureStore,
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
@@ -89,7 +89,7 @@ def grad_dot_scores(
 
 
 def grad_cos_scores(
-    store: Store,
+    store: FeatureStore,
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
@@ -116,7 +116,7 @@ def grad_cos_scores(
 
 
 def whitened_cos_scores(
-    store: Store,
+    store: FeatureStore,
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trakstore.errors import NotFoundError, did_you_mean
-from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, part_of, scores_of
+from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
 from trakstore.methods.row_scales import check_of, out_to_loss
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Epoch
 from trakstore.storage.layout import as_epoch
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["tracin_scores"]
 
 
 def tracin_scores(
-    store: Store,
+    store: FeatureStore,
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,

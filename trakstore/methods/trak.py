@@ -12,15 +12,16 @@ from trakstore.errors import TrakStoreError
 from trakstore.kernels.choice import factor_rows, factor_split
 from trakstore.kernels.gram import GramDtype
 from trakstore.kernels.many_epochs import kernels_together
-from trakstore.kernels.row_weights import GramSplit, TemperedRows, WeightedSplit, weighting_of
+from trakstore.kernels.row_weights import KernelSplit, TemperedRows, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
-from trakstore.methods.epochs import EpochPair, Store, epoch_pairs, part_of, scores_of
+from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
 from trakstore.methods.row_scales import out_to_loss
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, PositionRows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Average, Scores
 from trakstore.scores.parts import Epoch, Part, held_bytes
+from trakstore.storage.store import FeatureStore
 
 __all__ = ["TEMPERATURE", "Temperature", "trak_scores", "trak_scores_of_arrays", "trak_temperature"]
 
@@ -29,7 +30,7 @@ TEMPERATURE = 2.0  # best of 1, 1.5, 2, 3, 4, 6 for two of three sets of retrain
 
 
 def trak_scores(
-    store: Store,
+    store: FeatureStore,
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
@@ -131,7 +132,7 @@ def trak_scores(
     return scores_of("trak", parts, pairs, average=mean, soft_threshold=soft_threshold)
 
 
-def trak_temperature(store: Store, asked: Temperature = "auto") -> float | None:
+def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float | None:
     """The temperature of :func:`trak_scores`, or None for none."""
     if asked == "auto":
         output = store.spec.output
@@ -141,13 +142,13 @@ def trak_temperature(store: Store, asked: Temperature = "auto") -> float | None:
     return as_number(asked, "temperature", above=0, needed="must be above 0, 'auto' or None")
 
 
-def _kernel_split(pair: EpochPair, temperature: float | None) -> GramSplit:
-    split: GramSplit = pair.train.stored
+def _kernel_split(pair: EpochPair, temperature: float | None) -> KernelSplit:
+    split = pair.train.stored
     return split if temperature is None else WeightedSplit(split, "logistic", temperature)
 
 
 def _part(
-    pair: EpochPair, split: GramSplit, temperature: float | None, damping: Damping, **how: Any
+    pair: EpochPair, split: KernelSplit, temperature: float | None, damping: Damping, **how: Any
 ) -> Part:
     scale = out_to_loss(pair.train)
     if temperature is not None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from trakstore.passes.dask_cluster import active_client, worker_memory, workers_of
-from trakstore.planning import byte_count, human_bytes, with_slack
+from trakstore.passes.scheduler import task_slots
+from trakstore.planning import byte_count, fit_slots, human_bytes, with_slack
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 
-__all__ = ["give_back", "memory_budget", "room_ahead"]
+__all__ = ["fitting_slots", "give_back", "least_slots", "memory_budget", "room_ahead"]
 
 SHARE = 4  # a quarter: the rest is for the page cache, the caller's own arrays, other processes
 UNKNOWN = 4 * 2**30  # available where the system does not say
@@ -48,6 +49,31 @@ def memory_budget(memory_limit: int | str | None) -> int:
         stacklevel=2,
     )
     return most
+
+
+def least_slots() -> int:
+    """How many tasks of one process run at once at least: a cluster's workers start all they can."""
+    return 1 if active_client() is None else task_slots()
+
+
+def fitting_slots(fixed_bytes: int, slot_bytes: int, limit: int, what: str) -> int:
+    """How many tasks of one process may run at once.
+
+    Parameters
+    ----------
+    fixed_bytes, slot_bytes : int
+        Bytes that the operation takes once, and in each task.
+    limit : int
+        Bytes of the process.
+    what : str
+        The operation, for the message.
+
+    Raises
+    ------
+    MemoryLimitError
+        When not even as many fit as run at once at least.
+    """
+    return fit_slots(task_slots(), least_slots(), fixed_bytes, slot_bytes, limit, what)
 
 
 def room_ahead(limit: int, planned: int, slots: int) -> int:

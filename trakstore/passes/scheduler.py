@@ -39,7 +39,6 @@ __all__ = [
     "WAITING",
     "in_this_process",
     "map_reduce",
-    "nothing",
     "one_blas_thread",
     "row_ranges",
     "sent_once",
@@ -203,10 +202,6 @@ def map_reduce(
     topic = f"trakstore-{uuid.uuid4().hex}" if finished is not None else None
     with heard(client, topic, finished):
         return cast(R, compute_on(client, partial(_tree, task, pieces, merge, topic)))
-
-
-def nothing(_left: None, _right: None) -> None:
-    """The merge of tasks that only write."""
 
 
 def _tree(

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError, TrakStoreError
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.scheduler import map_reduce, tile_ranges
 from trakstore.planning import CHUNK_BYTES, human_bytes
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_number, as_whole
 from trakstore.scores.factored import Scores
 from trakstore.scores.narrowing import narrowed
-from trakstore.scores.parts import Window
+from trakstore.scores.parts import F32
 from trakstore.scores.streaming import plan_windows
 from trakstore.scores.top_k import plan_top_k, top_k
+from trakstore.scores.window_pass import WindowPass
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.checksums import TAIL
@@ -139,10 +139,10 @@ def save_above(
             if (at,) in done:
                 total = int(into[last - 1])
             else:
-                task = _AboveTask(
-                    scores.window(first, last, plan.ahead), threshold, scores.tile_rows, limit
-                )
-                found = map_reduce(task, columns, task.step, task.join, workers=plan.workers)
+                window = scores.window(first, last, plan.ahead)
+                most = _Most(threshold, last - first, limit)
+                one = _AbovePass(scores.tile_rows, window, first, most)
+                found = one.run(columns, workers=plan.workers)
                 order = np.argsort(found.row, kind="stable")  # columns ascend within a target
                 what = f"scores of targets {first}..{last}"
                 values = (found.column[order], narrowed(found.score[order], dtype, what))
@@ -164,56 +164,65 @@ def _entries(count: int, dtype: str) -> list[SavedArray]:
     ]
 
 
+@dataclass(frozen=True)
+class _Most:
+    """How many entries fit: of targets above a threshold, within a memory limit."""
+
+    threshold: float
+    targets: int
+    limit: int
+
+    def check(self, count: int, share: int) -> None:
+        """Raise a :class:`MemoryLimitError` where so many take more than a share of the limit."""
+        if count * ENTRY_BYTES > self.limit // share:
+            raise MemoryLimitError(
+                f"more than {count:,} scores of {self.targets} targets pass the threshold "
+                f"{self.threshold:g}, too many for the memory limit of {human_bytes(self.limit)}: "
+                f"raise the threshold, {LARGER_LIMIT}, or save the whole matrix"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class _Entries:
     row: NDArray[np.int64]
     column: NDArray[np.int64]
     score: NDArray[np.float32]
+    most: _Most
 
 
-@dataclass(frozen=True, eq=False)
-class _AboveTask:
-    window: Window
-    threshold: float
-    step: int
-    limit: int
-
-    def __call__(self, start: int, stop: int) -> _Entries:
-        targets = len(self.window.lefts[0])
-        buffer = np.empty((targets, self.step), dtype=np.float32)
-        found, count = [], 0
-        tiles = tile_ranges(start, stop, self.step)
-        with self.window.reading(tiles):
-            for low, high in tiles:
-                tile = self.window.tile(low, high, buffer[:, : high - low])
-                if not np.isfinite(np.add.reduce(tile, axis=None)) and not np.isfinite(tile).all():
-                    raise NumericsError(
-                        f"scores with train rows {low}..{high} are not finite; look at the features "
-                        f"with `trakstore kernel`"
-                    )
-                row, column = np.nonzero(np.abs(tile) >= self.threshold)
-                found.append(_Entries(row, column + low, tile[row, column]))
-                count += len(row)
-                self._check(count, TASK_SHARE)
-        return _joined(found)
-
-    def join(self, left: _Entries, right: _Entries) -> _Entries:
-        self._check(len(left.row) + len(right.row), WINDOW_SHARE)
-        return _joined([left, right])
-
-    def _check(self, count: int, share: int) -> None:
-        if count * ENTRY_BYTES > self.limit // share:
-            raise MemoryLimitError(
-                f"more than {count:,} scores of {len(self.window.lefts[0])} targets pass the "
-                f"threshold {self.threshold:g}, too many for the memory limit of "
-                f"{human_bytes(self.limit)}: raise the threshold, {LARGER_LIMIT}, or "
-                f"save the whole matrix"
-            )
+def _merged(left: _Entries, right: _Entries) -> _Entries:
+    left.most.check(len(left.row) + len(right.row), WINDOW_SHARE)
+    return _joined([left, right])
 
 
 def _joined(parts: list[_Entries]) -> _Entries:
-    names = ("row", "column", "score")
-    return _Entries(*(np.concatenate([getattr(one, name) for one in parts]) for name in names))
+    rows, columns = [one.row for one in parts], [one.column for one in parts]
+    scores = np.concatenate([one.score for one in parts])
+    return _Entries(np.concatenate(rows), np.concatenate(columns), scores, parts[0].most)
+
+
+@dataclass(frozen=True, eq=False)
+class _AbovePass(WindowPass[list[_Entries], _Entries]):
+    """Entries whose magnitude is a threshold or more."""
+
+    most: _Most
+    merge = staticmethod(_merged)
+
+    def begin(self) -> list[_Entries]:
+        return []
+
+    def take(self, state: list[_Entries], tile: F32, low: int) -> None:
+        if not np.isfinite(np.add.reduce(tile, axis=None)) and not np.isfinite(tile).all():
+            raise NumericsError(
+                f"scores with train rows {low}..{low + tile.shape[1]} are not finite; look at the "
+                f"features with `trakstore kernel`"
+            )
+        row, column = np.nonzero(np.abs(tile) >= self.most.threshold)
+        state.append(_Entries(row, column + low, tile[row, column], self.most))
+        self.most.check(sum(len(one.row) for one in state), TASK_SHARE)
+
+    def end(self, state: list[_Entries]) -> _Entries:
+        return _joined(state)
 
 
 def check_kept(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -12,8 +13,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.markup import card, facts_markup
+from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.passes.rows import MeanRows, Rows, Taken, take, together
-from trakstore.passes.scheduler import in_this_process, map_reduce, nothing, tile_ranges, tile_rows
+from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
 from trakstore.scores.parts import F32, Epoch, Part, Window
@@ -219,22 +221,25 @@ class Scores:
         if out.size:
             rows, columns = self._block
             for start, stop in ranges(self.shape[0], rows):
-                task = _FillTask(self.window(start, stop), out[start:stop], columns)
-                map_reduce(task, self.shape[1], columns, nothing)
+                window = self.window(start, stop)
+                _FillPass(columns, window, out[start:stop]).run(self.shape[1])
         return np.asarray(out, dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)
-class _FillTask:
+class _FillPass(Pass[None, None]):
     window: Window
     out: F32
-    step: int
+    merge = staticmethod(nothing)
 
-    def __call__(self, start: int, stop: int) -> None:
-        tiles = tile_ranges(start, stop, self.step)
-        with self.window.reading(tiles):
-            for low, high in tiles:
-                self.window.tile(low, high, self.out[:, low:high])
+    def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
+        return self.window.reading(tiles)
+
+    def start(self, tiles: Tiles) -> None:  # noqa: ARG002
+        return
+
+    def visit(self, state: None, low: int, high: int) -> None:  # noqa: ARG002
+        self.window.tile(low, high, self.out[:, low:high])
 
 
 def positions(index: Index, size: int, dim: str) -> Taken:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError
-from trakstore.passes.scheduler import map_reduce, tile_ranges
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Window
-from trakstore.scores.streaming import plan_windows
+from trakstore.scores.parts import F32
+from trakstore.scores.streaming import each_window, plan_windows
+from trakstore.scores.window_pass import WindowPass
 
 __all__ = ["row_moments"]
 
@@ -35,10 +34,9 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
     MemoryLimitError
         One target and one tile do not fit.
     """
-    (rows, columns), step = scores.shape, scores.tile_rows
+    columns = scores.shape[1]
     plan = plan_windows(scores, "means of scores", memory_limit, target_bytes=64)
-    run = partial(map_reduce, rows=columns, step=step, merge=np.add, workers=plan.workers)
-    sums = [run(_Sums(scores.window(*at, plan.ahead), step)) for at in plan.windows(rows)]
+    sums = each_window(scores, plan, _SumPass, "means")
     mean, square = np.concatenate(sums, axis=1) / columns
     if not np.isfinite(square).all():
         bad = int(np.flatnonzero(~np.isfinite(square))[0])
@@ -49,18 +47,12 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
+class _SumPass(WindowPass[F64, F64]):
     """Sums of scores and of their squares, shape (2, targets)."""
 
-    window: Window
-    step: int
+    def begin(self) -> F64:
+        return np.zeros((2, self.targets))
 
-    def __call__(self, start: int, stop: int) -> F64:
-        total = np.zeros((2, len(self.window.lefts[0])))
-        tiles = tile_ranges(start, stop, self.step)
-        with self.window.reading(tiles):
-            for low, high in tiles:
-                tile = self.window.tile(low, high)
-                total[0] += tile.sum(axis=1, dtype=np.float64)
-                total[1] += np.einsum("ij,ij->i", tile, tile, dtype=np.float64)
-        return total
+    def take(self, state: F64, tile: F32, low: int) -> None:  # noqa: ARG002
+        state[0] += tile.sum(axis=1, dtype=np.float64)
+        state[1] += np.einsum("ij,ij->i", tile, tile, dtype=np.float64)

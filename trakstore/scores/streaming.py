@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.passes.dask_cluster import active_client
-from trakstore.passes.memory import memory_budget, room_ahead
-from trakstore.passes.scheduler import map_reduce, nothing, task_slots, tile_ranges
+from trakstore.passes.memory import least_slots, memory_budget, room_ahead
+from trakstore.passes.one_pass import Tiles, nothing
+from trakstore.passes.scheduler import task_slots
 from trakstore.planning import ranges, window_rows, with_slack
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import SCRATCH_VALUES, Part, Window, held_bytes
+from trakstore.scores.parts import F32, SCRATCH_VALUES, Part, Window, held_bytes
+from trakstore.scores.window_pass import WindowPass
 
-__all__ = ["TileSkip", "TileWriter", "WindowPlan", "for_each_tile", "plan_windows"]
+__all__ = [
+    "TileSkip",
+    "TileWriter",
+    "WindowPlan",
+    "each_window",
+    "for_each_tile",
+    "plan_windows",
+]
+
+R = TypeVar("R")
 
 ENOUGH_TARGETS = 256  # a smaller window is worth less than fewer tasks at once
 
@@ -78,8 +88,7 @@ def plan_windows(
     task += 4 * min(SCRATCH_VALUES, rows * step)
     target = target_bytes + 4 * sum(part.target.shape[1] for part in scores.parts)
     each = state_bytes + 4 * step
-    slots = task_slots()
-    least = slots if active_client() is not None else 1
+    slots, least = task_slots(), least_slots()
     enough = min(rows, ENOUGH_TARGETS)
     while slots > least and (
         with_slack(fixed + slots * task + enough * (target + slots * each)) > limit
@@ -147,14 +156,38 @@ def for_each_tile(
         When one target and one tile do not fit.
     """
     plan = plan_windows(scores, "streaming scores", memory_limit, align=align)
-    step, columns = scores.tile_rows, scores.shape[1]
-    size = scores.shape[0] * columns
-    with ProgressLine("scores", size, unit="scores", show=on_terminal()) as progress:
-        for start, stop in plan.windows(scores.shape[0]):
-            if skip is None or not skip(start, stop, 0, columns):
-                task = _WriteTask(scores.window(start, stop, plan.ahead), write, skip, start, step)
-                advance = partial(_advance, progress, stop - start)
-                map_reduce(task, columns, step, nothing, workers=plan.workers, finished=advance)
+    rows, columns = scores.shape
+    windows = [one for one in plan.windows(rows) if skip is None or not skip(*one, 0, columns)]
+    each_window(scores, plan, partial(_WritePass, write=write, skip=skip), windows=windows)
+
+
+def each_window(
+    scores: Scores,
+    plan: WindowPlan,
+    make: Callable[[int, Window, int], WindowPass[Any, R]],
+    what: str = "scores",
+    windows: Iterable[tuple[int, int]] | None = None,
+) -> list[R]:
+    """Results of a pass over the train rows for each window of targets, one after the other.
+
+    Parameters
+    ----------
+    scores : Scores
+    plan : WindowPlan
+    make : callable
+        ``make(step, window, first)`` gives the pass of a window whose first target is ``first``.
+    what : str
+        The operation, for the line that shows progress.
+    windows : iterable of (start, stop), optional
+        Only these windows of the plan.
+    """
+    (rows, columns), step, found = scores.shape, scores.tile_rows, []
+    with ProgressLine(what, rows * columns, unit="scores", show=on_terminal()) as progress:
+        for start, stop in plan.windows(rows) if windows is None else windows:
+            one = make(step, scores.window(start, stop, plan.ahead), start)
+            advance = partial(_advance, progress, stop - start)
+            found.append(one.run(columns, workers=plan.workers, finished=advance))
+    return found
 
 
 def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
@@ -162,22 +195,17 @@ def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _WriteTask:
-    window: Window
+class _WritePass(WindowPass[None, None]):
     write: TileWriter
     skip: TileSkip | None
-    first: int
-    step: int
+    merge = staticmethod(nothing)
 
-    def __call__(self, start: int, stop: int) -> None:
-        targets = len(self.window.lefts[0])
-        last, buffer = self.first + targets, np.empty((targets, self.step), dtype=np.float32)
-        tiles = [
-            one
-            for one in tile_ranges(start, stop, self.step)
-            if self.skip is None or not self.skip(self.first, last, *one)
-        ]
-        with self.window.reading(tiles):
-            for low, high in tiles:
-                tile = self.window.tile(low, high, buffer[:, : high - low])
-                self.write(self.first, last, low, high, tile)
+    def tiles(self, start: int, stop: int) -> Tiles:
+        every = super().tiles(start, stop)
+        return [one for one in every if self.skip is None or not self.skip(*self.at, *one)]
+
+    def begin(self) -> None:
+        return
+
+    def take(self, state: None, tile: F32, low: int) -> None:  # noqa: ARG002
+        self.write(*self.at, low, low + tile.shape[1], tile)

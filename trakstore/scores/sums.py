@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from trakstore.errors import NumericsError, TrakStoreError
-from trakstore.passes.dask_cluster import active_client
-from trakstore.passes.memory import memory_budget
+from trakstore.passes.memory import fitting_slots, memory_budget
+from trakstore.passes.one_pass import Pass, Tiles
 from trakstore.passes.rows import ArrayRows, MeanRows, Rows, whole_column
-from trakstore.passes.scheduler import WAITING, map_reduce, task_slots, tile_rows
-from trakstore.planning import fit_slots, ranges
+from trakstore.passes.scheduler import WAITING, tile_rows
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
 
@@ -146,40 +145,29 @@ def _sum_rows(
     """Σ scaleᵢ·rowᵢ over the rows of each group, or their mean; shape (groups, k), float64."""
     step, count = tile_rows(rows), len(groups.names)
     waiting = 8 * count * rows.shape[1]
-    slots, limit = task_slots(), memory_budget(memory_limit)
-    least = slots if active_client() is not None else 1
     what = f"sums of {count} groups of rows"
     each = waiting + step * rows.shape[1] * (rows.dtype.itemsize + 8)
-    workers = fit_slots(slots, least, WAITING * waiting, each, limit, what)
-    task = _SumTask(rows, scale, groups.of, count, step)
-    total = map_reduce(task, rows.shape[0], step, _plus, workers=workers)
+    workers = fitting_slots(WAITING * waiting, each, memory_budget(memory_limit), what)
+    total = _SumPass(step, rows, scale, groups.of, count).run(rows.shape[0], workers=workers)
     if not np.isfinite(total).all():
         raise NumericsError("features or scales hold NaN or inf: featurize them again")
     return ArrayRows(total / groups.counts[:, None] if how == "mean" else total)
 
 
 @dataclass(frozen=True, eq=False)
-class _SumTask:
+class _SumPass(Pass[NDArray[np.float64], NDArray[np.float64]]):
     rows: Rows
     scale: Rows | None
     of: NDArray[np.int64]
     groups: int
-    step: int
 
-    def __call__(self, start: int, stop: int) -> NDArray[np.float64]:
-        total = np.zeros((self.groups, self.rows.shape[1]))
-        for low, high in ranges(stop - start, self.step):
-            total += self._sums(start + low, start + high)
-        return total
+    def start(self, tiles: Tiles) -> NDArray[np.float64]:  # noqa: ARG002
+        return np.zeros((self.groups, self.rows.shape[1]))
 
-    def _sums(self, low: int, high: int) -> NDArray[np.float64]:
+    def visit(self, state: NDArray[np.float64], low: int, high: int) -> NDArray[np.float64]:
         tile = np.asarray(self.rows.read(low, high), dtype=np.float64)
         scale = np.ones(high - low) if self.scale is None else self.scale.read(low, high)
         which = (self.of[low:high], np.arange(high - low))
         pick = csr_array((np.asarray(scale, dtype=np.float64), which), (self.groups, high - low))
-        found: NDArray[np.float64] = pick @ tile
-        return found
-
-
-def _plus(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    return left + right
+        state += pick @ tile
+        return state

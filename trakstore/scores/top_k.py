@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
 from trakstore.passes.dask_cluster import active_client
-from trakstore.passes.memory import memory_budget
+from trakstore.passes.memory import fitting_slots, memory_budget
+from trakstore.passes.one_pass import Tiles
 from trakstore.passes.rows import ArrayRows, Rows, TakenRows, together
-from trakstore.passes.scheduler import WAITING, map_reduce, task_slots, tile_ranges
-from trakstore.planning import fit_slots
-from trakstore.progress import ProgressLine, on_terminal
+from trakstore.passes.scheduler import WAITING
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores, need_scores
-from trakstore.scores.parts import Window
+from trakstore.scores.parts import F32
 from trakstore.scores.running_lists import (
     NOWHERE,
     STATE_BYTES,
@@ -34,14 +33,14 @@ from trakstore.scores.running_lists import (
     select_bytes,
 )
 from trakstore.scores.selection import Groups, Where, train_groups
-from trakstore.scores.streaming import WindowPlan, plan_windows
+from trakstore.scores.streaming import WindowPlan, each_window, plan_windows
+from trakstore.scores.window_pass import WindowPass
 
 __all__ = [
     "Order",
-    "SelectTask",
+    "SelectPass",
     "check_request",
     "listed",
-    "merge_all",
     "plan_top_k",
     "top_k",
 ]
@@ -108,18 +107,13 @@ def top_k(
             raise TrakStoreError("where= and per_class= are for Scores; select from the array")
         return _top_k_of_array(scores, k, order, memory_limit)
     need_scores(scores)
-    rows, columns = scores.shape
+    columns = scores.shape[1]
     groups = train_groups(scores, where, per_class=per_class)
     k = check_request(k, columns if groups is None or per_class else groups.counts[0], order)
     plan = plan_top_k(scores, k, groups, memory_limit)
-    step, found = scores.tile_rows, []
-    with ProgressLine(f"top-{k}", rows * columns, unit="scores", show=on_terminal()) as progress:
-        for start, stop in plan.windows(rows):
-            task = SelectTask(scores.window(start, stop, plan.ahead), start, step, k, order, groups)
-            advance = partial(_advance, progress, stop - start)
-            found.append(
-                map_reduce(task, columns, step, merge_all, workers=plan.workers, finished=advance)
-            )
+    found = each_window(
+        scores, plan, partial(SelectPass, k=k, order=order, groups=groups), f"top-{k}"
+    )
     lists = [listed(list(one), scores, order) for one in zip(*found, strict=True)]
     if not per_class or groups is None:
         return lists[0]
@@ -145,50 +139,43 @@ def plan_top_k(
     )
 
 
-def _advance(progress: ProgressLine, targets: int, rows: int) -> None:
-    progress.advance(targets * rows)
+def _merged(left: list[Found], right: list[Found]) -> list[Found]:
+    return [merge(*pair) for pair in zip(left, right, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
-class SelectTask:
-    """The lists of a window from a range of train rows, one for each group; see :class:`Running`."""
+class SelectPass(WindowPass[list[Running], list[Found]]):
+    """The lists of a window, one for each group; see :class:`Running`."""
 
-    window: Window
-    first: int
-    step: int
     k: int
     order: Order
     groups: Groups | None
+    merge = staticmethod(_merged)
 
-    def __call__(self, start: int, stop: int) -> list[Found]:
-        running = [
-            Running(len(self.window.lefts[0]), self.k, np.dtype(np.float32), self.step)
+    def tiles(self, start: int, stop: int) -> Tiles:
+        """Those that hold a row of a group."""
+        every = super().tiles(start, stop)
+        return [one for one in every if self.groups is None or self.groups.reach(*one)]
+
+    def begin(self) -> list[Running]:
+        """Empty lists."""
+        return [
+            Running(self.targets, self.k, np.dtype(np.float32), self.step)
             for _ in ([0] if self.groups is None else self.groups.counts)
         ]
-        # one for all tiles: workers of a cluster give each freed array back to the system
-        buffer = np.empty((len(self.window.lefts[0]), self.step), dtype=np.float32)
-        tiles = tile_ranges(start, stop, self.step)
-        if self.groups is not None:
-            tiles = [one for one in tiles if self.groups.reach(*one)]
-        with self.window.reading(tiles):
-            for low, high in tiles:
-                tile = self.window.tile(low, high, buffer[:, : high - low])
-                self._offer(running, tile, low)
-        return [one.found() for one in running]
 
-    def _offer(self, running: list[Running], tile: NDArray[np.float32], low: int) -> None:
+    def take(self, state: list[Running], tile: F32, low: int) -> None:
+        """Offer a tile's scores to the lists of their groups."""
         if self.groups is None:
-            positions = np.arange(low, low + tile.shape[1])
-            running[0].offer(tile, self.first, positions, self.order)
+            state[0].offer(tile, self.first, np.arange(low, low + tile.shape[1]), self.order)
             return
         for group, columns in self.groups.within(low, low + tile.shape[1]):
             part = tile if len(columns) == tile.shape[1] else tile[:, columns]
-            running[group].offer(part, self.first, columns + low, self.order)
+            state[group].offer(part, self.first, columns + low, self.order)
 
-
-def merge_all(left: list[Found], right: list[Found]) -> list[Found]:
-    """Lists of neighbouring ranges, group by group."""
-    return [merge(*pair) for pair in zip(left, right, strict=True)]
+    def end(self, state: list[Running]) -> list[Found]:
+        """The lists as they are merged."""
+        return [one.found() for one in state]
 
 
 def check_request(k: int, columns: int, order: Order) -> int:
@@ -262,11 +249,9 @@ def _block_workers(data: da.Array, k: int, memory_limit: int | str | None) -> di
     block = 2 * rows * columns * data.dtype.itemsize + select_bytes(k, columns)
     block += rows * k * (STATE_BYTES + WAITING_BYTES)
     lists = (data.shape[0] + 10 * rows) * k * 3 * 8
-    slots, client = task_slots(), active_client()
-    least, limit = (1 if client is None else slots), memory_budget(memory_limit)
     what = f"top-{k} of blocks of ({rows}, {columns}) (rechunk the array, or)"
-    workers = fit_slots(slots, least, lists, block, limit, what)
-    return {"num_workers": workers} if client is None else {}
+    workers = fitting_slots(lists, block, memory_budget(memory_limit), what)
+    return {"num_workers": workers} if active_client() is None else {}
 
 
 def _block_lists(data: da.Array, k: int, order: Order) -> list[Any]:

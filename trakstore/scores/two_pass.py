@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -12,14 +13,14 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
+from trakstore.passes.one_pass import Pass, Tiles, beside
 from trakstore.passes.rows import RowByRow, Rows
-from trakstore.passes.scheduler import map_reduce, tile_ranges
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import F32, Window
 from trakstore.scores.running_lists import Found, Order, check_finite, first_of, keys
-from trakstore.scores.top_k import SelectTask, check_request, listed, merge_all, plan_top_k
+from trakstore.scores.top_k import SelectPass, check_request, listed, plan_top_k
 
 __all__ = ["approximate_top_k"]
 
@@ -101,20 +102,24 @@ def approximate_top_k(
     with ProgressLine(f"top-{k}", rows, unit="targets", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
             window = scores.window(start, stop, plan.ahead)
-            run = partial(map_reduce, rows=trains, step=step, workers=plan.workers)
+            run = partial(_run, rows=trains, workers=plan.workers)
             coarse = _coarse(window, columns, rng)
-            (near,) = run(SelectTask(coarse, start, step, wide, order, None), merge=merge_all)
+            (near,) = run(SelectPass(step, coarse, start, wide, order, None))
             lists = _rescored(window, start, near.position, k, order, step, run)
             found.append(lists)
             own = chosen[(chosen >= start) & (chosen < stop)] - start
             if len(own):
-                task = SelectTask(_targets(window, own), start, step, k, order, None)
-                hits += _shared(run(task, merge=merge_all)[0], lists, own)
+                exact = SelectPass(step, _targets(window, own), start, k, order, None)
+                hits += _shared(run(exact)[0], lists, own)
             progress.advance(stop - start)
     recall = hits / (len(chosen) * k) if len(chosen) else float("nan")
     result = listed(found, scores, order)
     how = {"columns": columns, "candidates": wide, "checked": len(chosen), "recall": recall}
     return result.assign_attrs(how)
+
+
+def _run(one: Pass[Any, Any], rows: int, workers: int) -> Any:
+    return one.run(rows, workers=workers)
 
 
 def _coarse(window: Window, columns: int, rng: np.random.Generator) -> Window:
@@ -181,7 +186,7 @@ def _rescored(
     ascending = np.argsort(flat, kind="stable")
     targets = ascending // near.shape[1]
     values = np.empty(flat.shape, dtype=np.float32)
-    values[ascending] = run(_Rescore(window, targets, flat[ascending], step), merge=_joined)
+    values[ascending] = run(_RescorePass(step, window, targets, flat[ascending]))
     score = values.reshape(near.shape)
     for row in np.flatnonzero(~np.isfinite(score).all(axis=1))[:1]:
         check_finite(score[row : row + 1], first + row, near[row])
@@ -189,30 +194,35 @@ def _rescored(
 
 
 @dataclass(frozen=True, eq=False)
-class _Rescore:
+class _RescorePass(Pass[list[F32], F32]):
     """Scores of single entries, in ascending order of columns."""
 
     window: Window
     targets: NDArray[np.int64]
     columns: NDArray[np.int64]
-    step: int
+    merge = staticmethod(beside)
 
-    def __call__(self, start: int, stop: int) -> F32:
-        found = [np.empty(0, dtype=np.float32)]
-        cuts = {
-            tile: np.searchsorted(self.columns, tile).tolist()
-            for tile in tile_ranges(start, stop, self.step)
-        }
-        wanted = {tile: (low, high) for tile, (low, high) in cuts.items() if low < high}
-        with self.window.reading(wanted):
-            for tile, (low, high) in wanted.items():
-                pairs = self.targets[low:high], self.columns[low:high] - tile[0]
-                found.append(self.window.entries(*tile, *pairs))
-        return np.concatenate(found)
+    def tiles(self, start: int, stop: int) -> Tiles:
+        """Those that hold an entry."""
+        return [one for one in super().tiles(start, stop) if len(self._entries(*one))]
 
+    def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
+        return self.window.reading(tiles)
 
-def _joined(left: F32, right: F32) -> F32:
-    return np.concatenate([left, right])
+    def start(self, tiles: Tiles) -> list[F32]:  # noqa: ARG002
+        return [np.empty(0, dtype=np.float32)]
+
+    def visit(self, state: list[F32], low: int, high: int) -> list[F32]:
+        own = self._entries(low, high)
+        pairs = self.targets[own.start : own.stop], self.columns[own.start : own.stop] - low
+        state.append(self.window.entries(low, high, *pairs))
+        return state
+
+    def finish(self, state: list[F32]) -> F32:
+        return np.concatenate(state)
+
+    def _entries(self, low: int, high: int) -> range:
+        return range(*np.searchsorted(self.columns, [low, high]).tolist())
 
 
 def _targets(window: Window, chosen: NDArray[np.int64]) -> Window:

@@ -1,0 +1,96 @@
+"""A pass: what an operation does with each tile of rows, and how results are put together.
+
+The rows are cut into ranges of whole tiles (:mod:`~trakstore.passes.scheduler`). In each range a pass
+starts a state, visits one tile after the other, and finishes the state into a result; results of
+neighbouring ranges are merged, left before right, in a tree that depends on the shape alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.passes.scheduler import map_reduce, tile_ranges
+from trakstore.passes.sent import Sent
+
+__all__ = ["Pass", "Tiles", "beside", "nothing"]
+
+S = TypeVar("S")
+R = TypeVar("R")
+Tiles = Sequence[tuple[int, int]]
+
+
+def beside(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
+    """Results that stand beside each other, along the last dimension."""
+    return np.concatenate([left, right], axis=-1)
+
+
+def nothing(left: None, right: None) -> None:
+    """Results of passes that only write."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass(Sent, ABC, Generic[S, R]):
+    """An operation on rows; picklable, since workers of a cluster are sent it.
+
+    Attributes
+    ----------
+    step : int
+        Rows of a tile.
+    """
+
+    step: int
+
+    @staticmethod
+    def merge(left: Any, right: Any) -> Any:
+        """One result of those of two neighbouring ranges: by default they add up."""
+        return left + right
+
+    @abstractmethod
+    def start(self, tiles: Tiles) -> S:
+        """A new state, before the first of these tiles."""
+
+    @abstractmethod
+    def visit(self, state: S, low: int, high: int) -> S:
+        """The state after the tile of rows ``low`` to ``high``; the given one may be changed."""
+
+    def finish(self, state: S) -> R:
+        """The result of a range: the state itself, where a subclass does not say otherwise."""
+        return cast("R", state)
+
+    def tiles(self, start: int, stop: int) -> Tiles:
+        """The tiles of a range that are visited: all, where a subclass does not say otherwise."""
+        return tile_ranges(start, stop, self.step)
+
+    def reading(self, tiles: Tiles) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Within, what the visits of these tiles read is on its way before they ask for it."""
+        return nullcontext()
+
+    def over(self, start: int, stop: int) -> R:
+        """The result of one range."""
+        tiles = self.tiles(start, stop)
+        state = self.start(tiles)
+        with self.reading(tiles):
+            for low, high in tiles:
+                state = self.visit(state, low, high)
+        return self.finish(state)
+
+    def run(
+        self,
+        rows: int,
+        *,
+        parts: int | None = None,
+        workers: int | None = None,
+        finished: Callable[[int], None] | None = None,
+    ) -> R:
+        """The result of all rows; see :func:`~trakstore.passes.scheduler.map_reduce`."""
+        found: R = map_reduce(
+            self.over, rows, self.step, self.merge, parts=parts, workers=workers, finished=finished
+        )
+        return found
