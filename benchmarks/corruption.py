@@ -31,6 +31,8 @@ from trakstore.spec import SplitSpec
 from trakstore.storage.backends.location import Location
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.columns import stored_rows
+from trakstore.storage.completion import note_complete
+from trakstore.storage.skipped import skipped_norms
 from trakstore.storage.tables.training_records import MEASURES, TrainingRun, add_part, record_parts
 from trakstore.storage.writer import BlockWriter
 
@@ -65,11 +67,16 @@ def build(where: Path, dtype: Any = "float32", older: Path | None = None) -> ts.
             given = {name: array[:ROWS] for name, array in columns_of(epoch, split).items()}
             store.write_split(epoch, split, **given, block_rows=BLOCK)
     columns = (("features", dtype), ("norm", "float32"), ("sample_id", "int64"))
-    half = store.create_split(0, "half", SplitSpec(ROWS, DIM, columns, block_rows=BLOCK))
-    for block in (0, 2, 4):
-        a, b = half.spec.block_range(block)
-        rows = columns_of(0, "half")["features"][a:b]
-        BlockWriter(half).write(block, stored_rows(rows, dtype, a) | {"sample_id": np.arange(a, b)})
+    for name, blocks in (("half", (0, 2, 4)), ("bad", range(5))):
+        split = store.create_split(0, name, SplitSpec(ROWS, DIM, columns, block_rows=BLOCK))
+        for block in blocks:
+            a, b = split.spec.block_range(block)
+            rows = stored_rows(columns_of(0, name)["features"][a:b], dtype, a)
+            rows["sample_id"] = np.arange(a, b)
+            BlockWriter(split).write(
+                block, rows | (_bad_rows(rows, block) if name == "bad" else {})
+            )
+        note_complete(split)
     store.mask("train", ["bild-3-ü"], epochs=["final"])
     if older is not None:
         shutil.copytree(where, older)
@@ -80,6 +87,17 @@ def build(where: Path, dtype: Any = "float32", older: Path | None = None) -> ts.
     store.mask("train", ["bild-9-ü", "bild-36-ü"])
     _save_tables(store)
     return store
+
+
+def _bad_rows(rows: dict[str, Any], block: int) -> dict[str, Any]:
+    """What is stored where a row of every second block was bad, for a reason of its own."""
+    if block % 2:
+        return {}
+    reasons = np.zeros(len(rows["norm"]), dtype=np.uint8)
+    reasons[block // 2] = 1 + block
+    bad, features, norm = reasons > 0, rows["features"].copy(), rows["norm"].copy()
+    features[bad], norm[bad] = np.nan, skipped_norms(reasons[bad])
+    return {"features": features, "norm": norm, "skipped": reasons}
 
 
 def _save_tables(store: ts.FeatureStore) -> None:
@@ -124,9 +142,10 @@ def read(where: Path) -> Columns:
             found[name] = error
 
     for epoch in EPOCHS:
-        for split in ("train", "test", *(["half"] if epoch == 0 else [])):
+        for split in ("train", "test", *(["half", "bad"] if epoch == 0 else [])):
             for column in ("features", "norm", "sample_id", "label", "out_to_loss", "masked"):
                 keep((epoch, split, column), lambda: _column(where, epoch, split, column))  # noqa: B023
+            keep((epoch, split, "skipped"), lambda: _reasons(where, epoch, split))  # noqa: B023
         keep((epoch, "gram"), lambda: _gram(where, epoch))  # noqa: B023
     for name in ("s", "s2", "top", "top2", "above", "above2"):
         keep((name,), lambda: _values(ts.open_scores(where, name)))  # noqa: B023
@@ -137,11 +156,15 @@ def read(where: Path) -> Columns:
 
 def _column(where: Path, epoch: Any, split: str, column: str) -> Any:
     opened = ts.open_store(where).split(epoch, split)
-    if column == "masked":
-        return opened.masked
     if split != "half":
         opened.require_complete()
+    if column == "masked":
+        return opened.masked
     return opened.column(column, allow_missing=split == "half").read(0, opened.rows)
+
+
+def _reasons(where: Path, epoch: Any, split: str) -> Any:
+    return np.array([str(row) for row in ts.open_store(where).skipped(epoch, split)])
 
 
 def _gram(where: Path, epoch: Any) -> Any:
@@ -193,7 +216,7 @@ class Trial:
         parts = self.key.split("/")
         if parts[0] in ("scores", "grams", "evaluation", "dynamics"):
             return f"saved {parts[0]}"
-        if parts[0] in ("_masks", "_claims"):
+        if parts[0] in ("_masks", "_claims", "_complete"):
             return parts[0].removeprefix("_")
         if parts[-1] == "zarr.json":
             return ("root", "epoch", "split", "array")[len(parts) - 1] + " document"
@@ -249,7 +272,7 @@ def displaced(where: Path, older: Path, count: int, seed: object = 0) -> Iterato
         made = 0
         while made < count:
             path, kind = rng.choice(files), rng.choice(kinds)
-            if kind is _delete and _says_only_what_is_there(where, path):
+            if kind is _delete and _says_only_that_it_is_there(where, path):
                 continue
             changed = kind(where, older, path, rng)
             if changed and any(path.read_bytes() != content for path, content in changed.items()):
@@ -266,10 +289,9 @@ def _delete(_where: Path, _older: Path, path: Path, _rng: random.Random) -> _Cha
     return {path: None}
 
 
-def _says_only_what_is_there(where: Path, path: Path) -> bool:
-    """A marker whose block is missing without it, or a note of who was at work."""
-    parts = path.relative_to(where).parts
-    return ("written" in parts[:-1] and path.name != "zarr.json") or parts[0] == "_claims"
+def _says_only_that_it_is_there(where: Path, path: Path) -> bool:
+    """A marker of a split that was never complete: its block is missing without it."""
+    return path.relative_to(where).as_posix().startswith("0/half/written/c.")
 
 
 def _swap(where: Path, _older: Path, path: Path, rng: random.Random) -> _Changed:

@@ -47,6 +47,7 @@ ORDER: dict[str, list[str]] = {
     "storage/checking": [
         "grid",
         "walk",
+        "statements",
         "verification",
     ],
     "storage/tables": [
@@ -142,6 +143,7 @@ ORDER: dict[str, list[str]] = {
         "split",
         "masks",
         "claims",
+        "completion",
         "snapshots",
         "writer",
         "ids",

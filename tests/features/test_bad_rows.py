@@ -14,10 +14,11 @@ from features.models import Samples, mlp, seeded
 from torch import Tensor, nn
 
 import trakstore as ts
-from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.errors import DamagedError, NumericsError, TrakStoreError
 from trakstore.features import Job, featurize, featurize_job
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.kernels.iterative import Dual
+from trakstore.storage.arrays import encode, skipped_document
 from trakstore.storage.checking.verification import verify_store
 
 N, DIM = 24, 16
@@ -300,15 +301,49 @@ def test_verify_knows_what_is_skipped_and_what_is_damage(tmp_path: Path) -> None
     kept = chunk.read_bytes()
     chunk.unlink()
     kinds = {finding.kind for finding in verify_store(store).findings}
-    assert kinds == {"non-finite"}  # what says that row 20 may be NaN is gone
+    assert kinds == {"missing", "non-finite"}  # what says that row 20 may be NaN is gone
+    with pytest.raises(DamagedError, match="0/train/skipped/c/2 was deleted"):
+        store.split(0, "train")
     chunk.write_bytes((tmp_path / "s/0/train/skipped/c/0").read_bytes())
-    (finding,) = verify_store(store).findings
-    assert finding.kind == "damaged" and "does not say why" in finding.message
+    assert "does not say why" in str(verify_store(store).findings)
     np.testing.assert_array_equal(store.split(0, "train").masked, BAD)  # whatever it says
     chunk.write_bytes(kept[:-1] + b"x")
     assert "damaged" in {finding.kind for finding in verify_store(store).findings}
     chunk.write_bytes(kept)
     assert verify_store(store).ok
+
+
+@pytest.mark.parametrize("damage", ["other reasons", "too many", "no note", "another note"])
+def test_reasons_belong_to_their_rows(tmp_path: Path, damage: str) -> None:
+    store, split = with_targets(tmp_path / "s", BAD), tmp_path / "s/0/train"
+    chunk, note = split / "skipped/c/2", split / "written/skipped.2"
+    reasons = np.frombuffer(chunk.read_bytes()[:-4], np.uint8).copy()
+    assert np.flatnonzero(reasons).tolist() == [BAD[-1] - 16]
+    if damage == "no note":
+        note.unlink()
+    elif damage == "another note":
+        note.write_bytes((split / "written/skipped.0").read_bytes())
+    else:
+        reasons[BAD[-1] - 16 if damage == "other reasons" else 0] ^= 1
+        documents = {"skipped": skipped_document(store.split(0, "train").spec)}
+        (value,) = encode(documents, (16, 24), {"skipped": reasons}).values()
+        chunk.write_bytes(value)
+        note.write_bytes(value[-4:])
+    assert {one.block for one in verify_store(store).findings} == {2}
+    if damage == "other reasons":
+        with pytest.raises(DamagedError, match="does not say why row 20 is bad"):
+            store.skipped(0, "train")
+    np.testing.assert_array_equal(store.split(0, "train").masked, BAD)
+
+
+def test_a_block_that_lost_its_reasons_is_written_again(tmp_path: Path) -> None:
+    store = with_targets(tmp_path / "s", BAD)
+    (tmp_path / "s/0/train/skipped/c/2").unlink()
+    assert all(one.repaired for one in verify_store(store, repair=True).findings)
+    np.testing.assert_array_equal(store.split(0, "train").masked, BAD[:2])
+    again = with_targets(tmp_path / "s", BAD)
+    np.testing.assert_array_equal(again.split(0, "train").masked, BAD)
+    assert verify_store(again).ok
 
 
 def test_info_says_which_rows_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

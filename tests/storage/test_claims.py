@@ -60,6 +60,12 @@ def _hold(address: str, ready: Any) -> None:
         signal.pause()
 
 
+def is_left(place: Location) -> bool:
+    claim = last_claim(place, "x")
+    assert claim is not None
+    return claim.is_left
+
+
 def test_a_killed_process_stands_in_nobodys_way(place: Location) -> None:
     spawn = multiprocessing.get_context("spawn")
     ready = spawn.Event()
@@ -68,10 +74,13 @@ def test_a_killed_process_stands_in_nobodys_way(place: Location) -> None:
     assert ready.wait(60)
     with pytest.raises(LocationError, match=f"process {holder.pid}"), claimed(place, "x", "save"):
         raise AssertionError
+    assert is_left(place) is False
     holder.kill()
     holder.join()
+    assert is_left(place) is True
     with claimed(place, "x", "save"):
         pass
+    assert is_left(place) is False
 
 
 def test_one_on_another_machine_is_listened_for(
@@ -141,3 +150,45 @@ def test_appends_and_drops_of_a_split_that_is_being_changed(tmp_path: Path) -> N
     with pytest.raises(SpecMismatchError, match="changed by another process"):
         append_rows(split, 1, lambda *_: {})
     assert store.split(0, "train").rows == 6
+
+
+def left_claim(where: Path) -> Path:
+    """A store with a claim, on saved scores, of a process that is no more."""
+    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("sjlt", 4))
+    with claimed(store.location, "scores/s", "save") as done:
+        done["rows"] = 7
+    own = last_claim(store.location, "scores/s")
+    assert own is not None
+    path = where / "_claims/scores/s~/1/zarr.json"
+    path.write_bytes(replace(own, ended=False, born=own.born + 1).document)
+    return path
+
+
+def test_a_claim_that_was_left_is_harmless_and_repair_ends_it(tmp_path: Path) -> None:
+    path = left_claim(tmp_path / "s")
+    report = ts.verify_store(tmp_path / "s")
+    assert report.ok and report.leftovers == (path.relative_to(tmp_path / "s").as_posix(),)
+    assert not ts.verify_store(tmp_path / "s", repair=True).leftovers
+    assert not ts.verify_store(tmp_path / "s").leftovers
+    claim = last_claim(open_location(tmp_path / "s"), "scores/s")
+    assert claim is not None and claim.ended and claim.known == {"rows": 7}
+    with claimed(open_location(tmp_path / "s"), "scores/s", "save"):
+        assert not ts.verify_store(tmp_path / "s").leftovers  # this process lives
+        assert not ts.verify_store(tmp_path / "s", repair=True).findings
+
+
+@pytest.mark.parametrize("repair", [True, False])
+def test_a_claim_that_was_deleted_is_found_and_in_nobodys_way(tmp_path: Path, repair: bool) -> None:
+    where = tmp_path / "s"
+    left_claim(where)
+    with claimed(open_location(where), "scores/s", "save"):
+        pass  # the second, so that the first is gone
+    (where / "_claims/scores/s~/2/zarr.json").unlink()
+    [finding] = ts.verify_store(where).findings
+    assert (finding.kind, finding.key) == ("document", "_claims/scores/s~/2/zarr.json")
+    if repair:
+        assert ts.verify_store(where, repair=True).findings[0].repaired
+    else:
+        with claimed(open_location(where), "scores/s", "save"):
+            pass
+    assert ts.verify_store(where).ok

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import tracemalloc
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from trakstore.storage import masks
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.layout import document_key
 from trakstore.storage.masks import change_masks, kept_key, read_masks
+from trakstore.storage.split import attributes, group_document
 
 ROWS = 24
 
@@ -51,12 +55,8 @@ def test_a_mask_that_loses_is_made_again_on_top_of_the_other(where: Path) -> Non
     def change(now: masks.Masks) -> Any:
         calls.append(now.number)
         next(other, lambda: 0)()  # another process, between the look and the writing
-        entry = now.of.get(
-            "0", masks.MaskEntry(store.split(0, "train").spec.nonce, ROWS, np.empty(0))
-        )
-        return {
-            "0": masks.MaskEntry(entry.nonce, ROWS, np.union1d(entry.positions, [2]).astype(int))
-        }
+        none = masks.MaskEntry.of(store.split(0, "train").spec.nonce, ROWS, np.empty(0, int))
+        return {"0": now.of.get("0", none).altered(np.array([2]), True, ROWS)[0]}
 
     change_masks(store.location, "train", change)
     assert calls == [0, 1] and masked(where) == [1, 2]
@@ -133,6 +133,39 @@ def test_masks_in_memory_and_in_bits() -> None:
     found = read_masks(store.location, "train")
     assert found.number == 1
     entry = found.of["final"]
-    assert entry.rows == ROWS and entry.positions.tolist() == list(range(0, ROWS, 2))
+    assert entry.rows == ROWS and entry.positions(ROWS).tolist() == list(range(0, ROWS, 2))
     assert store.mask("train", [0, 1], masked=False) == 1
     assert store.split("final", "train").masked.tolist() == list(range(2, ROWS, 2))
+
+
+@pytest.mark.parametrize("of_the_split", [True, False])
+def test_no_more_rows_are_unpacked_than_the_split_has(where: Path, of_the_split: bool) -> None:
+    """A document of a few kilobytes may say that 2^28 rows are left out: 2 GB as positions."""
+    store, rows = ts.open_store(where), 2**28
+    ones = base64.b64encode(zlib.compress(b"\xff" * (rows // 8))).decode()
+    nonce = store.split(0, "train").spec.nonce + (0 if of_the_split else 1)
+    entry = {"nonce": nonce, "rows": rows, "mask": 0}
+    told = {"place": "_masks/train/1", "writing": "x", "masks": [ones], "epochs": {"0": entry}}
+    for path in ("_masks", "_masks/train", "_masks/train/1.kept"):
+        store.location.put({document_key(path): group_document({})})
+    store.location.put({document_key("_masks/train/1"): group_document(told)})
+    tracemalloc.start()
+    left_out = masked(where)
+    assert verify_store(where).ok
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert left_out == (list(range(ROWS)) if of_the_split else []) and peak < 8 * 2**20
+    assert store.mask("train", [2], masked=False) == int(of_the_split)
+    assert masked(where) == ([*range(2), *range(3, ROWS)] if of_the_split else [])
+
+
+@pytest.mark.parametrize("packed", ["?", "", base64.b64encode(b"x").decode(), 7])
+def test_a_mask_that_cannot_be_unpacked_is_damage(where: Path, packed: Any) -> None:
+    store = ts.open_store(where)
+    store.mask("train", [3], epochs=[0])
+    key = document_key("_masks/train/1")
+    told = attributes(store.location.get(key) or b"", key)
+    store.location.put({key: group_document({**told, "masks": [packed]})})
+    with pytest.raises(DamagedError, match="_masks/train/1"):
+        store.split(0, "train")
+    assert [one.key for one in verify_store(where).findings] == [key]

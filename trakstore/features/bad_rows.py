@@ -13,7 +13,7 @@ from trakstore.errors import NumericsError
 from trakstore.planning import counted
 from trakstore.storage import layout
 from trakstore.storage.columns import unstorable
-from trakstore.storage.skipped import REASONS, reason_text
+from trakstore.storage.skipped import REASONS, reason_text, skipped_norms
 
 __all__ = ["BadRows"]
 
@@ -121,7 +121,9 @@ class BadRows:
     def marked(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The columns as they are stored: bad rows have fill values, and ``skipped`` says why."""
         for name, values in columns.items():
-            if name != layout.SAMPLE_ID:
+            if name == "norm":
+                values[self.where] = skipped_norms(self.reasons[self.where])
+            elif name != layout.SAMPLE_ID:
                 values[self.where] = np.nan if values.dtype.kind == "f" else -1
         return {**columns, layout.SKIPPED: self.reasons}
 

@@ -28,6 +28,7 @@ from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
 from trakstore.storage.backends.location import Where
+from trakstore.storage.completion import note_complete
 from trakstore.storage.layout import as_epochs, as_splits
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
@@ -235,8 +236,11 @@ def featurize_job(
     with job.lent() if restore else nullcontext():
         for duty in (_do_share, _help):
             for epoch, split in chosen:
-                if duty is _help and open_store(store).split(epoch, split).status().complete:
-                    continue
+                if duty is _help:
+                    there = open_store(store).split(epoch, split)
+                    if there.status().complete:
+                        note_complete(there)
+                        continue
                 job.load(epoch)
                 with _prepared(job, store, epoch, split, worker, progress) as (task, line):
                     if worker.rank == 0:
@@ -347,6 +351,7 @@ def _help(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
             continue
         choice.shuffle(missing)
         done += _write(missing[: -(-len(missing) // 2)], task, line)
+    note_complete(task.writer.split)
     seconds = time.monotonic() - began
     idle = Featurized(0, 0, seconds - done.seconds, spent=Spent(helping=seconds - done.seconds))
     return done + idle

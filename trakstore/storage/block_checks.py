@@ -20,6 +20,7 @@ from trakstore.storage.backends.chunks import ChunkForm, unpacked
 from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
+from trakstore.storage.skipped import stated_reasons, unlike_norms
 from trakstore.storage.split import Split
 
 __all__ = ["Finding", "FindingKind", "check_block"]
@@ -102,9 +103,11 @@ def check_block(split: Split, block: int) -> list[Finding]:
                 found.append(("damaged", key, _told(error, key)))
     if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block):
         found = []
+    found += _wrong_note(split, block, rows.says_why)
+    found += rows.wrong(_reasons(split, block))
     return [
         Finding(kind, f"{split.path}/{key}", message, split.epoch, split.name, block)
-        for kind, key, message in (*found, *rows.wrong(_reasons(split, block)))
+        for kind, key, message in found
     ]
 
 
@@ -123,6 +126,23 @@ def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
         return None
     start, stop = split.spec.block_range(block)
     return np.frombuffer(value, np.uint8, count=stop - start)
+
+
+def _wrong_note(split: Split, block: int, says_why: bool) -> Iterator[_Wrong]:
+    """What is wrong with the key that says that a block has bad rows; it has to be there if it has."""
+    note, chunk = layout.skipped_key("", block).lstrip("/"), f"{layout.SKIPPED}/c/{block}"
+    try:
+        keys = [f"{split.path}/{key}" for key in (note, chunk)]
+        told, end = split.location.get_tails(keys, TAIL + 1)
+    except DamagedError as error:
+        yield "damaged", note, f"or {chunk} is damaged ({error})"
+        return
+    if told is None and says_why:
+        yield "missing", note, "is missing though rows of its block are bad"
+    elif told is not None and end is None:
+        yield "missing", chunk, "is missing though rows of its block are bad"
+    elif told is not None and end is not None and told != end[-TAIL:]:
+        yield "foreign", note, "is not of the chunk that says why rows are bad"
 
 
 def _has_old_rows(split: Split, block: int) -> bool:
@@ -232,17 +252,23 @@ class _Rows:
         tile = values.reshape(-1, self.widths[name])[: self.count - row]
         self.finite[name][row : row + len(tile)] = np.isfinite(tile).all(axis=1)
 
+    @property
+    def says_why(self) -> bool:
+        """Whether rows are NaN and say why: then they were written since notes are."""
+        return "norm" in self.narrow and bool(stated_reasons(self.narrow["norm"]).any())
+
     def wrong(self, reasons: NDArray[np.uint8] | None = None) -> Iterator[_Wrong]:
         """Rows that are not finite, and rows that have not their stored norm.
 
         Rows that were bad when they were written are neither, if there are ``reasons`` for them.
         """
         if reasons is not None and "norm" in self.narrow:
-            skipped = np.isnan(self.narrow["norm"])
-            if (reasons[skipped] == 0).any():
-                what = self._named(skipped & (reasons == 0), "does not say why rows are NaN")
-                yield "damaged", layout.SKIPPED, what
-            self._leave_out(skipped)
+            norms = self.narrow["norm"]
+            unlike = unlike_norms(reasons, norms)
+            if unlike.any():
+                what = self._named(unlike, "is sound but does not say why rows are NaN")
+                yield "foreign", layout.SKIPPED, what
+            self._leave_out(np.isnan(norms))
         for name, whole in self.finite.items():
             if not whole.all():
                 yield "non-finite", name, self._named(~whole, "has NaN or infinite values")

@@ -99,6 +99,12 @@ class Claim:
         return found
 
     @property
+    def is_left(self) -> bool:
+        """Whether it was left behind by a process of this machine that is no more."""
+        mine = self.machine == _machine()
+        return mine and not self.ended and _born(self.process) != self.born
+
+    @property
     def document(self) -> bytes:
         return group_document(asdict(self))
 
@@ -170,9 +176,10 @@ def last_claim(location: Location, path: str) -> Claim | None:
 def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
     location.put_all_if_absent(dict.fromkeys(layout.document_keys(top), group_document({})))
     for _ in range(ATTEMPTS):
-        found = highest(location, top, stored_numbers(location, top))
+        numbers = stored_numbers(location, top)
+        found = highest(location, top, numbers)
         before = None if found is None else _ended(location, top, *found)
-        number = 1 if found is None else found[0] + 1
+        number = max(numbers, default=0) + 1  # whether or not the document of the last is gone
         place = f"{top}/{number}"
         claim = Claim.of_this_process(place, what, {} if before is None else before.known)
         if publish_numbered(location, top, number, claim.document):
@@ -186,7 +193,7 @@ def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
     key, until = layout.document_key(f"{top}/{number}"), time.monotonic() + SILENT
     while not claim.ended:
         if claim.machine == _machine():
-            alive = _born(claim.process) == claim.born
+            alive = not claim.is_left
         else:
             alive = location.get(key) != document
             if not alive and time.monotonic() < until:

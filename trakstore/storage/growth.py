@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, told_of
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, mask_document, skipped_document
 from trakstore.storage.claims import claimed
+from trakstore.storage.completion import forget_complete, note_complete
 from trakstore.storage.ids import as_ids
 from trakstore.storage.masks import MaskEntry, Masks, change_masks
 from trakstore.storage.snapshots import open_splits
@@ -77,7 +78,8 @@ def append_rows(
             if place.get(key) is not None:
                 place.put({key: document(spec)})
         place.put({layout.document_key(path): split_document(path, spec)})
-        done.update(nonce=spec.nonce, rows=spec.rows)
+        noted = spec.rows if note_complete(grown) else 0
+        done.update(nonce=spec.nonce, rows=spec.rows, noted=noted)
     return grown
 
 
@@ -150,12 +152,13 @@ def mask_samples(
             epoch, nonce = layout.epoch_path(split.epoch), split.spec.nonce
             there = now.of.get(epoch)
             if there is None or there.nonce != nonce:
-                there = MaskEntry(nonce, split.rows, np.setdiff1d(split.masked, split.skipped))
-            alter = np.union1d if masked else np.setdiff1d
-            positions = alter(there.positions, found)
-            if len(positions) != len(there.positions):
-                changed += abs(len(positions) - len(there.positions))
-                entries[epoch] = MaskEntry(nonce, max(split.rows, there.rows), positions)
+                own = np.setdiff1d(split.masked, split.skipped)
+                there = MaskEntry.of(nonce, split.rows, own)
+            with told_of(now.place):
+                entry, count = there.altered(found, masked, split.rows)
+            if count:
+                changed += count
+                entries[epoch] = entry
         return entries or None
 
     change_masks(splits[0].location, splits[0].name, change)
@@ -221,6 +224,7 @@ def drop_split(split: Split) -> None:
         place.delete([layout.marker_key(path, block) for block in sorted(blocks)])
         for name in (*split.columns, layout.MASKED, layout.SKIPPED, layout.WRITTEN):
             place.delete_folder(f"{path}/{name}")
+        forget_complete(split)
         place.delete([layout.document_key(path)])
         place.delete_folder(path)
 

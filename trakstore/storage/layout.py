@@ -13,6 +13,7 @@
     {epoch}/{split}/skipped          (sample,): why rows were bad when written, where there are any
     _masks/{split}/{number}          rows that are left out, of all epochs; the highest number counts
     _claims/{path}~/{number}         who changes what lies at a path, or did last
+    _complete/{epoch}/{split}        a split that was complete: no marker of it may be missing
     runs/{epoch}.{split}.{run}       what each run did; "planned": a split that is still to come
     scores/{name}                    saved score matrices
     dynamics/{split}/{run}.{number}  what a training process saw of samples
@@ -44,6 +45,7 @@ __all__ = [
     "check_key",
     "check_name",
     "claims_path",
+    "complete_path",
     "document_key",
     "document_keys",
     "dynamics_path",
@@ -57,6 +59,8 @@ __all__ = [
     "masks_path",
     "run_path",
     "scores_path",
+    "skipped_block",
+    "skipped_key",
     "split_path",
 ]
 
@@ -73,12 +77,14 @@ GRAMS = "grams"
 RUNS = "runs"
 DYNAMICS = "dynamics"
 EVALUATION = "evaluation"
-MASKS = "_masks"  # no epoch can have these two names, whatever the format
+MASKS = "_masks"  # no epoch can have these three names, whatever the format
 CLAIMS = "_claims"
-RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS})
+COMPLETE = "_complete"
+RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE})
 
 _DIGITS = 19  # of the number of an epoch: as many as int64 has
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
+_SKIPPED = re.compile(rf"{SKIPPED}\.(0|[1-9][0-9]*)")
 # what writers that run, or were killed, have: our temporary files and zarr's, and obstore's
 _LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
 
@@ -222,6 +228,11 @@ def claims_path(path: str) -> str:
     return f"{CLAIMS}/{path}~"
 
 
+def complete_path(epoch: Epoch, split: str) -> str:
+    """Group that says that a split was complete."""
+    return f"{COMPLETE}/{split_path(epoch, split)}"
+
+
 def document_key(path: str) -> str:
     """Key of the metadata document of the group or array at ``path``; ``""`` is the root."""
     return f"{path}/zarr.json" if path else "zarr.json"
@@ -247,6 +258,17 @@ def marker_key(split: str, block: int) -> str:
 def marker_block(name: str) -> int | None:
     """The block that a key's last part marks, or ``None`` if it is not a marker."""
     match = _MARKER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def skipped_key(split: str, block: int) -> str:
+    """Key that says, among the markers, that ``block`` has a chunk of why rows are bad."""
+    return f"{split}/{WRITTEN}/{SKIPPED}.{block}"
+
+
+def skipped_block(name: str) -> int | None:
+    """The block of which such a key's last part says so, or ``None``."""
+    match = _SKIPPED.fullmatch(name)
     return int(match[1]) if match else None
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.documents import anything, each, entries, fields, text, whole
-from trakstore.errors import DamagedError, LocationError, SpecMismatchError
+from trakstore.documents import anything, each, entries, fields, made_by, text, whole
+from trakstore.errors import DamagedError, LocationError, SpecMismatchError, told_of
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.numbered import publish_numbered
@@ -28,8 +28,8 @@ __all__ = [
     "MaskEntry",
     "Masks",
     "change_masks",
-    "check_masks",
     "kept_key",
+    "parsed_masks",
     "read_masks",
     "stored_numbers_of",
 ]
@@ -42,7 +42,7 @@ _PIECE = 2**16  # bytes
 Positions = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class MaskEntry:
     """What is left out of a split at one epoch.
 
@@ -52,28 +52,88 @@ class MaskEntry:
         Of the split: of another one of the same name this says nothing.
     rows : int
         Of the split when it was said; later ones are not left out.
-    positions : ndarray of int64
-        Rows that are left out, ascending.
+    packed : str
+        Which rows, as the document has it. Eight rows to a byte, a thousand times smaller where few
+        are left out: unpacked only where it is asked of a split, for as many rows as that has.
     """
 
     nonce: int
     rows: int
-    positions: Positions
+    packed: str
+
+    @classmethod
+    def of(cls, nonce: int, rows: int, positions: Positions) -> MaskEntry:
+        """From the positions of rows that are left out."""
+        return cls(
+            nonce, rows, _packed(_changed(np.zeros(-(-rows // 8), np.uint8), positions, True))
+        )
+
+    def positions(self, rows: int) -> Positions:
+        """Those of the first ``rows`` rows that are left out, ascending.
+
+        Raises
+        ------
+        DamagedError
+            When it cannot be unpacked.
+        """
+        rows = min(rows, self.rows)
+        bits, found = self._bits(rows), [np.empty(0, dtype=np.int64)]
+        for first in range(0, len(bits), _PIECE):  # not all at once: a row takes eight bytes
+            some = np.unpackbits(bits[first : first + _PIECE], bitorder="little")
+            found.append(np.flatnonzero(some[: rows - 8 * first]) + 8 * first)
+        return np.concatenate(found)
+
+    def altered(self, positions: Positions, masked: bool, rows: int) -> tuple[MaskEntry, int]:
+        """With rows of a split of so many left out, or taken in again; and how many were not so."""
+        rows = max(rows, self.rows)
+        bits = np.zeros(-(-rows // 8), np.uint8)
+        before = self._bits(self.rows)
+        bits[: len(before)] = before
+        already = (bits[positions >> 3] >> (positions & 7).astype(np.uint8) & 1).astype(bool)
+        changed = int(np.count_nonzero(already != masked))
+        return MaskEntry(self.nonce, rows, _packed(_changed(bits, positions, masked))), changed
+
+    def _bits(self, rows: int) -> NDArray[np.uint8]:
+        size = -(-rows // 8)
+        try:
+            told = base64.b64decode(self.packed, validate=True)
+            bits = zlib.decompressobj().decompress(told, size)
+        except (ValueError, zlib.error) as error:
+            raise DamagedError(f"the rows to leave out cannot be unpacked ({error})") from error
+        if len(bits) != size:
+            raise DamagedError(f"the rows to leave out are {len(bits)} bytes for {rows} rows")
+        return np.frombuffer(bits, np.uint8)
 
 
-@dataclass(frozen=True, eq=False)
+def _changed(bits: NDArray[np.uint8], positions: Positions, masked: bool) -> NDArray[np.uint8]:
+    """The same array with some bits set, or cleared; row 0 is the lowest bit of the first byte."""
+    own = np.uint8(1) << (positions & 7).astype(np.uint8)
+    if masked:
+        np.bitwise_or.at(bits, positions >> 3, own)
+    else:
+        np.bitwise_and.at(bits, positions >> 3, ~own)
+    return bits
+
+
+def _packed(bits: NDArray[np.uint8]) -> str:
+    return base64.b64encode(zlib.compress(bits.tobytes())).decode()
+
+
+@dataclass(frozen=True)
 class Masks:
     """What is left out of a split, by epoch; ``number`` of the document that says so, 0 for none."""
 
     number: int = 0
     of: Mapping[str, MaskEntry] = field(default_factory=dict)
+    place: str = ""
 
     def positions(self, epoch: layout.Epoch, nonce: int, rows: int) -> Positions | None:
-        """Rows that are left out at an epoch; None where nothing was ever said."""
+        """Rows that are left out of a split with so many; None where nothing was ever said."""
         entry = self.of.get(layout.epoch_path(epoch))
         if entry is None or entry.nonce != nonce:
             return None
-        return entry.positions[entry.positions < rows]
+        with told_of(self.place):
+            return entry.positions(rows)
 
 
 def read_masks(location: Location, split: str) -> Masks:
@@ -89,7 +149,7 @@ def read_masks(location: Location, split: str) -> Masks:
     for number in reversed(stored_numbers_of(names)):
         document = location.get(layout.document_key(f"{path}/{number}"))
         if document is not None:
-            return _parsed(document, path, number)
+            return parsed_masks(document, path, number)
         if f"{number}{_KEPT}" in names and location.get(kept_key(path, number)) is not None:
             break
     else:
@@ -149,34 +209,22 @@ def change_masks(
     )
 
 
-def check_masks(document: bytes, path: str, number: int) -> dict[str, Any]:
-    """The attributes of a document that says what is left out; raises a :class:`DamagedError`."""
-    _parsed(document, path, number)
-    return attributes(document, path)
-
-
 def _told(entries: Mapping[str, MaskEntry], path: str, number: int) -> dict[str, Any]:
     """As attributes: equal masks once, in bits."""
-    bits = {epoch: _packed(entry) for epoch, entry in entries.items()}
-    masks = sorted(set(bits.values()))
+    masks = sorted({entry.packed for entry in entries.values()})
     return {
         "place": f"{path}/{number}",
         "writing": secrets.token_hex(8),
         "masks": masks,
         "epochs": {
-            epoch: {"nonce": entry.nonce, "rows": entry.rows, "mask": masks.index(bits[epoch])}
+            epoch: {"nonce": entry.nonce, "rows": entry.rows, "mask": masks.index(entry.packed)}
             for epoch, entry in entries.items()
         },
     }
 
 
-def _packed(entry: MaskEntry) -> str:
-    mask = np.zeros(entry.rows, dtype=bool)
-    mask[entry.positions] = True
-    return base64.b64encode(zlib.compress(np.packbits(mask, bitorder="little").tobytes())).decode()
-
-
-def _parsed(document: bytes, path: str, number: int) -> Masks:
+def parsed_masks(document: bytes, path: str, number: int) -> Masks:
+    """What the document of this number says; raises a :class:`DamagedError` for another's."""
     found = attributes(document, f"{path}/{number}")
     if found.get("place") != f"{path}/{number}":
         raise DamagedError(f"{path}/{number} holds the document of {found.get('place')!r:.80}")
@@ -185,29 +233,22 @@ def _parsed(document: bytes, path: str, number: int) -> Masks:
         masks, made = known["masks"], dict[str, MaskEntry]()
         for epoch, told in known["epochs"]:
             own = fields(told, _ENTRY, what="an epoch")
-            positions = _unpacked(masks[own["mask"]], own["rows"])
-            made[epoch] = MaskEntry(own["nonce"], own["rows"], positions)
-    except (DamagedError, SpecMismatchError, ValueError, IndexError, zlib.error) as error:
+            made[epoch] = MaskEntry(own["nonce"], own["rows"], masks[own["mask"]])
+    except (DamagedError, SpecMismatchError, IndexError) as error:
         raise DamagedError(f"{path}/{number} is no list of rows to leave out ({error})") from error
-    return Masks(number, made)
+    return Masks(number, made, f"{path}/{number}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 _MASKS = {
     "place": text(),
     "writing": text(),
-    "masks": each(anything()),
+    "masks": each(made_by(_text, "text")),
     "epochs": entries(text(), anything()),
 }
 _ENTRY = {"nonce": whole(0, 2**32 - 1), "rows": whole(1, _MOST_ROWS), "mask": whole()}
-
-
-def _unpacked(text: str, rows: int) -> Positions:
-    size = -(-rows // 8)
-    packed = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), size)
-    if len(packed) != size:
-        raise ValueError(f"{len(packed)} bytes for {rows} rows")
-    content, found = np.frombuffer(packed, np.uint8), [np.empty(0, dtype=np.int64)]
-    for first in range(0, size, _PIECE):  # not all bits at once, which take eight times as much
-        bits = np.unpackbits(content[first : first + _PIECE], bitorder="little")
-        found.append(np.flatnonzero(bits[: rows - 8 * first]) + 8 * first)
-    return np.concatenate(found)

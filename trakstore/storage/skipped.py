@@ -2,18 +2,33 @@
 
 All numbers of such a row are NaN, its norm too, which the marker of its block commits: that is how
 they are known. The column ``skipped`` beside them says in which blocks there are any, and why; a
-worker writes it for its own block alone, before the block's marker.
+worker writes it for its own block alone, before the block's marker. No marker counts it, so the NaN
+that is the norm says why too, in the bits that make no difference to a NaN: a chunk of another block,
+or an older one, disagrees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import DamagedError
 from trakstore.storage import layout
 from trakstore.storage.split import Split
 
-__all__ = ["REASONS", "SkippedRow", "reason_text", "skipped_rows"]
+__all__ = [
+    "REASONS",
+    "SkippedRow",
+    "reason_text",
+    "skipped_norms",
+    "skipped_rows",
+    "stated_reasons",
+    "unlike_norms",
+]
 
 # the bits of a reason, from the lowest on: a part of the format
 REASONS = (layout.FEATURES, "output", "loss", "out_to_loss", "label", "activations", "storage")
@@ -48,10 +63,46 @@ def skipped_rows(split: Split) -> tuple[SkippedRow, ...]:
 
 
 def _rows(split: Split) -> Iterator[SkippedRow]:
-    reasons, ids = split.reasons, split.column(layout.SAMPLE_ID)
+    norms, ids = split.column("norm"), split.column(layout.SAMPLE_ID)
     for row in split.skipped.tolist():
-        why = reason_text(int(reasons.read(row, row + 1)[0]))
-        yield SkippedRow(row, ids.read(row, row + 1)[0].item(), why)
+        reasons = split.reasons.read(row, row + 1)
+        if unlike_norms(reasons, norms.read(row, row + 1)).any():
+            raise DamagedError(
+                f"{split.location}: {split.path}/{layout.SKIPPED} does not say why row {row} is bad: "
+                f"it was copied here, or is an older one"
+            )
+        yield SkippedRow(row, ids.read(row, row + 1)[0].item(), reason_text(int(reasons[0])))
+
+
+_NAN = np.uint32(0x7FC00000)  # quiet, and any of its lower 22 bits may be set
+
+
+def skipped_norms(reasons: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The norms of bad rows: NaN, with the reason in its lowest bits.
+
+    Examples
+    --------
+    >>> norms = skipped_norms(np.array([4, 16], dtype=np.uint8))
+    >>> norms, unlike_norms(np.array([4, 1], dtype=np.uint8), norms)
+    (array([nan, nan], dtype=float32), array([False,  True]))
+    """
+    return (_NAN | reasons).view(np.float32)
+
+
+def unlike_norms(reasons: NDArray[np.uint8], norms: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows are NaN for another reason, or are good though there is one.
+
+    Norms of stores of before say no reason: any will do.
+    """
+    bad, told = np.isnan(norms), stated_reasons(norms)
+    other = (reasons == 0) | ((told != 0) & (told != reasons))
+    return np.asarray(np.where(bad, other, (reasons != 0) & bad.any()))
+
+
+def stated_reasons(norms: NDArray[Any]) -> NDArray[np.uint8]:
+    """The reasons that norms say; 0 for those of good rows, and of stores of before."""
+    told = np.ascontiguousarray(norms, dtype="<f4").view("<u4").astype(np.uint8)
+    return np.where(np.isnan(norms), told, np.uint8(0))
 
 
 def reason_text(reason: int) -> str:

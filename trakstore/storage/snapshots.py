@@ -24,7 +24,7 @@ from trakstore.storage.claims import last_claim
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
 from trakstore.storage.masks import Masks, read_masks
-from trakstore.storage.split import Split, attributes, split_spec, written_blocks
+from trakstore.storage.split import Split, attributes, split_spec
 from trakstore.storage.stored import StoredColumn, read_together
 
 __all__ = ["Opened", "is_current", "open_splits", "refuse_older"]
@@ -60,7 +60,7 @@ def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list
     names = sorted({name for _, name in wanted})
     calls: list[Callable[[], Any]] = [partial(read_masks, location, name) for name in names]
     calls += [partial(_read, location, *one) for one in wanted]
-    calls += [partial(written_blocks, location, path) for path in paths]
+    calls += [partial(location.names, f"{path}/{layout.WRITTEN}") for path in paths]
     calls += [partial(_left_out, location, path) for path in paths]
     found, count = together(location, calls), len(wanted)
     masks = dict(zip(names, found[: len(names)], strict=True))
@@ -169,14 +169,22 @@ def _opened(
     location: Location,
     one: tuple[Epoch, str],
     what: tuple[SplitSpec, bool],
-    written: set[int],
+    names: list[str],
     left_out: tuple[list[int], list[int]],
 ) -> _Found:
     epoch, name, (spec, more) = layout.as_epoch(one[0]), one[1], what
-    if more or max(written, default=0) >= spec.blocks:
-        refuse_older(location, layout.split_path(epoch, name), spec)
-    complete = all(block in written for block in range(spec.blocks))
+    path, written = layout.split_path(epoch, name), _numbers(layout.marker_block, names)
     old, bad = left_out
+    told = _numbers(layout.skipped_block, names) & written
+    lost = sorted(block for block in told - set(bad) if block < spec.blocks)
+    if lost:
+        raise DamagedError(
+            f"{location}: {path}/{layout.SKIPPED}/c/{lost[0]} was deleted: it says which rows are left "
+            f"out, and why; put it back from a copy, or repair the store and featurize again"
+        )
+    if more or max(written, default=0) >= spec.blocks:
+        refuse_older(location, path, spec)
+    complete = all(block in written for block in range(spec.blocks))
     bad = [block for block in bad if block in written]  # its norms are NaN
     return _Found(Split(location, epoch, name, spec, complete), old, bad)
 
@@ -189,6 +197,10 @@ def _left_out(location: Location, path: str) -> tuple[list[int], list[int]]:
         for name in (layout.MASKED, layout.SKIPPED)
     )
     return old, bad
+
+
+def _numbers(block_of: Callable[[str], int | None], names: list[str]) -> set[int]:
+    return {block for block in map(block_of, names) if block is not None}
 
 
 def _blocks_of(location: Location, path: str) -> list[int]:

@@ -31,6 +31,7 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where, open_location
 from trakstore.storage.backends.together import together
 from trakstore.storage.catalogue import Catalogue, Seen, catalogue_of, list_epochs
+from trakstore.storage.completion import note_complete
 from trakstore.storage.creation import settle_split, spec_shape
 from trakstore.storage.given import GivenRows
 from trakstore.storage.growth import append_rows, drop_split, give_again, mask_samples
@@ -338,6 +339,7 @@ class FeatureStore:
         writer = BlockWriter(made)
         for block in made.missing_blocks():
             writer.write(block, given.read(*made.spec.block_range(block)))
+        note_complete(made)
         return self.split(epoch, split)
 
     def _same_as_stored(

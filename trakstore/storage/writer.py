@@ -95,10 +95,11 @@ class BlockWriter:
         chunks = encode(self._documents, self.spec.block_range(block), columns)
         tails = [chunks[key][-TAIL:] for key in block_keys(self.spec, block)]
         marker = self._marker(block, tails)
+        beside = self._reasons(block, reasons)
         for attempt in range(ATTEMPTS):
-            self._store_reasons(block, reasons)
+            self._store_reasons(beside)
             self._store(block, chunks, marker)
-            if self._settled(block, tails, marker):
+            if self._settled(block, tails, marker, beside):
                 return
             time.sleep(random.uniform(0, 0.05 * 2**attempt))
         raise LocationError(
@@ -124,16 +125,23 @@ class BlockWriter:
                 f"and the same command goes on from there"
             ) from error
 
-    def _store_reasons(self, block: int, reasons: NDArray[Any] | None) -> None:
-        """Why rows of the block are bad, before its marker; nothing where none are."""
+    def _reasons(self, block: int, reasons: NDArray[Any] | None) -> dict[str, bytes]:
+        """What says why rows of the block are bad, and that there are any; nothing where none are."""
         if reasons is None:
-            return
-        place, path = self.split.location, self.split.path
-        document = skipped_document(self.spec)
-        rows = self.spec.block_range(block)
-        chunks = encode({layout.SKIPPED: document}, rows, {layout.SKIPPED: reasons})
-        place.put_if_absent(layout.document_key(f"{path}/{layout.SKIPPED}"), document)
-        place.put({f"{path}/{key}": value for key, value in chunks.items()})
+            return {}
+        documents = {layout.SKIPPED: skipped_document(self.spec)}
+        ((key, chunk),) = encode(
+            documents, self.spec.block_range(block), {layout.SKIPPED: reasons}
+        ).items()
+        path = self.split.path
+        return {f"{path}/{key}": chunk, layout.skipped_key(path, block): chunk[-TAIL:]}
+
+    def _store_reasons(self, chunks: Mapping[str, bytes]) -> None:
+        """Why rows of the block are bad, before its marker."""
+        if chunks:
+            key = layout.document_key(f"{self.split.path}/{layout.SKIPPED}")
+            self.split.location.put_if_absent(key, skipped_document(self.spec))
+            self.split.location.put(chunks)
 
     def _kept(self) -> str:
         with suppress(OSError):
@@ -141,11 +149,14 @@ class BlockWriter:
             return f"{self.spec.blocks - left} of {self.spec.blocks} blocks are committed and safe"
         return "what was committed before is safe"
 
-    def _settled(self, block: int, tails: list[bytes], marker: bytes) -> bool:
+    def _settled(
+        self, block: int, tails: list[bytes], marker: bytes, beside: Mapping[str, bytes]
+    ) -> bool:
         place, path = self.split.location, self.split.path
         keys = [f"{path}/{key}" for key in block_keys(self.spec, block)]
-        stored = place.get_tails(keys, TAIL)
-        return stored == tails and place.get(layout.marker_key(path, block)) == marker
+        stored = place.get_tails([*keys, *beside], TAIL)
+        wanted = [*tails, *(chunk[-TAIL:] for chunk in beside.values())]
+        return stored == wanted and place.get(layout.marker_key(path, block)) == marker
 
     def _marker(self, block: int, tails: list[bytes]) -> bytes:
         start, stop = self.spec.block_range(block)

@@ -19,8 +19,10 @@ from trakstore.errors import DamagedError, LocationError, NotFoundError, SpecMis
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import array_documents, encode
 from trakstore.storage.backends.local import DurableLocalStore
+from trakstore.storage.checking import walk
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.columns import stored_rows
+from trakstore.storage.completion import forget_complete, note_complete
 from trakstore.storage.split import attributes, group_document
 from trakstore.storage.tables.runs import Run, record_run
 from trakstore.storage.writer import BlockWriter
@@ -45,7 +47,7 @@ def test_a_sound_store(tmp_path: Path) -> None:
     report = verify_store(tmp_path / "s.zarr", workers=3)
     assert report.ok and not report.leftovers
     blocks = [(one.epoch, one.split, one.written_blocks, one.blocks) for one in report.splits]
-    half = [(0, "half", 3, 5)]
+    half = [(0, "half", 3, 5), (0, "bad", 5, 5)]
     full = [(epoch, split, 5, 5) for epoch in corruption.EPOCHS for split in ("test", "train")]
     assert sorted(blocks, key=str) == sorted(half + full, key=str)
     assert verify_store(tmp_path / "s.zarr", repair=True).ok
@@ -117,6 +119,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], set[tuple[str, int | None]]]] = 
     ),
     "flipped marker": (lambda s: flip(s / "written/c.1.0"), {("marker", 1)}),
     "empty marker": (lambda s: os.truncate(s / "written/c.1.0", 0), {("marker", 1)}),
+    "deleted marker": (lambda s: (s / "written/c.1.0").unlink(), {("marker", 1)}),
+    "deleted last marker": (lambda s: (s / "written/c.3.0").unlink(), {("marker", 3)}),
     "stale marker": (lambda s: marker(s.parent.parent, 1, nonce=7), {("marker", 1)}),
     "marker of other rows": (lambda s: marker(s.parent.parent, 1, rows=2), {("marker", 1)}),
     "marker of another chunk": (lambda s: marker(s.parent.parent, 1, tail=2), {("foreign", 1)}),
@@ -157,11 +161,90 @@ def test_damage_is_named_and_repair_makes_it_writable(where: Path, damage: str) 
     assert verify_store(where).ok
 
 
+def test_a_marker_is_missed_as_long_as_it_is_known_that_it_was_there(where: Path) -> None:
+    store = ts.open_store(where)
+    store.append(0, "train", X[:4], ids=list("abcd"))
+    written, note = where / "0/train/written", where / "_complete/0/train/zarr.json"
+    (written / "c.4.0").unlink()  # of the rows that were appended
+    assert kinds(where) == {("marker", 4)}
+    shutil.rmtree(note.parent)  # so stores of before are
+    assert verify_store(where).ok
+    assert [one.written_blocks for one in verify_store(where).splits] == [4]
+    store.drop(0, "train")
+    store.write_split(0, "train", X, block_rows=3)
+    assert note.exists()
+    store.drop(0, "train")
+    assert not note.parent.exists() and verify_store(where).ok
+
+
+@pytest.mark.parametrize("damage", ["deleted", "edited", "of another split", "older", "of before"])
+def test_the_note_that_a_split_was_complete(where: Path, damage: str) -> None:
+    store = ts.open_store(where)
+    store.write_split(0, "test", X[:3])
+    note = where / "_complete/0/train/zarr.json"
+    older = note.read_bytes()
+    store.append(0, "train", X[:4], ids=list("abcd"))
+    wanted = note.read_bytes()
+    if damage == "deleted":
+        note.unlink()
+    elif damage == "edited":
+        note.write_bytes(wanted.replace(b'"rows": 14', b'"rows": 12'))
+    elif damage == "of another split":
+        shutil.copy(where / "_complete/0/test/zarr.json", note)
+    elif damage == "older":
+        note.write_bytes(older)
+    else:
+        note.write_bytes(wanted + b" ")
+    [finding] = verify_store(where).findings
+    assert (finding.kind, finding.key) == ("document", "_complete/0/train/zarr.json")
+    assert verify_store(where, repair=True).findings[0].repaired
+    assert note.read_bytes() == wanted and verify_store(where).ok
+
+
+def test_repair_puts_no_document_of_a_split_back_that_is_dropped_meanwhile(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has looked at the document, and before it keeps others from the split."""
+    store = ts.open_store(where)
+    refuse_older = walk.refuse_older
+
+    def dropped(*given: Any) -> None:
+        refuse_older(*given)
+        monkeypatch.setattr(walk, "refuse_older", refuse_older)
+        store.drop(0, "train")
+
+    monkeypatch.setattr(walk, "refuse_older", dropped)
+    assert verify_store(where, repair=True).ok
+    assert not (where / "0/train").exists()
+
+
+def test_a_worker_that_is_late_does_not_note_what_was_repaired(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = ts.open_store(where).split(0, "train")
+    flip(where / "0/train/norm/c/1")
+    forget_complete(split)
+    place = type(split.location)
+    whole = place.put
+
+    def put(self: Any, values: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, "put", whole)
+            verify_store(where, repair=True)  # between the worker's look and its note
+        whole(self, values)
+
+    monkeypatch.setattr(place, "put", put)
+    note_complete(split)
+    assert split.missing_blocks() == [1]
+    assert verify_store(where).ok and not (where / "_complete/0/train").exists()
+
+
 @pytest.mark.parametrize(
     "name",
     [
         *("0/train/features/c/4/0", "0/train/features/c/0/1", "0/train/norm/c/01"),
         *("0/train/x.txt", "0/train/written/c.0", "0/notes", "thesis", "photos/a.jpg"),
+        *("_complete/0/x.txt", "_claims/x.txt"),
     ],
 )
 def test_files_that_do_not_belong_are_reported_and_left_alone(where: Path, name: str) -> None:

@@ -154,6 +154,12 @@ class DurableLocalStore(LocalStore):
                 temporary.replace(path)
             else:
                 _link_unless_there(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            for folder in made:  # which would tell of a document that was deleted
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
         finally:
             temporary.unlink(missing_ok=True)
         if flush:

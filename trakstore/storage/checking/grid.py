@@ -20,7 +20,7 @@ def belongs(split: Split, key: str) -> bool:
     if rest == "zarr.json":
         return True
     if name == layout.WRITTEN:
-        return layout.marker_block(rest) is not None
+        return layout.marker_block(rest) is not None or layout.skipped_block(rest) is not None
     numbers, grid = _numbers(rest), _grid(split.spec, name)
     return len(numbers) == len(grid) and all(
         n < size for n, size in zip(numbers, grid, strict=True)

@@ -20,8 +20,15 @@ from trakstore.quantities import as_whole
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.block_checks import Finding, check_block
+from trakstore.storage.checking.statements import (
+    check_claims,
+    check_completions,
+    check_masks,
+    deleted_markers,
+)
 from trakstore.storage.checking.walk import Walk, require
 from trakstore.storage.claims import claimed
+from trakstore.storage.completion import forget_complete
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import location_of
 from trakstore.storage.split import Split
@@ -54,7 +61,8 @@ class VerifyReport:
     findings : tuple of Finding
         What is wrong, repaired or not.
     leftovers : tuple of str
-        Temporary files of writers that were killed, or that still run; harmless.
+        Temporary files of writers that were killed, or that still run, and claims of processes that
+        were; harmless.
     """
 
     location: str
@@ -90,8 +98,9 @@ def verify_store(
         Only these; else everything, saved scores too.
     repair : bool
         Delete the markers of bad blocks, so that the next featurize (or ``write_split``) writes them
-        again; drop bad grams; write documents again that follow from others; remove leftovers of
-        killed writers and of stopped appends that are older than an hour. Sound chunks, and files
+        again; drop bad grams; write documents again that follow from others; end claims of killed
+        processes; remove leftovers of killed writers and of stopped appends that are older than an
+        hour. Sound chunks, and files
         that are not the store's, are left alone.
     workers : int, optional
         Threads; each holds one chunk at a time. By default four more than there are CPUs.
@@ -131,8 +140,9 @@ def verify_store(
         reports = tuple(_check_alone(walk, split, pool, threads, line) for split in found)
         if epochs is None and splits is None:
             walk.saved()
-            walk.masks()
-            walk.claims()
+            check_masks(walk)
+            check_completions(walk)
+            check_claims(walk)
             walk.runs()
     walk.clear_leftovers()
     return VerifyReport(str(location), reports, tuple(walk.findings), tuple(walk.leftovers))
@@ -151,7 +161,9 @@ def _check_alone(
     if not walk.repair:
         return _check_split(walk, split, pool, threads, line)
     with claimed(split.location, split.path, "repair"):
-        now = walk.opened(split.epoch, split.name)  # it may have grown, or gone, until then
+        now = walk.opened(
+            split.epoch, split.name, alone=True
+        )  # it may have grown, or gone, until then
         if now is None:
             return SplitReport(split.epoch, split.name, 0, 0, 0)
         return _check_split(walk, now, pool, threads, line)
@@ -163,6 +175,7 @@ def _check_split(
     written = walk.written(split)
     walk.keys(split, any_written=bool(written))
     walk.left_out(split)
+    deleted_markers(walk, split, written)
     inside = [block for block in written if block < split.spec.blocks]
     for block in written[len(inside) :]:
         key = layout.marker_key(split.path, block)
@@ -193,5 +206,6 @@ def _bad_block(
     key = layout.marker_key(split.path, block)
     repaired = walk.repair and (not only_if_old or walk.abandoned(key))
     if repaired:
-        split.location.delete([key])
+        split.location.delete([key, layout.skipped_key(split.path, block)])
+        forget_complete(split)
     walk.findings += [replace(one, repaired=repaired) for one in found]

@@ -23,9 +23,7 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding, FindingKind
 from trakstore.storage.checking.grid import belongs, is_beyond
 from trakstore.storage.checksums import TAIL, intact
-from trakstore.storage.claims import Claim
 from trakstore.storage.layout import Epoch
-from trakstore.storage.masks import check_masks, kept_key, stored_numbers_of
 from trakstore.storage.opening import open_store
 from trakstore.storage.snapshots import refuse_older
 from trakstore.storage.split import Split, attributes, group_document, split_spec
@@ -48,6 +46,7 @@ class Walk:
         self.findings: list[Finding] = []
         self.leftovers: list[str] = []
         self.split_names: set[str] = set()
+        self._opened: dict[str, Split] = {}
 
     def say(self, kind: FindingKind, key: str, message: str, **where: Any) -> None:
         """Keep a finding."""
@@ -130,7 +129,7 @@ class Walk:
         key = layout.document_key(path)
         if self.read(key)[0] is None and not self._any_document(path, names):
             if not self._cut_short(path):
-                self._strange(path)
+                self.strange(path)
             return
         self.document(key, group_document({}), epoch=epoch)
         for name in self._folders(path, names, lambda one: layout.check_name(one, "split")):
@@ -163,16 +162,20 @@ class Walk:
             if named and self.read(key)[0] is None:
                 yield name
             else:
-                self._strange(key)
+                self.strange(key)
 
-    def _strange(self, key: str, **where: Any) -> None:
+    def strange(self, key: str, **where: Any) -> None:
         if layout.is_leftover(key):
             self.leftovers.append(key)
         else:
             self.say("foreign", key, "is not part of a store; remove it by hand", **where)
 
-    def opened(self, epoch: Epoch, name: str) -> Split | None:
-        """A split as its document says now; None, with a finding, where that cannot be read."""
+    def opened(self, epoch: Epoch, name: str, *, alone: bool = False) -> Split | None:
+        """A split as its document says now; None, with a finding, where that cannot be read.
+
+        A document that says the same in other bytes is repaired only where nobody else may drop the
+        split meanwhile: ``alone``.
+        """
         path = layout.split_path(epoch, name)
         key = layout.document_key(path)
         document: bytes | None = b""
@@ -188,8 +191,14 @@ class Walk:
             self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
             return None
         wanted = group_document(attributes(document or b"", path))
-        self.document(key, wanted, epoch=epoch, split=name)
-        return Split(self.location, epoch, name, spec)
+        if document != wanted and alone is self.repair:
+            self.document(key, wanted, epoch=epoch, split=name)
+        made = self._opened[path] = Split(self.location, epoch, name, spec)
+        return made
+
+    def opened_splits(self, name: str) -> list[Split]:
+        """The splits of a name that were opened, at all epochs."""
+        return [split for split in self._opened.values() if split.name == name]
 
     def keys(self, split: Split, *, any_written: bool) -> None:
         """The documents of a split's arrays, and keys that it cannot have."""
@@ -205,7 +214,7 @@ class Walk:
                     self.location.delete([key])
                 self.say("foreign", key, f"is {_BEYOND}", repaired=repaired, **where)
             else:
-                self._strange(key, **where)
+                self.strange(key, **where)
 
     def left_out(self, split: Split) -> None:
         """The columns that leave rows out; their chunks are there only for blocks with such rows."""
@@ -229,50 +238,6 @@ class Walk:
             ):
                 self.say("damaged", key, f"is damaged: {remedy}", **where)
 
-    def masks(self) -> None:
-        """What is left out of splits."""
-        for split in self._below(layout.MASKS):
-            path = layout.masks_path(split)
-            names = set(self._below(path))
-            for number in range(1, 1 + max(stored_numbers_of(names), default=0)):
-                key = layout.document_key(f"{path}/{number}")
-                document, _ = self.read(key)
-                try:
-                    if document is None:
-                        self.say("document", key, "is missing; put it back from a copy")
-                    elif group_document(check_masks(document, path, number)) != document:
-                        self.say("document", key, "is not as it was written")
-                except DamagedError as error:
-                    self.say("document", key, f"is damaged ({error})")
-                self.document(kept_key(path, number), group_document({}))
-
-    def claims(self) -> None:
-        """Who changes what, or did last."""
-        for key in self.find(layout.CLAIMS, lambda _: True):
-            place, document = key.removesuffix("/zarr.json"), self.read(key)[0]
-            if place == key:
-                self._strange(key)
-            elif document is not None and place.rpartition("/")[0].endswith("~"):
-                self._claim(place, document)
-        for path in self._groups(layout.CLAIMS):
-            self.document(layout.document_key(path), group_document({}))
-
-    def _claim(self, place: str, document: bytes) -> None:
-        key, lost = layout.document_key(place), "it tells who changes what: remove it by hand"
-        try:
-            if Claim.read(document, place).document != document:
-                self.say("document", key, f"is not as it was written; {lost}")
-        except DamagedError as error:
-            self.say("document", key, f"is damaged ({error}); {lost}")
-
-    def _groups(self, top: str) -> list[str]:
-        """The groups from ``top`` on that numbered documents are in."""
-        found = set[str]()
-        for key in self.find(top, lambda one: one.endswith("/zarr.json")):
-            parts = key.split("/")[:-2]
-            found |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
-        return sorted(found)
-
     def abandoned(self, key: str) -> bool:
         """Whether no running writer can own a file: it is more than an hour old."""
         root = getattr(self.location.store, "root", None)
@@ -284,10 +249,10 @@ class Walk:
 
     def runs(self) -> None:
         """The records of runs."""
-        for name in self._below(layout.RUNS):
+        for name in self.below(layout.RUNS):
             key = layout.document_key(f"{layout.RUNS}/{name}")
             for other in self.find(f"{layout.RUNS}/{name}", partial(ne, key)):
-                self._strange(other)
+                self.strange(other)
             document, _ = self.read(key)
             if document is None or not _is_record(document):
                 what = "is missing" if document is None else "is damaged"
@@ -295,21 +260,21 @@ class Walk:
 
     def saved(self) -> None:
         """The saved tables; a gram is computed again when it is not there."""
-        for name in self._below(layout.SCORES):
+        for name in self.below(layout.SCORES):
             self.findings += check_table(self.location, f"{layout.SCORES}/{name}")
         for top, read in ((layout.DYNAMICS, read_record), (layout.EVALUATION, read_models)):
-            for name in self._below(top):
-                for part in self._below(f"{top}/{name}"):
+            for name in self.below(top):
+                for part in self.below(f"{top}/{name}"):
                     self.findings += check_table(self.location, f"{top}/{name}/{part}", read)
-        for epoch in self._below(layout.GRAMS):
-            for name in self._below(f"{layout.GRAMS}/{epoch}"):
+        for epoch in self.below(layout.GRAMS):
+            for name in self.below(f"{layout.GRAMS}/{epoch}"):
                 path = f"{layout.GRAMS}/{epoch}/{name}"
                 found = list(check_table(self.location, path))
                 if found and self.repair:
                     delete_table(self.location, path)
                 self.findings += [replace(one, repaired=self.repair) for one in found]
 
-    def _below(self, path: str) -> list[str]:
+    def below(self, path: str) -> list[str]:
         """Names of the groups in a group, whose document has to be there if there are any."""
         try:
             key, names = layout.document_key(path), table_names(self.location, path)

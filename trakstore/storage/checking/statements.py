@@ -1,0 +1,199 @@
+"""What a store says of its splits beside them, verified: what is left out, complete, being changed.
+
+These documents lie at the root, one for each thing that is said; on a local disk each has a folder of
+its own, which stays when the document is deleted.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from trakstore.errors import DamagedError, LocationError
+from trakstore.storage import layout
+from trakstore.storage.checking.walk import Walk
+from trakstore.storage.claims import Claim, claimed, last_claim
+from trakstore.storage.completion import forget_complete, note_complete, read_completion
+from trakstore.storage.masks import kept_key, parsed_masks, stored_numbers_of
+from trakstore.storage.numbered import stored_numbers
+from trakstore.storage.split import Split, attributes, group_document
+
+__all__ = ["check_claims", "check_completions", "check_masks", "deleted_markers"]
+
+
+def check_masks(walk: Walk) -> None:
+    """What is left out of splits."""
+    _strange(walk, layout.MASKS)
+    for split in walk.below(layout.MASKS):
+        path = layout.masks_path(split)
+        for number in range(1, 1 + max(stored_numbers_of(set(walk.below(path))), default=0)):
+            _check_mask(walk, split, path, number)
+
+
+def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
+    key = layout.document_key(f"{path}/{number}")
+    document, _ = walk.read(key)
+    if document is None and _is_being_written(walk, f"{path}/{number}"):
+        return
+    try:
+        if document is None:
+            walk.say("document", key, "is missing; put it back from a copy")
+        elif group_document(attributes(document, path)) != document:
+            walk.say("document", key, "is not as it was written")
+        else:
+            masks = parsed_masks(document, path, number)
+            for one in walk.opened_splits(split):  # which read it so
+                masks.positions(one.epoch, one.spec.nonce, one.rows)
+    except DamagedError as error:
+        walk.say("document", key, f"is damaged ({error})")
+    walk.document(kept_key(path, number), group_document({}))
+
+
+def check_completions(walk: Walk) -> None:
+    """The notes of splits that were complete."""
+    _strange(walk, layout.COMPLETE)
+    for epoch in walk.below(layout.COMPLETE):
+        for name in walk.below(f"{layout.COMPLETE}/{epoch}"):
+            path = f"{layout.COMPLETE}/{epoch}/{name}"
+            wrong = _wrong_completion(walk, path)
+            if wrong is not None:
+                if walk.repair:
+                    _note_again(walk, path)
+                walk.say("document", layout.document_key(path), wrong, repaired=walk.repair)
+
+
+def _wrong_completion(walk: Walk, path: str) -> str | None:
+    document, _ = walk.read(layout.document_key(path))
+    if document is None:
+        return "is missing" if _was_emptied(walk, path) else None
+    try:
+        found = read_completion(walk.location, path)
+    except DamagedError as error:
+        return f"is damaged ({error})"
+    if found is None:  # just now
+        return None
+    if found.document != document:
+        return "is not as it was written"
+    with suppress(DamagedError):  # of the claim, which is said of that
+        claim = last_claim(walk.location, path.partition("/")[2])
+        known = {} if claim is None else claim.known
+        if known.get("nonce") == found.nonce and known.get("noted", 0) > found.rows:
+            return f"says {found.rows} rows, but {known['noted']} were noted: it is an older one"
+    return None
+
+
+def _note_again(walk: Walk, path: str) -> None:
+    """Write the note of a split again where it is complete; else there is none."""
+    walk.location.delete_folder(path)
+    for split in walk.opened_splits(path.rpartition("/")[2]):
+        if layout.complete_path(split.epoch, split.name) == path:
+            note_complete(split)
+
+
+def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:
+    """Markers that are gone of a split that was complete."""
+    if not _gone(split, written) or not _is_there(walk, split):
+        return
+    gone = _gone(split, walk.written(split))  # unless another process repaired it just now
+    for block in gone:
+        key, what = layout.marker_key(split.path, block), "is missing though it was written"
+        where = {"epoch": split.epoch, "split": split.name, "block": block}
+        walk.say("marker", key, what, repaired=walk.repair, **where)
+    if gone and walk.repair:
+        forget_complete(split)
+
+
+def _gone(split: Split, written: list[int]) -> list[int]:
+    """Numbers of the blocks that were committed, as was noted, and are not there."""
+    there = None
+    with suppress(DamagedError):  # which is said of the note
+        there = read_completion(split.location, layout.complete_path(split.epoch, split.name))
+    if there is None or there.nonce != split.spec.nonce:
+        return []
+    blocks = -(-min(there.rows, split.rows) // split.spec.block_rows)
+    return sorted(set(range(blocks)) - set(written))
+
+
+def _is_there(walk: Walk, split: Split) -> bool:
+    """Whether a split was not dropped since it was opened."""
+    document, _ = walk.read(layout.document_key(split.path))
+    with suppress(DamagedError):
+        return bool(attributes(document or b"", split.path).get("nonce") == split.spec.nonce)
+    return False
+
+
+def check_claims(walk: Walk) -> None:
+    """Who changes what, or did last; claims that were left behind."""
+    tops = set[str]()
+    for key in walk.find(layout.CLAIMS, lambda _: True):
+        place, document = key.removesuffix("/zarr.json"), walk.read(key)[0]
+        above = place.rpartition("/")[0]
+        if place == key:
+            walk.strange(key)
+        elif document is not None and above.endswith("~"):
+            _check_claim(walk, place, document)
+        tops |= {one for one in (place, above) if one.endswith("~")}
+    for path in _groups(walk, layout.CLAIMS):
+        walk.document(layout.document_key(path), group_document({}))
+    for top in sorted(tops):
+        _check_last(walk, top)
+
+
+def _check_claim(walk: Walk, place: str, document: bytes) -> None:
+    key, lost = layout.document_key(place), "it tells who changes what: remove it by hand"
+    try:
+        found = Claim.read(document, place)
+    except DamagedError as error:
+        walk.say("document", key, f"is damaged ({error}); {lost}")
+        return
+    if found.document != document:
+        walk.say("document", key, f"is not as it was written; {lost}")
+    elif found.is_left or (not found.ended and walk.abandoned(key)):
+        if walk.repair:
+            _take_over(walk, place.rpartition("/")[0])
+        else:
+            walk.leftovers.append(key)
+
+
+def _check_last(walk: Walk, top: str) -> None:
+    """The last claim stays when it has ended: where it is gone, it was deleted."""
+    numbers = stored_numbers(walk.location, top)
+    last = f"{top}/{max(numbers, default=0)}"
+    if numbers and _was_emptied(walk, last):
+        repaired = walk.repair and _take_over(walk, top)
+        what = "is missing: it told who changed what"
+        walk.say("document", layout.document_key(last), what, repaired=repaired)
+
+
+def _take_over(walk: Walk, top: str) -> bool:
+    """Whether this process could make a claim, and end it, in place of one that is left."""
+    path = top.partition("/")[2].removesuffix("~")
+    with suppress(LocationError), claimed(walk.location, path, "repair"):
+        return True
+    return False
+
+
+def _groups(walk: Walk, top: str) -> list[str]:
+    """The groups from ``top`` on that numbered documents are in."""
+    found = set[str]()
+    for key in walk.find(top, lambda one: one.endswith("/zarr.json")):
+        parts = key.split("/")[:-2]
+        found |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
+    return sorted(found)
+
+
+def _strange(walk: Walk, top: str) -> None:
+    """Files that are no documents."""
+    for key in walk.find(top, lambda one: not one.endswith("/zarr.json")):
+        walk.strange(key)
+
+
+def _is_being_written(walk: Walk, path: str) -> bool:
+    """Whether a writer has a temporary file there, or was killed over it."""
+    return any(map(layout.is_leftover, walk.find(path, lambda _: True)))
+
+
+def _was_emptied(walk: Walk, path: str) -> bool:
+    """Whether a folder is there without the document that it was made for."""
+    above, _, name = path.rpartition("/")
+    empty = walk.read(path)[0] is None and not walk.find(path, lambda _: True)
+    return empty and name in walk.listed(above) and not walk.find(path, lambda _: True)

@@ -1,0 +1,100 @@
+"""Splits that are complete: noted, so that a marker that is deleted later is missed.
+
+A block without a marker is one that was never written, as far as its files can tell. The document
+``_complete/{epoch}/{split}`` says that all blocks of so many rows were committed.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+from trakstore.documents import fields, text, whole
+from trakstore.errors import DamagedError, LocationError, SpecMismatchError
+from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
+from trakstore.storage.split import Split, attributes, group_document
+
+__all__ = ["Completion", "forget_complete", "note_complete", "read_completion"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was once complete.
+
+    Attributes
+    ----------
+    place : str
+        Of this itself.
+    nonce : int
+        Of the split: of another one of the same name it says nothing.
+    rows : int
+        That were there: the first so many.
+    """
+
+    place: str
+    nonce: int
+    rows: int
+
+    @property
+    def document(self) -> bytes:
+        return group_document(asdict(self))
+
+
+_FIELDS = {"place": text(), "nonce": whole(0, 2**32 - 1), "rows": whole(1)}
+
+
+def read_completion(location: Location, path: str) -> Completion | None:
+    """What was noted at a path; None where nothing was.
+
+    Raises
+    ------
+    DamagedError
+        When the document is damaged or belongs elsewhere.
+    """
+    document = location.get(layout.document_key(path))
+    if document is None:
+        return None
+    try:
+        found = Completion(**fields(attributes(document, "it"), _FIELDS, what="it"))
+    except SpecMismatchError as error:
+        raise DamagedError(str(error)) from error
+    if found.place != path:
+        raise DamagedError(f"it is the document of {found.place!r:.80}")
+    return found
+
+
+def note_complete(split: Split) -> bool:
+    """Note that all rows of a split are committed; nothing while some are missing.
+
+    Whether it is noted now: where it cannot be, on a full disk, the rows are there all the same.
+    """
+    with suppress(LocationError):
+        return _noted(split)
+    return False
+
+
+def _noted(split: Split) -> bool:
+    place, path = split.location, layout.complete_path(split.epoch, split.name)
+    try:
+        there = read_completion(place, path)
+    except DamagedError:
+        there = None
+    if there is not None and there.nonce == split.spec.nonce and there.rows >= split.rows:
+        return True
+    if split.missing_blocks():
+        return False
+    parts = path.split("/")
+    for above in ("/".join(parts[:n]) for n in range(1, len(parts))):
+        place.put_if_absent(layout.document_key(above), group_document({}))
+    own = Completion(path, split.spec.nonce, split.rows)
+    place.put({layout.document_key(path): own.document})
+    if split.missing_blocks():  # it was repaired or dropped meanwhile
+        forget_complete(split)
+        return False
+    return True
+
+
+def forget_complete(split: Split) -> None:
+    """Take that back, once a marker was deleted that shall be written again."""
+    split.location.delete_folder(layout.complete_path(split.epoch, split.name))
