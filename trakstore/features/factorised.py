@@ -190,7 +190,7 @@ class FactorisedEngine:
             recorder = Recorder(names, tape, following)
             rows = recorder.outputs(self._output, self._model, batch)
             self.autocast = self.autocast or recorder.autocast
-            ends = reached(rows.output, tape.passed)
+            ends = reached(recorder.tops or [rows.output.grad_fn], tape.passed)
             unknown = {names[id(n.variable)] for n in ends.leaves if id(n.variable) in names}  # type: ignore[attr-defined]
             if ends.python:
                 unknown |= recorder.hidden

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
@@ -34,18 +33,20 @@ class Reached:
     nodes: set[Node] = field(default_factory=set)
 
 
-def reached(output: Tensor, passed: Mapping[Node, Sequence[Node]] | None = None) -> Reached:
-    """Ends of the graph behind an output.
+def reached(
+    tops: Iterable[Node | None], passed: Mapping[Node, Sequence[Node]] | None = None
+) -> Reached:
+    """Ends of the graph behind some functions.
 
     Parameters
     ----------
-    output : Tensor
-        What gradients are taken of.
+    tops : iterable of Node
+        Functions of what gradients are taken of.
     passed : mapping of Node to sequence of Node, optional
         Functions that are stepped over, with the nodes behind them: layers, whose weights are known.
     """
     known, found = passed or {}, Reached()
-    todo, seen = [output.grad_fn], found.nodes
+    todo, seen = list(tops), found.nodes
     while todo:
         node = todo.pop()
         if node is None or node in seen:

@@ -25,7 +25,7 @@ def gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tenso
     """
     if not scalar.requires_grad:
         return (None,) * len(parameters)
-    if reached(scalar).python:
+    if reached([scalar.grad_fn]).python:
         with _without_gradients(parameters):
             scalar.backward()
             return tuple(parameter.grad for parameter in parameters)

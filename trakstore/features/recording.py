@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as tree
 
@@ -57,6 +58,8 @@ class Recorder(TorchFunctionMode):
         Parameters that were used while gradients were off.
     autocast : bool
         Whether the model turned on autocast.
+    tops : list of Node
+        Functions behind which all parameters are, where that is less than the output's whole graph.
     """
 
     def __init__(self, names: Mapping[int, str], observer: Observer, following: Following) -> None:
@@ -65,20 +68,26 @@ class Recorder(TorchFunctionMode):
         self._count: dict[tuple[str, ...], int] = {}
         self.hidden: set[str] = set()
         self.autocast = False
+        self.tops: list[Node] = []
 
     def outputs(self, output: ModelOutput, model: nn.Module, batch: Any) -> RowOutputs:
         """Outputs of a batch, watched: all of it, or the calls of the model where there is no more."""
-        marked = tree.tree_map(self._following.begin, batch)
+        marked = _each(self._following.begin, batch)
         if output.calls_alone:
-            return output(partial(self._watched, model), marked)
+            answers: list[Any] = []  # the graph above them is the output's own
+            rows = output(partial(self._watched, model, answers), marked)
+            tops: list[Any] = [getattr(answer, "grad_fn", None) for answer in answers]
+            self.tops = [] if None in tops else tops
+            return rows
         with self:
             rows = output(model, marked)
         self._following.see(rows.output)
         return rows
 
-    def _watched(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def _watched(self, model: nn.Module, answers: list[Any], *args: Any, **kwargs: Any) -> Any:
         with self:
             answer = model(*args, **kwargs)
+        answers.append(answer)
         self._following.see(getattr(answer, "logits", answer))
         return answer
 
@@ -116,6 +125,13 @@ class Recorder(TorchFunctionMode):
         count = self._count.get(layer.names, 0)
         self._count[layer.names] = count + 1
         return layer.names, count
+
+
+def _each(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """A batch with a function of each of its tensors; most are tuples of these, and no deeper."""
+    if type(batch) is tuple and all(isinstance(one, Tensor) for one in batch):
+        return tuple(map(function, batch))
+    return tree.tree_map(function, batch)
 
 
 def expanded(tensor: Tensor, batch: int) -> Tensor:

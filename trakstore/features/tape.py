@@ -123,7 +123,9 @@ class Tape:
             return  # a model may take gradients of its own on the way
         if [tensor._version for tensor in inputs] != versions:
             raise Untrusted(layer.names, "an activation was changed in place")
-        gradient, size = gradient.reshape(shape), self.following.batch
+        size = self.following.batch
+        if gradient.shape != shape:
+            gradient = gradient.reshape(shape)
         if axes is None:
             gradient = gradient.unsqueeze(1)
             ready = tuple(expanded(tensor, size).unsqueeze(1) for tensor in inputs)
@@ -159,7 +161,7 @@ class Tape:
             return
         self._running = True
         try:
-            torch.autograd.grad(output.sum(), ends, allow_unused=True)
+            torch.autograd.grad(output, ends, torch.ones_like(output), allow_unused=True)
         finally:
             self._running = False
 

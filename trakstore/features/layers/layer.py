@@ -136,11 +136,9 @@ Matcher = Callable[[Call], Layer | None]
 def vector(name: str, gradient: Tensor, first_row: int = 0) -> Rows:
     """A bias or scale, from gradients ``(batch, ..., rows)`` that are summed in between."""
     batch, rows = gradient.shape[0], gradient.shape[-1]
-    if gradient.numel() == batch * rows:
-        summed = gradient.reshape(batch, rows)
-    else:
-        summed = gradient.flatten(1, -2).sum(1, dtype=torch.float32)
-    return Rows(name, summed[:, :, None], first_row)
+    if gradient.numel() != batch * rows:
+        gradient = gradient.flatten(1, -2).sum(1, dtype=torch.float32)
+    return Rows(name, gradient.reshape(batch, rows, 1), first_row)
 
 
 def as_rows(name: str, parameter: Tensor, gradient: Tensor) -> Rows:

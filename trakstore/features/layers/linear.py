@@ -6,13 +6,14 @@ Parts of a weight (attention's query, key and value) and transposed weights are 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, vector
-from trakstore.features.projectors import Outer, Piece
+from trakstore.features.projectors import Outer, Piece, part
 
 __all__ = ["MATCHERS"]
 
@@ -38,11 +39,12 @@ class Linear(Layer):
 
 
 def _outer(name: str, left: Tensor, right: Tensor, first_row: int) -> Outer:
-    return Outer(name, left, lambda lo, hi: right[lo:hi], right.shape[1], right.shape[2], first_row)
+    _, positions, columns = right.shape
+    return Outer(name, left, partial(part, right), positions, columns, first_row)
 
 
 def _positions(tensor: Tensor) -> Tensor:
-    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
+    return tensor if tensor.ndim == 3 else tensor.flatten(1, -2)
 
 
 def _linear(call: Call) -> Layer | None:

@@ -42,14 +42,14 @@ def shortfall(logits: Tensor, labels: Tensor) -> Tensor:
     -------
     Tensor of float64, shape (...)
     """
-    at = labels.long()[..., None]
-    own, others = logits.gather(-1, at)[..., 0], logits.scatter(-1, at, -torch.inf)
+    at = labels.long().unsqueeze(-1)
+    own, others = logits.gather(-1, at).squeeze(-1), logits.scatter(-1, at, -torch.inf)
     if logits.dtype == torch.float64:
         return others.logsumexp(-1) - own
     # the largest is subtracted first, from a copy that is ours: what is left is hardly rounded
     top = others.detach().amax(-1, keepdim=True)
     rest = precise(others.sub_(top).logsumexp(-1))
-    return rest + (precise(top[..., 0]) - precise(own))
+    return rest + (precise(top.squeeze(-1)) - precise(own))
 
 
 def outside(labels: Tensor, classes: int) -> Tensor:

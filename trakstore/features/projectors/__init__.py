@@ -6,7 +6,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.projectors.gaussian import Gaussian
 from trakstore.features.projectors.identity import Identity
 from trakstore.features.projectors.kronecker import Kronecker
-from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
+from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows, part
 from trakstore.features.projectors.projector import Projector
 from trakstore.features.projectors.rademacher import Rademacher
 from trakstore.features.projectors.sjlt import SJLT
@@ -24,6 +24,7 @@ __all__ = [
     "Rademacher",
     "Rows",
     "make_projector",
+    "part",
 ]
 
 _KINDS: dict[ProjectionKind, type[Projector]] = {

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Gathered", "Outer", "Piece", "Rows", "product"]
+__all__ = ["Gathered", "Outer", "Piece", "Rows", "part", "product"]
 
 _WIDER = "dtype" in torch.ops.aten.bmm.overloads()  # products in a wider dtype: torch 2.8
 
 Filters = Callable[[int, int, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Outer:
+class Outer(NamedTuple):
     """Gradients Σ_t left[b, t] ⊗ right[b, t] of some rows of a parameter.
 
     Attributes
@@ -55,8 +55,7 @@ class Outer:
 
     def factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Both factors of some samples, float32."""
-        left = self.left[start:stop].to(torch.float32)
-        return left, self.make_right(start, stop).to(torch.float32)
+        return part(self.left, start, stop).float(), self.make_right(start, stop).float()
 
     def former(self) -> Callable[[int, int], Tensor]:
         """What forms the gradients of rows ``start`` to ``stop``, ``(batch, rows, columns)`` float32.
@@ -80,8 +79,7 @@ class Outer:
         return product(self.make_right(start, stop).to(torch.float32), matrix)
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Gradients of some rows, formed: ``tile (batch, rows, rest)`` from ``first_row`` on."""
 
     name: str
@@ -105,6 +103,11 @@ class Gathered:
 
 
 Piece = Outer | Rows | Gathered
+
+
+def part(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Rows ``start`` to ``stop``: the tensor itself where these are all, since views take time."""
+    return tensor if stop - start == tensor.shape[0] else tensor[start:stop]
 
 
 def product(stacked: Tensor, matrix: Tensor) -> Tensor:

@@ -55,13 +55,13 @@ class SJLT(Projector):
             else:
                 self._rotate(out, name, tile, first_row)
             return
-        tile = tile.to(torch.float32).contiguous()
+        tile = tile.float().contiguous()
         self._fits(name, first_row, first_row + tile.shape[1], tile.shape[2])
         batch, rows, rest = tile.shape
         if rest == 1 or rows * rest <= self.dim:
-            entries = tile.view(batch, -1).numpy()
+            total, entries = out.numpy(), tile.numpy().reshape(batch, -1)
             for offsets, signs in self._entries_of(name, first_row, rows):
-                loops.add_entries(out.numpy(), entries, offsets, signs)
+                loops.add_entries(total, entries, offsets, signs)
             return
         tables, scale = self._rows_of(name, first_row, tile.shape[1]), 1 / math.sqrt(self.spec.s)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.projectors import loops
-from trakstore.features.projectors.pieces import Outer
+from trakstore.features.projectors.pieces import Outer, part
 from trakstore.planning import ranges
 
 __all__ = ["Evaluation", "Plan", "RunTable", "Runs", "evaluate", "plan"]
@@ -39,6 +39,7 @@ class Merged(NamedTuple):
 
     offsets: NDArray[np.int64]  # (merged rows,), ascending
     place: NDArray[np.int64]  # (rows,), into the offsets
+    starts: NDArray[np.int64]  # (rows,), the offsets themselves
     signs: NDArray[np.float32]  # (rows,)
 
 
@@ -64,7 +65,8 @@ class RunTable:
     def merged(self, run: int) -> Merged:
         """Rows of equal offset in a run."""
         offsets, index = np.unique(self.offsets[:, run], return_inverse=True)
-        return Merged(offsets, index, np.ascontiguousarray(self.signs[:, run]))
+        own = self.offsets[:, run], self.signs[:, run]
+        return Merged(offsets, index, *map(np.ascontiguousarray, own))
 
 
 class Plan(NamedTuple):
@@ -105,9 +107,10 @@ def evaluate(
     k, scale = out.shape[1], 1 / math.sqrt(len(copies))
     largest = max(outer.positions * max(outer.rows, outer.columns, k), outer.columns)
     for lo, hi in ranges(stop - start, max(1, _BUFFER // largest)):
-        left, right = outer.factors(start + lo, start + hi)
+        rows = start + lo, start + hi
+        left, right = outer.factors(*rows)
         for runs in copies:
-            _EVALUATIONS[kind](out[start + lo : start + hi], left, right, runs, scale)
+            _EVALUATIONS[kind](part(out, *rows), left, right, runs, scale)
 
 
 class Runs:
@@ -123,10 +126,10 @@ class Runs:
 
 def _direct(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float) -> None:
     wide = np.zeros((len(out), 2 * runs.k), np.float32)
-    left_array, right = left.contiguous().numpy(), right.contiguous()
+    left_array, right_array = left.contiguous().numpy(), right.numpy()
     for columns, merged, signs2 in runs.each:
-        part = right[:, :, columns].contiguous().numpy()
-        loops.add_direct(wide, left_array, part, merged.place, merged.signs, merged.offsets, signs2)
+        own = np.ascontiguousarray(right_array[:, :, columns])
+        loops.add_direct(wide, left_array, own, merged.place, merged.signs, merged.offsets, signs2)
     loops.fold(out.numpy(), wide, scale)
 
 
@@ -134,28 +137,29 @@ def _tiles(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float) -
     wide = np.zeros((len(out), 2 * runs.k), np.float32)
     for columns, merged, signs2 in runs.each:
         rows = _merged_rows(left, merged)
-        part = right[:, :, columns]
-        for lo, hi in ranges(len(merged.offsets), max(1, _BUFFER // part[:, 0].numel())):
-            tile = torch.bmm(rows[:, lo:hi], part)
+        own = right[:, :, columns]
+        for lo, hi in ranges(len(merged.offsets), max(1, _BUFFER // own[:, 0].numel())):
+            tile = torch.bmm(rows[:, lo:hi], own)
             loops.add_runs(wide, tile.numpy(), merged.offsets[lo:hi], signs2)
     loops.fold(out.numpy(), wide, scale)
 
 
 def _fourier(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float) -> None:
     batch, positions, _ = left.shape
-    left_array = left.contiguous().numpy()
-    sketch = torch.empty(batch, positions, runs.k, dtype=torch.float32)
-    signed = torch.zeros(batch, positions, runs.k, dtype=torch.float32)
-    total = torch.zeros(batch, runs.k // 2 + 1, dtype=torch.complex64)
+    left_array, right_array = left.contiguous().numpy(), right.numpy()
+    sketch = np.empty((batch, positions, runs.k), np.float32)
+    total = np.zeros((batch, runs.k // 2 + 1), np.complex64)
     for columns, merged, signs2 in runs.each:
-        loops.merge(sketch.numpy(), left_array, merged.offsets[merged.place], merged.signs)
-        width = len(signs2)
-        signed[:, :, width:] = 0
-        torch.mul(right[:, :, columns], torch.from_numpy(signs2), out=signed[:, :, :width])
-        loops.add_products(
-            total.numpy(), torch.fft.rfft(sketch).numpy(), torch.fft.rfft(signed).numpy()
-        )
-    out.add_(torch.fft.irfft(total, n=runs.k), alpha=scale)
+        loops.merge(sketch, left_array, merged.starts, merged.signs)
+        signed = np.multiply(right_array[:, :, columns], signs2, order="C")
+        loops.add_products(total, _transformed(sketch, runs.k), _transformed(signed, runs.k))
+    out.add_(torch.fft.irfft(torch.from_numpy(total), n=runs.k), alpha=scale)
+
+
+def _transformed(rows: NDArray[np.float32], k: int) -> NDArray[np.complex64]:
+    """Fourier transform of the last dimension, which is filled with zeros up to k."""
+    transformed: NDArray[np.complex64] = torch.fft.rfft(torch.from_numpy(rows), n=k).numpy()
+    return transformed
 
 
 _EVALUATIONS: dict[Evaluation, Callable[[Tensor, Tensor, Tensor, Runs, float], None]] = {
