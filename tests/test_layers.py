@@ -15,6 +15,7 @@ ROOT = Path(trakstore.__file__).parent
 RANKS: dict[str, int] = {
     "markup": -1,
     "errors": 0,
+    "paths": 0,
     "documents": 2,
     "named": 1,
     "quantities": 1,

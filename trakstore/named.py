@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.paths import is_file
 
 __all__ = ["blamed_on", "call_named", "load_named", "needs_arguments"]
 
@@ -121,7 +122,7 @@ def _places(frames: Sequence[traceback.FrameSummary]) -> str:
 
 def _import_file(path: Path, what: str) -> Any:
     try:
-        there = path.is_file()
+        there = is_file(path)
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise NotFoundError(f"{path} cannot be a {what} file: {error.strerror}") from error
     if not there:

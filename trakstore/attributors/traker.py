@@ -33,6 +33,7 @@ from trakstore.features.projectors import make_projector
 from trakstore.features.weights import own_copy
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.trak import trak_scores
+from trakstore.paths import exists, is_file
 from trakstore.quantities import as_whole
 from trakstore.scores.streaming import for_each_tile
 from trakstore.spec import ProjectionSpec, StoreSpec
@@ -247,7 +248,7 @@ class TRAKer:
         """
         split = _target_split(exp_name)
         sizes = self.save_dir / "staging" / f"{split}.json"
-        if not sizes.is_file():
+        if not is_file(sizes):
             raise TrakStoreError(
                 f"Experiment {exp_name} does not exist. Create it and compute scores first before "
                 f"finalizing."
@@ -375,7 +376,7 @@ def _target_split(exp_name: str) -> str:
 def _same_weights(folder: Path, model_id: int, found: str) -> None:
     """Refuse other weights than those whose rows are there."""
     note = folder / "checkpoint.txt"
-    if not note.exists():
+    if not exists(note):
         note.write_text(found)
     elif note.read_text() != found:
         raise ModelIDException(

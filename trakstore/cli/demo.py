@@ -17,6 +17,7 @@ from trakstore.cli.options import Json
 from trakstore.cli.output import console, only_json, print_json
 from trakstore.cli.walkthrough import Images, ask, kernels
 from trakstore.errors import LocationError, TrakStoreError
+from trakstore.paths import exists, is_folder
 from trakstore.report.tables import kernel_table
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.opening import open_store
@@ -173,9 +174,9 @@ def _missing(error: ModuleNotFoundError) -> TrakStoreError:
 
 def _check_folder(out: Path) -> None:
     """Refuse a folder that holds something else."""
-    if out.exists() and not out.is_dir():
+    if exists(out) and not is_folder(out):
         raise LocationError(f"{out} is a file; give a folder with --out")
-    names = sorted(one.name for one in out.iterdir()) if out.exists() else []
+    names = sorted(one.name for one in out.iterdir()) if exists(out) else []
     if names and "store.zarr" not in names:
         raise LocationError(
             f"{out} is not empty and is not of an earlier demo (it has {names[0]!r}); "

@@ -24,6 +24,7 @@ from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.job import Job, load_job
 from trakstore.features.task import SplitTask
 from trakstore.methods.trak import trak_scores
+from trakstore.paths import is_file
 from trakstore.planning import ranges
 from trakstore.scores.top_k import top_k
 from trakstore.spec import ProjectionSpec
@@ -210,7 +211,7 @@ def _peak() -> int:
 def _status(field: str) -> int:
     """Bytes that the system says of this process; 0 where it does not."""
     path = Path("/proc/self/status")
-    if not path.is_file():
+    if not is_file(path):
         return 0
     lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
     return int(lines[field].split()[0]) * 1024

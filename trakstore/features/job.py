@@ -22,6 +22,7 @@ from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import as_patterns, own_names, uncompiled
 from trakstore.features.weights import kept, unshared
 from trakstore.named import call_named, load_named
+from trakstore.paths import is_file
 from trakstore.planning import byte_count
 from trakstore.quantities import as_number, as_whole
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
@@ -201,7 +202,7 @@ class Job:
         missing = [
             f"{path} of epoch {epoch}"
             for epoch, path in named.items()
-            if isinstance(path, str | Path) and not Path(path).is_file()
+            if isinstance(path, str | Path) and not is_file(Path(path))
         ]
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -260,7 +261,7 @@ def _weights_below(state: Any, model: nn.Module) -> str:
 
 def _load_file(path: Path) -> Mapping[str, Tensor]:
     """Tensors of a file; neither of its two formats can run code."""
-    if not path.is_file():
+    if not is_file(path):
         raise NotFoundError(f"there is no checkpoint file {path}")
     try:
         if path.suffix == ".safetensors":

@@ -12,6 +12,7 @@ from typing import Any
 
 from trakstore.passes.dask_cluster import active_client, worker_memory, workers_of
 from trakstore.passes.scheduler import task_slots
+from trakstore.paths import exists
 from trakstore.planning import byte_count, fit_slots, human_bytes, with_slack
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 
@@ -99,7 +100,7 @@ def give_back() -> None:
 
 def _available() -> int:
     meminfo = _PROC / "meminfo"
-    if not meminfo.exists():
+    if not exists(meminfo):
         return UNKNOWN
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
     return int(lines["MemAvailable"].split()[0]) * 1024
@@ -108,7 +109,7 @@ def _available() -> int:
 def _group_limits() -> Iterator[int]:
     """What each control group above this process leaves to it (versions 2 and 1)."""
     membership = _PROC / "self" / "cgroup"
-    if not membership.exists():
+    if not exists(membership):
         return
     for line in membership.read_text().splitlines():
         _, controllers, path = line.split(":", 2)

@@ -23,6 +23,7 @@ from typing import Any
 
 from trakstore.documents import fields, made_by, one_of, text, whole
 from trakstore.errors import DamagedError, LocationError, SpecMismatchError
+from trakstore.paths import exists
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.numbered import highest, publish_numbered, stored_numbers
@@ -233,7 +234,7 @@ def _born(process: int) -> int | None:
     with suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
-    if Path("/proc/self/stat").exists():
+    if exists(Path("/proc/self/stat")):
         return None
     try:
         os.kill(process, 0)

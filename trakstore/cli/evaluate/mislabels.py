@@ -23,6 +23,7 @@ from trakstore.cli.options import (
 )
 from trakstore.cli.output import console, print_json
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.paths import is_file
 from trakstore.storage.opening import open_store
 
 __all__ = ["mislabels"]
@@ -80,7 +81,7 @@ def mislabels(
 
 def _named(path: Path) -> set[str]:
     """The ids in a file."""
-    if not path.is_file():
+    if not is_file(path):
         raise NotFoundError(f"there is no file {path}; give one of sample ids, one a line")
     try:
         lines = path.read_text("utf-8").split("\n")

@@ -30,6 +30,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
 from trakstore.errors import DamagedError
+from trakstore.paths import exists, is_file, is_folder, is_link
 from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.layout import check_key
 
@@ -114,7 +115,7 @@ class DurableLocalStore(LocalStore):
         path = f"{self.root}{os.sep}{check_key(key)}"
         at = key.find("/")
         while at >= 0:
-            if Path(path[: len(path) - len(key) + at]).is_symlink():
+            if is_link(Path(path[: len(path) - len(key) + at])):
                 raise DamagedError(_LINK.format(key[:at]))
             at = key.find("/", at + 1)
         return Path(path)
@@ -122,7 +123,7 @@ class DurableLocalStore(LocalStore):
     async def exists(self, key: str) -> bool:
         """Whether there is a regular file."""
         path = self.place(key)
-        return path.is_file() and not path.is_symlink()
+        return is_file(path) and not is_link(path)
 
     async def getsize(self, key: str) -> int:
         """Bytes of the value at ``key``."""
@@ -178,7 +179,7 @@ class DurableLocalStore(LocalStore):
         """As :meth:`delete`."""
         self._check_writable()
         path = self.place(key)
-        if path.is_dir() and not path.is_symlink():
+        if is_folder(path) and not is_link(path):
             _remove_folder(path)
         else:
             with suppress(NotADirectoryError):
@@ -210,7 +211,7 @@ def _opened(path: Path, key: str) -> BufferedReader | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if not path.is_symlink():
+        if not is_link(path):
             raise
         raise DamagedError(_LINK.format(key)) from error
     mode = os.fstat(handle).st_mode
@@ -225,7 +226,7 @@ def _opened(path: Path, key: str) -> BufferedReader | None:
 def _names(store: DurableLocalStore, folder: str) -> list[str]:
     """Names just below a folder."""
     path = store.place(folder)
-    if folder and path.is_symlink():
+    if folder and is_link(path):
         raise DamagedError(_LINK.format(folder))
     with suppress(FileNotFoundError, NotADirectoryError):
         return [one.name for one in path.iterdir()]
@@ -234,7 +235,7 @@ def _names(store: DurableLocalStore, folder: str) -> list[str]:
 
 def _below(store: DurableLocalStore, folder: str) -> list[str]:
     """Keys of everything below a folder that is no folder."""
-    if folder and store.place(folder).is_symlink():
+    if folder and is_link(store.place(folder)):
         return [folder]
     found: list[str] = []
     waiting = [folder]
@@ -263,7 +264,7 @@ def _part(size: int, byte_range: ByteRequest | None) -> tuple[int, int]:
 
 def _make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it; the ones that were not there before."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    missing = [one for one in (folder, *folder.parents) if not exists(one)]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
@@ -279,7 +280,7 @@ def _remove_folder(folder: Path) -> None:
             others = error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
             if not others or attempt == ATTEMPTS - 1:
                 raise
-        if not folder.exists():
+        if not exists(folder):
             return
         time.sleep(REST * 2**attempt)
 

@@ -27,6 +27,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from trakstore.errors import NO_THREADS, DamagedError, LocationError, TrakStoreError, lacks_threads
+from trakstore.paths import exists, is_folder
 from trakstore.storage.backends.buffers import chunk_buffer
 from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.backends.local import DurableLocalStore
@@ -425,8 +426,8 @@ def _reason(error: OSError, address: str) -> str:
 
 
 def _open_folder(folder: Path, create: bool) -> Location:
-    if not create and not folder.exists():
+    if not create and not exists(folder):
         raise LocationError(f"there is no store at {folder}: no such folder")
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not is_folder(folder):
         raise LocationError(f"{folder} is a file; a store is a folder")
     return Location(str(folder), DurableLocalStore(folder))

@@ -38,6 +38,7 @@ from trakstore.errors import (
     TrakStoreError,
     did_you_mean,
 )
+from trakstore.paths import exists, is_file
 from trakstore.spec import FeatureDtype, ProjectionSpec
 from trakstore.storage.backends.location import Where
 from trakstore.storage.store import FeatureStore
@@ -102,7 +103,7 @@ def import_traker(
         made.write_split(model, "train", train, out_to_loss=q, checkpoint=train.fingerprint())
         for name, count in source.experiments.items():
             file = f"{name}_grads.mmap"
-            if (source.path / str(model) / file).exists():
+            if exists(source.path / str(model) / file):
                 targets = _Scaled(source.array(model, file, (count, source.dim)), scale)
                 made.write_split(model, name, targets, checkpoint=targets.fingerprint())
     return made
@@ -121,14 +122,14 @@ class _SaveDirectory:
 
     @classmethod
     def open(cls, path: Path) -> _SaveDirectory:
-        if not (path / "metadata.json").is_file():
+        if not is_file(path / "metadata.json"):
             raise LocationError(f"{path} is not a traker save directory: it has no metadata.json")
         told = _json(path / "metadata.json")
         models: dict[int, bool] = {}
         for file in sorted(path.glob("id_*.json")):
             models |= {int(model): bool(s["is_featurized"]) for model, s in _json(file).items()}
         file = path / "experiments.json"
-        experiments = _json(file) if file.exists() else {}
+        experiments = _json(file) if exists(file) else {}
         try:
             size = int(told["JL dimension"]), int(told["train set size"])
             counts = {name: int(one["num_targets"]) for name, one in experiments.items()}
@@ -149,7 +150,7 @@ class _SaveDirectory:
             raise NotFoundError(
                 f"{self.path} has no model id {model}{did_you_mean(model, self.finished)}"
             )
-        if not (self.path / str(model) / "grads.mmap").is_file():
+        if not is_file(self.path / str(model) / "grads.mmap"):
             raise NotFoundError(
                 f"{self.path} has no gradients of model id {model}: finalize_features was run with "
                 f"del_grads=True, or they were moved; featurize again"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trakstore.errors import LocationError, TrakStoreError
+from trakstore.paths import exists, is_folder
 
 __all__ = ["check_file_place", "writing"]
 
@@ -21,11 +22,11 @@ def check_file_place(path: Path) -> None:
     """
     folder = path.absolute().parent
     with writing(path):
-        if path.is_dir():
+        if is_folder(path):
             raise LocationError(f"{path} is a folder; name a file in it")
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise LocationError(f"there is no folder {path.parent}; make it, or name another file")
-        if not path.exists():
+        if not exists(path):
             with tempfile.TemporaryFile(dir=folder):
                 return
         if not os.access(path, os.W_OK):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trakstore.errors import LocationError, TrakStoreError
+from trakstore.paths import exists
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage import layout
 from trakstore.storage.arrays import column_shape
@@ -86,7 +87,7 @@ def export_split(
 def _new_file(target: Path) -> Iterator[Path]:
     """A temporary file that gets its name when all went well."""
     check_file_place(target)
-    if target.exists():
+    if exists(target):
         raise LocationError(f"{target} is there already; remove it or choose another name")
     partial = target.with_name(f"{uuid.uuid4().hex}.partial")
     with writing(target):
