@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from trakstore.errors import (
 )
 from trakstore.features import Job, featurize, featurize_job, load_job
 from trakstore.features.fingerprint import checkpoint_hash
+from trakstore.features.job import JobOptions
 from trakstore.features.parameters import canonical_name
 from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.checking.verification import verify_store
@@ -298,6 +300,15 @@ def test_a_job_of_epochs_and_splits(tmp_path: Path) -> None:
     assert store.split(2, "train").spec.learning_rate == 0.5
     single = run(mlp(3), Samples(30), tmp_path / "one.zarr", batch_size=4)
     np.testing.assert_array_equal(store.features("final", "train"), column(single, "features"))
+
+
+def test_the_keywords_of_featurize_are_a_jobs_attributes(tmp_path: Path) -> None:
+    own = {"model", "datasets", "checkpoints", "ids", "learning_rates", "name"}
+    assert own | JobOptions.__annotations__.keys() == {field.name for field in fields(Job)}
+    for name in ("checkpoints", "batchsize"):
+        with pytest.raises(TypeError, match=name):
+            featurize(mlp(), Samples(9), tmp_path / "s.zarr", **{name: 1})  # type: ignore[arg-type]
+    assert not (tmp_path / "s.zarr").exists()
 
 
 def test_jobs_that_cannot_be_had(tmp_path: Path) -> None:

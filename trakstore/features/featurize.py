@@ -8,25 +8,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from trakstore.errors import NotFoundError, did_you_mean
-from trakstore.features.batches import Collate, evaluated
+from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, worker_device, working_on
 from trakstore.features.fitness import need_apart
-from trakstore.features.job import Job
-from trakstore.features.outputs import ModelOutput
+from trakstore.features.job import Job, JobOptions
 from trakstore.features.ranks import rank_and_world
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.task import SplitTask
 from trakstore.features.twins import warn_of_twins
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
-from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
 from trakstore.storage.layout import as_epochs, as_splits
@@ -45,26 +43,13 @@ def featurize(
     *,
     epoch: int | str = 0,
     split: str = "train",
-    output: str | ModelOutput = "margin",
-    projector: ProjectionSpec | None = None,
-    batch_size: int = 64,
-    parameters: str | Sequence[str] = ("*",),
-    activations: str | Sequence[str] = (),
     ids: Sequence[int] | Sequence[str] | None = None,
     learning_rate: float | None = None,
-    dtype: FeatureDtype | None = None,
-    collate: Collate | None = None,
-    block_rows: int | None = None,
-    keep_bits: int | None = None,
-    append: bool = False,
-    memory_limit: int | str | None = None,
-    autocast: AutocastDtype | None = None,
-    check: CheckedRows = "some",
-    skip_bad_rows: bool = False,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     progress: bool = True,
+    **options: Unpack[JobOptions],
 ) -> Featurized:
     """Write the projected per-sample gradients of a data set to a store.
 
@@ -78,68 +63,35 @@ def featurize(
         Put in eval mode, and on ``device``, for the duration; given back as it was. A forward that
         changes a parameter (``Embedding(max_norm=)``), or a buffer that outputs depend on, is refused.
     dataset : map-style data set
-        Without random transforms; samples are trees of tensors, arrays, numbers and lists of
-        numbers, for the outputs of classification ``(input, ..., label)``.
+        Samples, as in the ``datasets`` of a :class:`Job`.
     store : path, FeatureStore or zarr store
-        Made when it is not there.
-    epoch, split
-        Where in the store.
-    output : str or ModelOutput
-        What is differentiated: ``"margin"``, ``"cross_entropy"`` or your own.
-    projector : ProjectionSpec, optional
-        By default what the store has, else ``ProjectionSpec("sjlt", dim=2048)``.
-    batch_size : int
-        Samples of a batch; features do not depend on it, but for rounding.
-    parameters : str or sequence of str
-        Shell-style patterns of parameter names. The parameters that they select are real: complex ones
-        are refused.
-    activations : str or sequence of str
-        Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, each
-        sample's as one row; ``"head.input"`` is what the module ``head`` is given. Costs one more
-        forward pass.
+        Where features are written; made when it is not there.
+    epoch : int or str
+        Name of the model's present weights in the store.
+    split : str
+        Name of the data set in the store.
     ids : sequence of int or str, optional
-        Names of samples; positions by default.
+        Names of samples; their positions by default.
     learning_rate : float, optional
-        Kept with the features, for TracIn.
-    dtype : {"float32", "float16"}, optional
-        Stored dtype of features: what the store has, else float32.
-    collate : callable, optional
-        Makes a batch of a list of samples.
-    block_rows : int, optional
-        Rows of a block, the unit that is written whole; chosen by default.
-    keep_bits : int, optional
-        Round the mantissas of float32 features to so many of their 23 bits, and compress.
-    append : bool
-        The data set may have grown at its end since the split was written: add what is new. For a
-        single worker.
-    memory_limit : int or str, optional
-        Most memory to take beside the model and what torch takes for itself, such as ``"600MB"``: of
-        a batch, as many samples are computed at once as fit; features change by rounding alone.
-        Without it, on a GPU, as many as its free memory suggests, and fewer when it does not suffice.
-    autocast : {"bfloat16"}, optional
-        Compute the model's products in bfloat16, forward and backward, as ``torch.autocast`` does;
-        their gradients are still projected in float32. Features are off by about a hundredth, so the
-        store says so, and does not mix them with others.
-    check : {"some", "all"}
-        Rows of each block that are compared with an ordinary backward pass: about one of 64, chosen by
-        a hash, or every row, which costs one plain pass more. A block that disagrees is computed again
-        by the generic engine; if that disagrees too, the run stops.
-    skip_bad_rows : bool
-        Rows that have NaN or infinite features, outputs, losses or activations, a label that is no
-        class, or features that the stored dtype cannot hold, are stored as masked instead of refused:
-        scores, kernels and lists leave them out, and ``store.skipped(epoch, split)`` says why.
+        Learning rate of the training at this epoch, kept with the features for TracIn.
     device : str, optional
         By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU. The whole model must fit on
         it: workers share the samples, not the model.
     rank, world_size : int, optional
-        By default from the environment, as ``torchrun`` and SLURM set it.
+        Number of this worker, and how many there are; by default from the environment, as
+        ``torchrun`` and SLURM set it.
     progress : bool
         Whether rank 0 shows progress on standard error.
+    **options
+        How features are computed and stored: ``output``, ``projector``, ``parameters``,
+        ``activations``, ``batch_size``, ``dtype``, ``collate``, ``block_rows``, ``keep_bits``,
+        ``append``, ``memory_limit``, ``autocast``, ``check`` and ``skip_bad_rows``, which are those
+        of a :class:`Job`.
 
     Returns
     -------
     Featurized
-        What this worker wrote.
+        Rows, blocks and bytes that this worker wrote, and its time.
 
     Raises
     ------
@@ -156,22 +108,11 @@ def featurize(
     job = Job(
         model,
         {split: dataset},
-        output=output,
-        projector=projector,
-        parameters=parameters,
-        activations=activations,
-        batch_size=batch_size,
+        checkpoints=None,
         ids={} if ids is None else {split: ids},
         learning_rates={} if learning_rate is None else {epoch: learning_rate},
-        dtype=dtype,
-        collate=collate,
-        block_rows=block_rows,
-        keep_bits=keep_bits,
-        append=append,
-        memory_limit=memory_limit,
-        autocast=autocast,
-        check=check,
-        skip_bad_rows=skip_bad_rows,
+        name="",
+        **options,
     )
     began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):
@@ -204,27 +145,33 @@ def featurize_job(
     Parameters
     ----------
     job : Job
+        The model, its data sets and checkpoints.
     store : path, FeatureStore or zarr store
+        Where features are written; made when it is not there.
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows, check
-        Instead of the job's.
+    batch_size, memory_limit, skip_bad_rows, check : optional
+        Values in place of the job's own.
     device, rank, world_size, progress
-        As of :func:`featurize`.
+        As in :func:`featurize`.
     restore : bool
         Whether the model has its own weights again afterwards, whatever happened: a copy of them is
         held on the CPU meanwhile, where the job has checkpoints. Without, it has those of the epoch
         that came last.
+
+    Returns
+    -------
+    Featurized
+        Rows, blocks and bytes that this worker wrote, and its time.
     """
     began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
-    if batch_size is not None:
-        job = replace(job, batch_size=batch_size)
-    if memory_limit is not None:
-        job = replace(job, memory_limit=memory_limit)
-    if skip_bad_rows is not None:
-        job = replace(job, skip_bad_rows=skip_bad_rows)
-    if check is not None:
-        job = replace(job, check=check)
+    asked: dict[str, Any] = {
+        "batch_size": batch_size,
+        "memory_limit": memory_limit,
+        "skip_bad_rows": skip_bad_rows,
+        "check": check,
+    }
+    job = replace(job, **{name: value for name, value in asked.items() if value is not None})
     named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")
     wanted = None if splits is None else as_splits(splits)
     chosen = [

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +28,7 @@ from trakstore.quantities import as_number, as_whole
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
 from trakstore.storage.layout import as_epoch
 
-__all__ = ["Checkpoint", "Job", "load_job"]
+__all__ = ["Checkpoint", "Job", "JobOptions", "load_job"]
 
 Checkpoint = str | Path | Mapping[str, Tensor]
 
@@ -39,56 +39,91 @@ _MAPPINGS = {
 }
 
 
+class JobOptions(TypedDict, total=False):
+    """The attributes of a :class:`Job` that :func:`.featurize.featurize` takes as keywords."""
+
+    output: str | ModelOutput
+    projector: ProjectionSpec | None
+    parameters: str | Sequence[str]
+    activations: str | Sequence[str]
+    batch_size: int
+    dtype: FeatureDtype | None
+    collate: Collate | None
+    block_rows: int | None
+    keep_bits: int | None
+    append: bool
+    memory_limit: int | str | None
+    autocast: AutocastDtype | None
+    check: CheckedRows
+    skip_bad_rows: bool
+
+
 @dataclass
 class Job:
-    """Everything that ``trakstore featurize`` needs to know.
+    """A model with its data sets and checkpoints, and how their features are computed and stored.
 
     Attributes
     ----------
     model : nn.Module
         The architecture; its parameters are those of epoch 0 where there are no checkpoints.
     datasets : mapping of split to data set
-        Map-style data sets without random transforms.
+        Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers
+        and lists of numbers, for the outputs of classification ``(input, ..., label)``.
     output : str or ModelOutput
-        What is differentiated: ``"margin"``, ``"cross_entropy"`` or your own.
+        The scalar that is differentiated: ``"margin"``, ``"cross_entropy"`` or your own.
     projector : ProjectionSpec, optional
-        How gradients become features: what the store has, else ``ProjectionSpec("sjlt", 2048)``.
+        How gradients become features: as the store has it, else ``ProjectionSpec("sjlt", dim=2048)``.
     checkpoints : mapping of epoch to path or state_dict
         Weights; files are ``.safetensors``, or else read by ``torch.load(weights_only=True)``.
         State dicts that share memory with the model, as ``model.state_dict()`` does, are copied
         here, as they are now; others are not, and cost nothing.
     parameters : str or sequence of str
-        Shell-style patterns of parameter names.
+        Shell-style patterns of parameter names. The parameters that they select are real: complex
+        ones are refused.
     activations : str or sequence of str
-        Layers whose activations are stored too; see :func:`.featurize.featurize`.
+        Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, each
+        sample's as one row; ``"head.input"`` is what the module ``head`` is given. Costs one more
+        forward pass.
     batch_size : int
-        Samples of a batch.
+        Samples of a batch; features do not depend on it, but for rounding.
     ids : mapping of split to sequence of int or str
-        Names of samples; positions by default.
+        Names of samples; their positions by default.
     learning_rates : mapping of epoch to float
-        Kept with the features, for TracIn.
+        Learning rates of the training at its epochs, kept with the features for TracIn.
     dtype : {"float32", "float16"}, optional
-        Stored dtype: what the store has, else float32.
+        Stored dtype of features: as the store has it, else float32.
     collate : callable, optional
         Makes a batch of a list of samples; torch's default otherwise.
     block_rows : int, optional
         Rows of a block, the unit that is written whole; chosen by default.
     keep_bits : int, optional
-        Round the mantissas of float32 features to so many bits, and compress.
+        Bits, of the 23 of a float32 mantissa, to which features are rounded; they are compressed then.
     append : bool
-        The data sets may have grown at their end since the store was written: add what is new. For
-        a single worker.
+        Add the samples that the data set has gained at its end since the split was written. For a
+        single worker.
     memory_limit : int or str, optional
-        Most memory to take beside the model, such as ``"600MB"``; see :func:`.featurize.featurize`.
+        Most memory to take beside the model and what torch takes for itself, such as ``"600MB"``: of
+        a batch, as many samples are computed at once as fit; features change by rounding alone.
+        Without it, on a GPU, as many as its free memory suggests, and fewer when it does not suffice.
     autocast : {"bfloat16"}, optional
-        Mixed precision; see :func:`.featurize.featurize`.
+        Compute the model's products in bfloat16, forward and backward, as ``torch.autocast`` does;
+        their gradients are still projected in float32. Features are off by about a hundredth, so the
+        store says so, and does not mix them with others.
     check : {"some", "all"}
-        Rows of each block that are compared with an ordinary backward pass of their samples as a batch
-        of their own: about one of 64, or every row, which costs one plain pass more.
+        Rows of each block that are compared with an ordinary backward pass: about one of 64, chosen
+        by a hash, or every row, which costs one plain pass more. A block that disagrees is computed
+        again by the generic engine; if that disagrees too, the run stops.
     skip_bad_rows : bool
-        Store rows that are not finite as masked, with the reason; see :func:`.featurize.featurize`.
+        Store rows that have NaN or infinite features, outputs, losses or activations, a label that is
+        no class, or features that the stored dtype cannot hold, as masked instead of refusing them:
+        scores, kernels and lists leave them out, and ``store.skipped(epoch, split)`` says why.
     name : str
-        Kept in the record of the run.
+        Name of the job in the record of the run.
+
+    Raises
+    ------
+    TrakStoreError
+        For an attribute that is not what it must be.
     """
 
     model: nn.Module
