@@ -26,9 +26,9 @@ from models import Work, compared, rows_of
 from torch import Tensor
 
 import trakstore as ts
-from trakstore.attributors.tracin_attributor import last_layers
 from trakstore.features import Job, featurize
 from trakstore.features.batches import evaluated
+from trakstore.features.parameters import last_layers
 from trakstore.features.task import SplitTask
 
 

@@ -99,7 +99,7 @@ def test_the_later_of_two_runs_counts_whatever_the_clock_says(
     where, ids = tmp_path / "d.zarr", list(range(4))
     for value, hour in ((0.0, 12), (9.0, 11)):
         clock = type("Clock", (datetime,), {"now": lambda *_: datetime(2026, 1, 1, hour)})  # noqa: B023
-        monkeypatch.setattr("trakstore.attributors.tracker.datetime", clock)
+        monkeypatch.setattr("trakstore.features.recorder.datetime", clock)
         with TrainingDynamicsTracker(None, 1, where) as tracker:
             scores = torch.tensor([[value, 0.0]] * 4)
             tracker.update(0, 0, None, torch.zeros(4, dtype=torch.long), scores, ids=ids)

@@ -163,7 +163,8 @@ def test_text_classification(tmp_path: Path) -> None:
     one.featurize(batch, num_samples=9)
     one.finalize_features()
     one.start_scoring_checkpoint("e", Text().state_dict(), 0, num_targets=9)
-    one.score(batch, num_samples=9)
+    names = ("input_ids", "token_type_ids", "attention_mask", "labels")
+    one.score(dict(zip(names, batch, strict=True)), num_samples=9)
     scores = one.finalize_scores("e")
     assert scores.shape == (9, 9) and (np.diag(scores) > 0).all()
 
@@ -175,7 +176,9 @@ def test_parameters_of_the_last_layer(tmp_path: Path) -> None:
         p.numel() for name, p in mlp().named_parameters() if name in names
     )
     assert documented_usage(one).shape == (N, M)
-    with pytest.raises(TrakStoreError, match="no trainable parameter"):
+    with pytest.raises(
+        TrakStoreError, match="no parameter that requires a gradient matches 'nothing'"
+    ):
         traker(tmp_path, grad_wrt=["nothing"])
 
 
@@ -225,6 +228,18 @@ def test_bad_use(tmp_path: Path) -> None:
     ]:
         with pytest.raises(TrakStoreError, match=message):
             traker(tmp_path, task=task)
+
+
+def test_rows_of_weights_that_the_model_has_no_longer_are_refused(tmp_path: Path) -> None:
+    one, batch = traker(tmp_path), batches(TRAIN, 8)[0]
+    one.load_checkpoint(STATES[0], 0)
+    one.start_scoring_checkpoint("e", STATES[1], 1, M)
+    with pytest.raises(AssertionError, match="load this one again"):
+        one.featurize(batch, num_samples=8)
+    one.load_checkpoint(STATES[0], 0)
+    one.featurize(batch, num_samples=8)
+    one.start_scoring_checkpoint("e", STATES[0], 0, M)
+    one.featurize(batch, inds=range(8, 16))  # the same weights, loaded for something else
 
 
 SCRIPT = """
@@ -329,4 +344,4 @@ def test_two_model_ids_of_the_same_weights_are_named(
         one.featurize(TRAIN[:], num_samples=N)
     told = [record.getMessage().partition(" (")[0] for record in caplog.records]
     told = [one for one in told if "same weights" in one]
-    assert told == ["Model IDs 0 and 2 have the same weights"]
+    assert told == ["epochs 0 and 2 have the same weights"]

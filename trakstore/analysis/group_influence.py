@@ -33,6 +33,17 @@ class ClassSummary(NamedTuple):
     gini: NDArray[np.float64]
     positive_mass: NDArray[np.float64]
 
+    def means(self) -> dict[str, float]:
+        """Means over the targets that have a value."""
+        columns = {
+            "same_class_share": self.share,
+            "same_class_base_rate": self.base,
+            "participation_ratio": self.participation_ratio,
+            "gini": self.gini,
+            "positive_mass_top_tenth": self.positive_mass,
+        }
+        return {name: float(np.nanmean(values)) for name, values in columns.items()}
+
 
 def contrast(
     scores: Scores, aligned: Any, conflicting: Any, memory_limit: int | str | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from trakstore.attributors.bias import BiasAttributor
-from trakstore.attributors.callback import featurize_epoch, trainer_callback
-from trakstore.attributors.delayed import DelayedGeneralizationTRAK
-from trakstore.attributors.phases import PhaseTransitionAttributor
+from trakstore.attributors.over_time import DelayedGeneralizationTRAK, PhaseTransitionAttributor
 from trakstore.attributors.tracin_attributor import TracInAttributor
-from trakstore.attributors.tracker import TrainingDynamicsTracker, WithIds
+from trakstore.attributors.tracker import TrainingDynamicsTracker
 from trakstore.attributors.trak_attributor import TRAKAttributor, compute_attribution_stability
 from trakstore.attributors.traker import ModelIDException, TRAKer
+from trakstore.features.callback import featurize_epoch, trainer_callback
+from trakstore.features.loading import WithIds
 
 __all__ = [
     "BiasAttributor",

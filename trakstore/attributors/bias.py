@@ -9,22 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
 from trakstore.analysis.group_influence import contrast
-from trakstore.attributors.delayed import DelayedGeneralizationTRAK
-from trakstore.attributors.loading import Loaded, loaded
+from trakstore.attributors.over_time import DelayedGeneralizationTRAK
 from trakstore.errors import TrakStoreError, did_you_mean
-from trakstore.features.outputs import ModelOutput
+from trakstore.features.loading import loaded
 from trakstore.features.weights import kept, state_dicts
 from trakstore.methods.influence import influence_scores
 from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores
 from trakstore.methods.trak import trak_scores
-from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 
-__all__ = ["BiasAttributor"]
-
-_METHODS = {
+_METHODS: dict[str, Any] = {
     "trak": trak_scores,
     "influence": influence_scores,
     "grad_dot": grad_dot_scores,
@@ -38,14 +35,13 @@ class BiasAttributor:
     Parameters
     ----------
     model : nn.Module
-    biased_data : DataLoader without shuffling, or data set
-        Targets that the shortcut solves.
-    unbiased_data : DataLoader without shuffling, or data set
-        Targets that it misleads.
+        Model that may have learned the shortcut.
+    biased_data, unbiased_data : DataLoader without shuffling, or data set
+        Targets that the shortcut solves, and targets that it misleads.
     train_data : DataLoader without shuffling, or data set
-        What the model was trained on; ``biased_data`` when None.
-    proj_dim, task, device, store
-        As of :class:`TRAKAttributor`.
+        Samples that the model was trained on; ``biased_data`` when None.
+    **options
+        ``task``, ``proj_dim``, ``device`` and ``store`` of a :class:`TRAKAttributor`.
     """
 
     def __init__(
@@ -54,46 +50,36 @@ class BiasAttributor:
         biased_data: Any,
         unbiased_data: Any,
         train_data: Any = None,
-        *,
-        proj_dim: int = 2048,
-        task: str | ModelOutput = "image_classification",
-        device: str | None = None,
-        store: Any = None,
+        **options: Any,
     ) -> None:
         self.model = model
-        train = biased_data if train_data is None else train_data
-        biased, unbiased = loaded(biased_data), loaded(unbiased_data)
-        self._aligned = np.arange(len(biased) + len(unbiased)) < len(biased)
-        both: Any = torch.utils.data.ConcatDataset([biased.dataset, unbiased.dataset])
-        self._data = {
-            "train": loaded(train),
-            "test": Loaded(both, biased.collate, biased.batch_size),
-        }
-        self.trak = DelayedGeneralizationTRAK(model, task, proj_dim, device, store)
+        self.trak = DelayedGeneralizationTRAK(model, **options)
+        train = loaded(biased_data if train_data is None else train_data)
+        biased, unbiased = (loaded(data) for data in (biased_data, unbiased_data))
+        both: ConcatDataset[Any] = ConcatDataset([biased.dataset, unbiased.dataset])
+        self._data = {"train": train, "test": biased._replace(dataset=both)}
+        self._aligned = np.arange(len(both)) < len(biased.dataset)
 
     def find_spurious_examples(
         self, attribution_method: str = "trak", top_k: int = 10
-    ) -> dict[str, Any]:
-        """Train samples with the largest contrast: mean score of the biased less the unbiased targets.
+    ) -> dict[str, Tensor]:
+        """Find the train samples that help the biased more than the unbiased targets.
 
         Parameters
         ----------
         attribution_method : {"trak", "influence", "grad_dot", "grad_cos"}
+            Method that scores the train samples.
         top_k : int
+            Number of train samples.
 
         Returns
         -------
         dict
-            ``indices`` (Tensor of int64) and ``scores`` (float32), the largest first; ``contrast``,
-            of every train sample.
+            ``indices`` (Tensor of int64) and ``scores`` (float32), the largest first; ``contrast`` of
+            every train sample: its mean score for the biased less that for the unbiased targets.
         """
         found = self._contrast(0, attribution_method)
-        order = np.argsort(-found, kind="stable")[:top_k].copy()
-        return {
-            "indices": torch.from_numpy(order),
-            "scores": torch.from_numpy(found[order]).float(),
-            "contrast": torch.from_numpy(found).float(),
-        }
+        return {**_first(found, top_k), "contrast": torch.from_numpy(found).float()}
 
     def analyze_bias_development(
         self,
@@ -101,40 +87,44 @@ class BiasAttributor:
         top_k: int = 10,
         attribution_method: str = "trak",
     ) -> dict[Epoch, dict[str, Any]]:
-        """The contrast at each checkpoint.
+        """Follow the contrast over checkpoints; the model has its own weights again afterwards.
+
+        Parameters
+        ----------
+        model_checkpoints : mapping of epoch to nn.Module or state dict
+            Checkpoints of the model.
+        top_k, attribution_method
+            As in :meth:`find_spurious_examples`.
 
         Returns
         -------
         dict
             For each epoch ``indices`` and ``scores`` as above; ``gap``: mean output of the biased
-            less that of the unbiased targets; ``spread``: standard deviation of the contrast over
-            train samples.
+            less that of the unbiased targets; ``spread``: standard deviation of the contrast.
         """
         result: dict[Epoch, dict[str, Any]] = {}
-        states = state_dicts(model_checkpoints, self.model)
         with kept(self.model):
-            for epoch, state in states.items():
+            for epoch, state in state_dicts(model_checkpoints, self.model).items():
                 self.model.load_state_dict(state)
                 found = self._contrast(f"checkpoint.{epoch}", attribution_method)
-                order = np.argsort(-found, kind="stable")[:top_k].copy()
-                result[epoch] = {
-                    "indices": torch.from_numpy(order),
-                    "scores": torch.from_numpy(found[order]).float(),
-                    "gap": self._gap(f"checkpoint.{epoch}"),
-                    "spread": float(found.std()),
-                }
+                about = {"gap": self._gap(f"checkpoint.{epoch}"), "spread": float(found.std())}
+                result[epoch] = {**_first(found, top_k), **about}
         return result
 
     def _contrast(self, epoch: Epoch, method: str) -> NDArray[np.float64]:
         if method not in _METHODS:
             raise TrakStoreError(f"unknown method {method!r}{did_you_mean(method, _METHODS)}")
         for split, data in self._data.items():
-            self.trak._features(epoch, split, data)
-        make: Any = _METHODS[method]
-        scores: Scores = make(self.trak.store, epochs=epoch)
+            self.trak.compute_epoch_features(data, epoch, split)
+        scores = _METHODS[method](self.trak.store, epochs=epoch)
         return contrast(scores, self._aligned, ~self._aligned)
 
     def _gap(self, epoch: Epoch) -> float:
         split = self.trak.store.split(epoch, "test")
         output = split.column("output").read(0, split.rows)
         return float(output[self._aligned].mean() - output[~self._aligned].mean())
+
+
+def _first(found: NDArray[np.float64], top_k: int) -> dict[str, Tensor]:
+    order = np.argsort(-found, kind="stable")[:top_k]
+    return {"indices": torch.tensor(order), "scores": torch.tensor(found[order]).float()}

@@ -75,13 +75,7 @@ def groups(
         names = [whole_column(ids).tolist() for ids in (means.target_ids, means.train_ids)]
         labels = (whole_column(scores.train_labels), whole_column(scores.target_labels))
         found = class_summary(scores, *labels, memory_limit)
-    numbers = {
-        "same_class_share": float(np.nanmean(found.share)),
-        "same_class_base_rate": float(np.mean(found.base)),
-        "participation_ratio": float(np.nanmean(found.participation_ratio)),
-        "gini": float(np.nanmean(found.gini)),
-        "positive_mass_top_tenth": float(np.nanmean(found.positive_mass)),
-    }
+    numbers = found.means()
     what: dict[str, Any] = {"location": str(opened.location), "method": scores.method}
     if as_json:
         table = {"targets": names[0], "train": names[1], "mean_score": matrix}

@@ -10,7 +10,7 @@ from trakstore.storage.layout import Epoch, epoch_sort_key
 from trakstore.storage.opening import open_store
 from trakstore.storage.split import Split
 
-__all__ = ["warn_of_twins"]
+__all__ = ["say_twins", "warn_of_twins"]
 
 log = logging.getLogger("trakstore")
 
@@ -33,13 +33,16 @@ def warn_of_twins(split: Split, told: set[frozenset[Epoch]]) -> None:
         pair = frozenset((epoch, split.epoch))
         if pair not in told:
             told.add(pair)
-            log.warning(
-                "epochs %s and %s have the same weights (%s): are they two checkpoints, or one that "
-                "was given twice?",
-                epoch,
-                split.epoch,
-                split.spec.checkpoint[:12],
-            )
+            say_twins(epoch, split.epoch, split.spec.checkpoint)
+
+
+def say_twins(one: Epoch, other: Epoch, weights: str) -> None:
+    """Say in the log that two epochs have the same weights."""
+    log.warning(
+        "epochs %s and %s have the same weights (%s): are they two checkpoints, or one that was given "
+        "twice?",
+        *(one, other, weights[:12]),
+    )
 
 
 def _twins(split: Split) -> list[Epoch]:

@@ -1,126 +1,134 @@
-"""Rows that come in any order, from any process, kept until all are there."""
+"""Rows of splits that come in any order, from any process, kept in a folder until all are there."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.attributors.tasks import FeatureRows
-from trakstore.errors import DamagedError, TrakStoreError
-from trakstore.quantities import as_whole
+from trakstore.errors import DamagedError, IncompleteError, SpecMismatchError
+from trakstore.paths import exists
+from trakstore.storage.store import FeatureStore
 
-__all__ = ["Incoming", "OrderError", "Staged", "stage"]
+__all__ = ["StagedSplit"]
 
-
-class OrderError(TrakStoreError, AssertionError):
-    """A call that comes too early, or with arguments that exclude each other."""
-
-
-def stage(
-    folder: Path, inds: NDArray[np.int64], features: NDArray[Any], scale: NDArray[Any]
-) -> None:
-    """Keep rows as a chunk of its own; the file that counts appears whole, and last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = uuid.uuid4().hex
-    np.save(folder / f"{name}.features.npy", features)
-    partial = folder / f"{name}.partial.npz"
-    np.savez(partial, inds=inds, scale=scale)
-    partial.rename(folder / f"{name}.npz")
+_WEIGHTS = "checkpoint.txt"
 
 
 @dataclass(frozen=True, eq=False)
-class Staged:
-    """The rows of a folder as one lazy array; of a row that came twice the later one counts.
+class StagedSplit:
+    """Rows of a split at an epoch; which of them are there is looked up once.
+
+    As an array of shape (rows, dim) it is lazy; of a row that came twice the later one counts.
 
     Attributes
     ----------
-    shape : (rows, dim)
-    chunk, row : ndarray of int64, shape (rows,)
-        Where each row is: which file, which of its rows; -1 for rows that never came.
-    scale : ndarray of float32, shape (rows,)
-        ``out_to_loss``.
-    files : tuple of Path
+    place : Path
+        Folder of all epochs.
+    epoch : int
+        Number of the epoch.
+    split : str
+        Name of the split.
+    rows, dim : int
+        Rows that are awaited, and features of each.
     """
 
-    shape: tuple[int, int]
-    chunk: NDArray[np.int64]
-    row: NDArray[np.int64]
-    scale: NDArray[np.float32]
-    files: tuple[Path, ...]
+    place: Path
+    epoch: int
+    split: str
+    rows: int
+    dim: int
 
     ndim = 2
-    dtype = np.dtype(np.float32)
 
-    @classmethod
-    def read(cls, folder: Path, rows: int, dim: int) -> Staged:
-        """What is there now; features are left on disk.
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.dim
+
+    @property
+    def folder(self) -> Path:
+        return self.place / str(self.epoch) / self.split
+
+    def claim(self, weights: str) -> list[str]:
+        """Note the hash of the weights that these rows are of; gives other epochs that have them.
+
+        There are none where the note was there already.
 
         Raises
         ------
-        DamagedError
-            A row outside of the range, features that are not there.
+        SpecMismatchError
+            When there are rows of other weights.
         """
-        chunk, row = np.full((2, rows), -1, dtype=np.int64)
-        scale = np.full(rows, np.nan, dtype=np.float32)
-        names = [path for path in folder.glob("*.npz") if not path.name.endswith(".partial.npz")]
-        files = sorted(names, key=lambda path: path.stat().st_mtime_ns)
-        for at, path in enumerate(files):
-            with np.load(path, allow_pickle=False) as kept:
-                inds = kept["inds"]
-                if len(inds) and not (inds.min() >= 0 and inds.max() < rows):
-                    raise DamagedError(f"{path} has rows outside of 0..{rows - 1}; delete it")
-                chunk[inds], row[inds], scale[inds] = at, np.arange(len(inds)), kept["scale"]
-        features = tuple(path.with_suffix(".features.npy") for path in files)
-        return cls((rows, dim), chunk, row, scale, features)
+        note = self.folder / _WEIGHTS
+        if exists(note):
+            if (known := note.read_text()) != weights:
+                raise SpecMismatchError(
+                    f"epoch {self.epoch} has rows of other weights (hash {known[:12]}, these are "
+                    f"{weights[:12]}): give these another number, or delete {self.folder}"
+                )
+            return []
+        notes = sorted(self.place.glob(f"*/{self.split}/{_WEIGHTS}"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(weights)
+        return [one.parent.parent.name for one in notes if one.read_text() == weights]
+
+    def add(self, inds: NDArray[np.int64], features: NDArray[Any], scale: NDArray[Any]) -> None:
+        """Keep rows at positions, with their ``out_to_loss``; the file that counts appears last."""
+        name = uuid.uuid4().hex
+        np.save(self.folder / f"{name}.features.npy", features)
+        partial = self.folder / f"{name}.partial.npz"
+        np.savez(partial, inds=inds, scale=scale)
+        partial.rename(self.folder / f"{name}.npz")
+
+    def write(self, store: FeatureStore) -> None:
+        """Write all rows to a store; raises an :class:`IncompleteError` when some are missing."""
+        missing = np.flatnonzero(~self.there)
+        if len(missing):
+            raise IncompleteError(
+                f"{self.split} at epoch {self.epoch} lacks {len(missing)} of {self.rows} samples, the "
+                f"first is {missing[0]}"
+            )
+        weights, (_, _, scale) = (self.folder / _WEIGHTS).read_text(), self._places
+        store.write_split(self.epoch, self.split, self, out_to_loss=scale, checkpoint=weights)
 
     @property
     def there(self) -> NDArray[np.bool_]:
-        """Which rows came."""
-        return self.chunk >= 0
+        """Rows that came, as a mask."""
+        return self._places[0] >= 0
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Files that tell which rows came, the oldest first."""
+        found = [one for one in self.folder.glob("*.npz") if not one.match("*.partial.npz")]
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Number of each row's file, and of the row in it, -1 where it never came; ``out_to_loss``."""
+        file, row = np.full((2, self.rows), -1, dtype=np.int64)
+        scale = np.full(self.rows, np.nan, dtype=np.float32)
+        for at, path in enumerate(self.files):
+            with np.load(path, allow_pickle=False) as kept:
+                inds = kept["inds"]
+                if len(inds) and not (inds.min() >= 0 and inds.max() < self.rows):
+                    raise DamagedError(f"{path} has rows outside of 0..{self.rows - 1}; delete it")
+                file[inds], row[inds], scale[inds] = at, np.arange(len(inds)), kept["scale"]
+        return file, row, scale
 
     def __getitem__(self, index: slice) -> NDArray[np.float32]:
-        wanted = range(*index.indices(self.shape[0]))
-        out = np.empty((len(wanted), self.shape[1]), dtype=np.float32)
-        chunk, row = self.chunk[wanted.start : wanted.stop], self.row[wanted.start : wanted.stop]
-        for at in np.unique(chunk):
+        file, row = (places[index] for places in self._places[:2])
+        out = np.empty((len(row), self.dim), dtype=np.float32)
+        for at in np.unique(file):
+            path = self.files[at].with_suffix(".features.npy")
             try:
-                rows = np.load(self.files[at], mmap_mode="r", allow_pickle=False)
+                rows = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise DamagedError(f"{self.files[at]} cannot be read: {error}") from error
-            here = chunk == at
+                raise DamagedError(f"{path} cannot be read: {error}") from error
+            here = file == at
             out[here] = rows[row[here]]
         return out
-
-
-@dataclass
-class Incoming:
-    """A checkpoint whose rows come in."""
-
-    model_id: int
-    folder: Path
-    rows: int
-    engine: Callable[[Any], FeatureRows]
-    done: NDArray[np.bool_]
-    next: int = 0
-
-    def rows_of(self, inds: Any, num_samples: int | None) -> NDArray[np.int64]:
-        if (inds is None) == (num_samples is None):
-            raise OrderError("Exactly one of num_samples and inds should be specified")
-        if num_samples is not None:
-            num_samples = as_whole(num_samples, "num_samples", 0)
-            found = np.arange(self.next, self.next + num_samples)
-            self.next += num_samples
-        else:
-            found = np.asarray(inds, dtype=np.int64).reshape(-1)
-        if len(found) and not (found.min() >= 0 and found.max() < self.rows):
-            raise TrakStoreError(
-                f"samples {found.min()} to {found.max()} are outside of the {self.rows} that were "
-                f"announced"
-            )
-        return found

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from trakstore.errors import TrakStoreError
-from trakstore.features import Featurized, featurize
+from trakstore.features.featurize import Featurized, featurize
 from trakstore.quantities import as_whole
 from trakstore.storage.backends.location import Where
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["featurize_epoch", "trainer_callback"]
+
+_HOOKS = {"epoch": "on_epoch_end", "step": "on_step_end", "save": "on_save"}
 
 
 def featurize_epoch(
@@ -24,7 +26,7 @@ def featurize_epoch(
     epoch: Epoch,
     **options: Any,
 ) -> Featurized:
-    """Features of all splits under the weights that the model has now.
+    """Write the features of all splits under the weights that the model has now.
 
     The model is given back as it was, in train mode if it was in train mode. Splits that are there
     with these weights are passed over.
@@ -32,11 +34,20 @@ def featurize_epoch(
     Parameters
     ----------
     model : nn.Module
+        Model in training.
     datasets : mapping of split to data set
+        Samples of each split.
     store : path, FeatureStore or zarr store
+        Where features are written.
     epoch : int or str
+        Name of these weights in the store.
     **options
-        Of :func:`trakstore.features.featurize`.
+        Further keywords of :func:`trakstore.features.featurize`.
+
+    Returns
+    -------
+    Featurized
+        Rows, blocks and bytes that were written, and the time that it took.
     """
     done = Featurized(0, 0, 0.0)
     for split, dataset in datasets.items():
@@ -52,20 +63,20 @@ def trainer_callback(
     every: int = 1,
     **options: Any,
 ) -> Any:
-    """A callback for ``transformers.Trainer`` that writes features as training goes on.
+    """Make a callback for ``transformers.Trainer`` that writes features as training goes on.
 
     Parameters
     ----------
-    datasets : mapping of split to data set
-    store : path, FeatureStore or zarr store
+    datasets, store
+        As in :func:`featurize_epoch`.
     when : {"epoch", "step", "save"}
         After epochs, after optimiser steps, or whenever a checkpoint is saved. Epochs of the store are
         numbers of epochs, or else of steps.
     every : int
-        Only each so many-th of them.
+        Write only where the number of the epoch, or of the step, is a multiple of this.
     **options
-        Of :func:`trakstore.features.featurize`, such as ``output=CausalLM()``; ``learning_rate`` is
-        that of the moment.
+        Further keywords of :func:`trakstore.features.featurize`, such as ``output=CausalLM()``;
+        ``learning_rate`` is that of the moment.
 
     Raises
     ------
@@ -82,32 +93,20 @@ def trainer_callback(
         from transformers import TrainerCallback
     except ImportError:
         raise TrakStoreError("this callback needs transformers: pip install transformers") from None
-    hooks = {"epoch": "on_epoch_end", "step": "on_step_end", "save": "on_save"}
-    if when not in hooks:
-        raise TrakStoreError(f"when is one of {', '.join(hooks)}, got {when!r}")
+    if when not in _HOOKS:
+        raise TrakStoreError(f"when is one of {', '.join(_HOOKS)}, got {when!r}")
     every = as_whole(every, "every", 1)
-    write = _writer(datasets, store, when, every, options)
-    members = {hooks[when]: write, "__doc__": "Writes features; see trainer_callback."}
-    return type("FeatureCallback", (TrainerCallback,), members)()
 
-
-def _writer(
-    datasets: Mapping[str, Any],
-    store: Where | FeatureStore,
-    when: str,
-    every: int,
-    options: Mapping[str, Any],
-) -> Callable[..., None]:
     def write(
         _self: Any, _args: Any, state: Any, _control: Any, *, model: nn.Module, **rest: Any
     ) -> None:
         epoch = round(state.epoch) if when == "epoch" else state.global_step
         if epoch % every:
             return
-        rates = {}
+        chosen = {"device": str(next(model.parameters()).device), "progress": False}
         if (optimizer := rest.get("optimizer")) is not None:
-            rates = {"learning_rate": float(optimizer.param_groups[0]["lr"])}
-        chosen = {"device": str(next(model.parameters()).device), "progress": False, **rates}
+            chosen["learning_rate"] = float(optimizer.param_groups[0]["lr"])
         featurize_epoch(model, datasets, store, epoch, **{**chosen, **options})
 
-    return write
+    members = {_HOOKS[when]: write, "__doc__": "Writes features; see trainer_callback."}
+    return type("FeatureCallback", (TrainerCallback,), members)()

@@ -1,0 +1,219 @@
+"""TRAK over checkpoints: what a target was learned from, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trakstore.analysis.changepoint import change_point
+from trakstore.analysis.evolution import evolution
+from trakstore.analysis.transition import Scale, Transition, transition
+from trakstore.attributors.trak_attributor import TRAKAttributor
+from trakstore.errors import TrakStoreError
+from trakstore.features.weights import kept, own_copy, state_dicts
+from trakstore.methods.trak import trak_scores
+from trakstore.scores.factored import Scores
+from trakstore.storage.layout import Epoch
+
+
+class DelayedGeneralizationTRAK(TRAKAttributor):
+    """:class:`TRAKAttributor` for a model whose weights change.
+
+    Call ``compute_epoch_features`` for both splits whenever it has the weights of an epoch, then ask.
+    """
+
+    def analyze_attribution_evolution(
+        self, test_idx: int, epochs: Sequence[Epoch] | None = None, top_k: int = 10
+    ) -> dict[Epoch, dict[str, Any]]:
+        """Follow the scores of one target, epoch by epoch.
+
+        Parameters
+        ----------
+        test_idx, top_k : int
+            Row of the target, and length of the lists.
+        epochs : sequence of epochs, optional
+            Epochs to follow; all when None.
+
+        Returns
+        -------
+        dict
+            For each epoch ``top_indices`` (Tensor of int64), ``top_scores`` (float32), and ``mean``,
+            ``max``, ``std`` of all its scores; ``spearman`` with the epoch before.
+        """
+        scores = self._scores(epochs).isel(target=[test_idx])
+        found = evolution(scores, min(top_k, scores.shape[1])).isel(target=0)
+        each = [found.isel(epoch=at) for at in range(len(scores.epochs))]
+        return {
+            epoch: {
+                "top_indices": torch.tensor(one["position"].values),
+                "top_scores": torch.tensor(one["score"].values, dtype=torch.float32),
+                **{name: float(one[name]) for name in ("mean", "max", "std", "spearman")},
+            }
+            for epoch, one in zip(scores.epochs, each, strict=True)
+        }
+
+    def find_phase_transition_examples(
+        self,
+        pre_transition_epoch: Epoch,
+        post_transition_epoch: Epoch,
+        top_k: int = 10,
+        *,
+        scale: Scale = "standard",
+        null_epochs: Sequence[tuple[Epoch, Epoch]] = (),
+    ) -> dict[str, Any]:
+        """Find the train samples whose influence on the targets grew or shrank most.
+
+        Parameters
+        ----------
+        pre_transition_epoch, post_transition_epoch : int or str
+            Epochs before and after the transition.
+        top_k : int
+            Length of both lists.
+        scale : {"standard", "rank", "raw"}
+            As in :func:`trakstore.analysis.transition`; raw changes are mostly those of gradient norms.
+        null_epochs : sequence of pairs of epochs
+            Epochs between which nothing happened: they give p-values.
+
+        Returns
+        -------
+        dict
+            ``gained_influence_indices`` and ``lost_influence_indices`` (Tensors of int64, rows of the
+            train data), ``..._scores`` (float32, the changes), ``..._intervals`` (float32, shape
+            (k, 2), 95% over targets), ``..._p_values`` and ``..._error_rate`` (NaN without a null);
+            ``scale``; ``null_pairs``.
+        """
+        pairs = [(pre_transition_epoch, post_transition_epoch), *null_epochs]
+        scores = self._scores(list(dict.fromkeys(epoch for pair in pairs for epoch in pair)))
+        change, *null = [(scores.epoch(before), scores.epoch(after)) for before, after in pairs]
+        found = transition(*change, null, scale=scale, k=min(top_k, scores.shape[1]))
+        about = {"scale": found.scale, "null_pairs": found.null_pairs}
+        return {**_listed(found, "gained"), **_listed(found, "lost"), **about}
+
+    def _scores(self, epochs: Sequence[Epoch] | None) -> Scores:
+        return trak_scores(self.store, epochs=epochs, damping=self.damping, temperature=None)
+
+
+class PhaseTransitionAttributor:
+    """Change of influence across a transition.
+
+    Parameters
+    ----------
+    model_checkpoints : mapping of epoch to nn.Module or state dict
+        Checkpoints in order. State dicts need ``model``.
+    train_data, test_data : DataLoader without shuffling, or data set
+        Samples that the model was trained on, and targets.
+    model : nn.Module, optional
+        Takes the state dicts; it has its own weights again afterwards.
+    curve : sequence of float, optional
+        A number for each checkpoint, such as the test accuracy, in which the transition is looked for.
+    transition : pair of epochs, optional
+        Last before and first after; from ``curve`` when None, else the first and the last.
+    **options
+        ``task``, ``proj_dim``, ``device``, ``store``, ``damping`` and ``projector`` of a
+        :class:`TRAKAttributor`.
+    """
+
+    def __init__(
+        self,
+        model_checkpoints: Mapping[Epoch, nn.Module | Mapping[str, Tensor]],
+        train_data: Any,
+        test_data: Any,
+        model: nn.Module | None = None,
+        *,
+        curve: Sequence[float] | None = None,
+        transition: tuple[Epoch, Epoch] | None = None,
+        **options: Any,
+    ) -> None:
+        self.epochs = tuple(model_checkpoints)
+        if len(self.epochs) < 2:
+            raise TrakStoreError(f"a transition needs 2 checkpoints, got {len(self.epochs)}")
+        if curve is not None and len(curve) != len(self.epochs):
+            raise TrakStoreError(
+                f"{len(self.epochs)} checkpoints need as many numbers in curve, got {len(curve)}"
+            )
+        one = next(iter(model_checkpoints.values()))
+        if model is None and not isinstance(one, nn.Module):
+            raise TrakStoreError("checkpoints that are state dicts need model=, which takes them")
+        self.model: nn.Module = own_copy(one) if model is None else model  # type: ignore[arg-type]
+        self.checkpoints = state_dicts(model_checkpoints, self.model)
+        self.change_point = None if curve is None else change_point(curve)
+        last = 0 if self.change_point is None else self.change_point.index - 1
+        first = -1 if self.change_point is None else self.change_point.index
+        self.transition = transition or (self.epochs[last], self.epochs[first])
+        self.trak = DelayedGeneralizationTRAK(self.model, **options)
+        self._data = {"train": train_data, "test": test_data}
+        self._ready = False
+
+    def compute_transition_attributions(
+        self, top_k: int = 10, *, scale: Scale = "standard"
+    ) -> dict[str, Any]:
+        """Find gained and lost train samples, with a null from neighbouring checkpoints of both phases.
+
+        Parameters
+        ----------
+        top_k, scale
+            As in ``DelayedGeneralizationTRAK.find_phase_transition_examples``.
+
+        Returns
+        -------
+        dict
+            As that gives it; also ``transition``, the two epochs; ``null_epochs``, the pairs that the
+            null is of; and ``change_point``.
+        """
+        if not self._ready:
+            self._featurize()
+        before, after = (self.epochs.index(epoch) for epoch in self.transition)
+        null = [*pairwise(self.epochs[: before + 1]), *pairwise(self.epochs[after:])]
+        found = self.trak.find_phase_transition_examples(
+            *self.transition, top_k, scale=scale, null_epochs=null
+        )
+        about = {"transition": self.transition, "null_epochs": null}
+        return {**found, **about, "change_point": self.change_point}
+
+    def find_critical_examples(
+        self, influences: Mapping[str, Any], top_k: int = 10
+    ) -> list[dict[str, Any]]:
+        """Merge both lists into the samples with the largest changes, whatever their sign.
+
+        Parameters
+        ----------
+        influences, top_k : dict and int
+            Result of :meth:`compute_transition_attributions`, and number of samples.
+
+        Returns
+        -------
+        list of dict
+            ``train_index``, ``change``, ``p_value``, the largest |change| first.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        for name in ("lost_influence", "gained_influence"):
+            columns = [influences[f"{name}_{one}"] for one in ("indices", "scores", "p_values")]
+            for at, change, p in zip(*columns, strict=True):
+                named = {"train_index": int(at), "change": float(change), "p_value": float(p)}
+                found[int(at)] = named
+        order = sorted(found, key=lambda at: (-abs(found[at]["change"]), at))
+        return [found[at] for at in order[:top_k]]
+
+    def _featurize(self) -> None:
+        with kept(self.model):
+            for epoch, state in self.checkpoints.items():
+                self.model.load_state_dict(state)
+                for split, data in self._data.items():
+                    self.trak.compute_epoch_features(data, epoch, split)
+        self._ready = True
+
+
+def _listed(found: Transition, side: Literal["gained", "lost"]) -> dict[str, Any]:
+    """Name the columns of one of the lists as people know them."""
+    one, name = getattr(found, side), f"{side}_influence"
+    return {
+        f"{name}_indices": torch.tensor(one["position"].values),
+        f"{name}_scores": torch.tensor(one["change"].values).float(),
+        f"{name}_intervals": torch.tensor(one[["low", "high"]].to_array().values.T).float(),
+        f"{name}_p_values": torch.tensor(one["p"].values).float(),
+        f"{name}_error_rate": found.error_rate(side),
+    }

@@ -1,0 +1,173 @@
+"""Features of batches that somebody else's loop hands over, under one checkpoint after another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from glob import escape
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as tree
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.fingerprint import checkpoint_hash
+from trakstore.features.fitness import fit_modules, need_apart, need_weights
+from trakstore.features.gradients import FeatureRows, GenericEngine, batch_size
+from trakstore.features.outputs import ModelOutput
+from trakstore.features.outputs.peers import GivenTask
+from trakstore.features.parameters import (
+    as_patterns,
+    canonical_name,
+    own_names,
+    parameter_spec,
+    select_parameters,
+    uncompiled,
+)
+from trakstore.features.projectors import make_projector
+from trakstore.features.twins import say_twins
+from trakstore.features.weights import own_copy
+from trakstore.quantities import as_whole
+from trakstore.spec import ProjectionSpec, StoreSpec
+from trakstore.storage.staging import StagedSplit
+
+__all__ = ["BatchFeatures", "IncomingRows", "OrderError"]
+
+
+log = logging.getLogger("trakstore")
+
+
+class OrderError(TrakStoreError, AssertionError):
+    """A call that comes too early, or with arguments that exclude each other."""
+
+
+class BatchFeatures:
+    """Features of batches, for loops that have no data set to give.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Copied, so that checkpoints are loaded into the copy.
+    output : ModelOutput
+        The scalar that is differentiated.
+    projection : ProjectionSpec
+        How gradients become features.
+    names : str or iterable of str, optional
+        Names of the parameters; all that require a gradient when None.
+    device : str
+        The CPU is used, with a line in the log, where there is no GPU.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        output: ModelOutput,
+        projection: ProjectionSpec,
+        names: str | Iterable[str] | None,
+        device: str | torch.device,
+    ) -> None:
+        self.model, self.output = own_copy(uncompiled(model)), output
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            log.info("there is no GPU: features are computed on the CPU")
+            self.device = torch.device("cpu")
+        need_weights(self.model)
+        need_apart(self.model)
+        named = [names] if isinstance(names, str) else names
+        patterns = ("*",) if named is None else as_patterns(tuple(named))
+        exact = patterns if named is None else [escape(canonical_name(one)) for one in patterns]
+        self._selected = select_parameters(self.model, exact)
+        self.parameters = parameter_spec(self._selected, patterns)
+        self.projector = make_projector(projection, self.parameters)
+        self.spec = StoreSpec(projection, output.spec, self.parameters)
+        self.weights = ""
+
+    def load(self, checkpoint: Mapping[str, Tensor], staged: StagedSplit) -> IncomingRows:
+        """Take the weights of a checkpoint, of which rows come next; other rows are refused."""
+        self.model.load_state_dict(own_names(checkpoint, self.model))
+        self.model.eval().to(self.device)
+        self.weights = checkpoint_hash(self.model)
+        for other in staged.claim(self.weights):
+            say_twins(other, staged.epoch, self.weights)
+        # A task object calls the model in its own way, of which hooks on layers would see little.
+        make = GenericEngine if isinstance(self.output, GivenTask) else FactorisedEngine
+        self._engine = make(self.model, self.output, self._selected, self.projector)
+        return IncomingRows(self, staged, self.weights, np.zeros(staged.rows, dtype=bool))
+
+    def rows(self, batch: Any, pick: NDArray[np.int64]) -> FeatureRows:
+        """Compute some rows of a batch with the weights that were loaded last."""
+        some = torch.from_numpy(pick)
+        batch = dict(batch) if isinstance(batch, Mapping) else tuple(batch)
+        batch = tree.tree_map(lambda leaf: leaf.cpu()[some].to(self.device), batch)
+        with fit_modules(self.model):
+            return self._engine.rows(batch)
+
+
+@dataclass
+class IncomingRows:
+    """Rows of a checkpoint that come in, batch by batch, and are kept.
+
+    Attributes
+    ----------
+    source : BatchFeatures
+        What computes them.
+    staged : StagedSplit
+        Where they are kept.
+    weights : str
+        Hash of the checkpoint.
+    done : ndarray of bool, shape (rows,)
+        Rows that are not computed again.
+    next : int
+        Position of the row that comes next where none is named.
+    """
+
+    source: BatchFeatures
+    staged: StagedSplit
+    weights: str
+    done: NDArray[np.bool_]
+    next: int = 0
+
+    def add(self, batch: Any, inds: Any = None, num_samples: int | None = None) -> None:
+        """Compute the rows of a batch that are not done: those at ``inds``, or the next ones.
+
+        Raises
+        ------
+        OrderError
+            With both or neither of the two, or when other weights were loaded since.
+        TrakStoreError
+            For positions outside of the split, or not as many as the batch has samples.
+        """
+        at, size = self._positions(inds, num_samples), batch_size(batch)
+        if len(at) != size:
+            raise TrakStoreError(f"the batch has {size} samples, {len(at)} indices were given")
+        if self.weights != self.source.weights:
+            raise OrderError(
+                f"the model has other weights than those of epoch {self.staged.epoch}: a checkpoint "
+                f"was loaded since; load this one again"
+            )
+        fresh = np.flatnonzero(~self.done[at])
+        if len(fresh):
+            found = self.source.rows(batch, fresh)
+            both = (found.features, found.outputs.out_to_loss)
+            self.staged.add(at[fresh], *(one.detach().cpu().numpy() for one in both))
+            self.done[at[fresh]] = True
+
+    def _positions(self, inds: Any, num_samples: int | None) -> NDArray[np.int64]:
+        if (inds is None) == (num_samples is None):
+            raise OrderError("Exactly one of num_samples and inds should be specified")
+        if num_samples is not None:
+            start, self.next = self.next, self.next + as_whole(num_samples, "num_samples", 0)
+            found = np.arange(start, self.next)
+        else:
+            found = np.asarray(inds, dtype=np.int64).reshape(-1)
+        if len(found) and not (found.min() >= 0 and found.max() < self.staged.rows):
+            raise TrakStoreError(
+                f"samples {found.min()} to {found.max()} are outside of the {self.staged.rows} that "
+                f"were announced"
+            )
+        return found

@@ -1,0 +1,121 @@
+"""Data sets from what people hand over: loaders, data sets, lists of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset, default_collate
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.batches import Collate
+from trakstore.quantities import as_whole
+
+__all__ = ["Loaded", "WithIds", "loaded", "stratum"]
+
+
+class Loaded(NamedTuple):
+    """A map-style data set in its own order, and how its samples become batches."""
+
+    dataset: Any
+    batch_size: int = 64
+    collate: Collate | None = None
+
+    @property
+    def batches(self) -> dict[str, Any]:
+        """Options of featurize that make the batches."""
+        return {"batch_size": self.batch_size, "collate": self.collate}
+
+
+class WithIds:
+    """A data set whose samples end in their id, for loaders that shuffle.
+
+    Parameters
+    ----------
+    dataset : map-style data set
+        Tuples ``(input, ..., label)``.
+    ids : sequence of int or str, optional
+        Names of the samples; their positions by default.
+    """
+
+    def __init__(self, dataset: Any, ids: Sequence[int] | Sequence[str] | None = None) -> None:
+        self.dataset, self.ids = dataset, range(len(dataset)) if ids is None else ids
+        if len(self.ids) != len(dataset):
+            raise TrakStoreError(f"{len(dataset)} samples need as many ids, got {len(self.ids)}")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return (*self.dataset[index], self.ids[index])
+
+
+def loaded(source: Any, num_samples: int | None = None) -> Loaded:
+    """Take the data set out of a loader, and refuse a loader in which row i is not sample i.
+
+    Parameters
+    ----------
+    source : DataLoader without shuffling, map-style data set, or list of samples
+        What was already loaded is taken as it is.
+    num_samples : int, optional
+        Number of samples to take from the front; all when None.
+
+    Raises
+    ------
+    TrakStoreError
+        For a loader that shuffles or samples, a stream without length, too few samples.
+    """
+    found = source if isinstance(source, Loaded) else _loaded(source)
+    count = len(found.dataset)
+    if num_samples is None:
+        return found
+    num_samples = as_whole(num_samples, "num_samples", 1, count, needed=f"must be in 1..{count}")
+    return found._replace(dataset=Subset(found.dataset, range(num_samples)))
+
+
+def _loaded(source: Any) -> Loaded:
+    if isinstance(source, DataLoader):
+        return _of_loader(source)
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise TrakStoreError(
+            f"needed a DataLoader or a data set with a length and indices, got a "
+            f"{type(source).__name__}"
+        )
+    return Loaded(source)
+
+
+def _of_loader(loader: DataLoader[Any]) -> Loaded:
+    if isinstance(loader.dataset, IterableDataset):
+        raise TrakStoreError("the loader reads a stream; features need a data set with indices")
+    if not isinstance(loader.sampler, SequentialSampler):
+        raise TrakStoreError(
+            f"the loader draws its samples by a {type(loader.sampler).__name__}, so that row i of "
+            f"the features would be no particular sample: make it with shuffle=False, no sampler"
+        )
+    dataset: Any = loader.dataset
+    size = loader.batch_size or 1
+    if loader.drop_last:
+        dataset = Subset(dataset, range(len(dataset) // size * size))
+    collate = None if loader.collate_fn is default_collate else loader.collate_fn
+    return Loaded(dataset, size, collate)
+
+
+def stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:
+    """Value by which a sample is drawn: its label, the value of a key, or what a function gives."""
+    if by is None:
+        return 0
+    if callable(by):
+        return by(sample)
+    if isinstance(sample, Mapping):
+        key: Any = "labels" if by == "label" and by not in sample else by
+        if key not in sample:
+            raise TrakStoreError(f"samples have no {by!r}, they have {sorted(sample)}")
+    elif by == "label" and isinstance(sample, Sequence):
+        key = -1
+    else:
+        raise TrakStoreError(
+            f"stratify_by={by!r}: samples are {type(sample).__name__}; give 'label' for tuples, a key "
+            f"of dicts, or a function of a sample"
+        )
+    value = sample[key]
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,129 @@
+"""What a model says of its samples while it is trained: measured, and stored in the background."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.background import OneBehind
+from trakstore.quantities import as_whole
+from trakstore.storage.backends.location import Where
+from trakstore.storage.ids import as_ids
+from trakstore.storage.opening import location_of
+from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables.training_records import TrainingRun, add_part, next_order
+
+__all__ = ["TrainingRecorder"]
+
+
+class TrainingRecorder:
+    """Keeps the measures of batches beside a split: loss, confidence, correctness, margin and EL2N.
+
+    Batches are kept as they come and worked on and stored every ``save_interval`` batches, in the
+    background; a run that dies loses those since then. Use it in ``with``, or call :meth:`close`.
+
+    Parameters
+    ----------
+    store : path or FeatureStore
+        Where features are, or will be.
+    split : str
+        Name of the data set in the store.
+    rank : int
+        Number of this process among those that train together, each with its own samples.
+    save_interval : int
+        Batches between two writes.
+    samples : int, optional
+        Size of the data set, to tell ids that cannot be.
+    """
+
+    def __init__(
+        self,
+        store: Where | FeatureStore,
+        split: str,
+        rank: int,
+        save_interval: int,
+        samples: int | None = None,
+    ) -> None:
+        self.save_interval, self.split = as_whole(save_interval, "save_interval", 1), split
+        self.location = location_of(store, create=True)
+        self._samples = np.inf if samples is None else samples
+        began = datetime.now(UTC).isoformat(timespec="microseconds")
+        order = next_order(self.location, split)
+        name, rank = uuid.uuid4().hex[:12], as_whole(rank, "rank", 0)
+        self._run, self._parts = TrainingRun(name, began, rank, order), 0
+        self._waiting: list[tuple[int, Any, Tensor, Tensor, Tensor | None]] = []
+        self._background = OneBehind()
+
+    def add(
+        self, epoch: int, ids: Any, targets: Tensor, logits: Tensor, losses: Tensor | None = None
+    ) -> None:
+        """Take in a batch: sample ids, classes (batch,), logits (batch, classes), losses (batch,)."""
+        if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+            raise TrakStoreError(
+                f"needed logits (batch, classes) and targets (batch,), got {tuple(logits.shape)} and "
+                f"{tuple(targets.shape)}"
+            )
+        each = None if losses is None or losses.shape != targets.shape else losses.detach()
+        self._waiting.append((epoch, ids, targets.detach(), logits.detach(), each))
+        if len(self._waiting) >= self.save_interval:
+            self.save()
+
+    def save(self) -> None:
+        """Store what came since the last time."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        ids = np.concatenate([_ids(batch[1]) for batch in waiting])
+        epochs = np.concatenate([np.full(len(batch[2]), batch[0]) for batch in waiting])
+        if len(ids) != len(epochs):
+            raise TrakStoreError(f"{len(epochs)} samples came with {len(ids)} ids")
+        if ids.dtype.kind in "iu" and len(np.unique(ids)) > self._samples:
+            raise TrakStoreError(
+                f"there are more than {self._samples} ids, the size of the data set: ids must name "
+                f"samples, not places in batches"
+            )
+        self._background.submit(partial(self._write, self._parts, ids, epochs, waiting))
+        self._parts += 1
+
+    def close(self) -> None:
+        """Store what is left."""
+        self.save()
+        self._background.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def _write(self, number: int, ids: Any, epochs: Any, batches: list[Any]) -> None:
+        measures = torch.cat([_measures(*batch[2:]) for batch in batches]).cpu().numpy()
+        add_part(self.location, self.split, self._run, number, ids, epochs, measures)
+
+
+def _measures(targets: Tensor, logits: Tensor, losses: Tensor | None) -> Tensor:
+    """Loss, confidence, correct, margin and EL2N of a batch, shape (batch, 5), float32."""
+    logits = logits.float()
+    own = logits.gather(1, targets[:, None])[:, 0]
+    others = logits.scatter(1, targets[:, None], -torch.inf)
+    log_p = own - logits.logsumexp(1)
+    el2n = (logits.softmax(1) - F.one_hot(targets, logits.shape[1])).norm(dim=1)
+    right = (logits.argmax(1) == targets).float()
+    loss = -log_p if losses is None else losses.float()
+    return torch.stack([loss, log_p.exp(), right, own - others.amax(1), el2n], dim=1)
+
+
+def _ids(given: Any) -> NDArray[Any]:
+    array = as_ids(given.detach().cpu() if isinstance(given, Tensor) else given)
+    if array.ndim != 1:
+        raise TrakStoreError(f"ids are one for each sample, got shape {array.shape}")
+    return array
