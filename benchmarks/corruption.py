@@ -32,7 +32,7 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.columns import stored_rows
 from trakstore.storage.completion import note_complete
-from trakstore.storage.skipped import skipped_norms
+from trakstore.storage.skipped import skipped_norms, skipped_rows
 from trakstore.storage.tables.training_records import MEASURES, TrainingRun, add_part, record_parts
 from trakstore.storage.writer import BlockWriter
 
@@ -164,7 +164,10 @@ def _column(where: Path, epoch: Any, split: str, column: str) -> Any:
 
 
 def _reasons(where: Path, epoch: Any, split: str) -> Any:
-    return np.array([str(row) for row in ts.open_store(where).skipped(epoch, split)])
+    opened = ts.open_store(where).split(epoch, split)
+    if split != "half":
+        opened.require_complete()
+    return np.array([str(row) for row in skipped_rows(opened)])
 
 
 def _gram(where: Path, epoch: Any) -> Any:
