@@ -128,9 +128,9 @@ class Recorder(TorchFunctionMode):
 
 
 def _each(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """A batch with a function of each of its tensors; most are tuples of these, and no deeper."""
-    if type(batch) is tuple and all(isinstance(one, Tensor) for one in batch):
-        return tuple(map(function, batch))
+    """A batch with a function of each of its tensors; most are flat, which takes no walk."""
+    if type(batch) in (tuple, list) and all(isinstance(one, Tensor) for one in batch):
+        return type(batch)(map(function, batch))
     return tree.tree_map(function, batch)
 
 

@@ -147,19 +147,16 @@ def _tiles(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float) -
 def _fourier(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float) -> None:
     batch, positions, _ = left.shape
     left_array, right_array = left.contiguous().numpy(), right.numpy()
-    sketch = np.empty((batch, positions, runs.k), np.float32)
+    both = np.empty((2, batch, positions, runs.k), np.float32)
+    sketch, signed = both  # which are transformed at once
     total = np.zeros((batch, runs.k // 2 + 1), np.complex64)
     for columns, merged, signs2 in runs.each:
+        width = len(signs2)
         loops.merge(sketch, left_array, merged.starts, merged.signs)
-        signed = np.multiply(right_array[:, :, columns], signs2, order="C")
-        loops.add_products(total, _transformed(sketch, runs.k), _transformed(signed, runs.k))
+        np.multiply(right_array[:, :, columns], signs2, out=signed[:, :, :width])
+        signed[:, :, width:] = 0
+        loops.add_products(total, *torch.fft.rfft(torch.from_numpy(both)).numpy())
     out.add_(torch.fft.irfft(torch.from_numpy(total), n=runs.k), alpha=scale)
-
-
-def _transformed(rows: NDArray[np.float32], k: int) -> NDArray[np.complex64]:
-    """Fourier transform of the last dimension, which is filled with zeros up to k."""
-    transformed: NDArray[np.complex64] = torch.fft.rfft(torch.from_numpy(rows), n=k).numpy()
-    return transformed
 
 
 _EVALUATIONS: dict[Evaluation, Callable[[Tensor, Tensor, Tensor, Runs, float], None]] = {
