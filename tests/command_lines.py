@@ -7,9 +7,7 @@ import shlex
 from itertools import groupby
 from typing import Any
 
-import typer
-
-from trakstore.cli.app import app
+from trakstore.cli.app import command_line
 
 OPERATORS = {"&&", "||", "|", ";", "&", ">", ">>"}
 OTHERS = {"pip", "git", "cd"}  # where the name is that of a package or a folder
@@ -34,7 +32,7 @@ def trakstore_lines(script: str) -> list[list[str]]:
 
 def find_command(words: list[str]) -> tuple[Any, list[str]]:
     """The command that words begin with, and the rest of them."""
-    command: Any = typer.main.get_command(app)
+    command: Any = command_line()
     rest = list(words)
     while hasattr(command, "commands") and not (rest and rest[0].startswith("-")):
         assert rest and rest[0] in command.commands, f"no such command: trakstore {words}"

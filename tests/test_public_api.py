@@ -15,6 +15,7 @@ QUERY_MODULES = [
     "trakstore.kernels",
     "trakstore.methods",
     "trakstore.passes",
+    "trakstore.report",
     "trakstore.scores",
     "trakstore.storage",
 ]

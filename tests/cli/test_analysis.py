@@ -79,14 +79,14 @@ def test_transitions(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:
     assert json.loads(run(*asked, "--json").out)["lost"]["p"] == [None] * 4
     for pair in ("10,20", "20,10"):
         refused = run(*asked, "--null", "20,30", "--null", pair)
-        assert f"--null {pair} is the transition itself" in refused.error
+        assert f"the null {pair} is the transition itself" in refused.error
     assert "got one twice" in run(*asked, "--null", "30,30").error
     assert "same scores twice" in run(*asked, "--other-seed", epochs.location).error
     one = run(*asked, "--target", "test3").out
     rows = [line.split() for line in one.splitlines() if line.lstrip().startswith("train")]
     assert len(rows) == 8 and all(row[3:] == ["-", "-", "-"] for row in rows)
     bad = run(*asked, "--null", "20")
-    assert bad.code == 2 and "--null takes two epochs" in bad.err
+    assert bad.code == 2 and "a null takes two epochs" in bad.err
 
 
 def test_groups(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ QUERIES = {
     "target": (["topk", "{store}", "--target", "7"], "no sample id '7'"),
     "target twice": (
         ["topk", "{store}", "--target", "t3", "--target", "@3"],
-        "--target names one sample twice: 't3', row 3",
+        "one target is named twice: '@3', row 3",
     ),
     "zeros": (["topk", "{store}", "--epoch", "01"], "'01' is no number of an epoch"),
     "digits": (["topk", "{store}", "--epoch", "9" * 5000], "19 digits at most"),
@@ -106,6 +106,8 @@ QUERIES = {
     "no argument": (["info"], "Missing argument"),
     "no save": (["score", "{store}"], "Missing option '--save'"),
     "option": (["info", "{store}", "--jsno"], "No such option"),
+    "option of others": (["evolve", "{store}", "--learning-rate", "1"], "No such option"),
+    "damping of others": (["neighbours", "{store}", "--damping", "1"], "No such option"),
     "root option": (["--nope"], "see trakstore --help"),
 }
 
@@ -133,7 +135,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     def work(*_: object, **__: object) -> None:
         pytest.fail("it was found too late")
 
-    monkeypatch.setattr("trakstore.cli.report.make_scores", work)
+    monkeypatch.setattr("trakstore.report.write.scores_by_name", work)
     monkeypatch.setattr("trakstore.storage.exchange.to_files._write_npy", work)
     ran = run(*(one.format(store=store.location) for one in UNWRITABLE[case]))
     assert "cannot write /proc/x." in ran.error and "choose another place" in ran.error

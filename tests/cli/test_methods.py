@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import trakstore as ts
-from trakstore.cli.methods import METHODS
+from trakstore.methods.by_name import METHODS
 from trakstore.spec import OutputSpec
 
 FUNCTIONS: dict[str, Any] = {

@@ -95,12 +95,12 @@ def test_a_null_gives_false_discovery_rates(run: Any, store: ts.FeatureStore, ou
     assert "FDR" not in out.read_text() and "descriptions, not findings" in out.read_text()
     run(*asked, *ends, "--null", "2,final")
     scores = ts.trak_scores(store)
-    calm = [(scores.epoch(2), scores.epoch("final"))]
-    found = transition(scores.epoch(1), scores.epoch(2), calm, k=4)
+    null = [(scores.epoch(2), scores.epoch("final"))]
+    found = transition(scores.epoch(1), scores.epoch(2), null, k=4)
     shown = re.findall(r", FDR ([^<\s]+)", out.read_text())
     wanted = [*found.gained["q"].values, *found.lost["q"].values]
     assert shown == [f"{one:.2g}" for one in wanted]
-    assert "1 calm pair of epochs" in out.read_text()
+    assert "1 null pair of epochs" in out.read_text()
 
 
 def test_the_kernels_are_those_of_the_scores(run: Any, tmp_path: Path, out: Path) -> None:
@@ -291,7 +291,7 @@ BAD = {
     "target": (["--target", "x"], "no sample id 'x'"),
     "epoch": (["--epoch", "3"], "no epoch 3"),
     "before": (["--before", "3"], "no epoch 3 among"),
-    "null": (["--null", "1"], "--null takes two epochs"),
+    "null": (["--null", "1"], "a null takes two epochs"),
     "null epoch": (["--null", "1,3"], "no epoch 3 among"),
     "null itself": (["--null", "final,1"], "is the transition itself"),
     "same": (["--before", "2", "--after", "2"], "takes two epochs"),
@@ -300,7 +300,10 @@ BAD = {
     "job": (["--job", "{folder}/none.py:job"], "there is no job file"),
     "render file": (["--render", "{folder}/none.py:one"], "there is no render file"),
     "render name": (["--render", "{folder}/renders.py:wards"], "did you mean 'words'"),
-    "render": (["--render", "{folder}/renders.py:number"], "is a int; --render names"),
+    "render": (
+        ["--render", "{folder}/renders.py:number"],
+        "render must be a function of a sample",
+    ),
     "render form": (["--render", "words"], "a render is named like"),
 }
 
@@ -321,7 +324,7 @@ def test_k_beyond_the_train_rows(run: Any, tmp_path: Path, out: Path) -> None:
     store = ts.FeatureStore.create(tmp_path / "s", projection=ts.ProjectionSpec("sjlt", dim=3))
     for split in ("train", "test"):
         store.write_split(0, split, np.eye(5, 3, dtype="f4"), out_to_loss=np.ones(5))
-    assert "--k must be in 1..5" in run("report", store.location, "-o", out).error
+    assert "k must be in 1..5" in run("report", store.location, "-o", out).error
 
 
 def test_without_the_extra(

@@ -1,4 +1,4 @@
-"""The ``trakstore`` command: its list of commands, and how it ends when something goes wrong."""
+"""The ``trakstore`` command: its list of commands, and its exit codes and error lines."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _root(
         print(context.get_help())
 
 
-# typer brings its own copy of click since 0.26, and the installed one before
+# Since 0.26 typer brings its own copy of click; before it used the installed one.
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
@@ -119,10 +119,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return BAD_USE
 
 
+def command_line() -> Any:
+    """Build the command line: every command with its options."""
+    group = typer.main.get_command(app)
+    _hide_missing_defaults(group)
+    return group
+
+
+def _hide_missing_defaults(command: Any) -> None:
+    """Leave out "[default: None]", which older releases of typer write where there is none."""
+    for option in command.params:
+        option.show_default = option.show_default and option.default is not None
+    for below in getattr(command, "commands", {}).values():
+        _hide_missing_defaults(below)
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     given = None if arguments is None else list(arguments)
     try:
-        code = typer.main.get_command(app).main(given, prog_name="trakstore", standalone_mode=False)
+        code = command_line().main(given, prog_name="trakstore", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -134,13 +149,13 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _refused(error: OSError) -> str:
-    """What the system refused, of which file."""
-    of = "" if error.filename is None else f" ({error.filename})"
-    return f"the system refuses: {error.strerror}{of}; choose another place, or make it possible"
+    """A message that says what the system refused, and for which file."""
+    file = "" if error.filename is None else f" ({error.filename})"
+    return f"the system refuses: {error.strerror}{file}; choose another place, or make it possible"
 
 
 def _closed_pipe() -> int:
-    """Nobody reads any more (``| head``): nor does the interpreter's last flush complain."""
+    """End quietly where nobody reads any more (``| head``), the interpreter's last flush too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 

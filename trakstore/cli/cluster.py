@@ -1,4 +1,4 @@
-"""Where a command's work runs: threads of this process, processes that it starts, or a cluster."""
+"""Places where a command's work runs: threads of this process, new processes, or a cluster."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from trakstore.progress import on_terminal
 __all__ = ["workplace"]
 
 SECONDS = 10  # that a scheduler has to answer
-# Ctrl-C reaches all processes of a terminal: this one stops the workers, none by itself
-DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+# Ctrl-C reaches every process of the terminal. Workers ignore it: this process stops them.
+IGNORES_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
 
 @contextmanager
 def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
-    """A Dask client within, where one was asked for.
+    """Open a Dask client for the block, where one was asked for.
 
     Parameters
     ----------
     workers : int, optional
         Processes to start; they share the cores among their threads.
     scheduler : str, optional
-        Address of a running one.
+        Address of a running Dask scheduler.
 
     Raises
     ------
@@ -74,17 +74,17 @@ def _local_cluster(workers: int) -> Any:
             threads_per_worker=CPU_COUNT // workers,
             dashboard_address=":0",
             silence_logs=logging.CRITICAL,
-            preload=[DEAF],
+            preload=[IGNORES_INTERRUPTS],
         )
     except (RuntimeError, OSError) as error:
         raise TrakStoreError(
-            f"{workers} worker processes cannot be started ({_first(error)}); raise the limits of "
-            f"processes and memory, or go without --workers"
+            f"{workers} worker processes cannot be started ({_first_cause(error)}); raise the limits "
+            f"of processes and memory, or go without --workers"
         ) from error
 
 
-def _first(error: BaseException) -> BaseException:
-    """What came first, of errors that came of one another."""
+def _first_cause(error: BaseException) -> BaseException:
+    """The first of the errors that led to this one."""
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
     return error

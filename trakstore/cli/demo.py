@@ -16,8 +16,9 @@ from rich.console import Console
 from trakstore.cli.options import Json
 from trakstore.cli.output import console, only_json, print_json
 from trakstore.cli.walkthrough import Images, ask, kernels
-from trakstore.errors import LocationError, TrakStoreError
+from trakstore.errors import LocationError
 from trakstore.paths import exists, is_folder
+from trakstore.report.extras import need_extra
 from trakstore.report.tables import kernel_table
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.opening import open_store
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo", "digits", "load_images"]
 
-EPOCHS = (2, 5, 15)  # of which the weights are kept
+EPOCHS = (2, 5, 15)  # the weights after these are kept
 TEST_ROWS = 500
 BATCH, LEARNING_RATE, SEED = 64, 0.05, 0
 
@@ -42,10 +43,9 @@ def load_images() -> dict[str, Images]:
     TrakStoreError
         When scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
+    need_extra("the demo", "demo", "sklearn")
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
     order = np.random.default_rng(SEED).permutation(len(images))
@@ -94,7 +94,7 @@ def demo(
     Needs scikit-learn and matplotlib, the "demo" extra.
     """
     began, say, out = time.monotonic(), console(stderr=as_json), out.resolve()
-    _check_extra()
+    need_extra("the demo", "demo", "matplotlib", "sklearn")
     _check_folder(out)
     with only_json(as_json):
         document = _walk(out, say)
@@ -103,10 +103,10 @@ def demo(
         print_json({**document, "seconds": seconds})
         return
     say.print()
-    say.print(f"done in {seconds:.0f} s", soft_wrap=True)
-    say.print(f"  picture  {document['picture']}", soft_wrap=True)
-    say.print(f"  store    {document['store']}", soft_wrap=True)
-    say.print("next, without the model:", soft_wrap=True)
+    say.print(f"done in {seconds:.0f} s")
+    say.print(f"  picture  {document['picture']}")
+    say.print(f"  store    {document['store']}")
+    say.print("next, without the model:")
     for line in (
         "info {}",
         "report {} --job trakstore.cli.demo:digits --out report.html",
@@ -114,7 +114,7 @@ def demo(
         "kernel {}",
         "score {} --save test-on-train",
     ):
-        say.print(f"  trakstore {line.format(out / 'store.zarr')}", soft_wrap=True)
+        say.print(f"  trakstore {line.format(out / 'store.zarr')}")
 
 
 def _walk(out: Path, say: Console) -> dict[str, Any]:
@@ -158,20 +158,6 @@ def _walk(out: Path, say: Console) -> dict[str, Any]:
     }
 
 
-def _check_extra() -> None:
-    try:
-        import matplotlib  # noqa: F401
-        import sklearn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
-
-
-def _missing(error: ModuleNotFoundError) -> TrakStoreError:
-    return TrakStoreError(
-        f'the demo needs {error.name}, which is not installed: pip install "trakstore[demo]"'
-    )
-
-
 def _check_folder(out: Path) -> None:
     """Refuse a folder that holds something else."""
     if exists(out) and not is_folder(out):
@@ -186,7 +172,7 @@ def _check_folder(out: Path) -> None:
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """One thread and a seeded generator of torch's; both are put back."""
+    """Let torch use one thread and a seeded generator for the block; both are put back."""
     import torch
 
     threads = torch.get_num_threads()
@@ -213,7 +199,7 @@ def _network() -> nn.Module:
 
 
 def _train(model: nn.Module, images: Tensor, labels: Tensor) -> dict[int | str, dict[str, Tensor]]:
-    """Plain SGD; the weights after some of the epochs."""
+    """Train by plain SGD; return the weights after some of the epochs."""
     import torch
 
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
@@ -229,7 +215,7 @@ def _train(model: nn.Module, images: Tensor, labels: Tensor) -> dict[int | str, 
 
 
 def _predict(job: Job, images: Images) -> NDArray[np.int64]:
-    """The classes that the last checkpoint gives."""
+    """Predict the class of each image by the last checkpoint."""
     import torch
 
     model = job.load(max(EPOCHS))

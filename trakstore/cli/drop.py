@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trakstore.cli.options import Json, StorePath
-from trakstore.cli.output import console, print_json
+from trakstore.cli.output import print_result
 from trakstore.scores.saving import drop_scores
 from trakstore.storage.opening import open_store
 
@@ -21,7 +21,6 @@ def drop(
         typer.Option(
             metavar="NAME",
             help="Name of saved scores, also of a save that was stopped. Several times for several.",
-            show_default=False,
         ),
     ],
     as_json: Json = False,
@@ -30,7 +29,5 @@ def drop(
     opened = open_store(store)
     for name in scores:
         drop_scores(opened, name)
-    if as_json:
-        print_json({"location": str(opened.location), "dropped": scores})
-    else:
-        console().print(f"dropped from {opened.location}: {', '.join(scores)}", soft_wrap=True)
+    document = {"location": str(opened.location), "dropped": scores}
+    print_result(as_json, document, [f"dropped from {opened.location}: {', '.join(scores)}"])

@@ -7,21 +7,22 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from trakstore.cli.options import Json, StorePath
-from trakstore.cli.output import console, print_json, without_nan
+from trakstore.cli.options import Json, SampleCount, SampleSplit, StorePath
+from trakstore.cli.output import print_result, without_nan
 from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.report.findings import dynamics_table
 
 __all__ = ["dynamics"]
 
 
 def dynamics(
     store: StorePath,
-    split: Annotated[str, typer.Option(help="Whose samples.")] = "train",
+    split: SampleSplit = "train",
     by: Annotated[
         str, typer.Option(metavar="COLUMN", help="Sorted by this, smallest first.")
     ] = "aum",
     largest: Annotated[bool, typer.Option("--largest", help="Largest first.")] = False,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Samples that are shown.")] = 20,
+    k: SampleCount = 20,
     as_json: Json = False,
 ) -> None:
     """List the samples that a tracker found hardest, by one of its summaries.
@@ -29,7 +30,6 @@ def dynamics(
     A small area under the margin (aum) and many forgetting events are typical of wrong labels.
     """
     from trakstore.analysis.training_dynamics import training_dynamics
-    from trakstore.report.findings import dynamics_table
 
     found = training_dynamics(store, split)
     if by not in found:
@@ -38,7 +38,5 @@ def dynamics(
     values = found[by].values
     order = np.argsort(-values if largest else values, kind="stable")[:k]
     chosen = found.isel(sample=order)
-    if as_json:
-        print_json({"location": store, "samples": found.sizes["sample"], **without_nan(chosen)})
-    else:
-        console().print(dynamics_table(chosen))
+    document = {"location": store, "samples": found.sizes["sample"], **without_nan(chosen)}
+    print_result(as_json, document, [dynamics_table(chosen)])

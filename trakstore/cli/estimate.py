@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
+from rich.table import Table
 
-from trakstore.cli.options import Json, MemoryLimit
-from trakstore.cli.output import console, print_json
+from trakstore.cli.options import Json, MemoryLimit, StoredDtype
+from trakstore.cli.output import print_result
 from trakstore.planning import byte_count, human_bytes, human_time
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ def estimate(
     k: Annotated[
         int, typer.Option("--k", "-k", min=1, max=MOST, help="Entries of each list.")
     ] = 100,
-    dtype: Annotated[str, typer.Option(help="float32 or float16, as stored.")] = "float32",
+    dtype: StoredDtype = "float32",
     workers: Annotated[
         int, typer.Option(min=1, max=MOST, help="Processes as fast as this one.")
     ] = 1,
@@ -52,8 +55,6 @@ def estimate(
     """
     from trakstore.scores.costs import Problem, calibrate
 
-    if dtype not in ("float32", "float16"):
-        raise typer.BadParameter(f"--dtype is float32 or float16, got {dtype}")
     if rate is not None and not math.isfinite(rate):
         raise typer.BadParameter(f"--rate is a number of samples, got {rate}")
     itemsize = 4 if dtype == "float32" else 2
@@ -62,10 +63,8 @@ def estimate(
     speed = calibrate()
     sizes = [asked, *(replace(asked, rows=more) for more in BEYOND if more != rows)]
     lines = [line for problem in sizes for line in _lines(problem, speed, rate)]
-    if as_json:
-        print_json({"problem": asdict(asked), "speed": asdict(speed), "estimates": lines})
-        return
-    _show(lines, asked, speed)
+    document = {"problem": asdict(asked), "speed": asdict(speed), "estimates": lines}
+    print_result(as_json, document, _shown(lines, asked, speed))
 
 
 def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str, Any]]:
@@ -82,11 +81,14 @@ def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str,
     return lines
 
 
-def _show(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> None:
-    from rich.table import Table
-
+def _shown(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> Iterator[RenderableType]:
     from trakstore.passes.memory import memory_budget
 
+    yield (
+        f"k={asked.dim}, m={asked.targets}, {asked.epochs} epochs, {asked.workers} workers; measured "
+        f"{speed.flops / 1e9:.0f} GFLOP/s, read {human_bytes(int(speed.read))}/s, write "
+        f"{human_bytes(int(speed.write))}/s"
+    )
     table = Table(box=None, pad_edge=False)  # all of it in 80 columns
     for name in ("rows", "operation", "on disk", "read", "memory", "flops", "time"):
         table.add_column(name, no_wrap=True)
@@ -96,26 +98,14 @@ def _show(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> None:
             line["operation"],
             *(human_bytes(line[name]) for name in ("disk", "read", "memory")),
             f"{line['flops']:.1e}",
-            _duration(line["seconds"]),
+            "-" if line["seconds"] is None else human_time(line["seconds"]),
         )
-    out = console()
-    out.print(
-        f"k={asked.dim}, m={asked.targets}, {asked.epochs} epochs, {asked.workers} workers; measured "
-        f"{speed.flops / 1e9:.0f} GFLOP/s, read {human_bytes(int(speed.read))}/s, write "
-        f"{human_bytes(int(speed.write))}/s",
-        soft_wrap=True,
-    )
-    out.print(table)
+    yield table
     limit = memory_budget(asked.memory_limit)
     if any(line["memory"] > limit for line in lines):
-        out.print(
+        yield (
             f"what needs more than the memory limit, {human_bytes(limit)}, needs a larger one: give "
-            f"--memory-limit",
-            soft_wrap=True,
+            f"--memory-limit"
         )
     if lines[0]["seconds"] is None:
-        out.print("the model decides how long featurize takes: give --rate, samples a second")
-
-
-def _duration(seconds: float | None) -> str:
-    return "-" if seconds is None else human_time(seconds)
+        yield "the model decides how long featurize takes: give --rate, samples a second"

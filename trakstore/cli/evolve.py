@@ -2,54 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
+from rich.console import RenderableType
 
-from trakstore.cli.cluster import workplace
-from trakstore.cli.lists import say_more, target_rows, with_labels
-from trakstore.cli.methods import find_method, make_scores
-from trakstore.cli.options import (
-    AllowOtherWeights,
-    Damping,
-    Epochs,
-    Json,
-    MemoryLimit,
-    Method,
-    Scheduler,
-    StorePath,
-    Target,
-    Targets,
-    Train,
-    Workers,
-    chosen_epochs,
-)
-from trakstore.cli.output import console, print_json, without_nan
-from trakstore.methods.epochs import epoch_pairs
-from trakstore.storage.opening import open_store
+from trakstore.cli.lists import hidden_targets
+from trakstore.cli.options import Json, ListLength, Target
+from trakstore.cli.output import print_result, without_nan
+from trakstore.cli.request import ScoreRequest, with_request
+from trakstore.report.choices import named_rows
+from trakstore.report.findings import evolution_table
+from trakstore.report.labels import with_labels
+from trakstore.scores.sums import group_scores
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["evolve"]
 
 SHOWN = 5  # tables
 
 
+@with_request("learning_rate")
 def evolve(
-    store: StorePath,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Entries of each list.")] = 5,
+    k: ListLength = 5,
     target: Target = None,
     together: Annotated[
         bool, typer.Option("--together", help="The mean of these targets, as one.")
     ] = False,
-    targets: Targets = "test",
-    train: Train = "train",
-    epoch: Epochs = None,
-    damping: Damping = 1.0,
-    method: Method = "trak",
-    memory_limit: MemoryLimit = None,
-    allow_other_weights: AllowOtherWeights = False,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
+    *,
+    asked: ScoreRequest,
     as_json: Json = False,
 ) -> None:
     """Show the scores of targets epoch by epoch, each epoch alone.
@@ -57,38 +42,25 @@ def evolve(
     The first five targets are shown; --json has all of them.
     """
     from trakstore.analysis.evolution import evolution
-    from trakstore.report.findings import evolution_table
-    from trakstore.scores.sums import group_scores
 
-    find_method(method)
-    opened, epochs = open_store(store), chosen_epochs(epoch)
-    pair = epoch_pairs(opened, targets, train, epochs, allow_other_weights=allow_other_weights)[0]
-    rows = target_rows(pair.target, target, targets)
+    pair, limit = asked.pairs()[0], asked.memory_limit
+    rows = named_rows(pair.target, target)
     total, rows = len(rows), rows if as_json or together else rows[:SHOWN]
-    with workplace(workers, scheduler):
-        scores = make_scores(
-            method,
-            opened,
-            targets=targets,
-            train=train,
-            epochs=epochs,
-            damping=damping,
-            memory_limit=memory_limit,
-            allow_other_weights=allow_other_weights,
-        ).isel(target=rows)
+    with asked.workplace():
+        scores = asked.scores().isel(target=rows)
         if together:
             name = np.full(len(rows), f"mean of {len(rows)}")
-            scores = group_scores(scores, targets=name, how="mean", memory_limit=memory_limit)
-        found = evolution(scores, k, memory_limit=memory_limit)
+            scores = group_scores(scores, targets=name, how="mean", memory_limit=limit)
+        found = evolution(scores, k, memory_limit=limit)
     found = with_labels(found, pair, None if together else rows)
-    if as_json:
-        what = {"location": str(opened.location), "method": scores.method}
-        print_json({**what, **without_nan(found)})
-        return
-    out = console()
+    document = {"location": asked.location, "method": scores.method, **without_nan(found)}
+    print_result(as_json, document, _tables(found, total - len(rows)))
+
+
+def _tables(found: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
     for at, name in enumerate(found["target_id"].values.tolist()):
         one = found.isel(target=at)
         label = f" ({one['target_label'].item()})" if "target_label" in one else ""
-        out.print(f"target {name}{label}")
-        out.print(evolution_table(one))
-    say_more(total - len(rows))
+        yield f"target {name}{label}"
+        yield evolution_table(one)
+    yield from hidden_targets(hidden)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from trakstore.cli.options import Json, StorePath
-from trakstore.cli.output import console, print_json
+from trakstore.cli.output import print_result
 from trakstore.planning import human_bytes
 from trakstore.storage.exchange.to_files import export_split
 from trakstore.storage.layout import FEATURES, as_epoch
@@ -18,14 +18,10 @@ __all__ = ["export"]
 
 def export(
     store: StorePath,
-    epoch: Annotated[
-        str, typer.Option(metavar="EPOCH", help="The checkpoint.", show_default=False)
-    ],
+    epoch: Annotated[str, typer.Option(metavar="EPOCH", help="The checkpoint.")],
     to: Annotated[
         Path,
-        typer.Option(
-            metavar="FILE", help="A new .npy or .parquet file.", dir_okay=False, show_default=False
-        ),
+        typer.Option(metavar="FILE", help="A new .npy or .parquet file.", dir_okay=False),
     ],
     split: Annotated[str, typer.Option(help="The split.")] = "train",
     column: Annotated[str, typer.Option(help="The column of an .npy file.")] = FEATURES,
@@ -34,7 +30,5 @@ def export(
     """Copy a split to a .npy (one column) or Parquet (all columns) file, block by block."""
     rows = export_split(store, as_epoch(epoch), split, to, column=column)
     size = to.stat().st_size
-    if as_json:
-        print_json({"file": str(to), "rows": rows, "bytes": size})
-    else:
-        console().print(f"{to}: {rows:,} rows, {human_bytes(size)}", soft_wrap=True)
+    document = {"file": str(to), "rows": rows, "bytes": size}
+    print_result(as_json, document, [f"{to}: {rows:,} rows, {human_bytes(size)}"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trakstore.cli.options import Epochs, Json, chosen_epochs
+from trakstore.cli.options import Epochs, JobName, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
 from trakstore.planning import counted, human_bytes, human_time
 from trakstore.storage.opening import find_store
@@ -31,31 +31,21 @@ _SPENT = {
 
 
 def featurize(
-    job: Annotated[
-        str,
-        typer.Argument(
-            metavar="JOB", help="jobs.py:name or package.module:name.", show_default=False
-        ),
-    ],
-    store: Annotated[
-        str,
-        typer.Option("--store", metavar="PATH", help="Made when not there.", show_default=False),
-    ],
+    job: JobName,
+    store: Annotated[str, typer.Option(metavar="PATH", help="Made when not there.")],
     epoch: Epochs = None,
     split: Annotated[
         list[str] | None,
-        typer.Option("--split", help="A data set of the job; else all.", show_default=False),
+        typer.Option(help="A data set of the job; else all."),
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Samples of a batch; else the job's.", show_default=False),
+        int | None, typer.Option(min=1, help="Samples of a batch; else the job's.")
     ] = None,
     memory_limit: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
             help="Most memory to take beside the model, such as 600MB; else the job's, or any.",
-            show_default=False,
         ),
     ] = None,
     skip_bad_rows: Annotated[
@@ -72,18 +62,13 @@ def featurize(
         ),
     ] = False,
     device: Annotated[
-        str | None,
-        typer.Option(help="Such as cuda:1; else this rank's GPU, or cpu.", show_default=False),
+        str | None, typer.Option(help="Such as cuda:1; else this rank's GPU, or cpu.")
     ] = None,
     rank: Annotated[
-        int | None,
-        typer.Option(min=0, help="This worker; else as the launcher says.", show_default=False),
+        int | None, typer.Option(min=0, help="This worker; else as the launcher says.")
     ] = None,
     world_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of workers; else as the launcher says.", show_default=False
-        ),
+        int | None, typer.Option(min=1, help="Number of workers; else as the launcher says.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -95,7 +80,7 @@ def featurize(
     from trakstore.features.ranks import rank_and_world
 
     rank, world_size = rank_and_world(rank, world_size)
-    with only_json(as_json), _told_when_stopped(store, rank):
+    with only_json(as_json), _progress_when_stopped(store, rank):
         done = _featurize(
             job,
             store,
@@ -127,8 +112,8 @@ def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> F
 
 
 @contextmanager
-def _told_when_stopped(store: str, rank: int) -> Iterator[None]:
-    """After Ctrl-C the first worker says how much of the store is there."""
+def _progress_when_stopped(store: str, rank: int) -> Iterator[None]:
+    """Say after Ctrl-C, as the first worker, how much of the store is there."""
     try:
         yield
     except KeyboardInterrupt:

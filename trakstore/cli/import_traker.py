@@ -3,60 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from trakstore.cli.options import Json
-from trakstore.cli.output import console, print_json
-from trakstore.errors import TrakStoreError
+from trakstore.cli.options import Json, StoredDtype
+from trakstore.cli.output import print_result
 from trakstore.storage.exchange.from_traker import import_traker
+
+if TYPE_CHECKING:
+    from trakstore.spec import FeatureDtype
 
 __all__ = ["import_"]
 
 
 def import_(
-    save_dir: Annotated[
-        Path, typer.Argument(metavar="SAVE_DIR", help="TRAKer's save_dir.", show_default=False)
-    ],
-    store: Annotated[
-        str, typer.Option(metavar="PATH", help="Where the store is to be.", show_default=False)
-    ],
+    save_dir: Annotated[Path, typer.Argument(metavar="SAVE_DIR", help="TRAKer's save_dir.")],
+    store: Annotated[str, typer.Option(metavar="PATH", help="Where the store is to be.")],
     model: Annotated[
         list[int] | None,
-        typer.Option(
-            metavar="ID",
-            help="A model id; several times for several, else all.",
-            show_default=False,
-        ),
+        typer.Option(metavar="ID", help="A model id; several times for several, else all."),
     ] = None,
     parameters: Annotated[
-        int | None,
-        typer.Option(
-            help="Scalars that were differentiated, to scale features.", show_default=False
-        ),
+        int | None, typer.Option(help="Scalars that were differentiated, to scale features.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    dtype: StoredDtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Copy the features of a finished traker 0.3 run into a store, an epoch for each model id."""
-    if dtype not in ("float32", "float16"):
-        raise TrakStoreError(f"features are stored as float32 or float16, got {dtype!r}")
     made = import_traker(
         save_dir,
         store,
         models=model or None,
         parameters=parameters,
-        dtype="float16" if dtype == "float16" else "float32",
+        dtype=cast("FeatureDtype", dtype),
     )
-    status = made.status()
-    if as_json:
-        splits = [{"epoch": one.epoch, "split": one.split, "rows": one.rows} for one in status]
-        print_json({"location": str(made.location), "splits": splits})
-        return
-    out = console()
-    for one in status:
-        out.print(f"{one.split} at epoch {one.epoch}: {one.rows:,} rows", soft_wrap=True)
+    splits = [{"epoch": s.epoch, "split": s.split, "rows": s.rows} for s in made.status()]
+    lines = [f"{s['split']} at epoch {s['epoch']}: {s['rows']:,} rows" for s in splits]
     if parameters is None:
-        out.print("scale: as traker stored them; --parameters gives that of gradients")
-    out.print(f"next: trakstore info {made.location}", soft_wrap=True)
+        lines.append("scale: as traker stored them; --parameters gives that of gradients")
+    lines.append(f"next: trakstore info {made.location}")
+    print_result(as_json, {"location": str(made.location), "splits": splits}, lines)

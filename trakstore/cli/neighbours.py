@@ -6,23 +6,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from trakstore.cli.cluster import workplace
-from trakstore.cli.lists import SHOWN, lists_document, show_lists, target_rows, with_labels
-from trakstore.cli.options import (
-    AllowOtherWeights,
-    Json,
-    MemoryLimit,
-    Scheduler,
-    StorePath,
-    Target,
-    Targets,
-    Train,
-    Workers,
-)
-from trakstore.cli.output import print_json
-from trakstore.methods.epochs import epoch_pairs
+from trakstore.cli.lists import SHOWN, list_documents, shown_lists
+from trakstore.cli.options import Json, ListLength, Target
+from trakstore.cli.output import print_result
+from trakstore.cli.request import ScoreRequest, with_request
+from trakstore.methods.neighbours import neighbours as nearest
+from trakstore.report.choices import named_rows
+from trakstore.report.labels import with_labels
 from trakstore.storage.layout import as_epoch
-from trakstore.storage.opening import open_store
 
 if TYPE_CHECKING:
     from trakstore.methods.neighbours import Metric
@@ -30,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["neighbours"]
 
 
+@with_request("epoch", "damping", "method", "learning_rate")
 def neighbours(
-    store: StorePath,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Entries of each list.")] = 10,
+    k: ListLength = 10,
     target: Target = None,
     metric: Annotated[str, typer.Option(help="l2 or cosine.")] = "l2",
     activations: Annotated[
@@ -40,47 +31,41 @@ def neighbours(
         typer.Option(
             metavar="LAYER",
             help="Compare stored activations of a layer; else gradient features.",
-            show_default=False,
         ),
     ] = None,
-    targets: Targets = "test",
-    train: Train = "train",
     epoch: Annotated[
-        str | None,
-        typer.Option(help="A checkpoint; may be left out where there is one.", show_default=False),
+        str | None, typer.Option(help="A checkpoint; may be left out where there is one.")
     ] = None,
-    memory_limit: MemoryLimit = None,
-    allow_other_weights: AllowOtherWeights = False,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
+    *,
+    asked: ScoreRequest,
     as_json: Json = False,
 ) -> None:
     """List the train samples nearest to each target, by features or activations of a checkpoint.
 
     The table shows 20 targets at most; --json has all of them.
     """
-    from trakstore.methods.neighbours import neighbours as nearest
-
-    opened, one = open_store(store), None if epoch is None else as_epoch(epoch)
-    pair = epoch_pairs(opened, targets, train, one, allow_other_weights=allow_other_weights)[0]
-    rows = target_rows(pair.target, target, targets)
+    asked.epoch = None if epoch is None else [epoch]
+    pair = asked.pairs()[0]
+    rows = named_rows(pair.target, target)
     total, rows = len(rows), rows if as_json else rows[:SHOWN]
-    with workplace(workers, scheduler):
+    with asked.workplace():
         found = nearest(
-            opened,
-            targets,
-            train,
-            one,
+            asked.opened,
+            asked.targets,
+            asked.train,
+            None if epoch is None else as_epoch(epoch),
             k,
             metric=cast("Metric", metric),
             activations=activations,
             select=rows,
-            memory_limit=memory_limit,
-            allow_other_weights=allow_other_weights,
+            memory_limit=asked.memory_limit,
+            allow_other_weights=asked.allow_other_weights,
         )
     found = with_labels(found, pair, rows)
-    if as_json:
-        what = {name: found.attrs[name] for name in ("metric", "epoch", "column")}
-        print_json(lists_document(found, opened, rows, **what))
-    else:
-        show_lists(found.rename(distance="score").assign_attrs(order="nearest"), total)
+    document = {
+        "location": asked.location,
+        **{name: found.attrs[name] for name in ("metric", "epoch", "column")},
+        **list_documents(found, rows),
+    }
+    listed = found.rename(distance="score").assign_attrs(order="nearest")
+    print_result(as_json, document, shown_lists(listed, total))

@@ -1,10 +1,10 @@
-"""What commands print: tables for people, one JSON document for programs, one line for errors."""
+"""Output of the commands: tables for people, one JSON document for programs, one line for errors."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from trakstore.markup import printable
 
@@ -20,13 +21,14 @@ __all__ = [
     "error_line",
     "only_json",
     "print_json",
+    "print_result",
     "tolerant_streams",
     "without_nan",
 ]
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Where a command prints for people; numbers are not coloured, ``NO_COLOR`` is honoured."""
+    """A console for people; numbers are not coloured, ``NO_COLOR`` is honoured."""
     return _SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
@@ -34,20 +36,43 @@ class _SafeConsole(Console):
     """Spells out what names and ids hold besides characters; its own colours are as they were."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich's; a text is one line."""
-        safe = (printable(one) if isinstance(one, str) else one for one in objects)
+        """Print as rich does; a text is one line, however narrow the terminal."""
+        safe = [printable(one) if isinstance(one, str) else one for one in objects]
+        options.setdefault("soft_wrap", all(isinstance(one, str | Text) for one in safe))
         super().print(*safe, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """As rich's."""
+        """Render as rich does."""
         for one in super().render(renderable, options):
             yield one if one.control else one._replace(text=printable(one.text, keep="\n"))
 
 
-def print_json(document: dict[str, Any]) -> None:
-    """One JSON document on standard output: indented on a terminal, else one line in one write."""
+def print_result(
+    as_json: bool, document: Mapping[str, Any], shown: Iterable[RenderableType]
+) -> None:
+    """Print a command's result.
+
+    Parameters
+    ----------
+    as_json : bool
+        Whether it is for programs.
+    document : mapping
+        Everything, for programs.
+    shown : iterable of texts and tables
+        What people see; nothing is taken from it where a program asks.
+    """
+    if as_json:
+        print_json(document)
+        return
+    out = console()
+    for one in shown:
+        out.print(one)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document: indented on a terminal, else one line in one write."""
     indent = 2 if sys.stdout.isatty() else None
     text = json.dumps(document, indent=indent, allow_nan=False, default=_plain)
     sys.stdout.write(f"{text}\n")
@@ -56,7 +81,7 @@ def print_json(document: dict[str, Any]) -> None:
 
 @contextmanager
 def only_json(as_json: bool) -> Iterator[None]:
-    """With ``as_json``, what other code prints meanwhile goes to standard error."""
+    """Send what other code prints meanwhile to standard error, if ``as_json``."""
     if not as_json:
         yield
         return
@@ -65,12 +90,12 @@ def only_json(as_json: bool) -> Iterator[None]:
 
 
 def error_line(message: object, kind: str = "error") -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     print(f"{kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def tolerant_streams() -> None:
-    """Characters that the terminal's encoding lacks become ``?`` instead of an error."""
+    """Let characters that the terminal's encoding lacks become ``?`` instead of an error."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]

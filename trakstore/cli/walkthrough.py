@@ -1,4 +1,4 @@
-"""The questions that the demo asks of its store, and how it shows the answers."""
+"""Questions that the demo asks of its store, with the answers as a table, a picture and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Answers", "Images", "ask", "kernels"]
 
 IN_PICTURE, IN_CHECK = 5, 10
-UNSURE, TYPICAL = 4, 2  # targets that are shown
+UNSURE, TYPICAL = 4, 2  # numbers of targets that are shown
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the demo found.
+    """Answers to the demo's questions.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Answers:
     chosen: NDArray[np.int64]
 
     def table(self) -> Any:
-        """The targets that are shown, with the classes of their lists."""
+        """A table of the targets that are shown, with the classes of their lists."""
         helpful, harmful = (self._shown(top) for top in (self.helpful, self.harmful))
         names = [f"{label} ({self.test.ids[row]})" for row, label in self._shown_labels()]
         read = [str(self.predicted[row]) for row in self.chosen]
@@ -63,7 +63,7 @@ class Answers:
         return example_table(names, read, own, self.train.labels, helpful, harmful)
 
     def draw(self, path: Path) -> Path:
-        """The picture of the same."""
+        """Draw the same as a picture."""
         return draw_top_images(
             path,
             self.test.images[self.chosen],
@@ -77,7 +77,7 @@ class Answers:
         )
 
     def documents(self) -> list[dict[str, Any]]:
-        """The same for JSON."""
+        """Documents of the same, for JSON."""
         return [
             {
                 "target": int(self.test.ids[row]),
@@ -104,7 +104,7 @@ def kernels(store: FeatureStore) -> list[KernelReport]:
 
 
 def ask(store: FeatureStore, train: Images, test: Images, predicted: NDArray[np.int64]) -> Answers:
-    """Scores of the test split on the train split over all epochs, and what they say."""
+    """Score the test split on the train split over all epochs, and sum the scores up."""
     from trakstore.methods.trak import trak_scores
     from trakstore.scores.top_k import top_k
 
@@ -118,14 +118,14 @@ def ask(store: FeatureStore, train: Images, test: Images, predicted: NDArray[np.
     }
     last = store.split(store.epochs[-1], "test")
     margin = last.column("output").read(0, last.rows)
-    return Answers(train, test, predicted, helpful, harmful, shares, _choose(margin))
+    return Answers(train, test, predicted, helpful, harmful, shares, _shown_rows(margin))
 
 
 def _own_class(top: xr.Dataset, train: Images, test: Images) -> float:
     return float((train.labels[top["position"].values] == test.labels[:, None]).mean())
 
 
-def _choose(margin: NDArray[np.floating]) -> NDArray[np.int64]:
-    """The least sure ones, and some from the middle."""
+def _shown_rows(margin: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Choose rows: the targets that the model is least sure of, and some typical ones."""
     order, middle = np.argsort(margin, kind="stable"), len(margin) // 2
     return np.concatenate([order[:UNSURE], order[middle : middle + TYPICAL]])

@@ -1,4 +1,4 @@
-"""Tables and pictures of results, and one page of them; nothing is computed here."""
+"""Tables and pictures of results, and one page of them."""
 
 from __future__ import annotations
 
@@ -8,5 +8,13 @@ from trakstore.report.charts import (
     plot_spectrum,
     plot_top,
 )
+from trakstore.report.write import WrittenReport, write_report
 
-__all__ = ["plot_distribution", "plot_evolution", "plot_spectrum", "plot_top"]
+__all__ = [
+    "WrittenReport",
+    "plot_distribution",
+    "plot_evolution",
+    "plot_spectrum",
+    "plot_top",
+    "write_report",
+]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.report.pictures import INK, OTHER, SAME
+from trakstore.report.units import evenly_spaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
         colour = SAME if line[-1] > 0 else OTHER
         label = f"train {name}"
         axes.plot(places, line, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
-    shown = _spread(len(places), 9)
+    shown = evenly_spaced(len(places), 9)
     axes.set_xticks(places[shown], [str(one["epoch"].values[at]) for at in shown])
     _label(axes, "epoch", "standard deviations", f"target {one['target_id'].item()}")
     return axes
@@ -170,9 +171,3 @@ def _label(axes: Axes, x: str, y: str, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Positions of at most so many of ``count``, first and last among them."""
-    found: Any = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-    return [int(at) for at in found]

@@ -1,4 +1,4 @@
-"""What a report shows: findings, as analysis and scores gave them."""
+"""Findings that a report shows, as analysis and scores gave them."""
 
 from __future__ import annotations
 
@@ -11,47 +11,22 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.report.sample import Shown
+from trakstore.report.store_facts import StoreContents
 from trakstore.storage.layout import Epoch
-from trakstore.storage.split import Split, SplitStatus
-from trakstore.storage.tables.runs import Run
 
 if TYPE_CHECKING:
     from trakstore.analysis.transition import Transition
     from trakstore.methods.kernel_report import KernelReport
 
-__all__ = ["Classes", "Findings", "Held", "ShowSample", "TargetFindings"]
+__all__ = ["Classes", "Findings", "ShowSample", "TargetFindings"]
 
 # split, row of the stored split and sample id -> how the sample is shown, if it can be
 ShowSample: TypeAlias = Callable[[str, int, Any], Shown | None]
 
 
 @dataclass(frozen=True)
-class Held:
-    """What the store holds.
-
-    Attributes
-    ----------
-    facts : mapping of str to str
-        Its projection, output, size and origin.
-    splits : sequence of (Split, SplitStatus)
-        The last ones, of ``split_count`` splits at all epochs.
-    verdict : sequence of str
-        Whether it is complete.
-    runs : sequence of Run
-        The last ones, of ``run_count``.
-    """
-
-    facts: Mapping[str, str]
-    splits: Sequence[tuple[Split, SplitStatus]]
-    split_count: int
-    verdict: Sequence[str]
-    runs: Sequence[Run]
-    run_count: int
-
-
-@dataclass(frozen=True)
 class TargetFindings:
-    """Of the targets that the page shows, m of ``total``.
+    """Findings about the targets that the page shows, m of ``total``.
 
     Attributes
     ----------
@@ -103,15 +78,16 @@ class Classes:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that one page shows.
+    """Findings of one page.
 
     Attributes
     ----------
-    held : Held
+    contents : StoreContents
+        What the store holds.
     asked : mapping of str to str
         Method, splits, epochs and damping, for people.
-    targets : str
-        Name of the split of the targets; ``train`` likewise.
+    targets, train : str
+        Names of the splits.
     answers : TargetFindings
     kernels : sequence of KernelReport
     transition : (before, after, Transition) or None
@@ -123,11 +99,11 @@ class Findings:
     show : callable
         Shows a sample.
     made : str
-        When and by what.
+        Time and version of the program.
     """
 
     location: str
-    held: Held
+    contents: StoreContents
     asked: Mapping[str, str]
     targets: str
     train: str

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["inline_svg"]
 
-# of a drawing, and what they are on the page, which has a dark and a light look
+# Colours of a drawing as names of the page, which has a dark and a light look.
 COLOURS = {
     INK: "currentColor",
     "#000000": "currentColor",
@@ -49,7 +49,7 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 def inline_svg(
     draw: Callable[[Axes], object], label: str, name: str, size: tuple[float, float] = (4.6, 2.3)
 ) -> str:
-    """What ``draw`` draws on axes, as an ``svg`` element.
+    """Draw on axes, and give the drawing as an ``svg`` element.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def _drawn(draw: Callable[[Axes], object], size: tuple[float, float]) -> str:
 
 
 def _clean(element: ElementTree.Element, name: str) -> None:
-    """Without namespaces, classes of matplotlib's, and styles; ids are of this drawing."""
+    """Remove namespaces, matplotlib's classes and styles; make ids unique to this drawing."""
     element.tag, element.tail = element.tag.rpartition("}")[2], None
     element.text = (element.text or "").strip() or None
     given = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}

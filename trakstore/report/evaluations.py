@@ -75,7 +75,7 @@ def suspects_table(scores: xr.DataArray, known: NDArray[np.bool_] | None) -> Tab
 
 
 def detection_lines(found: Detection) -> list[str]:
-    """How well known samples were found."""
+    """Lines about how well known samples were found."""
     return [
         f"area under the ROC curve {found.auc:.3f} (95% {found.low:.3f} to {found.high:.3f}); "
         f"0.5 is chance",
@@ -104,7 +104,7 @@ def efficiency_table(cells: Sequence[Cell]) -> Table:
 
 
 def check_lines(check: Check) -> Iterator[Text]:
-    """What a check says, and below it what to do."""
+    """Lines of a check: its message, and below it what to do."""
     yield _check_line(check, check.where, _measured(check))
     if check.remedy:
         yield Text(f"      {check.remedy}")

@@ -18,34 +18,19 @@ from trakstore.planning import human_bytes
 from trakstore.report.charts import plot_distribution, plot_spectrum
 from trakstore.report.contents import Classes, Findings
 from trakstore.report.drawing import inline_svg
-from trakstore.report.panels import change_cards, heat_level, panels, suspect_cards
+from trakstore.report.panels import change_cards, colour_level, panels, suspect_cards, untitled
+from trakstore.report.store_facts import store_facts, store_verdict
 from trakstore.report.units import in_powers_of_ten
 
-__all__ = ["check_report_extra", "render_page"]
+__all__ = ["render_page"]
 
 _FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
 MOST_BYTES = 2**25  # of a page: what browsers on a telephone still open
-
-
-def check_report_extra() -> None:
-    """Refuse at once where the libraries of the "report" extra are missing.
-
-    Raises
-    ------
-    TrakStoreError
-    """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-        import PIL  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise TrakStoreError(
-            f'a report needs {error.name}, which is not installed: pip install "trakstore[report]"'
-        ) from None
+MOST_SPLITS, MOST_RUNS = 100, 50  # the last ones stand in the tables about the store
 
 
 def render_page(found: Findings) -> str:
-    """The whole page.
+    """Render the whole page.
 
     All text is escaped. A Content-Security-Policy lets the page's own style and script run, known
     by their hashes, and images that are within it; nothing is loaded, nothing can be sent.
@@ -81,6 +66,10 @@ def render_page(found: Findings) -> str:
             script=Markup(script),
             policy=_policy(style, script),
             drawn={name: Markup(svg) for name, svg in _drawings(found).items()},
+            facts_of_store=store_facts(found.contents),
+            verdict=store_verdict(found.contents),
+            splits=found.contents.splits[-MOST_SPLITS:],
+            runs=found.contents.runs[-MOST_RUNS:],
             markup=Markup,
             panels=panels(found),
             suspects=suspect_cards(found),
@@ -99,7 +88,7 @@ def render_page(found: Findings) -> str:
 
 
 def _finished(value: Any) -> Any:
-    """Text from elsewhere without what would change the order of reading; lines stay."""
+    """Strip text from elsewhere of what would change the order of reading; lines stay."""
     return printable(value, keep="\n\t") if type(value) is str else value
 
 
@@ -120,8 +109,8 @@ def _policy(style: str, script: str) -> str:
 def _drawings(found: Findings) -> Mapping[str, str]:
     drawn = {
         "pooled": inline_svg(
-            lambda axes: _plain(plot_distribution(found.answers.spread, None, axes)),
-            "Histogram of all printable targets' scores, in standard deviations from each one's mean",
+            lambda axes: untitled(plot_distribution(found.answers.spread, None, axes)),
+            "Histogram of the scores of all targets shown, in standard deviations from each one's mean",
             "pooled",
             (7.0, 2.6),
         )
@@ -136,10 +125,6 @@ def _drawings(found: Findings) -> Mapping[str, str]:
     return drawn
 
 
-def _plain(axes: Any) -> None:
-    axes.set_title("", loc="left")
-
-
 def _changes(found: Findings) -> list[tuple[str, Any]]:
     if found.transition is None:
         return []
@@ -152,7 +137,7 @@ def _levels(classes: Classes) -> tuple[list[list[tuple[float, int]]], str]:
     """Means in a power of ten, with their colours; and that power."""
     scaled, unit = in_powers_of_ten(classes.means)
     most = float(np.abs(scaled).max())
-    return [[(one, heat_level(one, most)) for one in row] for row in scaled.tolist()], unit
+    return [[(one, colour_level(one, most)) for one in row] for row in scaled.tolist()], unit
 
 
 def _written(form: str, value: float) -> str:

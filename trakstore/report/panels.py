@@ -13,14 +13,23 @@ from trakstore.report.charts import plot_distribution, plot_evolution
 from trakstore.report.contents import Findings
 from trakstore.report.drawing import inline_svg
 from trakstore.report.sample import Shown
-from trakstore.report.units import from_to
+from trakstore.report.units import evenly_spaced, from_to
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Card", "HeatRow", "Panel", "change_cards", "heat_level", "panels", "suspect_cards"]
+__all__ = [
+    "Card",
+    "EpochRow",
+    "Panel",
+    "change_cards",
+    "colour_level",
+    "panels",
+    "suspect_cards",
+    "untitled",
+]
 
-LEVELS, HEAT_EPOCHS = 4, 12
+LEVELS, MOST_EPOCHS = 4, 12
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class HeatRow:
+class EpochRow:
     """One sample over epochs: standard deviations, and their levels from -4 to 4."""
 
     name: str
@@ -59,7 +68,7 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class Panel:
-    """All about one target; ``predicted`` is the class that the model says, ``label`` its own."""
+    """Everything about one target; the model says class ``predicted``, its own is ``label``."""
 
     key: str
     name: str
@@ -71,18 +80,18 @@ class Panel:
     opponents: list[Card]
     histogram: str
     lines: str
-    heat_epochs: list[str]
-    heat: list[HeatRow]
+    epoch_names: list[str]
+    epoch_rows: list[EpochRow]
 
     @property
     def words(self) -> str:
-        """What the filter looks at."""
+        """Text that the page's filter looks at."""
         brief = self.shown.brief if self.shown else ""
         return f"{self.name} {brief} {'wrong' if self.wrong else ''}".lower()
 
     @property
     def wrong(self) -> bool:
-        """Whether another class was predicted."""
+        """True where another class was predicted."""
         return None not in (self.label, self.predicted) and self.label != self.predicted
 
 
@@ -106,12 +115,12 @@ def change_cards(found: Findings, listed: xr.Dataset) -> list[Card]:
     return _cards(found, listed, "change", notes=notes)
 
 
-def heat_level(value: float, most: float) -> int:
-    """A colour's number, -4 to 4; by the square root, so that one large value leaves others theirs.
+def colour_level(value: float, most: float) -> int:
+    """Number of a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
 
     Examples
     --------
-    >>> heat_level(-1.0, 4.0), heat_level(0.01, 4.0), heat_level(4.0, 4.0), heat_level(3.0, 0.0)
+    >>> colour_level(-1.0, 4.0), colour_level(0.01, 4.0), colour_level(4.0, 4.0), colour_level(3.0, 0.0)
     (-2, 0, 4, 0)
     """
     if most == 0:
@@ -125,7 +134,9 @@ def _panel(found: Findings, at: int) -> Panel:
     name = str(ups["target_id"].item())
     label = ups["target_label"].item() if "target_label" in ups else None
     key, paths = f"t{at}", answers.paths
-    epochs, heat = ([], []) if paths is None else _heat(paths.isel(target=at), answers.path_length)
+    epochs, rows = (
+        ([], []) if paths is None else _by_epoch(paths.isel(target=at), answers.path_length)
+    )
     return Panel(
         key=key,
         name=name,
@@ -137,8 +148,8 @@ def _panel(found: Findings, at: int) -> Panel:
         opponents=_cards(found, downs, "score", own=label),
         histogram=_histogram(answers.spread, at, key),
         lines="" if paths is None else _lines(paths, at, key),
-        heat_epochs=epochs,
-        heat=heat,
+        epoch_names=epochs,
+        epoch_rows=rows,
     )
 
 
@@ -175,26 +186,26 @@ def _histogram(spread: xr.Dataset, at: int, key: str) -> str:
         f"Histogram of the scores: mean {float(one['mean']):.3g}, standard deviation "
         f"{float(one['std']):.3g}, from {float(one['edge'][0]):.3g} to {float(one['edge'][-1]):.3g}"
     )
-    return inline_svg(lambda axes: _untitled(plot_distribution(spread, at, axes)), label, f"{key}h")
+    return inline_svg(lambda axes: untitled(plot_distribution(spread, at, axes)), label, f"{key}h")
 
 
 def _lines(paths: xr.Dataset, at: int, key: str) -> str:
     label = "Lines of each sample's score over epochs; the table beside it has the numbers"
-    return inline_svg(lambda axes: _untitled(plot_evolution(paths, at, axes)), label, f"{key}l")
+    return inline_svg(lambda axes: untitled(plot_evolution(paths, at, axes)), label, f"{key}l")
 
 
-def _untitled(axes: Axes) -> None:
+def untitled(axes: Axes) -> None:
+    """Remove the title of a chart, which the page says itself."""
     axes.set_title("", loc="left")
 
 
-def _heat(paths: xr.Dataset, length: int) -> tuple[list[str], list[HeatRow]]:
-    """Some epochs, evenly spaced, as columns; samples as rows."""
-    count = paths.sizes["epoch"]
-    columns = np.unique(np.linspace(0, count - 1, min(count, HEAT_EPOCHS)).round().astype(int))
+def _by_epoch(paths: xr.Dataset, length: int) -> tuple[list[str], list[EpochRow]]:
+    """Rows of samples with some epochs, evenly spaced, as columns; and the names of those epochs."""
+    columns = evenly_spaced(paths.sizes["epoch"], MOST_EPOCHS)
     values = paths["standard"].values[columns]  # (epoch, rank)
     most = float(np.abs(values).max())
     rows = [
-        HeatRow(str(name), rank < length, tuple((v, heat_level(v, most)) for v in line))
+        EpochRow(str(name), rank < length, tuple((v, colour_level(v, most)) for v in line))
         for rank, (name, line) in enumerate(
             zip(paths["train"].values.tolist(), values.T.tolist(), strict=True)
         )

@@ -26,7 +26,7 @@ _CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Shown:
-    """How a sample is shown: one of these, the others empty.
+    """A sample as it is shown: one of these, the others empty.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Shown:
 
 
 def show_sample(sample: Any) -> Shown:
-    """What stands for a sample on a page; text is still to be escaped.
+    """Make what stands for a sample on a page; text is still to be escaped.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def _of_array(array: NDArray[Any]) -> Shown:
 
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """0 to 255: bytes as they are, 0 to 1 stretched, else from smallest to largest."""
+    """Values from 0 to 255: bytes as they are, 0 to 1 stretched, else from smallest to largest."""
     if array.dtype == np.uint8:
         return array
     values = np.nan_to_num(array.astype(np.float64), posinf=0.0, neginf=0.0)

@@ -31,19 +31,19 @@ __all__ = [
     "top_table",
 ]
 
-_LINES = 3  # of missing ranges
-_EPOCHS = 4  # lines of epochs: all of it fits on a screen
+_LINES = 3  # about missing rows
+_EPOCHS = 4  # lines of epochs, so that all of it fits on a screen
 
 
 class SafeTable(Table):
     """A table in which foreign text takes the width that it is printable with."""
 
     def add_column(self, header: Any = "", *given: Any, **options: Any) -> None:
-        """As rich's."""
+        """Add a column as rich does."""
         super().add_column(_safe(header), *given, **options)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """As rich's."""
+        """Add a row as rich does."""
         super().add_row(*map(_safe, cells), **options)
 
 
@@ -78,7 +78,7 @@ def completeness_table(status: Sequence[SplitStatus]) -> Table:
 
 
 def missing_lines(status: Sequence[SplitStatus]) -> list[str]:
-    """Which rows are missing, some lines at most."""
+    """Lines about missing rows, a few at most."""
     partial = [one for one in status if not one.complete]
     lines = [
         f"missing: {one.split} at epoch {one.epoch}: rows {_ranges(one.missing)}"
@@ -204,13 +204,13 @@ def _coloured(text: str) -> Text:
     return Text(text, style="" if text.replace(",", "").isdigit() else "yellow")
 
 
-def span(epochs: Sequence[Epoch]) -> str:
-    """Names of epochs; of many, the ends and how many."""
-    if len(epochs) < 6:
+def span(epochs: Sequence[Epoch], most: int = 5) -> str:
+    """Names of epochs; of more than ``most``, the ends and the number."""
+    if len(epochs) <= most:
         return ", ".join(map(str, epochs))
     return f"{epochs[0]} ... {epochs[-1]} ({len(epochs)} epochs)"
 
 
 def _ranges(missing: Sequence[tuple[int, int]]) -> str:
-    printable = ", ".join(f"{start}-{stop - 1}" for start, stop in missing[:5])
-    return f"{printable} and {len(missing) - 5} more ranges" if len(missing) > 5 else printable
+    first = ", ".join(f"{start}-{stop - 1}" for start, stop in missing[:5])
+    return f"{first} and {len(missing) - 5} more ranges" if len(missing) > 5 else first

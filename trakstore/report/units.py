@@ -1,4 +1,4 @@
-"""How numbers are written: those of a table in one unit, a power of ten; intervals."""
+"""Numbers for people: in one unit, a power of ten; intervals; a few of many, evenly spaced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["from_to", "in_powers_of_ten"]
+__all__ = ["evenly_spaced", "from_to", "in_powers_of_ten"]
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -24,8 +24,20 @@ def from_to(low: float, high: float, form: str) -> str:
     return "-" if math.isnan(low) else f"{low:{form}} to {high:{form}}"
 
 
+def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
+    """Positions of at most ``most`` of ``count`` things, first and last among them.
+
+    Examples
+    --------
+    >>> evenly_spaced(101, 3)
+    array([  0,  50, 100])
+    """
+    places = np.linspace(0, count - 1, min(count, most))
+    return np.unique(places.round().astype(np.int64))
+
+
 def in_powers_of_ten(values: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
-    """The numbers, of which the largest is in 1..10 then, and what they must be multiplied by.
+    """Numbers divided by a power of ten, so that the largest is in 1..10; and that power.
 
     Examples
     --------

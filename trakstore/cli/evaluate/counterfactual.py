@@ -6,41 +6,24 @@ from typing import Annotated
 
 import typer
 
-from trakstore.cli.cluster import workplace
 from trakstore.cli.evaluate.trainers import AtOnce, Models, Repeats, load_trainer
-from trakstore.cli.lists import target_rows
-from trakstore.cli.methods import find_method, make_scores
-from trakstore.cli.options import (
-    AllowOtherWeights,
-    Damping,
-    Epochs,
-    Json,
-    MemoryLimit,
-    Method,
-    Scheduler,
-    StorePath,
-    Target,
-    Targets,
-    Train,
-    Workers,
-    chosen_epochs,
-)
-from trakstore.cli.output import console, print_json, without_nan
-from trakstore.methods.epochs import epoch_pairs
+from trakstore.cli.options import Json, Target
+from trakstore.cli.output import print_result, without_nan
+from trakstore.cli.request import ScoreRequest, with_request
+from trakstore.evaluation.counterfactual import counterfactual as outputs_without
+from trakstore.evaluation.counterfactual import removal_kinds
 from trakstore.progress import ProgressLine
-from trakstore.storage.opening import open_store
+from trakstore.report.choices import named_rows
+from trakstore.report.evaluations import removal_table
 
 __all__ = ["counterfactual"]
 
 
+@with_request("learning_rate")
 def counterfactual(
-    store: StorePath,
     models: Models,
     trainer: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="What trains models, such as jobs.py:trainer.", show_default=False
-        ),
+        str, typer.Option(metavar="NAME", help="What trains models, such as jobs.py:trainer.")
     ],
     size: Annotated[
         list[int] | None,
@@ -50,15 +33,8 @@ def counterfactual(
     seed: Annotated[int, typer.Option(help="Of training and random removals.")] = 0,
     at_once: AtOnce = 50,
     target: Target = None,
-    targets: Targets = "test",
-    train: Train = "train",
-    epoch: Epochs = None,
-    damping: Damping = 1.0,
-    method: Method = "trak",
-    memory_limit: MemoryLimit = None,
-    allow_other_weights: AllowOtherWeights = False,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
+    *,
+    asked: ScoreRequest,
     as_json: Json = False,
 ) -> None:
     """Train again without each target's top samples, and without as many others.
@@ -66,42 +42,24 @@ def counterfactual(
     Shows how much the target's output falls and how often its class changes, beside random removals
     and removals of its own class. Models are kept in the store: a run that is stopped goes on.
     """
-    from trakstore.evaluation.counterfactual import counterfactual as removed
-    from trakstore.evaluation.counterfactual import removal_kinds
-    from trakstore.report.evaluations import removal_table
-
-    find_method(method)
-    opened, made, sizes = open_store(store), load_trainer(trainer), size or [10, 50]
-    epochs = chosen_epochs(epoch)
-    pair = epoch_pairs(opened, targets, train, epochs, allow_other_weights=allow_other_weights)[0]
-    rows = target_rows(pair.target, target, targets)
-    with workplace(workers, scheduler):
-        scores = make_scores(
-            method,
-            opened,
-            targets=targets,
-            train=train,
-            epochs=epochs,
-            damping=damping,
-            memory_limit=memory_limit,
-            allow_other_weights=allow_other_weights,
-        )
+    trains, sizes = load_trainer(trainer), size or [10, 50]
+    rows = named_rows(asked.pairs()[0].target, target)
+    with asked.workplace():
+        scores = asked.scores()
         removals = 1 + len(removal_kinds(scores)) * len(rows) * len(sizes)
         with ProgressLine("training", removals * repeats, unit="models") as line:
-            found = removed(
+            found = outputs_without(
                 scores,
-                made,
-                opened,
+                trains,
+                asked.opened,
                 models,
                 sizes=sizes,
                 targets=rows.tolist(),
                 repeats=repeats,
                 seed=seed,
                 at_once=at_once,
-                memory_limit=memory_limit,
+                memory_limit=asked.memory_limit,
                 finished=line.advance,
             )
-    if as_json:
-        print_json({"location": str(opened.location), "method": method, **without_nan(found)})
-    else:
-        console().print(removal_table(found))
+    document = {"location": asked.location, "method": asked.method, **without_nan(found)}
+    print_result(as_json, document, [removal_table(found)])

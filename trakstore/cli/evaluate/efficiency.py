@@ -6,17 +6,15 @@ from typing import Annotated
 
 import typer
 
-from trakstore.cli.options import Json, Targets, Train
-from trakstore.cli.output import console, only_json, print_json
+from trakstore.cli.options import JobName, Json, Targets, Train
+from trakstore.cli.output import only_json, print_result
+from trakstore.report.evaluations import efficiency_table
 
 __all__ = ["efficiency"]
 
 
 def efficiency(
-    job: Annotated[
-        str,
-        typer.Argument(metavar="JOB", help="Such as jobs.py:digits.", show_default=False),
-    ],
+    job: JobName,
     train_rows: Annotated[
         list[int] | None, typer.Option(help="Train samples; several times for several. 1,000.")
     ] = None,
@@ -37,7 +35,6 @@ def efficiency(
     does, and for the kernel and the top ten of all targets.
     """
     from trakstore.evaluation.efficiency import efficiency_grid
-    from trakstore.report.evaluations import efficiency_table
 
     with only_json(as_json):
         cells = efficiency_grid(
@@ -49,7 +46,5 @@ def efficiency(
             rounds=rounds,
         )
         found = list(cells)
-    if as_json:
-        print_json({"job": job, "rounds": rounds, "cells": [cell.to_dict() for cell in found]})
-    else:
-        console().print(efficiency_table(found))
+    document = {"job": job, "rounds": rounds, "cells": [cell.to_dict() for cell in found]}
+    print_result(as_json, document, [efficiency_table(found)])

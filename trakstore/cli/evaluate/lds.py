@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from trakstore.cli.cluster import workplace
 from trakstore.cli.evaluate.trainers import AtOnce, Models, Repeats, TrainerName, load_trainer
-from trakstore.cli.methods import find_method, make_scores
-from trakstore.cli.options import (
-    AllowOtherWeights,
-    Damping,
-    Epochs,
-    Json,
-    MemoryLimit,
-    Scheduler,
-    StorePath,
-    Targets,
-    Train,
-    Workers,
-    chosen_epochs,
-)
-from trakstore.cli.output import console, print_json
+from trakstore.cli.options import Json
+from trakstore.cli.output import print_result
+from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import TrakStoreError
-from trakstore.methods.epochs import epoch_pairs
+from trakstore.evaluation.lds import lds as linear_datamodeling_score
+from trakstore.evaluation.retraining import retrain, retrained_models
 from trakstore.progress import ProgressLine
-from trakstore.storage.opening import open_store
-from trakstore.storage.store import FeatureStore
+from trakstore.report.evaluations import lds_table
+from trakstore.sampling import SubsetPlan
+from trakstore.scores.saving import open_scores
 
 __all__ = ["lds"]
 
 
+@with_request("method", "learning_rate")
 def lds(
-    store: StorePath,
     models: Models,
     method: Annotated[
         list[str] | None,
@@ -49,88 +39,56 @@ def lds(
     repeats: Repeats = 1,
     seed: Annotated[int, typer.Option(help="Of subsets and training.")] = 0,
     at_once: AtOnce = 50,
-    targets: Targets = "test",
-    train: Train = "train",
-    epoch: Epochs = None,
-    damping: Damping = 1.0,
-    memory_limit: MemoryLimit = None,
-    allow_other_weights: AllowOtherWeights = False,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
+    *,
+    asked: ScoreRequest,
     as_json: Json = False,
 ) -> None:
     """Compare scores with models that were trained on random subsets: the linear datamodeling score.
 
     With --trainer, the models that are missing are trained first and kept in the store.
     """
-    from trakstore.evaluation.lds import lds as judged
-    from trakstore.evaluation.retraining import retrained_models
-    from trakstore.report.evaluations import lds_table
-    from trakstore.scores.saving import open_scores
-
-    opened, epochs = open_store(store), chosen_epochs(epoch)
-    names = method or ([] if scores else ["trak"])
-    for name in names:
-        find_method(name)
-    with workplace(workers, scheduler):
+    named = method or ([] if scores else ["trak"])
+    requests = {one: replace(asked, method=one) for one in named}
+    with asked.workplace():
         if trainer is not None:
-            plan = (share, repeats, seed)
-            allowed = {"allow_other_weights": allow_other_weights}
-            pairs = epoch_pairs(opened, targets, train, epochs, **allowed)  # before hours go by
-            rows = pairs[0].train.stored.spec.rows
-            _train(opened, models, trainer, count, plan, at_once, rows)
-        truth = retrained_models(opened, models)
-        common: dict[str, Any] = {"targets": targets, "train": train, "damping": damping}
-        common |= {"epochs": epochs, "memory_limit": memory_limit}
-        common["allow_other_weights"] = allow_other_weights
-        matrices: dict[str, Any] = {one: make_scores(one, opened, **common) for one in names}
-        matrices |= {one: open_scores(opened, one) for one in scores or ()}
+            rows = asked.pairs()[0].train.stored.spec.rows  # checked before hours go by
+            plan = SubsetPlan(rows, share, repeats, seed)
+            with ProgressLine("training", count, unit="models") as line:
+                retrain(
+                    load_trainer(trainer),
+                    asked.opened,
+                    models,
+                    plan,
+                    count,
+                    at_once=at_once,
+                    finished=line.advance,
+                )
+        truth = retrained_models(asked.opened, models)
+        matrices: dict[str, Any] = {one: request.scores() for one, request in requests.items()}
+        matrices |= {one: open_scores(asked.opened, one) for one in scores or ()}
         found = {
-            one: judged(
-                _matrix(matrix, one),
+            one: linear_datamodeling_score(
+                _whole(matrix, one),
                 truth["subset"].values,
                 truth["output"].values,
-                memory_limit=memory_limit,
+                memory_limit=asked.memory_limit,
             )
             for one, matrix in matrices.items()
         }
-    if as_json:
-        told = [
+    document = {
+        "location": asked.location,
+        "set": models,
+        "models": truth.sizes["model"],
+        "subsets": next(iter(found.values())).subsets,
+        "lds": [
             {"scores": one, "lds": x.mean, "low": x.low, "high": x.high, "per_target": x.per_target}
             for one, x in found.items()
-        ]
-        size = {"models": truth.sizes["model"], "subsets": next(iter(found.values())).subsets}
-        print_json({"location": str(opened.location), "set": models, **size, "lds": told})
-    else:
-        console().print(lds_table(found))
+        ],
+    }
+    print_result(as_json, document, [lds_table(found)])
 
 
-def _matrix(scores: Any, name: str) -> Any:
+def _whole(scores: Any, name: str) -> Any:
     if getattr(scores, "dims", None) != ("target", "train"):
         raise TrakStoreError(f"scores {name!r} are lists or sparse: save the whole matrix for this")
     return scores
-
-
-def _train(
-    store: FeatureStore,
-    name: str,
-    trainer: str,
-    count: int,
-    plan: tuple[float, int, int],
-    at_once: int,
-    rows: int,
-) -> None:
-    from trakstore.evaluation.retraining import retrain
-    from trakstore.sampling import SubsetPlan
-
-    subsets = SubsetPlan(rows, *plan)
-    with ProgressLine("training", count, unit="models") as line:
-        retrain(
-            load_trainer(trainer),
-            store,
-            name,
-            subsets,
-            count,
-            at_once=at_once,
-            finished=line.advance,
-        )

@@ -10,73 +10,52 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from trakstore.cli.cluster import workplace
-from trakstore.cli.options import (
-    Damping,
-    Epochs,
-    Json,
-    MemoryLimit,
-    Scheduler,
-    StorePath,
-    Workers,
-    chosen_epochs,
-)
-from trakstore.cli.output import console, print_json
+from trakstore.cli.options import Json, SampleCount, SampleSplit
+from trakstore.cli.output import print_result
+from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.evaluation.mislabels import detection
+from trakstore.methods.influence import self_scores
 from trakstore.paths import is_file
-from trakstore.storage.opening import open_store
+from trakstore.report.evaluations import detection_lines, suspects_table
 
 __all__ = ["mislabels"]
 
 
+@with_request("targets", "train", "method", "learning_rate", "allow_other_weights")
 def mislabels(
-    store: StorePath,
     wrong: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Ids of samples that are known to be wrong, one a line.",
-            show_default=False,
-        ),
+        typer.Option(metavar="FILE", help="Ids of samples that are known to be wrong, one a line."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Whose samples.")] = "train",
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Samples that are shown.")] = 20,
-    epoch: Epochs = None,
-    damping: Damping = 1.0,
-    memory_limit: MemoryLimit = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
+    split: SampleSplit = "train",
+    k: SampleCount = 20,
+    *,
+    asked: ScoreRequest,
     as_json: Json = False,
 ) -> None:
     """List the samples with the largest self-scores, which wrong labels tend to have.
 
     With --wrong, also how well these scores find the samples that are known to be wrong.
     """
-    from trakstore.evaluation.mislabels import detection
-    from trakstore.methods.influence import self_scores
-    from trakstore.report.evaluations import detection_lines, suspects_table
-
-    opened, named = open_store(store), None if wrong is None else _named(wrong)
-    with workplace(workers, scheduler):
-        scores = self_scores(
-            opened, split, chosen_epochs(epoch), damping, memory_limit=memory_limit
-        )
+    named, limit = None if wrong is None else _named(wrong), asked.memory_limit
+    with asked.workplace():
+        scores = self_scores(asked.opened, split, asked.epochs, asked.damping, memory_limit=limit)
     known = None if named is None else _known(named, scores["train_id"].values, split)
     found = None if known is None else detection(scores.values, known)
     first = np.argsort(-scores.values, kind="stable")[:k]
     suspects = scores.isel(train=first)
-    if as_json:
-        listed: dict[str, Any] = {
+    document: dict[str, Any] = {
+        "location": asked.location,
+        "split": split,
+        "suspects": {
             "train": suspects["train_id"].values.tolist(),
             "score": suspects.values.tolist(),
-        }
-        more = {} if found is None else {"detection": asdict(found)}
-        print_json({"location": str(opened.location), "split": split, "suspects": listed, **more})
-        return
-    out = console()
-    out.print(suspects_table(suspects, None if known is None else known[first]))
-    for line in [] if found is None else detection_lines(found):
-        out.print(line, soft_wrap=True)
+        },
+        **({} if found is None else {"detection": asdict(found)}),
+    }
+    table = suspects_table(suspects, None if known is None else known[first])
+    print_result(as_json, document, [table, *([] if found is None else detection_lines(found))])
 
 
 def _named(path: Path) -> set[str]:
@@ -91,7 +70,7 @@ def _named(path: Path) -> set[str]:
 
 
 def _known(named: set[str], ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
-    """Which samples are named."""
+    """A mask of the samples that are named."""
     names = [str(one) for one in ids.tolist()]
     if not named or named >= set(names):
         raise TrakStoreError(

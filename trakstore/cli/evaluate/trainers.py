@@ -15,21 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["AtOnce", "Models", "Repeats", "TrainerName", "load_trainer"]
 
 Models: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        "--models",
-        metavar="NAME",
-        help="Name of the set of models in the store.",
-        show_default=False,
-    ),
+    str, typer.Option(metavar="NAME", help="Name of the set of models in the store.")
 ]
 TrainerName: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--trainer",
         metavar="NAME",
         help="What trains models on subsets, such as jobs.py:trainer or package.module:name.",
-        show_default=False,
     ),
 ]
 Repeats: TypeAlias = Annotated[
@@ -39,7 +31,7 @@ AtOnce: TypeAlias = Annotated[int, typer.Option(min=1, help="Models that are tra
 
 
 def load_trainer(name: str) -> Trainer:
-    """The trainer that a name stands for, or that a function without arguments gives.
+    """Load the trainer of a name, which may be a function without arguments that gives it.
 
     Raises
     ------

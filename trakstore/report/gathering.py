@@ -1,4 +1,4 @@
-"""What a report shows, asked of the store: every number is computed by analysis and scores."""
+"""Gathering of what a report shows: every number is computed by analysis, methods and scores."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import trakstore
-from trakstore.cli.info import store_facts, store_verdict
-from trakstore.cli.lists import with_labels
-from trakstore.cli.samples import SampleSource
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.methods.epochs import EpochPair
+from trakstore.methods.influence import self_scores
+from trakstore.methods.kernel_report import KernelReport, kernel_report
 from trakstore.passes.rows import Rows, TakenRows, whole_column
-from trakstore.report.contents import Classes, Findings, Held, TargetFindings
+from trakstore.report.contents import Classes, Findings, TargetFindings
+from trakstore.report.labels import with_labels
+from trakstore.report.sample_source import SampleSource
+from trakstore.report.store_facts import StoreContents
+from trakstore.report.units import evenly_spaced
+from trakstore.scores.factored import Scores
+from trakstore.scores.sums import group_scores
+from trakstore.scores.top_k import top_k
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.runs import now
 
 if TYPE_CHECKING:
     from trakstore.analysis.transition import Transition
-    from trakstore.methods.kernel_report import KernelReport
-    from trakstore.scores.factored import Scores
 
 __all__ = ["Gathering"]
 
 T = TypeVar("T")
-KERNELS, CLASSES, SUSPECTS, PATHS = 8, 20, 24, 5
-SPLITS, RUNS = 100, 50  # of the tables of what is there
+KERNELS, CLASSES, SUSPECTS, PATHS = 8, 20, 24, 5  # the most that a page shows of each
 
 
 @dataclass
@@ -43,19 +46,19 @@ class Gathering:
     ----------
     store : FeatureStore
     scores : Scores
-        Of all targets.
+        The scores of all targets.
     pairs : sequence of EpochPair
-        Epochs of the scores.
+        Splits of each epoch of the scores.
     rows : ndarray of int64
         The targets that are shown.
     k : int
         Length of their lists.
     ends : (before, after) or None
-        Of the transition.
-    calm : sequence of (epoch, epoch)
-        Between which nothing happened: its null.
+        Epochs of the transition.
+    null : sequence of (epoch, epoch)
+        Pairs of epochs between which nothing happened.
     damping : float
-    memory_limit : str or None
+    memory_limit : int, str or None
     left_out : dict of str to str
         Sections that cannot be there, and why.
     """
@@ -66,58 +69,46 @@ class Gathering:
     rows: NDArray[np.int64]
     k: int
     ends: tuple[Epoch, Epoch] | None
-    calm: Sequence[tuple[Epoch, Epoch]]
+    null: Sequence[tuple[Epoch, Epoch]]
     damping: float
-    memory_limit: str | None
+    memory_limit: int | str | None
     left_out: dict[str, str] = field(default_factory=dict)
 
     def findings(self, samples: SampleSource, asked: dict[str, str]) -> Findings:
-        """All of them."""
+        """Compute every section of the page that the store has the columns and epochs for."""
         pair = self.pairs[-1]
         return Findings(
             location=str(self.store.location),
-            held=self._held(),
+            contents=StoreContents.of(self.store),
             asked=asked,
             targets=pair.target.stored.name,
             train=pair.train.stored.name,
             answers=self._answers(samples),
-            kernels=self._or_why("Kernels", self._kernels) or [],
-            transition=self._or_why("Transition", self._transition),
-            classes=self._or_why("Classes", self._classes),
-            suspects=self._or_why("Suspects", self._suspects),
+            kernels=self._section("Kernels", self._kernels) or [],
+            transition=self._section("Transition", self._transition),
+            classes=self._section("Classes", self._classes),
+            suspects=self._section("Suspects", self._suspects),
             left_out=self.left_out,
             show=samples,
             made=f"made by trakstore {trakstore.__version__}, {now()}",
         )
 
-    def _or_why(self, section: str, compute: Callable[[], T]) -> T | None:
-        """A section that this store may not have: the page says why it is not there."""
+    def _section(self, name: str, compute: Callable[[], T]) -> T | None:
+        """Compute a section that this store may not have; the page says why it is not there."""
         try:
             return compute()
         except TrakStoreError as error:
-            self.left_out[section] = str(error)
+            self.left_out[name] = str(error)
             return None
-
-    def _held(self) -> Held:
-        status, runs = self.store.status(), self.store.runs()
-        splits = [self.store.split(one.epoch, one.split) for one in status]
-        return Held(
-            facts=store_facts(self.store, splits, status),
-            splits=list(zip(splits, status, strict=True))[-SPLITS:],
-            split_count=len(splits),
-            verdict=store_verdict(self.store, status),
-            runs=runs[-RUNS:],
-            run_count=len(runs),
-        )
 
     def _answers(self, samples: SampleSource) -> TargetFindings:
         from trakstore.analysis.distribution import distribution
-        from trakstore.scores.top_k import top_k
 
         chosen, limit = self.scores.isel(target=self.rows), self.memory_limit
         ups = top_k(chosen, self.k, order="largest", memory_limit=limit)
         downs = top_k(chosen, self.k, order="smallest", memory_limit=limit)
-        rows, pair = self._stored_rows(), self.pairs[-1]
+        pair = self.pairs[-1]
+        rows = _taken(pair.target.positions, self.rows)
         ask = partial(samples.predict, pair.epoch, pair.target.stored.name, rows)
         return TargetFindings(
             rows=rows,
@@ -128,12 +119,8 @@ class Gathering:
             paths=self._paths(chosen, ups, downs),
             path_length=min(PATHS, self.k),
             measured=self._measured(),
-            predicted=self._or_why("Predictions", ask),
+            predicted=self._section("Predictions", ask),
         )
-
-    def _stored_rows(self) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = _taken(self.pairs[-1].target.positions, self.rows)
-        return found
 
     def _paths(self, chosen: Scores, ups: xr.Dataset, downs: xr.Dataset) -> xr.Dataset | None:
         from trakstore.analysis.trajectories import trajectories
@@ -150,9 +137,7 @@ class Gathering:
         return {name: _taken(split.column(name), self.rows) for name in names}
 
     def _kernels(self) -> list[KernelReport]:
-        from trakstore.methods.kernel_report import kernel_report
-
-        some = np.unique(np.linspace(0, len(self.pairs) - 1, KERNELS).round().astype(int))
+        some = evenly_spaced(len(self.pairs), KERNELS)
         splits = [self.pairs[at].train.stored for at in some]
         weighting, limit = self.scores.parts[0].kernel or "none", self.memory_limit
         return [
@@ -168,14 +153,13 @@ class Gathering:
         if self.ends is None:
             raise NotFoundError("it takes two epochs, the scores are of one")
         before, after = (self.scores.epoch(epoch) for epoch in self.ends)
-        calm = [(self.scores.epoch(a), self.scores.epoch(b)) for a, b in self.calm]
-        found = transition(before, after, calm, k=self.k, memory_limit=self.memory_limit)
+        null = [(self.scores.epoch(a), self.scores.epoch(b)) for a, b in self.null]
+        found = transition(before, after, null, k=self.k, memory_limit=self.memory_limit)
         gained, lost = (with_labels(one, self.pairs[0]) for one in (found.gained, found.lost))
         return (*self.ends, replace(found, gained=gained, lost=lost))
 
     def _classes(self) -> Classes:
         from trakstore.analysis.group_influence import same_class_share
-        from trakstore.scores.sums import group_scores
 
         scores, limit = self.scores, self.memory_limit
         if scores.target_labels is None or scores.train_labels is None:
@@ -196,8 +180,6 @@ class Gathering:
         )
 
     def _suspects(self) -> xr.Dataset:
-        from trakstore.methods.influence import self_scores
-
         split, epochs = self.pairs[0].train.stored, [pair.epoch for pair in self.pairs]
         found = self_scores(
             self.store, split.name, epochs, self.damping, memory_limit=self.memory_limit

@@ -1,11 +1,11 @@
-"""Where the samples that a report shows come from: a job's data sets, or a user's function."""
+"""Sources of the samples that a report shows: a job's data sets, or a user's function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.named import blamed_on, load_named
 from trakstore.passes.rows import whole_column
+from trakstore.quantities import shown
 from trakstore.report.sample import Shown, show_sample
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 
-__all__ = ["SampleSource", "StoredSample", "sample_source"]
+if TYPE_CHECKING:  # it needs torch
+    from trakstore.features import Job
+
+__all__ = ["Render", "SampleSource", "StoredSample", "name_of", "sample_source"]
 
 
 class StoredSample(NamedTuple):
-    """What a render function gets where there is no job: which sample it is."""
+    """A sample by its place: all that a render function gets where there is no job."""
 
     split: str
     id: int | str
@@ -29,6 +33,7 @@ class StoredSample(NamedTuple):
 
 
 Predict: TypeAlias = Callable[[Epoch, str, NDArray[np.int64]], "NDArray[np.int64] | None"]
+Render: TypeAlias = Callable[[Any], Any]
 
 
 @dataclass
@@ -38,32 +43,32 @@ class SampleSource:
     Attributes
     ----------
     read : callable
-        What is to be shown of a sample; None for its id alone.
+        Gives what is to be shown of a sample; None for its id alone.
+    predict : callable
+        Gives the classes that the model of an epoch predicts for rows of a split; None where there
+        is no model, or it has no classes.
     known : dict
         What was shown, by split and row.
-    tokens : bool
-        Whether there were samples that are token ids, which say nothing to people.
-    predict : callable
-        Of an epoch, a split and rows: the classes that the model predicts for them; None where there
-        is no model, or it has no classes.
+    token_ids : bool
+        Whether a sample was token ids, which say nothing to people.
     """
 
     read: Callable[[StoredSample], Any]
     predict: Predict = lambda *_: None
     known: dict[tuple[str, int], Shown | None] = field(default_factory=dict)
-    tokens: bool = False
+    token_ids: bool = False
 
     def __call__(self, split: str, row: int, sample_id: Any) -> Shown | None:
         key = (split, row)
         if key not in self.known:
             found = self.read(StoredSample(split, sample_id, row))
-            self.tokens = self.tokens or _is_tokens(found)
+            self.token_ids = self.token_ids or _has_token_ids(found)
             self.known[key] = None if found is None else show_sample(found)
         return self.known[key]
 
 
-def _is_tokens(sample: Any) -> bool:
-    """Whether a sample is a mapping with token ids, or a row of integers; alone or as an input."""
+def _has_token_ids(sample: Any) -> bool:
+    """True for a mapping with token ids, or a row of integers; alone or as an input."""
     if isinstance(sample, tuple | list) and sample and hasattr(sample[0], "__array__"):
         sample = sample[0]
     if isinstance(sample, Mapping):
@@ -71,17 +76,19 @@ def _is_tokens(sample: Any) -> bool:
     return getattr(sample, "ndim", None) == 1 and "int" in str(getattr(sample, "dtype", ""))
 
 
-def sample_source(job: str | None, render: str | None, splits: list[Split]) -> SampleSource:
-    """What shows the samples of some splits.
+def sample_source(
+    job: Job | str | None, render: Render | str | None, splits: Sequence[Split]
+) -> SampleSource:
+    """Make what shows the samples of some splits.
 
     Parameters
     ----------
-    job : str, optional
-        Name of the job whose data sets hold them.
-    render : str, optional
-        Name of a function that gives a text, an image or a figure of a sample: of the data set's,
-        or, without a job, of a :class:`StoredSample`.
-    splits : list of Split
+    job : Job or str, optional
+        The job whose data sets hold them, or its name.
+    render : callable or str, optional
+        A function that gives a text, an image or a figure of a sample of the data set, or, without a
+        job, of a :class:`StoredSample`; or its name.
+    splits : sequence of Split
         Those that are shown, at one epoch.
 
     Raises
@@ -91,16 +98,16 @@ def sample_source(job: str | None, render: str | None, splits: list[Split]) -> S
     SpecMismatchError
         The job's data set is not the one that the features were made from.
     """
-    draw = None if render is None else _function(render)
+    draw = None if render is None else _checked(render)
     if job is None:
         return SampleSource(draw or (lambda _: None))
     from trakstore.features import load_job
     from trakstore.features.predictions import predicted_classes
 
-    loaded = load_job(job)
+    loaded = load_job(job) if isinstance(job, str) else job
     datasets = loaded.datasets
     for split in splits:
-        _check_dataset(datasets, split, job)
+        _check_dataset(datasets, split, name_of(job))
 
     def read(one: StoredSample) -> Any:
         sample = datasets[one.split][one.row]
@@ -109,12 +116,27 @@ def sample_source(job: str | None, render: str | None, splits: list[Split]) -> S
     return SampleSource(read, partial(predicted_classes, loaded))
 
 
-def _function(name: str) -> Callable[[Any], Any]:
-    found = load_named(name, "render")
+def name_of(given: object) -> str:
+    """Name a job or a render function for people.
+
+    Examples
+    --------
+    >>> name_of("jobs.py:digits"), name_of(name_of)
+    ('jobs.py:digits', 'name_of')
+    """
+    if isinstance(given, str):
+        return given
+    return str(getattr(given, "__name__", f"the {type(given).__name__}"))
+
+
+def _checked(render: Render | str) -> Render:
+    """The render function; errors in it name it."""
+    found = load_named(render, "render") if isinstance(render, str) else render
     if not callable(found):
         raise TrakStoreError(
-            f"{name} is a {type(found).__name__}; --render names a function of a sample"
+            f"render must be a function of a sample, or its name; {shown(render)} is no function"
         )
+    name = name_of(render)
 
     def function(sample: Any) -> Any:
         with blamed_on(name):
@@ -124,7 +146,7 @@ def _function(name: str) -> Callable[[Any], Any]:
 
 
 def _check_dataset(datasets: Any, split: Split, job: str) -> None:
-    """Other samples beside the scores would be worse than none."""
+    """Refuse a data set with other samples than the features are of."""
     from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
 
     if split.name not in datasets:

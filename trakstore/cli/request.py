@@ -1,0 +1,136 @@
+"""The request of a command that needs scores: options that such commands share, turned into scores."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, TypeAlias
+
+from trakstore.cli.cluster import workplace
+from trakstore.cli.options import (
+    AllowOtherWeights,
+    Damping,
+    Epochs,
+    LearningRate,
+    MemoryLimit,
+    Method,
+    Scheduler,
+    StorePath,
+    Targets,
+    Train,
+    Workers,
+    chosen_epochs,
+    learning_rates,
+)
+from trakstore.methods.by_name import find_method, scores_by_name
+from trakstore.methods.epochs import EpochPair, epoch_pairs
+from trakstore.scores.factored import Scores
+from trakstore.storage.layout import Epoch
+from trakstore.storage.opening import open_store
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["ScoreRequest", "with_request"]
+
+Command: TypeAlias = Callable[..., None]
+
+
+@dataclass
+class ScoreRequest:
+    """The shared options of one command, with its store open and the name of its method checked.
+
+    Each field is an option of the command line (``store`` an argument) with its help and default;
+    :func:`with_request` gives them to a command.
+    """
+
+    store: StorePath
+    targets: Targets = "test"
+    train: Train = "train"
+    epoch: Epochs = None
+    damping: Damping = 1.0
+    method: Method = "trak"
+    learning_rate: LearningRate = None
+    memory_limit: MemoryLimit = None
+    allow_other_weights: AllowOtherWeights = False
+    workers: Workers = None
+    scheduler: Scheduler = None
+    opened: FeatureStore = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        find_method(self.method)
+        self.opened = open_store(self.store)
+
+    @property
+    def location(self) -> str:
+        """Place of the store, for documents."""
+        return str(self.opened.location)
+
+    @property
+    def epochs(self) -> list[Epoch] | None:
+        """The epochs that were named; None for all."""
+        return chosen_epochs(self.epoch)
+
+    def pairs(self) -> tuple[EpochPair, ...]:
+        """Open the splits of each epoch, all checked before anything is computed."""
+        return epoch_pairs(
+            self.opened,
+            self.targets,
+            self.train,
+            self.epochs,
+            allow_other_weights=self.allow_other_weights,
+        )
+
+    def scores(self) -> Scores:
+        """Compute the scores, in factored form."""
+        return scores_by_name(
+            self.method,
+            self.opened,
+            self.targets,
+            self.train,
+            self.epochs,
+            damping=self.damping,
+            memory_limit=self.memory_limit,
+            learning_rates=learning_rates(self.learning_rate),
+            allow_other_weights=self.allow_other_weights,
+        )
+
+    def workplace(self) -> AbstractContextManager[None]:
+        """Threads, processes or the cluster that the work is to run on."""
+        return workplace(self.workers, self.scheduler)
+
+
+def with_request(*left_out: str) -> Callable[[Command], Command]:
+    """Give a command the options of a :class:`ScoreRequest`, which it takes as ``asked``.
+
+    They stand in its help where ``asked`` stands among its parameters.
+
+    Parameters
+    ----------
+    *left_out : str
+        Options that this command does not have.
+    """
+    shared = [one for one in _parameters(ScoreRequest) if one.name not in left_out]
+
+    def decorated(command: Command) -> Command:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            asked = ScoreRequest(**{one.name: given.pop(one.name) for one in shared})
+            command(asked=asked, **given)
+
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                option
+                for own in _parameters(command)
+                for option in (shared if own.name == "asked" else [own])
+            ]
+        )
+        return run
+
+    return decorated
+
+
+def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
+    given = inspect.signature(function, eval_str=True).parameters.values()
+    return [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in given]

@@ -1,0 +1,99 @@
+"""Attribution methods by the names that people type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.methods.influence import influence_scores
+from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
+from trakstore.methods.tracin import tracin_scores
+from trakstore.methods.trak import trak_scores
+from trakstore.scores.factored import Scores
+from trakstore.storage.layout import Epoch
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["METHODS", "NamedMethod", "find_method", "scores_by_name"]
+
+_KERNEL = ("damping", "memory_limit")  # options of the methods that factor a kernel
+
+
+@dataclass(frozen=True)
+class NamedMethod:
+    """A method, and the options that it takes besides those that all take."""
+
+    scores: Callable[..., Scores]
+    options: tuple[str, ...] = ()
+
+
+METHODS: dict[str, NamedMethod] = {
+    "trak": NamedMethod(trak_scores, _KERNEL),
+    "published-trak": NamedMethod(partial(trak_scores, temperature=None), _KERNEL),
+    "influence": NamedMethod(influence_scores, _KERNEL),
+    "tracin": NamedMethod(tracin_scores, ("learning_rates",)),
+    "grad-dot": NamedMethod(grad_dot_scores),
+    "grad-cos": NamedMethod(grad_cos_scores),
+    "whitened-cos": NamedMethod(whitened_cos_scores, _KERNEL),
+}
+
+
+def find_method(name: str) -> NamedMethod:
+    """Find the method of a name; ``grad_dot`` is ``grad-dot``.
+
+    Raises
+    ------
+    NotFoundError
+        With the nearest name, when there is no such method.
+    """
+    known = name.replace("_", "-")
+    if known not in METHODS:
+        raise NotFoundError(f"there is no method {name!r}{did_you_mean(known, METHODS)}")
+    return METHODS[known]
+
+
+def scores_by_name(
+    name: str,
+    store: FeatureStore,
+    targets: str = "test",
+    train: str = "train",
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    *,
+    damping: float = 1.0,
+    memory_limit: int | str | None = None,
+    learning_rates: Mapping[Epoch, float] | float | None = None,
+    allow_other_weights: bool = False,
+) -> Scores:
+    """Compute the scores of a method that is named.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`METHODS`.
+    store : FeatureStore
+    targets, train, epochs, damping, memory_limit, allow_other_weights
+        As the method takes them; a method without a kernel needs no damping and no limit.
+    learning_rates : mapping of epoch to float, or float, optional
+        For TracIn alone.
+
+    Raises
+    ------
+    NotFoundError
+        With the nearest name, when there is no such method.
+    TrakStoreError
+        Learning rates for another method than TracIn.
+    """
+    method = find_method(name)
+    if learning_rates is not None and "learning_rates" not in method.options:
+        raise TrakStoreError(f"learning rates are for tracin, got the method {name!r}")
+    given: dict[str, Any] = {
+        "damping": damping,
+        "memory_limit": memory_limit,
+        "learning_rates": learning_rates,
+    }
+    options = {option: given[option] for option in method.options}
+    return method.scores(
+        store, targets, train, epochs, allow_other_weights=allow_other_weights, **options
+    )

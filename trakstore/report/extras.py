@@ -1,0 +1,35 @@
+"""Libraries that only some users need, and how to install them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from trakstore.errors import TrakStoreError
+
+__all__ = ["need_extra"]
+
+
+def need_extra(purpose: str, extra: str, *modules: str) -> None:
+    """Refuse at once where a library of an extra is missing.
+
+    Parameters
+    ----------
+    purpose : str
+        What needs it, for the message.
+    extra : str
+        Name of the extra that holds the libraries.
+    *modules : str
+        Names by which the libraries are imported.
+
+    Raises
+    ------
+    TrakStoreError
+    """
+    for name in modules:
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            raise TrakStoreError(
+                f"{purpose} needs {error.name}, which is not installed: "
+                f'pip install "trakstore[{extra}]"'
+            ) from None

@@ -1,0 +1,173 @@
+"""Facts about a store, in words: what is in it, where that came from, and what can be used."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trakstore.planning import counted, human_bytes
+from trakstore.report.tables import span
+from trakstore.storage.layout import Epoch
+from trakstore.storage.skipped import SkippedRow, skipped_rows
+from trakstore.storage.split import Split, SplitStatus
+from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables.plans import planned_runs
+from trakstore.storage.tables.runs import Run
+
+__all__ = ["StoreContents", "store_facts", "store_verdict"]
+
+_NAMED = 3  # splits that a line names
+
+
+@dataclass(frozen=True)
+class StoreContents:
+    """A store's splits and records, read once.
+
+    Attributes
+    ----------
+    store : FeatureStore
+    splits : sequence of (Split, SplitStatus)
+        Each split with what is written of it.
+    planned : sequence of Run
+        Splits that a run was to write and has not begun.
+    runs : sequence of Run
+        Records of the runs that wrote the others.
+    """
+
+    store: FeatureStore
+    splits: Sequence[tuple[Split, SplitStatus]]
+    planned: Sequence[Run]
+    runs: Sequence[Run]
+
+    @classmethod
+    def of(cls, store: FeatureStore) -> StoreContents:
+        splits = [(store.split(one.epoch, one.split), one) for one in store.status()]
+        return cls(store, splits, planned_runs(store.location), store.runs())
+
+    @property
+    def status(self) -> list[SplitStatus]:
+        """Status of each split: what is written of it."""
+        return [status for _, status in self.splits]
+
+    @property
+    def complete(self) -> bool:
+        """True where every split is whole, and none is still to come."""
+        return bool(self.splits) and all(s.complete for s in self.status) and not self.planned
+
+    @property
+    def usable_epochs(self) -> list[Epoch]:
+        """Epochs that have every split of the store, whole, also those that are still to come."""
+        whole = {(one.epoch, one.split) for one in self.status if one.complete}
+        names = {one.split for one in self.status} | {one.split for one in self.planned}
+        return [e for e in self.store.epochs if names and all((e, name) in whole for name in names)]
+
+
+def store_facts(contents: StoreContents) -> dict[str, str]:
+    """Describe a store: its projection, output, columns, size and origin."""
+    store, spec = contents.store, contents.store.spec
+    facts = {"store": str(store.location), "features": _features(contents)}
+    if spec.output is not None:
+        facts["output"] = spec.output.name
+    if spec.parameters is not None:
+        count = len(spec.parameters.shapes)
+        facts["parameters"] = f"{spec.parameters.count:,} in {count} tensors"
+    if contents.splits:
+        itemsize = np.dtype(spec.dtype).itemsize
+        size = sum(s.written_rows * split.dim * itemsize for split, s in contents.splits)
+        facts["columns"] = _columns([split for split, _ in contents.splits])
+        facts["size"] = f"{human_bytes(size)} of features"
+        facts |= _origin(contents)
+    return facts
+
+
+def _origin(contents: StoreContents) -> dict[str, str]:
+    """Describe what the features were made from, and by whom; only --json has whole hashes."""
+    facts, splits = {}, [split for split, _ in contents.splits]
+    made = {s.name: s.spec.dataset.partition(":")[2][:12] for s in splits if s.spec.dataset}
+    if made:
+        facts["data sets"] = ", ".join(f"{name} {short}" for name, short in made.items())
+    masked = sum(len(split.masked) for split in splits)
+    if masked:
+        facts["masked"] = f"{masked:,} rows are left out"
+    skipped = [(split, one) for split in splits for one in skipped_rows(split)]
+    if skipped:
+        facts["bad rows"] = f"{len(skipped):,} of these: {_reasons(skipped)}"
+    if contents.runs:
+        last = contents.runs[-1]
+        workers = counted(last.world_size, "worker")
+        told = {name: last.versions.get(name, "unknown") for name in ("trakstore", "torch")}
+        versions = ", ".join(f"{name} {one}" for name, one in told.items())
+        facts["last run"] = f"{last.job}, {last.ended}, {workers} on {last.device}, {versions}"
+    return facts
+
+
+def _reasons(skipped: list[tuple[Split, SkippedRow]]) -> str:
+    """Reasons why rows are left out, with the first row of each."""
+    counts = Counter(one.reason for _, one in skipped)
+    first = {one.reason: (split, one) for split, one in reversed(skipped)}
+    told = [
+        f"{count:,} with {reason} (first {one.id} of {split.name} at epoch {split.epoch})"
+        for reason, count in counts.most_common()
+        for split, one in [first[reason]]
+    ]
+    return "; ".join(told)
+
+
+def _features(contents: StoreContents) -> str:
+    spec = contents.store.spec
+    dim = spec.dim or (contents.splits[0][0].dim if contents.splits else None)
+    seed = "" if spec.projection.seed is None else f", seed {spec.projection.seed}"
+    bits = "" if spec.keep_bits is None else f" rounded to {spec.keep_bits} bits"
+    return f"{spec.projection.kind}, dim {dim or 'open'}{seed}, {spec.dtype}{bits}"
+
+
+def _columns(splits: list[Split]) -> str:
+    every = set.intersection(*(set(split.columns) for split in splits))
+    some = set.union(*(set(split.columns) for split in splits)) - every
+    text = ", ".join(sorted(every))
+    return f"{text}; in some splits {', '.join(sorted(some))}" if some else text
+
+
+def store_verdict(contents: StoreContents) -> list[str]:
+    """Lines that say which epochs can be used; then whether all of it can, or what to do."""
+    status, planned = contents.status, contents.planned
+    where = shlex.quote(str(contents.store.location))
+    if not status:
+        return [f"empty: no split was written yet; trakstore featurize JOB --store {where} does"]
+    rows, written = sum(one.rows for one in status), sum(one.written_rows for one in status)
+    if contents.complete:
+        said = (
+            f"complete: all {rows:,} rows of {counted(len(status), 'split')} are there; whether they "
+            f"are still what was written: trakstore verify {where}"
+        )
+    else:
+        missing = [f"{rows - written:,} of {rows:,} rows are missing"] if written < rows else []
+        missing += [f"{_names(planned)} not begun"] if planned else []
+        said = f"incomplete: {', '.join(missing)}; go on with: {_next_command(contents)}"
+    return [f"epochs with every split whole: {span(contents.usable_epochs) or 'none'}", said]
+
+
+def _names(planned: Sequence[Run]) -> str:
+    """Splits that are still to come, a few of them by name, and the verb."""
+    named = [f"{one.split} at epoch {one.epoch}" for one in planned]
+    if len(named) > _NAMED:
+        named = [*named[:_NAMED], f"{len(named) - _NAMED} more splits"]
+    return f"{', '.join(named)} {'is' if len(planned) == 1 else 'are'}"
+
+
+def _next_command(contents: StoreContents) -> str:
+    """The command that writes what is missing."""
+    missing = {(one.epoch, one.split) for one in contents.status if not one.complete}
+    missing |= {(run.epoch, run.split) for run in contents.planned}
+    # Only a job that was named as on a command line can be named again.
+    named = [run for run in (*contents.runs, *contents.planned) if ":" in run.job]
+    jobs = [run.job for run in named if (run.epoch, run.split) in missing]
+    jobs = jobs or [run.job for run in named]  # killed before it could leave a record
+    if not jobs:
+        return "the call that wrote the others (featurize or write_split)"
+    where = shlex.quote(str(contents.store.location))
+    return f"trakstore featurize {shlex.quote(jobs[-1])} --store {where}"

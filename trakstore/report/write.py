@@ -1,0 +1,209 @@
+"""Writing of a report: one page to look at, with the samples themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.methods.by_name import find_method, scores_by_name
+from trakstore.methods.epochs import UnmaskedSplit, epoch_pairs
+from trakstore.quantities import as_whole
+from trakstore.report.choices import (
+    check_list_length,
+    default_rows,
+    known_epochs,
+    named_rows,
+    null_pairs,
+    transition_ends,
+)
+from trakstore.report.extras import need_extra
+from trakstore.report.gathering import Gathering
+from trakstore.report.page import render_page
+from trakstore.report.sample_source import Render, name_of, sample_source
+from trakstore.report.tables import span
+from trakstore.storage.exchange.named_files import check_file_place, writing
+from trakstore.storage.layout import Epoch
+from trakstore.storage.store import FeatureStore
+
+if TYPE_CHECKING:  # it needs torch
+    from trakstore.features import Job
+
+__all__ = ["MOST_LISTED", "MOST_TARGETS", "WrittenReport", "write_report"]
+
+MOST_TARGETS, MOST_LISTED = 200, 20
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """A report that was written.
+
+    Attributes
+    ----------
+    path : Path
+    bytes : int
+        Size of the file.
+    targets : int
+        Number of targets that it shows.
+    left_out : mapping of str to str
+        Sections that this store has no data for, and why.
+    token_ids : bool
+        Whether samples are shown as token ids, which ``render`` could make text of.
+    """
+
+    path: Path
+    bytes: int
+    targets: int
+    left_out: Mapping[str, str]
+    token_ids: bool
+
+
+def write_report(
+    store: FeatureStore,
+    path: str | os.PathLike[str] = "report.html",
+    *,
+    job: Job | str | None = None,
+    render: Render | str | None = None,
+    k: int = 8,
+    target_ids: Sequence[int | str] | None = None,
+    count: int = 24,
+    before: Epoch | None = None,
+    after: Epoch | None = None,
+    null: Sequence[Sequence[Epoch]] = (),
+    targets: str = "test",
+    train: str = "train",
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    damping: float = 1.0,
+    method: str = "trak",
+    memory_limit: int | str | None = None,
+    allow_other_weights: bool = False,
+) -> WrittenReport:
+    """Write one HTML page: targets with the samples that helped and harmed them, and when.
+
+    The page loads nothing. Needs matplotlib and Jinja, the "report" extra. What can be refused is
+    refused before scores are computed.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        An open store.
+    path : str or path
+        The file to write; one that is there is replaced.
+    job : Job or str, optional
+        The job that was featurized, or its name like ``"jobs.py:digits"``: its data sets hold the
+        samples that the page shows, and its models say what they predict.
+    render : callable or str, optional
+        A function that gives a text, an image or a figure of a sample of the data set, or its name
+        like ``"file.py:function"``. Without a job it gets the split, id and row of the sample.
+    k : int
+        Entries of each list, 20 at most.
+    target_ids : sequence of int or str, optional
+        Sample ids of the targets to show, or ``"@N"`` for row N; 200 at most.
+    count : int
+        Number of targets where none is named, 200 at most: half by largest loss, the others spread
+        out.
+    before, after : int or str, optional
+        Epochs at the ends of the transition; by default the first and the last.
+    null : sequence of (epoch, epoch)
+        Pairs of epochs between which nothing happened: they give false discovery rates.
+    targets, train : str
+        The split that is asked about, and the one that is held responsible.
+    epochs : epoch or sequence of epochs, optional
+        Checkpoints whose scores are averaged; all that have both splits by default.
+    damping : float
+        c of λ = c · tr(K) / n.
+    method : str
+        A method as the command line names it, such as ``"influence"``.
+    memory_limit : int or str, optional
+        Most memory to take, such as ``"600MB"``; a quarter of what is free by default.
+    allow_other_weights : bool
+        Whether targets and train rows of an epoch may be of different checkpoints.
+
+    Returns
+    -------
+    WrittenReport
+
+    Raises
+    ------
+    NotFoundError
+        A split, epoch, sample, method, job or function that is not there.
+    SpecMismatchError
+        The job's data sets are not those that the features were made from.
+    LocationError
+        The file cannot be written.
+    TrakStoreError
+        The extra is not installed, a number is out of its range, epochs that are no transition or no
+        null, a page of more than 32 MB.
+
+    Examples
+    --------
+    >>> import trakstore as ts
+    >>> from trakstore.report import write_report
+    >>> store = ts.open_store("run.zarr")  # doctest: +SKIP
+    >>> write_report(store, "report.html", job="jobs.py:digits").targets  # doctest: +SKIP
+    24
+    """
+    path = Path(path)
+    need_extra("a report", "report", "jinja2", "matplotlib", "PIL")
+    find_method(method)
+    check_file_place(path)
+    pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
+    known, last = [pair.epoch for pair in pairs], pairs[-1]
+    check_list_length(as_whole(k, "k", 1, MOST_LISTED), last.train)
+    rows = _shown_rows(last.target, target_ids, as_whole(count, "count", 1, MOST_TARGETS))
+    ends = transition_ends(known, before, after)
+    pairs_of_null = null_pairs(null, ends)
+    known_epochs([epoch for pair in pairs_of_null for epoch in pair], known)
+    samples = sample_source(job, render, [last.target.stored, last.train.stored])
+    scores = scores_by_name(
+        method,
+        store,
+        targets,
+        train,
+        known,
+        damping=damping,
+        memory_limit=memory_limit,
+        allow_other_weights=allow_other_weights,
+    )
+    gathering = Gathering(store, scores, pairs, rows, k, ends, pairs_of_null, damping, memory_limit)
+    asked = {
+        "method": scores.method,
+        "targets": f"{targets}, {last.target.rows:,} samples",
+        "train": f"{train}, {last.train.rows:,} samples",
+        "shown": _how_chosen(last.target, target_ids, len(rows)),
+        "epochs": span(known, most=8),
+        "damping": f"c = {damping:g}",
+        "samples by": " and ".join(name_of(one) for one in (job, render) if one) or "id only",
+    }
+    found = gathering.findings(samples, asked)
+    page = render_page(found).encode("utf-8", "replace")  # a path may have no characters
+    token_ids = render is None and samples.token_ids
+    with writing(path):
+        path.write_bytes(page)
+    return WrittenReport(path, len(page), len(rows), found.left_out, token_ids)
+
+
+def _shown_rows(
+    split: UnmaskedSplit, names: Sequence[int | str] | None, count: int
+) -> NDArray[np.int64]:
+    if not names:
+        return default_rows(split, count)
+    if len(names) > MOST_TARGETS:
+        raise TrakStoreError(f"a page shows {MOST_TARGETS} targets at most, got {len(names)}")
+    return named_rows(split, names)
+
+
+def _how_chosen(split: UnmaskedSplit, names: Sequence[int | str] | None, count: int) -> str:
+    """Say how the targets that are shown were chosen."""
+    if names:
+        return f"{count} targets that were named"
+    spread = "evenly spaced"
+    if "loss" not in split.stored.columns:
+        return f"{count} targets, {spread}"
+    return f"{count} targets: half by largest loss, the others {spread}"
