@@ -108,7 +108,7 @@ class TracInAttributor:
         sample_rate : float
             Share of the train samples that gradients are computed of.
         stratify_by : "label", or key of dict samples, or function of a sample, or None
-            What is drawn in equal shares; ``"label"`` is the last entry of a sample.
+            Strata, of which equal shares are drawn; ``"label"`` is the last entry of a sample.
         seed : int
             Seed of the draw.
 

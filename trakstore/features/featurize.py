@@ -1,4 +1,4 @@
-"""The worker loop: batches in, blocks of features out."""
+"""Loop of a worker: batches in, blocks of features out."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def _prepared(
 
 
 def _line(task: SplitTask, show: bool) -> ProgressLine:
-    """Progress of the whole split: the first worker shows it, from what all of them committed."""
+    """Progress of the whole split: the first worker shows it, from the commits of all."""
     split = task.writer.split
     return ProgressLine(
         f"{split.name} at epoch {split.epoch}",
@@ -240,7 +240,7 @@ def _line(task: SplitTask, show: bool) -> ProgressLine:
 
 
 def _record(job: Job, task: SplitTask, worker: _Worker, began: str) -> None:
-    """Note what this worker did, also when it was stopped."""
+    """Note the work of this worker, also when it was stopped."""
     if task.rows_written == 0:
         return
     split = task.writer.split
@@ -276,14 +276,14 @@ def _run(job: Job, task: SplitTask, worker: _Worker, began: str) -> Run:
 
 
 def _do_share(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
-    """The blocks that are this rank's duty: a function of count, rank and world alone."""
+    """Write the blocks that are this rank's duty: a function of count, rank and world alone."""
     missing = set(task.writer.split.missing_blocks())
     own = share(task.writer.spec.blocks, worker.rank, worker.world)
     return _write([block for block in own if block in missing], task, line)
 
 
 def _help(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
-    """Whatever is missing, until nothing is: half of it between two listings, so that those are few.
+    """Write blocks until none is missing: half of them between two listings, so that those are few.
 
     Each block's marker is looked at just before. The last few missing blocks are most likely in the
     hands of other workers: those are first given the time that a block takes.

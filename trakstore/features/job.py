@@ -191,9 +191,9 @@ class Job:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Meanwhile :meth:`load` may change the model; it has its own weights again afterwards.
+        """Let :meth:`load` change the model, which has its own weights again afterwards.
 
-        For that a copy of them is held on the CPU; of its buffers alone, without checkpoints.
+        A copy of them is held on the CPU meanwhile; of its buffers alone, without checkpoints.
         """
         self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
         with kept(self.model, parameters=bool(self.checkpoints)):
@@ -213,7 +213,7 @@ class Job:
                     )
 
     def load(self, epoch: int | str) -> nn.Module:
-        """The model, into which the weights of an epoch were loaded; within :meth:`lent`."""
+        """Load the weights of an epoch into the model, and give it; within :meth:`lent`."""
         epoch = as_epoch(epoch)
         if self.checkpoints is None and epoch == 0:
             return self.model
@@ -248,9 +248,12 @@ class Job:
 
 
 def load_job(name: str) -> Job:
-    """The job that ``jobs.py:digits`` or ``package.module:name`` names.
+    """Load the job that ``jobs.py:digits`` or ``package.module:name`` names.
 
-    The name is a :class:`Job`, or a function without arguments that returns one.
+    Parameters
+    ----------
+    name : str
+        Name of a :class:`Job`, or of a function without arguments that returns one.
 
     Raises
     ------
@@ -270,7 +273,7 @@ def load_job(name: str) -> Job:
 
 
 def _by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkpoint]:
-    """The same weights by epochs as the store has them; a mapping that has those is not read."""
+    """Name weights by epochs as the store does; a mapping that has such names is not read."""
     epochs = {epoch: as_epoch(epoch) for epoch in checkpoints}
     if all(type(epoch) is type(told) for epoch, told in epochs.items()):
         return checkpoints
@@ -280,7 +283,7 @@ def _by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Check
 
 
 def _weights_below(state: Any, model: nn.Module) -> str:
-    """What to say of a training state that holds the weights below one of its names; else nothing."""
+    """Words about a training state that holds the weights below one of its names; else none."""
     if not isinstance(state, Mapping):
         return f"needed a mapping of names to tensors, got a {type(state).__name__}"
     wanted = set(model.state_dict())
@@ -318,7 +321,7 @@ _UNREADABLE = (
 
 
 def _reason(error: Exception) -> str:
-    """Why a file was not read; not in torch's words, which advise to let the file run its code."""
+    """Reason why a file was not read; torch's own words advise to let the file run its code."""
     if not isinstance(error, pickle.UnpicklingError):
         return str(error).split("\n")[0][:200] or type(error).__name__
     named = re.search(r"GLOBAL (\S{1,100})", str(error))

@@ -56,7 +56,7 @@ def loaded(source: Any, num_samples: int | None = None) -> Loaded:
     Parameters
     ----------
     source : DataLoader without shuffling, map-style data set, or list of samples
-        What was already loaded is taken as it is.
+        Samples; a :class:`Loaded` is taken as it is.
     num_samples : int, optional
         Number of samples to take from the front; all when None.
 

@@ -1,4 +1,4 @@
-"""Which parameters gradients are taken of, under names that no wrapper changes."""
+"""Parameters that gradients are taken of, under names that no wrapper changes."""
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ def select_parameters(
     Parameters
     ----------
     model : nn.Module
+        Model with the parameters.
     patterns : str or sequence of str
         Shell-style patterns of canonical names, such as ``"layer4.*"``. A parameter that modules share
         has the name that it has in the first of them.
@@ -148,7 +149,7 @@ def last_layers(model: nn.Module, count: int) -> tuple[str, ...]:
 def parameter_spec(
     selected: dict[str, nn.Parameter], patterns: str | Sequence[str]
 ) -> ParameterSpec:
-    """What is stored of a selection: canonical names and shapes, in model order."""
+    """Describe a selection by canonical names and shapes, in model order."""
     shapes = tuple((canonical_name(name), tuple(p.shape)) for name, p in selected.items())
     return ParameterSpec(shapes, as_patterns(patterns))
 
@@ -166,7 +167,7 @@ def _other_names(model: nn.Module, pattern: str) -> dict[str, str]:
 
 
 def _instead(model: nn.Module, pattern: str, tied: Mapping[str, str], trainable: list[str]) -> str:
-    """What there is where a pattern selects nothing."""
+    """Names that there are where a pattern selects nothing."""
     if tied:
         name, first = next(iter(tied.items()))
         return f"{name} is tied: it is the parameter {first}; select it by that name"

@@ -1,4 +1,4 @@
-"""What a model says of its samples while it is trained: measured, and stored in the background."""
+"""Measures of samples while a model is trained, stored in the background."""
 
 from __future__ import annotations
 
