@@ -140,9 +140,8 @@ class PhaseTransitionAttributor:
             raise TrakStoreError("checkpoints that are state dicts need model=, which takes them")
         self.model: nn.Module = own_copy(one) if model is None else model  # type: ignore[arg-type]
         self.checkpoints = state_dicts(model_checkpoints, self.model)
-        self.change_point = None if curve is None else change_point(curve)
-        last = 0 if self.change_point is None else self.change_point.index - 1
-        first = -1 if self.change_point is None else self.change_point.index
+        self.change_point = found = None if curve is None else change_point(curve)
+        last, first = (0, -1) if found is None else (found.index - 1, found.index)
         self.transition = transition or (self.epochs[last], self.epochs[first])
         self.trak = DelayedGeneralizationTRAK(self.model, **options)
         self._data = {"train": train_data, "test": test_data}
