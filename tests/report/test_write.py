@@ -82,6 +82,7 @@ ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"job": "{jobs}:small", "render": "{jobs}:words", "count": 3, "k": 2},
     ),
     "targets": (["--target", "4", "--target", "@0"], {"target_ids": [4, "@0"]}),
+    "target": (["--target", "5"], {"target_ids": np.array([5])}),
     "transition": (
         ["--before", "1", "--after", "2", "--null", "2,3", "--damping", "0.5"],
         {"before": 1, "after": 2, "null": [(2, 3)], "damping": 0.5},
@@ -130,10 +131,16 @@ def test_a_job_and_a_function_may_be_given_themselves(
     assert all((after[name] == one).all() for name, one in before.items())
 
 
+def test_an_absolute_damping(store: ts.FeatureStore, out: Path) -> None:
+    write_report(store, out, damping=ts.Damping(absolute=0.25), count=1, k=1, epochs=3)
+    page = out.read_text()
+    assert "λ = 0.25" in page and "<td>0.25</td>" in page
+
+
 def test_without_a_job_a_function_gets_the_place(
     jobs: Path, store: ts.FeatureStore, out: Path
 ) -> None:
-    write_report(store, out, render=f"{jobs}:place", target_ids=["@5"], k=1)
+    write_report(store, out, render=f"{jobs}:place", target_ids="@5", k=1)
     assert "test 5 in row 5" in out.read_text()
 
 
@@ -153,6 +160,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "null itself": ({"null": [(3, 1)]}, "the null 3,1 is the transition itself"),
     "lone null": ({"null": [(2,)]}, r"like 100 and 200, got \(2,\)"),
     "bare null": ({"null": (1, 2)}, "like 100 and 200, got 1"),
+    "damping": ({"damping": -1}, "damping must be a finite number >= 0, got -1"),
     "render": ({"render": 3}, "render must be a function of a sample, or its name; 3 is no"),
     "job": ({"job": "none.py:small"}, "there is no job file"),
     "folder": ({"path": "/"}, "is a folder"),

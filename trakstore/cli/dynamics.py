@@ -19,7 +19,7 @@ def dynamics(
     store: StorePath,
     split: SampleSplit = "train",
     by: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Sorted by this, smallest first.")
+        str, typer.Option(metavar="COLUMN", help="Summary to sort by, smallest first.")
     ] = "aum",
     largest: Annotated[bool, typer.Option("--largest", help="Largest first.")] = False,
     k: SampleCount = 20,

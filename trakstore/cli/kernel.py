@@ -24,8 +24,8 @@ def kernel(
     weighting: Annotated[
         str,
         typer.Option(
-            help="Of the rows: auto (as trak has it), none (as published-trak has it), logistic (as "
-            "influence has it), logistic-T with a temperature T, or loss."
+            help="Weights of the rows: auto (trak's), none (published-trak's), logistic (influence's), "
+            "logistic-T with a temperature T, or loss."
         ),
     ] = "auto",
     *,

@@ -81,7 +81,7 @@ LearningRate: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         metavar="RATE",
-        help="Of tracin where the store has none: for all epochs, or EPOCH=RATE several times.",
+        help="Rate for tracin where the store has none: one for all, or EPOCH=RATE several times.",
     ),
 ]
 Target: TypeAlias = Annotated[list[str] | None, target_option("all")]

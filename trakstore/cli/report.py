@@ -68,7 +68,7 @@ def report(
             job=job,
             render=render,
             k=k,
-            target_ids=target,
+            target_ids=target or (),
             count=count,
             before=before,
             after=after,

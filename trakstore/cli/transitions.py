@@ -28,8 +28,8 @@ __all__ = ["transitions"]
 
 @with_request("epoch", "learning_rate")
 def transitions(
-    before: Annotated[str, typer.Option(metavar="EPOCH", help="Before it.")],
-    after: Annotated[str, typer.Option(metavar="EPOCH", help="After it.")],
+    before: Annotated[str, typer.Option(metavar="EPOCH", help="Epoch before the transition.")],
+    after: Annotated[str, typer.Option(metavar="EPOCH", help="Epoch after the transition.")],
     null: Null = None,
     other_seed: Annotated[
         list[str] | None,

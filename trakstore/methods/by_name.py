@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.kernels.solvers import Damping
 from trakstore.methods.influence import influence_scores
 from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
 from trakstore.methods.tracin import tracin_scores
@@ -61,7 +62,7 @@ def scores_by_name(
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
     *,
-    damping: float = 1.0,
+    damping: float | Damping = 1.0,
     memory_limit: int | str | None = None,
     learning_rates: Mapping[Epoch, float] | float | None = None,
     allow_other_weights: bool = False,

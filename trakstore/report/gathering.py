@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import trakstore
 from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.kernels.solvers import Damping
 from trakstore.methods.epochs import EpochPair
 from trakstore.methods.influence import self_scores
 from trakstore.methods.kernel_report import KernelReport, kernel_report
@@ -57,7 +58,7 @@ class Gathering:
         Epochs of the transition.
     null : sequence of (epoch, epoch)
         Pairs of epochs between which nothing happened.
-    damping : float
+    damping : Damping
     memory_limit : int, str or None
     left_out : dict of str to str
         Sections that cannot be there, and why.
@@ -70,7 +71,7 @@ class Gathering:
     k: int
     ends: tuple[Epoch, Epoch] | None
     null: Sequence[tuple[Epoch, Epoch]]
-    damping: float
+    damping: Damping
     memory_limit: int | str | None
     left_out: dict[str, str] = field(default_factory=dict)
 

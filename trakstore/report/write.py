@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
+from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import find_method, scores_by_name
 from trakstore.methods.epochs import UnmaskedSplit, epoch_pairs
 from trakstore.quantities import as_whole
@@ -23,6 +24,7 @@ from trakstore.report.choices import (
     null_pairs,
     transition_ends,
 )
+from trakstore.report.contents import Findings
 from trakstore.report.extras import need_extra
 from trakstore.report.gathering import Gathering
 from trakstore.report.page import render_page
@@ -71,7 +73,7 @@ def write_report(
     job: Job | str | None = None,
     render: Render | str | None = None,
     k: int = 8,
-    target_ids: Sequence[int | str] | None = None,
+    target_ids: str | Sequence[int | str] = (),
     count: int = 24,
     before: Epoch | None = None,
     after: Epoch | None = None,
@@ -79,7 +81,7 @@ def write_report(
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
-    damping: float = 1.0,
+    damping: float | Damping = 1.0,
     method: str = "trak",
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
@@ -103,7 +105,7 @@ def write_report(
         like ``"file.py:function"``. Without a job it gets the split, id and row of the sample.
     k : int
         Entries of each list, 20 at most.
-    target_ids : sequence of int or str, optional
+    target_ids : sequence of int or str, or one str
         Sample ids of the targets to show, or ``"@N"`` for row N; 200 at most.
     count : int
         Number of targets where none is named, 200 at most: half by largest loss, the others spread
@@ -116,8 +118,8 @@ def write_report(
         The split that is asked about, and the one that is held responsible.
     epochs : epoch or sequence of epochs, optional
         Checkpoints whose scores are averaged; all that have both splits by default.
-    damping : float
-        c of λ = c · tr(K) / n.
+    damping : float or Damping
+        c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``.
     method : str
         A method as the command line names it, such as ``"influence"``.
     memory_limit : int or str, optional
@@ -152,14 +154,17 @@ def write_report(
     path = Path(path)
     need_extra("a report", "report", "jinja2", "matplotlib", "PIL")
     find_method(method)
+    damping = Damping.of(damping)
     check_file_place(path)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     known, last = [pair.epoch for pair in pairs], pairs[-1]
     check_list_length(as_whole(k, "k", 1, MOST_LISTED), last.train)
-    rows = _shown_rows(last.target, target_ids, as_whole(count, "count", 1, MOST_TARGETS))
+    as_whole(count, "count", 1, MOST_TARGETS)
+    named = [target_ids] if isinstance(target_ids, str) else list(target_ids)
+    rows, chosen = _shown_rows(last.target, named, count)
     ends = transition_ends(known, before, after)
-    pairs_of_null = null_pairs(null, ends)
-    known_epochs([epoch for pair in pairs_of_null for epoch in pair], known)
+    null_epochs = null_pairs(null, ends)
+    known_epochs([epoch for pair in null_epochs for epoch in pair], known)
     samples = sample_source(job, render, [last.target.stored, last.train.stored])
     scores = scores_by_name(
         method,
@@ -171,39 +176,43 @@ def write_report(
         memory_limit=memory_limit,
         allow_other_weights=allow_other_weights,
     )
-    gathering = Gathering(store, scores, pairs, rows, k, ends, pairs_of_null, damping, memory_limit)
     asked = {
         "method": scores.method,
         "targets": f"{targets}, {last.target.rows:,} samples",
         "train": f"{train}, {last.train.rows:,} samples",
-        "shown": _how_chosen(last.target, target_ids, len(rows)),
+        "shown": chosen,
         "epochs": span(known, most=8),
-        "damping": f"c = {damping:g}",
-        "samples by": " and ".join(name_of(one) for one in (job, render) if one) or "id only",
+        "damping": _in_words(damping),
+        "samples by": " and ".join(name_of(o) for o in (job, render) if o is not None) or "id only",
     }
+    gathering = Gathering(store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit)
     found = gathering.findings(samples, asked)
-    page = render_page(found).encode("utf-8", "replace")  # a path may have no characters
+    size = _write_page(path, found)
     token_ids = render is None and samples.token_ids
-    with writing(path):
-        path.write_bytes(page)
-    return WrittenReport(path, len(page), len(rows), found.left_out, token_ids)
+    return WrittenReport(path, size, len(rows), found.left_out, token_ids)
 
 
 def _shown_rows(
-    split: UnmaskedSplit, names: Sequence[int | str] | None, count: int
-) -> NDArray[np.int64]:
-    if not names:
-        return default_rows(split, count)
+    split: UnmaskedSplit, names: Sequence[int | str], count: int
+) -> tuple[NDArray[np.int64], str]:
+    """Rows of the targets to show, and how they were chosen."""
     if len(names) > MOST_TARGETS:
         raise TrakStoreError(f"a page shows {MOST_TARGETS} targets at most, got {len(names)}")
-    return named_rows(split, names)
-
-
-def _how_chosen(split: UnmaskedSplit, names: Sequence[int | str] | None, count: int) -> str:
-    """Say how the targets that are shown were chosen."""
     if names:
-        return f"{count} targets that were named"
-    spread = "evenly spaced"
+        return named_rows(split, names), f"{len(names)} targets that were named"
+    rows = default_rows(split, count)
     if "loss" not in split.stored.columns:
-        return f"{count} targets, {spread}"
-    return f"{count} targets: half by largest loss, the others {spread}"
+        return rows, f"{len(rows)} targets, evenly spaced"
+    return rows, f"{len(rows)} targets: half by largest loss, the others evenly spaced"
+
+
+def _in_words(damping: Damping) -> str:
+    return f"λ = {damping.absolute:g}" if damping.relative is None else f"c = {damping.relative:g}"
+
+
+def _write_page(path: Path, found: Findings) -> int:
+    """Write the page; return its bytes."""
+    page = render_page(found).encode("utf-8", "replace")  # a path may have no characters
+    with writing(path):
+        path.write_bytes(page)
+    return len(page)

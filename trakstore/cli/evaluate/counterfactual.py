@@ -30,7 +30,7 @@ def counterfactual(
         typer.Option(help="Samples that are taken away; several times for several. 10 and 50."),
     ] = None,
     repeats: Repeats = 5,
-    seed: Annotated[int, typer.Option(help="Of training and random removals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of training and random removals.")] = 0,
     at_once: AtOnce = 50,
     target: Target = None,
     *,

@@ -27,7 +27,9 @@ def lds(
     models: Models,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="As of `trakstore score`; several times for several. trak if not given."),
+        typer.Option(
+            help="As `trakstore score --method`; several times for several. trak if not given."
+        ),
     ] = None,
     scores: Annotated[
         list[str] | None,
@@ -35,9 +37,9 @@ def lds(
     ] = None,
     trainer: TrainerName = None,
     count: Annotated[int, typer.Option(min=3, help="Models there shall be, with --trainer.")] = 200,
-    share: Annotated[float, typer.Option(help="Of the train rows in each subset.")] = 0.5,
+    share: Annotated[float, typer.Option(help="Share of the train rows in each subset.")] = 0.5,
     repeats: Repeats = 1,
-    seed: Annotated[int, typer.Option(help="Of subsets and training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of subsets and training.")] = 0,
     at_once: AtOnce = 50,
     *,
     asked: ScoreRequest,
