@@ -1,7 +1,6 @@
 """What a layer knows of its per-sample gradients before they are formed."""
 
-from __future__ import annotations
-
+# Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
