@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import trakstore as ts
 from trakstore.errors import NotFoundError
 from trakstore.evaluation.checks import check_setup
+from trakstore.evaluation.store_checks import check_rows
 from trakstore.evaluation.verdicts import Check
 from trakstore.features import Job, featurize_job
 from trakstore.features.fingerprint import hashed_rows
@@ -195,6 +196,20 @@ def test_duplicated_rows(tmp_path: Path) -> None:
     assert (check.verdict, check.number) == ("warn", 3)
     assert "rows 4 and 100" in check.remedy
     assert found["no row stands twice", "test at epoch 0"].verdict == "pass"
+
+
+def test_rows_are_copies_up_to_rounding(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 64))
+    rows[[40, 7, 250]] = rows[12] * (1 + 1e-7 * np.random.default_rng(1).normal(size=(3, 64)))
+    rows[90] = rows[30] * 1.001  # near, and another
+    rows[[60, 61]] = 0  # seen by another check
+    store = ts.FeatureStore.create(
+        tmp_path / "s.zarr", projection=ts.ProjectionSpec("external", dim=64)
+    )
+    store.write_split(0, "train", rows.astype(np.float32))
+    (found,) = (one for one in check_rows(store.split(0, "train")) if "twice" in one.name)
+    assert (found.verdict, found.number) == ("warn", 3)
+    assert "rows 7 and 12" in found.remedy
 
 
 def test_a_singular_kernel(tmp_path: Path) -> None:
