@@ -102,7 +102,8 @@ def null_pairs(
     pairs = []
     for one in given:
         if isinstance(one, str) or not isinstance(one, Sequence) or len(one) != 2:
-            raise TrakStoreError(f"a null takes two epochs, like 100 and 200, got {shown(one)}")
+            got = ", ".join(map(str, one)) if isinstance(one, list | tuple) else shown(one)
+            raise TrakStoreError(f"a null takes two epochs, like 100 and 200, got {got}")
         pair = (as_epoch(one[0]), as_epoch(one[1]))
         if pair[0] == pair[1]:
             raise TrakStoreError(f"a null takes two epochs, got one twice: {pair[0]!r}")
