@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from features.whole_models import MODELS, Language, ResNet
 from torch import Tensor, nn
 
 from trakstore.features.layers import MATCHERS
+from trakstore.features.outputs import RowOutputs
 from trakstore.spec import ProjectionSpec
 
 SPECS = [
@@ -233,3 +236,49 @@ def test_threads_change_nothing_but_rounding() -> None:
 def test_every_matcher_is_of_a_function() -> None:
     assert all(callable(function) for function in MATCHERS)
     assert Bent().name
+
+
+class RarelyUnknown(nn.Module):
+    """A known layer, and beside it a use of its weight that no layer type knows, for large inputs."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.form, self.a = form, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        known = self.a(x)
+        rare = known * 0
+        if x.abs().max() > 50:
+            rare = torch.einsum("oi,bi->bo", self.a.weight, x)
+        return self.form(known, rare)
+
+
+class SumOfCalls(Bent):
+    """Of the answers to two inputs."""
+
+    calls_alone = True
+
+    def __call__(self, model: Callable[..., Any], batch: Any) -> RowOutputs:
+        def called(x: Tensor) -> Tensor:
+            found = model(x)
+            found = vars(found).values() if isinstance(found, SimpleNamespace) else found
+            return found if isinstance(found, Tensor) else sum(found)
+
+        return super().__call__(lambda x, other: called(x) + called(other), batch)
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tensor": lambda known, rare: known + rare,
+    "tuple": lambda known, rare: (known, rare),
+    "object": lambda known, rare: SimpleNamespace(logits=known, others=rare),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unknown_uses_are_seen_behind_all_that_a_model_answers(form: str) -> None:
+    model, output = seeded(lambda: RarelyUnknown(FORMS[form])), SumOfCalls()
+    own = engine(model, output=output)
+    x, other, large = normal(4, 4), normal(4, 4, seed=1), 50 + normal(4, 4, seed=1).abs()
+    for batch in ((x, other), (large, x), (x, large)):
+        assert error(own.rows(batch).features, plain(model, batch, output)) < 1e-5
+    assert not own.generic_parameters
