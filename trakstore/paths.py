@@ -1,4 +1,4 @@
-"""What is at a path.
+"""Questions about a path.
 
 Since Python 3.14, :mod:`pathlib` says that nothing is there whatever the reason: a folder without
 permission, a disk that fails, a name that is too long. Here only what is not there is not there; for
@@ -17,22 +17,22 @@ _NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def exists(path: Path) -> bool:
-    """Whether something is there, behind links too."""
+    """Tell if something is there, behind links too."""
     return _mode(path) != 0
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there, behind links too."""
+    """Tell if a regular file is there, behind links too."""
     return stat.S_ISREG(_mode(path))
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there, behind links too."""
+    """Tell if a folder is there, behind links too."""
     return stat.S_ISDIR(_mode(path))
 
 
 def is_link(path: Path) -> bool:
-    """Whether a symbolic link is there."""
+    """Tell if a symbolic link is there."""
     return stat.S_ISLNK(_mode(path, follow=False))
 
 

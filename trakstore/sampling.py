@@ -203,7 +203,7 @@ def estimate_mean(
 
 
 def _variance(sample: Sample, values: NDArray[np.float64]) -> float:
-    """Of the estimated total."""
+    """Variance of the estimated total."""
     of, total = sample.strata[sample.positions], 0.0
     for stratum in np.unique(of):
         drawn = values[of == stratum]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trakstore.evaluation.verdicts import Check, Verdict, unless
 from trakstore.kernels.solvers import CONDITION_LIMIT
@@ -15,7 +14,6 @@ from trakstore.planning import ranges
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
-from trakstore.storage.stored import StoredColumn
 
 __all__ = ["check_kernel", "check_rows"]
 
@@ -77,34 +75,30 @@ def check_kernel(
 
 
 def _doubled(split: Split) -> tuple[int, tuple[int, int]]:
-    """Rows that are copies of another one, and the first such pair; 24 bytes a row are held.
+    """Count rows that are copies of another one, and find the first such pair.
 
     Equal samples give rows that are equal to rounding: where a sample stands in its batch decides
-    how it is rounded. Three numbers of each row find pairs that may be equal, which are then read.
+    how it is rounded. A row is known by its norm and its products with four random directions; rows
+    that agree in all of these are taken for copies. Some 100 bytes a row are held.
     """
     features, rows = split.column("features"), split.spec.rows
     near = float(max(_ROUNDINGS * np.finfo(np.float32).eps, 2 * np.finfo(features.dtype).eps))
-    directions = np.random.default_rng(0).choice([-1.0, 1.0], (features.shape[1], 2))
-    told = np.empty((rows, 3))
+    directions = np.random.default_rng(0).choice([-1.0, 1.0], (features.shape[1], 4))
+    told = np.empty((rows, 5))
     for start, stop in ranges(rows, features.chunk_rows):
         tile = features.read(start, stop).astype(np.float64)
         told[start:stop, 0] = np.linalg.norm(tile, axis=1)
         told[start:stop, 1:] = tile @ directions
-    known = np.isfinite(told).all(axis=1) & (told[:, 0] > 0)
-    order = np.flatnonzero(known)
+    order = np.flatnonzero(np.isfinite(told).all(axis=1) & (told[:, 0] > 0))
     order = order[np.argsort(told[order, 1], kind="stable")]
-    copies, pairs = set[int](), list[tuple[int, int]]()
+    copies, pair = np.zeros(rows, dtype=bool), (0, rows)
     for apart in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
         left, right = order[:-apart], order[apart:]
         close = np.abs(told[left] - told[right]) <= 2 * near * told[left, :1]
-        for at in np.flatnonzero(close.all(axis=1)).tolist():
-            one, other = sorted((int(left[at]), int(right[at])))
-            difference = np.linalg.norm(_row(features, one) - _row(features, other))
-            if difference <= near * told[one, 0]:
-                copies.add(int(right[at]))
-                pairs.append((one, other))
-    return len(copies), min(pairs, key=lambda pair: pair[::-1], default=(0, 0))
-
-
-def _row(features: StoredColumn, at: int) -> NDArray[np.float64]:
-    return np.asarray(features.read(at, at + 1)[0], dtype=np.float64)
+        same = close.all(axis=1)
+        copies[right[same]] = True
+        later = np.maximum(left[same], right[same])
+        if len(later) and later.min() < pair[1]:
+            first = int(later.argmin())
+            pair = int(min(left[same][first], right[same][first])), int(later[first])
+    return int(copies.sum()), pair

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from zarr.storage import LocalStore
 
 from trakstore.kernels.choice import choose_solver, need_solver
 from trakstore.kernels.gram import GramDtype, check_gram_dtype, gram, gram_bytes
@@ -99,7 +98,7 @@ class _Asked:
 
 def _needs_gram(split: KernelSplit, damping: Damping, solver: Solver | None, limit: int) -> bool:
     """Whether a split, not on a local disk, gets a solver that takes a gram."""
-    if isinstance(split.location.store, LocalStore):
+    if split.location.near:
         return False
     dim = split.column(layout.FEATURES).shape[1]
     chosen = solver or choose_solver(unmasked_count(split), dim, damping, limit)

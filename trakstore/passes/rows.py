@@ -159,7 +159,7 @@ def together(
 def _stored(rows: Rows | None, start: int, stop: int) -> Iterator[tuple[StoredColumn, int, int]]:
     """The stored columns below that are not on a local disk, and which of their rows are read."""
     if isinstance(rows, StoredColumn):
-        if not rows.near:
+        if not rows.location.near:
             yield rows, start, stop
     elif isinstance(rows, MeanRows):
         for column in rows.columns:
@@ -176,7 +176,7 @@ def _stored(rows: Rows | None, start: int, stop: int) -> Iterator[tuple[StoredCo
 def _is_far(rows: Rows) -> bool:
     while isinstance(rows, _Chosen):
         rows = rows.base
-    return not isinstance(rows, StoredColumn) or not rows.near
+    return not isinstance(rows, StoredColumn) or not rows.location.near
 
 
 def take(rows: Rows, index: Taken) -> Rows:

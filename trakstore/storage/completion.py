@@ -84,9 +84,8 @@ def _noted(split: Split) -> bool:
         return True
     if split.missing_blocks():
         return False
-    parts = path.split("/")
-    for above in ("/".join(parts[:n]) for n in range(1, len(parts))):
-        place.put_if_absent(layout.document_key(above), group_document({}))
+    above = layout.document_keys(path.rpartition("/")[0])
+    place.put_all_if_absent(dict.fromkeys(above, group_document({})))
     own = Completion(path, split.spec.nonce, split.rows)
     place.put({layout.document_key(path): own.document})
     if split.missing_blocks():  # it was repaired or dropped meanwhile

@@ -18,7 +18,6 @@ import dask.array as da
 import numpy as np
 from numcodecs import VLenUTF8, Zstd
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
 from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import ranges
@@ -56,7 +55,7 @@ def read_together(
     """
     found, known = list[Wanted](), set[str]()
     for column, start, stop in wanted:
-        for key in [] if column.near else column.chunk_keys(start, stop):
+        for key in [] if column.location.near else column.chunk_keys(start, stop):
             marker = column.wanted_marker(key)
             if marker is not None and marker.key not in known:
                 known.add(marker.key)
@@ -176,14 +175,11 @@ class StoredColumn:
 
     def _together(self, start: int, stop: int) -> AbstractContextManager[None]:
         """Chunks of some rows and their markers at once, unless they are on their way already."""
-        if self.near or any(is_wanted(self.location, k) for k in self.chunk_keys(start, stop)):
+        if self.location.near or any(
+            is_wanted(self.location, k) for k in self.chunk_keys(start, stop)
+        ):
             return nullcontext()
         return read_together([(self, start, stop)])
-
-    @property
-    def near(self) -> bool:
-        """Whether a read is no way to another machine."""
-        return isinstance(self.location.store, LocalStore)
 
     def _rows(self, start: int, stop: int, *, fresh: bool = False) -> NDArray[Any]:
         """Rows of one chunk are a view of its bytes."""

@@ -114,6 +114,11 @@ class Location:
     def __str__(self) -> str:
         return self.address
 
+    @property
+    def near(self) -> bool:
+        """True on a local disk, where a read is no way to another machine."""
+        return isinstance(self.store, LocalStore)
+
     def get(self, key: str, most: int | None = None) -> bytes | None:
         """The bytes at ``key``, or ``None``.
 

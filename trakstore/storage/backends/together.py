@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from zarr.storage import LocalStore
-
 from trakstore.storage.backends.location import Location
 
 __all__ = ["together"]
@@ -27,7 +25,7 @@ def together(location: Location, calls: Sequence[Callable[[], Any]]) -> list[Any
     calls : sequence of callable
         Without arguments.
     """
-    if len(calls) < 2 or isinstance(location.store, LocalStore):
+    if len(calls) < 2 or location.near:
         return [call() for call in calls]
     with ThreadPoolExecutor(min(_AT_ONCE, len(calls))) as pool:
         return [one.result() for one in [pool.submit(call) for call in calls]]

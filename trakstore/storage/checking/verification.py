@@ -161,9 +161,8 @@ def _check_alone(
     if not walk.repair:
         return _check_split(walk, split, pool, threads, line)
     with claimed(split.location, split.path, "repair"):
-        now = walk.opened(
-            split.epoch, split.name, alone=True
-        )  # it may have grown, or gone, until then
+        # Until the claim was taken the split may have grown, or gone.
+        now = walk.opened(split.epoch, split.name, alone=True)
         if now is None:
             return SplitReport(split.epoch, split.name, 0, 0, 0)
         return _check_split(walk, now, pool, threads, line)
