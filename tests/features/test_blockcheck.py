@@ -37,11 +37,11 @@ def truth(model: nn.Module, data: Samples) -> Tensor:
 
 
 def test_rows_are_spread_and_the_same_for_every_worker() -> None:
-    rows = [checked_rows(start, start + 640, 100) for start in range(0, 6400, 640)]
+    rows = [checked_rows(start, start + 440, 100) for start in range(0, 4400, 440)]
     assert all(len(one) == 10 and (np.diff(one) > 0).all() for one in rows)
-    assert all((one // 640 == i).all() for i, one in enumerate(rows))
-    assert len({tuple(one % 640) for one in rows}) == 10
-    assert checked_rows(640, 1280, 100).tolist() == rows[1].tolist()
+    assert all((one // 440 == i).all() for i, one in enumerate(rows))
+    assert len({tuple(one % 440) for one in rows}) == 10
+    assert checked_rows(440, 880, 100).tolist() == rows[1].tolist()
     assert len(checked_rows(0, 640, 4)) == 4 and len(checked_rows(0, 1, 4)) == 1
     signs = signs_of(np.arange(1000))
     assert signs.abs().eq(1).all() and abs(float(signs.mean())) < 0.1

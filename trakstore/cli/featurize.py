@@ -58,7 +58,7 @@ def featurize(
         bool,
         typer.Option(
             "--check-all",
-            help="Compare every row with an ordinary backward pass, not one of 64.",
+            help="Compare every row with an ordinary backward pass, not one of 44.",
         ),
     ] = False,
     device: Annotated[

@@ -110,7 +110,7 @@ class Job:
         their gradients are still projected in float32. Features are off by about a hundredth, so the
         store says so, and does not mix them with others.
     check : {"some", "all"}
-        Rows of each block that are compared with an ordinary backward pass: about one of 64, chosen
+        Rows of each block that are compared with an ordinary backward pass: about one of 44, chosen
         by a hash, or every row, which costs one plain pass more. A block that disagrees is computed
         again by the generic engine; if that disagrees too, the run stops.
     skip_bad_rows : bool
