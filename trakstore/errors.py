@@ -36,8 +36,8 @@ __all__ = [
     "SpecMismatchError",
     "TrakStoreError",
     "did_you_mean",
+    "error_context",
     "lacks_threads",
-    "told_of",
 ]
 
 
@@ -97,12 +97,12 @@ def lacks_threads(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def told_of(where: str) -> Iterator[None]:
-    """Errors that are raised meanwhile say first of what they are.
+def error_context(where: str) -> Iterator[None]:
+    """Put ``where`` in front of the message of every trakstore error that is raised within.
 
     Examples
     --------
-    >>> with told_of("train at epoch 3"):
+    >>> with error_context("train at epoch 3"):
     ...     raise TrakStoreError("1 row has no label")
     Traceback (most recent call last):
     trakstore.errors.TrakStoreError: train at epoch 3: 1 row has no label

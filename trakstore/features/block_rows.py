@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as tree
 
-from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, told_of
+from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, error_context
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.bad_rows import BadRows
@@ -174,7 +174,7 @@ class RowComputer:
 
         def finish() -> Columns:
             ready()
-            with told_of(self.where):
+            with error_context(self.where):
                 return self._stored(parts, start, stop)
 
         return finish

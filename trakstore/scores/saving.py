@@ -13,7 +13,13 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_you_mean, told_of
+from trakstore.errors import (
+    DamagedError,
+    NotFoundError,
+    TrakStoreError,
+    did_you_mean,
+    error_context,
+)
 from trakstore.passes.rows import Rows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.scores.entries import (
@@ -259,7 +265,7 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
     location, path, described = _found(store, name)
     open_lazily: Callable[..., da.Array] = da.from_zarr
     where = f"{location}: the saved scores {name!r}"
-    with told_of(where):
+    with error_context(where):
         arrays = table_arrays(described)
     found = {
         one: (array.dimensions, open_lazily(array.open(location, path)))

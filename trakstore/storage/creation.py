@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trakstore.documents import parsed
-from trakstore.errors import DamagedError, SpecMismatchError, told_of
+from trakstore.errors import DamagedError, SpecMismatchError, error_context
 from trakstore.planning import BlockShape, block_shape
 from trakstore.spec import SplitSpec, check_equal
 from trakstore.storage import layout
@@ -56,11 +56,11 @@ def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec
     """
     path, put = layout.split_path(epoch, split), location.put_if_absent
     proposed = replace(wanted, nonce=secrets.randbits(32))
-    with told_of(f"{split} at epoch {epoch} cannot be stored"):
+    with error_context(f"{split} at epoch {epoch} cannot be stored"):
         SplitSpec.from_dict(proposed.to_dict())  # as whoever reads it will
     put(layout.document_key(layout.epoch_path(epoch)), group_document({}))
     settled = put(layout.document_key(path), split_document(path, proposed))
-    with told_of(str(location)):
+    with error_context(str(location)):
         made = Split(location, layout.as_epoch(epoch), split, split_spec(settled, path))
     remedy = "give it another store"
     if wanted.dataset is not None and wanted.rows > made.spec.rows:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import TrakStoreError, told_of
+from trakstore.errors import TrakStoreError, error_context
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.quantities import as_number, as_whole
 from trakstore.spec import SplitSpec, StoreSpec
@@ -169,6 +169,6 @@ class GivenRows:
         """All columns of the split's rows start to stop, as they are stored."""
         here = slice(start - self.first, stop - self.first)
         rows = np.asarray(self.features[here])
-        with told_of(self.where):
+        with error_context(self.where):
             stored = stored_rows(rows, self.spec.dtype, start, self.spec.keep_bits)
         return stored | {name: array[here] for name, array in self.narrow.items()}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, told_of
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, error_context
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, mask_document, skipped_document
 from trakstore.storage.claims import claimed
@@ -154,7 +154,7 @@ def mask_samples(
             if there is None or there.nonce != nonce:
                 own = np.setdiff1d(split.masked, split.skipped)
                 there = MaskEntry.of(nonce, split.rows, own)
-            with told_of(now.place):
+            with error_context(now.place):
                 entry, count = there.altered(found, masked, split.rows)
             if count:
                 changed += count

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.documents import anything, each, entries, fields, made_by, text, whole
-from trakstore.errors import DamagedError, LocationError, SpecMismatchError, told_of
+from trakstore.errors import DamagedError, LocationError, SpecMismatchError, error_context
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.numbered import publish_numbered
@@ -132,7 +132,7 @@ class Masks:
         entry = self.of.get(layout.epoch_path(epoch))
         if entry is None or entry.nonce != nonce:
             return None
-        with told_of(self.place):
+        with error_context(self.place):
             return entry.positions(rows)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trakstore.documents import anything, fields, whole
-from trakstore.errors import LocationError, SpecMismatchError, told_of
+from trakstore.errors import LocationError, SpecMismatchError, error_context
 from trakstore.spec import FORMAT_VERSION, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
@@ -35,7 +35,7 @@ def read_root(document: bytes, location: Location) -> StoreSpec:
             f"pip install --upgrade trakstore"
         )
     checked = attributes(document, where)[_KIND]
-    with told_of(where):
+    with error_context(where):
         fields(checked, {**dict.fromkeys(checked, anything()), "format": whole(1)})
         return StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
 

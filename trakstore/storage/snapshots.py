@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, told_of
+from trakstore.errors import DamagedError, error_context
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
@@ -103,7 +103,7 @@ def _read(location: Location, epoch: Epoch, name: str) -> tuple[SplitSpec, bool]
     document = location.get(layout.document_key(path))
     if document is None:
         return None
-    with told_of(str(location)):
+    with error_context(str(location)):
         spec = split_spec(document, path)
     start, stop = spec.block_range(spec.blocks - 1)
     if stop - start == spec.block_rows:

@@ -21,7 +21,7 @@ from trakstore.errors import (
     NotFoundError,
     TrakStoreError,
     did_you_mean,
-    told_of,
+    error_context,
 )
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
@@ -60,7 +60,7 @@ def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, 
     DamagedError
         When the document is not what was written.
     """
-    with told_of(where):
+    with error_context(where):
         whole = parsed(document)
     found = whole.get("attributes") if isinstance(whole, dict) else None
     if not isinstance(found, dict):
@@ -91,7 +91,7 @@ def split_spec(document: bytes, path: str) -> SplitSpec:
     place = found.pop(_PLACE, path)
     if place != path:
         raise DamagedError(f"{path} has the document of {place!r:.80}")
-    with told_of(path):
+    with error_context(path):
         return SplitSpec.from_dict(found)
 
 

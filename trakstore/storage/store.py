@@ -15,7 +15,7 @@ from trakstore.errors import (
     SpecMismatchError,
     TrakStoreError,
     did_you_mean,
-    told_of,
+    error_context,
 )
 from trakstore.spec import (
     FORMAT_VERSION,
@@ -193,7 +193,7 @@ class FeatureStore:
         opened = self._open_all(names) if epochs is None else self._open(epochs, names)
         for (epoch, name), split in opened.items():
             if split is not None:
-                with told_of(f"{self.location}: {name} at epoch {epoch}"):
+                with error_context(f"{self.location}: {name} at epoch {epoch}"):
                     split.spec.check_of(self.spec)
                 self._catalogue.see(epoch, name, Seen(split.rows, split.complete))
             elif epochs is not None:

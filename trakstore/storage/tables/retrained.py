@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.documents import anything, entries, fields, text, whole
-from trakstore.errors import DamagedError, NotFoundError, did_you_mean, told_of
+from trakstore.errors import DamagedError, NotFoundError, did_you_mean, error_context
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.tables.saved_arrays import SavedArray, begin_group
@@ -136,7 +136,7 @@ _PART = {
 
 def read_models(location: Location, path: str, told: Mapping[str, Any]) -> ModelPart:
     """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
-    with told_of(f"{location}: {path}"):
+    with error_context(f"{location}: {path}"):
         known, arrays = fields(told, _PART, (PLACE,)), table_arrays(told)
         shapes = {name: array.shape for name, array in arrays.items()}
         right = {"subset", "output"} <= shapes.keys() <= {"subset", "output", "predicted"}

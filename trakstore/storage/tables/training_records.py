@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.documents import anything, each, fields, made_by, text, whole
-from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_you_mean, told_of
+from trakstore.errors import (
+    DamagedError,
+    NotFoundError,
+    TrakStoreError,
+    did_you_mean,
+    error_context,
+)
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.columns import column_dtype
@@ -188,7 +194,7 @@ _PART = {
 
 def read_record(location: Location, path: str, told: Mapping[str, Any]) -> RecordPart:
     """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
-    with told_of(f"{location}: {path}"):
+    with error_context(f"{location}: {path}"):
         known, arrays = fields(told, _PART, (PLACE,)), table_arrays(told)
         rows = {name: array.shape for name, array in arrays.items()}
         count = rows.get("sample_id", (0,))[:1]
