@@ -40,6 +40,25 @@ RANKS: dict[str, int] = {
 QUERY = ("passes", "kernels", "scores", "methods", "analysis")
 APART = [pair for room in QUERY for pair in (("features", room), (room, "features"))]
 ORDER: dict[str, list[str]] = {
+    "spec": [
+        "whole_fields",
+        "projections",
+        "projection_spec",
+        "output_spec",
+        "parameter_spec",
+        "comparison",
+        "store_spec",
+        "split_spec",
+    ],
+    "spec/projections": [
+        "kind",
+        "sjlt",
+        "kronecker",
+        "rademacher",
+        "gaussian",
+        "identity",
+        "external",
+    ],
     "storage/exchange": [
         "named_files",
         "to_files",
