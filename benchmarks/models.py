@@ -193,5 +193,5 @@ def rows_of(
     if drop:
         engine.rows(batch)
         nothing = {"add": lambda *_: None, "add_gathered": lambda *_: None}
-        vars(engine._projector).update(nothing)
+        vars(engine.projector).update(nothing)
     return lambda: engine.rows(batch), size

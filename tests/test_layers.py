@@ -180,6 +180,7 @@ ORDER: dict[str, list[str]] = {
         "exchange",
     ],
     "features": [
+        "wording",
         "parameters",
         "weights",
         "projectors",

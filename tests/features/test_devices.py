@@ -16,7 +16,7 @@ import trakstore as ts
 from trakstore.errors import MemoryLimitError, SpecMismatchError, TrakStoreError
 from trakstore.features import featurize
 from trakstore.features.block_rows import RowComputer
-from trakstore.features.devices import need_one_device, settle, worker_device, working_on
+from trakstore.features.devices import check_determinism, need_one_device, worker_device, working_on
 from trakstore.features.factorised import FactorisedEngine
 
 OPTIONS: dict[str, Any] = {
@@ -74,7 +74,7 @@ class _On:
 def test_the_cpu_needs_no_settings() -> None:
     with working_on(torch.device("cpu")):
         assert not torch.are_deterministic_algorithms_enabled()
-    settle(torch.device("cpu"), lambda: 1 / 0)
+    check_determinism(torch.device("cpu"), lambda: 1 / 0)
 
 
 def test_operations_that_differ_from_run_to_run_are_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -86,13 +86,13 @@ def test_operations_that_differ_from_run_to_run_are_told(caplog: pytest.LogCaptu
     before = torch.are_deterministic_algorithms_enabled()
     try:
         with caplog.at_level(logging.WARNING):
-            settle(torch.device("cuda"), run)
+            check_determinism(torch.device("cuda"), run)
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(before)
     assert "may differ in their last bits" in caplog.text and "cumsum" in caplog.text
     with pytest.raises(RuntimeError, match="another"):
-        settle(torch.device("cuda"), lambda: _raise(RuntimeError("another")))
+        check_determinism(torch.device("cuda"), lambda: _raise(RuntimeError("another")))
 
 
 def _raise(error: Exception) -> None:

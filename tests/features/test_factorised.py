@@ -105,14 +105,14 @@ def test_an_evaluation_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -
     """Gradients are right, their projection is not: all goes through the generic engine."""
     model, inputs = mlp(), (normal(4, 12),)
     own, expected = engine(model, SPECS[0]), generic(model, SPECS[0]).rows(inputs)
-    add_outer = type(own._projector).add_outer
+    add_outer = type(own.projector).add_outer
 
     def wrong(self: Any, out: Tensor, outer: Any) -> None:
         add_outer(self, out, outer)
         if self.spec == SPECS[0]:
             out += 1
 
-    monkeypatch.setattr(type(own._projector), "add_outer", wrong)
+    monkeypatch.setattr(type(own.projector), "add_outer", wrong)
     assert error(own.rows(inputs).features, expected.features.double()) < 1e-5
     assert len(own.generic_parameters) == 4
 
@@ -180,7 +180,7 @@ def test_nothing_is_left_behind_also_after_errors(monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(own._projector, "add_piece", interrupted)
+    monkeypatch.setattr(own.projector, "add_piece", interrupted)
     with pytest.raises(KeyboardInterrupt):
         own.rows(inputs)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What named layers give, or are given: a second kind of feature, stored beside the gradients."""
+"""Outputs or inputs of named layers: a second kind of feature, stored beside the gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NamedActivations:
     ----------
     model : nn.Module
     output : ModelOutput
-        How the model is called on a batch.
+        Output that calls the model on a batch.
     layers : str or sequence of str
         Names of modules, whose outputs are meant; ``{name}.input`` is what a module is given. Of a
         tuple, the first tensor.
@@ -48,16 +48,16 @@ class NamedActivations:
     def __post_init__(self) -> None:
         names = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
         known = {canonical_name(name): module for name, module in self.model.named_modules()}
-        found = {f"{layout.ACTIVATIONS}{name}": _module(name, known) for name in names}
-        object.__setattr__(self, "_modules", found)
+        modules = {f"{layout.ACTIVATIONS}{name}": _module(name, known) for name in names}
+        object.__setattr__(self, "_modules", modules)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that they are stored in, sorted."""
+        """Names of the columns in which they are stored, sorted."""
         return tuple(sorted(self._modules))
 
     def of(self, batch: Any) -> dict[str, Tensor]:
-        """Activations of a batch by column, each ``(batch, width)``, float32: one forward pass.
+        """Compute activations by column, each ``(batch, width)``, float32: one forward pass.
 
         Raises
         ------
@@ -74,6 +74,7 @@ class NamedActivations:
     @contextmanager
     def _watched(self) -> Iterator[dict[str, list[Tensor | None]]]:
         seen: dict[str, list[Tensor | None]] = {name: [] for name in self.columns}
+        # Hooks are removed also when the forward raises: the model is the user's.
         with ExitStack() as hooks:
             for name, (module, before) in self._modules.items():
                 hook = _keep(module, seen[name], before)
@@ -82,11 +83,13 @@ class NamedActivations:
 
 
 def _module(name: str, known: dict[str, nn.Module]) -> tuple[nn.Module, bool]:
-    """The module of that name, and whether its input is meant."""
+    """Return the module of that name, and whether its input is meant."""
     layout.check_name(f"{layout.ACTIVATIONS}{name}", "layer's column")
     if name and name in known:
         return known[name], False
-    owner = name.removesuffix(_INPUT)
+    owner = name.removesuffix(
+        _INPUT
+    )  # a module may be called "input" itself: it was looked up first
     if owner != name and owner in known:
         return known[owner], True
     raise NotFoundError(
@@ -103,9 +106,9 @@ def _keep(module: nn.Module, into: list[Tensor | None], before: bool) -> Any:
 
 
 def _first(tensors: Any) -> Tensor | None:
-    """A copy of the first tensor: the next layer may change the tensor itself in place."""
-    found = (one for one in tree.tree_leaves(tensors) if isinstance(one, Tensor))
-    first = next(found, None)
+    """Return a copy of the first tensor."""
+    # A copy, since the next layer may change the tensor itself in place.
+    first = next((one for one in tree.tree_leaves(tensors) if isinstance(one, Tensor)), None)
     return None if first is None else first.detach().clone()
 
 

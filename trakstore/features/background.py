@@ -16,14 +16,14 @@ _Result = TypeVar("_Result")
 
 
 class ReadAhead(Generic[_Item, _Result]):
-    """Reads items, the next of them in the background while one is used.
+    """Reader of items, the next of them in the background while one is used.
 
     Whoever stops early (Ctrl-C, an error) does not wait for a slow read that nobody needs any more.
 
     Parameters
     ----------
     read : callable
-        Gives the result for an item.
+        Function that gives the result for an item.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class ReadAhead(Generic[_Item, _Result]):
     def through(
         self, items: Sequence[_Item], then: _Item | None = None
     ) -> Iterator[tuple[_Item, _Result]]:
-        """Each item with what is read for it; at the last one, ``then`` is read for the next call.
+        """Yield each item with its result; at the last one, ``then`` is read for the next call.
 
         Examples
         --------
@@ -52,7 +52,7 @@ class ReadAhead(Generic[_Item, _Result]):
             yield item, ready
 
     def _take(self, item: _Item) -> _Result:
-        """What is read for an item, by now or, if another one was expected, from now on."""
+        """Return the result for an item; if another one was expected, it is read from now on."""
         coming, self._coming = self._coming, None
         if coming is None or coming[0] != item:
             coming = item, _reading(self.read, item)
@@ -63,6 +63,8 @@ class ReadAhead(Generic[_Item, _Result]):
 
 
 def _reading(read: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
+    # A thread of its own, and not a pool's: Python waits for those of a pool when it ends, so that
+    # Ctrl-C would wait for a slow read.
     future: Future[_Result] = Future()
 
     def work() -> None:
@@ -76,7 +78,7 @@ def _reading(read: Callable[[_Item], _Result], item: _Item) -> Future[_Result]:
 
 
 class OneBehind:
-    """Runs one job in the background; the next waits for it, and so does the end.
+    """One job at a time in the background; the next waits for it, and so does the end.
 
     An error of a job is raised by the next call. At the end of a ``with`` block the last job has ended,
     also when it is left by an exception, which is then the one that is raised.
@@ -92,7 +94,7 @@ class OneBehind:
         self._job = self._thread.submit(job)
 
     def wait(self) -> None:
-        """Until nothing is under way; raises what the job raised."""
+        """Wait until nothing is under way; raise what the job raised."""
         job, self._job = self._job, None
         if job is not None:
             job.result()

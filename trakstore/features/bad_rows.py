@@ -24,7 +24,7 @@ _BIT = {name: 1 << at for at, name in enumerate(REASONS)}
 
 @dataclass(frozen=True)
 class BadRows:
-    """Which rows of a block are bad, and why.
+    """Bad rows of a block, with the reasons.
 
     Attributes
     ----------
@@ -50,20 +50,20 @@ class BadRows:
         dtype: str | None = None,
         keep_bits: int | None = None,
     ) -> Self:
-        """Look at the computed columns of rows.
+        """Find bad rows by their computed columns.
 
         Parameters
         ----------
         columns : mapping of name to array
             Features, activations, and one number a row.
         ids : ndarray
-            Of these rows.
+            Ids of these rows.
         first : int
-            Number of the first.
+            Number of the first row in the split.
         classes : int, optional
-            Labels must be below it.
+            Number that labels must be below.
         dtype, keep_bits : optional
-            Also rows are bad that cannot be stored so.
+            How rows are stored: those that cannot be are bad, too.
         """
         reasons = np.zeros(len(ids), dtype=np.uint8)
         no_class = _no_class(columns.get(_LABEL), len(ids), classes)
@@ -84,22 +84,23 @@ class BadRows:
 
     @property
     def where(self) -> NDArray[np.int64]:
-        """Positions among these rows."""
+        """Positions of bad rows among these."""
         return np.flatnonzero(self.reasons)
 
     def refuse(self) -> None:
         """Raise a :class:`NumericsError` that names the rows and what is wrong with them."""
         if self:
             raise NumericsError(
-                f"{self.told}; nothing of the block was written: look at these samples (targets "
+                f"{self.message}; nothing of the block was written: look at these samples (targets "
                 f"that are NaN, labels that are all ignored) and at the weights, or "
                 f"skip_bad_rows=True (--skip-bad-rows) stores them as masked"
             )
 
     @property
-    def told(self) -> str:
-        """What is wrong, with the numbers of rows and their ids."""
+    def message(self) -> str:
+        """Reasons in words, with the numbers of rows and their ids."""
         rows = self.where
+        # One list of all reasons; each row has its own besides, unless all have the same.
         every = int(np.bitwise_or.reduce(self.reasons[rows]))
         alike = len(set(self.reasons[rows].tolist())) == 1
         shown = [self._row(row, alone=alike) for row in rows[:_SHOWN].tolist()]
@@ -113,13 +114,13 @@ class BadRows:
         return named if alone else f"{named}: {reason_text(int(self.reasons[row]))}"
 
     def blanked(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The same columns with zeros in bad rows, so that what follows does not see them."""
+        """Put zeros in bad rows, so that nothing that follows sees them."""
         for values in columns.values():
             values[self.where] = 0
         return columns
 
     def marked(self, columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """The columns as they are stored: bad rows have fill values, and ``skipped`` says why."""
+        """Return columns as they are stored: bad rows have fill values, and ``skipped`` says why."""
         for name, values in columns.items():
             if name == "norm":
                 values[self.where] = skipped_norms(self.reasons[self.where])
@@ -129,20 +130,22 @@ class BadRows:
 
 
 def _no_class(labels: NDArray[Any] | None, rows: int, classes: int | None) -> NDArray[np.bool_]:
-    """Which rows have a label that is none of the classes."""
+    """Tell which rows have a label that is none of the classes."""
     if labels is None or classes is None:
         return np.zeros(rows, dtype=bool)
-    found: NDArray[np.bool_] = (labels < 0) | (labels >= classes)
-    return found
+    outside: NDArray[np.bool_] = (labels < 0) | (labels >= classes)
+    return outside
 
 
 def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows are finite throughout."""
+    """Tell which rows are finite throughout."""
     if values.dtype.kind != "f":
         return np.ones(len(values), dtype=bool)
     numbers = values
     if values.ndim > 1:
+        # The sum of squares is finite if and only if all of a row is, and needs no array of the
+        # block's size: squares of float32 and their sums do not overflow float64.
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = np.einsum("ij,ij->i", values, values, dtype=np.float64)
-    found: NDArray[np.bool_] = np.isfinite(numbers)
-    return found
+    finite: NDArray[np.bool_] = np.isfinite(numbers)
+    return finite

@@ -31,7 +31,7 @@ class Batches:
     dataset : map-style data set
     device : torch.device
     collate : callable or None
-        torch's default where None.
+        Makes a batch of samples; None is torch's default.
     """
 
     dataset: Any
@@ -39,7 +39,7 @@ class Batches:
     collate: Collate | None = None
 
     def read(self, start: int, stop: int) -> Any:
-        """Samples ``start`` to ``stop`` as a tree of tensors with the batch dimension first.
+        """Read samples ``start`` to ``stop`` as a tree of tensors with the batch dimension first.
 
         Mappings of any class, and dataclasses, come as dicts; without ``collate``, a list of numbers
         in a sample as a tensor.
@@ -72,7 +72,7 @@ class Batches:
             ) from error
 
     def _need_rows(self, leaf: Any, where: str, start: int, stop: int) -> None:
-        """Refuse what has not one row for each sample."""
+        """Raise unless a leaf of a batch has one row for each sample."""
         if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == stop - start:
             return
         if isinstance(leaf, Tensor):
@@ -94,7 +94,7 @@ class Batches:
         )
 
     def _moved(self, batch: Any) -> Any:
-        """The batch on the device: to a GPU from pinned memory, beside what it computes.
+        """Move a batch to the device; to a GPU from pinned memory, beside what it computes.
 
         The thread that reads waits for the copy, and nobody else.
         """
@@ -106,17 +106,19 @@ class Batches:
             moved = tree.tree_map(lambda t: t.to(self.device, non_blocking=True), pinned)
         copies.synchronize()
         for tensor in tree.tree_leaves(moved):
-            tensor.record_stream(user)  # memory is not used again while that computes with it
+            # torch frees memory for the stream that it was taken on. It must not be used again while
+            # the stream that computes still reads it.
+            tensor.record_stream(user)
         return moved
 
 
 def _usable(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of one that was made in inference mode, which autograd cannot keep."""
+    """Return a tensor, or a copy of one that was made in inference mode: autograd keeps none such."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _as_tree(batch: Any) -> Any:
-    """Mappings of any class become dicts, objects with fields dicts of those."""
+    """Make dicts of mappings of any class, and of the fields of dataclasses."""
     if isinstance(batch, Mapping):
         return dict(batch)
     if is_dataclass(batch) and not isinstance(batch, type):
@@ -125,10 +127,8 @@ def _as_tree(batch: Any) -> Any:
 
 
 def _with_tensors(sample: Any) -> Any:
-    """A sample whose lists of numbers are tensors, as rows of a table have them.
-
-    torch would take the numbers of a list for so many inputs of the model.
-    """
+    """Make tensors of lists of numbers in a sample, as rows of a table have them."""
+    # torch would take each number of a list for an input of the model.
     if isinstance(sample, Mapping):
         return {key: _as_tensor(value) for key, value in sample.items()}
     if isinstance(sample, list) or type(sample) is tuple:
@@ -151,16 +151,16 @@ def _copies(device: torch.device) -> torch.cuda.Stream:
 
 
 def _exact(device: str = "cpu") -> torch.autocast:
-    """Autocast turned off."""
+    """Return a context in which autocast is off."""
     return torch.autocast(device, enabled=False)
 
 
 @contextmanager
 def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model in eval mode on a device; every module's mode, and the device, are put back.
+    """Put a model in eval mode on a device; put every module's mode, and the device, back.
 
-    What surrounds the call stays outside: inference mode, autocast, and the autocast that accelerate
-    wraps a trained model's forward in.
+    Inference mode and autocast around the call do not count within, nor does the autocast that
+    accelerate wraps a trained model's forward in.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _own_forward(model: nn.Module) -> Iterator[None]:
-    """The model's own forward, in place of the one under autocast that accelerate gives it."""
+    """Give a model its own forward, in place of the one under autocast that accelerate gave it."""
     wrapped = model.__dict__.get("forward")
     own = model.__dict__.get("_original_forward")
     if wrapped is None or own is None:

@@ -1,4 +1,4 @@
-"""Rows of a split, computed: features and the columns beside them, in the stored dtypes."""
+"""Rows of a split as they are computed: features and the columns beside them, in stored dtypes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, er
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.bad_rows import BadRows
-from trakstore.features.blockcheck import CheckedRows, checked_rows, compare, signs_of
+from trakstore.features.blockcheck import CheckedRows, checked_rows, difference, signs_of
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.wording import first_line, listed
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
 from trakstore.storage import layout
@@ -41,28 +42,28 @@ Rows = Callable[[Any], FeatureRows]
 
 @dataclass
 class RowComputer:
-    """Computes the columns of rows, checked and in the stored dtypes.
+    """Columns of rows, computed, checked and in the stored dtypes.
 
     Attributes
     ----------
     engine : FactorisedEngine
     activations : NamedActivations
-        Stored beside the features.
+        Activations that are stored beside the features.
     output : ModelOutput
     batches : ReadAhead
-        Reads samples ``(start, stop)``.
-    ids : array
+        Reader of the samples ``(start, stop)``.
+    ids : ndarray, shape (rows of the split,)
     where : str
-        Which rows, for messages.
+        Name of the split, for messages.
     spec : StoreSpec
     classes : int or None
-        Labels must be below it.
+        Number that labels must be below.
     batch_size : int
         Samples that are read at once.
     at_once : int
         Samples whose gradients are computed at once; halved when memory does not suffice.
     pick : callable
-        Reads the samples at some rows as a batch of their own.
+        Reader of the samples at some rows, as a batch of their own.
     check : {"some", "all"}
         Rows of each block that are compared with ordinary backward passes.
     skip_bad_rows : bool
@@ -85,19 +86,19 @@ class RowComputer:
     skip_bad_rows: bool = False
 
     def within(self, limit: int, samples: int, block_bytes: int) -> RowComputer:
-        """The same, with as many samples at once as fit in ``limit`` bytes beside the model.
+        """Return the same with as many samples at once as fit in ``limit`` bytes beside the model.
 
-        What they need is what one and two of the first samples need, counted, which
-        every worker finds alike: all compute the same micro-batches.
+        They are reckoned from what one and two of the first samples need, counted, which every worker
+        finds alike: all compute the same micro-batches.
 
         Parameters
         ----------
         limit : int
             Bytes.
         samples : int
-            How many the split has.
+            Number of samples in the split.
         block_bytes : int
-            Of a block's features.
+            Bytes of a block's features.
 
         Raises
         ------
@@ -108,16 +109,18 @@ class RowComputer:
         one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
         read = _BATCHES * self.batch_size * _bytes(cut(first, 0, 1))
-        buffers = torch.get_num_threads() * max(0, one - each)  # what does not grow: each its own
+        # The part of the need that does not grow with the samples may be buffers of a thread, and was
+        # counted on one: each thread may have its own.
+        buffers = torch.get_num_threads() * max(0, one - each)
         fixed = buffers + read + _BLOCKS * block_bytes + self.engine.gradient_bytes
         what = f"featurizing one sample at a time (batch_size {self.batch_size}, blocks of "
         what += f"{block_bytes:,} bytes)"
         return replace(self, at_once=window_rows(self.batch_size, each, fixed, limit, what))
 
     def fitting(self, free: int, samples: int) -> RowComputer:
-        """The same, with as many samples at once as should fit in ``free`` bytes of a GPU.
+        """Return the same with as many samples at once as should fit in ``free`` bytes of a GPU.
 
-        An estimate, so one sample is always tried, and fewer are where it was wrong.
+        It is an estimate: one sample is always tried, and where it was wrong, fewer at once are.
         """
         one, two = self._peaks(self.batches.read((0, min(2, samples))))
         each = max(1, two - one)
@@ -127,7 +130,7 @@ class RowComputer:
         return replace(self, at_once=max(1, min(self.at_once, most)))
 
     def _peaks(self, first: Any) -> tuple[int, int]:
-        """Bytes that one sample needs, and two."""
+        """Return the bytes that one sample needs, and two."""
         one, two = (
             peak_bytes(lambda n=n: self._computed(cut(first, 0, n), self.engine.rows))  # type: ignore[misc]
             for n in (1, 2)
@@ -135,20 +138,20 @@ class RowComputer:
         return one, two
 
     def columns(self, start: int, stop: int) -> Columns:
-        """All columns of rows ``start`` to ``stop``; see :meth:`begin`."""
+        """Compute all columns of rows ``start`` to ``stop``; see :meth:`begin`."""
         return self.begin(start, stop)()
 
     def begin(self, start: int, stop: int, then: Piece | None = None) -> Callable[[], Columns]:
-        """Compute rows ``start`` to ``stop``; what is returned gives their columns when called.
+        """Compute rows ``start`` to ``stop``, and return a function that gives their columns.
 
-        A GPU may still be computing them then: waiting for it, checks and the stored dtype can be left
-        to another thread.
+        A GPU may still be computing them then: to wait for it, to check, and to convert to the stored
+        dtype can be left to another thread, which calls the function.
 
         Parameters
         ----------
         start, stop : int
         then : tuple of int, optional
-            The rows that will be asked for next, whose first samples are read meanwhile.
+            Rows that will be asked for next, whose first samples are read meanwhile.
 
         Raises
         ------
@@ -164,6 +167,7 @@ class RowComputer:
         parts = self._parts(pieces, self.engine.rows, following)
         ready = _event()
         if not self._checked(parts, start, stop):
+            # Samples are read again rather than kept: this is seldom, and a block may be large.
             parts = self._parts(pieces, self.engine.generic_rows, following)
             ready = _event()
             if not self._checked(parts, start, stop):
@@ -182,7 +186,7 @@ class RowComputer:
     def _parts(
         self, pieces: list[Piece], rows: Rows, following: Piece | None
     ) -> list[dict[str, Tensor]]:
-        """The columns of a block, in parts; samples that come next are read meanwhile."""
+        """Compute the columns of a block, in parts; samples that come next are read meanwhile."""
         return [
             part
             for piece, batch in self.batches.through(pieces, following)
@@ -191,7 +195,7 @@ class RowComputer:
 
     def _checked(self, parts: list[dict[str, Tensor]], start: int, stop: int) -> bool:
         """Compare some rows of a block, or all, with ordinary backward passes."""
-        _event()()
+        _event()()  # the parts are read here, and may still be on their way
         features = torch.cat([part[layout.FEATURES] for part in parts])
         if self.check == "all":
             chosen = [
@@ -203,20 +207,18 @@ class RowComputer:
 
     def _compared(self, rows: NDArray[np.int64], features: Tensor, start: int, stop: int) -> bool:
         batch, where = self.pick(rows), f"{self.where}: rows {start} to {stop - 1}"
-        finding = compare(self.engine, batch, features, signs_of(rows), where)
-        if not finding.right:
-            names = self.engine.disagreeing(batch)
+        apart = difference(self.engine, batch, features, signs_of(rows), where)
+        if apart is not None:
+            names = listed(self.engine.disagreeing(batch)) or "all parameters"
             log.warning(
                 "%s disagree with ordinary backward passes by %.2g and are computed again by the "
                 "generic engine: %s",
-                where,
-                finding.apart,
-                ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "all parameters",
+                *(where, apart, names),
             )
-        return finding.right
+        return apart is None
 
     def _stored(self, parts: list[dict[str, Tensor]], start: int, stop: int) -> Columns:
-        """The columns, checked, in the stored dtypes; parts are dropped on the way."""
+        """Return the columns, checked, in the stored dtypes; parts are dropped on the way."""
         joined = {
             name: np.concatenate([part.pop(name).numpy() for part in parts]) for name in [*parts[0]]
         }
@@ -236,11 +238,11 @@ class RowComputer:
         columns = {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
         if not bad:
             return columns
-        log.warning("%s: %s: stored as masked", self.where, bad.told)
+        log.warning("%s: %s: stored as masked", self.where, bad.message)
         return bad.marked(columns)
 
     def _bad(self, columns: dict[str, NDArray[Any]], start: int, stop: int) -> BadRows:
-        """Rows that are not finite; those that are to be skipped also where they cannot be stored."""
+        """Find rows that are not finite; where these are skipped, also those that cannot be stored."""
         more: dict[str, Any] = {}
         if self.skip_bad_rows:
             spec = self.spec
@@ -248,7 +250,7 @@ class RowComputer:
         return BadRows.of(columns, self.ids[start:stop], start, **more)
 
     def _batch(self, batch: Any, rows: Rows) -> Iterator[dict[str, Tensor]]:
-        """The columns of a batch, as one part or several: fewer samples at once, if need be."""
+        """Yield the columns of a batch, as one part or several: fewer samples at once, if need be."""
         size, done = batch_size(batch), 0
         while done < size:
             part = self._part(cut(batch, done, done + self.at_once), rows)
@@ -259,7 +261,7 @@ class RowComputer:
                 self._halve(size)
 
     def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
-        """Columns on their way to the CPU, or None where memory did not suffice."""
+        """Return columns on their way to the CPU, or None where memory did not suffice."""
         try:
             columns = self._computed(batch, rows)
             labels = self.output.labels(batch)
@@ -270,23 +272,22 @@ class RowComputer:
             if min(self.at_once, batch_size(batch)) > 1:
                 return None
             raise MemoryLimitError(
-                f"memory does not suffice for the gradient of one sample ({_first_line(error)}); "
+                f"memory does not suffice for the gradient of one sample ({first_line(error)}); "
                 f"choose parameters=, shorter samples or autocast='bfloat16'"
             ) from error
 
     def _halve(self, size: int) -> None:
-        """Half as many samples at once from here on; what was computed before stays."""
+        """Take half as many samples at once from here on; what was computed before stays."""
         self.at_once = min(self.at_once, size) // 2
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         log.warning("memory did not suffice: going on with %d samples at once", self.at_once)
 
     def _computed(self, batch: Any, rows: Rows) -> dict[str, Tensor]:
-        """All that is computed of a batch."""
-        found = rows(batch)
-        outputs = {name: column.float() for name, column in found.outputs._asdict().items()}
-        named = outputs | self.activations.of(batch)
-        return {layout.FEATURES: found.features, **named}
+        """Compute all columns of a batch but labels and ids."""
+        features, outputs = rows(batch)
+        named = {name: column.float() for name, column in outputs._asdict().items()}
+        return {layout.FEATURES: features, **named, **self.activations.of(batch)}
 
     def _check_labels(self, labels: NDArray[Any], start: int) -> None:
         if self.classes is None:
@@ -304,7 +305,7 @@ def _bytes(batch: Any) -> int:
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """On the CPU, from a GPU in pinned memory that is filled when the event of :func:`_event` is."""
+    """Copy to the CPU; from a GPU into pinned memory, which is not filled before :func:`_event`'s."""
     tensor = tensor.detach()
     if not tensor.is_cuda:
         return tensor.cpu()
@@ -313,13 +314,9 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 
 def _event() -> Callable[[], None]:
-    """Waits until a GPU has done what it was given up to now."""
+    """Return a function that waits until a GPU has done what it was given up to now."""
     if not torch.cuda.is_initialized():
         return lambda: None
     event = torch.cuda.Event(blocking=True)
     event.record()
     return event.synchronize
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -8,7 +8,6 @@ another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,9 +18,9 @@ from torch import Tensor
 from trakstore.errors import NumericsError
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.projectors import Projector
-from trakstore.features.selfcheck import Samples, most_tolerance
+from trakstore.features.selfcheck import Samples, features_alone, most_tolerance
 
-__all__ = ["CheckedRows", "Finding", "checked_rows", "compare", "features_alone", "signs_of"]
+__all__ = ["CheckedRows", "checked_rows", "difference", "features_alone", "signs_of"]
 
 CheckedRows = Literal["some", "all"]
 
@@ -32,7 +31,7 @@ _MORE = 3  # times the rounding of the compared rows themselves
 
 
 def checked_rows(start: int, stop: int, most: int) -> NDArray[np.int64]:
-    """Rows of a block that are compared, ascending: one of 44, one at least and ``most`` at most.
+    """Choose the rows of a block that are compared: one of 44, one at least and ``most`` at most.
 
     Examples
     --------
@@ -45,34 +44,19 @@ def checked_rows(start: int, stop: int, most: int) -> NDArray[np.int64]:
 
 
 def signs_of(rows: NDArray[np.int64]) -> Tensor:
-    """A random sign for each row, which no other data set of rows is given."""
+    """Draw a sign for each row: which one depends on all rows that are compared with it."""
     signs = _generator(*rows.tolist()).choice([-1.0, 1.0], len(rows))
     return torch.from_numpy(signs).float()
 
 
 def _generator(*words: int) -> np.random.Generator:
+    # Seeded by the rows alone, so that every worker, and every later run, compares the same ones.
     return np.random.default_rng([len(words), *words])
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What the comparison of some rows gave.
-
-    Attributes
-    ----------
-    right : bool
-        Whether the features are the gradients, but for rounding.
-    apart : float
-        Relative difference of features from those of each sample alone; 0 where all was right at once.
-    """
-
-    right: bool
-    apart: float = 0.0
-
-
-def compare(
+def difference(
     engine: FactorisedEngine, batch: Any, features: Tensor, signs: Tensor, where: str
-) -> Finding:
+) -> float | None:
     """Compare features of a batch with ordinary backward passes.
 
     Parameters
@@ -81,10 +65,16 @@ def compare(
     batch : tree of Tensor
         The samples, as a batch of their own.
     features : Tensor, shape (rows, dim), float32
-        On the CPU.
+        Features on the CPU, as they would be stored.
     signs : Tensor, shape (rows,)
     where : str
-        Names the rows in errors.
+        Name of the rows in errors.
+
+    Returns
+    -------
+    float or None
+        Relative difference from the features of each sample alone, where rounding does not explain it;
+        None where the features are right.
 
     Raises
     ------
@@ -92,13 +82,15 @@ def compare(
         When the samples together have other gradients than each of them alone.
     """
     samples, projector = engine.samples(batch), engine.projector
-    scale = float(features.norm())
     together = _signed(samples, projector, signs)
-    if not _relative(signs @ features - together, scale) > engine.tolerance:
-        return Finding(True)
+    # As everywhere here NaN counts as right: rows that are not finite are refused, or skipped, by
+    # themselves when they are stored.
+    if not _relative(signs @ features - together, features) > engine.tolerance:
+        return None
     alone = features_alone(samples, projector)
-    scale = float(alone.norm())
-    mixed = _relative(signs @ alone - together, scale)
+    # One by one and together the same backward passes must give the same sum, but for rounding; these
+    # samples' own rounding is also what their features are allowed.
+    mixed = _relative(signs @ alone - together, alone)
     if mixed > most_tolerance(samples):
         raise NumericsError(
             f"{where}: samples that are computed together have other gradients than each of them "
@@ -106,8 +98,8 @@ def compare(
             f"that is not masked, an output that reduces over the batch), or something is random; let "
             f"each sample's output be its own"
         )
-    apart = _relative(features - alone, scale)
-    return Finding(not apart > max(engine.tolerance, _MORE * mixed), apart)
+    apart = _relative(features - alone, alone)
+    return apart if apart > max(engine.tolerance, _MORE * mixed) else None
 
 
 def _signed(samples: Samples, projector: Projector, signs: Tensor) -> Tensor:
@@ -117,13 +109,5 @@ def _signed(samples: Samples, projector: Projector, signs: Tensor) -> Tensor:
     return out[0].cpu()
 
 
-def features_alone(samples: Samples, projector: Projector) -> Tensor:
-    """Features ``(samples, dim)`` on the CPU, by an ordinary backward pass of each sample alone."""
-    out = samples.zeros(samples.count, projector.dim)
-    for i, name, tile in samples.gradients():
-        projector.add(out[i : i + 1], name, tile)
-    return out.cpu()
-
-
-def _relative(difference: Tensor, scale: float) -> float:
-    return float(difference.norm()) / max(scale, torch.finfo(torch.float32).tiny)
+def _relative(difference: Tensor, whole: Tensor) -> float:
+    return float(difference.norm()) / max(float(whole.norm()), torch.finfo(torch.float32).tiny)

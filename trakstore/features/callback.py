@@ -103,6 +103,7 @@ def trainer_callback(
         epoch = round(state.epoch) if when == "epoch" else state.global_step
         if epoch % every:
             return
+        # The trainer has its own progress, and the model where it is.
         chosen = {"device": str(next(model.parameters()).device), "progress": False}
         if (optimizer := rest.get("optimizer")) is not None:
             chosen["learning_rate"] = float(optimizer.param_groups[0]["lr"])

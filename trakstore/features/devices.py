@@ -1,4 +1,4 @@
-"""Where a worker computes, and that it computes the same there in every run."""
+"""The device of a worker, on which it computes the same in every run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch.backends import cudnn
 from trakstore.errors import TrakStoreError
 from trakstore.features.ranks import local_rank
 
-__all__ = ["need_one_device", "settle", "worker_device", "working_on"]
+__all__ = ["check_determinism", "need_one_device", "worker_device", "working_on"]
 
 log = logging.getLogger("trakstore")
 
 
 def worker_device(asked: str | None = None) -> torch.device:
-    """The device asked for, else this worker's GPU where there is one, else the CPU.
+    """Return the device asked for, else this worker's GPU where there is one, else the CPU.
 
     A worker that sees one GPU, as launchers often arrange it, takes that.
 
@@ -46,11 +46,10 @@ def worker_device(asked: str | None = None) -> torch.device:
 
 
 def _usable(asked: str) -> torch.device:
-    """The device, if numbers can be kept on it."""
+    """Return the device, if numbers can be kept on it."""
     reason = "tensors there have no numbers"
     try:
-        found = torch.empty(0, device=asked).device
-        if found.type != "meta":
+        if torch.empty(0, device=asked).device.type != "meta":
             return torch.device(asked)
     except (RuntimeError, AssertionError) as error:  # torch raises either
         reason = str(error).splitlines()[0].split(". ")[0][:200]
@@ -65,14 +64,14 @@ def need_one_device(model: nn.Module) -> None:
     Each worker computes whole gradients of its samples. A model that is spread over devices would be
     moved to one, where it does not fit; one on ``meta``, or offloaded, has no numbers there.
     """
-    found = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    if any(device.type == "meta" for device in found):
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if any(device.type == "meta" for device in devices):
         raise TrakStoreError(
             "the model has parameters on the meta device, which have no numbers (offloaded, or not "
             "loaded yet); load all of it onto one device, such as the CPU"
         )
-    if len(found) > 1:
-        names = ", ".join(sorted(map(str, found)))
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
         raise TrakStoreError(
             f"the model is spread over {names}; each worker computes with a model of its own on one "
             f"device: move it to the CPU, or choose a part of it that fits by itself"
@@ -81,10 +80,10 @@ def need_one_device(model: nn.Module) -> None:
 
 @contextmanager
 def working_on(device: torch.device) -> Iterator[None]:
-    """On a GPU: operations that give the same bits in every run, and convolutions in float32.
+    """Have operations on a GPU give the same bits in every run, and convolutions be in float32.
 
-    Those are otherwise computed in TF32, which has 10 bits, and by whichever algorithm. What was set
-    before is put back.
+    Convolutions are otherwise computed in TF32, which has 10 bits, and by whichever algorithm is fast.
+    All settings are put back.
     """
     if device.type != "cuda":
         yield
@@ -105,11 +104,15 @@ def working_on(device: torch.device) -> Iterator[None]:
             options.fill_uninitialized_memory = filled
 
 
-def settle(device: torch.device, run: Callable[[], Any]) -> None:
-    """Try whether ``run`` has the same bits in every run; else say so, and let it be.
+def check_determinism(device: torch.device, run: Callable[[], Any]) -> None:
+    """Try whether a pass can have the same bits in every run; else say so, and let it be.
 
-    ``run`` is a forward and backward pass of the model; torch refuses what it has no such
-    implementation of, until it is told to warn only.
+    Parameters
+    ----------
+    device : torch.device
+    run : callable
+        A forward and backward pass of the model. torch refuses operations that have no deterministic
+        implementation, until it is set to warn only.
     """
     if device.type != "cuda":
         return

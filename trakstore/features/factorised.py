@@ -29,16 +29,16 @@ from trakstore.features.gradients import (
     GenericEngine,
     batch_size,
     cut,
-    first_leaf,
+    no_features,
 )
 from trakstore.features.graph import reached
 from trakstore.features.outputs import ModelOutput, RowOutputs
-from trakstore.features.parameters import canonical_name
 from trakstore.features.plain import need_graph, only
 from trakstore.features.projectors import Projector
 from trakstore.features.recording import Recorder, Untrusted
 from trakstore.features.selfcheck import Samples, Truth, disagreeing
 from trakstore.features.tape import OutOf, Tape
+from trakstore.features.wording import first_line, listed
 
 __all__ = ["FactorisedEngine"]
 
@@ -48,24 +48,20 @@ _UNPLACED = "it is not certain where in their layers' tensors the samples are"
 _UNKNOWN = "their layers are not known"
 
 
-class FactorisedEngine:
-    """Per-sample gradients of the selected parameters, projected; see :class:`GenericEngine`.
+class FactorisedEngine(GenericEngine):
+    """Per-sample gradients of the selected parameters, projected.
 
     Parameters
     ----------
-    model : nn.Module
-        In eval mode, on the device of the batches.
-    output : ModelOutput
-        What is differentiated.
-    parameters : dict of name to Parameter
-        The selected ones, under the model's own names.
-    projector : Projector
-        Knows them under canonical names.
+    model, output, parameters, projector
+        As of :class:`GenericEngine`.
 
     Attributes
     ----------
     autocast : bool
         Whether the model turns on autocast by itself, known after the first call.
+    tolerance : float
+        Relative difference of features that rounding explains, known after the first call.
     """
 
     def __init__(
@@ -75,31 +71,26 @@ class FactorisedEngine:
         parameters: dict[str, nn.Parameter],
         projector: Projector,
     ) -> None:
-        self._model, self._output, self._projector = model, output, projector
-        self._canonical = {canonical_name(name): p for name, p in parameters.items()}
-        self._names = {n for n, p in self._canonical.items() if not p._backward_hooks}
+        super().__init__(model, output, parameters, projector)
+        # No gradient of a weight is computed here that a hook on it could see, or change.
+        self._names = {n for n, p in self._parameters.items() if not p._backward_hooks}
         self._all_parameters = tuple(model.parameters())
         self._kept = frozenset(id(one) for one in (*self._all_parameters, *model.buffers()))
-        self._generic = GenericEngine(model, output, parameters, projector)
         self._constants: Constants = {}
-        self._truth: Truth | None = None
-        self._told: set[str] = set()
+        self._prepared = False
+        self._warned: set[str] = set()
         self.autocast = False
 
     @property
     def generic_parameters(self) -> tuple[str, ...]:
-        """Canonical names of the parameters that go through the generic engine, in model order."""
-        return tuple(name for name in self._canonical if name not in self._names)
-
-    @property
-    def tolerance(self) -> float:
-        """Relative difference of features that rounding explains; known after the first call."""
-        return 1e-3 if self._truth is None else self._truth.tolerance
+        """Canonical names of parameters that go through the generic engine, in model order."""
+        return tuple(name for name in self._parameters if name not in self._names)
 
     def rows(self, batch: Any) -> FeatureRows:
-        """Features and outputs of a batch; the first call checks itself on its first two samples."""
-        if self._truth is None:
+        """Compute features and outputs; the first call checks itself on its first two samples."""
+        if not self._prepared:
             self._prepare(cut(batch, 0, 2))
+            self._prepared = True
         doubtful: frozenset[str] = frozenset()
         while self._names - doubtful:
             try:
@@ -109,70 +100,60 @@ class FactorisedEngine:
             except Untrusted as doubt:
                 doubtful |= self._doubted(doubt)
             except FAILURES as error:  # a fault of the model's own comes up in the other engine
-                self._say(self._names, f"of an error ({_line(error)})")
+                self._warn(self._names, f"of an error ({first_line(error)})")
                 doubtful = frozenset(self._names)
             else:
-                return self._completed(batch, rows, more)
+                return self._with_others(batch, rows, more)
         return self.generic_rows(batch)
 
-    def generic_rows(self, batch: Any) -> FeatureRows:
-        """The same by the generic engine alone."""
-        return self._generic.rows(batch)
-
     def samples(self, batch: Any) -> Samples:
-        """A batch for ordinary backward passes of the selected parameters."""
-        return Samples(self._model, self._output, self._canonical, batch)
+        """Return a batch for ordinary backward passes of the selected parameters."""
+        return Samples(self._model, self._output, self._parameters, batch)
 
     @property
     def gradient_bytes(self) -> int:
         """Bytes of one gradient of the selected parameters."""
-        return sum(p.numel() * p.element_size() for p in self._canonical.values())
-
-    @property
-    def projector(self) -> Projector:
-        """The projector of the features."""
-        return self._projector
+        return sum(p.numel() * p.element_size() for p in self._parameters.values())
 
     def disagreeing(self, batch: Any) -> tuple[str, ...]:
-        """Parameters whose gradients of these samples are not those of ordinary backward passes."""
+        """Return parameters whose gradients of these samples are not those of ordinary passes."""
         truth = Truth.of(self.samples(batch))
         try:
             wrong = self._wrong(batch, truth)
         except (Untrusted, *FAILURES):
             wrong = set(self._names)
-        return tuple(name for name in self._canonical if name in wrong)
+        return tuple(name for name in self._parameters if name in wrong)
 
-    def _completed(self, batch: Any, rows: FeatureRows, doubtful: Set[str]) -> FeatureRows:
-        """Features of known layers, with those of all other parameters."""
-        rest = [n for n in self._canonical if n not in self._names or n in doubtful]
+    def _with_others(self, batch: Any, rows: FeatureRows, doubtful: Set[str]) -> FeatureRows:
+        """Add the features of all other parameters to those of known layers."""
+        rest = [n for n in self._parameters if n not in self._names or n in doubtful]
         if not rest:
             return rows
-        others = self._generic.rows(batch, rest)
+        others = self.generic_rows(batch, rest)
         return rows._replace(features=rows.features + others.features)
 
     def _doubted(self, doubt: Untrusted) -> frozenset[str]:
+        """Return the parameters that a doubt is about: all where it names none that are left."""
         names = doubt.names & self._names or frozenset(self._names)
-        self._say(names, doubt.reason)
+        self._warn(names, doubt.reason)
         return names
 
-    def _say(self, names: Iterable[str], reason: str) -> None:
+    def _warn(self, names: Iterable[str], reason: str) -> None:
         """Say once which parameters go through the generic engine in some batches, and why."""
-        new = set(names) - self._told
+        new = sorted(set(names) - self._warned)
         if new:
-            self._told |= new
+            self._warned.update(new)
             log.warning(
                 "%d parameters go through the generic engine in some batches, since %s: %s",
-                len(new),
-                reason,
-                _listed(new),
+                *(len(new), reason, listed(new)),
             )
 
     def _rows(self, batch: Any, without: frozenset[str]) -> tuple[FeatureRows, Set[str]]:
-        """Features by known layers, and the parameters that are not among them."""
-        out = _zeros(batch, self._projector.dim)
-        outputs, doubtful = self._accumulate(batch, self._projector, lambda _: out, without)
+        """Compute features by known layers; give the parameters that are not among them, too."""
+        out = no_features(batch, self.projector.dim)
+        outputs, doubtful = self._accumulate(batch, self.projector, lambda _: out, without)
         for reason, names in doubtful.items():
-            self._say(names, reason)
+            self._warn(names, reason)
         return FeatureRows(out, outputs), without.union(*doubtful.values())
 
     def _accumulate(
@@ -185,11 +166,15 @@ class FactorisedEngine:
         """
         following = Following(batch_size(batch), self._kept)
         tape = Tape(following, self._constants, projector, out_of)
-        own = {n: p for n, p in self._canonical.items() if n in self._names and n not in without}
+        own = {n: p for n, p in self._parameters.items() if n in self._names and n not in without}
         with only(self._all_parameters, own) as names, closing(tape):
             recorder = Recorder(names, tape, following)
             rows = recorder.outputs(self._output, self._model, batch)
             self.autocast = self.autocast or recorder.autocast
+            # The graph behind the outputs, with all known layers stepped over: a parameter that it
+            # still leads to is used in a way that no layer accounts for, and has another gradient
+            # besides. What a torch.autograd.Function hides from the graph may be any that was used
+            # while gradients were off.
             ends = reached(recorder.tops or [rows.output.grad_fn], tape.passed)
             unknown = {names[id(n.variable)] for n in ends.leaves if id(n.variable) in names}  # type: ignore[attr-defined]
             if ends.python:
@@ -200,15 +185,16 @@ class FactorisedEngine:
         return RowOutputs(*(column.detach() for column in rows)), doubtful
 
     def _prepare(self, first: Any) -> None:
-        """Send to the generic engine for ever what is unknown, or found wrong, in the first samples."""
+        """Send to the generic engine for ever what is unknown, or wrong, in the first samples."""
         need_graph(self._output, self._model, first)
         truth = Truth.of(self.samples(first))
-        self._generic.tolerance = truth.tolerance
-        self._generic.first = first
+        self.tolerance, self.first = truth.tolerance, first
         try:
             self._constants = find_constants(self._forward, first, frozenset(self._names))
         except Untrusted as doubt:
             self._exclude(set(self._names), doubt.reason)
+        # One round more each time that something was sent away: what was wrong before may have hidden
+        # what is wrong besides, and those that are left must be right without it.
         while self._names:
             try:
                 wrong = self._wrong(first, truth)
@@ -218,10 +204,9 @@ class FactorisedEngine:
             if not wrong:
                 break
             self._exclude(wrong, reason)
-        self._truth = truth
 
     def _forward(self, batch: Any, observer: Any, following: Following) -> None:
-        with only(self._all_parameters, self._canonical) as names:
+        with only(self._all_parameters, self._parameters) as names:
             recorder = Recorder(names, observer, following)
             recorder.outputs(self._output, self._model, batch)
         self.autocast = self.autocast or recorder.autocast
@@ -230,23 +215,21 @@ class FactorisedEngine:
         self._names -= wrong
         log.info(
             "%d parameters go through the generic engine, since %s: %s",
-            len(wrong),
-            reason,
-            _listed(wrong),
+            *(len(wrong), reason, listed(sorted(wrong))),
         )
 
     @property
     def _repeated(self) -> set[str]:
-        """Parameters of layers whose outputs are given another shape than the model's."""
+        """Parameters of layers whose outputs are given another shape than the model's own."""
         repeated = [names for (names, _), how in self._constants.items() if how == "repeated"]
         return {name for names in repeated for name in names} & self._names
 
     def _wrong(self, first: Any, truth: Truth) -> set[str]:
-        """Parameters whose sketches disagree with the truth; all where only their sum does."""
+        """Return parameters whose sketches disagree with the truth; all where only their sum does."""
         sketches: dict[str, Tensor] = {}
 
         def sketch_of(name: str) -> Tensor:
-            return sketches.setdefault(name, _zeros(first, truth.checker.dim))
+            return sketches.setdefault(name, no_features(first, truth.checker.dim))
 
         try:
             _, doubtful = self._accumulate(first, truth.checker, sketch_of)
@@ -260,19 +243,6 @@ class FactorisedEngine:
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
-            raise Untrusted(self._repeated, f"of an error ({_line(error)})") from error
-        right = truth.projects_to(rows.features, self._projector, self._names)
+            raise Untrusted(self._repeated, f"of an error ({first_line(error)})") from error
+        right = truth.projects_to(rows.features, self.projector, self._names)
         return set() if right else set(self._names)
-
-
-def _listed(names: Set[str]) -> str:
-    return ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-
-
-def _zeros(batch: Any, dim: int) -> Tensor:
-    first = first_leaf(batch)
-    return torch.zeros(first.shape[0], dim, dtype=torch.float32, device=first.device)

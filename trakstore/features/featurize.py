@@ -114,7 +114,8 @@ def featurize(
         name="",
         **options,
     )
-    began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
+    began = time.monotonic()
+    worker = _Worker(*rank_and_world(rank, world_size), worker_device(device))
     with _prepared(job, store, epoch, split, worker, progress) as (task, line):
         if worker.rank == 0:
             warn_of_twins(task.writer.split, set())
@@ -164,7 +165,8 @@ def featurize_job(
     Featurized
         Rows, blocks and bytes that this worker wrote, and its time.
     """
-    began, worker = time.monotonic(), _Worker.here(rank, world_size, device)
+    began = time.monotonic()
+    worker = _Worker(*rank_and_world(rank, world_size), worker_device(device))
     asked: dict[str, Any] = {
         "batch_size": batch_size,
         "memory_limit": memory_limit,
@@ -179,11 +181,14 @@ def featurize_job(
     ]
     job.check_names()
     job.check_files(named)
-    done, told = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
+    done, twins = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
     with job.lent() if restore else nullcontext():
+        # Shares of all splits come first. A worker that helped at the end of each would take blocks
+        # whose own workers are about to come to them.
         for duty in (_do_share, _help):
             for epoch, split in chosen:
                 if duty is _help:
+                    # A split that is complete needs no weights, and no samples to be tried.
                     there = open_store(store).split(epoch, split)
                     if there.status().complete:
                         note_complete(there)
@@ -191,7 +196,7 @@ def featurize_job(
                 job.load(epoch)
                 with _prepared(job, store, epoch, split, worker, progress) as (task, line):
                     if worker.rank == 0:
-                        warn_of_twins(task.writer.split, told)
+                        warn_of_twins(task.writer.split, twins)
                     if duty is _do_share:
                         _note_rest(job, task, worker, chosen)
                     done += duty(task, worker, line)
@@ -206,10 +211,6 @@ class _Worker:
     world: int
     device: torch.device
 
-    @classmethod
-    def here(cls, rank: int | None, world: int | None, device: str | None) -> _Worker:
-        return cls(*rank_and_world(rank, world), worker_device(device))
-
 
 @contextmanager
 def _prepared(
@@ -223,12 +224,13 @@ def _prepared(
             began = now()
             try:
                 yield task, line
-            finally:
-                _record(job, task, worker, began)
+            finally:  # also when it was stopped
+                if task.rows_written:
+                    record_run(task.writer.split.location, _run(job, task, worker, began))
 
 
 def _line(task: SplitTask, show: bool) -> ProgressLine:
-    """Progress of the whole split: the first worker shows it, from the commits of all."""
+    """Make a line of the whole split's progress: the first worker shows it, from all commits."""
     split = task.writer.split
     return ProgressLine(
         f"{split.name} at epoch {split.epoch}",
@@ -237,14 +239,6 @@ def _line(task: SplitTask, show: bool) -> ProgressLine:
         begun=split.status().written_rows if show else 0,
         show=show,
     )
-
-
-def _record(job: Job, task: SplitTask, worker: _Worker, began: str) -> None:
-    """Note the work of this worker, also when it was stopped."""
-    if task.rows_written == 0:
-        return
-    split = task.writer.split
-    record_run(split.location, _run(job, task, worker, began))
 
 
 def _note_rest(
@@ -276,7 +270,7 @@ def _run(job: Job, task: SplitTask, worker: _Worker, began: str) -> Run:
 
 
 def _do_share(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
-    """Write the blocks that are this rank's duty: a function of count, rank and world alone."""
+    """Write the blocks that are this rank's duty: they depend on count, rank and world alone."""
     missing = set(task.writer.split.missing_blocks())
     own = share(task.writer.spec.blocks, worker.rank, worker.world)
     return _write([block for block in own if block in missing], task, line)
@@ -289,12 +283,13 @@ def _help(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
     hands of other workers: those are first given the time that a block takes.
     """
     done, began, waited = Featurized(0, 0, 0.0), time.monotonic(), False
-    choice = random.Random(worker.rank)  # helpers spread over what is missing
+    # Each helper has an order of its own, so that helpers spread over what is missing.
+    choice = random.Random(worker.rank)
     while missing := task.writer.split.missing_blocks():
         if len(missing) < worker.world and not waited:
             waited = True
             _wait_for(task, missing, task.seconds_per_block)
-            _look(task, line)
+            _show_others(task, line)
             continue
         choice.shuffle(missing)
         done += _write(missing[: -(-len(missing) // 2)], task, line)
@@ -313,17 +308,17 @@ def _wait_for(task: SplitTask, missing: list[int], seconds: float) -> None:
 def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized:
     began, before = time.monotonic(), (task.rows_written, task.blocks_written, task.spent)
     for block, then in zip_longest(blocks, blocks[1:]):
-        if task.writer.is_written(block):
+        if task.writer.is_written(block):  # another worker was faster
             continue
         task.write(block, then)
         start, stop = task.writer.spec.block_range(block)
         line.advance(stop - start)
-        _look(task, line)
+        _show_others(task, line)
     task.wait()
     return task.since(*before, time.monotonic() - began)
 
 
-def _look(task: SplitTask, line: ProgressLine) -> None:
+def _show_others(task: SplitTask, line: ProgressLine) -> None:
     """Count what other workers committed, when it is time for that: one listing."""
     if line.wants_a_look():
         line.reach(task.writer.split.status().written_rows)

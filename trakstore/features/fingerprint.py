@@ -1,4 +1,4 @@
-"""What features were made from, in short: hashes of a checkpoint and of a data set."""
+"""Hashes of a checkpoint and of a data set: origins of features, in short."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SAMPLES = 32  # part of the format: another number would make other hashes of t
 
 
 def checkpoint_hash(model: nn.Module) -> str:
-    """SHA-256 over all parameters and buffers: canonical names, dtypes, shapes, bytes."""
+    """Return SHA-256 over all parameters and buffers: canonical names, dtypes, shapes, bytes."""
     digest = hashlib.sha256()
     state = canonical_names(dict(_tensors(model.state_dict())))
     for name, tensor in sorted(state.items()):
@@ -40,7 +40,7 @@ def checkpoint_hash(model: nn.Module) -> str:
 
 
 def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a state, also those within what quantised modules pack."""
+    """Yield the tensors of a state, also those within what quantised modules pack."""
     for name, value in state.items():
         if isinstance(value, Tensor):
             yield name, value
@@ -51,7 +51,7 @@ def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
-    """Number of samples, and SHA-256 over some of them and all ids.
+    """Return the number of samples, and SHA-256 over some of them and all ids.
 
     The samples are those of :func:`hashed_rows`, 32 at most: data that are longer, shorter, in
     another order or of other files are told from these, while a change of single samples that are
@@ -78,19 +78,19 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
 
 
 def hashed_rows(rows: int) -> list[int]:
-    """Which of so many samples a fingerprint is over: all of 32 or fewer, else 32 from first to last.
+    """Choose the samples that a fingerprint is over: all of 32 or fewer, else 32 from first to last.
 
     Examples
     --------
     >>> len(hashed_rows(20)), hashed_rows(1300)[:3]
     (20, [0, 41, 83])
     """
-    found: list[int] = np.unique(np.linspace(0, rows - 1, _SAMPLES).astype(int)).tolist()
-    return found
+    chosen: list[int] = np.unique(np.linspace(0, rows - 1, _SAMPLES).astype(int)).tolist()
+    return chosen
 
 
 def dataset_rows(dataset: Any, name: str = "the data set") -> int:
-    """Number of samples of a map-style data set, called ``name`` in errors."""
+    """Return the number of samples of a map-style data set, called ``name`` in errors."""
     if not isinstance(dataset, Sized) or not _gives_by_index(dataset):
         raise TrakStoreError(
             f"{name} needs __len__ and __getitem__, got {type(dataset).__name__}; pass the data set "
@@ -108,7 +108,7 @@ def dataset_rows(dataset: Any, name: str = "the data set") -> int:
 
 
 def _gives_by_index(dataset: Any) -> bool:
-    """Whether it has a ``__getitem__`` of its own: torch's base class has one that fails."""
+    """Tell whether it has a ``__getitem__`` of its own: torch's base class has one that fails."""
     given = getattr(type(dataset), "__getitem__", None)
     return given is not None and given is not Dataset.__getitem__
 
@@ -143,6 +143,7 @@ def _leaf_bytes(leaf: Any) -> bytes:
 
 
 def _tensor_bytes(tensor: Tensor) -> bytes:
+    # Stored hashes are of these bytes: any other order or form would be another checkpoint.
     tensor = tensor.detach().cpu()
     if tensor.is_quantized:
         return _scale_bytes(tensor) + _tensor_bytes(tensor.int_repr())
@@ -157,7 +158,7 @@ def _tensor_bytes(tensor: Tensor) -> bytes:
 
 
 def _scale_bytes(tensor: Tensor) -> bytes:
-    """What a quantised tensor's integers stand for."""
+    """Return scale and zero point of a quantised tensor, which its integers stand for."""
     if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         return f"{tensor.q_scale()!r} {tensor.q_zero_point()};".encode()
     scales = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points())

@@ -13,6 +13,7 @@ from torch.utils import _pytree as tree
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.wording import first_line
 
 __all__ = ["explained", "fit_modules", "need_apart", "need_weights"]
 
@@ -66,10 +67,10 @@ def _named(name: str, module: nn.Module) -> str:
 
 @contextmanager
 def fit_modules(model: nn.Module) -> Iterator[None]:
-    """Modules as per-sample gradients need them; each is given back as it was.
+    """Set modules as per-sample gradients need them; set each back as it was.
 
-    In eval mode, also those that keep themselves in training mode; embeddings with dense gradients:
-    the sparse ones that optimisers may want are the same numbers.
+    All are in eval mode, also those that keep themselves in training mode, and embeddings give dense
+    gradients: the sparse ones that optimisers may want are the same numbers.
     """
     with ExitStack() as back:
         for module in model.modules():
@@ -77,6 +78,8 @@ def fit_modules(model: nn.Module) -> Iterator[None]:
             if isinstance(module, _SPARSE) and module.sparse:
                 back.callback(setattr, module, "sparse", True)
                 module.sparse = False
+        # A model may override ``eval`` or ``train`` and leave some of its modules in training mode:
+        # these are set afterwards, one by one.
         try:
             model.eval()
         except NotImplementedError as error:  # an exported program
@@ -91,12 +94,14 @@ def fit_modules(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def explained(model: nn.Module, output: ModelOutput, batch: Any) -> Iterator[None]:
-    """What fails because the model does not take the samples is bad use, all else a fault."""
+    """Say of an error that the model does not take the samples, where that is why."""
     try:
         yield
     except (TrakStoreError, torch.OutOfMemoryError):
         raise
     except Exception:
+        # The model by itself is tried on the samples. If it fails too, that is what is said; if it does
+        # not, the error is a fault of this package and stays as it is.
         _need_pass(model, output, batch)
         raise
 
@@ -128,9 +133,8 @@ def _described(tensor: Tensor) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error; with its kind, where that is not torch's usual one."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return f"a {type(error).__name__}"
-    kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
-    return f"{kind}{lines[0]}"[:200]
+    """Return the first line of an error; with its kind, where that is not torch's usual one."""
+    line, kind = first_line(error), type(error).__name__
+    if line == kind:
+        return f"a {kind}"
+    return line if isinstance(error, RuntimeError) else f"{kind}: {line}"[:200]

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at once while something runs."""
+"""Bytes of tensors that are alive at once while something runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most bytes of tensors that are alive at once while ``run`` runs on one thread.
+    """Count the most bytes of tensors that are alive at once while ``run`` runs on one thread.
 
     Counted, not sampled: the same on every worker and device. What was there before, as parameters
     and the batch, is not counted, nor is what a kernel allocates for itself.
@@ -63,7 +63,8 @@ class _Live(TorchDispatchMode):
             self.peak = max(self.peak, self._total)
 
     def _forget(self) -> None:
-        """Drop what is no longer there; a place is not used again before that."""
+        """Drop what is no longer there."""
+        # A weak reference keeps the place of a storage, so that no other has the same key meanwhile.
         self._known = {
             key: (there, size) for key, (there, size) in self._known.items() if not there.expired()
         }

@@ -19,17 +19,19 @@ from torch.utils import _pytree as tree
 
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
-from trakstore.features.plain import gradients, only
+from trakstore.features.plain import backward
 from trakstore.features.projectors import Projector
+from trakstore.features.wording import first_line
 from trakstore.planning import ranges
 
-__all__ = ["FAILURES", "FeatureRows", "GenericEngine", "batch_size", "cut", "first_leaf"]
+__all__ = ["FAILURES", "FeatureRows", "GenericEngine", "batch_size", "cut", "no_features"]
 
 log = logging.getLogger("trakstore")
 
 _GRADIENT_BYTES = 256 * 2**20  # of full gradients held at once
 
-# what a model may raise under vmap, or while it is watched, and not by itself
+# Errors that a model may raise under vmap, or while it is watched, and not by itself. What torch raises
+# where memory does not suffice is one of them, and goes on to who can take fewer samples at once.
 FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
@@ -48,19 +50,19 @@ class GenericEngine:
     model : nn.Module
         In eval mode, on the device of the batches.
     output : ModelOutput
-        What is differentiated.
+        The scalar that is differentiated.
     parameters : dict of name to Parameter
-        The selected ones, under the model's own names.
+        The selected parameters, under the model's own names.
     projector : Projector
-        Knows them under canonical names.
-    tolerance : float
-        Relative difference of features that rounding explains.
+        Knows the parameters under canonical names.
 
     Attributes
     ----------
+    tolerance : float
+        Relative difference of features that rounding explains.
     first : tree of Tensor, optional
-        The samples by which it is decided whether ``vmap`` does this model; those of the first call
-        otherwise. The same for every worker, so that all of them decide alike.
+        Samples by which it is decided whether ``vmap`` does this model; those of the first call
+        otherwise. They are the same for every worker, so that all of them decide alike.
     """
 
     def __init__(
@@ -69,54 +71,59 @@ class GenericEngine:
         output: ModelOutput,
         parameters: dict[str, nn.Parameter],
         projector: Projector,
-        tolerance: float = 1e-3,
     ) -> None:
-        self._model, self._output, self._projector = model, output, projector
-        self._asked = _Asked(model, output)
+        self._model, self._output, self.projector = model, output, projector
+        self._whole = _WholeModel(model, output)
         self._parameters = {canonical_name(name): p for name, p in parameters.items()}
         self._own_names = {canonical_name(name): name for name in parameters}
-        self._all = tuple(model.parameters())
-        self.tolerance = tolerance
+        self.tolerance = 1e-3
         self.first: Any = None
         self._vmap_works: bool | None = None
 
-    def rows(self, batch: Any, names: Iterable[str] | None = None) -> FeatureRows:
-        """Features and outputs of a batch, from the gradients of some parameters, or of all."""
+    def rows(self, batch: Any) -> FeatureRows:
+        """Compute features and outputs of a batch."""
+        return self.generic_rows(batch)
+
+    def generic_rows(self, batch: Any, names: Iterable[str] | None = None) -> FeatureRows:
+        """Compute them from the gradients of some parameters, or of all, by ``torch.func``."""
         if self._vmap_works is None:
-            self._prepare(cut(batch, 0, 2) if self.first is None else self.first)
+            self._try_vmap(cut(batch, 0, 2) if self.first is None else self.first)
         chosen = list(self._parameters if names is None else names)
+        # Whole gradients of all parameters are held for each sample: only some samples at once.
         size, most = batch_size(batch), self._at_once(chosen)
         parts = [self._part(cut(batch, lo, hi), chosen) for lo, hi in ranges(size, most)]
         features = torch.cat([part.features for part in parts])
-        columns = zip(*(part.outputs for part in parts), strict=True)
-        return FeatureRows(features, RowOutputs(*(torch.cat(column) for column in columns)))
+        return FeatureRows(features, _joined([part.outputs for part in parts]))
 
-    def _prepare(self, first: Any) -> None:
+    def run_as_training(self, batch: Any) -> None:
+        """Run forward and backward on a batch, and nothing else."""
+        total = self._output(self._model, batch).output.sum()
+        if total.requires_grad:
+            torch.autograd.grad(total, list(self._parameters.values()), allow_unused=True)
+
+    def _try_vmap(self, first: Any) -> None:
         """Decide whether ``vmap`` does this model."""
-        names = list(self._parameters)
-        true = self._one_by_one(first, names)
-        reason = self._unfit()
-        if not reason:
-            try:
-                rows = self._by_vmap(first, names)
-            except torch.OutOfMemoryError:
-                raise
-            except FAILURES as error:
-                reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            else:
-                apart = (rows.features - true.features).norm()
-                if bool(apart > self.tolerance * true.features.norm()):
-                    reason = "its gradients are not those of backward()"
+        reason = self._unfit_for_vmap(first)
         self._vmap_works = not reason
         if reason:
             log.warning(
                 "per-sample gradients one by one, since vmap cannot do this model (%s)", reason
             )
 
-    def _unfit(self) -> str:
+    def _unfit_for_vmap(self, first: Any) -> str:
+        """Return why ``vmap`` cannot do this model; nothing where it can."""
+        names = list(self._parameters)
+        true = self._one_by_one(first, names).features
         if any(parameter._backward_hooks for parameter in self._parameters.values()):
             return "a parameter has a gradient hook"
-        return ""
+        try:
+            apart = (self._by_vmap(first, names).features - true).norm()
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            return first_line(error)
+        wrong = bool(apart > self.tolerance * true.norm())
+        return "its gradients are not those of backward()" if wrong else ""
 
     def _at_once(self, names: list[str]) -> int:
         row_bytes = 4 * sum(self._parameters[name].numel() for name in names)
@@ -134,35 +141,28 @@ class GenericEngine:
 
     def _by_vmap(self, batch: Any, names: list[str]) -> FeatureRows:
         own = {self._own_names[name]: self._parameters[name].detach() for name in names}
-        gradient = grad(self._asked.scalar, has_aux=True)
-        # no gradients of others, and the attention that vmap has a rule for
+        gradient = grad(self._whole.scalar, has_aux=True)
+        # No gradients of other parameters are taken, and attention is the one that vmap can do.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            # where torch loops over samples by itself, as in an LSTM: slower, and right
+            # Where torch loops over samples by itself, as in an LSTM, it is slower, and right.
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            found, outputs = vmap(gradient, in_dims=(None, 0))(own, batch)
-        named = {canonical_name(name): gradient for name, gradient in found.items()}
-        return FeatureRows(self._projector.project(named), outputs)
+            each, outputs = vmap(gradient, in_dims=(None, 0))(own, batch)
+        named = {canonical_name(name): gradient for name, gradient in each.items()}
+        return FeatureRows(self.projector.project(named), outputs)
 
     def _one_by_one(self, batch: Any, names: list[str]) -> FeatureRows:
         own = {name: self._parameters[name] for name in names}
-        size = batch_size(batch)
-        first = tree.tree_leaves(batch)[0]
-        features = torch.zeros(size, self._projector.dim, dtype=torch.float32, device=first.device)
+        features = no_features(batch, self.projector.dim)
         outputs = []
-        with only(self._all, own):
-            for i in range(size):
-                rows = self._output(self._model, cut(batch, i, i + 1))
-                outputs.append([column.detach() for column in rows])
-                found = gradients(rows.output.sum(), list(own.values()))
-                for name, gradient in zip(names, found, strict=True):
-                    if gradient is not None:
-                        tile = _dense(gradient).reshape(1, *self._projector.matrices[name])
-                        self._projector.add(features[i : i + 1], name, tile)
-        columns = zip(*outputs, strict=True)
-        return FeatureRows(features, RowOutputs(*(torch.cat(column) for column in columns)))
+        for i in range(len(features)):
+            rows, tiles = backward(self._model, self._output, own, cut(batch, i, i + 1))
+            outputs.append(rows)
+            for name, tile in tiles:
+                self.projector.add(features[i : i + 1], name, tile)
+        return FeatureRows(features, _joined(outputs))
 
 
-class _Asked(nn.Module):
+class _WholeModel(nn.Module):
     """A model with its output, as one module: so that all of it is called with other weights."""
 
     def __init__(self, model: nn.Module, output: ModelOutput) -> None:
@@ -173,29 +173,35 @@ class _Asked(nn.Module):
         return self.output(self.model, batch)
 
     def scalar(self, parameters: dict[str, Tensor], sample: Any) -> tuple[Tensor, RowOutputs]:
-        """Output of one sample with these parameters, and all its columns."""
+        """Return the output of one sample with these parameters, and all its columns."""
         batch = tree.tree_map(lambda tensor: tensor.unsqueeze(0), sample)
         named = {f"model.{name}": parameter for name, parameter in parameters.items()}
         rows = functional_call(self, named, (batch,))
         return rows.output[0], RowOutputs(*(column[0].detach() for column in rows))
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.to_dense() if gradient.is_sparse else gradient
+def _joined(parts: list[RowOutputs]) -> RowOutputs:
+    return RowOutputs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def batch_size(batch: Any) -> int:
-    """Number of samples of a batch."""
-    return int(first_leaf(batch).shape[0])
+    """Return the number of samples of a batch."""
+    return int(_first_leaf(batch).shape[0])
 
 
-def first_leaf(batch: Any) -> Tensor:
-    """The first tensor of a batch."""
+def no_features(batch: Any, dim: int) -> Tensor:
+    """Return zeros ``(batch, dim)``, float32, where the batch is."""
+    first = _first_leaf(batch)
+    return torch.zeros(first.shape[0], dim, dtype=torch.float32, device=first.device)
+
+
+def _first_leaf(batch: Any) -> Tensor:
+    # Most batches are tuples, in which the first tensor is found without a walk through the tree.
     first = batch[0] if isinstance(batch, tuple) and batch else None
-    found: Tensor = first if isinstance(first, Tensor) else tree.tree_leaves(batch)[0]
-    return found
+    leaf: Tensor = first if isinstance(first, Tensor) else tree.tree_leaves(batch)[0]
+    return leaf
 
 
 def cut(batch: Any, start: int, stop: int) -> Any:
-    """Some samples of a batch, one after another."""
+    """Return some samples of a batch, one after another."""
     return tree.tree_map(lambda tensor: tensor[start:stop], batch)

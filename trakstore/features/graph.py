@@ -1,4 +1,4 @@
-"""Autograd's graph behind an output: what it leads to that no layer accounts for."""
+"""Autograd's graph behind an output, and the tensors that it leads to."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Reached:
     Attributes
     ----------
     leaves : list of Node
-        Those that accumulate gradients of tensors.
+        Functions that accumulate gradients of tensors.
     python : bool
         Whether a ``torch.autograd.Function`` is on the way, which may hide tensors from the graph.
     nodes : set of Node
-        All that were met.
+        All functions that were met.
     """
 
     leaves: list[Node] = field(default_factory=list)
@@ -36,17 +36,17 @@ class Reached:
 def reached(
     tops: Iterable[Node | None], passed: Mapping[Node, Sequence[Node]] | None = None
 ) -> Reached:
-    """Ends of the graph behind some functions.
+    """Find the ends of the graph behind some functions.
 
     Parameters
     ----------
     tops : iterable of Node
-        Functions of what gradients are taken of.
+        Functions that gave the tensors of which gradients are taken.
     passed : mapping of Node to sequence of Node, optional
         Functions that are stepped over, with the nodes behind them: layers, whose weights are known.
     """
-    known, found = passed or {}, Reached()
-    todo, seen = list(tops), found.nodes
+    known, ends = passed or {}, Reached()
+    todo, seen = list(tops), ends.nodes
     while todo:
         node = todo.pop()
         if node is None or node in seen:
@@ -56,8 +56,8 @@ def reached(
         if behind is not None:
             todo += behind
         elif isinstance(node, _Accumulate):
-            found.leaves.append(node)
+            ends.leaves.append(node)
         else:
-            found.python |= isinstance(node, BackwardCFunction)
+            ends.python |= isinstance(node, BackwardCFunction)
             todo += [one for one, _ in node.next_functions]
-    return found
+    return ends

@@ -38,7 +38,6 @@ from trakstore.storage.staging import StagedSplit
 
 __all__ = ["BatchFeatures", "IncomingRows", "OrderError"]
 
-
 log = logging.getLogger("trakstore")
 
 
@@ -56,7 +55,7 @@ class BatchFeatures:
     output : ModelOutput
         The scalar that is differentiated.
     projection : ProjectionSpec
-        How gradients become features.
+        Projection of gradients to features.
     names : str or iterable of str, optional
         Names of the parameters; all that require a gradient when None.
     device : str
@@ -80,6 +79,7 @@ class BatchFeatures:
         need_apart(self.model)
         named = [names] if isinstance(names, str) else names
         patterns = ("*",) if named is None else as_patterns(tuple(named))
+        # Names are given here, not patterns: brackets in them stand for themselves.
         exact = patterns if named is None else [escape(canonical_name(one)) for one in patterns]
         self._selected = select_parameters(self.model, exact)
         self.parameters = parameter_spec(self._selected, patterns)
@@ -115,9 +115,9 @@ class IncomingRows:
     Attributes
     ----------
     source : BatchFeatures
-        What computes them.
+        Features of the batches.
     staged : StagedSplit
-        Where they are kept.
+        Place where rows are kept.
     weights : str
         Hash of the checkpoint.
     done : ndarray of bool, shape (rows,)
@@ -152,8 +152,8 @@ class IncomingRows:
             )
         fresh = np.flatnonzero(~self.done[at])
         if len(fresh):
-            found = self.source.rows(batch, fresh)
-            both = (found.features, found.outputs.out_to_loss)
+            rows = self.source.rows(batch, fresh)
+            both = (rows.features, rows.outputs.out_to_loss)
             self.staged.add(at[fresh], *(one.detach().cpu().numpy() for one in both))
             self.done[at[fresh]] = True
 
@@ -162,12 +162,12 @@ class IncomingRows:
             raise OrderError("Exactly one of num_samples and inds should be specified")
         if num_samples is not None:
             start, self.next = self.next, self.next + as_whole(num_samples, "num_samples", 0)
-            found = np.arange(start, self.next)
+            at = np.arange(start, self.next)
         else:
-            found = np.asarray(inds, dtype=np.int64).reshape(-1)
-        if len(found) and not (found.min() >= 0 and found.max() < self.staged.rows):
+            at = np.asarray(inds, dtype=np.int64).reshape(-1)
+        if len(at) and not (at.min() >= 0 and at.max() < self.staged.rows):
             raise TrakStoreError(
-                f"samples {found.min()} to {found.max()} are outside of the {self.staged.rows} that "
+                f"samples {at.min()} to {at.max()} are outside of the {self.staged.rows} that "
                 f"were announced"
             )
-        return found
+        return at

@@ -21,6 +21,7 @@ from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import as_patterns, own_names, uncompiled
 from trakstore.features.weights import kept, unshared
+from trakstore.features.wording import first_line
 from trakstore.named import call_named, load_named
 from trakstore.paths import is_file
 from trakstore.planning import byte_count
@@ -32,11 +33,7 @@ __all__ = ["Checkpoint", "Job", "JobOptions", "load_job"]
 
 Checkpoint = str | Path | Mapping[str, Tensor]
 
-_MAPPINGS = {
-    "datasets": "{'train': data}",
-    "ids": "{'train': ids}",
-    "learning_rates": "{10: 0.1}",
-}
+_MAPPINGS = {"datasets": "{'train': data}", "ids": "{'train': ids}", "learning_rates": "{10: 0.1}"}
 
 
 class JobOptions(TypedDict, total=False):
@@ -155,6 +152,7 @@ class Job:
             if not isinstance(getattr(self, name), Mapping):
                 got = type(getattr(self, name)).__name__
                 raise TrakStoreError(f"{name} must be a mapping, like {what}, got {got}")
+        # One that shares memory with the model would change when another is loaded into the model.
         self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
         for name in ("batch_size", "block_rows", "keep_bits"):
             size = getattr(self, name)
@@ -170,10 +168,7 @@ class Job:
         self.parameters = as_patterns(self.parameters)
         self.learning_rates = {
             as_epoch(epoch): as_number(
-                rate,
-                f"the learning rate of epoch {epoch}",
-                least=0,
-                needed="must be a number >= 0",
+                rate, f"the learning rate of epoch {epoch}", least=0, needed="must be a number >= 0"
             )
             for epoch, rate in self.learning_rates.items()
         }
@@ -195,6 +190,7 @@ class Job:
 
         A copy of them is held on the CPU meanwhile; of its buffers alone, without checkpoints.
         """
+        # Once more, as attributes may have been set since the job was made.
         self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
         with kept(self.model, parameters=bool(self.checkpoints)):
             yield
@@ -226,6 +222,7 @@ class Job:
             named = own_names(state, self.model) if isinstance(state, Mapping) else state
             self.model.load_state_dict(named)
         except (RuntimeError, TypeError) as error:
+            # torch lists every name that is missing or too many: the first of them do.
             reason = " ".join(str(error).split())[:300]
             reason = _weights_below(state, self.model) or reason
             raise TrakStoreError(f"checkpoint {epoch} is not of this model: {reason}") from None
@@ -275,30 +272,30 @@ def load_job(name: str) -> Job:
 def _by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkpoint]:
     """Name weights by epochs as the store does; a mapping that has such names is not read."""
     epochs = {epoch: as_epoch(epoch) for epoch in checkpoints}
-    if all(type(epoch) is type(told) for epoch, told in epochs.items()):
+    if all(type(epoch) is type(given) for given, epoch in epochs.items()):
         return checkpoints
     if len(set(epochs.values())) < len(epochs):
         raise TrakStoreError(f"checkpoints name an epoch twice: {', '.join(map(repr, epochs))}")
-    return {told: checkpoints[epoch] for epoch, told in epochs.items()}
+    return {epoch: checkpoints[given] for given, epoch in epochs.items()}
 
 
 def _weights_below(state: Any, model: nn.Module) -> str:
-    """Words about a training state that holds the weights below one of its names; else none."""
+    """Say that a training state holds the weights below one of its names; nothing where it does not."""
     if not isinstance(state, Mapping):
         return f"needed a mapping of names to tensors, got a {type(state).__name__}"
     wanted = set(model.state_dict())
-    found = [name for name, one in state.items() if isinstance(one, Mapping) and wanted & set(one)]
-    if not found:
+    below = [name for name, one in state.items() if isinstance(one, Mapping) and wanted & set(one)]
+    if not below:
         return ""
     names = ", ".join(map(repr, state))[:200]
     return (
-        f"it holds {names}: the weights seem to be under {found[0]!r}; save those alone, or give "
-        f"the job torch.load(path, weights_only=True)[{found[0]!r}]"
+        f"it holds {names}: the weights seem to be under {below[0]!r}; save those alone, or give "
+        f"the job torch.load(path, weights_only=True)[{below[0]!r}]"
     )
 
 
 def _load_file(path: Path) -> Mapping[str, Tensor]:
-    """Tensors of a file; neither of its two formats can run code."""
+    """Read tensors of a file; neither of the two formats can run code."""
     if not is_file(path):
         raise NotFoundError(f"there is no checkpoint file {path}")
     try:
@@ -313,7 +310,7 @@ def _load_file(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-# all that unpicklers and parsers raise where bytes are not what they expect
+# All that unpicklers and parsers raise where bytes are not what they expect.
 _UNREADABLE = (
     *(pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, LookupError),
     *(AttributeError, TypeError, ValueError),
@@ -321,8 +318,8 @@ _UNREADABLE = (
 
 
 def _reason(error: Exception) -> str:
-    """Reason why a file was not read; torch's own words advise to let the file run its code."""
+    """Say why a file was not read; torch's own words advise to let the file run its code."""
     if not isinstance(error, pickle.UnpicklingError):
-        return str(error).split("\n")[0][:200] or type(error).__name__
+        return first_line(error)
     named = re.search(r"GLOBAL (\S{1,100})", str(error))
     return f"it holds {named[1]}, which is code" if named else "it is no pickle of tensors"

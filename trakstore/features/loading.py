@@ -23,7 +23,7 @@ class Loaded(NamedTuple):
 
     @property
     def batches(self) -> dict[str, Any]:
-        """Options of featurize that make the batches."""
+        """Options of featurize for the batches."""
         return {"batch_size": self.batch_size, "collate": self.collate}
 
 
@@ -65,12 +65,12 @@ def loaded(source: Any, num_samples: int | None = None) -> Loaded:
     TrakStoreError
         For a loader that shuffles or samples, a stream without length, too few samples.
     """
-    found = source if isinstance(source, Loaded) else _loaded(source)
-    count = len(found.dataset)
+    whole = source if isinstance(source, Loaded) else _loaded(source)
+    count = len(whole.dataset)
     if num_samples is None:
-        return found
+        return whole
     num_samples = as_whole(num_samples, "num_samples", 1, count, needed=f"must be in 1..{count}")
-    return found._replace(dataset=Subset(found.dataset, range(num_samples)))
+    return whole._replace(dataset=Subset(whole.dataset, range(num_samples)))
 
 
 def _loaded(source: Any) -> Loaded:
@@ -92,6 +92,7 @@ def _of_loader(loader: DataLoader[Any]) -> Loaded:
             f"the loader draws its samples by a {type(loader.sampler).__name__}, so that row i of "
             f"the features would be no particular sample: make it with shuffle=False, no sampler"
         )
+    # Samples are read by index, in batches of the loader's size, as the loader would.
     dataset: Any = loader.dataset
     size = loader.batch_size or 1
     if loader.drop_last:
@@ -101,7 +102,7 @@ def _of_loader(loader: DataLoader[Any]) -> Loaded:
 
 
 def stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:
-    """Value by which a sample is drawn: its label, the value of a key, or what a function gives."""
+    """Return the value by which a sample is drawn: its label, a key's value, or a function's."""
     if by is None:
         return 0
     if callable(by):

@@ -35,7 +35,7 @@ _WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)(?:\.|$))+")
 
 
 def canonical_name(name: str) -> str:
-    """A name without what data parallelism and ``torch.compile`` put around modules.
+    """Return a name without what data parallelism and ``torch.compile`` put around modules.
 
     Examples
     --------
@@ -46,19 +46,19 @@ def canonical_name(name: str) -> str:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The model that ``torch.compile`` was given: hooks and ``vmap`` need its own modules."""
+    """Return the model that ``torch.compile`` got: hooks and ``vmap`` need its own modules."""
     inner: nn.Module = getattr(model, "_orig_mod", model)
     return inner
 
 
 def own_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Weights under the names that the model has for them, whatever wrapper they were saved from."""
+    """Return weights under the model's own names, whatever wrapper they were saved from."""
     own = {canonical_name(name): name for name in model.state_dict()}
     return {own.get(canonical_name(str(name)), name): value for name, value in state.items()}
 
 
 def canonical_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under canonical names; two that fall together are an error."""
+    """Return tensors under canonical names; two that fall together are an error."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         canonical = canonical_name(name)
@@ -72,7 +72,7 @@ def canonical_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    """Patterns of parameter names; one by itself may be given as text.
+    """Return patterns of parameter names, of which a single one may be given as text.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
 def select_parameters(
     model: nn.Module, patterns: str | Sequence[str] = ("*",)
 ) -> dict[str, nn.Parameter]:
-    """The parameters that require a gradient and match a pattern, by their names in the model.
+    """Select parameters that require a gradient and match a pattern, by their names in the model.
 
     Parameters
     ----------
@@ -107,7 +107,9 @@ def select_parameters(
     """
     patterns = as_patterns(patterns)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    canonical_names(dict(trainable))
+    canonical_names(dict(trainable))  # raises where two names fall together
+    # torch gives a tied parameter once, under its first name. A pattern that means another name of it
+    # would select nothing, or less than it says: people are told of both.
     for pattern in patterns:
         tied = _other_names(model, pattern)
         if not any(fnmatchcase(canonical_name(name), pattern) for name in trainable):
@@ -131,7 +133,7 @@ def select_parameters(
 
 
 def last_layers(model: nn.Module, count: int) -> tuple[str, ...]:
-    """Patterns of the parameters of the last modules that have trainable ones of their own.
+    """Return patterns of the parameters of the last modules that have trainable ones of their own.
 
     Examples
     --------
@@ -155,7 +157,7 @@ def parameter_spec(
 
 
 def _other_names(model: nn.Module, pattern: str) -> dict[str, str]:
-    """Further names of trainable parameters that a pattern matches, and the first name of each."""
+    """Return further names of tied parameters that a pattern matches, with the first name of each."""
     first: dict[int, str] = {}
     others: dict[str, str] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
@@ -167,7 +169,7 @@ def _other_names(model: nn.Module, pattern: str) -> dict[str, str]:
 
 
 def _instead(model: nn.Module, pattern: str, tied: Mapping[str, str], trainable: list[str]) -> str:
-    """Names that there are where a pattern selects nothing."""
+    """Say which names there are, where a pattern selects nothing."""
     if tied:
         name, first = next(iter(tied.items()))
         return f"{name} is tied: it is the parameter {first}; select it by that name"

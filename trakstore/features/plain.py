@@ -1,4 +1,4 @@
-"""Ordinary backward passes: the truth that engines are compared with."""
+"""Ordinary backward passes, as training does them: the truth that engines are compared with."""
 
 from __future__ import annotations
 
@@ -11,17 +11,53 @@ from torch import Tensor, nn
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.graph import reached
-from trakstore.features.outputs import ModelOutput
+from trakstore.features.outputs import ModelOutput, RowOutputs
+from trakstore.features.projectors.projector import as_matrix
 
-__all__ = ["gradients", "need_graph", "only"]
+__all__ = ["backward", "need_graph", "only"]
 
 
-def gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
-    """Gradients of a scalar by parameters, None for those that it does not depend on.
+def backward(
+    model: nn.Module,
+    output: ModelOutput,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Any,
+    signs: Tensor | None = None,
+) -> tuple[RowOutputs, list[tuple[str, Tensor]]]:
+    """Differentiate the sum of a batch's outputs by parameters, as training does.
 
-    Where a ``torch.autograd.Function`` is in the graph, by ``backward()``: it may take gradients of
-    parameters that the graph does not show, as reentrant checkpoints do. Otherwise by
-    ``torch.autograd.grad``, which leaves ``.grad`` and its hooks alone.
+    Parameters
+    ----------
+    parameters : mapping of name to Parameter
+        Only these require gradients meanwhile.
+    signs : Tensor, shape (batch,), optional
+        Factors of the outputs in the sum.
+
+    Returns
+    -------
+    outputs : RowOutputs
+        All columns of the batch.
+    gradients : list of (name, Tensor)
+        Each ``(1, rows, rest)``; without parameters that the sum does not depend on.
+    """
+    with only(tuple(model.parameters()), parameters):
+        rows = output(model, batch)
+        scalar = rows.output if signs is None else rows.output * signs.to(rows.output)
+        each = _gradients(scalar.sum(), list(parameters.values()))
+    tiles = []
+    for (name, parameter), gradient in zip(parameters.items(), each, strict=True):
+        if gradient is not None:
+            dense = gradient.to_dense() if gradient.is_sparse else gradient
+            tiles.append((name, dense.reshape(1, *as_matrix(tuple(parameter.shape)))))
+    return RowOutputs(*(column.detach() for column in rows)), tiles
+
+
+def _gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    """Return gradients of a scalar by parameters, None for those that it does not depend on.
+
+    Where a ``torch.autograd.Function`` is in the graph, they come by ``backward()``: it may take
+    gradients of parameters that the graph does not show, as reentrant checkpoints do. Otherwise they
+    come by ``torch.autograd.grad``, which leaves ``.grad`` and its hooks alone.
     """
     if not scalar.requires_grad:
         return (None,) * len(parameters)
@@ -34,7 +70,7 @@ def gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tenso
 
 @contextmanager
 def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Parameters without their ``.grad`` and what is done after it grows, which are put back."""
+    """Take away ``.grad`` of parameters and what is done after it grows; put both back."""
     kept = [(p.grad, p._post_accumulate_grad_hooks) for p in parameters]
     try:
         for parameter in parameters:
@@ -50,10 +86,10 @@ def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 def only(
     parameters: Sequence[nn.Parameter], own: Mapping[str, nn.Parameter]
 ) -> Iterator[dict[int, str]]:
-    """Gradients are on, and of a model's parameters only ``own`` require them.
+    """Turn gradients on, of a model's parameters for ``own`` alone.
 
-    Gives the names of ``own`` by the ids of the parameters; what required gradients before does so
-    again at the end.
+    Gives the names of ``own`` by the ids of the parameters. Parameters that required gradients before
+    do so again at the end.
     """
     names = {id(parameter): name for name, parameter in own.items()}
     required = [p for p in parameters if id(p) not in names and p.requires_grad]
@@ -70,16 +106,18 @@ def only(
 def need_graph(output: ModelOutput, model: nn.Module, batch: Any) -> None:
     """Raise a :class:`TrakStoreError` if the outputs of a batch depend on no parameter at all."""
     every = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
-    asked = [parameter for parameter in every if not parameter.requires_grad]
+    frozen = [parameter for parameter in every if not parameter.requires_grad]
+    # Frozen ones are asked to require gradients for once: an output that depends on those alone is no
+    # fault of the forward.
     try:
-        for parameter in asked:
+        for parameter in frozen:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            found = output(model, batch).output
+            differentiable = output(model, batch).output.requires_grad
     finally:
-        for parameter in asked:
+        for parameter in frozen:
             parameter.requires_grad_(False)
-    if not found.requires_grad:
+    if not differentiable:
         raise TrakStoreError(
             "the model's outputs depend on no parameter: gradients are off somewhere in its forward "
             "(no_grad, inference_mode, detach, .data); turn them on there"

@@ -27,9 +27,9 @@ class Autocast(ModelOutput):
     ----------
     output : ModelOutput
     device : torch.device
-        Where the model is.
+        Device of the model.
     dtype : torch.dtype
-        Of products in the model, and so of the gradients that go back through them.
+        Dtype of products in the model, and so of the gradients that go back through them.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Autocast(ModelOutput):
 
     @property
     def spec(self) -> OutputSpec:
-        """The output's; the precision has its own place in the store."""
+        """Spec of the output; the precision has its own place in the store."""
         return self.output.spec
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
@@ -87,6 +87,7 @@ class _Cast:
             return self.__under(value)
         return self.__part(value) if isinstance(value, nn.Module) else value
 
+    # Outputs may set attributes of the model, too; its own three are set around this.
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.__model, name, value)
 
@@ -105,14 +106,14 @@ class _Cast:
     def __under(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function, updated=())
         def cast(*args: Any, **kwargs: Any) -> Any:
-            # weights may be other tensors at every call, as under vmap: none is kept
+            # Weights may be other tensors at every call, as under vmap: no cast of them is kept.
             with torch.autocast(self.__device, self.__dtype, cache_enabled=False):
                 return self.__given(function(*args, **kwargs))
 
         return cast
 
     def __given(self, answer: Any) -> Any:
-        """An answer: its tensors in float32, its modules cast too."""
+        """Return an answer with its tensors in float32 and its modules cast, too."""
         if isinstance(answer, Iterator):
             return map(self.__given, answer)
         if isinstance(answer, ItemsView | ValuesView):

@@ -1,4 +1,4 @@
-"""What a job's model says of some samples: their classes."""
+"""Classes that a job's model predicts for some samples."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.batches import Batches, evaluated
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
+from trakstore.features.wording import first_line
 from trakstore.planning import ranges
 
 __all__ = ["predicted_classes"]
@@ -24,13 +25,13 @@ _CPU = torch.device("cpu")
 def predicted_classes(
     job: Job, epoch: int | str, split: str, rows: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
-    """The classes that the model of an epoch predicts for some samples of a split, on the CPU.
+    """Predict the classes of some samples of a split by the model of an epoch, on the CPU.
 
     Parameters
     ----------
     job : Job
     epoch : int or str
-        Whose weights the job's model has for the duration.
+        Epoch whose weights the job's model has for the duration.
     split : str
         Name of a data set of the job.
     rows : ndarray of int64, shape (m,)
@@ -52,19 +53,20 @@ def predicted_classes(
     if type(output).predictions is ModelOutput.predictions:  # says nothing
         return None
     batches = Batches(Subset(job.datasets[split], rows.tolist()), _CPU, job.collate)
-    found = []
+    classes = []
     with job.lent(), evaluated(job.load(epoch), _CPU), torch.no_grad():
         for start, stop in ranges(len(rows), job.batch_size):
-            told = _told(output, job.model, batches.read(start, stop))
-            if told is None:
+            part = _predicted(output, job.model, batches.read(start, stop))
+            if part is None:
                 return None
-            found.append(told.numpy())
-    return np.concatenate(found)
+            classes.append(part.numpy())
+    return np.concatenate(classes)
 
 
-def _told(output: ModelOutput, model: nn.Module, batch: Any) -> Tensor | None:
+def _predicted(output: ModelOutput, model: nn.Module, batch: Any) -> Tensor | None:
     try:
         return output.predictions(model, batch)
     except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise TrakStoreError(f"the model does not run here, on the CPU: {reason}") from error
+        raise TrakStoreError(
+            f"the model does not run here, on the CPU: {first_line(error)}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Which of how many workers this process is, as launchers tell it in the environment."""
+"""Number of this worker among all, as launchers tell it in the environment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from trakstore.quantities import as_whole
 
 __all__ = ["local_rank", "rank_and_world"]
 
-# torchrun's, then those of SLURM job arrays and of srun
+# torchrun's variables, then those of SLURM job arrays and of srun.
 _RANK = ("RANK", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID")
 _WORLD = ("WORLD_SIZE", "SLURM_ARRAY_TASK_COUNT", "SLURM_NTASKS")
 _LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
 
 
 def rank_and_world(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """This worker's number and how many there are; what is None comes from the environment.
+    """Return this worker's number and the number of all; None is looked up in the environment.
 
     Raises
     ------
@@ -33,14 +33,15 @@ def rank_and_world(rank: int | None = None, world_size: int | None = None) -> tu
 
 
 def local_rank() -> int:
-    """This worker's number among those of its machine."""
+    """Return this worker's number among those of its machine."""
     return _from_environment(_LOCAL, 0)
 
 
 def _from_environment(names: Sequence[str], default: int) -> int:
-    """The first of these variables that is set; array tasks count from SLURM_ARRAY_TASK_MIN."""
+    """Return the first of these variables that is set, counted from 0."""
     for name in names:
         if name in os.environ:
+            # Tasks of a job array need not be counted from 0.
             first = "SLURM_ARRAY_TASK_MIN" if name == "SLURM_ARRAY_TASK_ID" else ""
             return _number(name) - (_number(first) if first in os.environ else 0)
     return default

@@ -26,15 +26,15 @@ __all__ = ["TrainingRecorder"]
 
 
 class TrainingRecorder:
-    """Keeps the measures of batches beside a split: loss, confidence, correctness, margin and EL2N.
+    """Recorder of measures of batches: loss, confidence, correctness, margin and EL2N.
 
-    Batches are kept as they come and worked on and stored every ``save_interval`` batches, in the
+    Batches are kept as they come, and are measured and stored every ``save_interval`` batches, in the
     background; a run that dies loses those since then. Use it in ``with``, or call :meth:`close`.
 
     Parameters
     ----------
     store : path or FeatureStore
-        Where features are, or will be.
+        Place where features are, or will be.
     split : str
         Name of the data set in the store.
     rank : int
@@ -72,13 +72,15 @@ class TrainingRecorder:
                 f"needed logits (batch, classes) and targets (batch,), got {tuple(logits.shape)} and "
                 f"{tuple(targets.shape)}"
             )
+        # Batches stay on their device, and are measured in the background: training does not wait for
+        # a GPU here. A mean over the batch is no loss of its samples, which logits give as well.
         each = None if losses is None or losses.shape != targets.shape else losses.detach()
         self._waiting.append((epoch, ids, targets.detach(), logits.detach(), each))
         if len(self._waiting) >= self.save_interval:
             self.save()
 
     def save(self) -> None:
-        """Store what came since the last time."""
+        """Store the batches that came since the last time."""
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
@@ -95,7 +97,7 @@ class TrainingRecorder:
         self._parts += 1
 
     def close(self) -> None:
-        """Store what is left."""
+        """Store the batches that are left."""
         self.save()
         self._background.wait()
 
@@ -111,10 +113,10 @@ class TrainingRecorder:
 
 
 def _measures(targets: Tensor, logits: Tensor, losses: Tensor | None) -> Tensor:
-    """Loss, confidence, correct, margin and EL2N of a batch, shape (batch, 5), float32."""
+    """Compute loss, confidence, correctness, margin and EL2N, shape (batch, 5), float32."""
     logits = logits.float()
     own = logits.gather(1, targets[:, None])[:, 0]
-    others = logits.scatter(1, targets[:, None], -torch.inf)
+    others = logits.scatter(1, targets[:, None], -torch.inf)  # the margin is to the best of these
     log_p = own - logits.logsumexp(1)
     el2n = (logits.softmax(1) - F.one_hot(targets, logits.shape[1])).norm(dim=1)
     right = (logits.argmax(1) == targets).float()

@@ -1,4 +1,4 @@
-"""The forward pass, watched: which layers it calls, and where in their tensors the samples are."""
+"""The forward pass, watched: the layers that it calls, and the places of samples in their tensors."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from trakstore.features.outputs import ModelOutput, RowOutputs
 
 __all__ = ["Key", "Recorder", "Untrusted", "expanded"]
 
-# parameters that a layer uses, and how often they were used before
+# Parameters that a layer uses, and how often they were used before in this pass.
 Key = tuple[tuple[str, ...], int]
 Observer = Callable[[Key, Layer, Call, Tensor, Mark], Tensor]
 
 _GETTERS = "shape dtype device ndim is_leaf requires_grad grad_fn layout is_cuda is_sparse itemsize"
-_ASKERS = """
+_METHODS = """
 size dim numel nelement stride is_floating_point is_complex is_contiguous element_size ndimension
 __len__ storage_offset get_device data_ptr is_inference __hash__ __repr__ __format__
 """
-# functions that give no tensors, and tell nothing of the data
-_ASKED = {getattr(Tensor, name).__get__ for name in _GETTERS.split()}
-_ASKED |= {getattr(Tensor, name) for name in _ASKERS.split()}
+# Functions that give no tensors, and tell nothing of the data: they pass at once, being so many.
+_UNWATCHED = {getattr(Tensor, name).__get__ for name in _GETTERS.split()}
+_UNWATCHED |= {getattr(Tensor, name) for name in _METHODS.split()}
 
 
 class Untrusted(Exception):
@@ -41,16 +41,17 @@ class Untrusted(Exception):
 
 
 class Recorder(TorchFunctionMode):
-    """Shows each layer that uses one of the parameters to an observer, who may change its output.
+    """Watch of a forward pass: an observer sees each layer that uses one of the parameters.
 
     Parameters
     ----------
     names : mapping of id to str
         Canonical names of parameters.
     observer : callable
-        Is given the layer's key, the layer, the call, its output and the output's mark.
+        Gets the layer's key, the layer, the call, its output and the output's mark; gives the output
+        with which the model goes on.
     following : Following
-        Knows where the samples are.
+        Places of the samples.
 
     Attributes
     ----------
@@ -71,10 +72,11 @@ class Recorder(TorchFunctionMode):
         self.tops: list[Node] = []
 
     def outputs(self, output: ModelOutput, model: nn.Module, batch: Any) -> RowOutputs:
-        """Outputs of a batch, watched: all of it, or the calls of the model where there is no more."""
+        """Compute outputs of a batch, watched: all of it, or where that does, the model's calls."""
         marked = _each(self._following.begin, batch)
         if output.calls_alone:
-            answers: list[Any] = []  # the graph above them is the output's own
+            # The graph above the model's answers is the output's own, and needs no look.
+            answers: list[Any] = []
             rows = output(partial(self._watched, model, answers), marked)
             tops: list[Any] = [getattr(answer, "grad_fn", None) for answer in answers]
             self.tops = [] if None in tops else tops
@@ -99,9 +101,10 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _ASKED:
+        if func in _UNWATCHED:
             return func(*args, **kwargs)
         if func in SEEN_THROUGH:
+            # A mode is off while it handles a function: it is turned on again for those within.
             with self:
                 return SEEN_THROUGH[func](*args, **kwargs)
         matcher = MATCHERS.get(func)
@@ -116,6 +119,7 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _note_hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note parameters that are used while gradients are off, as within a reentrant checkpoint."""
         for tensor in Call(args, kwargs, self._names).tensors():
             base = tensor if tensor._base is None else tensor._base
             if id(base) in self._names:
@@ -128,14 +132,14 @@ class Recorder(TorchFunctionMode):
 
 
 def _each(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """A batch with a function of each of its tensors; most are flat, which takes no walk."""
+    """Return a batch with a function of each of its tensors; flat ones, as most are, need no walk."""
     if type(batch) in (tuple, list) and all(isinstance(one, Tensor) for one in batch):
         return type(batch)(map(function, batch))
     return tree.tree_map(function, batch)
 
 
 def expanded(tensor: Tensor, batch: int) -> Tensor:
-    """A tensor without samples, repeated for each of them, without a copy."""
+    """Repeat a tensor without samples for each of them, without a copy."""
     if tensor.ndim and tensor.shape[0] == 1:
         return tensor.expand(batch, *tensor.shape[1:])
     return tensor.expand(batch, *tensor.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from trakstore.features.gradients import batch_size, cut
 from trakstore.features.outputs import ModelOutput
-from trakstore.features.plain import gradients, only
+from trakstore.features.plain import backward
 from trakstore.features.projectors import Projector, make_projector
-from trakstore.features.projectors.projector import as_matrix
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
-__all__ = ["Samples", "Truth", "disagreeing", "least_tolerance", "most_tolerance"]
+__all__ = ["Samples", "Truth", "disagreeing", "features_alone", "most_tolerance"]
 
 _CHECK = ProjectionSpec("sjlt", dim=256, seed=2**63)
-_ROUNDINGS = 8  # times what rounding was seen to do that is still laid to rounding
+_ROUNDINGS = 8  # times the difference that rounding was seen to make: all below is laid to it
 
 
 @dataclass(frozen=True)
@@ -37,34 +36,48 @@ class Samples:
         return batch_size(self.batch)
 
     def zeros(self, rows: int, dim: int) -> Tensor:
-        """Of shape (rows, dim), float32."""
+        """Return zeros of shape (rows, dim), float32, where the parameters are."""
         device = next(iter(self.parameters.values())).device
         return torch.zeros(rows, dim, dtype=torch.float32, device=device)
 
     def gradients(self) -> Iterator[tuple[int, str, Tensor]]:
-        """Number of a sample, name of a parameter, and the gradient ``(1, rows, rest)``."""
+        """Yield the number of a sample, a parameter's name, and the gradient ``(1, rows, rest)``."""
         for i in range(self.count):
-            for name, gradient in self._backward(cut(self.batch, i, i + 1), None):
+            for name, gradient in self._backward(cut(self.batch, i, i + 1)):
                 yield i, name, gradient
 
-    def signed(self, signs: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Gradients ``(1, rows, rest)`` of the outputs' sum with these signs: one backward pass."""
-        yield from self._backward(self.batch, signs)
+    def signed(self, signs: Tensor) -> list[tuple[str, Tensor]]:
+        """Return gradients ``(1, rows, rest)`` of the outputs' sum with signs: one backward pass."""
+        return self._backward(self.batch, signs)
 
-    def _backward(self, batch: Any, signs: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-        with only(tuple(self.model.parameters()), self.parameters):
-            output = self.output(self.model, batch).output
-            scalar = output.sum() if signs is None else (output * signs.to(output)).sum()
-            found = gradients(scalar, list(self.parameters.values()))
-        for (name, parameter), gradient in zip(self.parameters.items(), found, strict=True):
-            if gradient is not None:
-                dense = gradient.to_dense() if gradient.is_sparse else gradient
-                yield name, dense.reshape(1, *as_matrix(tuple(parameter.shape)))
+    def _backward(self, batch: Any, signs: Tensor | None = None) -> list[tuple[str, Tensor]]:
+        return backward(self.model, self.output, self.parameters, batch, signs)[1]
+
+
+def features_alone(
+    samples: Samples, projector: Projector, names: Container[str] | None = None
+) -> Tensor:
+    """Compute features by an ordinary backward pass of each sample alone.
+
+    Parameters
+    ----------
+    names : container of str, optional
+        Parameters that count; all of them by default.
+
+    Returns
+    -------
+    Tensor, shape (samples, dim), float32, on the CPU
+    """
+    out = samples.zeros(samples.count, projector.dim)
+    for i, name, tile in samples.gradients():
+        if names is None or name in names:
+            projector.add(out[i : i + 1], name, tile)
+    return out.cpu()
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Sketches of each parameter's gradients, and their projections.
+    """Sketches of each parameter's true gradients.
 
     A wrong gradient has another sketch, but for a chance that no test will live to see; gradients
     themselves are held for one sample at a time, like in training.
@@ -73,7 +86,7 @@ class Truth:
     ----------
     samples : Samples
     checker : Projector
-        What the sketches are made with.
+        Projector that makes the sketches.
     sketches : dict of name to Tensor, shape (samples, dim)
     tolerance : float
         Relative error of a gradient that rounding explains: some times the difference between these
@@ -87,12 +100,14 @@ class Truth:
 
     @classmethod
     def of(cls, samples: Samples) -> Truth:
-        """One backward pass a sample, and one of all, with nothing of this package in it."""
+        """Sketch one backward pass a sample, and compare one of all, without any of the engines."""
         shapes = {name: tuple(p.shape) for name, p in samples.parameters.items()}
         checker = make_projector(_CHECK, ParameterSpec(tuple(shapes.items())))
         sketches = {name: samples.zeros(samples.count, checker.dim) for name in shapes}
         for i, name, tile in samples.gradients():
             checker.add(sketches[name][i : i + 1], name, tile)
+        # The same gradients once more, summed with signs in one pass: the difference is what another
+        # order of the same sums does in this model and these dtypes.
         signs = torch.ones(samples.count, dtype=torch.float32)
         signs[1::2] = -1
         together = {name: samples.zeros(1, checker.dim) for name in shapes}
@@ -103,35 +118,31 @@ class Truth:
         signed = torch.einsum("i,nid->nd", signs.to(alone), alone)
         scale = alone.norm()
         rounding = float((own - signed).norm() / scale) if bool(scale) else 0.0
-        least, most = least_tolerance(samples), most_tolerance(samples)
-        return cls(samples, checker, sketches, min(max(_ROUNDINGS * rounding, least), most))
+        least = max(1e-4, 4 * _precision(samples))
+        tolerance = min(max(_ROUNDINGS * rounding, least), most_tolerance(samples))
+        return cls(samples, checker, sketches, tolerance)
 
     def projects_to(self, features: Tensor, projector: Projector, names: set[str]) -> bool:
-        """Whether these are the projected gradients of some parameters."""
-        expected = self.samples.zeros(self.samples.count, projector.dim)
-        for i, name, tile in self.samples.gradients():
-            if name in names:
-                projector.add(expected[i : i + 1], name, tile)
+        """Tell whether these are the projected gradients of some parameters."""
+        expected = features_alone(self.samples, projector, names).to(features)
+        # NaN passes: rows that are not finite are refused, or skipped, when they are stored, by their
+        # numbers, and are no fault of an engine.
         return not bool((features - expected).norm() > self.tolerance * expected.norm())
 
 
-def least_tolerance(samples: Samples) -> float:
-    """Relative difference that is always laid to rounding: 1e-4, or four units of the dtype."""
-    return max(1e-4, 4 * _precision(samples))
-
-
 def most_tolerance(samples: Samples) -> float:
-    """Relative difference above which nothing is laid to rounding."""
+    """Return the relative difference above which nothing is laid to rounding."""
     return max(2e-3, float(_precision(samples) ** 0.5))
 
 
 def _precision(samples: Samples) -> float:
+    """Return the unit of the coarsest dtype that the model computes with."""
     dtypes = {p.dtype for p in samples.parameters.values()} | {samples.output.dtype}
     return max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
 
 
 def disagreeing(truth: Truth, sketches: Mapping[str, Tensor], names: set[str]) -> set[str]:
-    """Those of the parameters whose sketches are not the true ones.
+    """Return those of the parameters whose sketches are not the true ones.
 
     Gradients that are a millionth of all (a key's bias in attention) are rounding errors anyway.
     """

@@ -1,8 +1,9 @@
-"""Where a worker's time went, measured."""
+"""A worker's time, measured, by what it was spent on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
+from operator import add, sub
 
 __all__ = ["Featurized", "Spent"]
 
@@ -14,11 +15,11 @@ class Spent:
     Attributes
     ----------
     preparing : float
-        The model, checks of it and of the data set, the first two samples computed for them.
+        Checks of the model and the data set, and the first two samples, computed for them.
     reading : float
         Waiting for samples that the data set had not given yet.
     computing : float
-        Gradients and their projection; on a GPU also waiting for it.
+        Computing gradients and their projection; on a GPU also waiting for it.
     writing : float
         Waiting for the storage: what was written behind the computation costs nothing here.
     helping : float
@@ -33,35 +34,29 @@ class Spent:
 
     @property
     def total(self) -> float:
-        """All of it."""
-        parts = (self.preparing, self.reading, self.computing, self.writing, self.helping)
-        return sum(parts)
+        """Sum of all parts."""
+        return float(sum(astuple(self)))
 
     def __add__(self, other: Spent) -> Spent:
-        return self._with(other, 1)
+        return Spent(*map(add, astuple(self), astuple(other)))
 
-    def less(self, earlier: Spent) -> Spent:
-        """What came after an earlier look."""
-        return self._with(earlier, -1)
-
-    def _with(self, other: Spent, sign: int) -> Spent:
-        names = [field.name for field in fields(self)]
-        return Spent(**{one: getattr(self, one) + sign * getattr(other, one) for one in names})
+    def __sub__(self, earlier: Spent) -> Spent:
+        return Spent(*map(sub, astuple(self), astuple(earlier)))
 
 
 @dataclass(frozen=True)
 class Featurized:
-    """What this worker wrote.
+    """Rows, blocks and bytes that this worker wrote, and its time.
 
     Attributes
     ----------
     rows, blocks : int
     seconds : float
-        That it took, without the preparation.
+        Time that it took, without the preparation.
     bytes : int
-        Of features.
+        Size of the features.
     spent : Spent
-        Where the time went.
+        Parts of the time.
     """
 
     rows: int
@@ -80,6 +75,6 @@ class Featurized:
         )
 
     def within(self, seconds: float) -> Featurized:
-        """The same, in so many seconds in all: those before and between the blocks are preparation."""
+        """Return the same of so many seconds: those before and between the blocks are preparation."""
         before = max(0.0, seconds - self.seconds)
         return replace(self, spent=replace(self.spent, preparing=before))

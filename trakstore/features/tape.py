@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from trakstore.features.axes import Axis, Following, Mark, Unplaced
-from trakstore.features.constants import Constants, placed
+from trakstore.features.constants import Constants
 from trakstore.features.gradients import FAILURES
 from trakstore.features.layers import Call, Layer
 from trakstore.features.projectors import Projector
@@ -19,7 +19,7 @@ from trakstore.features.recording import Key, Untrusted, expanded
 
 __all__ = ["OutOf", "Tape"]
 
-OutOf = Callable[[str], Tensor]  # where a parameter's projection is added
+OutOf = Callable[[str], Tensor]  # gives the tensor to which a parameter's projection is added
 
 
 @dataclass
@@ -29,13 +29,13 @@ class Tape:
     Attributes
     ----------
     following : Following
-        Knows where the samples are.
+        Places of the samples.
     constants : dict of Key
         Layers that are given no samples.
     projector : Projector
     out_of : callable
     passed : dict of Node
-        Functions of autograd that are layers', with those behind them: of activations, not of weights.
+        Functions of autograd that are layers', with those behind their activations, not their weights.
     doubtful : set of str
         Parameters of layers whose rows are not certainly the samples'.
     """
@@ -50,61 +50,55 @@ class Tape:
     _running: bool = False
 
     def __call__(self, key: Key, layer: Layer, call: Call, output: Tensor, mark: Mark) -> Tensor:
-        """Note a layer; its output is given back, repeated for each sample where it has none."""
+        """Note a layer; return its output, repeated for each sample where it has none."""
         if not output.requires_grad:
             return output
         before = call.given()
         behind = [tensor.grad_fn or get_gradient_edge(tensor).node for tensor in before]
         base = _unchanged(output)
-        for tensor in (output, base) if base is not output else (output,):
+        # An output may be a view: then the layer's own function is behind what it is a view of.
+        for tensor in (output, base):
             if tensor.grad_fn is not None:
                 self.passed[tensor.grad_fn] = behind
         if not before:
+            # Nothing before the layer requires gradients: the backward pass may end here.
             self._first.append(get_gradient_edge(base))
         if mark is Unplaced.FREE:
             return self._constant(key, layer, output, base)
-        axes = self._axes(layer, mark)
-        if axes is None:
-            self.doubtful.update(layer.names)
-            return output
-        self._watch(layer, axes, output, base)
+        marks = [*map(self.following.of, layer.inputs), mark]
+        axes = [own for own in marks if isinstance(own, Axis)]
+        certain = len(axes) == len(marks) and not (layer.samples_first and any(a.dim for a in axes))
+        self._watch(layer, axes if certain else None, output, base)
         return output
-
-    def _axes(self, layer: Layer, mark: Mark) -> list[Axis] | None:
-        """Where the samples are in a layer's inputs and its output; None where that is not certain."""
-        axes: list[Axis] = []
-        for own in (*map(self.following.of, layer.inputs), mark):
-            if not isinstance(own, Axis) or (own.dim and layer.samples_first):
-                return None
-            axes.append(own)
-        return axes
 
     def _constant(self, key: Key, layer: Layer, output: Tensor, base: Tensor) -> Tensor:
         how = self.constants.get(key)
-        axis = placed(output, how, self.following.batch)
-        if axis is None:
-            self.doubtful.update(layer.names)
-            return output
-        if how == "rows":
+        batch = self.following.batch
+        if how == "repeated":
+            # The model gets a row for each sample, so that each row's gradient is one sample's.
+            repeated = expanded(output, batch)
+            self.following.claim(repeated, layer.names)
+            self._watch(layer, [], repeated, repeated)
+            return repeated
+        rows = [bool(one.ndim) and len(one) == batch for one in (output, *layer.inputs)]
+        if how == "rows" and rows[0]:
             self.following.claim(output, layer.names)
-            axes = self._rows_of(layer)
-            if axes is None:
-                self.doubtful.update(layer.names)
-            else:
-                self._watch(layer, [*axes, axis], output, base)
-            return output
-        repeated = expanded(output, self.following.batch)
-        self.following.claim(repeated, layer.names)
-        self._watch(layer, None, repeated, repeated)
-        return repeated
-
-    def _rows_of(self, layer: Layer) -> list[Axis] | None:
-        size = self.following.batch
-        if any(not tensor.ndim or len(tensor) != size for tensor in layer.inputs):
-            return None
-        return [Axis(0)] * len(layer.inputs)
+        certain = how == "rows" and all(rows)
+        self._watch(layer, [Axis(0)] * len(rows) if certain else None, output, base)
+        return output
 
     def _watch(self, layer: Layer, axes: list[Axis] | None, output: Tensor, base: Tensor) -> None:
+        """Wait for an output's gradient.
+
+        Parameters
+        ----------
+        axes : list of Axis, or None
+            Places of the samples in the inputs and the output; empty where they have none and are the
+            same for each. None where that is not certain: the layer's parameters are doubtful then.
+        """
+        if axes is None:
+            self.doubtful.update(layer.names)
+            return
         versions = [tensor._version for tensor in layer.inputs]
         inputs = [tensor.detach() for tensor in layer.inputs]
         arrived = partial(self._arrived, layer, axes, inputs, versions, output.shape)
@@ -113,7 +107,7 @@ class Tape:
     def _arrived(
         self,
         layer: Layer,
-        axes: list[Axis] | None,
+        axes: list[Axis],
         inputs: list[Tensor],
         versions: list[int],
         shape: torch.Size,
@@ -121,12 +115,13 @@ class Tape:
     ) -> None:
         if not self._running or self.doubtful.issuperset(layer.names):
             return  # a model may take gradients of its own on the way
+        # Inputs are detached, so autograd does not see what is done to them in place afterwards.
         if [tensor._version for tensor in inputs] != versions:
             raise Untrusted(layer.names, "an activation was changed in place")
         size = self.following.batch
         if gradient.shape != shape:
             gradient = gradient.reshape(shape)
-        if axes is None:
+        if not axes:
             gradient = gradient.unsqueeze(1)
             ready = tuple(expanded(tensor, size).unsqueeze(1) for tensor in inputs)
         else:
@@ -154,7 +149,7 @@ class Tape:
         self.following.close()
 
     def backward(self, output: Tensor, leaves: list[Node], doubtful: Set[str]) -> None:
-        """From the outputs down to the first layers, and to other tensors that require gradients."""
+        """Go from the outputs down to the first layers, and to tensors that require gradients."""
         self.doubtful |= doubtful
         ends = [*self._first, *(GradientEdge(leaf, 0) for leaf in leaves)]
         if not ends or not output.requires_grad:
@@ -167,7 +162,10 @@ class Tape:
 
 
 def _unchanged(output: Tensor) -> Tensor:
-    """What an output is a view of, whose gradient is the output's even if that is changed in place."""
+    """Return the tensor that all of an output is a view of, or the output itself.
+
+    Its gradient is the output's, also where the output is changed in place behind the layer.
+    """
     base = output._base
     same = base is not None and base.grad_fn is not None and base.numel() == output.numel()
     return base if base is not None and same else output

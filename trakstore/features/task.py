@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
 from trakstore.features.block_rows import Columns, RowComputer
-from trakstore.features.devices import settle
+from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
 from trakstore.features.fitness import explained
@@ -52,7 +52,7 @@ _TRIED = 64  # rows among which good ones are looked for
 
 @dataclass
 class SplitTask:
-    """A split at an epoch: what computes its rows, and what writes its blocks.
+    """A split at an epoch, with all that computes its rows and writes its blocks.
 
     Blocks are written in the background, one behind; leave it through ``with``.
     """
@@ -64,7 +64,7 @@ class SplitTask:
     rows_written: int = 0
     spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
-    _computed: float = 0.0  # when the columns of the last block were there
+    _computed: float = 0.0  # time at which the columns of the last block were there
 
     @classmethod
     def prepare(
@@ -81,93 +81,40 @@ class SplitTask:
         """
         selected = select_parameters(job.model, job.parameters)
         watch = WeightWatch(job.model)
-        try:
-            return cls._prepared(job, store, epoch, split, device, selected, watch)
-        except BaseException:
-            watch.give_back()
-            raise
-
-    @classmethod
-    def _prepared(
-        cls,
-        job: Job,
-        store: Where | FeatureStore,
-        epoch: int | str,
-        split: str,
-        device: torch.device,
-        selected: dict[str, torch.nn.Parameter],
-        watch: WeightWatch,
-    ) -> SplitTask:
-        dataset = job.datasets[split]
-        count = dataset_rows(dataset, f"the data set {split!r}")
-        ids = sample_ids(job.ids.get(split), count)
-        layout.split_path(epoch, split)  # refuses bad names
-        fingerprint = dataset_fingerprint(dataset, ids)
-        parameters = parameter_spec(selected, job.parameters)
-        output = as_output(job.output)
-        if job.autocast is not None:
-            output = Autocast(output, device)
-        spec = _store_spec(job, store, output, parameters)
-        projector = make_projector(spec.projection, parameters)
-        engine = FactorisedEngine(job.model, output, selected, projector)
-        batches = Batches(dataset, device, job.collate)
-        probed, first, classes = _first_samples(job, output, batches, count)
-        with explained(job.model, output, first):
-            watch.asks(partial(_outputs, job.model, output, first))
-        settle(device, partial(_pass, job.model, output, first, list(selected.values())))
-        size = min(job.batch_size, count)
-        ahead = ReadAhead[tuple[int, int], Any](lambda piece: batches.read(*piece))
-
-        def pick(rows: NDArray[np.int64]) -> Any:
-            some = Subset(dataset, rows.tolist())
-            return Batches(some, device, job.collate).read(0, len(rows))
-
-        where = f"{split} at epoch {epoch}"
-        layers = NamedActivations(job.model, output, job.activations)
-        rows = RowComputer(
-            engine,
-            layers,
-            output,
-            ahead,
-            ids,
-            where,
-            spec,
-            classes,
-            size,
-            size,
-            pick,
-            job.check,
-            job.skip_bad_rows,
-        )
-        with explained(job.model, output, first), _blamed(watch):
-            probe = rows.columns(*probed)
-            probe.pop(layout.SKIPPED, None)
-        watch.check(surely=True)
-        _need_precision(engine, job)
-        wanted = SplitSpec(
-            count,
-            projector.dim,
-            tuple(sorted((name, column_dtype(array)) for name, array in probe.items())),
-            checkpoint=watch.hash,
-            dataset=fingerprint,
-            learning_rate=job.learning_rates.get(epoch),
-            keep_bits=spec.keep_bits,
-            widths=tuple((name, probe[name].shape[1]) for name in layers.columns),
-            block_rows=job.block_rows or 1,
-        )
-        if job.memory_limit is not None:
-            rows = rows.within(
-                byte_count(job.memory_limit), count, _block_bytes(wanted, spec, size)
+        with ExitStack() as undo:
+            undo.callback(watch.give_back)
+            count = dataset_rows(job.datasets[split], f"the data set {split!r}")
+            ids = sample_ids(job.ids.get(split), count)
+            layout.split_path(epoch, split)  # refuses bad names
+            fingerprint = dataset_fingerprint(job.datasets[split], ids)
+            output = as_output(job.output)
+            if job.autocast is not None:
+                output = Autocast(output, device)
+            parameters = parameter_spec(selected, job.parameters)
+            spec = _store_spec(job, store, output, parameters)
+            projector = make_projector(spec.projection, parameters)
+            engine = FactorisedEngine(job.model, output, selected, projector)
+            rows, probe = _probed(job, epoch, split, ids, device, engine, output, spec, watch)
+            wanted = SplitSpec(
+                count,
+                projector.dim,
+                tuple(sorted((name, column_dtype(array)) for name, array in probe.items())),
+                checkpoint=watch.hash,
+                dataset=fingerprint,
+                learning_rate=job.learning_rates.get(epoch),
+                keep_bits=spec.keep_bits,
+                widths=tuple((name, probe[name].shape[1]) for name in rows.activations.columns),
+                block_rows=job.block_rows or 1,
             )
-        elif device.type == "cuda":
-            torch.cuda.empty_cache()
-            rows = rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]), count)
-        opened = FeatureStore.of_spec(store, spec)
-        if job.append:
-            _append(opened, epoch, split, wanted, rows, job)
-            watch.check(surely=True)
-        made = opened.create_split(epoch, split, wanted, batch_rows=size)
-        return cls(rows, BlockWriter(made), watch)
+            rows = _within_memory(rows, job, wanted, device)
+            opened = FeatureStore.of_spec(store, spec)
+            if job.append:
+                _append(opened, epoch, split, wanted, rows, job)
+                watch.check(surely=True)
+            made = opened.create_split(epoch, split, wanted, batch_rows=rows.batch_size)
+            task = cls(rows, BlockWriter(made), watch)
+            undo.pop_all()  # from here on the end of the task gives the weights back
+            return task
 
     def write(self, block: int, then: int | None = None) -> None:
         """Compute a block, and commit it while the next one is computed; see :meth:`wait`.
@@ -177,7 +124,7 @@ class SplitTask:
         began, waited = time.monotonic(), self.rows.batches.waited
         start, stop = self.writer.spec.block_range(block)
         following = None if then is None else self.writer.spec.block_range(then)
-        with _blamed(self.watch):
+        with _blaming_changes(self.watch):
             finish = self.rows.begin(start, stop, following)
         reading = self.rows.batches.waited - waited
         self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
@@ -193,11 +140,12 @@ class SplitTask:
         self.writer.write(block, columns)
 
     def wait(self) -> None:
-        """Until all blocks are committed; raises what went wrong in that."""
+        """Wait until all blocks are committed; raise what went wrong in that."""
         began = time.monotonic()
         self.background.wait()
         ended = time.monotonic()
-        computed = min(max(began, self._computed), ended)  # a GPU may have been at it until then
+        # The background waits for a GPU first, and writes after that.
+        computed = min(max(began, self._computed), ended)
         self.spent += Spent(computing=computed - began, writing=ended - computed)
 
     def __enter__(self) -> SplitTask:
@@ -217,9 +165,8 @@ class SplitTask:
         return len(self._seconds)
 
     def since(self, rows: int, blocks: int, spent: Spent, seconds: float) -> Featurized:
-        """What was done in the last ``seconds``, before which there were so many rows and blocks."""
-        done = self.rows_written - rows
-        now = self.spent.less(spent)
+        """Sum up the last ``seconds``, before which there were so many rows and blocks."""
+        done, now = self.rows_written - rows, self.spent - spent
         now = replace(now, helping=max(0.0, seconds - now.total))
         size = done * self.writer.split.row_bytes
         return Featurized(done, self.blocks_written - blocks, seconds, size, now)
@@ -233,7 +180,7 @@ class SplitTask:
 def _store_spec(
     job: Job, where: Where | FeatureStore, output: ModelOutput, parameters: ParameterSpec
 ) -> StoreSpec:
-    """What this job needs the store to be; what the job leaves open is as the store has it."""
+    """Return the spec that this job needs; all that the job leaves open is as the store has it."""
     store = find_store(where)
     projection = job.projector or (store.spec.projection if store else _DEFAULT)
     dtype = job.dtype or (store.spec.dtype if store else "float32")
@@ -241,12 +188,79 @@ def _store_spec(
     return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, job.autocast)
 
 
+def _probed(
+    job: Job,
+    epoch: int | str,
+    split: str,
+    ids: NDArray[Any],
+    device: torch.device,
+    engine: FactorisedEngine,
+    output: ModelOutput,
+    spec: StoreSpec,
+    watch: WeightWatch,
+) -> tuple[RowComputer, Columns]:
+    """Make what computes the rows, and the columns of the first samples, before anything is written."""
+    dataset, model = job.datasets[split], job.model
+    batches = Batches(dataset, device, job.collate)
+    probed, first, classes = _first_samples(job, output, batches, len(ids))
+    # Later outputs of this sample are compared with these.
+    with explained(model, output, first):
+        watch.asks(partial(_outputs, model, output, first))
+    check_determinism(device, partial(engine.run_as_training, first))
+    size = min(job.batch_size, len(ids))
+
+    def pick(rows: NDArray[np.int64]) -> Any:
+        return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
+
+    computer = RowComputer(
+        engine,
+        NamedActivations(model, output, job.activations),
+        output,
+        ReadAhead(lambda piece: batches.read(*piece)),
+        ids,
+        f"{split} at epoch {epoch}",
+        spec,
+        classes,
+        batch_size=size,
+        at_once=size,
+        pick=pick,
+        check=job.check,
+        skip_bad_rows=job.skip_bad_rows,
+    )
+    with explained(model, output, first), _blaming_changes(watch):
+        columns = computer.columns(*probed)
+    columns.pop(layout.SKIPPED, None)
+    watch.check(surely=True)
+    if engine.autocast and job.autocast is None:
+        raise TrakStoreError(
+            "the model turns on autocast in its own forward, so that its features are not of its "
+            "parameters' precision; turn it off there, or give autocast='bfloat16', which the store "
+            "tells of"
+        )
+    return computer, columns
+
+
+def _within_memory(
+    rows: RowComputer, job: Job, wanted: SplitSpec, device: torch.device
+) -> RowComputer:
+    """Take as many samples at once as the job's limit allows, or a GPU's free memory suggests."""
+    if job.memory_limit is not None:
+        shape = spec_shape(wanted, rows.spec.dtype, rows.batch_size)
+        numbers = wanted.dim + sum(width for _, width in wanted.widths)
+        block_bytes = min(shape.block_rows, wanted.rows) * numbers * 4  # of float32, before storing
+        return rows.within(byte_count(job.memory_limit), wanted.rows, block_bytes)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]), wanted.rows)
+    return rows
+
+
 def _first_samples(
     job: Job, output: ModelOutput, batches: Batches, count: int
 ) -> tuple[tuple[int, int], Any, int | None]:
-    """Rows that are computed before anything is written, their batch, and the number of classes.
+    """Choose rows that are computed first of all; return them, their batch and the number of classes.
 
-    The first ones; where bad rows are to be skipped, the first of some that are good.
+    They are the first ones; where bad rows are skipped, the first of some that are good.
     """
     windows = list(ranges(min(count, _TRIED if job.skip_bad_rows else _PROBE), _PROBE))
     for window in windows:
@@ -265,8 +279,8 @@ def _first_samples(
 
 
 @contextmanager
-def _blamed(watch: WeightWatch) -> Iterator[None]:
-    """Rows that are not the gradients of their samples are laid to a model that changed, if it did."""
+def _blaming_changes(watch: WeightWatch) -> Iterator[None]:
+    """Raise that the model changed, if it did, in place of an error about rows that are wrong."""
     try:
         yield
     except NumericsError:
@@ -274,18 +288,8 @@ def _blamed(watch: WeightWatch) -> Iterator[None]:
         raise
 
 
-def _need_precision(engine: FactorisedEngine, job: Job) -> None:
-    """Raise a :class:`TrakStoreError` for a precision that the store would not tell of."""
-    if engine.autocast and job.autocast is None:
-        raise TrakStoreError(
-            "the model turns on autocast in its own forward, so that its features are not of its "
-            "parameters' precision; turn it off there, or give autocast='bfloat16', which the store "
-            "tells of"
-        )
-
-
 def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutputs | None:
-    """The outputs of the first sample; None where memory does not suffice, which is said later."""
+    """Return outputs of the first sample; None where memory does not suffice, which is said later."""
     sample = cut(batch, 0, 1)
     try:
         with torch.enable_grad():  # some models take gradients themselves
@@ -295,38 +299,9 @@ def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutp
 
 
 def _finite(model: torch.nn.Module, output: ModelOutput, batch: Any) -> bool:
-    """Whether each sample has an output and a loss."""
+    """Tell whether each sample has an output and a loss."""
     with torch.enable_grad():
         return all(bool(column.isfinite().all()) for column in output(model, batch))
-
-
-def _pass(
-    model: torch.nn.Module, output: ModelOutput, batch: Any, parameters: list[torch.nn.Parameter]
-) -> None:
-    """Forward and backward, and nothing else."""
-    total = output(model, batch).output.sum()
-    if total.requires_grad:
-        torch.autograd.grad(total, parameters, allow_unused=True)
-
-
-def _block_bytes(wanted: SplitSpec, spec: StoreSpec, batch_rows: int) -> int:
-    """Of the features and activations of a block, float32."""
-    rows = min(spec_shape(wanted, spec.dtype, batch_rows).block_rows, wanted.rows)
-    return rows * (wanted.dim + sum(width for _, width in wanted.widths)) * 4
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first samples of a data set."""
-
-    dataset: Any
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
 
 
 def _append(
@@ -345,8 +320,9 @@ def _append(
     if more <= 0:
         return
     count = old.rows
-    first = dataset_fingerprint(_First(job.datasets[split], count), rows.ids[:count])
+    # A fingerprint is over samples that the number of rows chooses, so that the old one can only be
+    # compared with that of as many samples as there were.
+    first = dataset_fingerprint(Subset(job.datasets[split], range(count)), rows.ids[:count])
     same = replace(wanted, rows=count, dataset=first)
     check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
-
     append_rows(old, more, rows.columns, dataset=wanted.dataset)

@@ -14,25 +14,26 @@ __all__ = ["say_twins", "warn_of_twins"]
 
 log = logging.getLogger("trakstore")
 
-_NEAR = 32  # epochs on each side that are looked at: each is a read
+# Epochs on each side that are looked at. Each is a read, and a run of many epochs begins with this.
+_NEAR = 32
 
 
-def warn_of_twins(split: Split, told: set[frozenset[Epoch]]) -> None:
+def warn_of_twins(split: Split, named: set[frozenset[Epoch]]) -> None:
     """Say in the log that another epoch of the store has the weights of this one.
 
     Parameters
     ----------
     split : Split
-        Whose epoch and weights are meant; one that is complete was told of when it was begun.
-    told : set of pairs of epochs
-        That were named before; those that are named here are added.
+        Split of the epoch; one that is complete was compared when it was begun.
+    named : set of pairs of epochs
+        Pairs that were named before; those that are named here are added.
     """
     if split.spec.checkpoint is None or split.status().complete:
         return
     for epoch in _twins(split):
         pair = frozenset((epoch, split.epoch))
-        if pair not in told:
-            told.add(pair)
+        if pair not in named:
+            named.add(pair)
             say_twins(epoch, split.epoch, split.spec.checkpoint)
 
 
@@ -46,12 +47,12 @@ def say_twins(one: Epoch, other: Epoch, weights: str) -> None:
 
 
 def _twins(split: Split) -> list[Epoch]:
-    store, found = open_store(split.location), []
+    store, twins = open_store(split.location), []
     epochs = sorted({*store.epochs, split.epoch}, key=epoch_sort_key)
     here = epochs.index(split.epoch)
     for epoch in epochs[max(0, here - _NEAR) : here + 1 + _NEAR]:
         with suppress(NotFoundError):  # an epoch without this split
             other = store.split(epoch, split.name)
             if epoch != split.epoch and other.spec.checkpoint == split.spec.checkpoint:
-                found.append(epoch)
-    return found
+                twins.append(epoch)
+    return twins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -13,6 +13,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.outputs import RowOutputs
 from trakstore.features.weights import Kept
+from trakstore.features.wording import listed
 
 __all__ = ["WeightWatch"]
 
@@ -26,7 +27,7 @@ _REMEDY = "features of a sample would depend on those before it"
 
 
 class WeightWatch:
-    """A model's tensors as they were before any pass, and whether they still are so.
+    """Watch over a model's tensors: they must stay as they were before any pass.
 
     A forward that changes a parameter (``Embedding(max_norm=)``, a weight that is normalised in
     place) is refused. Buffers may change where the outputs stay the same to the bit, as counters do
@@ -49,7 +50,7 @@ class WeightWatch:
         self._copied = _to_copy(model)
         self._kept = Kept.of(model, also=self._copied)
         self._seen = self._counters()
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._ask: Ask | None = None
         self._first: RowOutputs | None = None
 
@@ -61,7 +62,7 @@ class WeightWatch:
         self.check()
 
     def check(self, *, surely: bool = False) -> None:
-        """Compare the model with what it was; what may change is put back.
+        """Compare the model with what it was, and put back what may change.
 
         Parameters
         ----------
@@ -84,6 +85,7 @@ class WeightWatch:
         self._refuse([name for name in changed if name in parameters])
         if changed or surely:
             self._compare(changed)
+        # Of tensors that were not copied the counters only say that they were written to.
         unread = moved - set(changed) - self._copied
         if surely or any(name in parameters for name in unread):
             self._refuse_others([name for name in unread if name in parameters])
@@ -96,7 +98,7 @@ class WeightWatch:
     def _refuse(self, names: list[str]) -> None:
         if names:
             raise TrakStoreError(
-                f"a forward pass changed {_listed('parameter', names)} of the model, as "
+                f"a forward pass changed {_named('parameter', names)} of the model, as "
                 f"Embedding(max_norm=) does: {_REMEDY}; do it to the weights once (such as by "
                 f"weight.data.renorm_(2, 0, max_norm), then max_norm = None), and featurize that model"
             )
@@ -115,14 +117,16 @@ class WeightWatch:
         self._kept.give_back()
         if again is None or self._first is None:
             return
+        # A buffer may change only where no output changes by a single bit. On a GPU, and where none
+        # changed, the same sums may have been done in another order.
         pairs = list(zip(self._first, again, strict=True))
         exact = bool(changed) and pairs[0][0].device.type == "cpu"
         if all(_close(*pair, exact=exact) for pair in pairs):
-            self._tell([name for name in changed if name not in self._told])
+            self._warn([name for name in changed if name not in self._warned])
             return
         if changed:
             raise TrakStoreError(
-                f"a forward pass changed {_listed('buffer', changed)} of the model, and its outputs "
+                f"a forward pass changed {_named('buffer', changed)} of the model, and its outputs "
                 f"with that: {_REMEDY}; let it change in training only (if self.training:)"
             )
         raise TrakStoreError(
@@ -130,16 +134,16 @@ class WeightWatch:
             f"is random in eval mode (F.dropout without training=self.training), or counts calls"
         )
 
-    def _tell(self, names: list[str]) -> None:
+    def _warn(self, names: list[str]) -> None:
         if names:
-            self._told.update(names)
+            self._warned.update(names)
             log.warning(
                 "forward passes change %s of the model, which its outputs do not depend on: put back",
-                _listed("buffer", names),
+                _named("buffer", names),
             )
 
     def _counters(self) -> dict[str, tuple[int, int, int]]:
-        """What tells that a tensor was changed in place, or exchanged."""
+        """Return numbers that differ after a tensor was changed in place, or exchanged."""
         named = [
             *self._model.named_parameters(remove_duplicate=False),
             *self._model.named_buffers(remove_duplicate=False),
@@ -148,7 +152,7 @@ class WeightWatch:
 
 
 def _to_copy(model: nn.Module) -> set[str]:
-    """Names of the parameters that are copied before any pass."""
+    """Return the names of the parameters that are copied before any pass."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if sum(one.numel() * one.element_size() for one in model.parameters()) <= _SMALL:
         return set(named)
@@ -173,6 +177,5 @@ def _close(first: Tensor, again: Tensor, *, exact: bool) -> bool:
     return torch.allclose(first, again, equal_nan=True, **how)
 
 
-def _listed(what: str, names: list[str] | tuple[str, ...]) -> str:
-    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return f"the {what}{'' if len(names) == 1 else 's'} {shown}"
+def _named(what: str, names: Sequence[str]) -> str:
+    return f"the {what}{'' if len(names) == 1 else 's'} {listed(names, most=4)}"

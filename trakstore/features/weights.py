@@ -25,7 +25,7 @@ Span = tuple[int, int]  # first byte, and the one after the last
 
 
 def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
-    """The same checkpoints, of which those that share memory with the model are copies.
+    """Return the same checkpoints, of which those that share memory with the model are copies.
 
     ``model.state_dict()`` refers to the model's own tensors: another checkpoint that is loaded into
     the model, or a step of training, changes it. Only what is shared costs memory; files do not.
@@ -40,9 +40,9 @@ def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
     Examples
     --------
     >>> model = nn.Linear(2, 1)
-    >>> found = unshared({5: {"weight": torch.ones(1, 2)}, 10: model.state_dict()}, model)
+    >>> own = unshared({5: {"weight": torch.ones(1, 2)}, 10: model.state_dict()}, model)
     >>> _ = model.load_state_dict({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)})
-    >>> bool((found[10]["weight"] == 0).any())
+    >>> bool((own[10]["weight"] == 0).any())
     False
     """
     if not isinstance(checkpoints, dict | MappingProxyType | ChainMap | UserDict):
@@ -59,7 +59,7 @@ def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
 def state_dicts(
     checkpoints: Mapping[K, nn.Module | Mapping[str, Tensor]], model: nn.Module
 ) -> Mapping[K, Any]:
-    """Weights of models and state dicts, none of which changes when one is loaded into the model."""
+    """Return weights of models and state dicts, which do not change when one is loaded."""
     states = {
         name: one.state_dict() if isinstance(one, nn.Module) else one
         for name, one in checkpoints.items()
@@ -69,10 +69,10 @@ def state_dicts(
 
 @contextmanager
 def kept(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
-    """The model has its own parameters and buffers again when this is left, whatever happened.
+    """Give a model its own parameters and buffers again at the end, whatever happened.
 
-    They are held on the CPU meanwhile, which takes as much memory as the model does; or its buffers
-    alone.
+    A copy of them is held on the CPU meanwhile, which takes as much memory as the model does; or of
+    its buffers alone.
     """
     own = Kept.of(model, also=None if parameters else ())
     try:
@@ -82,13 +82,14 @@ def kept(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of a model, which may hold tensors that are computed from its parameters.
+    """Make a deep copy of a model, which may hold tensors that are computed from its parameters.
 
     Raises
     ------
     TrakStoreError
         When it holds something that cannot be copied, such as a lock or an open file.
     """
+    # torch refuses to copy tensors that have a history. Their values are copied without it.
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -106,7 +107,7 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor of a model is, itself, and a copy of its values on the CPU."""
+    """Place of a tensor in a model, the tensor itself, and a copy of its values on the CPU."""
 
     name: str
     registry: dict[str, Any]
@@ -116,7 +117,7 @@ class _Place:
 
     @property
     def differs(self) -> bool:
-        """Whether the model has other values there now."""
+        """Tell whether the model has other values there now."""
         now = self.registry.get(self.key)
         if now is None or not _alike(now, self.values):
             return True
@@ -126,7 +127,9 @@ class _Place:
     def give_back(self) -> None:
         now = self.registry.get(self.key)
         if now is None or not _alike(now, self.values):
-            self.registry[self.key] = now = self.tensor  # something else was put there
+            # Something else was put there. The tensor itself comes back, since optimisers and tied
+            # modules hold that one.
+            self.registry[self.key] = now = self.tensor
         if not _alike(now, self.values):
             now.data = self.values.to(now.device)
         elif torch.is_inference_mode_enabled() or not now.is_inference():  # else it is fixed
@@ -142,8 +145,8 @@ class Kept:
 
     @classmethod
     def of(cls, model: nn.Module, *, also: Collection[str] | None = None) -> Self:
-        """Copy all that the model has; or its buffers, and ``also`` the parameters of these names."""
-        found = [
+        """Copy all of a model; or its buffers, and ``also`` the parameters of these names."""
+        tensors = [
             (f"{path}.{key}" if path else key, registry, key, tensor)
             for path, module in model.named_modules(remove_duplicate=False)
             for registry in (module._parameters, module._buffers)
@@ -152,7 +155,7 @@ class Kept:
         ]
         chosen = [
             (name, registry, key, tensor)
-            for name, registry, key, tensor in found
+            for name, registry, key, tensor in tensors
             if also is None or name in also or not isinstance(tensor, nn.Parameter)
         ]
         copies = {id(tensor): tensor for *_, tensor in chosen}  # tied ones once
@@ -167,7 +170,7 @@ class Kept:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """Names of the tensors whose values are others now."""
+        """Names of tensors whose values are others now."""
         return tuple(place.name for place in self.places if place.differs)
 
     @torch.no_grad()
@@ -184,19 +187,19 @@ def _alike(left: Tensor, right: Tensor) -> bool:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """The numbers that a tensor holds: sparse ones with their zeros, quantised ones as integers."""
+    """Return the numbers of a tensor: sparse ones with their zeros, quantised ones as integers."""
     if tensor.is_quantized:
         return tensor.int_repr()
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 def _same(left: Tensor, right: Tensor) -> Tensor:
-    """Which numbers are equal, or both NaN."""
+    """Tell which numbers are equal, or both NaN."""
     return (left == right) | ((left != left) & (right != right))
 
 
 def _copied(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The state dict in memory of its own; what is one tensor stays one."""
+    """Copy a state dict; what is one tensor under two names stays one."""
     memo: dict[Any, Tensor] = {}
 
     def own(value: Any) -> Any:
@@ -209,17 +212,17 @@ def _copied(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _spans(values: Iterable[Any]) -> dict[torch.device, list[Span]]:
-    """The memory of tensors on each device, ascending and apart."""
-    found: dict[torch.device, list[Span]] = {}
+    """Return the memory of tensors on each device, ascending and apart."""
+    spans: dict[torch.device, list[Span]] = {}
     for value in values:
         if isinstance(value, Tensor) and not is_lazy(value):
             for part in _parts_of(value):
-                found.setdefault(value.device, []).append(part)
-    return {device: _merged(spans) for device, spans in found.items()}
+                spans.setdefault(value.device, []).append(part)
+    return {device: _merged(every) for device, every in spans.items()}
 
 
 def _parts_of(tensor: Tensor) -> list[Span]:
-    """The memory behind a tensor: of its storage, or of its parts where it has none of its own."""
+    """Return the memory behind a tensor: its storage, or its parts' where it has none of its own."""
     if tensor.is_mkldnn:  # memory that only oneDNN knows
         return []
     if tensor.layout == torch.sparse_coo:

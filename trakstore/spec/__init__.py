@@ -1,4 +1,4 @@
-"""What is stored with the data, and compared when a store is opened: small frozen dataclasses.
+"""Specs that are stored with the data, and compared when a store is opened: frozen dataclasses.
 
 Each goes to a plain dict and back; two that are equal are compatible.
 """

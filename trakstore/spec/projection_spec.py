@@ -26,7 +26,7 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class ProjectionSpec:
-    """How gradients are projected: φ = P·g with E[PᵀP] = I.
+    """Projection of gradients g to features φ = P·g, with E[PᵀP] = I.
 
     Parameters
     ----------
@@ -63,6 +63,7 @@ class ProjectionSpec:
     side: int | None = None
 
     def __post_init__(self) -> None:
+        # The kind is looked up in a list and not by its hash, as people may give anything.
         if self.kind not in get_args(ProjectionKind):
             known = ", ".join(get_args(ProjectionKind))
             raise TrakStoreError(f"unknown projection {self.kind!r}; there are {known}")

@@ -110,6 +110,7 @@ class SplitSpec:
         """Raise a :class:`DamagedError` where a store's splits cannot be like this one."""
         dtype = dict(self.columns)["features"]
         mine, its = (self.dim, dtype, self.keep_bits), (store.dim, store.dtype, store.keep_bits)
+        # The dim of a store may be open until a split has one.
         if mine != (store.dim or self.dim, *its[1:]):
             raise DamagedError(
                 f"its document says dim, dtype and keep_bits are {mine}, the store's says {its}"
@@ -163,6 +164,7 @@ def _check_shape(spec: SplitSpec) -> None:
     """Raise a :class:`DamagedError` for blocks and chunks that no writer would choose."""
     widest = max(spec.chunk_columns, *(width for _, width in spec.widths), 1)
     across = -(-spec.dim // spec.chunk_columns) + len(spec.widths)
+    # A block's commit record has an entry for each column, and for each chunk of those that are wide.
     entries = len(spec.columns) + spec.block_rows // spec.chunk_rows * across
     if (
         spec.block_rows % spec.chunk_rows

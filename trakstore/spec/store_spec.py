@@ -34,12 +34,12 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What all features of a store have in common.
+    """Description that all features of a store have in common.
 
     ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere. With
     ``keep_bits`` the mantissas of float32 features are rounded to so many bits before they are
-    written, and compressed. ``autocast`` is what the model's products were computed in, where that was
-    less than its parameters' precision.
+    written, and compressed. ``autocast`` is the dtype of the model's products, where that was less than
+    its parameters' precision.
     """
 
     projection: ProjectionSpec

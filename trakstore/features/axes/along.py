@@ -15,6 +15,7 @@ __all__ = ["RULES", "last_dims", "same_shape", "samples_first"]
 
 def _dims(call: MarkedCall, position: int, default: Any = None) -> Any:
     """Return the ``dim`` of a call, under any of its names."""
+    # NumPy's name is taken by many functions of torch, too.
     named = next((call.kwargs[name] for name in ("axis", "dims") if name in call.kwargs), default)
     return call.argument(position, "dim", named)
 

@@ -53,6 +53,8 @@ def _product(call: MarkedCall, a: Tensor, b: Tensor) -> Mark:
         return LOST
     if a.ndim == 1 or b.ndim == 1:
         return _with_vector(a, b, own, other, shape)
+    # Rows of the result are those of a, columns those of b, and the dimensions before are broadcast:
+    # without the one that is summed, each factor is an operand of the result's shape.
     left = (own, (*a.shape[:-1], 1))
     right = (other, (*b.shape[:-2], 1, b.shape[-1]))
     return aligned([left, right], shape)
@@ -77,7 +79,7 @@ def _addmm(call: MarkedCall) -> Mark:
     a = call.argument(1, "mat1", call.kwargs.get("batch1"))
     b = call.argument(2, "mat2", call.kwargs.get("batch2"))
     shape = call.result.shape
-    product = _product(call, a, b)
+    product = _product(call, a, b)  # of the result's own shape
     return aligned([(call.mark(bias), bias.shape), (product, shape)], shape)
 
 
@@ -113,6 +115,8 @@ def _einsum(call: MarkedCall) -> Mark:
             lost |= set(letters)
     if not places:
         return LOST if lost else FREE
+    # Samples are one axis of the result if all tensors that have them call it by one letter, which is
+    # not summed and on no diagonal.
     letter, before, after = places.pop()
     if places or letter not in right or letter in lost:
         return LOST

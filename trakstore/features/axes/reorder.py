@@ -29,7 +29,7 @@ def _moved(call: MarkedCall, order: Sequence[int] | None) -> Mark:
     if not isinstance(mark, Axis):
         return mark
     if order is None or mark.dim not in order:
-        return LOST
+        return LOST  # no integers, or fewer than there are dimensions
     return Axis(order.index(mark.dim), *mark[1:])
 
 
@@ -65,6 +65,7 @@ def _movedim(call: MarkedCall) -> Mark:
     target = dims_of(call.argument(2, "destination"), ndim)
     if source is None or target is None:
         return LOST
+    # All dimensions that are not named keep their order in the places that are left.
     places = dict(zip(target, source, strict=True))
     rest = iter(dim for dim in range(ndim) if dim not in source)
     return _moved(call, [places[i] if i in places else next(rest) for i in range(ndim)])
@@ -81,6 +82,7 @@ def _repeated(call: MarkedCall) -> Mark:
     first, mark = call.first, call.mark(call.first)
     if not isinstance(mark, Axis):
         return mark
+    # New dimensions are in front. Repeats of the whole batch lie before one another.
     shape = call.result.shape
     dim = mark.dim + len(shape) - first.ndim
     times, rest = divmod(shape[dim], first.shape[mark.dim])
@@ -95,7 +97,7 @@ def _repeat_interleave(call: MarkedCall) -> Mark:
         return mark
     place = None if dim is None else dims_of(dim, first.ndim)
     if not isinstance(mark, Axis) or not isinstance(times, int) or place is None:
-        return LOST
+        return LOST  # a tensor of counts may give each sample another number of rows
     return Axis(mark.dim, mark.before, mark.after * times) if place[0] == mark.dim else mark
 
 

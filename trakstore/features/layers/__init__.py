@@ -6,13 +6,7 @@ which parameters' gradients a call gives. What no file knows goes through the ge
 
 from __future__ import annotations
 
-from trakstore.features.layers import (
-    convolution,
-    elementwise,
-    embedding,
-    linear,
-    normalisation,
-)
+from trakstore.features.layers import convolution, elementwise, embedding, linear, normalisation
 from trakstore.features.layers.attention import SEEN_THROUGH
 from trakstore.features.layers.layer import Call, Layer, Matcher
 

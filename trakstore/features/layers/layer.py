@@ -41,6 +41,7 @@ class Use(NamedTuple):
             return 0
         if own.ndim != of.ndim or own.shape[1:] != of.shape[1:] or not of.is_contiguous():
             return None
+        # Rows lie in memory one after another, so that a view's offset says which is its first.
         rest = max(1, of[0].numel()) if of.ndim else 1
         offset = own.storage_offset() - of.storage_offset()
         return offset // rest if own.is_contiguous() and offset % rest == 0 else None
@@ -65,6 +66,7 @@ class Call(Arguments):
         """
         if not isinstance(tensor, Tensor) or not tensor.requires_grad:
             return None
+        # The base of a view is the tensor that owns the memory, also of a view of a view.
         parameter = tensor if tensor._base is None else tensor._base
         name = self.names.get(id(parameter))
         return None if name is None else Use(name, parameter, tensor)
@@ -143,6 +145,7 @@ Matcher = Callable[[Call], Layer | None]
 
 def vector(name: str, gradient: Tensor, first_row: int = 0) -> Rows:
     """Gradient of a bias or scale, from ``(batch, ..., rows)`` summed over what is in between."""
+    # Sums over many positions are in float32, whatever the model computes in.
     batch, rows = gradient.shape[0], gradient.shape[-1]
     if gradient.numel() != batch * rows:
         gradient = gradient.flatten(1, -2).sum(1, dtype=torch.float32)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from trakstore.features.layers.fused import layer_norm_sums
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, as_rows
 from trakstore.features.projectors import Piece
+from trakstore.features.projectors.loops import compiled
+from trakstore.features.projectors.threads import shared
 
 __all__ = ["MATCHERS"]
 
+_EACH = 0.7  # nanoseconds a value
+
 Normalise = Callable[[Tensor], Tensor]
+_Float = NDArray[np.float32]
 
 
 class Normalisation(WeightAndBias):
@@ -43,6 +49,8 @@ class Normalisation(WeightAndBias):
             yield self._summed(self._weight, gradient * normal)
 
     def _summed(self, use: Use, product: Tensor) -> Piece:
+        # All dimensions are summed that the parameter does not have, but for the samples'. Dimension 1
+        # is the entries of a sample, so that channels are in dimension 2.
         keep = set(range(product.ndim - self._dims, product.ndim)) if self._dims else {2}
         others = [dim for dim in range(1, product.ndim) if dim not in keep]
         return as_rows(use.name, use.parameter, product.sum(others, dtype=torch.float32))
@@ -61,9 +69,58 @@ class LayerNorm(Normalisation):
         if kinds != {("cpu", torch.float32)}:
             yield from super().pieces(inputs, gradient)
             return
-        sums = layer_norm_sums(inputs[0].flatten(1, -2), gradient.flatten(1, -2), self._eps)
+        sums = _layer_norm_sums(inputs[0].flatten(1, -2), gradient.flatten(1, -2), self._eps)
         for use, summed in zip(self._uses, sums, strict=True):
             yield as_rows(use.name, use.parameter, summed)
+
+
+def _layer_norm_sums(x: Tensor, gradient: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Gradients of a layer norm's scale and bias, float32.
+
+    Parameters
+    ----------
+    x, gradient : Tensor, shape (batch, positions, width), float32, on the CPU
+        Input of the layer, and the gradient of its output.
+    eps : float
+        Added to the variance.
+
+    Returns
+    -------
+    scale, bias : Tensor, shape (batch, width)
+    """
+    values, slopes = x.contiguous().numpy(), gradient.contiguous().numpy()
+    scale, bias = (torch.zeros(len(x), x.shape[2], dtype=torch.float32) for _ in range(2))
+
+    def work(start: int, stop: int) -> None:
+        each = slice(start, stop)
+        _add_layer_norm(values[each], slopes[each], eps, scale.numpy()[each], bias.numpy()[each])
+
+    shared(len(x), x.numel() * _EACH, work)
+    return scale, bias
+
+
+@compiled
+def _add_layer_norm(
+    x: _Float, gradient: _Float, eps: float, scale: _Float, bias: _Float
+) -> None:  # pragma: no cover
+    # Mean and variance are computed again, as those of the forward pass are not kept; the variance in
+    # a second pass over the row, since E[x²] - mean² loses its digits where the mean is large.
+    batch, positions, width = x.shape
+    for b in range(batch):
+        a, c = scale[b], bias[b]
+        for t in range(positions):
+            row, slope = x[b, t], gradient[b, t]
+            total = np.float32(0)
+            for j in range(width):
+                total += row[j]
+            mean = total / np.float32(width)
+            total = np.float32(0)
+            for j in range(width):
+                total += (row[j] - mean) * (row[j] - mean)
+            factor = np.float32(1 / np.sqrt(total / np.float32(width) + eps))
+            for j in range(width):
+                a[j] += slope[j] * (row[j] - mean) * factor
+                c[j] += slope[j]
 
 
 def _uses(call: Call, position: int) -> tuple[Use | None, Use | None] | None:
@@ -107,7 +164,7 @@ def _batch_norm(call: Call) -> Layer | None:
     )
     uses, eps = _uses(call, 3), call.argument(7, "eps", 1e-5)
     if uses is None or call.argument(5, "training", False) or mean is None:
-        return None
+        return None  # statistics of the batch depend on all of its samples
     return Normalisation(x, *uses, lambda t: F.batch_norm(t, mean, variance, eps=eps), 0)
 
 

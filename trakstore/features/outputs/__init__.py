@@ -35,7 +35,7 @@ _OUTPUTS: dict[str, Callable[[], ModelOutput]] = {
 
 
 def as_output(output: object) -> ModelOutput:
-    """An output from its name, or of a function.
+    """Make an output from its name, or of a function.
 
     Raises
     ------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.calls import logits_of, need_keywords
 from trakstore.features.outputs.model_output import (
     Model,
     ModelOutput,
     RowOutputs,
-    label_key,
+    inputs_and_target,
+    logits_of,
+    need_keywords,
 )
 from trakstore.features.outputs.odds import precise, rounded, shortfall
 
@@ -32,18 +32,17 @@ class _Classification(ModelOutput):
     calls_alone = True
 
     def labels(self, batch: Any) -> Tensor:
-        """The last entry of the batch, or its ``labels``."""
-        _, label = _inputs_and_label(batch)
-        return label.reshape(-1)
+        """Return the last entry of the batch, or its ``labels``."""
+        return _taken_apart(batch)[1].reshape(-1)
 
     def predictions(self, model: Model, batch: Any) -> Tensor:
-        """The class of the largest logit."""
-        logits: Tensor = logits_of(model, _inputs_and_label(batch)[0])
+        """Return the class of the largest logit."""
+        logits: Tensor = logits_of(model, _taken_apart(batch)[0])
         return logits.argmax(dim=1)
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Logits must be ``(batch, classes)``, labels integers from 0 to classes - 1."""
-        inputs, label = _inputs_and_label(batch)
+        """Raise unless logits are ``(batch, classes)`` and labels integers; return the classes."""
+        inputs, label = _taken_apart(batch)
         if label.is_floating_point() or label.ndim != 1:
             raise TrakStoreError(
                 f"{self.name} needs integer labels of shape (batch,), "
@@ -61,10 +60,11 @@ class _Classification(ModelOutput):
         return int(logits.shape[1])
 
     def _shortfall(self, model: Model, batch: Any) -> tuple[Tensor, torch.dtype]:
-        """log((1 - p)/p) of the label, NaN where there is no such class; and the logits' dtype."""
-        inputs, label = _inputs_and_label(batch)
+        """Return log((1 - p)/p) of the label, NaN where it is no class; and the logits' dtype."""
+        inputs, label = _taken_apart(batch)
         logits = logits_of(model, inputs)
         label = label.long()
+        # A label that is no class cannot be looked up: the nearest class stands in, and the row is NaN.
         nearest = label.clamp(0, logits.shape[1] - 1)
         x = shortfall(precise(logits), nearest)
         return x.masked_fill(nearest != label, torch.nan), logits.dtype
@@ -97,15 +97,5 @@ class CrossEntropy(_Classification):
         return rounded(RowOutputs(loss, loss, -torch.ones_like(loss)), dtype)
 
 
-def _inputs_and_label(batch: Any) -> tuple[Any, Tensor]:
-    """What the model takes, and the classes."""
-    name = label_key(batch)
-    if name is not None and isinstance(batch[name], Tensor):
-        return {key: value for key, value in batch.items() if key != name}, batch[name]
-    if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
-        got = f"one with {sorted(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
-        raise TrakStoreError(
-            f"classification needs samples (input, ..., label), or dicts with 'labels' (or 'label'), "
-            f"got {got}"
-        )
-    return tuple(batch[:-1]), batch[-1]
+def _taken_apart(batch: Any) -> tuple[Any, Tensor]:
+    return inputs_and_target(batch, "classification", "label")

@@ -25,7 +25,7 @@ _LIBRARIES = (
 
 
 def installed(file: str | None) -> bool:
-    """Whether a file is of Python, of an installed package or of trakstore; None is built in."""
+    """Tell whether a file is of Python, an installed package or trakstore; None is built in."""
     if file is None or file.startswith("<frozen"):
         return True
     path = Path(file)
@@ -35,14 +35,14 @@ def installed(file: str | None) -> bool:
 
 
 def is_installed(cls: type) -> bool:
-    """Whether a class is; see :func:`installed`."""
+    """Tell whether a class is; see :func:`installed`."""
     if cls.__module__ in ("__main__", "__mp_main__"):
         return False
     return installed(getattr(sys.modules.get(cls.__module__), "__file__", None))
 
 
 def layers(function: Any) -> Iterator[Any]:
-    """A callable, and what it is made of: functions below partial and methods, an object's class."""
+    """Yield a callable and its parts: functions below partial and methods, an object's class."""
     yield function
     if isinstance(function, functools.partial):
         inner = function.func
@@ -57,7 +57,7 @@ def layers(function: Any) -> Iterator[Any]:
 
 
 def function_of(value: Any) -> Any:
-    """What a class or static method, or a property, calls; else the value."""
+    """Return the function that a class or static method, or a property, calls; else the value."""
     if isinstance(value, classmethod | staticmethod):
         return value.__func__
     if isinstance(value, property):
@@ -66,10 +66,12 @@ def function_of(value: Any) -> Any:
 
 
 def global_values(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Global names that a function reads and does not set, with their values.
+    """Yield global names that a function reads and does not set, with their values.
 
-    Of a module that is not installed, the names that are read of it.
+    A module that is not installed comes as the names that are read of it.
     """
+    # The code says which globals it reads: all others may change without another result. A module's
+    # attribute is the instruction after that which loads the module.
     steps = [step for code in _codes(function.__code__) for step in dis.get_instructions(code)]
     own = {step.argval for step in steps if step.opname == "STORE_GLOBAL"}
     for step, after in zip(steps, [*steps[1:], None], strict=True):
@@ -84,7 +86,7 @@ def global_values(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """A function's code, and that of functions within it."""
+    """Yield a function's code, and that of functions within it."""
     yield code
     for value in code.co_consts:
         if isinstance(value, types.CodeType):

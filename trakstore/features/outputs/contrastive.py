@@ -12,8 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.calls import need_keywords
-from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutputs, widened
+from trakstore.features.outputs.model_output import (
+    Model,
+    ModelOutput,
+    RowOutputs,
+    need_keywords,
+    widened,
+)
 from trakstore.features.outputs.odds import log_losses, log_odds, precise, rounded
 from trakstore.spec import OutputSpec
 
@@ -32,7 +37,7 @@ class Contrastive(ModelOutput):
     image_bank, text_bank : Tensor, shape (bank, width)
         Embeddings of other pairs, by the same model; their hash is part of the stored spec.
     scale : float
-        What cosines are multiplied by: the inverse temperature.
+        Factor of cosines: the inverse temperature.
 
     Notes
     -----
@@ -56,34 +61,32 @@ class Contrastive(ModelOutput):
 
     @property
     def spec(self) -> OutputSpec:
-        """With the size and the hash of the banks."""
-        options = (
-            ("bank", self._digest),
-            ("bank_rows", len(self._images)),
-            ("scale", self._scale),
-        )
+        """Name, size and hash of the banks, and the scale."""
+        options = (("bank", self._digest), ("bank_rows", len(self._images)), ("scale", self._scale))
         return OutputSpec(self.name, options)
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""
-        found = _embeddings(model, batch)
-        image, text = (_unit_rows(one) for one in found)
+        embeddings = _embeddings(model, batch)
+        image, text = (_unit_rows(one) for one in embeddings)
+        # log((1 - p)/p) of the own pair among the bank, once by its texts and once by its images.
         own = self._scale * (image * text).sum(1)
         others = (
             self._scale * one @ bank.to(one).T
             for one, bank in ((image, self._texts), (text, self._images))
         )
         x = torch.stack([one.logsumexp(1) - own for one in others], dim=1)
+        # The loss is the mean of both losses: the logarithm of their sum, less log 2.
         log_loss = log_losses(x).logsumexp(1) - math.log(2)
-        return rounded(log_odds(log_loss), widened(found[0]).dtype)
+        return rounded(log_odds(log_loss), widened(embeddings[0]).dtype)
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Embeddings must be as wide as those of the bank."""
+        """Raise unless embeddings are as wide as those of the bank."""
         need_keywords(model, batch)
-        found = _embeddings(model, batch)
+        embeddings = _embeddings(model, batch)
         width = self._images.shape[1]
-        if any(not isinstance(one, Tensor) or one.shape[1:] != (width,) for one in found):
-            got = [tuple(getattr(one, "shape", ())) for one in found]
+        if any(not isinstance(one, Tensor) or one.shape[1:] != (width,) for one in embeddings):
+            got = [tuple(getattr(one, "shape", ())) for one in embeddings]
             raise TrakStoreError(f"the bank has embeddings of width {width}, the model gives {got}")
         return None
 
@@ -101,7 +104,8 @@ def _embeddings(model: Model, batch: Any) -> tuple[Any, Any]:
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
-    """Float64: cosines are multiplied by a large scale, and their differences are what counts."""
+    """Return rows of length 1, float64."""
+    # Cosines are multiplied by a large scale, and only their differences count.
     return F.normalize(precise(rows), dim=1)
 
 

@@ -18,7 +18,7 @@ __all__ = ["FunctionOutput"]
 
 
 class FunctionOutput(ModelOutput):
-    """What ``function(model, batch)`` gives: a loss of each sample, or :class:`RowOutputs`.
+    """Outputs that ``function(model, batch)`` gives: a loss of each sample, or :class:`RowOutputs`.
 
     A plain tensor of shape ``(batch,)`` is taken as output and loss in one.
 
@@ -28,7 +28,7 @@ class FunctionOutput(ModelOutput):
         A function, a ``functools.partial``, or an object that can be called. It is given the model,
         whose methods, parts and attributes it may use.
     name : str, optional
-        What tells it from other outputs of the store. By default its own name and a digest of its
+        Name that tells it from other outputs of the store. By default its own name and a digest of its
         code and of all values that it computes with: give a name where these change and the output
         does not, as with another version of Python.
     """
@@ -45,7 +45,7 @@ class FunctionOutput(ModelOutput):
 
     @property
     def spec(self) -> OutputSpec:
-        """Its name, and the digest where the name is the function's own."""
+        """Name, and the digest of the code where the name is the function's own."""
         named = ("function", self._called)
         return OutputSpec(
             self.name, (named,) if self._code is None else (("code", self._code), named)
@@ -53,10 +53,11 @@ class FunctionOutput(ModelOutput):
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""
-        found = self._function(model, batch)
-        if isinstance(found, Tensor):
-            found = RowOutputs(found, found, -torch.ones_like(found))
-        several = found if isinstance(found, tuple | list) else [found]
+        # Of a loss alone the loss is the output: -d loss/d output is -1.
+        result = self._function(model, batch)
+        if isinstance(result, Tensor):
+            result = RowOutputs(result, result, -torch.ones_like(result))
+        several = result if isinstance(result, tuple | list) else [result]
         if len(several) != 3 or not all(isinstance(one, Tensor) for one in several):
             got = ", ".join(type(one).__name__ for one in several)
             raise TrakStoreError(
@@ -65,10 +66,9 @@ class FunctionOutput(ModelOutput):
         return RowOutputs(*map(widened, several))
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """One number, or three, for each sample."""
+        """Raise unless there is one number, or three, for each sample."""
         size = len(tree.tree_leaves(batch)[0])
-        found = self(model, batch)
-        shapes = [tuple(one.shape) for one in found]
+        shapes = [tuple(column.shape) for column in self(model, batch)]
         if shapes != [(size,)] * 3:
             raise TrakStoreError(
                 f"an output function gives one tensor of shape ({size},), or RowOutputs of three; "

@@ -41,7 +41,7 @@ _MODULE = frozenset(vars(nn.Module()))  # attributes that torch keeps, ``trainin
 
 
 def function_name(function: Any) -> str:
-    """The name of a function, of that within a ``functools.partial``, or of an object's class."""
+    """Return the name of a function, of that within a ``partial``, or of an object's class."""
     if isinstance(function, functools.partial):
         return f"partial({function_name(function.func)})"
     name = getattr(function, "__qualname__", None)
@@ -49,7 +49,7 @@ def function_name(function: Any) -> str:
 
 
 def code_digest(function: Callable[..., Any]) -> str:
-    """A digest that is equal for functions that compute the same, and the version of Python.
+    """Return a digest that is equal for functions that compute the same, and Python's version.
 
     It is over the compiled code; over closures, defaults, arguments of ``functools.partial``, and
     global names that the code reads; and so on for functions, classes and objects among these. An
@@ -67,7 +67,7 @@ class _Digests:
     Parameters
     ----------
     first : callable
-        Whose code counts even where it is installed.
+        Function whose code counts even where it is installed.
     """
 
     def __init__(self, first: Any) -> None:
@@ -76,19 +76,21 @@ class _Digests:
         self._kept: list[Any] = []  # an id stands for a value only as long as there is that value
 
     def of(self, value: Any) -> bytes:
-        """The digest of any value."""
+        """Return the digest of any value."""
         if _is_device(value):  # each worker has its own, and computes the same there
             return _digest(["device"])
         if _simple(value):
             return _digest([type(value).__name__, repr(value)])
         if id(value) not in self._done:
-            self._done[id(value)] = _digest(["again", str(len(self._done))])  # within itself
+            # Values may hold themselves, as functions that call one another do: where one comes again
+            # within itself, it counts as the number that it has here.
+            self._done[id(value)] = _digest(["again", str(len(self._done))])
             self._kept.append(value)
             self._done[id(value)] = _digest([_place(type(value)), *self._parts(value)])
         return self._done[id(value)]
 
     def _parts(self, value: Any) -> Iterator[bytes | str]:
-        """What tells a value from others of its class."""
+        """Yield all that tells a value from others of its class."""
         if isinstance(value, Enum):
             yield value.name
         elif isinstance(value, Tensor | np.ndarray | np.generic):
@@ -127,7 +129,7 @@ class _Digests:
         yield self.of(dict(global_values(function)))
 
     def _code(self, code: types.CodeType, doc: str | None) -> Iterator[bytes | str]:
-        """Instructions and what they point at: no line numbers, no variables' names, no docstring."""
+        """Yield instructions and constants: no line numbers, no variables' names, no docstring."""
         yield code.co_code
         yield code.co_exceptiontable
         yield from code.co_names
@@ -146,7 +148,7 @@ class _Digests:
                     yield self.of(held)
 
     def _object(self, value: Any) -> Iterator[bytes | str]:
-        """Name, class, and attributes."""
+        """Yield name, class and attributes."""
         if isinstance(value, torch.jit.ScriptFunction | torch.jit.ScriptModule):
             yield str(value.code)
         if is_installed(type(value)):  # a built-in function, a cached one
@@ -210,7 +212,7 @@ def _simple(value: Any) -> bool:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value is a number, a string, an array, or a tree of them."""
+    """Tell whether a value is a number, a string, an array, or a tree of them."""
     if isinstance(value, Mapping):
         return all(map(_plain, value)) and all(map(_plain, value.values()))
     if isinstance(value, tuple | list | set | frozenset):
@@ -223,7 +225,7 @@ def _place(cls: type) -> str:
 
 
 def _digest(parts: list[bytes | str]) -> bytes:
-    """Of parts whose lengths count, so that no two lists are one."""
+    """Return the digest of parts whose lengths count, so that no two lists have one."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode(errors="surrogateescape") if isinstance(part, str) else part

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.calls import need_keywords
-from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutputs
+from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutputs, need_keywords
 from trakstore.features.outputs.odds import log_losses, log_odds, outside, rounded, shortfall
 from trakstore.features.outputs.sequences import IGNORED, Sequences, sequences
 from trakstore.spec import OutputSpec
@@ -55,7 +54,7 @@ class _Tokens(ModelOutput):
 
     @property
     def spec(self) -> OutputSpec:
-        """Its name, what it is over, and the reduction."""
+        """Name, tokens or sequence, and the reduction."""
         options: dict[str, Any] = {"over": self.over, "reduction": self.reduction}
         if self.over == "tokens":
             options["loss_of_output"] = False
@@ -63,20 +62,23 @@ class _Tokens(ModelOutput):
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`; NaN for a sequence without a token that counts."""
-        found = sequences(model, batch, self.name)
-        logits, wanted = self._aligned(found.logits(model), found)
+        parts = sequences(model, batch, self.name)
+        logits, wanted = self._aligned(parts.logits(model), parts)
         counted = wanted != IGNORED
         strange = counted & outside(wanted, logits.shape[-1])
-        told = counted.any(1) & ~strange.any(1)
-        counted |= ~told[:, None]  # such rows compute something too: NaN then has no gradient
+        undefined = ~counted.any(1) | strange.any(1)
+        # Rows that have no output compute one of all tokens, and are filled afterwards: what is filled
+        # has no gradient, while a NaN on the way would make the gradients NaN.
+        counted |= undefined[:, None]
         rows = self._rows(shortfall(logits, wanted.clamp(0, logits.shape[-1] - 1)), counted)
-        return rounded(
-            RowOutputs(*(one.masked_fill(~told, torch.nan) for one in rows)), logits.dtype
-        )
+        filled = RowOutputs(*(one.masked_fill(undefined, torch.nan) for one in rows))
+        return rounded(filled, logits.dtype)
 
     def _rows(self, x: Tensor, counted: Tensor) -> RowOutputs:
-        """Of tokens with log((1 - p)/p) = x, those that are counted."""
+        """Compute outputs from log((1 - p)/p) = x of each token and whether it is counted."""
         if self.over == "sequence":
+            # The logarithm of a sum of losses, or of their mean, without the losses themselves: those
+            # that are tiny would be lost beside 1.
             logs = log_losses(x).masked_fill(~counted, -torch.inf).logsumexp(1)
             return log_odds(logs - counted.sum(1).log() if self.reduction == "mean" else logs)
         loss = self._reduced(F.softplus(x), counted)
@@ -86,11 +88,10 @@ class _Tokens(ModelOutput):
         return RowOutputs(self._reduced(-x, counted), loss, misses)
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Logits must be ``(batch, length, vocabulary)``, labels ``(batch, length)``."""
-        found = sequences(model, batch, self.name)
-        need_keywords(model, found.keywords)
-        logits = found.logits(model)
-        wanted = found.labels
+        """Raise unless logits are ``(batch, length, vocabulary)`` and labels ``(batch, length)``."""
+        parts = sequences(model, batch, self.name)
+        need_keywords(model, parts.keywords)
+        logits, wanted = parts.logits(model), parts.labels
         bad = wanted.is_floating_point() or wanted.dtype == torch.bool
         if logits.ndim != 3 or wanted.shape != logits.shape[:2] or bad:
             raise TrakStoreError(
@@ -105,9 +106,9 @@ class _Tokens(ModelOutput):
             )
         return None
 
-    def _aligned(self, logits: Tensor, found: Sequences) -> tuple[Tensor, Tensor]:
-        """Logits beside the tokens that they predict."""
-        return logits, found.labels
+    def _aligned(self, logits: Tensor, parts: Sequences) -> tuple[Tensor, Tensor]:
+        """Return logits beside the tokens that they predict."""
+        return logits, parts.labels
 
     def _reduced(self, values: Tensor, counted: Tensor) -> Tensor:
         total = values.masked_fill(~counted, 0).sum(1)
@@ -124,19 +125,19 @@ class CausalLM(_Tokens):
     name = "causal_lm"
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """As for all tokens; and labels must not have been moved already."""
-        found = sequences(model, batch, self.name)
-        if not found.target and _moved(found.ids, found.labels):
+        """Raise also where labels have been moved already."""
+        parts = sequences(model, batch, self.name)
+        if not parts.target and _moved(parts.ids, parts.labels):
             raise TrakStoreError(
                 "causal_lm: labels are the input_ids moved by one, and would be moved again: give the "
                 "input_ids themselves as labels, -100 where nothing is asked"
             )
         return super().check(model, batch)
 
-    def _aligned(self, logits: Tensor, found: Sequences) -> tuple[Tensor, Tensor]:
-        if found.target:
-            return logits, found.labels
-        return logits[:, :-1], found.labels[:, 1:]
+    def _aligned(self, logits: Tensor, parts: Sequences) -> tuple[Tensor, Tensor]:
+        if parts.target:
+            return logits, parts.labels
+        return logits[:, :-1], parts.labels[:, 1:]
 
 
 class MaskedLM(_Tokens):
@@ -148,14 +149,14 @@ class MaskedLM(_Tokens):
     name = "masked_lm"
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Labels must be given: which tokens are to be predicted cannot be known otherwise."""
+        """Raise also without labels: which tokens are to be predicted cannot be known otherwise."""
         if not isinstance(batch, Mapping) or "labels" not in batch:
             raise TrakStoreError("masked_lm needs dicts with 'labels', -100 where nothing is asked")
         return super().check(model, batch)
 
 
 def _moved(ids: Any, labels: Tensor) -> bool:
-    """Whether each label is the token after its own."""
+    """Tell whether each label is the token after its own."""
     if not isinstance(ids, Tensor) or ids.shape != labels.shape or labels.ndim != 2:
         return False
     asked = labels != IGNORED

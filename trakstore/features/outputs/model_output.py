@@ -5,23 +5,35 @@ An output comes with its loss l and ``out_to_loss`` = -dl/d(output), so that a l
 """
 
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trakstore.errors import TrakStoreError
 from trakstore.spec import OutputSpec
 
-__all__ = ["Model", "ModelOutput", "RowOutputs", "label_key", "need_tensor", "widened"]
+__all__ = [
+    "Model",
+    "ModelOutput",
+    "RowOutputs",
+    "inner_model",
+    "inputs_and_target",
+    "logits_of",
+    "need_keywords",
+    "need_tensor",
+    "parameters_of",
+    "widened",
+]
 
 Model: TypeAlias = Callable[..., Any]
 
 
 class RowOutputs(NamedTuple):
-    """Of each sample of a batch, tensors of shape ``(batch,)``."""
+    """Output of each sample of a batch, its loss, and -dl/d(output): tensors of shape ``(batch,)``."""
 
     output: Tensor
     loss: Tensor
@@ -29,35 +41,46 @@ class RowOutputs(NamedTuple):
 
 
 class ModelOutput(ABC):
-    """A differentiable scalar of each sample."""
+    """A differentiable scalar of each sample.
+
+    Attributes
+    ----------
+    name : str
+        Name that is stored.
+    dtype : torch.dtype or None
+        Dtype of the model's products, where it is not its parameters'.
+    calls_alone : bool
+        Whether the output uses the model by calling it, and by nothing else: the calls are then all
+        that has to be watched.
+    """
 
     name: str
-    dtype: torch.dtype | None = None  # of the model's products, where it is not its parameters'
-    calls_alone = False  # whether it uses the model by calling it, and by nothing else
+    dtype: torch.dtype | None = None
+    calls_alone = False
 
     @property
     def spec(self) -> OutputSpec:
-        """What is stored of it."""
+        """Name and options that are stored."""
         return OutputSpec(self.name)
 
     @abstractmethod
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
-        """Outputs of a batch, each a function of its own sample alone.
+        """Compute outputs of a batch, each a function of its own sample alone.
 
         Parameters
         ----------
         model : callable
             The model, or the model with other parameters.
         batch : tree of Tensor
-            What the data set's samples collate to; every tensor has the batch dimension first.
+            Samples of the data set, collated; every tensor has the batch dimension first.
         """
 
     def labels(self, batch: Any) -> Tensor | None:  # noqa: ARG002
-        """Classes to store as the ``label`` column, shape ``(batch,)``, or None."""
+        """Return classes to store as the ``label`` column, shape ``(batch,)``, or None."""
         return None
 
     def predictions(self, model: Model, batch: Any) -> Tensor | None:  # noqa: ARG002
-        """Classes that the model says, shape ``(batch,)``, or None where there are none."""
+        """Return classes that the model says, shape ``(batch,)``, or None where there are none."""
         return None
 
     def check(self, model: Model, batch: Any) -> int | None:  # noqa: ARG002
@@ -71,15 +94,31 @@ class ModelOutput(ABC):
         return None
 
 
-def label_key(batch: Any) -> str | None:
-    """The key of a dict batch that is to be predicted: ``labels``, else ``label``, if there is one."""
-    if not isinstance(batch, Mapping):
-        return None
-    return next((key for key in ("labels", "label") if key in batch), None)
+def inputs_and_target(batch: Any, task: str, target: str) -> tuple[Any, Tensor]:
+    """Take a batch apart into what the model is called with and what is to be predicted.
+
+    Parameters
+    ----------
+    batch : tuple, list or mapping
+        Tuples end in the target; of dicts it is ``labels``, or else ``label``.
+    task, target : str
+        Names of both for messages.
+    """
+    keys = [key for key in ("labels", "label") if isinstance(batch, Mapping) and key in batch]
+    if keys:
+        inputs: Any = {key: value for key, value in batch.items() if key != keys[0]}
+        return inputs, need_tensor(batch[keys[0]], keys[0])
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        got = f"one with {sorted(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise TrakStoreError(
+            f"{task} needs samples (input, ..., {target}), or dicts with 'labels' (or 'label'), "
+            f"got {got}"
+        )
+    return tuple(batch[:-1]), need_tensor(batch[-1], "the last entry of a batch")
 
 
 def need_tensor(value: Any, what: str) -> Tensor:
-    """``value``, if it is a tensor."""
+    """Return ``value``, if it is a tensor."""
     if isinstance(value, Tensor):
         return value
     raise TrakStoreError(
@@ -88,5 +127,49 @@ def need_tensor(value: Any, what: str) -> Tensor:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """As float32 where it is less: float64 stays."""
+    """Return a tensor as float32 where it is less: float64 stays."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def logits_of(model: Model, inputs: Any) -> Any:
+    """Return a model's answer to a tuple of arguments or a dict of keywords, or its ``.logits``."""
+    answer = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+    return getattr(answer, "logits", answer)
+
+
+def inner_model(model: Any) -> Any:
+    """Return the model that wrappers of torch (data parallel) and PEFT hold, with their keywords."""
+    while _takes_any(parameters_of(model)):
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif isinstance(getattr(model, "module", None), nn.Module):
+            model = model.module
+        else:
+            break
+    return model
+
+
+def parameters_of(model: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a model's forward; none where Python cannot tell."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return {}
+    return inspect.signature(getattr(model, "forward", model)).parameters
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Tell whether a forward has ``**kwargs``, which hide what is taken."""
+    return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+
+
+def need_keywords(model: Model, inputs: Any) -> None:
+    """Raise a :class:`TrakStoreError` if a dict has keys that the model's forward does not take."""
+    taken = parameters_of(inner_model(model))
+    if not taken or not isinstance(inputs, Mapping) or _takes_any(taken):
+        return
+    strange = sorted(set(inputs) - set(taken) - set(parameters_of(model)))  # a wrapper's own
+    if strange:
+        raise TrakStoreError(
+            f"the model's forward takes {', '.join(taken)}, the rows also have "
+            f"{', '.join(map(repr, strange))}: leave them out, name them as forward does, or give "
+            f"tuples"
+        )

@@ -42,7 +42,7 @@ class GivenTask(ModelOutput):
     def __call__(self, model: Any, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""
         state = model, dict(model.named_parameters()), dict(model.named_buffers())
-        samples = zip(*batch, strict=True)
+        samples = zip(*batch, strict=True)  # without a batch dimension, as that library gives them
         output = torch.stack([self._task.get_output(*state, *one).reshape(()) for one in samples])
         scale = self._task.get_out_to_loss_grad(*state, batch).detach().reshape(-1).float()
         return RowOutputs(output, torch.full_like(output, torch.nan), scale)
@@ -57,6 +57,7 @@ class _TextMargin(Margin):
 
 
 def _keywords(batch: Any) -> Any:
+    """Return a batch as keywords of the model, which that library gives by their places."""
     if isinstance(batch, Mapping):
         return batch
     names = ("input_ids", "token_type_ids", "attention_mask", "labels")
@@ -94,6 +95,7 @@ def as_task(task: Any) -> ModelOutput:
     return as_output(task)
 
 
+# That library's names for the entries of a dense matrix; all its other projections become an sjlt.
 _KINDS: dict[str, ProjectionKind] = {"normal": "gaussian", "rademacher": "rademacher"}
 
 

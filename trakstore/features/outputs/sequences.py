@@ -1,16 +1,21 @@
-"""Batches of sequences: what the model is given, and which token each of its logits is to predict."""
+"""Batches of sequences: arguments of the model, and the token that each of its logits is to predict."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.outputs.calls import inner_model, parameters_of
-from trakstore.features.outputs.model_output import Model, need_tensor, widened
+from trakstore.features.outputs.model_output import (
+    Model,
+    inner_model,
+    need_tensor,
+    parameters_of,
+    widened,
+)
 
 __all__ = ["IGNORED", "Sequences", "sequences"]
 
@@ -29,12 +34,12 @@ class Sequences:
     labels : Tensor of integers, shape (batch, length)
         Tokens to be predicted, -100 where nothing is asked.
     arguments, keywords : tuple and dict
-        What the model is called with.
+        Arguments that the model is called with.
     ids : Tensor or None
-        What a model without a decoder of its own reads.
+        Tokens that a model without a decoder of its own reads.
     target : bool
-        Whether labels are the target of an encoder-decoder model: each stands beside the logits that
-        predict it, since the model moves the decoder's input.
+        Whether labels are the target of an encoder-decoder model. Each then stands beside the logits
+        that predict it, since the model moves the decoder's input.
     """
 
     labels: Tensor
@@ -44,7 +49,7 @@ class Sequences:
     target: bool = False
 
     def logits(self, model: Model) -> Tensor:
-        """Logits of each position; ``.logits`` or the first of several answers, where there are."""
+        """Compute logits of each position: ``.logits`` or the first of several answers."""
         answer = model(*self.arguments, **self.keywords)
         answer = getattr(answer, "logits", answer)
         if isinstance(answer, tuple | list) and answer:
@@ -64,14 +69,13 @@ def sequences(model: Model, batch: Any, name: str) -> Sequences:
     if _has_decoder(inner, batch):
         return _targets(inner, batch, name)
     if isinstance(batch, Mapping):
-        found = _of_keywords(batch)
+        parts = _of_keywords(batch)
     else:
-        found = _of_tuple((batch,) if isinstance(batch, Tensor) else tuple(batch))
-    if "targets" in parameters_of(inner) and "targets" not in found.keywords:
-        # nanoGPT's forward gives the logits of all positions only where it is told what is to come
-        told = {"targets": found.labels.clamp(min=0)}
-        return Sequences(found.labels, found.arguments, found.keywords | told, found.ids)
-    return found
+        parts = _of_tuple((batch,) if isinstance(batch, Tensor) else tuple(batch))
+    if "targets" in parameters_of(inner) and "targets" not in parts.keywords:
+        # nanoGPT's forward gives the logits of all positions only where it gets the tokens to come.
+        return replace(parts, keywords=parts.keywords | {"targets": parts.labels.clamp(min=0)})
+    return parts
 
 
 def _of_keywords(batch: Mapping[str, Any]) -> Sequences:
@@ -80,6 +84,7 @@ def _of_keywords(batch: Mapping[str, Any]) -> Sequences:
     if "labels" not in batch and "input_ids" not in batch:
         raise TrakStoreError(f"a batch needs 'labels' or 'input_ids', got {sorted(batch)}")
     ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    # Without labels every token is to be predicted; never those that only fill up.
     labels = need_tensor(batch.get("labels", ids), "labels")
     if isinstance(mask, Tensor) and mask.shape == labels.shape:
         labels = labels.masked_fill(mask == 0, IGNORED)
@@ -96,7 +101,7 @@ def _of_tuple(batch: tuple[Any, ...]) -> Sequences:
 
 
 def _targets(inner: Any, batch: Any, name: str) -> Sequences:
-    """Of an encoder-decoder model: the encoder's mask says nothing of the target."""
+    """Take a batch of an encoder-decoder model apart, whose encoder's mask is not the target's."""
     if not isinstance(batch, Mapping) or "labels" not in batch:
         got = sorted(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise TrakStoreError(
@@ -119,7 +124,7 @@ def _targets(inner: Any, batch: Any, name: str) -> Sequences:
 
 
 def _decoder_inputs(inner: Any, labels: Tensor) -> dict[str, Tensor]:
-    """The labels, moved as the model does it; or the labels, where it does so on its way."""
+    """Return labels moved as the model does it; or the labels, where it moves them on its way."""
     shift = next((getattr(inner, one) for one in _SHIFTS if hasattr(inner, one)), None)
     if shift is None and "labels" in parameters_of(inner):
         return {"labels": labels}
@@ -138,7 +143,7 @@ def _decoder_inputs(inner: Any, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _has_decoder(inner: Any, batch: Any) -> bool:
-    """Whether the model reads one sequence and writes another."""
+    """Tell whether the model reads one sequence and writes another."""
     if isinstance(batch, Mapping) and any(key in batch for key in _DECODER):
         return True
     says = getattr(getattr(inner, "config", None), "is_encoder_decoder", False)

@@ -27,6 +27,7 @@ __all__ = [
     "part",
 ]
 
+# The spec's kinds but ``external``, of which nobody knows the matrix.
 _KINDS: dict[ProjectionKind, type[Projector]] = {
     "sjlt": SJLT,
     "kronecker": Kronecker,

@@ -32,7 +32,8 @@ def keys(spec: ProjectionSpec, name: str, shape: tuple[int, ...], stream: str) -
 
 def mix(x: Tensor) -> Tensor:
     """Return words of words: a bijection in which every input bit reaches every output bit."""
-    # int64 holds the product of two 32-bit words but for its sign, and the bits above are cut away.
+    # The product of two words wraps around in int64, which leaves its lowest 32 bits right; all others
+    # are cut away.
     x = x ^ (x >> 16)
     x = (x * 0x85EBCA6B) & _WORD
     x = x ^ (x >> 13)

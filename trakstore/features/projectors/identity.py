@@ -28,6 +28,7 @@ class Identity(Projector):
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add a tile at its place; see :meth:`Projector.add`."""
+        # Entries of a tile are next to one another in the parameter, as rows are whole.
         batch, rows, rest = tile.shape
         start = self._offsets[name] + first_row * rest
         out[:, start : start + rows * rest] += tile.reshape(batch, rows * rest)

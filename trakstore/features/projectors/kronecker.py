@@ -43,6 +43,7 @@ class Kronecker(Projector):
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, each projected before."""
+        # G = leftᵀ·right, summed over positions, so that L·G·Rᵀ = (left·Lᵀ)ᵀ·(right·Rᵀ).
         left, right = self._sides_of(outer.name, out.device)
         own, first_row = outer.left.to(torch.float32), outer.first_row
         if left is not None:
@@ -54,6 +55,7 @@ class Kronecker(Projector):
         else:
             other = outer.right_times(0, outer.batch, right)
         own = own.transpose(1, 2)
+        # With one position this is a column times a row, which sums nothing.
         small = own * other if outer.positions == 1 else own @ other
         self._sketch.add(out, outer.name, small, first_row)
 

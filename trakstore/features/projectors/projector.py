@@ -111,6 +111,7 @@ class Projector(ABC):
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
         """Add rows that an index picks: by default each of them as a tile of one row."""
+        # A row that a sample has twice has the sum of both. Rows that nobody has are never formed.
         used, which = torch.unique(gathered.index, return_inverse=True)
         for i, row in enumerate(used.tolist()):
             tile = torch.einsum("bn,bnc->bc", (which == i).float(), gathered.values.float())

@@ -92,8 +92,7 @@ class Rademacher(Dense):
 
     def _buffer(self, rows: int, columns: int) -> NDArray[np.float32]:
         """Return memory of this thread, used again and again."""
-        # A strip of new memory would be written to pages that the system has to clear first; and it
-        # would not be in the cache.
+        # New memory would not be in the core's cache, and the system would have to clear it first.
         held: NDArray[np.float32] | None = getattr(self._own, "buffer", None)
         if held is None or held.size < rows * columns:
             held = self._own.buffer = np.empty(rows * columns, np.float32)

@@ -59,11 +59,11 @@ class RunTable:
     signs2: NDArray[np.float32]
 
     def rows(self, start: int, stop: int) -> RunTable:
-        """The table of some rows."""
+        """Return the table of some rows."""
         return RunTable(self.offsets[start:stop], self.signs[start:stop], self.signs2)
 
     def merged(self, run: int) -> Merged:
-        """Rows of equal offset in a run."""
+        """Return rows of equal offset in a run, whose sum is one row."""
         offsets, index = np.unique(self.offsets[:, run], return_inverse=True)
         own = self.offsets[:, run], self.signs[:, run]
         return Merged(offsets, index, *map(np.ascontiguousarray, own))
@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
 @cache
 def plan(positions: int, rows: int, columns: int, k: int) -> Plan:
-    """The cheapest evaluation: a function of shapes alone, so that all workers choose the same.
+    """Choose the cheapest evaluation by shapes alone, so that all workers choose the same.
 
     The constants are of an x86 core of 2024; they need not be right, only fixed.
 
@@ -149,6 +149,8 @@ def _fourier(out: Tensor, left: Tensor, right: Tensor, runs: Runs, scale: float)
     left_array, right_array = left.contiguous().numpy(), right.numpy()
     both = np.empty((2, batch, positions, runs.k), np.float32)
     sketch, signed = both  # which are transformed at once
+    # The sketch of an outer product is the circular convolution of the sketches of its factors: their
+    # transforms are multiplied, summed over positions and runs, and transformed back once.
     total = np.zeros((batch, runs.k // 2 + 1), np.complex64)
     for columns, merged, signs2 in runs.each:
         width = len(signs2)
@@ -167,10 +169,10 @@ _EVALUATIONS: dict[Evaluation, Callable[[Tensor, Tensor, Tensor, Runs, float], N
 
 
 def _merged_rows(left: Tensor, merged: Merged) -> Tensor:
-    """Left factors summed over rows of equal offset, shape (batch, merged rows, positions)."""
+    """Sum left factors over rows of equal offset, shape (batch, merged rows, positions)."""
     batch, positions, _ = left.shape
     columns = len(merged.offsets)
-    if left.transpose(1, 2).is_contiguous():  # of a convolution
+    if left.transpose(1, 2).is_contiguous():  # as of a convolution
         rows = torch.empty(batch, columns, positions, dtype=torch.float32)
         loops.merge_rows(rows.numpy(), left.transpose(1, 2).numpy(), merged.place, merged.signs)
         return rows
@@ -180,6 +182,7 @@ def _merged_rows(left: Tensor, merged: Merged) -> Tensor:
 
 
 def _smooth(k: int) -> bool:
+    """Tell whether a Fourier transform of this length is fast: it has only small prime factors."""
     for factor in (2, 3, 5, 7, 11, 13):
         while k % factor == 0:
             k //= factor

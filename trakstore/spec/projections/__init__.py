@@ -20,12 +20,5 @@ __all__ = ["KINDS", "Kind", "Options", "ProjectionKind"]
 
 ProjectionKind = Literal["sjlt", "kronecker", "rademacher", "gaussian", "identity", "external"]
 
-_EACH: tuple[Kind, ...] = (
-    SJLT(),
-    Kronecker(),
-    Rademacher(),
-    Gaussian(),
-    Identity(),
-    External(),
-)
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _EACH}
+_CLASSES = (SJLT, Kronecker, Rademacher, Gaussian, Identity, External)
+KINDS: Mapping[str, Kind] = {one.name: one() for one in _CLASSES}

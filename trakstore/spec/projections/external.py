@@ -13,4 +13,5 @@ class External(Unseeded):
     """A P that is unknown, and of which nothing can be tested."""
 
     name = "external"
+    # It must have a version like all others, and gives no numbers to compare.
     test_vectors: ClassVar = {1: ()}

@@ -18,6 +18,7 @@ class Identity(Unseeded):
 
     def dim(self, given: Any) -> int | None:
         """Return the dimension, which need not be given."""
+        # Parameters are counted instead, where they are known.
         return None if given is None else super().dim(given)
 
     def features(self, dim: int | None, parameters: int | None) -> int | None:

@@ -60,6 +60,7 @@ class Kind:
         """Return 1, since only a sparse projection counts its non-zeros."""
         return as_whole(given, "s", 1, 1, needed="counts an sjlt's non-zeros a column (>= 1)")
 
+    # Options of some kinds are fields of every spec, so that each kind says which values it can have.
     def side(self, given: Any) -> int | None:
         """Return None, since only a two-sided projection has sides."""
         if given is not None:

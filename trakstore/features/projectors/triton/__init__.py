@@ -15,7 +15,7 @@ log = logging.getLogger("trakstore")
 
 @cache
 def usable(device: torch.device, generation: int = 7) -> bool:
-    """Whether kernels run on a device; on a GPU without Triton one line in the log says what is slow.
+    """Tell whether kernels run on a device; on a GPU without Triton a line in the log says so.
 
     Parameters
     ----------

@@ -103,11 +103,7 @@ def _products(
 
 
 def add_signs(
-    out: Tensor,
-    tile: Tensor,
-    key: tuple[int, ...],
-    first_row: int = 0,
-    rows: Tensor | None = None,
+    out: Tensor, tile: Tensor, key: tuple[int, ...], first_row: int = 0, rows: Tensor | None = None
 ) -> None:
     """Add the projection of a tile.
 
@@ -117,11 +113,11 @@ def add_signs(
         Changed in place.
     tile : Tensor, shape (batch, rows, rest), float32, contiguous
     key : tuple of int
-        Of the signs.
+        Keys of the signs.
     first_row : int
-        Which row of the parameter is the tile's first,
+        Row of the parameter that is the tile's first,
     rows : Tensor, shape (rows,), int32, contiguous, optional
-        or which rows they are.
+        or rows of the parameter that the tile has.
     """
     batch, count, dim = len(tile), tile[0].numel(), out.shape[1]
     words = -(-dim // 32)
@@ -166,10 +162,11 @@ def add_signs(
 
 
 def _power(count: int, most: int) -> int:
-    """The next power of two, from 16, the least that a tensor core takes, to the most."""
+    """Return the next power of two, from 16, the least that a tensor core takes, to the most."""
     return min(most, max(16, 1 << (count - 1).bit_length()))
 
 
 def _shares(programs: int, count: int) -> int:
-    """In how many parts entries are added: a function of shapes alone, as results depend on it."""
+    """Return the number of parts in which entries are added."""
+    # It depends on shapes alone: another number would give other last bits.
     return max(1, min(_PROGRAMS // programs, count // (_STEPS * _ENTRIES)))

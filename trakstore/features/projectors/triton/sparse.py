@@ -120,13 +120,13 @@ def add_sketch(
         Changed in place.
     tile : Tensor, shape (batch, rows, rest), float32, contiguous
     keys : two tuples of int
-        Of the runs' hashes and of the positions' signs.
+        Keys of the runs' hashes and of the positions' signs.
     scale : float
         1/√s.
     first_row : int
-        Which row of the parameter is the tile's first,
+        Row of the parameter that is the tile's first,
     index : Tensor, shape (batch, rows), int32, contiguous, optional
-        or which rows they are.
+        or rows of the parameter that each sample has.
     """
     batch, rows, rest = tile.shape
     dim = out.shape[1]
@@ -160,6 +160,7 @@ def add_sketch(
 
 
 def _shares(programs: int, rows: int, rest: int, dim: int) -> int:
-    """In how many parts runs are added: a function of shapes alone, as results depend on it."""
+    """Return the number of parts in which runs are added."""
+    # It depends on shapes alone: another number would give other last bits.
     whole, steps = rows * rest // (_RUNS * dim), rows * -(-rest // dim) // _STEPS
     return max(1, min(_PROGRAMS // programs, max(whole, steps)))

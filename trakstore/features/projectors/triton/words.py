@@ -13,7 +13,7 @@ __all__ = ["as_word", "hash1", "hash2", "mix", "signed"]
 
 
 def signed(key: int) -> int:
-    """A 32-bit word as the signed number of the same bits.
+    """Return a 32-bit word as the signed number of the same bits.
 
     Examples
     --------

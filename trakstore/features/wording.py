@@ -1,0 +1,30 @@
+"""Errors and names in a few words, for messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["first_line", "listed"]
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error, or its kind where it says nothing.
+
+    Examples
+    --------
+    >>> first_line(ValueError("no\\nmore")), first_line(KeyError())
+    ('no', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names, and dots where there are more.
+
+    Examples
+    --------
+    >>> listed(["a", "b"]), listed(["a", "b", "c"], most=2)
+    ('a, b', 'a, b, ...')
+    """
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
