@@ -40,6 +40,19 @@ RANKS: dict[str, int] = {
 QUERY = ("passes", "kernels", "scores", "methods", "analysis")
 APART = [pair for room in QUERY for pair in (("features", room), (room, "features"))]
 ORDER: dict[str, list[str]] = {
+    "features/checkpoints": [
+        "stored_weights",
+        "plain_tensors",
+        "safetensors_file",
+        "torch_file",
+        "shards",
+        "distributed_folder",
+        "fitting",
+        "adapter",
+        "opening",
+        "loading_weights",
+        "trainer_folder",
+    ],
     "storage/exchange": [
         "named_files",
         "to_files",
@@ -163,6 +176,7 @@ ORDER: dict[str, list[str]] = {
     "features": [
         "parameters",
         "weights",
+        "checkpoints",
         "projectors",
         "axes",
         "layers",

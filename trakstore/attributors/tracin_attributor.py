@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from trakstore.features import Job, featurize_job
-from trakstore.features.job import Checkpoint
+from trakstore.features.checkpoints import Checkpoint
 from trakstore.features.loading import loaded, stratum
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import last_layers
