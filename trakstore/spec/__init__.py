@@ -1,0 +1,25 @@
+"""What is stored with the data, and compared when a store is opened: small frozen dataclasses.
+
+Each goes to a plain dict and back; two that are equal are compatible.
+"""
+
+from trakstore.spec.comparison import check_equal
+from trakstore.spec.output_spec import OutputSpec
+from trakstore.spec.parameter_spec import ParameterSpec
+from trakstore.spec.projection_spec import ProjectionSpec
+from trakstore.spec.projections import ProjectionKind
+from trakstore.spec.split_spec import SplitSpec
+from trakstore.spec.store_spec import FORMAT_VERSION, AutocastDtype, FeatureDtype, StoreSpec
+
+__all__ = [
+    "FORMAT_VERSION",
+    "AutocastDtype",
+    "FeatureDtype",
+    "OutputSpec",
+    "ParameterSpec",
+    "ProjectionKind",
+    "ProjectionSpec",
+    "SplitSpec",
+    "StoreSpec",
+    "check_equal",
+]

@@ -1,0 +1,109 @@
+"""The projection of a store: its kind and options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from trakstore import documents
+from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.spec.projections import KINDS, Options, ProjectionKind
+from trakstore.spec.whole_fields import set_whole
+
+__all__ = ["ProjectionSpec"]
+
+_FIELDS = {
+    "kind": documents.text(),
+    "dim": documents.optional(documents.whole(1, 2**31 - 1)),
+    "seed": documents.optional(documents.whole(0, 2**64 - 1)),
+    "s": documents.whole(1, 2**31 - 1),
+    "version": documents.whole(1),
+    "side": documents.optional(documents.whole(1, 2**31 - 1)),
+    "test_vector": documents.optional(documents.each(documents.number())),
+}
+
+
+@dataclass(frozen=True)
+class ProjectionSpec:
+    """How gradients are projected: φ = P·g with E[PᵀP] = I.
+
+    Parameters
+    ----------
+    kind : {"sjlt", "kronecker", "rademacher", "gaussian", "identity", "external"}
+        Sparse Johnson-Lindenstrauss transform; both sides of each weight projected, then sketched
+        (fastest, with two times the error and more); dense random signs; dense normal numbers; no
+        projection; or one that another program made, which cannot be made again here, may differ
+        from epoch to epoch, and may lack the scale of E[PᵀP] = I.
+    dim : int, optional
+        Number of features; not for ``"identity"``, whose dimension is the number of parameters.
+    seed : int, optional
+        Seed of the random P, 0 by default; not for ``"identity"`` and ``"external"``.
+    s : int
+        Non-zeros of each column of an ``"sjlt"``; each is ±1/√s.
+    version : int
+        Version of the projection's definition; see ``storage/FORMAT.md``.
+    side : int, optional
+        Size to which a ``"kronecker"`` projects each side of a weight, 32 by default; only for it.
+
+    Examples
+    --------
+    >>> spec = ProjectionSpec("sjlt", dim=512)
+    >>> spec
+    ProjectionSpec(kind='sjlt', dim=512, seed=0, s=1, version=1, side=None)
+    >>> ProjectionSpec.from_dict(spec.to_dict()) == spec
+    True
+    """
+
+    kind: ProjectionKind
+    dim: int | None = None
+    seed: int | None = None
+    s: int = 1
+    version: int = 1
+    side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ProjectionKind):
+            known = ", ".join(get_args(ProjectionKind))
+            raise TrakStoreError(f"unknown projection {self.kind!r}; there are {known}")
+        set_whole(self, "version")
+        kind = KINDS[self.kind]
+        if self.version not in kind.test_vectors:
+            raise TrakStoreError(
+                f"projection {self.kind!r} has no version {self.version} in this trakstore; "
+                f"install the version that wrote the store"
+            )
+        options = kind.complete(Options(self.dim, self.seed, self.s, self.side))
+        for name, value in options._asdict().items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def test_vector(self) -> tuple[float, ...]:
+        """Features that this kind and version give on the published test (``storage/FORMAT.md``)."""
+        return KINDS[self.kind].test_vectors[self.version]
+
+    @property
+    def of_published_test(self) -> ProjectionSpec:
+        """The projection of this kind and version that gives the test vector."""
+        return ProjectionSpec(self.kind, version=self.version, **KINDS[self.kind].test_options)
+
+    def features(self, parameters: int | None) -> int | None:
+        """Return the number of features of so many scalars in the parameters, where it is known."""
+        return KINDS[self.kind].features(self.dim, parameters)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict for JSON, with the test vector."""
+        return {**asdict(self), "test_vector": list(self.test_vector)}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> ProjectionSpec:
+        """Read what :meth:`to_dict` gives; refuse a test vector that this version does not give."""
+        known = documents.fields(document, _FIELDS, _FIELDS.keys() - {"kind"}, "a projection")
+        vector = known.pop("test_vector", None)
+        spec = cls(**known)
+        if vector is not None and vector != spec.test_vector:
+            raise SpecMismatchError(
+                f"the store's {spec.kind} version {spec.version} gives {vector} on the published "
+                f"test, this trakstore's gives {list(spec.test_vector)}: they are not one projection"
+            )
+        return spec

@@ -1,0 +1,16 @@
+"""A projection that another program made, and that cannot be made again here."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from trakstore.spec.projections.kind import Unseeded
+
+__all__ = ["External"]
+
+
+class External(Unseeded):
+    """A P that is unknown, and of which nothing can be tested."""
+
+    name = "external"
+    test_vectors: ClassVar = {1: ()}

@@ -1,0 +1,178 @@
+"""One split at one epoch: its size, its blocks and columns, and what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trakstore import documents
+from trakstore.errors import DamagedError, TrakStoreError
+from trakstore.quantities import as_number
+from trakstore.spec.comparison import shortened
+from trakstore.spec.store_spec import StoreSpec
+from trakstore.spec.whole_fields import set_whole
+
+__all__ = ["SplitSpec"]
+
+_FLOATS, _NUMBERS = ("float32", "float16"), ("float32", "float16", "float64", "int64", "int32")
+_WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "keep_bits")
+# A document that says more is damaged or forged, and is refused before memory is taken for it.
+_MOST_BLOCKS, _MOST_BLOCK_ROWS = 2**22, 2**25  # of a split, of a block
+_MOST_ENTRIES = 2**16  # of a block's commit record: one for each chunk
+_MOST_CHUNK_BYTES = 2**28
+
+_COLUMN = documents.text(documents.NAME)
+_FIELDS = {
+    "rows": documents.whole(1),
+    "dim": documents.whole(1, 2**40),
+    "columns": documents.entries(_COLUMN, documents.one_of(*_NUMBERS, "str")),
+    "widths": documents.entries(_COLUMN, documents.whole(1, 2**31 - 1)),
+    "checkpoint": documents.optional(documents.text()),
+    "dataset": documents.optional(documents.text()),
+    "learning_rate": documents.optional(documents.number()),
+    "keep_bits": documents.optional(documents.whole(1, 23)),
+    "block_rows": documents.whole(1, _MOST_BLOCK_ROWS),
+    "chunk_rows": documents.whole(1, _MOST_BLOCK_ROWS),
+    "chunk_columns": documents.whole(1, 2**31 - 1),
+    "given": documents.optional(documents.text()),
+    "nonce": documents.whole(0, 2**32 - 1),
+}
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """One split at one epoch: its size, its blocks and columns, and what it was made from.
+
+    Whoever creates the split chooses the shape of blocks and the nonce, and all others adopt them:
+    they do not take part in comparisons.
+
+    Attributes
+    ----------
+    rows, dim : int
+        Shape of the features.
+    columns : tuple of (name, dtype)
+        The stored columns, ``features`` among them.
+    widths : tuple of (name, width)
+        Columns other than ``features`` that have several numbers a row: stored activations.
+    checkpoint, dataset : str or None
+        Hash of the model's parameters and buffers, or ``features:`` and a hash of the features
+        where those were made elsewhere; fingerprint of the data set.
+    learning_rate : float or None
+        Learning rate at this checkpoint, for TracIn.
+    keep_bits : int or None
+        Bits of rounded mantissas, as in :class:`StoreSpec`; chunks of such features are compressed.
+    given : str or None
+        SHA-256 of what was given, where features were made elsewhere.
+    block_rows, chunk_rows, chunk_columns : int
+        Shape of a block and of a feature chunk; see :class:`trakstore.planning.BlockShape`.
+    nonce : int
+        Random 32-bit number that tells this split from one of the same name that was dropped.
+    """
+
+    rows: int
+    dim: int
+    columns: tuple[tuple[str, str], ...]
+    checkpoint: str | None = None
+    dataset: str | None = None
+    learning_rate: float | None = None
+    keep_bits: int | None = None
+    widths: tuple[tuple[str, int], ...] = ()
+    given: str | None = None
+    block_rows: int = field(default=1, compare=False)
+    chunk_rows: int = field(default=1, compare=False)
+    chunk_columns: int = field(default=1, compare=False)
+    nonce: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in _WHOLE:
+            set_whole(self, name)
+        if self.rows < 1 or self.dim < 1:
+            raise TrakStoreError(f"a split needs rows and features, got {self.rows} x {self.dim}")
+        if self.learning_rate is not None:
+            rate = as_number(
+                self.learning_rate, "a learning rate", least=0, needed="must be a number >= 0"
+            )
+            object.__setattr__(self, "learning_rate", rate)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.rows // self.block_rows)
+
+    @property
+    def row_columns(self) -> tuple[str, ...]:
+        """Columns that have one number a row, sorted."""
+        wide = {"features", *(name for name, _ in self.widths)}
+        return tuple(sorted(name for name, _ in self.columns if name not in wide))
+
+    def check_of(self, store: StoreSpec) -> None:
+        """Raise a :class:`DamagedError` where a store's splits cannot be like this one."""
+        dtype = dict(self.columns)["features"]
+        mine, its = (self.dim, dtype, self.keep_bits), (store.dim, store.dtype, store.keep_bits)
+        if mine != (store.dim or self.dim, *its[1:]):
+            raise DamagedError(
+                f"its document says dim, dtype and keep_bits are {mine}, the store's says {its}"
+            )
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """Return the first row of a block, and the row after its last."""
+        return block * self.block_rows, min(self.rows, (block + 1) * self.block_rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict for JSON."""
+        document = {**asdict(self), "columns": dict(self.columns), "widths": dict(self.widths)}
+        # These two are younger than the format: where they are empty, the document stays as it was.
+        added = ("widths", "given")
+        return {name: value for name, value in document.items() if value or name not in added}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> SplitSpec:
+        """Read what :meth:`to_dict` gives.
+
+        Raises
+        ------
+        DamagedError
+            When a field has a value that no writer gives it, or the sizes do not fit together.
+        """
+        spec = cls(
+            **documents.fields(document, _FIELDS, ("widths", "given"), "the split's document")
+        )
+        _check_columns(spec)
+        _check_shape(spec)
+        return spec
+
+
+def _check_columns(spec: SplitSpec) -> None:
+    """Raise a :class:`DamagedError` for columns that no split has."""
+    dtypes, widths = dict(spec.columns), dict(spec.widths)
+    if dtypes.get("features") not in _FLOATS or dtypes.get("sample_id") not in ("int64", "str"):
+        raise DamagedError(
+            f"the split's columns must have features of {' or '.join(_FLOATS)} and a sample_id of "
+            f"int64 or str, got {shortened(dtypes)}"
+        )
+    # Each column is a folder beside three arrays of the store's own, which it must not take over.
+    strange = sorted(dtypes.keys() & {"written", "masked", "skipped"})
+    strange += sorted(widths.keys() - {n for n in dtypes if n.startswith("activations.")})
+    strange += sorted(n for n in dtypes if n != "sample_id" and dtypes[n] == "str")
+    if strange:
+        raise DamagedError(f"the split's document has a column that no split has: {strange[0]!r}")
+
+
+def _check_shape(spec: SplitSpec) -> None:
+    """Raise a :class:`DamagedError` for blocks and chunks that no writer would choose."""
+    widest = max(spec.chunk_columns, *(width for _, width in spec.widths), 1)
+    across = -(-spec.dim // spec.chunk_columns) + len(spec.widths)
+    entries = len(spec.columns) + spec.block_rows // spec.chunk_rows * across
+    if (
+        spec.block_rows % spec.chunk_rows
+        or spec.chunk_columns > spec.dim
+        or spec.blocks > _MOST_BLOCKS
+        or entries > _MOST_ENTRIES
+        or 4 * spec.chunk_rows * widest > _MOST_CHUNK_BYTES
+    ):
+        raise DamagedError(
+            f"the split's document says {spec.rows} x {spec.dim} features in {spec.blocks} blocks of "
+            f"{spec.block_rows} rows and chunks of {spec.chunk_rows} x {spec.chunk_columns}, which no "
+            f"writer makes"
+        )

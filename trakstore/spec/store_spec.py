@@ -1,0 +1,91 @@
+"""The store as a whole: what all of its features have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from trakstore import documents
+from trakstore.errors import TrakStoreError
+from trakstore.spec.output_spec import OutputSpec
+from trakstore.spec.parameter_spec import ParameterSpec
+from trakstore.spec.projection_spec import ProjectionSpec
+from trakstore.spec.whole_fields import set_whole
+
+__all__ = ["FORMAT_VERSION", "AutocastDtype", "FeatureDtype", "StoreSpec"]
+
+FORMAT_VERSION = 2
+
+FeatureDtype = Literal["float32", "float16"]
+AutocastDtype = Literal["bfloat16"]
+
+_FIELDS = {
+    "projection": documents.made_by(ProjectionSpec.from_dict, "a projection"),
+    "output": documents.optional(documents.made_by(OutputSpec.from_dict, "an output")),
+    "parameters": documents.optional(
+        documents.made_by(ParameterSpec.from_dict, "a list of parameters")
+    ),
+    "dtype": documents.one_of(*get_args(FeatureDtype)),
+    "keep_bits": documents.optional(documents.whole(1, 23)),
+    "autocast": documents.optional(documents.one_of(*get_args(AutocastDtype))),
+}
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What all features of a store have in common.
+
+    ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere. With
+    ``keep_bits`` the mantissas of float32 features are rounded to so many bits before they are
+    written, and compressed. ``autocast`` is what the model's products were computed in, where that was
+    less than its parameters' precision.
+    """
+
+    projection: ProjectionSpec
+    output: OutputSpec | None = None
+    parameters: ParameterSpec | None = None
+    dtype: FeatureDtype = "float32"
+    keep_bits: int | None = None
+    autocast: AutocastDtype | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.projection, ProjectionSpec):
+            raise TrakStoreError(
+                f"projection must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), "
+                f"got {self.projection!r}"
+            )
+        if self.autocast not in (None, *get_args(AutocastDtype)):
+            known = ", ".join(get_args(AutocastDtype))
+            raise TrakStoreError(f"autocast is {known} or None, got {self.autocast!r}")
+        if self.dtype not in get_args(FeatureDtype):
+            known = ", ".join(get_args(FeatureDtype))
+            raise TrakStoreError(f"features are stored as {known}, got {self.dtype!r}")
+        if self.keep_bits is not None and self.dtype != "float32":
+            raise TrakStoreError(
+                f"keep_bits rounds float32 to 1 to 23 bits, got {self.keep_bits} for {self.dtype}"
+            )
+        set_whole(self, "keep_bits", 1, 23, "rounds float32 to 1 to 23 bits")
+
+    @property
+    def dim(self) -> int | None:
+        """Number of features; ``None`` where only the first written split will tell."""
+        return self.projection.features(self.parameters.count if self.parameters else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict for JSON."""
+        document = {
+            "projection": self.projection.to_dict(),
+            "output": self.output.to_dict() if self.output else None,
+            "parameters": self.parameters.to_dict() if self.parameters else None,
+            "dtype": self.dtype,
+            "keep_bits": self.keep_bits,
+        }
+        # Stores are older than autocast, and a trakstore refuses a field that it does not know: one
+        # that was made without autocast must stay readable for all of them.
+        return {**document, "autocast": self.autocast} if self.autocast else document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> StoreSpec:
+        """Read what :meth:`to_dict` gives."""
+        return cls(**documents.fields(document, _FIELDS, ("autocast",), "the store's document"))
