@@ -59,7 +59,7 @@ class TracInAttributor:
         learning_rates: float | Mapping[int | str, float] = 1.0,
         *,
         checkpoints: Mapping[int | str, Checkpoint] | None = None,
-        output: str | ModelOutput = "margin",
+        output: str | ModelOutput | None = None,
         device: str | None = None,
     ) -> None:
         self.model, self.checkpoints, self.output = model, checkpoints, output

@@ -14,7 +14,7 @@ from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
 from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.checkpoints import Checkpoint, TrainerFolder, load_weights, weights_file
-from trakstore.features.outputs import ModelOutput
+from trakstore.features.outputs import ModelOutput, as_output, output_for
 from trakstore.features.parameters import as_patterns, uncompiled
 from trakstore.features.weights import kept, unshared
 from trakstore.named import call_named, load_named
@@ -36,7 +36,7 @@ _MAPPINGS = {
 class JobOptions(TypedDict, total=False):
     """The attributes of a :class:`Job` that :func:`.featurize.featurize` takes as keywords."""
 
-    output: str | ModelOutput
+    output: str | ModelOutput | None
     projector: ProjectionSpec | None
     parameters: str | Sequence[str]
     activations: str | Sequence[str]
@@ -63,8 +63,10 @@ class Job:
     datasets : mapping of split to data set
         Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers
         and lists of numbers, for the outputs of classification ``(input, ..., label)``.
-    output : str or ModelOutput
-        The scalar that is differentiated: ``"margin"``, ``"cross_entropy"`` or your own.
+    output : str, ModelOutput or callable, optional
+        The scalar that is differentiated: ``"margin"``, ``"cross_entropy"``, ``"squared_error"``,
+        ``"causal_lm"``, ``"masked_lm"`` or your own. By default that of the model's task, which a
+        transformers model's class tells; other models are taken for classifiers, hence ``"margin"``.
     projector : ProjectionSpec, optional
         How gradients become features: as the store has it, else ``ProjectionSpec("sjlt", dim=2048)``.
     checkpoints : mapping of epoch to checkpoint, or path, optional
@@ -125,7 +127,7 @@ class Job:
 
     model: nn.Module
     datasets: Mapping[str, Any]
-    output: str | ModelOutput = "margin"
+    output: str | ModelOutput | None = None
     projector: ProjectionSpec | None = None
     checkpoints: Mapping[int | str, Checkpoint] | str | Path | None = None
     parameters: str | Sequence[str] = ("*",)
@@ -161,6 +163,7 @@ class Job:
             size = getattr(self, name)
             if size is not None:
                 setattr(self, name, as_whole(size, name, 1))
+        self.output = output_for(self.model) if self.output is None else as_output(self.output)
         if not isinstance(self.projector, ProjectionSpec | None):
             raise TrakStoreError(
                 f"projector must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), got "

@@ -27,9 +27,6 @@ from trakstore.features.job import Job
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-# PEFT asks transformers for an attribute by its older name.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
-
 IDENTITY = ts.ProjectionSpec("identity")
 
 

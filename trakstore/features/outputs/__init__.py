@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.features.outputs.by_task import output_for
 from trakstore.features.outputs.classification import CrossEntropy, Margin
 from trakstore.features.outputs.contrastive import Contrastive
 from trakstore.features.outputs.function import FunctionOutput
@@ -23,6 +24,7 @@ __all__ = [
     "RowOutputs",
     "SquaredError",
     "as_output",
+    "output_for",
 ]
 
 _OUTPUTS: dict[str, Callable[[], ModelOutput]] = {
