@@ -230,6 +230,7 @@ ORDER: dict[str, list[str]] = {
         "incoming",
         "recorder",
         "featurize",
+        "chat",
         "callback",
     ],
     "cli": [

@@ -11,9 +11,12 @@ from trakstore.features.outputs.contrastive import Contrastive
 from trakstore.features.outputs.function import FunctionOutput
 from trakstore.features.outputs.language import CausalLM, MaskedLM
 from trakstore.features.outputs.model_output import ModelOutput, RowOutputs
+from trakstore.features.outputs.preference import DPO
 from trakstore.features.outputs.regression import SquaredError
+from trakstore.features.outputs.weighted import Weighted
 
 __all__ = [
+    "DPO",
     "CausalLM",
     "Contrastive",
     "CrossEntropy",
@@ -23,6 +26,7 @@ __all__ = [
     "ModelOutput",
     "RowOutputs",
     "SquaredError",
+    "Weighted",
     "as_output",
     "output_for",
 ]
@@ -33,6 +37,7 @@ _OUTPUTS: dict[str, Callable[[], ModelOutput]] = {
     "squared_error": SquaredError,
     "causal_lm": CausalLM,
     "masked_lm": MaskedLM,
+    "dpo": DPO,
 }
 
 
