@@ -49,7 +49,7 @@ ORDER: dict[str, list[str]] = {
         "distributed_folder",
         "fitting",
         "adapter",
-        "opening",
+        "formats",
         "loading_weights",
         "trainer_folder",
     ],

@@ -11,7 +11,7 @@ from torch import nn
 from trakstore.errors import TrakStoreError
 from trakstore.features.checkpoints.adapter import is_adapter, load_adapter
 from trakstore.features.checkpoints.fitting import fitted
-from trakstore.features.checkpoints.opening import Checkpoint, opened
+from trakstore.features.checkpoints.formats import Checkpoint, opened
 from trakstore.features.checkpoints.plain_tensors import plain_tensors
 from trakstore.features.checkpoints.stored_weights import StoredWeights, WeightsInMemory
 from trakstore.paths import is_file
@@ -25,7 +25,7 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module, where: str) -> None:
     Parameters
     ----------
     checkpoint : path, mapping of str to Tensor, or callable
-        As in :func:`.opening.opened`. An adapter of PEFT goes into the model's active adapter.
+        As in :func:`.formats.opened`. An adapter of PEFT goes into the model's active adapter.
     model : nn.Module
         Changed in place; its dtypes and devices stay.
     where : str
