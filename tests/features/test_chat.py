@@ -102,9 +102,7 @@ def test_tokens_that_count_are_counted_and_odd_rows_found() -> None:
     found = count_tokens(rows, known)
     assert (found.without_labels, found.doubled_starts, found.cut) == ((2,), (1,), (0, 3))
     assert found.tokens == 16 + 4 + 3 + 16 and found.counted == 6 + 3 + 0 + 6
-    assert "; 1 without a label (row 2), 1 with two starts (row 1), 2 cut off (row 0" in str(
-        found
-    )
+    assert "; 1 without a label (row 2), 1 with two starts (row 1), 2 cut off (row 0" in str(found)
     assert count_tokens(rows).doubled_starts == ()
     with pytest.raises(TrakStoreError, match="row 0 needs 'input_ids', got tuple"):
         count_tokens([(1, 2)])

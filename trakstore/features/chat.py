@@ -127,7 +127,6 @@ class TokenCounts:
     cut: tuple[int, ...]
 
     def __str__(self) -> str:
-        share = 100 * self.counted / max(1, self.tokens)
         faults = {
             "without a label": self.without_labels,
             "with two starts": self.doubled_starts,
@@ -139,7 +138,8 @@ class TokenCounts:
             if where
         ]
         told = f"; {', '.join(words)}" if words else ""
-        return f"{self.rows} rows, {self.tokens} tokens, {self.counted} of them count ({share:.0f}%){told}"
+        share = f"{self.counted} of them count ({self.counted / max(1, self.tokens):.0%})"
+        return f"{self.rows} rows, {self.tokens} tokens, {share}{told}"
 
 
 def count_tokens(dataset: Any, tokenizer: Any = None) -> TokenCounts:
