@@ -107,6 +107,9 @@ class Recorder(TorchFunctionMode):
         matcher = MATCHERS.get(func)
         call = Call(args, kwargs, self._names) if matcher else None
         layer = matcher(call) if matcher and call else None
+        # A parameter that goes in as an activation (of `linear(latents, weight)`) is no layer's.
+        if layer is not None and call is not None and not call.is_of(layer):
+            layer = None
         out = self._following.passed(func, args, kwargs, func(*args, **kwargs))
         if not torch.is_grad_enabled():
             self._note_hidden(args, kwargs)
