@@ -58,6 +58,21 @@ SHARED: dict[str, Part] = {
     ),
 }
 
+# a memory's keys are the same for all samples, and the engine may repeat them for each
+KEYS: dict[str, Part] = {
+    "normalised": lambda m, x: x * F.normalize(m.first(m.memory)),
+    "softmax of columns": lambda m, x: x * m.first(m.memory).softmax(1),
+    "softmax of rows": lambda m, x: x * (m.score(m.memory)[:, 0].softmax(0) @ m.memory),
+    "turned": lambda m, x: x * m.first(m.memory).flip(1),
+    "first column": lambda m, x: x * m.first(m.memory)[:, :1],
+    "largest": lambda m, x: x * m.first(m.memory).amax(1, keepdim=True),
+    "places": lambda m, x: x * m.memory[m.first(m.memory).argmax(1) % LENGTH],
+    "their number": lambda m, x: x * m.first(m.memory) / len(m.first(m.memory)),
+    "their sizes": lambda m, x: x * m.first(m.memory) / m.first(m.memory).shape[0],
+    "one by one": lambda m, x: x * sum(m.first(m.memory)),
+    "as numbers": lambda m, x: x * m.first(m.memory) * len(m.first(m.memory).tolist()),
+}
+
 
 @pytest.mark.parametrize("name", TWO)
 def test_parameters_that_a_layer_is_given_as_its_input(name: str) -> None:
@@ -67,3 +82,25 @@ def test_parameters_that_a_layer_is_given_as_its_input(name: str) -> None:
 @pytest.mark.parametrize("name", SHARED)
 def test_parameters_with_entries_that_are_used_several_times(name: str) -> None:
     check(SHARED[name])
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_what_is_the_same_for_all_samples_keeps_its_dimensions(name: str) -> None:
+    check(KEYS[name])
+
+
+def test_what_counts_dimensions_from_the_last_one_needs_no_other_engine() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.norm = nn.Embedding(LENGTH, WIDTH), nn.LayerNorm(WIDTH)
+            self.inner, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            places = torch.tanh(self.inner(self.norm(self.table(torch.arange(LENGTH))))) * 2
+            out: Tensor = self.last(x + places * x)
+            return out
+
+    own, x = engine(seeded(Positions)), (normal(4, LENGTH, WIDTH),)
+    assert error(own.rows(x).features, plain(seeded(Positions), x)) < 1e-5
+    assert own.generic_parameters == ()

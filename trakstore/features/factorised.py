@@ -46,6 +46,7 @@ log = logging.getLogger("trakstore")
 
 _UNPLACED = "it is not certain where in their layers' tensors the samples are"
 _UNKNOWN = "their layers are not known"
+_MISREAD = "the model uses sizes or dimensions of what they give for all samples"
 
 
 class FactorisedEngine:
@@ -195,6 +196,8 @@ class FactorisedEngine:
             if ends.python:
                 unknown |= recorder.hidden
             unplaced = (following.doubtful(ends.nodes) | tape.doubtful) - unknown
+            if following.misread:
+                raise Untrusted(following.misread, _MISREAD)
             tape.backward(rows.output, ends.leaves, unknown | unplaced)
         doubtful: dict[str, Set[str]] = {_UNKNOWN: unknown, _UNPLACED: unplaced}
         return RowOutputs(*(column.detach() for column in rows)), doubtful

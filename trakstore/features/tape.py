@@ -94,7 +94,7 @@ class Tape:
                 self._watch(layer, [*axes, axis], output, base)
             return output
         repeated = expanded(output, self.following.batch)
-        self.following.claim(repeated, layer.names)
+        self.following.claim_repeated(repeated, layer.names, output.ndim)
         self._watch(layer, None, repeated, repeated)
         return repeated
 
