@@ -104,3 +104,25 @@ def test_what_counts_dimensions_from_the_last_one_needs_no_other_engine() -> Non
     own, x = engine(seeded(Positions)), (normal(4, LENGTH, WIDTH),)
     assert error(own.rows(x).features, plain(seeded(Positions), x)) < 1e-5
     assert own.generic_parameters == ()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_hooks_of_activations_are_applied_before_gradients_are_cut(changed: bool) -> None:
+    """As for clipping, which leaves the small gradients of the first rows as they are."""
+
+    class Clipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            hidden = self.first(x)
+            hidden.register_hook(lambda gradient: gradient.clamp(-0.05, 0.05))
+            hidden = hidden.tanh_() if changed else hidden.tanh()
+            out: Tensor = self.last(hidden) * scale[:, None]
+            return out
+
+    model, scale = seeded(Clipped), torch.tensor([1e-2, 1e-2, 1e-2, 1, 1e-2, 1])
+    own, inputs = engine(model), (normal(ROWS, WIDTH), scale)
+    assert error(own.rows(inputs).features, plain(model, inputs)) < 1e-5
+    assert own.generic_parameters == ()
