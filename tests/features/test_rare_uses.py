@@ -126,3 +126,51 @@ def test_hooks_of_activations_are_applied_before_gradients_are_cut(changed: bool
     own, inputs = engine(model), (normal(ROWS, WIDTH), scale)
     assert error(own.rows(inputs).features, plain(model, inputs)) < 1e-5
     assert own.generic_parameters == ()
+
+
+class Meeting(nn.Module):
+    """Rows meet only in a batch in which one of them is longer, or an expert has no place left."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.forwards = how, 0
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, length: Tensor) -> Tensor:
+        self.forwards += 1
+        hidden, long = torch.tanh(self.first(x)), (length == LENGTH).float()[:, None]
+        if self.how == "branch":
+            short = bool((length < LENGTH).all())
+            return self.last(hidden[:, :2].mean(1) if short else hidden[:, :2].sum(1) / 2)
+        if self.how == "cut to the longest":
+            return self.last(hidden[:, : int(length.max())].mean(1))
+        if self.how == "sum of all":
+            return self.last(hidden.mean(1) + (long * hidden.mean(1)).sum(0) * (1 - long))
+        if self.how == "number of all":
+            return self.last(hidden.mean(1) / (1 + long.sum(0)))
+        if self.how == "output":
+            out = self.last(hidden.mean(1))
+            return out - (long * out).sum(0) * (1 - long)
+        places = torch.nonzero(length > 1)[:, 0][:3]  # an expert with room for three
+        return self.last(x.mean(1).index_add(0, places, hidden.mean(1)[places]))
+
+
+@pytest.mark.parametrize(
+    "how", ["cut to the longest", "sum of all", "number of all", "output", "room for three"]
+)
+def test_rows_that_meet_in_a_batch_are_those_of_each_sample_alone(how: str) -> None:
+    model, x = seeded(lambda: Meeting(how)), normal(8, LENGTH, WIDTH)
+    length = torch.tensor([2, 2, 2, 2, LENGTH, 2, 2, 2])
+    own, expected = engine(model), plain(model, (x, length))
+    for rows in (slice(0, 4), slice(4, 8)):
+        assert error(own.rows((x[rows], length[rows])).features, expected[rows]) < 1e-5
+
+
+@pytest.mark.parametrize(("how", "forwards"), [("branch", 1), ("cut to the longest", 3)])
+def test_halves_of_a_batch_are_compared_where_rows_may_meet(how: str, forwards: int) -> None:
+    model, x = seeded(lambda: Meeting(how)), (normal(4, LENGTH, WIDTH), torch.full((4,), 2))
+    own = engine(model)
+    own.rows(x)
+    model.forwards = 0  # type: ignore[assignment]
+    own.rows(x)
+    assert model.forwards == forwards

@@ -45,6 +45,9 @@ class Following:
     misread : set of str
         Parameters of repeated tensors that the model used as if they were not: what it computes in this
         pass is not its function.
+    mixed : bool
+        Whether samples may have seen one another: a function made something of several of them, or told
+        Python numbers of theirs, and the output may depend on it.
     """
 
     def __init__(self, batch: int, kept: Set[int] = frozenset()) -> None:
@@ -54,6 +57,7 @@ class Following:
         self._claims: set[str] = set()
         self._repeated: set[str] = set()
         self.misread: set[str] = set()
+        self.mixed = False
         self._losses: list[tuple[Node, frozenset[str]]] = []
         self._spoiled: dict[int, Tensor] = {}
         self._written: dict[int, Tensor] = {}
@@ -100,7 +104,7 @@ class Following:
     def see(self, value: Any) -> None:
         """Notice at the end of a pass what was lost out of sight."""
         for tensor in tensors_of((value,)):
-            self.of(tensor)
+            self.mixed |= self.of(tensor) is LOST
 
     def claims(self, tensor: Tensor) -> frozenset[str]:
         """Names of parameters that count on a tensor's rows."""
@@ -161,6 +165,8 @@ class Following:
         tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
         asked = Asked(args, kwargs, out, tensors, self.of, self.batch)
         mark = self._mark_of(asked, known)
+        if isinstance(mark, Axis) and not self.mixed:
+            self.mixed = any(self.of(tensor) is LOST for tensor in tensors)
         claims = self._carried(tensors) if self._claims else _NONE
         raised = [one for one in tensors if self._is_raised(one)] if self._repeated else []
         if raised and not self._from_behind(function, tensors, raised):
@@ -178,7 +184,9 @@ class Following:
     def _odd(self, known: Known, args: tuple[Any, ...], out: Any) -> Any:
         """Note what a function does beside giving a tensor; gives what it gave, loops as lists."""
         if known.name in TELLS:
-            self._told = self._told or self.of(args[0]) is not FREE
+            told = self.of(args[0]) is not FREE
+            self._told |= told
+            self.mixed |= told and known.name != "__bool__"
         if known.name == "__set__" and isinstance(args[1], Tensor):  # x.data = y
             self._write(args[0], LOST, self.claims(args[0]))
         return list(out) if known.name == "__iter__" else out
