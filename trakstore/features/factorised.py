@@ -46,6 +46,7 @@ log = logging.getLogger("trakstore")
 
 _UNPLACED = "it is not certain where in their layers' tensors the samples are"
 _UNKNOWN = "their layers are not known"
+_MISREAD = "the model uses sizes or dimensions of what they give for all samples"
 
 
 class FactorisedEngine:
@@ -103,7 +104,7 @@ class FactorisedEngine:
         doubtful: frozenset[str] = frozenset()
         while self._names - doubtful:
             try:
-                rows, more = self._rows(batch, doubtful)
+                rows, more, mixed = self._rows(batch, doubtful)
             except torch.OutOfMemoryError:
                 raise
             except Untrusted as doubt:
@@ -112,7 +113,7 @@ class FactorisedEngine:
                 self._say(self._names, f"of an error ({_line(error)})")
                 doubtful = frozenset(self._names)
             else:
-                return self._completed(batch, rows, more)
+                return self._completed(batch, rows, more, mixed)
         return self.generic_rows(batch)
 
     def generic_rows(self, batch: Any) -> FeatureRows:
@@ -142,13 +143,42 @@ class FactorisedEngine:
             wrong = set(self._names)
         return tuple(name for name in self._canonical if name in wrong)
 
-    def _completed(self, batch: Any, rows: FeatureRows, doubtful: Set[str]) -> FeatureRows:
-        """Features of known layers, with those of all other parameters."""
+    def _completed(
+        self, batch: Any, rows: FeatureRows, doubtful: Set[str], mixed: bool
+    ) -> FeatureRows:
+        """Features of known layers, with those of all other parameters.
+
+        Where samples see one another in this batch, all are those of each sample alone.
+        """
         rest = [n for n in self._canonical if n not in self._names or n in doubtful]
-        if not rest:
+        if rest:
+            others = self._generic.rows(batch, rest)
+            if self._alike(rows.outputs, others.outputs):
+                return rows._replace(features=rows.features + others.features)
+        elif not mixed or self._alike(rows.outputs, self._of_halves(batch)):
             return rows
-        others = self._generic.rows(batch, rest)
-        return rows._replace(features=rows.features + others.features)
+        self._say(self._canonical, "samples have other outputs together than apart")
+        return self.generic_rows(batch)
+
+    def _alike(self, outputs: RowOutputs, others: RowOutputs) -> bool:
+        """Whether outputs of the same samples are equal, but for rounding of the largest."""
+        for one, other in zip(outputs, others, strict=True):
+            scale = max(1.0, float(other.detach().abs().nan_to_num(0, 0, 0).max()))
+            near = self.tolerance * scale
+            if not torch.allclose(one.to(other), other, self.tolerance, near, equal_nan=True):
+                return False
+        return True
+
+    def _of_halves(self, batch: Any) -> RowOutputs:
+        """Outputs of both halves of a batch, each by itself."""
+        size = batch_size(batch)
+        with torch.no_grad():
+            halves = [
+                self._output(self._model, cut(batch, *part))
+                for part in ((0, size // 2), (size // 2, size))
+                if part[0] < part[1]
+            ]
+        return RowOutputs(*(torch.cat(column) for column in zip(*halves, strict=True)))
 
     def _doubted(self, doubt: Untrusted) -> frozenset[str]:
         names = doubt.names & self._names or frozenset(self._names)
@@ -167,21 +197,21 @@ class FactorisedEngine:
                 _listed(new),
             )
 
-    def _rows(self, batch: Any, without: frozenset[str]) -> tuple[FeatureRows, Set[str]]:
-        """Features by known layers, and the parameters that are not among them."""
+    def _rows(self, batch: Any, without: frozenset[str]) -> tuple[FeatureRows, Set[str], bool]:
+        """Features by known layers, the parameters not among them, and if samples may mix."""
         out = _zeros(batch, self._projector.dim)
-        outputs, doubtful = self._accumulate(batch, self._projector, lambda _: out, without)
+        outputs, doubtful, mixed = self._accumulate(batch, self._projector, lambda _: out, without)
         for reason, names in doubtful.items():
             self._say(names, reason)
-        return FeatureRows(out, outputs), without.union(*doubtful.values())
+        return FeatureRows(out, outputs), without.union(*doubtful.values()), mixed
 
     def _accumulate(
         self, batch: Any, projector: Projector, out_of: OutOf, without: Set[str] = frozenset()
-    ) -> tuple[RowOutputs, dict[str, Set[str]]]:
+    ) -> tuple[RowOutputs, dict[str, Set[str]], bool]:
         """Add the projections of known layers' parameters where ``out_of`` says, but of some.
 
-        Gives the outputs, and by the reason the parameters that were left out, since their gradients
-        cannot be cut into those of samples in this batch.
+        Gives the outputs, by the reason the parameters that were left out, since their gradients
+        cannot be cut into those of samples in this batch, and whether samples may see one another.
         """
         following = Following(batch_size(batch), self._kept)
         tape = Tape(following, self._constants, projector, out_of)
@@ -195,9 +225,12 @@ class FactorisedEngine:
             if ends.python:
                 unknown |= recorder.hidden
             unplaced = (following.doubtful(ends.nodes) | tape.doubtful) - unknown
+            if following.misread:
+                raise Untrusted(following.misread, _MISREAD)
             tape.backward(rows.output, ends.leaves, unknown | unplaced)
         doubtful: dict[str, Set[str]] = {_UNKNOWN: unknown, _UNPLACED: unplaced}
-        return RowOutputs(*(column.detach() for column in rows)), doubtful
+        outputs = RowOutputs(*(column.detach() for column in rows))
+        return outputs, doubtful, following.mixed and following.batch > 1
 
     def _prepare(self, first: Any) -> None:
         """Send to the generic engine for ever what is unknown, or found wrong, in the first samples."""
@@ -249,14 +282,14 @@ class FactorisedEngine:
             return sketches.setdefault(name, _zeros(first, truth.checker.dim))
 
         try:
-            _, doubtful = self._accumulate(first, truth.checker, sketch_of)
+            _, doubtful, _ = self._accumulate(first, truth.checker, sketch_of)
             for reason, names in doubtful.items():
                 if names:
                     raise Untrusted(names, reason)
             wrong = disagreeing(truth, sketches, self._names)
             if wrong or not self._names:
                 return wrong
-            rows, _ = self._rows(first, frozenset())
+            rows, *_ = self._rows(first, frozenset())
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:

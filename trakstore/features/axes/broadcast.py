@@ -7,7 +7,7 @@ from torch import Tensor
 from trakstore.features.axes.asked import Asked, Rule, aligned
 from trakstore.features.axes.marks import Mark, Unplaced
 
-__all__ = ["RULES"]
+__all__ = ["FROM_BEHIND", "RULES"]
 
 _UNARY = """
 abs absolute neg negative positive sign sgn exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square
@@ -83,5 +83,8 @@ RULES: dict[str, Rule] = {
     "copy": _copied,
     "prelu": _prelu,
 }
+# functions of entries, which line up the dimensions of several tensors from the last one on
+FROM_BEHIND = frozenset([*_UNARY.split(), *_BROADCAST.split(), "where"])
+FROM_BEHIND |= {f"{turn}{name}" for turn in "ri" for name in _TURNED.split() if name != "matmul"}
 RULES |= {f"r{name}": RULES[name] for name in _TURNED.split() if name in RULES}
 RULES |= {f"i{name}": RULES[name] for name in _TURNED.split() if name in RULES}

@@ -48,7 +48,14 @@ TELLS = frozenset(_TELLS.split())
 DATA = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
 
 # modules whose functions have names of others
-_OTHERS = ("torch.masked", "torch.sparse", "torch.nested", "torch.fft", "torch.signal")
+_OTHERS = (
+    "torch.masked",
+    "torch.sparse",
+    "torch.nested",
+    "torch.fft",
+    "torch.signal",
+    "torch._ops",
+)
 _KNOWN: dict[Any, Known] = {}
 
 

@@ -71,6 +71,8 @@ def _matmul(call: Call) -> Layer | None:
 def _matched(call: Call, x: Tensor, w: Tensor, b: Tensor | None, transposed: bool) -> Layer | None:
     """A linear layer of the weight as it is, or as a view turned round."""
     weight, bias = call.use(w), call.use(b)
+    if bias and bias.tensor.shape != w.shape[int(transposed) :][:1]:
+        return None  # it is broadcast
     if weight and (w.ndim != 2 or weight.parameter.ndim != 2):
         return None
     if weight and not weight.whole:
