@@ -2,10 +2,10 @@
 
     python examples/huggingface.py [--out runs/huggingface] [--lora]
 
-Trains a small Llama on functions of Python's standard library by ``transformers.Trainer``, which saves
-checkpoints into a folder. Two processes of torchrun then featurize that folder; for a few prompts the
-functions are listed that made them likelier, and a report shows them. With ``--lora`` the model is first
-trained on half of the functions and then only a LoRA adapter of it on all, whose checkpoints are
+Trains a small Llama on functions of Python's standard library by ``transformers.Trainer``, which
+saves checkpoints into a folder. Two processes of torchrun then featurize that folder; for a few prompts
+the functions are listed that made them likelier, and a report shows them. With ``--lora`` the model is
+first trained on half of the functions, and then a LoRA adapter of it on all, whose checkpoints are
 featurized. Needs transformers and accelerate, for LoRA also peft. Takes some minutes on two cores.
 """
 

@@ -18,7 +18,7 @@ from trakstore.features.axes import Axis, Following, Mark, Unplaced
 from trakstore.features.axes.marks import relaid
 
 BATCH = 3
-LOST, FREE, TOLD = Unplaced.LOST, Unplaced.FREE, Unplaced.TOLD
+LOST, FREE, SUSPECT = Unplaced.LOST, Unplaced.FREE, Unplaced.SUSPECT
 
 
 class Watched(TorchFunctionMode):
@@ -116,7 +116,7 @@ PLACES: list[tuple[str, Callable[[Tensor], Tensor], Mark]] = [
     ("unknown", lambda x: torch.cdist(x, x), LOST),
     ("constants", lambda x: torch.arange(x.shape[1]) * 2, FREE),
     ("zeros of its shape", torch.zeros_like, FREE),
-    ("told", lambda x: torch.tensor(x[0].tolist()), TOLD),
+    ("told", lambda x: torch.tensor(x[0].tolist()), SUSPECT),
     ("looked up", lambda x: torch.ones(9, 2)[x.long()], Axis(0)),
 ]
 

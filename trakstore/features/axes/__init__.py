@@ -7,8 +7,8 @@ layers behind it are left to the generic engine.
 
 from __future__ import annotations
 
-from trakstore.features.axes.asked import Asked
 from trakstore.features.axes.following import Following
+from trakstore.features.axes.marked_call import Arguments, MarkedCall
 from trakstore.features.axes.marks import Axis, Mark, Unplaced
 
-__all__ = ["Asked", "Axis", "Following", "Mark", "Unplaced"]
+__all__ = ["Arguments", "Axis", "Following", "Mark", "MarkedCall", "Unplaced"]

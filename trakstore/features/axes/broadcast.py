@@ -1,11 +1,11 @@
-"""Functions of single entries: every entry of the result is made of those at its place."""
+"""Functions of single entries, losses among them: each entry of the result is of those at its place."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from trakstore.features.axes.asked import Asked, Rule, aligned
-from trakstore.features.axes.marks import Mark, Unplaced
+from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned
+from trakstore.features.axes.marks import FREE, LOST, Axis, Mark
 
 __all__ = ["FROM_BEHIND", "RULES"]
 
@@ -25,66 +25,88 @@ add sub subtract mul multiply div divide true_divide floor_divide remainder fmod
 maximum minimum fmax fmin atan2 arctan2 hypot logaddexp logaddexp2 xlogy ldexp copysign heaviside
 eq ne lt le gt ge equal_to greater greater_equal less less_equal not_equal logical_and logical_or
 logical_xor bitwise_and bitwise_or bitwise_xor and or xor lshift rshift floordiv truediv mod
-masked_fill clamp clip clamp_min clamp_max lerp addcmul addcdiv isclose polar complex nextafter
+masked_fill clamp clip clamp_min clamp_max lerp addcmul addcdiv isclose polar complex nextafter where
 """
-# what comes from the same method of the other operand, or changes the first in place
-_TURNED = "add sub mul div truediv floordiv mod pow and or xor matmul"
-
-
-def _broadcast(asked: Asked) -> Mark:
-    """Mark of a function of several tensors that broadcasts them."""
-    result = asked.out
-    if not isinstance(result, Tensor):
-        return Unplaced.LOST
-    return aligned([(asked.of(t), t.shape) for t in asked.tensors], result.shape)
-
-
-def _unary(asked: Asked) -> Mark:
-    """Mark of a function of one tensor, or of one that takes another for its dtype alone."""
-    first, result = asked.first, asked.out
-    if not isinstance(first, Tensor) or not isinstance(result, Tensor):
-        return Unplaced.LOST
-    return asked.of(first) if result.shape == first.shape else Unplaced.LOST
-
-
-def _where(asked: Asked) -> Mark:
-    """Mark of a choice between two tensors; of one argument it gives places, which are lost."""
-    return _broadcast(asked) if isinstance(asked.out, Tensor) else Unplaced.LOST
-
-
-def _copied(asked: Asked) -> Mark:
-    """Mark of a tensor that was filled with another."""
-    source = asked.argument(1, "src")
-    if not isinstance(source, Tensor):
-        return Unplaced.FREE
-    return aligned([(asked.of(source), source.shape)], asked.first.shape)
-
-
-def _prelu(asked: Asked) -> Mark:
-    """Mark of a function whose slopes are of channels, the second dimension."""
-    slopes = asked.argument(1, "weight")
-    return asked.of(asked.first) if asked.of(slopes) is Unplaced.FREE else Unplaced.LOST
-
-
-def _new(asked: Asked) -> Mark:  # noqa: ARG001
-    """Mark of a constant whose shape alone is another tensor's."""
-    return Unplaced.FREE
-
-
+# Operators that Python also asks the other operand for (__radd__), or that change the first in place.
+_OPERATORS = "add sub mul div truediv floordiv mod pow and or xor"
 _MADE = """
 zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty
 new_full new_empty_strided zero fill
 """
+_ENTRY_LOSSES = """
+mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits
+kl_div poisson_nll_loss gaussian_nll_loss soft_margin_loss
+"""
+
+
+def _broadcast(call: MarkedCall) -> Mark:
+    """Mark of a function of several tensors that broadcasts them."""
+    # What gives no tensor, as ``where`` of one argument, tells the places of some entries.
+    if not isinstance(call.out, Tensor):
+        return LOST
+    return aligned([(call.mark(t), t.shape) for t in call.tensors], call.out.shape)
+
+
+def _unary(call: MarkedCall) -> Mark:
+    """Mark of a function of one tensor, or of one that takes another for its dtype alone."""
+    first, result = call.first, call.out
+    same = isinstance(result, Tensor) and result.shape == first.shape
+    return call.mark(first) if same else LOST
+
+
+def _copied(call: MarkedCall) -> Mark:
+    """Mark of a tensor that was filled with another."""
+    source = call.argument(1, "src")
+    if not isinstance(source, Tensor):
+        return FREE
+    return aligned([(call.mark(source), source.shape)], call.first.shape)
+
+
+def _prelu(call: MarkedCall) -> Mark:
+    """Mark of a function whose slopes are of channels, the second dimension."""
+    return call.mark(call.first) if call.mark(call.argument(1, "weight")) is FREE else LOST
+
+
+def _has_entries(call: MarkedCall) -> bool:
+    """Tell whether a loss is of each entry: all other reductions mix the samples."""
+    return call.kwargs.get("reduction") == "none" and isinstance(call.out, Tensor)
+
+
+def _entry_loss(call: MarkedCall) -> Mark:
+    """Mark of a loss of each entry of a prediction and its target."""
+    return _broadcast(call) if _has_entries(call) else LOST
+
+
+def _class_loss(call: MarkedCall) -> Mark:
+    """Mark of a loss over classes, the second dimension, which goes away."""
+    mark, target = call.mark(call.first), call.argument(1, "target")
+    others = [t for t in call.tensors[1:] if t is not target]
+    if not _has_entries(call) or call.first.ndim < 2:
+        return LOST
+    if any(call.mark(other) is not FREE for other in others):  # weights of classes
+        return LOST
+    of_target = call.mark(target)
+    if not isinstance(mark, Axis):
+        return LOST if of_target is not FREE else mark
+    if mark.dim == 1:
+        return LOST
+    place = Axis(mark.dim - (mark.dim > 1), *mark[1:])
+    # A target of as many dimensions has a probability for each class, else it has no classes.
+    same = mark if target.ndim == call.first.ndim else place
+    return place if of_target in (FREE, same) else LOST
+
+
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_MADE.split(), _new),
+    **dict.fromkeys(_MADE.split(), lambda _: FREE),
     **dict.fromkeys(_UNARY.split(), _unary),
     **dict.fromkeys(_BROADCAST.split(), _broadcast),
-    "where": _where,
+    **dict.fromkeys([f"r{name}" for name in _OPERATORS.split()], _broadcast),
+    **dict.fromkeys([f"i{name}" for name in _OPERATORS.split()], _broadcast),
     "copy": _copied,
     "prelu": _prelu,
+    **dict.fromkeys(_ENTRY_LOSSES.split(), _entry_loss),
+    **dict.fromkeys(("cross_entropy", "nll_loss"), _class_loss),
 }
-# functions of entries, which line up the dimensions of several tensors from the last one on
-FROM_BEHIND = frozenset([*_UNARY.split(), *_BROADCAST.split(), "where"])
-FROM_BEHIND |= {f"{turn}{name}" for turn in "ri" for name in _TURNED.split() if name != "matmul"}
-RULES |= {f"r{name}": RULES[name] for name in _TURNED.split() if name in RULES}
-RULES |= {f"i{name}": RULES[name] for name in _TURNED.split() if name in RULES}
+# Functions of entries, which line up the dimensions of several tensors from the last one on.
+FROM_BEHIND = frozenset([*_UNARY.split(), *_BROADCAST.split()])
+FROM_BEHIND |= {f"{turn}{name}" for turn in "ri" for name in _OPERATORS.split()}

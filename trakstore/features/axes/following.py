@@ -9,14 +9,13 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import Node
 
-from trakstore.features.axes.asked import Asked, tensors_of
 from trakstore.features.axes.broadcast import FROM_BEHIND
-from trakstore.features.axes.marks import Axis, Mark, Unplaced
-from trakstore.features.axes.table import DATA, TELLS, Known, canonical, rule_of
+from trakstore.features.axes.marked_call import MarkedCall, tensors_of
+from trakstore.features.axes.marks import FREE, LOST, SUSPECT, Axis, Mark
+from trakstore.features.axes.table import MAKES, READS, Known, canonical, rule_of
 
 __all__ = ["Following"]
 
-FREE, LOST, TOLD = Unplaced.FREE, Unplaced.LOST, Unplaced.TOLD
 _ATTRIBUTE = "_trakstore_mark"
 _RAISED = "_trakstore_raised"
 _NONE: frozenset[str] = frozenset()
@@ -25,7 +24,7 @@ _HOLDERS = (Tensor, tuple, list)
 
 
 class Following:
-    """Where the samples of a batch are in the tensors of a forward pass.
+    """Places of the samples of a batch in the tensors of a forward pass.
 
     Marks are kept on the tensors themselves, and go with them. A tensor may also carry names of
     parameters whose gradients are cut as if its rows were the samples', although they were made from
@@ -53,37 +52,39 @@ class Following:
     def __init__(self, batch: int, kept: Set[int] = frozenset()) -> None:
         self.batch, self._kept = batch, kept
         self._pass = object()  # marks of an earlier pass say nothing
-        self._told = False
+        self._read = False
         self._claims: set[str] = set()
         self._repeated: set[str] = set()
         self.misread: set[str] = set()
         self.mixed = False
         self._losses: list[tuple[Node, frozenset[str]]] = []
+        # By the address of their memory. The tensors are held, too: memory that was freed would be
+        # given to another tensor, which would then pass for spoiled.
         self._spoiled: dict[int, Tensor] = {}
         self._written: dict[int, Tensor] = {}
 
     def begin(self, tensor: Tensor) -> Tensor:
-        """The same tensor of a batch, marked as having its samples first."""
+        """Return the same tensor of a batch, marked as having its samples first."""
         own = tensor.detach()
         self._mark(own, Axis(0), _NONE)
         return own
 
     def of(self, tensor: Tensor) -> Mark:
-        """Mark of a tensor."""
+        """Return the mark of a tensor."""
         if self._spoiled and _storage(tensor) in self._spoiled:
             return LOST
-        found = tensor.__dict__.get(_ATTRIBUTE)
-        if found is None or found[0] is not self._pass:
+        noted = tensor.__dict__.get(_ATTRIBUTE)
+        if noted is None or noted[0] is not self._pass:
             return self._unmarked(tensor)
-        mark: Mark = found[1]
+        mark: Mark = noted[1]
         if mark is FREE and self._written and _storage(tensor) in self._written:
             return LOST
         return mark
 
     def _unmarked(self, tensor: Tensor) -> Mark:
-        """Mark of what no function was seen to make: a constant, unless it has a history."""
+        """Return the mark of what no function was seen to make: a constant, unless it has a history."""
         if tensor.grad_fn is None and not is_functorch_wrapped_tensor(tensor):
-            return TOLD if self._told and not tensor.requires_grad else FREE
+            return SUSPECT if self._read and not tensor.requires_grad else FREE
         self._lose(tensor, frozenset(self._claims))
         return LOST
 
@@ -92,7 +93,7 @@ class Following:
             self._losses.append((tensor.grad_fn, claims))
 
     def doubtful(self, nodes: Set[Node]) -> set[str]:
-        """Names of parameters that counted on rows which got lost on the way to these nodes' output."""
+        """Return parameters that counted on rows which got lost on the way to these nodes' output."""
         lost = {name for node, claims in self._losses if node in nodes for name in claims}
         self.misread |= lost & self._repeated
         return lost
@@ -107,9 +108,9 @@ class Following:
             self.mixed |= self.of(tensor) is LOST
 
     def claims(self, tensor: Tensor) -> frozenset[str]:
-        """Names of parameters that count on a tensor's rows."""
-        found = tensor.__dict__.get(_ATTRIBUTE)
-        return found[2] if found is not None and found[0] is self._pass else _NONE
+        """Return the names of parameters that count on a tensor's rows."""
+        noted = tensor.__dict__.get(_ATTRIBUTE)
+        return noted[2] if noted is not None and noted[0] is self._pass else _NONE
 
     def claim(self, tensor: Tensor, names: Iterable[str]) -> None:
         """Mark a tensor without samples as having a row for each, on which parameters count."""
@@ -163,8 +164,8 @@ class Following:
             self.sized(args[0] if args else None)
             return out
         tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
-        asked = Asked(args, kwargs, out, tensors, self.of, self.batch)
-        mark = self._mark_of(asked, known)
+        call = MarkedCall(args, kwargs, out, tensors, self.of, self.batch)
+        mark = self._mark_of(call, known)
         if isinstance(mark, Axis) and not self.mixed:
             self.mixed = any(self.of(tensor) is LOST for tensor in tensors)
         claims = self._carried(tensors) if self._claims else _NONE
@@ -182,44 +183,49 @@ class Following:
         return iter(out) if known.name == "__iter__" else out
 
     def _odd(self, known: Known, args: tuple[Any, ...], out: Any) -> Any:
-        """Note what a function does beside giving a tensor; gives what it gave, loops as lists."""
-        if known.name in TELLS:
-            told = self.of(args[0]) is not FREE
-            self._told |= told
-            self.mixed |= told and known.name != "__bool__"
+        """Note what a function does beside giving a tensor; return what it gave, loops as lists."""
+        if known.name in READS:
+            of_samples = self.of(args[0]) is not FREE
+            self._read = self._read or of_samples
+            self.mixed |= of_samples and known.name != "__bool__"
         if known.name == "__set__" and isinstance(args[1], Tensor):  # x.data = y
             self._write(args[0], LOST, self.claims(args[0]))
         return list(out) if known.name == "__iter__" else out
 
-    def _mark_of(self, asked: Asked, known: Known) -> Any:
-        """Mark of a call's results, or a list of one for each."""
+    def _mark_of(self, call: MarkedCall, known: Known) -> Any:
+        """Return the mark of a call's results, or a list of one for each."""
         of = self.of
-        for tensor in asked.tensors:
+        for tensor in call.tensors:
             if of(tensor) is not FREE:
                 break
         else:
-            return TOLD if self._told and known.name in DATA else FREE
+            return SUSPECT if self._read and known.name in MAKES else FREE
         if self.batch == 1:
             return _ALONE
         if known.rule is None:
             return LOST
         try:
-            return known.rule(asked)
-        except (AttributeError, IndexError, TypeError, ValueError):  # called in a way no rule knows
+            return known.rule(call)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            # Rules read arguments as people give them. In a call of any other form they fail, and it
+            # is as if there were no rule.
             return LOST
 
     def _carried(self, tensors: list[Tensor]) -> frozenset[str]:
-        found = _NONE
+        """Return the claims of all tensors that a function was given."""
+        carried = _NONE
         for tensor in tensors:
             own = self.claims(tensor)
-            if own and own is not found:
-                found = found | own
-        return found
+            if own and own is not carried:
+                carried = carried | own
+        return carried
 
     def _write(self, tensor: Tensor, mark: Any, claims: frozenset[str]) -> None:
         """Mark a tensor that was changed in place, and with it whatever shares its memory."""
         before = self.of(tensor)
         if isinstance(mark, Axis) and before is FREE and id(tensor) not in self._kept:
+            # Samples came into a constant: the tensor itself has them now, while its views, which
+            # keep the mark of a constant, are lost.
             self._written[_storage(tensor)] = tensor
         elif mark is not _ALONE and (mark is LOST or mark != before):
             # Other views of the same memory may have other marks.

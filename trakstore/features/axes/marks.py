@@ -9,20 +9,23 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Axis", "Mark", "Unplaced", "relaid"]
+__all__ = ["FREE", "LOST", "SUSPECT", "Axis", "Mark", "Unplaced", "relaid", "removed"]
 
 
 class Unplaced(Enum):
     """Marks of tensors that no samples can be cut from.
 
-    ``FREE`` tensors hold no sample: weights, constants, positions. ``TOLD`` ones are constants that
-    Python made after it was told some of the data (``tolist``, ``item``), so that even their shape may
+    ``FREE`` tensors hold no sample: weights, constants, positions. ``SUSPECT`` ones are constants that
+    Python made after it had read some of the data (``tolist``, ``item``), so that even their shape may
     be the data's. ``LOST`` tensors hold samples, but no longer certainly one a row and in order.
     """
 
     FREE = "free"
-    TOLD = "told"
+    SUSPECT = "suspect"
     LOST = "lost"
+
+
+FREE, SUSPECT, LOST = Unplaced.FREE, Unplaced.SUSPECT, Unplaced.LOST
 
 
 class Axis(NamedTuple):
@@ -38,13 +41,14 @@ class Axis(NamedTuple):
     after: int = 1
 
     def front(self, tensor: Tensor, batch: int) -> Tensor | None:
-        """The tensor as ``(batch, before * after, ...)``; None where its size is another."""
+        """Return the tensor as ``(batch, before * after, ...)``; None where its size is another."""
         if self.dim >= tensor.ndim:
             return None
         if tensor.shape[self.dim] != self.before * batch * self.after:
             return None
         moved = tensor.movedim(self.dim, 0) if self.dim else tensor
         if self.before == 1:
+            # Nothing is copied in these two cases, which are nearly all: they stay views.
             if self.after == 1:
                 return moved.unsqueeze(1)
             return moved.reshape(batch, self.after, *moved.shape[1:])
@@ -55,13 +59,20 @@ class Axis(NamedTuple):
 Mark = Axis | Unplaced
 
 
+def removed(mark: Axis, dims: tuple[int, ...] | None) -> Mark:
+    """Mark of a tensor without these dimensions; the samples' must not be among them."""
+    if dims is None or mark.dim in dims:
+        return LOST
+    return Axis(mark.dim - sum(dim < mark.dim for dim in dims), *mark[1:])
+
+
 def relaid(axis: Axis, old: Sequence[int], new: Sequence[int], batch: int) -> Mark:
     """Place of an axis after a reshape, which keeps the order of the elements.
 
     Parameters
     ----------
     axis : Axis
-        Where the samples are in the old shape.
+        Place of the samples in the old shape.
     old, new : sequence of int
         Shapes with equally many elements.
     batch : int
@@ -77,9 +88,12 @@ def relaid(axis: Axis, old: Sequence[int], new: Sequence[int], batch: int) -> Ma
     dim = axis.dim
     if old[: dim + 1] == new[: dim + 1]:
         return axis
+    # In memory the samples are `outer` runs of batch * inner elements. A reshape moves no element, so
+    # a dimension of the new shape has the samples if it can be cut into before * batch * after with
+    # the same number of elements outside and inside.
     inner, outer = axis.after * prod(old[dim + 1 :]), prod(old[:dim]) * axis.before
     if not inner or not outer:
-        return Unplaced.LOST
+        return LOST
     for place, size in enumerate(new):
         suffix = prod(new[place + 1 :])
         after, rest = divmod(inner, suffix) if suffix else (0, 1)
@@ -88,4 +102,4 @@ def relaid(axis: Axis, old: Sequence[int], new: Sequence[int], batch: int) -> Ma
         before = size // (batch * after)
         if before * prod(new[:place]) == outer:
             return Axis(place, before, after)
-    return Unplaced.LOST
+    return LOST

@@ -9,87 +9,97 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trakstore.features.axes.asked import Asked, Rule, aligned, dims_of
-from trakstore.features.axes.marks import Axis, Mark, Unplaced
+from trakstore.features.axes.along import last_dims, same_shape
+from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned, dims_of
+from trakstore.features.axes.marks import FREE, LOST, Axis, Mark, removed
 
 __all__ = ["RULES"]
 
-FREE, LOST = Unplaced.FREE, Unplaced.LOST
 _WHOLE = slice(None)
+_INDICES = (int, slice, Tensor, list, EllipsisType, type(None))
 
 
-def _dim(asked: Asked, position: int, default: Any = None) -> int | None:
-    """The dimension that a function works along, counted from the front."""
-    found = dims_of(asked.argument(position, "dim", default), asked.first.ndim)
-    return None if found is None else found[0]
-
-
-def _along(position: int, default: Any = None) -> Rule:
-    """A rule of functions that pick along ``dim`` and keep all dimensions in their places."""
-
-    def rule(asked: Asked) -> Mark:
-        mark = asked.of(asked.first)
-        touched = isinstance(mark, Axis) and _dim(asked, position, default) in (None, mark.dim)
-        return LOST if touched else mark
-
-    return rule
+def _dim(call: MarkedCall, position: int, default: Any = None) -> int | None:
+    """Return the dimension that a function works along, counted from the front."""
+    dims = dims_of(call.argument(position, "dim", default), call.first.ndim)
+    return None if dims is None else dims[0]
 
 
 def _without(position: int, default: Any = None) -> Rule:
-    """A rule of functions that pick along ``dim``, which the result does not have."""
+    """Make a rule of functions that pick along ``dim``, which the result does not have."""
 
-    def rule(asked: Asked) -> Mark:
-        mark, dim = asked.of(asked.first), _dim(asked, position, default)
+    def rule(call: MarkedCall) -> Mark:
+        mark = call.mark(call.first)
         if not isinstance(mark, Axis):
             return mark
-        if dim is None or dim == mark.dim:
-            return LOST
-        return Axis(mark.dim - (dim < mark.dim), *mark[1:])
+        return removed(mark, dims_of(call.argument(position, "dim", default), call.first.ndim))
 
     return rule
 
 
-def _gathered(asked: Asked) -> Mark:
+def _gathered(call: MarkedCall) -> Mark:
     """Mark of ``gather`` and its like, which pick in each row by the same row of an index."""
-    mark, dim, index = asked.of(asked.first), _dim(asked, 1), asked.argument(2, "index")
+    mark, dim, index = call.mark(call.first), _dim(call, 1), call.argument(2, "index")
     if not isinstance(mark, Axis):
-        own = asked.of(index)
+        own = call.mark(index)
         return own if mark is FREE and dim is not None and own != Axis(dim) else LOST
-    same = dim not in (None, mark.dim) and index.shape[mark.dim] == asked.first.shape[mark.dim]
-    return mark if same and asked.of(index) in (FREE, mark) else LOST
+    same = dim not in (None, mark.dim) and index.shape[mark.dim] == call.first.shape[mark.dim]
+    return mark if same and call.mark(index) in (FREE, mark) else LOST
 
 
-def _taken(asked: Asked) -> Mark:
+def _taken(call: MarkedCall) -> Mark:
     """Mark of ``take_along_dim``, whose dimension comes after the index."""
-    index, dim = asked.argument(1, "indices"), asked.argument(2, "dim")
-    return _gathered(asked.of_first(dim=dim, index=index))
+    index, dim = call.argument(1, "indices"), call.argument(2, "dim")
+    return _gathered(call.of_first(dim=dim, index=index))
 
 
-def _scattered(asked: Asked) -> Mark:
-    """Mark of ``scatter``: in each row, by the same row of an index."""
-    return _put_along(asked, [asked.argument(2, "index"), asked.argument(3, "src")])
+def _put_along(*others: tuple[int, str]) -> Rule:
+    """Make a rule of what puts tensors into the first along ``dim``, row by row in other dimensions.
+
+    Parameters
+    ----------
+    *others : tuple of (position, name)
+        Arguments that must have their samples where the first has them, if they are tensors.
+    """
+
+    def rule(call: MarkedCall) -> Mark:
+        dim = _dim(call, 1)
+        given = [call.argument(*other) for other in others]
+        tensors = [call.first, *(one for one in given if isinstance(one, Tensor))]
+        marks = {call.mark(tensor) for tensor in tensors} - {FREE}
+        if not marks:
+            return FREE
+        mark = marks.pop()
+        if marks or not isinstance(mark, Axis) or dim in (None, mark.dim):
+            return LOST
+        return mark if len({tensor.shape[mark.dim] for tensor in tensors}) == 1 else LOST
+
+    return rule
 
 
-def _joined(asked: Asked) -> Mark:
+def _joined(call: MarkedCall) -> Mark:
     """Mark of ``cat``: samples are in one place of all parts, and not along the seam."""
-    parts = asked.first
-    result = asked.result
-    dim = dims_of(asked.argument(1, "dim", asked.kwargs.get("axis", 0)), result.ndim)
-    full = [part for part in parts if part.numel() or part.ndim == result.ndim]
-    return _beside([(asked.of(part), part.shape) for part in full], None if dim is None else dim[0])
+    ndim = call.result.ndim
+    dim = dims_of(call.argument(1, "dim", call.kwargs.get("axis", 0)), ndim)
+    # torch lets an empty vector stand beside anything
+    full = [part for part in call.first if part.numel() or part.ndim == ndim]
+    return _beside(
+        [(call.mark(part), part.shape) for part in full], None if dim is None else dim[0]
+    )
 
 
-def _stacked(asked: Asked) -> Mark:
+def _stacked(call: MarkedCall) -> Mark:
     """Mark of ``stack``, which makes a new dimension."""
-    dim = dims_of(asked.argument(1, "dim", 0), asked.result.ndim)
+    dim = dims_of(call.argument(1, "dim", 0), call.result.ndim)
     if dim is None:
         return LOST
-    parts = [(asked.of(part), part.shape) for part in asked.first]
+    parts = [(call.mark(part), part.shape) for part in call.first]
     mark = _beside(parts, -1)
     return Axis(mark.dim + (dim[0] <= mark.dim), *mark[1:]) if isinstance(mark, Axis) else mark
 
 
 def _beside(parts: Sequence[tuple[Mark, Sequence[int]]], seam: int | None) -> Mark:
+    """Mark of parts that lie beside one another along a seam."""
     marks = {mark for mark, _ in parts} - {FREE}
     if not marks:
         return FREE
@@ -100,85 +110,79 @@ def _beside(parts: Sequence[tuple[Mark, Sequence[int]]], seam: int | None) -> Ma
     return LOST if seam in (None, mark.dim) or len(sizes) > 1 else mark
 
 
-def _diagonal(asked: Asked) -> Mark:
+def _diagonal(call: MarkedCall) -> Mark:
     """Mark of a diagonal, which becomes the last dimension."""
-    mark, ndim = asked.of(asked.first), asked.first.ndim
+    mark, ndim = call.mark(call.first), call.first.ndim
     if not isinstance(mark, Axis):
         return mark
-    dims = dims_of((asked.argument(2, "dim1", 0), asked.argument(3, "dim2", 1)), ndim)
-    if dims is None or mark.dim in dims:
-        return LOST
-    return Axis(mark.dim - sum(dim < mark.dim for dim in dims), *mark[1:])
+    return removed(mark, dims_of((call.argument(2, "dim1", 0), call.argument(3, "dim2", 1)), ndim))
 
 
-def _one_hot(asked: Asked) -> Mark:
-    """Mark of a new last dimension."""
-    return asked.of(asked.first)
-
-
-def _item(asked: Asked) -> Mark:
+def _item(call: MarkedCall) -> Mark:
     """Mark of ``x[index]``."""
-    mark = asked.of(asked.first)
-    parts = _parts(asked.args[1], asked.first.ndim)
-    place = None if parts is None else _place(parts, mark, asked)
-    own = [asked.of(part) for part in parts or [] if isinstance(part, Tensor)]
+    mark, parts = call.mark(call.first), _parts(call.args[1], call.first.ndim)
     if isinstance(mark, Axis):
+        place = None if parts is None else _place(parts, mark, call)
         return LOST if place is None else Axis(place, *mark[1:])
     if mark is not FREE:
         return mark
-    if all(one is FREE for one in own) and parts is not None:
-        return FREE
-    return _looked_up(parts, asked)
+    if parts is None:
+        return LOST
+    of_index = [call.mark(part) for part in parts if isinstance(part, Tensor)]
+    return FREE if all(one is FREE for one in of_index) else _looked_up(parts, call)
 
 
-def _looked_up(parts: list[Any] | None, asked: Asked) -> Mark:
+def _looked_up(parts: list[Any], call: MarkedCall) -> Mark:
     """Mark of a table without samples that an index of theirs is looked up in, as an embedding does."""
-    if parts is None or not isinstance(parts[0], Tensor) or parts[0].dtype == torch.bool:
+    index, *others = parts
+    if not isinstance(index, Tensor) or index.dtype == torch.bool:
         return LOST
-    if any(isinstance(part, Tensor) for part in parts[1:]):
-        return LOST
-    return asked.of(parts[0])
+    return LOST if any(isinstance(other, Tensor) for other in others) else call.mark(index)
 
 
-def _put(asked: Asked) -> Mark:
+def _put(call: MarkedCall) -> Mark:
     """Mark of a tensor after ``x[index] = value``."""
-    first, index, value = asked.args
-    mark, parts = asked.of(first), _parts(index, first.ndim)
-    tensor = isinstance(value, Tensor)
-    own = asked.of(value) if tensor else FREE
-    if parts is None or mark is LOST or own is LOST:
+    first, index, value = call.args
+    mark, parts = call.mark(first), _parts(index, first.ndim)
+    of_value = call.mark(value) if isinstance(value, Tensor) else FREE
+    if parts is None or mark is LOST or of_value is LOST:
         return LOST
-    if {mark, own, *(asked.of(part) for part in parts if isinstance(part, Tensor))} == {FREE}:
+    chosen = [part for part in parts if isinstance(part, Tensor)]
+    if {mark, of_value, *map(call.mark, chosen)} == {FREE}:
         return FREE
-    if len(parts) and isinstance(parts[0], Tensor) and parts[0].dtype == torch.bool:
-        filled = not tensor or value.numel() == 1
-        chosen = asked.of(parts[0])
-        if not filled or len(parts) - parts[0].ndim > first.ndim or own is not FREE:
-            return LOST
-        shape = (*parts[0].shape, *[1] * (first.ndim - parts[0].ndim))
-        return aligned([(mark, first.shape), (chosen, shape)], first.shape)
+    if parts and isinstance(parts[0], Tensor) and parts[0].dtype == torch.bool:
+        return _put_by_mask(call, parts, of_value)
     if any(isinstance(part, Tensor | list) for part in parts):
         return LOST
-    if isinstance(mark, Axis):
-        place = _place(parts, mark, asked)
-        if place is None:
-            return LOST
-        if own is FREE:
-            return mark
-        if not isinstance(own, Axis):
-            return LOST
-        kept = len([part for part in parts if not isinstance(part, int)])
-        return mark if own == Axis(place - kept + value.ndim, *mark[1:]) else LOST
-    if not isinstance(own, Axis):
-        return own
-    return _placed(parts, own, value.ndim, first.shape, value.shape)
+    if not isinstance(mark, Axis):
+        if not isinstance(of_value, Axis):
+            return of_value
+        return _put_by_slices(parts, of_value, value.ndim, first.shape, value.shape)
+    place = _place(parts, mark, call)
+    if place is None or of_value is FREE:
+        return LOST if place is None else mark
+    kept = len([part for part in parts if not isinstance(part, int)])
+    # The value is lined up with the end of what was picked, as in broadcasting.
+    beside = isinstance(of_value, Axis) and of_value == Axis(place - kept + value.ndim, *mark[1:])
+    return mark if beside else LOST
 
 
-def _placed(
-    parts: list[Any], own: Axis, ndim: int, shape: Sequence[int], given: Sequence[int]
+def _put_by_mask(call: MarkedCall, parts: list[Any], of_value: Mark) -> Mark:
+    """Mark of a tensor in which a mask of its first dimensions chose what one number replaces."""
+    first, _, value = call.args
+    mask = parts[0]
+    one_number = not isinstance(value, Tensor) or value.numel() == 1
+    if not one_number or len(parts) - mask.ndim > first.ndim or of_value is not FREE:
+        return LOST
+    shape = (*mask.shape, *[1] * (first.ndim - mask.ndim))
+    return aligned([(call.mark(first), first.shape), (call.mark(mask), shape)], first.shape)
+
+
+def _put_by_slices(
+    parts: list[Any], of_value: Axis, ndim: int, shape: Sequence[int], given: Sequence[int]
 ) -> Mark:
     """Mark of a tensor without samples that samples were written into by whole slices."""
-    kept: list[int | None] = []
+    kept: list[int | None] = []  # dimension of the tensor, for each of the value's that is whole
     source = 0
     for part in parts:
         if part is None:
@@ -187,21 +191,17 @@ def _placed(
         if not isinstance(part, int):
             kept.append(source if part == _WHOLE else None)
         source += 1
-    place = own.dim - ndim + len(kept)
+    place = of_value.dim - ndim + len(kept)
     dim = kept[place] if 0 <= place < len(kept) else None
-    if dim is None or shape[dim] != given[own.dim]:
+    if dim is None or shape[dim] != given[of_value.dim]:
         return LOST
-    return Axis(dim, *own[1:])
+    return Axis(dim, *of_value[1:])
 
 
 def _parts(index: Any, ndim: int) -> list[Any] | None:
-    """An index as one entry a dimension, or None for a new one; nothing where it cannot be told."""
+    """Return an index as one entry a dimension, or None for a new one; None where it is another."""
     parts = list(index) if isinstance(index, tuple) else [index]
-    if any(
-        not isinstance(part, int | slice | Tensor | list | EllipsisType | None)
-        or isinstance(part, bool)
-        for part in parts
-    ):
+    if any(not isinstance(part, _INDICES) or isinstance(part, bool) for part in parts):
         return None
     used = sum(_width(part) for part in parts)
     dots = [i for i, part in enumerate(parts) if part is Ellipsis]
@@ -211,6 +211,7 @@ def _parts(index: Any, ndim: int) -> list[Any] | None:
 
 
 def _width(part: Any) -> int:
+    """Return how many dimensions a part of an index stands for: a mask stands for all of its own."""
     if part is None or part is Ellipsis:
         return 0
     if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8):
@@ -218,55 +219,52 @@ def _width(part: Any) -> int:
     return 1
 
 
-def _place(parts: list[Any], mark: Mark, asked: Asked) -> int | None:
-    """Dimension of the result in which the samples are; None where they were picked."""
-    if not isinstance(mark, Axis):
-        return None
-    shape, source = asked.first.shape, 0
+def _place(parts: list[Any], mark: Axis, call: MarkedCall) -> int | None:
+    """Return the dimension of the result in which the samples are; None where they were picked."""
+    # Entries that are picked by tensors or lists together become as many dimensions as the widest of
+    # those has. They come where the first of them is, or in front, which `_adjacent` tells. All else
+    # keeps its order: slices stay, integers go, None is new.
     picks = [i for i, part in enumerate(parts) if isinstance(part, Tensor | list)]
     adjacent = _adjacent(parts)
     width = max((getattr(parts[i], "ndim", 1) for i in picks), default=0)
-    before, place, rows = 0, None, None
+    source, before, place, rows = 0, 0, None, None  # dimensions of x, and of the result, so far
     for i, part in enumerate(parts):
         if picks and i == picks[0] and adjacent:
             before += width
         if part is None:
             before += 1
             continue
-        own = source == mark.dim
+        samples = mark.dim in range(source, source + max(1, _width(part)))
         source += _width(part)
         if i in picks:
-            if own or (
-                mark.dim < source and _width(part) > 1 and mark.dim >= source - _width(part)
-            ):
-                rows = part
+            rows = part if samples else rows
             continue
         if isinstance(part, int):
-            if own:
+            if samples:
                 return None
             continue
-        if own:
-            if not _covers(part, shape[mark.dim]):
+        if samples:
+            if not _covers(part, call.first.shape[mark.dim]):
                 return None
             place = before
         before += 1
     if rows is not None:
-        return _in_order(rows, parts, picks, mark, asked, adjacent)
+        return _in_order(rows, parts, picks, mark, call, adjacent)
     chosen = [parts[i] for i in picks if isinstance(parts[i], Tensor)]
-    if place is None or any(isinstance(asked.of(one), Axis) for one in chosen):
+    if place is None or any(isinstance(call.mark(one), Axis) for one in chosen):
         return None  # picked by what samples say: they would be in two places
     return place if adjacent else place + width
 
 
 def _adjacent(parts: list[Any]) -> bool:
-    """True if the result has picked entries where the index has them, else they come first."""
+    """Tell whether the result has picked entries where the index has them, else they come first."""
     kept = [part for part in parts if not isinstance(part, int)]  # integers are taken out before
     picks = [i for i, part in enumerate(kept) if isinstance(part, Tensor | list)]
     return not picks or picks[-1] - picks[0] == len(picks) - 1
 
 
 def _in_order(
-    rows: Any, parts: list[Any], picks: list[int], mark: Axis, asked: Asked, adjacent: bool
+    rows: Any, parts: list[Any], picks: list[int], mark: Axis, call: MarkedCall, adjacent: bool
 ) -> int | None:
     """Place of samples that were indexed by their own numbers, as in ``x[arange(batch), last]``."""
     every = [parts[i] for i in picks]
@@ -274,15 +272,17 @@ def _in_order(
         return None
     if any(not isinstance(one, Tensor) or one.ndim > 1 for one in every) or rows.ndim != 1:
         return None
-    others = [asked.of(one) for one in every if one is not rows]
+    others = [call.mark(one) for one in every if one is not rows]
     if any(other not in (FREE, Axis(0)) for other in others):
         return None
-    if not torch.equal(rows, torch.arange(asked.batch, device=rows.device, dtype=rows.dtype)):
+    # The one place where a rule reads numbers: that a tensor counts the samples is in no mark.
+    if not torch.equal(rows, torch.arange(call.batch, device=rows.device, dtype=rows.dtype)):
         return None
     return len([p for p in parts[: picks[0]] if not isinstance(p, int)]) if adjacent else 0
 
 
 def _covers(part: slice, size: int) -> bool:
+    """Tell whether a slice is all of a dimension, in its order."""
     if part == _WHOLE:
         return True
     if not all(isinstance(one, int | None) for one in (part.start, part.stop, part.step)):
@@ -290,37 +290,21 @@ def _covers(part: slice, size: int) -> bool:
     return part.indices(size) == (0, size, 1)
 
 
-def _written_rows(asked: Asked) -> Mark:
-    """Mark of ``index_add`` and its like: rows are put where an index says, along one dimension."""
-    return _put_along(asked, [asked.argument(3, "source")])
-
-
-def _put_along(asked: Asked, others: list[Any]) -> Mark:
-    """Mark of a tensor that others were put into along ``dim``, row by row in all other dimensions."""
-    dim = _dim(asked, 1)
-    tensors = [asked.first, *(one for one in others if isinstance(one, Tensor))]
-    marks = {asked.of(tensor) for tensor in tensors} - {FREE}
-    if not marks:
-        return FREE
-    mark = marks.pop()
-    if marks or not isinstance(mark, Axis) or dim in (None, mark.dim):
-        return LOST
-    return mark if len({tensor.shape[mark.dim] for tensor in tensors}) == 1 else LOST
-
-
 RULES: dict[str, Rule] = {
     "getitem": _item,
     "setitem": _put,
-    **dict.fromkeys(("chunk", "split", "tensor_split", "split_with_sizes"), _along(2, 0)),
-    **dict.fromkeys(("narrow", "index_select"), _along(1)),
+    **dict.fromkeys(("chunk", "split", "tensor_split", "split_with_sizes"), same_shape(2, 0)),
+    **dict.fromkeys(("narrow", "index_select"), same_shape(1)),
     "select": _without(1),
     **dict.fromkeys(("unbind", "iter"), _without(1, 0)),
     "gather": _gathered,
     "take_along_dim": _taken,
-    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scattered),
-    **dict.fromkeys(("index_add", "index_copy", "index_fill"), _written_rows),
+    **dict.fromkeys(
+        ("scatter", "scatter_add", "scatter_reduce"), _put_along((2, "index"), (3, "src"))
+    ),
+    **dict.fromkeys(("index_add", "index_copy", "index_fill"), _put_along((3, "source"))),
     **dict.fromkeys(("cat", "concat", "concatenate"), _joined),
     "stack": _stacked,
     "diagonal": _diagonal,
-    "one_hot": _one_hot,
+    "one_hot": last_dims(0),
 }

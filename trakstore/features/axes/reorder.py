@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from trakstore.features.axes.asked import Asked, Rule, aligned, dims_of, integers
-from trakstore.features.axes.marks import Axis, Mark, Unplaced, relaid
+from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned, dims_of, integers
+from trakstore.features.axes.marks import LOST, Axis, Mark, relaid
 
 __all__ = ["RULES"]
 
-LOST = Unplaced.LOST
 
-
-def _reshaped(asked: Asked) -> Mark:
+def _reshaped(call: MarkedCall) -> Mark:
     """Mark of a view or copy with the entries in the same order."""
-    first, result = asked.first, asked.out
-    mark = asked.of(first)
+    first, result = call.first, call.out
+    mark = call.mark(first)
     if not isinstance(mark, Axis):
         return mark
     if not isinstance(result, Tensor) or result.numel() != first.numel():
         return LOST
-    return relaid(mark, first.shape, result.shape, asked.batch)
+    return relaid(mark, first.shape, result.shape, call.batch)
 
 
-def _moved(asked: Asked, order: list[int] | None) -> Mark:
-    """Mark of a permutation, of which dimension ``i`` of the result is ``order[i]``."""
-    mark = asked.of(asked.first)
+def _moved(call: MarkedCall, order: Sequence[int] | None) -> Mark:
+    """Mark of a permutation whose dimension ``i`` is ``order[i]`` of the argument."""
+    mark = call.mark(call.first)
     if not isinstance(mark, Axis):
         return mark
     if order is None or mark.dim not in order:
@@ -33,69 +33,64 @@ def _moved(asked: Asked, order: list[int] | None) -> Mark:
     return Axis(order.index(mark.dim), *mark[1:])
 
 
-def _transpose(asked: Asked) -> Mark:
-    ndim = asked.first.ndim
-    names = ("dim0", "axis0"), ("dim1", "axis1")
-    dims = [
-        asked.argument(i + 1, one, asked.kwargs.get(other)) for i, (one, other) in enumerate(names)
-    ]
-    pair = dims_of(dims, ndim)
+def _transpose(call: MarkedCall) -> Mark:
+    dims = [call.argument(i + 1, f"dim{i}", call.kwargs.get(f"axis{i}")) for i in (0, 1)]
+    pair = dims_of(dims, call.first.ndim)
     if pair is None:
         return LOST
-    order = list(range(ndim))
-    order[pair[0]], order[pair[1]] = order[pair[1]], order[pair[0]]
-    return _moved(asked, order)
+    order = list(range(call.first.ndim))
+    order[pair[0]], order[pair[1]] = pair[1], pair[0]
+    return _moved(call, order)
 
 
-def _permute(asked: Asked) -> Mark:
-    dims = integers(asked.args[1:] or (asked.kwargs.get("dims", ()),))
-    order = dims_of(dims, asked.first.ndim)
-    return _moved(asked, None if order is None else list(order))
+def _permute(call: MarkedCall) -> Mark:
+    dims = integers(call.args[1:] or (call.kwargs.get("dims", ()),))
+    return _moved(call, dims_of(dims, call.first.ndim))
 
 
-def _turned(asked: Asked) -> Mark:
+def _turned(call: MarkedCall) -> Mark:
     """Mark of ``t()`` and ``T``, which turn all dimensions round."""
-    return _moved(asked, list(range(asked.first.ndim))[::-1])
+    return _moved(call, list(range(call.first.ndim))[::-1])
 
 
-def _turned_last(asked: Asked) -> Mark:
+def _turned_last(call: MarkedCall) -> Mark:
     """Mark of ``mT``, which exchanges the last two dimensions."""
-    order = list(range(asked.first.ndim))
-    return _moved(asked, [*order[:-2], *order[-2:][::-1]])
+    order = list(range(call.first.ndim))
+    return _moved(call, [*order[:-2], *order[-2:][::-1]])
 
 
-def _movedim(asked: Asked) -> Mark:
-    ndim = asked.first.ndim
-    source = dims_of(asked.argument(1, "source"), ndim)
-    target = dims_of(asked.argument(2, "destination"), ndim)
+def _movedim(call: MarkedCall) -> Mark:
+    ndim = call.first.ndim
+    source = dims_of(call.argument(1, "source"), ndim)
+    target = dims_of(call.argument(2, "destination"), ndim)
     if source is None or target is None:
         return LOST
     places = dict(zip(target, source, strict=True))
     rest = iter(dim for dim in range(ndim) if dim not in source)
-    return _moved(asked, [places[i] if i in places else next(rest) for i in range(ndim)])
+    return _moved(call, [places[i] if i in places else next(rest) for i in range(ndim)])
 
 
-def _expanded(asked: Asked) -> Mark:
+def _expanded(call: MarkedCall) -> Mark:
     """Mark of a tensor that was repeated without a copy, with new dimensions in front."""
-    first = asked.first
-    return aligned([(asked.of(first), first.shape)], asked.result.shape)
+    first = call.first
+    return aligned([(call.mark(first), first.shape)], call.result.shape)
 
 
-def _repeated(asked: Asked) -> Mark:
+def _repeated(call: MarkedCall) -> Mark:
     """Mark of a tensor laid beside itself: the whole batch again and again."""
-    first, mark = asked.first, asked.of(asked.first)
+    first, mark = call.first, call.mark(call.first)
     if not isinstance(mark, Axis):
         return mark
-    shape = asked.result.shape
+    shape = call.result.shape
     dim = mark.dim + len(shape) - first.ndim
     times, rest = divmod(shape[dim], first.shape[mark.dim])
     return LOST if rest else Axis(dim, mark.before * times, mark.after)
 
 
-def _repeat_interleave(asked: Asked) -> Mark:
+def _repeat_interleave(call: MarkedCall) -> Mark:
     """Mark of a tensor whose entries are each repeated equally often."""
-    first, mark = asked.first, asked.of(asked.first)
-    times, dim = asked.argument(1, "repeats"), asked.argument(2, "dim")
+    first, mark = call.first, call.mark(call.first)
+    times, dim = call.argument(1, "repeats"), call.argument(2, "dim")
     if not isinstance(mark, Axis) and isinstance(times, int):
         return mark
     place = None if dim is None else dims_of(dim, first.ndim)

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from trakstore.features.axes import (
-    along,
-    broadcast,
-    contraction,
-    losses,
-    picking,
-    recurrent,
-    reorder,
-)
-from trakstore.features.axes.asked import Rule
+from trakstore.features.axes import along, broadcast, contraction, picking, reorder
+from trakstore.features.axes.marked_call import Rule
 
-__all__ = ["DATA", "TELLS", "Known", "canonical", "rule_of"]
+__all__ = ["MAKES", "READS", "Known", "canonical", "rule_of"]
 
 
 class Known(NamedTuple):
-    """Own name of a function, the rule of what goes by its canonical name, and whether it is odd."""
+    """Rule of a function.
+
+    Attributes
+    ----------
+    name : str
+        Name that the function has itself.
+    rule : callable or None
+        Rule of what goes by its canonical name.
+    odd : bool
+        Whether it does more than give a tensor, or hands data over to Python.
+    """
 
     name: str
     rule: Rule | None
@@ -36,19 +38,17 @@ _RULES: dict[str, Rule] = {
     **along.RULES,
     **picking.RULES,
     **contraction.RULES,
-    **recurrent.RULES,
-    **losses.RULES,
 }
-# functions whose result is not all that they change, or no tensor
+# Functions whose result is not all that they change, or no tensor.
 _ODD = frozenset(["__iter__", "__set__", "__setitem__"])
-# functions that hand data over to Python
-_TELLS = "item tolist numpy __bool__ __int__ __float__ __index__ __array__ __contains__"
-TELLS = frozenset(_TELLS.split())
-# functions that make tensors of what Python has
-DATA = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
+# Functions that hand data over to Python.
+_READS = "item tolist numpy __bool__ __int__ __float__ __index__ __array__ __contains__"
+READS = frozenset(_READS.split())
+# Functions that make tensors of what Python has.
+MAKES = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
 
-# modules whose functions have names of others
-_OTHERS = (
+# Modules in which functions have the names of other functions.
+_NAMESAKES = (
     "torch.masked",
     "torch.sparse",
     "torch.nested",
@@ -60,7 +60,7 @@ _KNOWN: dict[Any, Known] = {}
 
 
 def canonical(function: Any) -> str:
-    """Name that a function goes by.
+    """Return the name that a function goes by.
 
     Examples
     --------
@@ -75,23 +75,23 @@ def canonical(function: Any) -> str:
 
 
 def rule_of(function: Any) -> Known:
-    """What is known of a function."""
+    """Return the rule of a function, looked up once."""
     known = _KNOWN.get(function)
     if known is None:
         name = getattr(function, "__name__", "")
         rule = None if _foreign(function, name) else _RULES.get(canonical(function))
-        known = _KNOWN[function] = Known(name, rule, name in TELLS or name in _ODD)
+        known = _KNOWN[function] = Known(name, rule, name in READS or name in _ODD)
     return known
 
 
 def _foreign(function: Any, name: str) -> bool:
-    """True for functions that have a known name and another meaning.
+    """Tell whether a function has a known name and another meaning.
 
-    Those of other modules, and those that give a tensor another shape in place, after which its old one
-    is not known any more.
+    Such are those of other modules, and those that give a tensor another shape in place, after which
+    its old one is not known any more.
     """
     module = getattr(function, "__module__", None) or "torch"
-    if not module.startswith("torch") or module.startswith(_OTHERS):
+    if not module.startswith("torch") or module.startswith(_NAMESAKES):
         return True
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place and canonical(function) in reorder.RULES

@@ -17,6 +17,8 @@ __all__ = ["SEEN_THROUGH"]
 
 
 def _seen_through(function: Any) -> Callable[..., Any]:
+    """Copy a function, with another answer to whether torch functions are watched."""
+    # Only the names that the copy reads are other ones: torch's own module stays as it is.
     names = {**function.__globals__, "has_torch_function": lambda _: False}
     copy = FunctionType(
         function.__code__, names, function.__name__, function.__defaults__, function.__closure__

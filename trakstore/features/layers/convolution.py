@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trakstore.features.layers.layer import Call, Layer, Matcher, Use, vector
-from trakstore.features.layers.unfolding import unfold
+from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, vector
 from trakstore.features.projectors import Outer, Piece, Rows
 
 __all__ = ["MATCHERS"]
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _GROUPS = 8  # more are done at once, with whole gradients: these weights are small
+_FEW = 64  # positions, up to which windows are rows in memory
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,41 @@ class Geometry:
     groups: int
 
     def padded(self, x: Tensor) -> Tensor:
-        """``(n, channels, *sizes)`` with zeros around."""
+        """Put zeros around ``(n, channels, *sizes)``."""
         sides = list(chain(*zip(self.before[::-1], self.after[::-1], strict=True)))
         return F.pad(x, sides) if any(sides) else x
 
     def unfolded(self, x: Tensor) -> Tensor:
-        """Windows of ``(n, channels, *sizes)``, shape ``(n, positions, channels * kernel)``."""
-        return unfold(self.padded(x), self.kernel, self.stride, self.dilation)
+        """Return windows of ``(n, channels, *sizes)``, shape ``(n, positions, channels * kernel)``.
+
+        They are contiguous where positions are few; otherwise each column is.
+        """
+        x = self.padded(x)
+        (n, channels, *sizes), (by_sample, by_channel, *strides) = x.shape, x.stride()
+        out = [
+            (size - d * (k - 1) - 1) // s + 1
+            for size, k, s, d in zip(sizes, self.kernel, self.stride, self.dilation, strict=True)
+        ]
+        steps = [one * s for one, s in zip(strides, self.stride, strict=True)]
+        taps = [one * d for one, d in zip(strides, self.dilation, strict=True)]
+        # A view has every window; the copy that follows is laid out as the products want it. With many
+        # positions a row of memory is one tap at all of them: that is read and written in long runs.
+        positions = prod(out)
+        if positions <= _FEW:
+            shape, by = (n, *out, channels, *self.kernel), (by_sample, *steps, by_channel, *taps)
+            return x.as_strided(shape, by).reshape(n, positions, -1)
+        shape, by = (n, channels, *self.kernel, *out), (by_sample, by_channel, *taps, *steps)
+        return x.as_strided(shape, by).reshape(n, -1, positions).transpose(1, 2)
 
 
-class Convolution(Layer):
-    """Positions are those of the output."""
+class Convolution(WeightAndBias):
+    """A convolution; positions are those of the output."""
 
     samples_first = True
 
     def __init__(self, x: Tensor, weight: Use | None, bias: Use | None, shape: Geometry) -> None:
-        names = tuple(use.name for use in (weight, bias) if use)
-        super().__init__(names, (x,) if weight else ())
-        self._weight, self._bias, self._shape = weight, bias, shape
+        super().__init__(x, weight, bias)
+        self._shape = shape
 
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
         """See :meth:`Layer.pieces`."""
@@ -63,30 +81,22 @@ class Convolution(Layer):
             if groups > _GROUPS:
                 yield self._at_once(self._weight.name, inputs[0], left)
                 return
+            # Each group is a convolution of its own, of some channels to some rows of the weight.
             lefts, rights = left.chunk(groups, 2), inputs[0].chunk(groups, 2)
             for i, (own, x) in enumerate(zip(lefts, rights, strict=True)):
                 yield self._outer(self._weight.name, own, x, i * own.shape[2])
 
     def _outer(self, name: str, left: Tensor, x: Tensor, first_row: int) -> Outer:
-        columns = x.shape[2]
-        for size in self._shape.kernel:
-            columns *= size
-        return Outer(
-            name,
-            left,
-            partial(self._right, x),
-            left.shape[1],
-            columns,
-            first_row,
-            partial(self._filtered, x),
-        )
+        columns, right = x.shape[2] * prod(self._shape.kernel), partial(self._right, x)
+        filtered = partial(self._filtered, x)
+        return Outer(name, left, right, left.shape[1], columns, first_row, filtered)
 
     def _right(self, x: Tensor, start: int, stop: int) -> Tensor:
         windows = self._shape.unfolded(x[start:stop].flatten(0, 1))
         return windows if x.shape[1] == 1 else windows.reshape(stop - start, -1, windows.shape[2])
 
     def _filtered(self, x: Tensor, start: int, stop: int, matrix: Tensor) -> Tensor:
-        """Convolution with the columns of a matrix as filters."""
+        """Convolve with the columns of a matrix as filters: the windows are never formed."""
         shape = self._shape
         filters = matrix.T.reshape(matrix.shape[1], -1, *shape.kernel)
         convolve: Any = _CONVOLVE[len(shape.kernel)]
@@ -97,6 +107,7 @@ class Convolution(Layer):
         return turned
 
     def _at_once(self, name: str, x: Tensor, left: Tensor) -> Rows:
+        """Return the gradients of all groups, formed."""
         batch, groups = len(x), self._shape.groups
         right = self._right(x, 0, batch).float()
         right = right.reshape(*right.shape[:2], groups, -1)
@@ -119,6 +130,7 @@ def _geometry(call: Call, weight: Tensor) -> Geometry:
     stride, dilation = each(call.argument(3, "stride", 1)), each(call.argument(5, "dilation", 1))
     padding = call.argument(4, "padding", 0)
     if padding == "same":
+        # The odd one of the zeros is behind, as in torch.
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         before, after = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
     else:

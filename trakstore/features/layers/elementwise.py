@@ -14,7 +14,7 @@ __all__ = ["MATCHERS"]
 
 
 class Elementwise(Layer):
-    """``x + p``, ``x * p`` with broadcasting, or ``p`` expanded."""
+    """A parameter p in ``x + p`` or ``x * p`` with broadcasting, or expanded."""
 
     samples_first = True
 
@@ -37,10 +37,12 @@ class Elementwise(Layer):
         return summed.reshape(len(product), *shape)
 
     def _in_parameter(self, own: Tensor) -> Tensor:
-        """Gradients of the view as gradients of the parameter."""
+        """Return gradients of the view as gradients of the parameter."""
         if self._use.whole:
             return own
         parameter, view = self._use.parameter, self._use.tensor
+        # The view is laid in a tensor of the parameter's size as it lies in the parameter, a sample
+        # after the other; entries that it does not show have no gradient.
         whole = own.new_zeros(len(own), parameter.numel())
         strides = (parameter.numel(), *view.stride())
         offset = view.storage_offset() - parameter.storage_offset()
@@ -49,9 +51,7 @@ class Elementwise(Layer):
 
 
 def _add(call: Call) -> Layer | None:
-    if call.kwargs.get("alpha", 1) != 1:
-        return None
-    return _with_parameter(call, multiply=False)
+    return None if call.kwargs.get("alpha", 1) != 1 else _with_parameter(call, multiply=False)
 
 
 def _multiply(call: Call) -> Layer | None:
@@ -75,13 +75,14 @@ def _with_parameter(call: Call, multiply: bool) -> Layer | None:
 
 def _expand(call: Call) -> Layer | None:
     use = call.use(call.argument(0, "self"))
-    if use is None or _overlaps(use.tensor):
-        return None
-    return Elementwise(use)
+    return None if use is None or _overlaps(use.tensor) else Elementwise(use)
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """Whether entries may share memory, as those of an expanded view or of windows do."""
+    """Tell whether entries may share memory, as those of an expanded view or of windows do.
+
+    The gradients of such entries would have to be summed.
+    """
     extent = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride < extent:
@@ -90,14 +91,10 @@ def _overlaps(tensor: Tensor) -> bool:
     return False
 
 
+_ADDING = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+_MULTIPLYING = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 MATCHERS: dict[object, Matcher] = {
-    torch.add: _add,
-    Tensor.add: _add,
-    Tensor.__add__: _add,
-    Tensor.__radd__: _add,
-    torch.mul: _multiply,
-    Tensor.mul: _multiply,
-    Tensor.__mul__: _multiply,
-    Tensor.__rmul__: _multiply,
+    **dict.fromkeys(_ADDING, _add),
+    **dict.fromkeys(_MULTIPLYING, _multiply),
     Tensor.expand: _expand,
 }

@@ -15,7 +15,7 @@ __all__ = ["MATCHERS"]
 
 
 class Embedding(Layer):
-    """The gradient of a sample is the output's gradients, each at the row that was picked."""
+    """Rows of a weight: a sample's gradient is the output's gradients, each at the row it came from."""
 
     def __init__(self, index: Tensor, weight: Use, padding: int | None) -> None:
         super().__init__((weight.name,), (index,))

@@ -23,7 +23,7 @@ def layer_norm_sums(x: Tensor, gradient: Tensor, eps: float) -> tuple[Tensor, Te
     Parameters
     ----------
     x, gradient : Tensor, shape (batch, positions, width), float32, on the CPU
-        What goes into the layer, and the gradient of what comes out.
+        Input of the layer, and the gradient of its output.
     eps : float
         Added to the variance.
 
@@ -46,6 +46,8 @@ def layer_norm_sums(x: Tensor, gradient: Tensor, eps: float) -> tuple[Tensor, Te
 def _layer_norm(
     x: _Float, gradient: _Float, eps: float, scale: _Float, bias: _Float
 ) -> None:  # pragma: no cover
+    # Mean and variance are computed again, as those of the forward pass are not kept; the variance in
+    # a second pass over the row, since E[x²] - mean² loses its digits where the mean is large.
     batch, positions, width = x.shape
     for b in range(batch):
         a, c = scale[b], bias[b]

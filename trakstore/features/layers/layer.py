@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trakstore.features.axes import Arguments
 from trakstore.features.projectors import Piece, Rows
 
-__all__ = ["Call", "Layer", "Matcher", "Use", "as_rows", "vector"]
+__all__ = ["Call", "Layer", "Matcher", "Use", "WeightAndBias", "as_rows", "vector"]
 
 
 class Use(NamedTuple):
@@ -29,12 +30,12 @@ class Use(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether it is the parameter itself."""
+        """Tell whether it is the parameter itself."""
         return self.tensor is self.parameter
 
     @property
     def first_row(self) -> int | None:
-        """Where these rows begin in the parameter, if they are whole rows of it, one after another."""
+        """First of these rows in the parameter, if they are whole rows of it, one after another."""
         own, of = self.tensor, self.parameter
         if own is of:
             return 0
@@ -46,29 +47,19 @@ class Use(NamedTuple):
 
 
 @dataclass(slots=True)
-class Call:
+class Call(Arguments):
     """A call of a torch function.
 
     Attributes
     ----------
-    args, kwargs
-        Arguments.
     names : mapping of id to str
         Canonical names of the parameters that gradients are taken of.
     """
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
     names: Mapping[int, str]
 
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument, however it was given."""
-        if position < len(self.args):
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
     def use(self, tensor: Any) -> Use | None:
-        """The parameter that a tensor is, or is a view of, if gradients are taken of it.
+        """Return the parameter that a tensor is, or is a view of, if gradients are taken of it.
 
         A view that was made while gradients were off is none.
         """
@@ -83,7 +74,7 @@ class Call:
         return sum(self.use(tensor) is not None for tensor in self.tensors()) == len(layer.names)
 
     def given(self) -> list[Tensor]:
-        """Tensors among the arguments that require gradients, but no parameters."""
+        """Return the tensors among the arguments that require gradients, but no parameters."""
         names = self.names
         return [
             tensor
@@ -94,7 +85,7 @@ class Call:
         ]
 
     def tensors(self) -> Iterator[Tensor]:
-        """All tensors among the arguments, also in lists."""
+        """Yield all tensors among the arguments, also in lists."""
         for value in (*self.args, *self.kwargs.values()):
             if isinstance(value, Tensor):
                 yield value
@@ -103,14 +94,14 @@ class Call:
 
 
 class Layer(ABC):
-    """What one call will say about its parameters' per-sample gradients.
+    """Per-sample gradients of the parameters that one call uses.
 
     Attributes
     ----------
     names : tuple of str
-        The parameters that it uses.
+        Parameters that the call uses.
     inputs : tuple of Tensor
-        Activations that are needed for that.
+        Activations that their gradients are computed from.
     samples_first : bool
         Whether samples must be the first dimension of activations.
     """
@@ -122,23 +113,40 @@ class Layer(ABC):
 
     @abstractmethod
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
-        """Parts of gradients.
+        """Yield parts of the gradients.
 
         Parameters
         ----------
         inputs : tuple of Tensor, shape (batch, each, ...)
-            The activations, samples first. ``each`` is 1, or the number of entries that a sample has
+            Activations, samples first. ``each`` is 1, or the number of entries that a sample has
             where batches were merged with another dimension.
         gradient : Tensor, shape (batch, each, ...)
-            Of the model's output by the function's.
+            Gradient of the model's output by the function's.
         """
+
+
+class WeightAndBias(Layer):
+    """A call with one activation, a weight whose gradient needs it, and a bias.
+
+    Parameters
+    ----------
+    x : Tensor
+        The activation.
+    weight, bias : Use or None
+        None where no gradient is taken of it, or there is none.
+    """
+
+    def __init__(self, x: Tensor, weight: Use | None, bias: Use | None) -> None:
+        names = tuple(use.name for use in (weight, bias) if use)
+        super().__init__(names, (x,) if weight else ())
+        self._weight, self._bias = weight, bias
 
 
 Matcher = Callable[[Call], Layer | None]
 
 
 def vector(name: str, gradient: Tensor, first_row: int = 0) -> Rows:
-    """A bias or scale, from gradients ``(batch, ..., rows)`` that are summed in between."""
+    """Gradient of a bias or scale, from ``(batch, ..., rows)`` summed over what is in between."""
     batch, rows = gradient.shape[0], gradient.shape[-1]
     if gradient.numel() != batch * rows:
         gradient = gradient.flatten(1, -2).sum(1, dtype=torch.float32)
@@ -146,6 +154,6 @@ def vector(name: str, gradient: Tensor, first_row: int = 0) -> Rows:
 
 
 def as_rows(name: str, parameter: Tensor, gradient: Tensor) -> Rows:
-    """The whole gradient ``(batch, *shape of the parameter)``."""
+    """Gradient of a whole parameter, given as ``(batch, *shape of the parameter)``."""
     first = parameter.shape[0] if parameter.ndim else 1
     return Rows(name, gradient.reshape(len(gradient), first, -1))

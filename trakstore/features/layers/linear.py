@@ -12,19 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trakstore.features.layers.layer import Call, Layer, Matcher, Use, vector
+from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, vector
 from trakstore.features.projectors import Outer, Piece, part
 
 __all__ = ["MATCHERS"]
 
 
-class Linear(Layer):
-    """Positions are all dimensions but the batch's and the last."""
+class Linear(WeightAndBias):
+    """A product with a weight; positions are all dimensions but the batch's and the last."""
 
     def __init__(self, x: Tensor, weight: Use | None, bias: Use | None, transposed: bool) -> None:
-        names = tuple(use.name for use in (weight, bias) if use)
-        super().__init__(names, (x,) if weight else ())
-        self._weight, self._bias, self._transposed = weight, bias, transposed
+        super().__init__(x, weight, bias)
+        self._transposed = transposed
 
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
         """See :meth:`Layer.pieces`."""
@@ -32,18 +31,16 @@ class Linear(Layer):
             yield vector(self._bias.name, gradient, self._bias.first_row or 0)
         if self._weight:
             left, right = _positions(gradient), _positions(inputs[0])
-            if self._transposed:
-                left, right = right, left
-            first_row = 0 if self._transposed else self._weight.first_row or 0
-            yield _outer(self._weight.name, left, right, first_row)
-
-
-def _outer(name: str, left: Tensor, right: Tensor, first_row: int) -> Outer:
-    _, positions, columns = right.shape
-    return Outer(name, left, partial(part, right), positions, columns, first_row)
+            first_row = self._weight.first_row or 0
+            if self._transposed:  # rows of the weight are those of the input then, all of them
+                left, right, first_row = right, left, 0
+            _, positions, columns = right.shape
+            name = self._weight.name
+            yield Outer(name, left, partial(part, right), positions, columns, first_row)
 
 
 def _positions(tensor: Tensor) -> Tensor:
+    """Return ``(batch, positions, width)``."""
     return tensor if tensor.ndim == 3 else tensor.flatten(1, -2)
 
 
@@ -53,7 +50,7 @@ def _linear(call: Call) -> Layer | None:
 
 
 def _addmm(call: Call) -> Layer | None:
-    """``bias + x @ weight``."""
+    """Match ``bias + x @ weight``."""
     bias, x, weight = (call.argument(i, n) for i, n in enumerate(("input", "mat1", "mat2")))
     if set(call.kwargs) & {"beta", "alpha"}:
         return None
@@ -61,21 +58,20 @@ def _addmm(call: Call) -> Layer | None:
 
 
 def _matmul(call: Call) -> Layer | None:
-    """``x @ weight``."""
-    x, weight = call.argument(0, "input"), call.argument(1, "other")
-    if weight is None:
-        weight = call.argument(1, "mat2")
+    """Match ``x @ weight``."""
+    x, weight = call.argument(0, "input"), call.argument(1, "other", call.kwargs.get("mat2"))
     return _matched(call, x, weight, None, transposed=True)
 
 
 def _matched(call: Call, x: Tensor, w: Tensor, b: Tensor | None, transposed: bool) -> Layer | None:
-    """A linear layer of the weight as it is, or as a view turned round."""
+    """Match a product with a weight as it is, some of its rows, or a view of it turned round."""
     weight, bias = call.use(w), call.use(b)
     if bias and bias.tensor.shape != w.shape[int(transposed) :][:1]:
         return None  # it is broadcast
     if weight and (w.ndim != 2 or weight.parameter.ndim != 2):
         return None
     if weight and not weight.whole:
+        # A view says by its strides alone how it lies in the parameter.
         turned = w.stride(0) == 1 and w.stride(1) != 1
         if turned:
             weight, transposed = weight._replace(tensor=w.t()), not transposed
@@ -87,12 +83,9 @@ def _matched(call: Call, x: Tensor, w: Tensor, b: Tensor | None, transposed: boo
     return Linear(x, weight, bias, transposed) if weight or bias else None
 
 
+_PRODUCTS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 MATCHERS: dict[object, Matcher] = {
     F.linear: _linear,
     torch.addmm: _addmm,
-    torch.matmul: _matmul,
-    torch.mm: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.mm: _matmul,
-    Tensor.__matmul__: _matmul,
+    **dict.fromkeys(_PRODUCTS, _matmul),
 }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.features.layers.fused import layer_norm_sums
-from trakstore.features.layers.layer import Call, Layer, Matcher, Use, as_rows
+from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, as_rows
 from trakstore.features.projectors import Piece
 
 __all__ = ["MATCHERS"]
@@ -17,8 +17,8 @@ __all__ = ["MATCHERS"]
 Normalise = Callable[[Tensor], Tensor]
 
 
-class Normalisation(Layer):
-    """``y = normalised(x)·weight + bias``, of the last dimensions or of the channels.
+class Normalisation(WeightAndBias):
+    """A layer ``normalised(x)·weight + bias``, of the last dimensions or of the channels.
 
     Parameters
     ----------
@@ -29,9 +29,8 @@ class Normalisation(Layer):
     def __init__(
         self, x: Tensor, weight: Use | None, bias: Use | None, normalise: Normalise, dims: int
     ) -> None:
-        names = tuple(use.name for use in (weight, bias) if use)
-        super().__init__(names, (x,) if weight else ())
-        self._weight, self._bias, self._normalise, self._dims = weight, bias, normalise, dims
+        super().__init__(x, weight, bias)
+        self._normalise, self._dims = normalise, dims
         self.samples_first = not dims
 
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
@@ -50,7 +49,7 @@ class Normalisation(Layer):
 
 
 class LayerNorm(Normalisation):
-    """Of the last dimension: on the CPU both sums in one pass, without normalised activations."""
+    """A layer norm of the last dimension: on the CPU both sums in one pass, and nothing between."""
 
     def __init__(self, x: Tensor, weight: Use, bias: Use, normalise: Normalise, eps: float) -> None:
         super().__init__(x, weight, bias, normalise, 1)
@@ -68,11 +67,9 @@ class LayerNorm(Normalisation):
 
 
 def _uses(call: Call, position: int) -> tuple[Use | None, Use | None] | None:
-    """Weight and bias, unless there is none or one is not a whole parameter."""
-    uses = (
-        call.use(call.argument(position, "weight")),
-        call.use(call.argument(position + 1, "bias")),
-    )
+    """Return weight and bias, unless there is none or one is not a whole parameter."""
+    weight, bias = call.argument(position, "weight"), call.argument(position + 1, "bias")
+    uses = call.use(weight), call.use(bias)
     return uses if any(uses) and all(use is None or use.whole for use in uses) else None
 
 

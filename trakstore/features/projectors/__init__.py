@@ -37,7 +37,7 @@ _KINDS: dict[ProjectionKind, type[Projector]] = {
 
 
 def make_projector(spec: ProjectionSpec, parameters: ParameterSpec) -> Projector:
-    """The projector that a spec describes, after it gave the published test vector."""
+    """Make the projector that a spec describes, and see that it gives the published test vector."""
     if spec.kind not in _KINDS:
         raise TrakStoreError(
             f"projection {spec.kind!r} was made by another program and cannot be continued here; "

@@ -7,6 +7,7 @@ batches of 64 and more come near to the speed of a matrix product.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Dense(Projector):
     def strip(
         self, name: str, entries: tuple[int, int], columns: tuple[int, int], device: torch.device
     ) -> Tensor:
-        """A part of Pᵀ, which lives until the thread's next call.
+        """Return a part of Pᵀ, which lives until the thread's next call.
 
         Parameters
         ----------
@@ -58,16 +59,12 @@ class Dense(Projector):
             for lo, hi in strips:
                 self._add_strip(out, name, flat[:, lo:hi], first_row * rest + lo)
             return
-        parts: dict[int, Tensor] = {}
 
-        def work(start: int, stop: int) -> None:
-            total = parts[start] = torch.zeros_like(out)
+        def work(total: Tensor, start: int, stop: int) -> None:
             for lo, hi in strips[start:stop]:
                 self._add_strip(total, name, flat[:, lo:hi], first_row * rest + lo)
 
-        shared(len(strips), flat.numel() * self.dim * _MULTIPLY, work)
-        for start in sorted(parts):
-            out += parts[start]
+        self._add_shared(out, len(strips), flat.numel(), work)
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of factors, in tiles of all samples and some rows, since P is of rows."""
@@ -102,10 +99,8 @@ class Dense(Projector):
         order, ends = index.argsort(stable=True), counts.cumsum(0).tolist()
         samples, rest = order // gathered.index.shape[1], values.shape[1]
         rows = list(zip(used.tolist(), [0, *ends], ends, strict=False))
-        parts: dict[int, Tensor] = {}
 
-        def work(start: int, stop: int) -> None:
-            total = parts[start] = torch.zeros_like(out)
+        def work(total: Tensor, start: int, stop: int) -> None:
             for row, first, last in rows[start:stop]:
                 mine = values[order[first:last]]
                 projected = out.new_zeros(len(mine), self.dim)
@@ -113,12 +108,25 @@ class Dense(Projector):
                     self._add_strip(projected, gathered.name, mine[:, lo:hi], row * rest + lo)
                 total.index_add_(0, samples[first:last], projected)
 
-        shared(len(rows), values.numel() * self.dim * _MULTIPLY, work)
-        for start in sorted(parts):
-            out += parts[start]
+        self._add_shared(out, len(rows), values.numel(), work)
+
+    def _add_shared(
+        self, out: Tensor, size: int, entries: int, work: Callable[[Tensor, int, int], None]
+    ) -> None:
+        """Let threads add parts of so many entries' projections, each to a sum of its own."""
+        totals: dict[int, Tensor] = {}
+
+        def add(start: int, stop: int) -> None:
+            totals[start] = torch.zeros_like(out)
+            work(totals[start], start, stop)
+
+        shared(size, entries * self.dim * _MULTIPLY, add)
+        # In one order, whichever thread was first: sums of floats depend on it.
+        for start in sorted(totals):
+            out += totals[start]
 
     def _entries(self, device: torch.device) -> int:
-        """Of a strip; where drawing is many small kernels, a strip is large."""
+        """Return the entries of a strip: many where drawing it is many small kernels."""
         return _ENTRIES if device.type == "cpu" else max(_ENTRIES, _STRIP // self.dim)
 
     def _add_strip(self, total: Tensor, name: str, flat: Tensor, first: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trakstore.features.projectors.projector import Projector, as_matrix
+from trakstore.features.projectors.projector import Projector
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Identity"]
@@ -15,17 +15,15 @@ class Identity(Projector):
 
     def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
         super().__init__(spec, parameters)
-        self._total = parameters.count
+        self._total = 0
         self._offsets: dict[str, int] = {}
-        offset = 0
-        for name, shape in parameters.shapes:
-            rows, rest = as_matrix(shape)
-            self._offsets[name] = offset
-            offset += rows * rest
+        for name, (rows, rest) in self.matrices.items():
+            self._offsets[name] = self._total
+            self._total += rows * rest
 
     @property
     def dim(self) -> int:
-        """Number of features: of scalars in the parameters."""
+        """Number of features: as many as the parameters have scalars."""
         return self._total
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:

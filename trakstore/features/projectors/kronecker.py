@@ -16,14 +16,11 @@ from torch import Tensor
 
 from trakstore.features.projectors.hashing import hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer, product
-from trakstore.features.projectors.projector import Projector
+from trakstore.features.projectors.projector import Projector, remembered
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Kronecker"]
-
-# Lᵀ and Rᵀ of a parameter, each (size, side); None is the identity
-Sides = tuple[Tensor | None, Tensor | None]
 
 
 class Kronecker(Projector):
@@ -31,9 +28,9 @@ class Kronecker(Projector):
 
     def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
         super().__init__(spec, parameters)
+        self._side = spec.side or 1
         small = tuple((name, self._small(shape)) for name, shape in self.matrices.items())
         self._sketch = SJLT(spec, ParameterSpec(small))
-        self._sides: dict[tuple[str, torch.device], Sides] = {}
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile; see :meth:`Projector.add`."""
@@ -49,6 +46,7 @@ class Kronecker(Projector):
         left, right = self._sides_of(outer.name, out.device)
         own, first_row = outer.left.to(torch.float32), outer.first_row
         if left is not None:
+            # These are some rows of the weight, and all rows of what L makes of them.
             own = product(own, left[first_row : first_row + outer.rows])
             first_row = 0
         if right is None:
@@ -70,25 +68,23 @@ class Kronecker(Projector):
         else:
             self._sketch.add(out, name, left[gathered.index].transpose(1, 2) @ values)
 
-    def _sides_of(self, name: str, device: torch.device) -> Sides:
-        if (name, device) not in self._sides:
-            self._sides[name, device] = (self._drawn(name, 0, device), self._drawn(name, 1, device))
-        return self._sides[name, device]
-
-    def _drawn(self, name: str, which: int, device: torch.device) -> Tensor | None:
+    @remembered
+    def _sides_of(self, name: str, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Return Lᵀ and Rᵀ of a parameter, each ``(size, side)``; None is the identity."""
         shape = self.matrices[name]
-        size = shape[which]
-        if self._small(shape)[which] == size:
-            return None
+        sizes = zip(("left", "right"), shape, self._small(shape), strict=True)
+        left, right = (
+            None if small == size else self._signs(name, which, size).to(device)
+            for which, size, small in sizes
+        )
+        return left, right
+
+    def _signs(self, name: str, which: str, size: int) -> Tensor:
         i, j = torch.arange(self._side)[:, None], torch.arange(size)[None]
-        what = f"{('left', 'right')[which]} {self._side}"
-        word = hash2(i, j, keys(self.spec, name, self.shapes[name], what))
-        signs = (1 - 2 * (word.T.contiguous() & 1)).to(device, torch.float32)
+        word = hash2(i, j, keys(self.spec, name, self.shapes[name], f"{which} {self._side}"))
+        signs = (1 - 2 * (word.T.contiguous() & 1)).to(torch.float32)
         return signs / math.sqrt(self._side)
 
-    @property
-    def _side(self) -> int:
-        return self.spec.side or 1
-
     def _small(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Shape of the projected matrix; biases and scales are left as they are."""
         return shape if 1 in shape else (min(shape[0], self._side), min(shape[1], self._side))

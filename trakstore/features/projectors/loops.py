@@ -1,7 +1,8 @@
 """Inner loops on the CPU, compiled by numba; they hold no lock, so that threads share the samples.
 
 Runs are added to rows of twice the length and folded at the end: without a wrap in the middle a loop
-becomes vector instructions. No loop is parallel in itself, see :mod:`.threads`.
+becomes vector instructions. No loop is parallel in itself, see :mod:`.threads`. None looks at bounds:
+who calls them has checked rows and columns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ __all__ = [
     "add_gathered",
     "add_products",
     "add_runs",
-    "add_tile",
     "compiled",
     "draw_signs",
     "fold",
@@ -39,37 +39,18 @@ def compiled(function: _Function) -> _Function:
     compiler: Any = partial(numba.njit, nogil=True, fastmath=True)
     try:
         return cast("_Function", compiler(cache=True)(function))
-    except RuntimeError:  # there is nowhere to keep it
+    except RuntimeError:  # there is nowhere to keep the machine code
         return cast("_Function", compiler()(function))
 
 
 @compiled
 def _mix(word: np.uint32) -> np.uint32:  # pragma: no cover
-    """As :func:`.hashing.mix`."""
+    """See :func:`.hashing.mix`; products of uint32 wrap around by themselves."""
     x = np.uint32(word ^ (word >> np.uint32(16)))
     x = np.uint32(x * np.uint32(0x85EBCA6B))
     x = np.uint32(x ^ (x >> np.uint32(13)))
     x = np.uint32(x * np.uint32(0xC2B2AE35))
     return np.uint32(x ^ (x >> np.uint32(16)))
-
-
-@compiled
-def add_tile(
-    wide: _Float, tile: _Float, offsets: _Int, signs: _Float, signs2: _Float
-) -> None:  # pragma: no cover
-    """Add a tile ``(batch, rows, rest)`` to ``wide (batch, 2k)``; tables are ``(rows, runs)``."""
-    batch, rows, rest = tile.shape
-    k = wide.shape[1] // 2
-    for b in range(batch):
-        for r in range(rows):
-            for run in range(offsets.shape[1]):
-                first = run * k
-                n = min(k, rest - first)
-                start = offsets[r, run]
-                o, t = wide[b, start : start + n], tile[b, r, first : first + n]
-                sign, s2 = signs[r, run], signs2[first : first + n]
-                for j in range(n):
-                    o[j] += sign * s2[j] * t[j]
 
 
 @compiled
@@ -127,7 +108,10 @@ def add_direct(
 def add_gathered(
     wide: _Float, rows: _Int, values: _Float, offsets: _Int, signs: _Float, signs2: _Float
 ) -> None:  # pragma: no cover
-    """Add ``values (batch, n, rest)``, each a part of row ``rows (batch, n)`` of a weight."""
+    """Add ``values (batch, n, rest)``, each a part of row ``rows (batch, n)`` of a weight.
+
+    ``wide`` is ``(batch, 2k)``; tables of all rows are ``(rows, runs)``, ``signs2`` is ``(rest,)``.
+    """
     batch, n, rest = values.shape
     k = wide.shape[1] // 2
     for b in range(batch):

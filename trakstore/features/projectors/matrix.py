@@ -1,4 +1,4 @@
-"""The projection as a matrix that people can look at: never held, its rows computed when asked for."""
+"""The projection as a matrix that people can look at: its rows are computed, and never held."""
 
 from __future__ import annotations
 
@@ -56,22 +56,23 @@ class ProjectionMatrix:
 
     def __getitem__(self, index: int | slice | tuple[int | slice, int | slice]) -> Tensor:
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
-        which = range(self.shape[0])[rows]
-        if isinstance(which, range):
-            return self._rows(which)[:, columns]
-        return self._rows(range(which, which + 1))[0, columns]
+        chosen = range(self.shape[0])[rows]
+        if isinstance(chosen, range):
+            return self._rows(chosen)[:, columns]
+        return self._rows(range(chosen, chosen + 1))[0, columns]
 
     def norm(self) -> Tensor:
-        """Frobenius norm, for which every row is computed once: sqrt(parameters) in expectation."""
+        """Compute the Frobenius norm, about sqrt(parameters); every row is computed once for that."""
         total = torch.zeros((), dtype=torch.float64)
         for start, stop in ranges(self.shape[0], _ROWS):
             total += self._rows(range(start, stop)).double().square().sum()
         return total.sqrt().float()
 
-    def _rows(self, which: range) -> Tensor:
-        found = torch.zeros(len(which), self.shape[1], dtype=torch.float32)
-        for start, stop in ranges(len(which), _ROWS):
+    def _rows(self, chosen: range) -> Tensor:
+        rows = torch.zeros(len(chosen), self.shape[1], dtype=torch.float32)
+        for start, stop in ranges(len(chosen), _ROWS):
+            # A row of Pᵀ is the projection of a gradient that is 1 in one entry.
             units = torch.zeros(stop - start, self.shape[0], dtype=torch.float32)
-            units[torch.arange(stop - start), torch.tensor(which[start:stop])] = 1
-            found[start:stop] = self.project(units)
-        return found
+            units[torch.arange(stop - start), torch.tensor(chosen[start:stop])] = 1
+            rows[start:stop] = self.project(units)
+        return rows

@@ -1,4 +1,4 @@
-"""What a layer knows of its per-sample gradients before they are formed."""
+"""Per-sample gradients as a layer knows them: factors, or rows at an index, before they are formed."""
 
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
 from collections.abc import Callable
@@ -25,11 +25,11 @@ class Outer(NamedTuple):
     left : Tensor, shape (batch, positions, rows)
         Any strides.
     make_right : callable
-        ``make_right(start, stop)`` gives ``(stop - start, positions, columns)`` for these samples; a
-        convolution unfolds its input there.
+        ``make_right(start, stop)`` gives ``(stop - start, positions, columns)`` for these samples. It
+        is called, and not held, since a convolution unfolds its input there.
     positions, columns : int
     first_row : int
-        Which row of the parameter is the first of these.
+        Row of the parameter that is the first of these.
     filtered : callable, optional
         ``filtered(start, stop, matrix)`` gives the same as ``right @ matrix``, faster.
     """
@@ -53,14 +53,14 @@ class Outer(NamedTuple):
         return self.left.shape[2]
 
     def factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Both factors of some samples, float32."""
+        """Return both factors of some samples, float32."""
         return part(self.left, start, stop).float(), self.make_right(start, stop).float()
 
     def former(self) -> Callable[[int, int], Tensor]:
-        """What forms the gradients of rows ``start`` to ``stop``, ``(batch, rows, columns)`` float32.
+        """Return a function that forms the gradients of rows ``start`` to ``stop``.
 
-        On a GPU factors of which one is bfloat16 are multiplied as such, as in training, and summed
-        in float32.
+        They are ``(batch, rows, columns)``, float32. On a GPU factors of which one is bfloat16 are
+        multiplied as such, as in training, and summed in float32.
         """
         left, right = self.left, self.make_right(0, self.batch)
         if left.is_cuda and torch.bfloat16 in (left.dtype, right.dtype) and _WIDER:
@@ -72,7 +72,7 @@ class Outer(NamedTuple):
         return lambda a, b: left[:, :, a:b].transpose(1, 2) @ right
 
     def right_times(self, start: int, stop: int, matrix: Tensor) -> Tensor:
-        """The right factor times ``matrix (columns, n)``, shape ``(stop - start, positions, n)``."""
+        """Multiply the right factor with ``matrix (columns, n)``: ``(stop - start, positions, n)``."""
         if self.filtered is not None:
             return self.filtered(start, stop, matrix)
         return product(self.make_right(start, stop).to(torch.float32), matrix)
@@ -105,12 +105,12 @@ Piece = Outer | Rows | Gathered
 
 
 def part(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Rows ``start`` to ``stop``: the tensor itself where these are all, since views take time."""
+    """Return rows ``start`` to ``stop``: the tensor itself where they are all, as views take time."""
     return tensor if stop - start == tensor.shape[0] else tensor[start:stop]
 
 
 def product(stacked: Tensor, matrix: Tensor) -> Tensor:
-    """``stacked @ matrix``, ``(a, b, c)`` by ``(c, d)``: one product where nothing is copied."""
+    """Multiply ``(a, b, c)`` with ``(c, d)``: one product where nothing is copied."""
     if not stacked.is_contiguous():
         return stacked @ matrix
     return torch.mm(stacked.view(-1, stacked.shape[2]), matrix).view(*stacked.shape[:2], -1)

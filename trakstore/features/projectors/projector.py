@@ -1,9 +1,12 @@
-"""What a projector is: one linear map of gradients, given parameter by parameter, tile by tile."""
+"""Base of projectors: one linear map of gradients, given parameter by parameter, tile by tile."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
+from math import prod
+from typing import TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
@@ -13,25 +16,42 @@ from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
-__all__ = ["Projector", "as_matrix"]
+__all__ = ["Projector", "as_matrix", "remembered"]
+
+_Arguments = TypeVarTuple("_Arguments")
+_Owner = TypeVar("_Owner")
+_Result = TypeVar("_Result")
 
 _TILE = 1 << 20  # entries of gradients that are formed at once, in a core's cache
 _LARGE_TILE = 1 << 26  # and not on the CPU: 256 MB
-TEST_PARAMETERS = ParameterSpec((("weight", (3, 5)),))
+_TEST_PARAMETERS = ParameterSpec((("weight", (3, 5)),))
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A parameter seen as (first dimension, rest).
+    """Shape of a parameter seen as (first dimension, rest).
 
     Examples
     --------
     >>> as_matrix((16, 3, 3, 3)), as_matrix((10,)), as_matrix(())
     ((16, 27), (10, 1), (1, 1))
     """
-    rest = 1
-    for size in shape[1:]:
-        rest *= size
-    return (shape[0] if shape else 1), rest
+    return (shape[0] if shape else 1), prod(shape[1:])
+
+
+def remembered(
+    method: Callable[[_Owner, *_Arguments], _Result],
+) -> Callable[[_Owner, *_Arguments], _Result]:
+    """Keep on the object what a method gave for its arguments: it is freed with the object."""
+
+    @wraps(method)
+    def remembering(self: _Owner, *args: *_Arguments) -> _Result:
+        held = vars(self).setdefault(f"{method.__name__} remembered", {})
+        if args not in held:
+            held[args] = method(self, *args)
+        result: _Result = held[args]
+        return result
+
+    return remembering
 
 
 class Projector(ABC):
@@ -71,7 +91,7 @@ class Projector(ABC):
         tile : Tensor, shape (batch, rows, rest)
             Gradients of some rows of the parameter seen as (first dimension, rest).
         first_row : int
-            Which row of the parameter is the tile's first.
+            Row of the parameter that is the tile's first.
         """
 
     def add_piece(self, out: Tensor, piece: Piece) -> None:
@@ -116,7 +136,7 @@ class Projector(ABC):
     def check(self) -> None:
         """Raise a :class:`SpecMismatchError` unless the published test vector comes out."""
         spec = self.spec.of_published_test
-        tester = type(self)(spec, TEST_PARAMETERS)
+        tester = type(self)(spec, _TEST_PARAMETERS)
         gradient = torch.arange(1.0, 16.0, dtype=torch.float32).reshape(1, 3, 5)
         got = tester.project({"weight": gradient})[0]
         defined = torch.tensor(spec.test_vector, dtype=torch.float32)

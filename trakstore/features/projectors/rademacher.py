@@ -18,6 +18,7 @@ from trakstore.features.projectors import loops
 from trakstore.features.projectors.dense import Dense
 from trakstore.features.projectors.hashing import hash3, keys, mix
 from trakstore.features.projectors.pieces import Gathered
+from trakstore.features.projectors.projector import remembered
 from trakstore.features.projectors.triton import usable
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
@@ -33,8 +34,6 @@ class Rademacher(Dense):
 
     def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
         super().__init__(spec, parameters)
-        self._hashed_words: dict[str, NDArray[np.uint32]] = {}
-        self._keys: dict[str, tuple[int, ...]] = {}
         self._own = threading.local()
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
@@ -64,15 +63,20 @@ class Rademacher(Dense):
         tile = tile.to(torch.float32).contiguous()
         add_signs(out, tile, self._key(name), first_row, rows)
 
+    @remembered
     def _key(self, name: str) -> tuple[int, ...]:
-        if name not in self._keys:
-            self._keys[name] = keys(self.spec, name, self.shapes[name], "signs")
-        return self._keys[name]
+        return keys(self.spec, name, self.shapes[name], "signs")
+
+    @remembered
+    def _hashed_columns(self, name: str) -> NDArray[np.uint32]:
+        """Return the hash of each word of 32 columns, which all entries share."""
+        hashed = mix(torch.arange(-(-self.dim // 32)) ^ self._key(name)[2])
+        return hashed.numpy().astype(np.uint32)
 
     def strip(
         self, name: str, entries: tuple[int, int], columns: tuple[int, int], device: torch.device
     ) -> Tensor:
-        """A part of Pᵀ; see :meth:`Dense.strip`."""
+        """Return a part of Pᵀ; see :meth:`Dense.strip`."""
         start, stop = entries
         _, rest = self.matrices[name]
         key, words = self._key(name), slice(columns[0] // 32, -(-columns[1] // 32))
@@ -80,16 +84,16 @@ class Rademacher(Dense):
             index = torch.arange(start, stop, device=device)
             drawn = self._signs(key, index // rest, index % rest, words)
             return drawn[:, : columns[1] - columns[0]] / math.sqrt(self.dim)
-        if name not in self._hashed_words:
-            hashed = mix(torch.arange(-(-self.dim // 32)) ^ key[2])
-            self._hashed_words[name] = hashed.numpy().astype(np.uint32)
         strip = self._buffer(columns[1] - columns[0], stop - start)
         value = np.float32(1 / math.sqrt(self.dim))
-        loops.draw_signs(strip, start, rest, key[0], key[1], self._hashed_words[name][words], value)
+        hashed = self._hashed_columns(name)[words]
+        loops.draw_signs(strip, start, rest, key[0], key[1], hashed, value)
         return torch.from_numpy(strip).T
 
     def _buffer(self, rows: int, columns: int) -> NDArray[np.float32]:
-        """Memory of this thread, used again and again."""
+        """Return memory of this thread, used again and again."""
+        # A strip of new memory would be written to pages that the system has to clear first; and it
+        # would not be in the cache.
         held: NDArray[np.float32] | None = getattr(self._own, "buffer", None)
         if held is None or held.size < rows * columns:
             held = self._own.buffer = np.empty(rows * columns, np.float32)

@@ -23,29 +23,20 @@ from torch import Tensor
 from trakstore.features.projectors import loops
 from trakstore.features.projectors.hashing import hash1, hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer
-from trakstore.features.projectors.projector import Projector
-from trakstore.features.projectors.rotating import add_rotated
+from trakstore.features.projectors.projector import Projector, remembered
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
 from trakstore.features.projectors.triton import usable
-from trakstore.spec import ParameterSpec, ProjectionSpec
+from trakstore.planning import ranges
 
 __all__ = ["SJLT"]
 
-Entries = tuple[NDArray[np.int64], NDArray[np.float32]]
-
 _ADD = 0.2  # nanoseconds to add an entry
+_ENTRIES = 1 << 24  # gathered at once by plain torch on a device
 
 
 class SJLT(Projector):
     """Sparse random signs: s non-zeros for each entry of the gradient."""
-
-    def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
-        super().__init__(spec, parameters)
-        self._tables: dict[str, list[RunTable]] = {}
-        self._merged: dict[tuple[str, int, int], list[Runs]] = {}
-        self._single: dict[tuple[str, int, int], list[Entries]] = {}
-        self._drawn_with: dict[tuple[str, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the sketch of a tile; see :meth:`Projector.add`."""
@@ -56,31 +47,25 @@ class SJLT(Projector):
                 self._rotate(out, name, tile, first_row)
             return
         tile = tile.float().contiguous()
-        self._fits(name, first_row, first_row + tile.shape[1], tile.shape[2])
         batch, rows, rest = tile.shape
         if rest == 1 or rows * rest <= self.dim:
+            # Runs are too short to be added as such: each entry has a column of its own.
+            self._need_inside(name, first_row, first_row + rows, rest)
             total, entries = out.numpy(), tile.numpy().reshape(batch, -1)
-            for offsets, signs in self._entries_of(name, first_row, rows):
+            for offsets, signs in self._columns_of(name, first_row, rows):
                 loops.add_entries(total, entries, offsets, signs)
             return
-        tables, scale = self._rows_of(name, first_row, tile.shape[1]), 1 / math.sqrt(self.spec.s)
-
-        def work(start: int, stop: int) -> None:
-            own, part = out[start:stop].numpy(), tile[start:stop].numpy()
-            for table in tables:
-                wide = np.zeros((stop - start, 2 * self.dim), np.float32)
-                loops.add_tile(wide, part, table.offsets, table.signs, table.signs2)
-                loops.fold(own, wide, scale)
-
-        shared(len(tile), tile.numel() * self.spec.s * _ADD, work)
+        index = torch.arange(first_row, first_row + rows).expand(batch, rows)
+        self.add_gathered(out, Gathered(name, index, tile))
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, by the evaluation that is cheapest for its shape."""
         if out.device.type != "cpu":
             super().add_outer(out, outer)
             return
-        self._fits(outer.name, outer.first_row, outer.first_row + outer.rows, outer.columns)
-        copies = self._merged_rows_of(outer.name, outer.first_row, outer.rows)
+        last_row = outer.first_row + outer.rows
+        self._need_inside(outer.name, outer.first_row, last_row, outer.columns)
+        copies = self._merged_rows_of(outer.name, outer.first_row, last_row)
         chosen = plan(outer.positions, outer.rows, outer.columns, self.dim)
 
         def work(start: int, stop: int) -> None:
@@ -100,24 +85,18 @@ class SJLT(Projector):
         rows, values = gathered.index.contiguous(), gathered.values.float().contiguous()
         if rows.numel():
             first, last = int(rows.min()), int(rows.max())
-            self._fits(gathered.name, first, last + 1, values.shape[2])
+            self._need_inside(gathered.name, first, last + 1, values.shape[2])
 
         def work(start: int, stop: int) -> None:
+            own, at, given = (one[start:stop].numpy() for one in (out, rows, values))
             for table in self._tables_of(gathered.name):
                 wide = np.zeros((stop - start, 2 * self.dim), np.float32)
-                loops.add_gathered(
-                    wide,
-                    rows[start:stop].numpy(),
-                    values[start:stop].numpy(),
-                    table.offsets,
-                    table.signs,
-                    table.signs2,
-                )
-                loops.fold(out[start:stop].numpy(), wide, 1 / math.sqrt(self.spec.s))
+                loops.add_gathered(wide, at, given, table.offsets, table.signs, table.signs2)
+                loops.fold(own, wide, 1 / math.sqrt(self.spec.s))
 
         shared(len(rows), values.numel() * self.spec.s * _ADD, work)
 
-    def _fits(self, name: str, first_row: int, last_row: int, rest: int) -> None:
+    def _need_inside(self, name: str, first_row: int, last_row: int, rest: int) -> None:
         """Raise unless rows are of a parameter: the inner loops do not look at bounds."""
         own = self.matrices[name]
         if not 0 <= first_row <= last_row <= own[0] or rest != own[1]:
@@ -128,7 +107,7 @@ class SJLT(Projector):
     def _add_on_device(
         self, out: Tensor, name: str, tile: Tensor, first_row: int = 0, index: Tensor | None = None
     ) -> None:
-        """Add a tile, or rows that ``index (batch, rows)`` picks, where there are no inner loops."""
+        """Add a tile, or rows that ``index (batch, rows)`` picks, by the kernel of a GPU."""
         from trakstore.features.projectors.triton.sparse import add_sketch
 
         tile = tile.to(torch.float32).contiguous()
@@ -137,19 +116,26 @@ class SJLT(Projector):
             add_sketch(out, tile, self._keys(name, copy), scale, first_row, index)
 
     def _rotate(self, out: Tensor, name: str, tile: Tensor, first_row: int) -> None:
-        """Add a tile in plain torch."""
+        """Add a tile in plain torch, on a device without kernels of its own."""
+        # A run of k positions falls on the features rotated by its offset, so each feature gathers one
+        # position of each run, and rows are summed: nothing is scattered, as the order of scattered
+        # sums on a GPU differs from run to run, and with it their last bits.
         rows, rest = tile.shape[1:]
         r = torch.arange(first_row, first_row + rows, device=out.device)[:, None]
         c = torch.arange(rest, device=out.device)
         for copy in range(self.spec.s):
             offsets, signs = self._runs(name, copy, r, -(-rest // self.dim))
+            signs = signs / math.sqrt(self.spec.s)
             signed = tile.to(torch.float32) * self._signs2(name, copy, c)
-            add_rotated(out, signed, offsets, signs / math.sqrt(self.spec.s))
+            for lo, hi in ranges(rows, max(1, _ENTRIES // (len(tile) * self.dim))):
+                for run, (first, last) in enumerate(ranges(rest, self.dim)):
+                    part = signed[:, lo:hi, first:last]
+                    out += _rotated(part, offsets[lo:hi, run], signs[lo:hi, run], self.dim)
 
     def entries(
         self, name: str, copy: int, first_row: int, rows: int, rest: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Columns (int64) and signed values (float32), each of shape ``(rows, rest)``."""
+        """Return columns (int64) and signed values (float32), each of shape ``(rows, rest)``."""
         k, c = self.dim, torch.arange(rest, device=device)
         r = torch.arange(first_row, first_row + rows, device=device)[:, None]
         offset, sign1 = self._runs(name, copy, r, -(-rest // k))
@@ -157,52 +143,55 @@ class SJLT(Projector):
         return (offset[:, c // k] + c) % k, value
 
     def _runs(self, name: str, copy: int, rows: Tensor, runs: int) -> tuple[Tensor, Tensor]:
-        """Offsets (int64) and signs (float32) of rows ``(n, 1)``, each ``(n, runs)``."""
+        """Return offsets (int64) and signs (float32) of rows ``(n, 1)``, each ``(n, runs)``."""
         run = torch.arange(runs, device=rows.device)[None]
         word = hash2(rows, run, self._keys(name, copy)[0])
+        # The lowest bit is the sign, and the 31 others, as a fraction of 2³¹, the offset: a product
+        # and a shift instead of a remainder, which favours no offset more than the bits allow.
         return (word >> 1) * self.dim >> 31, (1 - 2 * (word & 1)).to(torch.float32)
 
     def _signs2(self, name: str, copy: int, positions: Tensor) -> Tensor:
         return (1 - 2 * (hash1(positions, self._keys(name, copy)[1]) & 1)).to(torch.float32)
 
+    @remembered
     def _keys(self, name: str, copy: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of runs, and of signs of positions."""
-        if (name, copy) not in self._drawn_with:
-            streams = (f"runs {copy}", f"signs {copy}")
-            runs, signs = (keys(self.spec, name, self.shapes[name], one) for one in streams)
-            self._drawn_with[name, copy] = runs, signs
-        return self._drawn_with[name, copy]
+        """Return the keys of runs, and of signs of positions."""
+        streams = (f"runs {copy}", f"signs {copy}")
+        runs, signs = (keys(self.spec, name, self.shapes[name], one) for one in streams)
+        return runs, signs
 
-    def _rows_of(self, name: str, first_row: int, rows: int) -> list[RunTable]:
-        return [table.rows(first_row, first_row + rows) for table in self._tables_of(name)]
+    @remembered
+    def _columns_of(
+        self, name: str, first_row: int, rows: int
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Return columns and signed values of all entries of a few rows, for each copy."""
+        rest, cpu = self.matrices[name][1], torch.device("cpu")
+        copies = [
+            self.entries(name, copy, first_row, rows, rest, cpu) for copy in range(self.spec.s)
+        ]
+        return [(c.flatten().numpy(), v.flatten().numpy()) for c, v in copies]
 
-    def _entries_of(self, name: str, first_row: int, rows: int) -> list[Entries]:
-        """Columns and signed values of all entries of a few rows, one copy after the other."""
-        which = (name, first_row, rows)
-        if which not in self._single:
-            rest, cpu = self.matrices[name][1], torch.device("cpu")
-            copies = [
-                self.entries(name, copy, first_row, rows, rest, cpu) for copy in range(self.spec.s)
-            ]
-            self._single[which] = [(c.flatten().numpy(), v.flatten().numpy()) for c, v in copies]
-        return self._single[which]
+    @remembered
+    def _merged_rows_of(self, name: str, first_row: int, last_row: int) -> list[Runs]:
+        return [Runs(one.rows(first_row, last_row), self.dim) for one in self._tables_of(name)]
 
-    def _merged_rows_of(self, name: str, first_row: int, rows: int) -> list[Runs]:
-        which = (name, first_row, rows)
-        if which not in self._merged:
-            self._merged[which] = [Runs(table, self.dim) for table in self._rows_of(*which)]
-        return self._merged[which]
-
+    @remembered
     def _tables_of(self, name: str) -> list[RunTable]:
-        """The hashes of a parameter, one table a copy."""
-        if name not in self._tables:
-            rows, rest = self.matrices[name]
-            self._tables[name] = [
-                self._table(name, copy, rows, rest) for copy in range(self.spec.s)
-            ]
-        return self._tables[name]
-
-    def _table(self, name: str, copy: int, rows: int, rest: int) -> RunTable:
+        """Return the hashes of a parameter, one table a copy."""
+        rows, rest = self.matrices[name]
         r, c = torch.arange(rows)[:, None], torch.arange(rest)
-        offsets, signs = self._runs(name, copy, r, -(-rest // self.dim))
-        return RunTable(offsets.numpy(), signs.numpy(), self._signs2(name, copy, c).numpy())
+        tables = []
+        for copy in range(self.spec.s):
+            offsets, signs = self._runs(name, copy, r, -(-rest // self.dim))
+            signs2 = self._signs2(name, copy, c)
+            tables.append(RunTable(offsets.numpy(), signs.numpy(), signs2.numpy()))
+        return tables
+
+
+def _rotated(part: Tensor, offsets: Tensor, signs: Tensor, dim: int) -> Tensor:
+    """Return the sketch of one run of some rows, shape (batch, dim)."""
+    batch, rows, width = part.shape
+    position = (torch.arange(dim, device=part.device) - offsets[:, None]) % dim
+    weight = signs[:, None] * (position < width)
+    index = position.clamp(max=width - 1).expand(batch, rows, dim)
+    return (part.gather(2, index) * weight).sum(1)

@@ -24,7 +24,8 @@ _WORTH = 2e5  # nanoseconds of work that make up for waking threads
 def shared(size: int, nanoseconds: float, work: Callable[[int, int], None]) -> None:
     """Run ``work(start, stop)`` on equal parts of ``range(size)``, one a thread.
 
-    Which parts there are depends on the size, the estimate and the number of threads alone.
+    The parts depend on the size, the estimate and the number of threads alone, so that sums over parts
+    have the same bits in every run.
     """
     threads = min(torch.get_num_threads(), size)
     if threads == 1 or nanoseconds < _WORTH:
@@ -47,6 +48,7 @@ def _without_gradients(work: Callable[[int, int], None], start: int, stop: int) 
 @cache
 def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="trakstore-projector")
+    # Each job waits for all others, so that each is in a thread of its own and sets that one's number.
     together = Barrier(threads)
 
     def start() -> None:
@@ -55,5 +57,5 @@ def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
 
     for job in [pool.submit(start) for _ in range(threads)]:
         job.result()
-    torch.set_num_threads(threads)  # of threads that start later
+    torch.set_num_threads(threads)  # what a thread sets is also for those that start later
     return pool
