@@ -40,6 +40,19 @@ RANKS: dict[str, int] = {
 QUERY = ("passes", "kernels", "scores", "methods", "analysis")
 APART = [pair for room in QUERY for pair in (("features", room), (room, "features"))]
 ORDER: dict[str, list[str]] = {
+    "features/checkpoints": [
+        "stored_weights",
+        "plain_tensors",
+        "safetensors_file",
+        "torch_file",
+        "shards",
+        "distributed_folder",
+        "fitting",
+        "adapter",
+        "formats",
+        "loading_weights",
+        "trainer_folder",
+    ],
     "spec": [
         "whole_fields",
         "projections",
@@ -183,6 +196,7 @@ ORDER: dict[str, list[str]] = {
         "wording",
         "parameters",
         "weights",
+        "checkpoints",
         "projectors",
         "axes",
         "layers",
@@ -217,6 +231,7 @@ ORDER: dict[str, list[str]] = {
         "incoming",
         "recorder",
         "featurize",
+        "chat",
         "callback",
     ],
     "cli": [

@@ -347,12 +347,12 @@ FAULTS = {
         "there is no checkpoint file missing.pt of epoch 2; correct the job's checkpoints",
     ),
     "training state": (
-        "job.checkpoints[1] = {'model': job.checkpoints[1], 'opt': {'state': {}}, 'epoch': 1}",
-        "it holds 'model', 'opt', 'epoch': the weights seem to be under 'model'; save those alone",
+        "job.checkpoints[1] = {'model': job.checkpoints[1], 'average': job.checkpoints[1]}",
+        "checkpoint 1['model'] and checkpoint 1['average'] both hold weights of this model",
     ),
     "no state": (
         "job.checkpoints[1] = [1, 2]",
-        "checkpoint 1 is not of this model: needed a mapping of names to tensors, got a list",
+        "checkpoint 1 needed a path, a mapping of names to tensors or a function that gives one, got a",
     ),
 }
 

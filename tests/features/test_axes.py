@@ -329,3 +329,16 @@ def _called(call: Any, given: tuple[Any, tuple[Any, ...], dict[str, Any]], copie
     value, args, kwargs = given
     named = {name: replaced(one) for name, one in kwargs.items()}
     return call(replaced(value), *replaced(args), **named)
+
+
+def test_operators_of_others_mean_what_they_like_by_a_known_name() -> None:
+    @torch.library.custom_op("trakstore_tests::relu", mutates_args=())
+    def sorted_relu(x: Tensor) -> Tensor:
+        return x[x[:, 0].argsort()].relu()
+
+    batch = torch.randn(3, 2)
+    for operator in (torch.ops.trakstore_tests.relu, torch.ops.trakstore_tests.relu.default):
+        following = Following(3)
+        x = following.begin(batch)
+        out = following.passed(operator, (x,), {}, sorted_relu(batch))
+        assert following.of(out) is Unplaced.LOST

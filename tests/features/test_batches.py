@@ -110,10 +110,26 @@ BATCHES: dict[str, tuple[Any, Collate | None, str]] = {
         lambda samples: torch.tensor(sum(samples)),
         r"holds a tensor of shape \(\):",
     ),
+    "nested": (
+        [torch.ones(3), torch.ones(2)],
+        lambda samples: {"x": torch.nested.nested_tensor(samples)},
+        r"holds a nested tensor at \['x'\]: samples are cut from dense tensors; pad it",
+    ),
+    "jagged": (
+        [torch.ones(3), torch.ones(2)],
+        lambda samples: torch.nested.nested_tensor(samples, layout=torch.jagged),
+        "holds a nested tensor: samples are cut from dense tensors",
+    ),
+    "sparse": (
+        [torch.ones(3), torch.ones(3)],
+        lambda samples: torch.stack(samples).to_sparse(),
+        r"holds a tensor of layout sparse_coo: .* to_dense\(\) \(in collate=\)",
+    ),
     "object": ([1, 2], lambda _: object(), "of type object: leave it out"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("case", BATCHES)
 def test_what_has_not_one_row_a_sample(case: str) -> None:
     samples, collate, said = BATCHES[case]

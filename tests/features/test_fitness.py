@@ -183,6 +183,82 @@ def test_modules_that_keep_themselves_in_training_mode_are_evaluated(tmp_path: P
     np.testing.assert_allclose(got, autograd(model.layers.eval(), data), rtol=1e-4, atol=1e-5)
 
 
+class Merging(nn.Linear):
+    """A low-rank change of a frozen weight, which is added to it in eval mode, as loralib does it."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 8)
+        self.weight.requires_grad_(False)
+        self.left, self.right = nn.Parameter(torch.randn(8, 2)), nn.Parameter(torch.randn(2, 12))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if self.merged is mode:
+            change = self.left @ self.right
+            self.weight.data += -change if mode else change
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        return found if self.merged else found + x @ self.right.t() @ self.left.t()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_low_rank_layers_are_not_merged(training: bool, tmp_path: Path) -> None:
+    model = seeded(lambda: nn.Sequential(Merging(), nn.Tanh(), nn.Linear(8, 3)))
+    data = [(x, int(y)) for x, y in (Samples(5)[i] for i in range(5))]
+    trained = [one for one in model.parameters() if one.requires_grad]
+    expected = [
+        torch.cat(
+            [
+                one.reshape(-1)
+                for one in torch.autograd.grad(
+                    margins(model, x[None], torch.tensor([y])).sum(), trained
+                )
+            ]
+        ).numpy()
+        for x, y in data
+    ]
+    model.train(training)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    got = features(model, data, tmp_path)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert model[0].merged is not training
+    assert all(module.training is training for module in model.modules())
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+class Remembering(nn.Module):
+    """A bias that is made once in an evaluation, and forgotten in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.table = nn.Linear(12, 3), nn.Parameter(torch.randn(1), False)
+        self.made: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Remembering:
+        self.made = None if mode else self.made
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.made is None:
+            self.made = self.table * 1
+        found: Tensor = self.layers(x * self.made)
+        return found
+
+
+def test_what_was_made_of_other_weights_is_forgotten(tmp_path: Path) -> None:
+    model = seeded(Remembering).eval()
+    data = [(x, int(y)) for x, y in (Samples(5)[i] for i in range(5))]
+    model(data[0][0][None])
+    model.table.data.mul_(3)
+    got = features(model, data, tmp_path)
+    expected = autograd(model.train().layers, [(x * model.table, y) for x, y in data])
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("bag", [False, True])
 def test_embeddings_with_sparse_gradients(bag: bool, tmp_path: Path) -> None:
     def make() -> nn.Module:

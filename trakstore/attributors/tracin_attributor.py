@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from trakstore.features import Job, featurize_job
-from trakstore.features.job import Checkpoint
+from trakstore.features.checkpoints import Checkpoint
 from trakstore.features.loading import loaded, stratum
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import last_layers
@@ -59,7 +59,7 @@ class TracInAttributor:
         learning_rates: float | Mapping[int | str, float] = 1.0,
         *,
         checkpoints: Mapping[int | str, Checkpoint] | None = None,
-        output: str | ModelOutput = "margin",
+        output: str | ModelOutput | None = None,
         device: str | None = None,
     ) -> None:
         self.model, self.checkpoints, self.output = model, checkpoints, output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from trakstore.errors import IncompleteError, SpecMismatchError, TrakStoreError
+from trakstore.features.checkpoints import Checkpoint
 from trakstore.features.incoming import BatchFeatures, IncomingRows, OrderError
 from trakstore.features.outputs.peers import as_projection, as_task
 from trakstore.kernels.solvers import Damping
@@ -123,7 +124,7 @@ class TRAKer:
 
     def load_checkpoint(
         self,
-        checkpoint: Mapping[str, Tensor],
+        checkpoint: Checkpoint,
         model_id: int,
         _allow_featurizing_already_registered: bool = False,
     ) -> None:
@@ -131,7 +132,7 @@ class TRAKer:
 
         Parameters
         ----------
-        checkpoint : state dict
+        checkpoint : path, state dict or callable
             Weights of the model.
         model_id : int
             Number of the checkpoint; one that other weights were featurized under is refused.
@@ -183,7 +184,7 @@ class TRAKer:
                 shutil.rmtree(staged.folder)
 
     def start_scoring_checkpoint(
-        self, exp_name: str, checkpoint: Mapping[str, Tensor], model_id: int, num_targets: int
+        self, exp_name: str, checkpoint: Checkpoint, model_id: int, num_targets: int
     ) -> None:
         """Take the weights of a checkpoint for the targets of an experiment.
 
@@ -279,9 +280,7 @@ class TRAKer:
         return scored
 
     @_model_ids()
-    def _begin(
-        self, checkpoint: Mapping[str, Tensor], model_id: int, split: str, rows: int
-    ) -> IncomingRows:
+    def _begin(self, checkpoint: Checkpoint, model_id: int, split: str, rows: int) -> IncomingRows:
         model_id = as_whole(model_id, "model_id", 0)
         return self._features.load(checkpoint, self._staged(model_id, split, rows))
 

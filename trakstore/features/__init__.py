@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from trakstore.features.chat import TokenCounts, chat_rows, count_tokens
 from trakstore.features.featurize import Featurized, featurize, featurize_job
 from trakstore.features.job import Job, load_job
 from trakstore.features.outputs import (
+    DPO,
     CausalLM,
     Contrastive,
     CrossEntropy,
@@ -14,9 +16,11 @@ from trakstore.features.outputs import (
     ModelOutput,
     RowOutputs,
     SquaredError,
+    Weighted,
 )
 
 __all__ = [
+    "DPO",
     "CausalLM",
     "Contrastive",
     "CrossEntropy",
@@ -28,6 +32,10 @@ __all__ = [
     "ModelOutput",
     "RowOutputs",
     "SquaredError",
+    "TokenCounts",
+    "Weighted",
+    "chat_rows",
+    "count_tokens",
     "featurize",
     "featurize_job",
     "load_job",

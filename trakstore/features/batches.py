@@ -72,10 +72,17 @@ class Batches:
             ) from error
 
     def _need_rows(self, leaf: Any, where: str, start: int, stop: int) -> None:
-        """Raise unless a leaf of a batch has one row for each sample."""
-        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == stop - start:
+        """Raise unless a leaf of a batch is dense and has one row for each sample."""
+        dense = isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
+        if dense and leaf.ndim and len(leaf) == stop - start:
             return
-        if isinstance(leaf, Tensor):
+        if isinstance(leaf, Tensor) and not dense:
+            kind = str(leaf.layout).removeprefix("torch.")
+            got = "a nested tensor" if leaf.is_nested else f"a tensor of layout {kind}"
+            remedy = (
+                "samples are cut from dense tensors; pad it with a mask, or give its to_dense()"
+            )
+        elif isinstance(leaf, Tensor):
             got = f"a tensor of shape {tuple(leaf.shape)}"
             remedy = (
                 "one row a sample is needed in each; pad graphs and other samples of several sizes "

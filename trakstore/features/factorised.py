@@ -29,6 +29,7 @@ from trakstore.features.gradients import (
     GenericEngine,
     batch_size,
     cut,
+    joined,
     no_features,
 )
 from trakstore.features.graph import reached
@@ -46,6 +47,7 @@ log = logging.getLogger("trakstore")
 
 _UNPLACED = "it is not certain where in their layers' tensors the samples are"
 _UNKNOWN = "their layers are not known"
+_MISREAD = "the model uses sizes or dimensions of what they give for all samples"
 
 
 class FactorisedEngine(GenericEngine):
@@ -94,7 +96,7 @@ class FactorisedEngine(GenericEngine):
         doubtful: frozenset[str] = frozenset()
         while self._names - doubtful:
             try:
-                rows, more = self._rows(batch, doubtful)
+                rows, more, mixed = self._rows(batch, doubtful)
             except torch.OutOfMemoryError:
                 raise
             except Untrusted as doubt:
@@ -103,7 +105,7 @@ class FactorisedEngine(GenericEngine):
                 self._warn(self._names, f"of an error ({first_line(error)})")
                 doubtful = frozenset(self._names)
             else:
-                return self._with_others(batch, rows, more)
+                return self._with_others(batch, rows, more, mixed)
         return self.generic_rows(batch)
 
     def samples(self, batch: Any) -> Samples:
@@ -124,13 +126,42 @@ class FactorisedEngine(GenericEngine):
             wrong = set(self._names)
         return tuple(name for name in self._parameters if name in wrong)
 
-    def _with_others(self, batch: Any, rows: FeatureRows, doubtful: Set[str]) -> FeatureRows:
-        """Add the features of all other parameters to those of known layers."""
+    def _with_others(
+        self, batch: Any, rows: FeatureRows, doubtful: Set[str], mixed: bool
+    ) -> FeatureRows:
+        """Add the features of all other parameters to those of known layers.
+
+        Where samples see one another in this batch, all are those of each sample alone.
+        """
         rest = [n for n in self._parameters if n not in self._names or n in doubtful]
-        if not rest:
+        if rest:
+            others = self.generic_rows(batch, rest)
+            if self._alike(rows.outputs, others.outputs):
+                return rows._replace(features=rows.features + others.features)
+        elif not mixed or self._alike(rows.outputs, self._of_halves(batch)):
             return rows
-        others = self.generic_rows(batch, rest)
-        return rows._replace(features=rows.features + others.features)
+        self._warn(self._parameters, "samples have other outputs together than apart")
+        return self.generic_rows(batch)
+
+    def _alike(self, outputs: RowOutputs, others: RowOutputs) -> bool:
+        """Tell whether outputs of the same samples are equal, but for rounding of the largest."""
+        for one, other in zip(outputs, others, strict=True):
+            scale = max(1.0, float(other.detach().abs().nan_to_num(0, 0, 0).max()))
+            near = self.tolerance * scale
+            if not torch.allclose(one.to(other), other, self.tolerance, near, equal_nan=True):
+                return False
+        return True
+
+    def _of_halves(self, batch: Any) -> RowOutputs:
+        """Compute outputs of both halves of a batch, each by itself."""
+        size = batch_size(batch)
+        with torch.no_grad():
+            halves = [
+                self._output(self._model, cut(batch, *part))
+                for part in ((0, size // 2), (size // 2, size))
+                if part[0] < part[1]
+            ]
+        return joined(halves)
 
     def _doubted(self, doubt: Untrusted) -> frozenset[str]:
         """Return the parameters that a doubt is about: all where it names none that are left."""
@@ -148,21 +179,21 @@ class FactorisedEngine(GenericEngine):
                 *(len(new), reason, listed(new)),
             )
 
-    def _rows(self, batch: Any, without: frozenset[str]) -> tuple[FeatureRows, Set[str]]:
-        """Compute features by known layers; give the parameters that are not among them, too."""
+    def _rows(self, batch: Any, without: frozenset[str]) -> tuple[FeatureRows, Set[str], bool]:
+        """Compute features by known layers, the parameters not among them, and if samples may mix."""
         out = no_features(batch, self.projector.dim)
-        outputs, doubtful = self._accumulate(batch, self.projector, lambda _: out, without)
+        outputs, doubtful, mixed = self._accumulate(batch, self.projector, lambda _: out, without)
         for reason, names in doubtful.items():
             self._warn(names, reason)
-        return FeatureRows(out, outputs), without.union(*doubtful.values())
+        return FeatureRows(out, outputs), without.union(*doubtful.values()), mixed
 
     def _accumulate(
         self, batch: Any, projector: Projector, out_of: OutOf, without: Set[str] = frozenset()
-    ) -> tuple[RowOutputs, dict[str, Set[str]]]:
+    ) -> tuple[RowOutputs, dict[str, Set[str]], bool]:
         """Add the projections of known layers' parameters where ``out_of`` says, but of some.
 
-        Gives the outputs, and by the reason the parameters that were left out, since their gradients
-        cannot be cut into those of samples in this batch.
+        Gives the outputs, by the reason the parameters that were left out, since their gradients
+        cannot be cut into those of samples in this batch, and whether samples may see one another.
         """
         following = Following(batch_size(batch), self._kept)
         tape = Tape(following, self._constants, projector, out_of)
@@ -180,9 +211,12 @@ class FactorisedEngine(GenericEngine):
             if ends.python:
                 unknown |= recorder.hidden
             unplaced = (following.doubtful(ends.nodes) | tape.doubtful) - unknown
+            if following.misread:
+                raise Untrusted(following.misread, _MISREAD)
             tape.backward(rows.output, ends.leaves, unknown | unplaced)
         doubtful: dict[str, Set[str]] = {_UNKNOWN: unknown, _UNPLACED: unplaced}
-        return RowOutputs(*(column.detach() for column in rows)), doubtful
+        outputs = RowOutputs(*(column.detach() for column in rows))
+        return outputs, doubtful, following.mixed and following.batch > 1
 
     def _prepare(self, first: Any) -> None:
         """Send to the generic engine for ever what is unknown, or wrong, in the first samples."""
@@ -232,14 +266,14 @@ class FactorisedEngine(GenericEngine):
             return sketches.setdefault(name, no_features(first, truth.checker.dim))
 
         try:
-            _, doubtful = self._accumulate(first, truth.checker, sketch_of)
+            _, doubtful, _ = self._accumulate(first, truth.checker, sketch_of)
             for reason, names in doubtful.items():
                 if names:
                     raise Untrusted(names, reason)
             wrong = disagreeing(truth, sketches, self._names)
             if wrong or not self._names:
                 return wrong
-            rows, _ = self._rows(first, frozenset())
+            rows, *_ = self._rows(first, frozenset())
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:

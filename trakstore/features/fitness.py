@@ -70,7 +70,8 @@ def fit_modules(model: nn.Module) -> Iterator[None]:
     """Set modules as per-sample gradients need them; set each back as it was.
 
     All are in eval mode, also those that keep themselves in training mode, and embeddings give dense
-    gradients: the sparse ones that optimisers may want are the same numbers.
+    gradients: the sparse ones that optimisers may want are the same numbers. Layers that add their
+    low-rank weights to others in eval mode, where these have no gradients, do not.
     """
     with ExitStack() as back:
         for module in model.modules():
@@ -78,18 +79,62 @@ def fit_modules(model: nn.Module) -> Iterator[None]:
             if isinstance(module, _SPARSE) and module.sparse:
                 back.callback(setattr, module, "sparse", True)
                 module.sparse = False
+        own = _own_tensors(model)
+        training, values = model.training, [one.detach().clone() for one in own]
         # A model may override ``eval`` or ``train`` and leave some of its modules in training mode:
         # these are set afterwards, one by one.
         try:
-            model.eval()
+            _evaluate(model, own)
         except NotImplementedError as error:  # an exported program
             raise TrakStoreError(
                 f"the model cannot be put in eval mode ({error}); give the nn.Module that it was "
                 f"made from"
             ) from error
+        back.callback(_return, model, training, own, values)
         for module in model.modules():
             module.training = False
         yield
+
+
+def _own_tensors(model: nn.Module) -> list[Tensor]:
+    """Weights of modules that do something of their own when their mode changes."""
+    return [
+        tensor
+        for module in model.modules()
+        if type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+    ]
+
+
+def _evaluate(model: nn.Module, own: list[Tensor]) -> None:
+    """Eval mode by the model's own methods; where that changes weights, by the modules' flags alone."""
+    if any(type(module).train is not nn.Module.train for module in model.modules()):
+        model.train()  # lets go of what modules made of other weights in an earlier evaluation
+    before = [tensor.detach().clone() for tensor in own]
+    model.eval()
+    if not all(map(_same_bits, own, before)):
+        model.train()
+        _put_back(own, before)
+
+
+def _return(model: nn.Module, training: bool, own: list[Tensor], values: list[Tensor]) -> None:
+    """Put modules that do something of their own in their mode again, and their weights back."""
+    if own:
+        model.train(training)
+        _put_back(own, values)
+
+
+@torch.no_grad()
+def _put_back(tensors: list[Tensor], values: list[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        if not _same_bits(tensor, value):
+            tensor.data.copy_(value)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    left, right = (tensor.detach().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(left, right.to(left.device))
 
 
 @contextmanager

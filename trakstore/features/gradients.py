@@ -24,7 +24,7 @@ from trakstore.features.projectors import Projector
 from trakstore.features.wording import first_line
 from trakstore.planning import ranges
 
-__all__ = ["FAILURES", "FeatureRows", "GenericEngine", "batch_size", "cut", "no_features"]
+__all__ = ["FAILURES", "FeatureRows", "GenericEngine", "batch_size", "cut", "joined", "no_features"]
 
 log = logging.getLogger("trakstore")
 
@@ -93,7 +93,7 @@ class GenericEngine:
         size, most = batch_size(batch), self._at_once(chosen)
         parts = [self._part(cut(batch, lo, hi), chosen) for lo, hi in ranges(size, most)]
         features = torch.cat([part.features for part in parts])
-        return FeatureRows(features, _joined([part.outputs for part in parts]))
+        return FeatureRows(features, joined([part.outputs for part in parts]))
 
     def run_as_training(self, batch: Any) -> None:
         """Run forward and backward on a batch, and nothing else."""
@@ -159,7 +159,7 @@ class GenericEngine:
             outputs.append(rows)
             for name, tile in tiles:
                 self.projector.add(features[i : i + 1], name, tile)
-        return FeatureRows(features, _joined(outputs))
+        return FeatureRows(features, joined(outputs))
 
 
 class _WholeModel(nn.Module):
@@ -180,7 +180,8 @@ class _WholeModel(nn.Module):
         return rows.output[0], RowOutputs(*(column[0].detach() for column in rows))
 
 
-def _joined(parts: list[RowOutputs]) -> RowOutputs:
+def joined(parts: list[RowOutputs]) -> RowOutputs:
+    """Return the outputs of a batch from those of its parts, in order."""
     return RowOutputs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as tree
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.checkpoints import Checkpoint, load_weights
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.fitness import fit_modules, need_apart, need_weights
@@ -24,7 +25,6 @@ from trakstore.features.outputs.peers import GivenTask
 from trakstore.features.parameters import (
     as_patterns,
     canonical_name,
-    own_names,
     parameter_spec,
     select_parameters,
     uncompiled,
@@ -87,9 +87,9 @@ class BatchFeatures:
         self.spec = StoreSpec(projection, output.spec, self.parameters)
         self.weights = ""
 
-    def load(self, checkpoint: Mapping[str, Tensor], staged: StagedSplit) -> IncomingRows:
+    def load(self, checkpoint: Checkpoint, staged: StagedSplit) -> IncomingRows:
         """Take the weights of a checkpoint, of which rows come next; other rows are refused."""
-        self.model.load_state_dict(own_names(checkpoint, self.model))
+        load_weights(checkpoint, self.model, "the checkpoint")
         self.model.eval().to(self.device)
         self.weights = checkpoint_hash(self.model)
         for other in staged.claim(self.weights):

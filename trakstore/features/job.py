@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import pickle
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, get_args
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
 from trakstore.features.blockcheck import CheckedRows
-from trakstore.features.outputs import ModelOutput
-from trakstore.features.parameters import as_patterns, own_names, uncompiled
+from trakstore.features.checkpoints import Checkpoint, TrainerFolder, load_weights, weights_file
+from trakstore.features.outputs import ModelOutput, as_output, output_for
+from trakstore.features.parameters import as_patterns, uncompiled
 from trakstore.features.weights import kept, unshared
-from trakstore.features.wording import first_line
 from trakstore.named import call_named, load_named
-from trakstore.paths import is_file
+from trakstore.paths import exists
 from trakstore.planning import byte_count
 from trakstore.quantities import as_number, as_whole
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
 from trakstore.storage.layout import as_epoch
 
-__all__ = ["Checkpoint", "Job", "JobOptions", "load_job"]
-
-Checkpoint = str | Path | Mapping[str, Tensor]
+__all__ = ["Job", "JobOptions", "load_job"]
 
 _MAPPINGS = {"datasets": "{'train': data}", "ids": "{'train': ids}", "learning_rates": "{10: 0.1}"}
 
@@ -39,7 +32,7 @@ _MAPPINGS = {"datasets": "{'train': data}", "ids": "{'train': ids}", "learning_r
 class JobOptions(TypedDict, total=False):
     """The attributes of a :class:`Job` that :func:`.featurize.featurize` takes as keywords."""
 
-    output: str | ModelOutput
+    output: str | ModelOutput | None
     projector: ProjectionSpec | None
     parameters: str | Sequence[str]
     activations: str | Sequence[str]
@@ -66,14 +59,19 @@ class Job:
     datasets : mapping of split to data set
         Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers
         and lists of numbers, for the outputs of classification ``(input, ..., label)``.
-    output : str or ModelOutput
-        The scalar that is differentiated: ``"margin"``, ``"cross_entropy"`` or your own.
+    output : str, ModelOutput or callable, optional
+        The scalar that is differentiated: ``"margin"``, ``"cross_entropy"``, ``"squared_error"``,
+        ``"causal_lm"``, ``"masked_lm"`` or your own. By default that of the model's task, which a
+        transformers model's class tells; other models are taken for classifiers, hence ``"margin"``.
     projector : ProjectionSpec, optional
         How gradients become features: as the store has it, else ``ProjectionSpec("sjlt", dim=2048)``.
-    checkpoints : mapping of epoch to path or state_dict
-        Weights; files are ``.safetensors``, or else read by ``torch.load(weights_only=True)``.
-        State dicts that share memory with the model, as ``model.state_dict()`` does, are copied
-        here, as they are now; others are not, and cost nothing.
+    checkpoints : mapping of epoch to checkpoint, or path, optional
+        Weights of each epoch: a file of safetensors or of ``torch.save``, an index of shards, a folder
+        that ``save_pretrained``, a Trainer, PEFT or ``torch.distributed.checkpoint`` wrote, a state
+        dict, or a function without arguments that gives one of these. No file's code is run. State
+        dicts that share memory with the model, as ``model.state_dict()`` does, are copied here, as
+        they are now; others are not, and cost nothing. The path of a Trainer's output folder stands
+        for its ``checkpoint-N`` as the epochs N, with the learning rates that the Trainer logged.
     parameters : str or sequence of str
         Shell-style patterns of parameter names. The parameters that they select are real: complex
         ones are refused.
@@ -125,9 +123,9 @@ class Job:
 
     model: nn.Module
     datasets: Mapping[str, Any]
-    output: str | ModelOutput = "margin"
+    output: str | ModelOutput | None = None
     projector: ProjectionSpec | None = None
-    checkpoints: Mapping[int | str, Checkpoint] | None = None
+    checkpoints: Mapping[int | str, Checkpoint] | str | Path | None = None
     parameters: str | Sequence[str] = ("*",)
     activations: str | Sequence[str] = ()
     batch_size: int = 64
@@ -152,12 +150,16 @@ class Job:
             if not isinstance(getattr(self, name), Mapping):
                 got = type(getattr(self, name)).__name__
                 raise TrakStoreError(f"{name} must be a mapping, like {what}, got {got}")
-        # One that shares memory with the model would change when another is loaded into the model.
-        self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
+        if isinstance(self.checkpoints, str | Path):
+            folder = TrainerFolder.of(Path(self.checkpoints))
+            self.checkpoints = folder.checkpoints
+            self.learning_rates = {**folder.learning_rates, **self.learning_rates}
+        self._own_checkpoints()
         for name in ("batch_size", "block_rows", "keep_bits"):
             size = getattr(self, name)
             if size is not None:
                 setattr(self, name, as_whole(size, name, 1))
+        self.output = output_for(self.model) if self.output is None else as_output(self.output)
         if not isinstance(self.projector, ProjectionSpec | None):
             raise TrakStoreError(
                 f"projector must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), got "
@@ -175,14 +177,26 @@ class Job:
         if self.check not in get_args(CheckedRows):
             raise TrakStoreError(f"check must be 'some' or 'all', got {self.check!r}")
         if self.checkpoints is not None:
-            self.checkpoints = _by_epoch(self.checkpoints)
+            self.checkpoints = _by_epoch(self._weights)
         if self.memory_limit is not None:
             byte_count(self.memory_limit)  # refuses what is not a size
 
     @property
     def epochs(self) -> tuple[int | str, ...]:
         """Epochs that the job has weights of."""
-        return (0,) if self.checkpoints is None else tuple(self.checkpoints)
+        return (0,) if self.checkpoints is None else tuple(self._weights)
+
+    @property
+    def _weights(self) -> Mapping[int | str, Checkpoint]:
+        """Weights by epoch; none where the epoch is that of the model itself."""
+        if isinstance(self.checkpoints, str | Path):
+            raise TypeError("the path of a folder becomes a mapping when the job is made")
+        return self.checkpoints or {}
+
+    def _own_checkpoints(self) -> None:
+        """Copy state dicts that a step of training, or another checkpoint, would change."""
+        if self.checkpoints:
+            self.checkpoints = unshared(self._weights, self.model)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -191,7 +205,7 @@ class Job:
         A copy of them is held on the CPU meanwhile; of its buffers alone, without checkpoints.
         """
         # Once more, as attributes may have been set since the job was made.
-        self.checkpoints = self.checkpoints and unshared(self.checkpoints, self.model)
+        self._own_checkpoints()
         with kept(self.model, parameters=bool(self.checkpoints)):
             yield
 
@@ -213,35 +227,27 @@ class Job:
         epoch = as_epoch(epoch)
         if self.checkpoints is None and epoch == 0:
             return self.model
-        if self.checkpoints is None or epoch not in self.checkpoints:
+        if epoch not in self._weights:
             raise NotFoundError(f"the job has no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
-        state = self.checkpoints[epoch]
-        if isinstance(state, str | Path):
-            state = _load_file(Path(state))
-        try:
-            named = own_names(state, self.model) if isinstance(state, Mapping) else state
-            self.model.load_state_dict(named)
-        except (RuntimeError, TypeError) as error:
-            # torch lists every name that is missing or too many: the first of them do.
-            reason = " ".join(str(error).split())[:300]
-            reason = _weights_below(state, self.model) or reason
-            raise TrakStoreError(f"checkpoint {epoch} is not of this model: {reason}") from None
+        load_weights(self._weights[epoch], self.model, f"checkpoint {epoch}")
         return self.model
 
     def check_files(self, epochs: Sequence[int | str]) -> None:
-        """Raise a :class:`NotFoundError` if the weights of an epoch are in a file that is not there."""
-        named = {epoch: (self.checkpoints or {}).get(epoch) for epoch in epochs}
-        missing = [
-            f"{path} of epoch {epoch}"
-            for epoch, path in named.items()
-            if isinstance(path, str | Path) and not is_file(Path(path))
-        ]
+        """Raise a :class:`NotFoundError` if an epoch's weights are in a file that is not there."""
+        paths = {
+            epoch: Path(where)
+            for epoch in epochs
+            if isinstance(where := self._weights.get(epoch), str | Path)
+        }
+        missing = [f"{path} of epoch {epoch}" for epoch, path in paths.items() if not exists(path)]
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise NotFoundError(
                 f"there is no checkpoint file {', '.join(missing[:5])}{more}; correct the job's "
                 f"checkpoints, or choose the epochs whose files are there"
             )
+        for path in paths.values():
+            weights_file(path)  # refuses a folder that holds none
 
 
 def load_job(name: str) -> Job:
@@ -277,49 +283,3 @@ def _by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Check
     if len(set(epochs.values())) < len(epochs):
         raise TrakStoreError(f"checkpoints name an epoch twice: {', '.join(map(repr, epochs))}")
     return {epoch: checkpoints[given] for given, epoch in epochs.items()}
-
-
-def _weights_below(state: Any, model: nn.Module) -> str:
-    """Say that a training state holds the weights below one of its names; nothing where it does not."""
-    if not isinstance(state, Mapping):
-        return f"needed a mapping of names to tensors, got a {type(state).__name__}"
-    wanted = set(model.state_dict())
-    below = [name for name, one in state.items() if isinstance(one, Mapping) and wanted & set(one)]
-    if not below:
-        return ""
-    names = ", ".join(map(repr, state))[:200]
-    return (
-        f"it holds {names}: the weights seem to be under {below[0]!r}; save those alone, or give "
-        f"the job torch.load(path, weights_only=True)[{below[0]!r}]"
-    )
-
-
-def _load_file(path: Path) -> Mapping[str, Tensor]:
-    """Read tensors of a file; neither of the two formats can run code."""
-    if not is_file(path):
-        raise NotFoundError(f"there is no checkpoint file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise TrakStoreError(
-            f"{path} is not a file of plain tensors ({_reason(error)}); save it by "
-            f"torch.save(model.state_dict(), path) or safetensors.torch.save_file"
-        ) from None
-    return state
-
-
-# All that unpicklers and parsers raise where bytes are not what they expect.
-_UNREADABLE = (
-    *(pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, LookupError),
-    *(AttributeError, TypeError, ValueError),
-)
-
-
-def _reason(error: Exception) -> str:
-    """Say why a file was not read; torch's own words advise to let the file run its code."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return first_line(error)
-    named = re.search(r"GLOBAL (\S{1,100})", str(error))
-    return f"it holds {named[1]}, which is code" if named else "it is no pickle of tensors"

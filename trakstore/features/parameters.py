@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ __all__ = [
     "canonical_names",
     "last_layers",
     "need_real",
-    "own_names",
     "parameter_spec",
     "select_parameters",
     "uncompiled",
@@ -49,12 +47,6 @@ def uncompiled(model: nn.Module) -> nn.Module:
     """Return the model that ``torch.compile`` got: hooks and ``vmap`` need its own modules."""
     inner: nn.Module = getattr(model, "_orig_mod", model)
     return inner
-
-
-def own_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return weights under the model's own names, whatever wrapper they were saved from."""
-    own = {canonical_name(name): name for name in model.state_dict()}
-    return {own.get(canonical_name(str(name)), name): value for name, value in state.items()}
 
 
 def canonical_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -30,6 +30,11 @@ __len__ storage_offset get_device data_ptr is_inference __hash__ __repr__ __form
 # Functions that give no tensors, and tell nothing of the data: they pass at once, being so many.
 _UNWATCHED = {getattr(Tensor, name).__get__ for name in _GETTERS.split()}
 _UNWATCHED |= {getattr(Tensor, name) for name in _METHODS.split()}
+# Of these, functions that tell how many dimensions there are, and of what sizes.
+_SIZES = {
+    getattr(Tensor, name) for name in ("size", "dim", "numel", "nelement", "__len__", "ndimension")
+}
+_SIZES |= {getattr(Tensor, name).__get__ for name in ("shape", "ndim")}
 
 
 class Untrusted(Exception):
@@ -102,6 +107,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _UNWATCHED:
+            if func in _SIZES:
+                self._following.sized(args[0])
             return func(*args, **kwargs)
         if func in SEEN_THROUGH:
             # A mode is off while it handles a function: it is turned on again for those within.
@@ -110,6 +117,9 @@ class Recorder(TorchFunctionMode):
         matcher = MATCHERS.get(func)
         call = Call(args, kwargs, self._names) if matcher else None
         layer = matcher(call) if matcher and call else None
+        # A parameter that goes in as an activation (of `linear(latents, weight)`) is no layer's.
+        if layer is not None and call is not None and not call.is_of(layer):
+            layer = None
         out = self._following.passed(func, args, kwargs, func(*args, **kwargs))
         if not torch.is_grad_enabled():
             self._note_hidden(args, kwargs)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from trakstore.features.axes import Axis, Following, Mark, Unplaced
 from trakstore.features.constants import Constants
@@ -47,6 +48,7 @@ class Tape:
     passed: dict[Node, list[Node]] = field(default_factory=dict)
     doubtful: set[str] = field(default_factory=set)
     _first: list[GradientEdge] = field(default_factory=list)
+    _hooks: list[RemovableHandle] = field(default_factory=list)
     _running: bool = False
 
     def __call__(self, key: Key, layer: Layer, call: Call, output: Tensor, mark: Mark) -> Tensor:
@@ -77,7 +79,7 @@ class Tape:
         if how == "repeated":
             # The model gets a row for each sample, so that each row's gradient is one sample's.
             repeated = expanded(output, batch)
-            self.following.claim(repeated, layer.names)
+            self.following.claim_repeated(repeated, layer.names, output.ndim)
             self._watch(layer, [], repeated, repeated)
             return repeated
         rows = [bool(one.ndim) and len(one) == batch for one in (output, *layer.inputs)]
@@ -102,7 +104,7 @@ class Tape:
         versions = [tensor._version for tensor in layer.inputs]
         inputs = [tensor.detach() for tensor in layer.inputs]
         arrived = partial(self._arrived, layer, axes, inputs, versions, output.shape)
-        base.register_hook(arrived)
+        self._hooks.append(base.register_hook(arrived))
 
     def _arrived(
         self,
@@ -146,6 +148,7 @@ class Tape:
         """Let go of the graph: its nodes hold hooks, which hold this, and nothing would be freed."""
         self.passed.clear()
         self._first.clear()
+        self._hooks.clear()
         self.following.close()
 
     def backward(self, output: Tensor, leaves: list[Node], doubtful: Set[str]) -> None:
@@ -154,11 +157,22 @@ class Tape:
         ends = [*self._first, *(GradientEdge(leaf, 0) for leaf in leaves)]
         if not ends or not output.requires_grad:
             return
+        self._come_last()
         self._running = True
         try:
             torch.autograd.grad(output, ends, torch.ones_like(output), allow_unused=True)
         finally:
             self._running = False
+
+    def _come_last(self) -> None:
+        """Put hooks behind those that the model gave its activations meanwhile.
+
+        A weight's gradient is made of what those leave of a gradient.
+        """
+        for handle in self._hooks:
+            hooks = handle.hooks_dict_ref()
+            if hooks and handle.id in hooks:
+                hooks[handle.id] = hooks.pop(handle.id)
 
 
 def _unchanged(output: Tensor) -> Tensor:

@@ -9,13 +9,15 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import Node
 
+from trakstore.features.axes.broadcast import FROM_BEHIND
 from trakstore.features.axes.marked_call import MarkedCall, tensors_of
 from trakstore.features.axes.marks import FREE, LOST, SUSPECT, Axis, Mark
-from trakstore.features.axes.table import MAKES, READS, Known, rule_of
+from trakstore.features.axes.table import MAKES, READS, Known, canonical, rule_of
 
 __all__ = ["Following"]
 
 _ATTRIBUTE = "_trakstore_mark"
+_RAISED = "_trakstore_raised"
 _NONE: frozenset[str] = frozenset()
 _ALONE = object()
 _HOLDERS = (Tensor, tuple, list)
@@ -37,6 +39,14 @@ class Following:
         Ids of a model's parameters and buffers, which get no mark: what a pass writes there is
         lost.
 
+    Attributes
+    ----------
+    misread : set of str
+        Parameters of repeated tensors that the model used as if they were not: what it computes in this
+        pass is not its function.
+    mixed : bool
+        Whether samples may have seen one another: a function made something of several of them, or told
+        Python numbers of theirs, and the output may depend on it.
     """
 
     def __init__(self, batch: int, kept: Set[int] = frozenset()) -> None:
@@ -44,6 +54,9 @@ class Following:
         self._pass = object()  # marks of an earlier pass say nothing
         self._read = False
         self._claims: set[str] = set()
+        self._repeated: set[str] = set()
+        self.misread: set[str] = set()
+        self.mixed = False
         self._losses: list[tuple[Node, frozenset[str]]] = []
         # By the address of their memory. The tensors are held, too: memory that was freed would be
         # given to another tensor, which would then pass for spoiled.
@@ -81,7 +94,9 @@ class Following:
 
     def doubtful(self, nodes: Set[Node]) -> set[str]:
         """Return parameters that counted on rows which got lost on the way to these nodes' output."""
-        return {name for node, claims in self._losses if node in nodes for name in claims}
+        lost = {name for node, claims in self._losses if node in nodes for name in claims}
+        self.misread |= lost & self._repeated
+        return lost
 
     def close(self) -> None:
         """Let go of the graph."""
@@ -90,7 +105,7 @@ class Following:
     def see(self, value: Any) -> None:
         """Notice at the end of a pass what was lost out of sight."""
         for tensor in tensors_of((value,)):
-            self.of(tensor)
+            self.mixed |= self.of(tensor) is LOST
 
     def claims(self, tensor: Tensor) -> frozenset[str]:
         """Return the names of parameters that count on a tensor's rows."""
@@ -103,17 +118,63 @@ class Following:
         self._claims |= own
         self._mark(tensor, Axis(0), own)
 
+    def claim_repeated(self, tensor: Tensor, names: Iterable[str], ndim: int) -> None:
+        """Mark a tensor that the model knows without these rows, with ``ndim`` dimensions.
+
+        Where it has one more now, only functions that count dimensions from behind do the same as in
+        the model.
+        """
+        self.claim(tensor, names)
+        self._repeated |= self.claims(tensor)
+        if tensor.ndim > ndim:
+            self._raise(tensor)
+
+    def _raise(self, tensor: Tensor) -> None:
+        tensor.__dict__[_RAISED] = self._pass
+
+    def _is_raised(self, tensor: Tensor) -> bool:
+        return tensor.__dict__.get(_RAISED) is self._pass
+
+    def sized(self, value: Any) -> None:
+        """Notice that a model asks for the size of a tensor."""
+        if self._repeated and isinstance(value, Tensor) and self._is_raised(value):
+            self.misread |= self.claims(value)
+
+    def _from_behind(self, function: Any, tensors: list[Tensor], raised: list[Tensor]) -> bool:
+        """Tell whether a function does with raised tensors, row by row, what it does without rows."""
+        name, ndim = canonical(function), max(tensor.ndim for tensor in raised)
+        others = [tensor for tensor in tensors if not self._is_raised(tensor)]
+        if name not in FROM_BEHIND:
+            if name not in ("linear", "layer_norm", "rms_norm", "matmul"):
+                return False
+            return self._is_raised(tensors[0]) and all(one.ndim < 3 for one in others)
+        if any(one.ndim != ndim for one in raised):
+            return False
+        places = [self.of(one) for one in others if one.ndim >= ndim and self.of(one) is not FREE]
+        free = [one for one in others if self.of(one) is FREE]
+        return all(place == Axis(0) for place in places) and all(
+            one.ndim < ndim or (one.ndim == ndim and one.shape[0] == 1) for one in free
+        )
+
     def passed(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Mark the results of a function, and give them back."""
         known = rule_of(function)
         if known.odd:
             out = self._odd(known, args, out)
         if not isinstance(out, _HOLDERS) and known.name != "__setitem__":
+            self.sized(args[0] if args else None)
             return out
         tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
         call = MarkedCall(args, kwargs, out, tensors, self.of, self.batch)
         mark = self._mark_of(call, known)
+        if isinstance(mark, Axis) and not self.mixed:
+            self.mixed = any(self.of(tensor) is LOST for tensor in tensors)
         claims = self._carried(tensors) if self._claims else _NONE
+        raised = [one for one in tensors if self._is_raised(one)] if self._repeated else []
+        if raised and not self._from_behind(function, tensors, raised):
+            self.misread |= self._carried(raised)
+        elif raised and all(self._is_raised(one) or self.of(one) is FREE for one in tensors):
+            self._raise(out)
         if known.name == "__setitem__" or (args and out is args[0] and isinstance(out, Tensor)):
             self._write(args[0], mark, claims)
         else:
@@ -125,7 +186,9 @@ class Following:
     def _odd(self, known: Known, args: tuple[Any, ...], out: Any) -> Any:
         """Note what a function does beside giving a tensor; return what it gave, loops as lists."""
         if known.name in READS:
-            self._read = self._read or self.of(args[0]) is not FREE
+            of_samples = self.of(args[0]) is not FREE
+            self._read = self._read or of_samples
+            self.mixed |= of_samples and known.name != "__bool__"
         if known.name == "__set__" and isinstance(args[1], Tensor):  # x.data = y
             self._write(args[0], LOST, self.claims(args[0]))
         return list(out) if known.name == "__iter__" else out

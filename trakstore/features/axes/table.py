@@ -48,7 +48,14 @@ READS = frozenset(_READS.split())
 MAKES = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
 
 # Modules in which functions have the names of other functions.
-_NAMESAKES = ("torch.masked", "torch.sparse", "torch.nested", "torch.fft", "torch.signal")
+_NAMESAKES = (
+    "torch.masked",
+    "torch.sparse",
+    "torch.nested",
+    "torch.fft",
+    "torch.signal",
+    "torch._ops",
+)
 _KNOWN: dict[Any, Known] = {}
 
 

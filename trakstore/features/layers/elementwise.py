@@ -63,7 +63,7 @@ def _with_parameter(call: Call, multiply: bool) -> Layer | None:
     if call.use(x):
         x, p = p, x
     use = call.use(p)
-    if use is None or call.use(x) or not isinstance(x, Tensor) or _expanded(use.tensor):
+    if use is None or call.use(x) or not isinstance(x, Tensor) or _overlaps(use.tensor):
         return None
     dims = max(x.ndim, p.ndim)
     if use.tensor.ndim == dims > 0 and use.tensor.shape[0] != 1:
@@ -75,13 +75,20 @@ def _with_parameter(call: Call, multiply: bool) -> Layer | None:
 
 def _expand(call: Call) -> Layer | None:
     use = call.use(call.argument(0, "self"))
-    return None if use is None or _expanded(use.tensor) else Elementwise(use)
+    return None if use is None or _overlaps(use.tensor) else Elementwise(use)
 
 
-def _expanded(tensor: Tensor) -> bool:
-    """Tell whether entries of a view are one in memory: its gradients would have to be summed."""
-    sizes = zip(tensor.stride(), tensor.shape, strict=True)
-    return any(stride == 0 and size > 1 for stride, size in sizes)
+def _overlaps(tensor: Tensor) -> bool:
+    """Tell whether entries may share memory, as those of an expanded view or of windows do.
+
+    The gradients of such entries would have to be summed.
+    """
+    extent = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < extent:
+            return True
+        extent += (size - 1) * stride
+    return False
 
 
 _ADDING = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)

@@ -71,6 +71,10 @@ class Call(Arguments):
         name = self.names.get(id(parameter))
         return None if name is None else Use(name, parameter, tensor)
 
+    def is_of(self, layer: Layer) -> bool:
+        """Tell whether the layer accounts for every parameter among the arguments."""
+        return sum(self.use(tensor) is not None for tensor in self.tensors()) == len(layer.names)
+
     def given(self) -> list[Tensor]:
         """Return the tensors among the arguments that require gradients, but no parameters."""
         names = self.names

@@ -66,6 +66,8 @@ def _matmul(call: Call) -> Layer | None:
 def _matched(call: Call, x: Tensor, w: Tensor, b: Tensor | None, transposed: bool) -> Layer | None:
     """Match a product with a weight as it is, some of its rows, or a view of it turned round."""
     weight, bias = call.use(w), call.use(b)
+    if bias and bias.tensor.shape != w.shape[int(transposed) :][:1]:
+        return None  # it is broadcast
     if weight and (w.ndim != 2 or weight.parameter.ndim != 2):
         return None
     if weight and not weight.whole:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.features.outputs.by_task import output_for
 from trakstore.features.outputs.classification import CrossEntropy, Margin
 from trakstore.features.outputs.contrastive import Contrastive
 from trakstore.features.outputs.function import FunctionOutput
 from trakstore.features.outputs.language import CausalLM, MaskedLM
 from trakstore.features.outputs.model_output import ModelOutput, RowOutputs
+from trakstore.features.outputs.preference import DPO
 from trakstore.features.outputs.regression import SquaredError
+from trakstore.features.outputs.weighted import Weighted
 
 __all__ = [
+    "DPO",
     "CausalLM",
     "Contrastive",
     "CrossEntropy",
@@ -22,7 +26,9 @@ __all__ = [
     "ModelOutput",
     "RowOutputs",
     "SquaredError",
+    "Weighted",
     "as_output",
+    "output_for",
 ]
 
 _OUTPUTS: dict[str, Callable[[], ModelOutput]] = {
@@ -31,6 +37,7 @@ _OUTPUTS: dict[str, Callable[[], ModelOutput]] = {
     "squared_error": SquaredError,
     "causal_lm": CausalLM,
     "masked_lm": MaskedLM,
+    "dpo": DPO,
 }
 
 

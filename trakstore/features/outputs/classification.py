@@ -55,7 +55,7 @@ class _Classification(ModelOutput):
         if not fits or logits.shape[1] < 2:
             raise TrakStoreError(
                 f"{self.name} needs a model that gives logits of shape ({len(label)}, classes) "
-                f"with 2 classes or more, got {shape}"
+                f"with 2 classes or more, got {shape}{_instead(shape)}"
             )
         return int(logits.shape[1])
 
@@ -68,6 +68,15 @@ class _Classification(ModelOutput):
         nearest = label.clamp(0, logits.shape[1] - 1)
         x = shortfall(precise(logits), nearest)
         return x.masked_fill(nearest != label, torch.nan), logits.dtype
+
+
+def _instead(shape: Any) -> str:
+    """Words on the output that logits of another shape have."""
+    if isinstance(shape, tuple) and len(shape) == 3:
+        return "; a language model is asked by output='causal_lm' or 'masked_lm'"
+    if isinstance(shape, tuple) and (len(shape) == 1 or shape[-1] == 1):
+        return "; one number a sample is asked by output='squared_error'"
+    return ""
 
 
 class Margin(_Classification):

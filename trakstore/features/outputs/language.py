@@ -20,6 +20,8 @@ __all__ = ["CausalLM", "MaskedLM"]
 
 Over = Literal["sequence", "tokens", "loss"]
 
+_CLASSIFIER = "; one label a sample is asked by output='margin'"
+
 
 @dataclass(frozen=True)
 class _Tokens(ModelOutput):
@@ -97,6 +99,7 @@ class _Tokens(ModelOutput):
             raise TrakStoreError(
                 f"{self.name} needs logits (batch, length, vocabulary) and integer labels (batch, "
                 f"length), got {tuple(logits.shape)} and {tuple(wanted.shape)} of {wanted.dtype}"
+                f"{_CLASSIFIER if logits.ndim == 2 else ''}"
             )
         strange = (wanted != IGNORED) & outside(wanted, logits.shape[2])
         if strange.any():

@@ -1,0 +1,76 @@
+"""Weights in a folder that ``torch.distributed.checkpoint`` wrote, as FSDP's trainers do."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+
+from trakstore.features.checkpoints.stored_weights import Shape, StoredWeights
+
+METADATA = ".metadata"
+
+
+class DistributedFolder(StoredWeights):
+    """Tensors that several ranks wrote; one process reads them, whatever the number of ranks was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.where = path, str(path)
+        with (path / METADATA).open("rb") as file:
+            self._metadata: Metadata = _PlainUnpickler(file).load()
+        self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
+
+    def shapes(self) -> Mapping[str, Shape | None]:
+        return {name: tuple(one.size) for name, one in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, TensorStorageMetadata]:
+        described = self._metadata.state_dict_metadata.items()
+        return {name: one for name, one in described if isinstance(one, TensorStorageMetadata)}
+
+    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        # `dcp.load` would be a collective operation where a process group exists, and ranks that
+        # featurize never wait for one another: so its steps are taken here, for this process alone.
+        described = self._tensors()
+        state: dict[str, Any] = {
+            name: torch.empty(described[name].size, dtype=described[name].properties.dtype)
+            for name in names
+        }
+        reader, planner = FileSystemReader(self.path), DefaultLoadPlanner()
+        reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        planner.set_up_planner(state, self._metadata, is_coordinator=True)
+        plan = reader.prepare_local_plan(planner.create_local_plan())
+        reader.read_data(plan, planner).wait()
+        return state
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads the folder's table of contents, which is a pickle, without running code of the file's."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if "." not in name:  # a dotted name would reach through a module into others
+            found = super().find_class(module, name) if module.split(".")[0] in _PACKAGES else None
+            own_class = isinstance(found, type) and found.__module__ == _METADATA_MODULE
+            if own_class or isinstance(found, torch.dtype) or (module, name) in _NAMES:
+                return found
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not of a checkpoint's metadata")
+
+
+_METADATA_MODULE = "torch.distributed.checkpoint.metadata"
+_PACKAGES = ("torch", "collections", "pathlib")
+_PATHS = ("PosixPath", "WindowsPath")
+_NAMES = {
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+    *(("pathlib", name) for name in _PATHS),
+    *(("pathlib._local", name) for name in _PATHS),  # where Python 3.13 says that they are
+}

@@ -1,0 +1,114 @@
+"""Names of a model found for stored tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from trakstore.errors import TrakStoreError, did_you_mean
+from trakstore.features.checkpoints.stored_weights import Shape
+from trakstore.features.parameters import canonical_name
+
+_LISTED = 3  # names that a message lists
+
+
+def fitted(shapes: Mapping[str, Shape | None], model: nn.Module, where: str) -> dict[str, str]:
+    """Find the model's name for each stored one, and leave none of the model's without a tensor.
+
+    Wrappers' parts of names (``module.``, ``_orig_mod.``) do not count. Where every name of the model
+    stands behind one prefix, such as Lightning's ``model.``, or without one that the model has, that
+    is how they are matched. Of tied parameters one name suffices.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Stored names, with shapes; None for values that are no tensors.
+    model : nn.Module
+    where : str
+        Where the weights lie, for messages.
+
+    Returns
+    -------
+    dict of str to str
+        Stored names, in their order, and the model's names for them.
+
+    Raises
+    ------
+    TrakStoreError
+        When names are missing or left over, or a shape is another.
+    """
+    own: dict[str, Any] = model.state_dict(keep_vars=True)
+    names = {canonical_name(name): name for name in own}
+    stored = {canonical_name(name): name for name in shapes}
+    best = max(_renamings(stored, names), key=lambda renamed: len(renamed.keys() & names.keys()))
+    missing = _missing(best, own, names)
+    # Under a prefix there are others' weights too, such as those of a loss or of an average.
+    extra = (
+        [] if best is not stored else [n for n in best if n not in names and not _ignored(n, model)]
+    )
+    if missing or extra:
+        raise TrakStoreError(
+            f"{where} is not of this model: {_difference(missing, extra, best, names)}"
+        )
+    fits = {best[name]: names[name] for name in best if name in names}
+    for name, own_name in fits.items():
+        value, shape = own[own_name], shapes[name]
+        if isinstance(value, Tensor) and shape is not None and tuple(value.shape) != shape:
+            raise TrakStoreError(
+                f"{where} is not of this model: {own_name} is {tuple(value.shape)} in the model and "
+                f"{shape} there; make the model from the configuration that the weights have"
+            )
+    return fits
+
+
+def _renamings(stored: dict[str, str], names: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Stored names as they are, without a prefix that all of the model's have, and with one."""
+    yield stored
+    first = next(iter(names), "")
+    for name in stored:
+        if name.endswith(f".{first}"):
+            prefix = name.removesuffix(first)
+            yield {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
+        elif first.endswith(f".{name}"):
+            prefix = first.removesuffix(name)
+            yield {prefix + n: s for n, s in stored.items()}
+
+
+def _missing(
+    renamed: Mapping[str, str], own: Mapping[str, Any], names: Mapping[str, str]
+) -> list[str]:
+    """The model's names that nothing is stored for, under this name or that of a tied tensor."""
+    filled = {id(own[names[name]]) for name in renamed if name in names}
+    return [name for name in names if name not in renamed and id(own[names[name]]) not in filled]
+
+
+def _ignored(name: str, model: nn.Module) -> bool:
+    """Tell whether the model's own class passes over a stored name, as transformers' classes list."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _difference(
+    missing: list[str], extra: list[str], stored: Mapping[str, str], names: Mapping[str, str]
+) -> str:
+    if not stored.keys() & names.keys():
+        return (
+            f"it has {some_names(list(stored))}, and the model wants {some_names(list(names))}; give "
+            f"the weights under the model's names"
+        )
+    parts = []
+    if missing:
+        near = did_you_mean(missing[0], extra) if extra else ""
+        parts.append(f"it lacks {some_names(missing)}{near}")
+    if extra:
+        parts.append(f"the model has no {some_names(extra)}")
+    return "; ".join(parts)
+
+
+def some_names(names: list[str]) -> str:
+    """Write out the first of some names, and how many there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED]) or 'nothing'}{more}"

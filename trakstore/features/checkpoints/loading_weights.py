@@ -1,0 +1,104 @@
+"""From a checkpoint into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.checkpoints.adapter import is_adapter, load_adapter
+from trakstore.features.checkpoints.fitting import fitted
+from trakstore.features.checkpoints.formats import Checkpoint, opened
+from trakstore.features.checkpoints.plain_tensors import plain_tensors
+from trakstore.features.checkpoints.stored_weights import StoredWeights, WeightsInMemory
+from trakstore.paths import is_file
+
+
+def load_weights(checkpoint: Checkpoint, model: nn.Module, where: str) -> None:
+    """Load the weights of a checkpoint into a model, a few modules at a time.
+
+    Nothing is changed before every name and shape was compared.
+
+    Parameters
+    ----------
+    checkpoint : path, mapping of str to Tensor, or callable
+        As in :func:`.formats.opened`. An adapter of PEFT goes into the model's active adapter.
+    model : nn.Module
+        Changed in place; its dtypes and devices stay.
+    where : str
+        Name of the checkpoint in messages.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such file or folder.
+    TrakStoreError
+        When the weights are not of this model.
+    """
+    choices = opened(checkpoint, where)
+    if adapters := [one for one in choices if is_adapter(one, model)]:
+        load_adapter(adapters[0], model)
+        return
+    weights, names = _fitting(choices, model, checkpoint)
+    with plain_tensors(weights.where):
+        for piece in weights.pieces(list(names)):
+            _put({names[name]: value for name, value in piece.items()}, model, weights.where)
+
+
+def _fitting(
+    choices: Sequence[StoredWeights], model: nn.Module, checkpoint: Checkpoint
+) -> tuple[StoredWeights, dict[str, str]]:
+    """The state dict among several that is the model's, and the model's names for its names."""
+    fits: list[tuple[StoredWeights, dict[str, str]]] = []
+    errors: list[TrakStoreError] = []
+    for one in choices:
+        try:
+            fits.append((one, fitted(one.shapes(), model, one.where)))
+        except TrakStoreError as error:
+            errors.append(error)
+    if len(fits) > 1:
+        raise TrakStoreError(
+            f"{fits[0][0].where} and {fits[1][0].where} both hold weights of this model; give the job "
+            f"the one that is meant, torch.load(path, weights_only=True)[name]"
+        )
+    if fits:
+        return fits[0]
+    if converted := _converted(checkpoint, model):
+        return converted, fitted(converted.shapes(), model, converted.where)
+    raise errors[-1]
+
+
+def _converted(checkpoint: Checkpoint, model: nn.Module) -> WeightsInMemory | None:
+    """Weights of a transformers model whose files have other names than its parameters.
+
+    Some architectures, mixtures of experts for one, are saved under the names of their first release;
+    only ``from_pretrained`` knows how those become parameters. It holds a second model meanwhile.
+    """
+    if not isinstance(checkpoint, str | Path) or not is_file(Path(checkpoint) / "config.json"):
+        return None
+    if not any(c.__module__.startswith("transformers.") for c in type(model).__mro__):
+        return None
+    transformer: Any = model
+    other, report = type(transformer).from_pretrained(
+        checkpoint, dtype=transformer.dtype, output_loading_info=True, local_files_only=True
+    )
+    for what in ("missing_keys", "mismatched_keys"):
+        if report[what]:
+            raise TrakStoreError(
+                f"{checkpoint} is not of this model: transformers names {what.replace('_', ' ')} "
+                f"{sorted(map(str, report[what]))[:3]}"
+            )
+    return WeightsInMemory(other.state_dict(), str(checkpoint))
+
+
+def _put(piece: dict[str, Any], model: nn.Module, where: str) -> None:
+    try:
+        done = model.load_state_dict(piece, strict=False)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TrakStoreError(f"{where} is not of this model: {reason}") from None
+    if done.unexpected_keys:
+        raise TrakStoreError(f"{where} is not of this model: it has no {done.unexpected_keys[0]}")
