@@ -113,6 +113,7 @@ def _first(tensors: Any) -> Tensor | None:
 
 
 def _rows(name: str, seen: list[Tensor | None], size: int) -> Tensor:
+    # A layer that is used twice has two activations a sample, and one that is not used has none.
     if len(seen) != 1:
         raise TrakStoreError(
             f"{name} was computed {len(seen)} times in a forward pass; name a layer that is used once"

@@ -165,6 +165,7 @@ class RowComputer:
         pieces = [(start + lo, start + hi) for lo, hi in ranges(stop - start, self.batch_size)]
         following = then and (then[0], min(then[0] + self.batch_size, then[1]))
         parts = self._parts(pieces, self.engine.rows, following)
+        # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
         ready = _event()
         if not self._checked(parts, start, stop):
             # Samples are read again rather than kept: this is seldom, and a block may be large.

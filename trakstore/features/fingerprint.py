@@ -115,7 +115,7 @@ def _gives_by_index(dataset: Any) -> bool:
 
 def _sample_hash(sample: Any) -> bytes:
     if isinstance(sample, Mapping):
-        sample = dict(sample)
+        sample = dict(sample)  # a mapping of any class is the sample that a dict of it is
     leaves, structure = tree.tree_flatten(sample)
     digest = hashlib.sha256(str(structure).encode())
     for leaf in leaves:

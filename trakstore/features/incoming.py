@@ -150,6 +150,7 @@ class IncomingRows:
                 f"the model has other weights than those of epoch {self.staged.epoch}: a checkpoint "
                 f"was loaded since; load this one again"
             )
+        # Rows that came before are not computed again.
         fresh = np.flatnonzero(~self.done[at])
         if len(fresh):
             rows = self.source.rows(batch, fresh)

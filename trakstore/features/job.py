@@ -278,6 +278,7 @@ def load_job(name: str) -> Job:
 def _by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkpoint]:
     """Name weights by epochs as the store does; a mapping that has such names is not read."""
     epochs = {epoch: as_epoch(epoch) for epoch in checkpoints}
+    # A mapping that has the store's names is left alone: its values may be read when asked for.
     if all(type(epoch) is type(given) for given, epoch in epochs.items()):
         return checkpoints
     if len(set(epochs.values())) < len(epochs):

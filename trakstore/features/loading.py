@@ -108,6 +108,7 @@ def stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:
     if callable(by):
         return by(sample)
     if isinstance(sample, Mapping):
+        # Models of transformers want the key "labels".
         key: Any = "labels" if by == "label" and by not in sample else by
         if key not in sample:
             raise TrakStoreError(f"samples have no {by!r}, they have {sorted(sample)}")

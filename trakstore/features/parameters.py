@@ -166,6 +166,7 @@ def _instead(model: nn.Module, pattern: str, tied: Mapping[str, str], trainable:
         name, first = next(iter(tied.items()))
         return f"{name} is tied: it is the parameter {first}; select it by that name"
     names = map(canonical_name, dict(model.named_parameters()))
+    # A parameter that is there and frozen is the likeliest thing that was meant.
     frozen = [f"{name} is frozen; " for name in names if fnmatchcase(name, pattern)]
     known = ", ".join(canonical_name(name) for name in trainable[:8])
     more = ", ..." if len(trainable) > 8 else ""

@@ -74,6 +74,7 @@ class _Cast:
         object.__setattr__(self, "_Cast__device", device)
         object.__setattr__(self, "_Cast__dtype", dtype)
 
+    # ``isinstance`` asks for this.
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return type(self.__model)

@@ -50,7 +50,8 @@ def predicted_classes(
         Weights of another model, samples that make no batch, a model that fails on the CPU.
     """
     output = as_output(job.output)
-    if type(output).predictions is ModelOutput.predictions:  # says nothing
+    # The base class predicts nothing: to learn that needs no weights.
+    if type(output).predictions is ModelOutput.predictions:
         return None
     batches = Batches(Subset(job.datasets[split], rows.tolist()), _CPU, job.collate)
     classes = []

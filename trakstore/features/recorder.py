@@ -118,6 +118,7 @@ def _measures(targets: Tensor, logits: Tensor, losses: Tensor | None) -> Tensor:
     own = logits.gather(1, targets[:, None])[:, 0]
     others = logits.scatter(1, targets[:, None], -torch.inf)  # the margin is to the best of these
     log_p = own - logits.logsumexp(1)
+    # EL2N is the length of the loss's gradient by the logits.
     el2n = (logits.softmax(1) - F.one_hot(targets, logits.shape[1])).norm(dim=1)
     right = (logits.argmax(1) == targets).float()
     loss = -log_p if losses is None else losses.float()

@@ -271,7 +271,7 @@ def _first_samples(
                 good = not job.skip_bad_rows or _finite(job.model, output, batch)
         except TrakStoreError:
             if window == windows[-1]:
-                raise
+                raise  # none of those that were tried is good: the last one says why
             continue
         if good:
             break

@@ -45,6 +45,7 @@ def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
     >>> bool((own[10]["weight"] == 0).any())
     False
     """
+    # Other mappings may read a file for each value: to look at them all would read every checkpoint.
     if not isinstance(checkpoints, dict | MappingProxyType | ChainMap | UserDict):
         return checkpoints
     own = _spans(chain(model.parameters(), model.buffers()))
@@ -251,6 +252,7 @@ def _merged(spans: list[Span]) -> list[Span]:
 def _overlap(
     left: Mapping[torch.device, list[Span]], right: Mapping[torch.device, list[Span]]
 ) -> bool:
+    # Spans are sorted and apart, so that the last one that begins before an end is the only candidate.
     for device in left.keys() & right.keys():
         own = left[device]
         for first, last in right[device]:

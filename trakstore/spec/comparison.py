@@ -28,12 +28,14 @@ def check_equal(stored: Any, got: Any, where: str, remedy: str = "give it anothe
     """
     if stored == got:
         return
+    # Fields that do not compare were chosen by whoever came first, and others adopt them.
     names = [f.name for f in fields(stored) if f.compare]
     names = [name for name in names if getattr(stored, name) != getattr(got, name)]
     differences = [
         f"{name} {shortened(getattr(stored, name))}, this run has {shortened(getattr(got, name))}"
         for name in names
     ]
+    # A digest of code also changes with Python's version: a name for the function is then the way on.
     outputs = "output" in names and stored.output and got.output
     if outputs and stored.output.differs_in_code_alone(got.output):
         remedy += ", or if both functions compute the same, FunctionOutput(function, name=...)"

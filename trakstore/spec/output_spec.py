@@ -41,6 +41,7 @@ class OutputSpec:
 
     def differs_in_code_alone(self, other: OutputSpec) -> bool:
         """Tell whether all options but ``code``, the digest of a function, are the same."""
+        # Outputs that are no function have no code, and differ in something else.
         own, others = dict(self.options), dict(other.options)
         return "code" in own and {**own, "code": ""} == {**others, "code": ""}
 

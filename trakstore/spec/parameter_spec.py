@@ -24,6 +24,7 @@ _FIELDS = {
 class ParameterSpec:
     """The parameters that gradients are taken of: canonical names and shapes, in model order."""
 
+    # Their order counts: the identity's features lie in it.
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     patterns: tuple[str, ...] = ("*",)
 

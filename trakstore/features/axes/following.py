@@ -141,10 +141,14 @@ class Following:
             self.misread |= self.claims(value)
 
     def _from_behind(self, function: Any, tensors: list[Tensor], raised: list[Tensor]) -> bool:
-        """Tell whether a function does with raised tensors, row by row, what it does without rows."""
+        """Tell if a function does with raised tensors, row by row, what it does without rows."""
+        # The model's own tensor has no dimension for the samples. What lines dimensions up from the last
+        # one on does the same with the new one in front, as long as nothing else reaches into that: the
+        # samples of others must be there, and constants must end before it or be of size 1.
         name, ndim = canonical(function), max(tensor.ndim for tensor in raised)
         others = [tensor for tensor in tensors if not self._is_raised(tensor)]
         if name not in FROM_BEHIND:
+            # These work on the last dimensions of their first argument.
             if name not in ("linear", "layer_norm", "rms_norm", "matmul"):
                 return False
             return self._is_raised(tensors[0]) and all(one.ndim < 3 for one in others)

@@ -36,7 +36,7 @@ def _embedding(call: Call) -> Layer | None:
     renormalised = call.argument(3, "max_norm") is not None
     by_frequency = call.argument(5, "scale_grad_by_freq", False)
     if weight is None or not weight.whole or renormalised or by_frequency:
-        return None
+        return None  # a forward that changes rows, or gradients that depend on the whole batch
     if padding is not None and padding < 0:
         padding += len(weight.tensor)
     return Embedding(index, weight, padding)

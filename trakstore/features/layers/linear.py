@@ -30,6 +30,7 @@ class Linear(WeightAndBias):
         if self._bias:
             yield vector(self._bias.name, gradient, self._bias.first_row or 0)
         if self._weight:
+            # The gradient of the weight is a sum over positions of the outer products of these two.
             left, right = _positions(gradient), _positions(inputs[0])
             first_row = self._weight.first_row or 0
             if self._transposed:  # rows of the weight are those of the input then, all of them

@@ -162,6 +162,7 @@ def _moved(ids: Any, labels: Tensor) -> bool:
     """Tell whether each label is the token after its own."""
     if not isinstance(ids, Tensor) or ids.shape != labels.shape or labels.ndim != 2:
         return False
+    # A text of one token, repeated, is the same moved or not: such labels are right.
     asked = labels != IGNORED
     after = (labels[:, :-1] == ids[:, 1:]) | ~asked[:, :-1]
     return bool(asked.any() and after.all() and not ((labels == ids) | ~asked).all())

@@ -115,7 +115,7 @@ def as_projection(projector: Any, dim: int, seed: int) -> ProjectionSpec:
         raise TrakStoreError(
             f"projector must be a ProjectionSpec or have proj_dim, got {type(projector).__name__}"
         )
-    if projector.proj_dim == 0:
+    if projector.proj_dim == 0:  # that library's word for no projection
         return ProjectionSpec("identity")
     kind = _KINDS.get(str(getattr(projector.proj_type, "value", projector.proj_type)), "sjlt")
     return ProjectionSpec(kind, dim=projector.proj_dim, seed=projector.seed)

@@ -62,6 +62,7 @@ class Outer(NamedTuple):
         They are ``(batch, rows, columns)``, float32. On a GPU factors of which one is bfloat16 are
         multiplied as such, as in training, and summed in float32.
         """
+        # The right factor is made once, for all rows that are then formed.
         left, right = self.left, self.make_right(0, self.batch)
         if left.is_cuda and torch.bfloat16 in (left.dtype, right.dtype) and _WIDER:
             low = left.to(torch.bfloat16), right.to(torch.bfloat16)
