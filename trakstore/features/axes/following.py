@@ -142,7 +142,7 @@ class Following:
 
     def _from_behind(self, function: Any, tensors: list[Tensor], raised: list[Tensor]) -> bool:
         """Tell if a function does with raised tensors, row by row, what it does without rows."""
-        # The model's own tensor has no dimension for the samples. What lines dimensions up from the last
+        # The model's own tensor has no dimension for the samples. What lines them up from the last
         # one on does the same with the new one in front, as long as nothing else reaches into that: the
         # samples of others must be there, and constants must end before it or be of size 1.
         name, ndim = canonical(function), max(tensor.ndim for tensor in raised)
