@@ -103,7 +103,10 @@ def inputs(kind: str) -> dict[str, torch.Tensor]:
     ids = {"input_ids": torch.randint(3, 50, (3, 8), generator=generator)}
     if kind == "pair":
         return ids | {"decoder_input_ids": torch.randint(3, 50, (3, 6), generator=generator)}
-    return ids | {"attention_mask": torch.ones(3, 8, dtype=torch.long)}
+    mask = torch.ones(3, 8, dtype=torch.long)
+    if kind == "padded text":  # in one row on the right, in another on the left
+        mask[1, 6:] = mask[2, :3] = 0
+    return ids | {"attention_mask": mask}
 
 
 def made(name: str, options: dict[str, Any]) -> nn.Module:
@@ -112,7 +115,14 @@ def made(name: str, options: dict[str, Any]) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize(("name", "options", "given", "slow"), ARCHITECTURES)
+PADDED = [
+    (name, sizes, "padded text", slow)
+    for name, sizes, kind, slow in ARCHITECTURES
+    if kind == "text"
+]
+
+
+@pytest.mark.parametrize(("name", "options", "given", "slow"), [*ARCHITECTURES, *PADDED])
 def test_architectures(
     name: str, options: dict[str, Any], given: str, slow: tuple[str, ...]
 ) -> None:

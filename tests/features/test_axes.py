@@ -80,6 +80,31 @@ PLACES: list[tuple[str, Callable[[Tensor], Tensor], Mark]] = [
     ("a list", lambda x: x[[0, 1, 2]], LOST),
     ("masked", lambda x: x[x[:, :, 0] > 0.5], LOST),
     ("own numbers", lambda x: x[torch.arange(BATCH), torch.tensor([0, 2, 1])], Axis(0)),
+    (
+        "own numbers, as masks of attention",
+        lambda x: x[torch.arange(BATCH)[:, None, None, None], torch.arange(4)],
+        Axis(0),
+    ),
+    (
+        "own numbers in the middle",
+        lambda x: x[torch.arange(BATCH)[:, None], torch.arange(2)[:, None, None]],
+        Axis(1),
+    ),
+    (
+        "own numbers beside one's own",
+        lambda x: x[torch.arange(BATCH)[:, None], x[:, :, 0].argsort(1)],
+        Axis(0),
+    ),
+    (
+        "own numbers twice",
+        lambda x: x[torch.arange(BATCH)[:, None], torch.arange(BATCH)[:, None]],
+        LOST,
+    ),
+    (
+        "own numbers turned",
+        lambda x: x[torch.arange(BATCH).flip(0)[:, None], torch.arange(4)],
+        LOST,
+    ),
     ("others' numbers", lambda x: x[torch.tensor([1, 0, 2]), torch.tensor([0, 2, 1])], LOST),
     ("a new dimension", lambda x: x[:, None, ..., 0], Axis(0)),
     ("looped", lambda x: torch.stack(list(x)), LOST),
