@@ -132,3 +132,15 @@ def test_architectures(
     found = own.generic_parameters
     assert all(any(part in one for part in slow) for one in found), found
     assert all(any(part in one for one in found) for part in slow), found
+
+
+def test_frozen_weights_stay_the_models_own_after_python_has_read_a_mask() -> None:
+    """A mask of attention is only made where some token is masked, which Python reads of the batch."""
+    peft = pytest.importorskip("peft")
+    base = made("LlamaForCausalLM", TEXT)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = seeded(lambda: peft.get_peft_model(base, config)).eval()
+    batch = inputs("padded text")
+    own = engine(model, output=Logits())
+    assert error(own.rows(batch).features, plain(model, batch, Logits())) < 1e-5
+    assert not own.generic_parameters and own.rows(batch).features.any()

@@ -367,3 +367,11 @@ def test_operators_of_others_mean_what_they_like_by_a_known_name() -> None:
         x = following.begin(batch)
         out = following.passed(operator, (x,), {}, sorted_relu(batch))
         assert following.of(out) is Unplaced.LOST
+
+
+def test_a_constant_may_hold_what_python_read_but_a_models_weight_does_not() -> None:
+    weight = torch.ones(4)
+    following = Following(BATCH, frozenset([id(weight)]))
+    batch = following.begin(torch.ones(BATCH, 4))
+    following.passed(Tensor.__bool__, (batch,), {}, True)
+    assert following.of(weight) is FREE and following.of(torch.ones(4)) is not FREE
