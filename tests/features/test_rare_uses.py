@@ -174,3 +174,20 @@ def test_halves_of_a_batch_are_compared_where_rows_may_meet(how: str, forwards: 
     model.forwards = 0  # type: ignore[assignment]
     own.rows(x)
     assert model.forwards == forwards
+
+
+def test_hooks_of_a_view_of_a_weight_are_applied() -> None:
+    class Clipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(WIDTH, 3))
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            turned = self.weight.t()
+            if turned.requires_grad:
+                turned.register_hook(lambda gradient: gradient.clamp(-0.05, 0.05))
+            return F.linear(x, turned) * scale[:, None]
+
+    model, scale = seeded(Clipped), torch.tensor([1e-2, 1e-2, 1e-2, 1, 1e-2, 1])
+    inputs = (normal(ROWS, WIDTH), scale)
+    assert error(engine(model).rows(inputs).features, plain(model, inputs)) < 1e-5
