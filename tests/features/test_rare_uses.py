@@ -191,3 +191,26 @@ def test_hooks_of_a_view_of_a_weight_are_applied() -> None:
     model, scale = seeded(Clipped), torch.tensor([1e-2, 1e-2, 1e-2, 1, 1e-2, 1])
     inputs = (normal(ROWS, WIDTH), scale)
     assert error(engine(model).rows(inputs).features, plain(model, inputs)) < 1e-5
+
+
+def test_a_forward_may_write_to_its_inputs() -> None:
+    """Only in later rows; and where the generic engine is asked for the same batch after the other."""
+
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor, rare: Tensor) -> Tensor:
+            hidden = self.first(x.mul_(1 + rare[:, None]).sub_(rare[:, None]))
+            picked = torch.nonzero(rare > -1)[:, 0]
+            out: Tensor = self.last(torch.tanh(hidden)[picked])
+            return out
+
+    model = seeded(Scales)
+    x, rare = normal(ROWS, WIDTH), torch.tensor([0.0, 0, 1, 1, 0, 1])
+    expected = plain(model, (x.clone(), rare))
+    kept, own = x.clone(), engine(model)
+    for _ in range(2):
+        assert error(own.rows((x, rare)).features, expected) < 1e-5
+        assert torch.equal(x, kept)

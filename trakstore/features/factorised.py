@@ -29,6 +29,7 @@ from trakstore.features.gradients import (
     FeatureRows,
     GenericEngine,
     batch_size,
+    copied,
     cut,
     first_leaf,
 )
@@ -177,7 +178,7 @@ class FactorisedEngine:
         size = batch_size(batch)
         with torch.no_grad():
             halves = [
-                self._output(self._model, cut(batch, *part))
+                self._output(self._model, copied(cut(batch, *part)))
                 for part in ((0, size // 2), (size // 2, size))
                 if part[0] < part[1]
             ]

@@ -63,8 +63,8 @@ class Following:
         self._written: dict[int, Tensor] = {}
 
     def begin(self, tensor: Tensor) -> Tensor:
-        """The same tensor of a batch, marked as having its samples first."""
-        own = tensor.detach()
+        """A copy of a tensor of a batch, which a forward may change, marked as having samples first."""
+        own = tensor.detach().clone()
         self._mark(own, Axis(0), _NONE)
         return own
 
