@@ -68,7 +68,7 @@ class NamedActivations:
             return {}
         size = len(tree.tree_leaves(batch)[0])
         with torch.no_grad(), self._watched() as seen:
-            self.output(self.model, batch)
+            self.output(self.model, tree.tree_map(Tensor.clone, batch))
         return {name: _rows(name, seen[name], size) for name in self.columns}
 
     @contextmanager

@@ -23,7 +23,7 @@ from trakstore.features.plain import gradients, only
 from trakstore.features.projectors import Projector
 from trakstore.planning import ranges
 
-__all__ = ["FAILURES", "FeatureRows", "GenericEngine", "batch_size", "cut", "first_leaf"]
+__all__ = ["FAILURES", "FeatureRows", "GenericEngine", "batch_size", "copied", "cut", "first_leaf"]
 
 log = logging.getLogger("trakstore")
 
@@ -139,7 +139,7 @@ class GenericEngine:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             # where torch loops over samples by itself, as in an LSTM: slower, and right
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            found, outputs = vmap(gradient, in_dims=(None, 0))(own, batch)
+            found, outputs = vmap(gradient, in_dims=(None, 0))(own, copied(batch))
         named = {canonical_name(name): gradient for name, gradient in found.items()}
         return FeatureRows(self._projector.project(named), outputs)
 
@@ -151,7 +151,7 @@ class GenericEngine:
         outputs = []
         with only(self._all, own):
             for i in range(size):
-                rows = self._output(self._model, cut(batch, i, i + 1))
+                rows = self._output(self._model, copied(cut(batch, i, i + 1)))
                 outputs.append([column.detach() for column in rows])
                 found = gradients(rows.output.sum(), list(own.values()))
                 for name, gradient in zip(names, found, strict=True):
@@ -194,6 +194,11 @@ def first_leaf(batch: Any) -> Tensor:
     first = batch[0] if isinstance(batch, tuple) and batch else None
     found: Tensor = first if isinstance(first, Tensor) else tree.tree_leaves(batch)[0]
     return found
+
+
+def copied(batch: Any) -> Any:
+    """The samples in memory of their own: a forward may write to what it is given (``x.div_(255)``)."""
+    return tree.tree_map(Tensor.clone, batch)
 
 
 def cut(batch: Any, start: int, stop: int) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as tree
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.graph import reached
@@ -75,7 +76,7 @@ def need_graph(output: ModelOutput, model: nn.Module, batch: Any) -> None:
         for parameter in asked:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            found = output(model, batch).output
+            found = output(model, tree.tree_map(Tensor.clone, batch)).output
     finally:
         for parameter in asked:
             parameter.requires_grad_(False)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trakstore.features.gradients import batch_size, cut
+from trakstore.features.gradients import batch_size, copied, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.plain import gradients, only
 from trakstore.features.projectors import Projector, make_projector
@@ -53,7 +53,7 @@ class Samples:
 
     def _backward(self, batch: Any, signs: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         with only(tuple(self.model.parameters()), self.parameters):
-            output = self.output(self.model, batch).output
+            output = self.output(self.model, copied(batch)).output
             scalar = output.sum() if signs is None else (output * signs.to(output)).sum()
             found = gradients(scalar, list(self.parameters.values()))
         for (name, parameter), gradient in zip(self.parameters.items(), found, strict=True):

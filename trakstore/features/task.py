@@ -23,7 +23,7 @@ from trakstore.features.devices import settle
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
 from trakstore.features.fitness import explained
-from trakstore.features.gradients import cut
+from trakstore.features.gradients import copied, cut
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, RowOutputs, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
@@ -253,7 +253,7 @@ def _first_samples(
         batch = batches.read(*window)
         try:
             with explained(job.model, output, batch):
-                classes = output.check(job.model, batch)
+                classes = output.check(job.model, copied(batch))
                 good = not job.skip_bad_rows or _finite(job.model, output, batch)
         except TrakStoreError:
             if window == windows[-1]:
@@ -286,7 +286,7 @@ def _need_precision(engine: FactorisedEngine, job: Job) -> None:
 
 def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutputs | None:
     """The outputs of the first sample; None where memory does not suffice, which is said later."""
-    sample = cut(batch, 0, 1)
+    sample = copied(cut(batch, 0, 1))
     try:
         with torch.enable_grad():  # some models take gradients themselves
             return RowOutputs(*(column.detach() for column in output(model, sample)))
@@ -297,14 +297,14 @@ def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutp
 def _finite(model: torch.nn.Module, output: ModelOutput, batch: Any) -> bool:
     """Whether each sample has an output and a loss."""
     with torch.enable_grad():
-        return all(bool(column.isfinite().all()) for column in output(model, batch))
+        return all(bool(column.isfinite().all()) for column in output(model, copied(batch)))
 
 
 def _pass(
     model: torch.nn.Module, output: ModelOutput, batch: Any, parameters: list[torch.nn.Parameter]
 ) -> None:
     """Forward and backward, and nothing else."""
-    total = output(model, batch).output.sum()
+    total = output(model, copied(batch)).output.sum()
     if total.requires_grad:
         torch.autograd.grad(total, parameters, allow_unused=True)
 

@@ -64,8 +64,11 @@ class Following:
         self._written: dict[int, Tensor] = {}
 
     def begin(self, tensor: Tensor) -> Tensor:
-        """Return the same tensor of a batch, marked as having its samples first."""
-        own = tensor.detach()
+        """Return a copy of a batch's tensor, marked as having its samples first.
+
+        A forward may write to what it is given, and the batch is passed through it again.
+        """
+        own = tensor.detach().clone()
         self._mark(own, Axis(0), _NONE)
         return own
 
