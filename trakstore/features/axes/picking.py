@@ -278,7 +278,7 @@ def _in_order(
         return None
     # Dimensions are aligned from the last one on: `place` is the samples' among the picked ones.
     width = max(one.ndim for one in every)
-    place = width - rows.ndim + list(rows.shape).index(call.batch)
+    place: int = width - rows.ndim + list(rows.shape).index(call.batch)
     for other in every:
         own = place - (width - other.ndim)
         of_other = call.mark(other)
