@@ -103,7 +103,10 @@ def inputs(kind: str) -> dict[str, torch.Tensor]:
     ids = {"input_ids": torch.randint(3, 50, (3, 8), generator=generator)}
     if kind == "pair":
         return ids | {"decoder_input_ids": torch.randint(3, 50, (3, 6), generator=generator)}
-    return ids | {"attention_mask": torch.ones(3, 8, dtype=torch.long)}
+    mask = torch.ones(3, 8, dtype=torch.long)
+    if kind == "padded text":  # in one row on the right, in another on the left
+        mask[1, 6:] = mask[2, :3] = 0
+    return ids | {"attention_mask": mask}
 
 
 def made(name: str, options: dict[str, Any]) -> nn.Module:
@@ -112,7 +115,14 @@ def made(name: str, options: dict[str, Any]) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize(("name", "options", "given", "slow"), ARCHITECTURES)
+PADDED = [
+    (name, sizes, "padded text", slow)
+    for name, sizes, kind, slow in ARCHITECTURES
+    if kind == "text"
+]
+
+
+@pytest.mark.parametrize(("name", "options", "given", "slow"), [*ARCHITECTURES, *PADDED])
 def test_architectures(
     name: str, options: dict[str, Any], given: str, slow: tuple[str, ...]
 ) -> None:
@@ -122,3 +132,15 @@ def test_architectures(
     found = own.generic_parameters
     assert all(any(part in one for part in slow) for one in found), found
     assert all(any(part in one for one in found) for part in slow), found
+
+
+def test_frozen_weights_stay_the_models_own_after_python_has_read_a_mask() -> None:
+    """A mask of attention is only made where some token is masked, which Python reads of the batch."""
+    peft = pytest.importorskip("peft")
+    base = made("LlamaForCausalLM", TEXT)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = seeded(lambda: peft.get_peft_model(base, config)).eval()
+    batch = inputs("padded text")
+    own = engine(model, output=Logits())
+    assert error(own.rows(batch).features, plain(model, batch, Logits())) < 1e-5
+    assert not own.generic_parameters and own.rows(batch).features.any()

@@ -80,6 +80,31 @@ PLACES: list[tuple[str, Callable[[Tensor], Tensor], Mark]] = [
     ("a list", lambda x: x[[0, 1, 2]], LOST),
     ("masked", lambda x: x[x[:, :, 0] > 0.5], LOST),
     ("own numbers", lambda x: x[torch.arange(BATCH), torch.tensor([0, 2, 1])], Axis(0)),
+    (
+        "own numbers, as masks of attention",
+        lambda x: x[torch.arange(BATCH)[:, None, None, None], torch.arange(4)],
+        Axis(0),
+    ),
+    (
+        "own numbers in the middle",
+        lambda x: x[torch.arange(BATCH)[:, None], torch.arange(2)[:, None, None]],
+        Axis(1),
+    ),
+    (
+        "own numbers beside one's own",
+        lambda x: x[torch.arange(BATCH)[:, None], x[:, :, 0].argsort(1)],
+        Axis(0),
+    ),
+    (
+        "own numbers twice",
+        lambda x: x[torch.arange(BATCH)[:, None], torch.arange(BATCH)[:, None]],
+        LOST,
+    ),
+    (
+        "own numbers turned",
+        lambda x: x[torch.arange(BATCH).flip(0)[:, None], torch.arange(4)],
+        LOST,
+    ),
     ("others' numbers", lambda x: x[torch.tensor([1, 0, 2]), torch.tensor([0, 2, 1])], LOST),
     ("a new dimension", lambda x: x[:, None, ..., 0], Axis(0)),
     ("looped", lambda x: torch.stack(list(x)), LOST),
@@ -342,3 +367,11 @@ def test_operators_of_others_mean_what_they_like_by_a_known_name() -> None:
         x = following.begin(batch)
         out = following.passed(operator, (x,), {}, sorted_relu(batch))
         assert following.of(out) is Unplaced.LOST
+
+
+def test_a_constant_may_hold_what_python_read_but_a_models_weight_does_not() -> None:
+    weight = torch.ones(4)
+    following = Following(BATCH, frozenset([id(weight)]))
+    batch = following.begin(torch.ones(BATCH, 4))
+    following.passed(Tensor.__bool__, (batch,), {}, True)
+    assert following.of(weight) is FREE and following.of(torch.ones(4)) is not FREE

@@ -174,3 +174,43 @@ def test_halves_of_a_batch_are_compared_where_rows_may_meet(how: str, forwards: 
     model.forwards = 0  # type: ignore[assignment]
     own.rows(x)
     assert model.forwards == forwards
+
+
+def test_hooks_of_a_view_of_a_weight_are_applied() -> None:
+    class Clipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(WIDTH, 3))
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            turned = self.weight.t()
+            if turned.requires_grad:
+                turned.register_hook(lambda gradient: gradient.clamp(-0.05, 0.05))
+            return F.linear(x, turned) * scale[:, None]
+
+    model, scale = seeded(Clipped), torch.tensor([1e-2, 1e-2, 1e-2, 1, 1e-2, 1])
+    inputs = (normal(ROWS, WIDTH), scale)
+    assert error(engine(model).rows(inputs).features, plain(model, inputs)) < 1e-5
+
+
+def test_a_forward_may_write_to_its_inputs() -> None:
+    """Only in later rows; and where the generic engine is asked for the same batch after the other."""
+
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor, rare: Tensor) -> Tensor:
+            hidden = self.first(x.mul_(1 + rare[:, None]).sub_(rare[:, None]))
+            picked = torch.nonzero(rare > -1)[:, 0]
+            out: Tensor = self.last(torch.tanh(hidden)[picked])
+            return out
+
+    model = seeded(Scales)
+    x, rare = normal(ROWS, WIDTH), torch.tensor([0.0, 0, 1, 1, 0, 1])
+    expected = plain(model, (x.clone(), rare))
+    kept, own = x.clone(), engine(model)
+    for _ in range(2):
+        assert error(own.rows((x, rare)).features, expected) < 1e-5
+        assert torch.equal(x, kept)

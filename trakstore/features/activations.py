@@ -14,6 +14,7 @@ from torch.utils import _pytree as tree
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import canonical_name
+from trakstore.features.plain import copied
 from trakstore.storage import layout
 
 __all__ = ["NamedActivations"]
@@ -68,7 +69,7 @@ class NamedActivations:
             return {}
         size = len(tree.tree_leaves(batch)[0])
         with torch.no_grad(), self._watched() as seen:
-            self.output(self.model, batch)
+            self.output(self.model, copied(batch))
         return {name: _rows(name, seen[name], size) for name in self.columns}
 
     @contextmanager

@@ -14,6 +14,7 @@ from torch.backends import cudnn
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.ranks import local_rank
+from trakstore.features.wording import first_line
 
 __all__ = ["check_determinism", "need_one_device", "worker_device", "working_on"]
 
@@ -52,7 +53,7 @@ def _usable(asked: str) -> torch.device:
         if torch.empty(0, device=asked).device.type != "meta":
             return torch.device(asked)
     except (RuntimeError, AssertionError) as error:  # torch raises either
-        reason = str(error).splitlines()[0].split(". ")[0][:200]
+        reason = first_line(error).split(". ")[0]
     count = torch.cuda.device_count()
     others = f", or cuda:0 to cuda:{count - 1}" if count else "; torch sees no GPU here"
     raise TrakStoreError(f"device {asked!r} cannot be used ({reason}): use cpu{others}")
@@ -121,6 +122,6 @@ def check_determinism(device: torch.device, run: Callable[[], Any]) -> None:
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
-        reason = str(error).splitlines()[0].split(". ")[0]
-        log.warning("features may differ in their last bits from run to run: %s", reason[:200])
+        reason = first_line(error).split(". ")[0]
+        log.warning("features may differ in their last bits from run to run: %s", reason)
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -14,6 +14,7 @@ features are the same for any model.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Set
 from contextlib import closing
 from typing import Any
@@ -34,7 +35,7 @@ from trakstore.features.gradients import (
 )
 from trakstore.features.graph import reached
 from trakstore.features.outputs import ModelOutput, RowOutputs
-from trakstore.features.plain import need_graph, only
+from trakstore.features.plain import copied, need_graph, only
 from trakstore.features.projectors import Projector
 from trakstore.features.recording import Recorder, Untrusted
 from trakstore.features.selfcheck import Samples, Truth, disagreeing
@@ -145,6 +146,8 @@ class FactorisedEngine(GenericEngine):
 
     def _alike(self, outputs: RowOutputs, others: RowOutputs) -> bool:
         """Tell whether outputs of the same samples are equal, but for rounding of the largest."""
+        if math.isnan(self.tolerance):
+            return True  # the first samples are not finite, which is refused where rows are stored
         for one, other in zip(outputs, others, strict=True):
             scale = max(1.0, float(other.detach().abs().nan_to_num(0, 0, 0).max()))
             near = self.tolerance * scale
@@ -157,7 +160,7 @@ class FactorisedEngine(GenericEngine):
         size = batch_size(batch)
         with torch.no_grad():
             halves = [
-                self._output(self._model, cut(batch, *part))
+                self._output(self._model, copied(cut(batch, *part)))
                 for part in ((0, size // 2), (size // 2, size))
                 if part[0] < part[1]
             ]

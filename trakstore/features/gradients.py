@@ -19,7 +19,7 @@ from torch.utils import _pytree as tree
 
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
-from trakstore.features.plain import backward
+from trakstore.features.plain import backward, copied
 from trakstore.features.projectors import Projector
 from trakstore.features.wording import first_line
 from trakstore.planning import ranges
@@ -97,7 +97,7 @@ class GenericEngine:
 
     def run_as_training(self, batch: Any) -> None:
         """Run forward and backward on a batch, and nothing else."""
-        total = self._output(self._model, batch).output.sum()
+        total = self._output(self._model, copied(batch)).output.sum()
         if total.requires_grad:
             torch.autograd.grad(total, list(self._parameters.values()), allow_unused=True)
 
@@ -146,7 +146,7 @@ class GenericEngine:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             # Where torch loops over samples by itself, as in an LSTM, it is slower, and right.
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            each, outputs = vmap(gradient, in_dims=(None, 0))(own, batch)
+            each, outputs = vmap(gradient, in_dims=(None, 0))(own, copied(batch))
         named = {canonical_name(name): gradient for name, gradient in each.items()}
         return FeatureRows(self.projector.project(named), outputs)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.wording import listed
 from trakstore.quantities import shown
 from trakstore.spec import ParameterSpec
 
@@ -168,9 +169,8 @@ def _instead(model: nn.Module, pattern: str, tied: Mapping[str, str], trainable:
     names = map(canonical_name, dict(model.named_parameters()))
     # A parameter that is there and frozen is the likeliest thing that was meant.
     frozen = [f"{name} is frozen; " for name in names if fnmatchcase(name, pattern)]
-    known = ", ".join(canonical_name(name) for name in trainable[:8])
-    more = ", ..." if len(trainable) > 8 else ""
-    return f"{(frozen or [''])[0]}the model has {known or 'none'}{more}"
+    known = listed([canonical_name(name) for name in trainable])
+    return f"{(frozen or [''])[0]}the model has {known or 'none'}"
 
 
 def need_real(name: str, parameter: nn.Parameter) -> None:

@@ -8,13 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as tree
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.graph import reached
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.projectors.projector import as_matrix
 
-__all__ = ["backward", "need_graph", "only"]
+__all__ = ["backward", "copied", "need_graph", "only"]
+
+
+def copied(batch: Any) -> Any:
+    """Return a batch in memory of its own: a forward may write to its inputs (``x.div_(255)``)."""
+    return tree.tree_map(Tensor.clone, batch)
 
 
 def backward(
@@ -41,7 +47,7 @@ def backward(
         Each ``(1, rows, rest)``; without parameters that the sum does not depend on.
     """
     with only(tuple(model.parameters()), parameters):
-        rows = output(model, batch)
+        rows = output(model, copied(batch))
         scalar = rows.output if signs is None else rows.output * signs.to(rows.output)
         each = _gradients(scalar.sum(), list(parameters.values()))
     tiles = []
@@ -113,7 +119,7 @@ def need_graph(output: ModelOutput, model: nn.Module, batch: Any) -> None:
         for parameter in frozen:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            differentiable = output(model, batch).output.requires_grad
+            differentiable = output(model, copied(batch)).output.requires_grad
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)

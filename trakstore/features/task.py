@@ -27,6 +27,7 @@ from trakstore.features.gradients import cut
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, RowOutputs, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
+from trakstore.features.plain import copied
 from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
 from trakstore.features.spent import Featurized, Spent
@@ -267,7 +268,7 @@ def _first_samples(
         batch = batches.read(*window)
         try:
             with explained(job.model, output, batch):
-                classes = output.check(job.model, batch)
+                classes = output.check(job.model, copied(batch))
                 good = not job.skip_bad_rows or _finite(job.model, output, batch)
         except TrakStoreError:
             if window == windows[-1]:
@@ -290,7 +291,7 @@ def _blaming_changes(watch: WeightWatch) -> Iterator[None]:
 
 def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutputs | None:
     """Return outputs of the first sample; None where memory does not suffice, which is said later."""
-    sample = cut(batch, 0, 1)
+    sample = copied(cut(batch, 0, 1))
     try:
         with torch.enable_grad():  # some models take gradients themselves
             return RowOutputs(*(column.detach() for column in output(model, sample)))
@@ -301,7 +302,7 @@ def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutp
 def _finite(model: torch.nn.Module, output: ModelOutput, batch: Any) -> bool:
     """Tell whether each sample has an output and a loss."""
     with torch.enable_grad():
-        return all(bool(column.isfinite().all()) for column in output(model, batch))
+        return all(bool(column.isfinite().all()) for column in output(model, copied(batch)))
 
 
 def _append(

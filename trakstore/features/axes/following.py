@@ -64,8 +64,11 @@ class Following:
         self._written: dict[int, Tensor] = {}
 
     def begin(self, tensor: Tensor) -> Tensor:
-        """Return the same tensor of a batch, marked as having its samples first."""
-        own = tensor.detach()
+        """Return a copy of a batch's tensor, marked as having its samples first.
+
+        A forward may write to what it is given, and the batch is passed through it again.
+        """
+        own = tensor.detach().clone()
         self._mark(own, Axis(0), _NONE)
         return own
 
@@ -84,7 +87,10 @@ class Following:
     def _unmarked(self, tensor: Tensor) -> Mark:
         """Return the mark of what no function was seen to make: a constant, unless it has a history."""
         if tensor.grad_fn is None and not is_functorch_wrapped_tensor(tensor):
-            return SUSPECT if self._read and not tensor.requires_grad else FREE
+            # Once Python has read numbers of samples, a new constant may hold some of them; the
+            # model's own weights do not, frozen or not.
+            new = not tensor.requires_grad and id(tensor) not in self._kept
+            return SUSPECT if self._read and new else FREE
         self._lose(tensor, frozenset(self._claims))
         return LOST
 

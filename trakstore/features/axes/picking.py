@@ -266,19 +266,33 @@ def _adjacent(parts: list[Any]) -> bool:
 def _in_order(
     rows: Any, parts: list[Any], picks: list[int], mark: Axis, call: MarkedCall, adjacent: bool
 ) -> int | None:
-    """Place of samples that were indexed by their own numbers, as in ``x[arange(batch), last]``."""
+    """Place of samples that were indexed by their own numbers, as in ``x[arange(batch), last]``.
+
+    Indices may be broadcast: ``mask[arange(batch)[:, None, None, None], arange(keys)]`` gives a mask
+    of attention.
+    """
     every = [parts[i] for i in picks]
-    if mark[1:] != (1, 1) or not isinstance(rows, Tensor) or rows.dtype == torch.bool:
+    if mark[1:] != (1, 1) or any(not isinstance(one, Tensor) for one in every):
         return None
-    if any(not isinstance(one, Tensor) or one.ndim > 1 for one in every) or rows.ndim != 1:
+    if rows.dtype == torch.bool or rows.numel() != call.batch or call.batch not in rows.shape:
         return None
-    others = [call.mark(one) for one in every if one is not rows]
-    if any(other not in (FREE, Axis(0)) for other in others):
-        return None
+    # Dimensions are aligned from the last one on: `place` is the samples' among the picked ones.
+    width = max(one.ndim for one in every)
+    place: int = width - rows.ndim + list(rows.shape).index(call.batch)
+    for other in every:
+        own = place - (width - other.ndim)
+        of_other = call.mark(other)
+        if other is rows or of_other == Axis(own):
+            continue
+        alone = own < 0 or other.shape[own] == 1 or width == 1
+        if of_other is not FREE or not alone:
+            return None
     # The one place where a rule reads numbers: that a tensor counts the samples is in no mark.
-    if not torch.equal(rows, torch.arange(call.batch, device=rows.device, dtype=rows.dtype)):
+    counted = torch.arange(call.batch, device=rows.device, dtype=rows.dtype)
+    if not torch.equal(rows.reshape(-1), counted):
         return None
-    return len([p for p in parts[: picks[0]] if not isinstance(p, int)]) if adjacent else 0
+    before = len([p for p in parts[: picks[0]] if not isinstance(p, int)]) if adjacent else 0
+    return before + place
 
 
 def _covers(part: slice, size: int) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from safetensors import SafetensorError
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.wording import first_line
 
 # All that unpicklers and parsers raise where bytes are not what they expect.
 _UNREADABLE = (
@@ -41,6 +42,6 @@ def plain_tensors(where: object) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """Reason why a file was not read; torch's own words advise to let the file run its code."""
     if not isinstance(error, pickle.UnpicklingError):
-        return str(error).split("\n")[0][:200] or type(error).__name__
+        return first_line(error)
     code = re.search(r"GLOBAL (\S{1,100})", str(error))
     return f"it holds {code[1]}, which is code" if code else "it is no pickle of tensors"

@@ -62,12 +62,14 @@ class Call(Arguments):
     def use(self, tensor: Any) -> Use | None:
         """Return the parameter that a tensor is, or is a view of, if gradients are taken of it.
 
-        A view that was made while gradients were off is none.
+        A view that was made while gradients were off is none, nor is one with hooks.
         """
         if not isinstance(tensor, Tensor) or not tensor.requires_grad:
             return None
         # The base of a view is the tensor that owns the memory, also of a view of a view.
         parameter = tensor if tensor._base is None else tensor._base
+        if tensor is not parameter and tensor._backward_hooks:
+            return None
         name = self.names.get(id(parameter))
         return None if name is None else Use(name, parameter, tensor)
 
