@@ -15,8 +15,6 @@ from trakstore.errors import LocationError, TrakStoreError
 from trakstore.passes.dask_cluster import lost_work_told
 from trakstore.progress import on_terminal
 
-__all__ = ["workplace"]
-
 SECONDS = 10  # that a scheduler has to answer
 # Ctrl-C reaches every process of the terminal. Workers ignore it: this process stops them.
 IGNORES_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"

@@ -5,23 +5,21 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-import typer
+from typer import Option
 
 from trakstore.cli.options import Json, SampleCount, SampleSplit, StorePath
 from trakstore.cli.output import print_result, without_nan
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.report.findings import dynamics_table
 
-__all__ = ["dynamics"]
-
 
 def dynamics(
     store: StorePath,
     split: SampleSplit = "train",
     by: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Summary to sort by, smallest first.")
+        str, Option(metavar="COLUMN", help="Summary to sort by, smallest first.")
     ] = "aum",
-    largest: Annotated[bool, typer.Option("--largest", help="Largest first.")] = False,
+    largest: Annotated[bool, Option("--largest", help="Largest first.")] = False,
     k: SampleCount = 20,
     as_json: Json = False,
 ) -> None:

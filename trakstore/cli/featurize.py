@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from trakstore.cli.options import Epochs, JobName, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
@@ -18,8 +18,6 @@ from trakstore.storage.opening import find_store
 if TYPE_CHECKING:
     from trakstore.features import Featurized
     from trakstore.features.spent import Spent
-
-__all__ = ["featurize"]
 
 _SPENT = {
     "preparing": "model and checks",
@@ -32,43 +30,39 @@ _SPENT = {
 
 def featurize(
     job: JobName,
-    store: Annotated[str, typer.Option(metavar="PATH", help="Made when not there.")],
+    store: Annotated[str, Option(metavar="PATH", help="Made when not there.")],
     epoch: Epochs = None,
-    split: Annotated[
-        list[str] | None,
-        typer.Option(help="A data set of the job; else all."),
-    ] = None,
+    split: Annotated[list[str] | None, Option(help="A data set of the job; else all.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples of a batch; else the job's.")
+        int | None, Option(min=1, help="Samples of a batch; else the job's.")
     ] = None,
     memory_limit: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="SIZE",
             help="Most memory to take beside the model, such as 600MB; else the job's, or any.",
         ),
     ] = None,
     skip_bad_rows: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--skip-bad-rows", help="Store rows that are not finite as masked, with the reason."
         ),
     ] = False,
     check_all: Annotated[
         bool,
-        typer.Option(
-            "--check-all",
-            help="Compare every row with an ordinary backward pass, not one of 44.",
+        Option(
+            "--check-all", help="Compare every row with an ordinary backward pass, not one of 44."
         ),
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="Such as cuda:1; else this rank's GPU, or cpu.")
+        str | None, Option(help="Such as cuda:1; else this rank's GPU, or cpu.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(min=0, help="This worker; else as the launcher says.")
+        int | None, Option(min=0, help="This worker; else as the launcher says.")
     ] = None,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="Number of workers; else as the launcher says.")
+        int | None, Option(min=1, help="Number of workers; else as the launcher says.")
     ] = None,
     as_json: Json = False,
 ) -> None:

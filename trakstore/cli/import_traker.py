@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
+from typer import Argument, Option
 
 from trakstore.cli.options import Json, StoredDtype
 from trakstore.cli.output import print_result
@@ -14,18 +14,16 @@ from trakstore.storage.exchange.from_traker import import_traker
 if TYPE_CHECKING:
     from trakstore.spec import FeatureDtype
 
-__all__ = ["import_"]
-
 
 def import_(
-    save_dir: Annotated[Path, typer.Argument(metavar="SAVE_DIR", help="TRAKer's save_dir.")],
-    store: Annotated[str, typer.Option(metavar="PATH", help="Where the store is to be.")],
+    save_dir: Annotated[Path, Argument(metavar="SAVE_DIR", help="TRAKer's save_dir.")],
+    store: Annotated[str, Option(metavar="PATH", help="Where the store is to be.")],
     model: Annotated[
         list[int] | None,
-        typer.Option(metavar="ID", help="A model id; several times for several, else all."),
+        Option(metavar="ID", help="A model id; several times for several, else all."),
     ] = None,
     parameters: Annotated[
-        int | None, typer.Option(help="Scalars that were differentiated, to scale features.")
+        int | None, Option(help="Scalars that were differentiated, to scale features.")
     ] = None,
     dtype: StoredDtype = "float32",
     as_json: Json = False,

@@ -19,8 +19,6 @@ from trakstore.storage.split import Split, SplitStatus
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.retrained import sets_of_models
 
-__all__ = ["info"]
-
 
 def info(store: StorePath, as_json: Json = False) -> None:
     """Show what a store holds on one screen; the last line says whether it can be used now."""
@@ -69,14 +67,8 @@ def _saved(store: FeatureStore) -> dict[str, list[str]]:
 
 def _split_document(split: Split, status: SplitStatus) -> dict[str, Any]:
     return {
-        "epoch": status.epoch,
-        "split": status.split,
+        **asdict(status),
         "complete": status.complete,
-        "rows": status.rows,
-        "written_rows": status.written_rows,
-        "blocks": status.blocks,
-        "written_blocks": status.written_blocks,
-        "missing": [list(one) for one in status.missing],
         "dim": split.dim,
         "columns": dict(split.spec.columns),
         "widths": dict(split.spec.widths),

@@ -13,8 +13,6 @@ from rich.console import RenderableType
 from trakstore.planning import counted
 from trakstore.report.tables import top_table
 
-__all__ = ["SHOWN", "hidden_targets", "list_documents", "shown_lists"]
-
 SHOWN = 20  # targets of a table
 
 
@@ -35,13 +33,13 @@ def _target_document(top: xr.Dataset) -> dict[str, Any]:
     return {"target": top["target_id"].item(), **own, "top": entries}
 
 
-def shown_lists(top: xr.Dataset, total: int) -> Iterator[RenderableType]:
-    """A table for people, and the number of targets that it leaves out."""
+def shown_lists(top: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
+    """Yield a table for people, then a line about the ``hidden`` targets that it leaves out."""
     yield top_table(top)
     if "recall" in top.attrs:
         share, checked = 100 * top.attrs["recall"], top.attrs["checked"]
         yield f"these are {share:.0f}% of the true lists, as {checked} of the targets show"
-    yield from hidden_targets(total - top.sizes["target"])
+    yield from hidden_targets(hidden)
 
 
 def hidden_targets(count: int) -> Iterator[str]:

@@ -16,16 +16,6 @@ from rich.text import Text
 
 from trakstore.markup import printable
 
-__all__ = [
-    "console",
-    "error_line",
-    "only_json",
-    "print_json",
-    "print_result",
-    "tolerant_streams",
-    "without_nan",
-]
-
 
 def console(*, stderr: bool = False) -> Console:
     """A console for people; numbers are not coloured, ``NO_COLOR`` is honoured."""

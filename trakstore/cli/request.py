@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import RenderableType
 
 from trakstore.cli.cluster import workplace
 from trakstore.cli.options import (
     AllowOtherWeights,
     Damping,
     Epochs,
+    Json,
     LearningRate,
     MemoryLimit,
     Method,
@@ -25,14 +30,14 @@ from trakstore.cli.options import (
     chosen_epochs,
     learning_rates,
 )
+from trakstore.cli.output import print_result
 from trakstore.methods.by_name import find_method, scores_by_name
 from trakstore.methods.epochs import EpochPair, epoch_pairs
+from trakstore.report.choices import named_rows
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["ScoreRequest", "with_request"]
 
 Command: TypeAlias = Callable[..., None]
 
@@ -56,16 +61,12 @@ class ScoreRequest:
     allow_other_weights: AllowOtherWeights = False
     workers: Workers = None
     scheduler: Scheduler = None
+    as_json: Json = False
     opened: FeatureStore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         find_method(self.method)
         self.opened = open_store(self.store)
-
-    @property
-    def location(self) -> str:
-        """Place of the store, for documents."""
-        return str(self.opened.location)
 
     @property
     def epochs(self) -> list[Epoch] | None:
@@ -96,9 +97,32 @@ class ScoreRequest:
             allow_other_weights=self.allow_other_weights,
         )
 
+    def chosen_targets(
+        self, names: Sequence[str] | None, most: int | None = None
+    ) -> tuple[EpochPair, NDArray[np.int64], int]:
+        """Find the targets that were named, or all of them.
+
+        Returns
+        -------
+        pair : EpochPair
+            Splits of the first epoch.
+        rows : ndarray of int64
+            Rows of the targets; at most ``most`` of them where people read the answer.
+        hidden : int
+            Number of targets beyond these.
+        """
+        pair = self.pairs()[0]
+        rows = named_rows(pair.target, names)
+        answered = rows if self.as_json else rows[:most]
+        return pair, answered, len(rows) - len(answered)
+
     def workplace(self) -> AbstractContextManager[None]:
         """Threads, processes or the cluster that the work is to run on."""
         return workplace(self.workers, self.scheduler)
+
+    def answer(self, document: Mapping[str, Any], tables: Iterable[RenderableType]) -> None:
+        """Print the document, with the store's location, for programs; or tables for people."""
+        print_result(self.as_json, {"location": str(self.opened.location), **document}, tables)
 
 
 def with_request(*left_out: str) -> Callable[[Command], Command]:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from trakstore.cli.options import JobName, Json, Targets, Train
 from trakstore.cli.output import only_json, print_result
 from trakstore.report.evaluations import efficiency_table
 
-__all__ = ["efficiency"]
-
 
 def efficiency(
     job: JobName,
     train_rows: Annotated[
-        list[int] | None, typer.Option(help="Train samples; several times for several. 1,000.")
+        list[int] | None, Option(help="Train samples; several times for several. 1,000.")
     ] = None,
     target_rows: Annotated[
-        list[int] | None, typer.Option(help="Targets; several times for several. 100.")
+        list[int] | None, Option(help="Targets; several times for several. 100.")
     ] = None,
     dim: Annotated[
-        list[int] | None, typer.Option(help="Dimensions; several times for several. 512.")
+        list[int] | None, Option(help="Dimensions; several times for several. 512.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 3,
+    rounds: Annotated[int, Option(min=1, help="Times that each is measured.")] = 3,
     targets: Targets = "test",
     train: Train = "train",
     as_json: Json = False,

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from trakstore.cli.evaluate.trainers import AtOnce, Models, Repeats, TrainerName, load_trainer
-from trakstore.cli.options import Json
-from trakstore.cli.output import print_result
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.lds import lds as linear_datamodeling_score
@@ -19,31 +17,26 @@ from trakstore.report.evaluations import lds_table
 from trakstore.sampling import SubsetPlan
 from trakstore.scores.saving import open_scores
 
-__all__ = ["lds"]
-
 
 @with_request("method", "learning_rate")
 def lds(
     models: Models,
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            help="As `trakstore score --method`; several times for several. trak if not given."
-        ),
+        Option(help="As `trakstore score --method`; several times for several. trak if not given."),
     ] = None,
     scores: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Saved scores too; several times for several."),
+        Option(metavar="NAME", help="Saved scores too; several times for several."),
     ] = None,
     trainer: TrainerName = None,
-    count: Annotated[int, typer.Option(min=3, help="Models there shall be, with --trainer.")] = 200,
-    share: Annotated[float, typer.Option(help="Share of the train rows in each subset.")] = 0.5,
+    count: Annotated[int, Option(min=3, help="Models there shall be, with --trainer.")] = 200,
+    share: Annotated[float, Option(help="Share of the train rows in each subset.")] = 0.5,
     repeats: Repeats = 1,
-    seed: Annotated[int, typer.Option(help="Seed of subsets and training.")] = 0,
+    seed: Annotated[int, Option(help="Seed of subsets and training.")] = 0,
     at_once: AtOnce = 50,
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """Compare scores with models that were trained on random subsets: the linear datamodeling score.
 
@@ -78,7 +71,6 @@ def lds(
             for one, matrix in matrices.items()
         }
     document = {
-        "location": asked.location,
         "set": models,
         "models": truth.sizes["model"],
         "subsets": next(iter(found.values())).subsets,
@@ -87,7 +79,7 @@ def lds(
             for one, x in found.items()
         ],
     }
-    print_result(as_json, document, [lds_table(found)])
+    asked.answer(document, [lds_table(found)])
 
 
 def _whole(scores: Any, name: str) -> Any:

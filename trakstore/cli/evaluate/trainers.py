@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from trakstore.errors import TrakStoreError
 from trakstore.named import call_named, load_named, needs_arguments
@@ -12,22 +12,16 @@ from trakstore.named import call_named, load_named, needs_arguments
 if TYPE_CHECKING:
     from trakstore.evaluation.retraining import Trainer
 
-__all__ = ["AtOnce", "Models", "Repeats", "TrainerName", "load_trainer"]
-
-Models: TypeAlias = Annotated[
-    str, typer.Option(metavar="NAME", help="Name of the set of models in the store.")
-]
-TrainerName: TypeAlias = Annotated[
+Models = Annotated[str, Option(metavar="NAME", help="Name of the set of models in the store.")]
+TrainerName = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="NAME",
         help="What trains models on subsets, such as jobs.py:trainer or package.module:name.",
     ),
 ]
-Repeats: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Models of each subset; their outputs are averaged.")
-]
-AtOnce: TypeAlias = Annotated[int, typer.Option(min=1, help="Models that are trained together.")]
+Repeats = Annotated[int, Option(min=1, help="Models of each subset; their outputs are averaged.")]
+AtOnce = Annotated[int, Option(min=1, help="Models that are trained together.")]
 
 
 def load_trainer(name: str) -> Trainer:
