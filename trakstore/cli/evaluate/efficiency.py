@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 from typer import Option
@@ -35,7 +36,7 @@ def efficiency(
     from trakstore.evaluation.efficiency import efficiency_grid
 
     with only_json(as_json):
-        cells = efficiency_grid(
+        grid = efficiency_grid(
             job,
             train_rows or [1000],
             target_rows or [100],
@@ -43,6 +44,6 @@ def efficiency(
             splits=(train, targets),
             rounds=rounds,
         )
-        found = list(cells)
-    document = {"job": job, "rounds": rounds, "cells": [cell.to_dict() for cell in found]}
-    print_result(as_json, document, [efficiency_table(found)])
+        cells = list(grid)
+    document = {"job": job, "rounds": rounds, "cells": [asdict(cell) for cell in cells]}
+    print_result(as_json, document, [efficiency_table(cells)])
