@@ -149,6 +149,7 @@ class TracInAttributor:
 
 
 def _lists(top: xr.Dataset, drawn: NDArray[np.int64] | None = None) -> Influences:
+    """Lists as people take them; positions among the ``drawn`` samples become those of all."""
     at = top["position"].values if drawn is None else drawn[top["position"].values]
     return [
         [{"train_index": row, "influence": score} for row, score in zip(*both, strict=True)]
@@ -158,5 +159,7 @@ def _lists(top: xr.Dataset, drawn: NDArray[np.int64] | None = None) -> Influence
 
 def _means(drawn: Sample, scores: NDArray[Any], strata: NDArray[Any]) -> dict[Any, Any]:
     """Estimate the mean score of each stratum, drawn or not."""
-    found = [(one.item(), estimate_mean(drawn, scores, strata == one)) for one in np.unique(strata)]
-    return {name: {"mean": one.value, "low": one.low, "high": one.high} for name, one in found}
+    means = {one.item(): estimate_mean(drawn, scores, strata == one) for one in np.unique(strata)}
+    return {
+        name: {"mean": one.value, "low": one.low, "high": one.high} for name, one in means.items()
+    }
