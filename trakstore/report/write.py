@@ -1,4 +1,4 @@
-"""Writing of a report: one page to look at, with the samples themselves."""
+"""Report of a store: one page to look at, with the samples themselves."""
 
 from __future__ import annotations
 
@@ -37,8 +37,6 @@ from trakstore.storage.store import FeatureStore
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
-__all__ = ["MOST_LISTED", "MOST_TARGETS", "WrittenReport", "write_report"]
-
 MOST_TARGETS, MOST_LISTED = 200, 20
 
 
@@ -49,10 +47,11 @@ class WrittenReport:
     Attributes
     ----------
     path : Path
+        The file.
     bytes : int
         Size of the file.
     targets : int
-        Number of targets that it shows.
+        Number of targets on the page.
     left_out : mapping of str to str
         Sections that this store has no data for, and why.
     token_ids : bool
@@ -195,7 +194,7 @@ def write_report(
 def _shown_rows(
     split: UnmaskedSplit, names: Sequence[int | str], count: int
 ) -> tuple[NDArray[np.int64], str]:
-    """Rows of the targets to show, and how they were chosen."""
+    """Choose rows of the targets to show, and say how they were chosen."""
     if len(names) > MOST_TARGETS:
         raise TrakStoreError(f"a page shows {MOST_TARGETS} targets at most, got {len(names)}")
     if names:
@@ -212,7 +211,8 @@ def _in_words(damping: Damping) -> str:
 
 def _write_page(path: Path, found: Findings) -> int:
     """Write the page; return its bytes."""
-    page = render_page(found).encode("utf-8", "replace")  # a path may have no characters
+    # A path whose bytes are no text has halves of surrogate pairs, which UTF-8 lacks.
+    page = render_page(found).encode("utf-8", "replace")
     with writing(path):
         path.write_bytes(page)
     return len(page)
