@@ -17,20 +17,11 @@ if TYPE_CHECKING:
 
     from trakstore.methods.kernel_report import KernelReport
 
-__all__ = [
-    "ACCENT",
-    "GRID",
-    "plot_distribution",
-    "plot_evolution",
-    "plot_spectrum",
-    "plot_top",
-]
-
 ACCENT, GRID = "#2f5fa8", "#d5d9de"
 
 
 def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
-    """Bars of one target's list, the first one on top.
+    """Draw one target's list as bars, the first one on top.
 
     Parameters
     ----------
@@ -39,7 +30,7 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     target : int
         Position of the target among those of ``top``.
     ax : matplotlib Axes, optional
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
@@ -56,7 +47,7 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     axes.barh(places, score, color=np.where(score > 0, SAME, OTHER).tolist(), height=0.7)
     axes.set_yticks(places, [str(name) for name in one["train"].values.tolist()])
     for text in axes.get_yticklabels():
-        text.set_parse_math(False)  # a dollar sign in an id is one
+        text.set_parse_math(False)  # between dollar signs in ids, matplotlib would read TeX
     axes.invert_yaxis()
     axes.axvline(0, color=INK, linewidth=0.8)
     _label(axes, "score", "train sample", f"target {one['target_id'].item()}")
@@ -64,7 +55,7 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
 
 
 def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
-    """Lines of the train samples of one target over epochs, in standard deviations of its scores.
+    """Draw the train samples of one target over epochs as lines, in standard deviations of its scores.
 
     Parameters
     ----------
@@ -88,7 +79,7 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
 
 
 def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | None = None) -> Axes:
-    """Eigenvalues of kernels, first to last, both axes logarithmic; dashed, the damping λ.
+    """Draw the eigenvalues of kernels, first to last, both axes logarithmic; dashed, the damping λ.
 
     Parameters
     ----------
@@ -120,14 +111,14 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
 
 
 def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None = None) -> Axes:
-    """Histogram of one target's scores, or of those of all targets; counts are logarithmic.
+    """Draw a histogram of one target's scores, or of those of all targets; counts are logarithmic.
 
     Parameters
     ----------
     found : Dataset
         From :func:`trakstore.analysis.distribution`.
     target : int or None
-        None: of all, in standard deviations from each target's mean.
+        Position of the target; None for all, in standard deviations from each one's mean.
     ax
         As in :func:`plot_top`.
     """

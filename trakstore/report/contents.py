@@ -1,4 +1,4 @@
-"""Findings that a report shows, as analysis and scores gave them."""
+"""Findings of a report, as analysis and scores gave them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from trakstore.storage.layout import Epoch
 if TYPE_CHECKING:
     from trakstore.analysis.transition import Transition
     from trakstore.methods.kernel_report import KernelReport
-
-__all__ = ["Classes", "Findings", "ShowSample", "TargetFindings"]
 
 # split, row of the stored split and sample id -> how the sample is shown, if it can be
 ShowSample: TypeAlias = Callable[[str, int, Any], Shown | None]

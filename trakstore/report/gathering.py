@@ -1,4 +1,4 @@
-"""Gathering of what a report shows: every number is computed by analysis, methods and scores."""
+"""Gathering of a report's findings: every number is computed by analysis, methods and scores."""
 
 from __future__ import annotations
 
@@ -33,25 +33,24 @@ from trakstore.storage.tables.runs import now
 if TYPE_CHECKING:
     from trakstore.analysis.transition import Transition
 
-__all__ = ["Gathering"]
-
 T = TypeVar("T")
 KERNELS, CLASSES, SUSPECTS, PATHS = 8, 20, 24, 5  # the most that a page shows of each
 
 
 @dataclass
 class Gathering:
-    """A report that is being put together.
+    """Report that is being put together.
 
     Attributes
     ----------
     store : FeatureStore
+        The store.
     scores : Scores
-        The scores of all targets.
+        Scores of all targets.
     pairs : sequence of EpochPair
         Splits of each epoch of the scores.
     rows : ndarray of int64
-        The targets that are shown.
+        Targets that are shown.
     k : int
         Length of their lists.
     ends : (before, after) or None
@@ -59,7 +58,9 @@ class Gathering:
     null : sequence of (epoch, epoch)
         Pairs of epochs between which nothing happened.
     damping : Damping
+        Damping of the kernels.
     memory_limit : int, str or None
+        Bytes of one process.
     left_out : dict of str to str
         Sections that cannot be there, and why.
     """
@@ -99,6 +100,7 @@ class Gathering:
         try:
             return compute()
         except TrakStoreError as error:
+            # A fault of trakstore is another error, and ends the report.
             self.left_out[name] = str(error)
             return None
 
@@ -138,6 +140,7 @@ class Gathering:
         return {name: _taken(split.column(name), self.rows) for name in names}
 
     def _kernels(self) -> list[KernelReport]:
+        # The damped kernels of the scores: rows are weighted as the method weights them.
         some = evenly_spaced(len(self.pairs), KERNELS)
         splits = [self.pairs[at].train.stored for at in some]
         weighting, limit = self.scores.parts[0].kernel or "none", self.memory_limit
@@ -155,9 +158,9 @@ class Gathering:
             raise NotFoundError("it takes two epochs, the scores are of one")
         before, after = (self.scores.epoch(epoch) for epoch in self.ends)
         null = [(self.scores.epoch(a), self.scores.epoch(b)) for a, b in self.null]
-        found = transition(before, after, null, k=self.k, memory_limit=self.memory_limit)
-        gained, lost = (with_labels(one, self.pairs[0]) for one in (found.gained, found.lost))
-        return (*self.ends, replace(found, gained=gained, lost=lost))
+        change = transition(before, after, null, k=self.k, memory_limit=self.memory_limit)
+        gained, lost = (with_labels(one, self.pairs[0]) for one in (change.gained, change.lost))
+        return (*self.ends, replace(change, gained=gained, lost=lost))
 
     def _classes(self) -> Classes:
         from trakstore.analysis.group_influence import same_class_share
@@ -182,18 +185,15 @@ class Gathering:
 
     def _suspects(self) -> xr.Dataset:
         split, epochs = self.pairs[0].train.stored, [pair.epoch for pair in self.pairs]
-        found = self_scores(
+        scores = self_scores(
             self.store, split.name, epochs, self.damping, memory_limit=self.memory_limit
         )
-        first = np.argsort(-found.values, kind="stable")[:SUSPECTS]
-        columns = {
-            "score": found.values[first],
-            "train": found["train_id"].values[first],
-            "position": found["position"].values[first],
-        }
-        listed = xr.Dataset({name: ("rank", values) for name, values in columns.items()})
+        first = scores[np.argsort(-scores.values, kind="stable")[:SUSPECTS]]
+        columns = {"score": first, "train": first["train_id"], "position": first["position"]}
+        listed = xr.Dataset({name: ("rank", one.values) for name, one in columns.items()})
         return with_labels(listed, self.pairs[0])
 
 
 def _taken(column: Rows, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Read some rows of a column."""
     return TakenRows(column, rows).read(0, len(rows))

@@ -1,4 +1,4 @@
-"""Labels of the samples that a query found."""
+"""Labels beside the samples of a query's result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from trakstore.methods.epochs import EpochPair
 from trakstore.passes.rows import TakenRows
 
-__all__ = ["with_labels"]
-
 
 def with_labels(
     found: xr.Dataset, pair: EpochPair, rows: NDArray[np.int64] | None = None
@@ -20,8 +18,9 @@ def with_labels(
     Parameters
     ----------
     found : Dataset
+        Result of a query.
     pair : EpochPair
-        The splits that have the labels; where one that is needed has none, ``found`` stays as it is.
+        Splits that have the labels; where one that is needed has none, ``found`` stays as it is.
     rows : ndarray of int64, optional
         Rows of the targets of ``found``, which then get ``target_label`` too.
     """

@@ -1,4 +1,4 @@
-"""The parts of the page about one target, or one list of samples, as the template takes them."""
+"""Parts of the page about one target, or one list of samples, as the template takes them."""
 
 from __future__ import annotations
 
@@ -18,34 +18,27 @@ from trakstore.report.units import evenly_spaced, from_to
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "Card",
-    "EpochRow",
-    "Panel",
-    "change_cards",
-    "colour_level",
-    "panels",
-    "suspect_cards",
-    "untitled",
-]
-
 LEVELS, MOST_EPOCHS = 4, 12
 
 
 @dataclass(frozen=True)
 class Card:
-    """A train sample in a list.
+    """Train sample in a list.
 
     Attributes
     ----------
     name : str
-        Its sample id.
-    value : float
-        Its score or change, and ``share``, 0 to 1, of the largest magnitude of its list.
+        Sample id.
+    shown : Shown or None
+        Picture, text or cells; None for its id alone.
+    value, share : float
+        Score or change, and its share, 0 to 1, of the largest magnitude of the list.
     label : str or None
+        Class, where it is stored.
     same : bool or None
-        Whether it is of the target's class; None where that is not known.
+        True where it is of the target's class; None where that is not known.
     note : str
+        Words below the value.
     """
 
     name: str
@@ -59,7 +52,7 @@ class Card:
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One sample over epochs: standard deviations, and their levels from -4 to 4."""
+    """Sample over epochs: standard deviations, and their levels from -4 to 4."""
 
     name: str
     helpful: bool
@@ -85,7 +78,7 @@ class Panel:
 
     @property
     def words(self) -> str:
-        """Text that the page's filter looks at."""
+        """Text that the page's filter searches."""
         brief = self.shown.brief if self.shown else ""
         return f"{self.name} {brief} {'wrong' if self.wrong else ''}".lower()
 
@@ -96,17 +89,17 @@ class Panel:
 
 
 def panels(found: Findings) -> list[Panel]:
-    """One for each target, in their order."""
+    """Make a panel for each target, in their order."""
     return [_panel(found, at) for at in range(len(found.answers.rows))]
 
 
 def suspect_cards(found: Findings) -> list[Card]:
-    """Train samples by their score on themselves."""
+    """Make cards of train samples by their score on themselves."""
     return [] if found.suspects is None else _cards(found, found.suspects, "score")
 
 
 def change_cards(found: Findings, listed: xr.Dataset) -> list[Card]:
-    """Gained or lost samples of a transition, with their intervals and false discovery rates."""
+    """Make cards of gained or lost samples, with their intervals and false discovery rates."""
     low, high, rate = (listed[name].values.tolist() for name in ("low", "high", "q"))
     notes = [
         from_to(a, b, "+.2g") + ("" if math.isnan(q) else f", FDR {q:.2g}")
@@ -116,7 +109,7 @@ def change_cards(found: Findings, listed: xr.Dataset) -> list[Card]:
 
 
 def colour_level(value: float, most: float) -> int:
-    """Number of a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
+    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
 
     Examples
     --------

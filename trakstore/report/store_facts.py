@@ -18,20 +18,19 @@ from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.plans import planned_runs
 from trakstore.storage.tables.runs import Run
 
-__all__ = ["StoreContents", "store_facts", "store_verdict"]
-
 _NAMED = 3  # splits that a line names
 
 
 @dataclass(frozen=True)
 class StoreContents:
-    """A store's splits and records, read once.
+    """Splits and records of a store, read once.
 
     Attributes
     ----------
     store : FeatureStore
+        The store.
     splits : sequence of (Split, SplitStatus)
-        Each split with what is written of it.
+        Each split with its status.
     planned : sequence of Run
         Splits that a run was to write and has not begun.
     runs : sequence of Run
@@ -45,12 +44,13 @@ class StoreContents:
 
     @classmethod
     def of(cls, store: FeatureStore) -> StoreContents:
+        """Read the contents of a store."""
         splits = [(store.split(one.epoch, one.split), one) for one in store.status()]
         return cls(store, splits, planned_runs(store.location), store.runs())
 
     @property
     def status(self) -> list[SplitStatus]:
-        """Status of each split: what is written of it."""
+        """Status of each split."""
         return [status for _, status in self.splits]
 
     @property
@@ -99,22 +99,22 @@ def _origin(contents: StoreContents) -> dict[str, str]:
     if contents.runs:
         last = contents.runs[-1]
         workers = counted(last.world_size, "worker")
-        told = {name: last.versions.get(name, "unknown") for name in ("trakstore", "torch")}
-        versions = ", ".join(f"{name} {one}" for name, one in told.items())
+        names = ("trakstore", "torch")
+        versions = ", ".join(f"{name} {last.versions.get(name, 'unknown')}" for name in names)
         facts["last run"] = f"{last.job}, {last.ended}, {workers} on {last.device}, {versions}"
     return facts
 
 
 def _reasons(skipped: list[tuple[Split, SkippedRow]]) -> str:
-    """Reasons why rows are left out, with the first row of each."""
+    """Write the reasons why rows are left out, with the first row of each."""
     counts = Counter(one.reason for _, one in skipped)
     first = {one.reason: (split, one) for split, one in reversed(skipped)}
-    told = [
+    parts = [
         f"{count:,} with {reason} (first {one.id} of {split.name} at epoch {split.epoch})"
         for reason, count in counts.most_common()
         for split, one in [first[reason]]
     ]
-    return "; ".join(told)
+    return "; ".join(parts)
 
 
 def _features(contents: StoreContents) -> str:
@@ -133,7 +133,7 @@ def _columns(splits: list[Split]) -> str:
 
 
 def store_verdict(contents: StoreContents) -> list[str]:
-    """Lines that say which epochs can be used; then whether all of it can, or what to do."""
+    """Write which epochs can be used, then whether all of the store can, or what to do."""
     status, planned = contents.status, contents.planned
     where = shlex.quote(str(contents.store.location))
     if not status:
@@ -152,7 +152,7 @@ def store_verdict(contents: StoreContents) -> list[str]:
 
 
 def _names(planned: Sequence[Run]) -> str:
-    """Splits that are still to come, a few of them by name, and the verb."""
+    """Write the splits that are still to come, a few of them by name, and the verb."""
     named = [f"{one.split} at epoch {one.epoch}" for one in planned]
     if len(named) > _NAMED:
         named = [*named[:_NAMED], f"{len(named) - _NAMED} more splits"]
@@ -160,7 +160,7 @@ def _names(planned: Sequence[Run]) -> str:
 
 
 def _next_command(contents: StoreContents) -> str:
-    """The command that writes what is missing."""
+    """Write the command that computes what is missing."""
     missing = {(one.epoch, one.split) for one in contents.status if not one.complete}
     missing |= {(run.epoch, run.split) for run in contents.planned}
     # Only a job that was named as on a command line can be named again.
