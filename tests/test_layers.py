@@ -257,7 +257,6 @@ ORDER: dict[str, list[str]] = {
         "contents",
         "panels",
         "page",
-        "gathering",
         "write",
     ],
     "analysis": [

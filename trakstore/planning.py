@@ -212,14 +212,7 @@ def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: s
     >>> window_rows(1000, 100, 500, 12_000, "top-k")
     100
     """
-    fitting = (limit - limit // SLACK - fixed_bytes) // max(1, row_bytes)
-    if fitting < 1:
-        need = human_bytes(with_slack(fixed_bytes + row_bytes))
-        raise MemoryLimitError(
-            f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: "
-            f"{LARGER_LIMIT}"
-        )
-    return max(1, min(rows, fitting))
+    return max(1, fit_slots(rows, 1, fixed_bytes, row_bytes, limit, what))
 
 
 def fit_slots(

@@ -166,14 +166,14 @@ def _changes(
     a number for every train row.
     """
     last = {token: at for at, both in enumerate(tokens) for token in both}
-    made: dict[str, Scaled] = {}
+    scaled_scores: dict[str, Scaled] = {}
     for at, (both, pair) in enumerate(zip(tokens, pairs, strict=True)):
         for token, scores in zip(both, pair, strict=True):
-            if token not in made:
-                made[token] = scaled(scores, memory_limit)
-        early, late = (made[token] for token in both)
+            if token not in scaled_scores:
+                scaled_scores[token] = scaled(scores, memory_limit)
+        early, late = (scaled_scores[token] for token in both)
         yield (early, late), late.mean - early.mean
-        made = {token: one for token, one in made.items() if last[token] > at}
+        scaled_scores = {token: one for token, one in scaled_scores.items() if last[token] > at}
 
 
 def _left(columns: int, memory_limit: int | str | None) -> int:

@@ -117,6 +117,7 @@ class BiasAttributor:
     def _contrast(self, epoch: Epoch, method: str) -> NDArray[np.float64]:
         if method not in _METHODS:
             raise TrakStoreError(f"unknown method {method!r}{did_you_mean(method, _METHODS)}")
+        # Computed once for these weights: what is in the store is not computed again.
         for split, data in self._data.items():
             self.trak.compute_epoch_features(data, epoch, split)
         scores = _METHODS[method](self.trak.store, epochs=epoch)

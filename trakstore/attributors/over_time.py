@@ -143,6 +143,7 @@ class PhaseTransitionAttributor:
         one = next(iter(model_checkpoints.values()))
         if model is None and not isinstance(one, nn.Module):
             raise TrakStoreError("checkpoints that are state dicts need model=, which takes them")
+        # Without a model, weights are loaded into a copy of a checkpoint, so that none is changed.
         self.model: nn.Module = own_copy(one) if model is None else model  # type: ignore[arg-type]
         self.checkpoints = state_dicts(model_checkpoints, self.model)
         self.change_point = change = None if curve is None else change_point(curve)

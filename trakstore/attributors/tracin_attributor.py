@@ -64,6 +64,7 @@ class TracInAttributor:
     ) -> None:
         self.model, self.checkpoints, self.output = model, checkpoints, output
         self.learning_rates, self.device = learning_rates, device
+        # Whole gradients of a small model are its features: inner products are then exact.
         kind: Any = "identity" if projection_dim is None else "sjlt"
         self.projection = ProjectionSpec(kind, dim=projection_dim)
         self.parameters: tuple[str, ...] = ("*",)
@@ -121,6 +122,7 @@ class TracInAttributor:
             estimate of the mean over all its train samples, with ``low`` and ``high`` of 95%.
         """
         data = loaded(train)
+        # Only drawn samples get gradients, but every sample is read once for its stratum.
         rows, count = data.dataset, len(data.dataset)
         strata = np.array([stratum(rows[at], stratify_by) for at in range(count)])
         drawn = sample_rows(count, sample_rate, strata=strata, seed=seed)

@@ -81,6 +81,8 @@ class TRAKAttributor:
         self.projection_matrix = ProjectionMatrix(make_projector(self.projection, parameters))
         self.total_params, self.proj_dim = self.projection_matrix.shape
         self.damping = Damping.of(damping)
+        # Without a store of their own, features of other weights replace those before, as people expect
+        # of an object; a given store keeps them and refuses.
         self._embedded = EmbeddedStore(store)
 
     @property
@@ -189,6 +191,7 @@ class TRAKAttributor:
                 f"the train features were made with the weights {one[:12]}, the test features with "
                 f"{other[:12]}: compute both with the same, or allow_other_weights=True if it is meant"
             )
+        # Q belongs to the train rows that it was computed with: other rows of that number have another.
         scale = None if stored is None else stored.column("out_to_loss").read(0, stored.rows)
         if scale is None:
             reason = "these train features are not those in the store, which has out_to_loss"

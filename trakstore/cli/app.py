@@ -41,6 +41,8 @@ from trakstore.errors import NO_THREADS, TrakStoreError, lacks_threads
 
 BAD_USE, INTERRUPTED = 2, 130
 
+# Commands in the order of the help, each with an example that its own help ends with. Modules of
+# commands import torch and plotting only when they run: help must come at once.
 EXAMPLES: dict[Callable[..., None], str] = {
     demo: "trakstore demo --out trakstore-demo",
     featurize: "trakstore featurize jobs.py:digits --store run.zarr --split train --split test",
@@ -124,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _ClickException as error:
         error_line(_usage(error))
     except OSError as error:
-        if error.errno is None:  # not the system's, but some library's
+        # Without a number it is not the system's error, but some library's: a fault.
+        if error.errno is None:
             raise
         error_line(_refused(error))
     except RuntimeError as error:
@@ -151,8 +154,10 @@ def _hide_missing_defaults(command: Any) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = None if arguments is None else list(arguments)
+    # Not standalone: typer would print errors in its own way and end the process.
     try:
         code = command_line().main(given, prog_name="trakstore", standalone_mode=False)
+        # A closed pipe shows when what was printed is written out: here, where it is expected.
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -176,6 +181,7 @@ def _closed_pipe() -> int:
 
 
 def _usage(error: Any) -> str:
+    """Write what was wrong on the command line, and which help to read."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "trakstore"
     return f"{error.format_message().rstrip('.')}; see {path} --help"
@@ -183,6 +189,7 @@ def _usage(error: Any) -> str:
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
+    """Print warnings as one line each, without Python's place and source."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: error_line(message, "warning")
         yield

@@ -33,7 +33,7 @@ BATCH, LEARNING_RATE, SEED = 64, 0.05, 0
 
 
 def load_images() -> dict[str, Images]:
-    """Handwritten digits of 8 x 8 pixels, 1,297 to train on and 500 to ask about.
+    """Load handwritten digits of 8 x 8 pixels, 1,297 to train on and 500 to ask about.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def load_images() -> dict[str, Images]:
 
 
 def digits() -> Job:
-    """A small convolutional network that learns the digits in seconds, kept at three epochs.
+    """Make the demo's job: a small convolutional network, trained in seconds, kept at three epochs.
 
     Every process that calls this on one kind of machine trains to the same bits.
     """
@@ -174,6 +174,7 @@ def _reproducible() -> Iterator[None]:
     """Let torch use one thread and a seeded generator for the block; both are put back."""
     import torch
 
+    # Sums of several threads are rounded by their number: with one, every machine of a kind agrees.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

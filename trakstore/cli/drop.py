@@ -1,4 +1,4 @@
-"""``trakstore drop``: saved scores that nobody needs any longer."""
+"""``trakstore drop``: deletion of saved scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def drop(
         list[str],
         Option(
             metavar="NAME",
-            help="Name of saved scores, also of a save that was stopped. Several times for several.",
+            help="Name of saved scores, also of a save that was stopped; repeatable.",
         ),
     ],
     as_json: Json = False,

@@ -18,7 +18,7 @@ from trakstore.planning import byte_count, human_bytes, human_time
 if TYPE_CHECKING:
     from trakstore.scores.costs import Problem, Speed
 
-BEYOND = (10**6, 10**8, 10**9)
+BEYOND = (10**6, 10**8, 10**9)  # rows that are estimated besides those asked for
 MOST = 10**12  # of anything: more is a slip of the finger
 
 
@@ -64,7 +64,8 @@ def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str,
     lines, over_time = [], costs_over_time(problem) if problem.epochs > 1 else ()
     for cost in (*costs(problem), *over_time):
         seconds: float | None = speed.seconds(cost, problem.workers)
-        if cost.operation == "featurize":  # the model decides
+        # Only the model decides how long gradients take: without a measured rate, no time is given.
+        if cost.operation == "featurize":
             samples = problem.rows * problem.epochs
             seconds = samples / (rate * problem.workers) if rate else None
         lines.append({"rows": problem.rows, **asdict(cost), "seconds": seconds})

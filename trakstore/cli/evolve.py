@@ -1,4 +1,4 @@
-"""``trakstore evolve``: how the scores of some targets change from epoch to epoch."""
+"""``trakstore evolve``: scores of some targets from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trakstore.scores.sums import group_scores
 if TYPE_CHECKING:
     import xarray as xr
 
-SHOWN = 5  # tables
+SHOWN = 5  # targets, a table for each
 
 
 @with_request("learning_rate")
@@ -28,7 +28,7 @@ def evolve(
     k: ListLength = 5,
     target: Target = None,
     together: Annotated[
-        bool, Option("--together", help="The mean of these targets, as one.")
+        bool, Option("--together", help="Take the mean of these targets as one.")
     ] = False,
     *,
     asked: ScoreRequest,
@@ -46,15 +46,15 @@ def evolve(
         if together:
             name = np.full(len(rows), f"mean of {len(rows)}")
             scores = group_scores(scores, targets=name, how="mean", memory_limit=limit)
-        found = evolution(scores, k, memory_limit=limit)
-    found = with_labels(found, pair, None if together else rows)
-    document = {"method": scores.method, **without_nan(found)}
-    asked.answer(document, _tables(found, hidden))
+        epochs = evolution(scores, k, memory_limit=limit)
+    epochs = with_labels(epochs, pair, None if together else rows)
+    document = {"method": scores.method, **without_nan(epochs)}
+    asked.answer(document, _tables(epochs, hidden))
 
 
-def _tables(found: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
-    for at, name in enumerate(found["target_id"].values.tolist()):
-        one = found.isel(target=at)
+def _tables(epochs: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
+    for at, name in enumerate(epochs["target_id"].values.tolist()):
+        one = epochs.isel(target=at)
         label = f" ({one['target_label'].item()})" if "target_label" in one else ""
         yield f"target {name}{label}"
         yield evolution_table(one)

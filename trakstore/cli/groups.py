@@ -32,8 +32,8 @@ def groups(asked: ScoreRequest) -> None:
         matrix = np.asarray(means, dtype=np.float64)
         names = [whole_column(ids).tolist() for ids in (means.target_ids, means.train_ids)]
         labels = (whole_column(scores.train_labels), whole_column(scores.target_labels))
-        found = class_summary(scores, *labels, limit)
-    numbers = found.means()
+        summary = class_summary(scores, *labels, limit)
+    numbers = summary.means()
     document = {
         "method": scores.method,
         "epochs": list(scores.epochs),

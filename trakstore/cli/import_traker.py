@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def import_(
     save_dir: Annotated[Path, Argument(metavar="SAVE_DIR", help="TRAKer's save_dir.")],
-    store: Annotated[str, Option(metavar="PATH", help="Where the store is to be.")],
+    store: Annotated[str, Option(metavar="PATH", help="Path of the store to make.")],
     model: Annotated[
         list[int] | None,
-        Option(metavar="ID", help="A model id; several times for several, else all."),
+        Option(metavar="ID", help="A model id, repeatable; default: all."),
     ] = None,
     parameters: Annotated[
         int | None, Option(help="Scalars that were differentiated, to scale features.")
@@ -29,16 +29,16 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Copy the features of a finished traker 0.3 run into a store, an epoch for each model id."""
-    made = import_traker(
+    written = import_traker(
         save_dir,
         store,
         models=model or None,
         parameters=parameters,
         dtype=cast("FeatureDtype", dtype),
     )
-    splits = [{"epoch": s.epoch, "split": s.split, "rows": s.rows} for s in made.status()]
+    splits = [{"epoch": s.epoch, "split": s.split, "rows": s.rows} for s in written.status()]
     lines = [f"{s['split']} at epoch {s['epoch']}: {s['rows']:,} rows" for s in splits]
     if parameters is None:
         lines.append("scale: as traker stored them; --parameters gives that of gradients")
-    lines.append(f"next: trakstore info {made.location}")
-    print_result(as_json, {"location": str(made.location), "splits": splits}, lines)
+    lines.append(f"next: trakstore info {written.location}")
+    print_result(as_json, {"location": str(written.location), "splits": splits}, lines)

@@ -1,4 +1,4 @@
-"""``trakstore info``: what is in a store, and whether it is complete."""
+"""``trakstore info``: the contents of a store, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from trakstore.storage.tables.retrained import sets_of_models
 def info(store: StorePath, as_json: Json = False) -> None:
     """Show what a store holds on one screen; the last line says whether it can be used now."""
     contents = StoreContents.of(open_store(store))
+    # Not both: either reads what the other does not need, which takes time on object storage.
     if as_json:
         print_json(_document(contents))
         return
@@ -58,7 +59,7 @@ def _document(contents: StoreContents) -> dict[str, Any]:
 
 
 def _saved(store: FeatureStore) -> dict[str, list[str]]:
-    """Names of what was saved beside the features."""
+    """Name the scores and models that were saved beside the features."""
     return {
         "scores": names_of_scores(store.location),
         "retrained_models": sets_of_models(store.location),

@@ -1,4 +1,4 @@
-"""``trakstore kernel``: how far the kernel of a split can be trusted."""
+"""``trakstore kernel``: spectrum and condition of a split's kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trakstore.report.tables import kernel_table
 
 @with_request("targets", "train", "method", "learning_rate", "allow_other_weights")
 def kernel(
-    split: Annotated[str, Option(help="Whose features make the kernel.")] = "train",
+    split: Annotated[str, Option(help="Split whose features make the kernel.")] = "train",
     weighting: Annotated[
         str,
         Option(

@@ -17,7 +17,7 @@ SHOWN = 20  # targets of a table
 
 
 def list_documents(top: xr.Dataset, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Everything in the lists of the targets at ``rows``, for programs."""
+    """Write the lists of the targets at ``rows`` as documents, for programs."""
     targets = [
         {"position": int(row), **_target_document(top.isel(target=at))}
         for at, row in enumerate(rows)
@@ -43,6 +43,6 @@ def shown_lists(top: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
 
 
 def hidden_targets(count: int) -> Iterator[str]:
-    """A line about the targets that are not shown, where there are some."""
+    """Yield a line about the targets that are not shown, where there are some."""
     if count:
         yield f"{counted(count, 'more target')}: choose with --target, or --json for all"

@@ -25,7 +25,8 @@ def neighbours(
     activations: Annotated[
         str | None,
         Option(
-            metavar="LAYER", help="Compare stored activations of a layer; else gradient features."
+            metavar="LAYER",
+            help="Compare stored activations of a layer; default: gradient features.",
         ),
     ] = None,
     epoch: Annotated[
@@ -41,7 +42,7 @@ def neighbours(
     asked.epoch = None if epoch is None else [epoch]
     pair, rows, hidden = asked.chosen_targets(target, SHOWN)
     with asked.workplace():
-        found = nearest(
+        nearest_rows = nearest(
             asked.opened,
             asked.targets,
             asked.train,
@@ -53,10 +54,11 @@ def neighbours(
             memory_limit=asked.memory_limit,
             allow_other_weights=asked.allow_other_weights,
         )
-    found = with_labels(found, pair, rows)
+    nearest_rows = with_labels(nearest_rows, pair, rows)
     document = {
-        **{name: found.attrs[name] for name in ("metric", "epoch", "column")},
-        **list_documents(found, rows),
+        **{name: nearest_rows.attrs[name] for name in ("metric", "epoch", "column")},
+        **list_documents(nearest_rows, rows),
     }
-    listed = found.rename(distance="score").assign_attrs(order="nearest")
+    # For people a distance stands where a score does, with its own heading.
+    listed = nearest_rows.rename(distance="score").assign_attrs(order="nearest")
     asked.answer(document, shown_lists(listed, hidden))

@@ -13,27 +13,28 @@ from trakstore.storage.layout import Epoch, as_epoch
 
 
 def _size(text: str | None) -> str | None:
-    """Refuse what is not a size, also where nothing needs memory."""
+    """Refuse what is not a size, even where the command would need no memory."""
     if text is not None:
         byte_count(text)
     return text
 
 
 def _stored_dtype(name: str) -> str:
+    """Refuse other precisions before anything is computed."""
     if name not in ("float32", "float16"):
         raise TrakStoreError(f"features are stored as float32 or float16, got {name!r}")
     return name
 
 
 def target_option(otherwise: str) -> Any:
-    """The option that names targets; ``otherwise``: those that are taken where none is named."""
+    """Make the option that names targets; ``otherwise`` says which are taken where none is named."""
     return Option(
         metavar="ID",
-        help=f"A sample id, or @N for row N. Several times for several; else {otherwise}.",
+        help=f"A sample id, or @N for row N, repeatable; default: {otherwise}.",
     )
 
 
-StorePath = Annotated[str, Argument(metavar="STORE", help="Where the store is.")]
+StorePath = Annotated[str, Argument(metavar="STORE", help="Path or address of the store.")]
 JobName = Annotated[
     str, Argument(metavar="JOB", help="A job: jobs.py:name or package.module:name.")
 ]
@@ -41,27 +42,27 @@ Epochs = Annotated[
     list[str] | None,
     Option(
         metavar="EPOCH",
-        help="A checkpoint: a number or a name. Give it several times for several; else all.",
+        help="A checkpoint, by its number or name, repeatable; default: all.",
     ),
 ]
 Null = Annotated[
     list[str] | None,
     Option(
         metavar="EPOCH,EPOCH",
-        help="Two epochs between which nothing happened, for p-values. Several times for several.",
+        help="Two epochs between which nothing happened, for p-values; repeatable.",
     ),
 ]
 LearningRate = Annotated[
     list[str] | None,
     Option(
         metavar="RATE",
-        help="Rate for tracin where the store has none: one for all, or EPOCH=RATE several times.",
+        help="Rate for tracin where the store has none: one for all epochs, or EPOCH=RATE, repeatable.",
     ),
 ]
 Target = Annotated[list[str] | None, target_option("all")]
 ListLength = Annotated[int, Option("--k", "-k", min=1, help="Entries of each list.")]
-Targets = Annotated[str, Option(metavar="SPLIT", help="The split that is asked about.")]
-Train = Annotated[str, Option(metavar="SPLIT", help="The split that is held responsible.")]
+Targets = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are the targets.")]
+Train = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are scored.")]
 Damping = Annotated[float, Option(metavar="C", help="c of lambda = c * tr(K) / n.")]
 Method = Annotated[
     str, Option(help="trak, published-trak, influence, tracin, grad-dot, grad-cos or whitened-cos.")
@@ -70,7 +71,7 @@ MemoryLimit = Annotated[
     str | None,
     Option(
         metavar="SIZE",
-        help="Most memory to take, such as 600MB; else a quarter of what is free.",
+        help="Most memory to take, such as 600MB; default: a quarter of what is free.",
         callback=_size,
     ),
 ]
@@ -86,21 +87,23 @@ Workers = Annotated[
     Option(
         metavar="N",
         min=1,
-        help="Start N processes that share the work and the cores; else threads of this one.",
+        help="Start N processes that share the work and the cores; default: threads of this one.",
     ),
 ]
 Scheduler = Annotated[
     str | None,
     Option(metavar="ADDRESS", help="Work on a running Dask cluster, such as tcp://host:8786."),
 ]
-StoredDtype = Annotated[str, Option(help="float32 or float16, as stored.", callback=_stored_dtype)]
-SampleSplit = Annotated[str, Option(help="Whose samples.")]
-SampleCount = Annotated[int, Option("--k", "-k", min=1, help="Samples that are shown.")]
+StoredDtype = Annotated[
+    str, Option(help="Stored precision, float32 or float16.", callback=_stored_dtype)
+]
+SampleSplit = Annotated[str, Option(help="Split whose samples are listed.")]
+SampleCount = Annotated[int, Option("--k", "-k", min=1, help="Number of samples to list.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document.")]
 
 
 def chosen_epochs(names: Sequence[str] | None) -> list[Epoch] | None:
-    """Epochs as the store knows them, from the command line; None when none were named.
+    """Read epochs from the command line, as the store knows them; None when none were named.
 
     Examples
     --------
@@ -113,7 +116,7 @@ def chosen_epochs(names: Sequence[str] | None) -> list[Epoch] | None:
 
 
 def learning_rates(texts: Sequence[str] | None) -> dict[Epoch, float] | float | None:
-    """Learning rates from the command line.
+    """Read learning rates from the command line: one for all epochs, or one by epoch.
 
     Examples
     --------
@@ -122,6 +125,7 @@ def learning_rates(texts: Sequence[str] | None) -> dict[Epoch, float] | float | 
     >>> learning_rates(["0.1"])
     0.1
     """
+    # The last "=" divides: names of epochs may hold others. Without one, the epoch is "".
     pairs = [text.rpartition("=") for text in texts or ()]
     try:
         rates = {epoch: float(rate) for epoch, _, rate in pairs}

@@ -44,10 +44,10 @@ def report(
         ),
     ] = 24,
     before: Annotated[
-        str | None, Option(metavar="EPOCH", help="Start of the transition; else the first.")
+        str | None, Option(metavar="EPOCH", help="Start of the transition; default: the first.")
     ] = None,
     after: Annotated[
-        str | None, Option(metavar="EPOCH", help="End of the transition; else the last.")
+        str | None, Option(metavar="EPOCH", help="End of the transition; default: the last.")
     ] = None,
     null: Null = None,
     *,

@@ -1,4 +1,4 @@
-"""The request of a command that needs scores: options that such commands share, turned into scores."""
+"""Requests for scores: the options that commands share, and the scores that they ask for."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Command: TypeAlias = Callable[..., None]
 
 @dataclass
 class ScoreRequest:
-    """The shared options of one command, with its store open and the name of its method checked.
+    """Shared options of one command, with its store open and the name of its method checked.
 
     Each field is an option of the command line (``store`` an argument) with its help and default;
     :func:`with_request` gives them to a command.
@@ -70,7 +70,7 @@ class ScoreRequest:
 
     @property
     def epochs(self) -> list[Epoch] | None:
-        """The epochs that were named; None for all."""
+        """Epochs that were named; None for all."""
         return chosen_epochs(self.epoch)
 
     def pairs(self) -> tuple[EpochPair, ...]:
@@ -143,6 +143,7 @@ def with_request(*left_out: str) -> Callable[[Command], Command]:
             asked = ScoreRequest(**{one.name: given.pop(one.name) for one in shared})
             command(asked=asked, **given)
 
+        # Typer reads options from the signature, and runs the command with them by name.
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 option
@@ -156,5 +157,7 @@ def with_request(*left_out: str) -> Callable[[Command], Command]:
 
 
 def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
+    """Parameters of a function or class, their annotations evaluated, to be given by name."""
+    # By name alone, an option with a default may stand before one without.
     given = inspect.signature(function, eval_str=True).parameters.values()
     return [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in given]

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 def topk(
     k: ListLength = 10,
     target: Target = None,
-    smallest: Annotated[bool, Option("--smallest", help="The most negative first.")] = False,
-    magnitude: Annotated[bool, Option("--magnitude", help="The largest |score| first.")] = False,
+    smallest: Annotated[bool, Option("--smallest", help="List the most negative first.")] = False,
+    magnitude: Annotated[
+        bool, Option("--magnitude", help="List the largest |score| first.")
+    ] = False,
     approximate: Annotated[
-        bool, Option("--approximate", help="Two passes, for large dims; says its recall.")
+        bool,
+        Option("--approximate", help="Search in two passes, for large dims; the recall is shown."),
     ] = False,
     *,
     asked: ScoreRequest,

@@ -1,4 +1,4 @@
-"""``trakstore transitions``: which train samples gained or lost influence between two epochs."""
+"""``trakstore transitions``: train samples that gained or lost influence between two epochs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def transitions(
         list[str] | None,
         Option(
             metavar="STORE",
-            help="The same epochs under another seed of the projection: a null, too.",
+            help="Store of the same epochs under another seed: a null, too; repeatable.",
         ),
     ] = None,
     scale: Annotated[str, Option(help="standard, rank or raw.")] = "standard",
@@ -52,6 +52,7 @@ def transitions(
     if before == after:
         raise TrakStoreError(f"a transition is between two epochs, got {before!r} twice")
     pairs = null_pairs([text.split(",") for text in null or ()], ends)
+    # A request for each other store, checked as it is made; all use the same memory limit in turn.
     others = [replace(asked, store=one, epoch=[before, after]) for one in other_seed or ()]
     asked.epoch = [str(e) for e in dict.fromkeys([*ends, *(e for pair in pairs for e in pair)])]
     split_pair, rows, _ = asked.chosen_targets(target)
@@ -59,7 +60,7 @@ def transitions(
         own, *seeds = (one.scores().isel(target=rows) for one in (asked, *others))
         null_scores = [(own.epoch(first), own.epoch(second)) for first, second in pairs]
         null_scores += [(own.epoch(end), seed.epoch(end)) for seed in seeds for end in ends]
-        found = transition(
+        change = transition(
             own.epoch(ends[0]),
             own.epoch(ends[1]),
             null_scores,
@@ -68,18 +69,18 @@ def transitions(
             memory_limit=asked.memory_limit,
         )
     lists = {
-        "gained": with_labels(found.gained, split_pair),
-        "lost": with_labels(found.lost, split_pair),
+        "gained": with_labels(change.gained, split_pair),
+        "lost": with_labels(change.lost, split_pair),
     }
     document = {
         "method": own.method,
         "scale": scale,
         "before": ends[0],
         "after": ends[1],
-        "null_pairs": found.null_pairs,
+        "null_pairs": change.null_pairs,
         **{title: without_nan(one) for title, one in lists.items()},
     }
-    asked.answer(document, _tables(lists, found.null_pairs))
+    asked.answer(document, _tables(lists, change.null_pairs))
 
 
 def _tables(lists: Mapping[str, xr.Dataset], null_count: int) -> Iterator[RenderableType]:

@@ -1,4 +1,4 @@
-"""``trakstore verify``: whether every stored byte is what was written."""
+"""``trakstore verify``: every stored byte, compared with what was written."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from trakstore.cli.output import print_result
 from trakstore.planning import counted
 from trakstore.storage.checking.verification import VerifyReport, verify_store
 
-FOUND = 1  # exit code
-LINES = 20  # findings that people are shown
+FOUND = 1  # exit code: 0 says that nothing is left to do, 2 that the command could not run
+LINES = 20  # findings that people see
 
 
 def verify(
@@ -21,7 +21,7 @@ def verify(
     epoch: Epochs = None,
     split: Annotated[
         list[str] | None,
-        Option(metavar="SPLIT", help="Only this split; several times for several."),
+        Option(metavar="SPLIT", help="Only this split; repeatable."),
     ] = None,
     repair: Annotated[
         bool, Option("--repair", help="Mark bad blocks as missing; the next featurize redoes them.")
@@ -47,7 +47,7 @@ def verify(
 
 
 def _all_done(report: VerifyReport) -> bool:
-    """True where repair left nothing to do: no finding, and no block to be made again."""
+    """Tell whether repair left nothing to do: all mended, and no block to be computed again."""
     return all(one.repaired and one.block is None for one in report.findings)
 
 

@@ -107,8 +107,8 @@ def ask(store: FeatureStore, train: Images, test: Images, predicted: NDArray[np.
     }
     last = store.split(store.epochs[-1], "test")
     rows = _shown_rows(last.column("output").read(0, last.rows))
-    shown = {"target": rows, "rank": slice(IN_PICTURE)}
-    lists = helpful.isel(shown), harmful.isel(shown)
+    some = {"target": rows, "rank": slice(IN_PICTURE)}
+    lists = helpful.isel(some), harmful.isel(some)
     return Answers(train, test.at(rows), predicted[rows], *lists, shares)
 
 

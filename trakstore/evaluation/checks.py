@@ -191,14 +191,17 @@ def _rounding(spec: StoreSpec) -> float:
 
 def _again(job: Job, split: Split, spec: StoreSpec) -> Check:
     """Compare rows of some blocks with ordinary backward passes; the job has the epoch's weights."""
+    # Spread over the split, first and last block among them: a worker that differed wrote some blocks.
     blocks = np.unique(np.linspace(0, split.spec.blocks - 1, _BLOCKS).astype(int)).tolist()
     chosen = [checked_rows(*split.spec.block_range(block), _EACH) for block in blocks]
+    # Skipped rows are stored as masked, without features to compare.
     rows = np.setdiff1d(np.concatenate(chosen), split.skipped).tolist()
     patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
-        made = Probe.of(replace(job, parameters=patterns), split.name, rows)
-        wanted = made.features_alone(spec.projection).numpy()
+        probe = Probe.of(replace(job, parameters=patterns), split.name, rows)
+        wanted = probe.features_alone(spec.projection).numpy()
     stored = np.concatenate([split.column("features").read(i, i + 1) for i in rows])
+    # Of all rows together: a row of a tiny gradient alone would be all rounding.
     scale = float(np.linalg.norm(wanted))
     difference = float(np.linalg.norm(stored - wanted)) / scale if scale else 0.0
     remedy = "stored features are not those of this model and data: drop the split, featurize again"

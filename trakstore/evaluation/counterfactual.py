@@ -65,6 +65,7 @@ class RemovalPlan:
 
     def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
         """Seeds of models start..stop."""
+        # By the repeat alone, not by the removal: models with and without rows differ by the rows.
         drawn = [
             np.random.default_rng([self.seed, 2, q % self.repeats]).integers(2**63)
             for q in range(start, stop)
@@ -240,6 +241,7 @@ def _compared(
     variables: dict[str, Any] = {"change": (dims, full.mean(axis=0) - after.mean(axis=3))}
     if "predicted" in models:
         full, after = own("predicted")
+        # Models of other seeds say other classes now and then: flips are read beside this chance.
         most = np.array([np.bincount(one).argmax() for one in full.T])
         variables["flips"] = (dims, (after != most[:, None]).mean(axis=3))
         variables["chance"] = (("target",), (full != most).mean(axis=0))

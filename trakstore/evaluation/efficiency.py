@@ -116,6 +116,7 @@ def efficiency_grid(
             f"sizes and rounds must be 1 or more, got train {list(train)}, targets {list(targets)}, "
             f"dims {list(dims)}, rounds {rounds}"
         )
+    # A new process for each size: its memory starts at the imports, and nothing is compiled or cached.
     for sizes in product(train, targets, dims):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             yield pool.submit(_measured, job, splits, sizes, rounds).result()
@@ -162,6 +163,7 @@ def _round(job: Job, splits: tuple[str, str], folder: Path) -> tuple[float, floa
     (train, targets), epoch, place = splits, job.epochs[0], folder / "b"
     with job.lent(), evaluated(job.load(epoch), device):
         compute, write = _computed_and_written(job, folder / "a", train, device)
+    # With all checks and in the background, as people run it: less than both apart where they overlap.
     both = _seconds(lambda: _featurize(job, place, epoch, train))
     _featurize(job, place, epoch, targets)
     top = _seconds(lambda: _ask(open_store(place), targets, train))

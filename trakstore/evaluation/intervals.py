@@ -13,6 +13,7 @@ from trakstore.quantities import as_number, as_whole
 def central(resampled: Any, level: float) -> tuple[float, float]:
     """Return the ends of the middle ``level`` of resampled values: the percentile interval."""
     level = as_number(level, "level", above=0, most=1)
+    # The percentile interval needs no normality, and keeps within the range that a mean can have.
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

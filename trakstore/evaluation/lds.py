@@ -124,9 +124,11 @@ def lds(
             f"outputs are of {truth.shape[1]} targets, scores of {scores.shape[0]}: needed the same"
         )
     predicted = predicted_outputs(scores, subsets, memory_limit)
+    # Ranks, since scores predict outputs up to a scale that nobody knows: only their order counts.
     a, b = centred_ranks(predicted), centred_ranks(truth.T)
     correlation = row_correlation(a, b)
     constant = np.isnan(correlation)
+    # Left out, such targets would make a method better that gives up on the hard ones.
     correlation[constant] = 0.0
     means = _resampled(a, b, resamples, np.random.default_rng(seed))
     low, high = central(means, level)

@@ -78,6 +78,7 @@ def detection(
     bad, good, rng = values[mask], values[~mask], np.random.default_rng(seed)
     again = [_auc(rng.choice(bad, len(bad)), rng.choice(good, len(good))) for _ in range(resamples)]
     low, high = central(again, level)
+    # As many of the largest scores as are wrong: precision and recall are one number there.
     first = np.argsort(-values, kind="stable")[: len(bad)]
     return Detection(_auc(bad, good), low, high, float(mask[first].mean()), len(bad), len(mask))
 

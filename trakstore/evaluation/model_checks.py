@@ -61,6 +61,7 @@ class Probe:
 
     def features(self, spec: ProjectionSpec, *, generic: bool = False) -> Tensor:
         """Compute features of the samples, layer by layer or by the generic engine; float64."""
+        # Two ways to one number: layer by layer with hooks, and torch.func on the model as a whole.
         engine = self._engine(spec)
         rows = engine.generic_rows if generic else engine.rows
         return rows(self.batch).features.double()
@@ -134,10 +135,10 @@ def _independent(probe: Probe, where: str) -> Check:
 
 def _frozen(job: Job) -> Check:
     """Warn of frozen parameters that the job's patterns name: they are left out without a word."""
-    named = [(canonical_name(name), p) for name, p in job.model.named_parameters()]
+    parameters = [(canonical_name(name), p) for name, p in job.model.named_parameters()]
     frozen = [
         name
-        for name, p in named
+        for name, p in parameters
         if not p.requires_grad and any(fnmatchcase(name, pattern) for pattern in job.parameters)
     ]
     remedy = (
@@ -155,6 +156,7 @@ def _without_gradient(probe: Probe, where: str) -> Check:
     selected = select_parameters(probe.job.model, probe.job.parameters)
     output = as_output(probe.job.output)
     with torch.enable_grad():
+        # One pass for all samples: gradients that cancel in every entry do not do so by chance.
         total = output(probe.job.model, probe.batch).output.sum()
         gradients = torch.autograd.grad(total, list(selected.values()), allow_unused=True)
     idle = [

@@ -116,18 +116,21 @@ def retrain(
     """
     models, at_once = as_whole(models, "models", 0), as_whole(at_once, "at_once", 1)
     location = location_of(store, create=True)
+    # Two runs of one name would train the same models twice, and number others alike.
     with claimed(location, evaluation_path(name), "retrain"):
         parts = model_parts(location, name)
         document = {**plan.to_dict(), **_description(trainer)}
         _check_plan(parts, name, document)
         missing = list(_missing(parts, models, at_once))
         task, client = (trainer, location, name, plan, document), active_client()
+        # Lazily, one after the other: what was trained is stored, and said, before the next begins.
         if client is None:
             counts: Iterable[int] = (_train(*task, *numbers) for numbers in missing)
         else:
             from distributed import as_completed
 
             begin_set(location, name)
+            # Not pure: a task writes to the store, which an earlier result of equal arguments does not.
             tasks = [client.submit(_train, *task, *numbers, pure=False) for numbers in missing]
             counts = (one.result() for one in as_completed(tasks))
         with nullcontext() if client is None else lost_work_told(client):
@@ -178,6 +181,7 @@ def add_retrained(
     with claimed(location, evaluation_path(name), "add models"):
         parts = model_parts(location, name)
         _check_plan(parts, name, plan)
+        # After those that are there, in the order in which they are brought.
         first = max((_numbers(part).stop for part in parts), default=0)
         add_models(location, name, plan, first, subset, output)
     return retrained_models(store, name)
@@ -219,6 +223,7 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
             f"a trainer must have the same targets at all times"
         )
     numbers = np.concatenate([_numbers(part) for part in parts])
+    # Parts come as they were finished, on a cluster in any order; models are in that of their numbers.
     order = np.argsort(numbers, kind="stable")
     columns = {}
     for array in parts[0].arrays:
@@ -261,7 +266,7 @@ def _description(trainer: Trainer) -> dict[str, Any]:
 
 
 def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """Each value that differs, by its place: ``optimizer.lr: theirs is 0.1, this one's 0.2``."""
+    """Yield each value that differs, by its place: ``optimizer.lr: theirs has 0.1, this one 0.2``."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for key in {**stored, **wanted}:
             at = f"{where}.{key}" if where else str(key)
@@ -297,13 +302,13 @@ def _train(
     """Train models start..stop and store them; return their number."""
     subset = plan.masks(start, stop)
     with blamed_on("the trainer"):
-        made = trainer(subset, plan.seeds(start, stop))
-    if not isinstance(made, Retrained):
+        result = trainer(subset, plan.seeds(start, stop))
+    if not isinstance(result, Retrained):
         raise TrakStoreError(
-            f"a trainer gives a Retrained with outputs (models, targets), got {type(made).__name__}"
+            f"a trainer gives a Retrained with outputs (models, targets), got {type(result).__name__}"
         )
-    output = _checked(np.asarray(made.output), len(subset))
-    add_models(location, name, document, start, subset, output, made.predicted)
+    output = _checked(np.asarray(result.output), len(subset))
+    add_models(location, name, document, start, subset, output, result.predicted)
     return len(subset)
 
 

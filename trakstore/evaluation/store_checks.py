@@ -60,6 +60,7 @@ def check_kernel(
     """Check how well the damped kernel of a split can be inverted; the epoch is not filled in."""
     report = kernel_report(store, epoch, split, damping, memory_limit=memory_limit)
     largest = report.eigenvalues[0]
+    # Directions above rounding; the damped condition, not the rank, decides whether it can be inverted.
     rank = int((report.eigenvalues > _NOISE * largest).sum())
     verdict: Verdict = "pass"
     remedy = ""

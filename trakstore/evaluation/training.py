@@ -83,6 +83,7 @@ class SubsetTrainer:
         """Train a model on each subset and ask it about the targets; arguments as in :meth:`fit`."""
         targets, output = _all_rows(self.targets), as_output(self.output)
         outputs, classes, model = [], [], self._fresh(0).eval()
+        # One model takes all weights in turn: an output may need a module, not only its parameters.
         for state in self.fit(subsets, seeds):
             model.load_state_dict(state)
             with torch.no_grad():
@@ -98,6 +99,8 @@ class SubsetTrainer:
         Of functions, their names and the arguments that ``functools.partial`` holds; of the model, a
         digest of its parameters' names and shapes. The data are not part of it.
         """
+        model = self._fresh(0)
+        shapes = sorted((name, tuple(p.shape)) for name, p in model.named_parameters())
         spec = as_output(self.output).spec
         return {
             "epochs": self.epochs,
@@ -105,7 +108,7 @@ class SubsetTrainer:
             "output": spec.to_dict(),
             "optimizer": _plain(self.optimizer),
             "schedule": _plain(self.schedule),
-            "model": _shapes_digest(self._fresh(0)),
+            "model": hashlib.sha256(str(shapes).encode()).hexdigest(),
         }
 
     def fit(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> list[dict[str, Tensor]]:
@@ -161,6 +164,7 @@ class SubsetTrainer:
             return [states[0] for states in alone]
 
     def _fresh(self, seed: int) -> nn.Module:
+        """Make the model with the weights of a seed; the caller's generator is as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.make_model()
@@ -168,6 +172,7 @@ class SubsetTrainer:
     def _fit(
         self, train: Any, rows: NDArray[np.int64], seeds: list[int], together: bool = False
     ) -> list[dict[str, Tensor]]:
+        """Train models whose rows are (models, size), stacked, or one by itself."""
         models = [self._fresh(seed).train() for seed in seeds]
         parameters, buffers = stack_module_state(models)
         optimizer = self.optimizer([p for p in parameters.values() if p.requires_grad])
@@ -191,6 +196,7 @@ class SubsetTrainer:
 
     def _batches(self, rows: NDArray[np.int64], seeds: list[int]) -> Iterator[Tensor]:
         """Train rows (models, batch), each model's in an order of its own."""
+        # A generator for each model: its order does not depend on the models beside it.
         orders = [np.random.default_rng(seed) for seed in seeds]
         for _ in range(self.epochs):
             mixed = np.stack([rng.permutation(own) for rng, own in zip(orders, rows, strict=True)])
@@ -220,11 +226,6 @@ def _single(one: Callable[..., Tensor], *stacked: Any) -> Tensor:
 def _all_rows(dataset: Any) -> Any:
     """Collate all samples into one batch."""
     return default_collate([dataset[i] for i in range(dataset_rows(dataset))])
-
-
-def _shapes_digest(model: nn.Module) -> str:
-    named = sorted((name, tuple(p.shape)) for name, p in model.named_parameters())
-    return hashlib.sha256(str(named).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -72,8 +72,8 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
         colour = SAME if line[-1] > 0 else OTHER
         label = f"train {name}"
         axes.plot(places, line, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
-    shown = evenly_spaced(len(places), 9)
-    axes.set_xticks(places[shown], [str(one["epoch"].values[at]) for at in shown])
+    labelled = evenly_spaced(len(places), 9)
+    axes.set_xticks(places[labelled], [str(one["epoch"].values[at]) for at in labelled])
     _label(axes, "epoch", "standard deviations", f"target {one['target_id'].item()}")
     return axes
 

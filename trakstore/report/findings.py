@@ -86,8 +86,8 @@ def dynamics_table(found: xr.Dataset) -> Table:
     table = plain_table("sample", *short)
     for at, name in enumerate(found["sample_id"].values.tolist()):
         one = found.isel(sample=at)
-        shown = [f"{float(one[column]):.3g}" for column in numbers]
-        table.add_row(str(name), *shown, *(str(int(one[column])) for column in counts))
+        cells = [f"{float(one[column]):.3g}" for column in numbers]
+        table.add_row(str(name), *cells, *(str(int(one[column])) for column in counts))
     return table
 
 

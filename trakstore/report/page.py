@@ -27,7 +27,7 @@ MOST_BYTES = 2**25  # of a page: what browsers on a telephone still open
 MOST_SPLITS, MOST_RUNS = 100, 50  # the last ones that the tables about the store show
 
 
-def render_page(found: Findings) -> str:
+def render_page(findings: Findings) -> str:
     """Render the whole page.
 
     All text is escaped: ids, labels, names of files and samples are somebody else's, and a page is sent
@@ -36,7 +36,7 @@ def render_page(found: Findings) -> str:
 
     Parameters
     ----------
-    found : Findings
+    findings : Findings
         Everything that the page shows.
 
     Raises
@@ -59,23 +59,23 @@ def render_page(found: Findings) -> str:
     )
     environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
     environment.filters["percent"] = "{:.0%}".format
-    levels, unit = ([], "") if found.classes is None else _levels(found.classes)
+    levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     page = (
         environment.from_string(_text("page.html"))
         .render(
-            found=found,
+            findings=findings,
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
-            drawn={name: Markup(svg) for name, svg in _drawings(found).items()},
-            facts_of_store=store_facts(found.contents),
-            verdict=store_verdict(found.contents),
-            splits=found.contents.splits[-MOST_SPLITS:],
-            runs=found.contents.runs[-MOST_RUNS:],
+            drawn={name: Markup(svg) for name, svg in _drawings(findings).items()},
+            facts_of_store=store_facts(findings.contents),
+            verdict=store_verdict(findings.contents),
+            splits=findings.contents.splits[-MOST_SPLITS:],
+            runs=findings.contents.runs[-MOST_RUNS:],
             markup=Markup,
-            panels=panels(found),
-            suspects=suspect_cards(found),
-            changes=_changes(found),
+            panels=panels(findings),
+            suspects=suspect_cards(findings),
+            changes=_changes(findings),
             levels=levels,
             unit=unit,
         )
@@ -118,18 +118,18 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _drawings(found: Findings) -> Mapping[str, str]:
+def _drawings(findings: Findings) -> Mapping[str, str]:
     drawn = {
         "pooled": inline_svg(
-            lambda axes: untitled(plot_distribution(found.answers.spread, None, axes)),
+            lambda axes: untitled(plot_distribution(findings.spread, None, axes)),
             "Histogram of the scores of all targets shown, in standard deviations from each one's mean",
             "pooled",
             (7.0, 2.6),
         )
     }
-    if found.kernels:
+    if findings.kernels:
         drawn["spectrum"] = inline_svg(
-            lambda axes: plot_spectrum(found.kernels, axes),
+            lambda axes: plot_spectrum(findings.kernels, axes),
             "Eigenvalues of each kernel, first to last, falling; the table beside it has the numbers",
             "spectrum",
             (7.0, 3.4),
@@ -137,12 +137,12 @@ def _drawings(found: Findings) -> Mapping[str, str]:
     return drawn
 
 
-def _changes(found: Findings) -> list[tuple[str, Any]]:
-    if found.transition is None:
+def _changes(findings: Findings) -> list[tuple[str, Any]]:
+    if findings.transition is None:
         return []
-    change = found.transition[2]
+    change = findings.transition[2]
     lists: dict[str, xr.Dataset] = {"Gained": change.gained, "Lost": change.lost}
-    return [(name, change_cards(found, listed)) for name, listed in lists.items()]
+    return [(name, change_cards(findings, listed)) for name, listed in lists.items()]
 
 
 def _levels(classes: Classes) -> tuple[list[list[tuple[float, int]]], str]:

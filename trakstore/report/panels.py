@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from trakstore.report.charts import plot_distribution, plot_evolution
-from trakstore.report.contents import Findings
+from trakstore.report.contents import PATHS, Findings
 from trakstore.report.drawing import inline_svg
 from trakstore.report.sample import Shown
 from trakstore.report.units import evenly_spaced, from_to
@@ -88,24 +88,24 @@ class Panel:
         return None not in (self.label, self.predicted) and self.label != self.predicted
 
 
-def panels(found: Findings) -> list[Panel]:
+def panels(findings: Findings) -> list[Panel]:
     """Make a panel for each target, in their order."""
-    return [_panel(found, at) for at in range(len(found.answers.rows))]
+    return [_panel(findings, at) for at in range(len(findings.rows))]
 
 
-def suspect_cards(found: Findings) -> list[Card]:
+def suspect_cards(findings: Findings) -> list[Card]:
     """Make cards of train samples by their score on themselves."""
-    return [] if found.suspects is None else _cards(found, found.suspects, "score")
+    return [] if findings.suspects is None else _cards(findings, findings.suspects, "score")
 
 
-def change_cards(found: Findings, listed: xr.Dataset) -> list[Card]:
+def change_cards(findings: Findings, listed: xr.Dataset) -> list[Card]:
     """Make cards of gained or lost samples, with their intervals and false discovery rates."""
     low, high, rate = (listed[name].values.tolist() for name in ("low", "high", "q"))
     notes = [
         from_to(a, b, "+.2g") + ("" if math.isnan(q) else f", FDR {q:.2g}")
         for a, b, q in zip(low, high, rate, strict=True)
     ]
-    return _cards(found, listed, "change", notes=notes)
+    return _cards(findings, listed, "change", notes=notes)
 
 
 def colour_level(value: float, most: float) -> int:
@@ -121,25 +121,26 @@ def colour_level(value: float, most: float) -> int:
     return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
 
 
-def _panel(found: Findings, at: int) -> Panel:
-    answers = found.answers
-    ups, downs = (one.isel(target=at) for one in (answers.proponents, answers.opponents))
+def _panel(findings: Findings, at: int) -> Panel:
+    ups, downs = (one.isel(target=at) for one in (findings.proponents, findings.opponents))
     name = str(ups["target_id"].item())
     label = ups["target_label"].item() if "target_label" in ups else None
-    key, paths = f"t{at}", answers.paths
+    key, paths = f"t{at}", findings.paths
     epochs, rows = (
-        ([], []) if paths is None else _by_epoch(paths.isel(target=at), answers.path_length)
+        ([], []) if paths is None else _by_epoch(paths.isel(target=at), min(PATHS, findings.k))
     )
     return Panel(
         key=key,
         name=name,
-        shown=found.show(found.targets, int(answers.rows[at]), ups["target_id"].item()),
+        shown=findings.show(
+            findings.targets, int(findings.stored_rows[at]), ups["target_id"].item()
+        ),
         label=None if label is None else str(label),
-        predicted=None if answers.predicted is None else str(answers.predicted[at]),
-        measured={column: float(values[at]) for column, values in answers.measured.items()},
-        proponents=_cards(found, ups, "score", own=label),
-        opponents=_cards(found, downs, "score", own=label),
-        histogram=_histogram(answers.spread, at, key),
+        predicted=None if findings.predicted is None else str(findings.predicted[at]),
+        measured={column: float(values[at]) for column, values in findings.measured.items()},
+        proponents=_cards(findings, ups, "score", own=label),
+        opponents=_cards(findings, downs, "score", own=label),
+        histogram=_histogram(findings.spread, at, key),
         lines="" if paths is None else _lines(paths, at, key),
         epoch_names=epochs,
         epoch_rows=rows,
@@ -147,7 +148,7 @@ def _panel(found: Findings, at: int) -> Panel:
 
 
 def _cards(
-    found: Findings,
+    findings: Findings,
     listed: xr.Dataset,
     value: str,
     own: Any = None,
@@ -160,7 +161,7 @@ def _cards(
     return [
         Card(
             name=str(name),
-            shown=found.show(found.train, int(place), name),
+            shown=findings.show(findings.train, int(place), name),
             value=float(one),
             share=abs(float(one)) / most,
             label=None if label is None else str(label),

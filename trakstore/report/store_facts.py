@@ -87,9 +87,9 @@ def store_facts(contents: StoreContents) -> dict[str, str]:
 def _origin(contents: StoreContents) -> dict[str, str]:
     """Describe what the features were made from, and by whom; only --json has whole hashes."""
     facts, splits = {}, [split for split, _ in contents.splits]
-    made = {s.name: s.spec.dataset.partition(":")[2][:12] for s in splits if s.spec.dataset}
-    if made:
-        facts["data sets"] = ", ".join(f"{name} {short}" for name, short in made.items())
+    datasets = {s.name: s.spec.dataset.partition(":")[2][:12] for s in splits if s.spec.dataset}
+    if datasets:
+        facts["data sets"] = ", ".join(f"{name} {short}" for name, short in datasets.items())
     masked = sum(len(split.masked) for split in splits)
     if masked:
         facts["masked"] = f"{masked:,} rows are left out"
@@ -153,10 +153,10 @@ def store_verdict(contents: StoreContents) -> list[str]:
 
 def _names(planned: Sequence[Run]) -> str:
     """Write the splits that are still to come, a few of them by name, and the verb."""
-    named = [f"{one.split} at epoch {one.epoch}" for one in planned]
-    if len(named) > _NAMED:
-        named = [*named[:_NAMED], f"{len(named) - _NAMED} more splits"]
-    return f"{', '.join(named)} {'is' if len(planned) == 1 else 'are'}"
+    names = [f"{one.split} at epoch {one.epoch}" for one in planned]
+    if len(names) > _NAMED:
+        names = [*names[:_NAMED], f"{len(names) - _NAMED} more splits"]
+    return f"{', '.join(names)} {'is' if len(planned) == 1 else 'are'}"
 
 
 def _next_command(contents: StoreContents) -> str:

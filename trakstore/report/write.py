@@ -26,7 +26,6 @@ from trakstore.report.choices import (
 )
 from trakstore.report.contents import Findings
 from trakstore.report.extras import need_extra
-from trakstore.report.gathering import Gathering
 from trakstore.report.page import render_page
 from trakstore.report.sample_source import Render, name_of, sample_source
 from trakstore.report.tables import span
@@ -159,8 +158,8 @@ def write_report(
     known, last = [pair.epoch for pair in pairs], pairs[-1]
     check_list_length(as_whole(k, "k", 1, MOST_LISTED), last.train)
     as_whole(count, "count", 1, MOST_TARGETS)
-    named = [target_ids] if isinstance(target_ids, str) else list(target_ids)
-    rows, chosen = _shown_rows(last.target, named, count)
+    names = [target_ids] if isinstance(target_ids, str) else list(target_ids)
+    rows, chosen = _shown_rows(last.target, names, count)
     ends = transition_ends(known, before, after)
     null_epochs = null_pairs(null, ends)
     known_epochs([epoch for pair in null_epochs for epoch in pair], known)
@@ -184,11 +183,12 @@ def write_report(
         "damping": _in_words(damping),
         "samples by": " and ".join(name_of(o) for o in (job, render) if o is not None) or "id only",
     }
-    gathering = Gathering(store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit)
-    found = gathering.findings(samples, asked)
-    size = _write_page(path, found)
+    findings = Findings(
+        store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit, samples, asked
+    )
+    size = _write_page(path, findings)
     token_ids = render is None and samples.token_ids
-    return WrittenReport(path, size, len(rows), found.left_out, token_ids)
+    return WrittenReport(path, size, len(rows), findings.left_out, token_ids)
 
 
 def _shown_rows(
@@ -209,10 +209,10 @@ def _in_words(damping: Damping) -> str:
     return f"λ = {damping.absolute:g}" if damping.relative is None else f"c = {damping.relative:g}"
 
 
-def _write_page(path: Path, found: Findings) -> int:
+def _write_page(path: Path, findings: Findings) -> int:
     """Write the page; return its bytes."""
     # A path whose bytes are no text has halves of surrogate pairs, which UTF-8 lacks.
-    page = render_page(found).encode("utf-8", "replace")
+    page = render_page(findings).encode("utf-8", "replace")
     with writing(path):
         path.write_bytes(page)
     return len(page)

@@ -1,4 +1,4 @@
-"""``trakstore evaluate checks``: what makes scores wrong without an error."""
+"""``trakstore evaluate checks``: a search for what makes scores wrong without an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def checks(
     from trakstore.evaluation.checks import check_setup
     from trakstore.features.job import load_job
 
-    out, made = console(), []
+    out, done = console(), []
     with only_json(asked.as_json):
         each = check_setup(
             load_job(job),
@@ -37,13 +37,13 @@ def checks(
             memory_limit=asked.memory_limit,
         )
         for check in each:
-            made.append(check)
+            done.append(check)
             # Checks take minutes: what is wrong is said at once.
             for line in [] if asked.as_json or check.verdict == "pass" else check_lines(check):
                 out.print(line)
-    counts = {v: sum(check.verdict == v for check in made) for v in ("pass", "warn", "fail")}
-    documents = [check.to_dict() for check in made]
-    passed = passed_lines(check for check in made if check.verdict == "pass")
+    counts = {v: sum(check.verdict == v for check in done) for v in ("pass", "warn", "fail")}
+    documents = [check.to_dict() for check in done]
+    passed = passed_lines(check for check in done if check.verdict == "pass")
     total = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     asked.answer({"location": asked.store, **counts, "checks": documents}, [*passed, total])
     if counts["fail"]:

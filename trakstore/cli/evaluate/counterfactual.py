@@ -20,11 +20,11 @@ from trakstore.report.evaluations import removal_table
 def counterfactual(
     models: Models,
     trainer: Annotated[
-        str, Option(metavar="NAME", help="What trains models, such as jobs.py:trainer.")
+        str, Option(metavar="NAME", help="Trainer of models, such as jobs.py:trainer.")
     ],
     size: Annotated[
         list[int] | None,
-        Option(help="Samples that are taken away; several times for several. 10 and 50."),
+        Option(help="Number of samples to take away, repeatable; default: 10 and 50."),
     ] = None,
     repeats: Repeats = 5,
     seed: Annotated[int, Option(help="Seed of training and random removals.")] = 0,
@@ -44,7 +44,7 @@ def counterfactual(
         scores = asked.scores()
         removals = 1 + len(removal_kinds(scores)) * len(rows) * len(sizes)
         with ProgressLine("training", removals * repeats, unit="models") as line:
-            found = outputs_without(
+            outcome = outputs_without(
                 scores,
                 trains,
                 asked.opened,
@@ -57,5 +57,5 @@ def counterfactual(
                 memory_limit=asked.memory_limit,
                 finished=line.advance,
             )
-    document = {"method": asked.method, **without_nan(found)}
-    asked.answer(document, [removal_table(found)])
+    document = {"method": asked.method, **without_nan(outcome)}
+    asked.answer(document, [removal_table(outcome)])

@@ -1,4 +1,4 @@
-"""``trakstore evaluate efficiency``: what featurizing and asking cost at several sizes."""
+"""``trakstore evaluate efficiency``: costs of featurizing and asking at several sizes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trakstore.report.evaluations import efficiency_table
 def efficiency(
     job: JobName,
     train_rows: Annotated[
-        list[int] | None, Option(help="Train samples; several times for several. 1,000.")
+        list[int] | None, Option(help="Number of train samples, repeatable; default: 1,000.")
     ] = None,
     target_rows: Annotated[
-        list[int] | None, Option(help="Targets; several times for several. 100.")
+        list[int] | None, Option(help="Number of targets, repeatable; default: 100.")
     ] = None,
     dim: Annotated[
-        list[int] | None, Option(help="Dimensions; several times for several. 512.")
+        list[int] | None, Option(help="Number of dimensions, repeatable; default: 512.")
     ] = None,
     rounds: Annotated[int, Option(min=1, help="Times that each is measured.")] = 3,
     targets: Targets = "test",

@@ -1,4 +1,4 @@
-"""``trakstore evaluate lds``: whether scores tell what training on other subsets would have given."""
+"""``trakstore evaluate lds``: scores against models that were trained on other subsets."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def lds(
     models: Models,
     method: Annotated[
         list[str] | None,
-        Option(help="As `trakstore score --method`; several times for several. trak if not given."),
+        Option(help="As `trakstore score --method`, repeatable; default: trak."),
     ] = None,
     scores: Annotated[
         list[str] | None,
-        Option(metavar="NAME", help="Saved scores too; several times for several."),
+        Option(metavar="NAME", help="Saved scores to compare too; repeatable."),
     ] = None,
     trainer: TrainerName = None,
-    count: Annotated[int, Option(min=3, help="Models there shall be, with --trainer.")] = 200,
+    count: Annotated[int, Option(min=3, help="Models in all, with --trainer.")] = 200,
     share: Annotated[float, Option(help="Share of the train rows in each subset.")] = 0.5,
     repeats: Repeats = 1,
     seed: Annotated[int, Option(help="Seed of subsets and training.")] = 0,
@@ -42,11 +42,12 @@ def lds(
 
     With --trainer, the models that are missing are trained first and kept in the store.
     """
-    named = method or ([] if scores else ["trak"])
-    requests = {one: replace(asked, method=one) for one in named}
+    methods = method or ([] if scores else ["trak"])
+    requests = {one: replace(asked, method=one) for one in methods}
     with asked.workplace():
         if trainer is not None:
-            rows = asked.pairs()[0].train.stored.spec.rows  # checked before hours go by
+            # All epochs and splits are checked here, before hours of training.
+            rows = asked.pairs()[0].train.stored.spec.rows
             plan = SubsetPlan(rows, share, repeats, seed)
             with ProgressLine("training", count, unit="models") as line:
                 retrain(
@@ -61,7 +62,7 @@ def lds(
         truth = retrained_models(asked.opened, models)
         matrices: dict[str, Any] = {one: request.scores() for one, request in requests.items()}
         matrices |= {one: open_scores(asked.opened, one) for one in scores or ()}
-        found = {
+        results = {
             one: linear_datamodeling_score(
                 _whole(matrix, one),
                 truth["subset"].values,
@@ -73,13 +74,13 @@ def lds(
     document = {
         "set": models,
         "models": truth.sizes["model"],
-        "subsets": next(iter(found.values())).subsets,
+        "subsets": next(iter(results.values())).subsets,
         "lds": [
             {"scores": one, "lds": x.mean, "low": x.low, "high": x.high, "per_target": x.per_target}
-            for one, x in found.items()
+            for one, x in results.items()
         ],
     }
-    asked.answer(document, [lds_table(found)])
+    asked.answer(document, [lds_table(results)])
 
 
 def _whole(scores: Any, name: str) -> Any:

@@ -38,7 +38,7 @@ def mislabels(
     with asked.workplace():
         scores = self_scores(asked.opened, split, asked.epochs, asked.damping, memory_limit=limit)
     known = None if named is None else _known(named, scores["train_id"].values, split)
-    found = None if known is None else detection(scores.values, known)
+    measured = None if known is None else detection(scores.values, known)
     first = np.argsort(-scores.values, kind="stable")[:k]
     suspects = scores.isel(train=first)
     document: dict[str, Any] = {
@@ -47,14 +47,14 @@ def mislabels(
             "train": suspects["train_id"].values.tolist(),
             "score": suspects.values.tolist(),
         },
-        **({} if found is None else {"detection": asdict(found)}),
+        **({} if measured is None else {"detection": asdict(measured)}),
     }
     table = suspects_table(suspects, None if known is None else known[first])
-    asked.answer(document, [table, *([] if found is None else detection_lines(found))])
+    asked.answer(document, [table, *([] if measured is None else detection_lines(measured))])
 
 
 def _named(path: Path) -> set[str]:
-    """The ids in a file."""
+    """Read the ids in a file."""
     if not is_file(path):
         raise NotFoundError(f"there is no file {path}; give one of sample ids, one a line")
     try:
@@ -65,7 +65,7 @@ def _named(path: Path) -> set[str]:
 
 
 def _known(named: set[str], ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
-    """A mask of the samples that are named."""
+    """Mark the samples that are named; refuse ids that no sample has."""
     names = [str(one) for one in ids.tolist()]
     if not named or named >= set(names):
         raise TrakStoreError(

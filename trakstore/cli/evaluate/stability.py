@@ -1,4 +1,4 @@
-"""``trakstore evaluate stability``: whether seeds or checkpoints give the same scores."""
+"""``trakstore evaluate stability``: agreement of scores over seeds or checkpoints."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from trakstore.report.tables import facts_table
 def stability(
     other: Annotated[
         list[str] | None,
-        Option(
-            metavar="STORE", help="The same splits under another seed; several times for several."
-        ),
+        Option(metavar="STORE", help="Store of the same splits under another seed; repeatable."),
     ] = None,
     k: Annotated[int, Option("--k", "-k", min=1, help="Length of the lists.")] = 10,
     *,
@@ -31,11 +29,11 @@ def stability(
     """
     requests = [asked, *(replace(asked, store=one) for one in other or ())]
     with asked.workplace():
-        made = [request.scores() for request in requests]
-        runs = made if other else [made[0].epoch(one) for one in made[0].epochs]
-        found = likeness(runs, k, asked.memory_limit)
+        matrices = [request.scores() for request in requests]
+        runs = matrices if other else [matrices[0].epoch(one) for one in matrices[0].epochs]
+        agreement = likeness(runs, k, asked.memory_limit)
     over = "stores" if other else "epochs"
-    document = {"over": over, "runs": len(runs), **found}
-    facts = {name.replace("_", " "): f"{value:.3f}" for name, value in found.items()}
+    document = {"over": over, "runs": len(runs), **agreement}
+    facts = {name.replace("_", " "): f"{value:.3f}" for name, value in agreement.items()}
     table = facts_table({"compared": f"{len(runs)} {over}, top {k}", **facts})
     asked.answer(document, [table])
