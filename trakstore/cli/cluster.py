@@ -49,7 +49,7 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
     from distributed.utils import silence_logging_cmgr
 
     if workers is None:
-        # A cluster's own log says more than people need when a worker dies: lost_work_told says it.
+        # The cluster's own log is silenced: that a worker died is said by one error, in one line.
         try:
             client = Client(scheduler, timeout=SECONDS)
         except (OSError, ValueError) as error:

@@ -93,7 +93,7 @@ def check_setup(
             yield check
             sound = sound and check.verdict != "fail"
         for epoch in chosen:
-            weights = _weights(job, epoch)
+            weights = checkpoint_hash(job.load(epoch)) if epoch in job.epochs else None
             for name in opened.splits_of(epoch):
                 split = opened.split(epoch, name)
                 for check in _split(job, split, data, weights, opened.spec if sound else None):
@@ -135,11 +135,6 @@ def _split(
         yield _again(job, split, spec)
 
 
-def _weights(job: Job, epoch: Epoch) -> str | None:
-    """Load the weights of an epoch and return their hash; None where the job has none."""
-    return checkpoint_hash(job.load(epoch)) if epoch in job.epochs else None
-
-
 def _same_data(job: Job, split: Split, fingerprint: str | None) -> Check:
     name, of, stored = "same data", split.name, split.spec
     if fingerprint is None:
@@ -152,11 +147,9 @@ def _same_data(job: Job, split: Split, fingerprint: str | None) -> Check:
     if stored.dataset is None:
         return Check(name, of, "warn", None, "not looked at", _unhashed("data"))
     hashed = f"of {count:,} samples compared by hash, and all ids"
-    if fingerprint != stored.dataset:
-        meaning = f"{hashed}: they differ from those of the store"
-        return Check(name, of, "fail", len(hashed_rows(count)), meaning, remedy)
-    meaning = f"{hashed}: equal to those of the store"
-    return Check(name, of, "pass", len(hashed_rows(count)), meaning)
+    equal = fingerprint == stored.dataset
+    meaning = f"{hashed}: {'equal to' if equal else 'they differ from'} those of the store"
+    return pass_if(equal, name, of, len(hashed_rows(count)), meaning, remedy)
 
 
 def _same_checkpoint(split: Split, weights: str | None) -> Check:
@@ -166,11 +159,10 @@ def _same_checkpoint(split: Split, weights: str | None) -> Check:
         return Check(name, of, "warn", None, "not looked at", remedy)
     if stored is None or stored.startswith("features:"):  # made elsewhere
         return Check(name, of, "warn", None, "not looked at", _unhashed("weights"))
-    if weights == stored:
-        return Check(name, of, "pass", None, "weights equal to those of the store by their hash")
+    equal = weights == stored
     remedy = "the job loads other weights for this epoch than the features were made with"
-    meaning = "weights differ from those of the store by their hash"
-    return Check(name, of, "fail", None, meaning, remedy)
+    meaning = f"weights {'equal to' if equal else 'differ from'} those of the store by their hash"
+    return pass_if(equal, name, of, None, meaning, remedy)
 
 
 def _unhashed(what: str) -> str:

@@ -59,22 +59,51 @@ class EpochRow:
     cells: tuple[tuple[float, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Panel:
-    """Everything about one target; the model says class ``predicted``, its own is ``label``."""
+    """Everything about one target, ``findings.rows[at]``.
 
-    key: str
-    name: str
-    shown: Shown | None
-    label: str | None
-    predicted: str | None
-    measured: dict[str, float]
-    proponents: list[Card]
-    opponents: list[Card]
-    histogram: str
-    lines: str
-    epoch_names: list[str]
-    epoch_rows: list[EpochRow]
+    Attributes
+    ----------
+    key, name : str
+        Prefix of the ids of its elements on the page, and sample id.
+    shown : Shown or None
+        Picture, text or cells.
+    label, predicted : str or None
+        Its class, and the class that the model says.
+    measured : dict of str to float
+        Stored columns, such as its loss.
+    proponents, opponents : list of Card
+        Train samples that helped and harmed most.
+    histogram, lines : str
+        Charts as SVG; no lines where there is one epoch only.
+    epoch_names, epoch_rows : list
+        Head and rows of the table that says the same as the lines.
+    """
+
+    findings: Findings
+    at: int
+
+    def __post_init__(self) -> None:
+        findings, at = self.findings, self.at
+        ups, downs = (one.isel(target=at) for one in (findings.proponents, findings.opponents))
+        sample_id = ups["target_id"].item()
+        own = ups["target_label"].item() if "target_label" in ups else None
+        self.key, self.name = f"t{at}", str(sample_id)
+        self.shown = findings.show(findings.targets, int(findings.stored_rows[at]), sample_id)
+        self.label = None if own is None else str(own)
+        self.predicted = None if findings.predicted is None else str(findings.predicted[at])
+        self.measured = {name: float(values[at]) for name, values in findings.measured.items()}
+        self.proponents = _cards(findings, ups, "score", own=own)
+        self.opponents = _cards(findings, downs, "score", own=own)
+        self.histogram = _histogram(findings.spread, at, self.key)
+        paths = findings.paths
+        self.lines = "" if paths is None else _lines(paths, at, self.key)
+        self.epoch_names: list[str] = []
+        self.epoch_rows: list[EpochRow] = []
+        if paths is not None:
+            one, length = paths.isel(target=at), min(PATHS, findings.k)
+            self.epoch_names, self.epoch_rows = _by_epoch(one, length)
 
     @property
     def words(self) -> str:
@@ -90,7 +119,7 @@ class Panel:
 
 def panels(findings: Findings) -> list[Panel]:
     """Make a panel for each target, in their order."""
-    return [_panel(findings, at) for at in range(len(findings.rows))]
+    return [Panel(findings, at) for at in range(len(findings.rows))]
 
 
 def suspect_cards(findings: Findings) -> list[Card]:
@@ -119,32 +148,6 @@ def colour_level(value: float, most: float) -> int:
     if most == 0:
         return 0
     return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
-
-
-def _panel(findings: Findings, at: int) -> Panel:
-    ups, downs = (one.isel(target=at) for one in (findings.proponents, findings.opponents))
-    name = str(ups["target_id"].item())
-    label = ups["target_label"].item() if "target_label" in ups else None
-    key, paths = f"t{at}", findings.paths
-    epochs, rows = (
-        ([], []) if paths is None else _by_epoch(paths.isel(target=at), min(PATHS, findings.k))
-    )
-    return Panel(
-        key=key,
-        name=name,
-        shown=findings.show(
-            findings.targets, int(findings.stored_rows[at]), ups["target_id"].item()
-        ),
-        label=None if label is None else str(label),
-        predicted=None if findings.predicted is None else str(findings.predicted[at]),
-        measured={column: float(values[at]) for column, values in findings.measured.items()},
-        proponents=_cards(findings, ups, "score", own=label),
-        opponents=_cards(findings, downs, "score", own=label),
-        histogram=_histogram(findings.spread, at, key),
-        lines="" if paths is None else _lines(paths, at, key),
-        epoch_names=epochs,
-        epoch_rows=rows,
-    )
 
 
 def _cards(
