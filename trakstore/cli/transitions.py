@@ -52,7 +52,7 @@ def transitions(
     if before == after:
         raise TrakStoreError(f"a transition is between two epochs, got {before!r} twice")
     pairs = null_pairs([text.split(",") for text in null or ()], ends)
-    # A request for each other store, checked as it is made; all use the same memory limit in turn.
+    # A request for each other store, which is opened, and its options checked, as it is made.
     others = [replace(asked, store=one, epoch=[before, after]) for one in other_seed or ()]
     asked.epoch = [str(e) for e in dict.fromkeys([*ends, *(e for pair in pairs for e in pair)])]
     split_pair, rows, _ = asked.chosen_targets(target)

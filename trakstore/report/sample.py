@@ -72,7 +72,7 @@ def show_sample(sample: Any) -> Shown:
     if isinstance(sample, Mapping):
         cells = [(_cut(str(key), 30), _brief(value)) for key, value in sample.items()]
         return Shown(cells=tuple(cells[:_CELLS]))
-    # By their methods, since neither matplotlib nor Pillow need be installed to show text.
+    # By their methods: a page of texts need not import matplotlib or Pillow for this.
     if hasattr(sample, "savefig"):
         return _figure(sample)
     if hasattr(sample, "getbands"):
