@@ -223,7 +223,6 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
             f"a trainer must have the same targets at all times"
         )
     numbers = np.concatenate([_numbers(part) for part in parts])
-    # Parts come as they were finished, on a cluster in any order; models are in that of their numbers.
     order = np.argsort(numbers, kind="stable")
     columns = {}
     for array in parts[0].arrays:
