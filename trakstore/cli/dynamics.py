@@ -30,6 +30,7 @@ def dynamics(
     from trakstore.analysis.training_dynamics import training_dynamics
 
     summaries = training_dynamics(store, split)
+    # A variable of the dataset: its name is what people type.
     if by not in summaries:
         near = did_you_mean(by, map(str, summaries))
         raise NotFoundError(f"there is no summary {by!r}{near}")

@@ -26,6 +26,6 @@ def export(
 ) -> None:
     """Copy a split to a .npy (one column) or Parquet (all columns) file, block by block."""
     rows = export_split(store, as_epoch(epoch), split, to, column=column)
-    size = to.stat().st_size
+    size = to.stat().st_size  # as written: Parquet compresses
     document = {"file": str(to), "rows": rows, "bytes": size}
     print_result(as_json, document, [f"{to}: {rows:,} rows, {human_bytes(size)}"])

@@ -66,6 +66,7 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
     """
     one = _one_target(found, target, "analysis.trajectories", ("standard", "train"))
     values = one["standard"].values  # (epoch, rank)
+    # Epochs stand evenly, by their place: names may be words, and 1, 2, 5 and 1000 would crowd.
     axes, places = _axes(ax), np.arange(len(values))
     axes.axhline(0, color=INK, linewidth=0.8)
     for line, name in zip(values.T, one["train"].values.tolist(), strict=True):
@@ -103,6 +104,7 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
         places = np.arange(1, len(values) + 1)
         axes.loglog(places, values, color=ACCENT, alpha=shade, label=f"epoch {one.epoch}")
         axes.axhline(one.lam, color=OTHER, alpha=shade, linewidth=0.9, linestyle="--")
+    # An empty line, for the legend alone: each kernel's own λ has no entry of its own.
     axes.plot([], [], color=OTHER, linestyle="--", linewidth=0.9, label="λ of each")
     for text in axes.legend(frameon=False, fontsize="small").get_texts():
         text.set_parse_math(False)
@@ -127,6 +129,7 @@ def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None
     one = _one_target(found, target or 0, "analysis.distribution", names)
     axes = _axes(ax)
     axes.stairs(one[names[0]].values, one[names[1]].values, fill=True, color=ACCENT, alpha=0.85)
+    # Logarithmic counts show the tails, where the samples are that matter; a bin of one is above 0.5.
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
     axes.minorticks_off()
@@ -151,6 +154,7 @@ def _one_target(found: xr.Dataset, target: int, source: str, needed: tuple[str, 
 def _axes(ax: Axes | None) -> Axes:
     if ax is not None:
         return ax
+    # Only here: a notebook's figures are pyplot's, the report draws on axes of its own.
     from matplotlib import pyplot
 
     return pyplot.subplots()[1]

@@ -46,6 +46,7 @@ def named_rows(split: UnmaskedSplit, names: Sequence[object] | None) -> NDArray[
 
 def default_rows(split: UnmaskedSplit, count: int) -> NDArray[np.int64]:
     """Choose rows of ``count`` targets: half by largest loss where it is stored, the others spread."""
+    # What a model gets wrong is asked about most; the others show what is usual.
     first = np.empty(0, dtype=np.int64)
     if "loss" in split.stored.columns:
         loss = split.column("loss").read(0, split.rows)

@@ -68,6 +68,7 @@ def inline_svg(
                 parent.remove(child)
     for element in root.iter():
         _clean(element, name)
+    # Without a size of its own the page's style scales it; a label is read out instead of its shapes.
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
     return ElementTree.tostring(root, encoding="unicode")
 

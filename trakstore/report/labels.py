@@ -27,7 +27,8 @@ def with_labels(
     sides = [pair.train.stored] if rows is None else [pair.train.stored, pair.target.stored]
     if not all("label" in side.columns for side in sides):
         return found
-    positions = found["position"]  # of stored rows, masked ones counted
+    # Positions count masked rows, so they are looked up in the stored split, not in the unmasked one.
+    positions = found["position"]
     taken = TakenRows(pair.train.stored.column("label"), positions.values.ravel())
     labels = taken.read(0, positions.size).reshape(positions.shape)
     labelled = found.assign(label=(positions.dims, labels))

@@ -160,6 +160,7 @@ def _cards(
     names, places = listed["train"].values.tolist(), listed["position"].values.tolist()
     values = listed[value].values.astype(float)
     labels = listed["label"].values.tolist() if "label" in listed else [None] * len(names)
+    # Bars are relative to their own list; a list of zeros has none.
     most = float(np.abs(values).max(initial=0)) or 1.0
     return [
         Card(

@@ -57,6 +57,7 @@ class SampleSource:
     token_ids: bool = False
 
     def __call__(self, split: str, row: int, sample_id: Any) -> Shown | None:
+        # A sample is in many lists, and may be a file that is decoded for each look.
         key = (split, row)
         if key not in self.known:
             sample = self.read(StoredSample(split, sample_id, row))
@@ -152,6 +153,7 @@ def _check_dataset(datasets: Any, split: Split, job: str) -> None:
             f"{job} has no data set {split.name!r}{did_you_mean(split.name, datasets)}"
         )
     dataset, remedy = datasets[split.name], "name the job that was featurized"
+    # The number first: to hash data reads some of them.
     rows = dataset_rows(dataset)
     if rows != split.rows:
         raise SpecMismatchError(

@@ -61,6 +61,7 @@ class StoreContents:
     @property
     def usable_epochs(self) -> list[Epoch]:
         """Epochs that have every split of the store, whole, also those that are still to come."""
+        # Splits that are still to come count: without them a half-written epoch would look whole.
         whole = {(one.epoch, one.split) for one in self.status if one.complete}
         names = {one.split for one in self.status} | {one.split for one in self.planned}
         return [e for e in self.store.epochs if names and all((e, name) in whole for name in names)]
@@ -90,6 +91,7 @@ def _origin(contents: StoreContents) -> dict[str, str]:
     datasets = {s.name: s.spec.dataset.partition(":")[2][:12] for s in splits if s.spec.dataset}
     if datasets:
         facts["data sets"] = ", ".join(f"{name} {short}" for name, short in datasets.items())
+    # Rows that are not finite are masked too, so that these are some of those.
     masked = sum(len(split.masked) for split in splits)
     if masked:
         facts["masked"] = f"{masked:,} rows are left out"
@@ -166,7 +168,8 @@ def _next_command(contents: StoreContents) -> str:
     # Only a job that was named as on a command line can be named again.
     named = [run for run in (*contents.runs, *contents.planned) if ":" in run.job]
     jobs = [run.job for run in named if (run.epoch, run.split) in missing]
-    jobs = jobs or [run.job for run in named]  # killed before it could leave a record
+    # A run that was killed left no record: the others of the store name the job as well.
+    jobs = jobs or [run.job for run in named]
     if not jobs:
         return "the call that wrote the others (featurize or write_split)"
     where = shlex.quote(str(contents.store.location))

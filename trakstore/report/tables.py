@@ -53,6 +53,7 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 def completeness_table(status: Sequence[SplitStatus]) -> Table:
     """Make a table of rows by epoch and split; neighbouring epochs that are alike share a line."""
     splits = sorted({one.split for one in status})
+    # A training kept a hundred times has a hundred epochs alike: runs of them are one line.
     cells = {(one.epoch, one.split): _rows(one) for one in status}
     epochs = list(dict.fromkeys(one.epoch for one in status))
     table = plain_table("epoch", *splits)
@@ -67,7 +68,7 @@ def completeness_table(status: Sequence[SplitStatus]) -> Table:
 
 
 def missing_lines(status: Sequence[SplitStatus]) -> list[str]:
-    """Lines about missing rows, a few at most."""
+    """Write lines about missing rows, a few at most."""
     partial = [one for one in status if not one.complete]
     lines = [
         f"missing: {one.split} at epoch {one.epoch}: rows {_ranges(one.missing)}"
@@ -87,6 +88,7 @@ def kernel_table(reports: Sequence[KernelReport]) -> Table:
     table = plain_table(
         "epoch", "rows", "dim", "λ", "cond.", "damped", "stable r.", "eff. r.", "eff. dim"
     )
+    # What was inverted depends on how its rows were weighted: the table says so.
     names = sorted({one.weighting for one in reports if one.weighting})
     table.caption = f"rows weighted: {', '.join(names)}" if names else None
     for one in reports:
@@ -159,6 +161,7 @@ def _classes(found: NDArray[Any], own: Any) -> Text:
 
 def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
     trains = [printable(one) for one in top["train"].values.tolist()]
+    # Entries stand in columns as wide as the terminal allows: equal widths keep these straight.
     width = max(map(len, trains))
     entries = [Text(one.rjust(width)) for one in trains]
     if "label" in top:

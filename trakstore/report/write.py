@@ -149,6 +149,7 @@ def write_report(
     >>> write_report(store, "report.html", job="jobs.py:digits").targets  # doctest: +SKIP
     24
     """
+    # From here to the scores, everything that can be refused is: scores take hours.
     path = Path(path)
     need_extra("a report", "report", "jinja2", "matplotlib", "PIL")
     find_method(method)

@@ -39,6 +39,7 @@ def mislabels(
         scores = self_scores(asked.opened, split, asked.epochs, asked.damping, memory_limit=limit)
     known = None if named is None else _known(named, scores["train_id"].values, split)
     measured = None if known is None else detection(scores.values, known)
+    # By self-score, largest first: only the sample itself explains its own label there.
     first = np.argsort(-scores.values, kind="stable")[:k]
     suspects = scores.isel(train=first)
     document: dict[str, Any] = {
