@@ -291,7 +291,6 @@ ORDER: dict[str, list[str]] = {
         "contents",
         "panels",
         "page",
-        "gathering",
         "write",
     ],
     "analysis": [
