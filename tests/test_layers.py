@@ -292,7 +292,6 @@ ORDER: dict[str, list[str]] = {
         "contents",
         "panels",
         "page",
-        "gathering",
         "write",
     ],
     "analysis": [

@@ -47,17 +47,19 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")  # can name a file everywhe
 _NAMES = "a name: letters, digits and _ . + = - behind a letter"
 MOST = 2**63 - 1
 _LONGEST = 2**12  # characters of a text
-_VALUES = 2**19  # of a document, as marks that come with each: Python needs some 100 bytes for one
+# Values of a document. Python needs some 100 bytes for each, so that a small file could take all
+# memory: they are counted before they are parsed, by the marks that come with each.
+_VALUES = 2**19
 _MARKS = b"[{,:"
 
 
 def parsed(document: bytes) -> Any:
-    """The value of a JSON document.
+    """Parse a JSON document.
 
     Raises
     ------
     DamagedError
-        When it is none, nests too deeply, or has more values than any that trakstore writes.
+        When it is no JSON, nests too deeply, or has more values than any that trakstore writes.
     """
     count = sum(document.count(bytes([mark])) for mark in _MARKS)
     if count > _VALUES:
@@ -76,22 +78,22 @@ def _no_number(name: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Check:
-    """Which values a field may have.
+    """Rule for the values of a field.
 
     Attributes
     ----------
     what : str
-        In words, behind "must be".
+        The values in words, as they follow "must be" in a message.
     read : callable
-        ``read(value, where)`` gives the value as it is used; raises a ``ValueError`` or ``TypeError``
-        for another. ``where`` says for messages which value it is.
+        ``read(value, where)`` returns the value as it is used, and raises a ``ValueError`` or
+        ``TypeError`` for one that is not allowed. ``where`` names the value in messages.
     """
 
     what: str
     read: Callable[[Any, str], Any]
 
     def __call__(self, value: Any, where: str = "a value") -> Any:
-        """The value as it is used; raises a :class:`DamagedError` for a wrong one."""
+        """Return the value as it is used; raise a :class:`DamagedError` for a wrong one."""
         try:
             return self.read(value, where)
         except TrakStoreError:
@@ -106,17 +108,18 @@ def fields(
     missing: Collection[str] = (),
     what: str = "the document",
 ) -> dict[str, Any]:
-    """The fields of a document, read.
+    """Read the fields of a document.
 
     Parameters
     ----------
     document : mapping
+        The parsed document.
     checks : mapping of name to Check
-        One for each field that there may be.
+        A check for each field that there may be.
     missing : collection of str
         Fields that need not be there.
     what : str
-        What the document is, for messages.
+        Words for the document in messages.
 
     Raises
     ------
@@ -148,6 +151,7 @@ def whole(least: int = 0, most: int = MOST) -> Check:
     """A whole number."""
 
     def read(value: Any, _: str) -> int:
+        # By type, not isinstance: True is an int in Python, and no number in a document.
         _need(type(value) is int and least <= value <= most)
         return int(value)
 
@@ -166,7 +170,7 @@ def number() -> Check:
 
 
 def text(pattern: re.Pattern[str] | None = None) -> Check:
-    """Text of no great length; ``pattern`` says what all of it is like."""
+    """Text of no great length, all of which fits ``pattern``."""
 
     def read(value: Any, _: str) -> str:
         _need(isinstance(value, str) and len(value) <= _LONGEST)
@@ -187,7 +191,7 @@ def one_of(*known: Any) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """Nothing, or what ``check`` says."""
+    """Null, or a value that passes ``check``."""
 
     def read(value: Any, where: str) -> Any:
         return None if value is None else check(value, where)
@@ -196,7 +200,7 @@ def optional(check: Check) -> Check:
 
 
 def each(check: Check) -> Check:
-    """A list whose values all are as ``check`` says; as a tuple."""
+    """A list of values that all pass ``check``; read as a tuple."""
 
     def read(value: Any, where: str) -> tuple[Any, ...]:
         _need(isinstance(value, list | tuple))
@@ -206,7 +210,7 @@ def each(check: Check) -> Check:
 
 
 def row_of(*checks: Check) -> Check:
-    """A list of so many values, the first as the first check says; as a tuple."""
+    """A list with a value for each check, in their order; read as a tuple."""
 
     def read(value: Any, where: str) -> tuple[Any, ...]:
         _need(isinstance(value, list | tuple) and len(value) == len(checks))
@@ -216,7 +220,7 @@ def row_of(*checks: Check) -> Check:
 
 
 def entries(names: Check, values: Check) -> Check:
-    """Named values; as a tuple of pairs, in their order."""
+    """Named values; read as a tuple of pairs, in their order."""
 
     def read(value: Any, where: str) -> tuple[tuple[Any, Any], ...]:
         _need(isinstance(value, Mapping))
@@ -229,10 +233,10 @@ def entries(names: Check, values: Check) -> Check:
 
 
 def made_by(make: Callable[[Any], Any], what: str) -> Check:
-    """A document of its own, from which ``make`` makes something."""
+    """A document of its own, from which ``make`` makes the value."""
     return Check(what, lambda value, _: make(value))
 
 
 def anything() -> Check:
-    """Whatever JSON can hold, for values that are only handed on."""
+    """Anything that JSON can hold, for values that are only handed on."""
     return Check("anything", lambda value, _: value)

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-_NAMES = 12  # that a message lists
+_NAMES = 12  # known names that a message lists
 LARGER_LIMIT = "give a larger memory limit (memory_limit=, --memory-limit)"
 
 NO_THREADS = (
@@ -114,7 +114,7 @@ def error_context(where: str) -> Iterator[None]:
 
 
 def did_you_mean(got: object, known: Iterable[object]) -> str:
-    """The tail of an error message: the nearest known name, else the list of known names.
+    """Write the tail of an error message: the nearest known name, else the list of known names.
 
     A number is near to no other: for one, the known names are listed.
 

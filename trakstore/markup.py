@@ -8,8 +8,8 @@ from html import escape
 
 __all__ = ["card", "curve", "facts_markup", "printable", "table_markup"]
 
-# controls (C0, delete, C1), marks and controls of writing direction, the separators of lines and
-# paragraphs, annotations, and halves of surrogate pairs, which no encoding has
+# Controls (C0, delete, C1), marks and controls of writing direction, the separators of lines and
+# paragraphs, annotations, and halves of surrogate pairs, which no encoding has.
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
 )
@@ -19,9 +19,9 @@ _WIDTH, _HEIGHT = 220, 56
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""Text as it can be shown: what would steer a terminal, or the order of reading, is spelled out.
+    r"""Spell out the characters of a text that would steer a terminal, or the order of reading.
 
-    Ids of samples, names of files and whatever else somebody else chose goes through here.
+    Ids of samples, names of files and all other text that somebody else chose go through here.
 
     Parameters
     ----------
@@ -39,13 +39,13 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def card(title: str, *parts: str) -> str:
-    """A heading over parts that are HTML already."""
+    """Put a heading over parts that are HTML already."""
     head = f'<div style="margin-bottom: 0.3em"><b>{escape(printable(title))}</b></div>'
     return f"<div>{head}{''.join(parts)}</div>"
 
 
 def facts_markup(facts: Mapping[str, object]) -> str:
-    """Names and values, a line each.
+    """Make a table of names and values, a line each.
 
     Examples
     --------
@@ -58,13 +58,13 @@ def facts_markup(facts: Mapping[str, object]) -> str:
 
 
 def table_markup(head: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
-    """A table with a line of headings."""
+    """Make a table with a line of headings."""
     first = "".join(_cell(one, 'th scope="col"') for one in head)
     return _table([first, *("".join(_cell(one, "td") for one in line) for line in lines)])
 
 
 def curve(values: Sequence[float], label: str) -> str:
-    """A line through values, without axes; ``label`` says in words what it shows."""
+    """Draw a line through values, without axes; ``label`` says in words what it shows."""
     low, high = min(values), max(values)
     across, up = _WIDTH / max(1, len(values) - 1), (_HEIGHT - 4) / ((high - low) or 1.0)
     points = " ".join(
@@ -82,4 +82,5 @@ def _table(lines: Sequence[str]) -> str:
 
 
 def _cell(value: object, tag: str) -> str:
+    # Names and values are anybody's: made printable first, since escaping leaves controls alone.
     return f'<{tag} style="{_CELL}">{escape(printable(value))}</{tag.split()[0]}>'

@@ -18,16 +18,17 @@ from trakstore.paths import is_file
 
 __all__ = ["blamed_on", "call_named", "load_named", "needs_arguments"]
 
-_FRAMES = 3  # that a message names
+_FRAMES = 3  # places in somebody's code that a message names
 _OWN = str(Path(__file__).parent)
 
 
 def load_named(name: str, what: str) -> Any:
-    """What ``file.py:name`` or ``package.module:name`` names.
+    """Load what ``file.py:name`` or ``package.module:name`` names.
 
     Parameters
     ----------
     name : str
+        Name as on a command line.
     what : str
         One word for messages: ``"job"``.
 
@@ -44,7 +45,7 @@ def load_named(name: str, what: str) -> Any:
             f"a {what} is named like {what}s.py:name or package.module:name, got {name!r}"
         )
     if "" not in sys.path:
-        sys.path.insert(0, "")  # modules in the working directory, as with python -m
+        sys.path.insert(0, "")  # modules in the working directory, as `python -m` finds them
     file = source.endswith(".py")
     module = _import_file(Path(source), what) if file else _import_module(source, what)
     if not hasattr(module, attribute):
@@ -54,7 +55,7 @@ def load_named(name: str, what: str) -> Any:
 
 
 def needs_arguments(function: Any) -> bool:
-    """Whether a callable cannot be called without arguments."""
+    """Tell whether a callable needs arguments."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a built-in function that does not tell
@@ -64,12 +65,12 @@ def needs_arguments(function: Any) -> bool:
 
 
 def call_named(function: Any, name: str, what: str) -> Any:
-    """What a function without arguments gives, such as the one that makes a job.
+    """Call a function without arguments, such as the one that makes a job.
 
     Parameters
     ----------
     function : callable
-        What ``name`` names.
+        The function that ``name`` names.
     name, what : str
         As for :func:`load_named`.
 
@@ -88,9 +89,10 @@ def call_named(function: Any, name: str, what: str) -> Any:
 
 @contextmanager
 def blamed_on(name: str) -> Iterator[None]:
-    """What somebody's code raises meanwhile is bad use, told in a line that says where.
+    """Raise errors of somebody else's code as bad use, in a line that says where.
 
-    The error is kept as the cause. What trakstore itself raises by mistake is a fault, and passes.
+    The error is kept as the cause. An error that trakstore itself raises by mistake is a fault, and
+    passes.
 
     Examples
     --------
@@ -106,14 +108,15 @@ def blamed_on(name: str) -> Iterator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         last = frames[-1].filename
-        if last.startswith(_OWN) and last != __file__:  # a built-in function has no frame
+        # A built-in function has no frame: where it raised, the last frame is this module's own.
+        if last.startswith(_OWN) and last != __file__:
             raise
-        told = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise TrakStoreError(f"{name}: {told} ({_places(frames)})") from error
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise TrakStoreError(f"{name}: {said} ({_places(frames)})") from error
 
 
 def _places(frames: Sequence[traceback.FrameSummary]) -> str:
-    """Where it happened: the last lines of somebody's own code, else the very last one."""
+    """Name the last lines of somebody's own code, else the very last one."""
     others = (_OWN, "<frozen", str(Path(sys.prefix)), sysconfig.get_path("stdlib"))
     own = [frame for frame in frames if not frame.filename.startswith(others)]
     last = own[-_FRAMES:] or frames[-1:]
@@ -131,18 +134,19 @@ def _import_file(path: Path, what: str) -> Any:
     if specification is None or specification.loader is None:
         raise NotFoundError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(specification)
+    # Pickle looks for a class by its module's name, so that the module must be known by it.
     sys.modules[path.stem] = module
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    with _told_in_a_line(path):
+    with _import_errors(path):
         specification.loader.exec_module(module)
     return module
 
 
 @contextmanager
-def _told_in_a_line(source: object) -> Iterator[None]:
-    """A module that cannot be read, lacks another or raises is bad use."""
+def _import_errors(source: object) -> Iterator[None]:
+    """Raise as bad use that a module cannot be read, lacks another module or raises."""
     with blamed_on(str(source)):
         try:
             yield
@@ -159,10 +163,11 @@ def _import_module(name: str, what: str) -> Any:
     hint = f"name a file like {what}s.py:name"
     if not all(part.isidentifier() for part in name.split(".")):
         raise NotFoundError(f"{name!r} names no module; {hint}")
-    with _told_in_a_line(name):
+    with _import_errors(name):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
+            # The module is not there, or a package above it; else it imports another that is not.
             if error.name is None or not name.startswith(error.name):
                 raise
             raise NotFoundError(f"there is no module {name!r}; {hint}") from None

@@ -33,7 +33,8 @@ __all__ = [
 CHUNK_BYTES = 8 * 2**20
 BLOCK_BYTES = 8 * CHUNK_BYTES
 BLOCKS_PER_SPLIT = 64
-SLACK = 8  # one part in so many is for the allocator and the interpreter: measured, up to a tenth
+# One part in so many is left to the allocator and the interpreter, which take up to a tenth (measured).
+SLACK = 8
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class BlockShape:
 def block_shape(
     rows: int, columns: int, itemsize: int, *, at_least: int = 1, block_rows: int | None = None
 ) -> BlockShape:
-    """The shape of a block: the smaller of 64 MB of rows and a 64th of the split.
+    """Choose the shape of a block: the smaller of 64 MB of rows and a 64th of the split.
 
     Parameters
     ----------
@@ -74,12 +75,13 @@ def block_shape(
         block_rows = max(1, at_least, -(-wanted // at_least) * at_least)
     chunks = max(1, round(block_rows * row_bytes / CHUNK_BYTES))
     chunk_rows = -(-block_rows // chunks)
+    # A row longer than two chunks is cut into columns of one; shorter rows stay whole.
     chunk_columns = columns if row_bytes <= 2 * CHUNK_BYTES else CHUNK_BYTES // itemsize
     return BlockShape(chunk_rows * chunks, chunk_rows, max(1, chunk_columns))
 
 
 def share(blocks: int, rank: int, world: int) -> range:
-    """The contiguous block numbers that are first of all the duty of ``rank``.
+    """Return the contiguous block numbers that ``rank`` does first, before it helps others.
 
     Examples
     --------
@@ -92,7 +94,7 @@ def share(blocks: int, rank: int, world: int) -> range:
 
 
 def ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
-    """``(start, stop)`` pairs of at most ``size`` rows that cover ``rows``.
+    """Yield ``(start, stop)`` pairs of at most ``size`` rows that cover ``rows``.
 
     Examples
     --------
@@ -121,7 +123,7 @@ def merge_ranges(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def byte_count(size: int | str) -> int:
-    """A number of bytes from ``600_000_000``, ``"600MB"`` or ``"1GiB"``.
+    """Return a number of bytes from ``600_000_000``, ``"600MB"`` or ``"1GiB"``.
 
     Examples
     --------
@@ -144,7 +146,7 @@ def byte_count(size: int | str) -> int:
 
 
 def human_bytes(count: int) -> str:
-    """``count`` bytes for people.
+    """Write ``count`` bytes for people.
 
     Examples
     --------
@@ -160,7 +162,7 @@ def human_bytes(count: int) -> str:
 
 
 def counted(count: int, thing: str) -> str:
-    """A count of things for people.
+    """Write a count of things for people.
 
     Examples
     --------
@@ -171,7 +173,7 @@ def counted(count: int, thing: str) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """A time for people.
+    """Write a time for people.
 
     Examples
     --------
@@ -185,12 +187,12 @@ def human_time(seconds: float) -> str:
 
 
 def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: str) -> int:
-    """How many of ``rows`` can be worked on at once in ``limit`` bytes.
+    """Compute the number of ``rows`` that can be worked on at once in ``limit`` bytes.
 
     Parameters
     ----------
     rows : int
-        Rows that there are.
+        Number of rows.
     row_bytes : int
         Bytes that each row held at once costs.
     fixed_bytes : int
@@ -198,7 +200,7 @@ def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: s
     limit : int
         The memory limit in bytes.
     what : str
-        What is being planned, for the message.
+        Name of the work in the message.
 
     Raises
     ------
@@ -210,20 +212,13 @@ def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: s
     >>> window_rows(1000, 100, 500, 12_000, "top-k")
     100
     """
-    fitting = (limit - limit // SLACK - fixed_bytes) // max(1, row_bytes)
-    if fitting < 1:
-        need = human_bytes(with_slack(fixed_bytes + row_bytes))
-        raise MemoryLimitError(
-            f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: "
-            f"{LARGER_LIMIT}"
-        )
-    return max(1, min(rows, fitting))
+    return max(1, fit_slots(rows, 1, fixed_bytes, row_bytes, limit, what))
 
 
 def fit_slots(
     slots: int, least: int, fixed_bytes: int, slot_bytes: int, limit: int, what: str
 ) -> int:
-    """How many of ``slots`` tasks may run at once in ``limit`` bytes; never fewer than ``least``.
+    """Compute the number of ``slots`` tasks that may run at once in ``limit`` bytes, ``least`` or more.
 
     Raises
     ------
@@ -246,7 +241,7 @@ def fit_slots(
 
 
 def with_slack(count: int) -> int:
-    """The limit that a plan of ``count`` bytes needs.
+    """Return the limit that a plan of ``count`` bytes needs.
 
     Examples
     --------

@@ -19,27 +19,27 @@ _SECONDS = 10.0  # between plain lines, and between looks at what others did
 
 
 def on_terminal() -> bool:
-    """Whether somebody looks on: library calls say nothing in a log."""
+    """Tell whether somebody looks on: library calls say nothing in a log."""
     return sys.stderr.isatty()
 
 
 class ProgressLine:
-    """Counts the items of one piece of work on standard error.
+    """Count of the items of one piece of work, on standard error.
 
     Parameters
     ----------
     what : str
         Name of the work.
     total : int
-        Items that it has.
+        Number of its items.
     unit : str
-        What they are called.
+        Name of the items, such as ``"rows"``.
     item_bytes : int
-        Stored bytes of an item; not printable where 0.
+        Stored bytes of an item; with 0, no bytes are shown.
     begun : int
-        Items that are there before: they count as done, and not in the rate.
+        Items that were done before: they count as done, but not in the rate.
     show : bool
-        Whether to print anything at all.
+        False prints nothing at all.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class ProgressLine:
         self._unit, self._item_bytes, self._first, self._show = unit, item_bytes, begun, show
         self._began = self._said = self._looked = time.monotonic()
         self._bar: Progress | None = None
-        if show and sys.stderr.isatty():
+        if show and on_terminal():
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
@@ -79,7 +79,7 @@ class ProgressLine:
         self.reach(self.done + items)
 
     def reach(self, done: int) -> None:
-        """So many items are done in all, whoever did them; never fewer than before."""
+        """Set the number of items done, by whoever did them; never fewer than before."""
         self.done = min(self.total, max(self.done, done))
         now = time.monotonic()
         if self._bar is not None:
@@ -89,14 +89,14 @@ class ProgressLine:
             print(f"{self.what}: {self.text(now - self._began)}", file=sys.stderr)
 
     def wants_a_look(self) -> bool:
-        """Whether it is time to ask what others did: now and then, and only where it is printable."""
+        """Tell whether to ask what others did: now and then, and only where it is shown."""
         now = time.monotonic()
         due = self._show and now - self._looked > _SECONDS
         self._looked = now if due else self._looked
         return due
 
     def text(self, seconds: float) -> str:
-        """How far it is after so many seconds: items, bytes, rate, time that is left."""
+        """Write items, bytes, rate and the time that is left, after so many seconds."""
         share = 100 * self.done // self.total if self.total else 100
         parts = [f"{self.done:,}/{self.total:,} {self._unit} ({share}%)"]
         if self._item_bytes:

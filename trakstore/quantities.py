@@ -20,17 +20,18 @@ _LONGEST = 80  # characters of a value in a message
 def as_whole(
     value: Any, name: str, least: int | None = None, most: int | None = None, *, needed: str = ""
 ) -> int:
-    """``value`` as an ``int``; True and False are no numbers.
+    """Return a whole number as an ``int``; True and False are no numbers.
 
     Parameters
     ----------
     value : int, or integer of NumPy or torch
+        Value that somebody gave.
     name : str
-        What it is, for the message.
+        Name of the value in the message.
     least, most : int, optional
-        The range.
+        Ends of the range.
     needed : str
-        What the message says was needed, instead of the range.
+        Words of the message about what was needed, instead of the range.
 
     Raises
     ------
@@ -63,17 +64,18 @@ def as_number(
     most: float | None = None,
     needed: str = "",
 ) -> float:
-    """``value`` as a finite ``float``; True, False and text are no numbers.
+    """Return a number as a finite ``float``; True, False and text are no numbers.
 
     Parameters
     ----------
     value : int or float, or a number of NumPy or torch
+        Value that somebody gave.
     name : str
-        What it is, for the message.
+        Name of the value in the message.
     least, above, most : float, optional
         The range: from ``least`` or above ``above``, up to ``most``.
     needed : str
-        What the message says was needed, instead of the range.
+        Words of the message about what was needed, instead of the range.
 
     Raises
     ------
@@ -95,8 +97,8 @@ def as_number(
         if math.isfinite(number) and low and (most is None or number <= most):
             return number
     bounds = (("at least", least), ("above", above), ("at most", most))
-    told = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
-    wanted = needed or f"must be a {f'number {told}' if told else 'finite number'}"
+    span = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+    wanted = needed or f"must be a {f'number {span}' if span else 'finite number'}"
     raise TrakStoreError(f"{name} {wanted}, got {shown(value)}")
 
 
@@ -131,7 +133,7 @@ def is_number(value: Any) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value for a message: one line, not a long one.
+    """Write a value for a message: in one line, cut where it is long.
 
     Examples
     --------
@@ -146,12 +148,13 @@ def shown(value: object) -> str:
 
 
 def _is_single(value: Any) -> bool:
-    """Neither an array of several numbers, nor a boolean of Python, NumPy or torch."""
+    """Tell whether a value is one value, and no boolean of Python, NumPy or torch."""
     boolean = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
     return not boolean and getattr(value, "ndim", 0) == 0
 
 
 def _range(least: int | None, most: int | None) -> str:
+    """Write a range as the end of "must be an integer"."""
     if least is not None and most is not None:
         return f" from {least} to {most}"
     if least is not None:

@@ -23,9 +23,9 @@ class Sample:
     Attributes
     ----------
     positions : ndarray of int64, shape (drawn,)
-        Ascending.
+        Rows that were drawn, ascending.
     probability : ndarray of float64, shape (drawn,)
-        With which each of them was to be drawn: its stratum's drawn rows over its rows.
+        Probability with which each of them was to be drawn: its stratum's drawn rows over its rows.
     strata : ndarray of int64, shape (n,)
         Stratum of every row, drawn or not; all 0 where there are none.
     """
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, estimated, with its standard error and a confidence interval."""
+    """Estimate of a mean, with its standard error and a confidence interval."""
 
     value: float
     error: float
@@ -55,12 +55,13 @@ class SubsetPlan:
     Attributes
     ----------
     rows : int
-        Train rows that there are.
+        Number of train rows.
     share : float
-        Of the rows, in each subset.
+        Share of the rows in each subset.
     repeats : int
         Models of one subset; their outputs are averaged.
     seed : int
+        Seed that the subsets and the models' seeds follow from.
 
     Raises
     ------
@@ -90,7 +91,7 @@ class SubsetPlan:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """What the subsets follow from."""
+        """Plain values that the subsets follow from."""
         return asdict(self)
 
     @property
@@ -104,11 +105,12 @@ class SubsetPlan:
 
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Rows that models start..stop are trained on, shape (stop - start, rows)."""
-        found = np.zeros((stop - start, self.rows), dtype=bool)
-        for mask, subset in zip(found, self.subsets(start, stop).tolist(), strict=True):
+        masks = np.zeros((stop - start, self.rows), dtype=bool)
+        for mask, subset in zip(masks, self.subsets(start, stop).tolist(), strict=True):
+            # A stream of its own for each subset: which one it is, not what was drawn before, decides.
             rng = np.random.default_rng([self.seed, 0, subset])
             mask[rng.choice(self.rows, self.size, replace=False)] = True
-        return found
+        return masks
 
     def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
         """Seeds for training models start..stop, below 2**63."""
@@ -118,16 +120,18 @@ class SubsetPlan:
 
 
 def sample_rows(rows: int, rate: float, *, strata: Any = None, seed: int = 0) -> Sample:
-    """A share of the rows; of each stratum its share, and at least two (or all).
+    """Draw a share of the rows; of each stratum its share, and at least two (or all).
 
     Parameters
     ----------
     rows : int
+        Number of rows to draw from.
     rate : float
-        Above 0, at most 1.
+        Share to draw, above 0 and at most 1.
     strata : array, shape (rows,), optional
         Any values, such as labels; each value is a stratum.
     seed : int
+        Seed of the draw.
 
     Raises
     ------
@@ -148,6 +152,7 @@ def sample_rows(rows: int, rate: float, *, strata: Any = None, seed: int = 0) ->
     rng, drawn, chance = np.random.default_rng(seed), [], []
     for stratum in range(int(of.max()) + 1 if rows else 0):
         members = np.flatnonzero(of == stratum)
+        # Two of each stratum, or its variance could not be estimated.
         count = min(len(members), max(2, round(rate * len(members))))
         drawn.append(rng.choice(members, count, replace=False))
         chance.append(np.full(count, count / len(members)))
@@ -162,7 +167,7 @@ def estimate_mean(
     within: NDArray[np.bool_] | None = None,
     level: float = 0.95,
 ) -> Estimate:
-    r"""Horvitz-Thompson estimate of the mean of a group of rows, from those that were drawn.
+    r"""Estimate the mean of a group of rows from those that were drawn, by Horvitz and Thompson.
 
     .. math:: \hat\mu = \frac{1}{N} \sum_{i \in S} \frac{y_i}{\pi_i}, \qquad
               \hat V = \frac{1}{N^2} \sum_h N_h^2 \left(1 - \frac{n_h}{N_h}\right) \frac{s_h^2}{n_h}
@@ -172,12 +177,13 @@ def estimate_mean(
     Parameters
     ----------
     sample : Sample
+        Rows that were drawn.
     values : array, shape (drawn,)
-        Of the rows that were drawn.
+        Values of these rows.
     within : array of bool, shape (n,), optional
         The group, known for every row; all rows when None.
     level : float
-        Of the interval, which is normal.
+        Coverage of the interval, which is normal.
 
     Raises
     ------
@@ -203,7 +209,7 @@ def estimate_mean(
 
 
 def _variance(sample: Sample, values: NDArray[np.float64]) -> float:
-    """Variance of the estimated total."""
+    """Variance of the estimated total; a stratum that was drawn whole adds nothing."""
     of, total = sample.strata[sample.positions], 0.0
     for stratum in np.unique(of):
         drawn = values[of == stratum]

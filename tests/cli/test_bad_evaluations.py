@@ -10,7 +10,7 @@ import pytest
 from command_lines import check_whole
 
 import trakstore as ts
-from trakstore.cli.evaluate.commands import EVALUATIONS
+from trakstore.cli.app import EVALUATIONS
 from trakstore.errors import NotFoundError
 from trakstore.evaluation.retraining import retrained_models
 
@@ -105,6 +105,6 @@ def test_help_of_evaluations_has_an_example(command: Callable[..., None], run: A
     ran = run("evaluate", name, "--help")
     assert ran.code == 0
     assert f"Example: trakstore evaluate {name}" in ran.out
-    check_whole(["evaluate", *EVALUATIONS[command].split()])
+    check_whole(EVALUATIONS[command].split()[1:])
     assert command.__doc__ is not None
     assert "--json" in ran.out

@@ -1,4 +1,4 @@
-"""What scores say: over epochs, by groups, of samples. Everything here reads, and streams."""
+"""Questions to scores: over epochs, by groups, of samples. Everything here reads, and streams."""
 
 from __future__ import annotations
 

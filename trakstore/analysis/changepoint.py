@@ -1,4 +1,4 @@
-"""Where a curve changes: the posterior of one change of its mean."""
+"""Change points of a curve: the posterior of one change of its mean."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from trakstore.errors import TrakStoreError
-
-__all__ = ["ChangePoint", "change_point"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,15 @@ class ChangePoint:
 
 
 def change_point(values: Sequence[float] | NDArray[Any]) -> ChangePoint:
-    r"""The posterior of one change in the mean of normal noise of unknown variance.
+    r"""Compute the posterior of one change in the mean of normal noise of unknown variance.
 
     With both means and the logarithm of the deviation flat a priori, a change before value τ has
 
     .. math:: p(\tau \mid y) \propto
         \bigl(n_1 n_2\bigr)^{-1/2} \bigl(S_1 + S_2\bigr)^{-(n - 2) / 2}
 
-    with S the sums of squares about the means of both phases. The evidence compares its mean over τ
-    with one phase by the Schwarz criterion. A curve with a slope is not of this kind.
+    with S the sums of squares about the means of both phases. The evidence compares the best τ with
+    one phase by the Schwarz criterion. A curve with a slope is not of this kind.
 
     Parameters
     ----------
@@ -61,8 +59,8 @@ def change_point(values: Sequence[float] | NDArray[Any]) -> ChangePoint:
 
     Examples
     --------
-    >>> found = change_point([0.1, 0.12, 0.11, 0.1, 0.9, 0.91, 0.9, 0.92])
-    >>> found.index, found.low, found.high
+    >>> change = change_point([0.1, 0.12, 0.11, 0.1, 0.9, 0.91, 0.9, 0.92])
+    >>> change.index, change.low, change.high
     (4, 4, 4)
     """
     y = np.asarray(values, dtype=np.float64)
@@ -71,13 +69,14 @@ def change_point(values: Sequence[float] | NDArray[Any]) -> ChangePoint:
     n = len(y)
     starts = np.arange(2, n - 1)  # two values or more on each side
     squares = np.array([_square(y[:at]) + _square(y[at:]) for at in starts])
+    # A curve without noise has sums of 0, whose logarithm would make every other τ impossible.
     floor = np.finfo(float).eps * max(1.0, float(np.square(y).sum()))
     squares, whole = np.maximum(squares, floor), max(_square(y), floor)
     log = -0.5 * np.log(starts * (n - starts)) - 0.5 * (n - 2) * np.log(squares)
-    share = np.exp(log - logsumexp(log))
     probability = np.zeros(n)
-    probability[starts] = share
-    fit = 0.5 * n * (np.log(whole) - np.log(squares.min())) - np.log(n)  # two parameters more
+    probability[starts] = np.exp(log - logsumexp(log))
+    # Schwarz: half of log n for each of the two parameters more, the second mean and τ.
+    fit = 0.5 * n * (np.log(whole) - np.log(squares.min())) - np.log(n)
     index = int(probability.argmax())
     return ChangePoint(index, probability, *_run(probability, index), float(np.exp(min(fit, 700))))
 
@@ -87,7 +86,7 @@ def _square(y: NDArray[np.float64]) -> float:
 
 
 def _run(probability: NDArray[np.float64], index: int, share: float = 0.95) -> tuple[int, int]:
-    """Grown from the most probable value to whichever side has more."""
+    """Grow a run from the most probable value, always to the side that has more."""
     low = high = index
     while probability[low : high + 1].sum() < share - 1e-12:
         left = probability[low - 1] if low > 0 else -1.0

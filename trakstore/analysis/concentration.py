@@ -1,4 +1,4 @@
-"""How few train samples hold how much of a target's score."""
+"""Concentration of scores: how few train samples hold how much of a target's score."""
 
 from __future__ import annotations
 
@@ -8,26 +8,18 @@ from numpy.typing import NDArray
 from trakstore.quantities import as_number
 from trakstore.scores.windows import Matrix, by_target
 
-__all__ = [
-    "gini",
-    "gini_of_rows",
-    "participation_of_rows",
-    "participation_ratio",
-    "positive_mass",
-    "positive_mass_of_rows",
-]
-
 F64 = NDArray[np.float64]
 
 
 def participation_ratio(scores: Matrix, memory_limit: int | str | None = None) -> F64:
-    """(Σ|τ|)² / Σ τ² for each target: the number of train samples that share the score.
+    """Participation ratio (Σ|τ|)² / Σ τ² of each target: the number of samples that share its score.
 
     From 1, where one sample has it all, to n. NaN for a target whose scores are all zero.
 
     Parameters
     ----------
     scores : Scores, DataArray or array, shape (m, n)
+        Scores of m targets with n train samples.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -41,7 +33,14 @@ def participation_ratio(scores: Matrix, memory_limit: int | str | None = None) -
 def gini(scores: Matrix, memory_limit: int | str | None = None) -> F64:
     """Gini coefficient of |τ| for each target: 0 where all are equal, near 1 where one has all.
 
-    Parameters and result as in :func:`participation_ratio`.
+    Parameters
+    ----------
+    scores, memory_limit
+        As in :func:`participation_ratio`.
+
+    Returns
+    -------
+    ndarray of float64, shape (m,)
 
     Examples
     --------
@@ -70,24 +69,32 @@ def positive_mass(scores: Matrix, share: float = 0.1, memory_limit: int | str | 
 
 def participation_of_rows(rows: F64) -> F64:
     """:func:`participation_ratio` of whole rows of scores (targets, n); the others likewise."""
-    with np.errstate(invalid="ignore"):
-        found: F64 = np.abs(rows).sum(1) ** 2 / np.square(rows).sum(1)
-    return found
+    return _ratio(np.abs(rows).sum(1) ** 2, np.square(rows).sum(1))
 
 
 def gini_of_rows(rows: F64) -> F64:
     """:func:`gini` of whole rows."""
     ordered, n = np.sort(np.abs(rows), axis=1), rows.shape[1]
-    with np.errstate(invalid="ignore"):
-        spread = ordered @ (2 * np.arange(1, n + 1) - n - 1)
-        found: F64 = spread / (n * ordered.sum(1))
-    return found
+    # Mean absolute difference over twice the mean: of ascending values, the i-th of n is larger than
+    # i - 1 others and smaller than n - i, so that it counts 2i - n - 1 times.
+    return _ratio(ordered @ (2 * np.arange(1, n + 1) - n - 1), n * ordered.sum(1))
 
 
 def positive_mass_of_rows(rows: F64, share: float) -> F64:
     """:func:`positive_mass` of whole rows."""
     count = max(1, round(share * rows.shape[1]))
     ordered = -np.sort(-np.maximum(rows, 0), axis=1)
+    return _ratio(ordered[:, :count].sum(1), ordered.sum(1))
+
+
+def own_share_of_rows(rows: F64, own: NDArray[np.bool_]) -> F64:
+    """Share of the positive score of whole rows that train samples of the own class have."""
+    positive = np.maximum(rows, 0)
+    return _ratio((positive * own).sum(1), positive.sum(1))
+
+
+def _ratio(part: F64, whole: F64) -> F64:
+    """Divide; NaN for a target whose scores are all 0, which is no error."""
     with np.errstate(invalid="ignore"):
-        found: F64 = ordered[:, :count].sum(1) / ordered.sum(1)
-    return found
+        ratio: F64 = part / whole
+    return ratio

@@ -1,4 +1,4 @@
-"""What questions over checkpoints cost, in integers."""
+"""Costs of questions over checkpoints, in integers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from trakstore.scores.costs import Cost, Problem, planned_scores
 from trakstore.scores.parts import held_bytes
 from trakstore.scores.streaming import plan_windows
 
-__all__ = ["costs_over_time"]
-
 
 def costs_over_time(problem: Problem) -> tuple[Cost, ...]:
-    """Evolution of all targets, and a transition with all other neighbouring epochs as its null.
+    """Plan the evolution of all targets, and a transition with all other neighbouring epochs as null.
 
     Memory counts the kernels' factors of all epochs. Where not even one target fits the memory
     limit, it is what one target needs.
@@ -26,17 +24,18 @@ def costs_over_time(problem: Problem) -> tuple[Cost, ...]:
     >>> evolve.read // 10**12, evolve.memory // 10**6
     (4, 4209)
     """
-    return _evolution(problem), _transitions(problem)
+    limit = problem.memory_limit or memory_budget(None)
+    return _evolution(problem, limit), _transitions(problem, limit)
 
 
 def _products(problem: Problem, targets: int) -> int:
+    """Operations of the products of targets with all train rows: a multiplication and an addition."""
     return 2 * problem.rows * problem.dim * targets * problem.epochs
 
 
-def _evolution(problem: Problem) -> Cost:
+def _evolution(problem: Problem, limit: int) -> Cost:
     """Each window of targets reads all epochs, and sorts each of its scores twice."""
     n, m = problem.rows, problem.targets
-    limit = problem.memory_limit or memory_budget(None)
     fitting = max(1, min(m, limit // (SCORE_BYTES * n)))
     read = n * problem.dim * problem.itemsize * problem.epochs * -(-m // fitting)
     memory = fitting * SCORE_BYTES * n + held_bytes(planned_scores(problem).parts)
@@ -44,12 +43,12 @@ def _evolution(problem: Problem) -> Cost:
     return Cost("evolve", 0, read, 0, memory, _products(problem, m), ranked)
 
 
-def _transitions(problem: Problem) -> Cost:
+def _transitions(problem: Problem, limit: int) -> Cost:
     """Passes for moments, one with a single column, and the chunks of the listed samples."""
-    limit = problem.memory_limit or memory_budget(None)
     n, kept = problem.rows, SAMPLE_BYTES * problem.rows
     whole, one = planned_scores(problem), planned_scores(replace(problem, epochs=1))
-    least = max(limit - kept, limit // 2)  # a plan also where it will be refused
+    # A problem that will be refused is planned too, with half of the limit.
+    least = max(limit - kept, limit // 2)
     plan = plan_windows(one, "means of scores", least, target_bytes=64)
     features = n * problem.dim * problem.itemsize
     listed = min(n, problem.top * one.parts[0].train.chunk_rows)

@@ -1,4 +1,4 @@
-"""How the scores of each target are spread over the train samples."""
+"""Histograms of scores: how those of a target are spread over the train samples."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from trakstore.scores.factored import Scores
 from trakstore.scores.running_lists import check_finite
 from trakstore.scores.windows import target_windows
 
-__all__ = ["distribution"]
-
-_REACH = 8.0  # standard deviations that the pooled histogram shows; what is beyond is in its ends
+# Standard deviations that the pooled histogram shows; what is beyond them is in its end bins.
+_REACH = 8.0
 
 
 def distribution(
     scores: Scores, bins: int = 48, *, memory_limit: int | str | None = None
 ) -> xr.Dataset:
-    """Histograms of the scores of each target, and of all of them on a common scale.
+    """Count the scores of each target in bins, and those of all targets on a common scale.
 
     For chosen targets select them first, ``scores.isel(target=...)``: whole rows are computed.
 
     Parameters
     ----------
     scores : Scores, shape (m, n)
+        Of any method; epochs are averaged as it averages them.
     bins : int
         Of equal width, from the smallest to the largest score of the target.
     memory_limit : int or str, optional
@@ -58,6 +58,7 @@ def distribution(
         for at, row in enumerate(rows, start):
             counts[at], edges[at] = np.histogram(row, bins)
             mean, deviation = moments[:, at] = row.mean(), row.std()
+            # A target whose scores are all equal has no scale: the pooled histogram leaves it out.
             if deviation > 0:
                 standard = np.clip((row - mean) / deviation, *reach)
                 pooled += np.histogram(standard, bins, reach)[0]

@@ -1,4 +1,4 @@
-"""How the scores of some targets change from epoch to epoch: whole rows of scores, no matrix."""
+"""Evolution of scores from epoch to epoch: whole rows of scores for some targets, no matrix."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.passes.memory import give_back
-from trakstore.passes.rows import TakenRows, whole_column
+from trakstore.passes.rows import Rows, TakenRows, whole_column
 from trakstore.scores.factored import Scores
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 from trakstore.scores.running_lists import Order, check_finite, keys
 from trakstore.scores.top_k import check_request
 from trakstore.scores.windows import window_ranges
 
-__all__ = ["SCORE_BYTES", "evolution"]
-
-SCORE_BYTES = 80  # for each score of a window: itself, two epochs' ranks, an order, and scratch
+# For each score of a window: itself, the ranks of two epochs, an order, and scratch.
+SCORE_BYTES = 80
 F64 = NDArray[np.float64]
 
 
@@ -29,7 +28,7 @@ def evolution(
     order: Order = "largest",
     memory_limit: int | str | None = None,
 ) -> xr.Dataset:
-    """What each epoch alone gives the targets, and how it differs from the epoch before.
+    """Score the targets by each epoch alone, and compare each epoch with the one before.
 
     For chosen targets select them first, ``scores.isel(target=...)``; for groups of targets,
     :func:`trakstore.group_scores`. The train features of each epoch are read once for each window of
@@ -42,6 +41,7 @@ def evolution(
     k : int
         Entries of each list.
     order : {"largest", "smallest", "magnitude"}
+        Scores that come first in a list.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None. A target needs 80 n.
 
@@ -64,14 +64,15 @@ def evolution(
         The scores of one target do not fit.
     """
     k = check_request(k, scores.shape[1], order)
-    give_back()  # arrays of many sizes come and go: kept ones would be as much again
+    # Arrays of many sizes come and go below: those that the allocator keeps would be as much again.
+    give_back()
     windows = window_ranges(scores.shape, memory_limit, SCORE_BYTES)
     parts = [_window(scores, slice(*window), k, order) for window in windows]
     whole: xr.Dataset = xr.concat(parts, "target")
     column = whole["position"].values.astype(np.int64)
-    whole["train"] = (whole["position"].dims, _taken(scores.train_ids, column))
+    whole["train"] = (whole["position"].dims, taken_rows(scores.train_ids, column))
     if scores.train_positions is not None:
-        whole["position"] = (whole["position"].dims, _taken(scores.train_positions, column))
+        whole["position"] = (whole["position"].dims, taken_rows(scores.train_positions, column))
     coords = {
         "epoch": np.array(scores.epochs, dtype=object),  # numbers and names
         "target_id": ("target", whole_column(scores.target_ids)),
@@ -80,39 +81,42 @@ def evolution(
 
 
 def _window(scores: Scores, targets: slice, k: int, order: Order) -> xr.Dataset:
-    """All epochs of some targets."""
-    chosen, found, before = scores.isel(target=targets), [], None
+    """Summaries of all epochs, for some targets."""
+    chosen, epochs, before = scores.isel(target=targets), [], None
     for epoch in scores.epochs:
         rows = np.asarray(chosen.epoch(epoch), dtype=np.float64)
         check_finite(rows, targets.start, np.arange(rows.shape[1]))
         now = _Ranked(rows, k, order)
-        found.append(now.described(rows, before))
+        epochs.append(now.summary(rows, before))
         before = now
-    return xr.concat(found, "epoch")
+    return xr.concat(epochs, "epoch")
 
 
 class _Ranked:
-    """What is kept of an epoch's scores: their ranks, and who is first."""
+    """Ranks of an epoch's scores, and the first of them: all that the next epoch needs of this one."""
 
     def __init__(self, rows: F64, k: int, order: Order) -> None:
         self.centred = centred_ranks(rows)
         ordered = np.argsort(-keys(rows, order), axis=1, kind="stable")
         self.first = ordered[:, :k].copy()  # a view would keep the whole order
-        self.ranks = np.empty_like(ordered)  # place in the whole list, from 1
+        # Place of each score in the whole list, from 1: the inverse of the order.
+        self.ranks = np.empty_like(ordered)
         np.put_along_axis(self.ranks, ordered, np.arange(1, rows.shape[1] + 1)[None], axis=1)
 
-    def described(self, rows: F64, before: _Ranked | None) -> xr.Dataset:
-        first, targets = self.first, len(rows)
-        like, kept = np.full((2, targets), np.nan)
+    def summary(self, rows: F64, before: _Ranked | None) -> xr.Dataset:
+        """Summarise the scores of an epoch, which are not kept, beside the epoch before."""
+        first = self.first
+        correlation, kept = np.full((2, len(rows)), np.nan)
         old = np.zeros(first.shape, dtype=np.int64)
         if before is not None:
-            like = row_correlation(self.centred, before.centred)
+            # Spearman's is the correlation of ranks.
+            correlation = row_correlation(self.centred, before.centred)
             kept = np.array(
                 [np.isin(*pair).mean() for pair in zip(first, before.first, strict=True)]
             )
             old = np.take_along_axis(before.ranks, first, axis=1)
         numbers = {"mean": rows.mean(1), "std": rows.std(1), "min": rows.min(1), "max": rows.max(1)}
-        numbers |= {"spearman": like, "kept": kept}
+        numbers |= {"spearman": correlation, "kept": kept}
         score = np.take_along_axis(rows, first, axis=1)
         lists = {"score": score, "position": first, "rank_before": old}
         return xr.Dataset(
@@ -121,6 +125,6 @@ class _Ranked:
         )
 
 
-def _taken(rows: Any, at: NDArray[np.int64]) -> NDArray[Any]:
-    found: NDArray[Any] = TakenRows(rows, at.ravel()).read(0, at.size)
-    return found.reshape(at.shape)
+def taken_rows(column: Rows, at: NDArray[np.int64]) -> NDArray[Any]:
+    """Read some rows of a column, in the shape of their positions."""
+    return TakenRows(column, at.ravel()).read(0, at.size).reshape(at.shape)

@@ -1,4 +1,4 @@
-"""Scores by groups: how much comes from the own class, and what tells two kinds of targets apart."""
+"""Scores by groups: the part that comes from the own class, and what two kinds of targets differ in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from trakstore.analysis.concentration import (
     gini_of_rows,
+    own_share_of_rows,
     participation_of_rows,
     positive_mass_of_rows,
 )
@@ -17,11 +18,9 @@ from trakstore.scores.factored import Scores
 from trakstore.scores.sums import group_scores
 from trakstore.scores.windows import Matrix, target_windows
 
-__all__ = ["ClassSummary", "class_summary", "contrast", "same_class_share"]
-
 
 class ClassSummary(NamedTuple):
-    """Where each target's score comes from, and how concentrated it is; float64 of shape (m,).
+    """Origin of each target's score, and its concentration; float64 of shape (m,).
 
     ``share`` and ``base`` are those of :func:`same_class_share`; ``participation_ratio``, ``gini`` and
     ``positive_mass`` (of the first tenth) those of the functions of these names.
@@ -48,7 +47,7 @@ class ClassSummary(NamedTuple):
 def contrast(
     scores: Scores, aligned: Any, conflicting: Any, memory_limit: int | str | None = None
 ) -> NDArray[np.float64]:
-    """How much more each train sample helps some targets than others.
+    """Mean score of each train sample for some targets, less that for others.
 
     Where ``aligned`` targets are solved by a shortcut and ``conflicting`` ones misled by it, samples
     that teach the shortcut have large values: they help the one kind and harm the other. Scores are
@@ -57,6 +56,7 @@ def contrast(
     Parameters
     ----------
     scores : Scores, shape (m, n)
+        Scores of both kinds of targets.
     aligned, conflicting : array of bool, shape (m,)
         Targets of each kind; none is of both, others are left out.
     memory_limit : int or str, optional
@@ -82,9 +82,10 @@ def contrast(
     groups = one[chosen].astype(np.int64)
     picked = scores.isel(target=chosen)
     summed = group_scores(picked, targets=groups, how="mean", memory_limit=memory_limit)
-    without, having = np.asarray(summed, dtype=np.float64)
-    found: NDArray[np.float64] = having - without
-    return found
+    # Groups come sorted: False, the conflicting targets, is first.
+    conflicting_mean, aligned_mean = np.asarray(summed, dtype=np.float64)
+    difference: NDArray[np.float64] = aligned_mean - conflicting_mean
+    return difference
 
 
 def same_class_share(
@@ -100,8 +101,9 @@ def same_class_share(
     Parameters
     ----------
     scores : Scores, DataArray or array, shape (m, n)
-    train_labels : array, shape (n,)
-    target_labels : array, shape (m,)
+        Scores of m targets with n train samples.
+    train_labels, target_labels : array, shapes (n,) and (m,)
+        Their classes, of any type that compares.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -118,7 +120,7 @@ def same_class_share(
     """
     train, target = _labels(scores, train_labels, target_labels)
     shares = [
-        _own_share(rows, target[start:stop, None] == train)
+        own_share_of_rows(rows, target[start:stop, None] == train)
         for start, stop, rows in target_windows(scores, memory_limit)
     ]
     return np.concatenate(shares), _base(train, target)
@@ -130,18 +132,18 @@ def class_summary(
     target_labels: Any,
     memory_limit: int | str | None = None,
 ) -> ClassSummary:
-    """The share of the own class and all measures of concentration, in one pass over the scores.
+    """Compute the share of the own class and all measures of concentration, in one pass.
 
     Parameters and errors as in :func:`same_class_share`.
     """
     train, target = _labels(scores, train_labels, target_labels)
     windows = []
     for start, stop, rows in target_windows(scores, memory_limit):
-        share = _own_share(rows, target[start:stop, None] == train)
+        share = own_share_of_rows(rows, target[start:stop, None] == train)
         spread = participation_of_rows(rows), gini_of_rows(rows), positive_mass_of_rows(rows, 0.1)
         windows.append((share, *spread))
-    share, *found = (np.concatenate(parts) for parts in zip(*windows, strict=True))
-    return ClassSummary(share, _base(train, target), *found)
+    share, *spreads = (np.concatenate(parts) for parts in zip(*windows, strict=True))
+    return ClassSummary(share, _base(train, target), *spreads)
 
 
 def _labels(
@@ -156,14 +158,8 @@ def _labels(
     return train, target
 
 
-def _own_share(rows: NDArray[np.float64], own: NDArray[np.bool_]) -> NDArray[np.float64]:
-    positive = np.maximum(rows, 0)
-    with np.errstate(invalid="ignore"):
-        found: NDArray[np.float64] = (positive * own).sum(1) / positive.sum(1)
-    return found
-
-
 def _base(train: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
+    """Share of train samples in the class of each target; 0 for a class that none of them is of."""
     labels, counts = np.unique(train, return_counts=True)
     of = dict(zip(labels.tolist(), (counts / len(train)).tolist(), strict=True))
     return np.array([of.get(label, 0.0) for label in target.tolist()])

@@ -1,9 +1,10 @@
-"""Whether some chosen samples have properties that others have not: against draws of the same size."""
+"""Properties of some chosen samples, tested against random draws of the same size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,9 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_whole
 
-__all__ = ["Property", "compare_properties", "modular_addition"]
-
 Describe = Callable[[Any], Mapping[str, float | bool | str]]
 F64 = NDArray[np.float64]
-_DRAWN = 2**22  # positions that are drawn at once
+_DRAWN = 2**22  # random numbers that are drawn at once
 
 
 @dataclass(frozen=True)
@@ -79,22 +78,25 @@ def compare_properties(
     draws, seed = as_whole(draws, "draws", 1), as_whole(seed, "seed", 0)
     names, values = _table([dict(describe(sample)) for sample in samples])
     rows = np.asarray(chosen, dtype=np.int64).reshape(-1)
-    if not rows.size or len(np.unique(rows)) < rows.size or not _within(rows, len(values)):
+    inside = (rows >= 0) & (rows < len(values))
+    if not rows.size or len(np.unique(rows)) < rows.size or not inside.all():
         raise TrakStoreError(
             f"chosen must be some positions in 0..{len(values) - 1}, each once, got {rows.tolist()[:9]}"
         )
-    found, whole = values[rows].mean(0), values.mean(0)
-    distance = np.abs(found - whole)
+    mean, whole = values[rows].mean(0), values.mean(0)
+    distance = np.abs(mean - whole)
     far = np.zeros(len(names), dtype=np.int64)
     for drawn in _means(values, rows.size, draws, np.random.default_rng(seed)):
+        # The same rows drawn in another order have the same mean but for rounding: a tie.
         far += (np.abs(drawn - whole) >= distance * (1 - 1e-12)).sum(0)
+    # The chosen samples count as one of the draws: under the null they are one, and p is never 0.
     p = (1 + far) / (1 + draws)
-    rows_of = zip(names, found.tolist(), whole.tolist(), p.tolist(), _holm(p).tolist(), strict=True)
-    return sorted((Property(*row) for row in rows_of), key=lambda one: one.p)
+    columns = (names, *(column.tolist() for column in (mean, whole, p, _holm(p))))
+    return sorted(starmap(Property, zip(*columns, strict=True)), key=lambda one: one.p)
 
 
 def modular_addition(modulus: int) -> Describe:
-    """Properties of samples ``(a, b, ...)`` of a + b modulo a number.
+    """Make a function that gives properties of samples ``(a, b, ...)`` of a + b modulo ``modulus``.
 
     Examples
     --------
@@ -119,7 +121,7 @@ def modular_addition(modulus: int) -> Describe:
 
 
 def _table(described: list[dict[str, Any]]) -> tuple[list[str], F64]:
-    """Names and values (samples, properties); words become one yes or no each."""
+    """List names and values (samples, properties); each word becomes a yes or no of its own."""
     if not described:
         raise TrakStoreError("there are no samples")
     columns: dict[str, list[float]] = {}
@@ -138,22 +140,20 @@ def _table(described: list[dict[str, Any]]) -> tuple[list[str], F64]:
     return list(columns), values
 
 
-def _within(rows: NDArray[np.int64], count: int) -> bool:
-    return bool(rows.min() >= 0 and rows.max() < count)
-
-
 def _means(values: F64, size: int, draws: int, rng: np.random.Generator) -> Iterable[F64]:
     """Means of random draws, some at a time."""
     step = max(1, _DRAWN // len(values))
     for start in range(0, draws, step):
         count = min(step, draws - start)
+        # Rows of the smallest of independent random numbers are a draw without replacement.
         rows = np.argpartition(rng.random((count, len(values))), size - 1, axis=1)[:, :size]
         yield values[rows].mean(1)
 
 
 def _holm(p: F64) -> F64:
+    """Correct p-values by Holm: the i-th smallest of m times m - i + 1, never below one before it."""
     order = np.argsort(p, kind="stable")
     raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    found = np.empty_like(p)
-    found[order] = np.minimum(raised, 1)
-    return found
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(raised, 1)
+    return corrected

@@ -1,4 +1,4 @@
-"""What training showed of each sample: how sure, how steady, how often learned and forgotten."""
+"""Training dynamics of samples: how sure, how steady, how often learned and forgotten."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from trakstore.storage.opening import location_of
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.training_records import MEASURES, RecordPart, record_parts
 
-__all__ = ["dynamics_of", "training_dynamics"]
-
-EARLY_EPOCHS = 10  # that EL2N is the mean of
+EARLY_EPOCHS = 10  # whose mean EL2N is
 Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
 def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.Dataset:
-    """Summaries over epochs of what a tracker stored, sample by sample.
+    """Summarise what a tracker stored over epochs, sample by sample.
 
     Epoch after epoch is read; memory is about 100 bytes for each sample.
 
     Parameters
     ----------
     store : FeatureStore or its place
+        Store that the tracker wrote to.
     split : str
+        Name of the samples there.
 
     Returns
     -------
@@ -66,13 +66,20 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
 
 
 def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
-    """The rows of some samples, in their order: joins dynamics with lists of scores.
+    """Take the rows of some samples, in their order: joins dynamics with lists of scores.
 
     Parameters
     ----------
     dynamics : Dataset
         From :func:`training_dynamics`.
-    ids : array of sample ids, such as ``top_k(...)["train"]``
+    ids : array of int or str, of any shape
+        Sample ids, such as ``top_k(...)["train"]``.
+
+    Returns
+    -------
+    Dataset
+        As ``dynamics``, with the dimension ``sample``, or ``dim_0``, ``dim_1``, ... where the ids
+        have another number of dimensions than one.
 
     Raises
     ------
@@ -93,6 +100,8 @@ def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
 def _ordered(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
     """Rows in ``ids``, epochs and measures of each part, without what a later run did again."""
     first = {part.run: part.first_epoch for part in reversed(parts)}  # of each run
+    # A run that goes on from a checkpoint trains some epochs again: the same rank's later run is right
+    # about all epochs from its first on.
     for part in parts:
         epochs, own = part.read("epoch"), part.run
         later = [
@@ -106,7 +115,10 @@ def _ordered(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
 
 
 class _Summary:
-    """Running sums; every sample at most once an epoch, epochs in order."""
+    """Running sums over epochs, which must come in order, each sample once an epoch at most.
+
+    Memory is some numbers for each sample, however many epochs there are.
+    """
 
     def __init__(self, samples: int) -> None:
         self.epochs = np.zeros(samples, dtype=np.int64)
@@ -118,6 +130,7 @@ class _Summary:
         self.first = np.full(samples, -1, dtype=np.int64)
 
     def add(self, epoch: int, rows: NDArray[np.int64], measures: NDArray[np.float64]) -> None:
+        """Take in some samples of an epoch; measures are (samples, measures)."""
         loss, confidence, correct, _, el2n = measures.T
         right = correct > 0
         self.early[rows] += np.where(self.epochs[rows] < EARLY_EPOCHS, el2n, 0)
@@ -125,6 +138,7 @@ class _Summary:
         self.sums[rows] += measures
         self.squares[rows] += confidence**2
         self.loss[rows] = loss
+        # Toneva's event: right when last seen, wrong now.
         self.forgotten[rows] += self.was_right[rows] & ~right
         self.was_right[rows] = right
         new = rows[right & (self.first[rows] < 0)]
@@ -134,6 +148,7 @@ class _Summary:
         """The summaries by name."""
         means = self.sums / self.epochs[:, None]
         by_name = dict(zip(MEASURES, means.T, strict=True))
+        # A mean of squares less a square of means may be below 0 by rounding.
         spread = np.maximum(self.squares / self.epochs - by_name["confidence"] ** 2, 0)
         return {
             "confidence": by_name["confidence"],

@@ -1,4 +1,4 @@
-"""How the scores of chosen train samples move from epoch to epoch, on a common scale."""
+"""Trajectories of scores: those of chosen train samples from epoch to epoch, on a common scale."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from trakstore.passes.rows import whole_column
 from trakstore.scores.factored import Scores
 from trakstore.scores.moments import row_moments
 
-__all__ = ["trajectories"]
-
 F64 = NDArray[np.float64]
 
 
 def trajectories(
     scores: Scores, position: Any, *, memory_limit: int | str | None = None
 ) -> xr.Dataset:
-    """The scores of some train samples at each epoch alone.
+    """Score some train samples by each epoch alone.
 
     Two epochs have scales of their own (gradient norms collapse once a model fits), so that each
     score comes also in standard deviations of its target's scores at that epoch. A pass over the train
@@ -71,15 +69,16 @@ def trajectories(
         "position": (dims[1:], rows),
     }
     values = zip(("score", "standard"), zip(*pairs, strict=True), strict=True)
-    found = {name: (dims, np.stack(parts)) for name, parts in values}
-    return xr.Dataset(found, coords, {"method": scores.method})
+    variables = {name: (dims, np.stack(parts)) for name, parts in values}
+    return xr.Dataset(variables, coords, {"method": scores.method})
 
 
 def _epoch(
     scores: Scores, chosen: Scores, epoch: Any, where: Any, memory_limit: int | str | None
 ) -> tuple[F64, F64]:
-    """Scores of an epoch, and in standard deviations; shapes (m, r)."""
+    """Scores of an epoch, as they are and in standard deviations; shapes (m, r)."""
     mean, deviation = (one[:, None] for one in row_moments(scores.epoch(epoch), memory_limit))
+    # All targets with every chosen sample, of which each target keeps its own: one pass for all.
     dense = np.asarray(chosen.epoch(epoch), dtype=np.float64)
     score: F64 = np.take_along_axis(dense, where, axis=1)
     moved = score - mean
@@ -93,9 +92,10 @@ def _columns(scores: Scores, rows: NDArray[Any]) -> NDArray[np.int64]:
         return rows
     asked, where = np.unique(rows, return_inverse=True)
     stored = whole_column(scores.train_positions)
-    found = np.minimum(np.searchsorted(stored, asked), len(stored) - 1)
-    absent = asked[stored[found] != asked]
+    # A row behind the last one stored is compared with that, and so is absent.
+    nearest = np.minimum(np.searchsorted(stored, asked), len(stored) - 1)
+    absent = asked[stored[nearest] != asked]
     if absent.size:
         raise NotFoundError(f"row {absent[0]} is not among the train rows of the scores")
-    columns: NDArray[np.int64] = found[where].reshape(rows.shape)
+    columns: NDArray[np.int64] = nearest[where].reshape(rows.shape)
     return columns

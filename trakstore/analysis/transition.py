@@ -1,30 +1,31 @@
-"""Which train samples gained or lost influence between two checkpoints, and how sure that is."""
+"""Transitions: train samples that gained or lost influence between two checkpoints, with p-values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.stats import false_discovery_control
 
+from trakstore.analysis.evolution import taken_rows
 from trakstore.analysis.scales import SCALES, Scaled
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import TakenRows, whole_column
+from trakstore.passes.rows import whole_column
 from trakstore.planning import human_bytes
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores
 from trakstore.scores.saving import scores_token
 
-__all__ = ["SAMPLE_BYTES", "Scale", "Transition", "transition"]
-
 Scale: TypeAlias = Literal["standard", "rank", "raw"]
 F64 = NDArray[np.float64]
-_SHOWN = 5
-SAMPLE_BYTES = 120  # for each train sample: means, changes, counts, orders, and the result
+_SHOWN = 5  # samples of a list that a repr names
+# For each train sample: means, changes, counts, orders, and the result.
+SAMPLE_BYTES = 120
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +43,9 @@ class Transition:
         ``change`` with ``low`` and ``high`` of a 95% bootstrap interval over targets (NaN where there
         is one target only), ``p``, ``q``.
     scale : str
+        Name of the scale.
     null_pairs : int
+        Number of pairs of the null; 0 without one.
     """
 
     changes: xr.Dataset
@@ -62,7 +65,7 @@ class Transition:
         )
 
     def error_rate(self, side: Literal["gained", "lost"]) -> float:
-        """Share of a list that is expected to be there by chance; NaN without a null."""
+        """Share of a list, ``side``, that is expected there by chance; NaN without a null."""
         return float(getattr(self, side)["q"].max(skipna=False))
 
 
@@ -77,7 +80,7 @@ def transition(
     seed: int = 0,
     memory_limit: int | str | None = None,
 ) -> Transition:
-    r"""Change of influence of each train sample on some targets.
+    r"""Compute the change of influence of each train sample on some targets.
 
     Scores of two checkpoints have scales of their own (gradient norms collapse once a model fits), so
     they are compared on a common one: ``"standard"``, each target's scores less their mean over train
@@ -94,12 +97,13 @@ def transition(
         checkpoint under two seeds of the projection; not the transition itself. The p-value of a
         change d is (1 + #{null changes of any sample that are at least |d|}) / (1 + their number).
     scale : {"standard", "rank", "raw"}
+        Scale on which both checkpoints are compared.
     k : int
         Length of the two lists, 1 to n.
     resamples : int
-        Of the targets, for the intervals.
+        Number of resamples of the targets, for the intervals.
     seed : int
-        Of the resamples.
+        Seed of the resamples.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None. What is kept for each train
         sample, 120 n bytes however many pairs there are, is within it; ``"rank"`` needs 64 n more.
@@ -124,13 +128,20 @@ def transition(
     left = _left(before.shape[1], memory_limit)
     tokens = [(scores_token(early), scores_token(late)) for early, late in pairs]
     _check_null(tokens)
-    found = _changes(pairs, tokens, SCALES[scale], left)
-    sides, change = next(found)
-    p = _p_values(change, (one for _, one in found)) if null else np.full(change.shape, np.nan)
-    q = _false_discovery(p)
-    columns = {"change": change, "p": p, "q": q}
+    changes_of_pairs = _changes(pairs, tokens, SCALES[scale], left)
+    sides, change = next(changes_of_pairs)
+    columns = {
+        "change": change,
+        "p": np.full_like(change, np.nan),
+        "q": np.full_like(change, np.nan),
+    }
+    if null:
+        columns["p"] = _p_values(change, (one for _, one in changes_of_pairs))
+        # Benjamini and Hochberg: p n / rank, made monotone.
+        columns["q"] = false_discovery_control(columns["p"])
     changes = xr.Dataset({name: ("train", values) for name, values in columns.items()})
     order = np.argsort(-change, kind="stable")
+    # The generator goes on from one list to the other: their resamples differ.
     rng = np.random.default_rng(seed)
     gained, lost = (
         _listed(changes, before, at, *_interval(*sides, at, resamples, rng))
@@ -146,27 +157,27 @@ def transition(
 def _changes(
     pairs: Sequence[tuple[Scores, Scores]],
     tokens: Sequence[tuple[str, str]],
-    make: type[Scaled],
+    scaled: Callable[[Scores, int], Scaled],
     memory_limit: int,
 ) -> Iterator[tuple[tuple[Scaled, Scaled], F64]]:
-    """Each pair on the scale, and its change.
+    """Put each pair on the scale, and yield it with its change.
 
     Scores that are in several pairs are scaled once, and let go after the last of these: each holds
     a number for every train row.
     """
     last = {token: at for at, both in enumerate(tokens) for token in both}
-    made: dict[str, Scaled] = {}
+    scaled_scores: dict[str, Scaled] = {}
     for at, (both, pair) in enumerate(zip(tokens, pairs, strict=True)):
         for token, scores in zip(both, pair, strict=True):
-            if token not in made:
-                made[token] = make(scores, memory_limit)
-        early, late = (made[token] for token in both)
+            if token not in scaled_scores:
+                scaled_scores[token] = scaled(scores, memory_limit)
+        early, late = (scaled_scores[token] for token in both)
         yield (early, late), late.mean - early.mean
-        made = {token: one for token, one in made.items() if last[token] > at}
+        scaled_scores = {token: one for token, one in scaled_scores.items() if last[token] > at}
 
 
 def _left(columns: int, memory_limit: int | str | None) -> int:
-    """What the limit leaves beside the numbers of each train sample."""
+    """Memory limit less the numbers that are kept for each train sample."""
     limit, kept = memory_budget(memory_limit), SAMPLE_BYTES * columns
     if limit <= kept:
         raise MemoryLimitError(
@@ -177,7 +188,7 @@ def _left(columns: int, memory_limit: int | str | None) -> int:
 
 
 def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
-    """The k, once all of it goes together."""
+    """Return k, once the scores, the scale and k go together."""
     if scale not in get_args(Scale):
         raise TrakStoreError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
     shapes = {one.shape for pair in pairs for one in pair}
@@ -188,7 +199,7 @@ def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
 
 
 def _check_null(tokens: Sequence[tuple[str, str]]) -> None:
-    """The first pair is the transition: as its own null, its changes would look like nothing."""
+    """Refuse a null that is the transition, whose changes would look like nothing beside themselves."""
     change, *null = (set(pair) for pair in tokens)
     for number, pair in enumerate(null, 1):
         if pair == change:
@@ -203,36 +214,39 @@ def _check_null(tokens: Sequence[tuple[str, str]]) -> None:
 
 
 def _p_values(change: F64, null: Iterable[F64]) -> F64:
-    """Null changes are counted, one pair's after the other, by the changes that they reach."""
+    """Compute p = (1 + #{null changes at least as large}) / (1 + their number), pooled over samples.
+
+    Null changes are counted by the changes that they reach, one pair's after the other, so that only
+    counts are kept however many pairs there are. Pooling takes the null of all samples for one, which
+    the common scale is for; the change itself counts as one of the null, so that p is never 0.
+    """
     order = np.argsort(np.abs(change), kind="stable")
-    tied = np.abs(change[order]) * (1 - 1e-9)  # ranks tie, but for rounding
+    # Changes of ranks tie but for rounding, and a tie counts as reached.
+    tied = np.abs(change[order]) * (1 - 1e-9)
     reaching = np.zeros(len(tied) + 1, dtype=np.int64)
     for one in null:
         reached = np.searchsorted(tied, np.sort(np.abs(one)), side="right")
         reaching += np.bincount(reached, minlength=len(reaching))
+    # Place j counts null changes that reach exactly j of the changes: those that reach the i-th are all
+    # of the places behind i.
     larger = np.cumsum(reaching[::-1])[-2::-1]
-    found = np.empty(len(tied))
-    found[order] = (1 + larger) / (1 + reaching.sum())
-    return found
-
-
-def _false_discovery(p: F64) -> F64:
-    """Of all that have a p-value at most as large: p n / rank, made monotone."""
-    order = np.argsort(p, kind="stable")
-    raised = p[order] * len(p) / np.arange(1, len(p) + 1)
-    found = np.empty_like(p)
-    found[order] = np.minimum(np.minimum.accumulate(raised[::-1])[::-1], 1)
-    return found
+    p = np.empty(len(tied))
+    p[order] = (1 + larger) / (1 + reaching.sum())
+    return p
 
 
 def _interval(
     early: Scaled, late: Scaled, at: NDArray[np.int64], resamples: int, rng: np.random.Generator
 ) -> tuple[F64, F64]:
-    """95% of the means over targets drawn with replacement, for some train rows; NaN of one target."""
+    """Ends of 95% of the means over targets drawn with replacement, for some train rows.
+
+    The bootstrap is over targets since these are the sample that the mean is of. NaN of one target.
+    """
     each = late.at(at) - early.at(at)
     count = len(each)
     if count == 1:
         return np.full(at.shape, np.nan), np.full(at.shape, np.nan)
+    # How often each target is drawn: weights of the mean, so that a resample is a row of a product.
     weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
     low, high = np.quantile(weights @ each, [0.025, 0.975], axis=0)
     return low, high
@@ -242,13 +256,10 @@ def _listed(
     changes: xr.Dataset, scores: Scores, at: NDArray[np.int64], low: F64, high: F64
 ) -> xr.Dataset:
     kept = {name: ("rank", changes[name].values[at]) for name in ("change", "p", "q")}
-    ids = TakenRows(scores.train_ids, at).read(0, at.size)
+    ids = taken_rows(scores.train_ids, at)
     where = {"train": ("rank", ids), "position": ("rank", _positions(scores, at))}
     return xr.Dataset(where | kept | {"low": ("rank", low), "high": ("rank", high)})
 
 
 def _positions(scores: Scores, at: NDArray[np.int64]) -> NDArray[np.int64]:
-    if scores.train_positions is None:
-        return at
-    found: NDArray[np.int64] = TakenRows(scores.train_positions, at).read(0, at.size)
-    return found
+    return at if scores.train_positions is None else taken_rows(scores.train_positions, at)

@@ -1,4 +1,4 @@
-"""``BiasAttributor``: which train samples teach a shortcut."""
+"""``BiasAttributor``: train samples that teach a shortcut."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ class BiasAttributor:
         self.trak = DelayedGeneralizationTRAK(model, **options)
         train = loaded(biased_data if train_data is None else train_data)
         biased, unbiased = (loaded(data) for data in (biased_data, unbiased_data))
+        # One split holds both kinds of targets, so that their scores come from one query.
         both: ConcatDataset[Any] = ConcatDataset([biased.dataset, unbiased.dataset])
         self._data = {"train": train, "test": biased._replace(dataset=both)}
         self._aligned = np.arange(len(both)) < len(biased.dataset)
@@ -78,8 +79,8 @@ class BiasAttributor:
             ``indices`` (Tensor of int64) and ``scores`` (float32), the largest first; ``contrast`` of
             every train sample: its mean score for the biased less that for the unbiased targets.
         """
-        found = self._contrast(0, attribution_method)
-        return {**_first(found, top_k), "contrast": torch.from_numpy(found).float()}
+        contrasts = self._contrast(0, attribution_method)
+        return {**_first(contrasts, top_k), "contrast": torch.from_numpy(contrasts).float()}
 
     def analyze_bias_development(
         self,
@@ -106,14 +107,17 @@ class BiasAttributor:
         with kept(self.model):
             for epoch, state in state_dicts(model_checkpoints, self.model).items():
                 self.model.load_state_dict(state)
-                found = self._contrast(f"checkpoint.{epoch}", attribution_method)
-                about = {"gap": self._gap(f"checkpoint.{epoch}"), "spread": float(found.std())}
-                result[epoch] = {**_first(found, top_k), **about}
+                # A name of its own: epoch 0 is that of the weights that the model has by itself.
+                name = f"checkpoint.{epoch}"
+                contrasts = self._contrast(name, attribution_method)
+                about = {"gap": self._gap(name), "spread": float(contrasts.std())}
+                result[epoch] = {**_first(contrasts, top_k), **about}
         return result
 
     def _contrast(self, epoch: Epoch, method: str) -> NDArray[np.float64]:
         if method not in _METHODS:
             raise TrakStoreError(f"unknown method {method!r}{did_you_mean(method, _METHODS)}")
+        # Computed once for these weights: what is in the store is not computed again.
         for split, data in self._data.items():
             self.trak.compute_epoch_features(data, epoch, split)
         scores = _METHODS[method](self.trak.store, epochs=epoch)
@@ -125,6 +129,6 @@ class BiasAttributor:
         return float(output[self._aligned].mean() - output[~self._aligned].mean())
 
 
-def _first(found: NDArray[np.float64], top_k: int) -> dict[str, Tensor]:
-    order = np.argsort(-found, kind="stable")[:top_k]
-    return {"indices": torch.tensor(order), "scores": torch.tensor(found[order]).float()}
+def _first(contrasts: NDArray[np.float64], top_k: int) -> dict[str, Tensor]:
+    order = np.argsort(-contrasts, kind="stable")[:top_k]
+    return {"indices": torch.tensor(order), "scores": torch.tensor(contrasts[order]).float()}

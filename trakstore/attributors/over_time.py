@@ -45,8 +45,8 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
             ``max``, ``std`` of all its scores; ``spearman`` with the epoch before.
         """
         scores = self._scores(epochs).isel(target=[test_idx])
-        found = evolution(scores, min(top_k, scores.shape[1])).isel(target=0)
-        each = [found.isel(epoch=at) for at in range(len(scores.epochs))]
+        whole = evolution(scores, min(top_k, scores.shape[1])).isel(target=0)
+        each = [whole.isel(epoch=at) for at in range(len(scores.epochs))]
         return {
             epoch: {
                 "top_indices": torch.tensor(one["position"].values),
@@ -89,9 +89,9 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
         pairs = [(pre_transition_epoch, post_transition_epoch), *null_epochs]
         scores = self._scores(list(dict.fromkeys(epoch for pair in pairs for epoch in pair)))
         change, *null = [(scores.epoch(before), scores.epoch(after)) for before, after in pairs]
-        found = transition(*change, null, scale=scale, k=min(top_k, scores.shape[1]))
-        about = {"scale": found.scale, "null_pairs": found.null_pairs}
-        return {**_listed(found, "gained"), **_listed(found, "lost"), **about}
+        changes = transition(*change, null, scale=scale, k=min(top_k, scores.shape[1]))
+        about = {"scale": changes.scale, "null_pairs": changes.null_pairs}
+        return {**_listed(changes, "gained"), **_listed(changes, "lost"), **about}
 
     def _scores(self, epochs: Sequence[Epoch] | None) -> Scores:
         return trak_scores(self.store, epochs=epochs, damping=self.damping, temperature=None)
@@ -109,12 +109,17 @@ class PhaseTransitionAttributor:
     model : nn.Module, optional
         Takes the state dicts; it has its own weights again afterwards.
     curve : sequence of float, optional
-        A number for each checkpoint, such as the test accuracy, in which the transition is looked for.
+        A number for each checkpoint, such as the test accuracy: the transition is where it changes.
     transition : pair of epochs, optional
         Last before and first after; from ``curve`` when None, else the first and the last.
     **options
         ``task``, ``proj_dim``, ``device``, ``store``, ``damping`` and ``projector`` of a
         :class:`TRAKAttributor`.
+
+    Raises
+    ------
+    TrakStoreError
+        Fewer than two checkpoints, a curve of another length, or state dicts without a model.
     """
 
     def __init__(
@@ -138,10 +143,12 @@ class PhaseTransitionAttributor:
         one = next(iter(model_checkpoints.values()))
         if model is None and not isinstance(one, nn.Module):
             raise TrakStoreError("checkpoints that are state dicts need model=, which takes them")
+        # Without a model, weights are loaded into a copy of a checkpoint, so that none is changed.
         self.model: nn.Module = own_copy(one) if model is None else model  # type: ignore[arg-type]
         self.checkpoints = state_dicts(model_checkpoints, self.model)
-        self.change_point = found = None if curve is None else change_point(curve)
-        last, first = (0, -1) if found is None else (found.index - 1, found.index)
+        self.change_point = change = None if curve is None else change_point(curve)
+        # A change at index i is a first value of the new phase: the old one ends at i - 1.
+        last, first = (0, -1) if change is None else (change.index - 1, change.index)
         self.transition = transition or (self.epochs[last], self.epochs[first])
         self.trak = DelayedGeneralizationTRAK(self.model, **options)
         self._data = {"train": train_data, "test": test_data}
@@ -166,12 +173,13 @@ class PhaseTransitionAttributor:
         if not self._ready:
             self._featurize()
         before, after = (self.epochs.index(epoch) for epoch in self.transition)
+        # Neighbours within a phase, none across the transition: changes as they are without one.
         null = [*pairwise(self.epochs[: before + 1]), *pairwise(self.epochs[after:])]
-        found = self.trak.find_phase_transition_examples(
+        changes = self.trak.find_phase_transition_examples(
             *self.transition, top_k, scale=scale, null_epochs=null
         )
         about = {"transition": self.transition, "null_epochs": null}
-        return {**found, **about, "change_point": self.change_point}
+        return {**changes, **about, "change_point": self.change_point}
 
     def find_critical_examples(
         self, influences: Mapping[str, Any], top_k: int = 10
@@ -188,14 +196,15 @@ class PhaseTransitionAttributor:
         list of dict
             ``train_index``, ``change``, ``p_value``, the largest |change| first.
         """
-        found: dict[int, dict[str, Any]] = {}
+        # Lists as long as all samples have each sample twice: by index it is one.
+        samples: dict[int, dict[str, Any]] = {}
         for name in ("lost_influence", "gained_influence"):
             columns = [influences[f"{name}_{one}"] for one in ("indices", "scores", "p_values")]
             for at, change, p in zip(*columns, strict=True):
-                named = {"train_index": int(at), "change": float(change), "p_value": float(p)}
-                found[int(at)] = named
-        order = sorted(found, key=lambda at: (-abs(found[at]["change"]), at))
-        return [found[at] for at in order[:top_k]]
+                numbers = {"change": float(change), "p_value": float(p)}
+                samples[int(at)] = {"train_index": int(at), **numbers}
+        order = sorted(samples, key=lambda at: (-abs(samples[at]["change"]), at))
+        return [samples[at] for at in order[:top_k]]
 
     def _featurize(self) -> None:
         with kept(self.model):
@@ -206,13 +215,13 @@ class PhaseTransitionAttributor:
         self._ready = True
 
 
-def _listed(found: Transition, side: Literal["gained", "lost"]) -> dict[str, Any]:
+def _listed(changes: Transition, side: Literal["gained", "lost"]) -> dict[str, Any]:
     """Name the columns of one of the lists as people know them."""
-    one, name = getattr(found, side), f"{side}_influence"
+    one, name = getattr(changes, side), f"{side}_influence"
     return {
         f"{name}_indices": torch.tensor(one["position"].values),
         f"{name}_scores": torch.tensor(one["change"].values).float(),
         f"{name}_intervals": torch.tensor(one[["low", "high"]].to_array().values.T).float(),
         f"{name}_p_values": torch.tensor(one["p"].values).float(),
-        f"{name}_error_rate": found.error_rate(side),
+        f"{name}_error_rate": changes.error_rate(side),
     }

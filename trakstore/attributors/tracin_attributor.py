@@ -64,6 +64,7 @@ class TracInAttributor:
     ) -> None:
         self.model, self.checkpoints, self.output = model, checkpoints, output
         self.learning_rates, self.device = learning_rates, device
+        # Whole gradients of a small model are its features: inner products are then exact.
         kind: Any = "identity" if projection_dim is None else "sjlt"
         self.projection = ProjectionSpec(kind, dim=projection_dim)
         self.parameters: tuple[str, ...] = ("*",)
@@ -121,6 +122,7 @@ class TracInAttributor:
             estimate of the mean over all its train samples, with ``low`` and ``high`` of 95%.
         """
         data = loaded(train)
+        # Only drawn samples get gradients, but every sample is read once for its stratum.
         rows, count = data.dataset, len(data.dataset)
         strata = np.array([stratum(rows[at], stratify_by) for at in range(count)])
         drawn = sample_rows(count, sample_rate, strata=strata, seed=seed)
@@ -149,6 +151,7 @@ class TracInAttributor:
 
 
 def _lists(top: xr.Dataset, drawn: NDArray[np.int64] | None = None) -> Influences:
+    """Lists as people take them; positions among the ``drawn`` samples become those of all."""
     at = top["position"].values if drawn is None else drawn[top["position"].values]
     return [
         [{"train_index": row, "influence": score} for row, score in zip(*both, strict=True)]
@@ -158,5 +161,7 @@ def _lists(top: xr.Dataset, drawn: NDArray[np.int64] | None = None) -> Influence
 
 def _means(drawn: Sample, scores: NDArray[Any], strata: NDArray[Any]) -> dict[Any, Any]:
     """Estimate the mean score of each stratum, drawn or not."""
-    found = [(one.item(), estimate_mean(drawn, scores, strata == one)) for one in np.unique(strata)]
-    return {name: {"mean": one.value, "low": one.low, "high": one.high} for name, one in found}
+    means = {one.item(): estimate_mean(drawn, scores, strata == one) for one in np.unique(strata)}
+    return {
+        name: {"mean": one.value, "low": one.low, "high": one.high} for name, one in means.items()
+    }

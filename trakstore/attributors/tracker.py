@@ -15,7 +15,7 @@ from trakstore.storage.store import FeatureStore
 
 
 class TrainingDynamicsTracker(TrainingRecorder):
-    """Keeps, for each sample and epoch, loss, confidence, correctness, margin and EL2N.
+    """Record of each sample's loss, confidence, correctness, margin and EL2N at each epoch.
 
     Use it in ``with``, or call ``close``; a run that dies loses what came since the last write. A run
     that goes on from a checkpoint replaces what an earlier one, of the same rank, said of the epochs
@@ -24,7 +24,7 @@ class TrainingDynamicsTracker(TrainingRecorder):
     Parameters
     ----------
     dataset : map-style data set, or None
-        Only its length is used, to tell ids that cannot be.
+        Only its length is used, to refuse ids that cannot be.
     save_interval : int
         Batches between two writes.
     store : path or FeatureStore
@@ -72,6 +72,11 @@ class TrainingDynamicsTracker(TrainingRecorder):
             Loss of each sample; the cross-entropy when None or a mean.
         ids : sequence of int or str
             Sample ids, as ``WithIds`` gives them; needed.
+
+        Raises
+        ------
+        TrakStoreError
+            There are no ids.
         """
         if ids is None:
             raise TrakStoreError(

@@ -31,7 +31,7 @@ from trakstore.storage.embedded import EmbeddedStore
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
-# names that people have for the task whose output is the margin
+# Names that people have for the task whose output is the margin.
 _MARGIN = ("image_classification", "text_classification", "classification")
 
 
@@ -81,22 +81,42 @@ class TRAKAttributor:
         self.projection_matrix = ProjectionMatrix(make_projector(self.projection, parameters))
         self.total_params, self.proj_dim = self.projection_matrix.shape
         self.damping = Damping.of(damping)
+        # Without a store of their own, features of other weights replace those before, as people expect
+        # of an object; a given store keeps them and refuses.
         self._embedded = EmbeddedStore(store)
 
     @property
     def store(self) -> FeatureStore:
-        """Store of all features that were computed so far; there is none before that."""
-        found = self._embedded.open()
-        if found is None:
+        """Store of all features that were computed so far.
+
+        Raises
+        ------
+        TrakStoreError
+            There are none yet.
+        """
+        store = self._embedded.open()
+        if store is None:
             raise TrakStoreError("there are no features yet: call compute_train_features first")
-        return found
+        return store
 
     def compute_train_features(self, dataloader: Any, num_samples: int | None = None) -> Tensor:
-        """Compute the features of the train samples; see :meth:`compute_epoch_features`."""
+        """Compute the features of the train samples.
+
+        Parameters
+        ----------
+        dataloader, num_samples
+            As in :meth:`compute_epoch_features`, as is the result.
+        """
         return self.compute_epoch_features(dataloader, 0, "train", num_samples)
 
     def compute_test_features(self, dataloader: Any, num_samples: int | None = None) -> Tensor:
-        """Compute the features of the targets; see :meth:`compute_epoch_features`."""
+        """Compute the features of the targets.
+
+        Parameters
+        ----------
+        dataloader, num_samples
+            As in :meth:`compute_epoch_features`, as is the result.
+        """
         return self.compute_epoch_features(dataloader, 0, "test", num_samples)
 
     def compute_epoch_features(
@@ -152,12 +172,18 @@ class TRAKAttributor:
         -------
         Tensor, shape (m, n), float32
             ``attributions[i, j]``: influence of train sample j on target i.
+
+        Raises
+        ------
+        SpecMismatchError
+            Train and test features were made with different weights.
         """
         train, test = (
             torch.as_tensor(one).detach().cpu().float().numpy()
             for one in (train_features, test_features)
         )
         stored, targets = self._embedded.find("train", train), self._embedded.find("test", test)
+        # Features that are not in the store, or were made elsewhere, have no hash to compare.
         weights = [one.spec.checkpoint or "" for one in (stored, targets) if one is not None]
         if len(set(weights)) > 1 and "" not in weights and not allow_other_weights:
             one, other = weights
@@ -165,6 +191,7 @@ class TRAKAttributor:
                 f"the train features were made with the weights {one[:12]}, the test features with "
                 f"{other[:12]}: compute both with the same, or allow_other_weights=True if it is meant"
             )
+        # Q belongs to the train rows that it was computed with: other rows of that number have another.
         scale = None if stored is None else stored.column("out_to_loss").read(0, stored.rows)
         if scale is None:
             reason = "these train features are not those in the store, which has out_to_loss"
@@ -188,13 +215,18 @@ class TRAKAttributor:
         Returns
         -------
         Tensor of int64, shape (top_k,), or that and a Tensor of float32
+
+        Raises
+        ------
+        TrakStoreError
+            There is no such target.
         """
         row = _array(torch.as_tensor(attributions)[test_idx : test_idx + 1])
         if not len(row):
             raise TrakStoreError(f"there are {len(attributions)} targets, none at {test_idx}")
-        found = first_of(xr.DataArray(row, dims=("target", "train")), top_k)
-        indices = torch.from_numpy(found["position"].values[0])
-        return (indices, torch.from_numpy(found["score"].values[0])) if return_scores else indices
+        top = first_of(xr.DataArray(row, dims=("target", "train")), top_k).isel(target=0)
+        indices = torch.from_numpy(top["position"].values)
+        return (indices, torch.from_numpy(top["score"].values)) if return_scores else indices
 
     def analyze_attribution_patterns(
         self, attributions: Tensor, train_labels: Any, test_labels: Any
@@ -215,15 +247,15 @@ class TRAKAttributor:
             of train samples that are of it, and both of these; ``attribution_concentration``: Gini
             coefficient of |score|; ``participation_ratio``; ``positive_mass_top_tenth``.
         """
-        found = class_summary(_array(attributions), _array(train_labels), _array(test_labels))
-        means, bias = found.means(), float(np.nanmean(found.share - found.base))
+        summary = class_summary(_array(attributions), _array(train_labels), _array(test_labels))
+        means, bias = summary.means(), float(np.nanmean(summary.share - summary.base))
         return {"same_class_bias": bias, "attribution_concentration": means.pop("gini"), **means}
 
     def _compute_gradient_vector(self, loss: Tensor) -> Tensor:
         """Flatten the gradient of a scalar, shape (total_params,)."""
         parameters = list(select_parameters(self.model).values())
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
-        return torch.cat([one.reshape(-1) for one in found])
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+        return torch.cat([one.reshape(-1) for one in gradients])
 
     def _project_gradient(self, vector: Tensor) -> Tensor:
         """Make a feature of a flattened gradient, shapes (total_params,) -> (proj_dim,)."""
@@ -251,6 +283,11 @@ def compute_attribution_stability(
     dict
         ``spearman``, ``jaccard`` (of the first ``top_k``) and ``rank_biased_overlap``: means over
         targets and pairs of runs; ``num_runs``.
+
+    Raises
+    ------
+    TrakStoreError
+        Fewer than 2 runs or 10 samples, or a projection without a seed.
     """
     data, spec = loaded(dataloader), attributor.projection
     rows = range(len(data.dataset))
@@ -262,6 +299,7 @@ def compute_attribution_stability(
         raise TrakStoreError(f"the {spec.kind} projection has no seed that scores could depend on")
     sides = {"train": [row for row in rows if row % 5], "test": rows[::5]}
     runs = []
+    # Each seed has a store of its own: one store has one projection.
     for seed in range(num_runs):
         one = TRAKAttributor(
             attributor.model,

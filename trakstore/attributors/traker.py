@@ -112,6 +112,8 @@ class TRAKer:
         self.train_set_size = as_whole(train_set_size, "train_set_size", 1)
         self.save_dir = Path(save_dir).resolve()
         self._place = self.save_dir / "staging"
+        # There features are divided by the root of the number of parameters, a kernel by the number:
+        # the same ridge of this kernel is so many times as large.
         ridge = None if lambda_reg is None else lambda_reg * self.num_params_for_grad
         self._damping = Damping(absolute=ridge)
         self._featurized: IncomingRows | None = None
@@ -149,6 +151,11 @@ class TRAKer:
             Samples as the task takes them.
         inds, num_samples : array of int, or int
             Numbers of these samples, or how many these are, next to those before.
+
+        Raises
+        ------
+        OrderError
+            No checkpoint was loaded.
         """
         if self._featurized is None:
             raise OrderError("Load a checkpoint using traker.load_checkpoint before featurizing")
@@ -166,6 +173,11 @@ class TRAKer:
             Numbers of the checkpoints; all when None.
         del_grads : bool
             Whether the staged rows, which are in the store then, are removed.
+
+        Raises
+        ------
+        ModelIDException
+            A checkpoint that is not known, or lacks features of a sample.
         """
         status = self.store.status()
         known = sorted(int(path.parent.name) for path in self._place.glob("*/train"))
@@ -200,7 +212,18 @@ class TRAKer:
         (self._place / f"{split}.json").write_text(json.dumps({"num_targets": num_targets}))
 
     def score(self, batch: Any, inds: Any = None, num_samples: int | None = None) -> None:
-        """Compute the features of a batch of targets; arguments as in :meth:`featurize`."""
+        """Compute the features of a batch of targets.
+
+        Parameters
+        ----------
+        batch, inds, num_samples
+            As in :meth:`featurize`, for targets.
+
+        Raises
+        ------
+        OrderError
+            No checkpoint was started.
+        """
         if self._scored is None:
             raise OrderError("call traker.start_scoring_checkpoint before scoring")
         self._scored.add(batch, inds, num_samples)
@@ -234,7 +257,9 @@ class TRAKer:
         Raises
         ------
         ModelIDException
-            For a checkpoint that is not finalized, or has targets without features.
+            A checkpoint that is not finalized, or has targets without features.
+        TrakStoreError
+            There is no such experiment.
         """
         split = _target_split(exp_name)
         sizes = self._place / f"{split}.json"
@@ -251,6 +276,8 @@ class TRAKer:
         )
         path = self.save_dir / "scores" / f"{exp_name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Tiles may be computed in other processes: each opens the file that is made here, and writes
+        # its own part of it.
         np.lib.format.open_memmap(path, "w+", np.float32, scores.shape[::-1]).flush()
         for_each_tile(scores, partial(_write_transposed, path))
         self.scores: Any = np.load(path, mmap_mode="r+")
@@ -273,6 +300,7 @@ class TRAKer:
             if allow_skip and not staged.files:
                 log.warning("no target features for model ID %s, skipping it", model_id)
                 continue
+            # Targets may have been scored again since: what is staged is what counts.
             if split in store.splits_of(model_id):
                 store.drop(model_id, split)
             staged.write(store)

@@ -10,13 +10,19 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 import trakstore
 from trakstore.cli.demo import demo
 from trakstore.cli.drop import drop
 from trakstore.cli.dynamics import dynamics
 from trakstore.cli.estimate import estimate
-from trakstore.cli.evaluate.commands import evaluate
+from trakstore.cli.evaluate.checks import checks
+from trakstore.cli.evaluate.counterfactual import counterfactual
+from trakstore.cli.evaluate.efficiency import efficiency
+from trakstore.cli.evaluate.lds import lds
+from trakstore.cli.evaluate.mislabels import mislabels
+from trakstore.cli.evaluate.stability import stability
 from trakstore.cli.evolve import evolve
 from trakstore.cli.export import export
 from trakstore.cli.featurize import featurize
@@ -33,10 +39,10 @@ from trakstore.cli.transitions import transitions
 from trakstore.cli.verify import verify
 from trakstore.errors import NO_THREADS, TrakStoreError, lacks_threads
 
-__all__ = ["EXAMPLES", "main"]
-
 BAD_USE, INTERRUPTED = 2, 130
 
+# Commands in the order of the help, each with an example that its own help ends with. Modules of
+# commands import torch and plotting only when they run: help must come at once.
 EXAMPLES: dict[Callable[..., None], str] = {
     demo: "trakstore demo --out trakstore-demo",
     featurize: "trakstore featurize jobs.py:digits --store run.zarr --split train --split test",
@@ -56,6 +62,15 @@ EXAMPLES: dict[Callable[..., None], str] = {
     export: "trakstore export run.zarr --epoch 10 --split train --to train.parquet",
     import_: "trakstore import trak_results --store run.zarr --parameters 11173962",
 }
+EVALUATIONS: dict[Callable[..., None], str] = {
+    checks: "trakstore evaluate checks jobs.py:digits run.zarr",
+    lds: "trakstore evaluate lds run.zarr --models halves --trainer jobs.py:trainer --count 200",
+    counterfactual: "trakstore evaluate counterfactual run.zarr --models removed "
+    "--trainer jobs.py:trainer --target 17",
+    mislabels: "trakstore evaluate mislabels run.zarr --wrong wrong-ids.txt",
+    efficiency: "trakstore evaluate efficiency jobs.py:digits --train-rows 1000 --dim 512 --dim 2048",
+    stability: "trakstore evaluate stability run.zarr --other seed1.zarr --k 10",
+}
 
 app = typer.Typer(
     name="trakstore",
@@ -64,15 +79,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command, example in EXAMPLES.items():
-    app.command(command.__name__.rstrip("_"), epilog=f"Example: {example}")(command)
+evaluate = typer.Typer(name="evaluate", help="Are the scores true? Checks, and comparisons.")
+for group, examples in ((app, EXAMPLES), (evaluate, EVALUATIONS)):
+    for command, example in examples.items():
+        group.command(command.__name__.rstrip("_"), epilog=f"Example: {example}")(command)
 app.add_typer(evaluate)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
         print(f"trakstore {trakstore.__version__}")
@@ -109,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _ClickException as error:
         error_line(_usage(error))
     except OSError as error:
-        if error.errno is None:  # not the system's, but some library's
+        # Without a number it is not the system's error, but some library's: a fault.
+        if error.errno is None:
             raise
         error_line(_refused(error))
     except RuntimeError as error:
@@ -136,8 +154,10 @@ def _hide_missing_defaults(command: Any) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = None if arguments is None else list(arguments)
+    # Not standalone: typer would print errors in its own way and end the process.
     try:
         code = command_line().main(given, prog_name="trakstore", standalone_mode=False)
+        # A closed pipe shows when what was printed is written out: here, where it is expected.
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -161,6 +181,7 @@ def _closed_pipe() -> int:
 
 
 def _usage(error: Any) -> str:
+    """Write what was wrong on the command line, and which help to read."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "trakstore"
     return f"{error.format_message().rstrip('.')}; see {path} --help"
@@ -168,6 +189,7 @@ def _usage(error: Any) -> str:
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
+    """Print warnings as one line each, without Python's place and source."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: error_line(message, "warning")
         yield

@@ -15,9 +15,7 @@ from trakstore.errors import LocationError, TrakStoreError
 from trakstore.passes.dask_cluster import lost_work_told
 from trakstore.progress import on_terminal
 
-__all__ = ["workplace"]
-
-SECONDS = 10  # that a scheduler has to answer
+SECONDS = 10  # in which a scheduler must answer
 # Ctrl-C reaches every process of the terminal. Workers ignore it: this process stops them.
 IGNORES_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
@@ -51,6 +49,7 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
     from distributed.utils import silence_logging_cmgr
 
     if workers is None:
+        # The cluster's own log is silenced: that a worker died is said by one error, in one line.
         try:
             client = Client(scheduler, timeout=SECONDS)
         except (OSError, ValueError) as error:
@@ -66,6 +65,7 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
 
 
 def _local_cluster(workers: int) -> Any:
+    """Start worker processes that share the cores among their threads."""
     from distributed import LocalCluster
 
     try:
@@ -84,7 +84,7 @@ def _local_cluster(workers: int) -> Any:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """The first of the errors that led to this one."""
+    """Find the first of the errors that led to this one: the system's own words."""
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
     return error

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import typer
-from numpy.typing import NDArray
 from rich.console import Console
+from typer import Option
 
 from trakstore.cli.options import Json
 from trakstore.cli.output import console, only_json, print_json
-from trakstore.cli.walkthrough import Images, ask, kernels
+from trakstore.cli.walkthrough import Images, ask
 from trakstore.errors import LocationError
 from trakstore.paths import exists, is_folder
 from trakstore.report.extras import need_extra
@@ -28,15 +27,13 @@ if TYPE_CHECKING:
 
     from trakstore.features import Job
 
-__all__ = ["demo", "digits", "load_images"]
-
 EPOCHS = (2, 5, 15)  # the weights after these are kept
 TEST_ROWS = 500
 BATCH, LEARNING_RATE, SEED = 64, 0.05, 0
 
 
 def load_images() -> dict[str, Images]:
-    """Handwritten digits of 8 x 8 pixels, 1,297 to train on and 500 to ask about.
+    """Load handwritten digits of 8 x 8 pixels, 1,297 to train on and 500 to ask about.
 
     Raises
     ------
@@ -54,7 +51,7 @@ def load_images() -> dict[str, Images]:
 
 
 def digits() -> Job:
-    """A small convolutional network that learns the digits in seconds, kept at three epochs.
+    """Make the demo's job: a small convolutional network, trained in seconds, kept at three epochs.
 
     Every process that calls this on one kind of machine trains to the same bits.
     """
@@ -85,7 +82,7 @@ def digits() -> Job:
 
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="A new folder, or that of an earlier demo.")
+        Path, Option(metavar="DIR", help="A new folder, or that of an earlier demo.")
     ] = Path("trakstore-demo"),
     as_json: Json = False,
 ) -> None:
@@ -119,11 +116,13 @@ def demo(
 
 def _walk(out: Path, say: Console) -> dict[str, Any]:
     from trakstore.features import featurize_job
+    from trakstore.features.predictions import predicted_classes
+    from trakstore.methods.kernel_report import kernel_report
 
     data, place = load_images(), out / "store.zarr"
     say.print(f"1  training a small network on {len(data['train'].ids):,} digits")
     job = digits()
-    predicted = _predict(job, data["test"])
+    predicted = np.asarray(predicted_classes(job, max(EPOCHS), "test", np.arange(TEST_ROWS)))
     accuracy = float((predicted == data["test"].labels).mean())
     say.print(
         f"   kept epochs {', '.join(map(str, EPOCHS))}; it reads {accuracy:.1%} of test right"
@@ -135,7 +134,7 @@ def _walk(out: Path, say: Console) -> dict[str, Any]:
     )
     store = open_store(place)
     say.print("3  the kernels of the train features")
-    reports = kernels(store)
+    reports = [kernel_report(store, epoch, "train") for epoch in store.epochs]
     say.print(kernel_table(reports))
     say.print("4  TRAK over all epochs: which train digits helped or harmed each test digit")
     answers = ask(store, data["train"], data["test"], predicted)
@@ -175,6 +174,7 @@ def _reproducible() -> Iterator[None]:
     """Let torch use one thread and a seeded generator for the block; both are put back."""
     import torch
 
+    # Sums of several threads are rounded by their number: with one, every machine of a kind agrees.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -212,13 +212,3 @@ def _train(model: nn.Module, images: Tensor, labels: Tensor) -> dict[int | str, 
         if epoch in EPOCHS:
             kept[epoch] = {name: one.clone() for name, one in model.state_dict().items()}
     return kept
-
-
-def _predict(job: Job, images: Images) -> NDArray[np.int64]:
-    """Predict the class of each image by the last checkpoint."""
-    import torch
-
-    model = job.load(max(EPOCHS))
-    with torch.no_grad():
-        classes = model(torch.from_numpy(images.images)[:, None]).argmax(dim=1)
-    return np.asarray(classes.numpy(), dtype=np.int64)

@@ -1,26 +1,24 @@
-"""``trakstore drop``: saved scores that nobody needs any longer."""
+"""``trakstore drop``: deletion of saved scores."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from trakstore.cli.options import Json, StorePath
 from trakstore.cli.output import print_result
 from trakstore.scores.saving import drop_scores
 from trakstore.storage.opening import open_store
 
-__all__ = ["drop"]
-
 
 def drop(
     store: StorePath,
     scores: Annotated[
         list[str],
-        typer.Option(
+        Option(
             metavar="NAME",
-            help="Name of saved scores, also of a save that was stopped. Several times for several.",
+            help="Name of saved scores, also of a save that was stopped; repeatable.",
         ),
     ],
     as_json: Json = False,

@@ -1,27 +1,25 @@
-"""``trakstore dynamics``: what training showed of each sample."""
+"""``trakstore dynamics``: samples by what training showed of them."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import numpy as np
-import typer
+from typer import Option
 
 from trakstore.cli.options import Json, SampleCount, SampleSplit, StorePath
 from trakstore.cli.output import print_result, without_nan
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.report.findings import dynamics_table
 
-__all__ = ["dynamics"]
-
 
 def dynamics(
     store: StorePath,
     split: SampleSplit = "train",
     by: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Summary to sort by, smallest first.")
+        str, Option(metavar="COLUMN", help="Summary to sort by, smallest first.")
     ] = "aum",
-    largest: Annotated[bool, typer.Option("--largest", help="Largest first.")] = False,
+    largest: Annotated[bool, Option("--largest", help="Sort the largest first.")] = False,
     k: SampleCount = 20,
     as_json: Json = False,
 ) -> None:
@@ -31,12 +29,13 @@ def dynamics(
     """
     from trakstore.analysis.training_dynamics import training_dynamics
 
-    found = training_dynamics(store, split)
-    if by not in found:
-        near = did_you_mean(by, map(str, found))
+    summaries = training_dynamics(store, split)
+    # A variable of the dataset: its name is what people type.
+    if by not in summaries:
+        near = did_you_mean(by, map(str, summaries))
         raise NotFoundError(f"there is no summary {by!r}{near}")
-    values = found[by].values
+    values = summaries[by].values
     order = np.argsort(-values if largest else values, kind="stable")[:k]
-    chosen = found.isel(sample=order)
-    document = {"location": store, "samples": found.sizes["sample"], **without_nan(chosen)}
+    chosen = summaries.isel(sample=order)
+    document = {"location": store, "samples": summaries.sizes["sample"], **without_nan(chosen)}
     print_result(as_json, document, [dynamics_table(chosen)])

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import RenderableType
 from rich.table import Table
+from typer import BadParameter, Option
 
 from trakstore.cli.options import Json, MemoryLimit, StoredDtype
 from trakstore.cli.output import print_result
@@ -18,30 +18,20 @@ from trakstore.planning import byte_count, human_bytes, human_time
 if TYPE_CHECKING:
     from trakstore.scores.costs import Problem, Speed
 
-__all__ = ["estimate"]
-
-BEYOND = (10**6, 10**8, 10**9)
+BEYOND = (10**6, 10**8, 10**9)  # rows that are estimated besides those asked for
 MOST = 10**12  # of anything: more is a slip of the finger
 
 
 def estimate(
-    rows: Annotated[int, typer.Option(min=1, max=MOST, help="Train rows.")] = 10**6,
-    dim: Annotated[
-        int, typer.Option(min=1, max=2**31 - 1, help="Dimension of the features.")
-    ] = 2048,
-    targets: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Targets that are asked about.")
-    ] = 1000,
-    epochs: Annotated[int, typer.Option(min=1, max=MOST, help="Checkpoints.")] = 1,
-    k: Annotated[
-        int, typer.Option("--k", "-k", min=1, max=MOST, help="Entries of each list.")
-    ] = 100,
+    rows: Annotated[int, Option(min=1, max=MOST, help="Train rows.")] = 10**6,
+    dim: Annotated[int, Option(min=1, max=2**31 - 1, help="Dimension of the features.")] = 2048,
+    targets: Annotated[int, Option(min=1, max=MOST, help="Targets that are asked about.")] = 1000,
+    epochs: Annotated[int, Option(min=1, max=MOST, help="Checkpoints.")] = 1,
+    k: Annotated[int, Option("--k", "-k", min=1, max=MOST, help="Entries of each list.")] = 100,
     dtype: StoredDtype = "float32",
-    workers: Annotated[
-        int, typer.Option(min=1, max=MOST, help="Processes as fast as this one.")
-    ] = 1,
+    workers: Annotated[int, Option(min=1, max=MOST, help="Processes as fast as this one.")] = 1,
     rate: Annotated[
-        float | None, typer.Option(min=0, help="Samples a second that featurize makes.")
+        float | None, Option(min=0, help="Samples a second that featurize makes.")
     ] = None,
     memory_limit: MemoryLimit = None,
     as_json: Json = False,
@@ -56,7 +46,7 @@ def estimate(
     from trakstore.scores.costs import Problem, calibrate
 
     if rate is not None and not math.isfinite(rate):
-        raise typer.BadParameter(f"--rate is a number of samples, got {rate}")
+        raise BadParameter(f"--rate is a number of samples, got {rate}")
     itemsize = 4 if dtype == "float32" else 2
     limit = None if memory_limit is None else byte_count(memory_limit)
     asked = Problem(rows, dim, targets, epochs, k, itemsize, workers, limit)
@@ -74,7 +64,8 @@ def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str,
     lines, over_time = [], costs_over_time(problem) if problem.epochs > 1 else ()
     for cost in (*costs(problem), *over_time):
         seconds: float | None = speed.seconds(cost, problem.workers)
-        if cost.operation == "featurize":  # the model decides
+        # Only the model decides how long gradients take: without a measured rate, no time is given.
+        if cost.operation == "featurize":
             samples = problem.rows * problem.epochs
             seconds = samples / (rate * problem.workers) if rate else None
         lines.append({"rows": problem.rows, **asdict(cost), "seconds": seconds})

@@ -1,4 +1,4 @@
-"""``trakstore evolve``: how the scores of some targets change from epoch to epoch."""
+"""``trakstore evolve``: scores of some targets from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import typer
 from rich.console import RenderableType
+from typer import Option
 
 from trakstore.cli.lists import hidden_targets
-from trakstore.cli.options import Json, ListLength, Target
-from trakstore.cli.output import print_result, without_nan
+from trakstore.cli.options import ListLength, Target
+from trakstore.cli.output import without_nan
 from trakstore.cli.request import ScoreRequest, with_request
-from trakstore.report.choices import named_rows
 from trakstore.report.findings import evolution_table
 from trakstore.report.labels import with_labels
 from trakstore.scores.sums import group_scores
@@ -21,9 +20,7 @@ from trakstore.scores.sums import group_scores
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["evolve"]
-
-SHOWN = 5  # tables
+SHOWN = 5  # targets, a table for each
 
 
 @with_request("learning_rate")
@@ -31,11 +28,10 @@ def evolve(
     k: ListLength = 5,
     target: Target = None,
     together: Annotated[
-        bool, typer.Option("--together", help="The mean of these targets, as one.")
+        bool, Option("--together", help="Take the mean of these targets as one.")
     ] = False,
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """Show the scores of targets epoch by epoch, each epoch alone.
 
@@ -43,23 +39,22 @@ def evolve(
     """
     from trakstore.analysis.evolution import evolution
 
-    pair, limit = asked.pairs()[0], asked.memory_limit
-    rows = named_rows(pair.target, target)
-    total, rows = len(rows), rows if as_json or together else rows[:SHOWN]
+    pair, rows, hidden = asked.chosen_targets(target, None if together else SHOWN)
+    limit = asked.memory_limit
     with asked.workplace():
         scores = asked.scores().isel(target=rows)
         if together:
             name = np.full(len(rows), f"mean of {len(rows)}")
             scores = group_scores(scores, targets=name, how="mean", memory_limit=limit)
-        found = evolution(scores, k, memory_limit=limit)
-    found = with_labels(found, pair, None if together else rows)
-    document = {"location": asked.location, "method": scores.method, **without_nan(found)}
-    print_result(as_json, document, _tables(found, total - len(rows)))
+        epochs = evolution(scores, k, memory_limit=limit)
+    epochs = with_labels(epochs, pair, None if together else rows)
+    document = {"method": scores.method, **without_nan(epochs)}
+    asked.answer(document, _tables(epochs, hidden))
 
 
-def _tables(found: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
-    for at, name in enumerate(found["target_id"].values.tolist()):
-        one = found.isel(target=at)
+def _tables(epochs: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
+    for at, name in enumerate(epochs["target_id"].values.tolist()):
+        one = epochs.isel(target=at)
         label = f" ({one['target_label'].item()})" if "target_label" in one else ""
         yield f"target {name}{label}"
         yield evolution_table(one)

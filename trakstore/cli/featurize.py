@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from trakstore.cli.options import Epochs, JobName, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
@@ -18,8 +18,6 @@ from trakstore.storage.opening import find_store
 if TYPE_CHECKING:
     from trakstore.features import Featurized
     from trakstore.features.spent import Spent
-
-__all__ = ["featurize"]
 
 _SPENT = {
     "preparing": "model and checks",
@@ -32,43 +30,43 @@ _SPENT = {
 
 def featurize(
     job: JobName,
-    store: Annotated[str, typer.Option(metavar="PATH", help="Made when not there.")],
+    store: Annotated[
+        str, Option(metavar="PATH", help="Store to write to; made when it is not there.")
+    ],
     epoch: Epochs = None,
     split: Annotated[
-        list[str] | None,
-        typer.Option(help="A data set of the job; else all."),
+        list[str] | None, Option(help="A data set of the job, repeatable; default: all.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Samples of a batch; else the job's.")
+        int | None, Option(min=1, help="Samples of a batch; default: the job's.")
     ] = None,
     memory_limit: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="SIZE",
-            help="Most memory to take beside the model, such as 600MB; else the job's, or any.",
+            help="Most memory to take beside the model, such as 600MB; default: the job's, or any.",
         ),
     ] = None,
     skip_bad_rows: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--skip-bad-rows", help="Store rows that are not finite as masked, with the reason."
         ),
     ] = False,
     check_all: Annotated[
         bool,
-        typer.Option(
-            "--check-all",
-            help="Compare every row with an ordinary backward pass, not one of 44.",
+        Option(
+            "--check-all", help="Compare every row with an ordinary backward pass, not one of 44."
         ),
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="Such as cuda:1; else this rank's GPU, or cpu.")
+        str | None, Option(help="Such as cuda:1; default: this rank's GPU, or cpu.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(min=0, help="This worker; else as the launcher says.")
+        int | None, Option(min=0, help="Number of this worker; default: as the launcher says.")
     ] = None,
     world_size: Annotated[
-        int | None, typer.Option(min=1, help="Number of workers; else as the launcher says.")
+        int | None, Option(min=1, help="Number of workers; default: as the launcher says.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +86,7 @@ def featurize(
             splits=split or None,
             batch_size=batch_size,
             memory_limit=memory_limit,
+            # None leaves the choice to the job: an option that was not given must not overrule it.
             skip_bad_rows=skip_bad_rows or None,
             check="all" if check_all else None,
             device=device,
@@ -107,7 +106,9 @@ def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> F
     from trakstore.features import featurize_job, load_job
     from trakstore.features.devices import worker_device
 
-    worker_device(device)  # refused before the job is made
+    worker_device(
+        device
+    )  # a wrong device is refused before the job is made, which may take minutes
     return featurize_job(load_job(job), store, device=device, restore=False, **options)
 
 
@@ -117,8 +118,8 @@ def _progress_when_stopped(store: str, rank: int) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if rank == 0 and (found := find_store(store)) is not None:
-            begun = [status for status in found.status() if not status.complete]
+        if rank == 0 and (opened := find_store(store)) is not None:
+            begun = [status for status in opened.status() if not status.complete]
             rest = ", ".join(
                 f"{s.split} at epoch {s.epoch} {s.written_rows}/{s.rows}" for s in begun
             )
@@ -140,9 +141,9 @@ def _line(done: Featurized, store: str, rank: int, world_size: int) -> str:
 
 
 def _where_time_went(spent: Spent) -> str:
-    """Shares of the whole, largest first; what is below a hundredth is left out."""
+    """Write shares of the time, largest first; those below a hundredth are left out."""
     seconds = {words: getattr(spent, name) for name, words in _SPENT.items()}
     shares = {words: 100 * one / spent.total for words, one in seconds.items()}
     listed = sorted(shares.items(), key=lambda pair: -pair[1])
-    told = ", ".join(f"{words} {share:.0f}%" for words, share in listed if share >= 1)
-    return f"of {human_time(spent.total)} in all: {told}\n"
+    parts = ", ".join(f"{words} {share:.0f}%" for words, share in listed if share >= 1)
+    return f"of {human_time(spent.total)} in all: {parts}\n"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from trakstore.cli.options import Json
-from trakstore.cli.output import print_result
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError
 from trakstore.passes.rows import whole_column
@@ -13,11 +11,9 @@ from trakstore.report.findings import group_table, summary_facts
 from trakstore.report.tables import facts_table
 from trakstore.scores.sums import group_scores
 
-__all__ = ["groups"]
-
 
 @with_request("learning_rate")
-def groups(asked: ScoreRequest, as_json: Json = False) -> None:
+def groups(asked: ScoreRequest) -> None:
     """Show the mean score of each class of targets with each class of train samples.
 
     Also how concentrated scores are: the share of positive score from the own class beside the share
@@ -35,11 +31,11 @@ def groups(asked: ScoreRequest, as_json: Json = False) -> None:
         means = group_scores(scores, targets="label", train="label", how="mean", memory_limit=limit)
         matrix = np.asarray(means, dtype=np.float64)
         names = [whole_column(ids).tolist() for ids in (means.target_ids, means.train_ids)]
+        # Labels are of rows that are not masked, as the scores are.
         labels = (whole_column(scores.train_labels), whole_column(scores.target_labels))
-        found = class_summary(scores, *labels, limit)
-    numbers = found.means()
+        summary = class_summary(scores, *labels, limit)
+    numbers = summary.means()
     document = {
-        "location": asked.location,
         "method": scores.method,
         "epochs": list(scores.epochs),
         "targets": names[0],
@@ -48,4 +44,4 @@ def groups(asked: ScoreRequest, as_json: Json = False) -> None:
         **numbers,
     }
     facts = facts_table(summary_facts(numbers, scores.shape[1]))
-    print_result(as_json, document, [group_table(matrix, *names), facts])
+    asked.answer(document, [group_table(matrix, *names), facts])

@@ -1,4 +1,4 @@
-"""``trakstore info``: what is in a store, and whether it is complete."""
+"""``trakstore info``: the contents of a store, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from trakstore.storage.split import Split, SplitStatus
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.retrained import sets_of_models
 
-__all__ = ["info"]
-
 
 def info(store: StorePath, as_json: Json = False) -> None:
     """Show what a store holds on one screen; the last line says whether it can be used now."""
     contents = StoreContents.of(open_store(store))
+    # Not both: either reads what the other does not need, which takes time on object storage.
     if as_json:
         print_json(_document(contents))
         return
@@ -60,7 +59,7 @@ def _document(contents: StoreContents) -> dict[str, Any]:
 
 
 def _saved(store: FeatureStore) -> dict[str, list[str]]:
-    """Names of what was saved beside the features."""
+    """Name the scores and models that were saved beside the features."""
     return {
         "scores": names_of_scores(store.location),
         "retrained_models": sets_of_models(store.location),
@@ -69,14 +68,8 @@ def _saved(store: FeatureStore) -> dict[str, list[str]]:
 
 def _split_document(split: Split, status: SplitStatus) -> dict[str, Any]:
     return {
-        "epoch": status.epoch,
-        "split": status.split,
+        **asdict(status),
         "complete": status.complete,
-        "rows": status.rows,
-        "written_rows": status.written_rows,
-        "blocks": status.blocks,
-        "written_blocks": status.written_blocks,
-        "missing": [list(one) for one in status.missing],
         "dim": split.dim,
         "columns": dict(split.spec.columns),
         "widths": dict(split.spec.widths),

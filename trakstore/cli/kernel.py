@@ -1,36 +1,31 @@
-"""``trakstore kernel``: how far the kernel of a split can be trusted."""
+"""``trakstore kernel``: spectrum and condition of a split's kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
-import typer
 from rich.console import RenderableType
+from typer import Option
 
-from trakstore.cli.options import Json
-from trakstore.cli.output import print_result
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.methods.kernel_report import KernelReport, kernel_report
 from trakstore.report.tables import kernel_table
 
-__all__ = ["kernel"]
-
 
 @with_request("targets", "train", "method", "learning_rate", "allow_other_weights")
 def kernel(
-    split: Annotated[str, typer.Option(help="Whose features make the kernel.")] = "train",
+    split: Annotated[str, Option(help="Split whose features make the kernel.")] = "train",
     weighting: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Weights of the rows: auto (trak's), none (published-trak's), logistic (influence's), "
             "logistic-T with a temperature T, or loss."
         ),
     ] = "auto",
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """Show spectrum, condition and ranks of the kernel of a split, one line an epoch."""
     store, limit = asked.opened, asked.memory_limit
@@ -44,8 +39,8 @@ def kernel(
             for one in epochs
         ]
     kernels = [report.to_dict() for report in reports]
-    document = {"location": asked.location, "split": split, "kernels": kernels}
-    print_result(as_json, document, _shown(reports))
+    document = {"split": split, "kernels": kernels}
+    asked.answer(document, _shown(reports))
 
 
 def _shown(reports: Sequence[KernelReport]) -> Iterator[RenderableType]:

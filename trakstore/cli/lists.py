@@ -13,13 +13,11 @@ from rich.console import RenderableType
 from trakstore.planning import counted
 from trakstore.report.tables import top_table
 
-__all__ = ["SHOWN", "hidden_targets", "list_documents", "shown_lists"]
-
 SHOWN = 20  # targets of a table
 
 
 def list_documents(top: xr.Dataset, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Everything in the lists of the targets at ``rows``, for programs."""
+    """Write the lists of the targets at ``rows`` as documents, for programs."""
     targets = [
         {"position": int(row), **_target_document(top.isel(target=at))}
         for at, row in enumerate(rows)
@@ -35,16 +33,16 @@ def _target_document(top: xr.Dataset) -> dict[str, Any]:
     return {"target": top["target_id"].item(), **own, "top": entries}
 
 
-def shown_lists(top: xr.Dataset, total: int) -> Iterator[RenderableType]:
-    """A table for people, and the number of targets that it leaves out."""
+def shown_lists(top: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
+    """Yield a table for people, then a line about the ``hidden`` targets that it leaves out."""
     yield top_table(top)
     if "recall" in top.attrs:
         share, checked = 100 * top.attrs["recall"], top.attrs["checked"]
         yield f"these are {share:.0f}% of the true lists, as {checked} of the targets show"
-    yield from hidden_targets(total - top.sizes["target"])
+    yield from hidden_targets(hidden)
 
 
 def hidden_targets(count: int) -> Iterator[str]:
-    """A line about the targets that are not shown, where there are some."""
+    """Yield a line about the targets that are not shown, where there are some."""
     if count:
         yield f"{counted(count, 'more target')}: choose with --target, or --json for all"

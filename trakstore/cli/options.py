@@ -3,147 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from trakstore.errors import TrakStoreError
 from trakstore.planning import byte_count
 from trakstore.storage.layout import Epoch, as_epoch
 
-__all__ = [
-    "AllowOtherWeights",
-    "Damping",
-    "Epochs",
-    "JobName",
-    "Json",
-    "LearningRate",
-    "ListLength",
-    "MemoryLimit",
-    "Method",
-    "Null",
-    "SampleCount",
-    "SampleSplit",
-    "Scheduler",
-    "StorePath",
-    "StoredDtype",
-    "Target",
-    "Targets",
-    "Train",
-    "Workers",
-    "chosen_epochs",
-    "learning_rates",
-    "target_option",
-]
-
 
 def _size(text: str | None) -> str | None:
-    """Refuse what is not a size, also where nothing needs memory."""
+    """Refuse what is not a size, even where the command would need no memory."""
     if text is not None:
         byte_count(text)
     return text
 
 
 def _stored_dtype(name: str) -> str:
+    """Refuse other precisions before anything is computed."""
     if name not in ("float32", "float16"):
         raise TrakStoreError(f"features are stored as float32 or float16, got {name!r}")
     return name
 
 
 def target_option(otherwise: str) -> Any:
-    """The option that names targets; ``otherwise``: those that are taken where none is named."""
-    return typer.Option(
+    """Make the option that names targets; ``otherwise`` says which are taken where none is named."""
+    return Option(
         metavar="ID",
-        help=f"A sample id, or @N for row N. Several times for several; else {otherwise}.",
+        help=f"A sample id, or @N for row N, repeatable; default: {otherwise}.",
     )
 
 
-StorePath: TypeAlias = Annotated[str, typer.Argument(metavar="STORE", help="Where the store is.")]
-JobName: TypeAlias = Annotated[
-    str,
-    typer.Argument(metavar="JOB", help="A job: jobs.py:name or package.module:name."),
+StorePath = Annotated[str, Argument(metavar="STORE", help="Path or address of the store.")]
+JobName = Annotated[
+    str, Argument(metavar="JOB", help="A job: jobs.py:name or package.module:name.")
 ]
-Epochs: TypeAlias = Annotated[
+Epochs = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         metavar="EPOCH",
-        help="A checkpoint: a number or a name. Give it several times for several; else all.",
+        help="A checkpoint, by its number or name, repeatable; default: all.",
     ),
 ]
-Null: TypeAlias = Annotated[
+Null = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         metavar="EPOCH,EPOCH",
-        help="Two epochs between which nothing happened, for p-values. Several times for several.",
+        help="Two epochs between which nothing happened, for p-values; repeatable.",
     ),
 ]
-LearningRate: TypeAlias = Annotated[
+LearningRate = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         metavar="RATE",
-        help="Rate for tracin where the store has none: one for all, or EPOCH=RATE several times.",
+        help="Rate for tracin where the store has none: one for all epochs, or EPOCH=RATE, repeatable.",
     ),
 ]
-Target: TypeAlias = Annotated[list[str] | None, target_option("all")]
-ListLength: TypeAlias = Annotated[
-    int, typer.Option("--k", "-k", min=1, help="Entries of each list.")
+Target = Annotated[list[str] | None, target_option("all")]
+ListLength = Annotated[int, Option("--k", "-k", min=1, help="Entries of each list.")]
+Targets = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are the targets.")]
+Train = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are scored.")]
+Damping = Annotated[float, Option(metavar="C", help="c of lambda = c * tr(K) / n.")]
+Method = Annotated[
+    str, Option(help="trak, published-trak, influence, tracin, grad-dot, grad-cos or whitened-cos.")
 ]
-Targets: TypeAlias = Annotated[
-    str, typer.Option(metavar="SPLIT", help="The split that is asked about.")
-]
-Train: TypeAlias = Annotated[
-    str, typer.Option(metavar="SPLIT", help="The split that is held responsible.")
-]
-Damping: TypeAlias = Annotated[
-    float, typer.Option(metavar="C", help="c of lambda = c * tr(K) / n.")
-]
-Method: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        help="trak, published-trak, influence, tracin, grad-dot, grad-cos or whitened-cos."
-    ),
-]
-MemoryLimit: TypeAlias = Annotated[
+MemoryLimit = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="SIZE",
-        help="Most memory to take, such as 600MB; else a quarter of what is free.",
+        help="Most memory to take, such as 600MB; default: a quarter of what is free.",
         callback=_size,
     ),
 ]
-AllowOtherWeights: TypeAlias = Annotated[
+AllowOtherWeights = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--allow-other-weights",
         help="Targets and train rows of an epoch may be of different checkpoints.",
     ),
 ]
-Workers: TypeAlias = Annotated[
+Workers = Annotated[
     int | None,
-    typer.Option(
+    Option(
         metavar="N",
         min=1,
-        help="Start N processes that share the work and the cores; else threads of this one.",
+        help="Start N processes that share the work and the cores; default: threads of this one.",
     ),
 ]
-Scheduler: TypeAlias = Annotated[
+Scheduler = Annotated[
     str | None,
-    typer.Option(
-        metavar="ADDRESS", help="Work on a running Dask cluster, such as tcp://host:8786."
-    ),
+    Option(metavar="ADDRESS", help="Work on a running Dask cluster, such as tcp://host:8786."),
 ]
-StoredDtype: TypeAlias = Annotated[
-    str, typer.Option(help="float32 or float16, as stored.", callback=_stored_dtype)
+StoredDtype = Annotated[
+    str, Option(help="Stored precision, float32 or float16.", callback=_stored_dtype)
 ]
-SampleSplit: TypeAlias = Annotated[str, typer.Option(help="Whose samples.")]
-SampleCount: TypeAlias = Annotated[
-    int, typer.Option("--k", "-k", min=1, help="Samples that are shown.")
-]
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+SampleSplit = Annotated[str, Option(help="Split whose samples are listed.")]
+SampleCount = Annotated[int, Option("--k", "-k", min=1, help="Number of samples to list.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document.")]
 
 
 def chosen_epochs(names: Sequence[str] | None) -> list[Epoch] | None:
-    """Epochs as the store knows them, from the command line; None when none were named.
+    """Read epochs from the command line, as the store knows them; None when none were named.
 
     Examples
     --------
@@ -156,7 +116,7 @@ def chosen_epochs(names: Sequence[str] | None) -> list[Epoch] | None:
 
 
 def learning_rates(texts: Sequence[str] | None) -> dict[Epoch, float] | float | None:
-    """Learning rates from the command line.
+    """Read learning rates from the command line: one for all epochs, or one by epoch.
 
     Examples
     --------
@@ -165,6 +125,7 @@ def learning_rates(texts: Sequence[str] | None) -> dict[Epoch, float] | float | 
     >>> learning_rates(["0.1"])
     0.1
     """
+    # The last "=" divides: names of epochs may hold others. Without one, the epoch is "".
     pairs = [text.rpartition("=") for text in texts or ()]
     try:
         rates = {epoch: float(rate) for epoch, _, rate in pairs}

@@ -16,24 +16,14 @@ from rich.text import Text
 
 from trakstore.markup import printable
 
-__all__ = [
-    "console",
-    "error_line",
-    "only_json",
-    "print_json",
-    "print_result",
-    "tolerant_streams",
-    "without_nan",
-]
-
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for people; numbers are not coloured, ``NO_COLOR`` is honoured."""
+    """Make a console for people; numbers are not coloured, ``NO_COLOR`` is honoured."""
     return _SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 class _SafeConsole(Console):
-    """Spells out what names and ids hold besides characters; its own colours are as they were."""
+    """Console that spells out controls in names and ids, and keeps its own colours."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does; a text is one line, however narrow the terminal."""
@@ -46,34 +36,36 @@ class _SafeConsole(Console):
     ) -> Iterable[Segment]:
         """Render as rich does."""
         for one in super().render(renderable, options):
+            # Segments of control are rich's own (colours, moves); all other text may be anybody's.
             yield one if one.control else one._replace(text=printable(one.text, keep="\n"))
 
 
 def print_result(
-    as_json: bool, document: Mapping[str, Any], shown: Iterable[RenderableType]
+    as_json: bool, document: Mapping[str, Any], tables: Iterable[RenderableType]
 ) -> None:
     """Print a command's result.
 
     Parameters
     ----------
     as_json : bool
-        Whether it is for programs.
+        True for programs.
     document : mapping
-        Everything, for programs.
-    shown : iterable of texts and tables
-        What people see; nothing is taken from it where a program asks.
+        The whole result, for programs.
+    tables : iterable of texts and tables
+        The result for people; nothing is taken from it where a program asks.
     """
     if as_json:
         print_json(document)
         return
     out = console()
-    for one in shown:
+    for one in tables:
         out.print(one)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document: indented on a terminal, else one line in one write."""
     indent = 2 if sys.stdout.isatty() else None
+    # NaN is no JSON: a document that has one is a fault of the command, not the reader's problem.
     text = json.dumps(document, indent=indent, allow_nan=False, default=_plain)
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -81,7 +73,10 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 @contextmanager
 def only_json(as_json: bool) -> Iterator[None]:
-    """Send what other code prints meanwhile to standard error, if ``as_json``."""
+    """Send what other code prints meanwhile to standard error, if ``as_json``.
+
+    Jobs are other people's code: a line that one prints would spoil the document.
+    """
     if not as_json:
         yield
         return
@@ -102,7 +97,7 @@ def tolerant_streams() -> None:
 
 
 def without_nan(found: xr.Dataset) -> dict[str, Any]:
-    """Variables and coordinates as lists, in the order of their dimensions; null for NaN."""
+    """List variables and coordinates, in the order of their dimensions; null for NaN."""
     columns = {**found.coords, **found.data_vars}
     return {str(name): _listed(column.values) for name, column in columns.items()}
 
@@ -114,6 +109,7 @@ def _listed(values: Any) -> Any:
 
 
 def _plain(value: object) -> Any:
+    """Turn a value that JSON lacks into one that it has; paths and locations become text."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return str(value)

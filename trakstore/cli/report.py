@@ -6,56 +6,52 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from trakstore.cli.options import Json, Null, target_option
-from trakstore.cli.output import print_result
+from trakstore.cli.options import Null, target_option
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.planning import counted, human_bytes
 from trakstore.report.write import MOST_LISTED, MOST_TARGETS, WrittenReport, write_report
 
-__all__ = ["report"]
-
 
 @with_request("learning_rate")
 def report(
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write.")
-    ] = Path("report.html"),
+    out: Annotated[Path, Option("--out", "-o", metavar="FILE", help="The page to write.")] = Path(
+        "report.html"
+    ),
     job: Annotated[
         str | None,
-        typer.Option(metavar="JOB", help="jobs.py:name, whose data sets hold the samples to show."),
+        Option(metavar="JOB", help="jobs.py:name, whose data sets hold the samples to show."),
     ] = None,
     render: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="FUNCTION",
             help="file.py:name, a function of a sample (without --job, of its split, id and row) "
             "that returns a text, an image or a figure.",
         ),
     ] = None,
     k: Annotated[
-        int, typer.Option("--k", "-k", min=1, max=MOST_LISTED, help="Entries of each list.")
+        int, Option("--k", "-k", min=1, max=MOST_LISTED, help="Entries of each list.")
     ] = 8,
     target: Annotated[list[str] | None, target_option("--count of them")] = None,
     count: Annotated[
         int,
-        typer.Option(
+        Option(
             min=1,
             max=MOST_TARGETS,
             help="Targets where none is named: half by largest loss, the others spread out.",
         ),
     ] = 24,
     before: Annotated[
-        str | None, typer.Option(metavar="EPOCH", help="Start of the transition; else the first.")
+        str | None, Option(metavar="EPOCH", help="Start of the transition; default: the first.")
     ] = None,
     after: Annotated[
-        str | None, typer.Option(metavar="EPOCH", help="End of the transition; else the last.")
+        str | None, Option(metavar="EPOCH", help="End of the transition; default: the last.")
     ] = None,
     null: Null = None,
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """Write one HTML page: targets with the samples that helped and harmed them, and when.
 
@@ -82,13 +78,12 @@ def report(
             allow_other_weights=asked.allow_other_weights,
         )
     document = {
-        "location": asked.location,
         "report": str(out),
         "bytes": written.bytes,
         "targets": written.targets,
         "left_out": written.left_out,
     }
-    print_result(as_json, document, _lines(written))
+    asked.answer(document, _lines(written))
 
 
 def _lines(written: WrittenReport) -> Iterator[str]:

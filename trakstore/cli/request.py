@@ -1,19 +1,24 @@
-"""The request of a command that needs scores: options that such commands share, turned into scores."""
+"""Requests for scores: the options that commands share, and the scores that they ask for."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import RenderableType
 
 from trakstore.cli.cluster import workplace
 from trakstore.cli.options import (
     AllowOtherWeights,
     Damping,
     Epochs,
+    Json,
     LearningRate,
     MemoryLimit,
     Method,
@@ -25,21 +30,21 @@ from trakstore.cli.options import (
     chosen_epochs,
     learning_rates,
 )
+from trakstore.cli.output import print_result
 from trakstore.methods.by_name import find_method, scores_by_name
 from trakstore.methods.epochs import EpochPair, epoch_pairs
+from trakstore.report.choices import named_rows
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["ScoreRequest", "with_request"]
 
 Command: TypeAlias = Callable[..., None]
 
 
 @dataclass
 class ScoreRequest:
-    """The shared options of one command, with its store open and the name of its method checked.
+    """Shared options of one command, with its store open and the name of its method checked.
 
     Each field is an option of the command line (``store`` an argument) with its help and default;
     :func:`with_request` gives them to a command.
@@ -56,6 +61,7 @@ class ScoreRequest:
     allow_other_weights: AllowOtherWeights = False
     workers: Workers = None
     scheduler: Scheduler = None
+    as_json: Json = False
     opened: FeatureStore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,13 +69,8 @@ class ScoreRequest:
         self.opened = open_store(self.store)
 
     @property
-    def location(self) -> str:
-        """Place of the store, for documents."""
-        return str(self.opened.location)
-
-    @property
     def epochs(self) -> list[Epoch] | None:
-        """The epochs that were named; None for all."""
+        """Epochs that were named; None for all."""
         return chosen_epochs(self.epoch)
 
     def pairs(self) -> tuple[EpochPair, ...]:
@@ -96,9 +97,32 @@ class ScoreRequest:
             allow_other_weights=self.allow_other_weights,
         )
 
+    def chosen_targets(
+        self, names: Sequence[str] | None, most: int | None = None
+    ) -> tuple[EpochPair, NDArray[np.int64], int]:
+        """Find the targets that were named, or all of them.
+
+        Returns
+        -------
+        pair : EpochPair
+            Splits of the first epoch.
+        rows : ndarray of int64
+            Rows of the targets; at most ``most`` of them where people read the answer.
+        hidden : int
+            Number of targets beyond these.
+        """
+        pair = self.pairs()[0]
+        rows = named_rows(pair.target, names)
+        answered = rows if self.as_json else rows[:most]
+        return pair, answered, len(rows) - len(answered)
+
     def workplace(self) -> AbstractContextManager[None]:
         """Threads, processes or the cluster that the work is to run on."""
         return workplace(self.workers, self.scheduler)
+
+    def answer(self, document: Mapping[str, Any], tables: Iterable[RenderableType]) -> None:
+        """Print the document, with the store's location, for programs; or tables for people."""
+        print_result(self.as_json, {"location": str(self.opened.location), **document}, tables)
 
 
 def with_request(*left_out: str) -> Callable[[Command], Command]:
@@ -119,6 +143,7 @@ def with_request(*left_out: str) -> Callable[[Command], Command]:
             asked = ScoreRequest(**{one.name: given.pop(one.name) for one in shared})
             command(asked=asked, **given)
 
+        # Typer reads options from the signature, and runs the command with them by name.
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 option
@@ -132,5 +157,7 @@ def with_request(*left_out: str) -> Callable[[Command], Command]:
 
 
 def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
+    """Parameters of a function or class, their annotations evaluated, to be given by name."""
+    # By name alone, an option with a default may stand before one without.
     given = inspect.signature(function, eval_str=True).parameters.values()
     return [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in given]

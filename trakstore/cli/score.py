@@ -5,43 +5,40 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-import typer
+from typer import BadParameter, Option
 
-from trakstore.cli.options import Json
-from trakstore.cli.output import print_result
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.planning import human_bytes
 from trakstore.report.tables import facts_table
 from trakstore.scores.saving import check_new_name, save_scores
+from trakstore.storage.backends.location import Location
 from trakstore.storage.layout import scores_path
-
-__all__ = ["score"]
 
 
 @with_request()
 def score(
-    save: Annotated[str, typer.Option(metavar="NAME", help="Name of the matrix in the store.")],
+    save: Annotated[str, Option(metavar="NAME", help="Name of the matrix in the store.")],
     top: Annotated[
-        int | None, typer.Option(metavar="K", help="Keep the K largest |score| of each target.")
+        int | None, Option(metavar="K", help="Keep the K largest |score| of each target.")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(metavar="T", help="Keep the scores with |score| >= T.")
+        float | None, Option(metavar="T", help="Keep the scores with |score| >= T.")
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Save float16 instead of float32.")] = False,
+    half: Annotated[bool, Option("--half", help="Save float16 instead of float32.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace scores that are saved under this name.")
+        bool, Option("--overwrite", help="Replace scores that are saved under this name.")
     ] = False,
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """Compute the score of every target with every train row, and save the matrix in the store.
 
     A save that was stopped goes on where it was: give the same command again.
     """
     if top is not None and threshold is not None:
-        raise typer.BadParameter("--top and --threshold exclude each other")
+        raise BadParameter("--top and --threshold exclude each other")
     group, began = scores_path(save), time.monotonic()
+    # Refused here, not after the features were read.
     if not overwrite:
         check_new_name(asked.opened, save)
     with asked.workplace():
@@ -57,7 +54,6 @@ def score(
             overwrite=overwrite,
         )
     document = {
-        "location": asked.location,
         "group": group,
         "method": scores.method,
         "targets": asked.targets,
@@ -70,10 +66,10 @@ def score(
         "damping": asked.damping,
         "seconds": round(time.monotonic() - began, 3),
     }
-    print_result(as_json, document, [facts_table(_facts(document, save))])
+    asked.answer(document, [facts_table(_facts(document, save, asked.opened.location))])
 
 
-def _facts(saved: dict[str, Any], name: str) -> dict[str, str]:
+def _facts(saved: dict[str, Any], name: str, location: Location) -> dict[str, str]:
     rows, columns = saved["shape"]
     if saved["top"] is not None:
         kept = f"top {saved['top']} of each target"
@@ -87,6 +83,6 @@ def _facts(saved: dict[str, Any], name: str) -> dict[str, str]:
         "epochs": ", ".join(map(str, saved["epochs"])),
         "damping": f"{saved['damping']:g}",
         "took": f"{saved['seconds']:.1f} s",
-        "saved as": f"{saved['group']} in {saved['location']}",
-        "open with": f'trakstore.open_scores("{saved["location"]}", "{name}")',
+        "saved as": f"{saved['group']} in {location}",
+        "open with": f'trakstore.open_scores("{location}", "{name}")',
     }

@@ -1,4 +1,4 @@
-"""``trakstore transitions``: which train samples gained or lost influence between two epochs."""
+"""``trakstore transitions``: train samples that gained or lost influence between two epochs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
 from rich.console import RenderableType
+from typer import Option
 
-from trakstore.cli.options import Json, Null, Target
-from trakstore.cli.output import print_result, without_nan
+from trakstore.cli.options import Null, Target
+from trakstore.cli.output import without_nan
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import TrakStoreError
-from trakstore.report.choices import named_rows, null_pairs
+from trakstore.report.choices import null_pairs
 from trakstore.report.findings import change_table
 from trakstore.report.labels import with_labels
 from trakstore.storage.layout import as_epoch
@@ -23,27 +23,24 @@ if TYPE_CHECKING:
 
     from trakstore.analysis.transition import Scale
 
-__all__ = ["transitions"]
-
 
 @with_request("epoch", "learning_rate")
 def transitions(
-    before: Annotated[str, typer.Option(metavar="EPOCH", help="Epoch before the transition.")],
-    after: Annotated[str, typer.Option(metavar="EPOCH", help="Epoch after the transition.")],
+    before: Annotated[str, Option(metavar="EPOCH", help="Epoch before the transition.")],
+    after: Annotated[str, Option(metavar="EPOCH", help="Epoch after the transition.")],
     null: Null = None,
     other_seed: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="STORE",
-            help="The same epochs under another seed of the projection: a null, too.",
+            help="Store of the same epochs under another seed: a null, too; repeatable.",
         ),
     ] = None,
-    scale: Annotated[str, typer.Option(help="standard, rank or raw.")] = "standard",
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Entries of both lists.")] = 10,
+    scale: Annotated[str, Option(help="standard, rank or raw.")] = "standard",
+    k: Annotated[int, Option("--k", "-k", min=1, help="Entries of both lists.")] = 10,
     target: Target = None,
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """List the train samples whose influence on the targets grew and shrank most.
 
@@ -55,15 +52,15 @@ def transitions(
     if before == after:
         raise TrakStoreError(f"a transition is between two epochs, got {before!r} twice")
     pairs = null_pairs([text.split(",") for text in null or ()], ends)
+    # A request for each other store, which is opened, and its options checked, as it is made.
     others = [replace(asked, store=one, epoch=[before, after]) for one in other_seed or ()]
     asked.epoch = [str(e) for e in dict.fromkeys([*ends, *(e for pair in pairs for e in pair)])]
-    split_pair = asked.pairs()[0]
-    rows = named_rows(split_pair.target, target)
+    split_pair, rows, _ = asked.chosen_targets(target)
     with asked.workplace():
         own, *seeds = (one.scores().isel(target=rows) for one in (asked, *others))
         null_scores = [(own.epoch(first), own.epoch(second)) for first, second in pairs]
         null_scores += [(own.epoch(end), seed.epoch(end)) for seed in seeds for end in ends]
-        found = transition(
+        change = transition(
             own.epoch(ends[0]),
             own.epoch(ends[1]),
             null_scores,
@@ -72,19 +69,18 @@ def transitions(
             memory_limit=asked.memory_limit,
         )
     lists = {
-        "gained": with_labels(found.gained, split_pair),
-        "lost": with_labels(found.lost, split_pair),
+        "gained": with_labels(change.gained, split_pair),
+        "lost": with_labels(change.lost, split_pair),
     }
     document = {
-        "location": asked.location,
         "method": own.method,
         "scale": scale,
         "before": ends[0],
         "after": ends[1],
-        "null_pairs": found.null_pairs,
+        "null_pairs": change.null_pairs,
         **{title: without_nan(one) for title, one in lists.items()},
     }
-    print_result(as_json, document, _tables(lists, found.null_pairs))
+    asked.answer(document, _tables(lists, change.null_pairs))
 
 
 def _tables(lists: Mapping[str, xr.Dataset], null_count: int) -> Iterator[RenderableType]:

@@ -1,21 +1,19 @@
-"""``trakstore verify``: whether every stored byte is what was written."""
+"""``trakstore verify``: every stored byte, compared with what was written."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated
 
-import typer
+from typer import Exit, Option
 
 from trakstore.cli.options import Epochs, Json, StorePath, chosen_epochs
 from trakstore.cli.output import print_result
 from trakstore.planning import counted
 from trakstore.storage.checking.verification import VerifyReport, verify_store
 
-__all__ = ["verify"]
-
-FOUND = 1  # exit code
-LINES = 20  # findings that people are shown
+FOUND = 1  # exit code: 0 says that nothing is left to do, 2 that the command could not run
+LINES = 20  # findings that people see
 
 
 def verify(
@@ -23,15 +21,12 @@ def verify(
     epoch: Epochs = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(metavar="SPLIT", help="Only this split; several times for several."),
+        Option(metavar="SPLIT", help="Only this split; repeatable."),
     ] = None,
     repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair", help="Mark bad blocks as missing; the next featurize redoes them."
-        ),
+        bool, Option("--repair", help="Mark bad blocks as missing; the next featurize redoes them.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; each holds a chunk.")] = None,
+    workers: Annotated[int | None, Option(min=1, help="Threads; each holds a chunk.")] = None,
     as_json: Json = False,
 ) -> None:
     """Read every byte of a store and report what is damaged; exit code 1 when something is.
@@ -48,11 +43,11 @@ def verify(
     )
     print_result(as_json, report.to_dict(), _lines(report, repair))
     if not (report.ok or _all_done(report)):
-        raise typer.Exit(FOUND)
+        raise Exit(FOUND)
 
 
 def _all_done(report: VerifyReport) -> bool:
-    """True where repair left nothing to do: no finding, and no block to be made again."""
+    """Tell whether repair left nothing to do: all mended, and no block to be computed again."""
     return all(one.repaired and one.block is None for one in report.findings)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,12 +14,8 @@ from trakstore.report.pictures import draw_top_images
 from trakstore.report.tables import example_table
 from trakstore.storage.store import FeatureStore
 
-if TYPE_CHECKING:
-    from trakstore.methods.kernel_report import KernelReport
-
-__all__ = ["Answers", "Images", "ask", "kernels"]
-
-IN_PICTURE, IN_CHECK = 5, 10
+# Ten scores tell how much comes from the own class; five fit a line of the table and the picture.
+IN_CHECK, IN_PICTURE = 10, 5
 UNSURE, TYPICAL = 4, 2  # numbers of targets that are shown
 
 
@@ -31,6 +27,10 @@ class Images:
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
 
+    def at(self, rows: NDArray[np.int64]) -> Images:
+        """Take some rows."""
+        return Images(self.images[rows], self.labels[rows], self.ids[rows])
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -38,69 +38,58 @@ class Answers:
 
     Attributes
     ----------
+    train : Images
+        All train images.
+    targets : Images
+        The targets that are shown: those the model is least sure of, then typical ones.
+    predicted : array of int
+        Classes that the model gives them.
     helpful, harmful : Dataset
-        The ten largest and smallest scores of every target.
+        The largest and the smallest scores of each.
     same_class : dict
-        Share of train samples of the target's own class: among those ten, and at random.
-    chosen : array of int
-        Rows of the targets that are shown: those the model is least sure of, then typical ones.
+        Share of train samples of the target's own class, over all targets: among the ten largest and
+        the ten smallest scores, and at random.
     """
 
     train: Images
-    test: Images
+    targets: Images
     predicted: NDArray[np.int64]
     helpful: xr.Dataset
     harmful: xr.Dataset
     same_class: dict[str, float]
-    chosen: NDArray[np.int64]
 
     def table(self) -> Any:
-        """A table of the targets that are shown, with the classes of their lists."""
-        helpful, harmful = (self._shown(top) for top in (self.helpful, self.harmful))
-        names = [f"{label} ({self.test.ids[row]})" for row, label in self._shown_labels()]
-        read = [str(self.predicted[row]) for row in self.chosen]
-        own = self.test.labels[self.chosen]
-        return example_table(names, read, own, self.train.labels, helpful, harmful)
+        """A table of the targets, with the classes of their lists."""
+        own, ids = self.targets.labels, self.targets.ids
+        names = [f"{label} ({name})" for label, name in zip(own, ids, strict=True)]
+        read = [str(one) for one in self.predicted]
+        return example_table(names, read, own, self.train.labels, self.helpful, self.harmful)
 
     def draw(self, path: Path) -> Path:
         """Draw the same as a picture."""
         return draw_top_images(
             path,
-            self.test.images[self.chosen],
-            self.test.labels[self.chosen],
+            self.targets.images,
+            self.targets.labels,
             self.train.images,
             self.train.labels,
-            self._shown(self.helpful),
-            self._shown(self.harmful),
-            notes=[f"read as {self.predicted[row]}" for row in self.chosen],
+            self.helpful,
+            self.harmful,
+            notes=[f"read as {one}" for one in self.predicted],
             title="Which training digits made the network read these test digits so?",
         )
 
     def documents(self) -> list[dict[str, Any]]:
         """Documents of the same, for JSON."""
-        return [
-            {
-                "target": int(self.test.ids[row]),
-                "label": int(label),
-                "predicted": int(self.predicted[row]),
-                "most_helpful": self.helpful["train"].values[row, :IN_PICTURE].tolist(),
-                "most_harmful": self.harmful["train"].values[row, :IN_PICTURE].tolist(),
-            }
-            for row, label in self._shown_labels()
-        ]
-
-    def _shown_labels(self) -> list[tuple[int, int]]:
-        return [(int(row), int(self.test.labels[row])) for row in self.chosen]
-
-    def _shown(self, top: xr.Dataset) -> xr.Dataset:
-        return top.isel(target=self.chosen, rank=slice(IN_PICTURE))
-
-
-def kernels(store: FeatureStore) -> list[KernelReport]:
-    """The kernel of the train split at each epoch."""
-    from trakstore.methods.kernel_report import kernel_report
-
-    return [kernel_report(store, epoch, "train") for epoch in store.epochs]
+        columns = {
+            "target": self.targets.ids,
+            "label": self.targets.labels,
+            "predicted": self.predicted,
+            "most_helpful": self.helpful["train"].values,
+            "most_harmful": self.harmful["train"].values,
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def ask(store: FeatureStore, train: Images, test: Images, predicted: NDArray[np.int64]) -> Answers:
@@ -117,8 +106,10 @@ def ask(store: FeatureStore, train: Images, test: Images, predicted: NDArray[np.
         "base_rate": float((test.labels[:, None] == train.labels).mean()),
     }
     last = store.split(store.epochs[-1], "test")
-    margin = last.column("output").read(0, last.rows)
-    return Answers(train, test, predicted, helpful, harmful, shares, _shown_rows(margin))
+    rows = _shown_rows(last.column("output").read(0, last.rows))
+    some = {"target": rows, "rank": slice(IN_PICTURE)}
+    lists = helpful.isel(some), harmful.isel(some)
+    return Answers(train, test.at(rows), predicted[rows], *lists, shares)
 
 
 def _own_class(top: xr.Dataset, train: Images, test: Images) -> float:

@@ -1,6 +1,6 @@
-"""Whether scores are true: how far they can be trusted.
+"""Evaluations of scores: how far they can be trusted.
 
-What needs torch is in modules of its own: ``training`` (``SubsetTrainer``), ``checks``
+Evaluations that need torch are in modules of their own: ``training`` (``SubsetTrainer``), ``checks``
 (``check_setup``) and ``efficiency`` (``efficiency_grid``).
 """
 

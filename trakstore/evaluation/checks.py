@@ -1,4 +1,4 @@
-"""Whether a set-up can be trusted, before anything is concluded from it."""
+"""Checks of a set-up, before anything is concluded from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.evaluation.model_checks import Probe, check_data, check_model
 from trakstore.evaluation.store_checks import check_kernel, check_rows
-from trakstore.evaluation.verdicts import Check, unless
+from trakstore.evaluation.verdicts import Check, pass_if
 from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import checked_rows
 from trakstore.features.fingerprint import checkpoint_hash, dataset_rows, hashed_rows
@@ -26,10 +26,11 @@ from trakstore.storage.store import FeatureStore
 
 __all__ = ["check_setup"]
 
-_NARROW = {"float32": 1e-3, "float16": 1e-2}  # relative error of stored rows that is rounding,
-_AUTOCAST = 3e-2  # and that of products in bfloat16
-_BLOCKS, _EACH = 4, 2  # blocks of which rows are computed again, and how many of each
-_Data: TypeAlias = "tuple[Check, str | None]"  # of a split, and its fingerprint
+# Relative errors of stored rows that rounding explains: of their dtype, and of products in bfloat16.
+_NARROW = {"float32": 1e-3, "float16": 1e-2}
+_AUTOCAST = 3e-2
+_BLOCKS, _EACH = 4, 2  # blocks of which rows are computed again, and rows of each
+_Data: TypeAlias = "tuple[Check, str | None]"  # check of a split's data, and their fingerprint
 _REMEDY = "mend the job first; what depends on it was not looked at"
 
 
@@ -56,19 +57,20 @@ def check_setup(
         What the store was, or is to be, made from. Its model is used on the CPU, and has its own
         weights again when the last check was taken.
     store : FeatureStore or its place
+        Store that is there, with some of the job's splits.
     train : str
         Split whose kernel is looked at.
     epochs : sequence of epochs, optional
-        All of the store when None.
+        Epochs to look at; all of the store when None.
     damping : float
         c of λ = c·tr(K)/n that is meant to be used.
     memory_limit : int or str, optional
-        For the kernel.
+        Bytes of one process for the kernel; a quarter of the available memory when None.
 
     Yields
     ------
     Check
-        One after the other, as they are made.
+        Each as soon as it is made.
 
     Raises
     ------
@@ -84,13 +86,14 @@ def check_setup(
     if not any(train in opened.splits_of(epoch) for epoch in chosen):
         raise NotFoundError(f"no epoch has a split {train!r}{did_you_mean(train, opened.splits)}")
     data = {split: check_data(job, split) for split in job.datasets}
+    # Rows are computed again only by a job that passed: with dropout on, for one, they could not agree.
     sound = True
     with job.lent():
         for check in _job(job, opened, chosen, data):
             yield check
             sound = sound and check.verdict != "fail"
         for epoch in chosen:
-            weights = _weights(job, epoch)
+            weights = checkpoint_hash(job.load(epoch)) if epoch in job.epochs else None
             for name in opened.splits_of(epoch):
                 split = opened.split(epoch, name)
                 for check in _split(job, split, data, weights, opened.spec if sound else None):
@@ -103,6 +106,7 @@ def check_setup(
 def _job(
     job: Job, store: FeatureStore, epochs: Sequence[Epoch], data: Mapping[str, _Data]
 ) -> Iterator[Check]:
+    """Check the data, and the model with the weights of its last epoch on the first sound data."""
     yield from (check for check, _ in data.values())
     known = [epoch for epoch in epochs if epoch in job.epochs]
     if known:
@@ -121,7 +125,7 @@ def _split(
     weights: str | None,
     spec: StoreSpec | None,
 ) -> Iterator[Check]:
-    """Of one split; rows are computed again where there is the store's spec to do it by."""
+    """Check one split; rows are computed again where the store's spec is given."""
     yield from check_rows(split)
     if split.name not in data:
         return
@@ -129,11 +133,6 @@ def _split(
     yield _same_checkpoint(split, weights)
     if spec is not None and weights is not None and _comparable(job, split):
         yield _again(job, split, spec)
-
-
-def _weights(job: Job, epoch: Epoch) -> str | None:
-    """Load the weights of an epoch; their hash, or None where the job has none."""
-    return checkpoint_hash(job.load(epoch)) if epoch in job.epochs else None
 
 
 def _same_data(job: Job, split: Split, fingerprint: str | None) -> Check:
@@ -148,11 +147,9 @@ def _same_data(job: Job, split: Split, fingerprint: str | None) -> Check:
     if stored.dataset is None:
         return Check(name, of, "warn", None, "not looked at", _unhashed("data"))
     hashed = f"of {count:,} samples compared by hash, and all ids"
-    if fingerprint != stored.dataset:
-        meaning = f"{hashed}: they differ from those of the store"
-        return Check(name, of, "fail", len(hashed_rows(count)), meaning, remedy)
-    meaning = f"{hashed}: equal to those of the store"
-    return Check(name, of, "pass", len(hashed_rows(count)), meaning)
+    equal = fingerprint == stored.dataset
+    meaning = f"{hashed}: {'equal to' if equal else 'they differ from'} those of the store"
+    return pass_if(equal, name, of, len(hashed_rows(count)), meaning, remedy)
 
 
 def _same_checkpoint(split: Split, weights: str | None) -> Check:
@@ -162,11 +159,10 @@ def _same_checkpoint(split: Split, weights: str | None) -> Check:
         return Check(name, of, "warn", None, "not looked at", remedy)
     if stored is None or stored.startswith("features:"):  # made elsewhere
         return Check(name, of, "warn", None, "not looked at", _unhashed("weights"))
-    if weights == stored:
-        return Check(name, of, "pass", None, "weights equal to those of the store by their hash")
+    equal = weights == stored
     remedy = "the job loads other weights for this epoch than the features were made with"
-    meaning = "weights differ from those of the store by their hash"
-    return Check(name, of, "fail", None, meaning, remedy)
+    meaning = f"weights {'equal to' if equal else 'differ from'} those of the store by their hash"
+    return pass_if(equal, name, of, None, meaning, remedy)
 
 
 def _unhashed(what: str) -> str:
@@ -174,6 +170,7 @@ def _unhashed(what: str) -> str:
 
 
 def _comparable(job: Job, split: Split) -> bool:
+    """Tell whether a split is whole, and has rows that the job can compute again."""
     some = len(split.skipped) < split.spec.rows <= dataset_rows(job.datasets[split.name])
     return split.status().complete and some
 
@@ -185,19 +182,21 @@ def _rounding(spec: StoreSpec) -> float:
 
 
 def _again(job: Job, split: Split, spec: StoreSpec) -> Check:
-    """Rows of some blocks against ordinary backward passes; the job has the epoch's weights."""
+    """Compare rows of some blocks with ordinary backward passes; the job has the epoch's weights."""
+    # Spread over the split, first and last block among them: a worker that differed wrote some blocks.
     blocks = np.unique(np.linspace(0, split.spec.blocks - 1, _BLOCKS).astype(int)).tolist()
     chosen = [checked_rows(*split.spec.block_range(block), _EACH) for block in blocks]
+    # Skipped rows are stored as masked, without features to compare.
     rows = np.setdiff1d(np.concatenate(chosen), split.skipped).tolist()
     patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
-        made = Probe.of(replace(job, parameters=patterns), split.name, rows)
-        wanted = made.features_alone(spec.projection).numpy()
+        probe = Probe.of(replace(job, parameters=patterns), split.name, rows)
+        wanted = probe.features_alone(spec.projection).numpy()
     stored = np.concatenate([split.column("features").read(i, i + 1) for i in rows])
+    # Of all rows together: a row of a tiny gradient alone would be all rounding.
     scale = float(np.linalg.norm(wanted))
-    apart = float(np.linalg.norm(stored - wanted)) / scale if scale else 0.0
+    difference = float(np.linalg.norm(stored - wanted)) / scale if scale else 0.0
     remedy = "stored features are not those of this model and data: drop the split, featurize again"
     meaning = "relative difference of rows of some blocks from ordinary backward passes"
-    return unless(
-        apart < _rounding(spec), "rows computed again", split.name, apart, meaning, remedy
-    )
+    near = difference < _rounding(spec)
+    return pass_if(near, "rows computed again", split.name, difference, meaning, remedy)

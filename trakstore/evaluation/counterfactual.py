@@ -1,10 +1,11 @@
-"""Taking away what a target is said to owe its output to, and training again."""
+"""Counterfactual check: take away what a target is said to owe its output to, and train again."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,6 @@ from trakstore.scores.windows import Matrix
 from trakstore.storage.backends.location import Where
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["REMOVALS", "RemovalPlan", "counterfactual", "removal_kinds"]
-
 REMOVALS = ("top", "random", "same_class")
 
 
@@ -35,11 +34,13 @@ class RemovalPlan:
     Attributes
     ----------
     rows : int
-        Train rows that there are.
+        Number of train rows.
     removed : sequence of ndarray of int64
-        Positions of those that each model is trained without.
+        Positions of the rows that are left out, one array for each removal.
     repeats : int
+        Models of each removal.
     seed : int
+        Seed that the models' seeds follow from.
     """
 
     rows: int
@@ -48,22 +49,23 @@ class RemovalPlan:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """What the models follow from; of the positions, a digest."""
+        """Plain values that the models follow from; of the positions, a digest."""
         digest = hashlib.sha256()
         for one in self.removed:
             digest.update(f"{len(one)}:".encode() + one.astype("<i8").tobytes())
-        told = {"rows": self.rows, "repeats": self.repeats, "seed": self.seed}
-        return {**told, "removed": digest.hexdigest()}
+        numbers = {"rows": self.rows, "repeats": self.repeats, "seed": self.seed}
+        return {**numbers, "removed": digest.hexdigest()}
 
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Rows of models start..stop, shape (models, rows)."""
-        found = np.ones((stop - start, self.rows), dtype=bool)
-        for mask, q in zip(found, range(start, stop), strict=True):
+        masks = np.ones((stop - start, self.rows), dtype=bool)
+        for mask, q in zip(masks, range(start, stop), strict=True):
             mask[self.removed[q // self.repeats]] = False
-        return found
+        return masks
 
     def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
         """Seeds of models start..stop."""
+        # By the repeat alone, not by the removal: models with and without rows differ by the rows.
         drawn = [
             np.random.default_rng([self.seed, 2, q % self.repeats]).integers(2**63)
             for q in range(start, stop)
@@ -91,27 +93,28 @@ def counterfactual(
     Parameters
     ----------
     scores : Scores, DataArray or array, shape (m, n)
+        Scores of m targets with n train samples.
     trainer : callable
         As for :func:`~trakstore.evaluation.retraining.retrain`.
     store, name
-        Where the models are kept: a run that is stopped goes on.
+        Place and name of the models, which are kept: a run that is stopped goes on.
     sizes : sequence of int
-        How many samples are taken away.
+        Numbers of samples to take away.
     targets : sequence of int, optional
-        Positions of those that are asked about; all when None. There are
+        Positions of the targets to ask about; all when None. There are
         ``1 + targets * sizes * 3`` trainings, each ``repeats`` times.
     labels : (train, target) arrays, optional
         Classes, for removals of the target's own class; the stored ones of ``Scores`` when None.
     repeats : int
         Models of each removal, and of none.
     seed : int
-        Of the training and the random removals.
+        Seed of the training and the random removals.
     at_once : int
         Models that are trained together.
     memory_limit : int or str, optional
-        For the top lists.
+        Bytes of one process for the top lists; a quarter of the available memory when None.
     finished : callable, optional
-        Told how many models were added.
+        Called with the number of models that were added.
 
     Returns
     -------
@@ -135,16 +138,14 @@ def counterfactual(
     _check(scores.shape, chosen, sizes)
     lists = _top_lists(scores, chosen, max(sizes), memory_limit)
     classes, kinds = _labels(scores, labels), removal_kinds(scores, labels)
+    # The seed's other streams are those of the models' seeds and of subsets: 3 is for removals alone.
     rng = np.random.default_rng([seed, 3])
-    removed = [np.zeros(0, dtype=np.int64)]
-    for size in sizes:
-        for kind in kinds:
-            for target, first in zip(chosen.tolist(), lists, strict=True):
-                removed.append(
-                    first[:size]
-                    if kind == "top"
-                    else _drawn(rng, kind, size, target, classes, scores)
-                )
+    removed = [np.zeros(0, dtype=np.int64)]  # models that have all rows
+    for size, kind in product(sizes, kinds):
+        for target, first in zip(chosen.tolist(), lists, strict=True):
+            own = classes if kind == "same_class" else None
+            drawn = first[:size] if kind == "top" else _drawn(rng, size, target, own, scores)
+            removed.append(drawn)
     plan = RemovalPlan(scores.shape[1], removed, repeats, seed)
     models = retrain(
         trainer, store, name, plan, len(removed) * repeats, at_once=at_once, finished=finished
@@ -153,7 +154,7 @@ def counterfactual(
 
 
 def removal_kinds(scores: Matrix, labels: tuple[Any, Any] | None = None) -> tuple[str, ...]:
-    """The removals that there are: of the same class only where classes are known."""
+    """Name the removals: those of the same class only where classes are known."""
     return REMOVALS if _labels(scores, labels) is not None else REMOVALS[:2]
 
 
@@ -171,15 +172,17 @@ def _top_lists(
     """Columns of the k highest scores of each target, shape (targets, k)."""
     if isinstance(scores, np.ndarray):
         scores = xr.DataArray(scores, dims=("target", "train"))
-    found = top_k(scores.isel(target=chosen), k, memory_limit=memory_limit)["position"].values
+    columns = top_k(scores.isel(target=chosen), k, memory_limit=memory_limit)["position"].values
+    # Positions count masked rows of the stored split; a trainer knows the columns of the scores.
     if isinstance(scores, Scores) and scores.train_positions is not None:
-        found = np.searchsorted(whole_column(scores.train_positions), found)
-    return np.asarray(found, dtype=np.int64)
+        columns = np.searchsorted(whole_column(scores.train_positions), columns)
+    return np.asarray(columns, dtype=np.int64)
 
 
 def _labels(
     scores: Matrix, given: tuple[Any, Any] | None
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Classes of train samples and targets, given or stored; None where a side has none."""
     if given is None:
         stored = (scores.train_labels, scores.target_labels) if isinstance(scores, Scores) else ()
         columns = [whole_column(rows) for rows in stored if rows is not None]
@@ -197,15 +200,14 @@ def _labels(
 
 def _drawn(
     rng: np.random.Generator,
-    kind: str,
     size: int,
     target: int,
     classes: tuple[NDArray[Any], NDArray[Any]] | None,
     scores: Matrix,
 ) -> NDArray[np.int64]:
-    """Random rows, or random rows of the target's class."""
+    """Draw rows from all, or where classes are given from those of the target's class."""
     members = np.arange(scores.shape[1])
-    if kind == "same_class" and classes is not None:
+    if classes is not None:
         members = np.flatnonzero(classes[0] == classes[1][target])
     if len(members) < size:
         raise TrakStoreError(
@@ -221,20 +223,26 @@ def _compared(
     sizes: Sequence[int],
     chosen: NDArray[np.int64],
 ) -> xr.Dataset:
+    """Compare the outputs, and the classes where there are some, with those of models with all rows."""
     dims, at = ("removal", "size", "target"), np.arange(len(chosen))
     coords = {"removal": list(kinds), "size": list(sizes), "target": chosen}
 
     def own(name: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Of models with all rows (repeats, targets), and of each removal its own target."""
+        """Values of models with all rows (repeats, targets), and of each removal its own target's.
+
+        The second has the shape (kinds, sizes, targets, repeats).
+        """
+        # Models come as they were planned: without a removal, then by size, kind, target, repeat.
         values = models[name].values[:, chosen].reshape(-1, repeats, len(chosen))
         after = values[1:].reshape(len(sizes), len(kinds), len(chosen), repeats, len(chosen))
         return values[0], after[:, :, at, :, at].transpose(2, 1, 0, 3)
 
     full, after = own("output")
-    found: dict[str, Any] = {"change": (dims, full.mean(axis=0) - after.mean(axis=3))}
+    variables: dict[str, Any] = {"change": (dims, full.mean(axis=0) - after.mean(axis=3))}
     if "predicted" in models:
         full, after = own("predicted")
+        # Models of other seeds say other classes now and then: flips are read beside this chance.
         most = np.array([np.bincount(one).argmax() for one in full.T])
-        found["flips"] = (dims, (after != most[:, None]).mean(axis=3))
-        found["chance"] = (("target",), (full != most).mean(axis=0))
-    return xr.Dataset(found, coords=coords)
+        variables["flips"] = (dims, (after != most[:, None]).mean(axis=3))
+        variables["chance"] = (("target",), (full != most).mean(axis=0))
+    return xr.Dataset(variables, coords=coords)

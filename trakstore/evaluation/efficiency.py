@@ -1,4 +1,4 @@
-"""What featurizing and asking cost, over a grid of sizes: each cell in a process of its own."""
+"""Costs of featurizing and asking, measured over a grid of sizes, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,7 +45,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one size took.
+    """Measurements of one size.
 
     Attributes
     ----------
@@ -75,10 +75,6 @@ class Cell:
     top: Spread
     memory: int
     device_memory: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def efficiency_grid(
@@ -120,6 +116,7 @@ def efficiency_grid(
             f"sizes and rounds must be 1 or more, got train {list(train)}, targets {list(targets)}, "
             f"dims {list(dims)}, rounds {rounds}"
         )
+    # A new process for each size: its memory starts at the imports, and nothing is compiled or cached.
     for sizes in product(train, targets, dims):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             yield pool.submit(_measured, job, splits, sizes, rounds).result()
@@ -127,24 +124,27 @@ def efficiency_grid(
 
 def _measured(name: str, splits: tuple[str, str], sizes: tuple[int, int, int], rounds: int) -> Cell:
     job, (train, targets, dim) = load_job(name), sizes
+    # Imports, compiled loops and cached files are paid once a process: before the clock starts.
     small = _cut(job, splits, (min(train, job.batch_size), 1), dim)
     with tempfile.TemporaryDirectory() as folder:
-        _round(small, splits, Path(folder))  # imports, compiled loops, files
+        _round(small, splits, Path(folder))
         device = torch.cuda.is_available()
         if device:
             torch.cuda.reset_peak_memory_stats()
-        before = _resident()
+        before = _status("VmRSS")
         cut = _cut(job, splits, (train, targets), dim)
-        found = [_round(cut, splits, Path(folder) / str(i)) for i in range(rounds)]
-    seconds = [Spread(median(one), min(one), max(one)) for one in zip(*found, strict=True)]
+        rounds_of_seconds = [_round(cut, splits, Path(folder) / str(i)) for i in range(rounds)]
+    seconds = [
+        Spread(median(one), min(one), max(one)) for one in zip(*rounds_of_seconds, strict=True)
+    ]
     compute, write, both, top = seconds
-    memory = max(0, _peak() - before)
+    memory = max(0, _status("VmHWM") - before)
     used = torch.cuda.max_memory_allocated() if device else 0
     return Cell(*sizes, compute, write, both, train / both.median, top, memory, used)
 
 
 def _cut(job: Job, splits: tuple[str, str], rows: tuple[int, int], dim: int) -> Job:
-    """The job with the first samples of both splits, at its first checkpoint."""
+    """Return the job with the first samples of both splits, and another dimension."""
     datasets: dict[str, Any] = {}
     for split, count in zip(splits, rows, strict=True):
         if split not in job.datasets or count > dataset_rows(job.datasets[split]):
@@ -157,20 +157,23 @@ def _cut(job: Job, splits: tuple[str, str], rows: tuple[int, int], dim: int) -> 
 
 
 def _round(job: Job, splits: tuple[str, str], folder: Path) -> tuple[float, float, float, float]:
-    """Seconds to compute, to write, to featurize, and to ask."""
+    """Measure seconds to compute, to write, to featurize, and to ask, at the first checkpoint."""
     folder.mkdir(exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     (train, targets), epoch, place = splits, job.epochs[0], folder / "b"
     with job.lent(), evaluated(job.load(epoch), device):
-        compute, write = _apart(job, folder / "a", train, device)
+        compute, write = _computed_and_written(job, folder / "a", train, device)
+    # With all checks and in the background, as people run it: less than both apart where they overlap.
     both = _seconds(lambda: _featurize(job, place, epoch, train))
     _featurize(job, place, epoch, targets)
     top = _seconds(lambda: _ask(open_store(place), targets, train))
     return compute, write, both, top
 
 
-def _apart(job: Job, place: Path, split: str, device: torch.device) -> tuple[float, float]:
-    """Seconds to compute all rows, and then to write them; the model is on the device."""
+def _computed_and_written(
+    job: Job, place: Path, split: str, device: torch.device
+) -> tuple[float, float]:
+    """Measure seconds to compute all rows, then to write them; the model is on the device."""
     with SplitTask.prepare(job, place, job.epochs[0], split, device) as task:
         spec, parts = task.writer.spec, list[dict[str, NDArray[Any]]]()
 
@@ -200,16 +203,8 @@ def _seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _resident() -> int:
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
 def _status(field: str) -> int:
-    """Bytes that the system says of this process; 0 where it does not."""
+    """Bytes that Linux counts for this process, resident (VmRSS) or the peak (VmHWM); 0 elsewhere."""
     path = Path("/proc/self/status")
     if not is_file(path):
         return 0

@@ -9,18 +9,35 @@ import numpy as np
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_number, as_whole
 
-__all__ = ["central", "mean_interval"]
-
 
 def central(resampled: Any, level: float) -> tuple[float, float]:
-    """Ends of the middle ``level`` of resampled values: the percentile interval."""
+    """Return the ends of the middle ``level`` of resampled values: the percentile interval."""
     level = as_number(level, "level", above=0, most=1)
+    # The percentile interval needs no normality, and keeps within the range that a mean can have.
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def mean_interval(values: Any, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of some numbers and its bootstrap interval; numbers that are NaN are left out.
+    """Return the mean of some numbers and its bootstrap interval.
+
+    Parameters
+    ----------
+    values : array of float
+        Numbers of any shape; those that are NaN are left out.
+    level : float
+        Share of the resampled means that lie in the interval, above 0 and at most 1.
+    seed : int
+        Seed of the resamples, 2,000 of them.
+
+    Returns
+    -------
+    mean, low, high : float
+
+    Raises
+    ------
+    TrakStoreError
+        There are no numbers, or ``level`` is out of range.
 
     Examples
     --------
@@ -31,7 +48,6 @@ def mean_interval(values: Any, level: float = 0.95, seed: int = 0) -> tuple[floa
     known = known[~np.isnan(known)]
     if not known.size:
         raise TrakStoreError("there is nothing to take the mean of")
-    rows = np.random.default_rng(as_whole(seed, "seed", 0)).integers(
-        known.size, size=(2000, known.size)
-    )
+    rng = np.random.default_rng(as_whole(seed, "seed", 0))
+    rows = rng.integers(known.size, size=(2000, known.size))
     return float(known.mean()), *central(known[rows].mean(axis=1), level)

@@ -1,4 +1,4 @@
-"""The linear datamodeling score: do scores tell what training on other subsets would have given?"""
+"""Linear datamodeling score: do scores tell what training on other subsets would have given?"""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 from trakstore.scores.running_lists import check_finite
 from trakstore.scores.windows import Matrix, target_windows
 
-__all__ = ["LDS", "Difference", "lds", "lds_difference", "predicted_outputs"]
-
 F64 = NDArray[np.float64]
-_COLUMNS = 2**14  # of subsets that are numbers at once
+_COLUMNS = 2**14  # train rows whose subsets are made numbers at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +31,11 @@ class LDS:
     per_target : ndarray of float64, shape (m,)
         0 for a target whose outputs or predictions are all equal: they tell nothing.
     constant : int
-        How many such targets there are.
+        Number of such targets.
     subsets : int
+        Number of different subsets.
     level : float
-        Of the interval.
+        Share of the resampled means that lie in the interval.
     resampled : ndarray of float64, shape (resamples,)
         Means of the bootstrap; of two scores against the same models, equal seeds give pairs.
     """
@@ -53,7 +52,13 @@ class LDS:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much larger one LDS is than another, on the same models, with its interval."""
+    """One LDS less another, on the same models.
+
+    Attributes
+    ----------
+    mean, low, high : float
+        The difference, and its bootstrap interval.
+    """
 
     mean: float
     low: float
@@ -70,7 +75,7 @@ def lds(
     seed: int = 0,
     memory_limit: int | str | None = None,
 ) -> LDS:
-    r"""Linear datamodeling score of a (target, train) matrix.
+    r"""Compute the linear datamodeling score of a (target, train) matrix.
 
     .. math:: \mathrm{LDS}(z) = \rho\bigl(\{\textstyle\sum_{i \in S_j} \tau(z, i)\}_j,
               \{f(z; \theta(S_j))\}_j\bigr)
@@ -87,11 +92,11 @@ def lds(
     outputs : ndarray, shape (models, m)
         f(z; θ(S_j)), such as the margin: the higher, the surer.
     level : float
-        Of the interval.
+        Share of the resampled means that lie in the interval.
     resamples : int
-        Of the bootstrap.
+        Number of resamples of the bootstrap.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
     memory_limit : int or str, optional
         Bytes of one process for windows of scores; a quarter of the available memory when None.
 
@@ -119,18 +124,26 @@ def lds(
             f"outputs are of {truth.shape[1]} targets, scores of {scores.shape[0]}: needed the same"
         )
     predicted = predicted_outputs(scores, subsets, memory_limit)
+    # Ranks, since scores predict outputs up to a scale that nobody knows: only their order counts.
     a, b = centred_ranks(predicted), centred_ranks(truth.T)
-    found = row_correlation(a, b)
-    constant = np.isnan(found)
-    found[constant] = 0.0
+    correlation = row_correlation(a, b)
+    constant = np.isnan(correlation)
+    # Left out, such targets would make a method better that gives up on the hard ones.
+    correlation[constant] = 0.0
     means = _resampled(a, b, resamples, np.random.default_rng(seed))
     low, high = central(means, level)
-    count = len(subsets)
-    return LDS(float(found.mean()), low, high, found, int(constant.sum()), count, level, means)
+    mean, empty = float(correlation.mean()), int(constant.sum())
+    return LDS(mean, low, high, correlation, empty, len(subsets), level, means)
 
 
 def lds_difference(one: LDS, other: LDS) -> Difference:
-    """One less other, where both are of the same targets, models, resamples and seed.
+    """Subtract one LDS from another of the same targets, models, resamples and seed.
+
+    Parameters
+    ----------
+    one, other : LDS
+        Scores by two methods. Resample by resample their means are of the same targets and subsets:
+        the interval is that of the paired difference, much narrower than those of both suggest.
 
     Raises
     ------
@@ -148,7 +161,20 @@ def lds_difference(one: LDS, other: LDS) -> Difference:
 def predicted_outputs(
     scores: Matrix, subsets: NDArray[np.bool_], memory_limit: int | str | None = None
 ) -> F64:
-    """Sums of scores over each subset, Σ_{i ∈ S_j} τ(z, i): shape (m, subsets).
+    """Sum the scores over each subset, Σ_{i ∈ S_j} τ(z, i).
+
+    Parameters
+    ----------
+    scores : Scores, DataArray or array, shape (m, n)
+        Scores of m targets with n train samples.
+    subsets : ndarray of bool, shape (subsets, n)
+        Train rows in each subset.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    ndarray of float64, shape (m, subsets)
 
     Raises
     ------
@@ -162,16 +188,21 @@ def predicted_outputs(
             f"scores of {scores.shape} need subsets of {scores.shape[1]} train rows, got an array "
             f"of shape {subsets.shape}"
         )
-    found = np.zeros((scores.shape[0], len(subsets)))
+    sums = np.zeros((scores.shape[0], len(subsets)))
     for start, stop, rows in target_windows(scores, memory_limit):
         check_finite(rows, start, np.arange(rows.shape[1]))
         for low, high in ranges(scores.shape[1], _COLUMNS):
-            found[start:stop] += rows[:, low:high] @ subsets[:, low:high].T.astype(np.float64)
-    return found
+            # Only so many columns at once: subsets in float64 take eight times their own memory.
+            sums[start:stop] += rows[:, low:high] @ subsets[:, low:high].T.astype(np.float64)
+    return sums
 
 
 def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool_], F64]:
-    """Different subsets, in order, and the mean outputs of their models."""
+    """Return the different subsets, in order, and the mean outputs of their models.
+
+    Models of one subset differ by their seeds; their mean is nearer to what the subset gives, and
+    subsets that count twice would tie with themselves.
+    """
     if subsets.ndim != 2 or outputs.ndim != 2 or len(subsets) != len(outputs):
         raise TrakStoreError(
             f"needed subsets (models, train) and outputs (models, targets), got {subsets.shape} "
@@ -180,24 +211,29 @@ def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool
     if not np.isfinite(outputs).all():
         raise NumericsError("outputs of the models hold NaN or inf: leave those models out")
     packed = np.packbits(subsets, axis=1)
-    _, first, of = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+    _, first, subset = np.unique(packed, axis=0, return_index=True, return_inverse=True)
     if len(first) < 3:
         raise TrakStoreError(f"a rank correlation needs three different subsets, got {len(first)}")
     total = np.zeros((len(first), outputs.shape[1]))
-    np.add.at(total, of.reshape(-1), outputs)
-    means = total / np.bincount(of.reshape(-1))[:, None]
+    np.add.at(total, subset.reshape(-1), outputs)
+    means = total / np.bincount(subset.reshape(-1))[:, None]
     order = np.argsort(first)
     return subsets[first[order]], means[order]
 
 
 def _resampled(a: F64, b: F64, resamples: int, rng: np.random.Generator) -> F64:
-    """Means over resampled targets of correlations of ranks over resampled subsets."""
+    """Means over resampled targets of correlations of ranks over resampled subsets.
+
+    A resample is how often each subset, and each target, was drawn. Its correlation is that of weighted
+    ranks, (E[ab] − E[a]E[b]) / √(var a · var b), whose five expectations are products with the weights
+    of all resamples at once: no ranks are sorted again.
+    """
     targets, subsets = a.shape
     picked = rng.multinomial(subsets, np.full(subsets, 1 / subsets), resamples) / subsets
     chosen = rng.multinomial(targets, np.full(targets, 1 / targets), resamples) / targets
     ma, mb, ab, aa, bb = (x @ picked.T for x in (a, b, a * b, a * a, b * b))
     spread = np.maximum(aa - ma**2, 0) * np.maximum(bb - mb**2, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.where(spread > 0, (ab - ma * mb) / np.sqrt(spread), 0.0)
-    means: F64 = np.einsum("mr,rm->r", found, chosen)
+        correlation = np.where(spread > 0, (ab - ma * mb) / np.sqrt(spread), 0.0)
+    means: F64 = np.einsum("mr,rm->r", correlation, chosen)
     return means

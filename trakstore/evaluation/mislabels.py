@@ -1,4 +1,4 @@
-"""Whether scores of samples find those whose labels are wrong."""
+"""Wrong labels: planted ones, and how well scores find them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.evaluation.intervals import central
 from trakstore.quantities import as_number, as_whole
 
-__all__ = ["Detection", "detection", "plant_noise"]
-
 
 @dataclass(frozen=True)
 class Detection:
-    """How well a score of samples finds some of them.
+    """Detection of some samples by a score of all.
 
     Attributes
     ----------
@@ -28,7 +26,7 @@ class Detection:
     precision : float
         Share of them among the as many samples of the largest scores.
     found, samples : int
-        How many of them there are, and samples in all.
+        Number of these samples, and of samples in all.
     """
 
     auc: float
@@ -42,14 +40,19 @@ class Detection:
 def detection(
     scores: Any, wrong: Any, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Detection:
-    """How well large scores, such as self-scores, find samples that are known to be wrong.
+    """Measure how well large scores, such as self-scores, find samples that are known to be wrong.
 
     Parameters
     ----------
     scores : array, shape (n,)
+        A number for each sample.
     wrong : array of bool, shape (n,)
-    level, resamples, seed
-        Of the interval, which resamples the wrong and the others apart.
+        True for the samples to be found.
+    level : float
+        Share of the resampled areas that lie in the interval.
+    resamples, seed : int
+        Number and seed of the resamples: the wrong and the others are drawn apart, so that each has
+        as many of both.
 
     Raises
     ------
@@ -75,6 +78,7 @@ def detection(
     bad, good, rng = values[mask], values[~mask], np.random.default_rng(seed)
     again = [_auc(rng.choice(bad, len(bad)), rng.choice(good, len(good))) for _ in range(resamples)]
     low, high = central(again, level)
+    # As many of the largest scores as are wrong: precision and recall are one number there.
     first = np.argsort(-values, kind="stable")[: len(bad)]
     return Detection(_auc(bad, good), low, high, float(mask[first].mean()), len(bad), len(mask))
 
@@ -82,16 +86,29 @@ def detection(
 def plant_noise(
     labels: Any, share: float, *, classes: int | None = None, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Labels of which a share was changed to another class, drawn evenly; and which.
+    """Change a share of the labels, each to another class that is drawn evenly.
 
     Parameters
     ----------
     labels : array of int, shape (n,)
+        The right labels, from 0.
     share : float
         In (0, 1).
     classes : int, optional
-        One more than the largest label when None.
+        Number of classes; one more than the largest label when None.
     seed : int
+        Seed of the draw.
+
+    Returns
+    -------
+    labels : ndarray of int64, shape (n,)
+    wrong : ndarray of bool, shape (n,)
+        Labels that were changed.
+
+    Raises
+    ------
+    TrakStoreError
+        A share outside of (0, 1), or fewer than two classes.
 
     Examples
     --------
@@ -107,11 +124,12 @@ def plant_noise(
     rng = np.random.default_rng(seed)
     wrong = np.zeros(len(given), dtype=bool)
     wrong[rng.choice(len(given), round(share * len(given)), replace=False)] = True
+    # A step of 1 to classes - 1 around the circle of classes reaches every other class alike.
     other = (given + rng.integers(1, count, len(given))) % count
     return np.where(wrong, other, given), wrong
 
 
 def _auc(bad: NDArray[np.float64], good: NDArray[np.float64]) -> float:
-    """Mann and Whitney's U over the number of pairs; ties count half."""
+    """Divide Mann and Whitney's U by the number of pairs: the area under the curve, ties by half."""
     ranks = rankdata(np.concatenate([bad, good]))[: len(bad)]
     return float((ranks.sum() - len(bad) * (len(bad) + 1) / 2) / (len(bad) * len(good)))

@@ -1,4 +1,4 @@
-"""Checks of a job: whether its model and data give the same numbers each time they are asked."""
+"""Checks of a job: its model and data must give the same numbers each time they are asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils import _pytree as tree
 from torch.utils.data import Subset
 
 from trakstore.errors import TrakStoreError
-from trakstore.evaluation.verdicts import Check, failing, unless
+from trakstore.evaluation.verdicts import Check, pass_if
 from trakstore.features.batches import Batches, evaluated
 from trakstore.features.blockcheck import features_alone
 from trakstore.features.factorised import FactorisedEngine
@@ -26,50 +26,48 @@ from trakstore.features.projectors import make_projector
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.columns import sample_ids
 
-__all__ = ["Probe", "check_data", "check_model"]
-
-SAMPLES = 8  # that are asked about
-SAME = 1e-3  # relative: what rounding explains in float32
+SAMPLES = 8  # that the model is asked about
+SAME = 1e-3  # relative difference that rounding in float32 explains
 _TINY = torch.finfo(torch.float64).tiny
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A few samples of a split, and the job's model at an epoch, in eval mode."""
+    """Some samples of a job, as one batch, and its model, in eval mode."""
 
     job: Job
-    split: str
     batch: Any
 
     @classmethod
     def of(cls, job: Job, split: str, rows: list[int] | None = None) -> Probe:
-        """The samples at some rows, or spaced ones."""
+        """Take the samples at some rows, or spaced ones."""
         dataset = job.datasets[split]
         count = dataset_rows(dataset)
         if rows is None:
             rows = np.unique(np.linspace(0, count - 1, SAMPLES).astype(int)).tolist()
         batch = Batches(Subset(dataset, rows), _CPU, job.collate).read(0, len(rows))
-        return cls(job, split, batch)
+        return cls(job, batch)
 
     @property
     def size(self) -> int:
         return len(tree.tree_leaves(self.batch)[0])
 
     def outputs(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Outputs of some of the samples, asked for together; float64."""
+        """Compute outputs of some of the samples in one batch; float64."""
         cut = tree.tree_map(lambda leaf: leaf[start:stop], self.batch)
         with torch.no_grad():
             return as_output(self.job.output)(self.job.model, cut).output.double()
 
     def features(self, spec: ProjectionSpec, *, generic: bool = False) -> Tensor:
-        """Features of the samples."""
+        """Compute features of the samples, layer by layer or by the generic engine; float64."""
+        # Two ways to one number: layer by layer with hooks, and torch.func on the model as a whole.
         engine = self._engine(spec)
         rows = engine.generic_rows if generic else engine.rows
         return rows(self.batch).features.double()
 
     def features_alone(self, spec: ProjectionSpec) -> Tensor:
-        """The same by an ordinary backward pass of each sample alone; float32."""
+        """Compute the same by an ordinary backward pass of each sample alone; float32."""
         engine = self._engine(spec)
         return features_alone(engine.samples(self.batch), engine.projector)
 
@@ -80,61 +78,67 @@ class Probe:
 
 
 def check_data(job: Job, split: str) -> tuple[Check, str | None]:
-    """Whether a sample is the same when it is read twice; and the data's fingerprint, if so."""
+    """Check that a sample is the same when it is read twice; return the data's fingerprint, if so."""
     where = f"data of {split}"
     try:
         dataset = job.datasets[split]
         count = dataset_rows(dataset)
-        told = dataset_fingerprint(dataset, sample_ids(job.ids.get(split), count))
+        fingerprint = dataset_fingerprint(dataset, sample_ids(job.ids.get(split), count))
     except TrakStoreError as error:
         remedy = "give a data set whose sample i is always the same: no shuffling, no augmentation"
-        return failing("samples stay", where, error, remedy), None
+        return Check("samples stay", where, "fail", None, str(error), remedy), None
     meaning = f"of {count:,} samples read twice, each equal to itself"
-    return Check("samples stay", where, "pass", len(hashed_rows(count)), meaning), told
+    return Check("samples stay", where, "pass", len(hashed_rows(count)), meaning), fingerprint
 
 
 def check_model(job: Job, split: str, spec: ProjectionSpec) -> Iterator[Check]:
-    """Checks on a few samples; the job's model has the weights that are meant."""
+    """Check the model on a few samples; it has the weights that are meant."""
     where = f"model, samples of {split}"
     with evaluated(job.model, _CPU):
         probe = Probe.of(job, split)
-        sound = [_deterministic(probe, where), _apart(probe, where)]
+        sound = [_nothing_random(probe, where), _independent(probe, where)]
         yield from sound
         yield _frozen(job)
         if any(check.verdict == "fail" for check in sound):
-            return  # gradients of single samples say nothing
+            return  # a sample has no gradient of its own then
         yield _without_gradient(probe, where)
         yield _engines(probe, where)
         yield _projection(probe, where, spec)
 
 
-def _deterministic(probe: Probe, where: str) -> Check:
-    apart = _relative(probe.outputs(), probe.outputs())
+def _nothing_random(probe: Probe, where: str) -> Check:
+    difference = _relative(probe.outputs(), probe.outputs())
     remedy = (
         "something is random in eval mode: use nn.Dropout instead of F.dropout without "
         "training=self.training, and let train() reach every module"
     )
     meaning = "relative change of outputs when asked twice"
-    return unless(apart == 0, "eval mode: nothing random", where, apart, meaning, remedy)
+    return pass_if(difference == 0, "eval mode: nothing random", where, difference, meaning, remedy)
 
 
-def _apart(probe: Probe, where: str) -> Check:
-    """In twos: batch statistics of one sample would be an error of torch's own."""
+def _independent(probe: Probe, where: str) -> Check:
+    """Check that samples do not see each other: asked two by two, and all in one batch.
+
+    Not one by one, since torch itself refuses batch statistics of a single sample.
+    """
     twos = [probe.outputs(i, i + 2) for i in range(0, probe.size - 1, 2)]
-    apart = _relative(torch.cat(twos), probe.outputs(0, 2 * len(twos))) if twos else 0.0
+    difference = _relative(torch.cat(twos), probe.outputs(0, 2 * len(twos))) if twos else 0.0
     remedy = (
         "samples see each other: BatchNorm uses batch statistics (track_running_stats=False, or kept "
         "in train mode), or the output reduces over the batch"
     )
     meaning = "relative change of outputs when samples are asked two by two"
-    return unless(apart < SAME, "eval mode: samples apart", where, apart, meaning, remedy)
+    return pass_if(
+        difference < SAME, "eval mode: samples apart", where, difference, meaning, remedy
+    )
 
 
 def _frozen(job: Job) -> Check:
-    named = [(canonical_name(name), p) for name, p in job.model.named_parameters()]
+    """Warn of frozen parameters that the job's patterns name: they are left out without a word."""
+    parameters = [(canonical_name(name), p) for name, p in job.model.named_parameters()]
     frozen = [
         name
-        for name, p in named
+        for name, p in parameters
         if not p.requires_grad and any(fnmatchcase(name, pattern) for pattern in job.parameters)
     ]
     remedy = (
@@ -143,54 +147,60 @@ def _frozen(job: Job) -> Check:
         f"requires_grad, or name patterns without them"
     )
     meaning = "frozen parameters among those that were asked for"
-    return unless(not frozen, "no frozen parameters", "model", len(frozen), meaning, remedy, "warn")
+    return pass_if(
+        not frozen, "no frozen parameters", "model", len(frozen), meaning, remedy, "warn"
+    )
 
 
 def _without_gradient(probe: Probe, where: str) -> Check:
     selected = select_parameters(probe.job.model, probe.job.parameters)
     output = as_output(probe.job.output)
     with torch.enable_grad():
+        # One pass for all samples: gradients that cancel in every entry do not do so by chance.
         total = output(probe.job.model, probe.batch).output.sum()
-        found = torch.autograd.grad(total, list(selected.values()), allow_unused=True)
+        gradients = torch.autograd.grad(total, list(selected.values()), allow_unused=True)
     idle = [
         canonical_name(name)
-        for name, gradient in zip(selected, found, strict=True)
+        for name, gradient in zip(selected, gradients, strict=True)
         if gradient is None or not bool(gradient.any())
     ]
     remedy = f"outputs do not depend on {', '.join(idle[:4])}: select others, or look at the model"
     meaning = "selected parameters without a gradient"
-    return unless(not idle, "all parameters are used", where, len(idle), meaning, remedy, "warn")
+    return pass_if(not idle, "all parameters are used", where, len(idle), meaning, remedy, "warn")
 
 
 def _engines(probe: Probe, where: str) -> Check:
+    # Sketched with one P, equal gradients give equal features; 256 numbers a sample tell others apart.
     spec = ProjectionSpec("sjlt", dim=256)
-    apart = _relative(probe.features(spec), probe.features(spec, generic=True))
+    difference = _relative(probe.features(spec), probe.features(spec, generic=True))
     remedy = "layer by layer and by torch.func gradients differ: please report the model"
     meaning = "relative difference of features by two engines"
-    return unless(apart < SAME, "engines agree", where, apart, meaning, remedy)
+    return pass_if(difference < SAME, "engines agree", where, difference, meaning, remedy)
 
 
 def _projection(probe: Probe, where: str, spec: ProjectionSpec) -> Check:
-    """⟨φ, φ'⟩ against ⟨g, g'⟩: standard deviation about (‖g‖²‖g'‖² + ⟨g, g'⟩²)/k for each pair."""
+    """Check that inner products of features are those of gradients, within the projection's variance.
+
+    An unbiased projection to k dimensions has Var⟨φ, φ'⟩ of about (‖g‖²‖g'‖² + ⟨g, g'⟩²) / k: errors by
+    its root without the k have a root mean square of about 1/√k, whatever the gradients.
+    """
     gradients = probe.features(ProjectionSpec("identity"))
     features = probe.features(spec)
     true, got = gradients @ gradients.T, features @ features.T
     squares = torch.diagonal(true)
     scale = torch.sqrt(torch.outer(squares, squares) + true**2)
-    apart = float(
-        ((got - true) / scale.clamp_min(torch.finfo(torch.float64).tiny)).pow(2).mean().sqrt()
-    )
-    wanted = features.shape[1] ** -0.5
+    error = float(((got - true) / scale.clamp_min(_TINY)).pow(2).mean().sqrt())
+    dim, wanted = features.shape[1], features.shape[1] ** -0.5
     remedy = (
-        f"inner products are off by {apart / wanted:.1f} times what {features.shape[1]} dimensions "
-        f"give: use sjlt or rademacher, or more dimensions"
+        f"inner products are off by {error / wanted:.1f} times what {dim} dimensions give: use sjlt or "
+        f"rademacher, or more dimensions"
     )
-    meaning = f"relative error of inner products; {features.shape[1]} dimensions give {wanted:.3g}"
-    return unless(
-        apart < 3 * wanted, "projection keeps angles", where, apart, meaning, remedy, "warn"
-    )
+    meaning = f"relative error of inner products; {dim} dimensions give {wanted:.3g}"
+    near = error < 3 * wanted
+    return pass_if(near, "projection keeps angles", where, error, meaning, remedy, "warn")
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
+    """Norm of a difference, relative to the larger of both norms."""
     scale = float(torch.maximum(a.norm(), b.norm()))
     return float((a - b).norm()) / scale if scale else 0.0

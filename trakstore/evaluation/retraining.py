@@ -4,6 +4,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from itertools import groupby
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.named import blamed_on
 from trakstore.passes.dask_cluster import active_client, lost_work_told
+from trakstore.planning import ranges
 from trakstore.quantities import as_whole
 from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
@@ -28,31 +30,37 @@ from trakstore.storage.tables.retrained import (
     model_parts,
 )
 
-__all__ = ["Plan", "Retrained", "Trainer", "add_retrained", "retrain", "retrained_models"]
-
 
 class Plan(Protocol):
-    """Which rows each model is trained on, as a :class:`~trakstore.sampling.SubsetPlan` has it."""
+    """Rows that each model is trained on, as a :class:`~trakstore.sampling.SubsetPlan` has them."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What the others follow from, in plain values: equal for equal plans."""
+        """Plain values that rows and seeds follow from: equal for equal plans."""
 
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Rows of models start..stop, shape (models, n)."""
 
     def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Their seeds."""
+        """Seeds of models start..stop."""
 
 
 class Retrained(NamedTuple):
-    """What models gave for the targets, shapes (models, targets)."""
+    """Outputs of models for the targets.
+
+    Attributes
+    ----------
+    output : ndarray of float32, shape (models, targets)
+        The higher, the surer: the margin, for one.
+    predicted : ndarray of int64, shape (models, targets), or None
+        Classes that the models predict, where there are classes.
+    """
 
     output: NDArray[np.float32]
     predicted: NDArray[np.int64] | None = None
 
 
 Trainer: TypeAlias = Callable[[NDArray[np.bool_], NDArray[np.int64]], Retrained]
-_TRAINER = "trainer"  # in a stored plan: what the trainer told of itself
+_TRAINER = "trainer"  # key in a stored plan of the trainer's own description
 
 
 def retrain(
@@ -75,19 +83,20 @@ def retrain(
     trainer : callable
         Of subsets (g, n) of bool and seeds (g,) of int64; gives a :class:`Retrained` with outputs
         (g, m). A :class:`SubsetTrainer`, or anything that can be pickled for a cluster. What its
-        ``to_dict()`` tells, where it has one, is stored with the models: plain values for JSON, equal
+        ``to_dict()`` gives, where it has one, is stored with the models: plain values for JSON, equal
         for trainers that train alike.
     store : FeatureStore or its place
         A place may have models before it is a store.
     name : str
-        Of this set of models.
+        Name of this set of models.
     plan : SubsetPlan, or the like
+        Rows and seed of each model, by its number.
     models : int
-        How many there shall be.
+        Number of models that there shall be.
     at_once : int
-        Trained together, and lost together when the run is stopped.
+        Models that are trained together, and lost together when the run is stopped.
     finished : callable, optional
-        Told how many models were added.
+        Called with the number of models that were added.
 
     Returns
     -------
@@ -99,7 +108,7 @@ def retrain(
     SpecMismatchError
         The name is that of models of another plan, or that another trainer made.
     TrakStoreError
-        The trainer gave something else than (g, m) numbers, or tells what JSON has no values for.
+        The trainer gave something else than (g, m) numbers, or describes itself by what is not JSON.
     NumericsError
         A model's outputs are not finite.
     LocationError
@@ -107,20 +116,23 @@ def retrain(
     """
     models, at_once = as_whole(models, "models", 0), as_whole(at_once, "at_once", 1)
     location = location_of(store, create=True)
+    # Two runs of one name would train the same models twice, and number others alike.
     with claimed(location, evaluation_path(name), "retrain"):
         parts = model_parts(location, name)
-        told = {**plan.to_dict(), **_told(trainer)}
-        _check_plan(parts, name, told)
+        document = {**plan.to_dict(), **_description(trainer)}
+        _check_plan(parts, name, document)
         missing = list(_missing(parts, models, at_once))
-        what, client = (trainer, location, name, plan, told), active_client()
+        task, client = (trainer, location, name, plan, document), active_client()
+        # Lazily, one after the other: what was trained is stored, and said, before the next begins.
         if client is None:
-            counts: Iterable[int] = (_train(*what, *at) for at in missing)
+            counts: Iterable[int] = (_train(*task, *numbers) for numbers in missing)
         else:
             from distributed import as_completed
 
             begin_set(location, name)
-            tasks = [client.submit(_train, *what, *at, pure=False) for at in missing]
-            counts = (task.result() for task in as_completed(tasks))
+            # Not pure: a task writes to the store, which an earlier result of equal arguments does not.
+            tasks = [client.submit(_train, *task, *numbers, pure=False) for numbers in missing]
+            counts = (one.result() for one in as_completed(tasks))
         with nullcontext() if client is None else lost_work_told(client):
             for count in counts:
                 if finished is not None:
@@ -139,8 +151,9 @@ def add_retrained(
     Parameters
     ----------
     store : FeatureStore or its place
+        A place may have models before it is a store.
     name : str
-        Of this set of models.
+        Name of this set of models.
     subsets : ndarray of bool, shape (models, n)
         Train rows of each.
     outputs : ndarray, shape (models, m)
@@ -168,13 +181,21 @@ def add_retrained(
     with claimed(location, evaluation_path(name), "add models"):
         parts = model_parts(location, name)
         _check_plan(parts, name, plan)
-        first = max((part.first + part.count for part in parts), default=0)
+        # After those that are there, in the order in which they are brought.
+        first = max((_numbers(part).stop for part in parts), default=0)
         add_models(location, name, plan, first, subset, output)
     return retrained_models(store, name)
 
 
 def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
-    """Models that were trained again, read whole.
+    """Read the models of a set, all of them.
+
+    Parameters
+    ----------
+    store : FeatureStore or its place
+        Store that the models were added to.
+    name : str
+        Name of the set of models.
 
     Returns
     -------
@@ -188,6 +209,8 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
         When there are none of that name.
     DamagedError
         When a part cannot be read.
+    TrakStoreError
+        Parts are of different targets or train rows.
     """
     location = location_of(store)
     parts = model_parts(location, name)
@@ -199,20 +222,21 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
             f"models named {name!r} are of different (train rows, targets): {sorted(shapes)}; "
             f"a trainer must have the same targets at all times"
         )
-    numbers = np.concatenate([np.arange(part.first, part.first + part.count) for part in parts])
+    numbers = np.concatenate([_numbers(part) for part in parts])
     order = np.argsort(numbers, kind="stable")
-    columns = {
-        array.name: (
-            array.dimensions,
-            np.concatenate([part.read(array.name) for part in parts])[order],
-        )
-        for array in parts[0].arrays
-    }
+    columns = {}
+    for array in parts[0].arrays:
+        values = np.concatenate([part.read(array.name) for part in parts])
+        columns[array.name] = (array.dimensions, values[order])
     return xr.Dataset(columns, coords={"model": numbers[order]}, attrs=dict(parts[0].plan))
 
 
 def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None:
-    """That a set goes on as it began; some parts may tell of no trainer, and so may the plan."""
+    """Raise a :class:`SpecMismatchError` unless a set goes on by the plan and trainer it began with.
+
+    Models brought from elsewhere, and those of a trainer that does not describe itself, have no
+    trainer to compare.
+    """
     for part in parts:
         stored, wanted = dict(part.plan), dict(plan)
         by, wanted_by = stored.pop(_TRAINER, None), wanted.pop(_TRAINER, None)
@@ -227,8 +251,8 @@ def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None
             )
 
 
-def _told(trainer: Trainer) -> dict[str, Any]:
-    """What a trainer tells of itself, as it is read back; nothing where it cannot tell."""
+def _description(trainer: Trainer) -> dict[str, Any]:
+    """A trainer's own description, as it will be read back from JSON; empty where it has none."""
     to_dict = getattr(trainer, "to_dict", None)
     if to_dict is None:
         return {}
@@ -241,7 +265,7 @@ def _told(trainer: Trainer) -> dict[str, Any]:
 
 
 def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """Each value that differs, by its place: ``optimizer.lr: theirs is 0.1, this one's 0.2``."""
+    """Yield each value that differs, by its place: ``optimizer.lr: theirs has 0.1, this one 0.2``."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for key in {**stored, **wanted}:
             at = f"{where}.{key}" if where else str(key)
@@ -251,16 +275,18 @@ def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
 
 
 def _missing(parts: list[ModelPart], models: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """Ranges of numbers below ``models`` that no part has, each of ``at_once`` at most."""
-    there = {q for part in parts for q in range(part.first, part.first + part.count)}
-    start = 0
-    while start < models:
-        stop = start
-        while stop < min(models, start + at_once) and stop not in there:
-            stop += 1
-        if stop > start:
-            yield start, stop
-        start = max(stop, start + 1)
+    """Yield ranges of numbers below ``models`` that no part has, each of ``at_once`` at most."""
+    there = {number for part in parts for number in _numbers(part)}
+    missing = [number for number in range(models) if number not in there]
+    # Within a run of numbers that follow each other, number less place is one value.
+    for _, run in groupby(enumerate(missing), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        for start, stop in ranges(len(numbers), at_once):
+            yield numbers[start], numbers[stop - 1] + 1
+
+
+def _numbers(part: ModelPart) -> range:
+    return range(part.first, part.first + part.count)
 
 
 def _train(
@@ -268,24 +294,25 @@ def _train(
     location: Location,
     name: str,
     plan: Plan,
-    told: dict[str, Any],
+    document: dict[str, Any],
     start: int,
     stop: int,
 ) -> int:
-    """Train models start..stop and store them; how many they are."""
+    """Train models start..stop and store them; return their number."""
     subset = plan.masks(start, stop)
     with blamed_on("the trainer"):
-        made = trainer(subset, plan.seeds(start, stop))
-    if not isinstance(made, Retrained):
+        result = trainer(subset, plan.seeds(start, stop))
+    if not isinstance(result, Retrained):
         raise TrakStoreError(
-            f"a trainer gives a Retrained with outputs (models, targets), got {type(made).__name__}"
+            f"a trainer gives a Retrained with outputs (models, targets), got {type(result).__name__}"
         )
-    output = _checked(np.asarray(made.output), len(subset))
-    add_models(location, name, told, start, subset, output, made.predicted)
+    output = _checked(np.asarray(result.output), len(subset))
+    add_models(location, name, document, start, subset, output, result.predicted)
     return len(subset)
 
 
 def _checked(output: NDArray[Any], models: int) -> NDArray[np.float32]:
+    """Return outputs as they are stored, once they are finite numbers for each model."""
     if output.ndim != 2 or len(output) != models or output.dtype.kind not in "fiu":
         raise TrakStoreError(
             f"needed outputs of shape ({models}, targets), got {output.dtype} of {output.shape}"

@@ -1,4 +1,4 @@
-"""Whether several runs give the same scores: over seeds, checkpoints or subsets."""
+"""Stability of scores over several runs: over seeds, checkpoints or subsets."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from trakstore.quantities import as_whole
 from trakstore.scores.rank_correlation import spearman
 from trakstore.scores.windows import Matrix, target_windows
 
-__all__ = ["stability"]
-
-PERSISTENCE = 0.9  # of rank-biased overlap: 86% of its weight is on the first ten
+# p of rank-biased overlap: with 0.9, 86% of its weight is on the first ten.
+PERSISTENCE = 0.9
 
 
 def stability(
     runs: Sequence[Matrix], top_k: int = 10, memory_limit: int | str | None = None
 ) -> dict[str, float]:
-    r"""Agreement of runs that scored the same targets on the same train samples.
+    r"""Measure the agreement of runs that scored the same targets on the same train samples.
 
     Parameters
     ----------
@@ -57,16 +56,16 @@ def stability(
         )
     columns = runs[0].shape[1]
     top_k = as_whole(top_k, "top_k", 1, columns, needed=f"must be in 1..{columns}")
-    found: dict[str, list[float]] = {"spearman": [], "jaccard": [], "rank_biased_overlap": []}
-    windows = zip(*(target_windows(run, memory_limit) for run in runs), strict=True)
-    for window in windows:
+    values: dict[str, list[float]] = {"spearman": [], "jaccard": [], "rank_biased_overlap": []}
+    # All runs have one shape and one limit, so that their windows are of the same targets.
+    for window in zip(*(target_windows(run, memory_limit) for run in runs), strict=True):
         for (_, _, a), (_, _, b) in combinations(window, 2):
-            found["spearman"] += spearman(a, b).tolist()
+            values["spearman"] += spearman(a, b).tolist()
             lists = [np.argsort(-rows, axis=1, kind="stable")[:, :top_k] for rows in (a, b)]
             for one, other in zip(*lists, strict=True):
-                found["jaccard"].append(_jaccard(one, other))
-                found["rank_biased_overlap"].append(_overlap(one, other))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+                values["jaccard"].append(_jaccard(one, other))
+                values["rank_biased_overlap"].append(_overlap(one, other))
+    return {name: float(np.mean(each)) for name, each in values.items()}
 
 
 def _jaccard(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
@@ -77,5 +76,6 @@ def _jaccard(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
 def _overlap(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
     depths = np.arange(1, len(a) + 1)
     common = np.array([len(np.intersect1d(a[:depth], b[:depth])) for depth in depths])
+    # A list cut at k never reaches 1: the sum over equal lists, that of the weights, makes it so.
     weights = PERSISTENCE ** (depths - 1)
     return float((weights * common / depths).sum() / weights.sum())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from trakstore.evaluation.verdicts import Check, Verdict, unless
+from trakstore.evaluation.verdicts import Check, Verdict, pass_if
 from trakstore.kernels.solvers import CONDITION_LIMIT
 from trakstore.methods.kernel_report import kernel_report
 from trakstore.passes.rows import whole_column
@@ -15,37 +15,39 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["check_kernel", "check_rows"]
-
-_NOISE = 1e-6  # of the largest eigenvalue: float32 products
-_ROUNDINGS = 16  # of float32, by which rows of equal samples may differ, relative to their norm
-_NEIGHBOURS = 8  # in the order of a number of the rows: others may come between two that are equal
+# Share of the largest eigenvalue below which others are rounding of float32 products.
+_NOISE = 1e-6
+# Roundings of float32 by which rows of equal samples may differ, relative to their norm.
+_ROUNDINGS = 16
+# Rows behind each that it is compared with, in the order of one number: rows that agree in that number
+# by chance may come between two that are equal.
+_NEIGHBOURS = 8
 
 
 def check_rows(split: Split) -> Iterator[Check]:
-    """Whether every row is there, finite, not zero, and there once; checks without their epoch."""
+    """Check that every row is there, finite, not zero, and there once; the epoch is not filled in."""
     of = split.name
     missing = sum(stop - start for start, stop in split.status().missing)
     remedy = "run the same featurize command again: it computes what is missing"
-    yield unless(not missing, "all rows are there", of, missing, "rows missing", remedy)
+    yield pass_if(not missing, "all rows are there", of, missing, "rows missing", remedy)
     if missing:
         return
     norm = np.delete(whole_column(split.column("norm")), split.skipped)
     bad, zero = int((~np.isfinite(norm)).sum()), int((norm == 0).sum())
     remedy = "the model gives NaN or inf for these samples: look at them, drop and featurize again"
-    yield unless(not bad, "rows are finite", of, bad, "rows that are not finite", remedy)
+    yield pass_if(not bad, "rows are finite", of, bad, "rows that are not finite", remedy)
     remedy = "the output does not depend on the parameters there: mask these rows, or look why"
-    yield unless(not zero, "no rows of zeros", of, zero, "rows of zeros", remedy, "warn")
-    doubled, first = _doubled(split)
+    yield pass_if(not zero, "no rows of zeros", of, zero, "rows of zeros", remedy, "warn")
+    copies, first = _copies(split)
     remedy = (
         f"rows {first[0]} and {first[1]} are equal: samples that stand twice share their influence, "
         f"and held-out ones among train rows are found as their own cause; mask the copies"
     )
-    yield unless(not doubled, "no row stands twice", of, doubled, "copies", remedy, "warn")
+    yield pass_if(not copies, "no row stands twice", of, copies, "copies", remedy, "warn")
     ids = whole_column(split.column("sample_id"))
     again = len(ids) - len(np.unique(ids))
     remedy = "give each sample an id of its own: lists of scores name samples by id"
-    yield unless(not again, "ids are different", of, again, "ids that stand twice", remedy)
+    yield pass_if(not again, "ids are different", of, again, "ids that stand twice", remedy)
 
 
 def check_kernel(
@@ -55,26 +57,24 @@ def check_kernel(
     damping: float = 1.0,
     memory_limit: int | str | None = None,
 ) -> Check:
-    """Whether the damped kernel of a split can be inverted, and how; without the epoch."""
+    """Check how well the damped kernel of a split can be inverted; the epoch is not filled in."""
     report = kernel_report(store, epoch, split, damping, memory_limit=memory_limit)
     largest = report.eigenvalues[0]
+    # Directions above rounding; the damped condition, not the rank, decides whether it can be inverted.
     rank = int((report.eigenvalues > _NOISE * largest).sum())
     verdict: Verdict = "pass"
     remedy = ""
     if report.damped_condition > CONDITION_LIMIT:
         verdict, remedy = "fail", "the kernel is singular: give a damping of 0.1 to 10"
     elif rank < report.dim / 2:
-        verdict, remedy = (
-            "warn",
-            "more rows than dimensions are needed, or fewer dimensions are enough",
-        )
-    meaning = (
-        f"condition with damping {damping:g}; rank {rank} of {report.dim:,}, {report.n:,} rows"
-    )
+        verdict = "warn"
+        remedy = "more rows than dimensions are needed, or fewer dimensions are enough"
+    numbers = f"rank {rank} of {report.dim:,}, {report.n:,} rows"
+    meaning = f"condition with damping {damping:g}; {numbers}"
     return Check("kernel", split, verdict, report.damped_condition, meaning, remedy)
 
 
-def _doubled(split: Split) -> tuple[int, tuple[int, int]]:
+def _copies(split: Split) -> tuple[int, tuple[int, int]]:
     """Count rows that are copies of another one, and find the first such pair.
 
     Equal samples give rows that are equal to rounding: where a sample stands in its batch decides
@@ -84,17 +84,20 @@ def _doubled(split: Split) -> tuple[int, tuple[int, int]]:
     features, rows = split.column("features"), split.spec.rows
     near = float(max(_ROUNDINGS * np.finfo(np.float32).eps, 2 * np.finfo(features.dtype).eps))
     directions = np.random.default_rng(0).choice([-1.0, 1.0], (features.shape[1], 4))
-    told = np.empty((rows, 5))
+    marks = np.empty((rows, 5))
     for start, stop in ranges(rows, features.chunk_rows):
         tile = features.read(start, stop).astype(np.float64)
-        told[start:stop, 0] = np.linalg.norm(tile, axis=1)
-        told[start:stop, 1:] = tile @ directions
-    order = np.flatnonzero(np.isfinite(told).all(axis=1) & (told[:, 0] > 0))
-    order = order[np.argsort(told[order, 1], kind="stable")]
+        marks[start:stop, 0] = np.linalg.norm(tile, axis=1)
+        marks[start:stop, 1:] = tile @ directions
+    order = np.flatnonzero(np.isfinite(marks).all(axis=1) & (marks[:, 0] > 0))
+    # Sorted by one product, copies are neighbours: rows are compared with a few, not with all.
+    order = order[np.argsort(marks[order, 1], kind="stable")]
     copies, pair = np.zeros(rows, dtype=bool), (0, rows)
-    for apart in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
-        left, right = order[:-apart], order[apart:]
-        close = np.abs(told[left] - told[right]) <= 2 * near * told[left, :1]
+    for step in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
+        left, right = order[:-step], order[step:]
+        # Rows that differ by d have products with random signs that differ by about ‖d‖, and their
+        # norms by no more: within twice what rounding allows, they are taken for equal.
+        close = np.abs(marks[left] - marks[right]) <= 2 * near * marks[left, :1]
         same = close.all(axis=1)
         copies[right[same]] = True
         later = np.maximum(left[same], right[same])

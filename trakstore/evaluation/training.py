@@ -1,4 +1,4 @@
-"""Training one model on many subsets of its data at once."""
+"""Training of one model on many subsets of its data at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 @dataclass(frozen=True)
 class SubsetTrainer:
-    """Trains a small model anew on each of several subsets; data and models are held in memory.
+    """Trainer of a small model, anew on each of several subsets; data and models are held in memory.
 
     Models of one subset size are trained together, as one: their parameters are stacked
     (``torch.func``), and an optimiser that works element by element, as SGD and Adam do, does for
@@ -48,7 +48,7 @@ class SubsetTrainer:
     train, targets : dataset
         Samples as a ``DataLoader`` takes them, with n and m of them.
     output : str or ModelOutput
-        What is told of the targets; its loss is what is trained.
+        Output for the targets; its loss is what is trained.
     epochs, batch_size : int
         The last, short batch of an epoch is a step too.
     optimizer : callable
@@ -80,24 +80,27 @@ class SubsetTrainer:
             object.__setattr__(self, name, as_whole(getattr(self, name), name, 1))
 
     def __call__(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> Retrained:
-        """Train a model on each subset and ask it about the targets; arguments are those of `fit`."""
+        """Train a model on each subset and ask it about the targets; arguments as in :meth:`fit`."""
         targets, output = _all_rows(self.targets), as_output(self.output)
-        told, classes, model = [], [], self._fresh(0).eval()
+        outputs, classes, model = [], [], self._fresh(0).eval()
+        # One model takes all weights in turn: an output may need a module, not only its parameters.
         for state in self.fit(subsets, seeds):
             model.load_state_dict(state)
             with torch.no_grad():
-                told.append(output(model, targets).output.float().numpy())
+                outputs.append(output(model, targets).output.float().numpy())
                 predicted = output.predictions(model, targets)
             if predicted is not None:
                 classes.append(predicted.numpy())
-        return Retrained(np.stack(told), np.stack(classes) if classes else None)
+        return Retrained(np.stack(outputs), np.stack(classes) if classes else None)
 
     def to_dict(self) -> dict[str, Any]:
-        """How it trains, in plain values: equal for trainers that train alike.
+        """Describe how it trains, in plain values: equal for trainers that train alike.
 
         Of functions, their names and the arguments that ``functools.partial`` holds; of the model, a
         digest of its parameters' names and shapes. The data are not part of it.
         """
+        model = self._fresh(0)
+        shapes = sorted((name, tuple(p.shape)) for name, p in model.named_parameters())
         spec = as_output(self.output).spec
         return {
             "epochs": self.epochs,
@@ -105,22 +108,23 @@ class SubsetTrainer:
             "output": spec.to_dict(),
             "optimizer": _plain(self.optimizer),
             "schedule": _plain(self.schedule),
-            "model": _shapes_digest(self._fresh(0)),
+            "model": hashlib.sha256(str(shapes).encode()).hexdigest(),
         }
 
     def fit(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> list[dict[str, Tensor]]:
-        """The weights of a model trained on each subset.
+        """Train a model on each subset, and return the weights of all.
 
         Parameters
         ----------
         subsets : ndarray of bool, shape (models, n)
+            Train rows of each model.
         seeds : ndarray of int64, shape (models,)
-            Of the weights, the order of samples and what is random in the model.
+            Seeds of the weights, the order of samples and what is random in the model.
 
         Returns
         -------
         list of state dicts
-            In the order of the subsets; such as a ``Job`` takes them for checkpoints.
+            In the order of the subsets; a ``Job`` takes them for checkpoints.
 
         Raises
         ------
@@ -133,13 +137,14 @@ class SubsetTrainer:
                 f"needed subsets of {count} train rows, none empty, got shape {subsets.shape}"
             )
         train, sizes = _all_rows(self.train), subsets.sum(axis=1)
-        found: dict[int, dict[str, Tensor]] = {}
+        by_model: dict[int, dict[str, Tensor]] = {}
+        # Stacked models step together: they need batches of one shape, so subsets of one size.
         for size in np.unique(sizes):
             which = np.flatnonzero(sizes == size)
             rows = np.stack([np.flatnonzero(subsets[i]) for i in which])
             states = self._fit_equal(train, rows, seeds[which].tolist())
-            found.update(zip(which.tolist(), states, strict=True))
-        return [found[i] for i in range(len(sizes))]
+            by_model.update(zip(which.tolist(), states, strict=True))
+        return [by_model[i] for i in range(len(sizes))]
 
     def _fit_equal(
         self, train: Any, rows: NDArray[np.int64], seeds: list[int]
@@ -149,7 +154,8 @@ class SubsetTrainer:
             return self._fit(train, rows, seeds, together=True)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # a fault of the model's own comes up here again
+        except RuntimeError as error:
+            # No rule of vmap, or a fault of the model's own: that one is raised again here.
             alone = [self._fit(train, rows[i : i + 1], [seed]) for i, seed in enumerate(seeds)]
             log.warning(
                 "models are trained one after the other, since vmap cannot do this one (%s)",
@@ -158,6 +164,7 @@ class SubsetTrainer:
             return [states[0] for states in alone]
 
     def _fresh(self, seed: int) -> nn.Module:
+        """Make the model with the weights of a seed; the caller's generator is as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.make_model()
@@ -165,6 +172,7 @@ class SubsetTrainer:
     def _fit(
         self, train: Any, rows: NDArray[np.int64], seeds: list[int], together: bool = False
     ) -> list[dict[str, Tensor]]:
+        """Train models whose rows are (models, size), stacked, or one by itself."""
         models = [self._fresh(seed).train() for seed in seeds]
         parameters, buffers = stack_module_state(models)
         optimizer = self.optimizer([p for p in parameters.values() if p.requires_grad])
@@ -173,10 +181,12 @@ class SubsetTrainer:
         one = partial(_loss, models[0], as_output(self.output))
         losses = vmap(one, randomness="different") if together else partial(_single, one)
         with torch.random.fork_rng(devices=[]):
+            # Dropout of stacked models draws from one stream: the first model's seed is that of all.
             torch.manual_seed(seeds[0])
             for at in batches:
                 batch = tree.tree_map(lambda leaf, at=at: leaf[at], train)
                 optimizer.zero_grad()
+                # No loss depends on another model's parameters: the sum has each one's own gradient.
                 losses(parameters, buffers, batch).sum().backward()
                 optimizer.step()
                 if schedule is not None:
@@ -186,6 +196,7 @@ class SubsetTrainer:
 
     def _batches(self, rows: NDArray[np.int64], seeds: list[int]) -> Iterator[Tensor]:
         """Train rows (models, batch), each model's in an order of its own."""
+        # A generator for each model: its order does not depend on the models beside it.
         orders = [np.random.default_rng(seed) for seed in seeds]
         for _ in range(self.epochs):
             mixed = np.stack([rng.permutation(own) for rng, own in zip(orders, rows, strict=True)])
@@ -199,7 +210,7 @@ def _loss(
     buffers: dict[str, Tensor],
     batch: Any,
 ) -> Tensor:
-    """The mean loss of one model on its batch."""
+    """Compute the mean loss of one model on its batch."""
 
     def called(*arguments: Any, **keywords: Any) -> Any:
         return functional_call(model, (parameters, buffers), arguments, keywords)
@@ -208,22 +219,17 @@ def _loss(
 
 
 def _single(one: Callable[..., Tensor], *stacked: Any) -> Tensor:
-    """``one`` without ``vmap``, of a stack of one."""
+    """Call ``one`` without ``vmap``, on a stack of one."""
     return one(*(tree.tree_map(lambda leaf: leaf[0], each) for each in stacked))
 
 
 def _all_rows(dataset: Any) -> Any:
-    """A batch of all samples."""
+    """Collate all samples into one batch."""
     return default_collate([dataset[i] for i in range(dataset_rows(dataset))])
 
 
-def _shapes_digest(model: nn.Module) -> str:
-    named = sorted((name, tuple(p.shape)) for name, p in model.named_parameters())
-    return hashlib.sha256(str(named).encode()).hexdigest()
-
-
 def _plain(value: Any) -> Any:
-    """Numbers, texts and collections of them as they are; of functions and other things, a name."""
+    """Make a value plain: numbers, texts and collections stay, functions and others become a name."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(value)  # JSON has no inf
     if value is None or isinstance(value, bool | int | str):

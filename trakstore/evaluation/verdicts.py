@@ -1,4 +1,4 @@
-"""What a check of the set-up says."""
+"""Checks of the set-up: a verdict, a number with its meaning, and a remedy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from trakstore.storage.layout import Epoch
-
-__all__ = ["Check", "Verdict", "failing", "unless"]
 
 Verdict: TypeAlias = Literal["pass", "warn", "fail"]
 
@@ -19,17 +17,18 @@ class Check:
     Attributes
     ----------
     name : str
+        A few words that are true where it passes.
     of : str
-        Of what: a split, or the job.
+        The split or the job that was checked.
     verdict : {"pass", "warn", "fail"}
     number : float or None
-        What was measured.
+        The measured number; None where nothing can be measured.
     meaning : str
-        What the number is, in a few words.
+        A few words about the number.
     remedy : str
-        What to do; empty for a pass.
+        Advice; empty for a pass.
     epoch : epoch or None
-        At which; None where it is of none.
+        Epoch of the split; None where the check is of none.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Check:
 
     @property
     def where(self) -> str:
-        """What it is of, with the epoch."""
+        """The split or job, with the epoch."""
         return self.of if self.epoch is None else f"{self.of} at epoch {self.epoch}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,7 +49,7 @@ class Check:
         return {**asdict(self), "where": self.where}
 
 
-def unless(
+def pass_if(
     good: bool,
     name: str,
     of: str,
@@ -59,15 +58,10 @@ def unless(
     remedy: str,
     otherwise: Verdict = "fail",
 ) -> Check:
-    """A pass where all is good, else another verdict with what to do.
+    """Return a pass where all is good, else another verdict with the remedy.
 
     The meaning is that of the number, and holds for either verdict.
     """
     if good:
         return Check(name, of, "pass", number, meaning)
     return Check(name, of, otherwise, number, meaning, remedy)
-
-
-def failing(name: str, of: str, error: Exception, remedy: str) -> Check:
-    """The verdict where a check could not be made at all."""
-    return Check(name, of, "fail", None, " ".join(str(error).split()), remedy)

@@ -17,20 +17,11 @@ if TYPE_CHECKING:
 
     from trakstore.methods.kernel_report import KernelReport
 
-__all__ = [
-    "ACCENT",
-    "GRID",
-    "plot_distribution",
-    "plot_evolution",
-    "plot_spectrum",
-    "plot_top",
-]
-
 ACCENT, GRID = "#2f5fa8", "#d5d9de"
 
 
 def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
-    """Bars of one target's list, the first one on top.
+    """Draw one target's list as bars, the first one on top.
 
     Parameters
     ----------
@@ -39,7 +30,7 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     target : int
         Position of the target among those of ``top``.
     ax : matplotlib Axes, optional
-        Where to draw; a new figure by default.
+        Axes to draw on; a new figure by default.
 
     Returns
     -------
@@ -56,7 +47,7 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     axes.barh(places, score, color=np.where(score > 0, SAME, OTHER).tolist(), height=0.7)
     axes.set_yticks(places, [str(name) for name in one["train"].values.tolist()])
     for text in axes.get_yticklabels():
-        text.set_parse_math(False)  # a dollar sign in an id is one
+        text.set_parse_math(False)  # between dollar signs in ids, matplotlib would read TeX
     axes.invert_yaxis()
     axes.axvline(0, color=INK, linewidth=0.8)
     _label(axes, "score", "train sample", f"target {one['target_id'].item()}")
@@ -64,7 +55,7 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
 
 
 def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
-    """Lines of the train samples of one target over epochs, in standard deviations of its scores.
+    """Draw the train samples of one target over epochs as lines, in standard deviations of its scores.
 
     Parameters
     ----------
@@ -75,20 +66,21 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
     """
     one = _one_target(found, target, "analysis.trajectories", ("standard", "train"))
     values = one["standard"].values  # (epoch, rank)
+    # Epochs stand evenly, by their place: names may be words, and 1, 2, 5 and 1000 would crowd.
     axes, places = _axes(ax), np.arange(len(values))
     axes.axhline(0, color=INK, linewidth=0.8)
     for line, name in zip(values.T, one["train"].values.tolist(), strict=True):
         colour = SAME if line[-1] > 0 else OTHER
         label = f"train {name}"
         axes.plot(places, line, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
-    shown = evenly_spaced(len(places), 9)
-    axes.set_xticks(places[shown], [str(one["epoch"].values[at]) for at in shown])
+    labelled = evenly_spaced(len(places), 9)
+    axes.set_xticks(places[labelled], [str(one["epoch"].values[at]) for at in labelled])
     _label(axes, "epoch", "standard deviations", f"target {one['target_id'].item()}")
     return axes
 
 
 def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | None = None) -> Axes:
-    """Eigenvalues of kernels, first to last, both axes logarithmic; dashed, the damping λ.
+    """Draw the eigenvalues of kernels, first to last, both axes logarithmic; dashed, the damping λ.
 
     Parameters
     ----------
@@ -112,6 +104,7 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
         places = np.arange(1, len(values) + 1)
         axes.loglog(places, values, color=ACCENT, alpha=shade, label=f"epoch {one.epoch}")
         axes.axhline(one.lam, color=OTHER, alpha=shade, linewidth=0.9, linestyle="--")
+    # An empty line, for the legend alone: each kernel's own λ has no entry of its own.
     axes.plot([], [], color=OTHER, linestyle="--", linewidth=0.9, label="λ of each")
     for text in axes.legend(frameon=False, fontsize="small").get_texts():
         text.set_parse_math(False)
@@ -120,14 +113,14 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
 
 
 def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None = None) -> Axes:
-    """Histogram of one target's scores, or of those of all targets; counts are logarithmic.
+    """Draw a histogram of one target's scores, or of those of all targets; counts are logarithmic.
 
     Parameters
     ----------
     found : Dataset
         From :func:`trakstore.analysis.distribution`.
     target : int or None
-        None: of all, in standard deviations from each target's mean.
+        Position of the target; None for all, in standard deviations from each one's mean.
     ax
         As in :func:`plot_top`.
     """
@@ -136,6 +129,7 @@ def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None
     one = _one_target(found, target or 0, "analysis.distribution", names)
     axes = _axes(ax)
     axes.stairs(one[names[0]].values, one[names[1]].values, fill=True, color=ACCENT, alpha=0.85)
+    # Logarithmic counts show the tails, where the samples are that matter; a bin of one is above 0.5.
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
     axes.minorticks_off()
@@ -160,6 +154,7 @@ def _one_target(found: xr.Dataset, target: int, source: str, needed: tuple[str, 
 def _axes(ax: Axes | None) -> Axes:
     if ax is not None:
         return ax
+    # Only here: a notebook's figures are pyplot's, the report draws on axes of its own.
     from matplotlib import pyplot
 
     return pyplot.subplots()[1]

@@ -13,30 +13,22 @@ from trakstore.quantities import shown
 from trakstore.report.units import evenly_spaced
 from trakstore.storage.layout import Epoch, as_epoch
 
-__all__ = [
-    "check_list_length",
-    "default_rows",
-    "known_epochs",
-    "named_rows",
-    "null_pairs",
-    "transition_ends",
-]
-
 
 def named_rows(split: UnmaskedSplit, names: Sequence[object] | None) -> NDArray[np.int64]:
-    """Rows of the targets that are named, by their ids or as @N; all rows when none are.
+    """Find the rows of targets that are named by their ids or as @N; all rows when none are.
 
     Raises
     ------
     NotFoundError
-        With some of the ids that there are.
+        There is no such sample; the message has some of the ids that there are.
     TrakStoreError
-        When one is named twice.
+        A target is named twice.
     """
     count = split.rows
     if not names:
         return np.arange(count)
     ids = [str(one) for one in split.column("sample_id").read(0, count).tolist()]
+    # An id that looks like @3 is that id: what the data say comes before what we make up.
     rows = {f"@{row}": row for row in range(count)} | {one: row for row, one in enumerate(ids)}
     chosen: list[int] = []
     for name in map(str, names):
@@ -53,7 +45,8 @@ def named_rows(split: UnmaskedSplit, names: Sequence[object] | None) -> NDArray[
 
 
 def default_rows(split: UnmaskedSplit, count: int) -> NDArray[np.int64]:
-    """Rows of ``count`` targets: half by largest loss where it is stored, the others spread out."""
+    """Choose rows of ``count`` targets: half by largest loss where it is stored, the others spread."""
+    # What a model gets wrong is asked about most; the others show what is usual.
     first = np.empty(0, dtype=np.int64)
     if "loss" in split.stored.columns:
         loss = split.column("loss").read(0, split.rows)
@@ -73,7 +66,7 @@ def check_list_length(k: int, train: UnmaskedSplit) -> None:
 def transition_ends(
     epochs: Sequence[Epoch], before: Epoch | None, after: Epoch | None
 ) -> tuple[Epoch, Epoch] | None:
-    """Ends of the transition that a report shows, by default the first and the last of ``epochs``.
+    """Choose the ends of a report's transition, by default the first and the last of ``epochs``.
 
     None where there is one epoch only, and none is named.
     """
@@ -87,7 +80,7 @@ def transition_ends(
 def null_pairs(
     given: Iterable[Sequence[Epoch]], ends: tuple[Epoch, Epoch] | None
 ) -> list[tuple[Epoch, Epoch]]:
-    """Pairs of epochs that can be the null of a transition between the ``ends``.
+    """Read pairs of epochs that can be the null of a transition between the ``ends``.
 
     Raises
     ------
@@ -117,7 +110,7 @@ def null_pairs(
 
 
 def known_epochs(named: Sequence[Epoch], known: Sequence[Epoch]) -> list[Epoch]:
-    """Epochs that are named, all among the ``known`` ones."""
+    """Read the epochs that are named, all of which must be ``known``."""
     epochs = [as_epoch(one) for one in named]
     for epoch in epochs:
         if epoch not in known:

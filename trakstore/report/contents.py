@@ -1,59 +1,39 @@
-"""Findings that a report shows, as analysis and scores gave them."""
+"""Findings of a report: every number is computed by analysis, methods and scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.report.sample import Shown
+import trakstore
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.kernels.solvers import Damping
+from trakstore.methods.epochs import EpochPair
+from trakstore.methods.influence import self_scores
+from trakstore.methods.kernel_report import KernelReport, kernel_report
+from trakstore.passes.rows import Rows, TakenRows, whole_column
+from trakstore.report.labels import with_labels
+from trakstore.report.sample_source import SampleSource
 from trakstore.report.store_facts import StoreContents
+from trakstore.report.units import evenly_spaced
+from trakstore.scores.factored import Scores
+from trakstore.scores.sums import group_scores
+from trakstore.scores.top_k import top_k
 from trakstore.storage.layout import Epoch
+from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables.runs import now
 
 if TYPE_CHECKING:
     from trakstore.analysis.transition import Transition
-    from trakstore.methods.kernel_report import KernelReport
 
-__all__ = ["Classes", "Findings", "ShowSample", "TargetFindings"]
-
-# split, row of the stored split and sample id -> how the sample is shown, if it can be
-ShowSample: TypeAlias = Callable[[str, int, Any], Shown | None]
-
-
-@dataclass(frozen=True)
-class TargetFindings:
-    """Findings about the targets that the page shows, m of ``total``.
-
-    Attributes
-    ----------
-    rows : ndarray of int64, shape (m,)
-        Rows of the stored split.
-    proponents, opponents : Dataset
-        From ``top_k``, largest and smallest first, with ``label`` and ``target_label`` where known.
-    spread : Dataset
-        From ``analysis.distribution``.
-    paths : Dataset or None
-        From ``analysis.trajectories``: the first ``path_length`` of each list, one after the other.
-    path_length : int
-    measured : mapping of str to array, shape (m,)
-        Stored columns of the targets at the last epoch, such as their loss.
-    predicted : array of int64, shape (m,), or None
-        Classes that the model of the last epoch predicts.
-    """
-
-    rows: NDArray[np.int64]
-    total: int
-    proponents: xr.Dataset
-    opponents: xr.Dataset
-    spread: xr.Dataset
-    paths: xr.Dataset | None
-    path_length: int
-    measured: Mapping[str, NDArray[Any]]
-    predicted: NDArray[np.int64] | None
+T = TypeVar("T")
+KERNELS, CLASSES, SUSPECTS, PATHS = 8, 20, 24, 5  # the most that a page shows of each
 
 
 @dataclass(frozen=True)
@@ -76,42 +56,177 @@ class Classes:
     base: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Findings:
-    """Findings of one page.
+    """Findings of one page, computed when they are made.
+
+    Sections that a store has no columns or epochs for are None, or empty, and named in ``left_out``.
 
     Attributes
     ----------
-    contents : StoreContents
-        What the store holds.
+    store : FeatureStore
+        The store.
+    scores : Scores
+        Scores of all targets.
+    pairs : sequence of EpochPair
+        Splits of each epoch of the scores.
+    rows : ndarray of int64, shape (m,)
+        Targets that the page shows, as rows of the scores.
+    k : int
+        Length of their lists.
+    ends : (before, after) or None
+        Epochs of the transition.
+    null : sequence of (epoch, epoch)
+        Pairs of epochs between which nothing happened.
+    damping : Damping
+        Damping of the kernels.
+    memory_limit : int, str or None
+        Bytes of one process.
+    show : SampleSource
+        Source of the samples that the page shows.
     asked : mapping of str to str
         Method, splits, epochs and damping, for people.
+    left_out : dict of str to str
+        Name of a section that is not there, and why.
+    contents : StoreContents
+        Contents of the store.
     targets, train : str
         Names of the splits.
-    answers : TargetFindings
-    kernels : sequence of KernelReport
+    stored_rows : ndarray of int64, shape (m,)
+        The targets as rows of the stored split.
+    proponents, opponents : Dataset
+        From ``top_k``, largest and smallest first, with ``label`` and ``target_label`` where known.
+    spread : Dataset
+        From ``analysis.distribution``.
+    paths : Dataset or None
+        From ``analysis.trajectories``: the first of each list, one list after the other.
+    measured : mapping of str to array, shape (m,)
+        Stored columns of the targets at the last epoch, such as their loss.
+    predicted : array of int64, shape (m,), or None
+        Classes that the model of the last epoch predicts.
+    kernels : list of KernelReport
+        Kernels of some epochs.
     transition : (before, after, Transition) or None
+        Change of influence between the ``ends``.
     classes : Classes or None
+        Mean scores between classes.
     suspects : Dataset or None
         Dimension ``rank``: ``train`` (ids), ``position``, ``score`` (on itself), maybe ``label``.
-    left_out : mapping of str to str
-        Name of a section that is not there, and why.
-    show : callable
-        Shows a sample.
     made : str
         Time and version of the program.
     """
 
-    location: str
-    contents: StoreContents
+    store: FeatureStore
+    scores: Scores
+    pairs: Sequence[EpochPair]
+    rows: NDArray[np.int64]
+    k: int
+    ends: tuple[Epoch, Epoch] | None
+    null: Sequence[tuple[Epoch, Epoch]]
+    damping: Damping
+    memory_limit: int | str | None
+    show: SampleSource
     asked: Mapping[str, str]
-    targets: str
-    train: str
-    answers: TargetFindings
-    kernels: Sequence[KernelReport]
-    transition: tuple[Epoch, Epoch, Transition] | None
-    classes: Classes | None
-    suspects: xr.Dataset | None
-    left_out: Mapping[str, str]
-    show: ShowSample
-    made: str
+    left_out: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        from trakstore.analysis.distribution import distribution
+
+        chosen, limit = self.scores.isel(target=self.rows), self.memory_limit
+        last, split = self.pairs[-1], self.pairs[-1].target
+        self.contents = StoreContents.of(self.store)
+        self.targets, self.train = split.stored.name, last.train.stored.name
+        # Scores leave masked rows out, samples are found by the rows of the stored split.
+        self.stored_rows = _taken(split.positions, self.rows)
+        ups = top_k(chosen, self.k, order="largest", memory_limit=limit)
+        downs = top_k(chosen, self.k, order="smallest", memory_limit=limit)
+        self.proponents = with_labels(ups, self.pairs[0], self.rows)
+        self.opponents = with_labels(downs, self.pairs[0], self.rows)
+        self.spread = distribution(chosen, memory_limit=limit)
+        self.paths = self._paths(chosen)
+        names = [name for name in ("output", "loss") if name in split.stored.columns]
+        self.measured = {name: _taken(split.column(name), self.rows) for name in names}
+        ask = partial(self.show.predict, last.epoch, self.targets, self.stored_rows)
+        self.predicted = self._section("Predictions", ask)
+        self.kernels = self._section("Kernels", self._kernels) or []
+        self.transition = self._section("Transition", self._transition)
+        self.classes = self._section("Classes", self._classes)
+        self.suspects = self._section("Suspects", self._suspects)
+        self.made = f"made by trakstore {trakstore.__version__}, {now()}"
+
+    def _section(self, name: str, compute: Callable[[], T]) -> T | None:
+        """Compute a section that this store may not have; the page says why it is not there."""
+        try:
+            return compute()
+        except TrakStoreError as error:
+            # A fault of trakstore is another error, and ends the report.
+            self.left_out[name] = str(error)
+            return None
+
+    def _paths(self, chosen: Scores) -> xr.Dataset | None:
+        from trakstore.analysis.trajectories import trajectories
+
+        if len(chosen.epochs) < 2:
+            self.left_out["Over epochs"] = "the scores are of one epoch only"
+            return None
+        first = [top["position"].values[:, :PATHS] for top in (self.proponents, self.opponents)]
+        return trajectories(chosen, np.concatenate(first, 1), memory_limit=self.memory_limit)
+
+    def _kernels(self) -> list[KernelReport]:
+        # The damped kernels of the scores: rows are weighted as the method weights them.
+        some = evenly_spaced(len(self.pairs), KERNELS)
+        splits = [self.pairs[at].train.stored for at in some]
+        weighting, limit = self.scores.parts[0].kernel or "none", self.memory_limit
+        return [
+            kernel_report(
+                self.store, s.epoch, s.name, self.damping, weighting=weighting, memory_limit=limit
+            )
+            for s in splits
+        ]
+
+    def _transition(self) -> tuple[Epoch, Epoch, Transition]:
+        from trakstore.analysis.transition import transition
+
+        if self.ends is None:
+            raise NotFoundError("a transition takes two epochs, and the scores are of one")
+        before, after = (self.scores.epoch(epoch) for epoch in self.ends)
+        null = [(self.scores.epoch(a), self.scores.epoch(b)) for a, b in self.null]
+        change = transition(before, after, null, k=self.k, memory_limit=self.memory_limit)
+        gained, lost = (with_labels(one, self.pairs[0]) for one in (change.gained, change.lost))
+        return (*self.ends, replace(change, gained=gained, lost=lost))
+
+    def _classes(self) -> Classes:
+        from trakstore.analysis.group_influence import same_class_share
+
+        scores, limit = self.scores, self.memory_limit
+        if scores.target_labels is None or scores.train_labels is None:
+            raise NotFoundError("a split has no labels, so that there are no classes")
+        train, target = (whole_column(one) for one in (scores.train_labels, scores.target_labels))
+        count = max(len(np.unique(train)), len(np.unique(target)))
+        if count > CLASSES:
+            raise TrakStoreError(f"{count} classes are too many for a table: `trakstore groups`")
+        means = group_scores(scores, targets="label", train="label", how="mean", memory_limit=limit)
+        chosen = scores.isel(target=self.rows)
+        share, base = same_class_share(chosen, train, target[self.rows], limit)
+        return Classes(
+            whole_column(means.target_ids).tolist(),
+            whole_column(means.train_ids).tolist(),
+            np.asarray(means, dtype=np.float64),
+            float(np.nanmean(share)),
+            float(base.mean()),
+        )
+
+    def _suspects(self) -> xr.Dataset:
+        split, epochs = self.pairs[0].train.stored, [pair.epoch for pair in self.pairs]
+        scores = self_scores(
+            self.store, split.name, epochs, self.damping, memory_limit=self.memory_limit
+        )
+        first = scores[np.argsort(-scores.values, kind="stable")[:SUSPECTS]]
+        columns = {"score": first, "train": first["train_id"], "position": first["position"]}
+        listed = xr.Dataset({name: ("rank", one.values) for name, one in columns.items()})
+        return with_labels(listed, self.pairs[0])
+
+
+def _taken(column: Rows, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Read some rows of a column."""
+    return TakenRows(column, rows).read(0, len(rows))

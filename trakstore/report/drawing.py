@@ -1,7 +1,7 @@
-"""Charts as SVG that stands within a page: its colours follow the page's, no style attributes.
+"""Charts as SVG within a page: colours follow the page's, and no style attributes.
 
-A page that forbids inline styles (its Content-Security-Policy) would ignore those that matplotlib
-writes, so that they become attributes of their own.
+The page's Content-Security-Policy forbids inline styles, which is what matplotlib writes: browsers
+would ignore them. They become presentation attributes, which are allowed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from trakstore.report.pictures import INK, OTHER, SAME
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["inline_svg"]
-
-# Colours of a drawing as names of the page, which has a dark and a light look.
+# Colours of a drawing become names of the page's, which has a dark and a light look.
 COLOURS = {
     INK: "currentColor",
     "#000000": "currentColor",
@@ -40,7 +38,8 @@ _KEPT = (
     "stroke-width",
     "text-anchor",
 )
-_MARGINS = (0.62, 0.46)  # inches for the labels; measuring them takes twice the time of drawing
+# Inches for the labels. To measure them, as a tight layout does, takes twice the time of drawing.
+_MARGINS = (0.62, 0.46)
 _PAINT = ("fill", "stroke")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)px")
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -49,16 +48,16 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 def inline_svg(
     draw: Callable[[Axes], object], label: str, name: str, size: tuple[float, float] = (4.6, 2.3)
 ) -> str:
-    """Draw on axes, and give the drawing as an ``svg`` element.
+    """Draw on axes, and return the drawing as an ``svg`` element.
 
     Parameters
     ----------
     draw : callable
-        Takes the axes.
+        Function of the axes to draw on.
     label : str
-        What it shows, in words, for those who do not see it.
+        Words for those who do not see the drawing.
     name : str
-        Unique on the page: a prefix of the ids within.
+        Prefix of the ids within, unique on the page.
     size : (width, height)
         Inches of 72 px; the page may scale it.
     """
@@ -69,6 +68,7 @@ def inline_svg(
                 parent.remove(child)
     for element in root.iter():
         _clean(element, name)
+    # Without a size of its own the page's style scales it; a label is read out instead of its shapes.
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
     return ElementTree.tostring(root, encoding="unicode")
 
@@ -77,6 +77,7 @@ def _drawn(draw: Callable[[Axes], object], size: tuple[float, float]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
+    # Text stays text, to be read and searched; without salt and date the same chart has the same bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 9}):
         figure = Figure(figsize=size)
         left, bottom = _MARGINS[0] / size[0], _MARGINS[1] / size[1]
@@ -87,7 +88,11 @@ def _drawn(draw: Callable[[Axes], object], size: tuple[float, float]) -> str:
 
 
 def _clean(element: ElementTree.Element, name: str) -> None:
-    """Remove namespaces, matplotlib's classes and styles; make ids unique to this drawing."""
+    """Remove namespaces, matplotlib's classes and styles; make ids unique to this drawing.
+
+    Every drawing has the same ids (clip paths and markers), and a page has many: a reference would find
+    the first one's.
+    """
     element.tag, element.tail = element.tag.rpartition("}")[2], None
     element.text = (element.text or "").strip() or None
     given = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
@@ -104,14 +109,14 @@ def _clean(element: ElementTree.Element, name: str) -> None:
 
 
 def _declarations(style: str) -> dict[str, str]:
-    """Presentation attributes of a style; fonts are the page's, their sizes the drawing's."""
-    found = {}
+    """Read a style as presentation attributes; fonts are the page's, their sizes the drawing's."""
+    attributes = {}
     for declaration in filter(None, map(str.strip, style.split(";"))):
         key, _, value = (part.strip() for part in declaration.partition(":"))
         if key in _PAINT:
-            found[key] = COLOURS.get(value.lower(), value)
+            attributes[key] = COLOURS.get(value.lower(), value)
         elif key in _KEPT:
-            found[key] = value
+            attributes[key] = value
         elif key in ("font", "font-size") and (size := _SIZE.search(value)):
-            found["font-size"] = size[1]
-    return found
+            attributes["font-size"] = size[1]
+    return attributes

@@ -20,21 +20,11 @@ from trakstore.report.tables import plain_table, span
 if TYPE_CHECKING:  # it needs torch
     from trakstore.evaluation.efficiency import Cell
 
-__all__ = [
-    "check_lines",
-    "detection_lines",
-    "efficiency_table",
-    "lds_table",
-    "passed_lines",
-    "removal_table",
-    "suspects_table",
-]
-
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
 def lds_table(found: Mapping[str, LDS]) -> Table:
-    """One line for each matrix of scores."""
+    """Make a table with a line for each matrix of scores."""
     table = plain_table("scores", "LDS", "95%", "subsets", "targets")
     for name, one in found.items():
         numbers = [f"{one.mean:.3f}", f"{one.low:.3f} to {one.high:.3f}"]
@@ -43,7 +33,7 @@ def lds_table(found: Mapping[str, LDS]) -> Table:
 
 
 def removal_table(found: xr.Dataset) -> Table:
-    """One line for each size and kind of removal, means over targets."""
+    """Make a table with a line for each size and kind of removal, means over targets."""
     flips = "flips" in found
     table = plain_table("taken away", "output falls by", "95% over targets")
     if flips:
@@ -64,7 +54,7 @@ def removal_table(found: xr.Dataset) -> Table:
 
 
 def suspects_table(scores: xr.DataArray, known: NDArray[np.bool_] | None) -> Table:
-    """Samples with their self-scores."""
+    """Make a table of samples with their self-scores."""
     table = plain_table("train id", "self-score")
     if known is not None:
         table.add_column("known to be wrong")
@@ -75,7 +65,7 @@ def suspects_table(scores: xr.DataArray, known: NDArray[np.bool_] | None) -> Tab
 
 
 def detection_lines(found: Detection) -> list[str]:
-    """Lines about how well known samples were found."""
+    """Write lines about how well known samples were found."""
     return [
         f"area under the ROC curve {found.auc:.3f} (95% {found.low:.3f} to {found.high:.3f}); "
         f"0.5 is chance",
@@ -85,7 +75,7 @@ def detection_lines(found: Detection) -> list[str]:
 
 
 def efficiency_table(cells: Sequence[Cell]) -> Table:
-    """One line a size; seconds are medians, with the least and the most."""
+    """Make a table with a line a size; seconds are medians, with the least and the most."""
     table = plain_table(
         "rows, targets, dim", "compute s", "write s", "both s", "rows/s", "top 10 s"
     )
@@ -104,26 +94,27 @@ def efficiency_table(cells: Sequence[Cell]) -> Table:
 
 
 def check_lines(check: Check) -> Iterator[Text]:
-    """Lines of a check: its message, and below it what to do."""
-    yield _check_line(check, check.where, _measured(check))
+    """Yield the lines of a check: its message, and below it what to do."""
+    yield _check_line(check, check.where, _result(check))
     if check.remedy:
         yield Text(f"      {check.remedy}")
 
 
 def passed_lines(checks: Iterable[Check]) -> Iterator[Text]:
-    """Checks that passed, one line for all epochs at which one says the same of a split.
+    """Yield checks that passed, one line for all epochs at which a check says the same of a split.
 
     Numbers that differ are shown from the smallest to the largest.
     """
+    # Checks say the same where their words are the same, but for the numbers among these.
     alike: dict[tuple[str, ...], list[Check]] = {}
     for check in checks:
-        words = ["#" if _is_number(word) else word for word in _measured(check).split()]
+        words = ["#" if _is_number(word) else word for word in _result(check).split()]
         alike.setdefault((check.name, check.of, *words), []).append(check)
     for some in alike.values():
         epochs = [check.epoch for check in some if check.epoch is not None]
         plural = "s" if len(epochs) > 1 else ""
         where = f"{some[0].of} at epoch{plural} {span(epochs)}" if epochs else some[0].of
-        columns = zip(*(_measured(check).split() for check in some), strict=True)
+        columns = zip(*(_result(check).split() for check in some), strict=True)
         yield _check_line(some[0], where, " ".join(_range(words) for words in columns))
 
 
@@ -132,8 +123,8 @@ def _check_line(check: Check, where: str, said: str) -> Text:
     return line + Text(f"  {check.name} ({where}): {said}", style="")
 
 
-def _measured(check: Check) -> str:
-    """The number, counts in full, with its meaning."""
+def _result(check: Check) -> str:
+    """Write the number, counts in full, with its meaning."""
     if check.number is None:
         return check.meaning
     form = "," if isinstance(check.number, int) else ".3g"
@@ -141,7 +132,7 @@ def _measured(check: Check) -> str:
 
 
 def _range(words: Sequence[str]) -> str:
-    """One word, or the smallest and the largest of numbers that differ."""
+    """Write one word, or the smallest and the largest of numbers that differ."""
     if len(set(words)) == 1:
         return words[0]
     ordered = sorted(words, key=_value)

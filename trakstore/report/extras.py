@@ -6,8 +6,6 @@ from importlib import import_module
 
 from trakstore.errors import TrakStoreError
 
-__all__ = ["need_extra"]
-
 
 def need_extra(purpose: str, extra: str, *modules: str) -> None:
     """Refuse at once where a library of an extra is missing.
@@ -24,6 +22,7 @@ def need_extra(purpose: str, extra: str, *modules: str) -> None:
     Raises
     ------
     TrakStoreError
+        A library is not installed.
     """
     for name in modules:
         try:

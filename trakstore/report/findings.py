@@ -12,13 +12,11 @@ from rich.table import Table
 from trakstore.report.tables import plain_table
 from trakstore.report.units import from_to, in_powers_of_ten
 
-__all__ = ["change_table", "dynamics_table", "evolution_table", "group_table", "summary_facts"]
-
 _LISTED = 5  # samples of a line
 
 
 def evolution_table(found: xr.Dataset) -> Table:
-    """One line an epoch, for one target of :func:`trakstore.analysis.evolution.evolution`.
+    """Make a table with a line an epoch, for one target of :func:`trakstore.analysis.evolution`.
 
     With ``label`` (epoch, rank), labels stand in brackets. ``like before`` is Spearman's correlation
     with the scores of the epoch before, ``kept`` the share of the list that was in the list before.
@@ -36,7 +34,7 @@ def evolution_table(found: xr.Dataset) -> Table:
 
 
 def change_table(found: xr.Dataset, title: str) -> Table:
-    """Samples that :func:`trakstore.analysis.transition.transition` lists.
+    """Make a table of samples that :func:`trakstore.analysis.transition` lists.
 
     With ``label`` (rank,), labels stand in brackets.
     """
@@ -53,7 +51,7 @@ def change_table(found: xr.Dataset, title: str) -> Table:
 def group_table(
     means: NDArray[np.float64], targets: Sequence[object], trains: Sequence[object]
 ) -> Table:
-    """Mean scores of classes of targets (lines) with classes of train rows (columns), in one unit."""
+    """Make a table of mean scores: classes of targets (lines) with classes of train rows (columns)."""
     scaled, unit = in_powers_of_ten(means)
     table = plain_table("target class", *(str(one) for one in trains))
     table.title = f"mean scores, in {unit}\ncolumns: train classes"
@@ -63,7 +61,7 @@ def group_table(
 
 
 def summary_facts(numbers: Mapping[str, float], rows: int) -> dict[str, str]:
-    """The means of :func:`trakstore.analysis.class_summary`, each with what it means."""
+    """Write the means of a summary of classes, each with its meaning."""
     meanings = {
         "same_class_share": "of positive score is from the target's class,",
         "same_class_base_rate": "of train samples are of it",
@@ -77,7 +75,7 @@ def summary_facts(numbers: Mapping[str, float], rows: int) -> dict[str, str]:
 
 
 def dynamics_table(found: xr.Dataset) -> Table:
-    """One line a sample of :func:`trakstore.analysis.training_dynamics.training_dynamics`.
+    """Make a table with a line a sample of :func:`trakstore.analysis.training_dynamics`.
 
     Confidence, variability, correctness, area under the margin, EL2N, loss, forgetting events, and the
     first epoch at which it was predicted right.
@@ -88,8 +86,8 @@ def dynamics_table(found: xr.Dataset) -> Table:
     table = plain_table("sample", *short)
     for at, name in enumerate(found["sample_id"].values.tolist()):
         one = found.isel(sample=at)
-        shown = [f"{float(one[column]):.3g}" for column in numbers]
-        table.add_row(str(name), *shown, *(str(int(one[column])) for column in counts))
+        cells = [f"{float(one[column]):.3g}" for column in numbers]
+        table.add_row(str(name), *cells, *(str(int(one[column])) for column in counts))
     return table
 
 

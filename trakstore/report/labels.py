@@ -1,4 +1,4 @@
-"""Labels of the samples that a query found."""
+"""Labels beside the samples of a query's result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from trakstore.methods.epochs import EpochPair
 from trakstore.passes.rows import TakenRows
 
-__all__ = ["with_labels"]
-
 
 def with_labels(
     found: xr.Dataset, pair: EpochPair, rows: NDArray[np.int64] | None = None
@@ -20,15 +18,17 @@ def with_labels(
     Parameters
     ----------
     found : Dataset
+        Result of a query.
     pair : EpochPair
-        The splits that have the labels; where one that is needed has none, ``found`` stays as it is.
+        Splits that have the labels; where one that is needed has none, ``found`` stays as it is.
     rows : ndarray of int64, optional
         Rows of the targets of ``found``, which then get ``target_label`` too.
     """
     sides = [pair.train.stored] if rows is None else [pair.train.stored, pair.target.stored]
     if not all("label" in side.columns for side in sides):
         return found
-    positions = found["position"]  # of stored rows, masked ones counted
+    # Positions count masked rows, so they are looked up in the stored split, not in the unmasked one.
+    positions = found["position"]
     taken = TakenRows(pair.train.stored.column("label"), positions.values.ravel())
     labels = taken.read(0, positions.size).reshape(positions.shape)
     labelled = found.assign(label=(positions.dims, labels))

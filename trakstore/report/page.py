@@ -22,22 +22,22 @@ from trakstore.report.panels import change_cards, colour_level, panels, suspect_
 from trakstore.report.store_facts import store_facts, store_verdict
 from trakstore.report.units import in_powers_of_ten
 
-__all__ = ["render_page"]
-
 _FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
 MOST_BYTES = 2**25  # of a page: what browsers on a telephone still open
-MOST_SPLITS, MOST_RUNS = 100, 50  # the last ones stand in the tables about the store
+MOST_SPLITS, MOST_RUNS = 100, 50  # the last ones that the tables about the store show
 
 
-def render_page(found: Findings) -> str:
+def render_page(findings: Findings) -> str:
     """Render the whole page.
 
-    All text is escaped. A Content-Security-Policy lets the page's own style and script run, known
+    All text is escaped: ids, labels, names of files and samples are somebody else's, and a page is sent
+    on. A Content-Security-Policy lets the page's own style and script run, known
     by their hashes, and images that are within it; nothing is loaded, nothing can be sent.
 
     Parameters
     ----------
-    found : Findings
+    findings : Findings
+        Everything that the page shows.
 
     Raises
     ------
@@ -48,6 +48,8 @@ def render_page(found: Findings) -> str:
     from markupsafe import Markup
 
     style, script = _text("page.css"), _text("page.js")
+    # Only what is given as Markup is not escaped: the page's own style and script, and charts, whose
+    # texts ElementTree escaped. A name that the template knows and nobody gave is an error, not "".
     environment = Environment(
         autoescape=True,
         trim_blocks=True,
@@ -57,23 +59,23 @@ def render_page(found: Findings) -> str:
     )
     environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
     environment.filters["percent"] = "{:.0%}".format
-    levels, unit = ([], "") if found.classes is None else _levels(found.classes)
+    levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     page = (
         environment.from_string(_text("page.html"))
         .render(
-            found=found,
+            findings=findings,
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
-            drawn={name: Markup(svg) for name, svg in _drawings(found).items()},
-            facts_of_store=store_facts(found.contents),
-            verdict=store_verdict(found.contents),
-            splits=found.contents.splits[-MOST_SPLITS:],
-            runs=found.contents.runs[-MOST_RUNS:],
+            drawn={name: Markup(svg) for name, svg in _drawings(findings).items()},
+            facts_of_store=store_facts(findings.contents),
+            verdict=store_verdict(findings.contents),
+            splits=findings.contents.splits[-MOST_SPLITS:],
+            runs=findings.contents.runs[-MOST_RUNS:],
             markup=Markup,
-            panels=panels(found),
-            suspects=suspect_cards(found),
-            changes=_changes(found),
+            panels=panels(findings),
+            suspects=suspect_cards(findings),
+            changes=_changes(findings),
             levels=levels,
             unit=unit,
         )
@@ -88,7 +90,11 @@ def render_page(found: Findings) -> str:
 
 
 def _finished(value: Any) -> Any:
-    """Strip text from elsewhere of what would change the order of reading; lines stay."""
+    """Spell out what would change the order of reading in a text; lines stay.
+
+    Escaping leaves marks of writing direction alone. By exact type, since Markup is a string too and is
+    the page's own.
+    """
     return printable(value, keep="\n\t") if type(value) is str else value
 
 
@@ -97,6 +103,12 @@ def _text(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
+    """Write a Content-Security-Policy: if a text ever got out of its place, it still could not run.
+
+    Style and script are allowed by their hashes, and pictures within the page. All else is forbidden:
+    loads, forms, and a base that would turn links elsewhere.
+    """
+
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
@@ -106,18 +118,18 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _drawings(found: Findings) -> Mapping[str, str]:
+def _drawings(findings: Findings) -> Mapping[str, str]:
     drawn = {
         "pooled": inline_svg(
-            lambda axes: untitled(plot_distribution(found.answers.spread, None, axes)),
+            lambda axes: untitled(plot_distribution(findings.spread, None, axes)),
             "Histogram of the scores of all targets shown, in standard deviations from each one's mean",
             "pooled",
             (7.0, 2.6),
         )
     }
-    if found.kernels:
+    if findings.kernels:
         drawn["spectrum"] = inline_svg(
-            lambda axes: plot_spectrum(found.kernels, axes),
+            lambda axes: plot_spectrum(findings.kernels, axes),
             "Eigenvalues of each kernel, first to last, falling; the table beside it has the numbers",
             "spectrum",
             (7.0, 3.4),
@@ -125,21 +137,22 @@ def _drawings(found: Findings) -> Mapping[str, str]:
     return drawn
 
 
-def _changes(found: Findings) -> list[tuple[str, Any]]:
-    if found.transition is None:
+def _changes(findings: Findings) -> list[tuple[str, Any]]:
+    if findings.transition is None:
         return []
-    change = found.transition[2]
+    change = findings.transition[2]
     lists: dict[str, xr.Dataset] = {"Gained": change.gained, "Lost": change.lost}
-    return [(name, change_cards(found, listed)) for name, listed in lists.items()]
+    return [(name, change_cards(findings, listed)) for name, listed in lists.items()]
 
 
 def _levels(classes: Classes) -> tuple[list[list[tuple[float, int]]], str]:
-    """Means in a power of ten, with their colours; and that power."""
+    """Return means in a power of ten, with their colours; and that power."""
     scaled, unit = in_powers_of_ten(classes.means)
     most = float(np.abs(scaled).max())
     return [[(one, colour_level(one, most)) for one in row] for row in scaled.tolist()], unit
 
 
 def _written(form: str, value: float) -> str:
+    """Write a number with a true minus sign; one that is rounded to zero has none."""
     text = f"{value:{form}}"
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

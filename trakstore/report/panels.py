@@ -1,4 +1,4 @@
-"""The parts of the page about one target, or one list of samples, as the template takes them."""
+"""Parts of the page about one target, or one list of samples, as the template takes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from trakstore.report.charts import plot_distribution, plot_evolution
-from trakstore.report.contents import Findings
+from trakstore.report.contents import PATHS, Findings
 from trakstore.report.drawing import inline_svg
 from trakstore.report.sample import Shown
 from trakstore.report.units import evenly_spaced, from_to
@@ -18,34 +18,27 @@ from trakstore.report.units import evenly_spaced, from_to
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "Card",
-    "EpochRow",
-    "Panel",
-    "change_cards",
-    "colour_level",
-    "panels",
-    "suspect_cards",
-    "untitled",
-]
-
 LEVELS, MOST_EPOCHS = 4, 12
 
 
 @dataclass(frozen=True)
 class Card:
-    """A train sample in a list.
+    """Train sample in a list.
 
     Attributes
     ----------
     name : str
-        Its sample id.
-    value : float
-        Its score or change, and ``share``, 0 to 1, of the largest magnitude of its list.
+        Sample id.
+    shown : Shown or None
+        Picture, text or cells; None for its id alone.
+    value, share : float
+        Score or change, and its share, 0 to 1, of the largest magnitude of the list.
     label : str or None
+        Class, where it is stored.
     same : bool or None
-        Whether it is of the target's class; None where that is not known.
+        True where it is of the target's class; None where that is not known.
     note : str
+        Words below the value.
     """
 
     name: str
@@ -59,33 +52,62 @@ class Card:
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One sample over epochs: standard deviations, and their levels from -4 to 4."""
+    """Sample over epochs: standard deviations, and their levels from -4 to 4."""
 
     name: str
     helpful: bool
     cells: tuple[tuple[float, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Panel:
-    """Everything about one target; the model says class ``predicted``, its own is ``label``."""
+    """Everything about one target, ``findings.rows[at]``.
 
-    key: str
-    name: str
-    shown: Shown | None
-    label: str | None
-    predicted: str | None
-    measured: dict[str, float]
-    proponents: list[Card]
-    opponents: list[Card]
-    histogram: str
-    lines: str
-    epoch_names: list[str]
-    epoch_rows: list[EpochRow]
+    Attributes
+    ----------
+    key, name : str
+        Prefix of the ids of its elements on the page, and sample id.
+    shown : Shown or None
+        Picture, text or cells.
+    label, predicted : str or None
+        Its class, and the class that the model says.
+    measured : dict of str to float
+        Stored columns, such as its loss.
+    proponents, opponents : list of Card
+        Train samples that helped and harmed most.
+    histogram, lines : str
+        Charts as SVG; no lines where there is one epoch only.
+    epoch_names, epoch_rows : list
+        Head and rows of the table that says the same as the lines.
+    """
+
+    findings: Findings
+    at: int
+
+    def __post_init__(self) -> None:
+        findings, at = self.findings, self.at
+        ups, downs = (one.isel(target=at) for one in (findings.proponents, findings.opponents))
+        sample_id = ups["target_id"].item()
+        own = ups["target_label"].item() if "target_label" in ups else None
+        self.key, self.name = f"t{at}", str(sample_id)
+        self.shown = findings.show(findings.targets, int(findings.stored_rows[at]), sample_id)
+        self.label = None if own is None else str(own)
+        self.predicted = None if findings.predicted is None else str(findings.predicted[at])
+        self.measured = {name: float(values[at]) for name, values in findings.measured.items()}
+        self.proponents = _cards(findings, ups, "score", own=own)
+        self.opponents = _cards(findings, downs, "score", own=own)
+        self.histogram = _histogram(findings.spread, at, self.key)
+        paths = findings.paths
+        self.lines = "" if paths is None else _lines(paths, at, self.key)
+        self.epoch_names: list[str] = []
+        self.epoch_rows: list[EpochRow] = []
+        if paths is not None:
+            one, length = paths.isel(target=at), min(PATHS, findings.k)
+            self.epoch_names, self.epoch_rows = _by_epoch(one, length)
 
     @property
     def words(self) -> str:
-        """Text that the page's filter looks at."""
+        """Text that the page's filter searches."""
         brief = self.shown.brief if self.shown else ""
         return f"{self.name} {brief} {'wrong' if self.wrong else ''}".lower()
 
@@ -95,28 +117,28 @@ class Panel:
         return None not in (self.label, self.predicted) and self.label != self.predicted
 
 
-def panels(found: Findings) -> list[Panel]:
-    """One for each target, in their order."""
-    return [_panel(found, at) for at in range(len(found.answers.rows))]
+def panels(findings: Findings) -> list[Panel]:
+    """Make a panel for each target, in their order."""
+    return [Panel(findings, at) for at in range(len(findings.rows))]
 
 
-def suspect_cards(found: Findings) -> list[Card]:
-    """Train samples by their score on themselves."""
-    return [] if found.suspects is None else _cards(found, found.suspects, "score")
+def suspect_cards(findings: Findings) -> list[Card]:
+    """Make cards of train samples by their score on themselves."""
+    return [] if findings.suspects is None else _cards(findings, findings.suspects, "score")
 
 
-def change_cards(found: Findings, listed: xr.Dataset) -> list[Card]:
-    """Gained or lost samples of a transition, with their intervals and false discovery rates."""
+def change_cards(findings: Findings, listed: xr.Dataset) -> list[Card]:
+    """Make cards of gained or lost samples, with their intervals and false discovery rates."""
     low, high, rate = (listed[name].values.tolist() for name in ("low", "high", "q"))
     notes = [
         from_to(a, b, "+.2g") + ("" if math.isnan(q) else f", FDR {q:.2g}")
         for a, b, q in zip(low, high, rate, strict=True)
     ]
-    return _cards(found, listed, "change", notes=notes)
+    return _cards(findings, listed, "change", notes=notes)
 
 
 def colour_level(value: float, most: float) -> int:
-    """Number of a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
+    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
 
     Examples
     --------
@@ -128,33 +150,8 @@ def colour_level(value: float, most: float) -> int:
     return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
 
 
-def _panel(found: Findings, at: int) -> Panel:
-    answers = found.answers
-    ups, downs = (one.isel(target=at) for one in (answers.proponents, answers.opponents))
-    name = str(ups["target_id"].item())
-    label = ups["target_label"].item() if "target_label" in ups else None
-    key, paths = f"t{at}", answers.paths
-    epochs, rows = (
-        ([], []) if paths is None else _by_epoch(paths.isel(target=at), answers.path_length)
-    )
-    return Panel(
-        key=key,
-        name=name,
-        shown=found.show(found.targets, int(answers.rows[at]), ups["target_id"].item()),
-        label=None if label is None else str(label),
-        predicted=None if answers.predicted is None else str(answers.predicted[at]),
-        measured={column: float(values[at]) for column, values in answers.measured.items()},
-        proponents=_cards(found, ups, "score", own=label),
-        opponents=_cards(found, downs, "score", own=label),
-        histogram=_histogram(answers.spread, at, key),
-        lines="" if paths is None else _lines(paths, at, key),
-        epoch_names=epochs,
-        epoch_rows=rows,
-    )
-
-
 def _cards(
-    found: Findings,
+    findings: Findings,
     listed: xr.Dataset,
     value: str,
     own: Any = None,
@@ -163,11 +160,12 @@ def _cards(
     names, places = listed["train"].values.tolist(), listed["position"].values.tolist()
     values = listed[value].values.astype(float)
     labels = listed["label"].values.tolist() if "label" in listed else [None] * len(names)
+    # Bars are relative to their own list; a list of zeros has none.
     most = float(np.abs(values).max(initial=0)) or 1.0
     return [
         Card(
             name=str(name),
-            shown=found.show(found.train, int(place), name),
+            shown=findings.show(findings.train, int(place), name),
             value=float(one),
             share=abs(float(one)) / most,
             label=None if label is None else str(label),

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_top_images"]
-
 SAME, OTHER, INK = "#1a7f5a", "#c2452d", "#22262b"
 
 
@@ -40,7 +38,7 @@ def draw_top_images(
     path : str or path
         The PNG file to write.
     targets : array, shape (targets, height, width)
-        The target images, in the order of the data sets' ``target``.
+        Target images, in the order of the lists' ``target``.
     target_labels : array, shape (targets,)
         Their classes.
     train : array, shape (n, height, width)
@@ -50,9 +48,9 @@ def draw_top_images(
     helpful, harmful : Dataset
         From ``top_k``, largest and smallest first.
     notes : list of str, optional
-        A few words beside the class of each target.
+        Words beside the class of each target.
     title : str
-        Above all.
+        Title of the picture.
 
     Returns
     -------
@@ -74,7 +72,7 @@ def draw_top_images(
     lists = [("most helpful", helpful), ("most harmful", harmful)]
     columns = [top.sizes["rank"] for _, top in lists]
     figure = Figure(figsize=(1.05 * (2.3 + sum(columns)), 1.4 * rows + 1.25), facecolor="white")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # a canvas without a display, whatever backend the user chose
     axes = _grid(figure, rows, columns)
     names = notes or [""] * rows
     for row in range(rows):
@@ -88,26 +86,16 @@ def draw_top_images(
 
 
 def _grid(figure: Figure, rows: int, columns: list[int]) -> list[list[list[Axes]]]:
-    """Axes by row, then group (target, helpful, harmful), then place; a gap between groups."""
+    """Make axes by row, then group (target, helpful, harmful), then place; a gap between groups."""
     height = 1.4 * rows + 1.25
     ratios = [1.15, 0.25, *[1.0] * columns[0], 0.25, *[1.0] * columns[1]]
-    grid = figure.add_gridspec(
-        rows,
-        len(ratios),
-        width_ratios=ratios,
-        left=0.02,
-        right=0.98,
-        bottom=0.24 / height,
-        top=1 - 1.2 / height,
-        wspace=0.12,
-        hspace=0.58,
-    )
-    starts = [0, 2, 3 + columns[0]]
+    margins = {"left": 0.02, "right": 0.98, "bottom": 0.24 / height, "top": 1 - 1.2 / height}
+    spaces = {"width_ratios": ratios, "wspace": 0.12, "hspace": 0.58}
+    grid = figure.add_gridspec(rows, len(ratios), **margins, **spaces)
+    second = 3 + columns[0]  # a column for the target, one for each gap
+    groups = [[0], range(2, second - 1), range(second, len(ratios))]
     return [
-        [
-            [figure.add_subplot(grid[row, start + place]) for place in range(count)]
-            for start, count in zip(starts, [1, *columns], strict=True)
-        ]
+        [[figure.add_subplot(grid[row, at]) for at in group] for group in groups]
         for row in range(rows)
     ]
 

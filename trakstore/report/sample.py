@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Shown", "show_sample"]
-
 SIDE, FIGURE_SIDE = 128, 360  # pixels of the longer side of an image, of a drawn figure
 _LOSSLESS = 64 * 64  # images of more pixels become JPEG
 _LETTERS, _CELLS, _CELL_LETTERS = 600, 12, 60
@@ -26,14 +24,16 @@ _CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Shown:
-    """A sample as it is shown: one of these, the others empty.
+    """Sample as it is shown: one of these, the others empty.
 
     Attributes
     ----------
     image : str
         A ``data:`` URL, ``width`` by ``height`` pixels.
     text : str
+        A text, not escaped.
     cells : tuple of (name, value)
+        Columns of a table row.
     """
 
     image: str = ""
@@ -44,13 +44,13 @@ class Shown:
 
     @property
     def brief(self) -> str:
-        """A few words of it; empty for an image."""
+        """First words of it; empty for an image."""
         words = self.text or ", ".join(f"{name} {value}" for name, value in self.cells)
         return _cut(words, 60)
 
 
 def show_sample(sample: Any) -> Shown:
-    """Make what stands for a sample on a page; text is still to be escaped.
+    """Turn a sample into a picture, a text or cells; text is still to be escaped.
 
     Parameters
     ----------
@@ -66,11 +66,13 @@ def show_sample(sample: Any) -> Shown:
     >>> show_sample(("a text", 3)).text
     'a text'
     """
+    # (input, label) and the like show their input; a list of numbers is a row of its own.
     if isinstance(sample, tuple | list) and sample and not _is_number(sample[0]):
         return show_sample(sample[0])
     if isinstance(sample, Mapping):
         cells = [(_cut(str(key), 30), _brief(value)) for key, value in sample.items()]
         return Shown(cells=tuple(cells[:_CELLS]))
+    # By their methods: a page of texts need not import matplotlib or Pillow for this.
     if hasattr(sample, "savefig"):
         return _figure(sample)
     if hasattr(sample, "getbands"):
@@ -86,7 +88,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _array(sample: Any) -> NDArray[Any] | None:
-    """An array of numbers, where the sample is one."""
+    """Return the sample as an array of numbers, where it is one."""
     if hasattr(sample, "detach"):
         sample = sample.detach().cpu()
     if not hasattr(sample, "__array__") and not isinstance(sample, tuple | list):
@@ -97,6 +99,7 @@ def _array(sample: Any) -> NDArray[Any] | None:
 
 def _of_array(array: NDArray[Any]) -> Shown:
     array = array.squeeze() if array.ndim > 2 else array
+    # Channels are first, as torch has them, unless what is last can be channels.
     if array.ndim == 3 and array.shape[0] in _CHANNELS and array.shape[2] not in _CHANNELS:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS):
@@ -111,7 +114,7 @@ def _of_array(array: NDArray[Any]) -> Shown:
 
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Values from 0 to 255: bytes as they are, 0 to 1 stretched, else from smallest to largest."""
+    """Scale values to 0..255: bytes as they are, 0 to 1 stretched, else from smallest to largest."""
     if array.dtype == np.uint8:
         return array
     values = np.nan_to_num(array.astype(np.float64), posinf=0.0, neginf=0.0)
@@ -134,9 +137,10 @@ def _figure(figure: Any) -> Shown:
 
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=FIGURE_SIDE / max(figure.get_size_inches()))
+    # pyplot keeps every figure that it made, and warns of too many; it is not imported for this.
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
-        pyplot.close(figure)  # which keeps those that it made
+        pyplot.close(figure)
     return _encoded(Image.open(drawn).convert("RGB"), "PNG")
 
 

@@ -21,11 +21,9 @@ from trakstore.storage.split import Split
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
-__all__ = ["Render", "SampleSource", "StoredSample", "name_of", "sample_source"]
-
 
 class StoredSample(NamedTuple):
-    """A sample by its place: all that a render function gets where there is no job."""
+    """Place of a sample: all that a render function gets where there is no job."""
 
     split: str
     id: int | str
@@ -38,19 +36,19 @@ Render: TypeAlias = Callable[[Any], Any]
 
 @dataclass
 class SampleSource:
-    """Shows samples; each is read once, however many lists it is in.
+    """Source of samples as a page shows them; each is read once, however many lists it is in.
 
     Attributes
     ----------
     read : callable
-        Gives what is to be shown of a sample; None for its id alone.
+        Function of a :class:`StoredSample` that returns an object to show; None for its id alone.
     predict : callable
-        Gives the classes that the model of an epoch predicts for rows of a split; None where there
-        is no model, or it has no classes.
+        Function of an epoch, a split and rows that returns the classes that the model predicts; None
+        where there is no model, or it has no classes.
     known : dict
-        What was shown, by split and row.
+        Samples that were shown, by split and row.
     token_ids : bool
-        Whether a sample was token ids, which say nothing to people.
+        True once a sample was token ids, which say nothing to people.
     """
 
     read: Callable[[StoredSample], Any]
@@ -59,11 +57,12 @@ class SampleSource:
     token_ids: bool = False
 
     def __call__(self, split: str, row: int, sample_id: Any) -> Shown | None:
+        # A sample is in many lists, and may be a file that is decoded for each look.
         key = (split, row)
         if key not in self.known:
-            found = self.read(StoredSample(split, sample_id, row))
-            self.token_ids = self.token_ids or _has_token_ids(found)
-            self.known[key] = None if found is None else show_sample(found)
+            sample = self.read(StoredSample(split, sample_id, row))
+            self.token_ids = self.token_ids or _has_token_ids(sample)
+            self.known[key] = None if sample is None else show_sample(sample)
         return self.known[key]
 
 
@@ -79,7 +78,7 @@ def _has_token_ids(sample: Any) -> bool:
 def sample_source(
     job: Job | str | None, render: Render | str | None, splits: Sequence[Split]
 ) -> SampleSource:
-    """Make what shows the samples of some splits.
+    """Make the source of the samples of some splits.
 
     Parameters
     ----------
@@ -89,7 +88,7 @@ def sample_source(
         A function that gives a text, an image or a figure of a sample of the data set, or, without a
         job, of a :class:`StoredSample`; or its name.
     splits : sequence of Split
-        Those that are shown, at one epoch.
+        Splits whose samples are shown, at one epoch.
 
     Raises
     ------
@@ -130,19 +129,19 @@ def name_of(given: object) -> str:
 
 
 def _checked(render: Render | str) -> Render:
-    """The render function; errors in it name it."""
-    found = load_named(render, "render") if isinstance(render, str) else render
-    if not callable(found):
+    """Return the render function, wrapped so that errors in it name it."""
+    function = load_named(render, "render") if isinstance(render, str) else render
+    if not callable(function):
         raise TrakStoreError(
             f"render must be a function of a sample, or its name; {shown(render)} is no function"
         )
     name = name_of(render)
 
-    def function(sample: Any) -> Any:
+    def blamed(sample: Any) -> Any:
         with blamed_on(name):
-            return found(sample)
+            return function(sample)
 
-    return function
+    return blamed
 
 
 def _check_dataset(datasets: Any, split: Split, job: str) -> None:
@@ -154,6 +153,7 @@ def _check_dataset(datasets: Any, split: Split, job: str) -> None:
             f"{job} has no data set {split.name!r}{did_you_mean(split.name, datasets)}"
         )
     dataset, remedy = datasets[split.name], "name the job that was featurized"
+    # The number first: to hash data reads some of them.
     rows = dataset_rows(dataset)
     if rows != split.rows:
         raise SpecMismatchError(

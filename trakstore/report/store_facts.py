@@ -18,20 +18,19 @@ from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.plans import planned_runs
 from trakstore.storage.tables.runs import Run
 
-__all__ = ["StoreContents", "store_facts", "store_verdict"]
-
 _NAMED = 3  # splits that a line names
 
 
 @dataclass(frozen=True)
 class StoreContents:
-    """A store's splits and records, read once.
+    """Splits and records of a store, read once.
 
     Attributes
     ----------
     store : FeatureStore
+        The store.
     splits : sequence of (Split, SplitStatus)
-        Each split with what is written of it.
+        Each split with its status.
     planned : sequence of Run
         Splits that a run was to write and has not begun.
     runs : sequence of Run
@@ -45,12 +44,13 @@ class StoreContents:
 
     @classmethod
     def of(cls, store: FeatureStore) -> StoreContents:
+        """Read the contents of a store."""
         splits = [(store.split(one.epoch, one.split), one) for one in store.status()]
         return cls(store, splits, planned_runs(store.location), store.runs())
 
     @property
     def status(self) -> list[SplitStatus]:
-        """Status of each split: what is written of it."""
+        """Status of each split."""
         return [status for _, status in self.splits]
 
     @property
@@ -61,6 +61,7 @@ class StoreContents:
     @property
     def usable_epochs(self) -> list[Epoch]:
         """Epochs that have every split of the store, whole, also those that are still to come."""
+        # Splits that are still to come count: without them a half-written epoch would look whole.
         whole = {(one.epoch, one.split) for one in self.status if one.complete}
         names = {one.split for one in self.status} | {one.split for one in self.planned}
         return [e for e in self.store.epochs if names and all((e, name) in whole for name in names)]
@@ -87,9 +88,10 @@ def store_facts(contents: StoreContents) -> dict[str, str]:
 def _origin(contents: StoreContents) -> dict[str, str]:
     """Describe what the features were made from, and by whom; only --json has whole hashes."""
     facts, splits = {}, [split for split, _ in contents.splits]
-    made = {s.name: s.spec.dataset.partition(":")[2][:12] for s in splits if s.spec.dataset}
-    if made:
-        facts["data sets"] = ", ".join(f"{name} {short}" for name, short in made.items())
+    datasets = {s.name: s.spec.dataset.partition(":")[2][:12] for s in splits if s.spec.dataset}
+    if datasets:
+        facts["data sets"] = ", ".join(f"{name} {short}" for name, short in datasets.items())
+    # Rows that are not finite are masked too, so that these are some of those.
     masked = sum(len(split.masked) for split in splits)
     if masked:
         facts["masked"] = f"{masked:,} rows are left out"
@@ -99,22 +101,22 @@ def _origin(contents: StoreContents) -> dict[str, str]:
     if contents.runs:
         last = contents.runs[-1]
         workers = counted(last.world_size, "worker")
-        told = {name: last.versions.get(name, "unknown") for name in ("trakstore", "torch")}
-        versions = ", ".join(f"{name} {one}" for name, one in told.items())
+        names = ("trakstore", "torch")
+        versions = ", ".join(f"{name} {last.versions.get(name, 'unknown')}" for name in names)
         facts["last run"] = f"{last.job}, {last.ended}, {workers} on {last.device}, {versions}"
     return facts
 
 
 def _reasons(skipped: list[tuple[Split, SkippedRow]]) -> str:
-    """Reasons why rows are left out, with the first row of each."""
+    """Write the reasons why rows are left out, with the first row of each."""
     counts = Counter(one.reason for _, one in skipped)
     first = {one.reason: (split, one) for split, one in reversed(skipped)}
-    told = [
+    parts = [
         f"{count:,} with {reason} (first {one.id} of {split.name} at epoch {split.epoch})"
         for reason, count in counts.most_common()
         for split, one in [first[reason]]
     ]
-    return "; ".join(told)
+    return "; ".join(parts)
 
 
 def _features(contents: StoreContents) -> str:
@@ -133,7 +135,7 @@ def _columns(splits: list[Split]) -> str:
 
 
 def store_verdict(contents: StoreContents) -> list[str]:
-    """Lines that say which epochs can be used; then whether all of it can, or what to do."""
+    """Write which epochs can be used, then whether all of the store can, or what to do."""
     status, planned = contents.status, contents.planned
     where = shlex.quote(str(contents.store.location))
     if not status:
@@ -152,21 +154,22 @@ def store_verdict(contents: StoreContents) -> list[str]:
 
 
 def _names(planned: Sequence[Run]) -> str:
-    """Splits that are still to come, a few of them by name, and the verb."""
-    named = [f"{one.split} at epoch {one.epoch}" for one in planned]
-    if len(named) > _NAMED:
-        named = [*named[:_NAMED], f"{len(named) - _NAMED} more splits"]
-    return f"{', '.join(named)} {'is' if len(planned) == 1 else 'are'}"
+    """Write the splits that are still to come, a few of them by name, and the verb."""
+    names = [f"{one.split} at epoch {one.epoch}" for one in planned]
+    if len(names) > _NAMED:
+        names = [*names[:_NAMED], f"{len(names) - _NAMED} more splits"]
+    return f"{', '.join(names)} {'is' if len(planned) == 1 else 'are'}"
 
 
 def _next_command(contents: StoreContents) -> str:
-    """The command that writes what is missing."""
+    """Write the command that computes what is missing."""
     missing = {(one.epoch, one.split) for one in contents.status if not one.complete}
     missing |= {(run.epoch, run.split) for run in contents.planned}
     # Only a job that was named as on a command line can be named again.
     named = [run for run in (*contents.runs, *contents.planned) if ":" in run.job]
     jobs = [run.job for run in named if (run.epoch, run.split) in missing]
-    jobs = jobs or [run.job for run in named]  # killed before it could leave a record
+    # A run that was killed left no record: the others of the store name the job as well.
+    jobs = jobs or [run.job for run in named]
     if not jobs:
         return "the call that wrote the others (featurize or write_split)"
     where = shlex.quote(str(contents.store.location))

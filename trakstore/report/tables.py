@@ -20,23 +20,12 @@ from trakstore.storage.split import SplitStatus
 if TYPE_CHECKING:
     from trakstore.methods.kernel_report import KernelReport
 
-__all__ = [
-    "completeness_table",
-    "example_table",
-    "facts_table",
-    "kernel_table",
-    "missing_lines",
-    "plain_table",
-    "span",
-    "top_table",
-]
-
 _LINES = 3  # about missing rows
 _EPOCHS = 4  # lines of epochs, so that all of it fits on a screen
 
 
 class SafeTable(Table):
-    """A table in which foreign text takes the width that it is printable with."""
+    """Table that measures foreign text as it will be printed, its controls spelled out."""
 
     def add_column(self, header: Any = "", *given: Any, **options: Any) -> None:
         """Add a column as rich does."""
@@ -52,7 +41,7 @@ def _safe(cell: Any) -> Any:
 
 
 def facts_table(facts: Mapping[str, str]) -> Table:
-    """Names and values, a line each."""
+    """Make a table of names and values, a line each."""
     table = SafeTable.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -62,8 +51,9 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 
 
 def completeness_table(status: Sequence[SplitStatus]) -> Table:
-    """Rows of each epoch and split; neighbouring epochs that are alike share a line."""
+    """Make a table of rows by epoch and split; neighbouring epochs that are alike share a line."""
     splits = sorted({one.split for one in status})
+    # A training kept a hundred times has a hundred epochs alike: runs of them are one line.
     cells = {(one.epoch, one.split): _rows(one) for one in status}
     epochs = list(dict.fromkeys(one.epoch for one in status))
     table = plain_table("epoch", *splits)
@@ -78,7 +68,7 @@ def completeness_table(status: Sequence[SplitStatus]) -> Table:
 
 
 def missing_lines(status: Sequence[SplitStatus]) -> list[str]:
-    """Lines about missing rows, a few at most."""
+    """Write lines about missing rows, a few at most."""
     partial = [one for one in status if not one.complete]
     lines = [
         f"missing: {one.split} at epoch {one.epoch}: rows {_ranges(one.missing)}"
@@ -90,14 +80,15 @@ def missing_lines(status: Sequence[SplitStatus]) -> list[str]:
 
 
 def kernel_table(reports: Sequence[KernelReport]) -> Table:
-    """One line for the kernel of each epoch.
+    """Make a table with a line for the kernel of each epoch.
 
-    Its rows and dim, the damping λ, the condition number without and with it, stable rank
+    Rows and dim, the damping λ, the condition number without and with it, stable rank
     tr(K)/σ₁, effective rank exp(entropy of the spectrum), and tr(K (K + λI)⁻¹).
     """
     table = plain_table(
         "epoch", "rows", "dim", "λ", "cond.", "damped", "stable r.", "eff. r.", "eff. dim"
     )
+    # What was inverted depends on how its rows were weighted: the table says so.
     names = sorted({one.weighting for one in reports if one.weighting})
     table.caption = f"rows weighted: {', '.join(names)}" if names else None
     for one in reports:
@@ -112,7 +103,7 @@ def kernel_table(reports: Sequence[KernelReport]) -> Table:
 
 
 def top_table(top: xr.Dataset) -> Table:
-    """The list of each target: train ids with their scores, first one first.
+    """Make a table of the list of each target: train ids with their scores, first one first.
 
     Parameters
     ----------
@@ -141,14 +132,14 @@ def example_table(
     helpful: xr.Dataset,
     harmful: xr.Dataset,
 ) -> Table:
-    """Some targets, with the classes of their most helpful and most harmful train samples.
+    """Make a table of targets, with the classes of their most helpful and most harmful train samples.
 
     Parameters
     ----------
     names, read_as : sequence of str
-        What each target is called, and what the model takes it for.
+        Name of each target, and the class that the model takes it for.
     labels : array, shape (targets,)
-        Their classes.
+        Their true classes.
     train_labels : array, shape (n,)
         Classes of the train samples.
     helpful, harmful : Dataset
@@ -170,6 +161,7 @@ def _classes(found: NDArray[Any], own: Any) -> Text:
 
 def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
     trains = [printable(one) for one in top["train"].values.tolist()]
+    # Entries stand in columns as wide as the terminal allows: equal widths keep these straight.
     width = max(map(len, trains))
     entries = [Text(one.rjust(width)) for one in trains]
     if "label" in top:
@@ -185,7 +177,7 @@ def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
 
 
 def plain_table(first: str, *others: str) -> Table:
-    """An empty table: names on the left, numbers on the right."""
+    """Make an empty table: names on the left, numbers on the right."""
     table = SafeTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first, no_wrap=True)
     for name in others:
@@ -205,7 +197,7 @@ def _coloured(text: str) -> Text:
 
 
 def span(epochs: Sequence[Epoch], most: int = 5) -> str:
-    """Names of epochs; of more than ``most``, the ends and the number."""
+    """Write the names of epochs; of more than ``most``, the ends and the number."""
     if len(epochs) <= most:
         return ", ".join(map(str, epochs))
     return f"{epochs[0]} ... {epochs[-1]} ({len(epochs)} epochs)"

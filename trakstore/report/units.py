@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["evenly_spaced", "from_to", "in_powers_of_ten"]
-
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def from_to(low: float, high: float, form: str) -> str:
-    """An interval, or a dash where there is none.
+    """Write an interval, or a dash where there is none.
 
     Examples
     --------
@@ -25,7 +23,7 @@ def from_to(low: float, high: float, form: str) -> str:
 
 
 def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
-    """Positions of at most ``most`` of ``count`` things, first and last among them.
+    """Choose positions of at most ``most`` of ``count`` things, first and last among them.
 
     Examples
     --------
@@ -37,7 +35,7 @@ def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
 
 
 def in_powers_of_ten(values: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
-    """Numbers divided by a power of ten, so that the largest is in 1..10; and that power.
+    """Divide numbers by a power of ten, so that the largest is in 1..10; return that power too.
 
     Examples
     --------

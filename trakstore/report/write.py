@@ -1,4 +1,4 @@
-"""Writing of a report: one page to look at, with the samples themselves."""
+"""Report of a store: one page to look at, with the samples themselves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from trakstore.report.choices import (
 )
 from trakstore.report.contents import Findings
 from trakstore.report.extras import need_extra
-from trakstore.report.gathering import Gathering
 from trakstore.report.page import render_page
 from trakstore.report.sample_source import Render, name_of, sample_source
 from trakstore.report.tables import span
@@ -36,8 +35,6 @@ from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
-
-__all__ = ["MOST_LISTED", "MOST_TARGETS", "WrittenReport", "write_report"]
 
 MOST_TARGETS, MOST_LISTED = 200, 20
 
@@ -49,10 +46,11 @@ class WrittenReport:
     Attributes
     ----------
     path : Path
+        The file.
     bytes : int
         Size of the file.
     targets : int
-        Number of targets that it shows.
+        Number of targets on the page.
     left_out : mapping of str to str
         Sections that this store has no data for, and why.
     token_ids : bool
@@ -151,6 +149,7 @@ def write_report(
     >>> write_report(store, "report.html", job="jobs.py:digits").targets  # doctest: +SKIP
     24
     """
+    # From here to the scores, everything that can be refused is: scores take hours.
     path = Path(path)
     need_extra("a report", "report", "jinja2", "matplotlib", "PIL")
     find_method(method)
@@ -160,8 +159,8 @@ def write_report(
     known, last = [pair.epoch for pair in pairs], pairs[-1]
     check_list_length(as_whole(k, "k", 1, MOST_LISTED), last.train)
     as_whole(count, "count", 1, MOST_TARGETS)
-    named = [target_ids] if isinstance(target_ids, str) else list(target_ids)
-    rows, chosen = _shown_rows(last.target, named, count)
+    names = [target_ids] if isinstance(target_ids, str) else list(target_ids)
+    rows, chosen = _shown_rows(last.target, names, count)
     ends = transition_ends(known, before, after)
     null_epochs = null_pairs(null, ends)
     known_epochs([epoch for pair in null_epochs for epoch in pair], known)
@@ -185,17 +184,18 @@ def write_report(
         "damping": _in_words(damping),
         "samples by": " and ".join(name_of(o) for o in (job, render) if o is not None) or "id only",
     }
-    gathering = Gathering(store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit)
-    found = gathering.findings(samples, asked)
-    size = _write_page(path, found)
+    findings = Findings(
+        store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit, samples, asked
+    )
+    size = _write_page(path, findings)
     token_ids = render is None and samples.token_ids
-    return WrittenReport(path, size, len(rows), found.left_out, token_ids)
+    return WrittenReport(path, size, len(rows), findings.left_out, token_ids)
 
 
 def _shown_rows(
     split: UnmaskedSplit, names: Sequence[int | str], count: int
 ) -> tuple[NDArray[np.int64], str]:
-    """Rows of the targets to show, and how they were chosen."""
+    """Choose rows of the targets to show, and say how they were chosen."""
     if len(names) > MOST_TARGETS:
         raise TrakStoreError(f"a page shows {MOST_TARGETS} targets at most, got {len(names)}")
     if names:
@@ -210,9 +210,10 @@ def _in_words(damping: Damping) -> str:
     return f"λ = {damping.absolute:g}" if damping.relative is None else f"c = {damping.relative:g}"
 
 
-def _write_page(path: Path, found: Findings) -> int:
+def _write_page(path: Path, findings: Findings) -> int:
     """Write the page; return its bytes."""
-    page = render_page(found).encode("utf-8", "replace")  # a path may have no characters
+    # A path whose bytes are no text has halves of surrogate pairs, which UTF-8 lacks.
+    page = render_page(findings).encode("utf-8", "replace")
     with writing(path):
         path.write_bytes(page)
     return len(page)

@@ -4,38 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from trakstore.cli.evaluate.trainers import AtOnce, Models, Repeats, load_trainer
-from trakstore.cli.options import Json, Target
-from trakstore.cli.output import print_result, without_nan
+from trakstore.cli.options import Target
+from trakstore.cli.output import without_nan
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.evaluation.counterfactual import counterfactual as outputs_without
 from trakstore.evaluation.counterfactual import removal_kinds
 from trakstore.progress import ProgressLine
-from trakstore.report.choices import named_rows
 from trakstore.report.evaluations import removal_table
-
-__all__ = ["counterfactual"]
 
 
 @with_request("learning_rate")
 def counterfactual(
     models: Models,
     trainer: Annotated[
-        str, typer.Option(metavar="NAME", help="What trains models, such as jobs.py:trainer.")
+        str, Option(metavar="NAME", help="Trainer of models, such as jobs.py:trainer.")
     ],
     size: Annotated[
         list[int] | None,
-        typer.Option(help="Samples that are taken away; several times for several. 10 and 50."),
+        Option(help="Number of samples to take away, repeatable; default: 10 and 50."),
     ] = None,
     repeats: Repeats = 5,
-    seed: Annotated[int, typer.Option(help="Seed of training and random removals.")] = 0,
+    seed: Annotated[int, Option(help="Seed of training and random removals.")] = 0,
     at_once: AtOnce = 50,
     target: Target = None,
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """Train again without each target's top samples, and without as many others.
 
@@ -43,12 +39,12 @@ def counterfactual(
     and removals of its own class. Models are kept in the store: a run that is stopped goes on.
     """
     trains, sizes = load_trainer(trainer), size or [10, 50]
-    rows = named_rows(asked.pairs()[0].target, target)
+    _, rows, _ = asked.chosen_targets(target)
     with asked.workplace():
         scores = asked.scores()
         removals = 1 + len(removal_kinds(scores)) * len(rows) * len(sizes)
         with ProgressLine("training", removals * repeats, unit="models") as line:
-            found = outputs_without(
+            outcome = outputs_without(
                 scores,
                 trains,
                 asked.opened,
@@ -61,5 +57,5 @@ def counterfactual(
                 memory_limit=asked.memory_limit,
                 finished=line.advance,
             )
-    document = {"location": asked.location, "method": asked.method, **without_nan(found)}
-    print_result(as_json, document, [removal_table(found)])
+    document = {"method": asked.method, **without_nan(outcome)}
+    asked.answer(document, [removal_table(outcome)])

@@ -1,30 +1,29 @@
-"""``trakstore evaluate efficiency``: what featurizing and asking cost at several sizes."""
+"""``trakstore evaluate efficiency``: costs of featurizing and asking at several sizes."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from trakstore.cli.options import JobName, Json, Targets, Train
 from trakstore.cli.output import only_json, print_result
 from trakstore.report.evaluations import efficiency_table
 
-__all__ = ["efficiency"]
-
 
 def efficiency(
     job: JobName,
     train_rows: Annotated[
-        list[int] | None, typer.Option(help="Train samples; several times for several. 1,000.")
+        list[int] | None, Option(help="Number of train samples, repeatable; default: 1,000.")
     ] = None,
     target_rows: Annotated[
-        list[int] | None, typer.Option(help="Targets; several times for several. 100.")
+        list[int] | None, Option(help="Number of targets, repeatable; default: 100.")
     ] = None,
     dim: Annotated[
-        list[int] | None, typer.Option(help="Dimensions; several times for several. 512.")
+        list[int] | None, Option(help="Number of dimensions, repeatable; default: 512.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each is measured.")] = 3,
+    rounds: Annotated[int, Option(min=1, help="Times that each is measured.")] = 3,
     targets: Targets = "test",
     train: Train = "train",
     as_json: Json = False,
@@ -37,7 +36,7 @@ def efficiency(
     from trakstore.evaluation.efficiency import efficiency_grid
 
     with only_json(as_json):
-        cells = efficiency_grid(
+        grid = efficiency_grid(
             job,
             train_rows or [1000],
             target_rows or [100],
@@ -45,6 +44,6 @@ def efficiency(
             splits=(train, targets),
             rounds=rounds,
         )
-        found = list(cells)
-    document = {"job": job, "rounds": rounds, "cells": [cell.to_dict() for cell in found]}
-    print_result(as_json, document, [efficiency_table(found)])
+        cells = list(grid)
+    document = {"job": job, "rounds": rounds, "cells": [asdict(cell) for cell in cells]}
+    print_result(as_json, document, [efficiency_table(cells)])

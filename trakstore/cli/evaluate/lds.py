@@ -1,15 +1,13 @@
-"""``trakstore evaluate lds``: whether scores tell what training on other subsets would have given."""
+"""``trakstore evaluate lds``: scores against models that were trained on other subsets."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from trakstore.cli.evaluate.trainers import AtOnce, Models, Repeats, TrainerName, load_trainer
-from trakstore.cli.options import Json
-from trakstore.cli.output import print_result
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.lds import lds as linear_datamodeling_score
@@ -19,41 +17,37 @@ from trakstore.report.evaluations import lds_table
 from trakstore.sampling import SubsetPlan
 from trakstore.scores.saving import open_scores
 
-__all__ = ["lds"]
-
 
 @with_request("method", "learning_rate")
 def lds(
     models: Models,
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            help="As `trakstore score --method`; several times for several. trak if not given."
-        ),
+        Option(help="As `trakstore score --method`, repeatable; default: trak."),
     ] = None,
     scores: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Saved scores too; several times for several."),
+        Option(metavar="NAME", help="Saved scores to compare too; repeatable."),
     ] = None,
     trainer: TrainerName = None,
-    count: Annotated[int, typer.Option(min=3, help="Models there shall be, with --trainer.")] = 200,
-    share: Annotated[float, typer.Option(help="Share of the train rows in each subset.")] = 0.5,
+    count: Annotated[int, Option(min=3, help="Models in all, with --trainer.")] = 200,
+    share: Annotated[float, Option(help="Share of the train rows in each subset.")] = 0.5,
     repeats: Repeats = 1,
-    seed: Annotated[int, typer.Option(help="Seed of subsets and training.")] = 0,
+    seed: Annotated[int, Option(help="Seed of subsets and training.")] = 0,
     at_once: AtOnce = 50,
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """Compare scores with models that were trained on random subsets: the linear datamodeling score.
 
     With --trainer, the models that are missing are trained first and kept in the store.
     """
-    named = method or ([] if scores else ["trak"])
-    requests = {one: replace(asked, method=one) for one in named}
+    methods = method or ([] if scores else ["trak"])
+    requests = {one: replace(asked, method=one) for one in methods}
     with asked.workplace():
         if trainer is not None:
-            rows = asked.pairs()[0].train.stored.spec.rows  # checked before hours go by
+            # All epochs and splits are checked here, before hours of training.
+            rows = asked.pairs()[0].train.stored.spec.rows
             plan = SubsetPlan(rows, share, repeats, seed)
             with ProgressLine("training", count, unit="models") as line:
                 retrain(
@@ -68,7 +62,7 @@ def lds(
         truth = retrained_models(asked.opened, models)
         matrices: dict[str, Any] = {one: request.scores() for one, request in requests.items()}
         matrices |= {one: open_scores(asked.opened, one) for one in scores or ()}
-        found = {
+        results = {
             one: linear_datamodeling_score(
                 _whole(matrix, one),
                 truth["subset"].values,
@@ -78,16 +72,15 @@ def lds(
             for one, matrix in matrices.items()
         }
     document = {
-        "location": asked.location,
         "set": models,
         "models": truth.sizes["model"],
-        "subsets": next(iter(found.values())).subsets,
+        "subsets": next(iter(results.values())).subsets,
         "lds": [
             {"scores": one, "lds": x.mean, "low": x.low, "high": x.high, "per_target": x.per_target}
-            for one, x in found.items()
+            for one, x in results.items()
         ],
     }
-    print_result(as_json, document, [lds_table(found)])
+    asked.answer(document, [lds_table(results)])
 
 
 def _whole(scores: Any, name: str) -> Any:

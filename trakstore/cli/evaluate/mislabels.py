@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
+from typer import Option
 
-from trakstore.cli.options import Json, SampleCount, SampleSplit
-from trakstore.cli.output import print_result
+from trakstore.cli.options import SampleCount, SampleSplit
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.evaluation.mislabels import detection
@@ -19,20 +18,17 @@ from trakstore.methods.influence import self_scores
 from trakstore.paths import is_file
 from trakstore.report.evaluations import detection_lines, suspects_table
 
-__all__ = ["mislabels"]
-
 
 @with_request("targets", "train", "method", "learning_rate", "allow_other_weights")
 def mislabels(
     wrong: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Ids of samples that are known to be wrong, one a line."),
+        Option(metavar="FILE", help="Ids of samples that are known to be wrong, one a line."),
     ] = None,
     split: SampleSplit = "train",
     k: SampleCount = 20,
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """List the samples with the largest self-scores, which wrong labels tend to have.
 
@@ -42,24 +38,24 @@ def mislabels(
     with asked.workplace():
         scores = self_scores(asked.opened, split, asked.epochs, asked.damping, memory_limit=limit)
     known = None if named is None else _known(named, scores["train_id"].values, split)
-    found = None if known is None else detection(scores.values, known)
+    measured = None if known is None else detection(scores.values, known)
+    # By self-score, largest first: only the sample itself explains its own label there.
     first = np.argsort(-scores.values, kind="stable")[:k]
     suspects = scores.isel(train=first)
     document: dict[str, Any] = {
-        "location": asked.location,
         "split": split,
         "suspects": {
             "train": suspects["train_id"].values.tolist(),
             "score": suspects.values.tolist(),
         },
-        **({} if found is None else {"detection": asdict(found)}),
+        **({} if measured is None else {"detection": asdict(measured)}),
     }
     table = suspects_table(suspects, None if known is None else known[first])
-    print_result(as_json, document, [table, *([] if found is None else detection_lines(found))])
+    asked.answer(document, [table, *([] if measured is None else detection_lines(measured))])
 
 
 def _named(path: Path) -> set[str]:
-    """The ids in a file."""
+    """Read the ids in a file."""
     if not is_file(path):
         raise NotFoundError(f"there is no file {path}; give one of sample ids, one a line")
     try:
@@ -70,7 +66,7 @@ def _named(path: Path) -> set[str]:
 
 
 def _known(named: set[str], ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
-    """A mask of the samples that are named."""
+    """Mark the samples that are named; refuse ids that no sample has."""
     names = [str(one) for one in ids.tolist()]
     if not named or named >= set(names):
         raise TrakStoreError(

@@ -1,34 +1,26 @@
-"""``trakstore evaluate stability``: whether seeds or checkpoints give the same scores."""
+"""``trakstore evaluate stability``: agreement of scores over seeds or checkpoints."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from trakstore.cli.options import Json
-from trakstore.cli.output import print_result
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.evaluation.stability import stability as likeness
 from trakstore.report.tables import facts_table
-
-__all__ = ["stability"]
 
 
 @with_request("learning_rate")
 def stability(
     other: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="STORE",
-            help="The same splits under another seed; several times for several.",
-        ),
+        Option(metavar="STORE", help="Store of the same splits under another seed; repeatable."),
     ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Length of the lists.")] = 10,
+    k: Annotated[int, Option("--k", "-k", min=1, help="Length of the lists.")] = 10,
     *,
     asked: ScoreRequest,
-    as_json: Json = False,
 ) -> None:
     """Show how alike the scores of several stores are, or without --other, those of single epochs.
 
@@ -37,11 +29,12 @@ def stability(
     """
     requests = [asked, *(replace(asked, store=one) for one in other or ())]
     with asked.workplace():
-        made = [request.scores() for request in requests]
-        runs = made if other else [made[0].epoch(one) for one in made[0].epochs]
-        found = likeness(runs, k, asked.memory_limit)
+        matrices = [request.scores() for request in requests]
+        # Without other stores, epochs of this one are compared: the same scores over time.
+        runs = matrices if other else [matrices[0].epoch(one) for one in matrices[0].epochs]
+        agreement = likeness(runs, k, asked.memory_limit)
     over = "stores" if other else "epochs"
-    document = {"location": asked.location, "over": over, "runs": len(runs), **found}
-    facts = {name.replace("_", " "): f"{value:.3f}" for name, value in found.items()}
+    document = {"over": over, "runs": len(runs), **agreement}
+    facts = {name.replace("_", " "): f"{value:.3f}" for name, value in agreement.items()}
     table = facts_table({"compared": f"{len(runs)} {over}, top {k}", **facts})
-    print_result(as_json, document, [table])
+    asked.answer(document, [table])

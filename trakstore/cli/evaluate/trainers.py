@@ -1,10 +1,10 @@
-"""Trainers that are named on the command line, and the models that they make."""
+"""Options about retrained models, and trainers that are named on the command line."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from trakstore.errors import TrakStoreError
 from trakstore.named import call_named, load_named, needs_arguments
@@ -12,22 +12,16 @@ from trakstore.named import call_named, load_named, needs_arguments
 if TYPE_CHECKING:
     from trakstore.evaluation.retraining import Trainer
 
-__all__ = ["AtOnce", "Models", "Repeats", "TrainerName", "load_trainer"]
-
-Models: TypeAlias = Annotated[
-    str, typer.Option(metavar="NAME", help="Name of the set of models in the store.")
-]
-TrainerName: TypeAlias = Annotated[
+Models = Annotated[str, Option(metavar="NAME", help="Name of the set of models in the store.")]
+TrainerName = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="NAME",
-        help="What trains models on subsets, such as jobs.py:trainer or package.module:name.",
+        help="Trainer of models on subsets, such as jobs.py:trainer or package.module:name.",
     ),
 ]
-Repeats: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Models of each subset; their outputs are averaged.")
-]
-AtOnce: TypeAlias = Annotated[int, typer.Option(min=1, help="Models that are trained together.")]
+Repeats = Annotated[int, Option(min=1, help="Models of each subset; their outputs are averaged.")]
+AtOnce = Annotated[int, Option(min=1, help="Models that are trained together.")]
 
 
 def load_trainer(name: str) -> Trainer:
@@ -40,13 +34,14 @@ def load_trainer(name: str) -> Trainer:
     TrakStoreError
         It cannot be called with subsets and seeds.
     """
-    made = load_named(name, "trainer")
-    if callable(made) and not needs_arguments(made):
-        made = call_named(made, name, "trainer")
-    if not callable(made):
+    loaded = load_named(name, "trainer")
+    # What needs no argument cannot be a trainer: it makes one.
+    if callable(loaded) and not needs_arguments(loaded):
+        loaded = call_named(loaded, name, "trainer")
+    if not callable(loaded):
         raise TrakStoreError(
-            f"{name} gave a {type(made).__name__}; it must be or return a SubsetTrainer, or a "
+            f"{name} gave a {type(loaded).__name__}; it must be or return a SubsetTrainer, or a "
             f"function of (subsets, seeds) that gives a Retrained"
         )
-    trainer: Trainer = made
+    trainer: Trainer = loaded
     return trainer
