@@ -210,7 +210,13 @@ class Job:
             yield
 
     def check_names(self) -> None:
-        """Raise a :class:`NotFoundError` for ids or learning rates of what the job does not have."""
+        """Check that ids and learning rates are of splits and epochs that the job has.
+
+        Raises
+        ------
+        NotFoundError
+            With the nearest name, when one is not.
+        """
         for what, given, known in (
             ("ids of the split", self.ids, tuple(self.datasets)),
             ("a learning rate of epoch", self.learning_rates, self.epochs),
@@ -223,7 +229,15 @@ class Job:
                     )
 
     def load(self, epoch: int | str) -> nn.Module:
-        """Load the weights of an epoch into the model, and give it; within :meth:`lent`."""
+        """Load the weights of an epoch into the model, and give it; within :meth:`lent`.
+
+        Raises
+        ------
+        NotFoundError
+            When the job has no such epoch.
+        TrakStoreError
+            When its weights are not of this model.
+        """
         epoch = as_epoch(epoch)
         if self.checkpoints is None and epoch == 0:
             return self.model
@@ -233,7 +247,13 @@ class Job:
         return self.model
 
     def check_files(self, epochs: Sequence[int | str]) -> None:
-        """Raise a :class:`NotFoundError` if an epoch's weights are in a file that is not there."""
+        """Check that the files with the weights of these ``epochs`` are there.
+
+        Raises
+        ------
+        NotFoundError
+            When one is not.
+        """
         paths = {
             epoch: Path(where)
             for epoch in epochs

@@ -36,6 +36,11 @@ class WithIds:
         Tuples ``(input, ..., label)``.
     ids : sequence of int or str, optional
         Names of the samples; their positions by default.
+
+    Raises
+    ------
+    TrakStoreError
+        When there are not as many ids as samples.
     """
 
     def __init__(self, dataset: Any, ids: Sequence[int] | Sequence[str] | None = None) -> None:

@@ -51,6 +51,7 @@ class Featurized:
     Attributes
     ----------
     rows, blocks : int
+        Numbers that were written.
     seconds : float
         Time that it took, without the preparation.
     bytes : int

@@ -46,6 +46,11 @@ class ProjectionSpec:
     side : int, optional
         Size to which a ``"kronecker"`` projects each side of a weight, 32 by default; only for it.
 
+    Raises
+    ------
+    TrakStoreError
+        For another kind or version, or an option that the kind cannot have.
+
     Examples
     --------
     >>> spec = ProjectionSpec("sjlt", dim=512)
@@ -98,7 +103,20 @@ class ProjectionSpec:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ProjectionSpec:
-        """Read what :meth:`to_dict` gives; refuse a test vector that this version does not give."""
+        """Read what :meth:`to_dict` gives.
+
+        Parameters
+        ----------
+        document : mapping
+            Fields of the spec, and the test vector where it was stored.
+
+        Raises
+        ------
+        DamagedError
+            When a field has a value that no writer gives it.
+        SpecMismatchError
+            When this version does not give the document's test vector.
+        """
         known = documents.fields(document, _FIELDS, _FIELDS.keys() - {"kind"}, "a projection")
         vector = known.pop("test_vector", None)
         spec = cls(**known)

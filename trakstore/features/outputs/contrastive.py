@@ -39,6 +39,11 @@ class Contrastive(ModelOutput):
     scale : float
         Factor of cosines: the inverse temperature.
 
+    Raises
+    ------
+    TrakStoreError
+        For banks of two shapes, or a scale that is not above 0.
+
     Notes
     -----
     The model gives ``(image, text)`` embeddings of shape (batch, width), or an object with
@@ -81,7 +86,13 @@ class Contrastive(ModelOutput):
         return rounded(log_odds(log_loss), widened(embeddings[0]).dtype)
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Raise unless embeddings are as wide as those of the bank."""
+        """Check that the model's embeddings of a batch are as wide as those of the bank.
+
+        Raises
+        ------
+        TrakStoreError
+            When they are not.
+        """
         need_keywords(model, batch)
         embeddings = _embeddings(model, batch)
         width = self._images.shape[1]

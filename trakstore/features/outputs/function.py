@@ -31,6 +31,11 @@ class FunctionOutput(ModelOutput):
         Name that tells it from other outputs of the store. By default its own name and a digest of its
         code and of all values that it computes with: give a name where these change and the output
         does not, as with another version of Python.
+
+    Raises
+    ------
+    TrakStoreError
+        For a name that is no text.
     """
 
     name = "function"
@@ -66,7 +71,13 @@ class FunctionOutput(ModelOutput):
         return RowOutputs(*map(widened, several))
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Raise unless there is one number, or three, for each sample."""
+        """Check that the function of the model and a batch gives one number, or three, a sample.
+
+        Raises
+        ------
+        TrakStoreError
+            When it gives something else.
+        """
         size = len(tree.tree_leaves(batch)[0])
         shapes = [tuple(column.shape) for column in self(model, batch)]
         if shapes != [(size,)] * 3:

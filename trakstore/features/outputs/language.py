@@ -128,7 +128,13 @@ class CausalLM(_Tokens):
     name = "causal_lm"
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Raise also where labels have been moved already."""
+        """Check the model's logits, and that the labels of a batch have not been moved already.
+
+        Raises
+        ------
+        TrakStoreError
+            When they have, or logits and labels do not fit together.
+        """
         parts = sequences(model, batch, self.name)
         if not parts.target and _moved(parts.ids, parts.labels):
             raise TrakStoreError(
@@ -152,7 +158,13 @@ class MaskedLM(_Tokens):
     name = "masked_lm"
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Raise also without labels: which tokens are to be predicted cannot be known otherwise."""
+        """Check the model's logits, and that a batch has labels: they alone say what is predicted.
+
+        Raises
+        ------
+        TrakStoreError
+            When there are none, or logits and labels do not fit together.
+        """
         if not isinstance(batch, Mapping) or "labels" not in batch:
             raise TrakStoreError("masked_lm needs dicts with 'labels', -100 where nothing is asked")
         return super().check(model, batch)

@@ -33,7 +33,17 @@ Model: TypeAlias = Callable[..., Any]
 
 
 class RowOutputs(NamedTuple):
-    """Output of each sample of a batch, its loss, and -dl/d(output): tensors of shape ``(batch,)``."""
+    """Tensors of shape ``(batch,)``, with a number for each sample of a batch.
+
+    Attributes
+    ----------
+    output : Tensor
+        The scalar that is differentiated.
+    loss : Tensor
+        The loss l.
+    out_to_loss : Tensor
+        -dl/d(output).
+    """
 
     output: Tensor
     loss: Tensor
@@ -84,7 +94,14 @@ class ModelOutput(ABC):
         return None
 
     def check(self, model: Model, batch: Any) -> int | None:  # noqa: ARG002
-        """Raise a :class:`TrakStoreError` if this batch cannot have this output.
+        """Raise a :class:`TrakStoreError` if a batch cannot have this output.
+
+        Parameters
+        ----------
+        model : callable
+            The model.
+        batch : tree of Tensor
+            Samples of the data set, collated.
 
         Returns
         -------

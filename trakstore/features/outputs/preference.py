@@ -56,7 +56,13 @@ class DPO(ModelOutput):
         return rounded(RowOutputs(odds, F.softplus(-odds), torch.sigmoid(-odds)), dtype)
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Both continuations must be there, with the reference model's log-probabilities."""
+        """Check that a batch has both continuations, as the model takes them, and log-probabilities.
+
+        Raises
+        ------
+        TrakStoreError
+            When something is missing, or the model's logits do not fit the labels.
+        """
         wanted = [f"{side}_{what}" for what in ("input_ids", "labels") for side in _SIDES]
         wanted += [f"ref_{side}_logps" for side in _SIDES]
         missing = [key for key in wanted if not isinstance(batch, Mapping) or key not in batch]

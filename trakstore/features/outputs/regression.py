@@ -38,7 +38,13 @@ class SquaredError(ModelOutput):
         return RowOutputs(predicted, miss**2 / 2, miss)
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """Raise unless there are one prediction and one value for each sample."""
+        """Check that the model gives one prediction a sample, and the batch one value.
+
+        Raises
+        ------
+        TrakStoreError
+            When there are more, or fewer.
+        """
         inputs, wanted = inputs_and_target(batch, "regression", "y")
         need_keywords(model, inputs)
         predicted = need_tensor(logits_of(model, inputs), "a prediction")

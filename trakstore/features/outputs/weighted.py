@@ -25,6 +25,11 @@ class Weighted(ModelOutput):
         The output without weights.
     key : str
         Name of the weights in dict batches, shape (batch,); of any sign.
+
+    Raises
+    ------
+    TrakStoreError
+        When ``output`` is no :class:`ModelOutput`.
     """
 
     name = "weighted"
@@ -39,7 +44,7 @@ class Weighted(ModelOutput):
 
     @property
     def spec(self) -> OutputSpec:
-        """The other output's name and options, and the key."""
+        """Name and options of the other output, and the key."""
         inner = self.output.spec
         options = {f"output_{name}": value for name, value in inner.options} | {"key": self.key}
         return OutputSpec(self.name, tuple(sorted((options | {"output": inner.name}).items())))
@@ -52,15 +57,21 @@ class Weighted(ModelOutput):
         return RowOutputs(output, weights * loss, weights * misses)
 
     def labels(self, batch: Any) -> Tensor | None:
-        """Classes of the other output."""
+        """Return the other output's classes of a batch."""
         return self.output.labels(self._apart(batch)[1])
 
     def predictions(self, model: Model, batch: Any) -> Tensor | None:
-        """Classes that the model says, of the other output."""
+        """Return the classes that the model says of a batch, by the other output."""
         return self.output.predictions(model, self._apart(batch)[1])
 
     def check(self, model: Model, batch: Any) -> int | None:
-        """One weight a sample, and what the other output demands."""
+        """Check that a batch has one weight a sample, and that the other output takes the model.
+
+        Raises
+        ------
+        TrakStoreError
+            When there is no weight, or not one number a sample.
+        """
         weights, rest = self._apart(batch)
         if weights.numel() != len(weights):
             raise TrakStoreError(
