@@ -93,7 +93,7 @@ ORDER: dict[str, list[str]] = {
         "solvers",
         "iterative",
         "blocked_cholesky",
-        "inverse",
+        "explicit_inverse",
         "choice",
         "many_epochs",
         "quadratic",

@@ -93,7 +93,7 @@ def need_solver(solver: Solver | None) -> None:
     """Raise a :class:`TrakStoreError` for what is no solver."""
     if not isinstance(solver, Solver | None):
         raise TrakStoreError(
-            f"solver must be a Solver, such as Cholesky(), or None, got {solver!r}"
+            f"solver must be a Solver of trakstore.kernels, such as Cholesky(), or None, got {solver!r}"
         )
 
 
@@ -134,5 +134,7 @@ def split_kernel(
         try:
             return split_gram(split, dtype=dtype, memory_limit=memory_limit)
         except MemoryLimitError as error:
-            raise MemoryLimitError(f"{error}, or solver=BlockedCholesky()") from None
+            raise MemoryLimitError(
+                f"{error}, or solver=BlockedCholesky() (from trakstore.kernels import BlockedCholesky)"
+            ) from None
     return rows_kernel(kernel_rows(split))

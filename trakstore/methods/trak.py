@@ -80,8 +80,8 @@ def trak_scores(
         s >= 0: each score becomes sign(τ)·max(|τ| − s, 0), as the paper does for scores of which few
         are not 0; the paper chooses s by cross-validation.
     solver : Solver, optional
-        When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for a gram that does not fit the
-        memory limit, else ``Cholesky()``.
+        One of :mod:`trakstore.kernels`. When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for
+        a gram that does not fit the memory limit, else ``Cholesky()``.
     gram_dtype : {"float32", "float64"}
         Of the products within a tile of the gram.
     memory_limit : int or str, optional
