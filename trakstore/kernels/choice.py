@@ -11,7 +11,7 @@ from trakstore.kernels.gram import GramDtype, Kernel, check_gram_dtype, gram
 from trakstore.kernels.iterative import Dual, rows_kernel
 from trakstore.kernels.row_weights import KernelSplit, kernel_rows, unmasked_count
 from trakstore.kernels.solvers import Cholesky, Damping, Factor, Form, Solver
-from trakstore.kernels.stored_grams import split_gram
+from trakstore.kernels.stored_grams import ReadGram, split_gram
 from trakstore.kernels.tiled_gram import Scratch, split_tiles, tiled_gram
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows
@@ -28,6 +28,7 @@ def factor_split(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
     held: int = 0,
+    ready: ReadGram | None = None,
 ) -> Factor:
     """K + λI of a split's features, factored.
 
@@ -44,6 +45,8 @@ def factor_split(
         Bytes of one process.
     held : int
         How many of them other factors have, which are kept.
+    ready : ReadGram, optional
+        The stored gram of the split, where it was read already.
 
     Raises
     ------
@@ -57,7 +60,8 @@ def factor_split(
     if solver is None:
         dim = split.column(layout.FEATURES).shape[1]
         solver = choose_solver(unmasked_count(split), dim, damped, limit, held)
-    kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=max(1, limit - held))
+    left = max(1, limit - held)
+    kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=left, ready=ready)
     return solver.factor(kernel, damped)
 
 
@@ -125,6 +129,7 @@ def split_kernel(
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    ready: ReadGram | None = None,
 ) -> Kernel:
     """The kernel of a split in the form that a solver takes."""
     check_gram_dtype(dtype)
@@ -132,7 +137,7 @@ def split_kernel(
         return split_tiles(split, dtype=dtype, memory_limit=memory_limit)
     if form == "matrix":
         try:
-            return split_gram(split, dtype=dtype, memory_limit=memory_limit)
+            return split_gram(split, dtype=dtype, memory_limit=memory_limit, ready=ready)
         except MemoryLimitError as error:
             raise MemoryLimitError(
                 f"{error}, or solver=BlockedCholesky() (from trakstore.kernels import BlockedCholesky)"

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +36,6 @@ __all__ = [
     "ReadGram",
     "StoredGram",
     "gram_array",
-    "grams_ready",
     "origin_of",
     "publish",
     "read_gram",
@@ -87,6 +82,7 @@ def split_gram(
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    ready: ReadGram | None = None,
 ) -> Gram:
     """K = ΦᵀΦ of a split's features, without its masked rows: the stored one where it is valid.
 
@@ -102,6 +98,8 @@ def split_gram(
         Of the products within a tile; a stored gram of float64 products serves both.
     memory_limit : int or str, optional
         Bytes of one process.
+    ready : ReadGram, optional
+        The stored gram, where it was read already.
 
     Raises
     ------
@@ -111,7 +109,7 @@ def split_gram(
         The gram does not fit.
     """
     wanted = origin_of(split, dtype)
-    stored = _READY.grams.pop(_at(split, wanted), None) or read_gram(split, wanted)
+    stored = ready or read_gram(split, wanted)
     if stored is not None and stored.origin == wanted:
         return stored.gram
     made = None if stored is None else _updated(split, stored, wanted, memory_limit)
@@ -121,33 +119,6 @@ def split_gram(
         made = replace(made, rows=unmasked_count(split))
     write_gram(split, made, wanted)
     return made
-
-
-class _Ready(threading.local):
-    """Grams that are there before they are asked for, by place and origin."""
-
-    def __init__(self) -> None:
-        self.grams: dict[_At, ReadGram] = {}
-
-
-_At: TypeAlias = tuple[Location, str, GramOrigin]
-_READY = _Ready()
-
-
-@contextmanager
-def grams_ready(grams: Sequence[tuple[KernelSplit, GramOrigin, ReadGram]]) -> Iterator[None]:
-    """Within, :func:`split_gram` in this thread has these, as they were read or just made."""
-    keys = [_at(split, wanted) for split, wanted, _ in grams]
-    _READY.grams.update(zip(keys, (one for *_, one in grams), strict=True))
-    try:
-        yield
-    finally:
-        for key in keys:
-            _READY.grams.pop(key, None)
-
-
-def _at(split: KernelSplit, wanted: GramOrigin) -> _At:
-    return split.location, _path(split), wanted
 
 
 def origin_of(split: KernelSplit, dtype: GramDtype) -> GramOrigin:

@@ -209,7 +209,7 @@ def _labels(splits: Iterable[UnmaskedSplit]) -> Rows | None:
     return None
 
 
-def part_of(pair: EpochPair, factor: Factor | None = None, **how: Any) -> Part:
+def part_of(pair: EpochPair, factor: Factor | None = None, /, **how: Any) -> Part:
     """The part of an epoch's features, without its masked rows; ``how`` as in :class:`Part`."""
     features = pair.target.column("features"), pair.train.column("features")
     return Part(pair.epoch, *features, factor, **how)

@@ -9,18 +9,16 @@ import numpy as np
 import xarray as xr
 
 from trakstore.errors import TrakStoreError
-from trakstore.kernels.choice import factor_split
 from trakstore.kernels.gram import GramDtype
-from trakstore.kernels.many_epochs import kernels_together
+from trakstore.kernels.many_epochs import factors_of
 from trakstore.kernels.quadratic import quadratic_form
 from trakstore.kernels.row_weights import KernelSplit, WeightedSplit, weighting_of
-from trakstore.kernels.solvers import Damping, Factor, Solver
+from trakstore.kernels.solvers import Damping, Solver
 from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
-from trakstore.methods.row_scales import check_of, out_to_loss
-from trakstore.passes.memory import memory_budget
+from trakstore.methods.row_scales import check_of, gradient_scales, out_to_loss
 from trakstore.passes.rows import whole_column
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Epoch, Part, held_bytes
+from trakstore.scores.parts import Epoch
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["Hessian", "influence_scores", "self_scores"]
@@ -93,16 +91,15 @@ def influence_scores(
     check_of("loss", store)
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    parts: list[Part] = []
-    scales = [(out_to_loss(pair.target), out_to_loss(pair.train)) for pair in pairs]
+    scales = [gradient_scales(pair) for pair in pairs]
     kernels = [_curved(store, pair, hessian) for pair in pairs]
-    limit = memory_budget(memory_limit)
-    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": limit}
-    with kernels_together(kernels, damped, **how):
-        for pair, (left, right), split in zip(pairs, scales, kernels, strict=True):
-            factor = factor_split(split, damped, held=held_bytes(parts), **how)
-            scaled = {"row_scale": left, "column_scale": right, "kernel": weighting_of(split)}
-            parts.append(part_of(pair, factor, **scaled))
+    factors = factors_of(
+        kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+    )
+    parts = [
+        part_of(pair, factor, kernel=weighting_of(split), **scale)
+        for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
+    ]
     return scores_of("influence", parts, pairs)
 
 
@@ -161,14 +158,12 @@ def self_scores(
     """
     damped, pairs = Damping.of(damping), epoch_pairs(store, split, split, epochs)
     lengths, scales = [], []
-    limit = memory_budget(memory_limit)
-    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": limit}
-    with kernels_together([pair.train.stored for pair in pairs], damped, **how):
-        for pair in pairs:
-            scales.append(whole_column(out_to_loss(pair.train)).astype(np.float64))
-            factor: Factor = factor_split(pair.train.stored, damped, **how)
-            features = pair.train.column("features")
-            lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))
+    kernels = [pair.train.stored for pair in pairs]
+    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": memory_limit}
+    for pair, factor in zip(pairs, factors_of(kernels, damped, kept=False, **how), strict=True):
+        scales.append(whole_column(out_to_loss(pair.train)).astype(np.float64))
+        features = pair.train.column("features")
+        lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))
     one = pairs[0].train
     coords = {
         "train_id": ("train", whole_column(one.column("sample_id"))),

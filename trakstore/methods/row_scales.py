@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.methods.epochs import UnmaskedSplit, need_open
+from trakstore.methods.epochs import EpochPair, UnmaskedSplit, need_open
 from trakstore.passes.rows import RowByRow, Rows
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "out_to_loss"]
+__all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "gradient_scales", "out_to_loss"]
 
 Of: TypeAlias = Literal["output", "loss"]
 
@@ -50,8 +50,16 @@ def out_to_loss(split: UnmaskedSplit) -> Rows:
 
 
 def gradient_scale(split: UnmaskedSplit, of: Of) -> Rows | None:
-    """What the stored rows are multiplied by, up to the sign that both sides share."""
+    """Return the factor of each stored row, up to the sign that both sides share."""
     return None if of == "output" else out_to_loss(split)
+
+
+def gradient_scales(pair: EpochPair, of: Of = "loss") -> dict[str, Rows | None]:
+    """Return the scales of both sides, as a :class:`~trakstore.scores.parts.Part` takes them."""
+    return {
+        "row_scale": gradient_scale(pair.target, of),
+        "column_scale": gradient_scale(pair.train, of),
+    }
 
 
 @dataclass(frozen=True, eq=False)

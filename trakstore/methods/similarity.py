@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from trakstore.kernels.choice import factor_split
-from trakstore.kernels.gram import Gram, GramDtype
-from trakstore.kernels.many_epochs import kernels_together
+from trakstore.kernels.gram import GramDtype
+from trakstore.kernels.many_epochs import factors_of, grams_at_once
 from trakstore.kernels.quadratic import quadratic_form
 from trakstore.kernels.solvers import Cholesky, Damping, Factor
 from trakstore.kernels.stored_grams import split_gram
@@ -21,7 +19,7 @@ from trakstore.methods.epochs import (
     part_of,
     scores_of,
 )
-from trakstore.methods.row_scales import InverseRows, Of, check_of, gradient_scale
+from trakstore.methods.row_scales import InverseRows, Of, check_of, gradient_scale, gradient_scales
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, Rows
 from trakstore.quantities import as_number
@@ -77,14 +75,7 @@ def grad_dot_scores(
     """
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    parts = [
-        part_of(
-            pair,
-            row_scale=gradient_scale(pair.target, of),
-            column_scale=gradient_scale(pair.train, of),
-        )
-        for pair in pairs
-    ]
+    parts = [part_of(pair, **gradient_scales(pair, of)) for pair in pairs]
     return scores_of("grad_dot", parts, pairs)
 
 
@@ -107,8 +98,8 @@ def grad_cos_scores(
     parts = [
         part_of(
             pair,
-            row_scale=InverseRows(pair.target.column("norm"), gradient_scale(pair.target, of)),
-            column_scale=InverseRows(pair.train.column("norm"), gradient_scale(pair.train, of)),
+            row_scale=_inverse(pair.target, pair.target.column("norm"), of),
+            column_scale=_inverse(pair.train, pair.train.column("norm"), of),
         )
         for pair in pairs
     ]
@@ -179,45 +170,54 @@ def whitened_cos_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
     limit = memory_budget(memory_limit)
-    how: Any = {"dtype": gram_dtype, "memory_limit": limit}
-    sides = [side for pair in pairs for side in (pair.train, pair.target)[: 2 if mix else 1]]
-    kernels = [side.stored for side in sides]
-    with kernels_together(kernels, damped, solver=Cholesky() if mix else None, **how):
-        for pair in pairs:
-            held = held_bytes(parts)
-            left = max(1, limit - held)
-            if mix == 0:  # out of core where the targets have no part in it
-                factor = factor_split(pair.train.stored, damped, held=held, **how)
-            else:
-                factor = _mixed(pair, damped, mix, gram_dtype, left)
-            parts.append(
-                part_of(
-                    pair,
-                    factor,
-                    kernel=f"mix {mix}" if mix else "",
-                    row_scale=_inverse_length(pair.target, factor, of, left),
-                    column_scale=_inverse_length(pair.train, factor, of, left),
-                )
+    if mix:
+        factors = _mixed_factors(pairs, damped, mix, gram_dtype, limit)
+    else:  # which may be out of core
+        kernels = [pair.train.stored for pair in pairs]
+        factors = factors_of(kernels, damped, dtype=gram_dtype, memory_limit=limit)
+    for pair, factor in zip(pairs, factors, strict=True):
+        left = max(1, limit - held_bytes(parts))
+        parts.append(
+            part_of(
+                pair,
+                factor,
+                kernel=f"mix {mix}" if mix else "",
+                row_scale=_inverse(pair.target, _lengths(pair.target, factor, left), of),
+                column_scale=_inverse(pair.train, _lengths(pair.train, factor, left), of),
             )
+        )
     return scores_of("whitened_cos", parts, pairs)
 
 
-def _mixed(
-    pair: EpochPair,
-    damping: Damping,
-    mix: float,
-    dtype: GramDtype,
-    memory_limit: int,
-) -> Factor:
-    """H of an epoch with the targets in it, factored."""
-    own = split_gram(pair.train.stored, dtype=dtype, memory_limit=memory_limit)
-    other = split_gram(pair.target.stored, dtype=dtype, memory_limit=memory_limit)
-    matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
-    mixed: Gram = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
-    return Cholesky().factor(mixed, damping)
+def _mixed_factors(
+    pairs: Sequence[EpochPair], damping: Damping, mix: float, dtype: GramDtype, limit: int
+) -> Iterator[Factor]:
+    """Factor H of each epoch, with the targets' kernel in it."""
+    sides = [side.stored for pair in pairs for side in (pair.train, pair.target)]
+    solver, held = Cholesky(), 0
+    grams = grams_at_once(sides, damping, solver, dtype, limit)
+    for at in range(0, len(sides), 2):
+        own, other = (
+            split_gram(
+                sides[side],
+                dtype=dtype,
+                memory_limit=max(1, limit - held),
+                ready=grams.pop(side, None),
+            )
+            for side in (at, at + 1)
+        )
+        matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
+        mixed = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
+        factor = solver.factor(mixed, damping)
+        held += factor.memory
+        yield factor
 
 
-def _inverse_length(split: UnmaskedSplit, factor: Factor, of: Of, memory_limit: int) -> Rows:
-    squared = quadratic_form(split.column("features"), factor, memory_limit=memory_limit)
-    length = ArrayRows(np.sqrt(np.maximum(squared, 0)))
-    return InverseRows(length, gradient_scale(split, of))
+def _lengths(split: UnmaskedSplit, factor: Factor, limit: int) -> Rows:
+    """Compute the lengths of the rows in the metric of a factored kernel."""
+    squared = quadratic_form(split.column("features"), factor, memory_limit=limit)
+    return ArrayRows(np.sqrt(np.maximum(squared, 0)))
+
+
+def _inverse(split: UnmaskedSplit, lengths: Rows, of: Of) -> Rows:
+    return InverseRows(lengths, gradient_scale(split, of))

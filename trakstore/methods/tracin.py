@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
-from trakstore.methods.row_scales import check_of, out_to_loss
+from trakstore.methods.row_scales import check_of, gradient_scales
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Epoch
@@ -73,12 +73,7 @@ def tracin_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     rates = _rates(pairs, learning_rates)
     parts = [
-        part_of(
-            pair,
-            row_scale=out_to_loss(pair.target),
-            column_scale=out_to_loss(pair.train),
-            weight=rate,
-        )
+        part_of(pair, weight=rate, **gradient_scales(pair))
         for pair, rate in zip(pairs, rates, strict=True)
     ]
     return scores_of("tracin", parts, pairs, reduce="sum")

@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.kernels.choice import factor_rows, factor_split
+from trakstore.kernels.choice import factor_rows
 from trakstore.kernels.gram import GramDtype
-from trakstore.kernels.many_epochs import kernels_together
+from trakstore.kernels.many_epochs import factors_of
 from trakstore.kernels.row_weights import KernelSplit, TemperedRows, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
 from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
 from trakstore.methods.row_scales import out_to_loss
-from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import ArrayRows, PositionRows
+from trakstore.passes.rows import ArrayRows, PositionRows, Rows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Average, Scores
-from trakstore.scores.parts import Epoch, Part, held_bytes
+from trakstore.scores.parts import Epoch, Part
+from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["TEMPERATURE", "Temperature", "trak_scores", "trak_scores_of_arrays", "trak_temperature"]
@@ -120,16 +120,19 @@ def trak_scores(
     )
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    heat = trak_temperature(store, temperature)
-    parts: list[Part] = []
-    kernels = [_kernel_split(pair, heat) for pair in pairs]
-    limit = memory_budget(memory_limit)
-    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": limit}
-    with kernels_together(kernels, damped, **how):
-        for pair, split in zip(pairs, kernels, strict=True):
-            parts.append(_part(pair, split, heat, damped, held=held_bytes(parts), **how))
-    mean = average if average != "auto" else "factors" if heat is None else "scores"
-    return scores_of("trak", parts, pairs, average=mean, soft_threshold=soft_threshold)
+    own_temperature = trak_temperature(store, temperature)
+    kernels = [_kernel_split(pair.train.stored, own_temperature) for pair in pairs]
+    scales = [_train_scale(pair, own_temperature) for pair in pairs]
+    factors = factors_of(
+        kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+    )
+    parts = [
+        part_of(pair, factor, column_scale=scale, kernel=weighting_of(split))
+        for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
+    ]
+    if average == "auto":
+        average = "factors" if own_temperature is None else "scores"
+    return scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
 
 
 def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float | None:
@@ -142,19 +145,14 @@ def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float 
     return as_number(asked, "temperature", above=0, needed="must be above 0, 'auto' or None")
 
 
-def _kernel_split(pair: EpochPair, temperature: float | None) -> KernelSplit:
-    split = pair.train.stored
+def _kernel_split(split: Split, temperature: float | None) -> KernelSplit:
     return split if temperature is None else WeightedSplit(split, "logistic", temperature)
 
 
-def _part(
-    pair: EpochPair, split: KernelSplit, temperature: float | None, damping: Damping, **how: Any
-) -> Part:
+def _train_scale(pair: EpochPair, temperature: float | None) -> Rows:
+    """Q of the train rows."""
     scale = out_to_loss(pair.train)
-    if temperature is not None:
-        scale = TemperedRows(scale, temperature)
-    factor = factor_split(split, damping, **how)
-    return part_of(pair, factor, column_scale=scale, kernel=weighting_of(split))
+    return scale if temperature is None else TemperedRows(scale, temperature)
 
 
 def trak_scores_of_arrays(
