@@ -100,6 +100,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "scores": [
         "lazy",
+        "window_plans",
         "parts",
         "window_pass",
         "factored",

@@ -37,7 +37,7 @@ from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.claims import claimed
 from trakstore.storage.tables.saved_arrays import SavedArray
 
-__all__ = ["Scratch", "TiledGram", "split_tiles", "strip_plan", "tiled_gram"]
+__all__ = ["Scratch", "TiledGram", "plan_strips", "split_tiles", "strip_plan", "tiled_gram"]
 
 STRIP_ROWS = 1024  # train rows of one product
 
@@ -141,17 +141,35 @@ class StripPlan:
 
 
 def strip_plan(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> StripPlan:
-    """Strips of whole tiles that fit the memory limit.
+    """Plan the strips of a gram of these rows; see :func:`plan_strips`."""
+    (count, dim), itemsize = rows.shape, rows.dtype.itemsize
+    return plan_strips(count, dim, itemsize, tile_rows(rows), dtype, memory_budget(memory_limit))
+
+
+def plan_strips(
+    count: int, dim: int, itemsize: int, tile_height: int, dtype: GramDtype, limit: int
+) -> StripPlan:
+    """Plan strips of whole tiles that fit the memory limit.
+
+    Parameters
+    ----------
+    count, dim, itemsize : int
+        Rows and columns of the features, and bytes of a stored value.
+    tile_height : int
+        Rows of a tile that is read.
+    dtype : {"float32", "float64"}
+        Dtype of the products.
+    limit : int
+        Bytes of the process.
 
     Raises
     ------
     MemoryLimitError
         When not even one strip fits.
     """
-    count, dim = rows.shape
-    step = min(count, tile_rows(rows) * max(1, STRIP_ROWS // tile_rows(rows)))
-    tile, limit = min(GRAM_CHUNK, dim), memory_budget(memory_limit)
-    fixed = step * dim * (rows.dtype.itemsize + np.dtype(dtype).itemsize) + 4 * tile * tile * 8
+    step = min(count, tile_height * max(1, STRIP_ROWS // tile_height))
+    tile = min(GRAM_CHUNK, dim)
+    fixed = step * dim * (itemsize + np.dtype(dtype).itemsize) + 4 * tile * tile * 8
     usable, slots, least = limit - limit // SLACK, task_slots(), least_slots()
     while slots > least and slots * (fixed + 9 * tile * dim) > usable:
         slots -= 1

@@ -8,6 +8,7 @@ result) with BLAS on one thread.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import uuid
@@ -19,7 +20,6 @@ from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import dask
-import numpy as np
 from dask import threaded
 from dask.base import compute, get_scheduler
 from dask.callbacks import Callback
@@ -43,6 +43,7 @@ __all__ = [
     "row_ranges",
     "sent_once",
     "task_slots",
+    "tile_height",
     "tile_ranges",
     "tile_rows",
 ]
@@ -120,9 +121,13 @@ def one_blas_thread() -> Iterator[None]:
 
 def tile_rows(rows: Rows) -> int:
     """Rows of one tile: a chunk, or several while they stay below 1024 rows and 8 MB."""
-    row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
-    wanted = min(TILE_ROWS, CHUNK_BYTES // max(1, row_bytes))
-    return rows.chunk_rows * max(1, wanted // rows.chunk_rows)
+    return tile_height(rows.chunk_rows, rows.dtype.itemsize * math.prod(rows.shape[1:]))
+
+
+def tile_height(chunk_rows: int, row_bytes: int) -> int:
+    """Rows of one tile, for these rows of a chunk and bytes of a row."""
+    fitting = min(TILE_ROWS, CHUNK_BYTES // max(1, row_bytes))
+    return chunk_rows * max(1, fitting // chunk_rows)
 
 
 def tile_ranges(start: int, stop: int, step: int) -> list[tuple[int, int]]:

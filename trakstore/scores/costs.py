@@ -1,4 +1,4 @@
-"""What each operation costs, in integers, for sizes of any kind; and how fast this machine is."""
+"""Costs of each operation in integers, for sizes of any kind, and the speed of this machine."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trakstore.kernels.blocked_cholesky import BlockedCholesky
 from trakstore.kernels.choice import choose_solver
 from trakstore.kernels.gram import gram_bytes, gram_flops
-from trakstore.kernels.solvers import Cholesky, Damping, Factor
-from trakstore.kernels.tiled_gram import strip_plan
+from trakstore.kernels.solvers import Cholesky, Damping
+from trakstore.kernels.tiled_gram import plan_strips
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import PositionRows, Rows
-from trakstore.passes.scheduler import task_slots, tile_rows
+from trakstore.passes.scheduler import task_slots, tile_height
 from trakstore.planning import CHUNK_BYTES, block_shape, fit_slots
-from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Part
 from trakstore.scores.rank_correlation import centred_ranks
 from trakstore.scores.running_lists import STATE_BYTES
-from trakstore.scores.streaming import plan_windows
 from trakstore.scores.top_k import plan_top_k
+from trakstore.scores.window_plans import (
+    ScoreSizes,
+    plan_windows,
+    solve_bytes,
+    tile_bytes,
+)
 
-__all__ = ["Cost", "Problem", "Speed", "calibrate", "costs", "planned_scores"]
+__all__ = ["Cost", "Problem", "Speed", "calibrate", "costs", "planned_sizes"]
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def costs(problem: Problem) -> tuple[Cost, ...]:
     features = n * k * problem.itemsize * epochs
     columns = n * (8 + 3 * 4) * epochs  # ids, norm, output, out_to_loss
     limit = problem.memory_limit or memory_budget(None)
-    scores = planned_scores(problem)
-    matrix = plan_windows(scores, "streaming scores", limit)
-    lists = plan_top_k(scores, problem.top, None, limit)
-    memory, strips = _gram_plan(scores.parts[0].train, limit)
+    sizes = planned_sizes(problem)
+    matrix = plan_windows(sizes, "streaming scores", limit)
+    lists = plan_top_k(sizes, problem.top, None, limit)
+    memory, strips = _gram_plan(problem, limit)
     products = 2 * n * k * m * epochs
     reads = {plan: features * -(-m // plan.targets) for plan in (matrix, lists)}  # one a window
     written, stored = features + columns, 8 * k * k * epochs
@@ -115,70 +115,36 @@ def costs(problem: Problem) -> tuple[Cost, ...]:
     )
 
 
-@dataclass(frozen=True)
-class _Sized:
-    """Rows that have sizes and nothing else: enough for a plan."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunk_rows: int
-    token: str = ""
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        raise NotImplementedError(f"rows {start}..{stop} are only planned")
-
-
-class _SizedFactor(Factor):
-    """A factor that is a triangle of so many columns, and nothing else."""
-
-    def __init__(self, columns: int) -> None:
-        self._columns = columns
-
-    @property
-    def dim(self) -> int:
-        return self._columns
-
-    @property
-    def memory(self) -> int:
-        return 8 * self._columns**2
-
-    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
-        raise NotImplementedError(f"{rhs.shape} right-hand sides are only planned")
+def planned_sizes(problem: Problem) -> ScoreSizes:
+    """Return the sizes of the scores of a problem, chunked as a store has them."""
+    dim, itemsize = problem.dim, problem.itemsize
+    train, target = (_tile_height(problem, rows) for rows in (problem.rows, problem.targets))
+    limit, held = problem.memory_limit or memory_budget(None), 0
+    for _ in range(problem.epochs):
+        solver = choose_solver(problem.rows, dim, Damping(), limit, held)
+        # Once factors hold their share of the memory, all that follow are on disk.
+        if isinstance(solver, BlockedCholesky):
+            break
+        held += 8 * min(problem.rows, dim) ** 2
+    tile = tile_bytes(train, dim, itemsize)
+    solve = solve_bytes(min(target, problem.targets), dim, itemsize)
+    return ScoreSizes(problem.targets, train, problem.epochs * dim, tile, solve, held)
 
 
-def planned_scores(problem: Problem) -> Scores:
-    """Scores of these sizes, chunked as a store has them."""
-    dtype, dim = np.dtype(f"f{problem.itemsize}"), problem.dim
-    train, target = (
-        _Sized((rows, dim), dtype, block_shape(rows, dim, problem.itemsize).chunk_rows)
-        for rows in (problem.rows, problem.targets)
-    )
-    parts: list[Part] = []
-    held, limit = 0, problem.memory_limit or memory_budget(None)
-    for epoch in range(problem.epochs):
-        factor = _planned_factor(problem, limit, held)
-        parts.append(Part(epoch, target, train, factor))
-        held += 0 if factor is None else factor.memory
-    return Scores(
-        "planned", tuple(parts), PositionRows(problem.targets), PositionRows(problem.rows)
-    )
+def _tile_height(problem: Problem, rows: int) -> int:
+    """Rows of a tile of a split with so many rows."""
+    chunk_rows = block_shape(rows, problem.dim, problem.itemsize).chunk_rows
+    return tile_height(chunk_rows, problem.dim * problem.itemsize)
 
 
-def _planned_factor(problem: Problem, limit: int, held: int) -> Factor | None:
-    """None for one that is on disk, since others hold their share of the memory."""
-    solver = choose_solver(problem.rows, problem.dim, Damping(), limit, held)
-    on_disk = isinstance(solver, BlockedCholesky)
-    return None if on_disk else _SizedFactor(min(problem.rows, problem.dim))
-
-
-def _gram_plan(train: Rows, limit: int) -> tuple[int, int]:
+def _gram_plan(problem: Problem, limit: int) -> tuple[int, int]:
     """Peak bytes, and passes over the features: one, or one for each round of strips."""
-    dim, step = train.shape[1], tile_rows(train)
-    waiting, each = gram_bytes(dim, step, train.dtype.itemsize, 4)
-    if isinstance(choose_solver(train.shape[0], dim, Damping(), limit), Cholesky):
+    rows, dim, step = problem.rows, problem.dim, _tile_height(problem, problem.rows)
+    if isinstance(choose_solver(rows, dim, Damping(), limit), Cholesky):
+        waiting, each = gram_bytes(dim, step, problem.itemsize, 4)
         slots = fit_slots(task_slots(), 1, waiting, each, limit, f"a gram of {dim}")
         return waiting + slots * each, 1
-    plan = strip_plan(train, "float32", limit)
+    plan = plan_strips(rows, dim, problem.itemsize, step, "float32", limit)
     return plan.memory, -(-dim // plan.height)
 
 

@@ -18,9 +18,9 @@ from trakstore.quantities import as_number, as_whole
 from trakstore.scores.factored import Scores
 from trakstore.scores.narrowing import narrowed
 from trakstore.scores.parts import F32
-from trakstore.scores.streaming import plan_windows
 from trakstore.scores.top_k import plan_top_k, top_k
 from trakstore.scores.window_pass import WindowPass
+from trakstore.scores.window_plans import plan_windows
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.checksums import TAIL
@@ -87,7 +87,7 @@ def save_top(
     memory_limit: int | str | None,
 ) -> Begun:
     """The k scores of largest magnitude of each target: ``score``, ``position`` and ``train``."""
-    rows, planned = scores.shape[0], plan_top_k(scores, k, None, memory_limit).targets
+    rows, planned = scores.shape[0], plan_top_k(scores.sizes, k, None, memory_limit).targets
     ids = "str" if scores.train_ids.dtype.kind in "TUO" else "int64"
     arrays = [
         SavedArray(name, kind, (rows, k), (planned, k), ("target", "rank"))
@@ -126,7 +126,7 @@ def save_above(
     rows, columns = scores.shape
     limit = memory_budget(memory_limit)
     fixed = 4 * limit // WINDOW_SHARE  # a window's entries, sorted, and what waits to be merged
-    plan = plan_windows(scores, "scores above a threshold", limit, fixed_bytes=fixed)
+    plan = plan_windows(scores.sizes, "scores above a threshold", limit, fixed_bytes=fixed)
     stop = SavedArray("stop", "int64", (rows,), (plan.targets,), ("target",))
     size = rows * columns  # until it is known how many there are
     begun = begin_save(location, path, [stop, *_entries(size, dtype)], token, plan.targets)

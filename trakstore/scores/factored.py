@@ -18,7 +18,8 @@ from trakstore.passes.rows import MeanRows, Rows, Taken, take, together
 from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
-from trakstore.scores.parts import F32, Epoch, Part, Window
+from trakstore.scores.parts import F32, Epoch, Part, Window, held_bytes
+from trakstore.scores.window_plans import ScoreSizes, solve_bytes, tile_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import as_epoch
 
@@ -102,6 +103,24 @@ class Scores:
     def tile_rows(self) -> int:
         """Train rows of one tile."""
         return min(tile_rows(part.train) for part in self.parts)
+
+    @property
+    def sizes(self) -> ScoreSizes:
+        """Sizes that plans of operations depend on."""
+        parts, rows = self.parts, self.tile_rows
+        solved = [(part, min(part.solve_rows, self.shape[0])) for part in parts]
+        return ScoreSizes(
+            self.shape[0],
+            rows,
+            sum(part.target.shape[1] for part in parts),
+            max(tile_bytes(rows, part.train.shape[1], part.train.dtype.itemsize) for part in parts),
+            max(
+                solve_bytes(count, part.target.shape[1], part.target.dtype.itemsize)
+                for part, count in solved
+            ),
+            held_bytes(parts),
+            self.train_ids.dtype.itemsize,
+        )
 
     def __repr__(self) -> str:
         targets, train = self.shape

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import F32
-from trakstore.scores.streaming import each_window, plan_windows
+from trakstore.scores.streaming import each_window
 from trakstore.scores.window_pass import WindowPass
+from trakstore.scores.window_plans import plan_windows
 
 __all__ = ["row_moments"]
 
@@ -35,7 +36,7 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
         One target and one tile do not fit.
     """
     columns = scores.shape[1]
-    plan = plan_windows(scores, "means of scores", memory_limit, target_bytes=64)
+    plan = plan_windows(scores.sizes, "means of scores", memory_limit, target_bytes=64)
     sums = each_window(scores, plan, _SumPass, "means")
     mean, square = np.concatenate(sums, axis=1) / columns
     if not np.isfinite(square).all():

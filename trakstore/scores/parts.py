@@ -17,14 +17,13 @@ from trakstore.passes.rows import Rows, Taken, take, together
 from trakstore.passes.scheduler import tile_rows
 from trakstore.passes.sent import Sent
 from trakstore.planning import ranges
+from trakstore.scores.window_plans import SCRATCH_VALUES
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 
-__all__ = ["F32", "SCRATCH_VALUES", "Epoch", "Part", "Window", "held_bytes"]
+__all__ = ["F32", "Epoch", "Part", "Window", "held_bytes"]
 
 Epoch: TypeAlias = int | str
 F32: TypeAlias = NDArray[np.float32]
-
-SCRATCH_VALUES = 2**20  # of a product that waits to be added to a tile
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,8 @@ from trakstore.scores.entries import (
 )
 from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.narrowing import narrowed
-from trakstore.scores.streaming import for_each_tile, plan_windows
+from trakstore.scores.streaming import for_each_tile
+from trakstore.scores.window_plans import plan_windows
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
@@ -170,7 +171,7 @@ def _save_matrix(
     width = min(columns, scores.tile_rows)
     height = max(1, min(rows, CHUNK_BYTES // (np.dtype(dtype).itemsize * width)))
     height = -(-rows // -(-rows // height))  # even, so that windows may hold all targets
-    plan = plan_windows(scores, "streaming scores", memory_limit, align=height)
+    plan = plan_windows(scores.sizes, "streaming scores", memory_limit, align=height)
     height = min(height, plan.targets)  # a chunk is written once, by one task
     made = SavedArray("scores", dtype, scores.shape, (height, width), scores.dims)
     begun = begin_save(location, path, [made], token, plan.targets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -10,105 +10,21 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.passes.memory import least_slots, memory_budget, room_ahead
 from trakstore.passes.one_pass import Tiles, nothing
-from trakstore.passes.scheduler import task_slots
-from trakstore.planning import ranges, window_rows, with_slack
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import F32, SCRATCH_VALUES, Part, Window, held_bytes
+from trakstore.scores.parts import F32, Window
 from trakstore.scores.window_pass import WindowPass
+from trakstore.scores.window_plans import WindowPlan, plan_windows
 
 __all__ = [
     "TileSkip",
     "TileWriter",
-    "WindowPlan",
     "each_window",
     "for_each_tile",
-    "plan_windows",
 ]
 
 R = TypeVar("R")
-
-ENOUGH_TARGETS = 256  # a smaller window is worth less than fewer tasks at once
-
-
-@dataclass(frozen=True)
-class WindowPlan:
-    """Targets of a window, the tasks that run at once in a process, and the bytes they need.
-
-    ``ahead`` bytes are left in each task for stored rows that are read before they are asked for.
-    """
-
-    targets: int
-    workers: int
-    memory: int = 0
-    ahead: int = 0
-
-    def windows(self, targets: int) -> Iterator[tuple[int, int]]:
-        return ranges(targets, self.targets)
-
-
-def plan_windows(
-    scores: Scores,
-    what: str,
-    memory_limit: int | str | None = None,
-    *,
-    fixed_bytes: int = 0,
-    task_bytes: int = 0,
-    target_bytes: int = 0,
-    state_bytes: int = 0,
-    align: int = 1,
-) -> WindowPlan:
-    """How many targets to take at once, and how many tasks to run.
-
-    Parameters
-    ----------
-    scores : Scores
-    what : str
-        The operation, for the message.
-    memory_limit : int or str, optional
-        Bytes of one process; a quarter of the available memory when None.
-    fixed_bytes, task_bytes, target_bytes, state_bytes : int
-        What the operation needs beside the tiles: at all, in each task, for each target of a
-        window, and for each target in each task.
-    align : int
-        Windows are whole multiples of so many targets where more than one fits.
-
-    Raises
-    ------
-    MemoryLimitError
-        When one target does not fit.
-    """
-    limit, rows, step = memory_budget(memory_limit), scores.shape[0], scores.tile_rows
-    fixed = (
-        fixed_bytes + held_bytes(scores.parts) + max(_solve_bytes(part) for part in scores.parts)
-    )
-    task = task_bytes + max(_tile_bytes(part.train, step) for part in scores.parts)
-    task += 4 * min(SCRATCH_VALUES, rows * step)
-    target = target_bytes + 4 * sum(part.target.shape[1] for part in scores.parts)
-    each = state_bytes + 4 * step
-    slots, least = task_slots(), least_slots()
-    enough = min(rows, ENOUGH_TARGETS)
-    while slots > least and (
-        with_slack(fixed + slots * task + enough * (target + slots * each)) > limit
-    ):
-        slots -= 1
-    fitting = window_rows(rows, target + slots * each, fixed + slots * task, limit, what)
-    targets = max(fitting // align * align, min(align, fitting))
-    memory = fixed + slots * task + targets * (target + slots * each)
-    return WindowPlan(targets, slots, memory, room_ahead(limit, memory, slots))
-
-
-def _tile_bytes(train: Any, step: int) -> int:
-    """A train tile as stored, as float32, and scaled."""
-    return int(step * train.shape[1] * (train.dtype.itemsize + 8))
-
-
-def _solve_bytes(part: Part) -> int:
-    """A tile of targets as stored, and four of float64 on the way through the solver."""
-    rows, dim = min(part.solve_rows, part.target.shape[0]), part.target.shape[1]
-    return int(rows * dim * (part.target.dtype.itemsize + 32))
 
 
 class TileWriter(Protocol):
@@ -155,7 +71,7 @@ def for_each_tile(
     MemoryLimitError
         When one target and one tile do not fit.
     """
-    plan = plan_windows(scores, "streaming scores", memory_limit, align=align)
+    plan = plan_windows(scores.sizes, "streaming scores", memory_limit, align=align)
     rows, columns = scores.shape
     windows = [one for one in plan.windows(rows) if skip is None or not skip(*one, 0, columns)]
     each_window(scores, plan, partial(_WritePass, write=write, skip=skip), windows=windows)

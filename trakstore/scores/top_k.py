@@ -33,8 +33,9 @@ from trakstore.scores.running_lists import (
     select_bytes,
 )
 from trakstore.scores.selection import Groups, Where, train_groups
-from trakstore.scores.streaming import WindowPlan, each_window, plan_windows
+from trakstore.scores.streaming import each_window
 from trakstore.scores.window_pass import WindowPass
+from trakstore.scores.window_plans import ScoreSizes, WindowPlan, plan_windows
 
 __all__ = [
     "Order",
@@ -110,7 +111,7 @@ def top_k(
     columns = scores.shape[1]
     groups = train_groups(scores, where, per_class=per_class)
     k = check_request(k, columns if groups is None or per_class else groups.counts[0], order)
-    plan = plan_top_k(scores, k, groups, memory_limit)
+    plan = plan_top_k(scores.sizes, k, groups, memory_limit)
     found = each_window(
         scores, plan, partial(SelectPass, k=k, order=order, groups=groups), f"top-{k}"
     )
@@ -122,20 +123,23 @@ def top_k(
 
 
 def plan_top_k(
-    scores: Scores, k: int, groups: Groups | None, memory_limit: int | str | None
+    sizes: ScoreSizes, k: int, groups: Groups | None, memory_limit: int | str | None
 ) -> WindowPlan:
-    """Windows of targets whose lists, and what they need on the way, fit the memory limit."""
-    rows, count = scores.shape[0], 1 if groups is None else len(groups.counts)
+    """Plan windows of targets whose lists, and what they need on the way, fit the memory limit."""
+    rows, count = sizes.targets, 1 if groups is None else len(groups.counts)
+    fixed = rows * k * count * (2 * STATE_BYTES + sizes.id_bytes)
+    state = (STATE_BYTES + WAITING_BYTES) * k * count
+    if groups is not None:  # the group of each train row, and a tile's columns of one group
+        fixed, state = fixed + groups.of.nbytes, state + 4 * sizes.tile_rows
     return plan_windows(
-        scores,
+        sizes,
         f"top-{k} of {rows} targets",
         memory_limit,
-        fixed_bytes=rows * k * count * (2 * STATE_BYTES + scores.train_ids.dtype.itemsize)
-        + (0 if groups is None else groups.of.nbytes),
-        task_bytes=select_bytes(k, scores.tile_rows),
-        target_bytes=(WAITING + 4) * STATE_BYTES * k * count,  # and what a merge makes
-        state_bytes=(STATE_BYTES + WAITING_BYTES) * k * count
-        + (0 if groups is None else 4 * scores.tile_rows),
+        fixed_bytes=fixed,
+        task_bytes=select_bytes(k, sizes.tile_rows),
+        # Lists of ranges wait to be merged, and a merge makes as much again for its sort.
+        target_bytes=(WAITING + 4) * STATE_BYTES * k * count,
+        state_bytes=state,
     )
 
 

@@ -97,7 +97,7 @@ def approximate_top_k(
         )
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(rows, min(checked, rows), replace=False))
-    plan = plan_top_k(scores, wide, None, memory_limit)
+    plan = plan_top_k(scores.sizes, wide, None, memory_limit)
     step, found, hits = scores.tile_rows, [], 0
     with ProgressLine(f"top-{k}", rows, unit="targets", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
