@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.named import blamed_on
-from trakstore.passes.dask_cluster import active_client, lost_work_told
+from trakstore.passes.dask_cluster import active_client, cluster_errors
 from trakstore.quantities import as_whole
 from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
@@ -121,7 +121,7 @@ def retrain(
             begin_set(location, name)
             tasks = [client.submit(_train, *what, *at, pure=False) for at in missing]
             counts = (task.result() for task in as_completed(tasks))
-        with nullcontext() if client is None else lost_work_told(client):
+        with nullcontext() if client is None else cluster_errors(client):
             for count in counts:
                 if finished is not None:
                     finished(count)
