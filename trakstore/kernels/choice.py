@@ -1,4 +1,4 @@
-"""Which solver some rows get, and their kernel in the form that the solver takes."""
+"""Choice of a solver for some rows, and of the form of their kernel that it takes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows
 from trakstore.storage import layout
 
-__all__ = ["choose_solver", "factor_rows", "factor_split", "need_solver", "split_kernel"]
-
 
 def factor_split(
     split: KernelSplit,
@@ -30,7 +28,7 @@ def factor_split(
     held: int = 0,
     ready: ReadGram | None = None,
 ) -> Factor:
-    """K + λI of a split's features, factored.
+    """Factor K + λI of a split's features.
 
     Parameters
     ----------
@@ -38,13 +36,13 @@ def factor_split(
         Complete.
     damping : float or Damping
     solver : Solver, optional
-        :func:`choose_solver` when None.
+        By shape and memory when None, as :func:`~trakstore.trak_scores` chooses it.
     dtype : {"float32", "float64"}
-        Of the products within a tile of the gram.
+        Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
-        Bytes of one process.
+        Bytes of one process; a quarter of the available memory when None.
     held : int
-        How many of them other factors have, which are kept.
+        Bytes of it that other factors have, which are kept.
     ready : ReadGram, optional
         The stored gram of the split, where it was read already.
 
@@ -73,9 +71,9 @@ def factor_rows(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> Factor:
-    """K + λI of rows that are in no store, as :func:`factor_split` has it.
+    """Factor K + λI of rows that are in no store, as :func:`factor_split` does.
 
-    What does not fit the memory limit goes to a temporary folder while it is in use.
+    A gram that does not fit the memory limit goes to a temporary folder while it is in use.
     """
     damped = Damping.of(damping)
     need_solver(solver)
@@ -108,7 +106,7 @@ def choose_solver(
     memory_limit: int | str | None = None,
     held: int = 0,
 ) -> Solver:
-    """Dual for fewer rows than columns, blocked for what does not fit, else Cholesky.
+    """Choose Dual for fewer rows than columns, blocked for what does not fit, else Cholesky.
 
     Together with the ``held`` bytes of others, a factor in memory has at most a quarter of the limit,
     or half of it if it is the only one.
@@ -118,7 +116,7 @@ def choose_solver(
     damped = damping.absolute != 0 if damping.absolute is not None else damping.relative != 0
     if rows < dim and damped and held + 8 * rows**2 < share:
         return Dual(left)
-    # the gram, its factor, and the sums and products of two tasks, all k x k
+    # The gram, its factor, and the sums and products of two tasks, all k x k.
     fits = 40 * dim**2 < left and held + 8 * dim**2 < share
     return Cholesky() if fits else BlockedCholesky(left)
 
@@ -131,7 +129,7 @@ def split_kernel(
     memory_limit: int | str | None = None,
     ready: ReadGram | None = None,
 ) -> Kernel:
-    """The kernel of a split in the form that a solver takes."""
+    """Return the kernel of a split in the form that a solver takes."""
     check_gram_dtype(dtype)
     if form == "tiles":
         return split_tiles(split, dtype=dtype, memory_limit=memory_limit)

@@ -11,11 +11,9 @@ from trakstore.kernels.solvers import Factor
 from trakstore.passes.memory import memory_budget
 from trakstore.planning import fit_slots, ranges, window_rows
 
-__all__ = ["inverse", "save_inverse"]
-
 
 def inverse(factor: Factor, *, memory_limit: int | str | None = None) -> NDArray[np.float64]:
-    """(K + λI)⁻¹, shape (k, k), symmetric.
+    """Compute (K + λI)⁻¹, shape (k, k), symmetric.
 
     Raises
     ------
@@ -31,9 +29,11 @@ def inverse(factor: Factor, *, memory_limit: int | str | None = None) -> NDArray
            [0.  , 0.5 ]])
     """
     dim, limit = factor.dim, memory_budget(memory_limit)
+    # Five k x k matrices: the unit matrix, what solvers make of it, and the two halves of the mean.
     fit_slots(1, 1, 0, 40 * dim * dim, limit, f"the inverse of a kernel of {dim} in memory")
-    found = factor.solve(np.eye(dim))
-    return (found + found.T) / 2
+    solved = factor.solve(np.eye(dim))
+    # Solving rounds each row on its own, so that the two triangles differ in the last bits.
+    return (solved + solved.T) / 2
 
 
 def save_inverse(factor: Factor, out: Any, *, memory_limit: int | str | None = None) -> None:
@@ -46,6 +46,7 @@ def save_inverse(factor: Factor, out: Any, *, memory_limit: int | str | None = N
     """
     dim, limit = factor.dim, memory_budget(memory_limit)
     strip = window_rows(dim, 40 * dim, 0, limit, f"one row of the inverse of a kernel of {dim}")
+    # Whole chunks where one fits, since a Zarr array writes a part of a chunk by reading it first.
     chunk = getattr(out, "chunks", (1,))[0]
     strip = max(strip // chunk * chunk, min(chunk, strip))
     for start, stop in ranges(dim, strip):

@@ -28,8 +28,6 @@ from trakstore.storage import layout
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.backends.together import together as all_at_once
 
-__all__ = ["factors_of", "grams_at_once"]
-
 # One part in so many of the memory limit is for grams, and one for the rows of small splits.
 SHARE = 8
 

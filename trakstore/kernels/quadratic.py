@@ -5,22 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError
-from trakstore.kernels.solvers import Factor
+from trakstore.kernels.solvers import F64, Factor
 from trakstore.passes.memory import fitting_slots, memory_budget
-from trakstore.passes.one_pass import Pass, Tiles, beside
+from trakstore.passes.one_pass import ListPass
 from trakstore.passes.rows import Rows
 from trakstore.passes.scheduler import tile_rows
 
-__all__ = ["quadratic_form"]
-
-F64 = NDArray[np.float64]
-
 
 def quadratic_form(rows: Rows, factor: Factor, *, memory_limit: int | str | None = None) -> F64:
-    """The squared length of each row in the metric of a factored kernel.
+    """Compute the squared length of each row in the metric of a factored kernel.
 
     Parameters
     ----------
@@ -44,6 +39,8 @@ def quadratic_form(rows: Rows, factor: Factor, *, memory_limit: int | str | None
     """
     count, dim = rows.shape
     step = max(tile_rows(rows), factor.solve_rows)
+    # A task has a tile as stored and four of float64, on the way through the solver. Beside all tasks
+    # lies a factor's share of temporaries, and the lengths twice, since results are put together.
     each = min(step, count) * dim * (rows.dtype.itemsize + 32)
     fixed = 8 * dim * dim + 16 * count
     what = f"lengths of rows of {dim} in a kernel's metric"
@@ -52,21 +49,13 @@ def quadratic_form(rows: Rows, factor: Factor, *, memory_limit: int | str | None
 
 
 @dataclass(frozen=True, eq=False)
-class _LengthPass(Pass[list[F64], F64]):
+class _LengthPass(ListPass):
     rows: Rows
     factor: Factor
-    merge = staticmethod(beside)
 
-    def start(self, tiles: Tiles) -> list[F64]:  # noqa: ARG002
-        return []
-
-    def visit(self, state: list[F64], low: int, high: int) -> list[F64]:
-        tile = self.rows.read(low, high).astype(np.float64)
-        found = np.einsum("ij,ij->i", self.factor.solve(tile), tile)
-        if not np.isfinite(found).all():
+    def tile(self, low: int, high: int) -> F64:
+        rows = self.rows.read(low, high).astype(np.float64)
+        lengths: F64 = np.einsum("ij,ij->i", self.factor.solve(rows), rows)
+        if not np.isfinite(lengths).all():
             raise NumericsError(f"rows {low}..{high} are not finite: featurize them again")
-        state.append(found)
-        return state
-
-    def finish(self, state: list[F64]) -> F64:
-        return np.concatenate(state)
+        return lengths
