@@ -17,8 +17,6 @@ from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["METHODS", "NamedMethod", "find_method", "scores_by_name"]
-
 _KERNEL = ("damping", "memory_limit")  # options of the methods that factor a kernel
 
 

@@ -16,20 +16,10 @@ from trakstore.kernels.row_weights import masked_rows
 from trakstore.kernels.solvers import Factor
 from trakstore.passes.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.scores.factored import Average, Scores
-from trakstore.scores.parts import Epoch, Part
-from trakstore.storage.layout import as_epochs
+from trakstore.scores.parts import Part
+from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
-
-__all__ = [
-    "EpochPair",
-    "UnmaskedSplit",
-    "epoch_pairs",
-    "need_open",
-    "part_of",
-    "scores_of",
-]
-
 
 OF_FEATURES = "features:"  # begins the hash of features that came without that of their weights
 

@@ -18,10 +18,8 @@ from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
 from trakstore.methods.row_scales import check_of, gradient_scales, out_to_loss
 from trakstore.passes.rows import whole_column
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Epoch
+from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["Hessian", "influence_scores", "self_scores"]
 
 Hessian: TypeAlias = Literal["loss", "gauss_newton"]
 

@@ -17,11 +17,9 @@ from trakstore.kernels.stored_grams import split_gram
 from trakstore.markup import card, curve, facts_markup
 from trakstore.methods.epochs import need_open
 from trakstore.methods.trak import trak_temperature
-from trakstore.scores.parts import Epoch
+from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["KernelReport", "kernel_report"]
 
 _NOISE = 1e-8  # of the first eigenvalue: what is smaller is not drawn
 

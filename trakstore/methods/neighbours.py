@@ -16,12 +16,11 @@ from trakstore.passes.rows import RowByRow, Rows, TakenRows, take
 from trakstore.planning import ranges
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Index, Scores, positions
-from trakstore.scores.parts import Epoch, Part
+from trakstore.scores.parts import Part
 from trakstore.scores.top_k import top_k
 from trakstore.storage import layout
+from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["Metric", "neighbours"]
 
 Metric: TypeAlias = Literal["l2", "cosine"]
 SPARE = 16  # candidates more than asked for, ordered in float32, that float64 chooses from

@@ -13,8 +13,6 @@ from trakstore.methods.epochs import EpochPair, UnmaskedSplit, need_open
 from trakstore.passes.rows import RowByRow, Rows
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["InverseRows", "Of", "check_of", "gradient_scale", "gradient_scales", "out_to_loss"]
-
 Of: TypeAlias = Literal["output", "loss"]
 
 

@@ -24,10 +24,9 @@ from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, Rows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Epoch, Part, held_bytes
+from trakstore.scores.parts import Part, held_bytes
+from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["grad_cos_scores", "grad_dot_scores", "whitened_cos_scores"]
 
 
 def grad_dot_scores(

@@ -9,11 +9,8 @@ from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
 from trakstore.methods.row_scales import check_of, gradient_scales
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Epoch
-from trakstore.storage.layout import as_epoch
+from trakstore.storage.layout import Epoch, as_epoch
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["tracin_scores"]
 
 
 def tracin_scores(

@@ -19,11 +19,10 @@ from trakstore.methods.row_scales import out_to_loss
 from trakstore.passes.rows import ArrayRows, PositionRows, Rows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Average, Scores
-from trakstore.scores.parts import Epoch, Part
+from trakstore.scores.parts import Part
+from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["TEMPERATURE", "Temperature", "trak_scores", "trak_scores_of_arrays", "trak_temperature"]
 
 Temperature: TypeAlias = float | Literal["auto"] | None
 TEMPERATURE = 2.0  # best of 1, 1.5, 2, 3, 4, 6 for two of three sets of retrained models

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,10 @@ from trakstore.scores.window_plans import (
     tile_bytes,
 )
 
-__all__ = ["Cost", "Problem", "Speed", "calibrate", "costs", "planned_sizes"]
-
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes: train rows n, dimension k, targets m, checkpoints, list length, bytes of a value."""
+    """Sizes of a problem: n rows, k dimensions, m targets, epochs, list length, bytes of a value."""
 
     rows: int
     dim: int
@@ -47,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one operation takes over all workers.
+    """Bytes and operations of one operation, over all workers.
 
     Attributes
     ----------
@@ -74,7 +72,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one process: float32 products in flop/s, reading and writing in bytes/s, ranks a second."""
+    """Speed of one process: float32 products in flop/s, reads and writes in bytes/s, ranks a second."""
 
     flops: float
     read: float
@@ -82,13 +80,14 @@ class Speed:
     ranks: float
 
     def seconds(self, cost: Cost, workers: int = 1) -> float:
-        """Products overlap with reading; the slower one counts; writing and sorting come on top."""
+        """Estimate the time of an operation in seconds."""
+        # Products overlap with reading: the slower one counts. Writing and sorting come on top.
         each = max(cost.flops / self.flops, cost.read / self.read) + cost.written / self.write
         return each / workers + cost.ranked / self.ranks
 
 
 def costs(problem: Problem) -> tuple[Cost, ...]:
-    """Featurize, gram, the whole matrix, and top-k.
+    """Return the costs of featurize, gram, the whole matrix, and top-k.
 
     Examples
     --------
@@ -98,14 +97,16 @@ def costs(problem: Problem) -> tuple[Cost, ...]:
     """
     n, k, m, epochs = problem.rows, problem.dim, problem.targets, problem.epochs
     features = n * k * problem.itemsize * epochs
-    columns = n * (8 + 3 * 4) * epochs  # ids, norm, output, out_to_loss
+    # Ids, norm, output, out_to_loss.
+    columns = n * (8 + 3 * 4) * epochs
     limit = problem.memory_limit or memory_budget(None)
     sizes = planned_sizes(problem)
     matrix = plan_windows(sizes, "streaming scores", limit)
     lists = plan_top_k(sizes, problem.top, None, limit)
     memory, strips = _gram_plan(problem, limit)
     products = 2 * n * k * m * epochs
-    reads = {plan: features * -(-m // plan.targets) for plan in (matrix, lists)}  # one a window
+    # Each window of targets reads all features.
+    reads = {plan: features * -(-m // plan.targets) for plan in (matrix, lists)}
     written, stored = features + columns, 8 * k * k * epochs
     return (
         Cost("featurize", written, 0, written, 3 * CHUNK_BYTES, 0),
@@ -132,13 +133,13 @@ def planned_sizes(problem: Problem) -> ScoreSizes:
 
 
 def _tile_height(problem: Problem, rows: int) -> int:
-    """Rows of a tile of a split with so many rows."""
+    """Return the rows of a tile of a split with so many rows."""
     chunk_rows = block_shape(rows, problem.dim, problem.itemsize).chunk_rows
     return tile_height(chunk_rows, problem.dim * problem.itemsize)
 
 
 def _gram_plan(problem: Problem, limit: int) -> tuple[int, int]:
-    """Peak bytes, and passes over the features: one, or one for each round of strips."""
+    """Return peak bytes, and passes over the features: one, or one for each round of strips."""
     rows, dim, step = problem.rows, problem.dim, _tile_height(problem, problem.rows)
     if isinstance(choose_solver(rows, dim, Damping(), limit), Cholesky):
         waiting, each = gram_bytes(dim, step, problem.itemsize, 4)
@@ -164,9 +165,5 @@ def calibrate(folder: str | None = None) -> Speed:
 
 
 def _fastest(run: Callable[[], object], times: int) -> float:
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - began)
-    return max(min(found), 1e-9)
+    """Return the least of some times in seconds: the others were disturbed."""
+    return max(min(timeit.repeat(run, number=1, repeat=times)), 1e-9)

@@ -18,17 +18,16 @@ from trakstore.passes.rows import MeanRows, Rows, Taken, take, together
 from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
-from trakstore.scores.parts import F32, Epoch, Part, Window, held_bytes
+from trakstore.scores.parts import F32, Part, Window, held_bytes
 from trakstore.scores.window_plans import ScoreSizes, solve_bytes, tile_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
-from trakstore.storage.layout import as_epoch
-
-__all__ = ["Average", "Index", "Scores", "need_scores", "positions"]
+from trakstore.storage.layout import Epoch, as_epoch
 
 Index: TypeAlias = int | slice | Sequence[int] | NDArray[Any]
 Average: TypeAlias = Literal["factors", "scores"]
 
-BLOCK_VALUES = 2**23  # of one block of the lazy array: 32 MB
+# Values of one block of the lazy array: 32 MB.
+BLOCK_VALUES = 2**23
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,22 +37,22 @@ class Scores:
     Attributes
     ----------
     method : str
-        What made them: ``"trak"``, ...
+        Name of the method: ``"trak"``, ...
     parts : tuple of Part
-        One for each epoch; all of one shape.
+        Shares of the epochs; all of one shape.
     target_ids, train_ids : Rows, shapes (m,) and (n,)
         Sample ids, lazy.
     train_positions : Rows, shape (n,), optional
         Positions of the train rows in the stored split; 0, 1, ... when None.
     reduce : {"mean", "sum"}
-        Over the epochs.
+        Reduction over the epochs.
     average : {"factors", "scores"}
-        How column scales Q_c enter. ``"factors"``: averaged apart from the products,
+        Place of the column scales Q_c. ``"factors"``: averaged apart from the products,
         (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
     train_labels, target_labels : Rows, shapes (n,) and (m,), optional
         Classes.
     device : str
-        Where tiles are computed: see :meth:`to`.
+        Device that computes tiles: see :meth:`to`.
     soft_threshold : float
         s of sign(τ)·max(|τ| − s, 0), applied to each score last; 0 changes nothing.
     """
@@ -84,7 +83,7 @@ class Scores:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(targets, train rows)."""
+        """Targets and train rows, (m, n)."""
         return self.parts[0].target.shape[0], self.parts[0].train.shape[0]
 
     @property
@@ -145,22 +144,21 @@ class Scores:
         return card("Scores", facts_markup(facts))
 
     def window(self, start: int, stop: int, ahead: int = AHEAD_BYTES) -> Window:
-        """Targets start..stop, preconditioned: the left operand of their tiles.
+        """Precondition targets start..stop: the left operand of their tiles.
 
         ``ahead`` bytes of stored rows may be read before they are asked for, here and in each task.
         """
+        # The mean over epochs is in the left factors, so that tiles only add up.
         share = np.float32(1 / len(self.parts) if self.reduce == "mean" else 1)
-        lefts = []
         with together((one for part in self.parts for one in part.reads(start, stop)), ahead):
-            for part in self.parts:
-                left = part.left(start, stop)
-                left *= share
-                lefts.append(left)
+            lefts = tuple(part.left(start, stop) for part in self.parts)
+        for left in lefts:
+            left *= share
         columns = tuple(part.column_scale for part in self.parts)
         given = tuple(column for column in columns if column is not None)
         apart = self.average == "factors" and bool(given)
         return Window(
-            tuple(lefts),
+            lefts,
             tuple(part.train for part in self.parts),
             tuple(None for _ in columns) if apart else columns,
             MeanRows(given) if apart else None,
@@ -170,20 +168,20 @@ class Scores:
         )
 
     def to(self, device: str) -> Scores:
-        """The same scores with their tiles computed on ``"cuda"`` (through torch) or ``"cpu"``.
+        """Return the same scores, whose tiles are computed on ``"cuda"`` (by torch) or ``"cpu"``.
 
         Where a worker cannot use the device, it warns and works on the CPU.
         """
         return replace(self, device=device)
 
     def block(self, t0: int, t1: int, n0: int, n1: int) -> F32:
-        """The dense block of targets t0..t1 and train rows n0..n1."""
+        """Compute the dense block of targets t0..t1 and train rows n0..n1."""
         window = self.window(t0, t1)
         with window.reading([(n0, n1)]):
             return window.tile(n0, n1)
 
     def epoch(self, epoch: Epoch) -> Scores:
-        """The scores of one epoch alone, with its own column scale.
+        """Return the scores of one epoch alone, with its own column scale.
 
         Raises
         ------
@@ -196,7 +194,7 @@ class Scores:
         raise NotFoundError(f"no epoch {epoch!r} in {self}{did_you_mean(epoch, self.epochs)}")
 
     def isel(self, target: Index = slice(None), train: Index = slice(None)) -> Scores:
-        """Some targets and train rows by position; lazy, and always of two dimensions.
+        """Select targets and train rows by position, lazily; the result has two dimensions always.
 
         Raises
         ------
@@ -216,7 +214,7 @@ class Scores:
         )
 
     def to_xarray(self) -> xr.DataArray:
-        """A lazy, Dask-backed array of float32, with the ids as non-index coordinates."""
+        """Return a lazy, Dask-backed array of float32, with the ids as non-index coordinates."""
         rows, columns = self._block
         coords = {
             "target_id": ("target", lazy_column(self.target_ids, rows)),
@@ -262,7 +260,7 @@ class _FillPass(Pass[None, None]):
 
 
 def positions(index: Index, size: int, dim: str) -> Taken:
-    """What an index selects of ``size`` positions; ``dim`` is for the message."""
+    """Return the positions that an index selects of ``size``; ``dim`` is for the message."""
     if isinstance(index, slice):
         return range(*index.indices(size))
     array: NDArray[Any] = np.atleast_1d(np.asarray(index))

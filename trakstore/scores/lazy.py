@@ -15,8 +15,6 @@ from trakstore.passes.rows import Rows
 from trakstore.passes.scheduler import one_blas_thread, sent_once
 from trakstore.planning import ranges
 
-__all__ = ["lazy_column", "lazy_matrix"]
-
 
 class _Tiles(Protocol):
     def tile(self, start: int, stop: int, /) -> NDArray[np.float32]: ...
@@ -30,7 +28,11 @@ class _Windows(Protocol):
 
 
 def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
-    """A float32 array of blocks (rows, columns); each window of rows is made once a computation."""
+    """Return a float32 array of blocks (rows, columns).
+
+    The graph is made by hand, so that each window of rows, which costs a solve, is one task that all
+    its blocks share.
+    """
     tops, lefts = list(ranges(source.shape[0], rows)), list(ranges(source.shape[1], columns))
     token = tokenize(source, rows, columns)
     name, window, sent = f"scores-{token}", f"window-{token}", sent_once(source)
@@ -44,7 +46,7 @@ def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
 
 
 def lazy_column(column: Rows, size: int) -> da.Array:
-    """A one-dimensional array of blocks of ``size`` rows."""
+    """Return a one-dimensional array of blocks of ``size`` rows."""
     pieces = list(ranges(column.shape[0], size))
     name = f"column-{tokenize(column.token, size)}"
     graph: dict[Any, Any] = {f"origin-{name}": column}

@@ -1,34 +1,85 @@
-"""Windows of targets against streamed train rows: planned in integers, then run."""
+"""Windows of targets against streamed train rows: each visit of a pass gets a tile of scores."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.passes.one_pass import Tiles, nothing
+from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import F32, Window
-from trakstore.scores.window_pass import WindowPass
 from trakstore.scores.window_plans import WindowPlan, plan_windows
 
-__all__ = [
-    "TileSkip",
-    "TileWriter",
-    "each_window",
-    "for_each_tile",
-]
-
+S = TypeVar("S")
 R = TypeVar("R")
 
 
+@dataclass(frozen=True, eq=False)
+class WindowPass(Pass[tuple[S, F32], R]):
+    """A pass of a window of targets over the train rows, which takes tiles of scores.
+
+    Attributes
+    ----------
+    window : Window
+        The targets, and the train rows.
+    first : int
+        Position of the first target among all.
+    """
+
+    window: Window
+    first: int
+
+    @abstractmethod
+    def begin(self) -> S:
+        """Return a new state."""
+
+    @abstractmethod
+    def take(self, state: S, tile: F32, low: int) -> None:
+        """Change the state by the scores with the train rows from ``low`` on.
+
+        The tile, of shape ``(targets, train rows)``, is filled anew afterwards.
+        """
+
+    def end(self, state: S) -> R:
+        """Return the result of a range: by default the state itself."""
+        return cast("R", state)
+
+    @property
+    def targets(self) -> int:
+        """Number of targets."""
+        return len(self.window.lefts[0])
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """Position of the first of these targets among all, and of the one behind the last."""
+        return self.first, self.first + self.targets
+
+    def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
+        return self.window.reading(tiles)
+
+    def start(self, tiles: Tiles) -> tuple[S, F32]:  # noqa: ARG002
+        # One array for all tiles, since a cluster's workers give each freed one back to the system.
+        return self.begin(), np.empty((self.targets, self.step), dtype=np.float32)
+
+    def visit(self, state: tuple[S, F32], low: int, high: int) -> tuple[S, F32]:
+        own, buffer = state
+        self.take(own, self.window.tile(low, high, buffer[:, : high - low]), low)
+        return state
+
+    def finish(self, state: tuple[S, F32]) -> R:
+        return self.end(state[0])
+
+
 class TileWriter(Protocol):
-    """Takes the tile of targets t0..t1 and train rows n0..n1; picklable, called in the tasks."""
+    """A function that takes the tile of targets t0..t1 and train rows n0..n1; picklable."""
 
     def __call__(
         self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[np.float32], /
@@ -36,7 +87,7 @@ class TileWriter(Protocol):
 
 
 class TileSkip(Protocol):
-    """Whether all of a tile, of which one may ask for a whole window, is there already."""
+    """A function that tells whether all of a tile, or of a whole window, is there already."""
 
     def __call__(self, t0: int, t1: int, n0: int, n1: int, /) -> bool: ...
 
@@ -84,7 +135,7 @@ def each_window(
     what: str = "scores",
     windows: Iterable[tuple[int, int]] | None = None,
 ) -> list[R]:
-    """Results of a pass over the train rows for each window of targets, one after the other.
+    """Run a pass over the train rows for each window of targets, one after the other.
 
     Parameters
     ----------
@@ -97,13 +148,13 @@ def each_window(
     windows : iterable of (start, stop), optional
         Only these windows of the plan.
     """
-    (rows, columns), step, found = scores.shape, scores.tile_rows, []
+    (rows, columns), step, results = scores.shape, scores.tile_rows, []
     with ProgressLine(what, rows * columns, unit="scores", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows) if windows is None else windows:
             one = make(step, scores.window(start, stop, plan.ahead), start)
             advance = partial(_advance, progress, stop - start)
-            found.append(one.run(columns, workers=plan.workers, finished=advance))
-    return found
+            results.append(one.run(columns, workers=plan.workers, finished=advance))
+    return results
 
 
 def _advance(progress: ProgressLine, targets: int, rows: int) -> None:

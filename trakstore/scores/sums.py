@@ -18,8 +18,6 @@ from trakstore.passes.scheduler import WAITING, tile_rows
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
 
-__all__ = ["Grouping", "How", "group_scores"]
-
 Grouping: TypeAlias = Literal["label"] | Sequence[Any] | NDArray[Any] | None
 How: TypeAlias = Literal["sum", "mean"]
 
@@ -32,7 +30,7 @@ def group_scores(
     how: How = "sum",
     memory_limit: int | str | None = None,
 ) -> Scores:
-    r"""Scores between groups of targets and groups of train rows.
+    r"""Compute scores between groups of targets and groups of train rows.
 
     Scores are linear in both, so that features are summed, not scores:
     :math:`\sum_{t \in G} \sum_{z \in H} \tau(t, z)` costs a pass over each side, and no product of
@@ -45,7 +43,7 @@ def group_scores(
         ``"label"``: by the stored classes. Groups may be numbers or strings; they come sorted. Not
         grouped when None.
     how : {"sum", "mean"}
-        Of the scores of a group's rows.
+        Reduction of the scores of a group's rows.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -109,6 +107,7 @@ def _groups(scores: Scores, given: Grouping, side: str) -> _Groups:
 def _grouped_targets(
     scores: Scores, groups: _Groups, how: How, memory_limit: int | str | None
 ) -> Scores:
+    # A sum over targets of L = q T (K + λI)⁻¹ is that of q T, solved once.
     def summed(part: Part) -> Part:
         rows = _sum_rows(part.target, part.row_scale, groups, how, memory_limit)
         return replace(part, target=rows, row_scale=None)
@@ -125,6 +124,7 @@ def _grouped_train(
     given = tuple(column for column in columns if column is not None)
     apart = MeanRows(given) if scores.average == "factors" and given else None
 
+    # Scales that are averaged apart are the same for all epochs, and so may enter each epoch's sum.
     def summed(part: Part) -> Part:
         scale = apart or part.column_scale
         rows = _sum_rows(part.train, scale, groups, how, memory_limit)
@@ -142,7 +142,7 @@ def _grouped_train(
 def _sum_rows(
     rows: Rows, scale: Rows | None, groups: _Groups, how: How, memory_limit: int | str | None
 ) -> ArrayRows:
-    """Σ scaleᵢ·rowᵢ over the rows of each group, or their mean; shape (groups, k), float64."""
+    """Compute Σ scaleᵢ·rowᵢ over the rows of each group, or their mean; (groups, k), float64."""
     step, count = tile_rows(rows), len(groups.names)
     waiting = 8 * count * rows.shape[1]
     what = f"sums of {count} groups of rows"
@@ -168,6 +168,7 @@ class _SumPass(Pass[NDArray[np.float64], NDArray[np.float64]]):
         tile = np.asarray(self.rows.read(low, high), dtype=np.float64)
         scale = np.ones(high - low) if self.scale is None else self.scale.read(low, high)
         which = (self.of[low:high], np.arange(high - low))
+        # A sparse matrix with one entry a column, its scale, in the row of its group: it sums by a product.
         pick = csr_array((np.asarray(scale, dtype=np.float64), which), (self.groups, high - low))
         state += pick @ tile
         return state
