@@ -99,9 +99,9 @@ ORDER: dict[str, list[str]] = {
         "quadratic",
     ],
     "scores": [
-        "lazy",
         "window_plans",
         "parts",
+        "lazy",
         "factored",
         "streaming",
         "selection",

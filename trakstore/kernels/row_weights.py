@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -10,9 +11,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.passes.rows import KeptRows, RowByRow, Rows, UnmaskedRows, ZeroedRows
-from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.backends.location import Location
 from trakstore.storage.split import Split
 
 Weighting: TypeAlias = Literal["loss", "logistic"]
@@ -50,36 +49,15 @@ class WeightedSplit:
         # Python's repr is the shortest text that no other float has.
         return f"{self.kind}-{float(self.temperature)!r}".removesuffix(".0")
 
-    @property
-    def epoch(self) -> layout.Epoch:
-        return self.stored.epoch
-
-    @property
-    def name(self) -> str:
-        return self.stored.name
-
-    @property
-    def rows(self) -> int:
-        return self.stored.rows
-
-    @property
-    def location(self) -> Location:
-        return self.stored.location
-
-    @property
-    def spec(self) -> SplitSpec:
-        return self.stored.spec
-
-    @property
-    def masked(self) -> NDArray[np.int64]:
-        return masked_rows(self.stored)
-
-    def column(self, name: str, /) -> Rows:
-        return self.stored.column(name)
-
-    @property
-    def state(self) -> str:
-        return self.stored.state
+    # All else that kernels ask of a split is the stored one's.
+    location = property(attrgetter("stored.location"))
+    epoch = property(attrgetter("stored.epoch"))
+    name = property(attrgetter("stored.name"))
+    spec = property(attrgetter("stored.spec"))
+    rows = property(attrgetter("stored.rows"))
+    masked = property(attrgetter("stored.masked"))
+    column = property(attrgetter("stored.column"))
+    state = property(attrgetter("stored.state"))
 
 
 KernelSplit: TypeAlias = Split | WeightedSplit

@@ -268,7 +268,6 @@ def split_tiles(
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
-    scratch: str | None = None,
 ) -> TiledGram:
     """Return the gram of a split in tiles: the stored one where it is valid, else compute and store it.
 
@@ -286,7 +285,7 @@ def split_tiles(
     strip_plan(features, dtype, memory_limit)
     how = {"dtype": dtype, "memory_limit": memory_limit}
     with _in_store(split, path) as begun:
-        own = Scratch(scratch) if begun is None else None
+        own = Scratch() if begun is None else None
         place = split.location if own is None else own.location
         made = tiled_gram(features, row_weights(split), place, path, **how)
         made = replace(made, rows=unmasked_count(split), scratch=own)

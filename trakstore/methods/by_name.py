@@ -17,7 +17,8 @@ from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
-_KERNEL = ("damping", "memory_limit")  # options of the methods that factor a kernel
+# Options of the methods that factor a kernel.
+_KERNEL = ("damping", "memory_limit")
 
 
 @dataclass(frozen=True)

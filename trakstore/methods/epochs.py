@@ -1,4 +1,4 @@
-"""Which epochs of a store a method works on: chosen and checked before any feature is read."""
+"""Epochs of a store that a method works on: chosen and checked before any feature is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-OF_FEATURES = "features:"  # begins the hash of features that came without that of their weights
+# Begins the hash of features that came without that of their weights.
+OF_FEATURES = "features:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class UnmaskedSplit:
     Attributes
     ----------
     stored : Split
-        With all its rows.
+        The split with all its rows.
     masked : ndarray of int64
         Positions of the rows that are left out, ascending.
     """
@@ -45,7 +46,7 @@ class UnmaskedSplit:
 
     @property
     def rows(self) -> int:
-        """Rows that are left."""
+        """Number of rows that are left."""
         return self.stored.rows - len(self.masked)
 
     @property
@@ -55,12 +56,12 @@ class UnmaskedSplit:
     @property
     def positions(self) -> Rows:
         """Position of each row in the stored split."""
-        return self._left(PositionRows(self.stored.rows))
+        return self._unmasked(PositionRows(self.stored.rows))
 
     def column(self, name: str) -> Rows:
-        return self._left(self.stored.column(name))
+        return self._unmasked(self.stored.column(name))
 
-    def _left(self, rows: Rows) -> Rows:
+    def _unmasked(self, rows: Rows) -> Rows:
         return UnmaskedRows(rows, self.masked) if len(self.masked) else rows
 
 
@@ -74,7 +75,7 @@ class EpochPair:
 
 
 def need_open(store: FeatureStore) -> None:
-    """Raise a :class:`TrakStoreError` for the path of a store, or anything else that is none."""
+    """Raise a :class:`TrakStoreError` for the path of a store, or any other thing that is none."""
     if isinstance(store, str | os.PathLike):
         raise TrakStoreError(f"needed an open store, got its path: open_store({str(store)!r})")
     if not hasattr(store, "epochs_of"):
@@ -89,7 +90,7 @@ def epoch_pairs(
     *,
     allow_other_weights: bool = False,
 ) -> tuple[EpochPair, ...]:
-    """The splits of each epoch, complete, of one shape, and made with the same weights.
+    """Open the splits of each epoch: complete, of one shape, and made with the same weights.
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def epoch_pairs(
     epochs : epoch or sequence of epochs, optional
         All that have both splits when None.
     allow_other_weights : bool
-        Whether the splits of an epoch may be of different checkpoints.
+        Take also splits of an epoch that were made with different checkpoints.
 
     Raises
     ------
@@ -112,12 +113,12 @@ def epoch_pairs(
     """
     need_open(store)
     chosen = None if epochs is None else _chosen(epochs)
-    found = store.open_splits(chosen, (targets, train))
-    if not found:
+    opened = store.open_splits(chosen, (targets, train))
+    if not opened:
         raise _no_epoch(store, targets, train)
     pairs = tuple(
-        EpochPair(epoch, UnmaskedSplit.of(target), UnmaskedSplit.of(own))
-        for epoch, (target, own) in found.items()
+        EpochPair(epoch, *(UnmaskedSplit.of(split) for split in splits))
+        for epoch, splits in opened.items()
     )
     for pair in pairs:
         _check_like(pair, pairs[0])
@@ -144,6 +145,7 @@ def _chosen(epochs: Epoch | Sequence[Epoch]) -> tuple[Epoch, ...]:
 
 
 def _check_like(pair: EpochPair, first: EpochPair) -> None:
+    """Refuse an epoch whose splits cannot be summed with those of the first."""
     for split in (pair.train, pair.target):
         if split.rows == 0:
             raise TrakStoreError(
@@ -182,9 +184,9 @@ def _check_weights(pair: EpochPair) -> None:
 
 
 def _weights(split: UnmaskedSplit) -> str | None:
-    """What tells the weights of a split from others; None where the store does not know them."""
-    found: str | None = split.stored.spec.checkpoint
-    return None if found is None or found.startswith(OF_FEATURES) else found
+    """Return the hash of a split's weights; None where the store does not know it."""
+    checkpoint: str | None = split.stored.spec.checkpoint
+    return None if checkpoint is None or checkpoint.startswith(OF_FEATURES) else checkpoint
 
 
 def _named(split: UnmaskedSplit) -> str:
@@ -192,7 +194,7 @@ def _named(split: UnmaskedSplit) -> str:
 
 
 def _labels(splits: Iterable[UnmaskedSplit]) -> Rows | None:
-    """The classes of the rows, from the first epoch that has them."""
+    """Return the classes of the rows, from the first epoch that has them."""
     for split in splits:
         with suppress(NotFoundError):
             return split.column("label")
@@ -200,7 +202,7 @@ def _labels(splits: Iterable[UnmaskedSplit]) -> Rows | None:
 
 
 def part_of(pair: EpochPair, factor: Factor | None = None, /, **how: Any) -> Part:
-    """The part of an epoch's features, without its masked rows; ``how`` as in :class:`Part`."""
+    """Make the part of an epoch's features, without its masked rows; ``how`` as in :class:`Part`."""
     features = pair.target.column("features"), pair.train.column("features")
     return Part(pair.epoch, *features, factor, **how)
 
@@ -214,7 +216,7 @@ def scores_of(
     average: Average = "scores",
     soft_threshold: float = 0.0,
 ) -> Scores:
-    """Scores of these epochs, with the ids, positions and labels of their splits."""
+    """Make scores of these epochs, with the ids, positions and labels of their splits."""
     target, train = pairs[0].target, pairs[0].train
     return Scores(
         method,

@@ -23,7 +23,7 @@ from trakstore.storage.store import FeatureStore
 
 Hessian: TypeAlias = Literal["loss", "gauss_newton"]
 
-# second derivative of the loss in the output, by name of the output: as a weighting, or a constant
+# Second derivative of the loss in the output, by name of the output: as a weighting, or a constant 1.
 _CURVATURE = {
     **dict.fromkeys(("margin", "causal_lm", "masked_lm", "contrastive"), "logistic"),
     "squared_error": "",
@@ -43,7 +43,7 @@ def influence_scores(
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
 ) -> Scores:
-    r"""Influence functions, in the space of the projection: mean over epochs of
+    r"""Compute influence functions, in the space of the projection: mean over epochs of
 
     .. math:: \tau(t, z) = \nabla l(t)^\top (H + \lambda I)^{-1} \nabla l(z)
 
@@ -102,7 +102,7 @@ def influence_scores(
 
 
 def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSplit:
-    """The train split with the weights of its Hessian."""
+    """Return the train split with the weights of its Hessian."""
     if hessian not in get_args(Hessian):
         raise TrakStoreError(f"hessian must be 'gauss_newton' or 'loss', got {hessian!r}")
     if hessian == "loss":
@@ -128,7 +128,7 @@ def self_scores(
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> xr.DataArray:
-    r"""TRAK's score of each sample on itself: how much the model relies on it for its own output.
+    r"""Compute TRAK's score of each sample on itself: how much its own output relies on it.
 
     .. math:: \tau_i = \mathrm{mean}_c[\varphi_{ci}^\top (K_c + \lambda_c I)^{-1} \varphi_{ci}]
               \cdot \mathrm{mean}_c[Q_{ci}]

@@ -1,4 +1,4 @@
-"""What turns a stored output gradient into a loss gradient, and a row into one of unit length."""
+"""Scales that make a stored output gradient one of the loss, and a row one of unit length."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_of(of: str, store: FeatureStore) -> None:
 
 
 def out_to_loss(split: UnmaskedSplit) -> Rows:
-    """The column q = −dl/d(output), by which loss gradients are −q times the stored ones.
+    """Return the column q = −dl/d(output), by which loss gradients are −q times the stored ones.
 
     Raises
     ------
@@ -71,7 +71,7 @@ class InverseRows(RowByRow):
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
         values = np.asarray(self.base.read(start, stop), dtype=np.float64)
-        found = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
+        inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
         if self.sign is not None:
-            found *= np.sign(self.sign.read(start, stop))
-        return found
+            inverse *= np.sign(self.sign.read(start, stop))
+        return inverse

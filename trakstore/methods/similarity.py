@@ -38,7 +38,7 @@ def grad_dot_scores(
     of: Of = "loss",
     allow_other_weights: bool = False,
 ) -> Scores:
-    """GradDot: the mean over epochs of ⟨t, φ⟩.
+    """Compute GradDot: the mean over epochs of ⟨t, φ⟩.
 
     Parameters
     ----------
@@ -48,8 +48,9 @@ def grad_dot_scores(
     epochs : epoch or sequence of epochs, optional
         All that have both splits when None.
     of : {"loss", "output"}
-        The gradients of what: those of the loss are the stored ones times −``out_to_loss``, on both
-        sides. Positive for ``"loss"``: a small step on the train sample lowers the target's loss.
+        Function whose gradients are taken: those of the loss are the stored ones times
+        −``out_to_loss``, on both sides. Positive for ``"loss"``: a small step on the train sample
+        lowers the target's loss.
     allow_other_weights : bool
         Score also where targets and train rows of an epoch were made with different checkpoints.
 
@@ -87,10 +88,31 @@ def grad_cos_scores(
     of: Of = "loss",
     allow_other_weights: bool = False,
 ) -> Scores:
-    """GradCos: the mean over epochs of ⟨t, φ⟩ / (‖t‖ ‖φ‖), with the norms of the projected rows.
+    """Compute GradCos: the mean over epochs of ⟨t, φ⟩ / (‖t‖ ‖φ‖), with norms of the projected rows.
 
-    A row of zeros has the cosine 0 with anything. Arguments and errors are those of
-    :func:`grad_dot_scores`; for ``of="loss"`` only the sign of ``out_to_loss`` matters.
+    A row of zeros has the cosine 0 with any other.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits with m and n rows.
+    epochs : epoch or sequence of epochs, optional
+        All that have both splits when None.
+    of : {"loss", "output"}
+        As in :func:`grad_dot_scores`; of ``out_to_loss`` only the sign matters.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n), float32.
+
+    Raises
+    ------
+    NotFoundError, IncompleteError, SpecMismatchError
+        As in :func:`grad_dot_scores`.
     """
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
@@ -118,7 +140,7 @@ def whitened_cos_scores(
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
 ) -> Scores:
-    r"""The cosine of H^(-1/2) t and H^(-1/2) φ, averaged over epochs: TrackStar's score.
+    r"""Compute the cosine of H^(-1/2) t and H^(-1/2) φ, averaged over epochs: TrackStar's score.
 
     .. math:: H = (1 - \mathrm{mix}) K_\mathrm{train} + \mathrm{mix} \frac{n}{m} K_\mathrm{target}
               + \lambda I
@@ -137,7 +159,7 @@ def whitened_cos_scores(
     of : {"loss", "output"}
         As in :func:`grad_dot_scores`; a cosine keeps only its sign, kernels are of stored rows.
     gram_dtype : {"float32", "float64"}
-        Of the products within a tile of the gram.
+        Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     allow_other_weights : bool
@@ -169,9 +191,11 @@ def whitened_cos_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
     limit = memory_budget(memory_limit)
+    # The cosine of H^(-1/2) t and H^(-1/2) φ is t H⁻¹ φᵀ over the roots of t H⁻¹ tᵀ and φ H⁻¹ φᵀ: one
+    # factor of H solves for all three, and no root of H is needed. With targets in it, H is in memory.
     if mix:
         factors = _mixed_factors(pairs, damped, mix, gram_dtype, limit)
-    else:  # which may be out of core
+    else:
         kernels = [pair.train.stored for pair in pairs]
         factors = factors_of(kernels, damped, dtype=gram_dtype, memory_limit=limit)
     for pair, factor in zip(pairs, factors, strict=True):
@@ -205,6 +229,7 @@ def _mixed_factors(
             )
             for side in (at, at + 1)
         )
+        # Both kernels are sums over rows: n/m makes the targets' as large as that of n rows.
         matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
         mixed = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
         factor = solver.factor(mixed, damping)

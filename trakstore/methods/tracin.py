@@ -22,7 +22,7 @@ def tracin_scores(
     learning_rates: Mapping[Epoch, float] | float | None = None,
     allow_other_weights: bool = False,
 ) -> Scores:
-    r"""TracInCP: what steps of gradient descent on each train sample did to each target's loss.
+    r"""Compute TracInCP: the effect of gradient steps on each train sample on each target's loss.
 
     .. math:: \tau(t, z) = \sum_c \eta_c \langle \nabla l_c(t), \nabla l_c(z) \rangle
 

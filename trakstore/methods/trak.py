@@ -25,7 +25,8 @@ from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
 Temperature: TypeAlias = float | Literal["auto"] | None
-TEMPERATURE = 2.0  # best of 1, 1.5, 2, 3, 4, 6 for two of three sets of retrained models
+# Best of 1, 1.5, 2, 3, 4, 6 for two of three sets of retrained models.
+TEMPERATURE = 2.0
 
 
 def trak_scores(
@@ -43,7 +44,7 @@ def trak_scores(
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
 ) -> Scores:
-    r"""TRAK: how training on each sample moves each target's model output.
+    r"""Compute TRAK: how training on each sample moves each target's model output.
 
     .. math:: \tau = \mathrm{mean}_c[T_c (K_c + \lambda_c I)^{-1} \Phi_c^\top \mathrm{diag}(Q_c)],
               \qquad K_c = \Phi_c^\top \mathrm{diag}(Q_c (1 - Q_c)) \Phi_c
@@ -82,7 +83,7 @@ def trak_scores(
         One of :mod:`trakstore.kernels`. When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for
         a gram that does not fit the memory limit, else ``Cholesky()``.
     gram_dtype : {"float32", "float64"}
-        Of the products within a tile of the gram.
+        Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process for the grams; a quarter of the available memory when None.
     allow_other_weights : bool
@@ -135,7 +136,7 @@ def trak_scores(
 
 
 def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float | None:
-    """The temperature of :func:`trak_scores`, or None for none."""
+    """Return the temperature of :func:`trak_scores`, or None for none."""
     if asked == "auto":
         output = store.spec.output
         return TEMPERATURE if output is not None and output.name == "margin" else None
@@ -149,7 +150,7 @@ def _kernel_split(split: Split, temperature: float | None) -> KernelSplit:
 
 
 def _train_scale(pair: EpochPair, temperature: float | None) -> Rows:
-    """Q of the train rows."""
+    """Return Q of the train rows."""
     scale = out_to_loss(pair.train)
     return scale if temperature is None else TemperedRows(scale, temperature)
 
@@ -164,7 +165,7 @@ def trak_scores_of_arrays(
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> Scores:
-    """:func:`trak_scores` with ``temperature=None``, of a checkpoint whose features are in memory.
+    """Compute :func:`trak_scores` with ``temperature=None`` for features that are in memory.
 
     Parameters
     ----------
@@ -173,7 +174,7 @@ def trak_scores_of_arrays(
     out_to_loss : array_like, shape (n,), optional
         Q; one when None.
     damping, solver, gram_dtype, memory_limit
-        As of :func:`trak_scores`. The limit is for what is made beside the features.
+        As in :func:`trak_scores`. The limit is for what is made beside the features.
 
     Returns
     -------

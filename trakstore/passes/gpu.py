@@ -5,28 +5,14 @@ from __future__ import annotations
 import warnings
 import weakref
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from trakstore.passes.rows import Rows
-
 
 class NoDeviceWarning(UserWarning):
     """A device was asked for that this process cannot use: it works on the CPU."""
-
-
-class _Window(Protocol):
-    @property
-    def lefts(self) -> tuple[NDArray[np.float32], ...]: ...
-    @property
-    def trains(self) -> tuple[Rows, ...]: ...
-    @property
-    def scales(self) -> tuple[Rows | None, ...]: ...
-    @property
-    def scale(self) -> Rows | None: ...
 
 
 # The device and the left operands there of each window that is in use.
@@ -53,8 +39,8 @@ def usable_device(device: str) -> str:
     return device
 
 
-def torch_tile(window: _Window, start: int, stop: int, device: str) -> NDArray[np.float32]:
-    """Compute the scores of a window with train rows start..stop on ``device``.
+def torch_tile(window: Any, start: int, stop: int, device: str) -> NDArray[np.float32]:
+    """Compute the scores of a :class:`~trakstore.scores.parts.Window` with train rows on ``device``.
 
     Features travel as they are stored and become float32 on the device; products are float32 (no
     TF32), so the numbers are those of the CPU to float32 rounding.
@@ -75,7 +61,7 @@ def torch_tile(window: _Window, start: int, stop: int, device: str) -> NDArray[n
     return tile
 
 
-def _lefts(window: _Window, device: str) -> list[Any]:
+def _lefts(window: Any, device: str) -> list[Any]:
     """Return the left operands on the device, to which they are sent once for all tiles."""
     kept = _ON_DEVICE.get(window)
     if kept is None or kept[0] != device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import dask.array as da
@@ -14,17 +13,13 @@ from numpy.typing import NDArray
 from trakstore.passes.rows import Rows
 from trakstore.passes.scheduler import one_blas_thread, sent_once
 from trakstore.planning import ranges
-
-
-class _Tiles(Protocol):
-    def tile(self, start: int, stop: int, /) -> NDArray[np.float32]: ...
-    def reading(self, tiles: list[tuple[int, int]], /) -> AbstractContextManager[None]: ...
+from trakstore.scores.parts import Window
 
 
 class _Windows(Protocol):
     @property
     def shape(self) -> tuple[int, int]: ...
-    def window(self, start: int, stop: int, /) -> _Tiles: ...
+    def window(self, start: int, stop: int, /) -> Window: ...
 
 
 def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
@@ -60,12 +55,12 @@ def _lengths(pieces: list[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in pieces)
 
 
-def _window(source: _Windows, start: int, stop: int) -> _Tiles:
+def _window(source: _Windows, start: int, stop: int) -> Window:
     with one_blas_thread():
         return source.window(start, stop)
 
 
-def _tile(window: _Tiles, start: int, stop: int) -> NDArray[np.float32]:
+def _tile(window: Window, start: int, stop: int) -> NDArray[np.float32]:
     with one_blas_thread(), window.reading([(start, stop)]):
         return window.tile(start, stop)
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.progress import ProgressLine, on_terminal
@@ -78,18 +77,10 @@ class WindowPass(Pass[tuple[S, F32], R]):
         return self.end(state[0])
 
 
-class TileWriter(Protocol):
-    """A function that takes the tile of targets t0..t1 and train rows n0..n1; picklable."""
-
-    def __call__(
-        self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[np.float32], /
-    ) -> None: ...
-
-
-class TileSkip(Protocol):
-    """A function that tells whether all of a tile, or of a whole window, is there already."""
-
-    def __call__(self, t0: int, t1: int, n0: int, n1: int, /) -> bool: ...
+# Functions of targets t0..t1 and train rows n0..n1, picklable: one takes their tile, one tells whether
+# all of it, or of a whole window, is there already.
+TileWriter: TypeAlias = Callable[[int, int, int, int, F32], None]
+TileSkip: TypeAlias = Callable[[int, int, int, int], bool]
 
 
 def for_each_tile(

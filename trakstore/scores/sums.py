@@ -168,7 +168,7 @@ class _SumPass(Pass[NDArray[np.float64], NDArray[np.float64]]):
         tile = np.asarray(self.rows.read(low, high), dtype=np.float64)
         scale = np.ones(high - low) if self.scale is None else self.scale.read(low, high)
         which = (self.of[low:high], np.arange(high - low))
-        # A sparse matrix with one entry a column, its scale, in the row of its group: it sums by a product.
+        # A sparse matrix that sums by a product: each column has its scale in the row of its group.
         pick = csr_array((np.asarray(scale, dtype=np.float64), which), (self.groups, high - low))
         state += pick @ tile
         return state
