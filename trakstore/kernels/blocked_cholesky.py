@@ -61,7 +61,7 @@ class BlockedCholesky(Solver):
         )
         condition = float(diagonal.max() / diagonal.min()) ** 2
         check_condition(gram, damped, condition, gram.dtype)
-        return BlockedFactor(lower, scratch, width, damped, condition)
+        return BlockedFactor(gram.dim, damped, condition, lower, scratch, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +71,7 @@ class BlockedFactor(Factor):
     lower: zarr.Array[Any]
     scratch: Scratch
     width: int
-    damping: float
-    condition: float
     solve_rows: ClassVar[int] = 1024
-
-    @property
-    def dim(self) -> int:
-        return int(self.lower.shape[0])
 
     def solve(self, rhs: NDArray[np.floating]) -> F64:
         values = np.array(rhs, dtype=np.float64)

@@ -107,7 +107,7 @@ class ConjugateGradients(Solver):
         rows = need(kernel, RowsKernel, self)
         damped = damping_of(rows, damping)
         bound = (rows.trace + damped) / damped if damped > 0 else float("nan")
-        return GradientFactor(rows, damped, bound, self.tolerance, self.iterations)
+        return GradientFactor(rows.dim, damped, bound, rows, self.tolerance, self.iterations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,15 +115,9 @@ class GradientFactor(Factor):
     """Nothing factored; ``condition`` is the bound (tr(K) + λ)/λ, NaN without damping."""
 
     kernel: RowsKernel
-    damping: float
-    condition: float
     tolerance: float
     iterations: int
     solve_rows: ClassVar[int] = 1024
-
-    @property
-    def dim(self) -> int:
-        return self.kernel.dim
 
     def solve(self, rhs: NDArray[np.floating]) -> F64:
         """Solve each row on its own, all with the same passes over the rows.
@@ -194,7 +188,8 @@ class Dual(Solver):
         condition = (float(np.linalg.norm(matrix, 1)) + damped) / damped
         check_condition(rows, damped, condition, "float64")
         matrix.flat[:: rows.rows + 1] += damped
-        return DualFactor(rows, lower_triangle(matrix, rows, damped), damped, condition)
+        lower = lower_triangle(matrix, rows, damped)
+        return DualFactor(rows.dim, damped, condition, rows, lower)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,17 +198,7 @@ class DualFactor(Factor):
 
     kernel: RowsKernel
     lower: F64
-    damping: float
-    condition: float
     solve_rows: ClassVar[int] = 1024
-
-    @property
-    def dim(self) -> int:
-        return self.kernel.dim
-
-    @property
-    def memory(self) -> int:
-        return self.lower.nbytes
 
     def solve(self, rhs: NDArray[np.floating]) -> F64:
         # (b − Φᵀ…Φ b)/λ loses digits where the two are nearly equal. One step of refinement, which

@@ -88,34 +88,31 @@ def _damping(value: object) -> float:
     return as_number(value, "damping", least=0, needed="must be a finite number >= 0")
 
 
+@dataclass(frozen=True, eq=False)
 class Factor(Sent, ABC):
     """K + λI, factored.
 
     Attributes
     ----------
+    dim : int
+        k.
     damping : float
         λ.
     condition : float
         Condition number of K + λI: an estimate, whose kind the solver says.
-    dim : int
-        k.
-    memory : int
-        Bytes that it holds for as long as it is there.
     solve_rows : int
         Rows that a solve should have at once, where each solve reads from disk; else 1.
     """
 
+    dim: int
     damping: float
     condition: float
     solve_rows: ClassVar[int] = 1
 
     @property
     def memory(self) -> int:
-        return 0
-
-    @property
-    @abstractmethod
-    def dim(self) -> int: ...
+        """Bytes of the arrays that it holds for as long as it is there."""
+        return sum(one.nbytes for one in vars(self).values() if isinstance(one, np.ndarray))
 
     @abstractmethod
     def solve(self, rhs: NDArray[np.floating]) -> F64:
@@ -182,16 +179,6 @@ class CholeskyFactor(Factor):
     """The lower triangle of K + λI = L Lᵀ."""
 
     lower: F64
-    damping: float
-    condition: float
-
-    @property
-    def dim(self) -> int:
-        return len(self.lower)
-
-    @property
-    def memory(self) -> int:
-        return self.lower.nbytes
 
     def solve(self, rhs: NDArray[np.floating]) -> F64:
         # Rows in C order are columns in Fortran order, which LAPACK solves in place.
@@ -222,7 +209,7 @@ class Cholesky(Solver):
         reciprocal, _ = dpocon(lower, size, uplo="L")
         condition = 1 / float(reciprocal) if reciprocal > 0 else math.inf
         check_condition(gram, damped, condition, gram.dtype)
-        return CholeskyFactor(lower, damped, condition)
+        return CholeskyFactor(gram.dim, damped, condition, lower)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,16 +229,10 @@ class EigenFactor(Factor):
     values: F64
     vectors: F64
     gram: Gram
-    damping: float
-    condition: float
-
-    @property
-    def dim(self) -> int:
-        return len(self.values)
 
     @property
     def memory(self) -> int:
-        return self.vectors.nbytes + self.gram.matrix.nbytes
+        return super().memory + self.gram.matrix.nbytes
 
     def at(self, damping: float | Damping) -> EigenFactor:
         """Return the same kernel at another damping, at no cost.
@@ -297,7 +278,7 @@ def _eigen_factor(gram: Gram, values: F64, vectors: F64, damping: float | Dampin
         raise singular(gram, damped)
     condition = (float(values[-1]) + damped) / least
     check_condition(gram, damped, condition, gram.dtype)
-    return EigenFactor(values, vectors, gram, damped, condition)
+    return EigenFactor(gram.dim, damped, condition, values, vectors, gram)
 
 
 def check_condition(kernel: Kernel, damped: float, condition: float, dtype: str) -> None:

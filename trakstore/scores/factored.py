@@ -104,6 +104,12 @@ class Scores:
         return min(tile_rows(part.train) for part in self.parts)
 
     @property
+    def scale_apart(self) -> MeanRows | None:
+        """The mean of the column scales, where they are averaged apart from the products."""
+        given = tuple(part.column_scale for part in self.parts if part.column_scale is not None)
+        return MeanRows(given) if self.average == "factors" and given else None
+
+    @property
     def sizes(self) -> ScoreSizes:
         """Sizes that plans of operations depend on."""
         parts, rows = self.parts, self.tile_rows
@@ -154,14 +160,12 @@ class Scores:
             lefts = tuple(part.left(start, stop) for part in self.parts)
         for left in lefts:
             left *= share
-        columns = tuple(part.column_scale for part in self.parts)
-        given = tuple(column for column in columns if column is not None)
-        apart = self.average == "factors" and bool(given)
+        apart = self.scale_apart
         return Window(
             lefts,
             tuple(part.train for part in self.parts),
-            tuple(None for _ in columns) if apart else columns,
-            MeanRows(given) if apart else None,
+            tuple(None if apart else part.column_scale for part in self.parts),
+            apart,
             self.device,
             self.soft_threshold,
             ahead,

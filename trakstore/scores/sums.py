@@ -13,10 +13,9 @@ from scipy.sparse import csr_array
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Pass, Tiles
-from trakstore.passes.rows import ArrayRows, MeanRows, Rows, whole_column
+from trakstore.passes.rows import ArrayRows, Rows, whole_column
 from trakstore.passes.scheduler import WAITING, tile_rows
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Part
 
 Grouping: TypeAlias = Literal["label"] | Sequence[Any] | NDArray[Any] | None
 How: TypeAlias = Literal["sum", "mean"]
@@ -66,10 +65,35 @@ def group_scores(
         raise TrakStoreError(f"how must be 'sum' or 'mean', got {how!r}")
     if scores.soft_threshold:
         raise TrakStoreError("scores with a soft threshold are not linear: group them without it")
+    # Σ over targets of L = q T (K + λI)⁻¹ is that of q T, solved once: what is summed is not
+    # preconditioned yet. Scales that are averaged apart are the same for all epochs, and so may enter
+    # each epoch's sum over train rows.
     if targets is not None:
-        scores = _grouped_targets(scores, _groups(scores, targets, "targets"), how, memory_limit)
+        groups = _groups(scores, targets, "targets")
+        parts = tuple(
+            replace(
+                part,
+                target=_sum_rows(part.target, part.row_scale, groups, how, memory_limit),
+                row_scale=None,
+            )
+            for part in scores.parts
+        )
+        ids = ArrayRows(groups.names)
+        scores = replace(scores, parts=parts, target_ids=ids, target_labels=None)
     if train is not None:
-        scores = _grouped_train(scores, _groups(scores, train, "train"), how, memory_limit)
+        groups, apart = _groups(scores, train, "train"), scores.scale_apart
+        parts = tuple(
+            replace(
+                part,
+                train=_sum_rows(part.train, apart or part.column_scale, groups, how, memory_limit),
+                column_scale=None,
+            )
+            for part in scores.parts
+        )
+        ids = ArrayRows(groups.names)
+        scores = replace(
+            scores, parts=parts, train_ids=ids, train_positions=None, train_labels=None
+        )
     return scores
 
 
@@ -102,41 +126,6 @@ def _groups(scores: Scores, given: Grouping, side: str) -> _Groups:
         )
     names, of = np.unique(groups, return_inverse=True)
     return _Groups(of.astype(np.int64), names)
-
-
-def _grouped_targets(
-    scores: Scores, groups: _Groups, how: How, memory_limit: int | str | None
-) -> Scores:
-    # A sum over targets of L = q T (K + λI)⁻¹ is that of q T, solved once.
-    def summed(part: Part) -> Part:
-        rows = _sum_rows(part.target, part.row_scale, groups, how, memory_limit)
-        return replace(part, target=rows, row_scale=None)
-
-    parts = tuple(summed(part) for part in scores.parts)
-    ids = ArrayRows(groups.names)
-    return replace(scores, parts=parts, target_ids=ids, target_labels=None)
-
-
-def _grouped_train(
-    scores: Scores, groups: _Groups, how: How, memory_limit: int | str | None
-) -> Scores:
-    columns = tuple(part.column_scale for part in scores.parts)
-    given = tuple(column for column in columns if column is not None)
-    apart = MeanRows(given) if scores.average == "factors" and given else None
-
-    # Scales that are averaged apart are the same for all epochs, and so may enter each epoch's sum.
-    def summed(part: Part) -> Part:
-        scale = apart or part.column_scale
-        rows = _sum_rows(part.train, scale, groups, how, memory_limit)
-        return replace(part, train=rows, column_scale=None)
-
-    return replace(
-        scores,
-        parts=tuple(summed(part) for part in scores.parts),
-        train_ids=ArrayRows(groups.names),
-        train_positions=None,
-        train_labels=None,
-    )
 
 
 def _sum_rows(
