@@ -59,6 +59,7 @@ class BlockedCholesky(Solver):
         diagonal = np.concatenate(
             [_panel(gram, source, lower, piece, damped) for piece in ranges(gram.dim, width)]
         )
+        # cond(K + λI) = cond(L)², and cond(L) is at least the ratio of any two diagonal entries.
         condition = float(diagonal.max() / diagonal.min()) ** 2
         check_condition(gram, damped, condition, gram.dtype)
         return BlockedFactor(gram.dim, damped, condition, lower, scratch, width)

@@ -81,6 +81,7 @@ def factor_rows(
     solver = solver or choose_solver(rows.shape[0], rows.shape[1], damped, memory_limit)
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
     kernel: Kernel
+    # The folder lives as long as the kernel, and goes with it.
     if solver.form == "tiles":
         scratch = Scratch()
         kernel = replace(
@@ -114,6 +115,7 @@ def choose_solver(
     limit = memory_budget(memory_limit)
     left, share = limit - held, limit // 4 if held else limit // 2
     damped = damping.absolute != 0 if damping.absolute is not None else damping.relative != 0
+    # The dual form divides by λ, and has n x n numbers in the place of k x k.
     if rows < dim and damped and held + 8 * rows**2 < share:
         return Dual(left)
     # The gram, its factor, and the sums and products of two tasks, all k x k.

@@ -93,6 +93,7 @@ def grams_at_once(
         if _needs_gram(split, damping, solver, limit)
     ]
     size = sum(8 * one.features.shape[1] ** 2 for one in asked)
+    # One gram alone has nothing to wait for together with.
     if len(asked) < 2 or size > limit // SHARE:
         return {}
     place = asked[0].split.location

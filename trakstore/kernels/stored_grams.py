@@ -95,6 +95,7 @@ def split_gram(
         The gram does not fit.
     """
     wanted = origin_of(split, dtype)
+    # A gram of fewer rows, or of other masked ones, may still be of use.
     stored = ready or read_gram(split, wanted)
     if stored is not None and stored.origin == wanted:
         return stored.gram
@@ -111,6 +112,7 @@ def split_gram(
 def origin_of(split: KernelSplit, dtype: GramDtype) -> GramOrigin:
     """Return the origin of a gram of this split as it is now."""
     masked = masked_rows(split)
+    # In a fixed byte order, since the digest is compared on other machines.
     digest = hashlib.sha256(masked.astype("<i8").tobytes()).hexdigest() if len(masked) else ""
     nonce, weighting = split.spec.nonce, weighting_of(split)
     return GramOrigin(nonce, split.rows, len(masked), digest, dtype, weighting)

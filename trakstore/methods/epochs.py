@@ -124,12 +124,14 @@ def epoch_pairs(
         _check_like(pair, pairs[0])
         if not allow_other_weights:
             _check_weights(pair)
+        # A split that was complete when it was opened is not asked again, so that this costs nothing.
         pair.target.stored.require_complete()
         pair.train.stored.require_complete()
     return pairs
 
 
 def _no_epoch(store: FeatureStore, targets: str, train: str) -> NotFoundError:
+    # A name that no epoch has is mostly a slip of the finger: it gets the nearest name as advice.
     known = sorted({name for epoch in store.epochs for name in store.splits_of(epoch)})
     for name in (targets, train):
         if name not in known:
@@ -138,6 +140,7 @@ def _no_epoch(store: FeatureStore, targets: str, train: str) -> NotFoundError:
 
 
 def _chosen(epochs: Epoch | Sequence[Epoch]) -> tuple[Epoch, ...]:
+    # An epoch that is named twice would count twice in a mean.
     chosen = as_epochs(epochs)
     if not chosen or len(set(chosen)) < len(chosen):
         raise TrakStoreError(f"epochs must be some epochs, each named once, got {epochs!r}")
@@ -174,6 +177,7 @@ def _check_like(pair: EpochPair, first: EpochPair) -> None:
 def _check_weights(pair: EpochPair) -> None:
     """Refuse two splits of one epoch whose stored hashes say that their weights differ."""
     target, train = (_weights(one) for one in (pair.target, pair.train))
+    # Features that came from elsewhere may have no hash of weights: what is not known is not refused.
     if target is None or train is None or target == train:
         return
     raise SpecMismatchError(
@@ -217,6 +221,7 @@ def scores_of(
     soft_threshold: float = 0.0,
 ) -> Scores:
     """Make scores of these epochs, with the ids, positions and labels of their splits."""
+    # All epochs have the same rows, masked alike, so that the first one's ids are those of all.
     target, train = pairs[0].target, pairs[0].train
     return Scores(
         method,

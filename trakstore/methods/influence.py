@@ -89,6 +89,7 @@ def influence_scores(
     check_of("loss", store)
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
+    # τ = (q_t φ_t) (H + λI)⁻¹ (q_z φ_z): q of the target scales rows, q of the train sample columns.
     scales = [gradient_scales(pair) for pair in pairs]
     kernels = [_curved(store, pair, hessian) for pair in pairs]
     factors = factors_of(
@@ -106,6 +107,7 @@ def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSpl
     if hessian not in get_args(Hessian):
         raise TrakStoreError(f"hessian must be 'gauss_newton' or 'loss', got {hessian!r}")
     if hessian == "loss":
+        # Σ ∇lᵢ ∇lᵢᵀ with ∇l = −q φ is the kernel of rows with weights q².
         return WeightedSplit(pair.train.stored, "loss")
     spec = store.spec.output
     output = None if spec is None else spec.name
@@ -114,6 +116,7 @@ def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSpl
             f"the second derivative of the loss in the output {output!r} is not known (it is for "
             f"{', '.join(_CURVATURE)}): use hessian='loss'"
         )
+    # A squared error (output − y)²/2 has the second derivative 1: its kernel is the plain one.
     logistic = _CURVATURE[output] == "logistic"
     return WeightedSplit(pair.train.stored, "logistic") if logistic else pair.train.stored
 
@@ -161,11 +164,13 @@ def self_scores(
     for pair, factor in zip(pairs, factors_of(kernels, damped, kept=False, **how), strict=True):
         scales.append(whole_column(out_to_loss(pair.train)).astype(np.float64))
         features = pair.train.column("features")
+        # One factor at a time is held, since only lengths are kept of it.
         lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))
     one = pairs[0].train
     coords = {
         "train_id": ("train", whole_column(one.column("sample_id"))),
         "position": ("train", whole_column(one.positions)),
     }
+    # As TRAK averages factors: lengths and Q are averaged over checkpoints apart, and then multiplied.
     values = np.mean(lengths, axis=0) * np.mean(scales, axis=0)
     return xr.DataArray(values, dims="train", coords=coords, name="self_score")

@@ -103,6 +103,7 @@ class KernelReport:
             "effective dimension": f"{self.effective_dim:.1f}",
             **{f"warning {at}": line for at, line in enumerate(self.warnings, 1)},
         }
+        # Eigenvalues fall over many powers of ten, and the last may be rounding below 0.
         heights = np.log10(self.eigenvalues.clip(_NOISE * self.eigenvalues[0])).tolist()
         label = f"eigenvalues, first to last, logarithmic: {self.eigenvalues[0]:.3g} and falling"
         return card("KernelReport", facts_markup(numbers), curve(heights, label))
@@ -171,12 +172,14 @@ def _weighting(store: FeatureStore, split: Split, asked: str) -> str:
     if asked != "auto":
         return "" if asked == "none" else asked
     temperature = trak_temperature(store)
+    # As trak_scores weights rows: without a temperature, or without q, each counts as one.
     if temperature is None or "out_to_loss" not in dict(split.spec.columns):
         return ""
     return WeightedSplit(split, "logistic", temperature).weighting
 
 
 def _report(kernel: Gram, damping: Damping, split: KernelSplit) -> KernelReport:
+    # Without eigenvectors, which cost several times as much and another matrix.
     values = eigvalsh(kernel.matrix)[::-1].copy()
     # Rounding leaves eigenvalues of 0 on either side of it.
     positive = np.maximum(values, 0.0)

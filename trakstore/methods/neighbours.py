@@ -90,9 +90,11 @@ def neighbours(
     if len(pairs) > 1:
         known = ", ".join(str(pair.epoch) for pair in pairs[:12])
         raise TrakStoreError(f"distances are within one epoch: name one (--epoch) of {known}")
+    # Distances of different epochs have no common scale, so that there is no mean of them.
     (pair,) = pairs
     name = layout.FEATURES if activations is None else f"{layout.ACTIVATIONS}{activations}"
     rows = pair.target.column(name), pair.train.column(name)
+    # Features have the width of the store's projection; activations have that of each split's layer.
     if rows[0].shape[1:] != rows[1].shape[1:]:
         raise SpecMismatchError(
             f"{name} has {rows[0].shape[1]} units in {targets}, {rows[1].shape[1]} in {train}"
@@ -133,10 +135,12 @@ def _distances(
     ‖t‖² − 2⟨t, φ⟩ + ‖φ‖² would leave rounding where t and φ are nearly equal; the difference does not.
     """
     count, width = candidates.shape
+    # Of a candidate: as stored, as float64, the difference, and its square.
     row_bytes = 32 * width * train.shape[1]
     distances = np.empty((count, width))
     for low, high in ranges(count, max(1, limit // 4 // row_bytes)):
         wanted = candidates[low:high].ravel()
+        # Candidates of many targets lie in the same chunks: taken together, each chunk is read once.
         near = TakenRows(train, wanted).read(0, wanted.size).astype(np.float64)
         near = near.reshape(high - low, width, -1)
         own = target.read(low, high).astype(np.float64)[:, None, :]
@@ -170,6 +174,7 @@ class _Bordered(RowByRow):
         rows = self.base.read(start, stop)
         out = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
         out[:, :-1] = rows
+        # The last column is still 0, so that these are the squares of the rows alone.
         squares = np.einsum("ij,ij->i", out, out, dtype=np.float64)
         if self.border == "one":
             out[:, -1] = 1

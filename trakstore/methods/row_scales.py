@@ -49,6 +49,7 @@ def out_to_loss(split: UnmaskedSplit) -> Rows:
 
 def gradient_scale(split: UnmaskedSplit, of: Of) -> Rows | None:
     """Return the factor of each stored row, up to the sign that both sides share."""
+    # A loss gradient is −q times the stored one. The two signs of a product cancel.
     return None if of == "output" else out_to_loss(split)
 
 
@@ -70,6 +71,7 @@ class InverseRows(RowByRow):
     sign: Rows | None = None
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        # In float64, as the scale multiplies a row of the left factor before it is rounded to float32.
         values = np.asarray(self.base.read(start, stop), dtype=np.float64)
         inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
         if self.sign is not None:

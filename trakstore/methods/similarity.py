@@ -199,6 +199,7 @@ def whitened_cos_scores(
         kernels = [pair.train.stored for pair in pairs]
         factors = factors_of(kernels, damped, dtype=gram_dtype, memory_limit=limit)
     for pair, factor in zip(pairs, factors, strict=True):
+        # Factors of the epochs before this one stay, and have their share of the limit.
         left = max(1, limit - held_bytes(parts))
         parts.append(
             part_of(
@@ -217,6 +218,7 @@ def _mixed_factors(
 ) -> Iterator[Factor]:
     """Factor H of each epoch, with the targets' kernel in it."""
     sides = [side.stored for pair in pairs for side in (pair.train, pair.target)]
+    # A mixture of two grams is stored nowhere and has no rows: it is factored in memory.
     solver, held = Cholesky(), 0
     grams = grams_at_once(sides, damping, solver, dtype, limit)
     for at in range(0, len(sides), 2):
@@ -240,6 +242,7 @@ def _mixed_factors(
 def _lengths(split: UnmaskedSplit, factor: Factor, limit: int) -> Rows:
     """Compute the lengths of the rows in the metric of a factored kernel."""
     squared = quadratic_form(split.column("features"), factor, memory_limit=limit)
+    # Rounding may leave the squared length of a short row below 0.
     return ArrayRows(np.sqrt(np.maximum(squared, 0)))
 
 

@@ -73,12 +73,14 @@ def tracin_scores(
         part_of(pair, weight=rate, **gradient_scales(pair))
         for pair, rate in zip(pairs, rates, strict=True)
     ]
+    # Steps add up over the training: a sum over checkpoints, not their mean.
     return scores_of("tracin", parts, pairs, reduce="sum")
 
 
 def _rates(pairs: Sequence[EpochPair], given: Mapping[Epoch, float] | float | None) -> list[float]:
     if isinstance(given, Mapping):
         known = [pair.epoch for pair in pairs]
+        # Epochs may come as text, as on the command line.
         given = {as_epoch(epoch): rate for epoch, rate in given.items()}
         for epoch in given:
             if epoch not in known:
@@ -92,6 +94,7 @@ def _rates(pairs: Sequence[EpochPair], given: Mapping[Epoch, float] | float | No
 def _rate(pair: EpochPair, given: Mapping[Epoch, float] | float | None) -> float:
     if given is not None and not isinstance(given, Mapping):
         return _above_zero(given, pair)
+    # Rates belong to the training, and so to the train split.
     stored = pair.train.stored.spec.learning_rate if given is None else given.get(pair.epoch)
     if stored is None:
         raise NotFoundError(

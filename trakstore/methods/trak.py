@@ -121,6 +121,7 @@ def trak_scores(
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     own_temperature = trak_temperature(store, temperature)
+    # K and Q follow from one softened probability: the weights of K are Q (1 − Q).
     kernels = [_kernel_split(pair.train.stored, own_temperature) for pair in pairs]
     scales = [_train_scale(pair, own_temperature) for pair in pairs]
     factors = factors_of(
@@ -138,6 +139,7 @@ def trak_scores(
 def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float | None:
     """Return the temperature of :func:`trak_scores`, or None for none."""
     if asked == "auto":
+        # Whole sequences are so unlikely that q is 1 to rounding, and its weight q (1 − q) is 0.
         output = store.spec.output
         return TEMPERATURE if output is not None and output.name == "margin" else None
     if asked is None:

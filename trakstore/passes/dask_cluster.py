@@ -32,6 +32,7 @@ def active_client() -> Any:
     LocationError
         When it is closed, or its scheduler does not answer any more.
     """
+    # Importing it takes long, and whoever has a client has imported it.
     if "distributed" not in sys.modules:
         return None
     try:
@@ -81,6 +82,7 @@ def worker_memory(client: Any) -> int | None:
             f"the Dask worker {name} has {human_bytes(known[name])} of memory, of which it needs "
             f"{human_bytes(OWN_BYTES)} for itself: start workers with more (memory_limit=)"
         )
+    # A task may run in any worker, so that the smallest one decides.
     return int(USABLE * (known[name] - OWN_BYTES))
 
 
@@ -101,6 +103,7 @@ def compute_on(client: Any, build: Callable[[], Any]) -> Any:
 
     with cluster_errors(client):
         for attempt in range(ATTEMPTS):
+            # Built anew each time, since the value that was sent died with the workers.
             future = client.compute(build())
             try:
                 return future.result()

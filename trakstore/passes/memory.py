@@ -130,6 +130,7 @@ def _group_limits() -> Iterator[int]:
             continue
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
+            # A limit holds for all groups below it.
             if folder.is_relative_to(root):
                 yield from _left(folder, *names)
 
@@ -141,6 +142,7 @@ def _left(folder: Path, limit: str, usage: str, cache: str) -> Iterator[int]:
         if not most.isdigit():
             return
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        # The system takes pages of files back when memory is asked for: they count as free.
         used = int((folder / usage).read_text()) - int(stat.get(cache, 0))
         yield max(1, int(most) - max(0, used))
     except OSError:

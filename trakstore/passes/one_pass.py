@@ -72,6 +72,7 @@ class Pass(Sent, ABC, Generic[S, R]):
 
     def over(self, start: int, stop: int) -> R:
         """Compute the result of one range."""
+        # A range of one pass runs in one thread, so that a state needs no lock.
         tiles = self.tiles(start, stop)
         state = self.start(tiles)
         with self.reading(tiles):

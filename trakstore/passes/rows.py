@@ -118,6 +118,7 @@ class TakenRows(_Derived):
         return (len(self.index), *self.base.shape[1:])
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
+        # A run of rows is read as one range, without an index.
         if isinstance(self.index, range) and self.index.step == 1 and start < stop:
             return self.base.read(self.index.start + start, self.index.start + stop)
         positions = np.asarray(self.index[start:stop], dtype=np.int64)

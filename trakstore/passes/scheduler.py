@@ -132,6 +132,7 @@ def row_ranges(rows: int, step: int, parts: int | None = None) -> list[tuple[int
     steps = -(-rows // step)
     usual = max(8, min(RANGES, steps // 8), min(MOST_RANGES, steps // RANGE_TILES))
     parts = min(steps, usual, usual if parts is None else parts)
+    # Cut evenly in steps, so that lengths differ by one step at most.
     edges = [min(rows, steps * part // parts * step) for part in range(parts + 1)]
     return list(pairwise(edges))
 
@@ -223,6 +224,7 @@ class _Ranges(Callback):
         self._finished, self._rows = finished, [stop - start for start, stop in pieces]
 
     def _posttask(self, key: Any, *_: Any) -> None:
+        # Dask does not say which range ended, but all have nearly the same length, so that any will do.
         if self._finished is not None and str(key).startswith("_run_range") and self._rows:
             self._finished(self._rows.pop())
 

@@ -153,6 +153,7 @@ def calibrate(folder: str | None = None) -> Speed:
     """Measure this machine for about a second; the disk that holds ``folder``."""
     left, right = (np.ones((1024, 1024), dtype=np.float32) for _ in range(2))
     left @ right
+    # The first product, which starts BLAS, was not measured.
     flops = 2 * 1024**3 / _fastest(lambda: left @ right, 5)
     data = np.random.default_rng(0).bytes(CHUNK_BYTES)
     with tempfile.TemporaryDirectory(dir=folder) as place:

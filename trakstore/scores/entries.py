@@ -44,6 +44,7 @@ def save_top(save: Save, k: int) -> Begun:
     height = begun.arrays[0].chunks[0]
     done = frozenset.intersection(*(save.written(one) for one in begun.arrays))
     for at, start in enumerate(range(0, rows, height)):
+        # A window is there once all of its three chunks are.
         if (at, 0) in done:
             continue
         targets = range(start, min(rows, start + height))
@@ -78,6 +79,7 @@ def save_above(save: Save, threshold: float) -> Begun:
     with ProgressLine("scores", size, unit="scores", show=on_terminal()) as progress:
         for at, (first, last) in enumerate(plan.windows(rows)):
             if (at,) in done:
+                # The entries of this window end where its last target's do.
                 total = int(ends[last - 1])
             else:
                 window = scores.window(first, last, plan.ahead)
@@ -94,6 +96,7 @@ def save_above(save: Save, threshold: float) -> Begun:
                 ends[first:last] = total + np.cumsum(counts)
                 total += len(kept)
             progress.advance((last - first) * columns)
+    # Chunks stay as they are; only the documents say how many entries there are.
     made = [stop, *_entry_arrays(total, save.dtype)]
     documents = {layout.document_key(f"{save.path}/{one.name}"): one.document for one in made}
     save.location.put(documents)
@@ -148,6 +151,7 @@ class _AbovePass(WindowPass[list[NDArray[np.void]], _Entries]):
         return []
 
     def take(self, state: list[NDArray[np.void]], tile: F32, low: int) -> None:
+        # A finite sum says so of all its terms.
         if not np.isfinite(np.add.reduce(tile, axis=None)) and not np.isfinite(tile).all():
             raise NumericsError(
                 f"scores with train rows {low}..{low + tile.shape[1]} are not finite; look at the "

@@ -73,6 +73,7 @@ class Scores:
         if not self.parts:
             raise TrakStoreError("scores need at least one epoch")
         for part in self.parts:
+            # Parts are added up entry by entry, so that all have the same targets and train rows.
             got = (part.target.shape[0], part.train.shape[0])
             if got != self.shape or part.target.shape[1:] != part.train.shape[1:]:
                 raise TrakStoreError(
@@ -224,6 +225,7 @@ class Scores:
             "target_id": ("target", lazy_column(self.target_ids, rows)),
             "train_id": ("train", lazy_column(self.train_ids, columns)),
         }
+        # A block is as wide as a tile, which is read and multiplied as a whole, and has 32 MB at most.
         data = lazy_matrix(self, rows, columns)
         return xr.DataArray(data, dims=self.dims, coords=coords, name=self.method)
 
@@ -234,8 +236,10 @@ class Scores:
         return max(1, min(self.shape[0], BLOCK_VALUES // columns)), columns
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        # NumPy asks for a view with copy=False, and there is no array to look at.
         if copy is False:
             raise ValueError("scores are computed when they become an array: copy=False cannot be")
+        # Tasks in other processes cannot write into an array of this one.
         if not in_this_process():
             return np.asarray(self.to_xarray().data.compute(), dtype=dtype)
         out = np.empty(self.shape, dtype=np.float32)
@@ -275,6 +279,7 @@ def positions(index: Index, size: int, dim: str) -> Taken:
     outside = array[(array < -size) | (array >= size)]
     if outside.size:
         raise TrakStoreError(f"{dim}={outside[0]} is outside of {size} positions")
+    # Negative positions count from the end, as in NumPy.
     return np.where(array < 0, array + size, array).astype(np.int64)
 
 

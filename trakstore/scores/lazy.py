@@ -29,6 +29,7 @@ def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
     its blocks share.
     """
     tops, lefts = list(ranges(source.shape[0], rows)), list(ranges(source.shape[1], columns))
+    # Equal scores have equal names, by which Dask knows a block that it has already.
     token = tokenize(source, rows, columns)
     name, window, sent = f"scores-{token}", f"window-{token}", sent_once(source)
     graph: dict[Any, Any] = {}
@@ -44,6 +45,7 @@ def lazy_column(column: Rows, size: int) -> da.Array:
     """Return a one-dimensional array of blocks of ``size`` rows."""
     pieces = list(ranges(column.shape[0], size))
     name = f"column-{tokenize(column.token, size)}"
+    # The column is one entry of the graph, to which all blocks refer.
     graph: dict[Any, Any] = {f"origin-{name}": column}
     for at, piece in enumerate(pieces):
         graph[(name, at)] = (_read, f"origin-{name}", *piece)

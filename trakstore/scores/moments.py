@@ -42,6 +42,7 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
         raise NumericsError(
             f"scores of target {bad} are NaN or infinite: look at `trakstore kernel`"
         )
+    # Rounding may leave the variance of nearly equal scores below 0.
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 

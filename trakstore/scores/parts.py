@@ -67,6 +67,7 @@ class Part:
         NumericsError
             When a target feature, or what becomes of it, is not finite.
         """
+        # A tile of targets is solved in float64, and only its float32 rows are kept.
         out = np.empty((stop - start, self.target.shape[1]), dtype=np.float32)
         for low, high in self._solved(start, stop):
             out[low - start : high - start] = self._left_tile(low, high)
@@ -109,6 +110,7 @@ class Part:
 
 def held_bytes(parts: Iterable[Part]) -> int:
     """Count the bytes of the factors that the parts hold, each once."""
+    # Parts of one selection share a factor, which is in memory once.
     factors = {id(part.factor): part.factor for part in parts if part.factor is not None}
     return sum(factor.memory for factor in factors.values())
 
@@ -186,6 +188,7 @@ class Window(Sent):
                 right = np.asarray(train.read(start, stop), dtype=np.float32)
                 if scale is not None:
                     right = right * _column(scale, start, stop)[:, None]
+                # The first product goes straight into the tile; only the others need room of their own.
                 if at == 0:
                     np.matmul(left, right.T, out=out)
                 else:

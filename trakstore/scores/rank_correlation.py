@@ -24,6 +24,7 @@ def spearman(a: NDArray[Any], b: NDArray[Any]) -> F64:
 
 def centred_ranks(rows: NDArray[Any]) -> F64:
     """Rank each row, and take the mean off; ties have the mean of their ranks."""
+    # The ranks 1..n have the mean (n + 1)/2, also where ties share theirs.
     centred: F64 = rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2
     return centred
 

@@ -101,10 +101,12 @@ def save_scores(
     with claimed(location, path, "save"):
         if not overwrite:
             check_new_name(store, name)
+        # Only complete scores are deleted: what a stopped save left may be of these.
         elif read_table(location, path):
             delete_table(location, path)
         token = scores_token(scores)
         if threshold is not None:
+            # Entries above one threshold are no part of those above another.
             token = str(tokenize(token, threshold))
         _save(Save(scores, location, path, token, dtype, memory_limit), top, threshold)
     return open_scores(store, name)
@@ -121,6 +123,7 @@ def _save(save: Save, top: int | None, threshold: float | None) -> None:
         begun = save_above(save, threshold)
     else:
         begun = _save_matrix(save)
+    # The ids come last, as they cost little and are written again by a save that goes on.
     arrays = begun.arrays + [_save_ids(save, rows, dim) for dim, rows in ids.items()]
     document = {
         "method": scores.method,
@@ -275,6 +278,7 @@ def sparse_scores(store: Where | FeatureStore, name: str) -> csr_array:
     shape = (saved.sizes["target"], saved.sizes["train"])
     # SciPy has no float16.
     score = saved["score"].values.astype(np.float32)
+    # The ends of rows are SciPy's indptr.
     ends = np.concatenate([[0], saved["stop"].values])
     return csr_array((score, saved["column"].values, ends), shape=shape)
 

@@ -61,8 +61,10 @@ def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Gr
     of = np.zeros(scores.shape[1], dtype=np.int32)
     if per_class:
         column = whole_column(_labels(scores))
+        # Only labels of rows that are wanted have a list. Other rows are marked below.
         labels = np.unique(column[wanted])
         of = np.searchsorted(labels, column).astype(np.int32)
+    # A group of -1 is in no list, and tiles without any other are not read.
     of[~wanted] = -1
     counts = np.bincount(of[wanted], minlength=len(labels))
     return Groups(of, tuple(int(count) for count in counts), labels)
@@ -98,6 +100,7 @@ def _labels(scores: Scores) -> Rows:
 def _among(column: Rows, values: Any, what: str) -> NDArray[np.bool_]:
     """Mark the rows whose value is one of some, all of which must be there."""
     stored, wanted = whole_column(column), set(np.atleast_1d(np.asarray(values)).tolist())
+    # Through Python's own values, so that ids of any dtype compare as a caller writes them.
     chosen = np.fromiter((one in wanted for one in stored.tolist()), bool, len(stored))
     missing = wanted - set(stored[chosen].tolist())
     if missing:

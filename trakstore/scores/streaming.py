@@ -142,6 +142,7 @@ def each_window(
     (rows, columns), step, results = scores.shape, scores.tile_rows, []
     with ProgressLine(what, rows * columns, unit="scores", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows) if windows is None else windows:
+            # Preconditioned here, once, and sent to the workers with the pass.
             one = make(step, scores.window(start, stop, plan.ahead), start)
             advance = partial(_advance, progress, stop - start)
             results.append(one.run(columns, workers=plan.workers, finished=advance))

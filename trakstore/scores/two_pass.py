@@ -103,6 +103,7 @@ def approximate_top_k(
             window = scores.window(start, stop, plan.ahead)
             run = partial(_run, rows=trains, workers=plan.workers)
             coarse = _coarse(window, columns, rng)
+            # Coarse scores only choose candidates: exact ones put these in order.
             (near,) = run(SelectPass(step, coarse, start, wide, order, None))
             lists.append(_rescored(window, start, near.position, k, order, step, run))
             own = chosen[(chosen >= start) & (chosen < stop)] - start
@@ -183,12 +184,14 @@ def _rescored(
     run: Callable[..., Any],
 ) -> Lists:
     """Return the first k of each target's candidates (targets, candidates), by their exact scores."""
+    # In order of columns, the entries of a tile are a range of them, found by bisection.
     flat = near.ravel()
     ascending = np.argsort(flat, kind="stable")
     targets = ascending // near.shape[1]
     values = np.empty(flat.shape, dtype=np.float32)
     values[ascending] = run(_RescorePass(step, window, targets, flat[ascending]))
     score = values.reshape(near.shape)
+    # Coarse scores may be finite where exact ones are not.
     for row in np.flatnonzero(~np.isfinite(score).all(axis=1))[:1]:
         check_finite(score[row : row + 1], first + row, near[row])
     return first_of(Lists(keys(score, order), score, near), k)

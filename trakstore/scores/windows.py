@@ -38,6 +38,7 @@ def target_windows(
             part: Any = scores[start:stop]
         else:
             part = scores.isel(target=slice(start, stop))
+        # Statistics of float32 scores are taken in float64.
         yield start, stop, np.asarray(part, dtype=np.float64)
 
 
