@@ -93,10 +93,9 @@ ORDER: dict[str, list[str]] = {
         "solvers",
         "iterative",
         "blocked_cholesky",
-        "explicit_inverse",
+        "inverse_metric",
         "choice",
         "many_epochs",
-        "quadratic",
     ],
     "scores": [
         "window_plans",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from trakstore.kernels.blocked_cholesky import BlockedCholesky
 from trakstore.kernels.choice import factor_split
-from trakstore.kernels.explicit_inverse import inverse, save_inverse
+from trakstore.kernels.inverse_metric import inverse, save_inverse
 from trakstore.kernels.iterative import ConjugateGradients, Dual
 from trakstore.kernels.solvers import Cholesky, Damping, Eigen, Factor, Solver
 

@@ -101,11 +101,7 @@ def need_solver(solver: Solver | None) -> None:
 
 
 def choose_solver(
-    rows: int,
-    dim: int,
-    damping: Damping,
-    memory_limit: int | str | None = None,
-    held: int = 0,
+    rows: int, dim: int, damping: Damping, memory_limit: int | str | None = None, held: int = 0
 ) -> Solver:
     """Choose Dual for fewer rows than columns, blocked for what does not fit, else Cholesky.
 

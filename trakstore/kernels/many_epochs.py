@@ -12,13 +12,7 @@ from trakstore.kernels.choice import choose_solver, factor_split, need_solver
 from trakstore.kernels.gram import GramDtype, check_gram_dtype, gram, gram_bytes
 from trakstore.kernels.row_weights import KernelSplit, masked_rows, row_weights, unmasked_count
 from trakstore.kernels.solvers import Damping, Factor, Solver
-from trakstore.kernels.stored_grams import (
-    GramOrigin,
-    ReadGram,
-    origin_of,
-    read_gram,
-    write_gram,
-)
+from trakstore.kernels.stored_grams import GramOrigin, ReadGram, origin_of, read_gram, write_gram
 from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, Rows, together
@@ -50,7 +44,7 @@ def factors_of(
     damping, solver, dtype, memory_limit
         As for :func:`~trakstore.kernels.choice.factor_split`.
     kept : bool
-        Whether the caller keeps all factors, so that they share the memory limit.
+        Let all factors share the memory limit, since the caller keeps them.
     """
     damped, limit, held = Damping.of(damping), memory_budget(memory_limit), 0
     grams = grams_at_once(splits, damped, solver, dtype, limit)

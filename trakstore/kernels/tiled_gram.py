@@ -264,10 +264,7 @@ def _add(total: NDArray[np.float64], part: NDArray[Any], height: int) -> None:
 
 
 def split_tiles(
-    split: KernelSplit,
-    *,
-    dtype: GramDtype = "float32",
-    memory_limit: int | str | None = None,
+    split: KernelSplit, *, dtype: GramDtype = "float32", memory_limit: int | str | None = None
 ) -> TiledGram:
     """Return the gram of a split in tiles: the stored one where it is valid, else compute and store it.
 

@@ -10,8 +10,8 @@ import xarray as xr
 
 from trakstore.errors import TrakStoreError
 from trakstore.kernels.gram import GramDtype
+from trakstore.kernels.inverse_metric import quadratic_form
 from trakstore.kernels.many_epochs import factors_of
-from trakstore.kernels.quadratic import quadratic_form
 from trakstore.kernels.row_weights import KernelSplit, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
 from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
@@ -64,8 +64,14 @@ def influence_scores(
         ``"gauss_newton"``: H = Σᵢ l''ᵢ φᵢ φᵢᵀ, with the loss's second derivative in the output:
         q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is
         (output − y)²/2. ``"loss"``: H = Σᵢ ∇lᵢ ∇lᵢᵀ, the empirical Fisher matrix.
-    solver, gram_dtype, memory_limit, allow_other_weights
-        As in :func:`trakstore.trak_scores`.
+    solver : Solver, optional
+        One of :mod:`trakstore.kernels`; chosen by shape and memory when None.
+    gram_dtype : {"float32", "float64"}
+        Dtype of the products within a tile of the gram.
+    memory_limit : int or str, optional
+        Bytes of one process for the grams; a quarter of the available memory when None.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
 
     Returns
     -------
@@ -76,10 +82,16 @@ def influence_scores(
     ------
     TrakStoreError
         ``"gauss_newton"`` for an output whose curvature is not known.
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
     NumericsError
-        A kernel that is singular at this damping.
-    NotFoundError, IncompleteError, SpecMismatchError, MemoryLimitError
-        As in :func:`trakstore.trak_scores`.
+        Non-finite features, or a kernel that is singular at this damping.
+    MemoryLimitError
+        A gram does not fit.
 
     References
     ----------
@@ -143,8 +155,16 @@ def self_scores(
     store : FeatureStore
     split : str
         Name of a split with n rows, masked ones not counted; it is its own kernel.
-    epochs, damping, solver, gram_dtype, memory_limit
-        As in :func:`trakstore.trak_scores`.
+    epochs : epoch or sequence of epochs, optional
+        Checkpoints to average over; all that have the split when None.
+    damping : float or Damping
+        c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
+    solver : Solver, optional
+        One of :mod:`trakstore.kernels`; chosen by shape and memory when None.
+    gram_dtype : {"float32", "float64"}
+        Dtype of the products within a tile of the gram.
+    memory_limit : int or str, optional
+        Bytes of one process for the grams; a quarter of the available memory when None.
 
     Returns
     -------
@@ -154,8 +174,14 @@ def self_scores(
 
     Raises
     ------
-    NotFoundError, IncompleteError, NumericsError, MemoryLimitError
-        As in :func:`trakstore.trak_scores`.
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of the split are missing.
+    NumericsError
+        Non-finite features, or a kernel that is singular at this damping.
+    MemoryLimitError
+        A gram does not fit.
     """
     damped, pairs = Damping.of(damping), epoch_pairs(store, split, split, epochs)
     lengths, scales = [], []

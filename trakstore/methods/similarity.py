@@ -8,17 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from trakstore.kernels.gram import GramDtype
+from trakstore.kernels.inverse_metric import quadratic_form
 from trakstore.kernels.many_epochs import factors_of, grams_at_once
-from trakstore.kernels.quadratic import quadratic_form
 from trakstore.kernels.solvers import Cholesky, Damping, Factor
 from trakstore.kernels.stored_grams import split_gram
-from trakstore.methods.epochs import (
-    EpochPair,
-    UnmaskedSplit,
-    epoch_pairs,
-    part_of,
-    scores_of,
-)
+from trakstore.methods.epochs import EpochPair, UnmaskedSplit, epoch_pairs, part_of, scores_of
 from trakstore.methods.row_scales import InverseRows, Of, check_of, gradient_scale, gradient_scales
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, Rows
@@ -111,8 +105,12 @@ def grad_cos_scores(
 
     Raises
     ------
-    NotFoundError, IncompleteError, SpecMismatchError
-        As in :func:`grad_dot_scores`.
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
     """
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
@@ -175,8 +173,14 @@ def whitened_cos_scores(
     ------
     TrakStoreError
         A ``mix`` outside of 0 to 1.
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
     NumericsError
-        A kernel that is singular at this damping.
+        Non-finite features, or a kernel that is singular at this damping.
     MemoryLimitError
         A gram does not fit.
 

@@ -175,8 +175,14 @@ def trak_scores_of_arrays(
         T and Φ; neither is copied.
     out_to_loss : array_like, shape (n,), optional
         Q; one when None.
-    damping, solver, gram_dtype, memory_limit
-        As in :func:`trak_scores`. The limit is for what is made beside the features.
+    damping : float or Damping
+        c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
+    solver : Solver, optional
+        One of :mod:`trakstore.kernels`; chosen by shape and memory when None.
+    gram_dtype : {"float32", "float64"}
+        Dtype of the products within a tile of the gram.
+    memory_limit : int or str, optional
+        Bytes of one process beside the features; a quarter of the available memory when None.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class NoDeviceWarning(UserWarning):
-    """A device was asked for that this process cannot use: it works on the CPU."""
+    """A device that this process cannot use, so that it works on the CPU."""
 
 
 # The device and the left operands there of each window that is in use.

@@ -21,12 +21,7 @@ from trakstore.planning import CHUNK_BYTES, block_shape, fit_slots
 from trakstore.scores.rank_correlation import centred_ranks
 from trakstore.scores.running_lists import STATE_BYTES
 from trakstore.scores.top_k import plan_top_k
-from trakstore.scores.window_plans import (
-    ScoreSizes,
-    plan_windows,
-    solve_bytes,
-    tile_bytes,
-)
+from trakstore.scores.window_plans import ScoreSizes, plan_windows, solve_bytes, tile_bytes
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class Scores:
         return f"<Scores {self.method} (target: {targets}, train: {train}), epochs {epochs}>"
 
     def _repr_html_(self) -> str:
-        """For notebooks; nothing is computed."""
+        """Show method, shape and epochs in a notebook; nothing is computed."""
         labels = [
             side
             for side, rows in (("target", self.target_labels), ("train", self.train_labels))

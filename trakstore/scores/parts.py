@@ -128,7 +128,7 @@ class Window(Sent):
     scale : Rows, shape (n,), optional
         Column scale of their sum.
     device : str
-        Where tiles are computed.
+        Device that computes tiles.
     soft_threshold : float
         See :class:`~trakstore.Scores`.
     ahead : int

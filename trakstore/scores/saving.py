@@ -69,7 +69,7 @@ def save_scores(
     threshold : float, optional
         Keep the scores with |score| >= threshold only.
     dtype : {"float32", "float16"}
-        As stored.
+        Stored dtype.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     overwrite : bool

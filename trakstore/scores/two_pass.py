@@ -69,7 +69,7 @@ def approximate_top_k(
     Returns
     -------
     Dataset
-        As of :func:`top_k`. Its attribute ``recall`` is the share of the exact lists of ``checked``
+        As for :func:`top_k`. Its attribute ``recall`` is the share of the exact lists of ``checked``
         targets that is in the answer; NaN where none were checked.
 
     Raises
