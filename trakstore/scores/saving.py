@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import dask.array as da
@@ -152,7 +153,8 @@ def _save_matrix(save: Save) -> Begun:
     made = SavedArray("scores", save.dtype, scores.shape, (height, width), scores.dims)
     begun = save.begin([made], plan.targets)
     made = begun.arrays[0]
-    write, skip = _SaveTile(save.location, save.path, made), _Skip(save.written(made), made.chunks)
+    write = _SaveTile(save.location, save.path, made)
+    skip = partial(_is_written, save.written(made), made.chunks)
     for_each_tile(scores, write, save.memory_limit, align=made.chunks[0], skip=skip)
     return begun
 
@@ -206,17 +208,13 @@ def scores_token(scores: Scores) -> str:
     return str(tokenize(*how, scores.shape, tokens))
 
 
-@dataclass(frozen=True)
-class _Skip:
-    """Tells whether all chunks of a block are written."""
-
-    done: frozenset[tuple[int, ...]]
-    chunks: tuple[int, ...]
-
-    def __call__(self, t0: int, t1: int, n0: int, n1: int) -> bool:
-        height, width = self.chunks
-        tops, lefts = range(t0 // height, -(-t1 // height)), range(n0 // width, -(-n1 // width))
-        return all((i, j) in self.done for i in tops for j in lefts)
+def _is_written(
+    done: frozenset[tuple[int, ...]], chunks: tuple[int, ...], t0: int, t1: int, n0: int, n1: int
+) -> bool:
+    """Tell whether all chunks of a block are written."""
+    height, width = chunks
+    tops, lefts = range(t0 // height, -(-t1 // height)), range(n0 // width, -(-n1 // width))
+    return all((i, j) in done for i in tops for j in lefts)
 
 
 def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dataset:

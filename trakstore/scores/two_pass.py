@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
+from operator import methodcaller
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.passes.one_pass import ListPass, Pass, Tiles
+from trakstore.passes.one_pass import ListPass, Tiles
 from trakstore.passes.rows import RowByRow, Rows
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
@@ -101,7 +101,7 @@ def approximate_top_k(
     with ProgressLine(f"top-{k}", rows, unit="targets", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
             window = scores.window(start, stop, plan.ahead)
-            run = partial(_run, rows=trains, workers=plan.workers)
+            run = methodcaller("run", trains, workers=plan.workers)
             coarse = _coarse(window, columns, rng)
             # Coarse scores only choose candidates: exact ones put these in order.
             (near,) = run(SelectPass(step, coarse, start, wide, order, None))
@@ -116,10 +116,6 @@ def approximate_top_k(
     result = dataset_of(lists, scores, order)
     how = {"columns": columns, "candidates": wide, "checked": len(chosen), "recall": recall}
     return result.assign_attrs(how)
-
-
-def _run(one: Pass[Any, Any], rows: int, workers: int) -> Any:
-    return one.run(rows, workers=workers)
 
 
 def _coarse(window: Window, columns: int, rng: np.random.Generator) -> Window:
