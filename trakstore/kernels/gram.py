@@ -173,10 +173,10 @@ class _GramPass(Pass[_Sums, Partial]):
         reads = ((rows, *tile) for tile in tiles for rows in (self.rows, self.weights))
         return together(reads, self.ahead)
 
-    def start(self, tiles: Tiles) -> _Sums:
-        dim, most = self.rows.shape[1], max(high - low for low, high in tiles)
+    def start(self) -> _Sums:
+        rows, dim = self.rows.shape
         # Made once, since on a cluster's workers each new array costs as much as reading it.
-        computed = np.empty((most, dim), dtype=self.dtype)
+        computed = np.empty((min(self.step, rows), dim), dtype=self.dtype)
         product = np.empty(min(SQUARE, dim) * dim, dtype=self.dtype)
         return _Sums(np.zeros((dim, dim)), 0, computed, product)
 

@@ -24,7 +24,7 @@ from trakstore.kernels.solvers import (
     singular,
 )
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.one_pass import ListPass, Pass, Tiles
+from trakstore.passes.one_pass import ListPass, Pass
 from trakstore.passes.rows import Rows
 from trakstore.passes.scheduler import tile_rows
 from trakstore.planning import human_bytes, ranges
@@ -241,7 +241,7 @@ def _tile(rows: Rows, start: int, stop: int) -> F64:
 class _TracePass(Pass[float, float]):
     features: Rows
 
-    def start(self, tiles: Tiles) -> float:  # noqa: ARG002
+    def start(self) -> float:
         return 0.0
 
     def visit(self, state: float, low: int, high: int) -> float:
@@ -257,7 +257,7 @@ class _ApplyPass(Pass[F64, F64]):
     features: Rows
     values: F64
 
-    def start(self, tiles: Tiles) -> F64:  # noqa: ARG002
+    def start(self) -> F64:
         return np.zeros((len(self.values), self.features.shape[1]))
 
     def visit(self, state: F64, low: int, high: int) -> F64:

@@ -58,6 +58,7 @@ def factors_of(
             held=held,
             ready=grams.pop(at, None),
         )
+        # A gram is let go of as soon as it is factored, so that there are never two of each epoch.
         held += factor.memory if kept else 0
         yield factor
 
@@ -87,7 +88,7 @@ def grams_at_once(
         if _needs_gram(split, damping, solver, limit)
     ]
     size = sum(8 * one.features.shape[1] ** 2 for one in asked)
-    # One gram alone has nothing to wait for together with.
+    # A single gram is read when it is asked for: there is nothing to read beside it.
     if len(asked) < 2 or size > limit // SHARE:
         return {}
     place = asked[0].split.location

@@ -27,7 +27,7 @@ from trakstore.kernels.stored_grams import (
     stored_gram,
 )
 from trakstore.passes.memory import give_back, least_slots, memory_budget
-from trakstore.passes.one_pass import Pass, Tiles
+from trakstore.passes.one_pass import Pass
 from trakstore.passes.rows import Rows
 from trakstore.passes.scheduler import task_slots, tile_rows
 from trakstore.planning import SLACK, human_bytes, ranges, with_slack
@@ -208,7 +208,7 @@ class _StripPass(Pass[float, float]):
     location: Location
     path: str
 
-    def start(self, tiles: Tiles) -> float:  # noqa: ARG002
+    def start(self) -> float:
         # Once more, since on a cluster this is another process.
         give_back()
         return 0.0
@@ -219,6 +219,7 @@ class _StripPass(Pass[float, float]):
     def _strip(self, start: int, stop: int) -> float:
         """Compute and write the strip of columns start..stop, from the diagonal on."""
         count, dim = self.rows.shape
+        # Columns in front of the diagonal are in the strips before this one.
         total = np.zeros((stop - start, dim - start))
         for low, high in ranges(count, self.train_step):
             part = self._tile(low, high)
@@ -236,6 +237,7 @@ class _StripPass(Pass[float, float]):
         if self.weights is None:
             return part
         weights = self.weights.read(low, high)
+        # A row without weight may hold NaN, which times 0 is NaN: it is left out.
         keep = weights > 0
         scaled: NDArray[Any] = part[keep] * np.sqrt(weights[keep], dtype=self.dtype)[:, None]
         return scaled
@@ -288,6 +290,7 @@ def split_tiles(
         made = replace(made, rows=unmasked_count(split), scratch=own)
         if begun is not None:
             publish(split, begun, wanted, made.rows, made.trace)
+        # The checksums of the chunks as they are now: tiles that are written over later are refused.
         return replace(made, stored=gram_array(made.dim).sealed(place, path))
 
 

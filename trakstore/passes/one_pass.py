@@ -51,8 +51,8 @@ class Pass(Sent, ABC, Generic[S, R]):
         return left + right
 
     @abstractmethod
-    def start(self, tiles: Tiles) -> S:
-        """Return a new state, before the first of these tiles."""
+    def start(self) -> S:
+        """Return a new state, before the first tile of a range."""
 
     @abstractmethod
     def visit(self, state: S, low: int, high: int) -> S:
@@ -74,7 +74,7 @@ class Pass(Sent, ABC, Generic[S, R]):
         """Compute the result of one range."""
         # A range of one pass runs in one thread, so that a state needs no lock.
         tiles = self.tiles(start, stop)
-        state = self.start(tiles)
+        state = self.start()
         with self.reading(tiles):
             for low, high in tiles:
                 state = self.visit(state, low, high)
@@ -105,7 +105,7 @@ class ListPass(Pass[list[NDArray[Any]], NDArray[Any]]):
     def tile(self, low: int, high: int) -> NDArray[Any]:
         """Compute the array of the rows ``low`` to ``high``."""
 
-    def start(self, tiles: Tiles) -> list[NDArray[Any]]:  # noqa: ARG002
+    def start(self) -> list[NDArray[Any]]:
         return []
 
     def visit(self, state: list[NDArray[Any]], low: int, high: int) -> list[NDArray[Any]]:

@@ -260,7 +260,7 @@ class _FillPass(Pass[None, None]):
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         return self.window.reading(tiles)
 
-    def start(self, tiles: Tiles) -> None:  # noqa: ARG002
+    def start(self) -> None:
         return
 
     def visit(self, state: None, low: int, high: int) -> None:  # noqa: ARG002

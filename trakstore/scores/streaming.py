@@ -64,7 +64,7 @@ class WindowPass(Pass[tuple[S, F32], R]):
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         return self.window.reading(tiles)
 
-    def start(self, tiles: Tiles) -> tuple[S, F32]:  # noqa: ARG002
+    def start(self) -> tuple[S, F32]:
         # One array for all tiles, since a cluster's workers give each freed one back to the system.
         return self.begin(), np.empty((self.targets, self.step), dtype=np.float32)
 

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.passes.memory import fitting_slots, memory_budget
-from trakstore.passes.one_pass import Pass, Tiles
+from trakstore.passes.one_pass import Pass
 from trakstore.passes.rows import ArrayRows, Rows, whole_column
 from trakstore.passes.scheduler import WAITING, tile_rows
 from trakstore.scores.factored import Scores
@@ -150,7 +150,7 @@ class _SumPass(Pass[NDArray[np.float64], NDArray[np.float64]]):
     of: NDArray[np.int64]
     groups: int
 
-    def start(self, tiles: Tiles) -> NDArray[np.float64]:  # noqa: ARG002
+    def start(self) -> NDArray[np.float64]:
         return np.zeros((self.groups, self.rows.shape[1]))
 
     def visit(self, state: NDArray[np.float64], low: int, high: int) -> NDArray[np.float64]:

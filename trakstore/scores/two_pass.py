@@ -208,7 +208,7 @@ class _RescorePass(ListPass):
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         return self.window.reading(tiles)
 
-    def start(self, tiles: Tiles) -> list[NDArray[Any]]:  # noqa: ARG002
+    def start(self) -> list[NDArray[Any]]:
         # A range may hold no entry.
         return [np.empty(0, dtype=np.float32)]
 
