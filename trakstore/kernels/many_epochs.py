@@ -49,6 +49,7 @@ def factors_of(
     damped, limit, held = Damping.of(damping), memory_budget(memory_limit), 0
     grams = grams_at_once(splits, damped, solver, dtype, limit)
     for at, split in enumerate(splits):
+        # A gram is gone once it is factored: grams and factors of all epochs are never there at once.
         factor = factor_split(
             split,
             damped,
@@ -58,7 +59,6 @@ def factors_of(
             held=held,
             ready=grams.pop(at, None),
         )
-        # A gram is let go of as soon as it is factored, so that there are never two of each epoch.
         held += factor.memory if kept else 0
         yield factor
 
