@@ -118,7 +118,8 @@ def plan_top_k(
     rows, count = sizes.targets, 1 if groups is None else len(groups.counts)
     fixed = rows * k * count * (2 * STATE_BYTES + sizes.id_bytes)
     state = (STATE_BYTES + WAITING_BYTES) * k * count
-    if groups is not None:  # the group of each train row, and a tile's columns of one group
+    # Groups need the number of each train row's, and a copy of a tile's columns of one of them.
+    if groups is not None:
         fixed, state = fixed + groups.of.nbytes, state + 4 * sizes.tile_rows
     return plan_windows(
         sizes,
