@@ -1,4 +1,4 @@
-"""Lengths of rows in the metric of (K + λI)⁻¹, and that inverse itself, for who wants to look at it.
+"""Lengths of rows in the metric of (K + λI)⁻¹, and that inverse itself, for people to look at.
 
 Nothing here multiplies with the explicit inverse.
 """

@@ -153,7 +153,7 @@ def need(kernel: Kernel, kind: type[K], solver: Solver) -> K:
 
 
 def damping_of(kernel: Kernel, damping: float | Damping) -> float:
-    """Return λ; refuse none where the rank of K must be below k."""
+    """Return λ; refuse λ = 0 where K cannot have full rank."""
     damped = Damping.of(damping).value(kernel.trace, kernel.rows)
     if damped == 0 and (kernel.trace == 0 or kernel.rows < kernel.dim):
         raise singular(kernel, damped)
