@@ -118,7 +118,6 @@ ORDER: dict[str, list[str]] = {
     ],
     "methods": [
         "epochs",
-        "row_scales",
         "neighbours",
         "influence",
         "similarity",

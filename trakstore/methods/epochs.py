@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
+# The function whose gradients are taken.
+Of: TypeAlias = Literal["output", "loss"]
 # Begins the hash of features that came without that of their weights.
 OF_FEATURES = "features:"
 
@@ -61,6 +63,27 @@ class UnmaskedSplit:
     def column(self, name: str) -> Rows:
         return self._unmasked(self.stored.column(name))
 
+    def out_to_loss(self) -> Rows:
+        """Return the column q = −dl/d(output), by which loss gradients are −q times the stored ones.
+
+        Raises
+        ------
+        NotFoundError
+            When the features were stored without it.
+        """
+        try:
+            return self.column("out_to_loss")
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"{error}: this method needs the derivative of the loss; featurize writes it, and "
+                f"write_split takes out_to_loss="
+            ) from None
+
+    def gradient_scale(self, of: Of) -> Rows | None:
+        """Return the factor of each stored row, up to the sign that both sides share."""
+        # A loss gradient is −q times the stored one. The two signs of a product cancel.
+        return None if of == "output" else self.out_to_loss()
+
     def _unmasked(self, rows: Rows) -> Rows:
         return UnmaskedRows(rows, self.masked) if len(self.masked) else rows
 
@@ -73,6 +96,11 @@ class EpochPair:
     target: UnmaskedSplit
     train: UnmaskedSplit
 
+    def gradient_scales(self, of: Of = "loss") -> dict[str, Rows | None]:
+        """Return the scales of both sides, as a :class:`~trakstore.scores.parts.Part` takes them."""
+        target, train = self.target.gradient_scale(of), self.train.gradient_scale(of)
+        return {"row_scale": target, "column_scale": train}
+
 
 def need_open(store: FeatureStore) -> None:
     """Raise a :class:`TrakStoreError` for the path of a store, or any other thing that is none."""
@@ -80,6 +108,20 @@ def need_open(store: FeatureStore) -> None:
         raise TrakStoreError(f"needed an open store, got its path: open_store({str(store)!r})")
     if not hasattr(store, "epochs_of"):
         raise TrakStoreError(f"needed an open store, as open_store gives it, got {store!r}")
+
+
+def check_of(of: str, store: FeatureStore) -> None:
+    """Refuse anything but ``"output"`` and ``"loss"``, and a loss that no output determines."""
+    if of not in get_args(Of):
+        raise TrakStoreError(f"of must be 'output' or 'loss', got {of!r}")
+    need_open(store)
+    output = store.spec.output
+    if of == "loss" and output and dict(output.options).get("loss_of_output") is False:
+        raise TrakStoreError(
+            f"the output {output.name!r} of this store, over tokens, does not determine the loss, so "
+            f"that loss gradients do not follow from the stored ones: use of='output' or another "
+            f"method, or featurize with over='sequence'"
+        )
 
 
 def epoch_pairs(

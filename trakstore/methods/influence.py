@@ -14,8 +14,7 @@ from trakstore.kernels.inverse_metric import quadratic_form
 from trakstore.kernels.many_epochs import factors_of
 from trakstore.kernels.row_weights import KernelSplit, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
-from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
-from trakstore.methods.row_scales import check_of, gradient_scales, out_to_loss
+from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, part_of, scores_of
 from trakstore.passes.rows import whole_column
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
@@ -102,7 +101,7 @@ def influence_scores(
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     # τ = (q_t φ_t) (H + λI)⁻¹ (q_z φ_z): q of the target scales rows, q of the train sample columns.
-    scales = [gradient_scales(pair) for pair in pairs]
+    scales = [pair.gradient_scales() for pair in pairs]
     kernels = [_curved(store, pair, hessian) for pair in pairs]
     factors = factors_of(
         kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
@@ -188,7 +187,7 @@ def self_scores(
     kernels = [pair.train.stored for pair in pairs]
     how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": memory_limit}
     for pair, factor in zip(pairs, factors_of(kernels, damped, kept=False, **how), strict=True):
-        scales.append(whole_column(out_to_loss(pair.train)).astype(np.float64))
+        scales.append(whole_column(pair.train.out_to_loss()).astype(np.float64))
         features = pair.train.column("features")
         # One factor at a time is held, since only lengths are kept of it.
         lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trakstore.kernels.gram import GramDtype
 from trakstore.kernels.inverse_metric import quadratic_form
 from trakstore.kernels.many_epochs import factors_of, grams_at_once
 from trakstore.kernels.solvers import Cholesky, Damping, Factor
 from trakstore.kernels.stored_grams import split_gram
-from trakstore.methods.epochs import EpochPair, UnmaskedSplit, epoch_pairs, part_of, scores_of
-from trakstore.methods.row_scales import InverseRows, Of, check_of, gradient_scale, gradient_scales
+from trakstore.methods.epochs import (
+    EpochPair,
+    Of,
+    UnmaskedSplit,
+    check_of,
+    epoch_pairs,
+    part_of,
+    scores_of,
+)
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import ArrayRows, Rows
+from trakstore.passes.rows import ArrayRows, RowByRow, Rows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part, held_bytes
@@ -69,7 +77,7 @@ def grad_dot_scores(
     """
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    parts = [part_of(pair, **gradient_scales(pair, of)) for pair in pairs]
+    parts = [part_of(pair, **pair.gradient_scales(of)) for pair in pairs]
     return scores_of("grad_dot", parts, pairs)
 
 
@@ -251,4 +259,22 @@ def _lengths(split: UnmaskedSplit, factor: Factor, limit: int) -> Rows:
 
 
 def _inverse(split: UnmaskedSplit, lengths: Rows, of: Of) -> Rows:
-    return InverseRows(lengths, gradient_scale(split, of))
+    return InverseRows(lengths, split.gradient_scale(of))
+
+
+@dataclass(frozen=True, eq=False)
+class InverseRows(RowByRow):
+    """1/base, times the sign of ``sign`` where it is given; 0 where the base is 0.
+
+    A row of zeros has no direction: its cosine with anything is taken as 0.
+    """
+
+    sign: Rows | None = None
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        # In float64, as the scale multiplies a row of the left factor before it is rounded to float32.
+        values = np.asarray(self.base.read(start, stop), dtype=np.float64)
+        inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
+        if self.sign is not None:
+            inverse *= np.sign(self.sign.read(start, stop))
+        return inverse

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trakstore.errors import NotFoundError, did_you_mean
-from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
-from trakstore.methods.row_scales import check_of, gradient_scales
+from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, part_of, scores_of
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch, as_epoch
@@ -70,7 +69,7 @@ def tracin_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     rates = _rates(pairs, learning_rates)
     parts = [
-        part_of(pair, weight=rate, **gradient_scales(pair))
+        part_of(pair, weight=rate, **pair.gradient_scales())
         for pair, rate in zip(pairs, rates, strict=True)
     ]
     # Steps add up over the training: a sum over checkpoints, not their mean.

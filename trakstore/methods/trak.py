@@ -15,7 +15,6 @@ from trakstore.kernels.many_epochs import factors_of
 from trakstore.kernels.row_weights import KernelSplit, TemperedRows, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
 from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
-from trakstore.methods.row_scales import out_to_loss
 from trakstore.passes.rows import ArrayRows, PositionRows, Rows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Average, Scores
@@ -153,7 +152,7 @@ def _kernel_split(split: Split, temperature: float | None) -> KernelSplit:
 
 def _train_scale(pair: EpochPair, temperature: float | None) -> Rows:
     """Return Q of the train rows."""
-    scale = out_to_loss(pair.train)
+    scale = pair.train.out_to_loss()
     return scale if temperature is None else TemperedRows(scale, temperature)
 
 
