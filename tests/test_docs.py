@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import trakstore as ts
-from trakstore import attributors, evaluation, features
+from trakstore import attributors, evaluation, features, kernels
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -19,6 +19,7 @@ PAGES = {
     "trakstore/features": features.__all__,
     "trakstore/evaluation": evaluation.__all__,
     "trakstore/attributors": attributors.__all__,
+    "trakstore/kernels": kernels.__all__,
 }
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import trakstore as ts
+
 FOLDER = Path(__file__).parent.parent / "examples"
 
 
@@ -47,3 +49,19 @@ def test_a_network_learns_to_add(tmp_path: Path) -> None:
 def test_functions_that_taught_a_language_model(tmp_path: Path) -> None:
     out = run("language_model.py", "--steps", "8", "--functions", "24", cwd=tmp_path)
     assert out.count("argparse.") == 4 * 7  # four prompts, five helpful and two harmful functions
+
+
+@pytest.mark.slow
+def test_a_trainers_folder_of_adapters_becomes_a_report(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    steps = ("--steps", "3", "--functions", "12")
+    out = run("huggingface.py", "--lora", "--out", "out", *steps, cwd=tmp_path)
+    assert out.count("argparse.") == 4 * 5  # four prompts, five functions
+    page = (tmp_path / "out/report.html").read_text()
+    assert "def __init__(self" in page and "raise ValueError(" in page
+    folders = {
+        int(one.name.split("-")[1]) for one in (tmp_path / "out/trainer").glob("checkpoint-*")
+    }
+    store = ts.open_store(tmp_path / "out/run.zarr")
+    assert set(store.epochs) == folders and store.spec.output.name == "causal_lm"

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import trakstore as ts
+from trakstore import kernels
 
 QUERY_MODULES = [
     "trakstore",
@@ -25,6 +26,11 @@ def test_every_public_name_is_there_and_documented() -> None:
     assert len(ts.__all__) <= 30
     for name in ts.__all__:
         assert getattr(ts, name).__doc__, name
+
+
+def test_solvers_are_public_and_documented() -> None:
+    for name in kernels.__all__:
+        assert getattr(kernels, name).__doc__, name
 
 
 @pytest.mark.parametrize("module", QUERY_MODULES)

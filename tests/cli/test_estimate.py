@@ -14,8 +14,8 @@ from trakstore.planning import block_shape
 from trakstore.scores.costs import Cost, Problem, Speed, costs
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
-from trakstore.scores.streaming import plan_windows
 from trakstore.scores.top_k import plan_top_k
+from trakstore.scores.window_plans import plan_windows
 
 
 def test_estimates_are_printed_for_these_sizes_and_far_beyond(capsys: Any) -> None:
@@ -61,8 +61,8 @@ def test_memory_is_what_the_planners_say() -> None:
     part = Part(0, targets, store_rows, factor)
     scores = Scores("dots", (part,), PositionRows(1000), PositionRows(10**6))
     found = {cost.operation: cost for cost in costs(asked)}
-    assert found["topk"].memory == plan_top_k(scores, 20, None, 10**9).memory
-    assert found["matrix"].memory == plan_windows(scores, "x", 10**9).memory
+    assert found["topk"].memory == plan_top_k(scores.sizes, 20, None, 10**9).memory
+    assert found["matrix"].memory == plan_windows(scores.sizes, "x", 10**9).memory
     tight = Problem(10**6, 16_384, 1000, memory_limit=10**9)  # a gram in strips
     assert costs(tight)[1].read > 10**6 * 16_384 * 4
     assert costs(tight)[1].memory <= 10**9

@@ -1,103 +1,68 @@
-"""A store in memory that has what the methods ask of one."""
+"""Columns of a small run, and stores in memory that hold them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 from zarr.storage import MemoryStore
 
-from trakstore.errors import IncompleteError, NotFoundError, did_you_mean
-from trakstore.passes.rows import ArrayRows
-from trakstore.storage.backends.location import Location
+import trakstore as ts
+from trakstore.storage import layout
+from trakstore.storage.stored import StoredColumn
 
+Columns: TypeAlias = dict[tuple[int | str, str], dict[str, Any]]
 
-@dataclass
-class FakeSplit:
-    epoch: int | str
-    name: str
-    columns: dict[str, np.ndarray]
-    complete: bool = True
-    reads: list[str] = field(default_factory=list)
-
-    spec = SimpleNamespace(nonce=1, checkpoint=None)
-    state = "as it was"
-    masked = ()
-
-    @property
-    def location(self):
-        """A place of its own each time: nothing that is stored there is found again."""
-        return Location("memory", MemoryStore(), reopens=False)
-
-    @property
-    def rows(self):
-        return len(self.columns["features"])
-
-    @property
-    def dim(self):
-        return self.columns["features"].shape[1]
-
-    def column(self, name):
-        if name not in self.columns:
-            raise NotFoundError(f"no column {name!r}")
-        self.reads.append(name)
-        return ArrayRows(self.columns[name], 8)
-
-    def require_complete(self):
-        if not self.complete:
-            raise IncompleteError(f"{self.name} lacks rows")
-
-
-@dataclass
-class FakeStore:
-    splits: dict[tuple[int | str, str], FakeSplit]
-    spec: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(output=None))
-
-    @property
-    def epochs(self):
-        return tuple(dict.fromkeys(epoch for epoch, _ in self.splits))
-
-    def split(self, epoch, name):
-        if epoch not in self.epochs:
-            raise NotFoundError(f"no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
-        if (epoch, name) not in self.splits:
-            raise NotFoundError(f"no split {name!r}")
-        return self.splits[epoch, name]
-
-    def open_splits(self, epochs, names):
-        chosen = self.epochs_of(*names) if epochs is None else epochs
-        return {e: tuple(self.split(e, name) for name in names) for e in chosen}
-
-    def epochs_of(self, *splits):
-        return tuple(e for e in self.epochs if all((e, name) in self.splits for name in splits))
-
-    def splits_of(self, epoch):
-        return tuple(name for e, name in self.splits if e == epoch)
-
-    def arrays(self, name, column):
-        return [s.columns[column] for (_, split), s in self.splits.items() if split == name]
+DIM = 12
 
 
 @pytest.fixture
-def store():
-    """Two epochs of 7 targets and 60 train rows in 12 dimensions, and an epoch without targets."""
+def columns() -> Columns:
+    """Two epochs of 7 targets and 60 train rows in 12 dimensions."""
     rng = np.random.default_rng(3)
 
-    def split(epoch, name, rows, scale):
-        columns = {
-            "features": (scale * rng.standard_normal((rows, 12))).astype(np.float32),
+    def drawn(split: str, scale: float) -> dict[str, Any]:
+        rows = 7 if split == "test" else 60
+        return {
+            "features": (scale * rng.standard_normal((rows, DIM))).astype(np.float32),
             "out_to_loss": rng.uniform(size=rows).astype(np.float32),
-            "sample_id": np.arange(rows) + (1000 if name == "test" else 0),
+            "ids": np.arange(rows) + (1000 if split == "test" else 0),
         }
-        return FakeSplit(epoch, name, columns)
 
-    keys = [(0, "test", 7, 1.0), (0, "train", 60, 1.0), ("final", "test", 7, 0.1)]
-    keys += [("final", "train", 60, 0.1)]
-    return FakeStore({(epoch, name): split(epoch, name, *rest) for epoch, name, *rest in keys})
+    scales = ((0, 1.0), ("final", 0.1))
+    return {(e, split): drawn(split, s) for e, s in scales for split in ("test", "train")}
 
 
 @pytest.fixture
-def split_of():
-    return FakeSplit
+def store_of() -> Callable[..., ts.FeatureStore]:
+    """A function that makes a store of columns; the split ``lacking`` has lost its second block."""
+
+    def make(columns: Columns, lacking: tuple[int | str, str] | None = None) -> ts.FeatureStore:
+        store = ts.FeatureStore.create(MemoryStore(), projection=ts.ProjectionSpec("identity"))
+        for (epoch, split), given in columns.items():
+            store.write_split(epoch, split, **given, block_rows=4)
+        if lacking is not None:
+            store.location.delete([layout.marker_key(layout.split_path(*lacking), 1)])
+        return ts.open_store(store.location)
+
+    return make
+
+
+@pytest.fixture
+def store(columns: Columns, store_of: Callable[..., ts.FeatureStore]) -> ts.FeatureStore:
+    return store_of(columns)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of the stored columns that are read from now on."""
+    seen, read = [], StoredColumn.read
+
+    def noted(self: StoredColumn, start: int, stop: int) -> Any:
+        seen.append(self.path)
+        return read(self, start, stop)
+
+    monkeypatch.setattr(StoredColumn, "read", noted)
+    return seen

@@ -158,6 +158,6 @@ def test_workers_that_die_over_it_each_time(local: LocalCluster) -> None:
     with (
         Client(local) as client,
         pytest.raises(MemoryLimitError, match=r"died over the same work .* tcp://a last"),
-        dask_cluster.lost_work_told(client),
+        dask_cluster.cluster_errors(client),
     ):
         raise KilledWorker("task", Lost(), 4)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ LEFT = np.arange(12, dtype=np.float32).reshape(4, 3)
     [
         (ArrayRows(LEFT), lambda found: [found.array]),
         (Window((LEFT,), (ArrayRows(LEFT),), (None,), None), lambda found: list(found.lefts)),
-        (CholeskyFactor(np.eye(3), 1.0, 2.0), lambda found: [found.lower]),
+        (CholeskyFactor(3, 1.0, 2.0, np.eye(3)), lambda found: [found.lower]),
     ],
     ids=["rows", "window", "factor"],
 )

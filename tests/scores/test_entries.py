@@ -12,7 +12,7 @@ import xarray as xr
 import trakstore as ts
 from trakstore.errors import MemoryLimitError, NotFoundError, TrakStoreError
 from trakstore.scores import entries
-from trakstore.scores.streaming import WindowPlan
+from trakstore.scores.window_plans import WindowPlan
 from trakstore.storage.checking.verification import verify_store
 
 M, N = 41, 90

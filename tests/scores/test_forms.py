@@ -13,12 +13,21 @@ import reference
 
 import trakstore as ts
 from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError
-from trakstore.kernels import stored_grams, tiled_gram
-from trakstore.kernels.blocked_cholesky import BlockedCholesky
-from trakstore.kernels.choice import choose_solver, factor_rows, factor_split, split_kernel
-from trakstore.kernels.inverse import inverse, save_inverse
-from trakstore.kernels.iterative import ConjugateGradients, Dual
-from trakstore.kernels.solvers import Cholesky, Damping, Eigen, IllConditionedWarning
+from trakstore.kernels import (
+    BlockedCholesky,
+    Cholesky,
+    ConjugateGradients,
+    Damping,
+    Dual,
+    Eigen,
+    factor_split,
+    inverse,
+    save_inverse,
+    stored_grams,
+    tiled_gram,
+)
+from trakstore.kernels.choice import choose_solver, factor_rows, split_kernel
+from trakstore.kernels.solvers import IllConditionedWarning
 from trakstore.passes.rows import ArrayRows
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
@@ -166,8 +175,12 @@ def test_too_little_memory_for_blocks_is_told(split_of: Any) -> None:
     assert not split.location.names(layout.GRAMS)  # refused before anything was written
     with pytest.raises(MemoryLimitError, match=r"blocked factorisation .* needs at least"):
         factor_split(split, solver=BlockedCholesky("9kB"))
-    with pytest.raises(MemoryLimitError, match=r"or solver=BlockedCholesky\(\)"):
+    with pytest.raises(MemoryLimitError, match=r"or solver=BlockedCholesky\(\)") as told:
         factor_split(split_of(spread(90, 40, 1.0)), solver=Cholesky(), memory_limit="9kB")
+    advice = str(told.value).rpartition("(")[2].removesuffix(")")
+    names: dict[str, Any] = {}
+    exec(advice, names)  # noqa: S102
+    assert names["BlockedCholesky"] is BlockedCholesky
     with pytest.raises(MemoryLimitError, match="the dual form of 25 rows"):
         factor_split(split_of(spread(25, 40, 1.0)), solver=Dual("5kB"))
 

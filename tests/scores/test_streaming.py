@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from trakstore.errors import MemoryLimitError
-from trakstore.scores.streaming import for_each_tile, plan_windows
+from trakstore.scores.streaming import for_each_tile
+from trakstore.scores.window_plans import plan_windows
 
 
 def test_every_tile_is_written_once(make_scores):
@@ -26,16 +27,16 @@ def test_every_tile_is_written_once(make_scores):
 
 def test_less_memory_gives_smaller_windows_then_a_refusal(make_scores):
     scores, _ = make_scores(m=3000, n=205)
-    sizes = [plan_windows(scores, "x", limit).targets for limit in ("1MB", "300kB", "120kB")]
+    sizes = [plan_windows(scores.sizes, "x", limit).targets for limit in ("1MB", "300kB", "120kB")]
     assert sizes[0] == 3000 > sizes[1] > sizes[2] >= 1
     with pytest.raises(MemoryLimitError, match="x needs at least"):
-        plan_windows(scores, "x", "1kB")
+        plan_windows(scores.sizes, "x", "1kB")
 
 
 def test_tasks_give_way_to_targets(make_scores, monkeypatch):
-    monkeypatch.setattr("trakstore.scores.streaming.task_slots", lambda: 8)
+    monkeypatch.setattr("trakstore.scores.window_plans.task_slots", lambda: 8)
     scores, _ = make_scores(m=300, n=205)
-    assert plan_windows(scores, "x", "10MB", task_bytes=10**6).workers == 8
-    few = plan_windows(scores, "x", "4MB", task_bytes=10**6)
+    assert plan_windows(scores.sizes, "x", "10MB", task_bytes=10**6).workers == 8
+    few = plan_windows(scores.sizes, "x", "4MB", task_bytes=10**6)
     assert 1 <= few.workers < 8
     assert few.targets >= 256

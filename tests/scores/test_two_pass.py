@@ -11,9 +11,9 @@ from trakstore.passes.rows import ArrayRows
 from trakstore.scores import two_pass
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
-from trakstore.scores.streaming import WindowPlan
 from trakstore.scores.top_k import top_k
 from trakstore.scores.two_pass import approximate_top_k
+from trakstore.scores.window_plans import WindowPlan
 
 ORDERS = ["largest", "smallest", "magnitude"]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from trakstore.analysis.evolution import SCORE_BYTES
 from trakstore.analysis.transition import SAMPLE_BYTES
 from trakstore.passes.memory import memory_budget
-from trakstore.scores.costs import Cost, Problem, planned_scores
-from trakstore.scores.parts import held_bytes
-from trakstore.scores.streaming import plan_windows
+from trakstore.planning import block_shape
+from trakstore.scores.costs import Cost, Problem, planned_sizes
+from trakstore.scores.window_plans import plan_windows
 
 
 def costs_over_time(problem: Problem) -> tuple[Cost, ...]:
@@ -38,7 +38,7 @@ def _evolution(problem: Problem, limit: int) -> Cost:
     n, m = problem.rows, problem.targets
     fitting = max(1, min(m, limit // (SCORE_BYTES * n)))
     read = n * problem.dim * problem.itemsize * problem.epochs * -(-m // fitting)
-    memory = fitting * SCORE_BYTES * n + held_bytes(planned_scores(problem).parts)
+    memory = fitting * SCORE_BYTES * n + planned_sizes(problem).held_bytes
     ranked = 2 * n * m * problem.epochs
     return Cost("evolve", 0, read, 0, memory, _products(problem, m), ranked)
 
@@ -46,13 +46,13 @@ def _evolution(problem: Problem, limit: int) -> Cost:
 def _transitions(problem: Problem, limit: int) -> Cost:
     """Passes for moments, one with a single column, and the chunks of the listed samples."""
     n, kept = problem.rows, SAMPLE_BYTES * problem.rows
-    whole, one = planned_scores(problem), planned_scores(replace(problem, epochs=1))
+    one = planned_sizes(replace(problem, epochs=1))
     # A problem that will be refused is planned too, with half of the limit.
     least = max(limit - kept, limit // 2)
     plan = plan_windows(one, "means of scores", least, target_bytes=64)
     features = n * problem.dim * problem.itemsize
-    listed = min(n, problem.top * one.parts[0].train.chunk_rows)
+    listed = min(n, problem.top * block_shape(n, problem.dim, problem.itemsize).chunk_rows)
     lists = 2 * 2 * features * listed // n  # gained and lost, before and after
     read = features * problem.epochs * (-(-problem.targets // plan.targets) + 1) + lists
-    memory = kept + plan.memory + held_bytes(whole.parts[1:])
+    memory = kept + plan.memory + planned_sizes(problem).held_bytes - one.held_bytes
     return Cost("transitions", 0, read, 0, memory, _products(problem, problem.targets + 1))

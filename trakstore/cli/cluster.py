@@ -12,7 +12,7 @@ from dask.system import CPU_COUNT
 
 from trakstore.cli.output import error_line
 from trakstore.errors import LocationError, TrakStoreError
-from trakstore.passes.dask_cluster import lost_work_told
+from trakstore.passes.dask_cluster import cluster_errors
 from trakstore.progress import on_terminal
 
 SECONDS = 10  # in which a scheduler must answer
@@ -54,13 +54,13 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
             client = Client(scheduler, timeout=SECONDS)
         except (OSError, ValueError) as error:
             raise LocationError(f"no Dask scheduler answers at {scheduler}: {error}") from None
-        with silence_logging_cmgr(logging.CRITICAL), client, lost_work_told(client):
+        with silence_logging_cmgr(logging.CRITICAL), client, cluster_errors(client):
             yield
         return
     with _local_cluster(workers) as cluster, Client(cluster) as client:
         if on_terminal():
             error_line(client.dashboard_link, "dashboard")
-        with lost_work_told(client):
+        with cluster_errors(client):
             yield
 
 

@@ -15,7 +15,7 @@ from trakstore.scores.top_k import top_k
 from trakstore.scores.two_pass import approximate_top_k
 
 if TYPE_CHECKING:
-    from trakstore.scores.top_k import Order
+    from trakstore.scores.running_lists import Order
 
 
 @with_request()

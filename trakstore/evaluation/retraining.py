@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.named import blamed_on
-from trakstore.passes.dask_cluster import active_client, lost_work_told
+from trakstore.passes.dask_cluster import active_client, cluster_errors
 from trakstore.planning import ranges
 from trakstore.quantities import as_whole
 from trakstore.storage.backends.location import Location, Where
@@ -133,7 +133,7 @@ def retrain(
             # Not pure: a task writes to the store, which an earlier result of equal arguments does not.
             tasks = [client.submit(_train, *task, *numbers, pure=False) for numbers in missing]
             counts = (one.result() for one in as_completed(tasks))
-        with nullcontext() if client is None else lost_work_told(client):
+        with nullcontext() if client is None else cluster_errors(client):
             for count in counts:
                 if finished is not None:
                     finished(count)

@@ -13,14 +13,20 @@ from scipy.linalg.blas import dgemm, dtrsm
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError
 from trakstore.kernels.gram import Kernel
-from trakstore.kernels.solvers import Damping, Factor, Form, Solver, check_condition, need, singular
+from trakstore.kernels.solvers import (
+    F64,
+    Damping,
+    Factor,
+    Form,
+    Solver,
+    check_condition,
+    damping_of,
+    need,
+    singular,
+)
 from trakstore.kernels.tiled_gram import Scratch, TiledGram
 from trakstore.passes.memory import give_back, memory_budget
 from trakstore.planning import human_bytes, ranges, with_slack
-
-__all__ = ["BlockedCholesky", "BlockedFactor"]
-
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,7 @@ class BlockedCholesky(Solver):
     def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> BlockedFactor:
         give_back()
         gram = need(kernel, TiledGram, self)
-        damped = Damping.of(damping).value(gram.trace, gram.rows)
-        if gram.trace == 0 or (damped == 0 and gram.rows < gram.dim):
-            raise singular(gram, damped)
+        damped = damping_of(gram, damping)
         source = gram.array
         width = _width(gram.dim, source.chunks[0], memory_budget(self.memory_limit))
         scratch = Scratch(self.scratch)
@@ -55,9 +59,10 @@ class BlockedCholesky(Solver):
         diagonal = np.concatenate(
             [_panel(gram, source, lower, piece, damped) for piece in ranges(gram.dim, width)]
         )
+        # cond(K + λI) = cond(L)², and cond(L) is at least the ratio of any two diagonal entries.
         condition = float(diagonal.max() / diagonal.min()) ** 2
         check_condition(gram, damped, condition, gram.dtype)
-        return BlockedFactor(lower, scratch, width, damped, condition)
+        return BlockedFactor(gram.dim, damped, condition, lower, scratch, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,22 +72,18 @@ class BlockedFactor(Factor):
     lower: zarr.Array[Any]
     scratch: Scratch
     width: int
-    damping: float
-    condition: float
     solve_rows: ClassVar[int] = 1024
-
-    @property
-    def dim(self) -> int:
-        return int(self.lower.shape[0])
 
     def solve(self, rhs: NDArray[np.floating]) -> F64:
         values = np.array(rhs, dtype=np.float64)
         panels = list(ranges(self.dim, self.width))
-        for at, piece in enumerate(panels):  # Y Lᵀ = X
+        # Rows are the right-hand sides, so that both systems have L on the right: Y Lᵀ = X forwards,
+        # then Z L = Y backwards.
+        for at, piece in enumerate(panels):
             for other in panels[:at]:
                 values[:, slice(*piece)] -= values[:, slice(*other)] @ self._tile(piece, other).T
             self._divide(values, piece, transposed=False)
-        for at in reversed(range(len(panels))):  # Z L = Y
+        for at in reversed(range(len(panels))):
             piece = panels[at]
             for other in panels[at + 1 :]:
                 values[:, slice(*piece)] -= values[:, slice(*other)] @ self._tile(other, piece)
@@ -90,6 +91,7 @@ class BlockedFactor(Factor):
         return values
 
     def _divide(self, values: F64, piece: tuple[int, int], *, transposed: bool) -> None:
+        """Solve for one panel, in place, with the tile on the diagonal."""
         corner = self._tile(piece, piece)
         part = values[:, slice(*piece)]
         part[...] = solve_triangular(
@@ -101,7 +103,7 @@ class BlockedFactor(Factor):
 
 
 def _width(dim: int, tile: int, limit: int) -> int:
-    """Columns of a panel: whole tiles, and no more than an eighth of the matrix."""
+    """Return the columns of a panel: whole tiles, and no more than an eighth of the matrix."""
     most = max(tile, -(-dim // 8 // tile) * tile)
     for width in range(most, 0, -tile):
         if _bytes(dim, width) <= limit:
@@ -114,7 +116,7 @@ def _width(dim: int, tile: int, limit: int) -> int:
 
 
 def _bytes(dim: int, width: int) -> int:
-    """A panel, the two tiles that meet it, and one on its way from disk."""
+    """Return the bytes of a panel, the two tiles that meet it, and one on its way from disk."""
     return with_slack(8 * width * (dim + 4 * width))
 
 
@@ -137,7 +139,9 @@ def _panel(
     piece: tuple[int, int],
     damped: float,
 ) -> F64:
-    """Factor the panel of columns start..stop and store it; the diagonal of L there."""
+    """Factor the panel of columns start..stop and store it; return the diagonal of L there."""
+    # Left-looking, for the panel P below the diagonal: P = K − Σ L_j L_jᵀ over the panels j before it,
+    # then its corner is C = L Lᵀ, and the rest is divided by Lᵀ.
     start, stop = piece
     width = stop - start
     panel = np.empty((gram.dim - start, width))
@@ -163,10 +167,11 @@ def _panel(
 
 
 def _subtract(panel: F64, left: F64, right: F64) -> None:
-    """panel -= left rightᵀ in place: the transposed views are in Fortran order."""
+    """Compute panel -= left rightᵀ in place."""
+    # Transposed views are in Fortran order, which BLAS writes to: panelᵀ -= right leftᵀ.
     dgemm(-1.0, right.T, left.T, beta=1.0, c=panel.T, trans_a=True, overwrite_c=True)
 
 
 def _divide(panel: F64, corner: F64) -> None:
-    """panel := panel L⁻ᵀ in place."""
+    """Compute panel := panel L⁻ᵀ in place."""
     dtrsm(1.0, corner.T, panel.T, lower=False, trans_a=True, overwrite_b=True)

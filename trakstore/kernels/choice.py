@@ -1,4 +1,4 @@
-"""Which solver some rows get, and their kernel in the form that the solver takes."""
+"""Choice of a solver for some rows, and of the form of their kernel that it takes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from trakstore.kernels.gram import GramDtype, Kernel, check_gram_dtype, gram
 from trakstore.kernels.iterative import Dual, rows_kernel
 from trakstore.kernels.row_weights import KernelSplit, kernel_rows, unmasked_count
 from trakstore.kernels.solvers import Cholesky, Damping, Factor, Form, Solver
-from trakstore.kernels.stored_grams import split_gram
+from trakstore.kernels.stored_grams import ReadGram, split_gram
 from trakstore.kernels.tiled_gram import Scratch, split_tiles, tiled_gram
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows
 from trakstore.storage import layout
-
-__all__ = ["choose_solver", "factor_rows", "factor_split", "need_solver", "split_kernel"]
 
 
 def factor_split(
@@ -28,8 +26,9 @@ def factor_split(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
     held: int = 0,
+    ready: ReadGram | None = None,
 ) -> Factor:
-    """K + λI of a split's features, factored.
+    """Factor K + λI of a split's features.
 
     Parameters
     ----------
@@ -37,13 +36,15 @@ def factor_split(
         Complete.
     damping : float or Damping
     solver : Solver, optional
-        :func:`choose_solver` when None.
+        By shape and memory when None, as :func:`~trakstore.trak_scores` chooses it.
     dtype : {"float32", "float64"}
-        Of the products within a tile of the gram.
+        Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
-        Bytes of one process.
+        Bytes of one process; a quarter of the available memory when None.
     held : int
-        How many of them other factors have, which are kept.
+        Bytes of it that other factors have, which are kept.
+    ready : ReadGram, optional
+        The stored gram of the split, where it was read already.
 
     Raises
     ------
@@ -57,7 +58,8 @@ def factor_split(
     if solver is None:
         dim = split.column(layout.FEATURES).shape[1]
         solver = choose_solver(unmasked_count(split), dim, damped, limit, held)
-    kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=max(1, limit - held))
+    left = max(1, limit - held)
+    kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=left, ready=ready)
     return solver.factor(kernel, damped)
 
 
@@ -69,9 +71,9 @@ def factor_rows(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> Factor:
-    """K + λI of rows that are in no store, as :func:`factor_split` has it.
+    """Factor K + λI of rows that are in no store, as :func:`factor_split` does.
 
-    What does not fit the memory limit goes to a temporary folder while it is in use.
+    A gram that does not fit the memory limit goes to a temporary folder while it is in use.
     """
     damped = Damping.of(damping)
     need_solver(solver)
@@ -79,6 +81,7 @@ def factor_rows(
     solver = solver or choose_solver(rows.shape[0], rows.shape[1], damped, memory_limit)
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
     kernel: Kernel
+    # The folder lives as long as the kernel, and goes with it.
     if solver.form == "tiles":
         scratch = Scratch()
         kernel = replace(
@@ -93,18 +96,14 @@ def need_solver(solver: Solver | None) -> None:
     """Raise a :class:`TrakStoreError` for what is no solver."""
     if not isinstance(solver, Solver | None):
         raise TrakStoreError(
-            f"solver must be a Solver, such as Cholesky(), or None, got {solver!r}"
+            f"solver must be a Solver of trakstore.kernels, such as Cholesky(), or None, got {solver!r}"
         )
 
 
 def choose_solver(
-    rows: int,
-    dim: int,
-    damping: Damping,
-    memory_limit: int | str | None = None,
-    held: int = 0,
+    rows: int, dim: int, damping: Damping, memory_limit: int | str | None = None, held: int = 0
 ) -> Solver:
-    """Dual for fewer rows than columns, blocked for what does not fit, else Cholesky.
+    """Choose Dual for fewer rows than columns, blocked for what does not fit, else Cholesky.
 
     Together with the ``held`` bytes of others, a factor in memory has at most a quarter of the limit,
     or half of it if it is the only one.
@@ -112,9 +111,10 @@ def choose_solver(
     limit = memory_budget(memory_limit)
     left, share = limit - held, limit // 4 if held else limit // 2
     damped = damping.absolute != 0 if damping.absolute is not None else damping.relative != 0
+    # The dual form divides by λ, and has n x n numbers in the place of k x k.
     if rows < dim and damped and held + 8 * rows**2 < share:
         return Dual(left)
-    # the gram, its factor, and the sums and products of two tasks, all k x k
+    # The gram, its factor, and the sums and products of two tasks, all k x k.
     fits = 40 * dim**2 < left and held + 8 * dim**2 < share
     return Cholesky() if fits else BlockedCholesky(left)
 
@@ -125,14 +125,17 @@ def split_kernel(
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    ready: ReadGram | None = None,
 ) -> Kernel:
-    """The kernel of a split in the form that a solver takes."""
+    """Return the kernel of a split in the form that a solver takes."""
     check_gram_dtype(dtype)
     if form == "tiles":
         return split_tiles(split, dtype=dtype, memory_limit=memory_limit)
     if form == "matrix":
         try:
-            return split_gram(split, dtype=dtype, memory_limit=memory_limit)
+            return split_gram(split, dtype=dtype, memory_limit=memory_limit, ready=ready)
         except MemoryLimitError as error:
-            raise MemoryLimitError(f"{error}, or solver=BlockedCholesky()") from None
+            raise MemoryLimitError(
+                f"{error}, or solver=BlockedCholesky() (from trakstore.kernels import BlockedCholesky)"
+            ) from None
     return rows_kernel(kernel_rows(split))

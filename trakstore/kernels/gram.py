@@ -17,11 +17,11 @@ from trakstore.passes.rows import Rows, together
 from trakstore.passes.scheduler import MOST_RANGES, tile_rows
 from trakstore.planning import ranges
 
-__all__ = ["Gram", "GramDtype", "Kernel", "check_gram_dtype", "gram", "gram_bytes", "gram_flops"]
-
 GramDtype = Literal["float32", "float64"]
-PRODUCT_ROWS = 4096  # rows whose products are summed in float32 before float64 takes over
-SQUARE = 512  # columns of the squares on the diagonal: measured, 256 to 1024 differ little
+# Rows whose products are summed in float32 before float64 takes over.
+PRODUCT_ROWS = 4096
+# Columns of the squares on the diagonal: measured, 256 to 1024 differ little.
+SQUARE = 512
 
 
 def check_gram_dtype(dtype: str) -> None:
@@ -54,7 +54,7 @@ class Gram:
     trace : float
         tr(K): the sum of the squared norms of the rows.
     dtype : {"float32", "float64"}
-        Of the products that were summed: how far small eigenvalues can be trusted.
+        Dtype of the products that were summed: it says how far small eigenvalues can be trusted.
     """
 
     matrix: NDArray[np.float64]
@@ -74,7 +74,7 @@ def gram(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> Gram:
-    """K = Σᵢ wᵢ φᵢ φᵢᵀ in one pass over the rows.
+    """Compute K = Σᵢ wᵢ φᵢ φᵢᵀ in one pass over the rows.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def gram(
     weights : Rows, shape (n,), optional
         Non-negative weights wᵢ; one when None.
     dtype : {"float32", "float64"}
-        Of the products within a tile; sums over tiles are float64 always.
+        Dtype of the products within a tile; sums over tiles are float64 always.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -110,30 +110,28 @@ def gram(
         raise TrakStoreError(f"a gram needs rows of shape (n, k), got {rows.shape}")
     if weights is not None and weights.shape != rows.shape[:1]:
         raise TrakStoreError(f"weights have shape {weights.shape}, needed {rows.shape[:1]}")
-    count, dim = rows.shape
-    step = tile_rows(rows)
-    sizes = rows.dtype.itemsize, np.dtype(dtype).itemsize
-    workers, ahead = _plan(dim, step, *sizes, memory_budget(memory_limit))
+    (count, dim), step, limit = rows.shape, tile_rows(rows), memory_budget(memory_limit)
+    waiting, each = gram_bytes(dim, step, rows.dtype.itemsize, np.dtype(dtype).itemsize)
+    workers = fitting_slots(waiting, each, limit, f"a gram of {dim}")
+    ahead = room_ahead(limit, waiting + workers * each, workers)
     one = _GramPass(step, rows, weights, dtype, ahead)
     total, used = one.run(count, parts=_parts(dim), workers=workers)
-    _mirror(total)
+    # Passes fill the upper block triangle alone.
+    for low, high in ranges(dim, SQUARE):
+        total[high:, low:high] = total[low:high, high:].T
     return Gram(total, used, float(np.trace(total)), dtype)
 
 
 def _parts(dim: int) -> int:
-    """Fewer ranges where a partial matrix is large (a function of the shape alone)."""
+    """Return the most ranges: fewer where a partial matrix is large.
+
+    It is a function of the shape alone, as the bits of the sum depend on it.
+    """
     return max(1, min(MOST_RANGES, 2**31 // (8 * dim * dim)))
 
 
-def _plan(dim: int, step: int, stored: int, computed: int, limit: int) -> tuple[int, int]:
-    """Tasks at once, and the bytes of rows that each may read before it asks for them."""
-    waiting, each = gram_bytes(dim, step, stored, computed)
-    workers = fitting_slots(waiting, each, limit, f"a gram of {dim}")
-    return workers, room_ahead(limit, waiting + workers * each, workers)
-
-
 def gram_bytes(dim: int, step: int, stored: int, computed: int) -> tuple[int, int]:
-    """Bytes of the results that wait in the merge tree, and of one task.
+    """Return the bytes of the results that wait in the merge tree, and of one task.
 
     A task has its sum, a product, a tile of ``step`` rows as stored, its bytes on the way through a
     codec, and the tile as computed.
@@ -143,15 +141,11 @@ def gram_bytes(dim: int, step: int, stored: int, computed: int) -> tuple[int, in
 
 
 def gram_flops(rows: int, dim: int) -> int:
-    """Of the block triangle, the diagonal's blocks halved: k(k + 1)/2 sums of n products."""
+    """Count the operations of the block triangle: k(k + 1)/2 sums of n products."""
     return rows * dim * (dim + 1)
 
 
 Partial = tuple[NDArray[np.float64], int]
-
-
-def _add(left: Partial, right: Partial) -> Partial:
-    return left[0] + right[0], left[1] + right[1]
 
 
 @dataclass
@@ -171,16 +165,18 @@ class _GramPass(Pass[_Sums, Partial]):
     dtype: GramDtype
     ahead: int
 
-    merge = staticmethod(_add)
+    @staticmethod
+    def merge(left: Partial, right: Partial) -> Partial:
+        return left[0] + right[0], left[1] + right[1]
 
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         reads = ((rows, *tile) for tile in tiles for rows in (self.rows, self.weights))
         return together(reads, self.ahead)
 
-    def start(self, tiles: Tiles) -> _Sums:
-        dim, most = self.rows.shape[1], max(high - low for low, high in tiles)
-        # made once: on a cluster's workers each new array costs as much as reading it
-        computed = np.empty((most, dim), dtype=self.dtype)
+    def start(self) -> _Sums:
+        rows, dim = self.rows.shape
+        # Made once, since on a cluster's workers each new array costs as much as reading it.
+        computed = np.empty((min(self.step, rows), dim), dtype=self.dtype)
         product = np.empty(min(SQUARE, dim) * dim, dtype=self.dtype)
         return _Sums(np.zeros((dim, dim)), 0, computed, product)
 
@@ -188,6 +184,7 @@ class _GramPass(Pass[_Sums, Partial]):
         tile, count = self._tile(low, high, state.computed[: high - low])
         for first in range(0, len(tile), PRODUCT_ROWS):
             _add_product(state.total, tile[first : first + PRODUCT_ROWS], state.product)
+        # A value that is not finite reaches the square of its own column, on the diagonal.
         if not np.isfinite(np.einsum("ii->i", state.total)).all():
             raise NumericsError(_complaint(tile, low, high))
         state.used += count
@@ -197,20 +194,25 @@ class _GramPass(Pass[_Sums, Partial]):
         return state.total, state.used
 
     def _tile(self, low: int, high: int, out: NDArray[Any]) -> tuple[NDArray[Any], int]:
-        """Rows times the roots of their weights, in ``out`` where they are changed; and their count."""
+        """Return rows times the roots of their weights, and how many have a weight.
+
+        They are in ``out`` where they are changed.
+        """
         rows, roots = self.rows.read(low, high), self._roots(low, high)
         if roots is None and rows.dtype == out.dtype:
             return rows, len(rows)
-        with np.errstate(over="ignore", invalid="ignore"):  # seen in the sum
+        # What overflows here is seen in the sum.
+        with np.errstate(over="ignore", invalid="ignore"):
             if roots is None:
                 np.copyto(out, rows, casting="same_kind")
                 return out, len(rows)
             np.multiply(rows, roots[:, None], out=out, casting="same_kind")
-        out[roots == 0] = 0  # a row without weight may hold anything
+        # A row without weight may hold NaN, which times 0 is NaN.
+        out[roots == 0] = 0
         return out, int(np.count_nonzero(roots))
 
     def _roots(self, low: int, high: int) -> NDArray[Any] | None:
-        """√weights; None where all are 1."""
+        """Return √weights; None where all are 1."""
         if self.weights is None:
             return None
         weights = np.asarray(self.weights.read(low, high), dtype=np.float64)
@@ -220,23 +222,17 @@ class _GramPass(Pass[_Sums, Partial]):
 
 
 def _add_product(total: NDArray[np.float64], tile: NDArray[Any], scratch: NDArray[Any]) -> None:
-    """Add the upper block triangle of tileᵀ·tile: half the products of the whole.
-
-    On the diagonal numpy sees aᵀ·a and calls syrk (scipy's own syrk keeps the GIL).
-    """
+    """Add the upper block triangle of tileᵀ·tile: half the products of the whole."""
     with np.errstate(over="ignore", invalid="ignore"):
         for low, high in ranges(len(total), SQUARE):
             part = tile[:, low:high]
             for first, last in ((low, high), (high, len(total))):
                 shape = high - low, last - first
                 product = scratch[: math.prod(shape)].reshape(shape)
+                # For aᵀ·a of one array numpy calls syrk, which does half the work and gives a result
+                # that is symmetric to the bit. (scipy's own syrk keeps the GIL.)
                 other = part if first == low else tile[:, first:last]
                 total[low:high, first:last] += np.matmul(part.T, other, out=product)
-
-
-def _mirror(total: NDArray[np.float64]) -> None:
-    for low, high in ranges(len(total), SQUARE):
-        total[high:, low:high] = total[low:high, high:].T
 
 
 def _complaint(tile: NDArray[Any], low: int, high: int) -> str:

@@ -7,20 +7,28 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import cho_solve
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError
 from trakstore.kernels.gram import Kernel
-from trakstore.kernels.solvers import Damping, Factor, Form, Solver, check_condition, need, singular
+from trakstore.kernels.solvers import (
+    F64,
+    Damping,
+    Factor,
+    Form,
+    Solver,
+    check_condition,
+    damping_of,
+    lower_triangle,
+    need,
+    singular,
+)
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.one_pass import Pass, Tiles, beside
+from trakstore.passes.one_pass import ListPass, Pass
 from trakstore.passes.rows import Rows
 from trakstore.passes.scheduler import tile_rows
 from trakstore.planning import human_bytes, ranges
 
-__all__ = ["ConjugateGradients", "Dual", "RowsKernel", "rows_kernel"]
-
-F64 = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
 
 
@@ -47,15 +55,15 @@ class RowsKernel:
         return self.features.shape[1]
 
     def apply(self, values: F64) -> F64:
-        """``values`` K, shapes (m, k) -> (m, k), in one pass over the rows."""
+        """Compute ``values`` K, shapes (m, k) -> (m, k), in one pass over the rows."""
         return self._run(_ApplyPass, values)
 
     def project(self, values: F64) -> F64:
-        """``values`` Φᵀ, shapes (m, k) -> (m, n)."""
+        """Compute ``values`` Φᵀ, shapes (m, k) -> (m, n)."""
         return self._run(_ProjectPass, values)
 
     def combine(self, values: F64) -> F64:
-        """``values`` Φ, shapes (m, n) -> (m, k)."""
+        """Compute ``values`` Φ, shapes (m, n) -> (m, k)."""
         return self._run(_CombinePass, values)
 
     def _run(self, kind: type[_ApplyPass | _ProjectPass], values: F64) -> F64:
@@ -63,7 +71,7 @@ class RowsKernel:
 
 
 def rows_kernel(features: Rows) -> RowsKernel:
-    """The kernel of stored rows; one pass for tr(K).
+    """Return the kernel of stored rows, after one pass for tr(K).
 
     Raises
     ------
@@ -86,9 +94,9 @@ class ConjugateGradients(Solver):
     Attributes
     ----------
     tolerance : float
-        Of the residual's norm, relative to the right-hand side's; each row has its own.
+        Norm of the residual, relative to the right-hand side's, at which a row is solved.
     iterations : int
-        At most.
+        Most iterations.
     """
 
     form: ClassVar[Form] = "rows"
@@ -97,11 +105,9 @@ class ConjugateGradients(Solver):
 
     def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> GradientFactor:
         rows = need(kernel, RowsKernel, self)
-        damped = Damping.of(damping).value(rows.trace, rows.rows)
-        if rows.trace == 0 or (damped == 0 and rows.rows < rows.dim):
-            raise singular(rows, damped)
+        damped = damping_of(rows, damping)
         bound = (rows.trace + damped) / damped if damped > 0 else float("nan")
-        return GradientFactor(rows, damped, bound, self.tolerance, self.iterations)
+        return GradientFactor(rows.dim, damped, bound, rows, self.tolerance, self.iterations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,36 +115,41 @@ class GradientFactor(Factor):
     """Nothing factored; ``condition`` is the bound (tr(K) + λ)/λ, NaN without damping."""
 
     kernel: RowsKernel
-    damping: float
-    condition: float
     tolerance: float
     iterations: int
     solve_rows: ClassVar[int] = 1024
 
-    @property
-    def dim(self) -> int:
-        return self.kernel.dim
-
     def solve(self, rhs: NDArray[np.floating]) -> F64:
-        """Raises :class:`NumericsError` when the iterations do not reach the tolerance."""
-        left = np.array(rhs, dtype=np.float64)
-        solved, towards = np.zeros_like(left), left.copy()
-        squared = np.einsum("ij,ij->i", left, left)
+        """Solve each row on its own, all with the same passes over the rows.
+
+        Raises
+        ------
+        NumericsError
+            When the iterations do not reach the tolerance.
+        """
+        # With A = K + λI, residual r and direction p of a right-hand side: α = ‖r‖² / pᵀAp,
+        # x += α p, r -= α A p, and the next p is r + ‖r‖² / (the last ‖r‖²) · p.
+        residual = np.array(rhs, dtype=np.float64)
+        solved, direction = np.zeros_like(residual), residual.copy()
+        squared = _squares(residual)
         goal = squared * self.tolerance**2
         for _ in range(self.iterations):
+            # Rows that are solved leave, so that their steps do not become 0/0.
             (live,) = np.nonzero(squared > goal)
             if not len(live):
                 return solved
-            applied = self.kernel.apply(towards[live]) + self.damping * towards[live]
-            energy = np.einsum("ij,ij->i", towards[live], applied)
-            size = np.einsum("ij,ij->i", towards[live], towards[live])
-            if (energy <= self.dim * EPS * (self.kernel.trace + self.damping) * size).any():
+            applied = self.kernel.apply(direction[live]) + self.damping * direction[live]
+            energy = np.einsum("ij,ij->i", direction[live], applied)
+            # pᵀAp is at least the smallest eigenvalue times ‖p‖². Below the rounding of the largest
+            # one, for which tr(K) + λ is a bound, A is singular in float64.
+            least = self.dim * EPS * (self.kernel.trace + self.damping)
+            if (energy <= least * _squares(direction[live])).any():
                 raise singular(self.kernel, self.damping)
             step = squared[live] / energy
-            solved[live] += step[:, None] * towards[live]
-            left[live] -= step[:, None] * applied
-            now = np.einsum("ij,ij->i", left[live], left[live])
-            towards[live] = left[live] + (now / squared[live])[:, None] * towards[live]
+            solved[live] += step[:, None] * direction[live]
+            residual[live] -= step[:, None] * applied
+            now = _squares(residual[live])
+            direction[live] = residual[live] + (now / squared[live])[:, None] * direction[live]
             squared[live] = now
         if (squared > goal).any():
             raise NumericsError(self._complaint(np.sqrt(squared / goal).max()))
@@ -150,6 +161,11 @@ class GradientFactor(Factor):
             f"{self.iterations} passes over the rows, needed {self.tolerance:.1e}: use a larger "
             f"damping, more iterations, or another solver"
         )
+
+
+def _squares(rows: F64) -> F64:
+    """Compute the squared norm of each row."""
+    return np.asarray(np.einsum("ij,ij->i", rows, rows))
 
 
 @dataclass(frozen=True)
@@ -164,18 +180,16 @@ class Dual(Solver):
 
     def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> DualFactor:
         rows = need(kernel, RowsKernel, self)
-        damped = Damping.of(damping).value(rows.trace, rows.rows)
-        if damped == 0 or rows.trace == 0:
+        damped = damping_of(rows, damping)
+        # The form divides by λ.
+        if damped == 0:
             raise singular(rows, damped)
         matrix = _outer(rows, memory_budget(self.memory_limit))
-        size = float(np.linalg.norm(matrix, 1))
-        check_condition(rows, damped, (size + damped) / damped, "float64")
+        condition = (float(np.linalg.norm(matrix, 1)) + damped) / damped
+        check_condition(rows, damped, condition, "float64")
         matrix.flat[:: rows.rows + 1] += damped
-        try:
-            lower, _ = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
-        except LinAlgError:
-            raise singular(rows, damped) from None
-        return DualFactor(rows, lower, damped, (size + damped) / damped)
+        lower = lower_triangle(matrix, rows, damped)
+        return DualFactor(rows.dim, damped, condition, rows, lower)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,23 +198,15 @@ class DualFactor(Factor):
 
     kernel: RowsKernel
     lower: F64
-    damping: float
-    condition: float
     solve_rows: ClassVar[int] = 1024
 
-    @property
-    def dim(self) -> int:
-        return self.kernel.dim
-
-    @property
-    def memory(self) -> int:
-        return self.lower.nbytes
-
     def solve(self, rhs: NDArray[np.floating]) -> F64:
+        # (b − Φᵀ…Φ b)/λ loses digits where the two are nearly equal. One step of refinement, which
+        # solves for the residual once more, brings them back.
         wanted = np.asarray(rhs, dtype=np.float64)
         solved = self._once(wanted)
-        missed = wanted - self.kernel.apply(solved) - self.damping * solved
-        return solved + self._once(missed)
+        residual = wanted - self.kernel.apply(solved) - self.damping * solved
+        return solved + self._once(residual)
 
     def _once(self, rhs: F64) -> F64:
         inner = self.kernel.project(rhs)
@@ -209,7 +215,7 @@ class DualFactor(Factor):
 
 
 def _outer(kernel: RowsKernel, limit: int) -> F64:
-    """ΦΦᵀ by tiles of rows."""
+    """Compute ΦΦᵀ by tiles of rows."""
     count, step = kernel.rows, tile_rows(kernel.features)
     bytes_needed = 8 * count**2 + 2 * 12 * step * kernel.dim
     if bytes_needed > limit:
@@ -217,14 +223,14 @@ def _outer(kernel: RowsKernel, limit: int) -> F64:
             f"the dual form of {count} rows needs {human_bytes(bytes_needed)}, the memory limit is "
             f"{human_bytes(limit)}: use another solver or {LARGER_LIMIT}"
         )
-    found, tiles = np.empty((count, count)), list(ranges(count, step))
+    outer, tiles = np.empty((count, count)), list(ranges(count, step))
     for at, (low, high) in enumerate(tiles):
         rows = _tile(kernel.features, low, high)
         for start, stop in tiles[: at + 1]:
             others = rows if start == low else _tile(kernel.features, start, stop)
-            found[low:high, start:stop] = rows @ others.T
-            found[start:stop, low:high] = found[low:high, start:stop].T
-    return found
+            outer[low:high, start:stop] = rows @ others.T
+            outer[start:stop, low:high] = outer[low:high, start:stop].T
+    return outer
 
 
 def _tile(rows: Rows, start: int, stop: int) -> F64:
@@ -235,7 +241,7 @@ def _tile(rows: Rows, start: int, stop: int) -> F64:
 class _TracePass(Pass[float, float]):
     features: Rows
 
-    def start(self, tiles: Tiles) -> float:  # noqa: ARG002
+    def start(self) -> float:
         return 0.0
 
     def visit(self, state: float, low: int, high: int) -> float:
@@ -246,12 +252,12 @@ class _TracePass(Pass[float, float]):
 
 @dataclass(frozen=True, eq=False)
 class _ApplyPass(Pass[F64, F64]):
-    """Σ (values Φᵢᵀ) Φᵢ, shape (m, k)."""
+    """Σ (values Φᵢᵀ) Φᵢ over the tiles Φᵢ, shape (m, k)."""
 
     features: Rows
     values: F64
 
-    def start(self, tiles: Tiles) -> F64:  # noqa: ARG002
+    def start(self) -> F64:
         return np.zeros((len(self.values), self.features.shape[1]))
 
     def visit(self, state: F64, low: int, high: int) -> F64:
@@ -269,19 +275,11 @@ class _CombinePass(_ApplyPass):
 
 
 @dataclass(frozen=True, eq=False)
-class _ProjectPass(Pass[list[F64], F64]):
+class _ProjectPass(ListPass):
     """``values`` Φᵀ, shape (m, n)."""
 
     features: Rows
     values: F64
-    merge = staticmethod(beside)
 
-    def start(self, tiles: Tiles) -> list[F64]:  # noqa: ARG002
-        return []
-
-    def visit(self, state: list[F64], low: int, high: int) -> list[F64]:
-        state.append(self.values @ _tile(self.features, low, high).T)
-        return state
-
-    def finish(self, state: list[F64]) -> F64:
-        return np.concatenate(state, axis=-1)
+    def tile(self, low: int, high: int) -> F64:
+        return self.values @ _tile(self.features, low, high).T

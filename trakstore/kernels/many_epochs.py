@@ -1,26 +1,18 @@
-"""Kernels of many epochs at once, where each read is a way to another machine."""
+"""Factored kernels of many epochs, whose grams are read or made at once where reading is slow."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from trakstore.kernels.choice import choose_solver, need_solver
+from trakstore.kernels.choice import choose_solver, factor_split, need_solver
 from trakstore.kernels.gram import GramDtype, check_gram_dtype, gram, gram_bytes
 from trakstore.kernels.row_weights import KernelSplit, masked_rows, row_weights, unmasked_count
-from trakstore.kernels.solvers import Damping, Solver
-from trakstore.kernels.stored_grams import (
-    GramOrigin,
-    ReadGram,
-    grams_ready,
-    origin_of,
-    read_gram,
-    write_gram,
-)
+from trakstore.kernels.solvers import Damping, Factor, Solver
+from trakstore.kernels.stored_grams import GramOrigin, ReadGram, origin_of, read_gram, write_gram
 from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, Rows, together
@@ -30,52 +22,94 @@ from trakstore.storage import layout
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.backends.together import together as all_at_once
 
-__all__ = ["kernels_together"]
+# One part in so many of the memory limit is for grams, and one for the rows of small splits.
+SHARE = 8
 
-SHARE = 8  # one part in so many of the memory limit is for grams, and one for rows of small splits
 
-
-def kernels_together(
+def factors_of(
     splits: Sequence[KernelSplit],
-    damping: Damping,
+    damping: float | Damping = 1.0,
     *,
     solver: Solver | None = None,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
-) -> AbstractContextManager[None]:
-    """Within, this thread has the grams of these splits, which were read, or made and stored, at once.
+    kept: bool = True,
+) -> Iterator[Factor]:
+    """Factor K + λI of each split, one after the other.
 
-    They are those that :func:`~trakstore.kernels.choice.factor_split` asks for, to the bit. Nothing is
+    Parameters
+    ----------
+    splits : sequence of Split
+        Complete ones.
+    damping, solver, dtype, memory_limit
+        As for :func:`~trakstore.kernels.choice.factor_split`.
+    kept : bool
+        Let all factors share the memory limit, since the caller keeps them.
+    """
+    damped, limit, held = Damping.of(damping), memory_budget(memory_limit), 0
+    grams = grams_at_once(splits, damped, solver, dtype, limit)
+    for at, split in enumerate(splits):
+        # A gram is gone once it is factored: grams and factors of all epochs are never there at once.
+        factor = factor_split(
+            split,
+            damped,
+            solver=solver,
+            dtype=dtype,
+            memory_limit=limit,
+            held=held,
+            ready=grams.pop(at, None),
+        )
+        held += factor.memory if kept else 0
+        yield factor
+
+
+def grams_at_once(
+    splits: Sequence[KernelSplit],
+    damping: Damping,
+    solver: Solver | None,
+    dtype: GramDtype,
+    limit: int,
+) -> dict[int, ReadGram]:
+    """Read the grams that are stored, and make and store the others, many at a time.
+
+    They are those that :func:`~trakstore.kernels.stored_grams.split_gram` gives, to the bit. Nothing is
     done ahead on a local disk, or where all grams take more than an eighth of the memory limit.
+
+    Returns
+    -------
+    dict of int to ReadGram
+        By the position of the split among ``splits``, for the splits that were worth it.
     """
     need_solver(solver)
     check_gram_dtype(dtype)
-    limit = memory_budget(memory_limit)
     asked = [
-        _Asked(split, origin_of(split, dtype))
-        for split in splits
+        _Asked(at, split, origin_of(split, dtype))
+        for at, split in enumerate(splits)
         if _needs_gram(split, damping, solver, limit)
     ]
     size = sum(8 * one.features.shape[1] ** 2 for one in asked)
+    # A single gram is read when it is asked for: there is nothing to read beside it.
     if len(asked) < 2 or size > limit // SHARE:
-        return nullcontext()
+        return {}
     place = asked[0].split.location
-    found = all_at_once(place, [partial(read_gram, one.split, one.origin) for one in asked])
-    known = list(zip(asked, found, strict=True))
-    if active_client() is None:  # else rows are read where the work is done
-        fresh = [one for one, read in known if read is None]
+    stored = all_at_once(place, [partial(read_gram, one.split, one.origin) for one in asked])
+    grams = {one.at: read for one, read in zip(asked, stored, strict=True) if read is not None}
+    # On a cluster, rows are better read where the work is done.
+    if active_client() is None:
+        fresh = [one for one in asked if one.at not in grams]
         made = list(_made(fresh, limit - size, limit // SHARE))
         all_at_once(
             place, [partial(write_gram, one.split, read.gram, one.origin) for one, read in made]
         )
-        known += made
-    return grams_ready([(one.split, one.origin, read) for one, read in known if read is not None])
+        grams |= {one.at: read for one, read in made}
+    return grams
 
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A gram that will be asked for."""
+    """A gram that will be asked for, of the split at a position among those that are given."""
 
+    at: int
     split: KernelSplit
     origin: GramOrigin
 
@@ -85,19 +119,19 @@ class _Asked:
 
     @property
     def row_bytes(self) -> int:
-        """Of all rows in memory, and their weights."""
+        """Bytes of all rows in memory, in whole chunks, and of their weights."""
         (rows, dim), step = self.features.shape, self.features.chunk_rows
         return -(-rows // step) * step * (dim * self.features.dtype.itemsize + 8)
 
     def fits(self, limit: int) -> bool:
-        """Whether the gram can be made within a memory limit."""
+        """Tell whether the gram can be made within a memory limit."""
         rows, computed = self.features, np.dtype(self.origin.dtype).itemsize
         parts = gram_bytes(rows.shape[1], tile_rows(rows), rows.dtype.itemsize, computed)
         return with_slack(sum(parts)) <= limit
 
 
 def _needs_gram(split: KernelSplit, damping: Damping, solver: Solver | None, limit: int) -> bool:
-    """Whether a split, not on a local disk, gets a solver that takes a gram."""
+    """Tell whether a split that is not on a local disk gets a solver that takes a gram."""
     if split.location.near:
         return False
     dim = split.column(layout.FEATURES).shape[1]
@@ -106,33 +140,37 @@ def _needs_gram(split: KernelSplit, damping: Damping, solver: Solver | None, lim
 
 
 def _made(asked: Sequence[_Asked], limit: int, room: int) -> Iterator[tuple[_Asked, ReadGram]]:
-    """Grams of splits of which some at a time fit ``room`` bytes; those of larger ones are left out.
+    """Make grams of the splits whose rows fit ``room`` bytes; larger ones are left out.
 
     Rows are in memory twice for a moment: as they were read, and as arrays.
     """
     ahead, left = min(AHEAD_BYTES, room // 2), limit - room
     small = [one for one in asked if one.row_bytes <= ahead and one.fits(left)]
-    for some in _batches(small, ahead):
-        columns = [(one.features, row_weights(one.split)) for one in some]
+    for batch in _batches(small, ahead):
+        columns = [(one.features, row_weights(one.split)) for one in batch]
         with together(((rows, 0, one[0].shape[0]) for one in columns for rows in one), ahead):
             held = [(_held(rows), weights and _held(weights)) for rows, weights in columns]
-        for one, (rows, weights) in zip(some, held, strict=True):
+        for one, (rows, weights) in zip(batch, held, strict=True):
             made = gram(rows, weights, dtype=one.origin.dtype, memory_limit=left)
             made = replace(made, rows=unmasked_count(one.split))
             yield one, ReadGram(made, one.origin, masked_rows(one.split))
 
 
 def _batches(asked: Sequence[_Asked], room: int) -> Iterator[list[_Asked]]:
-    some: list[_Asked] = []
+    """Splits in order, as many at a time as have their rows in ``room`` bytes."""
+    batch: list[_Asked] = []
     for one in asked:
-        if some and sum(other.row_bytes for other in [*some, one]) > room:
-            yield some
-            some = []
-        some.append(one)
-    if some:
-        yield some
+        if batch and sum(other.row_bytes for other in [*batch, one]) > room:
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
 
 
 def _held(rows: Rows) -> ArrayRows:
-    """All rows in memory, in the tiles that they have on disk."""
+    """Read all rows into memory, in the tiles that they have on disk.
+
+    The tiles decide the order of the sums, and so the bits of the gram.
+    """
     return ArrayRows(rows.read(0, rows.shape[0]), rows.chunk_rows)

@@ -1,8 +1,9 @@
-"""Which rows of a split enter its kernel, and with what weight."""
+"""Rows of a split that enter its kernel, and their weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -10,25 +11,8 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.passes.rows import KeptRows, RowByRow, Rows, UnmaskedRows, ZeroedRows
-from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.backends.location import Location
 from trakstore.storage.split import Split
-
-__all__ = [
-    "KernelSplit",
-    "TemperedRows",
-    "WeightedRows",
-    "WeightedSplit",
-    "Weighting",
-    "kernel_rows",
-    "masked_rows",
-    "row_weights",
-    "tempered",
-    "unmasked_count",
-    "weighted",
-    "weighting_of",
-]
 
 Weighting: TypeAlias = Literal["loss", "logistic"]
 
@@ -45,7 +29,7 @@ class WeightedSplit:
         w = q (1 − q), the second derivative of the loss log(1 + exp(−output)), whose q is
         the logistic function of −output: the Gauss-Newton Hessian.
     temperature : float
-        Of a logistic q: see :func:`tempered`.
+        Temperature of a logistic q: see :func:`tempered`.
     """
 
     stored: Split
@@ -59,52 +43,33 @@ class WeightedSplit:
 
     @property
     def weighting(self) -> str:
-        """As a gram's document names it."""
-        shortest = repr(float(self.temperature)).removesuffix(".0")  # that is no other temperature
-        return self.kind if self.temperature == 1 else f"{self.kind}-{shortest}"
+        """The name of the weighting in a gram's path and document."""
+        if self.temperature == 1:
+            return self.kind
+        # Python's repr is the shortest text that no other float has.
+        return f"{self.kind}-{float(self.temperature)!r}".removesuffix(".0")
 
-    @property
-    def epoch(self) -> layout.Epoch:
-        return self.stored.epoch
-
-    @property
-    def name(self) -> str:
-        return self.stored.name
-
-    @property
-    def rows(self) -> int:
-        return self.stored.rows
-
-    @property
-    def location(self) -> Location:
-        return self.stored.location
-
-    @property
-    def spec(self) -> SplitSpec:
-        return self.stored.spec
-
-    @property
-    def masked(self) -> NDArray[np.int64]:
-        return masked_rows(self.stored)
-
-    def column(self, name: str, /) -> Rows:
-        return self.stored.column(name)
-
-    @property
-    def state(self) -> str:
-        return self.stored.state
+    # All else that kernels ask of a split is the stored one's.
+    location = property(attrgetter("stored.location"))
+    epoch = property(attrgetter("stored.epoch"))
+    name = property(attrgetter("stored.name"))
+    spec = property(attrgetter("stored.spec"))
+    rows = property(attrgetter("stored.rows"))
+    masked = property(attrgetter("stored.masked"))
+    column = property(attrgetter("stored.column"))
+    state = property(attrgetter("stored.state"))
 
 
 KernelSplit: TypeAlias = Split | WeightedSplit
 
 
 def weighting_of(split: KernelSplit) -> str:
-    """How the rows of a split are weighted; ``""`` where each counts as one."""
+    """Name the weighting of the rows of a split; ``""`` where each counts as one."""
     return split.weighting if isinstance(split, WeightedSplit) else ""
 
 
 def weighted(split: Split, weighting: str) -> KernelSplit:
-    """The split with its rows weighted as a name that :func:`weighting_of` gives says.
+    """Weight the rows of a split by a name that :func:`weighting_of` gives.
 
     Raises
     ------
@@ -128,17 +93,17 @@ def _no_weighting(name: str) -> TrakStoreError:
 
 
 def masked_rows(split: KernelSplit) -> NDArray[np.int64]:
-    """Positions of the rows that were masked, ascending."""
+    """Return the positions of the rows that were masked, ascending."""
     return np.sort(np.asarray(split.masked, dtype=np.int64))
 
 
 def unmasked_count(split: KernelSplit) -> int:
-    """Rows that are left: the n of a damping relative to tr(K)/n, whatever their weights."""
+    """Count the rows that are left: the n of a damping relative to tr(K)/n, whatever their weights."""
     return split.rows - len(masked_rows(split))
 
 
 def row_weights(split: KernelSplit, *, without: NDArray[np.int64] | None = None) -> Rows | None:
-    """The weight of each stored row in the kernel; None where all are 1.
+    """Return the weight of each stored row in the kernel; None where all are 1.
 
     Rows at the positions ``without`` have 0, by default the masked ones; what is stored of them may
     be anything.
@@ -147,15 +112,18 @@ def row_weights(split: KernelSplit, *, without: NDArray[np.int64] | None = None)
     if not isinstance(split, WeightedSplit):
         return KeptRows(split.rows, left_out) if len(left_out) else None
     q = split.column("out_to_loss")
+    # A masked row may hold NaN. At q = 0 the weight is 0, whatever the kind and the temperature.
     if len(left_out):
-        q = ZeroedRows(q, left_out)  # whose weight is 0, whatever the kind
+        q = ZeroedRows(q, left_out)
     if split.temperature != 1:
         q = TemperedRows(q, split.temperature)
     return _WeightRows(q, split.kind)
 
 
 def tempered(q: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """The logistic function of −output/T, from q, that of −output: 1 − p of softened probabilities.
+    """Compute the logistic function of −output/T from q, that of −output.
+
+    It is 1 − p of softened probabilities.
 
     Examples
     --------
@@ -164,15 +132,17 @@ def tempered(q: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     True
     """
     own = np.asarray(q, dtype=np.float64)
-    with np.errstate(invalid="ignore"):  # what is outside of 0..1 becomes NaN, which is told
+    # q/(1 − q) = exp(−output), and the odds at temperature T are its T-th root. A q outside of 0..1
+    # becomes NaN, which readers refuse.
+    with np.errstate(invalid="ignore"):
         low, high = own ** (1 / temperature), (1 - own) ** (1 / temperature)
-    found: NDArray[np.float64] = low / (low + high)
-    return found
+    soft: NDArray[np.float64] = low / (low + high)
+    return soft
 
 
 @dataclass(frozen=True, eq=False)
 class TemperedRows(RowByRow):
-    """:func:`tempered` of a column q.
+    """A column q at a temperature: see :func:`tempered`.
 
     Reading raises a :class:`NumericsError` for a q outside of 0..1.
     """
@@ -180,17 +150,17 @@ class TemperedRows(RowByRow):
     temperature: float
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        found = tempered(self.base.read(start, stop), self.temperature)
-        if not np.isfinite(found).all():
+        soft = tempered(self.base.read(start, stop), self.temperature)
+        if not np.isfinite(soft).all():
             raise NumericsError(
                 f"out_to_loss of rows {start}..{stop} is not finite, or outside of 0..1: it is not "
                 f"that of a logistic loss; use temperature=None"
             )
-        return found
+        return soft
 
 
 def kernel_rows(split: KernelSplit) -> Rows:
-    """Rows whose plain gram is the kernel: √wᵢ·φᵢ of the unmasked ones."""
+    """Return rows whose plain gram is the kernel: √wᵢ·φᵢ of the unmasked ones."""
     rows, masked = split.column(layout.FEATURES), masked_rows(split)
     weights = row_weights(split) if isinstance(split, WeightedSplit) else None
     if weights is not None:
@@ -200,7 +170,7 @@ def kernel_rows(split: KernelSplit) -> Rows:
 
 @dataclass(frozen=True, eq=False)
 class _WeightRows(RowByRow):
-    """Weights from the column q."""
+    """Weights w from the column q."""
 
     kind: Weighting
 

@@ -1,6 +1,6 @@
 """Damped kernels: factored once in float64, solved many times, never inverted to multiply with.
 
-Each solver says which form of the kernel it needs; ``trakstore.kernels.choice`` makes that form.
+Each solver names the form of the kernel that it needs; ``trakstore.kernels.choice`` makes that form.
 """
 
 from __future__ import annotations
@@ -21,24 +21,11 @@ from trakstore.kernels.gram import Gram, Kernel
 from trakstore.passes.sent import Sent
 from trakstore.quantities import as_number
 
-__all__ = [
-    "CONDITION_LIMIT",
-    "Cholesky",
-    "Damping",
-    "Eigen",
-    "Factor",
-    "Form",
-    "IllConditionedWarning",
-    "Solver",
-    "check_condition",
-    "need",
-    "singular",
-]
-
+F64: TypeAlias = NDArray[np.float64]
 Form: TypeAlias = Literal["matrix", "rows", "tiles"]
 K = TypeVar("K")
 
-# float32 products leave noise of about 1e-7 of the largest eigenvalue in a gram, float64 of 1e-15
+# Products of float32 leave noise of about 1e-7 of the largest eigenvalue in a gram, float64 of 1e-15.
 CONDITION_LIMIT = 1e7
 CONDITION_LIMITS = {"float32": CONDITION_LIMIT, "float64": 1e13}
 
@@ -87,11 +74,11 @@ class Damping:
 
     @staticmethod
     def of(value: float | Damping) -> Damping:
-        """``value`` itself, or a plain number as the relative c."""
+        """Return ``value`` itself, or a plain number as the relative c."""
         return value if isinstance(value, Damping) else Damping(_damping(value))
 
     def value(self, trace: float, rows: int) -> float:
-        """λ for a kernel with this trace over this many rows."""
+        """Return λ for a kernel with this trace over this many rows."""
         if self.relative is None:
             return self.absolute or 0.0
         return self.relative * trace / rows
@@ -101,38 +88,35 @@ def _damping(value: object) -> float:
     return as_number(value, "damping", least=0, needed="must be a finite number >= 0")
 
 
+@dataclass(frozen=True, eq=False)
 class Factor(Sent, ABC):
     """K + λI, factored.
 
     Attributes
     ----------
+    dim : int
+        k.
     damping : float
         λ.
     condition : float
-        Condition number of K + λI: an estimate, which one is for the solver to say.
-    dim : int
-        k.
-    memory : int
-        Bytes that it holds for as long as it is there.
+        Condition number of K + λI: an estimate, whose kind the solver says.
     solve_rows : int
         Rows that a solve should have at once, where each solve reads from disk; else 1.
     """
 
+    dim: int
     damping: float
     condition: float
     solve_rows: ClassVar[int] = 1
 
     @property
     def memory(self) -> int:
-        return 0
-
-    @property
-    @abstractmethod
-    def dim(self) -> int: ...
+        """Bytes of the arrays that it holds for as long as it is there."""
+        return sum(one.nbytes for one in vars(self).values() if isinstance(one, np.ndarray))
 
     @abstractmethod
-    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
-        """``rhs`` (K + λI)⁻¹, shapes (m, k) -> (m, k), in float64."""
+    def solve(self, rhs: NDArray[np.floating]) -> F64:
+        """Compute ``rhs`` (K + λI)⁻¹, shapes (m, k) -> (m, k), in float64."""
 
 
 class Solver(ABC):
@@ -141,7 +125,7 @@ class Solver(ABC):
     Attributes
     ----------
     form : {"matrix", "rows", "tiles"}
-        What ``factor`` takes: a ``Gram``, a ``RowsKernel`` or a ``TiledGram``.
+        Form of the kernel that ``factor`` takes: a ``Gram``, a ``RowsKernel`` or a ``TiledGram``.
     """
 
     form: ClassVar[Form] = "matrix"
@@ -160,7 +144,7 @@ class Solver(ABC):
 
 
 def need(kernel: Kernel, kind: type[K], solver: Solver) -> K:
-    """The kernel, if it has the form that a solver needs."""
+    """Return the kernel, if it has the form that a solver needs."""
     if isinstance(kernel, kind):
         return kernel
     raise TrakStoreError(
@@ -168,24 +152,37 @@ def need(kernel: Kernel, kind: type[K], solver: Solver) -> K:
     )
 
 
+def damping_of(kernel: Kernel, damping: float | Damping) -> float:
+    """Return λ; refuse λ = 0 where K cannot have full rank."""
+    damped = Damping.of(damping).value(kernel.trace, kernel.rows)
+    if damped == 0 and (kernel.trace == 0 or kernel.rows < kernel.dim):
+        raise singular(kernel, damped)
+    return damped
+
+
+def lower_triangle(matrix: F64, kernel: Kernel, damped: float) -> F64:
+    """Factor a symmetric matrix, which has λ in it already, into L Lᵀ, in its own place.
+
+    The triangle above the diagonal of the result means nothing.
+    """
+    # LAPACK wants Fortran order. The transposed view of a symmetric matrix is the same matrix in it,
+    # so that nothing is copied.
+    try:
+        lower, _ = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
+    except LinAlgError:
+        raise singular(kernel, damped) from None
+    return np.asarray(lower)
+
+
 @dataclass(frozen=True, eq=False)
 class CholeskyFactor(Factor):
     """The lower triangle of K + λI = L Lᵀ."""
 
-    lower: NDArray[np.float64]
-    damping: float
-    condition: float
+    lower: F64
 
-    @property
-    def dim(self) -> int:
-        return len(self.lower)
-
-    @property
-    def memory(self) -> int:
-        return self.lower.nbytes
-
-    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
-        columns = np.array(rhs, dtype=np.float64, order="C").T  # Fortran order: solved in place
+    def solve(self, rhs: NDArray[np.floating]) -> F64:
+        # Rows in C order are columns in Fortran order, which LAPACK solves in place.
+        columns = np.array(rhs, dtype=np.float64, order="C").T
         solved = cho_solve((self.lower, True), columns, overwrite_b=True, check_finite=False)
         return np.asarray(solved.T)
 
@@ -204,20 +201,15 @@ class Cholesky(Solver):
 
     def factor(self, kernel: Kernel, damping: float | Damping = 1.0) -> CholeskyFactor:
         gram = need(kernel, Gram, self)
-        damped = Damping.of(damping).value(gram.trace, gram.rows)
-        if damped == 0 and gram.rows < gram.dim:
-            raise singular(gram, damped)
+        damped = damping_of(gram, damping)
         matrix = gram.matrix.copy()
         matrix.flat[:: gram.dim + 1] += damped
         size = float(np.linalg.norm(matrix, 1))
-        try:  # K is symmetric: the transposed view is the same matrix in Fortran order
-            lower, _ = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
-        except LinAlgError:
-            raise singular(gram, damped) from None
+        lower = lower_triangle(matrix, gram, damped)
         reciprocal, _ = dpocon(lower, size, uplo="L")
         condition = 1 / float(reciprocal) if reciprocal > 0 else math.inf
         check_condition(gram, damped, condition, gram.dtype)
-        return CholeskyFactor(lower, damped, condition)
+        return CholeskyFactor(gram.dim, damped, condition, lower)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,22 +226,16 @@ class EigenFactor(Factor):
         K itself.
     """
 
-    values: NDArray[np.float64]
-    vectors: NDArray[np.float64]
+    values: F64
+    vectors: F64
     gram: Gram
-    damping: float
-    condition: float
-
-    @property
-    def dim(self) -> int:
-        return len(self.values)
 
     @property
     def memory(self) -> int:
-        return self.vectors.nbytes + self.gram.matrix.nbytes
+        return super().memory + self.gram.matrix.nbytes
 
     def at(self, damping: float | Damping) -> EigenFactor:
-        """The same kernel at another damping, at no cost.
+        """Return the same kernel at another damping, at no cost.
 
         Raises
         ------
@@ -258,7 +244,7 @@ class EigenFactor(Factor):
         """
         return _eigen_factor(self.gram, self.values, self.vectors, damping)
 
-    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
+    def solve(self, rhs: NDArray[np.floating]) -> F64:
         turned = np.asarray(rhs, dtype=np.float64) @ self.vectors
         turned /= self.values + self.damping
         return turned @ self.vectors.T
@@ -284,59 +270,52 @@ class Eigen(Solver):
         return _eigen_factor(gram, values, vectors, damping)
 
 
-def _eigen_factor(
-    gram: Gram,
-    values: NDArray[np.float64],
-    vectors: NDArray[np.float64],
-    damping: float | Damping,
-) -> EigenFactor:
-    damped = Damping.of(damping).value(gram.trace, gram.rows)
+def _eigen_factor(gram: Gram, values: F64, vectors: F64, damping: float | Damping) -> EigenFactor:
+    damped = damping_of(gram, damping)
+    # Rounding may leave small eigenvalues below zero.
     least = float(values[0]) + damped
-    if least <= 0 or (damped == 0 and gram.rows < gram.dim):
+    if least <= 0:
         raise singular(gram, damped)
     condition = (float(values[-1]) + damped) / least
     check_condition(gram, damped, condition, gram.dtype)
-    return EigenFactor(values, vectors, gram, damped, condition)
+    return EigenFactor(gram.dim, damped, condition, values, vectors, gram)
 
 
 def check_condition(kernel: Kernel, damped: float, condition: float, dtype: str) -> None:
-    """Refuse what float64 cannot solve, warn where the kernel's own rounding shows.
+    """Refuse kernels that float64 cannot solve, and warn where their own rounding shows.
 
     Raises
     ------
     NumericsError
         A condition number above 1/(k·eps).
     """
+    # Written so that a condition number of NaN is refused too.
     if not condition * kernel.dim * np.finfo(np.float64).eps < 1:
         raise singular(kernel, damped)
     if condition > CONDITION_LIMITS[dtype]:
-        message = _nearly(kernel, damped, condition)
+        message = (
+            f"K + λI has condition number {condition:.1e} at λ={damped:.3g} (k={kernel.dim}, "
+            f"n={kernel.rows}): small directions are rounding noise; {_remedy(kernel, damped)}"
+        )
         if dtype == "float32":
             message += "; or gram_dtype='float64'"
         warnings.warn(message, IllConditionedWarning, stacklevel=4)
 
 
 def singular(kernel: Kernel, damped: float) -> NumericsError:
-    """The error for a kernel that cannot be factored at this λ."""
-    return NumericsError(_singular(kernel, damped))
+    """Return the error for a kernel that cannot be factored at this λ."""
+    if kernel.trace == 0:
+        return NumericsError(
+            f"K is zero: all {kernel.rows} rows are zero, no damping relative to it can help"
+        )
+    why = "dependent or zero columns"
+    if kernel.rows < kernel.dim:
+        why = f"k={kernel.dim} > n={kernel.rows}"
+    return NumericsError(f"K + λI is singular at λ={damped:.3g}: {why}; {_remedy(kernel, damped)}")
 
 
-def _singular(gram: Kernel, damped: float) -> str:
-    if gram.trace == 0:
-        return f"K is zero: all {gram.rows} rows are zero, no damping relative to it can help"
-    why = f"k={gram.dim} > n={gram.rows}" if gram.rows < gram.dim else "dependent or zero columns"
-    return f"K + λI is singular at λ={damped:.3g}: {why}; {_remedy(gram, damped)}"
-
-
-def _nearly(gram: Kernel, damped: float, condition: float) -> str:
-    return (
-        f"K + λI has condition number {condition:.1e} at λ={damped:.3g} (k={gram.dim}, "
-        f"n={gram.rows}): small directions are rounding noise; {_remedy(gram, damped)}"
-    )
-
-
-def _remedy(gram: Kernel, damped: float) -> str:
-    unit = gram.trace / gram.rows
+def _remedy(kernel: Kernel, damped: float) -> str:
+    unit = kernel.trace / kernel.rows
     if damped < 0.1 * unit:
         return f"use damping > 0, for example damping=1.0 (λ={unit:.3g})"
     return "use a larger damping, or fewer dimensions"

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +19,6 @@ from trakstore.kernels.row_weights import (
 )
 from trakstore.passes.rows import TakenRows
 from trakstore.storage import layout
-from trakstore.storage.backends.location import Location
 from trakstore.storage.claims import claimed
 from trakstore.storage.snapshots import is_current
 from trakstore.storage.tables.saved_arrays import SavedArray
@@ -34,34 +29,20 @@ from trakstore.storage.tables.saved_table import (
     table_arrays,
 )
 
-__all__ = [
-    "GRAM_CHUNK",
-    "GramOrigin",
-    "ReadGram",
-    "StoredGram",
-    "gram_array",
-    "grams_ready",
-    "origin_of",
-    "publish",
-    "read_gram",
-    "split_gram",
-    "start_gram",
-    "stored_gram",
-    "write_gram",
-]
-
-GRAM_CHUNK = 1024  # rows and columns of a chunk: 8 MB
-MASKED_SHARE = 0.1  # of the rows: beyond, a gram is computed again instead of downdated
+# Rows and columns of a chunk: 8 MB.
+GRAM_CHUNK = 1024
+# Share of rows that are masked beyond which a gram is computed again instead of downdated.
+MASKED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class GramOrigin:
-    """What a gram was computed from, as its attributes in the store say.
+    """The rows and weights that a gram was computed from, as its document in the store names them.
 
     Attributes
     ----------
     nonce : int
-        Of the split.
+        The split's: another one of the same name has another.
     rows : int
         Rows of the split, masked ones included.
     masked : int
@@ -69,9 +50,9 @@ class GramOrigin:
     masked_digest : str
         SHA-256 of their positions (int64, little-endian, ascending); ``""`` for none.
     dtype : {"float32", "float64"}
-        Of the products.
+        Dtype of the products.
     weighting : str
-        How rows are weighted, as of a :class:`WeightedSplit`; ``""`` where each counts as one.
+        Weighting of the rows, as a :class:`WeightedSplit` names it; ``""`` where each counts as one.
     """
 
     nonce: int
@@ -87,8 +68,9 @@ def split_gram(
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    ready: ReadGram | None = None,
 ) -> Gram:
-    """K = ΦᵀΦ of a split's features, without its masked rows: the stored one where it is valid.
+    """Return K = ΦᵀΦ of a split's features, without its masked rows: the stored one where it is valid.
 
     A stored gram of fewer rows of the same split gets the rows that were appended; one with fewer
     masked rows is downdated in float64. Otherwise it is computed. What is new is stored, unless the
@@ -99,9 +81,11 @@ def split_gram(
     split : Split
         Complete.
     dtype : {"float32", "float64"}
-        Of the products within a tile; a stored gram of float64 products serves both.
+        Dtype of the products within a tile; a stored gram of float64 products serves both.
     memory_limit : int or str, optional
         Bytes of one process.
+    ready : ReadGram, optional
+        The stored gram, where it was read already.
 
     Raises
     ------
@@ -111,48 +95,24 @@ def split_gram(
         The gram does not fit.
     """
     wanted = origin_of(split, dtype)
-    stored = _READY.grams.pop(_at(split, wanted), None) or read_gram(split, wanted)
+    # A gram of fewer rows, or of other masked ones, may still be of use.
+    stored = ready or read_gram(split, wanted)
     if stored is not None and stored.origin == wanted:
         return stored.gram
     made = None if stored is None else _updated(split, stored, wanted, memory_limit)
     if made is None:
         rows, weights = split.column(layout.FEATURES), row_weights(split)
         made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
-        made = replace(made, rows=unmasked_count(split))
+    # The n of the damping counts rows whose weight is 0 too.
+    made = replace(made, rows=unmasked_count(split))
     write_gram(split, made, wanted)
     return made
 
 
-class _Ready(threading.local):
-    """Grams that are there before they are asked for, by place and origin."""
-
-    def __init__(self) -> None:
-        self.grams: dict[_At, ReadGram] = {}
-
-
-_At: TypeAlias = tuple[Location, str, GramOrigin]
-_READY = _Ready()
-
-
-@contextmanager
-def grams_ready(grams: Sequence[tuple[KernelSplit, GramOrigin, ReadGram]]) -> Iterator[None]:
-    """Within, :func:`split_gram` in this thread has these, as they were read or just made."""
-    keys = [_at(split, wanted) for split, wanted, _ in grams]
-    _READY.grams.update(zip(keys, (one for *_, one in grams), strict=True))
-    try:
-        yield
-    finally:
-        for key in keys:
-            _READY.grams.pop(key, None)
-
-
-def _at(split: KernelSplit, wanted: GramOrigin) -> _At:
-    return split.location, _path(split), wanted
-
-
 def origin_of(split: KernelSplit, dtype: GramDtype) -> GramOrigin:
-    """What a gram of this split, as it is now, is computed from."""
+    """Return the origin of a gram of this split as it is now."""
     masked = masked_rows(split)
+    # In a fixed byte order, since the digest is compared on other machines.
     digest = hashlib.sha256(masked.astype("<i8").tobytes()).hexdigest() if len(masked) else ""
     nonce, weighting = split.spec.nonce, weighting_of(split)
     return GramOrigin(nonce, split.rows, len(masked), digest, dtype, weighting)
@@ -161,7 +121,11 @@ def origin_of(split: KernelSplit, dtype: GramDtype) -> GramOrigin:
 def _updated(
     split: KernelSplit, stored: ReadGram, wanted: GramOrigin, memory_limit: int | str | None
 ) -> Gram | None:
-    """The stored gram with rows that were appended and without rows that were masked since."""
+    """Bring a stored gram up to date: add the rows that were appended since, take out masked ones.
+
+    Returns None where it has to be computed again: rows were taken in again, or too many taken out, so
+    that the difference of large sums would leave mostly their rounding.
+    """
     now = masked_rows(split)
     gone = np.setdiff1d(now[now < stored.origin.rows], stored.masked)
     if len(np.setdiff1d(stored.masked, now)) or len(gone) > MASKED_SHARE * stored.gram.rows:
@@ -173,11 +137,12 @@ def _updated(
         more = gram(TakenRows(features, added), new, dtype=result.dtype, memory_limit=memory_limit)
         result = _sum(result, more, 1)
     if len(gone):
+        # Rows that are masked now have weight 0. They leave with the weight that they had before.
         weights = row_weights(split, without=stored.masked)
         old = None if weights is None else TakenRows(weights, gone)
         less = gram(TakenRows(features, gone), old, dtype="float64", memory_limit=memory_limit)
         result = _sum(result, less, -1)
-    return replace(result, rows=unmasked_count(split))
+    return result
 
 
 def _sum(left: Gram, right: Gram, sign: int) -> Gram:
@@ -187,17 +152,17 @@ def _sum(left: Gram, right: Gram, sign: int) -> Gram:
 
 @dataclass(frozen=True, eq=False)
 class StoredGram:
-    """A gram that is kept, as its document says.
+    """A gram in the store, as its document describes it.
 
     Attributes
     ----------
     origin : GramOrigin
-        What it was computed from; products of float64 count as those that were wanted.
+        Products of float64 count as those that were wanted.
     used : int
         Rows that entered.
     trace : float
     dtype : {"float32", "float64"}
-        Of its products.
+        Dtype of its products.
     arrays : dict of str to SavedArray
         ``gram``, and ``masked`` where rows were left out.
     """
@@ -210,24 +175,29 @@ class StoredGram:
 
 
 def stored_gram(split: KernelSplit, wanted: GramOrigin) -> StoredGram | None:
-    """The stored gram of a split, of as many rows or fewer; None where none can be used."""
+    """Return the stored gram of a split, of as many rows or fewer; None where none can be used.
+
+    A damaged one counts as none: it is computed again.
+    """
     try:
-        what = read_table(split.location, _path(split))
-        if not what:
+        document = read_table(split.location, _path(split))
+        if not document:
             return None
-        known = fields({k: v for k, v in what.items() if k in _GRAM}, _GRAM, ("weighting",))
+        known = fields({k: v for k, v in document.items() if k in _GRAM}, _GRAM, ("weighting",))
         if known["used"] > known["rows"] or known["masked"] > known["rows"]:
             return None
-        origin = GramOrigin(**{name: what[name] for name in asdict(wanted)})
-        arrays = table_arrays(what)
+        origin = GramOrigin(**{name: document[name] for name in asdict(wanted)})
+        arrays = table_arrays(document)
+        # A gram of format 1 has no checksums: its chunks may be of any matrix.
         if arrays["gram"].tails is None or arrays["gram"].shape != (_dim(split),) * 2:
-            return None  # of format 1: its chunks may be of any matrix
-        found = StoredGram(origin, what["used"], what["trace"], origin.dtype, arrays)
+            return None
     except (KeyError, TypeError, ValueError, OSError):
-        return None  # a damaged one is computed again
+        return None
     same = (origin.nonce, origin.weighting) == (wanted.nonce, wanted.weighting)
-    usable = same and origin.dtype in (wanted.dtype, "float64") and origin.rows <= wanted.rows
-    return replace(found, origin=replace(origin, dtype=wanted.dtype)) if usable else None
+    if not same or origin.dtype not in (wanted.dtype, "float64") or origin.rows > wanted.rows:
+        return None
+    used, trace = document["used"], document["trace"]
+    return StoredGram(replace(origin, dtype=wanted.dtype), used, trace, origin.dtype, arrays)
 
 
 _GRAM = {
@@ -241,7 +211,7 @@ _GRAM = {
 
 @dataclass(frozen=True, eq=False)
 class ReadGram:
-    """A gram, what it was computed from, and the positions of the rows that were left out."""
+    """A gram, its origin, and the positions of the rows that were left out."""
 
     gram: Gram
     origin: GramOrigin
@@ -249,25 +219,20 @@ class ReadGram:
 
 
 def read_gram(split: KernelSplit, wanted: GramOrigin) -> ReadGram | None:
-    """The stored gram if it is whole and of this split; a damaged one counts as none."""
-    found = stored_gram(split, wanted)
-    if found is None:
+    """Read the stored gram if it is whole and of this split; a damaged one counts as none."""
+    stored = stored_gram(split, wanted)
+    if stored is None:
         return None
-    place, path = split.location, _path(split)
+    place, path, masked = split.location, _path(split), np.empty(0, dtype=np.int64)
     try:
-        matrix = np.asarray(found.arrays["gram"].read(place, path), dtype=np.float64)
-        masked = masked_rows(split) if found.origin == wanted else _masked(found, place, path)
+        matrix = np.asarray(stored.arrays["gram"].read(place, path), dtype=np.float64)
+        if stored.origin == wanted:
+            masked = masked_rows(split)
+        elif stored.origin.masked:
+            masked = np.asarray(stored.arrays["masked"].read(place, path), dtype=np.int64)
     except (KeyError, ValueError, OSError):
         return None
-    kept = Gram(matrix, found.used, found.trace, found.dtype)
-    return ReadGram(kept, found.origin, masked)
-
-
-def _masked(found: StoredGram, place: Location, path: str) -> NDArray[np.int64]:
-    """Positions of the rows that were left out of a stored gram."""
-    if not found.origin.masked:
-        return np.empty(0, dtype=np.int64)
-    return np.asarray(found.arrays["masked"].read(place, path), dtype=np.int64)
+    return ReadGram(Gram(matrix, stored.used, stored.trace, stored.dtype), stored.origin, masked)
 
 
 def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
@@ -279,7 +244,8 @@ def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
             gram_array(_dim(split)).open(place, path, "r+")[:] = made.matrix
             publish(split, begun, replace(wanted, dtype=made.dtype), made.rows, made.trace)
     except (OSError, ValueError):
-        return  # it is computed again next time
+        # A query works on a store that it may not write. The gram is computed again next time.
+        return
 
 
 def start_gram(split: KernelSplit) -> bytes:
@@ -294,7 +260,7 @@ def start_gram(split: KernelSplit) -> bytes:
 
 
 def publish(split: KernelSplit, begun: bytes, origin: GramOrigin, used: int, trace: float) -> None:
-    """Write what a stored gram is and was computed from, last of all.
+    """Write the document of a stored gram, last of all.
 
     Nothing is written where rows came or were masked, or the split was replaced, since it was opened:
     the gram is none of the split as it is.
@@ -313,12 +279,12 @@ def publish(split: KernelSplit, begun: bytes, origin: GramOrigin, used: int, tra
         masked.create(place, path)
         masked.open(place, path, "r+")[:] = masked_rows(split)
         arrays["masked"] = masked
-    what = {**asdict(origin), "used": used, "trace": trace}
-    publish_table(place, path, list(arrays.values()), what, instead_of=begun)
+    document = {**asdict(origin), "used": used, "trace": trace}
+    publish_table(place, path, list(arrays.values()), document, instead_of=begun)
 
 
 def gram_array(dim: int) -> SavedArray:
-    """The array of a gram of ``dim`` features."""
+    """Describe the array of a gram of ``dim`` features."""
     chunk = min(dim, GRAM_CHUNK)
     return SavedArray("gram", "float64", (dim, dim), (chunk, chunk), ("feature", "feature_2"))
 
@@ -328,5 +294,5 @@ def _path(split: KernelSplit) -> str:
 
 
 def _dim(split: KernelSplit) -> int:
-    """Columns of the split's features, and so of their gram."""
+    """Return the columns of the split's features, and so of their gram."""
     return split.column(layout.FEATURES).shape[1]

@@ -20,7 +20,6 @@ from trakstore.kernels.gram import PRODUCT_ROWS, GramDtype
 from trakstore.kernels.row_weights import KernelSplit, row_weights, unmasked_count, weighting_of
 from trakstore.kernels.stored_grams import (
     GRAM_CHUNK,
-    StoredGram,
     gram_array,
     origin_of,
     publish,
@@ -28,7 +27,7 @@ from trakstore.kernels.stored_grams import (
     stored_gram,
 )
 from trakstore.passes.memory import give_back, least_slots, memory_budget
-from trakstore.passes.one_pass import Pass, Tiles
+from trakstore.passes.one_pass import Pass
 from trakstore.passes.rows import Rows
 from trakstore.passes.scheduler import task_slots, tile_rows
 from trakstore.planning import SLACK, human_bytes, ranges, with_slack
@@ -37,9 +36,8 @@ from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.claims import claimed
 from trakstore.storage.tables.saved_arrays import SavedArray
 
-__all__ = ["Scratch", "TiledGram", "split_tiles", "strip_plan", "tiled_gram"]
-
-STRIP_ROWS = 1024  # train rows of one product
+# Train rows of one product.
+STRIP_ROWS = 1024
 
 
 class Scratch:
@@ -50,13 +48,14 @@ class Scratch:
         self.location: Location = open_location(path)
         self._finalizer = weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
 
+    # A worker that is sent this reads the folder, but does not own it: only here it is removed.
     def __reduce__(self) -> Any:
         return (_Elsewhere, (self.location,))
 
 
 @dataclass(frozen=True)
 class _Elsewhere:
-    location: Location  # a worker reads the folder but does not own it
+    location: Location
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +65,11 @@ class TiledGram:
     Attributes
     ----------
     location, path
-        Of the group in which the array ``gram`` lies.
+        The group in which the array ``gram`` lies.
     dim, rows, trace, dtype
         As for a ``Gram``.
+    scratch
+        The temporary folder, if there is one: it lasts as long as this refers to it.
     stored : SavedArray, optional
         The array with the checksums of its chunks: tiles that another process wrote there since are
         refused.
@@ -80,12 +81,12 @@ class TiledGram:
     rows: int
     trace: float
     dtype: GramDtype = "float32"
-    scratch: Any = field(default=None, repr=False)  # kept alive for its folder
+    scratch: Any = field(default=None, repr=False)
     stored: SavedArray | None = field(default=None, repr=False)
 
     @property
     def array(self) -> zarr.Array[Any]:
-        """(k, k), both triangles."""
+        """K, shape (k, k), both triangles."""
         array = self.stored or gram_array(self.dim)
         tiles: zarr.Array[Any] = array.open(self.location, self.path)
         return tiles
@@ -100,16 +101,18 @@ def tiled_gram(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> TiledGram:
-    """K strip by strip: as many passes over the rows as there are strips that fit at once.
+    """Compute K strip by strip, with a pass over the rows for each strip.
+
+    Its number of rows counts those without weight too.
 
     Parameters
     ----------
     rows : Rows, shape (n, k)
     weights : Rows, shape (n,), optional
     location, path
-        Of the group in which the array ``gram`` is made; what is there is replaced.
+        The group in which the array ``gram`` is made; what is there is replaced.
     dtype : {"float32", "float64"}
-        Of the products.
+        Dtype of the products.
     memory_limit : int or str, optional
 
     Raises
@@ -126,13 +129,12 @@ def tiled_gram(
     array.create(location, path)
     strips = _StripPass(plan.height, rows, weights, plan.step, dtype, array, location, path)
     trace = strips.run(dim, workers=plan.slots)
-    used = count if weights is None else _used(weights)
-    return TiledGram(location, path, dim, used, trace, dtype)
+    return TiledGram(location, path, dim, count, trace, dtype)
 
 
 @dataclass(frozen=True)
 class StripPlan:
-    """Train rows of one product, rows of a strip, strips at once, and the bytes they need."""
+    """Train rows of one product, columns of a strip, strips at once, and the bytes they need."""
 
     step: int
     height: int
@@ -141,17 +143,37 @@ class StripPlan:
 
 
 def strip_plan(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> StripPlan:
-    """Strips of whole tiles that fit the memory limit.
+    """Plan the strips of a gram of these rows; see :func:`plan_strips`."""
+    (count, dim), itemsize = rows.shape, rows.dtype.itemsize
+    return plan_strips(count, dim, itemsize, tile_rows(rows), dtype, memory_budget(memory_limit))
+
+
+def plan_strips(
+    count: int, dim: int, itemsize: int, tile_height: int, dtype: GramDtype, limit: int
+) -> StripPlan:
+    """Plan strips of whole tiles that fit the memory limit.
+
+    Parameters
+    ----------
+    count, dim, itemsize : int
+        Rows and columns of the features, and bytes of a stored value.
+    tile_height : int
+        Rows of a tile that is read.
+    dtype : {"float32", "float64"}
+        Dtype of the products.
+    limit : int
+        Bytes of the process.
 
     Raises
     ------
     MemoryLimitError
         When not even one strip fits.
     """
-    count, dim = rows.shape
-    step = min(count, tile_rows(rows) * max(1, STRIP_ROWS // tile_rows(rows)))
-    tile, limit = min(GRAM_CHUNK, dim), memory_budget(memory_limit)
-    fixed = step * dim * (rows.dtype.itemsize + np.dtype(dtype).itemsize) + 4 * tile * tile * 8
+    step = min(count, tile_height * max(1, STRIP_ROWS // tile_height))
+    tile = min(GRAM_CHUNK, dim)
+    # Beside its strip a task has the rows as stored and as computed, and four tiles on the way. A value
+    # of the strip counts as 9 bytes: its float64, and some room for what numpy makes of it meanwhile.
+    fixed = step * dim * (itemsize + np.dtype(dtype).itemsize) + 4 * tile * tile * 8
     usable, slots, least = limit - limit // SLACK, task_slots(), least_slots()
     while slots > least and slots * (fixed + 9 * tile * dim) > usable:
         slots -= 1
@@ -162,19 +184,20 @@ def strip_plan(rows: Rows, dtype: GramDtype, memory_limit: int | str | None) -> 
             f"a gram of {dim} in tiles needs at least {human_bytes(need)}, the memory limit is "
             f"{human_bytes(limit)}: {LARGER_LIMIT}"
         )
-    fair = -(-dim // tile // slots) if dim > tile else 1  # every slot has a strip
+    # A strip is no wider than a fair share, so that every task has one.
+    fair = -(-dim // tile // slots) if dim > tile else 1
     height = int(min(strip, max(1, fair)) * tile)
     return StripPlan(step, height, slots, slots * (fixed + 9 * dim * height))
 
 
 @dataclass(frozen=True, eq=False)
 class _StripPass(Pass[float, float]):
-    """Strips of columns; their share of the trace.
+    """Strips of columns, written to tiles; the result is their share of the trace.
 
     Attributes
     ----------
     train_step : int
-        Rows of one product.
+        Train rows of one product.
     """
 
     rows: Rows
@@ -185,16 +208,18 @@ class _StripPass(Pass[float, float]):
     location: Location
     path: str
 
-    def start(self, tiles: Tiles) -> float:  # noqa: ARG002
-        give_back()  # on a worker
+    def start(self) -> float:
+        # Once more, since on a cluster this is another process.
+        give_back()
         return 0.0
 
     def visit(self, state: float, low: int, high: int) -> float:
         return state + self._strip(low, high)
 
     def _strip(self, start: int, stop: int) -> float:
-        """The strip of columns start..stop, from the diagonal on."""
+        """Compute and write the strip of columns start..stop, from the diagonal on."""
         count, dim = self.rows.shape
+        # Columns in front of the diagonal are in the strips before this one.
         total = np.zeros((stop - start, dim - start))
         for low, high in ranges(count, self.train_step):
             part = self._tile(low, high)
@@ -207,20 +232,24 @@ class _StripPass(Pass[float, float]):
         return float(diagonal.sum())
 
     def _tile(self, low: int, high: int) -> NDArray[Any]:
+        """Return rows times the roots of their weights, without those that have none."""
         part = np.asarray(self.rows.read(low, high), dtype=self.dtype)
         if self.weights is None:
             return part
         weights = self.weights.read(low, high)
+        # A row without weight may hold NaN, which times 0 is NaN: it is left out.
         keep = weights > 0
         scaled: NDArray[Any] = part[keep] * np.sqrt(weights[keep], dtype=self.dtype)[:, None]
         return scaled
 
     def _write(self, total: NDArray[np.float64], start: int, stop: int) -> None:
         array = self.array.open(self.location, self.path, "r+")
+        # Products of float32 tiles need not be symmetric to the bit: the upper triangle counts.
         square = total[:, : stop - start]
         square[...] = np.triu(square) + np.triu(square, 1).T
         tile = array.chunks[0]
-        for top, bottom in ranges(stop - start, tile):  # one chunk at a time: each is copied twice
+        # One chunk at a time, since zarr makes two copies of what it is given.
+        for top, bottom in ranges(stop - start, tile):
             for low, high in ranges(total.shape[1], tile):
                 part, rows = total[top:bottom, low:high], slice(start + top, start + bottom)
                 array[rows, start + low : start + high] = part
@@ -229,69 +258,59 @@ class _StripPass(Pass[float, float]):
 
 
 def _add(total: NDArray[np.float64], part: NDArray[Any], height: int) -> None:
+    """Add the products of the first ``height`` columns with all, a tile of columns at a time."""
     left = part[:, :height].T
     with np.errstate(over="ignore", invalid="ignore"):
         for low, high in ranges(part.shape[1], GRAM_CHUNK):
             total[:, low:high] += left @ part[:, low:high]
 
 
-def _used(weights: Rows) -> int:
-    pieces = ranges(weights.shape[0], weights.chunk_rows)
-    return sum(int(np.count_nonzero(weights.read(low, high))) for low, high in pieces)
-
-
 def split_tiles(
-    split: KernelSplit,
-    *,
-    dtype: GramDtype = "float32",
-    memory_limit: int | str | None = None,
-    scratch: str | None = None,
+    split: KernelSplit, *, dtype: GramDtype = "float32", memory_limit: int | str | None = None
 ) -> TiledGram:
-    """The gram of a split in tiles: the stored one where it is valid, else computed and stored.
+    """Return the gram of a split in tiles: the stored one where it is valid, else compute and store it.
 
     Where the store cannot be written, or another process writes the same gram, the tiles live in a
     temporary folder while they are in use.
     """
     path = layout.gram_path(split.epoch, split.name, weighting_of(split))
     wanted, features = origin_of(split, dtype), split.column(layout.FEATURES)
-    found = stored_gram(split, wanted)
-    if found is not None and found.origin == wanted:
-        return _kept(split, path, found)
-    strip_plan(features, dtype, memory_limit)  # refuses before what is stored goes
-    options: Any = {"dtype": dtype, "memory_limit": memory_limit}
+    known = stored_gram(split, wanted)
+    if known is not None and known.origin == wanted:
+        array, count = known.arrays["gram"], known.used
+        how: Any = {"dtype": known.dtype, "stored": array}
+        return TiledGram(split.location, path, array.shape[0], count, known.trace, **how)
+    # Refuse before what is stored goes.
+    strip_plan(features, dtype, memory_limit)
+    how = {"dtype": dtype, "memory_limit": memory_limit}
     with _in_store(split, path) as begun:
-        own = Scratch(scratch) if begun is None else None
+        own = Scratch() if begun is None else None
         place = split.location if own is None else own.location
-        made = tiled_gram(features, row_weights(split), place, path, **options)
+        made = tiled_gram(features, row_weights(split), place, path, **how)
         made = replace(made, rows=unmasked_count(split), scratch=own)
         if begun is not None:
             publish(split, begun, wanted, made.rows, made.trace)
+        # The checksums of the chunks as they are now: tiles that are written over later are refused.
         return replace(made, stored=gram_array(made.dim).sealed(place, path))
-
-
-def _kept(split: KernelSplit, path: str, found: StoredGram) -> TiledGram:
-    values = (found.used, found.trace, found.dtype)
-    array = found.arrays["gram"]
-    return TiledGram(split.location, path, array.shape[0], *values, stored=array)
 
 
 @contextmanager
 def _in_store(split: KernelSplit, path: str) -> Iterator[bytes | None]:
-    """The document of a gram that is begun in the store, for this process alone.
+    """Begin a gram in the store, for this process alone, and yield its document.
 
-    None where the store cannot be written, or another process makes the same gram just now.
+    It is None where the store cannot be written, or another process makes the same gram just now.
     """
     with ExitStack() as stack:
         try:
             stack.enter_context(claimed(split.location, path, "kernel"))
             begun = start_gram(split)
         except (OSError, ValueError) as error:
-            _let_go(error)
+            _clear_frames(error)
             begun = None
         yield begun
 
 
-def _let_go(error: BaseException | None) -> None:
+def _clear_frames(error: BaseException | None) -> None:
     """Empty the frames that an error passed through.
 
     zarr's futures and their errors hold each other, so that both stay until the garbage collector comes

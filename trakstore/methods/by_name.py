@@ -17,9 +17,8 @@ from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["METHODS", "NamedMethod", "find_method", "scores_by_name"]
-
-_KERNEL = ("damping", "memory_limit")  # options of the methods that factor a kernel
+# Options of the methods that factor a kernel.
+_KERNEL = ("damping", "memory_limit")
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ def find_method(name: str) -> NamedMethod:
     NotFoundError
         With the nearest name, when there is no such method.
     """
+    # Names of functions have underscores, those of the command line have dashes.
     known = name.replace("_", "-")
     if known not in METHODS:
         raise NotFoundError(f"there is no method {name!r}{did_you_mean(known, METHODS)}")
@@ -89,6 +89,7 @@ def scores_by_name(
     method = find_method(name)
     if learning_rates is not None and "learning_rates" not in method.options:
         raise TrakStoreError(f"learning rates are for tracin, got the method {name!r}")
+    # A method takes the options that it names, and no others.
     given: dict[str, Any] = {
         "damping": damping,
         "memory_limit": memory_limit,

@@ -1,4 +1,4 @@
-"""Which epochs of a store a method works on: chosen and checked before any feature is read."""
+"""Epochs of a store that a method works on: chosen and checked before any feature is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +16,15 @@ from trakstore.kernels.row_weights import masked_rows
 from trakstore.kernels.solvers import Factor
 from trakstore.passes.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.scores.factored import Average, Scores
-from trakstore.scores.parts import Epoch, Part
-from trakstore.storage.layout import as_epochs
+from trakstore.scores.parts import Part
+from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-__all__ = [
-    "EpochPair",
-    "UnmaskedSplit",
-    "epoch_pairs",
-    "need_open",
-    "part_of",
-    "scores_of",
-]
-
-
-OF_FEATURES = "features:"  # begins the hash of features that came without that of their weights
+# The function whose gradients are taken.
+Of: TypeAlias = Literal["output", "loss"]
+# Begins the hash of features that came without that of their weights.
+OF_FEATURES = "features:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +34,7 @@ class UnmaskedSplit:
     Attributes
     ----------
     stored : Split
-        With all its rows.
+        The split with all its rows.
     masked : ndarray of int64
         Positions of the rows that are left out, ascending.
     """
@@ -55,7 +48,7 @@ class UnmaskedSplit:
 
     @property
     def rows(self) -> int:
-        """Rows that are left."""
+        """Number of rows that are left."""
         return self.stored.rows - len(self.masked)
 
     @property
@@ -65,12 +58,33 @@ class UnmaskedSplit:
     @property
     def positions(self) -> Rows:
         """Position of each row in the stored split."""
-        return self._left(PositionRows(self.stored.rows))
+        return self._unmasked(PositionRows(self.stored.rows))
 
     def column(self, name: str) -> Rows:
-        return self._left(self.stored.column(name))
+        return self._unmasked(self.stored.column(name))
 
-    def _left(self, rows: Rows) -> Rows:
+    def out_to_loss(self) -> Rows:
+        """Return the column q = −dl/d(output), by which loss gradients are −q times the stored ones.
+
+        Raises
+        ------
+        NotFoundError
+            When the features were stored without it.
+        """
+        try:
+            return self.column("out_to_loss")
+        except NotFoundError as error:
+            raise NotFoundError(
+                f"{error}: this method needs the derivative of the loss; featurize writes it, and "
+                f"write_split takes out_to_loss="
+            ) from None
+
+    def gradient_scale(self, of: Of) -> Rows | None:
+        """Return the factor of each stored row, up to the sign that both sides share."""
+        # A loss gradient is −q times the stored one. The two signs of a product cancel.
+        return None if of == "output" else self.out_to_loss()
+
+    def _unmasked(self, rows: Rows) -> Rows:
         return UnmaskedRows(rows, self.masked) if len(self.masked) else rows
 
 
@@ -82,13 +96,32 @@ class EpochPair:
     target: UnmaskedSplit
     train: UnmaskedSplit
 
+    def gradient_scales(self, of: Of = "loss") -> dict[str, Rows | None]:
+        """Return the scales of both sides, as a :class:`~trakstore.scores.parts.Part` takes them."""
+        target, train = self.target.gradient_scale(of), self.train.gradient_scale(of)
+        return {"row_scale": target, "column_scale": train}
+
 
 def need_open(store: FeatureStore) -> None:
-    """Raise a :class:`TrakStoreError` for the path of a store, or anything else that is none."""
+    """Raise a :class:`TrakStoreError` for the path of a store, or any other thing that is none."""
     if isinstance(store, str | os.PathLike):
         raise TrakStoreError(f"needed an open store, got its path: open_store({str(store)!r})")
     if not hasattr(store, "epochs_of"):
         raise TrakStoreError(f"needed an open store, as open_store gives it, got {store!r}")
+
+
+def check_of(of: str, store: FeatureStore) -> None:
+    """Refuse anything but ``"output"`` and ``"loss"``, and a loss that no output determines."""
+    if of not in get_args(Of):
+        raise TrakStoreError(f"of must be 'output' or 'loss', got {of!r}")
+    need_open(store)
+    output = store.spec.output
+    if of == "loss" and output and dict(output.options).get("loss_of_output") is False:
+        raise TrakStoreError(
+            f"the output {output.name!r} of this store, over tokens, does not determine the loss, so "
+            f"that loss gradients do not follow from the stored ones: use of='output' or another "
+            f"method, or featurize with over='sequence'"
+        )
 
 
 def epoch_pairs(
@@ -99,7 +132,7 @@ def epoch_pairs(
     *,
     allow_other_weights: bool = False,
 ) -> tuple[EpochPair, ...]:
-    """The splits of each epoch, complete, of one shape, and made with the same weights.
+    """Open the splits of each epoch: complete, of one shape, and made with the same weights.
 
     Parameters
     ----------
@@ -109,7 +142,7 @@ def epoch_pairs(
     epochs : epoch or sequence of epochs, optional
         All that have both splits when None.
     allow_other_weights : bool
-        Whether the splits of an epoch may be of different checkpoints.
+        Take also splits of an epoch that were made with different checkpoints.
 
     Raises
     ------
@@ -122,23 +155,25 @@ def epoch_pairs(
     """
     need_open(store)
     chosen = None if epochs is None else _chosen(epochs)
-    found = store.open_splits(chosen, (targets, train))
-    if not found:
+    opened = store.open_splits(chosen, (targets, train))
+    if not opened:
         raise _no_epoch(store, targets, train)
     pairs = tuple(
-        EpochPair(epoch, UnmaskedSplit.of(target), UnmaskedSplit.of(own))
-        for epoch, (target, own) in found.items()
+        EpochPair(epoch, *(UnmaskedSplit.of(split) for split in splits))
+        for epoch, splits in opened.items()
     )
     for pair in pairs:
         _check_like(pair, pairs[0])
         if not allow_other_weights:
             _check_weights(pair)
+        # A split that was complete when it was opened is not asked again, so that this costs nothing.
         pair.target.stored.require_complete()
         pair.train.stored.require_complete()
     return pairs
 
 
 def _no_epoch(store: FeatureStore, targets: str, train: str) -> NotFoundError:
+    # A name that no epoch has is mostly a slip of the finger: it gets the nearest name as advice.
     known = sorted({name for epoch in store.epochs for name in store.splits_of(epoch)})
     for name in (targets, train):
         if name not in known:
@@ -147,6 +182,7 @@ def _no_epoch(store: FeatureStore, targets: str, train: str) -> NotFoundError:
 
 
 def _chosen(epochs: Epoch | Sequence[Epoch]) -> tuple[Epoch, ...]:
+    # An epoch that is named twice would count twice in a mean.
     chosen = as_epochs(epochs)
     if not chosen or len(set(chosen)) < len(chosen):
         raise TrakStoreError(f"epochs must be some epochs, each named once, got {epochs!r}")
@@ -154,6 +190,7 @@ def _chosen(epochs: Epoch | Sequence[Epoch]) -> tuple[Epoch, ...]:
 
 
 def _check_like(pair: EpochPair, first: EpochPair) -> None:
+    """Refuse an epoch whose splits cannot be summed with those of the first."""
     for split in (pair.train, pair.target):
         if split.rows == 0:
             raise TrakStoreError(
@@ -182,6 +219,7 @@ def _check_like(pair: EpochPair, first: EpochPair) -> None:
 def _check_weights(pair: EpochPair) -> None:
     """Refuse two splits of one epoch whose stored hashes say that their weights differ."""
     target, train = (_weights(one) for one in (pair.target, pair.train))
+    # Features that came from elsewhere may have no hash of weights: what is not known is not refused.
     if target is None or train is None or target == train:
         return
     raise SpecMismatchError(
@@ -192,9 +230,9 @@ def _check_weights(pair: EpochPair) -> None:
 
 
 def _weights(split: UnmaskedSplit) -> str | None:
-    """What tells the weights of a split from others; None where the store does not know them."""
-    found: str | None = split.stored.spec.checkpoint
-    return None if found is None or found.startswith(OF_FEATURES) else found
+    """Return the hash of a split's weights; None where the store does not know it."""
+    checkpoint: str | None = split.stored.spec.checkpoint
+    return None if checkpoint is None or checkpoint.startswith(OF_FEATURES) else checkpoint
 
 
 def _named(split: UnmaskedSplit) -> str:
@@ -202,15 +240,15 @@ def _named(split: UnmaskedSplit) -> str:
 
 
 def _labels(splits: Iterable[UnmaskedSplit]) -> Rows | None:
-    """The classes of the rows, from the first epoch that has them."""
+    """Return the classes of the rows, from the first epoch that has them."""
     for split in splits:
         with suppress(NotFoundError):
             return split.column("label")
     return None
 
 
-def part_of(pair: EpochPair, factor: Factor | None = None, **how: Any) -> Part:
-    """The part of an epoch's features, without its masked rows; ``how`` as in :class:`Part`."""
+def part_of(pair: EpochPair, factor: Factor | None = None, /, **how: Any) -> Part:
+    """Make the part of an epoch's features, without its masked rows; ``how`` as in :class:`Part`."""
     features = pair.target.column("features"), pair.train.column("features")
     return Part(pair.epoch, *features, factor, **how)
 
@@ -224,7 +262,8 @@ def scores_of(
     average: Average = "scores",
     soft_threshold: float = 0.0,
 ) -> Scores:
-    """Scores of these epochs, with the ids, positions and labels of their splits."""
+    """Make scores of these epochs, with the ids, positions and labels of their splits."""
+    # All epochs have the same rows, masked alike, so that the first one's ids are those of all.
     target, train = pairs[0].target, pairs[0].train
     return Scores(
         method,

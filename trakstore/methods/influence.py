@@ -9,25 +9,20 @@ import numpy as np
 import xarray as xr
 
 from trakstore.errors import TrakStoreError
-from trakstore.kernels.choice import factor_split
 from trakstore.kernels.gram import GramDtype
-from trakstore.kernels.many_epochs import kernels_together
-from trakstore.kernels.quadratic import quadratic_form
+from trakstore.kernels.inverse_metric import quadratic_form
+from trakstore.kernels.many_epochs import factors_of
 from trakstore.kernels.row_weights import KernelSplit, WeightedSplit, weighting_of
-from trakstore.kernels.solvers import Damping, Factor, Solver
-from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
-from trakstore.methods.row_scales import check_of, out_to_loss
-from trakstore.passes.memory import memory_budget
+from trakstore.kernels.solvers import Damping, Solver
+from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, part_of, scores_of
 from trakstore.passes.rows import whole_column
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Epoch, Part, held_bytes
+from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["Hessian", "influence_scores", "self_scores"]
 
 Hessian: TypeAlias = Literal["loss", "gauss_newton"]
 
-# second derivative of the loss in the output, by name of the output: as a weighting, or a constant
+# Second derivative of the loss in the output, by name of the output: as a weighting, or a constant 1.
 _CURVATURE = {
     **dict.fromkeys(("margin", "causal_lm", "masked_lm", "contrastive"), "logistic"),
     "squared_error": "",
@@ -47,7 +42,7 @@ def influence_scores(
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
 ) -> Scores:
-    r"""Influence functions, in the space of the projection: mean over epochs of
+    r"""Compute influence functions, in the space of the projection: mean over epochs of
 
     .. math:: \tau(t, z) = \nabla l(t)^\top (H + \lambda I)^{-1} \nabla l(z)
 
@@ -68,8 +63,14 @@ def influence_scores(
         ``"gauss_newton"``: H = Σᵢ l''ᵢ φᵢ φᵢᵀ, with the loss's second derivative in the output:
         q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is
         (output − y)²/2. ``"loss"``: H = Σᵢ ∇lᵢ ∇lᵢᵀ, the empirical Fisher matrix.
-    solver, gram_dtype, memory_limit, allow_other_weights
-        As in :func:`trakstore.trak_scores`.
+    solver : Solver, optional
+        One of :mod:`trakstore.kernels`; chosen by shape and memory when None.
+    gram_dtype : {"float32", "float64"}
+        Dtype of the products within a tile of the gram.
+    memory_limit : int or str, optional
+        Bytes of one process for the grams; a quarter of the available memory when None.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
 
     Returns
     -------
@@ -80,10 +81,16 @@ def influence_scores(
     ------
     TrakStoreError
         ``"gauss_newton"`` for an output whose curvature is not known.
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
     NumericsError
-        A kernel that is singular at this damping.
-    NotFoundError, IncompleteError, SpecMismatchError, MemoryLimitError
-        As in :func:`trakstore.trak_scores`.
+        Non-finite features, or a kernel that is singular at this damping.
+    MemoryLimitError
+        A gram does not fit.
 
     References
     ----------
@@ -93,24 +100,25 @@ def influence_scores(
     check_of("loss", store)
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    parts: list[Part] = []
-    scales = [(out_to_loss(pair.target), out_to_loss(pair.train)) for pair in pairs]
+    # τ = (q_t φ_t) (H + λI)⁻¹ (q_z φ_z): q of the target scales rows, q of the train sample columns.
+    scales = [pair.gradient_scales() for pair in pairs]
     kernels = [_curved(store, pair, hessian) for pair in pairs]
-    limit = memory_budget(memory_limit)
-    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": limit}
-    with kernels_together(kernels, damped, **how):
-        for pair, (left, right), split in zip(pairs, scales, kernels, strict=True):
-            factor = factor_split(split, damped, held=held_bytes(parts), **how)
-            scaled = {"row_scale": left, "column_scale": right, "kernel": weighting_of(split)}
-            parts.append(part_of(pair, factor, **scaled))
+    factors = factors_of(
+        kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+    )
+    parts = [
+        part_of(pair, factor, kernel=weighting_of(split), **scale)
+        for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
+    ]
     return scores_of("influence", parts, pairs)
 
 
 def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSplit:
-    """The train split with the weights of its Hessian."""
+    """Return the train split with the weights of its Hessian."""
     if hessian not in get_args(Hessian):
         raise TrakStoreError(f"hessian must be 'gauss_newton' or 'loss', got {hessian!r}")
     if hessian == "loss":
+        # Σ ∇lᵢ ∇lᵢᵀ with ∇l = −q φ is the kernel of rows with weights q².
         return WeightedSplit(pair.train.stored, "loss")
     spec = store.spec.output
     output = None if spec is None else spec.name
@@ -119,6 +127,7 @@ def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSpl
             f"the second derivative of the loss in the output {output!r} is not known (it is for "
             f"{', '.join(_CURVATURE)}): use hessian='loss'"
         )
+    # A squared error (output − y)²/2 has the second derivative 1: its kernel is the plain one.
     logistic = _CURVATURE[output] == "logistic"
     return WeightedSplit(pair.train.stored, "logistic") if logistic else pair.train.stored
 
@@ -133,7 +142,7 @@ def self_scores(
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> xr.DataArray:
-    r"""TRAK's score of each sample on itself: how much the model relies on it for its own output.
+    r"""Compute TRAK's score of each sample on itself: how much its own output relies on it.
 
     .. math:: \tau_i = \mathrm{mean}_c[\varphi_{ci}^\top (K_c + \lambda_c I)^{-1} \varphi_{ci}]
               \cdot \mathrm{mean}_c[Q_{ci}]
@@ -145,8 +154,16 @@ def self_scores(
     store : FeatureStore
     split : str
         Name of a split with n rows, masked ones not counted; it is its own kernel.
-    epochs, damping, solver, gram_dtype, memory_limit
-        As in :func:`trakstore.trak_scores`.
+    epochs : epoch or sequence of epochs, optional
+        Checkpoints to average over; all that have the split when None.
+    damping : float or Damping
+        c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
+    solver : Solver, optional
+        One of :mod:`trakstore.kernels`; chosen by shape and memory when None.
+    gram_dtype : {"float32", "float64"}
+        Dtype of the products within a tile of the gram.
+    memory_limit : int or str, optional
+        Bytes of one process for the grams; a quarter of the available memory when None.
 
     Returns
     -------
@@ -156,23 +173,29 @@ def self_scores(
 
     Raises
     ------
-    NotFoundError, IncompleteError, NumericsError, MemoryLimitError
-        As in :func:`trakstore.trak_scores`.
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of the split are missing.
+    NumericsError
+        Non-finite features, or a kernel that is singular at this damping.
+    MemoryLimitError
+        A gram does not fit.
     """
     damped, pairs = Damping.of(damping), epoch_pairs(store, split, split, epochs)
     lengths, scales = [], []
-    limit = memory_budget(memory_limit)
-    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": limit}
-    with kernels_together([pair.train.stored for pair in pairs], damped, **how):
-        for pair in pairs:
-            scales.append(whole_column(out_to_loss(pair.train)).astype(np.float64))
-            factor: Factor = factor_split(pair.train.stored, damped, **how)
-            features = pair.train.column("features")
-            lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))
+    kernels = [pair.train.stored for pair in pairs]
+    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": memory_limit}
+    for pair, factor in zip(pairs, factors_of(kernels, damped, kept=False, **how), strict=True):
+        scales.append(whole_column(pair.train.out_to_loss()).astype(np.float64))
+        features = pair.train.column("features")
+        # One factor at a time is held, since only lengths are kept of it.
+        lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))
     one = pairs[0].train
     coords = {
         "train_id": ("train", whole_column(one.column("sample_id"))),
         "position": ("train", whole_column(one.positions)),
     }
+    # As TRAK averages factors: lengths and Q are averaged over checkpoints apart, and then multiplied.
     values = np.mean(lengths, axis=0) * np.mean(scales, axis=0)
     return xr.DataArray(values, dims="train", coords=coords, name="self_score")

@@ -1,4 +1,4 @@
-"""What the kernel of a split looks like, and how far its inverse can be trusted."""
+"""Report on the kernel of a split: its spectrum, and how far its inverse can be trusted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from trakstore.kernels.stored_grams import split_gram
 from trakstore.markup import card, curve, facts_markup
 from trakstore.methods.epochs import need_open
 from trakstore.methods.trak import trak_temperature
-from trakstore.scores.parts import Epoch
+from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["KernelReport", "kernel_report"]
-
-_NOISE = 1e-8  # of the first eigenvalue: what is smaller is not drawn
+# Share of the first eigenvalue below which eigenvalues are drawn as if they were this large.
+_NOISE = 1e-8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,9 +32,9 @@ class KernelReport:
     Attributes
     ----------
     epoch, split
-        What was looked at.
+        Names of the epoch and the split.
     weighting : str
-        Of the rows, the diagonal W; ``""`` for none.
+        Weights of the rows, the diagonal W; ``""`` for none.
     n, dim : int
         Rows and columns of Φ.
     trace : float
@@ -57,7 +56,7 @@ class KernelReport:
     effective_dim : float
         tr(K (K + λI)⁻¹).
     warnings : tuple of str
-        What to mind, with what to do.
+        Sentences that say what is wrong, and what to do.
     """
 
     epoch: Epoch
@@ -93,7 +92,7 @@ class KernelReport:
         return "\n".join([*lines, *(f"warning: {line}" for line in self.warnings)])
 
     def _repr_html_(self) -> str:
-        """For notebooks: the numbers, the spectrum as a line, and the warnings."""
+        """Show the numbers, the spectrum as a line, and the warnings in a notebook."""
         numbers = {
             "kernel of": f"{self.split} at epoch {self.epoch}, {self.n:,} rows x {self.dim:,}",
             "rows' weights": self.weighting or "none",
@@ -104,6 +103,7 @@ class KernelReport:
             "effective dimension": f"{self.effective_dim:.1f}",
             **{f"warning {at}": line for at, line in enumerate(self.warnings, 1)},
         }
+        # Eigenvalues fall over many powers of ten, and the last may be rounding below 0.
         heights = np.log10(self.eigenvalues.clip(_NOISE * self.eigenvalues[0])).tolist()
         label = f"eigenvalues, first to last, logarithmic: {self.eigenvalues[0]:.3g} and falling"
         return card("KernelReport", facts_markup(numbers), curve(heights, label))
@@ -119,7 +119,7 @@ def kernel_report(
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> KernelReport:
-    """Spectrum, condition, ranks and damping of the kernel ΦᵀWΦ of one epoch and split.
+    """Report the spectrum, condition, ranks and damping of the kernel ΦᵀWΦ of one epoch and split.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def kernel_report(
         TRAK paper and the whitened cosine have it. ``"logistic"``, as influence functions of a margin
         have it: Q(1 − Q); ``"logistic-T"``, the same at temperature T. ``"loss"``: Q².
     gram_dtype : {"float32", "float64"}
-        Of the products within a tile.
+        Dtype of the products within a tile.
     memory_limit : int or str, optional
         Bytes of one process for the gram; a quarter of the available memory when None.
 
@@ -172,16 +172,20 @@ def _weighting(store: FeatureStore, split: Split, asked: str) -> str:
     if asked != "auto":
         return "" if asked == "none" else asked
     temperature = trak_temperature(store)
+    # As trak_scores weights rows: without a temperature, or without q, each counts as one.
     if temperature is None or "out_to_loss" not in dict(split.spec.columns):
         return ""
     return WeightedSplit(split, "logistic", temperature).weighting
 
 
 def _report(kernel: Gram, damping: Damping, split: KernelSplit) -> KernelReport:
+    # Without eigenvectors, which cost several times as much and another matrix.
     values = eigvalsh(kernel.matrix)[::-1].copy()
+    # Rounding leaves eigenvalues of 0 on either side of it.
     positive = np.maximum(values, 0.0)
     lam = damping.value(kernel.trace, kernel.rows)
     first, last = float(positive[0]), float(positive[-1])
+    # With fewer rows than columns the rank is below k: a smallest eigenvalue above 0 is rounding.
     full = last > 0 and kernel.rows >= kernel.dim
     condition = first / last if full else float("inf")
     damped_condition = (first + lam) / (last + lam) if lam > 0 else condition
@@ -205,8 +209,9 @@ def _report(kernel: Gram, damping: Damping, split: KernelSplit) -> KernelReport:
 
 
 def _effective_rank(values: NDArray[np.float64]) -> float:
+    # Of the smallest eigenvalues the share underflows to 0, where p log p is 0 too.
     share = values / values.sum()
-    share = share[share > 0]  # the smallest values become 0 there
+    share = share[share > 0]
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
@@ -216,22 +221,22 @@ def _effective_dim(values: NDArray[np.float64], lam: float) -> float:
 
 
 def _warnings(kernel: Gram, condition: float, damped: float) -> tuple[str, ...]:
-    found = []
+    sentences = []
     if kernel.rows < kernel.dim:
-        found.append(
+        sentences.append(
             f"singular without damping: rank <= n = {kernel.rows} < k = {kernel.dim}; "
             f"keep damping > 0"
         )
     elif condition > CONDITION_LIMIT:
-        found.append(
+        sentences.append(
             f"nearly singular without damping: condition number {condition:.1e}, small eigenvalues "
             f"are rounding noise; keep damping > 0"
         )
     if damped > CONDITION_LIMIT:
-        found.append(
+        sentences.append(
             f"condition number {damped:.1e} at this damping: use a larger one, for example 1.0"
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def _plain(value: Any) -> Any:

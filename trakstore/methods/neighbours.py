@@ -16,15 +16,15 @@ from trakstore.passes.rows import RowByRow, Rows, TakenRows, take
 from trakstore.planning import ranges
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Index, Scores, positions
-from trakstore.scores.parts import Epoch, Part
+from trakstore.scores.parts import Part
 from trakstore.scores.top_k import top_k
 from trakstore.storage import layout
+from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["Metric", "neighbours"]
-
 Metric: TypeAlias = Literal["l2", "cosine"]
-SPARE = 16  # candidates more than asked for, ordered in float32, that float64 chooses from
+# Candidates beyond those asked for, which come in the order of float32: float64 chooses from all.
+SPARE = 16
 
 
 def neighbours(
@@ -40,7 +40,7 @@ def neighbours(
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
 ) -> xr.Dataset:
-    """The k train rows nearest to each target.
+    """List the k train rows nearest to each target.
 
     One streamed pass finds k + 16 candidates by float32 products, whose distances are then computed
     from differences in float64 and sorted: two rows that are equal have distance 0.
@@ -53,13 +53,13 @@ def neighbours(
     epoch : int or str, optional
         May be left out where only one epoch has both splits.
     k : int
-        Neighbours, 1 to n.
+        Number of neighbours, 1 to n.
     metric : {"l2", "cosine"}
         Distance ‖t − φ‖, or 1 − ⟨t, φ⟩/(‖t‖ ‖φ‖), which is 1 for a row of zeros.
     activations : str, optional
         The layer whose stored activations are compared; gradient features when None.
     select : integer, slice, positions or mask
-        Of the targets; all by default.
+        Selection of the targets; all by default.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     allow_other_weights : bool
@@ -90,9 +90,11 @@ def neighbours(
     if len(pairs) > 1:
         known = ", ".join(str(pair.epoch) for pair in pairs[:12])
         raise TrakStoreError(f"distances are within one epoch: name one (--epoch) of {known}")
+    # Distances of different epochs have no common scale, so that there is no mean of them.
     (pair,) = pairs
     name = layout.FEATURES if activations is None else f"{layout.ACTIVATIONS}{activations}"
     rows = pair.target.column(name), pair.train.column(name)
+    # Features have the width of the store's projection; activations have that of each split's layer.
     if rows[0].shape[1:] != rows[1].shape[1:]:
         raise SpecMismatchError(
             f"{name} has {rows[0].shape[1]} units in {targets}, {rows[1].shape[1]} in {train}"
@@ -100,51 +102,53 @@ def neighbours(
     most = pair.train.rows
     k = as_whole(k, "k", 1, most, needed=f"must be in 1..{most}, the rows of {train}")
     scores = _closeness(pair, *rows, metric).isel(target=select)
-    found = top_k(scores, min(pair.train.rows, k + SPARE), memory_limit=memory_limit)
-    kept = _columns_of(pair, found["position"].values)
+    near = top_k(scores, min(most, k + SPARE), memory_limit=memory_limit)
+    # Positions are those of the stored split: a masked row in front takes one off.
+    stored = near["position"].values
+    candidates = stored - np.searchsorted(pair.train.masked, stored)
     own = take(rows[0], positions(select, pair.target.rows, "target"))
-    distance = _distances(own, rows[1], kept, metric, memory_budget(memory_limit))
+    distance = _distances(own, rows[1], candidates, metric, memory_budget(memory_limit))
+    # Candidates come in order of their scores. A stable sort leaves equal distances in it.
     order = np.argsort(distance, axis=1, kind="stable")[:, :k]
     pick = {"rank": xr.DataArray(order, dims=("target", "rank"))}
-    chosen = found.drop_vars("score").isel(pick)
+    chosen = near.drop_vars("score").isel(pick)
     nearest = np.take_along_axis(distance, order, axis=1)
     result = chosen.assign(distance=(("target", "rank"), nearest))
     return result.assign_attrs(metric=metric, epoch=pair.epoch, column=name)
 
 
 def _closeness(pair: EpochPair, target: Rows, train: Rows, metric: Metric) -> Scores:
-    """Scores that are the larger, the nearer: ⟨t, φ⟩ − ‖φ‖²/2, or ⟨t, φ⟩/‖φ‖."""
-    cosine = metric == "cosine"
-    part = Part(
-        pair.epoch, _Bordered(target, "one"), _Bordered(train, "unit" if cosine else "half")
-    )
+    """Return scores that are larger for nearer rows: ⟨t, φ⟩ − ‖φ‖²/2, or ⟨t, φ⟩/‖φ‖.
+
+    ‖t − φ‖² = ‖t‖² − 2 (⟨t, φ⟩ − ‖φ‖²/2), whose first term is the same for all train rows.
+    """
+    border: Literal["unit", "half"] = "unit" if metric == "cosine" else "half"
+    part = Part(pair.epoch, _Bordered(target, "one"), _Bordered(train, border))
     return scores_of("neighbours", [part], [pair])
-
-
-def _columns_of(pair: EpochPair, stored: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Unmasked train rows at these positions of the stored split."""
-    return stored - np.searchsorted(pair.train.masked, stored)
 
 
 def _distances(
     target: Rows, train: Rows, candidates: NDArray[np.int64], metric: Metric, limit: int
 ) -> NDArray[np.float64]:
-    """Distances of each target to its candidates, shapes (m, c) -> (m, c), in float64."""
+    """Compute distances of each target to its candidates, shapes (m, c) -> (m, c), in float64.
+
+    ‖t‖² − 2⟨t, φ⟩ + ‖φ‖² would leave rounding where t and φ are nearly equal; the difference does not.
+    """
     count, width = candidates.shape
+    # Of a candidate: as stored, as float64, the difference, and its square.
     row_bytes = 32 * width * train.shape[1]
-    found = np.empty((count, width))
+    distances = np.empty((count, width))
     for low, high in ranges(count, max(1, limit // 4 // row_bytes)):
         wanted = candidates[low:high].ravel()
+        # Candidates of many targets lie in the same chunks: taken together, each chunk is read once.
         near = TakenRows(train, wanted).read(0, wanted.size).astype(np.float64)
         near = near.reshape(high - low, width, -1)
         own = target.read(low, high).astype(np.float64)[:, None, :]
-        found[low:high] = _cosine(own, near) if metric == "cosine" else _l2(own, near)
-    return found
-
-
-def _l2(own: NDArray[np.float64], near: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.linalg.norm(near - own, axis=2)
-    return found
+        if metric == "cosine":
+            distances[low:high] = _cosine(own, near)
+        else:
+            distances[low:high] = np.linalg.norm(near - own, axis=2)
+    return distances
 
 
 def _cosine(own: NDArray[np.float64], near: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -170,6 +174,7 @@ class _Bordered(RowByRow):
         rows = self.base.read(start, stop)
         out = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
         out[:, :-1] = rows
+        # The last column is still 0, so that these are the squares of the rows alone.
         squares = np.einsum("ij,ij->i", out, out, dtype=np.float64)
         if self.border == "one":
             out[:, -1] = 1

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from trakstore.kernels.choice import factor_split
-from trakstore.kernels.gram import Gram, GramDtype
-from trakstore.kernels.many_epochs import kernels_together
-from trakstore.kernels.quadratic import quadratic_form
+from trakstore.kernels.gram import GramDtype
+from trakstore.kernels.inverse_metric import quadratic_form
+from trakstore.kernels.many_epochs import factors_of, grams_at_once
 from trakstore.kernels.solvers import Cholesky, Damping, Factor
 from trakstore.kernels.stored_grams import split_gram
 from trakstore.methods.epochs import (
     EpochPair,
+    Of,
     UnmaskedSplit,
+    check_of,
     epoch_pairs,
     part_of,
     scores_of,
 )
-from trakstore.methods.row_scales import InverseRows, Of, check_of, gradient_scale
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import ArrayRows, Rows
+from trakstore.passes.rows import ArrayRows, RowByRow, Rows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Epoch, Part, held_bytes
+from trakstore.scores.parts import Part, held_bytes
+from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["grad_cos_scores", "grad_dot_scores", "whitened_cos_scores"]
 
 
 def grad_dot_scores(
@@ -41,7 +40,7 @@ def grad_dot_scores(
     of: Of = "loss",
     allow_other_weights: bool = False,
 ) -> Scores:
-    """GradDot: the mean over epochs of ⟨t, φ⟩.
+    """Compute GradDot: the mean over epochs of ⟨t, φ⟩.
 
     Parameters
     ----------
@@ -51,8 +50,9 @@ def grad_dot_scores(
     epochs : epoch or sequence of epochs, optional
         All that have both splits when None.
     of : {"loss", "output"}
-        The gradients of what: those of the loss are the stored ones times −``out_to_loss``, on both
-        sides. Positive for ``"loss"``: a small step on the train sample lowers the target's loss.
+        Function whose gradients are taken: those of the loss are the stored ones times
+        −``out_to_loss``, on both sides. Positive for ``"loss"``: a small step on the train sample
+        lowers the target's loss.
     allow_other_weights : bool
         Score also where targets and train rows of an epoch were made with different checkpoints.
 
@@ -77,14 +77,7 @@ def grad_dot_scores(
     """
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    parts = [
-        part_of(
-            pair,
-            row_scale=gradient_scale(pair.target, of),
-            column_scale=gradient_scale(pair.train, of),
-        )
-        for pair in pairs
-    ]
+    parts = [part_of(pair, **pair.gradient_scales(of)) for pair in pairs]
     return scores_of("grad_dot", parts, pairs)
 
 
@@ -97,18 +90,43 @@ def grad_cos_scores(
     of: Of = "loss",
     allow_other_weights: bool = False,
 ) -> Scores:
-    """GradCos: the mean over epochs of ⟨t, φ⟩ / (‖t‖ ‖φ‖), with the norms of the projected rows.
+    """Compute GradCos: the mean over epochs of ⟨t, φ⟩ / (‖t‖ ‖φ‖), with norms of the projected rows.
 
-    A row of zeros has the cosine 0 with anything. Arguments and errors are those of
-    :func:`grad_dot_scores`; for ``of="loss"`` only the sign of ``out_to_loss`` matters.
+    A row of zeros has the cosine 0 with any other.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    targets, train : str
+        Names of splits with m and n rows.
+    epochs : epoch or sequence of epochs, optional
+        All that have both splits when None.
+    of : {"loss", "output"}
+        As in :func:`grad_dot_scores`; of ``out_to_loss`` only the sign matters.
+    allow_other_weights : bool
+        Score also where targets and train rows of an epoch were made with different checkpoints.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n), float32.
+
+    Raises
+    ------
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
     """
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts = [
         part_of(
             pair,
-            row_scale=InverseRows(pair.target.column("norm"), gradient_scale(pair.target, of)),
-            column_scale=InverseRows(pair.train.column("norm"), gradient_scale(pair.train, of)),
+            row_scale=_inverse(pair.target, pair.target.column("norm"), of),
+            column_scale=_inverse(pair.train, pair.train.column("norm"), of),
         )
         for pair in pairs
     ]
@@ -128,7 +146,7 @@ def whitened_cos_scores(
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
 ) -> Scores:
-    r"""The cosine of H^(-1/2) t and H^(-1/2) φ, averaged over epochs: TrackStar's score.
+    r"""Compute the cosine of H^(-1/2) t and H^(-1/2) φ, averaged over epochs: TrackStar's score.
 
     .. math:: H = (1 - \mathrm{mix}) K_\mathrm{train} + \mathrm{mix} \frac{n}{m} K_\mathrm{target}
               + \lambda I
@@ -147,7 +165,7 @@ def whitened_cos_scores(
     of : {"loss", "output"}
         As in :func:`grad_dot_scores`; a cosine keeps only its sign, kernels are of stored rows.
     gram_dtype : {"float32", "float64"}
-        Of the products within a tile of the gram.
+        Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     allow_other_weights : bool
@@ -163,8 +181,14 @@ def whitened_cos_scores(
     ------
     TrakStoreError
         A ``mix`` outside of 0 to 1.
+    NotFoundError
+        No such epoch, split or column.
+    IncompleteError
+        Rows of a split are missing.
+    SpecMismatchError
+        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
     NumericsError
-        A kernel that is singular at this damping.
+        Non-finite features, or a kernel that is singular at this damping.
     MemoryLimitError
         A gram does not fit.
 
@@ -179,45 +203,78 @@ def whitened_cos_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
     limit = memory_budget(memory_limit)
-    how: Any = {"dtype": gram_dtype, "memory_limit": limit}
-    sides = [side for pair in pairs for side in (pair.train, pair.target)[: 2 if mix else 1]]
-    kernels = [side.stored for side in sides]
-    with kernels_together(kernels, damped, solver=Cholesky() if mix else None, **how):
-        for pair in pairs:
-            held = held_bytes(parts)
-            left = max(1, limit - held)
-            if mix == 0:  # out of core where the targets have no part in it
-                factor = factor_split(pair.train.stored, damped, held=held, **how)
-            else:
-                factor = _mixed(pair, damped, mix, gram_dtype, left)
-            parts.append(
-                part_of(
-                    pair,
-                    factor,
-                    kernel=f"mix {mix}" if mix else "",
-                    row_scale=_inverse_length(pair.target, factor, of, left),
-                    column_scale=_inverse_length(pair.train, factor, of, left),
-                )
+    # The cosine of H^(-1/2) t and H^(-1/2) φ is t H⁻¹ φᵀ over the roots of t H⁻¹ tᵀ and φ H⁻¹ φᵀ: one
+    # factor of H solves for all three, and no root of H is needed. With targets in it, H is in memory.
+    if mix:
+        factors = _mixed_factors(pairs, damped, mix, gram_dtype, limit)
+    else:
+        kernels = [pair.train.stored for pair in pairs]
+        factors = factors_of(kernels, damped, dtype=gram_dtype, memory_limit=limit)
+    for pair, factor in zip(pairs, factors, strict=True):
+        # Factors of the epochs before this one stay, and have their share of the limit.
+        left = max(1, limit - held_bytes(parts))
+        parts.append(
+            part_of(
+                pair,
+                factor,
+                kernel=f"mix {mix}" if mix else "",
+                row_scale=_inverse(pair.target, _lengths(pair.target, factor, left), of),
+                column_scale=_inverse(pair.train, _lengths(pair.train, factor, left), of),
             )
+        )
     return scores_of("whitened_cos", parts, pairs)
 
 
-def _mixed(
-    pair: EpochPair,
-    damping: Damping,
-    mix: float,
-    dtype: GramDtype,
-    memory_limit: int,
-) -> Factor:
-    """H of an epoch with the targets in it, factored."""
-    own = split_gram(pair.train.stored, dtype=dtype, memory_limit=memory_limit)
-    other = split_gram(pair.target.stored, dtype=dtype, memory_limit=memory_limit)
-    matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
-    mixed: Gram = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
-    return Cholesky().factor(mixed, damping)
+def _mixed_factors(
+    pairs: Sequence[EpochPair], damping: Damping, mix: float, dtype: GramDtype, limit: int
+) -> Iterator[Factor]:
+    """Factor H of each epoch, with the targets' kernel in it."""
+    sides = [side.stored for pair in pairs for side in (pair.train, pair.target)]
+    # A mixture of two grams is stored nowhere and has no rows: it is factored in memory.
+    solver, held = Cholesky(), 0
+    grams = grams_at_once(sides, damping, solver, dtype, limit)
+    for at in range(0, len(sides), 2):
+        own, other = (
+            split_gram(
+                sides[side],
+                dtype=dtype,
+                memory_limit=max(1, limit - held),
+                ready=grams.pop(side, None),
+            )
+            for side in (at, at + 1)
+        )
+        # Both kernels are sums over rows: n/m makes the targets' as large as that of n rows.
+        matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
+        mixed = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
+        factor = solver.factor(mixed, damping)
+        held += factor.memory
+        yield factor
 
 
-def _inverse_length(split: UnmaskedSplit, factor: Factor, of: Of, memory_limit: int) -> Rows:
-    squared = quadratic_form(split.column("features"), factor, memory_limit=memory_limit)
-    length = ArrayRows(np.sqrt(np.maximum(squared, 0)))
-    return InverseRows(length, gradient_scale(split, of))
+def _lengths(split: UnmaskedSplit, factor: Factor, limit: int) -> Rows:
+    """Compute the lengths of the rows in the metric of a factored kernel."""
+    squared = quadratic_form(split.column("features"), factor, memory_limit=limit)
+    # Rounding may leave the squared length of a short row below 0.
+    return ArrayRows(np.sqrt(np.maximum(squared, 0)))
+
+
+def _inverse(split: UnmaskedSplit, lengths: Rows, of: Of) -> Rows:
+    return InverseRows(lengths, split.gradient_scale(of))
+
+
+@dataclass(frozen=True, eq=False)
+class InverseRows(RowByRow):
+    """1/base, times the sign of ``sign`` where it is given; 0 where the base is 0.
+
+    A row of zeros has no direction: its cosine with anything is taken as 0.
+    """
+
+    sign: Rows | None = None
+
+    def read(self, start: int, stop: int) -> NDArray[np.float64]:
+        # In float64, as the scale multiplies a row of the left factor before it is rounded to float32.
+        values = np.asarray(self.base.read(start, stop), dtype=np.float64)
+        inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
+        if self.sign is not None:
+            inverse *= np.sign(self.sign.read(start, stop))
+        return inverse

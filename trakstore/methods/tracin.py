@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trakstore.errors import NotFoundError, did_you_mean
-from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
-from trakstore.methods.row_scales import check_of, out_to_loss
+from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, part_of, scores_of
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Epoch
-from trakstore.storage.layout import as_epoch
+from trakstore.storage.layout import Epoch, as_epoch
 from trakstore.storage.store import FeatureStore
-
-__all__ = ["tracin_scores"]
 
 
 def tracin_scores(
@@ -25,7 +21,7 @@ def tracin_scores(
     learning_rates: Mapping[Epoch, float] | float | None = None,
     allow_other_weights: bool = False,
 ) -> Scores:
-    r"""TracInCP: what steps of gradient descent on each train sample did to each target's loss.
+    r"""Compute TracInCP: the effect of gradient steps on each train sample on each target's loss.
 
     .. math:: \tau(t, z) = \sum_c \eta_c \langle \nabla l_c(t), \nabla l_c(z) \rangle
 
@@ -73,20 +69,17 @@ def tracin_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     rates = _rates(pairs, learning_rates)
     parts = [
-        part_of(
-            pair,
-            row_scale=out_to_loss(pair.target),
-            column_scale=out_to_loss(pair.train),
-            weight=rate,
-        )
+        part_of(pair, weight=rate, **pair.gradient_scales())
         for pair, rate in zip(pairs, rates, strict=True)
     ]
+    # Steps add up over the training: a sum over checkpoints, not their mean.
     return scores_of("tracin", parts, pairs, reduce="sum")
 
 
 def _rates(pairs: Sequence[EpochPair], given: Mapping[Epoch, float] | float | None) -> list[float]:
     if isinstance(given, Mapping):
         known = [pair.epoch for pair in pairs]
+        # Epochs may come as text, as on the command line.
         given = {as_epoch(epoch): rate for epoch, rate in given.items()}
         for epoch in given:
             if epoch not in known:
@@ -100,6 +93,7 @@ def _rates(pairs: Sequence[EpochPair], given: Mapping[Epoch, float] | float | No
 def _rate(pair: EpochPair, given: Mapping[Epoch, float] | float | None) -> float:
     if given is not None and not isinstance(given, Mapping):
         return _above_zero(given, pair)
+    # Rates belong to the training, and so to the train split.
     stored = pair.train.stored.spec.learning_rate if given is None else given.get(pair.epoch)
     if stored is None:
         raise NotFoundError(

@@ -9,24 +9,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.kernels.choice import factor_rows, factor_split
+from trakstore.kernels.choice import factor_rows
 from trakstore.kernels.gram import GramDtype
-from trakstore.kernels.many_epochs import kernels_together
+from trakstore.kernels.many_epochs import factors_of
 from trakstore.kernels.row_weights import KernelSplit, TemperedRows, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
 from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
-from trakstore.methods.row_scales import out_to_loss
-from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import ArrayRows, PositionRows
+from trakstore.passes.rows import ArrayRows, PositionRows, Rows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Average, Scores
-from trakstore.scores.parts import Epoch, Part, held_bytes
+from trakstore.scores.parts import Part
+from trakstore.storage.layout import Epoch
+from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["TEMPERATURE", "Temperature", "trak_scores", "trak_scores_of_arrays", "trak_temperature"]
-
 Temperature: TypeAlias = float | Literal["auto"] | None
-TEMPERATURE = 2.0  # best of 1, 1.5, 2, 3, 4, 6 for two of three sets of retrained models
+# Best of 1, 1.5, 2, 3, 4, 6 for two of three sets of retrained models.
+TEMPERATURE = 2.0
 
 
 def trak_scores(
@@ -44,7 +43,7 @@ def trak_scores(
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
 ) -> Scores:
-    r"""TRAK: how training on each sample moves each target's model output.
+    r"""Compute TRAK: how training on each sample moves each target's model output.
 
     .. math:: \tau = \mathrm{mean}_c[T_c (K_c + \lambda_c I)^{-1} \Phi_c^\top \mathrm{diag}(Q_c)],
               \qquad K_c = \Phi_c^\top \mathrm{diag}(Q_c (1 - Q_c)) \Phi_c
@@ -80,10 +79,10 @@ def trak_scores(
         s >= 0: each score becomes sign(τ)·max(|τ| − s, 0), as the paper does for scores of which few
         are not 0; the paper chooses s by cross-validation.
     solver : Solver, optional
-        When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for a gram that does not fit the
-        memory limit, else ``Cholesky()``.
+        One of :mod:`trakstore.kernels`. When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for
+        a gram that does not fit the memory limit, else ``Cholesky()``.
     gram_dtype : {"float32", "float64"}
-        Of the products within a tile of the gram.
+        Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process for the grams; a quarter of the available memory when None.
     allow_other_weights : bool
@@ -120,21 +119,26 @@ def trak_scores(
     )
     damped = Damping.of(damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    heat = trak_temperature(store, temperature)
-    parts: list[Part] = []
-    kernels = [_kernel_split(pair, heat) for pair in pairs]
-    limit = memory_budget(memory_limit)
-    how: Any = {"solver": solver, "dtype": gram_dtype, "memory_limit": limit}
-    with kernels_together(kernels, damped, **how):
-        for pair, split in zip(pairs, kernels, strict=True):
-            parts.append(_part(pair, split, heat, damped, held=held_bytes(parts), **how))
-    mean = average if average != "auto" else "factors" if heat is None else "scores"
-    return scores_of("trak", parts, pairs, average=mean, soft_threshold=soft_threshold)
+    own_temperature = trak_temperature(store, temperature)
+    # K and Q follow from one softened probability: the weights of K are Q (1 − Q).
+    kernels = [_kernel_split(pair.train.stored, own_temperature) for pair in pairs]
+    scales = [_train_scale(pair, own_temperature) for pair in pairs]
+    factors = factors_of(
+        kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+    )
+    parts = [
+        part_of(pair, factor, column_scale=scale, kernel=weighting_of(split))
+        for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
+    ]
+    if average == "auto":
+        average = "factors" if own_temperature is None else "scores"
+    return scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
 
 
 def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float | None:
-    """The temperature of :func:`trak_scores`, or None for none."""
+    """Return the temperature of :func:`trak_scores`, or None for none."""
     if asked == "auto":
+        # Whole sequences are so unlikely that q is 1 to rounding, and its weight q (1 − q) is 0.
         output = store.spec.output
         return TEMPERATURE if output is not None and output.name == "margin" else None
     if asked is None:
@@ -142,19 +146,14 @@ def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float 
     return as_number(asked, "temperature", above=0, needed="must be above 0, 'auto' or None")
 
 
-def _kernel_split(pair: EpochPair, temperature: float | None) -> KernelSplit:
-    split = pair.train.stored
+def _kernel_split(split: Split, temperature: float | None) -> KernelSplit:
     return split if temperature is None else WeightedSplit(split, "logistic", temperature)
 
 
-def _part(
-    pair: EpochPair, split: KernelSplit, temperature: float | None, damping: Damping, **how: Any
-) -> Part:
-    scale = out_to_loss(pair.train)
-    if temperature is not None:
-        scale = TemperedRows(scale, temperature)
-    factor = factor_split(split, damping, **how)
-    return part_of(pair, factor, column_scale=scale, kernel=weighting_of(split))
+def _train_scale(pair: EpochPair, temperature: float | None) -> Rows:
+    """Return Q of the train rows."""
+    scale = pair.train.out_to_loss()
+    return scale if temperature is None else TemperedRows(scale, temperature)
 
 
 def trak_scores_of_arrays(
@@ -167,7 +166,7 @@ def trak_scores_of_arrays(
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
 ) -> Scores:
-    """:func:`trak_scores` with ``temperature=None``, of a checkpoint whose features are in memory.
+    """Compute :func:`trak_scores` with ``temperature=None`` for features that are in memory.
 
     Parameters
     ----------
@@ -175,8 +174,14 @@ def trak_scores_of_arrays(
         T and Φ; neither is copied.
     out_to_loss : array_like, shape (n,), optional
         Q; one when None.
-    damping, solver, gram_dtype, memory_limit
-        As of :func:`trak_scores`. The limit is for what is made beside the features.
+    damping : float or Damping
+        c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
+    solver : Solver, optional
+        One of :mod:`trakstore.kernels`; chosen by shape and memory when None.
+    gram_dtype : {"float32", "float64"}
+        Dtype of the products within a tile of the gram.
+    memory_limit : int or str, optional
+        Bytes of one process beside the features; a quarter of the available memory when None.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The Dask cluster that does the work, where there is one: what it has, and how it fails."""
+"""The Dask cluster that does the work, where there is one: its workers, its memory, its failures."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from dask.base import get_scheduler
 from trakstore.errors import LocationError, MemoryLimitError, TrakStoreError
 from trakstore.planning import human_bytes
 
-__all__ = ["active_client", "compute_on", "heard", "lost_work_told", "worker_memory", "workers_of"]
-
 _CLOSED = (
     "the Dask client is closed: make a new one, or work on threads of this process "
     "(dask.config.set(scheduler='threads'))"
 )
 ATTEMPTS = 3
-OWN_BYTES = 200_000_000  # of a worker's interpreter and libraries
-USABLE = 0.8  # of its memory, beyond which Dask lets a worker pause
+# Bytes of a worker's interpreter and libraries.
+OWN_BYTES = 200_000_000
+# Share of its memory beyond which Dask lets a worker pause.
+USABLE = 0.8
 
 
 def active_client() -> Any:
-    """The Dask client that ``dask.compute`` would use now, or None.
+    """Return the Dask client that ``dask.compute`` would use now, or None.
 
     Raises
     ------
     LocationError
         When it is closed, or its scheduler does not answer any more.
     """
+    # Importing it takes long, and whoever has a client has imported it.
     if "distributed" not in sys.modules:
         return None
     try:
         client = getattr(get_scheduler(), "__self__", None)
-    except RuntimeError as error:  # a scheduler is asked for that has no client any more
+    except RuntimeError as error:
+        # Dask is configured for a client that is gone.
         raise LocationError(_CLOSED) from error
     if not isinstance(client, sys.modules["distributed"].Client):
         return None
@@ -48,22 +50,22 @@ def active_client() -> Any:
 
 
 def workers_of(client: Any) -> dict[str, dict[str, Any]]:
-    """What the scheduler says of each worker, by its address.
+    """Return the facts that the scheduler knows of each worker, by its address.
 
     Raises
     ------
     LocationError
         When the scheduler does not answer, or has no workers.
     """
-    with lost_work_told(client):
-        found: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1).get("workers", {})
+    with cluster_errors(client):
+        workers: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1).get("workers", {})
     if client.status != "running":
         raise _lost(client)
-    return found
+    return workers
 
 
 def worker_memory(client: Any) -> int | None:
-    """Bytes that a task may take in the worker that has least; None where none has a limit.
+    """Return the bytes that a task may take in the worker with least; None where none has a limit.
 
     Raises
     ------
@@ -74,17 +76,20 @@ def worker_memory(client: Any) -> int | None:
     known = {name: int(limit) for name, limit in limits.items() if limit}
     if not known:
         return None
-    name = min(known, key=lambda one: known[one])
+    name = min(known, key=known.__getitem__)
     if known[name] <= OWN_BYTES:
         raise MemoryLimitError(
             f"the Dask worker {name} has {human_bytes(known[name])} of memory, of which it needs "
             f"{human_bytes(OWN_BYTES)} for itself: start workers with more (memory_limit=)"
         )
+    # A task may run in any worker, so that the smallest one decides.
     return int(USABLE * (known[name] - OWN_BYTES))
 
 
 def compute_on(client: Any, build: Callable[[], Any]) -> Any:
-    """Compute what ``build`` gives; again where workers died with all copies of what was sent.
+    """Compute the delayed value that ``build`` makes.
+
+    It is made and computed again where workers died with all copies of what was sent to them.
 
     Raises
     ------
@@ -96,8 +101,9 @@ def compute_on(client: Any, build: Callable[[], Any]) -> Any:
     from distributed import KilledWorker
     from distributed.client import FuturesCancelledError
 
-    with lost_work_told(client):
+    with cluster_errors(client):
         for attempt in range(ATTEMPTS):
+            # Built anew each time, since the value that was sent died with the workers.
             future = client.compute(build())
             try:
                 return future.result()
@@ -105,13 +111,14 @@ def compute_on(client: Any, build: Callable[[], Any]) -> Any:
                 if attempt == ATTEMPTS - 1 or client.status != "running":
                     raise
             finally:
-                future.cancel()  # what still runs after Ctrl-C; nothing when it is done
+                # After Ctrl-C tasks still run; a future that is done is not changed by this.
+                future.cancel()
     raise AssertionError
 
 
 @contextmanager
-def lost_work_told(client: Any) -> Iterator[None]:
-    """What Dask raises meanwhile, where workers or the scheduler are lost, is one clear error."""
+def cluster_errors(client: Any) -> Iterator[None]:
+    """Raise one clear error in the place of those of Dask, where workers or the scheduler are lost."""
     from distributed import KilledWorker
     from distributed.comm.core import CommClosedError
 
@@ -140,8 +147,10 @@ def _lost(client: Any) -> LocationError:
 
 
 @contextmanager
-def heard(client: Any, topic: str | None, finished: Callable[[int], None] | None) -> Iterator[None]:
-    """Tells ``finished`` of what workers say on a topic."""
+def listening(
+    client: Any, topic: str | None, finished: Callable[[int], None] | None
+) -> Iterator[None]:
+    """Call ``finished`` with the number in each event that workers log on a topic."""
     if topic is None or finished is None:
         yield
         return

@@ -5,38 +5,23 @@ from __future__ import annotations
 import warnings
 import weakref
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from trakstore.passes.rows import Rows
-
-__all__ = ["NoDeviceWarning", "torch_tile", "usable_device"]
-
 
 class NoDeviceWarning(UserWarning):
-    """A device was asked for that this process cannot use: it works on the CPU."""
+    """A device that this process cannot use, so that it works on the CPU."""
 
 
-class _Window(Protocol):
-    @property
-    def lefts(self) -> tuple[NDArray[np.float32], ...]: ...
-    @property
-    def trains(self) -> tuple[Rows, ...]: ...
-    @property
-    def scales(self) -> tuple[Rows | None, ...]: ...
-    @property
-    def scale(self) -> Rows | None: ...
-
-
+# The device and the left operands there of each window that is in use.
 _ON_DEVICE: weakref.WeakKeyDictionary[Any, tuple[str, list[Any]]] = weakref.WeakKeyDictionary()
 
 
 @cache
 def usable_device(device: str) -> str:
-    """``device`` if torch can use it in this process, else ``"cpu"`` with a warning (once)."""
+    """Return ``device`` if torch can use it in this process, else ``"cpu"`` with a warning (once)."""
     if device == "cpu":
         return device
     try:
@@ -54,8 +39,8 @@ def usable_device(device: str) -> str:
     return device
 
 
-def torch_tile(window: _Window, start: int, stop: int, device: str) -> NDArray[np.float32]:
-    """The scores of a window with train rows start..stop, computed on ``device``.
+def torch_tile(window: Any, start: int, stop: int, device: str) -> NDArray[np.float32]:
+    """Compute the scores of a :class:`~trakstore.scores.parts.Window` with train rows on ``device``.
 
     Features travel as they are stored and become float32 on the device; products are float32 (no
     TF32), so the numbers are those of the CPU to float32 rounding.
@@ -67,17 +52,17 @@ def torch_tile(window: _Window, start: int, stop: int, device: str) -> NDArray[n
     for left, train, scale in zip(lefts, window.trains, window.scales, strict=True):
         right = _moved(train.read(start, stop), device).to(torch.float32)
         if scale is not None:
-            # not in place: on the CPU it may be the caller's own array
+            # Not in place: on the CPU it may be the caller's own array.
             right = right * _moved(scale.read(start, stop), device).to(torch.float32)[:, None]
         total = left @ right.T if total is None else total.addmm_(left, right.T)
     if window.scale is not None:
         total *= _moved(window.scale.read(start, stop), device).to(torch.float32)
-    found: NDArray[np.float32] = total.cpu().numpy()
-    return found
+    tile: NDArray[np.float32] = total.cpu().numpy()
+    return tile
 
 
-def _lefts(window: _Window, device: str) -> list[Any]:
-    """The left operands on the device: sent once for all tiles of a window."""
+def _lefts(window: Any, device: str) -> list[Any]:
+    """Return the left operands on the device, to which they are sent once for all tiles."""
     kept = _ON_DEVICE.get(window)
     if kept is None or kept[0] != device:
         kept = (device, [_moved(left, device) for left in window.lefts])
@@ -88,4 +73,5 @@ def _lefts(window: _Window, device: str) -> list[Any]:
 def _moved(array: NDArray[Any], device: str) -> Any:
     import torch
 
+    # torch takes neither arrays that cannot be written nor views with negative strides.
     return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)

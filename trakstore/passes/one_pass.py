@@ -1,4 +1,4 @@
-"""A pass: what an operation does with each tile of rows, and how results are put together.
+"""Passes: what an operation does with each tile of rows, and how results are put together.
 
 The rows are cut into ranges of whole tiles (:mod:`~trakstore.passes.scheduler`). In each range a pass
 starts a state, visits one tile after the other, and finishes the state into a result; results of
@@ -19,20 +19,18 @@ from numpy.typing import NDArray
 from trakstore.passes.scheduler import map_reduce, tile_ranges
 from trakstore.passes.sent import Sent
 
-__all__ = ["Pass", "Tiles", "beside", "nothing"]
-
 S = TypeVar("S")
 R = TypeVar("R")
 Tiles = Sequence[tuple[int, int]]
 
 
 def beside(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
-    """Results that stand beside each other, along the last dimension."""
+    """Merge results that stand beside each other along the last dimension."""
     return np.concatenate([left, right], axis=-1)
 
 
 def nothing(left: None, right: None) -> None:
-    """Results of passes that only write."""
+    """Merge results of passes that only write."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,33 +47,34 @@ class Pass(Sent, ABC, Generic[S, R]):
 
     @staticmethod
     def merge(left: Any, right: Any) -> Any:
-        """One result of those of two neighbouring ranges: by default they add up."""
+        """Merge the results of two neighbouring ranges: by default they add up."""
         return left + right
 
     @abstractmethod
-    def start(self, tiles: Tiles) -> S:
-        """A new state, before the first of these tiles."""
+    def start(self) -> S:
+        """Return a new state, before the first tile of a range."""
 
     @abstractmethod
     def visit(self, state: S, low: int, high: int) -> S:
-        """The state after the tile of rows ``low`` to ``high``; the given one may be changed."""
+        """Return the state after the tile of rows ``low`` to ``high``; the given one may be changed."""
 
     def finish(self, state: S) -> R:
-        """The result of a range: the state itself, where a subclass does not say otherwise."""
+        """Return the result of a range: by default the state itself."""
         return cast("R", state)
 
     def tiles(self, start: int, stop: int) -> Tiles:
-        """The tiles of a range that are visited: all, where a subclass does not say otherwise."""
+        """Return the tiles of a range that are visited: by default all."""
         return tile_ranges(start, stop, self.step)
 
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Within, what the visits of these tiles read is on its way before they ask for it."""
+        """Read ahead what the visits of these tiles will ask for: by default nothing."""
         return nullcontext()
 
     def over(self, start: int, stop: int) -> R:
-        """The result of one range."""
+        """Compute the result of one range."""
+        # A range of one pass runs in one thread, so that a state needs no lock.
         tiles = self.tiles(start, stop)
-        state = self.start(tiles)
+        state = self.start()
         with self.reading(tiles):
             for low, high in tiles:
                 state = self.visit(state, low, high)
@@ -89,8 +88,29 @@ class Pass(Sent, ABC, Generic[S, R]):
         workers: int | None = None,
         finished: Callable[[int], None] | None = None,
     ) -> R:
-        """The result of all rows; see :func:`~trakstore.passes.scheduler.map_reduce`."""
-        found: R = map_reduce(
+        """Compute the result of all rows; see :func:`~trakstore.passes.scheduler.map_reduce`."""
+        result: R = map_reduce(
             self.over, rows, self.step, self.merge, parts=parts, workers=workers, finished=finished
         )
-        return found
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class ListPass(Pass[list[NDArray[Any]], NDArray[Any]]):
+    """A pass whose tiles each give an array; they end up beside each other."""
+
+    merge = staticmethod(beside)
+
+    @abstractmethod
+    def tile(self, low: int, high: int) -> NDArray[Any]:
+        """Compute the array of the rows ``low`` to ``high``."""
+
+    def start(self) -> list[NDArray[Any]]:
+        return []
+
+    def visit(self, state: list[NDArray[Any]], low: int, high: int) -> list[NDArray[Any]]:
+        state.append(self.tile(low, high))
+        return state
+
+    def finish(self, state: list[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate(state, axis=-1)

@@ -1,4 +1,4 @@
-"""Rows that are read by contiguous ranges: what every blocked operation works on."""
+"""Rows that are read by contiguous ranges: the input of every blocked operation."""
 
 from __future__ import annotations
 
@@ -17,26 +17,11 @@ from trakstore.planning import ranges
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.stored import StoredColumn, read_together
 
-__all__ = [
-    "ArrayRows",
-    "KeptRows",
-    "MeanRows",
-    "PositionRows",
-    "RowByRow",
-    "Rows",
-    "Taken",
-    "TakenRows",
-    "UnmaskedRows",
-    "View",
-    "ZeroedRows",
-    "take",
-    "together",
-    "whole_column",
-]
-
+# Positions of rows, in the order in which they are taken.
 Taken: TypeAlias = range | NDArray[np.int64]
 
-MADE_ROWS = 2**16  # rows of a chunk of what is made, not read
+# Rows of a chunk of what is made, not read.
+MADE_ROWS = 2**16
 
 
 class Rows(Protocol):
@@ -55,15 +40,27 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class View(Sent):
-    """What the rows of this file share: a token of all that they are made of, taken when asked."""
+    """A base of rows that are made of other rows and arrays."""
 
+    # Saved scores remember tokens. They are made of the names of classes, so that a class that gets
+    # another name makes a save that was stopped begin anew.
     @cached_property
     def token(self) -> str:
+        """Text that is equal for equal rows; a large array is hashed only when somebody asks."""
         parts = [getattr(self, field.name) for field in fields(self)]
         return str(tokenize(type(self).__name__, [getattr(part, "token", part) for part in parts]))
 
     def __dask_tokenize__(self) -> str:
         return self.token
+
+    def below(self, start: int, stop: int) -> Iterable[Piece]:
+        """Return the pieces of other rows that reading a range reads, in that order."""
+        parts = (getattr(self, field.name) for field in fields(self))
+        return [(part, start, stop) for part in parts if isinstance(part, StoredColumn | View)]
+
+
+# Rows that are read for some others, from a start to a stop.
+Piece: TypeAlias = tuple[Rows | View, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +89,14 @@ class ArrayRows(View):
 
 
 @dataclass(frozen=True, eq=False)
-class _Chosen(View):
-    """Some rows of ``base``."""
+class _Derived(View):
+    """Rows that come from those of ``base``."""
 
     base: Rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -107,7 +108,7 @@ class _Chosen(View):
 
 
 @dataclass(frozen=True, eq=False)
-class TakenRows(_Chosen):
+class TakenRows(_Derived):
     """The rows of ``base`` at ``index`` (a ``range`` or non-negative positions), in that order."""
 
     index: Taken
@@ -117,76 +118,37 @@ class TakenRows(_Chosen):
         return (len(self.index), *self.base.shape[1:])
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
+        # A run of rows is read as one range, without an index.
         if isinstance(self.index, range) and self.index.step == 1 and start < stop:
             return self.base.read(self.index.start + start, self.index.start + stop)
-        wanted = np.asarray(self.index[start:stop], dtype=np.int64)
-        out = np.empty((len(wanted), *self.base.shape[1:]), dtype=self.base.dtype)
-        for low, high, at in self._pieces(wanted):
-            out[at] = self.base.read(low, high)[wanted[at] - low]
+        positions = np.asarray(self.index[start:stop], dtype=np.int64)
+        out = np.empty((len(positions), *self.base.shape[1:]), dtype=self.base.dtype)
+        for low, high, at in self._pieces(positions):
+            out[at] = self.base.read(low, high)[positions[at] - low]
         return out
 
-    def _pieces(self, wanted: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-        """For each chunk of the base, which rows are read, and the places of those that are wanted."""
-        order = np.argsort(wanted, kind="stable")
-        cuts = np.flatnonzero(np.diff(wanted[order] // self.base.chunk_rows)) + 1
+    def _pieces(self, positions: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+        """Cut the positions by chunk of the base: a range to read, and where its rows belong.
+
+        So each chunk is read once, however the positions jump.
+        """
+        order = np.argsort(positions, kind="stable")
+        cuts = np.flatnonzero(np.diff(positions[order] // self.base.chunk_rows)) + 1
         for at in np.split(order, cuts):
             if len(at):
-                yield int(wanted[at[0]]), int(wanted[at[-1]]) + 1, at
+                yield int(positions[at[0]]), int(positions[at[-1]]) + 1, at
 
-    def below(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The ranges of rows of the base that are read for these rows, in that order."""
+    def below(self, start: int, stop: int) -> list[Piece]:
+        if start >= stop:
+            return []
         if isinstance(self.index, range) and self.index.step == 1:
-            return [(self.index.start + start, self.index.start + stop)]
-        wanted = np.asarray(self.index[start:stop], dtype=np.int64)
-        return [(low, high) for low, high, _ in self._pieces(wanted)]
-
-
-def together(
-    wanted: Iterable[tuple[Rows | None, int, int]], most: int = AHEAD_BYTES
-) -> AbstractContextManager[None]:
-    """Within, rows of several columns are read without waiting for one after the other.
-
-    Parameters
-    ----------
-    wanted : iterable of (Rows or None, start, stop)
-        In the order in which they will be read; what is not stored is passed over.
-    most : int
-        Bytes of stored rows that are held at a time.
-    """
-    return read_together((one for rows in wanted for one in _stored(*rows)), most)
-
-
-def _stored(rows: Rows | None, start: int, stop: int) -> Iterator[tuple[StoredColumn, int, int]]:
-    """The stored columns below that are not on a local disk, and which of their rows are read."""
-    if isinstance(rows, StoredColumn):
-        if not rows.location.near:
-            yield rows, start, stop
-    elif isinstance(rows, MeanRows):
-        for column in rows.columns:
-            yield from _stored(column, start, stop)
-    elif isinstance(rows, RowByRow):
-        for base in (getattr(rows, field.name) for field in fields(rows)):
-            if isinstance(base, StoredColumn | View):
-                yield from _stored(base, start, stop)
-    elif isinstance(rows, TakenRows | UnmaskedRows) and start < stop and _is_far(rows):
-        for piece in rows.below(start, stop):
-            yield from _stored(rows.base, *piece)
-
-
-def _is_far(rows: Rows) -> bool:
-    while isinstance(rows, _Chosen):
-        rows = rows.base
-    return not isinstance(rows, StoredColumn) or not rows.location.near
-
-
-def take(rows: Rows, index: Taken) -> Rows:
-    """The rows at ``index``: themselves where that is all of them."""
-    whole = isinstance(index, range) and index == range(rows.shape[0])
-    return rows if whole else TakenRows(rows, index)
+            return [(self.base, self.index.start + start, self.index.start + stop)]
+        positions = np.asarray(self.index[start:stop], dtype=np.int64)
+        return [(self.base, low, high) for low, high, _ in self._pieces(positions)]
 
 
 @dataclass(frozen=True, eq=False)
-class UnmaskedRows(_Chosen):
+class UnmaskedRows(_Derived):
     """The rows of ``base`` without those at the ascending positions ``masked``.
 
     Examples
@@ -204,18 +166,22 @@ class UnmaskedRows(_Chosen):
     def read(self, start: int, stop: int) -> NDArray[Any]:
         if stop <= start:
             return self.base.read(0, 0)
-        ((low, high),) = self.below(start, stop)
-        here = self.masked[np.searchsorted(self.masked, low) : np.searchsorted(self.masked, high)]
-        rows = self.base.read(low, high)
-        return np.delete(rows, here - low, axis=0) if len(here) else rows
+        low, high = self._position(start), self._position(stop - 1) + 1
+        rows, here = self.base.read(low, high), _within(self.masked, low, high)
+        return np.delete(rows, here, axis=0) if len(here) else rows
 
-    def below(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The one range of rows of the base that is read for these rows, of which there are some."""
-        return [(self._position(start), self._position(stop - 1) + 1)]
+    def below(self, start: int, stop: int) -> list[Piece]:
+        if start >= stop:
+            return []
+        return [(self.base, self._position(start), self._position(stop - 1) + 1)]
 
     def _position(self, kept: int) -> int:
-        """Position in the base of the kept row with this number."""
-        before = self.masked - np.arange(len(self.masked))  # kept rows in front of each masked one
+        """Return the position in the base of the kept row with this number.
+
+        The i-th masked row has masked[i] − i kept rows in front of it. A kept row lies behind all
+        masked ones for which this is at most its own number.
+        """
+        before = self.masked - np.arange(len(self.masked))
         return kept + int(np.searchsorted(before, kept, side="right"))
 
 
@@ -244,33 +210,15 @@ class MeanRows(View):
             total += column.read(start, stop)
         return total / len(self.columns)
 
+    def below(self, start: int, stop: int) -> list[Piece]:
+        return [(column, start, stop) for column in self.columns]
+
 
 @dataclass(frozen=True, eq=False)
-class RowByRow(View):
+class RowByRow(_Derived):
     """A number, or a row, for each row of ``base``, made when it is read."""
 
-    base: Rows
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float64)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def chunk_rows(self) -> int:
-        return self.base.chunk_rows
-
-
-@dataclass(frozen=True, eq=False)
-class _Made(View):
-    """One number a row, made when it is read."""
-
-    rows: int
-    chunk_rows = MADE_ROWS
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.rows,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,9 +234,21 @@ class ZeroedRows(RowByRow):
     at: NDArray[np.int64]
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        found = np.array(self.base.read(start, stop), dtype=np.float64)
-        found[self.at[(self.at >= start) & (self.at < stop)] - start] = 0
-        return found
+        numbers = np.array(self.base.read(start, stop), dtype=np.float64)
+        numbers[_within(self.at, start, stop)] = 0
+        return numbers
+
+
+@dataclass(frozen=True, eq=False)
+class _Made(View):
+    """One number a row, made when it is read."""
+
+    rows: int
+    chunk_rows = MADE_ROWS
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,13 +269,58 @@ class KeptRows(_Made):
     dtype = np.dtype(np.float32)
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        kept = np.ones(stop - start, dtype=np.float32)
-        kept[self.without[(self.without >= start) & (self.without < stop)] - start] = 0
-        return kept
+        weights = np.ones(stop - start, dtype=np.float32)
+        weights[_within(self.without, start, stop)] = 0
+        return weights
+
+
+def _within(positions: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+    """Return those of some positions that are in a range, counted from its start."""
+    return positions[(positions >= start) & (positions < stop)] - start
+
+
+def take(rows: Rows, index: Taken) -> Rows:
+    """Return the rows at ``index``: ``rows`` themselves where that is all of them."""
+    whole = isinstance(index, range) and index == range(rows.shape[0])
+    return rows if whole else TakenRows(rows, index)
+
+
+def together(
+    wanted: Iterable[tuple[Rows | None, int, int]], most: int = AHEAD_BYTES
+) -> AbstractContextManager[None]:
+    """Read rows of several columns without waiting for one after the other.
+
+    Parameters
+    ----------
+    wanted : iterable of (Rows or None, start, stop)
+        Pieces, in the order in which they will be read within; what is not stored is passed over.
+    most : int
+        Bytes of stored rows that are held at a time.
+    """
+    return read_together((one for rows in wanted for one in _stored(*rows)), most)
+
+
+def _stored(
+    rows: Rows | View | None, start: int, stop: int
+) -> Iterator[tuple[StoredColumn, int, int]]:
+    """Yield the stored columns below that are not on a local disk, with the rows that are read."""
+    if isinstance(rows, StoredColumn):
+        if not rows.location.near:
+            yield rows, start, stop
+    elif isinstance(rows, View) and _is_far(rows):
+        for piece in rows.below(start, stop):
+            yield from _stored(*piece)
+
+
+def _is_far(rows: Rows | View) -> bool:
+    """Tell whether chosen rows may be on another machine: else nobody needs to look for pieces."""
+    while isinstance(rows, TakenRows | UnmaskedRows):
+        rows = rows.base
+    return not isinstance(rows, StoredColumn) or not rows.location.near
 
 
 def whole_column(rows: Rows) -> NDArray[Any]:
-    """All of a column of numbers, ids or labels; not meant for features."""
+    """Read all of a column of numbers, ids or labels; not meant for features."""
     pieces = ranges(rows.shape[0], max(1, rows.chunk_rows))
     with together([(rows, 0, rows.shape[0])]):
         return np.concatenate([rows.read(low, high) for low, high in pieces])

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Sent"]
-
 
 class Sent:
-    """A base for what holds arrays of floats and is unpickled by workers.
+    """A base for objects that hold arrays of floats and are unpickled by workers.
 
     A message leaves its arrays at any address. Where that is no multiple of an item's size, numpy
     does not give them to BLAS as they are, and products are rounded otherwise: so arrays move.
@@ -19,6 +17,7 @@ class Sent:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
+            # Subclasses are frozen dataclasses, which refuse an ordinary assignment.
             object.__setattr__(self, name, _aligned(value))
 
 

@@ -1,39 +1,32 @@
-"""What each operation costs, in integers, for sizes of any kind; and how fast this machine is."""
+"""Costs of each operation in integers, for sizes of any kind, and the speed of this machine."""
 
 from __future__ import annotations
 
 import tempfile
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trakstore.kernels.blocked_cholesky import BlockedCholesky
 from trakstore.kernels.choice import choose_solver
 from trakstore.kernels.gram import gram_bytes, gram_flops
-from trakstore.kernels.solvers import Cholesky, Damping, Factor
-from trakstore.kernels.tiled_gram import strip_plan
+from trakstore.kernels.solvers import Cholesky, Damping
+from trakstore.kernels.tiled_gram import plan_strips
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import PositionRows, Rows
-from trakstore.passes.scheduler import task_slots, tile_rows
+from trakstore.passes.scheduler import task_slots, tile_height
 from trakstore.planning import CHUNK_BYTES, block_shape, fit_slots
-from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Part
 from trakstore.scores.rank_correlation import centred_ranks
 from trakstore.scores.running_lists import STATE_BYTES
-from trakstore.scores.streaming import plan_windows
 from trakstore.scores.top_k import plan_top_k
-
-__all__ = ["Cost", "Problem", "Speed", "calibrate", "costs", "planned_scores"]
+from trakstore.scores.window_plans import ScoreSizes, plan_windows, solve_bytes, tile_bytes
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes: train rows n, dimension k, targets m, checkpoints, list length, bytes of a value."""
+    """Sizes of a problem: n rows, k dimensions, m targets, epochs, list length, bytes of a value."""
 
     rows: int
     dim: int
@@ -47,7 +40,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one operation takes over all workers.
+    """Bytes and operations of one operation, over all workers.
 
     Attributes
     ----------
@@ -74,7 +67,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one process: float32 products in flop/s, reading and writing in bytes/s, ranks a second."""
+    """Speed of one process: float32 products in flop/s, reads and writes in bytes/s, ranks a second."""
 
     flops: float
     read: float
@@ -82,13 +75,14 @@ class Speed:
     ranks: float
 
     def seconds(self, cost: Cost, workers: int = 1) -> float:
-        """Products overlap with reading; the slower one counts; writing and sorting come on top."""
+        """Estimate the time of an operation in seconds."""
+        # Products overlap with reading: the slower one counts. Writing and sorting come on top.
         each = max(cost.flops / self.flops, cost.read / self.read) + cost.written / self.write
         return each / workers + cost.ranked / self.ranks
 
 
 def costs(problem: Problem) -> tuple[Cost, ...]:
-    """Featurize, gram, the whole matrix, and top-k.
+    """Return the costs of featurize, gram, the whole matrix, and top-k.
 
     Examples
     --------
@@ -98,14 +92,16 @@ def costs(problem: Problem) -> tuple[Cost, ...]:
     """
     n, k, m, epochs = problem.rows, problem.dim, problem.targets, problem.epochs
     features = n * k * problem.itemsize * epochs
-    columns = n * (8 + 3 * 4) * epochs  # ids, norm, output, out_to_loss
+    # Ids, norm, output, out_to_loss.
+    columns = n * (8 + 3 * 4) * epochs
     limit = problem.memory_limit or memory_budget(None)
-    scores = planned_scores(problem)
-    matrix = plan_windows(scores, "streaming scores", limit)
-    lists = plan_top_k(scores, problem.top, None, limit)
-    memory, strips = _gram_plan(scores.parts[0].train, limit)
+    sizes = planned_sizes(problem)
+    matrix = plan_windows(sizes, "streaming scores", limit)
+    lists = plan_top_k(sizes, problem.top, None, limit)
+    memory, strips = _gram_plan(problem, limit)
     products = 2 * n * k * m * epochs
-    reads = {plan: features * -(-m // plan.targets) for plan in (matrix, lists)}  # one a window
+    # Each window of targets reads all features.
+    reads = {plan: features * -(-m // plan.targets) for plan in (matrix, lists)}
     written, stored = features + columns, 8 * k * k * epochs
     return (
         Cost("featurize", written, 0, written, 3 * CHUNK_BYTES, 0),
@@ -115,70 +111,36 @@ def costs(problem: Problem) -> tuple[Cost, ...]:
     )
 
 
-@dataclass(frozen=True)
-class _Sized:
-    """Rows that have sizes and nothing else: enough for a plan."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunk_rows: int
-    token: str = ""
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        raise NotImplementedError(f"rows {start}..{stop} are only planned")
-
-
-class _SizedFactor(Factor):
-    """A factor that is a triangle of so many columns, and nothing else."""
-
-    def __init__(self, columns: int) -> None:
-        self._columns = columns
-
-    @property
-    def dim(self) -> int:
-        return self._columns
-
-    @property
-    def memory(self) -> int:
-        return 8 * self._columns**2
-
-    def solve(self, rhs: NDArray[np.floating]) -> NDArray[np.float64]:
-        raise NotImplementedError(f"{rhs.shape} right-hand sides are only planned")
+def planned_sizes(problem: Problem) -> ScoreSizes:
+    """Return the sizes of the scores of a problem, chunked as a store has them."""
+    dim, itemsize = problem.dim, problem.itemsize
+    train, target = (_tile_height(problem, rows) for rows in (problem.rows, problem.targets))
+    limit, held = problem.memory_limit or memory_budget(None), 0
+    for _ in range(problem.epochs):
+        solver = choose_solver(problem.rows, dim, Damping(), limit, held)
+        # Once factors hold their share of the memory, all that follow are on disk.
+        if isinstance(solver, BlockedCholesky):
+            break
+        held += 8 * min(problem.rows, dim) ** 2
+    tile = tile_bytes(train, dim, itemsize)
+    solve = solve_bytes(min(target, problem.targets), dim, itemsize)
+    return ScoreSizes(problem.targets, train, problem.epochs * dim, tile, solve, held)
 
 
-def planned_scores(problem: Problem) -> Scores:
-    """Scores of these sizes, chunked as a store has them."""
-    dtype, dim = np.dtype(f"f{problem.itemsize}"), problem.dim
-    train, target = (
-        _Sized((rows, dim), dtype, block_shape(rows, dim, problem.itemsize).chunk_rows)
-        for rows in (problem.rows, problem.targets)
-    )
-    parts: list[Part] = []
-    held, limit = 0, problem.memory_limit or memory_budget(None)
-    for epoch in range(problem.epochs):
-        factor = _planned_factor(problem, limit, held)
-        parts.append(Part(epoch, target, train, factor))
-        held += 0 if factor is None else factor.memory
-    return Scores(
-        "planned", tuple(parts), PositionRows(problem.targets), PositionRows(problem.rows)
-    )
+def _tile_height(problem: Problem, rows: int) -> int:
+    """Return the rows of a tile of a split with so many rows."""
+    chunk_rows = block_shape(rows, problem.dim, problem.itemsize).chunk_rows
+    return tile_height(chunk_rows, problem.dim * problem.itemsize)
 
 
-def _planned_factor(problem: Problem, limit: int, held: int) -> Factor | None:
-    """None for one that is on disk, since others hold their share of the memory."""
-    solver = choose_solver(problem.rows, problem.dim, Damping(), limit, held)
-    on_disk = isinstance(solver, BlockedCholesky)
-    return None if on_disk else _SizedFactor(min(problem.rows, problem.dim))
-
-
-def _gram_plan(train: Rows, limit: int) -> tuple[int, int]:
-    """Peak bytes, and passes over the features: one, or one for each round of strips."""
-    dim, step = train.shape[1], tile_rows(train)
-    waiting, each = gram_bytes(dim, step, train.dtype.itemsize, 4)
-    if isinstance(choose_solver(train.shape[0], dim, Damping(), limit), Cholesky):
+def _gram_plan(problem: Problem, limit: int) -> tuple[int, int]:
+    """Return peak bytes, and passes over the features: one, or one for each round of strips."""
+    rows, dim, step = problem.rows, problem.dim, _tile_height(problem, problem.rows)
+    if isinstance(choose_solver(rows, dim, Damping(), limit), Cholesky):
+        waiting, each = gram_bytes(dim, step, problem.itemsize, 4)
         slots = fit_slots(task_slots(), 1, waiting, each, limit, f"a gram of {dim}")
         return waiting + slots * each, 1
-    plan = strip_plan(train, "float32", limit)
+    plan = plan_strips(rows, dim, problem.itemsize, step, "float32", limit)
     return plan.memory, -(-dim // plan.height)
 
 
@@ -186,6 +148,7 @@ def calibrate(folder: str | None = None) -> Speed:
     """Measure this machine for about a second; the disk that holds ``folder``."""
     left, right = (np.ones((1024, 1024), dtype=np.float32) for _ in range(2))
     left @ right
+    # The first product, which starts BLAS, was not measured.
     flops = 2 * 1024**3 / _fastest(lambda: left @ right, 5)
     data = np.random.default_rng(0).bytes(CHUNK_BYTES)
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -198,9 +161,5 @@ def calibrate(folder: str | None = None) -> Speed:
 
 
 def _fastest(run: Callable[[], object], times: int) -> float:
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - began)
-    return max(min(found), 1e-9)
+    """Return the least of some times in seconds: the others were disturbed."""
+    return max(min(timeit.repeat(run, number=1, repeat=times)), 1e-9)

@@ -16,148 +16,94 @@ from trakstore.planning import CHUNK_BYTES, human_bytes
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_number, as_whole
 from trakstore.scores.factored import Scores
-from trakstore.scores.narrowing import narrowed
 from trakstore.scores.parts import F32
-from trakstore.scores.streaming import plan_windows
+from trakstore.scores.save import Begun, Save, narrowed
+from trakstore.scores.streaming import WindowPass
 from trakstore.scores.top_k import plan_top_k, top_k
-from trakstore.scores.window_pass import WindowPass
+from trakstore.scores.window_plans import plan_windows
 from trakstore.storage import layout
-from trakstore.storage.backends.location import Location
-from trakstore.storage.checksums import TAIL
 from trakstore.storage.tables.saved_arrays import SavedArray
-from trakstore.storage.tables.saved_table import begin_table, pending_arrays
 
-__all__ = ["Begun", "begin_save", "check_kept", "save_above", "save_top", "written_chunks"]
-
-ENTRY_BYTES = 4 + 8 + 8  # score, column, and the target's row in the window
+# An entry: its target's row in the window, its column, and its score.
+ENTRY = np.dtype([("row", np.int64), ("column", np.int64), ("score", np.float32)])
 ENTRY_CHUNK = CHUNK_BYTES // 8
-TASK_SHARE, WINDOW_SHARE = 32, 8  # one part in so many of the limit is for entries
+# One part in so many of the limit is for the entries of a task, and of a window.
+TASK_SHARE, WINDOW_SHARE = 32, 8
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A save that is under way: its arrays, and the group's document meanwhile."""
-
-    arrays: list[SavedArray]
-    document: bytes
-
-
-def begin_save(
-    location: Location, path: str, arrays: list[SavedArray], token: str, most: int | None = None
-) -> Begun:
-    """The arrays to write: new ones, or those that a stopped save of the same scores began.
-
-    Those may have chunks of another number of targets, ``most`` at most, since there was other memory
-    then. While a save runs, the group's document says of what.
-    """
-    document = location.get(layout.document_key(path))
-    begun = pending_arrays(document, token)
-    alike = list(map(_without_height, begun)) == list(map(_without_height, arrays))
-    if document is not None and alike and (most is None or begun[0].chunks[0] <= most):
-        return Begun(begun, document)
-    return Begun(arrays, begin_table(location, path, arrays, token))
-
-
-def _without_height(array: SavedArray) -> SavedArray:
-    return replace(array, chunks=(0, *array.chunks[1:]))
-
-
-def written_chunks(location: Location, path: str, array: SavedArray) -> frozenset[tuple[int, ...]]:
-    """The chunks of an array that are there; an empty one, after a power loss, is not."""
-    found: list[tuple[int, ...]] = [()]
-    for _ in array.shape:
-        found = [
-            (*at, int(name))
-            for at in found
-            for name in location.names("/".join([path, array.name, "c", *map(str, at)]))
-            if name.isdigit()
-        ]
-    keys = ["/".join([path, array.name, "c", *map(str, at)]) for at in found]
-    ends = location.get_tails(keys, TAIL)
-    return frozenset(at for at, end in zip(found, ends, strict=True) if end)
-
-
-def save_top(
-    scores: Scores,
-    location: Location,
-    path: str,
-    k: int,
-    token: str,
-    dtype: str,
-    memory_limit: int | str | None,
-) -> Begun:
-    """The k scores of largest magnitude of each target: ``score``, ``position`` and ``train``."""
-    rows, planned = scores.shape[0], plan_top_k(scores, k, None, memory_limit).targets
+def save_top(save: Save, k: int) -> Begun:
+    """Write the k scores of largest magnitude of each target: ``score``, ``position`` and ``train``."""
+    scores, rows = save.scores, save.scores.shape[0]
+    planned = plan_top_k(scores.sizes, k, None, save.memory_limit).targets
     ids = "str" if scores.train_ids.dtype.kind in "TUO" else "int64"
     arrays = [
         SavedArray(name, kind, (rows, k), (planned, k), ("target", "rank"))
-        for name, kind in (("score", dtype), ("position", "int64"), ("train", ids))
+        for name, kind in (("score", save.dtype), ("position", "int64"), ("train", ids))
     ]
-    begun = begin_save(location, path, arrays, token)
-    arrays, height = begun.arrays, begun.arrays[0].chunks[0]
-    done = frozenset.intersection(*(written_chunks(location, path, one) for one in arrays))
+    begun = save.begin(arrays)
+    height = begun.arrays[0].chunks[0]
+    done = frozenset.intersection(*(save.written(one) for one in begun.arrays))
     for at, start in enumerate(range(0, rows, height)):
+        # A window is there once all of its three chunks are.
         if (at, 0) in done:
             continue
         targets = range(start, min(rows, start + height))
-        top = top_k(scores.isel(target=targets), k, order="magnitude", memory_limit=memory_limit)
-        for array in arrays:
-            values = top[array.name].values
-            if array.name == "score":
-                values = narrowed(values, dtype, f"scores of targets {start}..{targets.stop}")
-            array.open(location, path, "r+")[start : targets.stop] = values
+        chosen = scores.isel(target=targets)
+        top = top_k(chosen, k, order="magnitude", memory_limit=save.memory_limit)
+        what = f"scores of targets {start}..{targets.stop}"
+        top["score"] = (top["score"].dims, narrowed(top["score"].values, save.dtype, what))
+        for array in begun.arrays:
+            save.open(array)[start : targets.stop] = top[array.name].values
     return begun
 
 
-def save_above(
-    scores: Scores,
-    location: Location,
-    path: str,
-    threshold: float,
-    token: str,
-    dtype: str,
-    memory_limit: int | str | None,
-) -> Begun:
-    """All |score| >= threshold, target by target: ``stop``, ``column`` and ``score``.
+def save_above(save: Save, threshold: float) -> Begun:
+    """Write all |score| >= threshold, target by target: ``stop``, ``column`` and ``score``.
 
     ``stop`` ends each target's entries; its chunk is written last of a window's, and so says that
     the window is there.
     """
-    rows, columns = scores.shape
-    limit = memory_budget(memory_limit)
-    fixed = 4 * limit // WINDOW_SHARE  # a window's entries, sorted, and what waits to be merged
-    plan = plan_windows(scores, "scores above a threshold", limit, fixed_bytes=fixed)
+    scores, (rows, columns) = save.scores, save.scores.shape
+    limit = memory_budget(save.memory_limit)
+    # A window's entries, sorted, and entries that wait to be merged.
+    fixed = 4 * limit // WINDOW_SHARE
+    plan = plan_windows(scores.sizes, "scores above a threshold", limit, fixed_bytes=fixed)
     stop = SavedArray("stop", "int64", (rows,), (plan.targets,), ("target",))
-    size = rows * columns  # until it is known how many there are
-    begun = begin_save(location, path, [stop, *_entries(size, dtype)], token, plan.targets)
+    # Until it is known how many entries there are, the arrays are as long as there are scores.
+    size = rows * columns
+    begun = save.begin([stop, *_entry_arrays(size, save.dtype)], plan.targets)
     stop = begun.arrays[0]
     plan = replace(plan, targets=stop.chunks[0])
-    done, total = written_chunks(location, path, stop), 0
-    into, *entries = (array.open(location, path, "r+") for array in (stop, *_entries(size, dtype)))
+    done, total = save.written(stop), 0
+    ends, *entries = (save.open(array) for array in (stop, *_entry_arrays(size, save.dtype)))
     with ProgressLine("scores", size, unit="scores", show=on_terminal()) as progress:
         for at, (first, last) in enumerate(plan.windows(rows)):
             if (at,) in done:
-                total = int(into[last - 1])
+                # The entries of this window end where its last target's do.
+                total = int(ends[last - 1])
             else:
                 window = scores.window(first, last, plan.ahead)
                 most = _Most(threshold, last - first, limit)
                 one = _AbovePass(scores.tile_rows, window, first, most)
-                found = one.run(columns, workers=plan.workers)
-                order = np.argsort(found.row, kind="stable")  # columns ascend within a target
+                kept = one.run(columns, workers=plan.workers).entries
+                # Tiles come in order of columns, so that a stable sort leaves them ascending.
+                kept = kept[np.argsort(kept["row"], kind="stable")]
                 what = f"scores of targets {first}..{last}"
-                values = (found.column[order], narrowed(found.score[order], dtype, what))
+                values = kept["column"], narrowed(kept["score"], save.dtype, what)
                 for array, value in zip(entries, values, strict=True):
-                    array[total : total + len(order)] = value
-                counts = np.bincount(found.row, minlength=last - first)
-                into[first:last] = total + np.cumsum(counts)
-                total += len(order)
+                    array[total : total + len(kept)] = value
+                counts = np.bincount(kept["row"], minlength=last - first)
+                ends[first:last] = total + np.cumsum(counts)
+                total += len(kept)
             progress.advance((last - first) * columns)
-    made = [stop, *_entries(total, dtype)]
-    location.put({layout.document_key(f"{path}/{one.name}"): one.document for one in made})
+    # Chunks stay as they are; only the documents say how many entries there are.
+    made = [stop, *_entry_arrays(total, save.dtype)]
+    documents = {layout.document_key(f"{save.path}/{one.name}"): one.document for one in made}
+    save.location.put(documents)
     return replace(begun, arrays=made)
 
 
-def _entries(count: int, dtype: str) -> list[SavedArray]:
+def _entry_arrays(count: int, dtype: str) -> list[SavedArray]:
     return [
         SavedArray(name, kind, (count,), (ENTRY_CHUNK,), ("entry",))
         for name, kind in (("column", "int64"), ("score", dtype))
@@ -166,7 +112,7 @@ def _entries(count: int, dtype: str) -> list[SavedArray]:
 
 @dataclass(frozen=True)
 class _Most:
-    """How many entries fit: of targets above a threshold, within a memory limit."""
+    """The number of entries that fit: of targets above a threshold, within a memory limit."""
 
     threshold: float
     targets: int
@@ -174,7 +120,7 @@ class _Most:
 
     def check(self, count: int, share: int) -> None:
         """Raise a :class:`MemoryLimitError` where so many take more than a share of the limit."""
-        if count * ENTRY_BYTES > self.limit // share:
+        if count * ENTRY.itemsize > self.limit // share:
             raise MemoryLimitError(
                 f"more than {count:,} scores of {self.targets} targets pass the threshold "
                 f"{self.threshold:g}, too many for the memory limit of {human_bytes(self.limit)}: "
@@ -184,51 +130,47 @@ class _Most:
 
 @dataclass(frozen=True, eq=False)
 class _Entries:
-    row: NDArray[np.int64]
-    column: NDArray[np.int64]
-    score: NDArray[np.float32]
+    """Entries of a range, in the order of their tiles; merging refuses too many."""
+
+    entries: NDArray[np.void]
     most: _Most
-
-
-def _merged(left: _Entries, right: _Entries) -> _Entries:
-    left.most.check(len(left.row) + len(right.row), WINDOW_SHARE)
-    return _joined([left, right])
-
-
-def _joined(parts: list[_Entries]) -> _Entries:
-    rows, columns = [one.row for one in parts], [one.column for one in parts]
-    scores = np.concatenate([one.score for one in parts])
-    return _Entries(np.concatenate(rows), np.concatenate(columns), scores, parts[0].most)
 
 
 @dataclass(frozen=True, eq=False)
-class _AbovePass(WindowPass[list[_Entries], _Entries]):
+class _AbovePass(WindowPass[list[NDArray[np.void]], _Entries]):
     """Entries whose magnitude is a threshold or more."""
 
     most: _Most
-    merge = staticmethod(_merged)
 
-    def begin(self) -> list[_Entries]:
+    @staticmethod
+    def merge(left: _Entries, right: _Entries) -> _Entries:
+        left.most.check(len(left.entries) + len(right.entries), WINDOW_SHARE)
+        return _Entries(np.concatenate([left.entries, right.entries]), left.most)
+
+    def begin(self) -> list[NDArray[np.void]]:
         return []
 
-    def take(self, state: list[_Entries], tile: F32, low: int) -> None:
+    def take(self, state: list[NDArray[np.void]], tile: F32, low: int) -> None:
+        # A finite sum says so of all its terms.
         if not np.isfinite(np.add.reduce(tile, axis=None)) and not np.isfinite(tile).all():
             raise NumericsError(
                 f"scores with train rows {low}..{low + tile.shape[1]} are not finite; look at the "
                 f"features with `trakstore kernel`"
             )
         row, column = np.nonzero(np.abs(tile) >= self.most.threshold)
-        state.append(_Entries(row, column + low, tile[row, column], self.most))
-        self.most.check(sum(len(one.row) for one in state), TASK_SHARE)
+        entries = np.empty(len(row), dtype=ENTRY)
+        entries["row"], entries["column"], entries["score"] = row, column + low, tile[row, column]
+        state.append(entries)
+        self.most.check(sum(map(len, state)), TASK_SHARE)
 
-    def end(self, state: list[_Entries]) -> _Entries:
-        return _joined(state)
+    def end(self, state: list[NDArray[np.void]]) -> _Entries:
+        return _Entries(np.concatenate(state), self.most)
 
 
 def check_kept(
     scores: Scores, top: int | None, threshold: float | None
 ) -> tuple[int | None, float | None]:
-    """The two as Python's own numbers; a ``top`` or ``threshold`` that means nothing is refused."""
+    """Return the two as Python's own numbers; refuse a ``top`` or ``threshold`` that means nothing."""
     if top is not None and threshold is not None:
         raise TrakStoreError("top and threshold exclude each other: give one of them, or neither")
     if top is not None:

@@ -18,16 +18,16 @@ from trakstore.passes.rows import MeanRows, Rows, Taken, take, together
 from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
-from trakstore.scores.parts import F32, Epoch, Part, Window
+from trakstore.scores.parts import F32, Part, Window, held_bytes
+from trakstore.scores.window_plans import ScoreSizes, solve_bytes, tile_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
-from trakstore.storage.layout import as_epoch
-
-__all__ = ["Average", "Index", "Scores", "need_scores", "positions"]
+from trakstore.storage.layout import Epoch, as_epoch
 
 Index: TypeAlias = int | slice | Sequence[int] | NDArray[Any]
 Average: TypeAlias = Literal["factors", "scores"]
 
-BLOCK_VALUES = 2**23  # of one block of the lazy array: 32 MB
+# Values of one block of the lazy array: 32 MB.
+BLOCK_VALUES = 2**23
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,22 +37,22 @@ class Scores:
     Attributes
     ----------
     method : str
-        What made them: ``"trak"``, ...
+        Name of the method: ``"trak"``, ...
     parts : tuple of Part
-        One for each epoch; all of one shape.
+        Shares of the epochs; all of one shape.
     target_ids, train_ids : Rows, shapes (m,) and (n,)
         Sample ids, lazy.
     train_positions : Rows, shape (n,), optional
         Positions of the train rows in the stored split; 0, 1, ... when None.
     reduce : {"mean", "sum"}
-        Over the epochs.
+        Reduction over the epochs.
     average : {"factors", "scores"}
-        How column scales Q_c enter. ``"factors"``: averaged apart from the products,
+        Place of the column scales Q_c. ``"factors"``: averaged apart from the products,
         (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
     train_labels, target_labels : Rows, shapes (n,) and (m,), optional
         Classes.
     device : str
-        Where tiles are computed: see :meth:`to`.
+        Device that computes tiles: see :meth:`to`.
     soft_threshold : float
         s of sign(τ)·max(|τ| − s, 0), applied to each score last; 0 changes nothing.
     """
@@ -73,6 +73,7 @@ class Scores:
         if not self.parts:
             raise TrakStoreError("scores need at least one epoch")
         for part in self.parts:
+            # Parts are added up entry by entry, so that all have the same targets and train rows.
             got = (part.target.shape[0], part.train.shape[0])
             if got != self.shape or part.target.shape[1:] != part.train.shape[1:]:
                 raise TrakStoreError(
@@ -83,7 +84,7 @@ class Scores:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(targets, train rows)."""
+        """Targets and train rows, (m, n)."""
         return self.parts[0].target.shape[0], self.parts[0].train.shape[0]
 
     @property
@@ -103,13 +104,37 @@ class Scores:
         """Train rows of one tile."""
         return min(tile_rows(part.train) for part in self.parts)
 
+    @property
+    def scale_apart(self) -> MeanRows | None:
+        """The mean of the column scales, where they are averaged apart from the products."""
+        given = tuple(part.column_scale for part in self.parts if part.column_scale is not None)
+        return MeanRows(given) if self.average == "factors" and given else None
+
+    @property
+    def sizes(self) -> ScoreSizes:
+        """Sizes that plans of operations depend on."""
+        parts, rows = self.parts, self.tile_rows
+        solved = [(part, min(part.solve_rows, self.shape[0])) for part in parts]
+        return ScoreSizes(
+            self.shape[0],
+            rows,
+            sum(part.target.shape[1] for part in parts),
+            max(tile_bytes(rows, part.train.shape[1], part.train.dtype.itemsize) for part in parts),
+            max(
+                solve_bytes(count, part.target.shape[1], part.target.dtype.itemsize)
+                for part, count in solved
+            ),
+            held_bytes(parts),
+            self.train_ids.dtype.itemsize,
+        )
+
     def __repr__(self) -> str:
         targets, train = self.shape
         epochs = ", ".join(str(epoch) for epoch in self.epochs)
         return f"<Scores {self.method} (target: {targets}, train: {train}), epochs {epochs}>"
 
     def _repr_html_(self) -> str:
-        """For notebooks; nothing is computed."""
+        """Show method, shape and epochs in a notebook; nothing is computed."""
         labels = [
             side
             for side, rows in (("target", self.target_labels), ("train", self.train_labels))
@@ -126,45 +151,42 @@ class Scores:
         return card("Scores", facts_markup(facts))
 
     def window(self, start: int, stop: int, ahead: int = AHEAD_BYTES) -> Window:
-        """Targets start..stop, preconditioned: the left operand of their tiles.
+        """Precondition targets start..stop: the left operand of their tiles.
 
         ``ahead`` bytes of stored rows may be read before they are asked for, here and in each task.
         """
+        # The mean over epochs is in the left factors, so that tiles only add up.
         share = np.float32(1 / len(self.parts) if self.reduce == "mean" else 1)
-        lefts = []
         with together((one for part in self.parts for one in part.reads(start, stop)), ahead):
-            for part in self.parts:
-                left = part.left(start, stop)
-                left *= share
-                lefts.append(left)
-        columns = tuple(part.column_scale for part in self.parts)
-        given = tuple(column for column in columns if column is not None)
-        apart = self.average == "factors" and bool(given)
+            lefts = tuple(part.left(start, stop) for part in self.parts)
+        for left in lefts:
+            left *= share
+        apart = self.scale_apart
         return Window(
-            tuple(lefts),
+            lefts,
             tuple(part.train for part in self.parts),
-            tuple(None for _ in columns) if apart else columns,
-            MeanRows(given) if apart else None,
+            tuple(None if apart else part.column_scale for part in self.parts),
+            apart,
             self.device,
             self.soft_threshold,
             ahead,
         )
 
     def to(self, device: str) -> Scores:
-        """The same scores with their tiles computed on ``"cuda"`` (through torch) or ``"cpu"``.
+        """Return the same scores, whose tiles are computed on ``"cuda"`` (by torch) or ``"cpu"``.
 
         Where a worker cannot use the device, it warns and works on the CPU.
         """
         return replace(self, device=device)
 
     def block(self, t0: int, t1: int, n0: int, n1: int) -> F32:
-        """The dense block of targets t0..t1 and train rows n0..n1."""
+        """Compute the dense block of targets t0..t1 and train rows n0..n1."""
         window = self.window(t0, t1)
         with window.reading([(n0, n1)]):
             return window.tile(n0, n1)
 
     def epoch(self, epoch: Epoch) -> Scores:
-        """The scores of one epoch alone, with its own column scale.
+        """Return the scores of one epoch alone, with its own column scale.
 
         Raises
         ------
@@ -177,7 +199,7 @@ class Scores:
         raise NotFoundError(f"no epoch {epoch!r} in {self}{did_you_mean(epoch, self.epochs)}")
 
     def isel(self, target: Index = slice(None), train: Index = slice(None)) -> Scores:
-        """Some targets and train rows by position; lazy, and always of two dimensions.
+        """Select targets and train rows by position, lazily; the result has two dimensions always.
 
         Raises
         ------
@@ -197,12 +219,13 @@ class Scores:
         )
 
     def to_xarray(self) -> xr.DataArray:
-        """A lazy, Dask-backed array of float32, with the ids as non-index coordinates."""
+        """Return a lazy, Dask-backed array of float32, with the ids as non-index coordinates."""
         rows, columns = self._block
         coords = {
             "target_id": ("target", lazy_column(self.target_ids, rows)),
             "train_id": ("train", lazy_column(self.train_ids, columns)),
         }
+        # A block is as wide as a tile, which is read and multiplied as a whole, and has 32 MB at most.
         data = lazy_matrix(self, rows, columns)
         return xr.DataArray(data, dims=self.dims, coords=coords, name=self.method)
 
@@ -213,8 +236,10 @@ class Scores:
         return max(1, min(self.shape[0], BLOCK_VALUES // columns)), columns
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        # NumPy asks for a view with copy=False, and there is no array to look at.
         if copy is False:
             raise ValueError("scores are computed when they become an array: copy=False cannot be")
+        # Tasks in other processes cannot write into an array of this one.
         if not in_this_process():
             return np.asarray(self.to_xarray().data.compute(), dtype=dtype)
         out = np.empty(self.shape, dtype=np.float32)
@@ -235,7 +260,7 @@ class _FillPass(Pass[None, None]):
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         return self.window.reading(tiles)
 
-    def start(self, tiles: Tiles) -> None:  # noqa: ARG002
+    def start(self) -> None:
         return
 
     def visit(self, state: None, low: int, high: int) -> None:  # noqa: ARG002
@@ -243,7 +268,7 @@ class _FillPass(Pass[None, None]):
 
 
 def positions(index: Index, size: int, dim: str) -> Taken:
-    """What an index selects of ``size`` positions; ``dim`` is for the message."""
+    """Return the positions that an index selects of ``size``; ``dim`` is for the message."""
     if isinstance(index, slice):
         return range(*index.indices(size))
     array: NDArray[Any] = np.atleast_1d(np.asarray(index))
@@ -254,6 +279,7 @@ def positions(index: Index, size: int, dim: str) -> Taken:
     outside = array[(array < -size) | (array >= size)]
     if outside.size:
         raise TrakStoreError(f"{dim}={outside[0]} is outside of {size} positions")
+    # Negative positions count from the end, as in NumPy.
     return np.where(array < 0, array + size, array).astype(np.int64)
 
 

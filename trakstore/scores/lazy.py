@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import dask.array as da
@@ -14,24 +13,23 @@ from numpy.typing import NDArray
 from trakstore.passes.rows import Rows
 from trakstore.passes.scheduler import one_blas_thread, sent_once
 from trakstore.planning import ranges
-
-__all__ = ["lazy_column", "lazy_matrix"]
-
-
-class _Tiles(Protocol):
-    def tile(self, start: int, stop: int, /) -> NDArray[np.float32]: ...
-    def reading(self, tiles: list[tuple[int, int]], /) -> AbstractContextManager[None]: ...
+from trakstore.scores.parts import Window
 
 
 class _Windows(Protocol):
     @property
     def shape(self) -> tuple[int, int]: ...
-    def window(self, start: int, stop: int, /) -> _Tiles: ...
+    def window(self, start: int, stop: int, /) -> Window: ...
 
 
 def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
-    """A float32 array of blocks (rows, columns); each window of rows is made once a computation."""
+    """Return a float32 array of blocks (rows, columns).
+
+    The graph is made by hand, so that each window of rows, which costs a solve, is one task that all
+    its blocks share.
+    """
     tops, lefts = list(ranges(source.shape[0], rows)), list(ranges(source.shape[1], columns))
+    # Equal scores have equal names, by which Dask knows a block that it has already.
     token = tokenize(source, rows, columns)
     name, window, sent = f"scores-{token}", f"window-{token}", sent_once(source)
     graph: dict[Any, Any] = {}
@@ -44,9 +42,10 @@ def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
 
 
 def lazy_column(column: Rows, size: int) -> da.Array:
-    """A one-dimensional array of blocks of ``size`` rows."""
+    """Return a one-dimensional array of blocks of ``size`` rows."""
     pieces = list(ranges(column.shape[0], size))
     name = f"column-{tokenize(column.token, size)}"
+    # The column is one entry of the graph, to which all blocks refer.
     graph: dict[Any, Any] = {f"origin-{name}": column}
     for at, piece in enumerate(pieces):
         graph[(name, at)] = (_read, f"origin-{name}", *piece)
@@ -58,12 +57,12 @@ def _lengths(pieces: list[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in pieces)
 
 
-def _window(source: _Windows, start: int, stop: int) -> _Tiles:
+def _window(source: _Windows, start: int, stop: int) -> Window:
     with one_blas_thread():
         return source.window(start, stop)
 
 
-def _tile(window: _Tiles, start: int, stop: int) -> NDArray[np.float32]:
+def _tile(window: Window, start: int, stop: int) -> NDArray[np.float32]:
     with one_blas_thread(), window.reading([(start, stop)]):
         return window.tile(start, stop)
 

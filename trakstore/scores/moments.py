@@ -10,16 +10,14 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import F32
-from trakstore.scores.streaming import each_window, plan_windows
-from trakstore.scores.window_pass import WindowPass
-
-__all__ = ["row_moments"]
+from trakstore.scores.streaming import WindowPass, each_window
+from trakstore.scores.window_plans import plan_windows
 
 F64 = NDArray[np.float64]
 
 
 def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[F64, F64]:
-    """Mean and standard deviation over the train rows, shapes (m,).
+    """Compute the mean and standard deviation over the train rows, shapes (m,).
 
     Parameters
     ----------
@@ -35,14 +33,16 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
         One target and one tile do not fit.
     """
     columns = scores.shape[1]
-    plan = plan_windows(scores, "means of scores", memory_limit, target_bytes=64)
+    plan = plan_windows(scores.sizes, "means of scores", memory_limit, target_bytes=64)
     sums = each_window(scores, plan, _SumPass, "means")
+    # In float64, since the variance is the difference of two large numbers.
     mean, square = np.concatenate(sums, axis=1) / columns
     if not np.isfinite(square).all():
         bad = int(np.flatnonzero(~np.isfinite(square))[0])
         raise NumericsError(
             f"scores of target {bad} are NaN or infinite: look at `trakstore kernel`"
         )
+    # Rounding may leave the variance of nearly equal scores below 0.
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 

@@ -1,4 +1,4 @@
-"""One epoch's share of the scores, and windows of targets against all train rows."""
+"""Parts of scores, one for each epoch, and windows of targets against all train rows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ from trakstore.passes.rows import Rows, Taken, take, together
 from trakstore.passes.scheduler import tile_rows
 from trakstore.passes.sent import Sent
 from trakstore.planning import ranges
+from trakstore.scores.window_plans import SCRATCH_VALUES
 from trakstore.storage.backends.ahead import AHEAD_BYTES
+from trakstore.storage.layout import Epoch
 
-__all__ = ["F32", "SCRATCH_VALUES", "Epoch", "Part", "Window", "held_bytes"]
-
-Epoch: TypeAlias = int | str
 F32: TypeAlias = NDArray[np.float32]
-
-SCRATCH_VALUES = 2**20  # of a product that waits to be added to a tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +39,10 @@ class Part:
         K + λI; the identity when None.
     row_scale : Rows, shape (m,), optional
     column_scale : Rows, shape (n,), optional
-        Q of this epoch; how the epochs' Q enter is for ``Scores.average`` to say.
+        Q of this epoch; ``Scores.average`` says how the epochs' Q enter.
     weight : float
     kernel : str
-        What K is made of besides the train rows as they are: tells factors of one λ apart.
+        Name of the weighting of K, or of the mix of two: it tells factors of one λ apart.
     """
 
     epoch: Epoch
@@ -59,24 +56,25 @@ class Part:
 
     @property
     def solve_rows(self) -> int:
-        """Targets that are solved at once."""
+        """Number of targets that are solved at once."""
         return max(tile_rows(self.target), 1 if self.factor is None else self.factor.solve_rows)
 
     def left(self, start: int, stop: int) -> F32:
-        """L for a window of targets: solved in float64, kept as float32, shape (stop - start, k).
+        """Compute L for a window of targets: solved in float64, kept as float32, (stop - start, k).
 
         Raises
         ------
         NumericsError
             When a target feature, or what becomes of it, is not finite.
         """
+        # A tile of targets is solved in float64, and only its float32 rows are kept.
         out = np.empty((stop - start, self.target.shape[1]), dtype=np.float32)
         for low, high in self._solved(start, stop):
             out[low - start : high - start] = self._left_tile(low, high)
         return out
 
     def reads(self, start: int, stop: int) -> Iterator[tuple[Rows | None, int, int]]:
-        """What :meth:`left` reads, in that order."""
+        """Yield the pieces of rows that :meth:`left` reads, in that order."""
         for tile in self._solved(start, stop):
             yield self.target, *tile
             yield self.row_scale, *tile
@@ -92,6 +90,7 @@ class Part:
         if self.row_scale is not None:
             scale *= self.row_scale.read(start, stop)
         rows *= scale[:, None]
+        # Written so that NaN is refused too.
         if not (np.abs(rows) <= np.finfo(np.float32).max).all():
             raise NumericsError(
                 f"features of targets {start}..{stop} at epoch {self.epoch!r} are not finite, or "
@@ -110,14 +109,15 @@ class Part:
 
 
 def held_bytes(parts: Iterable[Part]) -> int:
-    """Bytes of the factors that the parts hold."""
+    """Count the bytes of the factors that the parts hold, each once."""
+    # Parts of one selection share a factor, which is in memory once.
     factors = {id(part.factor): part.factor for part in parts if part.factor is not None}
     return sum(factor.memory for factor in factors.values())
 
 
 @dataclass(frozen=True, eq=False)
 class Window(Sent):
-    """A window of targets against all train rows: what is sent to workers.
+    """A window of targets against all train rows, as it is sent to workers.
 
     Attributes
     ----------
@@ -128,9 +128,9 @@ class Window(Sent):
     scale : Rows, shape (n,), optional
         Column scale of their sum.
     device : str
-        Where tiles are computed.
+        Device that computes tiles.
     soft_threshold : float
-        As of the scores.
+        See :class:`~trakstore.Scores`.
     ahead : int
         Bytes of stored train rows that each task may read before it asks for them.
     """
@@ -144,23 +144,14 @@ class Window(Sent):
     ahead: int = AHEAD_BYTES
 
     def reading(self, tiles: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
-        """Within, this thread has the train rows of these tiles read before it asks for them.
-
-        Parameters
-        ----------
-        tiles : iterable of (start, stop)
-            In the order in which they will be asked for.
-        """
+        """Read the train rows of these tiles ahead, in their order, while this thread is within."""
         columns = [rows for pair in zip(self.trains, self.scales, strict=True) for rows in pair]
         columns.append(self.scale)
         wanted = ((rows, low, high) for low, high in tiles for rows in columns)
         return together(wanted, self.ahead)
 
     def tile(self, start: int, stop: int, out: F32 | None = None) -> F32:
-        """Scores of the window with train rows start..stop, shape (w, stop - start).
-
-        They are written to ``out`` where that is given.
-        """
+        """Compute scores with train rows start..stop, shape (w, stop - start), in ``out`` if given."""
         if out is None:
             out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
         device = usable_device(self.device)
@@ -168,14 +159,12 @@ class Window(Sent):
             self._fill(start, stop, out)
         else:
             out[...] = torch_tile(self, start, stop, device)
-        if self.soft_threshold:
-            out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
-        return out
+        return self._shrunk(out)
 
     def entries(
         self, start: int, stop: int, targets: NDArray[np.int64], columns: NDArray[np.int64]
     ) -> F32:
-        """Single scores of the window's targets with train rows start + columns, shape (e,)."""
+        """Compute single scores of targets with train rows start + columns, shape (e,)."""
         out = np.zeros(len(targets), dtype=np.float32)
         for left, train, scale in zip(self.lefts, self.trains, self.scales, strict=True):
             right = np.asarray(train.read(start, stop), dtype=np.float32)
@@ -183,17 +172,23 @@ class Window(Sent):
             out += product if scale is None else product * _column(scale, start, stop)[columns]
         if self.scale is not None:
             out *= _column(self.scale, start, stop)[columns]
+        return self._shrunk(out)
+
+    def _shrunk(self, out: F32) -> F32:
+        """Compute sign(τ)·max(|τ| − s, 0), which is τ less its share within −s..s, in place."""
         if self.soft_threshold:
             out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
         return out
 
     def _fill(self, start: int, stop: int, out: F32) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):  # the readers look for non-finite scores
+        # Whoever takes the tile looks for scores that are not finite.
+        with np.errstate(over="ignore", invalid="ignore"):
             parts = zip(self.lefts, self.trains, self.scales, strict=True)
             for at, (left, train, scale) in enumerate(parts):
                 right = np.asarray(train.read(start, stop), dtype=np.float32)
                 if scale is not None:
                     right = right * _column(scale, start, stop)[:, None]
+                # The first product goes straight into the tile; only the others need room of their own.
                 if at == 0:
                     np.matmul(left, right.T, out=out)
                 else:
@@ -203,13 +198,13 @@ class Window(Sent):
 
 
 def _add_product(out: F32, left: F32, right: F32) -> None:
-    """out += left @ right, by rows, so that the product takes little memory."""
+    """Compute out += left @ right by rows, so that the product takes little memory."""
     for low, high in ranges(len(left), max(1, SCRATCH_VALUES // max(1, right.shape[1]))):
         out[low:high] += left[low:high] @ right
 
 
 def _dots(left: F32, right: F32, i: NDArray[np.int64], j: NDArray[np.int64]) -> F32:
-    """⟨left[i], right[j]⟩ of pairs, some at a time."""
+    """Compute ⟨left[i], right[j]⟩ of pairs, some at a time."""
     out = np.empty(len(i), dtype=np.float32)
     for low, high in ranges(len(i), max(1, SCRATCH_VALUES // left.shape[1])):
         pairs = left[i[low:high]], right[j[low:high]]

@@ -8,13 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-__all__ = ["centred_ranks", "row_correlation", "spearman"]
-
 F64 = NDArray[np.float64]
 
 
 def spearman(a: NDArray[Any], b: NDArray[Any]) -> F64:
-    """Spearman's correlation of each row of two arrays (m, n); NaN where a row is constant.
+    """Compute Spearman's correlation of each row of two arrays (m, n); NaN where a row is constant.
 
     Examples
     --------
@@ -25,14 +23,15 @@ def spearman(a: NDArray[Any], b: NDArray[Any]) -> F64:
 
 
 def centred_ranks(rows: NDArray[Any]) -> F64:
-    """Ranks within each row, less their mean; ties have the mean of theirs."""
-    found: F64 = rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2
-    return found
+    """Rank each row, and take the mean off; ties have the mean of their ranks."""
+    # The ranks 1..n have the mean (n + 1)/2, also where ties share theirs.
+    centred: F64 = rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2
+    return centred
 
 
 def row_correlation(a: F64, b: F64) -> F64:
-    """Correlation of rows whose means are 0; NaN where a row is."""
+    """Compute the correlation of rows whose means are 0; NaN where all of a row is 0."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore"):
-        found: F64 = (a * b).sum(1) / norms
-    return found
+        correlation: F64 = (a * b).sum(1) / norms
+    return correlation

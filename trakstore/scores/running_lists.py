@@ -1,4 +1,4 @@
-"""The running lists of a top-k: entries that beat a target's k-th, sorted in now and then."""
+"""Running lists of a top-k: entries that beat a target's k-th, sorted in now and then."""
 
 from __future__ import annotations
 
@@ -11,32 +11,22 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError
 from trakstore.planning import ranges
 
-__all__ = [
-    "NOWHERE",
-    "STATE_BYTES",
-    "WAITING_BYTES",
-    "Found",
-    "Order",
-    "Running",
-    "check_finite",
-    "first_of",
-    "keys",
-    "merge",
-    "select_bytes",
-]
-
 Order: TypeAlias = Literal["largest", "smallest", "magnitude"]
 
-SELECT_VALUES = 2**17  # values of a tile that are looked at together,
-SELECT_BYTES = 64 * SELECT_VALUES  # and the most that this takes (all of them tied)
-NOWHERE = np.iinfo(np.int64).max  # position of a place in the list that is still free
+# Values of a tile that are looked at together, and the most bytes that this takes, all of them tied.
+SELECT_VALUES = 2**17
+SELECT_BYTES = 64 * SELECT_VALUES
+# The position of a place in a list that is still free.
+NOWHERE = np.iinfo(np.int64).max
+# Bytes of an entry: key, score and position.
 STATE_BYTES = 4 + 4 + 8
-WAITING_BYTES = 3 * (STATE_BYTES + 8)  # of entries that wait, at most three for each that is kept
+# Bytes of the entries that wait: at most three, each with its row, for each that is kept.
+WAITING_BYTES = 3 * (STATE_BYTES + 8)
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """The running lists: key (larger comes first), score and position, shape (targets, k) each."""
+class Lists:
+    """Lists of some targets, shape (targets, k) each: key (larger comes first), score and position."""
 
     key: NDArray[Any]
     score: NDArray[Any]
@@ -48,23 +38,24 @@ class Running:
 
     def __init__(self, rows: int, k: int, dtype: np.dtype[Any], columns: int) -> None:
         pieces = ranges(rows, max(1, SELECT_VALUES // columns))
-        self._lists = [(low, high, _Lists(high - low, k, dtype)) for low, high in pieces]
+        self._blocks = [(low, high, _Block(high - low, k, dtype)) for low, high in pieces]
 
     def offer(
         self, tile: NDArray[Any], target: int, positions: NDArray[np.int64], order: Order
     ) -> None:
-        """Scores of targets from ``target`` on with the train rows at ``positions``, ascending."""
+        """Take scores of targets from ``target`` on with the train rows at ascending ``positions``."""
         check_finite(tile, target, positions)
-        for low, high, lists in self._lists:
-            lists.offer(tile[low:high], positions, order)
+        for low, high, block in self._blocks:
+            block.offer(tile[low:high], positions, order)
 
-    def found(self) -> Found:
-        parts = [lists.settle() for _, _, lists in self._lists]
+    def lists(self) -> Lists:
+        """Return the lists as they are now."""
+        blocks = [block.sort_in() for _, _, block in self._blocks]
         names = ("key", "score", "position")
-        return Found(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+        return Lists(*(np.concatenate([getattr(b, name) for b in blocks]) for name in names))
 
 
-class _Lists:
+class _Block:
     """Lists of a few targets, and entries that beat a k-th but are not sorted in yet.
 
     They are sorted in only once there are as many as in the lists: about log(n / k) times in all.
@@ -72,24 +63,30 @@ class _Lists:
 
     def __init__(self, rows: int, k: int, dtype: np.dtype[Any]) -> None:
         key, score = np.full((rows, k), -np.inf, dtype), np.zeros((rows, k), dtype)
-        self._best = Found(key, score, np.full((rows, k), NOWHERE))
+        self._best = Lists(key, score, np.full((rows, k), NOWHERE))
         self._waiting: list[tuple[NDArray[Any], ...]] = []
         self._count = 0
 
     def offer(self, tile: NDArray[Any], positions: NDArray[np.int64], order: Order) -> None:
         rows, k = self._best.key.shape
         key = keys(tile, order)
-        better = key > self._best.key[:, -1:]  # an equal score further on loses its tie
+        # Positions ascend from tile to tile, so that a score equal to the k-th loses its tie.
+        better = key > self._best.key[:, -1:]
+        # In the first tiles nearly all beat the k-th. Only the first k of a tile can be in the list.
+        # All that tie with its k-th stay, since the sort decides between them.
         if k < tile.shape[1] and np.count_nonzero(better) > 2 * k * rows:
             better &= key >= np.partition(key, -k, axis=1)[:, -k, None]
         at, column = np.divmod(np.flatnonzero(better), tile.shape[1])
         self._waiting.append((at, key[at, column], tile[at, column], positions[column]))
         self._count += len(at)
         if self._count >= k * rows:
-            self.settle()
+            self.sort_in()
 
-    def settle(self) -> Found:
-        """Sort in what waits. Entries are in order of position, which a stable sort keeps."""
+    def sort_in(self) -> Lists:
+        """Sort the waiting entries into the lists, and return these.
+
+        Entries are in order of position, which a stable sort keeps: of equal scores the first wins.
+        """
         if self._count:
             rows, k = self._best.key.shape
             best = self._best
@@ -98,49 +95,52 @@ class _Lists:
             row, key, score, position = (
                 np.concatenate([part.ravel() for part in parts]) for parts in columns
             )
+            # Sorted by row, then by key. Each row has at least the k entries of its list, so that its
+            # first k lie from the end of the row before on.
             sizes = np.bincount(row)
             ranked = np.lexsort((-key, row))
             kept = ranked[(np.cumsum(sizes) - sizes)[:, None] + np.arange(k)]
-            self._best = Found(key[kept], score[kept], position[kept])
+            self._best = Lists(key[kept], score[kept], position[kept])
             self._waiting, self._count = [], 0
         return self._best
 
 
 def keys(tile: NDArray[Any], order: Order) -> NDArray[Any]:
-    """What is larger for scores that come first."""
+    """Return keys of scores: the larger, the further in front."""
     if order == "largest":
         return tile
     turned: NDArray[Any] = np.negative(tile) if order == "smallest" else np.abs(tile)
     return turned
 
 
-def merge(left: Found, right: Found) -> Found:
-    k = left.key.shape[1]
-    key = np.concatenate([left.key, right.key], axis=1)
-    score = np.concatenate([left.score, right.score], axis=1)
-    position = np.concatenate([left.position, right.position], axis=1)
-    return first_of(Found(key, score, position), k)
+def merge(left: Lists, right: Lists) -> Lists:
+    """Return the first k entries of two lists of each target."""
+    names = ("key", "score", "position")
+    both = (np.concatenate([getattr(left, n), getattr(right, n)], axis=1) for n in names)
+    return first_of(Lists(*both), left.key.shape[1])
 
 
-def first_of(found: Found, k: int) -> Found:
-    """The first k entries of each list, in order; of equal ones the first position."""
-    first = np.lexsort((found.position, -found.key), axis=1)[:, :k]
-    parts = (found.key, found.score, found.position)
-    return Found(*(np.take_along_axis(part, first, axis=1) for part in parts))
+def first_of(lists: Lists, k: int) -> Lists:
+    """Return the first k entries of each list, in order; of equal ones the first position."""
+    first = np.lexsort((lists.position, -lists.key), axis=1)[:, :k]
+    parts = (lists.key, lists.score, lists.position)
+    return Lists(*(np.take_along_axis(part, first, axis=1) for part in parts))
 
 
 def select_bytes(k: int, columns: int) -> int:
-    """Looking at some rows of a tile, and sorting in what they had waiting."""
+    """Return the bytes for looking at some rows of a tile and sorting in their waiting entries."""
     return SELECT_BYTES + 4 * k * max(1, SELECT_VALUES // columns) * (STATE_BYTES + 32)
 
 
 def check_finite(tile: NDArray[Any], target: int, positions: NDArray[np.int64]) -> None:
     """Raise a :class:`NumericsError` that names the first score that is not finite."""
+    # A finite sum says so of all its terms, in one pass that keeps nothing. Another one may have
+    # overflowed only itself.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.add.reduce(tile, axis=None)):
             return
     bad = np.argwhere(~np.isfinite(tile))
-    if len(bad):  # else only the sum was too large
+    if len(bad):
         row, column = bad[0]
         raise NumericsError(
             f"the score of target {target + row} with train row {positions[column]} is "

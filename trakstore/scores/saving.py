@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import dask.array as da
@@ -22,17 +23,11 @@ from trakstore.errors import (
 )
 from trakstore.passes.rows import Rows
 from trakstore.planning import CHUNK_BYTES, ranges
-from trakstore.scores.entries import (
-    Begun,
-    begin_save,
-    check_kept,
-    save_above,
-    save_top,
-    written_chunks,
-)
+from trakstore.scores.entries import check_kept, save_above, save_top
 from trakstore.scores.factored import Scores, need_scores
-from trakstore.scores.narrowing import narrowed
-from trakstore.scores.streaming import for_each_tile, plan_windows
+from trakstore.scores.save import Begun, Save, narrowed
+from trakstore.scores.streaming import for_each_tile
+from trakstore.scores.window_plans import plan_windows
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
@@ -48,16 +43,6 @@ from trakstore.storage.tables.saved_table import (
     table_arrays,
     table_names,
 )
-
-__all__ = [
-    "check_new_name",
-    "drop_scores",
-    "names_of_scores",
-    "open_scores",
-    "save_scores",
-    "scores_token",
-    "sparse_scores",
-]
 
 
 def save_scores(
@@ -85,7 +70,7 @@ def save_scores(
     threshold : float, optional
         Keep the scores with |score| >= threshold only.
     dtype : {"float32", "float16"}
-        As stored.
+        Stored dtype.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     overwrite : bool
@@ -117,33 +102,31 @@ def save_scores(
     with claimed(location, path, "save"):
         if not overwrite:
             check_new_name(store, name)
+        # Only complete scores are deleted: what a stopped save left may be of these.
         elif read_table(location, path):
             delete_table(location, path)
-        _save(scores, location, path, top, threshold, dtype, memory_limit)
+        token = scores_token(scores)
+        if threshold is not None:
+            # Entries above one threshold are no part of those above another.
+            token = str(tokenize(token, threshold))
+        _save(Save(scores, location, path, token, dtype, memory_limit), top, threshold)
     return open_scores(store, name)
 
 
-def _save(
-    scores: Scores,
-    location: Location,
-    path: str,
-    top: int | None,
-    threshold: float | None,
-    dtype: str,
-    memory_limit: int | str | None,
-) -> None:
-    token, kept = scores_token(scores), {"top": top, "threshold": threshold}
+def _save(save: Save, top: int | None, threshold: float | None) -> None:
+    scores, kept = save.scores, {"top": top, "threshold": threshold}
     ids = {"target": scores.target_ids, "train": scores.train_ids}
     if top is not None:
-        begun = save_top(scores, location, path, top, token, dtype, memory_limit)
-        del ids["train"]  # they are in the lists
+        begun = save_top(save, top)
+        # The lists hold the train ids.
+        del ids["train"]
     elif threshold is not None:
-        token = str(tokenize(token, threshold))
-        begun = save_above(scores, location, path, threshold, token, dtype, memory_limit)
+        begun = save_above(save, threshold)
     else:
-        begun = _save_matrix(scores, location, path, token, dtype, memory_limit)
-    arrays = begun.arrays + [_save_ids(location, path, rows, dim) for dim, rows in ids.items()]
-    what = {
+        begun = _save_matrix(save)
+    # The ids come last, as they cost little and are written again by a save that goes on.
+    arrays = begun.arrays + [_save_ids(save, rows, dim) for dim, rows in ids.items()]
+    document = {
         "method": scores.method,
         "epochs": list(scores.epochs),
         "average": scores.average,
@@ -151,34 +134,28 @@ def _save(
         "weighting": [part.kernel for part in scores.parts],
         **{name: value for name, value in kept.items() if value is not None},
     }
-    publish_table(location, path, arrays, what, instead_of=begun.document)
+    publish_table(save.location, save.path, arrays, document, instead_of=begun.document)
 
 
-def _save_matrix(
-    scores: Scores,
-    location: Location,
-    path: str,
-    token: str,
-    dtype: str,
-    memory_limit: int | str | None,
-) -> Begun:
-    """All of it, in chunks of about 8 MB that span several targets and several train rows.
+def _save_matrix(save: Save) -> Begun:
+    """Write the whole matrix, in chunks of about 8 MB that span several targets and train rows.
 
     A chunk is written whole, by one task, and is there or not: no marker is needed.
     """
-    rows, columns = scores.shape
+    scores, (rows, columns) = save.scores, save.scores.shape
     width = min(columns, scores.tile_rows)
-    height = max(1, min(rows, CHUNK_BYTES // (np.dtype(dtype).itemsize * width)))
-    height = -(-rows // -(-rows // height))  # even, so that windows may hold all targets
-    plan = plan_windows(scores, "streaming scores", memory_limit, align=height)
-    height = min(height, plan.targets)  # a chunk is written once, by one task
-    made = SavedArray("scores", dtype, scores.shape, (height, width), scores.dims)
-    begun = begin_save(location, path, [made], token, plan.targets)
+    height = max(1, min(rows, CHUNK_BYTES // (np.dtype(save.dtype).itemsize * width)))
+    # Chunks of even height, so that a window may hold all targets, and no higher than a window, so that
+    # each is written once, by one task.
+    height = -(-rows // -(-rows // height))
+    plan = plan_windows(scores.sizes, "streaming scores", save.memory_limit, align=height)
+    height = min(height, plan.targets)
+    made = SavedArray("scores", save.dtype, scores.shape, (height, width), scores.dims)
+    begun = save.begin([made], plan.targets)
     made = begun.arrays[0]
-    height = made.chunks[0]
-    done = written_chunks(location, path, made)
-    save, skip = _SaveTile(location, path, made), _Skip(done, height, width)
-    for_each_tile(scores, save, memory_limit, align=height, skip=skip)
+    write = _SaveTile(save.location, save.path, made)
+    skip = partial(_is_written, save.written(made), made.chunks)
+    for_each_tile(scores, write, save.memory_limit, align=made.chunks[0], skip=skip)
     return begun
 
 
@@ -209,14 +186,13 @@ def drop_scores(store: Where | FeatureStore, name: str) -> None:
     """
     location, path = open_store(store).location, layout.scores_path(name)
     if location.get(layout.document_key(path)) is None:
-        near = did_you_mean(name, names_of_scores(location))
-        raise NotFoundError(f"{location} has no scores {name!r}{near}")
+        raise _no_scores(location, name)
     with claimed(location, path, "drop"):
         delete_table(location, path)
 
 
 def scores_token(scores: Scores) -> str:
-    """Equal for scores that are the same function of the same stored rows."""
+    """Return a text that is equal for scores that are the same function of the same stored rows."""
     tokens = [
         (
             str(part.epoch),
@@ -232,28 +208,25 @@ def scores_token(scores: Scores) -> str:
     return str(tokenize(*how, scores.shape, tokens))
 
 
-@dataclass(frozen=True)
-class _Skip:
-    done: frozenset[tuple[int, ...]]
-    height: int
-    width: int
-
-    def __call__(self, t0: int, t1: int, n0: int, n1: int) -> bool:
-        tops = range(t0 // self.height, -(-t1 // self.height))
-        lefts = range(n0 // self.width, -(-n1 // self.width))
-        return all((i, j) in self.done for i in tops for j in lefts)
+def _is_written(
+    done: frozenset[tuple[int, ...]], chunks: tuple[int, ...], t0: int, t1: int, n0: int, n1: int
+) -> bool:
+    """Tell whether all chunks of a block are written."""
+    height, width = chunks
+    tops, lefts = range(t0 // height, -(-t1 // height)), range(n0 // width, -(-n1 // width))
+    return all((i, j) in done for i in tops for j in lefts)
 
 
 def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dataset:
-    """Saved scores, lazy.
+    """Open saved scores, lazily.
 
     Returns
     -------
     DataArray
-        Of a whole matrix: dims ``("target", "train")``, ids as coordinates.
+        For a whole matrix: dims ``("target", "train")``, ids as coordinates.
     Dataset
-        Of the ``top`` of each target: ``score``, ``train`` (ids) and ``position`` with dims
-        ``("target", "rank")``, as :func:`top_k` gives it. Of those above a ``threshold``: ``score``
+        For the ``top`` of each target: ``score``, ``train`` (ids) and ``position`` with dims
+        ``("target", "rank")``, as :func:`top_k` gives it. For those above a ``threshold``: ``score``
         and ``column`` with the dim ``"entry"``, target after target, and ``stop``, where each
         target's entries end; :func:`sparse_scores` makes a SciPy matrix of it.
 
@@ -262,30 +235,33 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
     NotFoundError
         When no complete matrix has that name.
     """
-    location, path, described = _found(store, name)
+    location, path = open_store(store).location, layout.scores_path(name)
+    document = read_table(location, path)
+    if not document:
+        raise _no_scores(location, name)
     open_lazily: Callable[..., da.Array] = da.from_zarr
     where = f"{location}: the saved scores {name!r}"
     with error_context(where):
-        arrays = table_arrays(described)
-    found = {
+        arrays = table_arrays(document)
+    lazy = {
         one: (array.dimensions, open_lazily(array.open(location, path)))
         for one, array in arrays.items()
     }
-    described = {name: what for name, what in described.items() if name not in (ARRAYS, PLACE)}
-    coords = {one: found.pop(one) for one in ("target_id", "train_id") if one in found}
+    attrs = {key: value for key, value in document.items() if key not in (ARRAYS, PLACE)}
+    coords = {one: lazy.pop(one) for one in ("target_id", "train_id") if one in lazy}
     try:
-        if "scores" in found:
-            dims, matrix = found["scores"]
-            return xr.DataArray(matrix, dims=dims, coords=coords, name=name, attrs=described)
-        if "score" in found:
-            return xr.Dataset(found, coords=coords, attrs=described)
+        if "scores" in lazy:
+            dims, matrix = lazy["scores"]
+            return xr.DataArray(matrix, dims=dims, coords=coords, name=name, attrs=attrs)
+        if "score" in lazy:
+            return xr.Dataset(lazy, coords=coords, attrs=attrs)
     except ValueError as error:
         raise DamagedError(f"{where} have arrays that do not fit together ({error})") from error
-    raise DamagedError(f"{where} have no scores among their arrays: {sorted(found)}")
+    raise DamagedError(f"{where} have no scores among their arrays: {sorted(lazy)}")
 
 
 def sparse_scores(store: Where | FeatureStore, name: str) -> csr_array:
-    """Scores saved with a ``threshold`` as a SciPy matrix (target, train), in memory.
+    """Read scores saved with a ``threshold`` as a SciPy matrix (target, train).
 
     Raises
     ------
@@ -298,28 +274,28 @@ def sparse_scores(store: Where | FeatureStore, name: str) -> csr_array:
     if not isinstance(saved, xr.Dataset) or "stop" not in saved:
         raise TrakStoreError(f"scores {name!r} were not saved with a threshold: use open_scores")
     shape = (saved.sizes["target"], saved.sizes["train"])
-    score = saved["score"].values.astype(np.float32)  # SciPy has no float16
+    # SciPy has no float16.
+    score = saved["score"].values.astype(np.float32)
+    # The ends of rows are SciPy's indptr.
     ends = np.concatenate([[0], saved["stop"].values])
     return csr_array((score, saved["column"].values, ends), shape=shape)
 
 
-def _found(store: Where | FeatureStore, name: str) -> tuple[Location, str, dict[str, Any]]:
-    location, path = open_store(store).location, layout.scores_path(name)
-    described = read_table(location, path)
-    if not described:
-        near = did_you_mean(name, names_of_scores(location))
-        raise NotFoundError(f"{location} has no scores {name!r}{near}")
-    return location, path, described
+def _no_scores(location: Location, name: str) -> NotFoundError:
+    near = did_you_mean(name, names_of_scores(location))
+    return NotFoundError(f"{location} has no scores {name!r}{near}")
 
 
 def names_of_scores(location: Location) -> list[str]:
-    """Names of the complete scores that are saved."""
+    """List the names of the complete scores that are saved."""
     names = table_names(location, layout.SCORES)
     return [name for name in names if read_table(location, f"{layout.SCORES}/{name}")]
 
 
 @dataclass(frozen=True)
 class _SaveTile:
+    """Writes a tile; picklable, since workers of a cluster do it."""
+
     location: Location
     path: str
     array: SavedArray
@@ -330,12 +306,12 @@ class _SaveTile:
         self.array.write_chunks(self.location, self.path, (t0, n0), stored)
 
 
-def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> SavedArray:
+def _save_ids(save: Save, ids: Rows, dim: str) -> SavedArray:
     dtype = "str" if ids.dtype.kind in "TUO" else "int64"
     chunk = min(ids.shape[0], CHUNK_BYTES // 8)
     made = SavedArray(f"{dim}_id", dtype, ids.shape, (chunk,), (dim,))
-    made.create(location, path)
-    column = made.open(location, path, "r+")
+    made.create(save.location, save.path)
+    column = save.open(made)
     for start, stop in ranges(ids.shape[0], chunk):
         column[start:stop] = ids.read(start, stop)
     return made

@@ -1,4 +1,4 @@
-"""Which train rows a list may name: by a mask, ids or labels, and by class."""
+"""Train rows that a list may name: by a mask, ids or labels, and by class."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.passes.rows import Rows, whole_column
 from trakstore.scores.factored import Scores
-
-__all__ = ["Groups", "Where", "train_groups"]
 
 Where: TypeAlias = NDArray[np.bool_] | Sequence[bool] | Mapping[str, Any] | None
 
@@ -37,17 +35,17 @@ class Groups:
     labels: NDArray[Any]
 
     def reach(self, start: int, stop: int) -> bool:
-        """Whether a group has rows in start..stop."""
+        """Tell whether a group has rows in start..stop."""
         return bool((self.of[start:stop] >= 0).any())
 
     def within(self, start: int, stop: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """The groups that have rows in start..stop, with those rows counted from ``start``."""
+        """Return the groups that have rows in start..stop, with those rows counted from ``start``."""
         here = self.of[start:stop]
         return [(int(one), np.flatnonzero(here == one)) for one in np.unique(here) if one >= 0]
 
 
 def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Groups | None:
-    """One group of the rows that are wanted, or one a class; None when all rows are.
+    """Return one group of the rows that are wanted, or one a class; None when all rows are.
 
     Raises
     ------
@@ -63,8 +61,10 @@ def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Gr
     of = np.zeros(scores.shape[1], dtype=np.int32)
     if per_class:
         column = whole_column(_labels(scores))
+        # Only labels of rows that are wanted have a list. Other rows are marked below.
         labels = np.unique(column[wanted])
         of = np.searchsorted(labels, column).astype(np.int32)
+    # A group of -1 is in no list, and tiles without any other are not read.
     of[~wanted] = -1
     counts = np.bincount(of[wanted], minlength=len(labels))
     return Groups(of, tuple(int(count) for count in counts), labels)
@@ -76,12 +76,12 @@ def _wanted(scores: Scores, where: Where) -> NDArray[np.bool_]:
     if isinstance(where, Mapping):
         if set(where) - {"id", "label"} or not where:
             raise TrakStoreError(f"where= selects by 'id' or 'label', got {sorted(where)}")
-        found = np.ones(scores.shape[1], dtype=bool)
+        chosen = np.ones(scores.shape[1], dtype=bool)
         if "id" in where:
-            found &= _among(scores.train_ids, where["id"], "id")
+            chosen &= _among(scores.train_ids, where["id"], "id")
         if "label" in where:
-            found &= _among(_labels(scores), where["label"], "label")
-        return found
+            chosen &= _among(_labels(scores), where["label"], "label")
+        return chosen
     mask = np.array(where)
     if mask.dtype != bool or mask.shape != (scores.shape[1],):
         raise TrakStoreError(
@@ -98,10 +98,11 @@ def _labels(scores: Scores) -> Rows:
 
 
 def _among(column: Rows, values: Any, what: str) -> NDArray[np.bool_]:
-    wanted = np.atleast_1d(np.asarray(values)).tolist()
-    stored, known = whole_column(column), set(wanted)
-    found = np.fromiter((one in known for one in stored.tolist()), bool, len(stored))
-    missing = known - set(stored[found].tolist())
+    """Mark the rows whose value is one of some, all of which must be there."""
+    stored, wanted = whole_column(column), set(np.atleast_1d(np.asarray(values)).tolist())
+    # Through Python's own values, so that ids of any dtype compare as a caller writes them.
+    chosen = np.fromiter((one in wanted for one in stored.tolist()), bool, len(stored))
+    missing = wanted - set(stored[chosen].tolist())
     if missing:
         raise NotFoundError(f"no train row has the {what} {sorted(missing)[0]!r}")
-    return found
+    return chosen

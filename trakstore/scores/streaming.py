@@ -1,128 +1,86 @@
-"""Windows of targets against streamed train rows: planned in integers, then run."""
+"""Windows of targets against streamed train rows: each visit of a pass gets a tile of scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trakstore.passes.memory import least_slots, memory_budget, room_ahead
-from trakstore.passes.one_pass import Tiles, nothing
-from trakstore.passes.scheduler import task_slots
-from trakstore.planning import ranges, window_rows, with_slack
+from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import F32, SCRATCH_VALUES, Part, Window, held_bytes
-from trakstore.scores.window_pass import WindowPass
+from trakstore.scores.parts import F32, Window
+from trakstore.scores.window_plans import WindowPlan, plan_windows
 
-__all__ = [
-    "TileSkip",
-    "TileWriter",
-    "WindowPlan",
-    "each_window",
-    "for_each_tile",
-    "plan_windows",
-]
-
+S = TypeVar("S")
 R = TypeVar("R")
 
-ENOUGH_TARGETS = 256  # a smaller window is worth less than fewer tasks at once
 
+@dataclass(frozen=True, eq=False)
+class WindowPass(Pass[tuple[S, F32], R]):
+    """A pass of a window of targets over the train rows, which takes tiles of scores.
 
-@dataclass(frozen=True)
-class WindowPlan:
-    """Targets of a window, the tasks that run at once in a process, and the bytes they need.
-
-    ``ahead`` bytes are left in each task for stored rows that are read before they are asked for.
-    """
-
-    targets: int
-    workers: int
-    memory: int = 0
-    ahead: int = 0
-
-    def windows(self, targets: int) -> Iterator[tuple[int, int]]:
-        return ranges(targets, self.targets)
-
-
-def plan_windows(
-    scores: Scores,
-    what: str,
-    memory_limit: int | str | None = None,
-    *,
-    fixed_bytes: int = 0,
-    task_bytes: int = 0,
-    target_bytes: int = 0,
-    state_bytes: int = 0,
-    align: int = 1,
-) -> WindowPlan:
-    """How many targets to take at once, and how many tasks to run.
-
-    Parameters
+    Attributes
     ----------
-    scores : Scores
-    what : str
-        The operation, for the message.
-    memory_limit : int or str, optional
-        Bytes of one process; a quarter of the available memory when None.
-    fixed_bytes, task_bytes, target_bytes, state_bytes : int
-        What the operation needs beside the tiles: at all, in each task, for each target of a
-        window, and for each target in each task.
-    align : int
-        Windows are whole multiples of so many targets where more than one fits.
-
-    Raises
-    ------
-    MemoryLimitError
-        When one target does not fit.
+    window : Window
+        The targets, and the train rows.
+    first : int
+        Position of the first target among all.
     """
-    limit, rows, step = memory_budget(memory_limit), scores.shape[0], scores.tile_rows
-    fixed = (
-        fixed_bytes + held_bytes(scores.parts) + max(_solve_bytes(part) for part in scores.parts)
-    )
-    task = task_bytes + max(_tile_bytes(part.train, step) for part in scores.parts)
-    task += 4 * min(SCRATCH_VALUES, rows * step)
-    target = target_bytes + 4 * sum(part.target.shape[1] for part in scores.parts)
-    each = state_bytes + 4 * step
-    slots, least = task_slots(), least_slots()
-    enough = min(rows, ENOUGH_TARGETS)
-    while slots > least and (
-        with_slack(fixed + slots * task + enough * (target + slots * each)) > limit
-    ):
-        slots -= 1
-    fitting = window_rows(rows, target + slots * each, fixed + slots * task, limit, what)
-    targets = max(fitting // align * align, min(align, fitting))
-    memory = fixed + slots * task + targets * (target + slots * each)
-    return WindowPlan(targets, slots, memory, room_ahead(limit, memory, slots))
+
+    window: Window
+    first: int
+
+    @abstractmethod
+    def begin(self) -> S:
+        """Return a new state."""
+
+    @abstractmethod
+    def take(self, state: S, tile: F32, low: int) -> None:
+        """Change the state by the scores with the train rows from ``low`` on.
+
+        The tile, of shape ``(targets, train rows)``, is filled anew afterwards.
+        """
+
+    def end(self, state: S) -> R:
+        """Return the result of a range: by default the state itself."""
+        return cast("R", state)
+
+    @property
+    def targets(self) -> int:
+        """Number of targets."""
+        return len(self.window.lefts[0])
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """Position of the first of these targets among all, and of the one behind the last."""
+        return self.first, self.first + self.targets
+
+    def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
+        return self.window.reading(tiles)
+
+    def start(self) -> tuple[S, F32]:
+        # One array for all tiles, since a cluster's workers give each freed one back to the system.
+        return self.begin(), np.empty((self.targets, self.step), dtype=np.float32)
+
+    def visit(self, state: tuple[S, F32], low: int, high: int) -> tuple[S, F32]:
+        own, buffer = state
+        self.take(own, self.window.tile(low, high, buffer[:, : high - low]), low)
+        return state
+
+    def finish(self, state: tuple[S, F32]) -> R:
+        return self.end(state[0])
 
 
-def _tile_bytes(train: Any, step: int) -> int:
-    """A train tile as stored, as float32, and scaled."""
-    return int(step * train.shape[1] * (train.dtype.itemsize + 8))
-
-
-def _solve_bytes(part: Part) -> int:
-    """A tile of targets as stored, and four of float64 on the way through the solver."""
-    rows, dim = min(part.solve_rows, part.target.shape[0]), part.target.shape[1]
-    return int(rows * dim * (part.target.dtype.itemsize + 32))
-
-
-class TileWriter(Protocol):
-    """Takes the tile of targets t0..t1 and train rows n0..n1; picklable, called in the tasks."""
-
-    def __call__(
-        self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[np.float32], /
-    ) -> None: ...
-
-
-class TileSkip(Protocol):
-    """Whether all of a tile, of which one may ask for a whole window, is there already."""
-
-    def __call__(self, t0: int, t1: int, n0: int, n1: int, /) -> bool: ...
+# Functions of targets t0..t1 and train rows n0..n1, picklable: one takes their tile, one tells whether
+# all of it, or of a whole window, is there already.
+TileWriter: TypeAlias = Callable[[int, int, int, int, F32], None]
+TileSkip: TypeAlias = Callable[[int, int, int, int], bool]
 
 
 def for_each_tile(
@@ -155,7 +113,7 @@ def for_each_tile(
     MemoryLimitError
         When one target and one tile do not fit.
     """
-    plan = plan_windows(scores, "streaming scores", memory_limit, align=align)
+    plan = plan_windows(scores.sizes, "streaming scores", memory_limit, align=align)
     rows, columns = scores.shape
     windows = [one for one in plan.windows(rows) if skip is None or not skip(*one, 0, columns)]
     each_window(scores, plan, partial(_WritePass, write=write, skip=skip), windows=windows)
@@ -168,7 +126,7 @@ def each_window(
     what: str = "scores",
     windows: Iterable[tuple[int, int]] | None = None,
 ) -> list[R]:
-    """Results of a pass over the train rows for each window of targets, one after the other.
+    """Run a pass over the train rows for each window of targets, one after the other.
 
     Parameters
     ----------
@@ -181,13 +139,14 @@ def each_window(
     windows : iterable of (start, stop), optional
         Only these windows of the plan.
     """
-    (rows, columns), step, found = scores.shape, scores.tile_rows, []
+    (rows, columns), step, results = scores.shape, scores.tile_rows, []
     with ProgressLine(what, rows * columns, unit="scores", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows) if windows is None else windows:
+            # Preconditioned here, once, and sent to the workers with the pass.
             one = make(step, scores.window(start, stop, plan.ahead), start)
             advance = partial(_advance, progress, stop - start)
-            found.append(one.run(columns, workers=plan.workers, finished=advance))
-    return found
+            results.append(one.run(columns, workers=plan.workers, finished=advance))
+    return results
 
 
 def _advance(progress: ProgressLine, targets: int, rows: int) -> None:

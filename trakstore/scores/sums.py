@@ -12,13 +12,10 @@ from scipy.sparse import csr_array
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.passes.memory import fitting_slots, memory_budget
-from trakstore.passes.one_pass import Pass, Tiles
-from trakstore.passes.rows import ArrayRows, MeanRows, Rows, whole_column
+from trakstore.passes.one_pass import Pass
+from trakstore.passes.rows import ArrayRows, Rows, whole_column
 from trakstore.passes.scheduler import WAITING, tile_rows
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Part
-
-__all__ = ["Grouping", "How", "group_scores"]
 
 Grouping: TypeAlias = Literal["label"] | Sequence[Any] | NDArray[Any] | None
 How: TypeAlias = Literal["sum", "mean"]
@@ -32,7 +29,7 @@ def group_scores(
     how: How = "sum",
     memory_limit: int | str | None = None,
 ) -> Scores:
-    r"""Scores between groups of targets and groups of train rows.
+    r"""Compute scores between groups of targets and groups of train rows.
 
     Scores are linear in both, so that features are summed, not scores:
     :math:`\sum_{t \in G} \sum_{z \in H} \tau(t, z)` costs a pass over each side, and no product of
@@ -45,7 +42,7 @@ def group_scores(
         ``"label"``: by the stored classes. Groups may be numbers or strings; they come sorted. Not
         grouped when None.
     how : {"sum", "mean"}
-        Of the scores of a group's rows.
+        Reduction of the scores of a group's rows.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -68,10 +65,35 @@ def group_scores(
         raise TrakStoreError(f"how must be 'sum' or 'mean', got {how!r}")
     if scores.soft_threshold:
         raise TrakStoreError("scores with a soft threshold are not linear: group them without it")
+    # Σ over targets of L = q T (K + λI)⁻¹ is that of q T, solved once: what is summed is not
+    # preconditioned yet. Scales that are averaged apart are the same for all epochs, and so may enter
+    # each epoch's sum over train rows.
     if targets is not None:
-        scores = _grouped_targets(scores, _groups(scores, targets, "targets"), how, memory_limit)
+        groups = _groups(scores, targets, "targets")
+        parts = tuple(
+            replace(
+                part,
+                target=_sum_rows(part.target, part.row_scale, groups, how, memory_limit),
+                row_scale=None,
+            )
+            for part in scores.parts
+        )
+        ids = ArrayRows(groups.names)
+        scores = replace(scores, parts=parts, target_ids=ids, target_labels=None)
     if train is not None:
-        scores = _grouped_train(scores, _groups(scores, train, "train"), how, memory_limit)
+        groups, apart = _groups(scores, train, "train"), scores.scale_apart
+        parts = tuple(
+            replace(
+                part,
+                train=_sum_rows(part.train, apart or part.column_scale, groups, how, memory_limit),
+                column_scale=None,
+            )
+            for part in scores.parts
+        )
+        ids = ArrayRows(groups.names)
+        scores = replace(
+            scores, parts=parts, train_ids=ids, train_positions=None, train_labels=None
+        )
     return scores
 
 
@@ -106,43 +128,10 @@ def _groups(scores: Scores, given: Grouping, side: str) -> _Groups:
     return _Groups(of.astype(np.int64), names)
 
 
-def _grouped_targets(
-    scores: Scores, groups: _Groups, how: How, memory_limit: int | str | None
-) -> Scores:
-    def summed(part: Part) -> Part:
-        rows = _sum_rows(part.target, part.row_scale, groups, how, memory_limit)
-        return replace(part, target=rows, row_scale=None)
-
-    parts = tuple(summed(part) for part in scores.parts)
-    ids = ArrayRows(groups.names)
-    return replace(scores, parts=parts, target_ids=ids, target_labels=None)
-
-
-def _grouped_train(
-    scores: Scores, groups: _Groups, how: How, memory_limit: int | str | None
-) -> Scores:
-    columns = tuple(part.column_scale for part in scores.parts)
-    given = tuple(column for column in columns if column is not None)
-    apart = MeanRows(given) if scores.average == "factors" and given else None
-
-    def summed(part: Part) -> Part:
-        scale = apart or part.column_scale
-        rows = _sum_rows(part.train, scale, groups, how, memory_limit)
-        return replace(part, train=rows, column_scale=None)
-
-    return replace(
-        scores,
-        parts=tuple(summed(part) for part in scores.parts),
-        train_ids=ArrayRows(groups.names),
-        train_positions=None,
-        train_labels=None,
-    )
-
-
 def _sum_rows(
     rows: Rows, scale: Rows | None, groups: _Groups, how: How, memory_limit: int | str | None
 ) -> ArrayRows:
-    """Σ scaleᵢ·rowᵢ over the rows of each group, or their mean; shape (groups, k), float64."""
+    """Compute Σ scaleᵢ·rowᵢ over the rows of each group, or their mean; (groups, k), float64."""
     step, count = tile_rows(rows), len(groups.names)
     waiting = 8 * count * rows.shape[1]
     what = f"sums of {count} groups of rows"
@@ -161,13 +150,14 @@ class _SumPass(Pass[NDArray[np.float64], NDArray[np.float64]]):
     of: NDArray[np.int64]
     groups: int
 
-    def start(self, tiles: Tiles) -> NDArray[np.float64]:  # noqa: ARG002
+    def start(self) -> NDArray[np.float64]:
         return np.zeros((self.groups, self.rows.shape[1]))
 
     def visit(self, state: NDArray[np.float64], low: int, high: int) -> NDArray[np.float64]:
         tile = np.asarray(self.rows.read(low, high), dtype=np.float64)
         scale = np.ones(high - low) if self.scale is None else self.scale.read(low, high)
         which = (self.of[low:high], np.arange(high - low))
+        # A sparse matrix that sums by a product: each column has its scale in the row of its group.
         pick = csr_array((np.asarray(scale, dtype=np.float64), which), (self.groups, high - low))
         state += pick @ tile
         return state

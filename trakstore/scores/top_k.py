@@ -18,7 +18,7 @@ from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Tiles
 from trakstore.passes.rows import ArrayRows, Rows, TakenRows, together
-from trakstore.passes.scheduler import WAITING
+from trakstore.passes.scheduler import WAITING, merged_in_pairs
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.parts import F32
@@ -26,24 +26,15 @@ from trakstore.scores.running_lists import (
     NOWHERE,
     STATE_BYTES,
     WAITING_BYTES,
-    Found,
+    Lists,
     Order,
     Running,
     merge,
     select_bytes,
 )
 from trakstore.scores.selection import Groups, Where, train_groups
-from trakstore.scores.streaming import WindowPlan, each_window, plan_windows
-from trakstore.scores.window_pass import WindowPass
-
-__all__ = [
-    "Order",
-    "SelectPass",
-    "check_request",
-    "listed",
-    "plan_top_k",
-    "top_k",
-]
+from trakstore.scores.streaming import WindowPass, each_window
+from trakstore.scores.window_plans import ScoreSizes, WindowPlan, plan_windows
 
 
 def top_k(
@@ -55,7 +46,7 @@ def top_k(
     per_class: bool = False,
     memory_limit: int | str | None = None,
 ) -> xr.Dataset:
-    """The k train rows with the first scores for each target, exactly.
+    """List the k train rows with the first scores for each target, exactly.
 
     The matrix is never formed: windows of targets meet one tile of train rows after another, and
     only entries that beat a target's present k-th are looked at. The train features are read once
@@ -68,7 +59,7 @@ def top_k(
     k : int
         Entries of each list, 1 to the number of train rows.
     order : {"largest", "smallest", "magnitude"}
-        What comes first. Equal scores are ordered by train position.
+        Scores that come first. Equal scores are ordered by train position.
     where : array of bool, or ``{"id": [...]}``, or ``{"label": [...]}``, optional
         The train rows that may be listed: a boolean for each column of the scores, or those with
         one of these ids or labels. Only for ``Scores``.
@@ -110,62 +101,62 @@ def top_k(
     columns = scores.shape[1]
     groups = train_groups(scores, where, per_class=per_class)
     k = check_request(k, columns if groups is None or per_class else groups.counts[0], order)
-    plan = plan_top_k(scores, k, groups, memory_limit)
-    found = each_window(
-        scores, plan, partial(SelectPass, k=k, order=order, groups=groups), f"top-{k}"
-    )
-    lists = [listed(list(one), scores, order) for one in zip(*found, strict=True)]
+    plan = plan_top_k(scores.sizes, k, groups, memory_limit)
+    select = partial(SelectPass, k=k, order=order, groups=groups)
+    windows = each_window(scores, plan, select, f"top-{k}")
+    by_group = [dataset_of(list(one), scores, order) for one in zip(*windows, strict=True)]
     if not per_class or groups is None:
-        return lists[0]
-    joined = xr.concat(lists, xr.DataArray(groups.labels, dims="class", name="class"))
+        return by_group[0]
+    joined = xr.concat(by_group, xr.DataArray(groups.labels, dims="class", name="class"))
     return joined.transpose("target", "class", "rank")
 
 
 def plan_top_k(
-    scores: Scores, k: int, groups: Groups | None, memory_limit: int | str | None
+    sizes: ScoreSizes, k: int, groups: Groups | None, memory_limit: int | str | None
 ) -> WindowPlan:
-    """Windows of targets whose lists, and what they need on the way, fit the memory limit."""
-    rows, count = scores.shape[0], 1 if groups is None else len(groups.counts)
+    """Plan windows of targets whose lists, and what they need on the way, fit the memory limit."""
+    rows, count = sizes.targets, 1 if groups is None else len(groups.counts)
+    fixed = rows * k * count * (2 * STATE_BYTES + sizes.id_bytes)
+    state = (STATE_BYTES + WAITING_BYTES) * k * count
+    # Groups need the number of each train row's, and a copy of a tile's columns of one of them.
+    if groups is not None:
+        fixed, state = fixed + groups.of.nbytes, state + 4 * sizes.tile_rows
     return plan_windows(
-        scores,
+        sizes,
         f"top-{k} of {rows} targets",
         memory_limit,
-        fixed_bytes=rows * k * count * (2 * STATE_BYTES + scores.train_ids.dtype.itemsize)
-        + (0 if groups is None else groups.of.nbytes),
-        task_bytes=select_bytes(k, scores.tile_rows),
-        target_bytes=(WAITING + 4) * STATE_BYTES * k * count,  # and what a merge makes
-        state_bytes=(STATE_BYTES + WAITING_BYTES) * k * count
-        + (0 if groups is None else 4 * scores.tile_rows),
+        fixed_bytes=fixed,
+        task_bytes=select_bytes(k, sizes.tile_rows),
+        # Lists of ranges wait to be merged, and a merge makes as much again for its sort.
+        target_bytes=(WAITING + 4) * STATE_BYTES * k * count,
+        state_bytes=state,
     )
 
 
-def _merged(left: list[Found], right: list[Found]) -> list[Found]:
-    return [merge(*pair) for pair in zip(left, right, strict=True)]
-
-
 @dataclass(frozen=True, eq=False)
-class SelectPass(WindowPass[list[Running], list[Found]]):
+class SelectPass(WindowPass[list[Running], list[Lists]]):
     """The lists of a window, one for each group; see :class:`Running`."""
 
     k: int
     order: Order
     groups: Groups | None
-    merge = staticmethod(_merged)
+
+    @staticmethod
+    def merge(left: list[Lists], right: list[Lists]) -> list[Lists]:
+        return [merge(*pair) for pair in zip(left, right, strict=True)]
 
     def tiles(self, start: int, stop: int) -> Tiles:
-        """Those that hold a row of a group."""
+        """Return the tiles that hold a row of a group."""
         every = super().tiles(start, stop)
         return [one for one in every if self.groups is None or self.groups.reach(*one)]
 
     def begin(self) -> list[Running]:
-        """Empty lists."""
         return [
             Running(self.targets, self.k, np.dtype(np.float32), self.step)
             for _ in ([0] if self.groups is None else self.groups.counts)
         ]
 
     def take(self, state: list[Running], tile: F32, low: int) -> None:
-        """Offer a tile's scores to the lists of their groups."""
         if self.groups is None:
             state[0].offer(tile, self.first, np.arange(low, low + tile.shape[1]), self.order)
             return
@@ -173,13 +164,12 @@ class SelectPass(WindowPass[list[Running], list[Found]]):
             part = tile if len(columns) == tile.shape[1] else tile[:, columns]
             state[group].offer(part, self.first, columns + low, self.order)
 
-    def end(self, state: list[Running]) -> list[Found]:
-        """The lists as they are merged."""
-        return [one.found() for one in state]
+    def end(self, state: list[Running]) -> list[Lists]:
+        return [one.lists() for one in state]
 
 
 def check_request(k: int, columns: int, order: Order) -> int:
-    """The k, as Python's own number.
+    """Return the k as Python's own number.
 
     Raises
     ------
@@ -191,22 +181,17 @@ def check_request(k: int, columns: int, order: Order) -> int:
     return as_whole(k, "k", 1, columns, needed=f"must be in 1..{columns} (the train rows)")
 
 
-def listed(found: list[Found], scores: Scores, order: Order) -> xr.Dataset:
-    """Lists of windows, one after the other, with the ids of their scores."""
+def dataset_of(lists: list[Lists], scores: Scores, order: Order) -> xr.Dataset:
+    """Put lists of windows one after the other, with the ids of their scores."""
     ids, positions = (scores.target_ids, scores.train_ids), scores.train_positions
-    return _dataset(found, *ids, scores.method, order, positions)
+    return _dataset(lists, *ids, positions, method=scores.method, order=order)
 
 
 def _dataset(
-    found: list[Found],
-    target_ids: Rows,
-    train_ids: Rows,
-    method: str,
-    order: Order,
-    positions: Rows | None = None,
+    lists: list[Lists], target_ids: Rows, train_ids: Rows, positions: Rows | None, **attrs: str
 ) -> xr.Dataset:
-    score = np.concatenate([part.score for part in found])
-    position = np.concatenate([part.position for part in found])
+    score = np.concatenate([part.score for part in lists])
+    position = np.concatenate([part.position for part in lists])
     none = position == NOWHERE
     axis = np.where(none, 0, position).ravel()
     taken, targets = TakenRows(train_ids, axis), target_ids.shape[0]
@@ -214,7 +199,8 @@ def _dataset(
         train, target = taken.read(0, axis.size), target_ids.read(0, targets)
     if positions is not None:
         position = TakenRows(positions, axis).read(0, axis.size).reshape(none.shape)
-    if none.any():  # a class of fewer rows
+    # A class of fewer than k rows leaves places free.
+    if none.any():
         score[none], position[none] = np.nan, -1
         train[none.ravel()] = "" if train.dtype.kind in "TUO" else -1
     dims = ("target", "rank")
@@ -225,7 +211,7 @@ def _dataset(
             "position": (dims, position),
         },
         coords={"target_id": ("target", target)},
-        attrs={"method": method, "order": order},
+        attrs=attrs,
     )
 
 
@@ -239,12 +225,13 @@ def _top_k_of_array(
     data = da.asarray(array.data)
     data = data if data.dtype.kind == "f" else data.astype(np.float64)
     workers = _block_workers(data, k, memory_limit)
-    found = compute(*_block_lists(data, k, order), **workers)
-    ids = {dim: ArrayRows(_ids(array, dim)) for dim in ("target", "train")}
-    return _dataset(list(found), ids["target"], ids["train"], str(array.name or "scores"), order)
+    lists = list(compute(*_block_lists(data, k, order), **workers))
+    target, train = (ArrayRows(_ids(array, dim)) for dim in ("target", "train"))
+    return _dataset(lists, target, train, None, method=str(array.name or "scores"), order=order)
 
 
 def _block_workers(data: da.Array, k: int, memory_limit: int | str | None) -> dict[str, int]:
+    """Plan the tasks at once: each has a block, a copy of it, and its lists."""
     rows, columns = (max(lengths) for lengths in data.chunks)
     block = 2 * rows * columns * data.dtype.itemsize + select_bytes(k, columns)
     block += rows * k * (STATE_BYTES + WAITING_BYTES)
@@ -255,25 +242,22 @@ def _block_workers(data: da.Array, k: int, memory_limit: int | str | None) -> di
 
 
 def _block_lists(data: da.Array, k: int, order: Order) -> list[Any]:
-    """For each row of blocks, its lists: one list a block, merged pairwise."""
-    select, join = delayed(_select_block, pure=False), delayed(merge, pure=False)
-    edges = [np.concatenate([[0], np.cumsum(lengths)]).tolist() for lengths in data.chunks]
-    found = []
-    for row, target in zip(data.to_delayed(), edges[0], strict=False):
-        lists = [
-            select(block, target, at, k, order) for block, at in zip(row, edges[1], strict=False)
-        ]
-        while len(lists) > 1:
-            pairs = [lists[at : at + 2] for at in range(0, len(lists), 2)]
-            lists = [join(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
-        found.append(lists[0])
-    return found
+    """Return the lists of each row of blocks: those of its blocks, merged."""
+    select = delayed(_select_block, pure=False)
+    tops, lefts = (np.cumsum([0, *lengths[:-1]]).tolist() for lengths in data.chunks)
+    return [
+        merged_in_pairs(
+            [select(block, top, left, k, order) for block, left in zip(row, lefts, strict=True)],
+            merge,
+        )
+        for row, top in zip(data.to_delayed(), tops, strict=True)
+    ]
 
 
-def _select_block(block: NDArray[Any], target: int, train: int, k: int, order: Order) -> Found:
+def _select_block(block: NDArray[Any], target: int, train: int, k: int, order: Order) -> Lists:
     running = Running(len(block), k, block.dtype, block.shape[1])
     running.offer(block, target, np.arange(train, train + block.shape[1]), order)
-    return running.found()
+    return running.lists()
 
 
 def _ids(array: xr.DataArray, dim: str) -> NDArray[Any]:

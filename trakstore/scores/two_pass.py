@@ -1,11 +1,11 @@
-"""Top-k in two passes: few columns to find candidates, all of them to score those; recall measured."""
+"""Top-k in two passes: candidates from few columns, their exact scores from all; recall measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
+from operator import methodcaller
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,18 +13,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.passes.one_pass import Pass, Tiles, beside
+from trakstore.passes.one_pass import ListPass, Tiles
 from trakstore.passes.rows import RowByRow, Rows
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import F32, Window
-from trakstore.scores.running_lists import Found, Order, check_finite, first_of, keys
-from trakstore.scores.top_k import SelectPass, check_request, listed, plan_top_k
+from trakstore.scores.running_lists import Lists, Order, check_finite, first_of, keys
+from trakstore.scores.top_k import SelectPass, check_request, dataset_of, plan_top_k
 
-__all__ = ["approximate_top_k"]
-
-SAMPLE_RUNS, SAMPLE_ROWS = 16, 64  # train rows that directions are found from: runs of rows
+# Runs of train rows that directions are computed from, and the rows of each.
+SAMPLE_RUNS, SAMPLE_ROWS = 16, 64
 ITERATIONS = 2
 
 
@@ -39,7 +38,7 @@ def approximate_top_k(
     seed: int = 0,
     memory_limit: int | str | None = None,
 ) -> xr.Dataset:
-    r"""Lists of exact scores, from candidates that a product with few columns finds.
+    r"""List exact scores of candidates that a product with few columns finds.
 
     With left factors L and train rows Φ, the directions U, orthonormal, of which the scores LΦᵀ of a
     sample of train rows have most, give the first pass as a product of ``columns`` columns,
@@ -56,21 +55,21 @@ def approximate_top_k(
     k : int
         Entries of each list.
     columns : int
-        Of the first pass; fewer are faster and find less.
+        Columns of the first pass; fewer are faster and find less.
     candidates : int, optional
-        For each target, k to n; 10 k by default.
+        Candidates of each target, k to n; 10 k by default.
     order : {"largest", "smallest", "magnitude"}
     checked : int
         Targets, drawn at random, whose exact lists are computed too.
     seed : int
-        Of the directions and of the targets that are checked.
+        Seed of the directions, and of the choice of targets that are checked.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
     Returns
     -------
     Dataset
-        As of :func:`top_k`. Its attribute ``recall`` is the share of the exact lists of ``checked``
+        As for :func:`top_k`. Its attribute ``recall`` is the share of the exact lists of ``checked``
         targets that is in the answer; NaN where none were checked.
 
     Raises
@@ -97,35 +96,33 @@ def approximate_top_k(
         )
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(rows, min(checked, rows), replace=False))
-    plan = plan_top_k(scores, wide, None, memory_limit)
-    step, found, hits = scores.tile_rows, [], 0
+    plan = plan_top_k(scores.sizes, wide, None, memory_limit)
+    step, lists, hits = scores.tile_rows, [], 0
     with ProgressLine(f"top-{k}", rows, unit="targets", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
             window = scores.window(start, stop, plan.ahead)
-            run = partial(_run, rows=trains, workers=plan.workers)
+            run = methodcaller("run", trains, workers=plan.workers)
             coarse = _coarse(window, columns, rng)
+            # Coarse scores only choose candidates: exact ones put these in order.
             (near,) = run(SelectPass(step, coarse, start, wide, order, None))
-            lists = _rescored(window, start, near.position, k, order, step, run)
-            found.append(lists)
+            lists.append(_rescored(window, start, near.position, k, order, step, run))
             own = chosen[(chosen >= start) & (chosen < stop)] - start
             if len(own):
-                exact = SelectPass(step, _targets(window, own), start, k, order, None)
-                hits += _shared(run(exact)[0], lists, own)
+                checked_window = replace(window, lefts=tuple(left[own] for left in window.lefts))
+                (exact,) = run(SelectPass(step, checked_window, start, k, order, None))
+                hits += _shared(exact, lists[-1], own)
             progress.advance(stop - start)
     recall = hits / (len(chosen) * k) if len(chosen) else float("nan")
-    result = listed(found, scores, order)
+    result = dataset_of(lists, scores, order)
     how = {"columns": columns, "candidates": wide, "checked": len(chosen), "recall": recall}
     return result.assign_attrs(how)
 
 
-def _run(one: Pass[Any, Any], rows: int, workers: int) -> Any:
-    return one.run(rows, workers=workers)
-
-
 def _coarse(window: Window, columns: int, rng: np.random.Generator) -> Window:
-    """The window with as few columns as that, for scores that are near to its own."""
+    """Return the window with as few columns as that, for scores that are near to its own."""
     lefts, trains = [], []
     for left, train, scale in zip(window.lefts, window.trains, window.scales, strict=True):
+        # L Φᵀ becomes U (Φ LᵀU)ᵀ: U is the new left factor, and train rows are turned by LᵀU.
         if columns < min(left.shape):
             sample = _sampled(train, window.scale if scale is None else scale)
             basis = _leading(left @ sample.T, columns, rng)
@@ -137,23 +134,24 @@ def _coarse(window: Window, columns: int, rng: np.random.Generator) -> Window:
 
 
 def _sampled(train: Rows, scale: Rows | None) -> F32:
-    """Some runs of train rows, evenly spread, times their column scale."""
+    """Read some runs of train rows, evenly spread, times their column scale."""
     rows = train.shape[0]
     starts = np.unique(np.linspace(0, max(0, rows - SAMPLE_ROWS), SAMPLE_RUNS).astype(int))
     pieces = [(at, min(rows, at + SAMPLE_ROWS)) for at in starts.tolist()]
-    found: F32 = np.concatenate([train.read(*piece) for piece in pieces]).astype(np.float32)
+    sample: F32 = np.concatenate([train.read(*piece) for piece in pieces]).astype(np.float32)
     if scale is not None:
-        found *= np.concatenate([scale.read(*piece) for piece in pieces])[:, None]
-    return found
+        sample *= np.concatenate([scale.read(*piece) for piece in pieces])[:, None]
+    return sample
 
 
 def _leading(matrix: F32, columns: int, rng: np.random.Generator) -> F32:
-    """Orthonormal columns that span about what the leading left singular vectors span."""
+    """Return orthonormal columns that span nearly the same as the leading left singular vectors."""
     basis = matrix @ rng.standard_normal((matrix.shape[1], columns)).astype(np.float32)
+    # Each product with A Aᵀ squares the ratios of singular values. Without the QR factorisation
+    # between, all columns would turn to the first vector.
     for _ in range(ITERATIONS):
         basis = matrix @ (matrix.T @ np.linalg.qr(basis)[0])
-    found: F32 = np.linalg.qr(basis)[0]
-    return found
+    return np.asarray(np.linalg.qr(basis)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,56 +178,50 @@ def _rescored(
     order: Order,
     step: int,
     run: Callable[..., Any],
-) -> Found:
-    """The first k of each target's candidates (targets, candidates), by their exact scores."""
+) -> Lists:
+    """Return the first k of each target's candidates (targets, candidates), by their exact scores."""
+    # In order of columns, the entries of a tile are a range of them, found by bisection.
     flat = near.ravel()
     ascending = np.argsort(flat, kind="stable")
     targets = ascending // near.shape[1]
     values = np.empty(flat.shape, dtype=np.float32)
     values[ascending] = run(_RescorePass(step, window, targets, flat[ascending]))
     score = values.reshape(near.shape)
+    # Coarse scores may be finite where exact ones are not.
     for row in np.flatnonzero(~np.isfinite(score).all(axis=1))[:1]:
         check_finite(score[row : row + 1], first + row, near[row])
-    return first_of(Found(keys(score, order), score, near), k)
+    return first_of(Lists(keys(score, order), score, near), k)
 
 
 @dataclass(frozen=True, eq=False)
-class _RescorePass(Pass[list[F32], F32]):
+class _RescorePass(ListPass):
     """Scores of single entries, in ascending order of columns."""
 
     window: Window
     targets: NDArray[np.int64]
     columns: NDArray[np.int64]
-    merge = staticmethod(beside)
 
     def tiles(self, start: int, stop: int) -> Tiles:
-        """Those that hold an entry."""
+        """Return the tiles that hold an entry."""
         return [one for one in super().tiles(start, stop) if len(self._entries(*one))]
 
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         return self.window.reading(tiles)
 
-    def start(self, tiles: Tiles) -> list[F32]:  # noqa: ARG002
+    def start(self) -> list[NDArray[Any]]:
+        # A range may hold no entry.
         return [np.empty(0, dtype=np.float32)]
 
-    def visit(self, state: list[F32], low: int, high: int) -> list[F32]:
+    def tile(self, low: int, high: int) -> F32:
         own = self._entries(low, high)
         pairs = self.targets[own.start : own.stop], self.columns[own.start : own.stop] - low
-        state.append(self.window.entries(low, high, *pairs))
-        return state
-
-    def finish(self, state: list[F32]) -> F32:
-        return np.concatenate(state)
+        return self.window.entries(low, high, *pairs)
 
     def _entries(self, low: int, high: int) -> range:
         return range(*np.searchsorted(self.columns, [low, high]).tolist())
 
 
-def _targets(window: Window, chosen: NDArray[np.int64]) -> Window:
-    return replace(window, lefts=tuple(left[chosen] for left in window.lefts))
-
-
-def _shared(exact: Found, lists: Found, chosen: NDArray[np.int64]) -> int:
-    """How many entries of exact lists are in the lists of these targets."""
+def _shared(exact: Lists, lists: Lists, chosen: NDArray[np.int64]) -> int:
+    """Count the entries of exact lists that are in the lists of these targets."""
     pairs = zip(exact.position, lists.position[chosen], strict=True)
     return sum(int(np.isin(*pair).sum()) for pair in pairs)

@@ -14,18 +14,17 @@ from trakstore.passes.memory import memory_budget
 from trakstore.planning import human_bytes, ranges
 from trakstore.scores.factored import Scores
 
-__all__ = ["Matrix", "by_target", "target_windows", "window_ranges"]
-
 Matrix: TypeAlias = Scores | xr.DataArray | NDArray[Any]
-_COPIES = 40  # bytes for each score of a window: as computed, as float64, sorted, and scratch
+# Bytes for each score of a window: as computed, as float64, sorted, and scratch.
+_COPIES = 40
 
 
 def target_windows(
     scores: Matrix, memory_limit: int | str | None = None, each: int = _COPIES
 ) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
-    """First target, the one after the last, and their scores (targets, n) in float64.
+    """Yield the first target of each window, the one after its last, and their scores in float64.
 
-    Windows take ``each`` bytes for a score.
+    Scores have the shape (targets, n). Windows take ``each`` bytes for a score.
 
     Raises
     ------
@@ -39,13 +38,14 @@ def target_windows(
             part: Any = scores[start:stop]
         else:
             part = scores.isel(target=slice(start, stop))
+        # Statistics of float32 scores are taken in float64.
         yield start, stop, np.asarray(part, dtype=np.float64)
 
 
 def window_ranges(
     shape: tuple[int, ...], memory_limit: int | str | None, each: int = _COPIES
 ) -> Iterator[tuple[int, int]]:
-    """Windows of targets whose scores, ``each`` bytes for one, fit; raises as the above."""
+    """Cut targets into windows whose scores, ``each`` bytes for one, fit; raise as the above."""
     if len(shape) != 2:
         raise TrakStoreError(f"scores have the shape (target, train), got {shape}")
     rows, columns = shape
@@ -64,6 +64,6 @@ def by_target(
     function: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     memory_limit: int | str | None = None,
 ) -> NDArray[np.float64]:
-    """``function`` of whole rows, one number a target."""
+    """Compute a function of whole rows, one number a target."""
     windows = target_windows(scores, memory_limit)
     return np.concatenate([function(rows) for _, _, rows in windows])

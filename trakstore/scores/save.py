@@ -1,0 +1,128 @@
+"""A save of scores under way: its place, the arrays that a stopped one began, and its dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NumericsError
+from trakstore.scores.factored import Scores
+from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
+from trakstore.storage.checksums import TAIL
+from trakstore.storage.columns import UNDERFLOW
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_table import begin_table, pending_arrays
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Arrays that a save writes, and the group's document until they are whole."""
+
+    arrays: list[SavedArray]
+    document: bytes
+
+
+@dataclass(frozen=True)
+class Save:
+    """A save that was asked for.
+
+    Attributes
+    ----------
+    scores : Scores
+    location, path
+        The group that is written.
+    token : str
+        Tells these scores from others.
+    dtype : str
+        The stored dtype.
+    memory_limit : int or str, optional
+    """
+
+    scores: Scores
+    location: Location
+    path: str
+    token: str
+    dtype: str
+    memory_limit: int | str | None
+
+    def begin(self, arrays: list[SavedArray], most: int | None = None) -> Begun:
+        """Return the arrays to write: new ones, or those that a stopped save of the same scores began.
+
+        Those may have chunks of another number of targets, ``most`` at most, since there was other
+        memory then. While a save runs, the group's document holds its token.
+        """
+        document = self.location.get(layout.document_key(self.path))
+        begun = pending_arrays(document, self.token)
+        alike = list(map(_without_height, begun)) == list(map(_without_height, arrays))
+        if document is not None and alike and (most is None or begun[0].chunks[0] <= most):
+            return Begun(begun, document)
+        return Begun(arrays, begin_table(self.location, self.path, arrays, self.token))
+
+    def open(self, array: SavedArray) -> Any:
+        """Open one of the arrays for writing."""
+        return array.open(self.location, self.path, "r+")
+
+    def written(self, array: SavedArray) -> frozenset[tuple[int, ...]]:
+        """List the chunks of an array that are there; an empty one, after a power loss, is not."""
+        chunks: list[tuple[int, ...]] = [()]
+        for _ in array.shape:
+            chunks = [
+                (*at, int(name))
+                for at in chunks
+                for name in self.location.names(self._key(array, at))
+                if name.isdigit()
+            ]
+        ends = self.location.get_tails([self._key(array, at) for at in chunks], TAIL)
+        return frozenset(at for at, end in zip(chunks, ends, strict=True) if end)
+
+    def _key(self, array: SavedArray, at: tuple[int, ...]) -> str:
+        return "/".join([self.path, array.name, "c", *map(str, at)])
+
+
+def _without_height(array: SavedArray) -> SavedArray:
+    return replace(array, chunks=(0, *array.chunks[1:]))
+
+
+def narrowed(scores: NDArray[np.float32], dtype: str, what: str) -> NDArray[Any]:
+    """Return scores as they are stored; nothing is clamped, nothing lost without a word.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, shape (rows, columns) or (columns,)
+    dtype : str
+        The stored dtype.
+    what : str
+        Name of these scores, for the message.
+
+    Raises
+    ------
+    NumericsError
+        When a score is not finite in ``dtype``, or the norm of a row changes by more than 1%, since
+        its scores are too small.
+    """
+    # A sum that is finite says so of all its terms, in one pass that keeps nothing. One that is not may
+    # have overflowed only itself.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        stored = scores.astype(dtype, copy=False)
+        total = np.add.reduce(stored, axis=None, dtype=np.float32)
+    if not np.isfinite(total) and not np.isfinite(stored).all():
+        raise NumericsError(
+            f"{what} are not finite in {dtype}; raise the damping, look at the features with "
+            f"`trakstore kernel`, or save float32"
+        )
+    if stored is not scores:
+        before, after = _norms(scores), _norms(stored)
+        if (np.abs(after - before) > UNDERFLOW * before).any():
+            raise NumericsError(
+                f"{what} are too small for {dtype}: the norm of a row changes by more than 1%; save "
+                f"float32"
+            )
+    return stored
+
+
+def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(np.sqrt(np.einsum("...j,...j->...", rows, rows, dtype=np.float64)))
