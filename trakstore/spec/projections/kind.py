@@ -77,6 +77,7 @@ class Unseeded(Kind):
 
     def complete(self, given: Options) -> Options:
         """Raise for a seed and for s; see :meth:`Kind.complete`."""
+        # One that means nothing would make two specs of the same projection compare as different.
         if given.seed is not None or given.s != 1:
             raise TrakStoreError(f"the {self.name} projection takes no seed and no s")
         return super().complete(given)
