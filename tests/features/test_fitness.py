@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import trakstore as ts
 from trakstore.errors import TrakStoreError
-from trakstore.features import featurize
+from trakstore.features import Job, featurize, featurize_job
 from trakstore.features.batches import evaluated
 from trakstore.features.fitness import need_apart
 from trakstore.features.parameters import select_parameters
@@ -364,3 +365,35 @@ def test_tied_frozen_and_single_patterns(caplog: pytest.LogCaptureFixture) -> No
     caplog.clear()
     assert list(select_parameters(model, ["head.*", "embed.*"])) == ["embed.weight", "head.bias"]
     assert not caplog.records
+
+
+class Keeping(nn.Module):
+    """A model that keeps what it makes of a weight, as layers do that are fast in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(6, 3), nn.Parameter(torch.ones(6))
+        self.made: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.made is None:
+            self.made = (2 * self.scale).detach()
+            self.newer = self.made + 1
+        logits: Tensor = self.linear(x * self.made * self.scale + self.newer)
+        return logits
+
+
+def test_what_a_model_keeps_of_its_weights_is_not_used_under_others(tmp_path: Path) -> None:
+    model, data = Keeping(), [(torch.randn(6), i % 3) for i in range(8)]
+    states = {1: copy.deepcopy(model.state_dict())}
+    states[2] = {name: 3 * value for name, value in states[1].items()}
+    identity = ts.ProjectionSpec("identity")
+    both, alone = tmp_path / "both.zarr", tmp_path / "alone.zarr"
+    job = Job(model, {"train": data}, checkpoints=states, projector=identity)
+    featurize_job(job, both, progress=False)
+    assert model.made is None and not hasattr(model, "newer")
+    fresh = Keeping()
+    fresh.load_state_dict(states[2])
+    featurize(fresh, data, alone, projector=identity, progress=False)
+    got = ts.open_store(both).features(2, "train").values
+    np.testing.assert_allclose(got, ts.open_store(alone).features(0, "train").values, rtol=1e-5)

@@ -71,11 +71,13 @@ def fit_modules(model: nn.Module) -> Iterator[None]:
 
     All are in eval mode, also those that keep themselves in training mode, and embeddings give dense
     gradients: the sparse ones that optimisers may want are the same numbers. Layers that add their
-    low-rank weights to others in eval mode, where these have no gradients, do not.
+    low-rank weights to others in eval mode, where these have no gradients, do not. Plain tensors that
+    a module keeps meanwhile are taken from it.
     """
     with ExitStack() as back:
         for module in model.modules():
             back.callback(setattr, module, "training", module.training)
+            back.callback(_forget, module, dict(vars(module)))
             if isinstance(module, _SPARSE) and module.sparse:
                 back.callback(setattr, module, "sparse", True)
                 module.sparse = False
@@ -94,6 +96,20 @@ def fit_modules(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             module.training = False
         yield
+
+
+def _forget(module: nn.Module, before: dict[str, Any]) -> None:
+    """Take plain tensors from a module that it did not have before.
+
+    A forward may keep what it made of its weights. Under the weights of the next checkpoint that would
+    be wrong, and nothing would tell.
+    """
+    for name, value in list(vars(module).items()):
+        if isinstance(value, Tensor) and before.get(name) is not value:
+            if name in before:
+                setattr(module, name, before[name])
+            else:
+                delattr(module, name)
 
 
 def _own_tensors(model: nn.Module) -> list[Tensor]:
