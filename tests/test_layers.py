@@ -130,7 +130,6 @@ ORDER: dict[str, list[str]] = {
     ],
     "storage": [
         "layout",
-        "checksums",
         "backends",
         "numbered",
         "arrays",

@@ -17,6 +17,7 @@ from trakstore.kernels.solvers import Damping, Factor, Form, Solver, check_condi
 from trakstore.kernels.tiled_gram import Scratch, TiledGram
 from trakstore.passes.memory import give_back, memory_budget
 from trakstore.planning import human_bytes, ranges, with_slack
+from trakstore.storage.tables.saved_arrays import TableArray
 
 __all__ = ["BlockedCholesky", "BlockedFactor"]
 
@@ -132,7 +133,7 @@ def _scratch_array(scratch: Scratch, dim: int, tile: int) -> zarr.Array[Any]:
 
 def _panel(
     gram: TiledGram,
-    source: zarr.Array[Any],
+    source: TableArray,
     lower: zarr.Array[Any],
     piece: tuple[int, int],
     damped: float,

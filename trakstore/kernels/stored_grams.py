@@ -276,7 +276,7 @@ def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
     try:
         with claimed(place, path, "kernel"):
             begun = start_gram(split)
-            gram_array(_dim(split)).open(place, path, "r+")[:] = made.matrix
+            gram_array(_dim(split)).open_to_write(place, path)[:] = made.matrix
             publish(split, begun, replace(wanted, dtype=made.dtype), made.rows, made.trace)
     except (OSError, ValueError):
         return  # it is computed again next time
@@ -311,7 +311,7 @@ def publish(split: KernelSplit, begun: bytes, origin: GramOrigin, used: int, tra
     if origin.masked:
         masked = SavedArray("masked", "int64", (origin.masked,), (origin.masked,), ("masked_row",))
         masked.create(place, path)
-        masked.open(place, path, "r+")[:] = masked_rows(split)
+        masked.write(place, path, masked_rows(split))
         arrays["masked"] = masked
     what = {**asdict(origin), "used": used, "trace": trace}
     publish_table(place, path, list(arrays.values()), what, instead_of=begun)

@@ -22,8 +22,8 @@ from trakstore.scores.streaming import plan_windows
 from trakstore.scores.top_k import plan_top_k, top_k
 from trakstore.scores.window_pass import WindowPass
 from trakstore.storage import layout
+from trakstore.storage.backends.chunks import TAIL
 from trakstore.storage.backends.location import Location
-from trakstore.storage.checksums import TAIL
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.saved_table import begin_table, pending_arrays
 
@@ -105,7 +105,7 @@ def save_top(
             values = top[array.name].values
             if array.name == "score":
                 values = narrowed(values, dtype, f"scores of targets {start}..{targets.stop}")
-            array.open(location, path, "r+")[start : targets.stop] = values
+            array.open_to_write(location, path)[start : targets.stop] = values
     return begun
 
 
@@ -133,7 +133,9 @@ def save_above(
     stop = begun.arrays[0]
     plan = replace(plan, targets=stop.chunks[0])
     done, total = written_chunks(location, path, stop), 0
-    into, *entries = (array.open(location, path, "r+") for array in (stop, *_entries(size, dtype)))
+    into, *entries = (
+        array.open_to_write(location, path) for array in (stop, *_entries(size, dtype))
+    )
     with ProgressLine("scores", size, unit="scores", show=on_terminal()) as progress:
         for at, (first, last) in enumerate(plan.windows(rows)):
             if (at,) in done:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.base import tokenize
@@ -263,12 +261,11 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
         When no complete matrix has that name.
     """
     location, path, described = _found(store, name)
-    open_lazily: Callable[..., da.Array] = da.from_zarr
     where = f"{location}: the saved scores {name!r}"
     with error_context(where):
         arrays = table_arrays(described)
     found = {
-        one: (array.dimensions, open_lazily(array.open(location, path)))
+        one: (array.dimensions, array.open(location, path).to_dask())
         for one, array in arrays.items()
     }
     described = {name: what for name, what in described.items() if name not in (ARRAYS, PLACE)}
@@ -335,7 +332,7 @@ def _save_ids(location: Location, path: str, ids: Rows, dim: str) -> SavedArray:
     chunk = min(ids.shape[0], CHUNK_BYTES // 8)
     made = SavedArray(f"{dim}_id", dtype, ids.shape, (chunk,), (dim,))
     made.create(location, path)
-    column = made.open(location, path, "r+")
+    column = made.open_to_write(location, path)
     for start, stop in ranges(ids.shape[0], chunk):
         column[start:stop] = ids.read(start, stop)
     return made

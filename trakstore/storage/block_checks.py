@@ -15,9 +15,8 @@ from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import counted
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import block_keys, column_shape, marker_entries
-from trakstore.storage.backends.chunks import ChunkForm, unpacked
-from trakstore.storage.checksums import TAIL, intact
+from trakstore.storage.arrays import block_keys, column_form, marker_entries
+from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
 from trakstore.storage.skipped import stated_reasons, unlike_norms
@@ -83,7 +82,7 @@ def check_block(split: Split, block: int) -> list[Finding]:
     keys, rows = block_keys(spec, block), _Rows(spec, block)
     for i, key in enumerate(keys):
         try:
-            value = get(f"{split.path}/{key}", _form(spec, key.partition("/")[0]).most)
+            value = get(f"{split.path}/{key}", column_form(spec, key.partition("/")[0]).most)
         except DamagedError as error:
             found.append(("damaged", key, _told(error, f"{split.path}/{key}")))
             continue
@@ -130,7 +129,7 @@ def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
 
 def _wrong_note(split: Split, block: int, says_why: bool) -> Iterator[_Wrong]:
     """What is wrong with the key that says that a block has bad rows; it has to be there if it has."""
-    note, chunk = layout.skipped_key("", block).lstrip("/"), f"{layout.SKIPPED}/c/{block}"
+    note, chunk = layout.skipped_key("", block), f"{layout.SKIPPED}/c/{block}"
     try:
         keys = [f"{split.path}/{key}" for key in (note, chunk)]
         told, end = split.location.get_tails(keys, TAIL + 1)
@@ -163,7 +162,7 @@ def _has_old_rows(split: Split, block: int) -> bool:
 
 
 def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:
-    key = layout.marker_key("", block).lstrip("/")
+    key = layout.marker_key("", block)
     if len(marker) != TAIL * (marker_entries(spec) + 1) or not intact(marker):
         return "marker", key, "is damaged: its checksum or its length is wrong"
     rows, nonce, *tails = np.frombuffer(marker[:-TAIL], "<u4").tolist()
@@ -183,8 +182,8 @@ def _wrong_chunk(
 ) -> _Wrong | None:
     if value is None:
         return "missing", key, "is missing though its block was committed"
-    form = _form(spec, key.partition("/")[0])
-    size = form.most if form.itemsize and not form.compressed else None
+    form = column_form(spec, key.partition("/")[0])
+    size = None if form.dtype == "str" or form.compressed else form.most
     if len(value) < (size or TAIL):
         return "truncated", key, f"has {len(value)} bytes of {size or 'at least 4'}"
     if not intact(value):
@@ -194,62 +193,41 @@ def _wrong_chunk(
     return None
 
 
-def _form(spec: SplitSpec, name: str) -> ChunkForm:
-    """What the chunks of a column can be."""
-    dtype = dict(spec.columns)[name]
-    _, chunks = column_shape(spec, name)
-    itemsize = None if dtype == "str" else np.dtype(dtype).itemsize
-    return ChunkForm(math.prod(chunks), itemsize, _compressed(spec, name))
-
-
-def _compressed(spec: SplitSpec, name: str) -> bool:
-    return name == layout.FEATURES and spec.keep_bits is not None
-
-
 class _Rows:
     """The numbers of a block, chunk by chunk: keeps the row columns and the rows' squared norms."""
 
     def __init__(self, spec: SplitSpec, block: int) -> None:
-        self.spec, self.dtypes = spec, dict(spec.columns)
+        self.spec = spec
         self.first, stop = spec.block_range(block)
         self.count = stop - self.first
         self.squares = np.zeros(self.count)
         self.narrow: dict[str, NDArray[Any]] = {}
-        self.widths = dict(spec.widths)
-        self.finite = {name: np.ones(self.count, dtype=bool) for name in self.widths}
+        self.finite = {name: np.ones(self.count, dtype=bool) for name in dict(spec.widths)}
         self.awaited = sum(key.startswith(f"{layout.FEATURES}/") for key in block_keys(spec, block))
 
     def add(self, key: str, value: bytes) -> None:
         """Take in a sound chunk."""
-        name, _, index = key.split("/", 2)
-        if self.dtypes[name] == "str":
-            _form(self.spec, name).check(key, value)
-            return
-        if _compressed(self.spec, name):
-            form = _form(self.spec, name)
-            size = form.count * (form.itemsize or 0)
-            value = unpacked(key, value[:-TAIL], size) + value[-TAIL:]
-        dtype = np.dtype(self.dtypes[name]).newbyteorder("<")
-        values = np.frombuffer(value, dtype, count=(len(value) - TAIL) // dtype.itemsize)
+        name, _, rest = key.partition("/")
+        values = column_form(self.spec, name).decode(key, value)
         if name == layout.FEATURES:
-            self._add_squares(values, *map(int, index.split("/")))
-        elif name in self.widths:
-            self._add_finite(name, values, int(index.partition("/")[0]))
-        else:
+            self._add_squares(values, *layout.chunk_numbers(rest))
+        elif name in self.finite:
+            self._add_finite(name, values, layout.chunk_numbers(rest)[0])
+        elif values.dtype.kind != "T":
             self.narrow[name] = values[: self.count]
 
     def _add_squares(self, values: NDArray[Any], down: int, across: int) -> None:
         height, width = self.spec.chunk_rows, self.spec.chunk_columns
         row = down * height - self.first
         rows, columns = min(height, self.count - row), min(width, self.spec.dim - across * width)
-        tile = values.reshape(height, width)[:rows, :columns]
+        tile = values[:rows, :columns]
         wide = tile.astype(np.float32, copy=False)  # float16 is slow to sum
         self.squares[row : row + rows] += np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
         self.awaited -= 1
 
     def _add_finite(self, name: str, values: NDArray[Any], down: int) -> None:
         row = down * self.spec.chunk_rows - self.first
-        tile = values.reshape(-1, self.widths[name])[: self.count - row]
+        tile = values[: self.count - row]
         self.finite[name][row : row + len(tile)] = np.isfinite(tile).all(axis=1)
 
     @property
@@ -295,7 +273,9 @@ class _Rows:
                 self.narrow[name] = np.where(rows, 0, column)
 
     def _near(self, norm: NDArray[np.float64]) -> NDArray[np.bool_]:
-        exact = self.dtypes[layout.FEATURES] == "float32" and self.spec.keep_bits is None
+        exact = (
+            dict(self.spec.columns)[layout.FEATURES] == "float32" and self.spec.keep_bits is None
+        )
         relative = EXACT if exact else NARROWED
         absolute = math.sqrt(self.spec.dim) * float(np.finfo(np.float32).smallest_subnormal)
         difference = np.abs(np.sqrt(self.squares) - norm)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, error_context
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents, mask_document, skipped_document
+from trakstore.storage.arrays import array_documents, row_document
 from trakstore.storage.claims import claimed
 from trakstore.storage.completion import forget_complete, note_complete
 from trakstore.storage.ids import as_ids
@@ -73,10 +73,10 @@ def append_rows(
             writer.write(block, _after_old(old, start, fresh))
         documents = array_documents(spec).items()
         place.put({layout.document_key(f"{path}/{name}"): one for name, one in documents})
-        for name, document in ((layout.MASKED, mask_document), (layout.SKIPPED, skipped_document)):
-            key = layout.document_key(f"{path}/{name}")
+        for name in (layout.MASKED, layout.SKIPPED):
+            key = layout.document_key(layout.child(path, name))
             if place.get(key) is not None:
-                place.put({key: document(spec)})
+                place.put({key: row_document(spec, name)})
         place.put({layout.document_key(path): split_document(path, spec)})
         noted = spec.rows if note_complete(grown) else 0
         done.update(nonce=spec.nonce, rows=spec.rows, noted=noted)

@@ -34,6 +34,7 @@ from trakstore.quantities import as_whole, is_whole
 __all__ = [
     "ACTIVATIONS",
     "FEATURES",
+    "MARKER_SEPARATOR",
     "MASKED",
     "SAMPLE_ID",
     "SKIPPED",
@@ -44,6 +45,10 @@ __all__ = [
     "as_splits",
     "check_key",
     "check_name",
+    "child",
+    "chunk_folder",
+    "chunk_key",
+    "chunk_numbers",
     "claims_path",
     "complete_path",
     "document_key",
@@ -57,11 +62,16 @@ __all__ = [
     "marker_block",
     "marker_key",
     "masks_path",
+    "models_path",
+    "numbered_path",
+    "parent",
+    "record_path",
     "run_path",
     "scores_path",
     "skipped_block",
     "skipped_key",
     "split_path",
+    "written_path",
 ]
 
 Epoch: TypeAlias = int | str
@@ -81,6 +91,8 @@ MASKS = "_masks"  # no epoch can have these three names, whatever the format
 CLAIMS = "_claims"
 COMPLETE = "_complete"
 RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE})
+
+MARKER_SEPARATOR = "."  # between the numbers in the key of a marker
 
 _DIGITS = 19  # of the number of an epoch: as many as int64 has
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
@@ -233,6 +245,66 @@ def complete_path(epoch: Epoch, split: str) -> str:
     return f"{COMPLETE}/{split_path(epoch, split)}"
 
 
+def models_path(name: str, first: int) -> str:
+    """Return the group of some models of a set, by the number of the first."""
+    return f"{evaluation_path(name)}/models.{first}"
+
+
+def record_path(split: str, run: str, number: int) -> str:
+    """Return the group of a part of what a training process saw of a split."""
+    return f"{dynamics_path(split)}/{run}.{number}"
+
+
+def numbered_path(path: str, number: int) -> str:
+    """Return the group of the numbered document ``number`` below ``path``."""
+    return f"{path}/{number}"
+
+
+def child(path: str, name: str) -> str:
+    """Return the path, or key, of what is named ``name`` below ``path``; ``""`` is the store.
+
+    Examples
+    --------
+    >>> child("0/train", "norm"), child("", "0")
+    ('0/train/norm', '0')
+    """
+    return f"{path}/{name}" if path else name
+
+
+def parent(path: str) -> str:
+    """Return the path of the group that something lies in; ``""`` is the store."""
+    return path.rpartition("/")[0]
+
+
+def chunk_folder(array: str) -> str:
+    """Return the folder of the chunks of the array at a path."""
+    return f"{array}/c"
+
+
+def chunk_key(array: str, numbers: Iterable[int], separator: str = "/") -> str:
+    """Return the key of a chunk of the array at a path, by its numbers along each dimension.
+
+    Examples
+    --------
+    >>> chunk_key("0/train/features", (3, 0)), chunk_key("0/train/written", (3, 0), ".")
+    ('0/train/features/c/3/0', '0/train/written/c.3.0')
+    """
+    return f"{array}/{separator.join(['c', *map(str, numbers)])}"
+
+
+def chunk_numbers(rest: str) -> tuple[int, ...]:
+    """Return the numbers in the key of a chunk, less its array's path; none in any other text.
+
+    Examples
+    --------
+    >>> chunk_numbers("c/1/2"), chunk_numbers("c/01/2"), chunk_numbers("zarr.json")
+    ((1, 2), (), ())
+    """
+    letter, *parts = rest.split("/")
+    right = letter == "c" and all(p.isascii() and p.isdigit() and str(int(p)) == p for p in parts)
+    return tuple(map(int, parts)) if right else ()
+
+
 def document_key(path: str) -> str:
     """Key of the metadata document of the group or array at ``path``; ``""`` is the root."""
     return f"{path}/zarr.json" if path else "zarr.json"
@@ -250,9 +322,14 @@ def document_keys(path: str) -> list[str]:
     return [document_key("/".join(parts[:n])) for n in range(1, len(parts) + 1)]
 
 
+def written_path(split: str) -> str:
+    """Return the path of the array whose chunks are the markers of the split at path ``split``."""
+    return child(split, WRITTEN)
+
+
 def marker_key(split: str, block: int) -> str:
     """Key whose presence commits ``block`` of the split at path ``split``."""
-    return f"{split}/{WRITTEN}/c.{block}.0"
+    return chunk_key(written_path(split), (block, 0), MARKER_SEPARATOR)
 
 
 def marker_block(name: str) -> int | None:
@@ -263,7 +340,7 @@ def marker_block(name: str) -> int | None:
 
 def skipped_key(split: str, block: int) -> str:
     """Key that says, among the markers, that ``block`` has a chunk of why rows are bad."""
-    return f"{split}/{WRITTEN}/{SKIPPED}.{block}"
+    return f"{written_path(split)}/{SKIPPED}.{block}"
 
 
 def skipped_block(name: str) -> int | None:

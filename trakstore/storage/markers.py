@@ -18,8 +18,8 @@ from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import marker_entries
 from trakstore.storage.backends.ahead import Wanted, read_key
+from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
-from trakstore.storage.checksums import TAIL, intact
 
 __all__ = ["Marker", "MisplacedError", "marker_of", "tail_of_chunk", "wanted_marker"]
 
@@ -112,7 +112,7 @@ def _parsed(
     return Marker(rows, value[2 * TAIL : -TAIL])
 
 
-def tail_of_chunk(spec: SplitSpec, marker: Marker, name: str, index: tuple[int, int]) -> bytes:
+def tail_of_chunk(spec: SplitSpec, marker: Marker, name: str, numbers: tuple[int, ...]) -> bytes:
     """How a chunk of a column ends, as its block's marker says.
 
     Parameters
@@ -121,18 +121,18 @@ def tail_of_chunk(spec: SplitSpec, marker: Marker, name: str, index: tuple[int, 
     marker : Marker
     name : str
         Of the column.
-    index : tuple of int
-        Number of the chunk along both dimensions; the second is 0 where there is one only.
+    numbers : tuple of int
+        Numbers of the chunk along each dimension.
     """
     row_columns, across = spec.row_columns, -(-spec.dim // spec.chunk_columns)
     if name in row_columns:
         at = row_columns.index(name)
     else:
-        within = index[0] % (spec.block_rows // spec.chunk_rows)
+        within = numbers[0] % (spec.block_rows // spec.chunk_rows)
         down = -(-marker.rows // spec.chunk_rows)
         at = len(row_columns)
         if name == layout.FEATURES:
-            at += within * across + index[1]
+            at += within * across + numbers[1]
         else:
             layers = sorted(dict(spec.widths))
             at += down * across + layers.index(name) * down + within

@@ -132,30 +132,19 @@ class _Found:
     def reads(self, masks: Masks) -> Iterator[tuple[StoredColumn, int, int]]:
         """What :meth:`settled` reads."""
         if self._masked(masks) is None:
-            yield from self._blocks(self._old_column, self.old)
+            yield from self._blocks(self.split.masked_before, self.old)
         yield from self._blocks(self.split.column("norm"), self.bad)
 
     def settled(self, masks: Masks) -> Split:
         """The split without the rows that are left out."""
         masked = self._masked(masks)
         if masked is None:
-            masked = _where(np.asarray, self._blocks(self._old_column, self.old))
+            masked = _where(np.asarray, self._blocks(self.split.masked_before, self.old))
         skipped = _where(np.isnan, self._blocks(self.split.column("norm"), self.bad))
         return replace(self.split, masked=np.union1d(masked, skipped), skipped=skipped)
 
     def _masked(self, masks: Masks) -> NDArray[np.int64] | None:
         return masks.positions(self.split.epoch, self.split.spec.nonce, self.split.rows)
-
-    @property
-    def _old_column(self) -> StoredColumn:
-        return StoredColumn(
-            self.split.location,
-            f"{self.split.path}/{layout.MASKED}",
-            (self.split.rows,),
-            np.dtype(bool),
-            (self.split.spec.block_rows,),
-            "masked",
-        )
 
     def _blocks(
         self, column: StoredColumn, blocks: list[int]

@@ -25,7 +25,7 @@ from trakstore.errors import (
 )
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import column_dimensions, column_shape
+from trakstore.storage.arrays import column_dimensions, column_form, column_shape
 from trakstore.storage.backends.location import Location
 from trakstore.storage.layout import Epoch
 from trakstore.storage.stored import StoredColumn
@@ -245,32 +245,30 @@ class Split:
                 f"{self.name} at epoch {self.epoch} has no column {name!r}"
                 f"{did_you_mean(name, dtypes)}"
             )
-        dtype: Any = np.dtypes.StringDType() if dtypes[name] == "str" else np.dtype(dtypes[name])
-        shape, chunks = column_shape(self.spec, name)
         missing = self.status().missing if allow_missing else ()
-        return StoredColumn(
-            self.location,
-            f"{self.path}/{name}",
-            shape,
-            dtype,
-            chunks,
-            f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}",
-            missing,
-            compressed=name == layout.FEATURES and self.spec.keep_bits is not None,
-            committed_by=self.spec,
-        )
+        token = f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}"
+        return self._stored(name, token, missing, self.spec)
 
     @property
     def reasons(self) -> StoredColumn:
         """Why rows were bad when they were written, as bits; only where a block has such rows."""
-        return StoredColumn(
-            self.location,
-            f"{self.path}/{layout.SKIPPED}",
-            (self.rows,),
-            np.dtype(np.uint8),
-            (self.spec.block_rows,),
-            f"{self.spec.nonce:08x}-{self.rows}-skipped",
-        )
+        return self._stored(layout.SKIPPED, f"{self.spec.nonce:08x}-{self.rows}-skipped")
+
+    @property
+    def masked_before(self) -> StoredColumn:
+        """Rows that are left out, in stores of format 1; only in blocks of which some are."""
+        return self._stored(layout.MASKED, layout.MASKED)
+
+    def _stored(
+        self,
+        name: str,
+        token: str,
+        missing: tuple[tuple[int, int], ...] = (),
+        committed_by: SplitSpec | None = None,
+    ) -> StoredColumn:
+        path, form = layout.child(self.path, name), column_form(self.spec, name)
+        shape = column_shape(self.spec, name)[0]
+        return StoredColumn(self.location, path, shape, form, token, missing, committed_by)
 
     def refuse_known_ids(self, ids: NDArray[Any]) -> None:
         """Raise a :class:`TrakStoreError` if a sample with one of these ids is there."""

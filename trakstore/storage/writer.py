@@ -22,9 +22,9 @@ from trakstore.storage.arrays import (
     column_shape,
     encode,
     marker_entries,
-    skipped_document,
+    row_document,
 )
-from trakstore.storage.checksums import TAIL
+from trakstore.storage.backends.chunks import TAIL
 from trakstore.storage.split import Split, attributes
 
 __all__ = ["BlockWriter"]
@@ -129,7 +129,7 @@ class BlockWriter:
         """What says why rows of the block are bad, and that there are any; nothing where none are."""
         if reasons is None:
             return {}
-        documents = {layout.SKIPPED: skipped_document(self.spec)}
+        documents = {layout.SKIPPED: row_document(self.spec, layout.SKIPPED)}
         ((key, chunk),) = encode(
             documents, self.spec.block_range(block), {layout.SKIPPED: reasons}
         ).items()
@@ -140,7 +140,7 @@ class BlockWriter:
         """Why rows of the block are bad, before its marker."""
         if chunks:
             key = layout.document_key(f"{self.split.path}/{layout.SKIPPED}")
-            self.split.location.put_if_absent(key, skipped_document(self.spec))
+            self.split.location.put_if_absent(key, row_document(self.spec, layout.SKIPPED))
             self.split.location.put(chunks)
 
     def _kept(self) -> str:
@@ -161,7 +161,7 @@ class BlockWriter:
     def _marker(self, block: int, tails: list[bytes]) -> bytes:
         start, stop = self.spec.block_range(block)
         row = marker_row(self.spec, stop - start, tails)
-        key = layout.marker_key("", block).lstrip("/")
+        key = layout.marker_key("", block)
         return encode(self._documents, (block, block + 1), {layout.WRITTEN: row[None]})[key]
 
     def _check_nonce(self, written: Sequence[str] = ()) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import column_shape
+from trakstore.storage.arrays import column_grid
 from trakstore.storage.split import Split
 
 __all__ = ["belongs", "is_beyond"]
@@ -21,7 +20,7 @@ def belongs(split: Split, key: str) -> bool:
         return True
     if name == layout.WRITTEN:
         return layout.marker_block(rest) is not None or layout.skipped_block(rest) is not None
-    numbers, grid = _numbers(rest), _grid(split.spec, name)
+    numbers, grid = layout.chunk_numbers(rest), column_grid(split.spec, name)
     return len(numbers) == len(grid) and all(
         n < size for n, size in zip(numbers, grid, strict=True)
     )
@@ -30,7 +29,7 @@ def belongs(split: Split, key: str) -> bool:
 def is_beyond(split: Split, key: str) -> bool:
     """Whether a key is a chunk's of a column, but for rows that the split does not have."""
     name, rest = _column(split, key)
-    numbers, grid = _numbers(rest), _grid(split.spec, name)
+    numbers, grid = layout.chunk_numbers(rest), column_grid(split.spec, name)
     return (
         name in (*split.columns, layout.MASKED, layout.SKIPPED)
         and len(numbers) == len(grid)
@@ -42,16 +41,3 @@ def is_beyond(split: Split, key: str) -> bool:
 def _column(split: Split, key: str) -> tuple[str, str]:
     name, _, rest = key.removeprefix(f"{split.path}/").partition("/")
     return name, rest
-
-
-def _grid(spec: SplitSpec, name: str) -> tuple[int, ...]:
-    """How many chunks there are along each dimension of a column."""
-    shape, chunks = column_shape(spec, name)
-    return tuple(-(-size // step) for size, step in zip(shape, chunks, strict=True))
-
-
-def _numbers(rest: str) -> tuple[int, ...]:
-    """The numbers in ``c/1/2``; none where it is written in any other way."""
-    letter, *parts = rest.split("/")
-    right = letter == "c" and all(p.isascii() and p.isdigit() and str(int(p)) == p for p in parts)
-    return tuple(map(int, parts)) if right else ()

@@ -18,11 +18,11 @@ from trakstore.errors import (
     did_you_mean,
 )
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents, mask_document, skipped_document
+from trakstore.storage.arrays import array_documents, row_document
+from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding, FindingKind
 from trakstore.storage.checking.grid import belongs, is_beyond
-from trakstore.storage.checksums import TAIL, intact
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
 from trakstore.storage.snapshots import refuse_older
@@ -218,14 +218,12 @@ class Walk:
 
     def left_out(self, split: Split) -> None:
         """The columns that leave rows out; their chunks are there only for blocks with such rows."""
-        masks = f"{split.path}/{layout.MASKED}"
-        self._left_out(split, masks, mask_document(split.spec), "mask its samples again")
-        bad = f"{split.path}/{layout.SKIPPED}"
-        remedy = "nothing tells any more why rows are left out"
-        self._left_out(split, bad, skipped_document(split.spec), remedy)
+        self._left_out(split, layout.MASKED, "mask its samples again")
+        self._left_out(split, layout.SKIPPED, "nothing tells any more why rows are left out")
 
-    def _left_out(self, split: Split, path: str, document: bytes, remedy: str) -> None:
-        """A column of one byte a row, of which only some chunks are there."""
+    def _left_out(self, split: Split, name: str, remedy: str) -> None:
+        """Check a column of one byte a row, of which only some chunks are there."""
+        path, document = layout.child(split.path, name), row_document(split.spec, name)
         where = {"epoch": split.epoch, "split": split.name}
         keys = self.find(path, lambda key: belongs(split, key))
         chunks = [key for key in keys if not key.endswith("zarr.json")]

@@ -100,7 +100,7 @@ def add_models(
     arrays = [_array(one, values) for one, values in columns.items()]
     begun = begin_table(location, path, arrays)
     for array, values in zip(arrays, columns.values(), strict=True):
-        array.open(location, path, "r+")[...] = values
+        array.write(location, path, values)
     what = {"first": first, "count": len(output), "plan": dict(plan)}
     publish_table(location, path, arrays, what, instead_of=begun)
 

@@ -131,7 +131,7 @@ def add_part(
     arrays = [_array(name, values) for name, values in columns.items()]
     begun = begin_table(location, path, arrays)
     for array, values in zip(arrays, columns.values(), strict=True):
-        array.open(location, path, "r+")[...] = values
+        array.write(location, path, values)
     what = {
         "run": vars(run),
         "number": number,
