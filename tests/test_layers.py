@@ -57,9 +57,9 @@ ORDER: dict[str, list[str]] = {
         "training_records",
         "retrained",
         "runs",
-        "plans",
     ],
     "storage/backends": [
+        "event_loop",
         "chunks",
         "buffers",
         "objects",
@@ -131,6 +131,7 @@ ORDER: dict[str, list[str]] = {
     "storage": [
         "layout",
         "backends",
+        "group_documents",
         "numbered",
         "arrays",
         "markers",

@@ -28,7 +28,7 @@ from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import block_keys
 from trakstore.storage.backends.location import DurableLocalStore, Location, open_location
 from trakstore.storage.columns import stored_rows
-from trakstore.storage.split import attributes, group_document
+from trakstore.storage.group_documents import attributes, group_document
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.writer import BlockWriter
 

@@ -155,7 +155,7 @@ def save_above(
                 total += len(order)
             progress.advance((last - first) * columns)
     made = [stop, *_entries(total, dtype)]
-    location.put({layout.document_key(f"{path}/{one.name}"): one.document for one in made})
+    location.put({layout.document_key(path, one.name): one.document for one in made})
     return replace(begun, arrays=made)
 
 

@@ -91,7 +91,7 @@ class Catalogue:
             partial(location.names, layout.epoch_path(epoch)) for epoch in epochs
         ]
         found = together(location, calls)
-        end = layout.document_key("")
+        end = layout.DOCUMENT
         self.replace(
             {
                 epoch: [name for name in names if name != end and not layout.is_leftover(name)]
@@ -126,4 +126,4 @@ def _is_epoch(name: str) -> bool:
         check(name)
     except TrakStoreError:
         return False
-    return name != layout.document_key("")
+    return name != layout.DOCUMENT

@@ -21,13 +21,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trakstore.documents import fields, made_by, one_of, text, whole
-from trakstore.errors import DamagedError, LocationError, SpecMismatchError
+from trakstore.documents import made_by, one_of, text, whole
+from trakstore.errors import DamagedError, LocationError
 from trakstore.paths import exists
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import group_document, make_groups, placed_fields
 from trakstore.storage.numbered import highest, publish_numbered, stored_numbers
-from trakstore.storage.split import attributes, group_document
 
 __all__ = ["Claim", "claimed", "last_claim"]
 
@@ -92,12 +92,9 @@ class Claim:
             When it is none.
         """
         try:
-            found = cls(**fields(attributes(document, "it"), _CLAIM, what="it"))
-        except (DamagedError, SpecMismatchError) as error:
+            return cls(**placed_fields(document, where, _CLAIM))
+        except DamagedError as error:
             raise DamagedError(f"{where} does not say who writes ({error}); remove it") from error
-        if found.place != where:
-            raise DamagedError(f"{where} is the claim of {found.place!r:.80}; remove it")
-        return found
 
     @property
     def is_left(self) -> bool:
@@ -160,28 +157,28 @@ def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]
         ended.set()
         renewal.join()
         over = replace(claim, known={**claim.known, **result}, ended=True)
-        key = layout.document_key(f"{top}/{number}")
+        key = layout.document_key(top, number)
         with suppress(LocationError):  # one that ends badly is seen to be dead
             location.put({key: over.document})
             older = [n for n in stored_numbers(location, top) if n < number]
-            location.delete([layout.document_key(f"{top}/{n}") for n in older])
+            location.delete([layout.document_key(top, n) for n in older])
 
 
 def last_claim(location: Location, path: str) -> Claim | None:
     """Who changed what lies at ``path`` last, or does now."""
     top = layout.claims_path(path)
     found = highest(location, top, stored_numbers(location, top))
-    return None if found is None else Claim.read(found[1], f"{top}/{found[0]}")
+    return None if found is None else Claim.read(found[1], layout.child(top, found[0]))
 
 
 def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
-    location.put_all_if_absent(dict.fromkeys(layout.document_keys(top), group_document({})))
+    make_groups(location, top)
     for _ in range(ATTEMPTS):
         numbers = stored_numbers(location, top)
         found = highest(location, top, numbers)
         before = None if found is None else _ended(location, top, *found)
         number = max(numbers, default=0) + 1  # whether or not the document of the last is gone
-        place = f"{top}/{number}"
+        place = layout.child(top, number)
         claim = Claim.of_this_process(place, what, {} if before is None else before.known)
         if publish_numbered(location, top, number, claim.document):
             return number, claim
@@ -190,8 +187,8 @@ def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
 
 def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
     """A claim, whose process has to have ended; one elsewhere is listened for."""
-    claim = Claim.read(document, f"{top}/{number}")
-    key, until = layout.document_key(f"{top}/{number}"), time.monotonic() + SILENT
+    claim = Claim.read(document, layout.child(top, number))
+    key, until = layout.document_key(top, number), time.monotonic() + SILENT
     while not claim.ended:
         if claim.machine == _machine():
             alive = not claim.is_left
@@ -201,7 +198,7 @@ def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
                 time.sleep(POLL)
                 continue
         if alive:
-            path = top.partition("/")[2].removesuffix("~")
+            path = layout.claimed_path(top)
             raise LocationError(
                 f"{location}: {path} is being changed ({claim}); try again once that has ended"
             )
@@ -211,7 +208,7 @@ def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
 
 def _renew(location: Location, top: str, number: int, claim: Claim, ended: threading.Event) -> None:
     """Write a claim again and again, so that others see that this process lives."""
-    key, count = layout.document_key(f"{top}/{number}"), 0
+    key, count = layout.document_key(top, number), 0
     while not ended.wait(RENEWED):
         count += 1
         with suppress(LocationError):  # the next sign of life may come through

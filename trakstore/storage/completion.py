@@ -9,11 +9,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from trakstore.documents import fields, text, whole
-from trakstore.errors import DamagedError, LocationError, SpecMismatchError
+from trakstore.documents import text, whole
+from trakstore.errors import DamagedError, LocationError
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.split import Split, attributes, group_document
+from trakstore.storage.group_documents import group_document, make_groups, placed_fields
+from trakstore.storage.split import Split
 
 __all__ = ["Completion", "forget_complete", "note_complete", "read_completion"]
 
@@ -55,13 +56,7 @@ def read_completion(location: Location, path: str) -> Completion | None:
     document = location.get(layout.document_key(path))
     if document is None:
         return None
-    try:
-        found = Completion(**fields(attributes(document, "it"), _FIELDS, what="it"))
-    except SpecMismatchError as error:
-        raise DamagedError(str(error)) from error
-    if found.place != path:
-        raise DamagedError(f"it is the document of {found.place!r:.80}")
-    return found
+    return Completion(**placed_fields(document, path, _FIELDS))
 
 
 def note_complete(split: Split) -> bool:
@@ -84,8 +79,7 @@ def _noted(split: Split) -> bool:
         return True
     if split.missing_blocks():
         return False
-    above = layout.document_keys(path.rpartition("/")[0])
-    place.put_all_if_absent(dict.fromkeys(above, group_document({})))
+    make_groups(place, layout.parent(path))
     own = Completion(path, split.spec.nonce, split.rows)
     place.put({layout.document_key(path): own.document})
     if split.missing_blocks():  # it was repaired or dropped meanwhile

@@ -19,9 +19,10 @@ from trakstore.spec import SplitSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents
 from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import group_document
 from trakstore.storage.growth import sweep_stale_markers
 from trakstore.storage.layout import Epoch
-from trakstore.storage.split import Split, group_document, split_document, split_spec
+from trakstore.storage.split import Split, split_document, split_spec
 
 __all__ = ["settle_split", "spec_shape"]
 
@@ -69,7 +70,7 @@ def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec
     if made.spec.nonce == proposed.nonce:
         sweep_stale_markers(made)
     for name, document in array_documents(made.spec).items():
-        found = put(layout.document_key(f"{path}/{name}"), document)
+        found = put(layout.document_key(path, name), document)
         if _without_shape(found) != _without_shape(document):  # an append may have been stopped
             raise SpecMismatchError(
                 f"{location}: the array {path}/{name} was made by another version of trakstore or "

@@ -72,7 +72,7 @@ def append_rows(
             fresh = columns(max(start, old.rows), stop)
             writer.write(block, _after_old(old, start, fresh))
         documents = array_documents(spec).items()
-        place.put({layout.document_key(f"{path}/{name}"): one for name, one in documents})
+        place.put({layout.document_key(path, name): one for name, one in documents})
         for name in (layout.MASKED, layout.SKIPPED):
             key = layout.document_key(layout.child(path, name))
             if place.get(key) is not None:
@@ -223,7 +223,7 @@ def drop_split(split: Split) -> None:
         blocks = written_blocks(place, path)
         place.delete([layout.marker_key(path, block) for block in sorted(blocks)])
         for name in (*split.columns, layout.MASKED, layout.SKIPPED, layout.WRITTEN):
-            place.delete_folder(f"{path}/{name}")
+            place.delete_folder(layout.child(path, name))
         forget_complete(split)
         place.delete([layout.document_key(path)])
         place.delete_folder(path)

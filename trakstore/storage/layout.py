@@ -33,7 +33,9 @@ from trakstore.quantities import as_whole, is_whole
 
 __all__ = [
     "ACTIVATIONS",
+    "DOCUMENT",
     "FEATURES",
+    "KEPT",
     "MARKER_SEPARATOR",
     "MASKED",
     "SAMPLE_ID",
@@ -49,6 +51,7 @@ __all__ = [
     "chunk_folder",
     "chunk_key",
     "chunk_numbers",
+    "claimed_path",
     "claims_path",
     "complete_path",
     "document_key",
@@ -59,11 +62,12 @@ __all__ = [
     "evaluation_path",
     "gram_path",
     "is_leftover",
+    "kept_path",
+    "last_part",
     "marker_block",
     "marker_key",
     "masks_path",
     "models_path",
-    "numbered_path",
     "parent",
     "record_path",
     "run_path",
@@ -76,6 +80,7 @@ __all__ = [
 
 Epoch: TypeAlias = int | str
 
+DOCUMENT = "zarr.json"  # the last part of the key of each metadata document
 FEATURES = "features"
 ACTIVATIONS = "activations."
 SAMPLE_ID = "sample_id"
@@ -92,6 +97,7 @@ CLAIMS = "_claims"
 COMPLETE = "_complete"
 RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE})
 
+KEPT = ".kept"  # ends the name of what stays of a mask that is deleted
 MARKER_SEPARATOR = "."  # between the numbers in the key of a marker
 
 _DIGITS = 19  # of the number of an epoch: as many as int64 has
@@ -235,9 +241,19 @@ def masks_path(split: str) -> str:
     return f"{MASKS}/{check_name(split, 'split')}"
 
 
+def kept_path(path: str, number: int) -> str:
+    """Return the group that stays when the mask of this number in the group at ``path`` is deleted."""
+    return f"{path}/{number}{KEPT}"
+
+
 def claims_path(path: str) -> str:
     """Group of those who change, or changed, what lies at ``path``; no other group's name ends so."""
     return f"{CLAIMS}/{path}~"
+
+
+def claimed_path(claims: str) -> str:
+    """Return the path of what those change whose claims lie in the group at ``claims``."""
+    return claims.removeprefix(f"{CLAIMS}/").removesuffix("~")
 
 
 def complete_path(epoch: Epoch, split: str) -> str:
@@ -255,25 +271,25 @@ def record_path(split: str, run: str, number: int) -> str:
     return f"{dynamics_path(split)}/{run}.{number}"
 
 
-def numbered_path(path: str, number: int) -> str:
-    """Return the group of the numbered document ``number`` below ``path``."""
-    return f"{path}/{number}"
-
-
-def child(path: str, name: str) -> str:
-    """Return the path, or key, of what is named ``name`` below ``path``; ``""`` is the store.
+def child(path: str, *names: object) -> str:
+    """Return the path, or key, of what is below ``path`` by these names; ``""`` is the store.
 
     Examples
     --------
-    >>> child("0/train", "norm"), child("", "0")
-    ('0/train/norm', '0')
+    >>> child("0/train", "norm"), child("", "0"), child("_masks/train", 3)
+    ('0/train/norm', '0', '_masks/train/3')
     """
-    return f"{path}/{name}" if path else name
+    return "/".join([path, *map(str, names)] if path else map(str, names))
 
 
 def parent(path: str) -> str:
     """Return the path of the group that something lies in; ``""`` is the store."""
     return path.rpartition("/")[0]
+
+
+def last_part(path: str) -> str:
+    """Return the name of what lies at a path, or key, in the group that it lies in."""
+    return path.rpartition("/")[2]
 
 
 def chunk_folder(array: str) -> str:
@@ -305,9 +321,15 @@ def chunk_numbers(rest: str) -> tuple[int, ...]:
     return tuple(map(int, parts)) if right else ()
 
 
-def document_key(path: str) -> str:
-    """Key of the metadata document of the group or array at ``path``; ``""`` is the root."""
-    return f"{path}/zarr.json" if path else "zarr.json"
+def document_key(path: str, *names: object) -> str:
+    """Return the key of the metadata document of the group or array that is :func:`child`.
+
+    Examples
+    --------
+    >>> document_key(""), document_key("0/train", "norm")
+    ('zarr.json', '0/train/norm/zarr.json')
+    """
+    return child(path, *names, DOCUMENT)
 
 
 def document_keys(path: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import secrets
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,21 +21,25 @@ from trakstore.documents import anything, each, entries, fields, made_by, text, 
 from trakstore.errors import DamagedError, LocationError, SpecMismatchError, error_context
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.numbered import publish_numbered
-from trakstore.storage.split import attributes, group_document
+from trakstore.storage.group_documents import (
+    EMPTY,
+    PLACE,
+    group_document,
+    make_groups,
+    placed_fields,
+)
+from trakstore.storage.numbered import numbers_among, publish_numbered
 
 __all__ = [
     "MaskEntry",
     "Masks",
     "change_masks",
-    "kept_key",
+    "mask_numbers",
     "parsed_masks",
     "read_masks",
-    "stored_numbers_of",
 ]
 
 ATTEMPTS = 100
-_KEPT = ".kept"
 _MOST_ROWS = 2**28  # of a mask, which is held in memory
 _PIECE = 2**16  # bytes
 
@@ -137,7 +141,7 @@ class Masks:
 
 
 def read_masks(location: Location, split: str) -> Masks:
-    """What is left out of a split now.
+    """Read what is left out of a split now.
 
     Raises
     ------
@@ -146,29 +150,28 @@ def read_masks(location: Location, split: str) -> Masks:
     """
     path = layout.masks_path(split)
     names = set(location.names(path))
-    for number in reversed(stored_numbers_of(names)):
-        document = location.get(layout.document_key(f"{path}/{number}"))
+    for number in reversed(mask_numbers(names)):
+        document = location.get(layout.document_key(path, number))
         if document is not None:
             return parsed_masks(document, path, number)
-        if f"{number}{_KEPT}" in names and location.get(kept_key(path, number)) is not None:
-            break
-    else:
-        return Masks()
-    raise DamagedError(
-        f"{location}: {path}/{number} was deleted: it says which samples are left out; put it back "
-        f"from a copy, or mask the samples again after removing {path}"
-    )
+        # A number without either was never used: a writer was killed between folder and document.
+        kept = layout.kept_path(path, number)
+        if layout.last_part(kept) in names and location.get(layout.document_key(kept)) is not None:
+            raise DamagedError(
+                f"{location}: {layout.child(path, number)} was deleted: it says which samples are left "
+                f"out; put it back from a copy, or mask the samples again after removing {path}"
+            )
+    return Masks()
 
 
-def stored_numbers_of(names: set[str]) -> list[int]:
-    """The numbers that have a document, or had one, ascending."""
-    digits = {name.removesuffix(_KEPT) for name in names}
-    return sorted(int(one) for one in digits if one.isascii() and one.isdecimal())
+def mask_numbers(names: Iterable[str]) -> list[int]:
+    """Return the numbers that have a document, or had one, ascending."""
+    return numbers_among({name.removesuffix(layout.KEPT) for name in names})
 
 
-def kept_key(path: str, number: int) -> str:
-    """Key of what stays when the document of this number is deleted."""
-    return layout.document_key(f"{path}/{number}{_KEPT}")
+def _keep(location: Location, path: str, number: int) -> None:
+    """Make the group that stays when the document of this number is deleted."""
+    location.put_if_absent(layout.document_key(layout.kept_path(path, number)), EMPTY)
 
 
 def change_masks(
@@ -190,18 +193,18 @@ def change_masks(
         When others come first again and again.
     """
     path = layout.masks_path(split)
-    location.put_all_if_absent(dict.fromkeys(layout.document_keys(path), group_document({})))
+    make_groups(location, path)
     for _ in range(ATTEMPTS):
         now = read_masks(location, split)
-        if now.number:  # one that was stopped may have left this undone
-            location.put_if_absent(kept_key(path, now.number), group_document({}))
+        if now.number:  # a writer that was killed behind its document has not done this
+            _keep(location, path, now.number)
         changed = change(now)
         if changed is None:
             return
         number = now.number + 1
-        document = group_document(_told({**now.of, **changed}, path, number))
+        document = _document({**now.of, **changed}, layout.child(path, number))
         if publish_numbered(location, path, number, document):
-            location.put_if_absent(kept_key(path, number), group_document({}))
+            _keep(location, path, number)
             return
     raise LocationError(
         f"{location}: what is left out of {split} was changed by others {ATTEMPTS} times meanwhile; "
@@ -209,34 +212,29 @@ def change_masks(
     )
 
 
-def _told(entries: Mapping[str, MaskEntry], path: str, number: int) -> dict[str, Any]:
-    """As attributes: equal masks once, in bits."""
+def _document(entries: Mapping[str, MaskEntry], place: str) -> bytes:
+    """Return the document of these entries: each mask that several epochs have stands in it once."""
     masks = sorted({entry.packed for entry in entries.values()})
-    return {
-        "place": f"{path}/{number}",
-        "writing": secrets.token_hex(8),
-        "masks": masks,
-        "epochs": {
-            epoch: {"nonce": entry.nonce, "rows": entry.rows, "mask": masks.index(entry.packed)}
-            for epoch, entry in entries.items()
-        },
+    epochs = {
+        epoch: {"nonce": entry.nonce, "rows": entry.rows, "mask": masks.index(entry.packed)}
+        for epoch, entry in entries.items()
     }
+    # A random text makes the document like no other: who publishes it can tell it from its equals.
+    known = {PLACE: place, "writing": secrets.token_hex(8), "masks": masks, "epochs": epochs}
+    return group_document(known)
 
 
 def parsed_masks(document: bytes, path: str, number: int) -> Masks:
-    """What the document of this number says; raises a :class:`DamagedError` for another's."""
-    found = attributes(document, f"{path}/{number}")
-    if found.get("place") != f"{path}/{number}":
-        raise DamagedError(f"{path}/{number} holds the document of {found.get('place')!r:.80}")
+    """Return what the document of this number says; raise a :class:`DamagedError` for another's."""
+    place, made = layout.child(path, number), dict[str, MaskEntry]()
     try:
-        known = fields(found, _MASKS)
-        masks, made = known["masks"], dict[str, MaskEntry]()
-        for epoch, told in known["epochs"]:
-            own = fields(told, _ENTRY, what="an epoch")
-            made[epoch] = MaskEntry(own["nonce"], own["rows"], masks[own["mask"]])
+        known = placed_fields(document, place, _MASKS)
+        for epoch, entry in known["epochs"]:
+            own = fields(entry, _ENTRY, what="an epoch")
+            made[epoch] = MaskEntry(own["nonce"], own["rows"], known["masks"][own["mask"]])
     except (DamagedError, SpecMismatchError, IndexError) as error:
-        raise DamagedError(f"{path}/{number} is no list of rows to leave out ({error})") from error
-    return Masks(number, made, f"{path}/{number}")
+        raise DamagedError(f"{place} is no list of rows to leave out ({error})") from error
+    return Masks(number, made, place)
 
 
 def _text(value: Any) -> str:
@@ -246,7 +244,7 @@ def _text(value: Any) -> str:
 
 
 _MASKS = {
-    "place": text(),
+    PLACE: text(),
     "writing": text(),
     "masks": each(made_by(_text, "text")),
     "epochs": entries(text(), anything()),

@@ -41,7 +41,7 @@ def find_store(where: Where | FeatureStore) -> FeatureStore | None:
     if isinstance(where, FeatureStore):
         return where
     location = open_location(where, create=True)
-    document = location.get(layout.document_key(""))
+    document = location.get(layout.DOCUMENT)
     if document is None:
         return None
     made = FeatureStore(location, read_root(document, location), read_format(document))

@@ -7,7 +7,7 @@ from trakstore.errors import LocationError, SpecMismatchError, error_context
 from trakstore.spec import FORMAT_VERSION, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.split import attributes, group_document
+from trakstore.storage.group_documents import attributes, group_document
 
 __all__ = ["read_format", "read_root", "refuse_foreign", "root_document"]
 
@@ -50,7 +50,7 @@ def refuse_foreign(location: Location) -> None:
     # listed first: where others make a store just now, its document is there before all else
     known = (layout.DYNAMICS, layout.CLAIMS)  # training may be watched before there are features
     names = [n for n in location.names("") if not layout.is_leftover(n) and n not in known]
-    if names and location.get(layout.document_key("")) is None:
+    if names and location.get(layout.DOCUMENT) is None:
         raise LocationError(
             f"{location} is not empty and is not a store (it has {names[0]!r}); "
             f"give an empty or new place"

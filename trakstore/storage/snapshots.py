@@ -21,10 +21,11 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.backends.together import together
 from trakstore.storage.claims import last_claim
+from trakstore.storage.group_documents import attributes
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
 from trakstore.storage.masks import Masks, read_masks
-from trakstore.storage.split import Split, attributes, split_spec
+from trakstore.storage.split import Split, split_spec
 from trakstore.storage.stored import StoredColumn, read_together
 
 __all__ = ["Opened", "is_current", "open_splits", "refuse_older"]
@@ -60,7 +61,7 @@ def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list
     names = sorted({name for _, name in wanted})
     calls: list[Callable[[], Any]] = [partial(read_masks, location, name) for name in names]
     calls += [partial(_read, location, *one) for one in wanted]
-    calls += [partial(location.names, f"{path}/{layout.WRITTEN}") for path in paths]
+    calls += [partial(location.names, layout.written_path(path)) for path in paths]
     calls += [partial(_left_out, location, path) for path in paths]
     found, count = together(location, calls), len(wanted)
     masks = dict(zip(names, found[: len(names)], strict=True))
@@ -182,7 +183,7 @@ def _left_out(location: Location, path: str) -> tuple[list[int], list[int]]:
     """Blocks of the columns, there only where they say something, of masked and of bad rows."""
     there = location.names(path)
     old, bad = (
-        _blocks_of(location, f"{path}/{name}") if name in there else []
+        _blocks_of(location, layout.child(path, name)) if name in there else []
         for name in (layout.MASKED, layout.SKIPPED)
     )
     return old, bad

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.documents import parsed
 from trakstore.errors import (
     DamagedError,
     IncompleteError,
@@ -27,56 +23,22 @@ from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import column_dimensions, column_form, column_shape
 from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import PLACE, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.stored import StoredColumn
 
 __all__ = [
     "Split",
     "SplitStatus",
-    "attributes",
-    "group_document",
     "split_document",
     "split_spec",
     "written_blocks",
 ]
 
 
-_CHECKSUM = "crc32c"
-_PLACE = "place"
-
-
-def group_document(attributes: Mapping[str, Any]) -> bytes:
-    """The zarr document of a group: a pure function of its attributes, with their checksum."""
-    checked = {**attributes, _CHECKSUM: _checksum(attributes)} if attributes else {}
-    document = {"zarr_format": 3, "node_type": "group", "attributes": checked}
-    return json.dumps(document, indent=1, sort_keys=True).encode()
-
-
-def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, Any]:
-    """The attributes in a group's document, without their checksum.
-
-    Raises
-    ------
-    DamagedError
-        When the document is not what was written.
-    """
-    with error_context(where):
-        whole = parsed(document)
-    found = whole.get("attributes") if isinstance(whole, dict) else None
-    if not isinstance(found, dict):
-        raise DamagedError(f"{where}: the metadata document is damaged (it has no attributes)")
-    stored = found.pop(_CHECKSUM, None)
-    if check and found and stored != _checksum(found):
-        raise DamagedError(
-            f"{where}: the metadata document is damaged (its attributes have checksum "
-            f"{_checksum(found)}, it says {stored})"
-        )
-    return found
-
-
 def split_document(path: str, spec: SplitSpec) -> bytes:
     """The document of the split at ``path``: its spec, and where it belongs."""
-    return group_document({**spec.to_dict(), _PLACE: path})
+    return group_document({**spec.to_dict(), PLACE: path})
 
 
 def split_spec(document: bytes, path: str) -> SplitSpec:
@@ -88,21 +50,16 @@ def split_spec(document: bytes, path: str) -> SplitSpec:
         When it is damaged, or that of another split; format 1 does not say of which it is.
     """
     found = attributes(document, path)
-    place = found.pop(_PLACE, path)
+    place = found.pop(PLACE, path)
     if place != path:
         raise DamagedError(f"{path} has the document of {place!r:.80}")
     with error_context(path):
         return SplitSpec.from_dict(found)
 
 
-def _checksum(attributes: Mapping[str, Any]) -> int:
-    text = json.dumps(attributes, sort_keys=True, separators=(",", ":"))
-    return int(google_crc32c.value(text.encode()))
-
-
 def written_blocks(location: Location, path: str) -> set[int]:
     """Numbers of the blocks of the split at ``path`` that are committed: one listing."""
-    found = map(layout.marker_block, location.names(f"{path}/{layout.WRITTEN}"))
+    found = map(layout.marker_block, location.names(layout.written_path(path)))
     return {block for block in found if block is not None}
 
 

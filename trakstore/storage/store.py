@@ -41,8 +41,7 @@ from trakstore.storage.root import read_format, read_root, refuse_foreign, root_
 from trakstore.storage.skipped import SkippedRow, skipped_rows
 from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split, SplitStatus
-from trakstore.storage.tables.plans import forget_plan
-from trakstore.storage.tables.runs import Run, list_runs
+from trakstore.storage.tables.runs import Run, forget_plan, list_runs
 from trakstore.storage.writer import BlockWriter
 
 __all__ = ["FeatureStore"]
@@ -124,7 +123,7 @@ class FeatureStore:
         place = where.location if isinstance(where, FeatureStore) else where
         location = open_location(place, create=True)
         refuse_foreign(location)
-        settled = location.put_if_absent(layout.document_key(""), root_document(spec))
+        settled = location.put_if_absent(layout.DOCUMENT, root_document(spec))
         store = cls(location, read_root(settled, location), read_format(settled))
         check_equal(store.spec, spec, str(location))
         return store.refresh()
@@ -147,8 +146,8 @@ class FeatureStore:
     def splits_of(self, epoch: Epoch) -> tuple[str, ...]:
         """Names of the splits that are at an epoch now."""
         path = layout.epoch_path(epoch)
-        names = [name for name in self.location.names(path) if name != "zarr.json"]
-        keys = [layout.document_key(f"{path}/{name}") for name in names]
+        names = [name for name in self.location.names(path) if name != layout.DOCUMENT]
+        keys = [layout.document_key(path, name) for name in names]
         found = together(self.location, [partial(self.location.get, key) for key in keys])
         here = [name for name, document in zip(names, found, strict=True) if document is not None]
         if here:

@@ -197,7 +197,7 @@ class StoredColumn:
         read = self.location.get_chunk if fresh else partial(read_key, self.location)
         content = read(key, self.form.most)
         if content is None:
-            if self.location.get(layout.document_key("")) is None:
+            if self.location.get(layout.DOCUMENT) is None:
                 raise LocationError(f"there is no store at {self.location}")
             raise DamagedError(f"chunk {key} is missing though its block was committed")
         if not intact(content):
@@ -206,7 +206,7 @@ class StoredColumn:
                 f"stored bytes are damaged"
             )
         if spec is not None and marker is not None:
-            name = self.path.rpartition("/")[2]
+            name = layout.last_part(self.path)
             if bytes(content[-TAIL:]) != tail_of_chunk(spec, marker, name, numbers):
                 raise MisplacedError(
                     f"{self.location}: chunk {key} is sound but is not the one that its block's "

@@ -25,7 +25,8 @@ from trakstore.storage.arrays import (
     row_document,
 )
 from trakstore.storage.backends.chunks import TAIL
-from trakstore.storage.split import Split, attributes
+from trakstore.storage.group_documents import attributes
+from trakstore.storage.split import Split
 
 __all__ = ["BlockWriter"]
 
@@ -139,7 +140,7 @@ class BlockWriter:
     def _store_reasons(self, chunks: Mapping[str, bytes]) -> None:
         """Why rows of the block are bad, before its marker."""
         if chunks:
-            key = layout.document_key(f"{self.split.path}/{layout.SKIPPED}")
+            key = layout.document_key(self.split.path, layout.SKIPPED)
             self.split.location.put_if_absent(key, row_document(self.spec, layout.SKIPPED))
             self.split.location.put(chunks)
 

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.core.buffer import Buffer
+from zarr.abc.buffer import Buffer
 
 from trakstore.storage.backends.location import Location
 

@@ -20,22 +20,22 @@ from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import Store, SuffixByteRequest
-from zarr.core import sync as zarr_sync
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from trakstore.errors import NO_THREADS, DamagedError, LocationError, TrakStoreError, lacks_threads
+from trakstore.errors import DamagedError, LocationError, TrakStoreError
 from trakstore.paths import exists, is_folder
+from trakstore.storage.backends import event_loop
 from trakstore.storage.backends.buffers import chunk_buffer
 from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.backends.local import DurableLocalStore
-from trakstore.storage.layout import check_key, document_key
+from trakstore.storage.layout import DOCUMENT, check_key, last_part
 
 __all__ = ["DOCUMENT_BYTES", "Location", "Where", "fetch", "open_location"]
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 DOCUMENT_BYTES = 8 * 2**20  # most of a document,
 VALUE_BYTES = 2**30  # and of any other value that nobody says more about
@@ -127,7 +127,11 @@ class Location:
         DamagedError
             When it is no regular file, or has more than ``most`` bytes; nothing is read then.
         """
-        bound = (DOCUMENT_BYTES if _is_document(key) else VALUE_BYTES) if most is None else most
+        bound = (
+            (DOCUMENT_BYTES if last_part(key) == DOCUMENT else VALUE_BYTES)
+            if most is None
+            else most
+        )
         work = fetch(self.store, check_key(key), default_buffer_prototype(), bound)
         found = self._run(work)
         return None if found is None else found.to_bytes()
@@ -155,25 +159,14 @@ class Location:
         wanted : mapping of str to int
             Keys, and the bytes that can be right: more are a :class:`DamagedError`.
         gate : asyncio.Semaphore
-            Through which reads go that must not all be under way at once.
+            Gate for reads that must not all be under way at once.
         """
         store, prototype = self.store, default_buffer_prototype()
-        futures = {check_key(key): Future[Buffer | None]() for key in wanted}
-
-        async def read(key: str, future: Future[Buffer | None]) -> Buffer | None:
-            async with gate:
-                return (
-                    None if future.cancelled() else await fetch(store, key, prototype, wanted[key])
-                )
-
-        def start() -> None:
-            for key, future in futures.items():
-                task = asyncio.ensure_future(read(key, future))
-                _UNDER_WAY.add(task)
-                task.add_done_callback(partial(_settle, future))
-
-        self._run(_running_loop()).call_soon_threadsafe(start)
-        return futures
+        reads = {
+            check_key(key): partial(fetch, store, key, prototype, most)
+            for key, most in wanted.items()
+        }
+        return event_loop.begin(reads, gate)
 
     def put_chunk(self, key: str, *parts: bytes) -> None:
         """Write parts as one value, whole or not at all; files are left to the system to flush."""
@@ -230,7 +223,7 @@ class Location:
         """Write values, one after the other, where there is none; what is there may be anything."""
         for rest in (*RESTS, None):
             absent = [
-                key for key, found in zip(values, self._all(values), strict=True) if not found
+                key for key, found in zip(values, self._documents(values), strict=True) if not found
             ]
             if not absent:
                 return
@@ -240,8 +233,8 @@ class Location:
             for key in absent:
                 self._put_absent(key, values[key])
 
-    def _all(self, keys: Iterable[str]) -> list[Buffer | None]:
-        """Documents, all at once."""
+    def _documents(self, keys: Iterable[str]) -> list[Buffer | None]:
+        """Read documents, all at once."""
         store, prototype = self.store, default_buffer_prototype()
         checked = [check_key(key) for key in keys]
 
@@ -291,9 +284,9 @@ class Location:
 
         return sorted(self._run(listing()))
 
-    def _run(self, work: Coroutine[Any, Any, _T], *, making: bool = False) -> _T:
+    def _run(self, work: Coroutine[Any, Any, T], *, making: bool = False) -> T:
         try:
-            return sync(work)
+            return event_loop.run(work)
         except TrakStoreError:
             raise
         except OSError as error:
@@ -302,45 +295,6 @@ class Location:
             raise LocationError(
                 f"{self} cannot be written to ({error.strerror or error}): choose another place"
             ) from error
-        except RuntimeError as error:
-            if not lacks_threads(error):
-                raise
-            work.close()
-            _forget_loop()
-            raise LocationError(NO_THREADS) from error
-
-
-_UNDER_WAY: set[asyncio.Future[Buffer | None]] = set()  # asyncio itself does not keep its tasks
-
-
-def _settle(future: Future[Buffer | None], task: asyncio.Future[Buffer | None]) -> None:
-    """Tell a future, if it is still of interest, how a task ended."""
-    _UNDER_WAY.discard(task)
-    if task.cancelled():
-        future.cancel()
-    error = None if task.cancelled() else task.exception()
-    if not future.set_running_or_notify_cancel():
-        return
-    if error is None:
-        future.set_result(task.result())
-    else:
-        future.set_exception(error)
-
-
-async def _running_loop() -> asyncio.AbstractEventLoop:
-    return asyncio.get_running_loop()
-
-
-def _forget_loop() -> None:
-    """Have zarr make another event loop: it would wait for ever for one whose thread never started."""
-    (loop,), (thread,) = zarr_sync.loop, zarr_sync.iothread
-    if loop is not None and thread is not None and not thread.is_alive():
-        zarr_sync.loop[0] = zarr_sync.iothread[0] = None
-        loop.close()
-
-
-def _is_document(key: str) -> bool:
-    return key.rpartition("/")[2] == document_key("")
 
 
 Where: TypeAlias = str | os.PathLike[str] | Store | Location

@@ -28,13 +28,14 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 from obstore.store import from_url
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from trakstore.errors import LocationError
+from trakstore.storage.backends import event_loop
 from trakstore.storage.backends.chunks import check_size
+from trakstore.storage.layout import DOCUMENT, last_part
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -155,7 +156,7 @@ class SinglePutStore(ObjectStore[Any]):
         )
         paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         for path in paths:
-            yield path.rpartition("/")[2]
+            yield last_part(path)
 
     async def _list(self, prefix: str | None = None) -> AsyncGenerator[ObjectMeta, None]:
         """All below a prefix; a page that breaks off is asked for again, those before it are not."""
@@ -246,7 +247,7 @@ def _made(url: str, settings: _Settings) -> SinglePutStore:
 def _check_opens(url: str, settings: _Settings) -> None:
     _refuse_fork()
     hasty = _built(url, settings, RETRIES_AT_OPENING)
-    sync(_check(SinglePutStore(hasty, url=url)))
+    event_loop.run(_check(SinglePutStore(hasty, url=url)))
 
 
 def _built(url: str, settings: _Settings, retries: RetryConfig) -> Any:
@@ -271,7 +272,7 @@ def _refuse_fork() -> None:
 
 async def _check(store: SinglePutStore) -> None:
     """Raise unless the bucket is there and may be listed: reads take no bucket for no key."""
-    async for _ in store.list_dir("zarr.json"):  # never has anything below it
+    async for _ in store.list_dir(DOCUMENT):  # never has anything below it
         return
 
 

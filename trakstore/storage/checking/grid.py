@@ -13,10 +13,10 @@ def belongs(split: Split, key: str) -> bool:
     """Whether a key is one of those that a split of this spec can have."""
     name, rest = _column(split, key)
     if not rest:
-        return name == "zarr.json"
+        return name == layout.DOCUMENT
     if name not in (*split.columns, layout.WRITTEN, layout.MASKED, layout.SKIPPED):
         return False
-    if rest == "zarr.json":
+    if rest == layout.DOCUMENT:
         return True
     if name == layout.WRITTEN:
         return layout.marker_block(rest) is not None or layout.skipped_block(rest) is not None

@@ -13,9 +13,10 @@ from trakstore.storage import layout
 from trakstore.storage.checking.walk import Walk
 from trakstore.storage.claims import Claim, claimed, last_claim
 from trakstore.storage.completion import forget_complete, note_complete, read_completion
-from trakstore.storage.masks import kept_key, parsed_masks, stored_numbers_of
+from trakstore.storage.group_documents import EMPTY, attributes, group_document
+from trakstore.storage.masks import mask_numbers, parsed_masks
 from trakstore.storage.numbered import stored_numbers
-from trakstore.storage.split import Split, attributes, group_document
+from trakstore.storage.split import Split
 
 __all__ = ["check_claims", "check_completions", "check_masks", "deleted_markers"]
 
@@ -25,14 +26,14 @@ def check_masks(walk: Walk) -> None:
     _strange(walk, layout.MASKS)
     for split in walk.below(layout.MASKS):
         path = layout.masks_path(split)
-        for number in range(1, 1 + max(stored_numbers_of(set(walk.below(path))), default=0)):
+        for number in range(1, 1 + max(mask_numbers(walk.below(path)), default=0)):
             _check_mask(walk, split, path, number)
 
 
 def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
-    key = layout.document_key(f"{path}/{number}")
+    key = layout.document_key(path, number)
     document, _ = walk.read(key)
-    if document is None and _is_being_written(walk, f"{path}/{number}"):
+    if document is None and _is_being_written(walk, layout.child(path, number)):
         return
     try:
         if document is None:
@@ -45,15 +46,15 @@ def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
                 masks.positions(one.epoch, one.spec.nonce, one.rows)
     except DamagedError as error:
         walk.say("document", key, f"is damaged ({error})")
-    walk.document(kept_key(path, number), group_document({}))
+    walk.document(layout.document_key(layout.kept_path(path, number)), EMPTY)
 
 
 def check_completions(walk: Walk) -> None:
     """The notes of splits that were complete."""
     _strange(walk, layout.COMPLETE)
     for epoch in walk.below(layout.COMPLETE):
-        for name in walk.below(f"{layout.COMPLETE}/{epoch}"):
-            path = f"{layout.COMPLETE}/{epoch}/{name}"
+        for name in walk.below(layout.child(layout.COMPLETE, epoch)):
+            path = layout.child(layout.COMPLETE, epoch, name)
             wrong = _wrong_completion(walk, path)
             if wrong is not None:
                 if walk.repair:
@@ -74,7 +75,7 @@ def _wrong_completion(walk: Walk, path: str) -> str | None:
     if found.document != document:
         return "is not as it was written"
     with suppress(DamagedError):  # of the claim, which is said of that
-        claim = last_claim(walk.location, path.partition("/")[2])
+        claim = last_claim(walk.location, path.removeprefix(f"{layout.COMPLETE}/"))
         known = {} if claim is None else claim.known
         if known.get("nonce") == found.nonce and known.get("noted", 0) > found.rows:
             return f"says {found.rows} rows, but {known['noted']} were noted: it is an older one"
@@ -84,7 +85,7 @@ def _wrong_completion(walk: Walk, path: str) -> str | None:
 def _note_again(walk: Walk, path: str) -> None:
     """Write the note of a split again where it is complete; else there is none."""
     walk.location.delete_folder(path)
-    for split in walk.opened_splits(path.rpartition("/")[2]):
+    for split in walk.opened_splits(layout.last_part(path)):
         if layout.complete_path(split.epoch, split.name) == path:
             note_complete(split)
 
@@ -126,14 +127,14 @@ def check_claims(walk: Walk) -> None:
     tops = set[str]()
     for key in walk.find(layout.CLAIMS, lambda _: True):
         place, document = key.removesuffix("/zarr.json"), walk.read(key)[0]
-        above = place.rpartition("/")[0]
+        above = layout.parent(place)
         if place == key:
             walk.strange(key)
         elif document is not None and above.endswith("~"):
             _check_claim(walk, place, document)
         tops |= {one for one in (place, above) if one.endswith("~")}
     for path in _groups(walk, layout.CLAIMS):
-        walk.document(layout.document_key(path), group_document({}))
+        walk.document(layout.document_key(path), EMPTY)
     for top in sorted(tops):
         _check_last(walk, top)
 
@@ -149,7 +150,7 @@ def _check_claim(walk: Walk, place: str, document: bytes) -> None:
         walk.say("document", key, f"is not as it was written; {lost}")
     elif found.is_left or (not found.ended and walk.abandoned(key)):
         if walk.repair:
-            _take_over(walk, place.rpartition("/")[0])
+            _take_over(walk, layout.parent(place))
         else:
             walk.leftovers.append(key)
 
@@ -157,7 +158,7 @@ def _check_claim(walk: Walk, place: str, document: bytes) -> None:
 def _check_last(walk: Walk, top: str) -> None:
     """The last claim stays when it has ended: where it is gone, it was deleted."""
     numbers = stored_numbers(walk.location, top)
-    last = f"{top}/{max(numbers, default=0)}"
+    last = layout.child(top, max(numbers, default=0))
     if numbers and _was_emptied(walk, last):
         repaired = walk.repair and _take_over(walk, top)
         what = "is missing: it told who changed what"
@@ -166,7 +167,7 @@ def _check_last(walk: Walk, top: str) -> None:
 
 def _take_over(walk: Walk, top: str) -> bool:
     """Whether this process could make a claim, and end it, in place of one that is left."""
-    path = top.partition("/")[2].removesuffix("~")
+    path = layout.claimed_path(top)
     with suppress(LocationError), claimed(walk.location, path, "repair"):
         return True
     return False

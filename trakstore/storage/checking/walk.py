@@ -23,10 +23,11 @@ from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding, FindingKind
 from trakstore.storage.checking.grid import belongs, is_beyond
+from trakstore.storage.group_documents import attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
 from trakstore.storage.snapshots import refuse_older
-from trakstore.storage.split import Split, attributes, group_document, split_spec
+from trakstore.storage.split import Split, split_spec
 from trakstore.storage.tables.retrained import read_models
 from trakstore.storage.tables.runs import Run
 from trakstore.storage.tables.saved_table import check_table, delete_table, table_names
@@ -93,13 +94,13 @@ class Walk:
 
     def written(self, split: Split) -> list[int]:
         """Numbers of the blocks of a split that are committed, in order."""
-        folder = f"{split.path}/{layout.WRITTEN}"
+        folder = layout.written_path(split.path)
         found = {layout.marker_block(name) for name in self.listed(folder)}
         return sorted(block for block in found if block is not None)
 
     def root(self) -> None:
         """The store's own document."""
-        key = layout.document_key("")
+        key = layout.DOCUMENT
         document, _ = self.read(key)
         if document is None and not self.location.names(""):
             open_store(self.location)  # says that there is none
@@ -116,7 +117,7 @@ class Walk:
 
     def epochs(self, wanted: Sequence[Epoch] | None) -> list[Epoch]:
         """The epochs that are there, of those that are wanted."""
-        names = [n for n in self.listed("") if n not in (*layout.RESERVED, "zarr.json")]
+        names = [n for n in self.listed("") if n not in (*layout.RESERVED, layout.DOCUMENT)]
         found = [layout.as_epoch(n) for n in self._folders("", names, layout.as_epoch)]
         require(wanted, sorted(found, key=layout.epoch_sort_key), "epoch", self.location)
         chosen = found if wanted is None else {layout.as_epoch(epoch) for epoch in wanted}
@@ -125,7 +126,7 @@ class Walk:
     def splits_of(self, epoch: Epoch, wanted: Sequence[str] | None) -> Iterator[Split]:
         """The splits at an epoch whose documents can be read, of those that are wanted."""
         path = layout.epoch_path(epoch)
-        names = [name for name in self.listed(path) if name != "zarr.json"]
+        names = [name for name in self.listed(path) if name != layout.DOCUMENT]
         key = layout.document_key(path)
         if self.read(key)[0] is None and not self._any_document(path, names):
             if not self._cut_short(path):
@@ -148,7 +149,7 @@ class Walk:
         return True
 
     def _any_document(self, path: str, names: list[str]) -> bool:
-        keys = [layout.document_key(f"{path}/{name}") for name in names]
+        keys = [layout.document_key(path, name) for name in names]
         return any(self.read(key)[0] is not None for key in keys)
 
     def _folders(self, path: str, names: list[str], check: Callable[[str], Any]) -> Iterator[str]:
@@ -204,7 +205,7 @@ class Walk:
         """The documents of a split's arrays, and keys that it cannot have."""
         where = {"epoch": split.epoch, "split": split.name}
         for name, wanted in array_documents(split.spec).items():
-            key = layout.document_key(f"{split.path}/{name}")
+            key = layout.document_key(split.path, name)
             if any_written or self.read(key)[0] is not None:  # else creation was cut short
                 self.document(key, wanted, **where)
         for key in self.find(split.path, lambda one: not belongs(split, one)):
@@ -226,7 +227,7 @@ class Walk:
         path, document = layout.child(split.path, name), row_document(split.spec, name)
         where = {"epoch": split.epoch, "split": split.name}
         keys = self.find(path, lambda key: belongs(split, key))
-        chunks = [key for key in keys if not key.endswith("zarr.json")]
+        chunks = [key for key in keys if not key.endswith(layout.DOCUMENT)]
         if keys:
             self.document(layout.document_key(path), document, **where)
         for key in chunks:
@@ -248,8 +249,8 @@ class Walk:
     def runs(self) -> None:
         """The records of runs."""
         for name in self.below(layout.RUNS):
-            key = layout.document_key(f"{layout.RUNS}/{name}")
-            for other in self.find(f"{layout.RUNS}/{name}", partial(ne, key)):
+            key = layout.document_key(layout.RUNS, name)
+            for other in self.find(layout.child(layout.RUNS, name), partial(ne, key)):
                 self.strange(other)
             document, _ = self.read(key)
             if document is None or not _is_record(document):
@@ -259,13 +260,13 @@ class Walk:
     def saved(self) -> None:
         """The saved tables; a gram is computed again when it is not there."""
         for name in self.below(layout.SCORES):
-            self.findings += check_table(self.location, f"{layout.SCORES}/{name}")
+            self.findings += check_table(self.location, layout.child(layout.SCORES, name))
         for top, read in ((layout.DYNAMICS, read_record), (layout.EVALUATION, read_models)):
             for name in self.below(top):
-                for part in self.below(f"{top}/{name}"):
+                for part in self.below(layout.child(top, name)):
                     self.findings += check_table(self.location, f"{top}/{name}/{part}", read)
         for epoch in self.below(layout.GRAMS):
-            for name in self.below(f"{layout.GRAMS}/{epoch}"):
+            for name in self.below(layout.child(layout.GRAMS, epoch)):
                 path = f"{layout.GRAMS}/{epoch}/{name}"
                 found = list(check_table(self.location, path))
                 if found and self.repair:
@@ -280,7 +281,7 @@ class Walk:
             self.say("foreign", path, str(error).removeprefix(f"{path} "))
             return []
         if self.read(key)[0] is not None or any(
-            self.find(f"{path}/{name}", lambda _: True) for name in names
+            self.find(layout.child(path, name), lambda _: True) for name in names
         ):
             self.document(key, group_document({}))
         return names

@@ -28,12 +28,11 @@ from trakstore.storage.backends.chunks import TAIL, ChunkForm, cut, grid, intact
 from trakstore.storage.backends.location import Location
 from trakstore.storage.backends.together import together
 from trakstore.storage.block_checks import Finding
-from trakstore.storage.split import group_document
+from trakstore.storage.columns import column_dtype
 
-__all__ = ["UNFINISHED", "SavedArray", "TableArray", "begin_group"]
+__all__ = ["SavedArray", "TableArray"]
 
 _WRITE_ALL: Any = {"write_empty_chunks": True}  # else a chunk of fill values would look unwritten
-UNFINISHED = group_document({})  # the group's document until all is saved
 _AT_ONCE = 4096  # chunks whose ends are read at once,
 _READ_AT_ONCE = 16  # and chunks that are read at once
 
@@ -64,6 +63,14 @@ class SavedArray:
     dimensions: tuple[str, ...]
 
     tails: bytes | None = None
+
+    @classmethod
+    def of(
+        cls, name: str, values: NDArray[Any], dimensions: tuple[str, ...], most: int | None = None
+    ) -> Self:
+        """Make the array that holds some values, with ``most`` rows in a chunk at most."""
+        rows = len(values) if most is None else min(len(values), most)
+        return cls(name, column_dtype(values), values.shape, (rows, *values.shape[1:]), dimensions)
 
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> Self:
@@ -181,7 +188,7 @@ class SavedArray:
 
     def check(self, location: Location, group: str) -> Iterator[Finding]:
         """Whether its document and every chunk of its grid are there and as they were written."""
-        path = f"{group}/{self.name}"
+        path = layout.child(group, self.name)
         document = layout.document_key(path)
         known, missing = {document}, 0
         try:
@@ -353,8 +360,3 @@ class TableArray:
             self, self.chunks, asarray=False, fancy=False, meta=meta, inline_array=False
         )
         return lazy
-
-
-def begin_group(location: Location, path: str) -> None:
-    """Make a group that says nothing, and those above it, where there are none."""
-    location.put_all_if_absent(dict.fromkeys(layout.document_keys(path), UNFINISHED))
