@@ -46,7 +46,6 @@ ORDER: dict[str, list[str]] = {
         "from_traker",
     ],
     "storage/checking": [
-        "grid",
         "walk",
         "statements",
         "verification",

@@ -305,7 +305,7 @@ def publish(split: KernelSplit, begun: bytes, origin: GramOrigin, used: int, tra
         When the place cannot be written, or another process began the same gram.
     """
     place, path = split.location, _path(split)
-    if not is_current(split):
+    if not is_current(place, split.epoch, split.name, split.state):
         return
     arrays = {"gram": gram_array(_dim(split))}
     if origin.masked:

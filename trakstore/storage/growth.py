@@ -221,7 +221,7 @@ def drop_split(split: Split) -> None:
         ended = replace(split.spec, nonce=secrets.randbits(32))
         place.put({layout.document_key(path): split_document(path, ended)})
         blocks = written_blocks(place, path)
-        place.delete([layout.marker_key(path, block) for block in sorted(blocks)])
+        place.delete([layout.marker_key(path, block) for block in blocks])
         for name in (*split.columns, layout.MASKED, layout.SKIPPED, layout.WRITTEN):
             place.delete_folder(layout.child(path, name))
         forget_complete(split)

@@ -45,6 +45,7 @@ __all__ = [
     "as_epoch",
     "as_epochs",
     "as_splits",
+    "below",
     "check_key",
     "check_name",
     "child",
@@ -285,6 +286,11 @@ def child(path: str, *names: object) -> str:
 def parent(path: str) -> str:
     """Return the path of the group that something lies in; ``""`` is the store."""
     return path.rpartition("/")[0]
+
+
+def below(path: str, key: str) -> str:
+    """Return what follows the path of a group in the key of something in it."""
+    return key.removeprefix(f"{path}/")
 
 
 def last_part(path: str) -> str:

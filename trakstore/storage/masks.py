@@ -1,4 +1,4 @@
-"""Which samples of a split are left out, at all epochs: one document, replaced by the next.
+"""Samples of a split that are left out, at all epochs: one document, replaced by the next.
 
 ``_masks/{split}/{number}`` says it for every epoch at once, so that a change of several epochs is made
 as a whole or not at all; of two changes at once, the second is made again on top of the first. The
@@ -48,17 +48,17 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MaskEntry:
-    """What is left out of a split at one epoch.
+    """Rows that are left out of a split at one epoch.
 
     Attributes
     ----------
     nonce : int
-        Of the split: of another one of the same name this says nothing.
+        Nonce of the split: of another one of the same name this says nothing.
     rows : int
-        Of the split when it was said; later ones are not left out.
+        Rows of the split when it was said; later ones are not left out.
     packed : str
-        Which rows, as the document has it. Eight rows to a byte, a thousand times smaller where few
-        are left out: unpacked only where it is asked of a split, for as many rows as that has.
+        Bits of the rows, as the document has them: eight rows to a byte, and a thousand times smaller
+        where few are left out. Unpacked only where a split is asked, for as many rows as it has.
     """
 
     nonce: int
@@ -67,13 +67,14 @@ class MaskEntry:
 
     @classmethod
     def of(cls, nonce: int, rows: int, positions: Positions) -> MaskEntry:
-        """From the positions of rows that are left out."""
-        return cls(
-            nonce, rows, _packed(_changed(np.zeros(-(-rows // 8), np.uint8), positions, True))
-        )
+        """Make the entry that leaves out the rows at some positions."""
+        bits = np.zeros(-(-rows // 8), np.uint8)
+        # Several positions may share a byte: an ordinary |= would keep one of them only.
+        np.bitwise_or.at(bits, positions >> 3, np.uint8(1) << (positions & 7).astype(np.uint8))
+        return cls(nonce, rows, base64.b64encode(zlib.compress(bits.tobytes())).decode())
 
     def positions(self, rows: int) -> Positions:
-        """Those of the first ``rows`` rows that are left out, ascending.
+        """Return those of the first ``rows`` rows that are left out, ascending.
 
         Raises
         ------
@@ -81,27 +82,25 @@ class MaskEntry:
             When it cannot be unpacked.
         """
         rows = min(rows, self.rows)
-        bits, found = self._bits(rows), [np.empty(0, dtype=np.int64)]
-        for first in range(0, len(bits), _PIECE):  # not all at once: a row takes eight bytes
+        bits, parts = self._bits(rows), [np.empty(0, dtype=np.int64)]
+        for first in range(0, len(bits), _PIECE):  # not all at once: a row takes a byte, or eight
             some = np.unpackbits(bits[first : first + _PIECE], bitorder="little")
-            found.append(np.flatnonzero(some[: rows - 8 * first]) + 8 * first)
-        return np.concatenate(found)
+            parts.append(np.flatnonzero(some[: rows - 8 * first]) + 8 * first)
+        return np.concatenate(parts)
 
     def altered(self, positions: Positions, masked: bool, rows: int) -> tuple[MaskEntry, int]:
-        """With rows of a split of so many left out, or taken in again; and how many were not so."""
-        rows = max(rows, self.rows)
-        bits = np.zeros(-(-rows // 8), np.uint8)
-        before = self._bits(self.rows)
-        bits[: len(before)] = before
-        already = (bits[positions >> 3] >> (positions & 7).astype(np.uint8) & 1).astype(bool)
-        changed = int(np.count_nonzero(already != masked))
-        return MaskEntry(self.nonce, rows, _packed(_changed(bits, positions, masked))), changed
+        """Leave out rows of a split of so many, or take them in; return also how many were not so."""
+        before = self.positions(self.rows)
+        after = (np.union1d if masked else np.setdiff1d)(before, positions)
+        entry = MaskEntry.of(self.nonce, max(rows, self.rows), after)
+        return entry, abs(len(after) - len(before))
 
     def _bits(self, rows: int) -> NDArray[np.uint8]:
+        """Unpack the bits of the first rows, and not a byte more, whatever the document holds."""
         size = -(-rows // 8)
         try:
-            told = base64.b64decode(self.packed, validate=True)
-            bits = zlib.decompressobj().decompress(told, size)
+            packed = base64.b64decode(self.packed, validate=True)
+            bits = zlib.decompressobj().decompress(packed, size)
         except (ValueError, zlib.error) as error:
             raise DamagedError(f"the rows to leave out cannot be unpacked ({error})") from error
         if len(bits) != size:
@@ -109,30 +108,26 @@ class MaskEntry:
         return np.frombuffer(bits, np.uint8)
 
 
-def _changed(bits: NDArray[np.uint8], positions: Positions, masked: bool) -> NDArray[np.uint8]:
-    """The same array with some bits set, or cleared; row 0 is the lowest bit of the first byte."""
-    own = np.uint8(1) << (positions & 7).astype(np.uint8)
-    if masked:
-        np.bitwise_or.at(bits, positions >> 3, own)
-    else:
-        np.bitwise_and.at(bits, positions >> 3, ~own)
-    return bits
-
-
-def _packed(bits: NDArray[np.uint8]) -> str:
-    return base64.b64encode(zlib.compress(bits.tobytes())).decode()
-
-
 @dataclass(frozen=True)
 class Masks:
-    """What is left out of a split, by epoch; ``number`` of the document that says so, 0 for none."""
+    """Rows that are left out of a split, by epoch.
+
+    Attributes
+    ----------
+    number : int
+        Number of the document that says so, 0 for none.
+    of : mapping of str to MaskEntry
+        Entries by epoch.
+    place : str
+        Path of the document.
+    """
 
     number: int = 0
     of: Mapping[str, MaskEntry] = field(default_factory=dict)
     place: str = ""
 
     def positions(self, epoch: layout.Epoch, nonce: int, rows: int) -> Positions | None:
-        """Rows that are left out of a split with so many; None where nothing was ever said."""
+        """Return the rows that are left out of a split; None where nothing was ever said of it."""
         entry = self.of.get(layout.epoch_path(epoch))
         if entry is None or entry.nonce != nonce:
             return None

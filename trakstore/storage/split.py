@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -30,6 +31,7 @@ from trakstore.storage.stored import StoredColumn
 __all__ = [
     "Split",
     "SplitStatus",
+    "blocks_among",
     "split_document",
     "split_spec",
     "written_blocks",
@@ -57,10 +59,14 @@ def split_spec(document: bytes, path: str) -> SplitSpec:
         return SplitSpec.from_dict(found)
 
 
-def written_blocks(location: Location, path: str) -> set[int]:
-    """Numbers of the blocks of the split at ``path`` that are committed: one listing."""
-    found = map(layout.marker_block, location.names(layout.written_path(path)))
-    return {block for block in found if block is not None}
+def blocks_among(names: Iterable[str]) -> list[int]:
+    """Return the numbers of the blocks whose markers are among some names, ascending."""
+    return sorted(block for name in names if (block := layout.marker_block(name)) is not None)
+
+
+def written_blocks(location: Location, path: str) -> list[int]:
+    """List the numbers of the blocks of the split at ``path`` that are committed, ascending."""
+    return blocks_among(location.names(layout.written_path(path)))
 
 
 def _no_rows() -> NDArray[np.int64]:
@@ -159,13 +165,13 @@ class Split:
 
     def missing_blocks(self) -> list[int]:
         """Numbers of the blocks that are not committed now, in order: one listing."""
-        written = written_blocks(self.location, self.path)
+        written = set(written_blocks(self.location, self.path))
         return [block for block in range(self.spec.blocks) if block not in written]
 
     def status(self) -> SplitStatus:
         """What is there now and what is missing: one listing."""
         total = self.spec.blocks
-        written = sorted(b for b in written_blocks(self.location, self.path) if b < total)
+        written = [b for b in written_blocks(self.location, self.path) if b < total]
         gaps = [(a + 1, b) for a, b in pairwise([-1, *written, total]) if b > a + 1]
         step = self.spec.block_rows
         missing = tuple((a * step, min(self.rows, b * step)) for a, b in gaps)

@@ -52,14 +52,12 @@ def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
 def check_completions(walk: Walk) -> None:
     """The notes of splits that were complete."""
     _strange(walk, layout.COMPLETE)
-    for epoch in walk.below(layout.COMPLETE):
-        for name in walk.below(layout.child(layout.COMPLETE, epoch)):
-            path = layout.child(layout.COMPLETE, epoch, name)
-            wrong = _wrong_completion(walk, path)
-            if wrong is not None:
-                if walk.repair:
-                    _note_again(walk, path)
-                walk.say("document", layout.document_key(path), wrong, repaired=walk.repair)
+    for path in walk.groups(layout.COMPLETE, 2):
+        wrong = _wrong_completion(walk, path)
+        if wrong is not None:
+            if walk.repair:
+                _note_again(walk, path)
+            walk.say("document", layout.document_key(path), wrong, repaired=walk.repair)
 
 
 def _wrong_completion(walk: Walk, path: str) -> str | None:
@@ -75,7 +73,7 @@ def _wrong_completion(walk: Walk, path: str) -> str | None:
     if found.document != document:
         return "is not as it was written"
     with suppress(DamagedError):  # of the claim, which is said of that
-        claim = last_claim(walk.location, path.removeprefix(f"{layout.COMPLETE}/"))
+        claim = last_claim(walk.location, layout.below(layout.COMPLETE, path))
         known = {} if claim is None else claim.known
         if known.get("nonce") == found.nonce and known.get("noted", 0) > found.rows:
             return f"says {found.rows} rows, but {known['noted']} were noted: it is an older one"
@@ -125,7 +123,7 @@ def _is_there(walk: Walk, split: Split) -> bool:
 def check_claims(walk: Walk) -> None:
     """Who changes what, or did last; claims that were left behind."""
     tops = set[str]()
-    for key in walk.find(layout.CLAIMS, lambda _: True):
+    for key in walk.find(layout.CLAIMS):
         place, document = key.removesuffix("/zarr.json"), walk.read(key)[0]
         above = layout.parent(place)
         if place == key:
@@ -190,11 +188,11 @@ def _strange(walk: Walk, top: str) -> None:
 
 def _is_being_written(walk: Walk, path: str) -> bool:
     """Whether a writer has a temporary file there, or was killed over it."""
-    return any(map(layout.is_leftover, walk.find(path, lambda _: True)))
+    return any(map(layout.is_leftover, walk.find(path)))
 
 
 def _was_emptied(walk: Walk, path: str) -> bool:
     """Whether a folder is there without the document that it was made for."""
     above, _, name = path.rpartition("/")
-    empty = walk.read(path)[0] is None and not walk.find(path, lambda _: True)
-    return empty and name in walk.listed(above) and not walk.find(path, lambda _: True)
+    empty = walk.read(path)[0] is None and not walk.find(path)
+    return empty and name in walk.listed(above) and not walk.find(path)

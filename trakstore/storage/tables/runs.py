@@ -114,7 +114,7 @@ def record_run(location: Location, run: Run) -> None:
 
 
 def _put(location: Location, runs: Mapping[str, Run]) -> None:
-    """Write some records, by their paths; each is one document, so that nothing commits it."""
+    """Write records by their paths; each is one document, so that nothing commits it."""
     make_groups(location, layout.RUNS)
     location.put(
         {layout.document_key(path): group_document(asdict(run)) for path, run in runs.items()}
@@ -148,8 +148,8 @@ def note_plan(location: Location, run: Run, splits: Sequence[tuple[Epoch, str]])
     """Note those of the splits that are not there yet; ``run`` says whose they are.
 
     A job that stops between two splits, on a full disk or killed, would otherwise leave no trace of
-    those that were to come. A note is the record of a run that wrote nothing yet; it goes when its split
-    is made.
+    those that were to come. A note is the record of a run that wrote nothing yet; it goes when its
+    split is made.
     """
     noted = replace(run, rows=0, blocks=0)
     absent = _absent(location, splits)
