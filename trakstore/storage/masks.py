@@ -69,9 +69,7 @@ class MaskEntry:
     def of(cls, nonce: int, rows: int, positions: Positions) -> MaskEntry:
         """Make the entry that leaves out the rows at some positions."""
         bits = np.zeros(-(-rows // 8), np.uint8)
-        # Several positions may share a byte: an ordinary |= would keep one of them only.
-        np.bitwise_or.at(bits, positions >> 3, np.uint8(1) << (positions & 7).astype(np.uint8))
-        return cls(nonce, rows, base64.b64encode(zlib.compress(bits.tobytes())).decode())
+        return cls(nonce, rows, _packed(bits, positions, True))
 
     def positions(self, rows: int) -> Positions:
         """Return those of the first ``rows`` rows that are left out, ascending.
@@ -90,10 +88,14 @@ class MaskEntry:
 
     def altered(self, positions: Positions, masked: bool, rows: int) -> tuple[MaskEntry, int]:
         """Leave out rows of a split of so many, or take them in; return also how many were not so."""
-        before = self.positions(self.rows)
-        after = (np.union1d if masked else np.setdiff1d)(before, positions)
-        entry = MaskEntry.of(self.nonce, max(rows, self.rows), after)
-        return entry, abs(len(after) - len(before))
+        # In bits all along: a document of another's making may leave out 2**28 rows, whose positions
+        # would take two gigabytes.
+        rows = max(rows, self.rows)
+        bits, before = np.zeros(-(-rows // 8), np.uint8), self._bits(self.rows)
+        bits[: len(before)] = before
+        already = (bits[positions >> 3] >> (positions & 7).astype(np.uint8) & 1).astype(bool)
+        entry = MaskEntry(self.nonce, rows, _packed(bits, positions, masked))
+        return entry, int(np.count_nonzero(already != masked))
 
     def _bits(self, rows: int) -> NDArray[np.uint8]:
         """Unpack the bits of the first rows, and not a byte more, whatever the document holds."""
@@ -106,6 +108,17 @@ class MaskEntry:
         if len(bits) != size:
             raise DamagedError(f"the rows to leave out are {len(bits)} bytes for {rows} rows")
         return np.frombuffer(bits, np.uint8)
+
+
+def _packed(bits: NDArray[np.uint8], positions: Positions, masked: bool) -> str:
+    """Set some bits, or clear them, and pack all; row 0 is the lowest bit of the first byte."""
+    own = np.uint8(1) << (positions & 7).astype(np.uint8)
+    # Several positions may share a byte: an ordinary |= or &= would keep one of them only.
+    if masked:
+        np.bitwise_or.at(bits, positions >> 3, own)
+    else:
+        np.bitwise_and.at(bits, positions >> 3, ~own)
+    return base64.b64encode(zlib.compress(bits.tobytes())).decode()
 
 
 @dataclass(frozen=True)
