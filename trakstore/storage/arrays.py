@@ -1,4 +1,8 @@
-"""Stored columns: their zarr documents and their bytes."""
+"""Documents and chunks of the arrays of a split, all of which follow from its spec.
+
+Since every writer computes the same bytes, documents are never a matter of who was first, and a
+document that was damaged can be written again.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +62,7 @@ def _codecs(form: ChunkForm) -> list[dict[str, Any]]:
 
 
 def column_dimensions(name: str, ndim: int) -> tuple[str, ...]:
-    """Names of a column's dimensions: each kind of feature has its own second one."""
+    """Return the names of a column's dimensions: each kind of feature has its own second one."""
     return ("sample", "feature" if name == layout.FEATURES else name)[:ndim]
 
 
@@ -84,7 +88,7 @@ def column_grid(split: SplitSpec, name: str) -> tuple[int, ...]:
 
 
 def array_documents(split: SplitSpec) -> dict[str, bytes]:
-    """The metadata documents of all arrays of a split, by name: a pure function of its spec."""
+    """Return the metadata documents of all arrays of a split, by name: a pure function of its spec."""
     documents = {}
     for name in dict(split.columns):
         shape, form = column_shape(split, name)[0], column_form(split, name)
@@ -125,7 +129,7 @@ def block_keys(split: SplitSpec, block: int) -> list[str]:
 
 
 def marker_entries(split: SplitSpec) -> int:
-    """Entries of a marker: rows, nonce, and the checksums of as many chunks as a block can have."""
+    """Return the entries of a marker: rows, nonce, and the tails of as many chunks as a block has."""
     across = -(-split.dim // split.chunk_columns) + len(split.widths)
     return 2 + len(split.row_columns) + split.block_rows // split.chunk_rows * across
 

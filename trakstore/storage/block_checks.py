@@ -1,4 +1,4 @@
-"""Whether the stored bytes of a block are what its marker says, and its numbers what they should be."""
+"""Checks of a committed block: its bytes against its marker, its numbers against its norms."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Finding:
     key : str
         The file or object.
     message : str
-        What is wrong with it.
+        Words for what is wrong with it.
     epoch, split, block
-        Where, as far as it is in one.
+        Names of what it is in, as far as it is in one.
     repaired : bool
-        Whether it was repaired: its block marked as missing, or its document written again.
+        True if its block was marked as missing, or its document written again.
     """
 
     kind: FindingKind
@@ -68,7 +68,7 @@ class Finding:
 
 
 def check_block(split: Split, block: int) -> list[Finding]:
-    """Read a committed block, one chunk at a time; what is wrong with it."""
+    """Read a committed block, one chunk at a time; return what is wrong with it."""
     get, spec = split.location.get, split.spec
     key = layout.marker_key(split.path, block)
     try:
@@ -100,6 +100,7 @@ def check_block(split: Split, block: int) -> list[Finding]:
                 rows.add(key, value)
             except DamagedError as error:
                 found.append(("damaged", key, _told(error, key)))
+    # Sound chunks that the marker does not commit may still hold all rows that count.
     if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block):
         found = []
     found += _wrong_note(split, block, rows.says_why)
@@ -111,12 +112,12 @@ def check_block(split: Split, block: int) -> list[Finding]:
 
 
 def _told(error: DamagedError, key: str) -> str:
-    """What an error says of a key, which it may begin with."""
+    """Return an error's words on a key, without the key that they may begin with."""
     return str(error).removeprefix(f"{key} ")
 
 
 def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
-    """Why rows of a block are bad; None where the store does not say that any are."""
+    """Read why rows of a block are bad; None where the store does not say that any are."""
     try:
         value = split.location.get(f"{split.path}/{layout.SKIPPED}/c/{block}")
     except DamagedError:  # the walk says so of its key
@@ -128,7 +129,7 @@ def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
 
 
 def _wrong_note(split: Split, block: int, says_why: bool) -> Iterator[_Wrong]:
-    """What is wrong with the key that says that a block has bad rows; it has to be there if it has."""
+    """Check the key that says that a block has bad rows: it has to be there if it has any."""
     note, chunk = layout.skipped_key("", block), f"{layout.SKIPPED}/c/{block}"
     try:
         keys = [f"{split.path}/{key}" for key in (note, chunk)]
@@ -145,9 +146,9 @@ def _wrong_note(split: Split, block: int, says_why: bool) -> Iterator[_Wrong]:
 
 
 def _has_old_rows(split: Split, block: int) -> bool:
-    """Whether a last, short block is what the marker commits but for rows behind its last.
+    """Tell whether a last, short block is what the marker commits but for rows behind its last.
 
-    So a stopped append leaves it: the chunks stored again with more rows, the old ones as they were.
+    A stopped append leaves it so: the chunks stored again with more rows, the old ones as they were.
     """
     start, stop = split.spec.block_range(block)
     if stop - start == split.spec.block_rows:
@@ -194,7 +195,7 @@ def _wrong_chunk(
 
 
 class _Rows:
-    """The numbers of a block, chunk by chunk: keeps the row columns and the rows' squared norms."""
+    """Numbers of a block, taken in chunk by chunk: the row columns, and the rows' squared norms."""
 
     def __init__(self, spec: SplitSpec, block: int) -> None:
         self.spec = spec
@@ -232,11 +233,11 @@ class _Rows:
 
     @property
     def says_why(self) -> bool:
-        """Whether rows are NaN and say why: then they were written since notes are."""
+        """True if rows are NaN and say why: then they were written since notes are."""
         return "norm" in self.narrow and bool(stated_reasons(self.narrow["norm"]).any())
 
     def wrong(self, reasons: NDArray[np.uint8] | None = None) -> Iterator[_Wrong]:
-        """Rows that are not finite, and rows that have not their stored norm.
+        """Yield rows that are not finite, and rows that have not their stored norm.
 
         Rows that were bad when they were written are neither, if there are ``reasons`` for them.
         """
@@ -264,7 +265,7 @@ class _Rows:
                 yield "norm", "norm", self._named(off, "is not the norm of the stored features")
 
     def _leave_out(self, rows: NDArray[np.bool_]) -> None:
-        """Take rows for finite ones of norm 0."""
+        """Count some rows as finite ones of norm 0."""
         self.squares[rows] = 0
         for whole in self.finite.values():
             whole[rows] = True

@@ -1,4 +1,4 @@
-"""One at a time: who appends, drops, repairs, saves or trains again says so before.
+"""Claims: a process that appends, drops, repairs, saves or trains again says so before.
 
 Rows are computed by any number of workers without a word between them; what replaces or deletes
 something is for one process, and a second one is refused with who is at it and since when. A process
@@ -39,28 +39,28 @@ ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Claim:
-    """Who changes something, or did.
+    """A process that changes something, or did.
 
     Attributes
     ----------
     place : str
-        Of the claim itself.
+        Path of the claim itself.
     what : str
-        In words, such as ``"append"``.
+        The change in words, such as ``"append"``.
     host, machine : str
-        Its name, and what tells it, as it runs now, from others of that name.
+        Name of the machine, and a text that tells it, as it runs now, from others of that name.
     process, born : int
-        Its number, and when it was started, which tells it from later ones of that number.
+        Number of the process, and the time of its start, which tells it from later ones of that number.
     since : str
         ISO 8601, UTC.
     writing : str
-        Random: no two claims are alike.
+        Random text: no two claims are alike.
     renewed : int
-        How often it was.
+        Number of signs of life.
     known : dict
-        What came of it and of claims before: plain values, such as the number of rows.
+        Results of it and of claims before: plain values, such as the number of rows.
     ended : bool
-        Whether it has ended, well or not.
+        True once it has ended, well or not.
     """
 
     place: str
@@ -77,14 +77,14 @@ class Claim:
 
     @classmethod
     def of_this_process(cls, place: str, what: str, known: dict[str, Any]) -> Claim:
-        """A new one."""
+        """Make the claim of this process."""
         since = datetime.now(UTC).isoformat(timespec="seconds")
         own = (socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()) or 0)
         return cls(place, what, *own, since, secrets.token_hex(8), known=known)
 
     @classmethod
     def read(cls, document: bytes, where: str) -> Claim:
-        """From its document.
+        """Read a claim from its document.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class Claim:
 
     @property
     def is_left(self) -> bool:
-        """Whether it was left behind by a process of this machine that is no more."""
+        """True if it was left behind by a process of this machine that is no more."""
         mine = self.machine == _machine()
         return mine and not self.ended and _born(self.process) != self.born
 
@@ -126,19 +126,19 @@ def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]
     ----------
     location : Location
     path : str
-        Of a group.
+        Path of a group.
     what : str
-        In words, for others.
+        The change in words, for others.
 
     Yields
     ------
     dict
-        To be filled with what came of it, plain values; it is kept: see :func:`last_claim`.
+        Filled by the caller with results, plain values, which are kept: see :func:`last_claim`.
 
     Raises
     ------
     LocationError
-        When another process is at it: who, and since when.
+        When another process is changing it: which one, and since when.
     """
     top = layout.claims_path(path)
     number, claim = _take(location, top, what)
@@ -151,21 +151,24 @@ def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]
     try:
         yield result
     except BaseException:
-        result.clear()
+        result.clear()  # results of a change that failed are none
         raise
     finally:
         ended.set()
         renewal.join()
         over = replace(claim, known={**claim.known, **result}, ended=True)
         key = layout.document_key(top, number)
-        with suppress(LocationError):  # one that ends badly is seen to be dead
+        # If the end cannot be written, or the process is killed before, the claim goes silent, and the
+        # next process takes the place after a minute; on this machine at once. The highest claim stays,
+        # since a number that was used must never be used again.
+        with suppress(LocationError):
             location.put({key: over.document})
             older = [n for n in stored_numbers(location, top) if n < number]
             location.delete([layout.document_key(top, n) for n in older])
 
 
 def last_claim(location: Location, path: str) -> Claim | None:
-    """Who changed what lies at ``path`` last, or does now."""
+    """Return the claim of the process that changed what lies at ``path`` last, or does now."""
     top = layout.claims_path(path)
     found = highest(location, top, stored_numbers(location, top))
     return None if found is None else Claim.read(found[1], layout.child(top, found[0]))
@@ -177,7 +180,9 @@ def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
         numbers = stored_numbers(location, top)
         found = highest(location, top, numbers)
         before = None if found is None else _ended(location, top, *found)
-        number = max(numbers, default=0) + 1  # whether or not the document of the last is gone
+        # One more than any number that was used, whether or not the document of the last is gone: of
+        # two processes that read the same claim exactly one publishes the next, the other reads again.
+        number = max(numbers, default=0) + 1
         place = layout.child(top, number)
         claim = Claim.of_this_process(place, what, {} if before is None else before.known)
         if publish_numbered(location, top, number, claim.document):
@@ -186,7 +191,11 @@ def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
 
 
 def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
-    """A claim, whose process has to have ended; one elsewhere is listened for."""
+    """Return a claim whose process has ended; raise for one that lives.
+
+    A process of this machine is looked for. One elsewhere is dead when its claim does not change for
+    longer than several renewals take: a pause of the network may swallow some of them.
+    """
     claim = Claim.read(document, layout.child(top, number))
     key, until = layout.document_key(top, number), time.monotonic() + SILENT
     while not claim.ended:
@@ -217,7 +226,7 @@ def _renew(location: Location, top: str, number: int, claim: Claim, ended: threa
 
 @cache
 def _machine() -> str:
-    """What tells this machine, as it runs now, from others, where processes are numbered anew."""
+    """Return what tells this machine, as it runs now, from others, whose processes have own numbers."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -227,7 +236,7 @@ def _machine() -> str:
 
 
 def _born(process: int) -> int | None:
-    """When a process of this machine was started, in a unit of its own; None where there is none."""
+    """Return when a process of this machine was started, in the system's unit; None for no process."""
     with suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])

@@ -31,7 +31,7 @@ UNDERFLOW = 0.01  # largest relative change of a row's norm that storing it may 
 def stored_rows(
     features: NDArray[Any], dtype: str, first_row: int, keep_bits: int | None = None
 ) -> dict[str, NDArray[Any]]:
-    """The ``features`` and ``norm`` columns of rows, as they are stored.
+    """Return the ``features`` and ``norm`` columns of rows, as they are stored.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def stored_rows(
 
 
 def stored_activations(rows: NDArray[Any], dtype: str, first_row: int) -> NDArray[Any]:
-    """Activations as they are stored, shape (rows, width); raises as :func:`stored_rows`."""
+    """Return activations as they are stored, shape (rows, width); raise as :func:`stored_rows`."""
     norm = _finite_norms(rows, first_row, "activations")
     stored = _cast(rows, dtype)
     if stored is not rows:
@@ -77,7 +77,7 @@ def stored_activations(rows: NDArray[Any], dtype: str, first_row: int) -> NDArra
 
 
 def unstorable(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> NDArray[np.bool_]:
-    """Which finite rows would be refused, since they are not kept by the stored dtype."""
+    """Tell which finite rows would be refused, since they are not kept by the stored dtype."""
     stored, norm = _cast(rows, dtype, keep_bits), _norms(rows)
     if stored is rows:
         return np.zeros(len(rows), dtype=bool)
@@ -96,7 +96,7 @@ def _overflowed(stored: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _changed(stored: NDArray[Any], norm: NDArray[np.float64]) -> NDArray[np.bool_]:
-    with np.errstate(invalid="ignore"):  # of rows that overflow
+    with np.errstate(invalid="ignore"):  # the norm of a row that overflows is infinite
         found: NDArray[np.bool_] = np.abs(_norms(stored) - norm) > UNDERFLOW * norm
     return found
 
@@ -143,7 +143,7 @@ def _refuse(bad: NDArray[np.bool_], first_row: int, what: str, remedy: str) -> N
 def sample_ids(
     ids: Sequence[int] | Sequence[str] | None, rows: int, first: int = 0
 ) -> NDArray[Any]:
-    """Ids of samples as int64 or strings; positions from ``first`` where none are given."""
+    """Return ids of samples as int64 or strings; positions from ``first`` where none are given."""
     if ids is None:
         return np.arange(first, first + rows, dtype=np.int64)
     array = as_ids(ids)
@@ -156,12 +156,12 @@ def sample_ids(
 
 
 def column_dtype(array: NDArray[Any]) -> str:
-    """Name of the dtype that a column's array is stored in."""
+    """Return the name of the dtype that a column's array is stored in."""
     return "str" if array.dtype.kind == "T" else array.dtype.name
 
 
 def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] | None:
-    """One finite value for each row, or None."""
+    """Return one finite value for each row; None where none are given."""
     if values is None:
         return None
     array = np.asarray(values)
@@ -171,7 +171,7 @@ def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] |
 
 
 def narrowed_column(given: NDArray[Any], dtype: type, name: str) -> NDArray[Any]:
-    """Values in the dtype that is stored: integers as they were given, floats within 1%.
+    """Return values in the dtype that is stored: integers as they were given, floats within 1%.
 
     Raises
     ------
@@ -199,15 +199,16 @@ def narrowed_column(given: NDArray[Any], dtype: type, name: str) -> NDArray[Any]
 
 
 def _as_given(given: NDArray[Any], stored: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which values are as given: integers exactly, floats within 1%."""
+    """Tell which values are as given: integers exactly, floats within 1%."""
     if given.dtype.kind == "f" and stored.dtype.kind == "f":
         near = np.abs(stored.astype(np.float64) - given) <= UNDERFLOW * np.abs(given)
         return np.asarray(near & np.isfinite(stored))
-    if given.dtype.kind in "bf":  # to integers, or of 0 and 1
+    # Floats, or 0 and 1, that become integers. Beyond 2**63 a cast to int64 wraps around, and back.
+    if given.dtype.kind in "bf":
         return np.asarray(stored.astype(given.dtype) == given) & (np.abs(given * 1.0) < 2.0**63)
     if stored.dtype.kind in "iu":
         return np.asarray((stored.astype(given.dtype) == given) & ((stored < 0) == (given < 0)))
-    # integers to floats: back again, since comparing the two would round the integers too
+    # Integers that become floats go back again: to compare the two would round the integers too.
     wide, limits = stored.astype(np.float64), np.iinfo(given.dtype)
     inside = (wide >= float(limits.min)) & (wide < float(limits.max) + 1)
     back = np.where(inside, wide, 0).astype(given.dtype)

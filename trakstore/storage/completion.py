@@ -21,16 +21,16 @@ __all__ = ["Completion", "forget_complete", "note_complete", "read_completion"]
 
 @dataclass(frozen=True)
 class Completion:
-    """What was once complete.
+    """A note that a split was complete.
 
     Attributes
     ----------
     place : str
-        Of this itself.
+        Path of the note itself.
     nonce : int
-        Of the split: of another one of the same name it says nothing.
+        Nonce of the split: of another one of the same name it says nothing.
     rows : int
-        That were there: the first so many.
+        Number of the rows that were there, from the first on.
     """
 
     place: str
@@ -46,7 +46,7 @@ _FIELDS = {"place": text(), "nonce": whole(0, 2**32 - 1), "rows": whole(1)}
 
 
 def read_completion(location: Location, path: str) -> Completion | None:
-    """What was noted at a path; None where nothing was.
+    """Read the note at a path; None where there is none.
 
     Raises
     ------
@@ -60,9 +60,9 @@ def read_completion(location: Location, path: str) -> Completion | None:
 
 
 def note_complete(split: Split) -> bool:
-    """Note that all rows of a split are committed; nothing while some are missing.
+    """Note that all rows of a split are committed, unless some are missing; tell whether it is noted.
 
-    Whether it is noted now: where it cannot be, on a full disk, the rows are there all the same.
+    Where it cannot be, on a full disk, the rows are there all the same.
     """
     with suppress(LocationError):
         return _noted(split)
@@ -82,12 +82,14 @@ def _noted(split: Split) -> bool:
     make_groups(place, layout.parent(path))
     own = Completion(path, split.spec.nonce, split.rows)
     place.put({layout.document_key(path): own.document})
-    if split.missing_blocks():  # it was repaired or dropped meanwhile
+    # Whoever deletes a marker takes the note back afterwards. If that came between the two listings,
+    # the note was written too late, and would make of a repaired block a deleted one.
+    if split.missing_blocks():
         forget_complete(split)
         return False
     return True
 
 
 def forget_complete(split: Split) -> None:
-    """Take that back, once a marker was deleted that shall be written again."""
+    """Take the note back, once a marker was deleted that shall be written again."""
     split.location.delete_folder(layout.complete_path(split.epoch, split.name))

@@ -1,4 +1,4 @@
-"""A store that belongs to one object."""
+"""A store that belongs to one object, such as an attributor that was given no place for one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a store changes after it was written: rows are appended, left out, dropped.
+"""Changes of a store after it was written: rows are appended, left out, dropped.
 
 Readers may go on meanwhile. Any number of processes may leave rows out at once; of those that append
 to one split, or drop it, all but the first are refused.
@@ -48,7 +48,7 @@ def append_rows(
     split : Split
         Complete.
     rows : int
-        How many.
+        Number of the new rows.
     columns : callable
         ``columns(start, stop)`` gives all columns of the new rows start to stop, counted from the
         split's first row.
@@ -62,6 +62,7 @@ def append_rows(
     """
     place, path = split.location, split.path
     with claimed(place, path, "append") as done:
+        # Opened again under the claim: another append may have ended since the caller looked.
         old = _as_it_is(split)
         old.require_complete()
         spec = replace(old.spec, rows=old.rows + rows, dataset=dataset, given=None)
@@ -69,6 +70,8 @@ def append_rows(
         writer = BlockWriter(grown)
         for block in range(old.rows // old.spec.block_rows, spec.blocks):
             start, stop = spec.block_range(block)
+            # A kill from here on leaves a last block, and markers, with more rows than the split says.
+            # Readers take the old rows out of them, and the same append begins here again.
             fresh = columns(max(start, old.rows), stop)
             writer.write(block, _after_old(old, start, fresh))
         documents = array_documents(spec).items()
@@ -77,6 +80,7 @@ def append_rows(
             key = layout.document_key(layout.child(path, name))
             if place.get(key) is not None:
                 place.put({key: row_document(spec, name)})
+        # The commit: from now on the rows count.
         place.put({layout.document_key(path): split_document(path, spec)})
         noted = spec.rows if note_complete(grown) else 0
         done.update(nonce=spec.nonce, rows=spec.rows, noted=noted)
@@ -84,7 +88,7 @@ def append_rows(
 
 
 def _as_it_is(split: Split) -> Split:
-    """The split as it is now, which has to be as it was."""
+    """Open the split as it is now, which has to be as it was."""
     (now,) = open_splits(split.location, [(split.epoch, split.name)])
     if now is None or (now.spec, now.spec.nonce) != (split.spec, split.spec.nonce):
         raise SpecMismatchError(
@@ -200,8 +204,10 @@ def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def give_again(split: Split, given: str | None) -> None:
-    """Go on with other values where an incomplete split was to have some: who still writes those is
-    stopped, and the blocks that are there have to be compared afterwards.
+    """Go on with other values where an incomplete split was to have some.
+
+    A process that still writes those is stopped; the blocks that are there have to be compared
+    afterwards.
     """
     place, path = split.location, split.path
     with claimed(place, path, "write"):
@@ -212,7 +218,7 @@ def give_again(split: Split, given: str | None) -> None:
 def drop_split(split: Split) -> None:
     """Delete a split at an epoch, so that no half of it is ever taken for it.
 
-    A new nonce comes first: who still writes the split is stopped by it, and no marker counts. The
+    A new nonce comes first: it stops a process that still writes the split, and no marker counts. The
     group's document goes last but for the folder itself, and takes with it what such writers left;
     until then a drop that was stopped is finished by the same call.
     """

@@ -16,7 +16,7 @@ _LONGEST = 2**16  # characters of an id
 
 
 def as_ids(ids: Any) -> NDArray[Any]:
-    """Ids as int64 or strings, in the shape that they come in.
+    """Return ids as int64 or strings, in the shape that they come in.
 
     Lists, arrays of objects (a column of pandas) and of any integers are taken.
 

@@ -1,4 +1,4 @@
-"""Where everything lies in a store: the only place that builds a path or an array name.
+"""Paths of everything in a store: the only module that builds a path or an array name.
 
 ::
 
@@ -109,7 +109,7 @@ _LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
 
 
 def check_name(name: str, what: str) -> str:
-    """``name`` if it can be a folder's name everywhere, else an error.
+    """Return ``name`` if it can be a folder's name everywhere, else raise.
 
     Examples
     --------
@@ -130,7 +130,7 @@ have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
 
 
 def check_key(key: str) -> str:
-    """``key`` if it leads to a place in the store and nowhere else; ``""`` is the store itself.
+    """Return ``key`` if it leads to a place in the store and nowhere else; ``""`` is the store.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def _article(what: str) -> str:
 
 
 def as_epoch(epoch: Epoch) -> Epoch:
-    """A non-negative integer, of NumPy too or from its digits, or a valid name.
+    """Return an epoch: a non-negative integer, of NumPy too or from its digits, or a valid name.
 
     Examples
     --------
@@ -174,7 +174,7 @@ def as_epoch(epoch: Epoch) -> Epoch:
 
 
 def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
-    """Some epochs, or one by itself.
+    """Return some epochs as a tuple, or one by itself.
 
     Examples
     --------
@@ -187,7 +187,7 @@ def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
 
 
 def as_splits(splits: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of some splits, or of one by itself.
+    """Return the names of some splits as a tuple, or of one by itself.
 
     Examples
     --------
@@ -198,47 +198,47 @@ def as_splits(splits: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def epoch_sort_key(epoch: Epoch) -> tuple[bool, int, str]:
-    """Integers first, in order; then names."""
+    """Return a key that sorts integers first, in order, then names."""
     return (False, epoch, "") if isinstance(epoch, int) else (True, 0, epoch)
 
 
 def epoch_path(epoch: Epoch) -> str:
-    """Group of an epoch."""
+    """Return the group of an epoch."""
     return str(as_epoch(epoch))
 
 
 def split_path(epoch: Epoch, split: str) -> str:
-    """Group of a split at an epoch."""
+    """Return the group of a split at an epoch."""
     return f"{epoch_path(epoch)}/{check_name(split, 'split')}"
 
 
 def scores_path(name: str) -> str:
-    """Group of a saved score matrix."""
+    """Return the group of a saved score matrix."""
     return f"{SCORES}/{check_name(name, 'score matrix')}"
 
 
 def run_path(epoch: Epoch, split: str, run: str) -> str:
-    """Group of the record of one run."""
+    """Return the group of the record of one run."""
     return f"{RUNS}/{epoch_path(epoch)}.{check_name(split, 'split')}.{run}"
 
 
 def gram_path(epoch: Epoch, split: str, weighting: str = "") -> str:
-    """Group of the gram of a split's features; weighted ones have names that no split can have."""
+    """Return the group of the gram of a split's features; a weighted one's name can be no split's."""
     return f"{GRAMS}/{split_path(epoch, split)}" + (f"~{weighting}" if weighting else "")
 
 
 def dynamics_path(split: str) -> str:
-    """Group of what training showed of a split's samples."""
+    """Return the group of what training showed of a split's samples."""
     return f"{DYNAMICS}/{check_name(split, 'split')}"
 
 
 def evaluation_path(name: str) -> str:
-    """Group of models that were trained again."""
+    """Return the group of models that were trained again."""
     return f"{EVALUATION}/{check_name(name, 'set of models')}"
 
 
 def masks_path(split: str) -> str:
-    """Group of what is left out of a split, at all epochs."""
+    """Return the group of what is left out of a split, at all epochs."""
     return f"{MASKS}/{check_name(split, 'split')}"
 
 
@@ -248,7 +248,7 @@ def kept_path(path: str, number: int) -> str:
 
 
 def claims_path(path: str) -> str:
-    """Group of those who change, or changed, what lies at ``path``; no other group's name ends so."""
+    """Return the group of the claims on what lies at ``path``; no other group's name ends so."""
     return f"{CLAIMS}/{path}~"
 
 
@@ -258,7 +258,7 @@ def claimed_path(claims: str) -> str:
 
 
 def complete_path(epoch: Epoch, split: str) -> str:
-    """Group that says that a split was complete."""
+    """Return the group that says that a split was complete."""
     return f"{COMPLETE}/{split_path(epoch, split)}"
 
 
@@ -339,7 +339,7 @@ def document_key(path: str, *names: object) -> str:
 
 
 def document_keys(path: str) -> list[str]:
-    """Keys of the documents of the group at ``path`` and of those above it, the highest first.
+    """Return the keys of the documents of a group and of those above it, the highest first.
 
     Examples
     --------
@@ -356,29 +356,29 @@ def written_path(split: str) -> str:
 
 
 def marker_key(split: str, block: int) -> str:
-    """Key whose presence commits ``block`` of the split at path ``split``."""
+    """Return the key whose presence commits ``block`` of the split at path ``split``."""
     return chunk_key(written_path(split), (block, 0), MARKER_SEPARATOR)
 
 
 def marker_block(name: str) -> int | None:
-    """The block that a key's last part marks, or ``None`` if it is not a marker."""
+    """Return the block that a key's last part marks, or ``None`` if it is not a marker."""
     match = _MARKER.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def skipped_key(split: str, block: int) -> str:
-    """Key that says, among the markers, that ``block`` has a chunk of why rows are bad."""
+    """Return the key among the markers that says that ``block`` has a chunk of why rows are bad."""
     return f"{written_path(split)}/{SKIPPED}.{block}"
 
 
 def skipped_block(name: str) -> int | None:
-    """The block of which such a key's last part says so, or ``None``."""
+    """Return the block of which such a key's last part says so, or ``None``."""
     match = _SKIPPED.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def is_leftover(key: str) -> bool:
-    """Whether a key is a temporary file of a writer.
+    """Tell whether a key is a temporary file of a writer.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a notebook shows of a store."""
+"""The HTML that a notebook shows of a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN_EPOCHS = 12
 
 
 def store_markup(location: Location, spec: StoreSpec, catalogue: Catalogue) -> str:
-    """HTML: place, projection, and rows by epoch and split, as far as they are known."""
+    """Return HTML: place, projection, and rows by epoch and split, as far as they are known."""
     epochs, splits = catalogue.epochs, catalogue.splits
     shown = f", the last {SHOWN_EPOCHS} shown" if len(epochs) > SHOWN_EPOCHS else ""
     facts = {

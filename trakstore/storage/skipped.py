@@ -45,11 +45,11 @@ class SkippedRow:
     Attributes
     ----------
     position : int
-        In its split.
+        Position in its split.
     id : int or str
-        Of the sample.
+        Id of the sample.
     reason : str
-        What was wrong with it.
+        Words for what was wrong with it.
     """
 
     position: int
@@ -58,7 +58,7 @@ class SkippedRow:
 
 
 def skipped_rows(split: Split) -> tuple[SkippedRow, ...]:
-    """The rows of a split that were bad when they were written, by position."""
+    """Return the rows of a split that were bad when they were written, by position."""
     return tuple(_rows(split))
 
 
@@ -78,7 +78,7 @@ _NAN = np.uint32(0x7FC00000)  # quiet, and any of its lower 22 bits may be set
 
 
 def skipped_norms(reasons: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The norms of bad rows: NaN, with the reason in its lowest bits.
+    """Return the norms of bad rows: NaN, with the reason in its lowest bits.
 
     Examples
     --------
@@ -90,23 +90,25 @@ def skipped_norms(reasons: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def unlike_norms(reasons: NDArray[np.uint8], norms: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows are NaN for another reason, or are good though there is one.
+    """Tell which rows are NaN for another reason, or are good though there is one.
 
     Norms of stores of before say no reason: any will do.
     """
+    # A block has a chunk of reasons if any of its rows is bad: good rows then have reason 0. Where no
+    # row is bad, the chunk is a leftover of a write that was stopped, and says nothing.
     bad, told = np.isnan(norms), stated_reasons(norms)
     other = (reasons == 0) | ((told != 0) & (told != reasons))
     return np.asarray(np.where(bad, other, (reasons != 0) & bad.any()))
 
 
 def stated_reasons(norms: NDArray[Any]) -> NDArray[np.uint8]:
-    """The reasons that norms say; 0 for those of good rows, and of stores of before."""
+    """Return the reasons that norms say; 0 for those of good rows, and of stores of before."""
     told = np.ascontiguousarray(norms, dtype="<f4").view("<u4").astype(np.uint8)
     return np.where(np.isnan(norms), told, np.uint8(0))
 
 
 def reason_text(reason: int) -> str:
-    """The words for a reason.
+    """Return the words for a reason.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""Opening splits: document, commit records and what is left out, once, and all at once.
+"""Snapshots of splits: document, commit records and rows left out, read once and all at once.
 
-A query works on splits as they were when it opened them; whoever writes looks again.
+A query works on splits as they were when it opened them; a writer looks again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def is_current(location: Location, epoch: Epoch, name: str, state: str) -> bool:
 def refuse_older(location: Location, path: str, spec: SplitSpec) -> None:
     """Raise a :class:`DamagedError` for a document from before an append that has ended.
 
-    To be asked where there are rows behind the last: an append that was stopped leaves the same.
+    Called where there are rows behind the last: an append that was stopped leaves the same. The claim
+    of an append that ended tells the two apart, since it keeps the rows that were stored.
     """
     claim = last_claim(location, path)
     known = {} if claim is None else claim.known
@@ -87,7 +88,7 @@ def refuse_older(location: Location, path: str, spec: SplitSpec) -> None:
 
 
 def _read_spec(location: Location, path: str) -> tuple[SplitSpec, bool] | None:
-    """Read a split's spec, and whether its last block has more rows; None where there is no split."""
+    """Read a split's spec, and whether its last block has more rows; None for no split."""
     document = location.get(layout.document_key(path))
     if document is None:
         return None

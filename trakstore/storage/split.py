@@ -39,12 +39,12 @@ __all__ = [
 
 
 def split_document(path: str, spec: SplitSpec) -> bytes:
-    """The document of the split at ``path``: its spec, and where it belongs."""
+    """Return the document of the split at ``path``: its spec, and where it belongs."""
     return group_document({**spec.to_dict(), PLACE: path})
 
 
 def split_spec(document: bytes, path: str) -> SplitSpec:
-    """The spec in the document of the split at ``path``.
+    """Return the spec in the document of the split at ``path``.
 
     Raises
     ------
@@ -75,12 +75,12 @@ def _no_rows() -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class SplitStatus:
-    """How much of a split is there.
+    """Amount of a split that is there.
 
     Attributes
     ----------
     epoch, split
-        Which one.
+        Names of the split.
     rows, written_rows : int
         Rows that it is to have, and that are committed.
     blocks, written_blocks : int
@@ -99,7 +99,7 @@ class SplitStatus:
 
     @property
     def complete(self) -> bool:
-        """Whether every row is there."""
+        """True if every row is there."""
         return not self.missing
 
 
@@ -112,11 +112,11 @@ class Split:
     location : Location
         The store's place.
     epoch, name
-        Which one.
+        Names of the split.
     spec : SplitSpec
         Size, blocks, columns and origin.
     complete : bool
-        Whether all of its blocks were committed.
+        True if all of its blocks were committed.
     masked : ndarray of int64
         Positions of the rows that were left out, ascending: those that were masked since, and those
         that were bad when they were written.
@@ -164,12 +164,12 @@ class Split:
         return tuple(name for name, _ in self.spec.columns)
 
     def missing_blocks(self) -> list[int]:
-        """Numbers of the blocks that are not committed now, in order: one listing."""
+        """List the numbers of the blocks that are not committed now, in order: one request."""
         written = set(written_blocks(self.location, self.path))
         return [block for block in range(self.spec.blocks) if block not in written]
 
     def status(self) -> SplitStatus:
-        """What is there now and what is missing: one listing."""
+        """List what is there now, and what is missing: one request."""
         total = self.spec.blocks
         written = [b for b in written_blocks(self.location, self.path) if b < total]
         gaps = [(a + 1, b) for a, b in pairwise([-1, *written, total]) if b > a + 1]
@@ -184,6 +184,7 @@ class Split:
         """Raise an :class:`IncompleteError` that names the rows that are missing, if any are now."""
         if self.complete:
             return
+        # A worker may have committed the rest since the split was opened.
         status = self.status()
         if status.complete:
             return
@@ -195,7 +196,7 @@ class Split:
         )
 
     def column(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
-        """A stored column; unwritten rows come as its fill value where ``allow_missing``.
+        """Return a stored column; with ``allow_missing``, unwritten rows come as its fill value.
 
         Raises
         ------
@@ -214,7 +215,7 @@ class Split:
 
     @property
     def reasons(self) -> StoredColumn:
-        """Why rows were bad when they were written, as bits; only where a block has such rows."""
+        """Reasons why rows were bad when they were written, as bits; only in blocks with such rows."""
         return self._stored(layout.SKIPPED, f"{self.spec.nonce:08x}-{self.rows}-skipped")
 
     @property
@@ -246,7 +247,7 @@ class Split:
                 )
 
     def to_xarray(self, *, allow_missing: bool = False) -> xr.Dataset:
-        """All columns, lazy, with dimensions ``sample`` and ``feature``; layers have their own.
+        """Return all columns, lazy, with dimensions ``sample`` and ``feature``; layers have their own.
 
         Raises
         ------

@@ -24,19 +24,9 @@ from trakstore.spec import (
     SplitSpec,
     StoreSpec,
 )
-from trakstore.storage import layout
+from trakstore.storage import catalogue, layout
 from trakstore.storage.backends.location import Location, Where, open_location
 from trakstore.storage.backends.together import together
-from trakstore.storage.catalogue import (
-    Catalogue,
-    Seen,
-    catalogue_of,
-    list_epochs,
-    list_splits,
-    not_found,
-    open_epochs,
-    splits_there,
-)
 from trakstore.storage.creation import make_split
 from trakstore.storage.given import GivenRows, append_given, write_given
 from trakstore.storage.growth import drop_split, mask_samples
@@ -70,10 +60,10 @@ class FeatureStore:
     location: Location
     spec: StoreSpec
     format: int = FORMAT_VERSION
-    _catalogue: Catalogue = field(init=False, repr=False, compare=False)
+    _catalogue: catalogue.Catalogue = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_catalogue", catalogue_of(self.location))
+        object.__setattr__(self, "_catalogue", catalogue.catalogue_of(self.location))
 
     def __reduce__(self) -> Any:
         return type(self), (self.location, self.spec, self.format)
@@ -145,18 +135,16 @@ class FeatureStore:
 
     def splits_of(self, epoch: Epoch) -> tuple[str, ...]:
         """Return the names of the splits that are at an epoch now."""
-        names, known = list_splits(self.location, epoch), self._catalogue
+        names, known = catalogue.list_splits(self.location, epoch), self._catalogue
         if names:
             known.add(epoch, {name: known.seen(epoch, name) for name in names})
         return tuple(names)
 
     def epochs_of(self, *splits: str) -> tuple[Epoch, ...]:
         """Return the epochs that have all of these splits now."""
-        self.refresh()
         names = [layout.check_name(name, "split") for name in splits]
-        there = set(
-            splits_there(self.location, [(epoch, name) for epoch in self.epochs for name in names])
-        )
+        pairs = [(epoch, name) for epoch in self.refresh().epochs for name in names]
+        there = set(catalogue.splits_there(self.location, pairs))
         return tuple(e for e in self.epochs if all((e, name) in there for name in names))
 
     def split(self, epoch: Epoch, split: str) -> Split:
@@ -185,14 +173,14 @@ class FeatureStore:
         NotFoundError
             When one of these epochs has not all of them.
         """
-        opened = open_epochs(self.location, self._catalogue, epochs, names)
+        opened = catalogue.open_epochs(self.location, self._catalogue, epochs, names)
         for (epoch, name), split in opened.items():
             if split is not None:
                 with error_context(f"{self.location}: {name} at epoch {epoch}"):
                     split.spec.check_of(self.spec)
-                self._catalogue.add(epoch, {name: Seen(split.rows, split.complete)})
+                self._catalogue.add(epoch, {name: catalogue.Seen(split.rows, split.complete)})
             elif epochs is not None:
-                raise not_found(self.location, self._catalogue, epoch, name)
+                raise catalogue.not_found(self.location, self._catalogue, epoch, name)
         of_epoch = {epoch: [opened[epoch, name] for name in names] for epoch, _ in opened}
         return {epoch: tuple(filter(None, them)) for epoch, them in of_epoch.items() if all(them)}
 
@@ -204,7 +192,7 @@ class FeatureStore:
         splits = [split for split in open_splits(self.location, pairs) if split is not None]
         statuses = together(self.location, [split.status for split in splits])
         for one in statuses:
-            known.add(one.epoch, {one.split: Seen(one.rows, one.complete)})
+            known.add(one.epoch, {one.split: catalogue.Seen(one.rows, one.complete)})
         return tuple(statuses)
 
     def features(self, epoch: Epoch, split: str, *, allow_missing: bool = False) -> xr.DataArray:
@@ -374,7 +362,7 @@ class FeatureStore:
     def drop(self, epoch: Epoch, split: str | None = None) -> None:
         """Delete a split at an epoch, or a whole epoch, from the disk; of two at once one is refused.
 
-        What a job was to write there and has not begun is not missed any longer.
+        Splits that a job was to write there and has not begun are not missed any longer.
 
         Raises
         ------
@@ -389,11 +377,11 @@ class FeatureStore:
             self._catalogue.remove(epoch, name)
         if split is not None:
             return
-        if layout.as_epoch(epoch) in list_epochs(self.location):
+        if layout.as_epoch(epoch) in catalogue.list_epochs(self.location):
             self.location.delete_folder(layout.epoch_path(epoch))
             self._catalogue.remove(epoch)
         elif not forgotten:
-            raise not_found(self.location, self._catalogue, epoch)
+            raise catalogue.not_found(self.location, self._catalogue, epoch)
 
     def runs(self) -> tuple[Run, ...]:
         """Return records of the runs that wrote features, oldest first."""

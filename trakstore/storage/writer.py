@@ -1,4 +1,4 @@
-"""Writing blocks: rows are checked, encoded, stored, and committed by a marker that comes last."""
+"""A writer of blocks: rows are checked, encoded, stored, and committed by a marker that comes last."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ATTEMPTS = 8
 
 @dataclass(frozen=True)
 class BlockWriter:
-    """Writes whole blocks of a split; any number may write the same split at once.
+    """A writer of whole blocks of a split; any number may write the same split at once.
 
     Attributes
     ----------
@@ -58,15 +58,15 @@ class BlockWriter:
 
     @property
     def spec(self) -> SplitSpec:
-        """The split's spec."""
+        """Spec of the split."""
         return self.split.spec
 
     def is_written(self, block: int) -> bool:
-        """Whether the block's marker is there."""
+        """Tell whether the block's marker is there."""
         return self.split.location.get(layout.marker_key(self.split.path, block)) is not None
 
     def marker_nonce(self, block: int) -> int | None:
-        """The nonce in the block's marker; None where there is no marker."""
+        """Return the nonce in the block's marker; None where there is no marker."""
         marker = self.split.location.get(layout.marker_key(self.split.path, block))
         return None if marker is None else int.from_bytes(marker[4:8], "little")
 
@@ -100,8 +100,10 @@ class BlockWriter:
         for attempt in range(ATTEMPTS):
             self._store_reasons(beside)
             self._store(block, chunks, marker)
-            if self._settled(block, tails, marker, beside):
+            if self._is_stored(block, tails, marker, beside):
                 return
+            # Another writer stored other bytes for this block in between. Random waits let one of them
+            # come to its end alone.
             time.sleep(random.uniform(0, 0.05 * 2**attempt))
         raise LocationError(
             f"block {block} of {self.split.path} changed under {ATTEMPTS} attempts to commit it; "
@@ -113,7 +115,11 @@ class BlockWriter:
         keys = {f"{path}/{key}": value for key, value in chunks.items()}
         try:
             self._check_nonce()
+            # A kill from here to the marker leaves chunks that no marker commits: the block is missing,
+            # and is written again, over them.
             place.put(keys)
+            # The split may have been dropped, or given other values, while the chunks were stored: a
+            # marker would commit them to it.
             self._check_nonce(written=list(keys))
             place.put({layout.marker_key(path, block): marker})
         except LocationError as error:
@@ -127,7 +133,7 @@ class BlockWriter:
             ) from error
 
     def _reasons(self, block: int, reasons: NDArray[Any] | None) -> dict[str, bytes]:
-        """What says why rows of the block are bad, and that there are any; nothing where none are."""
+        """Return what says why rows of the block are bad, by key; nothing where none are."""
         if reasons is None:
             return {}
         documents = {layout.SKIPPED: row_document(self.spec, layout.SKIPPED)}
@@ -138,7 +144,7 @@ class BlockWriter:
         return {f"{path}/{key}": chunk, layout.skipped_key(path, block): chunk[-TAIL:]}
 
     def _store_reasons(self, chunks: Mapping[str, bytes]) -> None:
-        """Why rows of the block are bad, before its marker."""
+        """Store why rows of the block are bad: before its marker, without which they say nothing."""
         if chunks:
             key = layout.document_key(self.split.path, layout.SKIPPED)
             self.split.location.put_if_absent(key, row_document(self.spec, layout.SKIPPED))
@@ -150,9 +156,10 @@ class BlockWriter:
             return f"{self.spec.blocks - left} of {self.spec.blocks} blocks are committed and safe"
         return "what was committed before is safe"
 
-    def _settled(
+    def _is_stored(
         self, block: int, tails: list[bytes], marker: bytes, beside: Mapping[str, bytes]
     ) -> bool:
+        """Tell whether all that is stored of the block is this writer's own."""
         place, path = self.split.location, self.split.path
         keys = [f"{path}/{key}" for key in block_keys(self.spec, block)]
         stored = place.get_tails([*keys, *beside], TAIL)
@@ -166,7 +173,11 @@ class BlockWriter:
         return encode(self._documents, (block, block + 1), {layout.WRITTEN: row[None]})[key]
 
     def _check_nonce(self, written: Sequence[str] = ()) -> None:
-        """Raise unless the split is still the one that was opened; chunks of none are taken away."""
+        """Raise unless the split is still the one that was opened.
+
+        Chunks that were written below a split that is gone are deleted: the drop may have gone through
+        its folders before they came, and nobody else would take them away.
+        """
         document = self.split.location.get(layout.document_key(self.split.path))
         if document is not None:
             found = attributes(document, self.split.path)
@@ -199,7 +210,7 @@ class BlockWriter:
 
 
 def marker_row(spec: SplitSpec, rows: int, tails: list[bytes]) -> NDArray[np.uint32]:
-    """A marker's entries: rows, nonce, then the end of each chunk; zero where there is no chunk."""
+    """Return a marker's entries: rows, nonce, then the end of each chunk; 0 where there is none."""
     row = np.zeros(marker_entries(spec), dtype=np.uint32)
     row[0], row[1] = rows, spec.nonce
     row[2 : 2 + len(tails)] = [int.from_bytes(tail, "little") for tail in tails]

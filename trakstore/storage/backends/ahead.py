@@ -1,7 +1,7 @@
 """Values that are read before they are asked for, where a read is a way to another machine.
 
-Who knows what it will read next says so; as many bytes as it allows are on their way or wait, and the
-next follow as soon as one is taken.
+Code that knows what it will read next says so with :func:`read_ahead`. As many bytes as it allows are
+on their way or wait, and the next follow as soon as one is taken.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Wanted:
     Attributes
     ----------
     location, key
-        Where it is.
+        Place of the value.
     most : int
         Bytes that can be right.
     size : int
@@ -58,6 +58,7 @@ class _Ahead:
     """Reads in the order in which they were wanted, ``most`` bytes of them at a time."""
 
     def __init__(self, wanted: Sequence[Wanted], most: int) -> None:
+        # A value may be wanted several times: it is read once, and its room is free after the last use.
         self._uses = Counter(one.at for one in wanted)
         self._waiting = deque({one.at: one for one in wanted if one.size <= most}.values())
         self._begun: dict[_At, tuple[Future[Buffer | None], int]] = {}
@@ -65,11 +66,11 @@ class _Ahead:
         self._begin()
 
     def find(self, at: _At) -> Future[Buffer | None] | None:
-        """A value; None for one that was not begun."""
+        """Return a value that is on its way; None for one that was not begun."""
         return self._begun[at][0] if at in self._begun else None
 
     def wants(self, at: _At) -> bool:
-        """Whether a value will be asked for again."""
+        """Tell whether a value will be asked for again."""
         return self._uses[at] > 0
 
     def leave(self, at: _At) -> None:
@@ -112,8 +113,8 @@ def read_ahead(wanted: Sequence[Wanted], most: int = AHEAD_BYTES) -> Iterator[No
     Parameters
     ----------
     wanted : sequence of Wanted
-        In the order in which they will be asked for; as often as each will be. What is larger than
-        ``most`` is not read ahead.
+        Values in the order in which they will be asked for, each as often as it will be. What is larger
+        than ``most`` is not read ahead.
     most : int
         Bytes that are held at a time.
     """
@@ -127,18 +128,19 @@ def read_ahead(wanted: Sequence[Wanted], most: int = AHEAD_BYTES) -> Iterator[No
 
 
 def is_wanted(location: Location, key: str) -> bool:
-    """Whether this thread said that it will read a value."""
+    """Tell whether this thread said that it will read a value."""
     return _HERE.ahead is not None and _HERE.ahead.wants((location, key))
 
 
 def read_key(location: Location, key: str, most: int) -> bytes | NDArray[np.uint8] | None:
-    """The bytes at a key, or None: as they were read ahead, else as they are now.
+    """Return the bytes at a key, or None: as they were read ahead, else as they are now.
 
     Raises
     ------
     DamagedError
         When there are more than ``most``.
     """
+    # Reads are kept by thread: two tasks that run at once each say what they will read themselves.
     ahead, at = _HERE.ahead, (location, key)
     if ahead is None:
         return location.get_chunk(key, most)

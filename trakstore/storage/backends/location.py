@@ -47,11 +47,11 @@ class _Bounded(Protocol):
     """A zarr store that looks at the size of a value before it reads it."""
 
     async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
-        """The value at ``key``; raises :class:`DamagedError` for more than ``most`` bytes."""
+        """Get the value at ``key``; raise a :class:`DamagedError` for more than ``most`` bytes."""
 
 
 async def fetch(store: Store, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
-    """The value at ``key``, or ``None``; more than ``most`` bytes are not read where that is possible.
+    """Get the value at ``key``, or ``None``; if possible, more than ``most`` bytes are not read.
 
     Raises
     ------
@@ -120,7 +120,7 @@ class Location:
         return isinstance(self.store, LocalStore)
 
     def get(self, key: str, most: int | None = None) -> bytes | None:
-        """The bytes at ``key``, or ``None``.
+        """Get the bytes at ``key``, or ``None``.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class Location:
         return None if found is None else found.to_bytes()
 
     def get_chunk(self, key: str, most: int | None = None) -> bytes | NDArray[np.uint8] | None:
-        """As :meth:`get`, and without a copy where keys are files: for chunks, which are large.
+        """Get a chunk as :meth:`get` does, and without a copy where keys are files: chunks are large.
 
         Files become arrays: see :mod:`trakstore.storage.backends.buffers`.
         """
@@ -181,7 +181,7 @@ class Location:
             raise LocationError(f"{self}: {error}") from error
 
     def get_tails(self, keys: list[str], size: int) -> list[bytes | None]:
-        """The last ``size`` bytes at each key, or ``None``."""
+        """Get the last ``size`` bytes at each key, or ``None``."""
 
         store, checked = self.store, [check_key(key) for key in keys]
 
@@ -208,16 +208,20 @@ class Location:
         self._run(write())
 
     def put_if_absent(self, key: str, value: bytes) -> bytes:
-        """Write ``value`` unless the key exists; what the key holds in the end."""
+        """Write ``value`` unless the key exists; return what the key holds in the end.
+
+        Of several processes at once exactly one writes, and all return its value: what everybody agrees
+        on (nonces, specs, numbers, claims) is decided so.
+        """
         for rest in RESTS:  # S3 may turn down all of several writers that come at once
             if (existing := self.get(key)) is not None:
                 return existing
             time.sleep(rest)
             self._put_absent(key, value)
-        settled = self.get(key)
-        if settled is None:
+        value_there = self.get(key)
+        if value_there is None:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
-        return settled
+        return value_there
 
     def put_all_if_absent(self, values: Mapping[str, bytes]) -> None:
         """Write values, one after the other, where there is none; what is there may be anything."""
@@ -263,7 +267,7 @@ class Location:
         self._run(self.store.delete_dir(check_key(prefix)))
 
     def names(self, prefix: str) -> list[str]:
-        """Names just below ``prefix``, sorted; temporary files of writers may be among them."""
+        """List the names just below ``prefix``, sorted; temporary files may be among them."""
 
         store = self.store
         check_key(prefix)
@@ -274,7 +278,7 @@ class Location:
         return sorted(self._run(listing()))
 
     def find(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
-        """Keys anywhere below ``folder`` that are wanted, sorted."""
+        """List the keys anywhere below ``folder`` that are wanted, sorted."""
 
         store = self.store
         check_key(folder)
@@ -302,7 +306,7 @@ _MEMORY: dict[str, MemoryStore] = {}
 
 
 def open_location(where: Where, *, create: bool = False) -> Location:
-    """A :class:`Location` from a path, a URL, a zarr store or a location.
+    """Open a :class:`Location` from a path, a URL, a zarr store or a location.
 
     Parameters
     ----------
@@ -378,7 +382,7 @@ def _open_objects(url: str) -> Location:
 
 
 def _reason(error: OSError, address: str) -> str:
-    """What the system says of a path, in words, and what to do."""
+    """Return the system's words on a path, and what to do."""
     if isinstance(error, FileNotFoundError) and not Path(address).is_absolute():
         return "the working directory is gone; change to another one, or give the whole path"
     return f"{error.strerror or error}; choose another place"

@@ -3,6 +3,11 @@
 Credentials come from where each service's own tools look for them (the environment, for S3 also
 profiles and shared files if boto3 is installed, the instance's metadata) and are never kept in a
 location: it pickles as its URL.
+
+A process that used object storage sleeps for 0.2 seconds when it ends. Threads of obstore may still let
+go of Python objects after the reply that they brought was used, and an interpreter that ends just then
+aborts: that was seen once in some 50 processes that made a small store and ended. obstore has no way
+to wait for its threads.
 """
 
 from __future__ import annotations
@@ -41,11 +46,6 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig, S3CredentialProvider
 
-# Threads of obstore may still let go of Python objects when the reply that they brought has been
-# used; an interpreter that ends just then aborts (seen once in some 50 processes): it waits a moment.
-_SETTLE_SECONDS = 0.2
-atexit.register(time.sleep, _SETTLE_SECONDS)
-
 __all__ = ["SCHEMES", "SinglePutStore", "open_url"]
 
 SCHEMES = ("s3", "gs", "az")
@@ -60,6 +60,9 @@ ATTEMPTS = 4  # of an operation, with all retries of its requests
 REST = 0.1  # seconds between attempts, doubled each time
 PAGE = 1000  # keys of a listing that are asked for at once
 PATIENCE = 60.0  # seconds after which no further attempt is made
+
+_REST_AT_EXIT = 0.2  # seconds, for threads of obstore: see above
+atexit.register(time.sleep, _REST_AT_EXIT)
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 _SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
@@ -89,7 +92,7 @@ class SinglePutStore(ObjectStore[Any]):
         self.address = url or str(store)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As the URL: obstore's own stores pickle with the credentials that they were given.
+        """Pickle the URL alone: obstore's own stores pickle with the credentials that they were given.
 
         A process that it is sent to opens the URL at first use, so that what fails is a task.
         """
@@ -105,17 +108,17 @@ class SinglePutStore(ObjectStore[Any]):
         return self._store
 
     def with_read_only(self, read_only: bool = False) -> Self:
-        """The same store, to be written or not."""
+        """Return the same store, to be written or not."""
         return type(self)(self._store, read_only, url=self.url, build=lambda: self.store)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """The value at ``key``, or a part of it; ``None`` when there is none."""
+        """Get the value at ``key``, or a part of it; ``None`` when there is none."""
         return await self._trying(partial(super().get, key, prototype, byte_range))
 
     async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
-        """As :meth:`get`; raises :class:`DamagedError` for more bytes, without reading them."""
+        """Get a value; raise a :class:`DamagedError` for more bytes, without reading them."""
 
         async def whole() -> Buffer | None:
             try:
@@ -150,7 +153,7 @@ class SinglePutStore(ObjectStore[Any]):
         await self._trying(partial(super().delete_dir, prefix))
 
     async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
-        """Names just below ``prefix``."""
+        """List the names just below ``prefix``."""
         found = await self._trying(
             lambda: obstore.list_with_delimiter_async(self.store, prefix=prefix)
         )
@@ -159,7 +162,7 @@ class SinglePutStore(ObjectStore[Any]):
             yield last_part(path)
 
     async def _list(self, prefix: str | None = None) -> AsyncGenerator[ObjectMeta, None]:
-        """All below a prefix; a page that breaks off is asked for again, those before it are not."""
+        """List all below a prefix; a page that breaks off is asked for again, those before are not."""
         after: str | None = None
         while True:
             page = await self._trying(partial(self._page, prefix, after))
@@ -203,14 +206,14 @@ class SinglePutStore(ObjectStore[Any]):
 
 
 def open_url(url: str, read_only: bool = False) -> SinglePutStore:
-    """The store at a URL; one for each URL in a process, as long as the environment is the same.
+    """Open the store at a URL; one for each URL in a process, while the environment is the same.
 
     Parameters
     ----------
     url : str
         ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``.
     read_only : bool
-        Whether it refuses to write.
+        True for a store that refuses to write.
 
     Raises
     ------
@@ -228,7 +231,7 @@ def open_url(url: str, read_only: bool = False) -> SinglePutStore:
 
 
 def _at_url(url: str, read_only: bool = False) -> SinglePutStore:
-    """As :func:`open_url`, without a request."""
+    """Return the store at a URL without a request."""
     store = _made(url, _settings())
     return store.with_read_only(True) if read_only else store
 
@@ -331,7 +334,7 @@ def _explanation(address: str, error: Exception) -> str:
 
 
 def _reason(text: str) -> str:
-    """The service's own words, or the network's, from obstore's long message.
+    """Return the service's own words, or the network's, from obstore's long message.
 
     Examples
     --------
@@ -353,7 +356,7 @@ def _reason(text: str) -> str:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Whether it is worth trying again: not after a refusal, or a request that cannot be right."""
+    """Tell whether to try again: not after a refusal, or a request that cannot be right."""
     told = str(error).partition("\n\n")[0]
     refused = re.search("status code: (4(?!08|09|29)|501)|redirect|builder error", told)
     return isinstance(error, GenericError) and not refused

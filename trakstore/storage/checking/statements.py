@@ -1,4 +1,4 @@
-"""What a store says of its splits beside them, verified: what is left out, complete, being changed.
+"""Checks of what a store says of its splits beside them: left out, complete, being changed.
 
 These documents lie at the root, one for each thing that is said; on a local disk each has a folder of
 its own, which stays when the document is deleted.
@@ -22,7 +22,7 @@ __all__ = ["check_claims", "check_completions", "check_masks", "deleted_markers"
 
 
 def check_masks(walk: Walk) -> None:
-    """What is left out of splits."""
+    """Check the documents that leave rows out of splits."""
     _strange(walk, layout.MASKS)
     for split in walk.below(layout.MASKS):
         path = layout.masks_path(split)
@@ -50,7 +50,7 @@ def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
 
 
 def check_completions(walk: Walk) -> None:
-    """The notes of splits that were complete."""
+    """Check the notes of splits that were complete."""
     _strange(walk, layout.COMPLETE)
     for path in walk.groups(layout.COMPLETE, 2):
         wrong = _wrong_completion(walk, path)
@@ -89,7 +89,7 @@ def _note_again(walk: Walk, path: str) -> None:
 
 
 def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:
-    """Markers that are gone of a split that was complete."""
+    """Find the markers that are gone of a split that was complete."""
     if not _gone(split, written) or not _is_there(walk, split):
         return
     gone = _gone(split, walk.written(split))  # unless another process repaired it just now
@@ -102,7 +102,7 @@ def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:
 
 
 def _gone(split: Split, written: list[int]) -> list[int]:
-    """Numbers of the blocks that were committed, as was noted, and are not there."""
+    """Return the numbers of the blocks that were committed, as was noted, and are not there."""
     there = None
     with suppress(DamagedError):  # which is said of the note
         there = read_completion(split.location, layout.complete_path(split.epoch, split.name))
@@ -113,7 +113,7 @@ def _gone(split: Split, written: list[int]) -> list[int]:
 
 
 def _is_there(walk: Walk, split: Split) -> bool:
-    """Whether a split was not dropped since it was opened."""
+    """Tell whether a split was not dropped since it was opened."""
     document, _ = walk.read(layout.document_key(split.path))
     with suppress(DamagedError):
         return bool(attributes(document or b"", split.path).get("nonce") == split.spec.nonce)
@@ -121,7 +121,7 @@ def _is_there(walk: Walk, split: Split) -> bool:
 
 
 def check_claims(walk: Walk) -> None:
-    """Who changes what, or did last; claims that were left behind."""
+    """Check the claims of processes that change something, or did last."""
     tops = set[str]()
     for key in walk.find(layout.CLAIMS):
         place, document = key.removesuffix("/zarr.json"), walk.read(key)[0]
@@ -154,7 +154,7 @@ def _check_claim(walk: Walk, place: str, document: bytes) -> None:
 
 
 def _check_last(walk: Walk, top: str) -> None:
-    """The last claim stays when it has ended: where it is gone, it was deleted."""
+    """Check the last claim: it stays when it has ended, so that where it is gone it was deleted."""
     numbers = stored_numbers(walk.location, top)
     last = layout.child(top, max(numbers, default=0))
     if numbers and _was_emptied(walk, last):
@@ -164,7 +164,7 @@ def _check_last(walk: Walk, top: str) -> None:
 
 
 def _take_over(walk: Walk, top: str) -> bool:
-    """Whether this process could make a claim, and end it, in place of one that is left."""
+    """Make a claim, and end it, in place of one that is left; tell whether that was possible."""
     path = layout.claimed_path(top)
     with suppress(LocationError), claimed(walk.location, path, "repair"):
         return True
@@ -172,7 +172,7 @@ def _take_over(walk: Walk, top: str) -> bool:
 
 
 def _groups(walk: Walk, top: str) -> list[str]:
-    """The groups from ``top`` on that numbered documents are in."""
+    """Return the groups from ``top`` on that numbered documents are in."""
     found = set[str]()
     for key in walk.find(top, lambda one: one.endswith("/zarr.json")):
         parts = key.split("/")[:-2]
@@ -181,18 +181,21 @@ def _groups(walk: Walk, top: str) -> list[str]:
 
 
 def _strange(walk: Walk, top: str) -> None:
-    """Files that are no documents."""
+    """Keep the files that are no documents."""
     for key in walk.find(top, lambda one: not one.endswith("/zarr.json")):
         walk.strange(key)
 
 
 def _is_being_written(walk: Walk, path: str) -> bool:
-    """Whether a writer has a temporary file there, or was killed over it."""
+    """Tell whether a writer has a temporary file there, or was killed over it."""
     return any(map(layout.is_leftover, walk.find(path)))
 
 
 def _was_emptied(walk: Walk, path: str) -> bool:
-    """Whether a folder is there without the document that it was made for."""
+    """Tell whether a folder is there without the document that it was made for.
+
+    It is looked at twice: a writer makes the folder first, and the document may have come meanwhile.
+    """
     above, _, name = path.rpartition("/")
     empty = walk.read(path)[0] is None and not walk.find(path)
     return empty and name in walk.listed(above) and not walk.find(path)

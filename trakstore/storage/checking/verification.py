@@ -39,7 +39,7 @@ __all__ = ["SplitReport", "VerifyReport", "verify_store"]
 
 @dataclass(frozen=True)
 class SplitReport:
-    """How much of a split was verified: its blocks, those that are committed, and those found bad."""
+    """Counts of a split that was verified: its blocks, those that are committed, the bad ones."""
 
     epoch: Epoch
     split: str
@@ -50,16 +50,16 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What :func:`verify_store` found.
+    """Findings of :func:`verify_store`.
 
     Attributes
     ----------
     location : str
         The store.
     splits : tuple of SplitReport
-        What was looked at.
+        The splits that were looked at.
     findings : tuple of Finding
-        What is wrong, repaired or not.
+        Everything that is wrong, repaired or not.
     leftovers : tuple of str
         Temporary files of writers that were killed, or that still run, and claims of processes that
         were; harmless.
@@ -72,11 +72,11 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """True if nothing is wrong."""
         return not self.findings
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict for JSON."""
+        """Return a dict for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -105,7 +105,7 @@ def verify_store(
     workers : int, optional
         Threads; each holds one chunk at a time. By default four more than there are CPUs.
     progress : bool
-        Whether to show progress on standard error.
+        Show progress on standard error.
 
     Returns
     -------
@@ -149,7 +149,7 @@ def verify_store(
 
 
 def _mean_bytes(splits: list[Split]) -> int:
-    """Of a row's features, over all rows."""
+    """Return the mean bytes of a row's features."""
     rows = sum(split.rows for split in splits)
     return sum(split.rows * split.row_bytes for split in splits) // max(1, rows)
 
@@ -157,7 +157,7 @@ def _mean_bytes(splits: list[Split]) -> int:
 def _check_alone(
     walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
 ) -> SplitReport:
-    """Nobody appends to, or drops, what is being repaired."""
+    """Check a split; to repair it, under a claim, so that nobody appends to it or drops it."""
     if not walk.repair:
         return _check_split(walk, split, pool, threads, line)
     with claimed(split.location, split.path, "repair"):
@@ -196,7 +196,7 @@ def _check_split(
 
 
 def _twice_checked(split: Split, block: int) -> list[Finding]:
-    """What is wrong with a block and stays so: a writer may have been storing it."""
+    """Return what is wrong with a block and stays so: a writer may have been storing it."""
     return check_block(split, block) and check_block(split, block)
 
 
@@ -204,6 +204,8 @@ def _bad_block(
     walk: Walk, split: Split, block: int, found: list[Finding], *, only_if_old: bool = False
 ) -> None:
     key = layout.marker_key(split.path, block)
+    # Without its marker a block counts as missing. The note that the split was complete goes as well:
+    # it would make of the missing marker one that was deleted.
     repaired = walk.repair and (not only_if_old or walk.abandoned(key))
     if repaired:
         split.location.delete([key, layout.skipped_key(split.path, block)])

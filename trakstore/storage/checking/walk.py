@@ -1,4 +1,4 @@
-"""Walking through a store's hierarchy: its documents, and the keys that do not belong there."""
+"""A walk through a store's hierarchy: its documents, and the keys that do not belong there."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BEYOND = "behind the last row: an append was stopped (append again), or it was 
 
 
 class Walk:
-    """Goes through the hierarchy; keeps what it finds."""
+    """A walk that goes through the hierarchy and keeps findings and leftovers."""
 
     def __init__(self, location: Location, repair: bool) -> None:
         self.location, self.repair = location, repair
@@ -91,7 +91,7 @@ class Walk:
         return blocks_among(self.listed(layout.written_path(split.path)))
 
     def root(self) -> None:
-        """The store's own document."""
+        """Check the store's own document."""
         key = layout.DOCUMENT
         document, _ = self.read(key)
         if document is None and not self.location.names(""):
@@ -162,7 +162,7 @@ class Walk:
             self.say("foreign", key, "is not part of a store; remove it by hand", **where)
 
     def opened(self, epoch: Epoch, name: str, *, alone: bool = False) -> Split | None:
-        """A split as its document says now; None, with a finding, where that cannot be read.
+        """Open a split as its document says now; None, with a finding, where that cannot be read.
 
         A document that says the same in other bytes is repaired only where nobody else may drop the
         split meanwhile: ``alone``.
@@ -188,7 +188,7 @@ class Walk:
         return made
 
     def opened_splits(self, name: str) -> list[Split]:
-        """The splits of a name that were opened, at all epochs."""
+        """Return the splits of a name that were opened, at all epochs."""
         return [split for split in self._opened.values() if split.name == name]
 
     def keys(self, split: Split, *, any_written: bool) -> None:
@@ -221,7 +221,8 @@ class Walk:
                     self.say("damaged", key, f"is damaged: {remedy}", **where)
 
     def abandoned(self, key: str) -> bool:
-        """Whether no running writer can own a file: it is more than an hour old."""
+        """Tell whether no running writer can own a file: it is more than an hour old."""
+        # Only a local disk tells the age of a file; elsewhere writers leave no temporary ones.
         root = getattr(self.location.store, "root", None)
         if root is None:
             return False
@@ -303,7 +304,7 @@ def _is_beyond(split: Split, key: str) -> bool:
 
 
 def _is_record(document: bytes) -> bool:
-    """Whether a document is that of a run, as it was written."""
+    """Tell whether a document is that of a run, as it was written."""
     try:
         found = attributes(document, "")
         Run.from_dict(found)
@@ -313,7 +314,7 @@ def _is_record(document: bytes) -> bool:
 
 
 def _of_another(document: bytes) -> bool:
-    """Whether a root document is whole and is some other program's."""
+    """Tell whether a root document is whole and is some other program's."""
     try:
         attributes(document, "", check=False)
     except DamagedError:

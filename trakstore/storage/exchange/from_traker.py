@@ -1,4 +1,4 @@
-"""Reading the save directory of another program: traker 0.3 (``trak.TRAKer``).
+"""Import of the save directory of another program: traker 0.3 (``trak.TRAKer``).
 
 A save directory has::
 
@@ -70,7 +70,7 @@ def import_traker(
     models : sequence of int, optional
         Model ids; all by default.
     parameters : int, optional
-        How many scalar parameters were differentiated. With it, features are multiplied by
+        Number of scalar parameters that were differentiated. With it, features are multiplied by
         √(parameters/dim), so that their products estimate those of gradients; without it they are
         copied as they are. TRAK scores are the same either way, since damping is relative.
     dtype : {"float32", "float16"}
@@ -111,7 +111,7 @@ def import_traker(
 
 @dataclass(frozen=True)
 class _SaveDirectory:
-    """What the small files of a save directory say."""
+    """Contents of the small files of a save directory."""
 
     path: Path
     dim: int
@@ -163,7 +163,7 @@ class _SaveDirectory:
             )
 
     def array(self, model: int, name: str, shape: tuple[int, int]) -> NDArray[Any]:
-        """A file's array, not read yet."""
+        """Open a file's array, without reading it."""
         path = self.path / str(model) / name
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -174,7 +174,7 @@ class _SaveDirectory:
         return np.asarray(array)
 
     def scale(self, parameters: int | None) -> float:
-        """What makes features ours: the factor for E[PᵀP] = I, as far as p is known."""
+        """Return the factor that gives features E[PᵀP] = I, as far as p is known."""
         if self.matrix == "na":  # no projection: P = I, so p = dim
             return math.sqrt(self.dim)
         if parameters is None:
@@ -200,7 +200,7 @@ class _Scaled:
         return np.asarray(self.array[rows], dtype=np.float32) * np.float32(self.factor)
 
     def fingerprint(self) -> str:
-        """Tells these features from others: a hash of at most 32 spaced rows and the factor."""
+        """Return a hash of at most 32 spaced rows and the factor, to tell features from others."""
         step = -(-len(self.array) // 32)
         some = hashlib.sha256(np.ascontiguousarray(self.array[::step]).tobytes())
         some.update(repr(self.factor).encode())

@@ -44,7 +44,7 @@ def export_split(
     ----------
     store : FeatureStore or its place
     epoch, split
-        What to write.
+        The split.
     to : path
         ``*.npy`` has one column, in the stored dtype. ``*.parquet`` has all: a row a sample, with
         ``features`` as a list of fixed size, and the specs of store and split as metadata
@@ -85,7 +85,7 @@ def export_split(
 
 @contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
-    """A temporary file that gets its name when all went well."""
+    """Make a temporary file that gets its name when all went well."""
     check_file_place(target)
     if exists(target):
         raise LocationError(f"{target} is there already; remove it or choose another name")
@@ -99,7 +99,7 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 
 def _pieces(split: Split) -> Iterator[tuple[int, int]]:
-    """Ranges of rows whose features are about a chunk; whole chunks, where rows are short."""
+    """Yield ranges of rows whose features are about a chunk; whole chunks, where rows are short."""
     chunk = split.spec.chunk_rows
     return ranges(split.rows, max(1, CHUNK_BYTES // split.row_bytes // chunk) * chunk)
 

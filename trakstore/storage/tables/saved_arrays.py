@@ -1,7 +1,7 @@
 """Arrays of a saved table: made, read, and checked by their group's document.
 
 The group's document, which has a checksum and is written last, holds the shape of each array, and the
-checksum that ends each of its chunks, so that no other chunk is taken for it; an array's own document
+checksum that ends each of its chunks, so that no other chunk is taken for it. An array's own document
 follows from that, as a column's follows from its split's.
 """
 
@@ -39,20 +39,20 @@ _READ_AT_ONCE = 16  # and chunks that are read at once
 
 @dataclass(frozen=True)
 class SavedArray:
-    """One array of a saved matrix.
+    """One array of a saved table.
 
     Attributes
     ----------
     name : str
-        Below the matrix's group.
+        Name below the table's group.
     dtype : str
         NumPy's name, or ``"str"``.
     shape, chunks : tuple of int
-        Of the array, and of a chunk.
+        Shape of the array, and of a chunk.
     dimensions : tuple of str
-        Their names.
+        Names of its dimensions.
     tails : bytes, optional
-        The checksums that end its chunks, row by row, once all are written; None until then, and in
+        Checksums that end its chunks, row by row, once all are written; None until then, and in
         tables of format 1.
     """
 
@@ -74,7 +74,7 @@ class SavedArray:
 
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> Self:
-        """From an entry of the group's document.
+        """Read an array from an entry of the group's document.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class SavedArray:
         return made
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict for JSON; without the checksums where they are not known."""
+        """Return a dict for JSON; without the checksums where they are not known."""
         told = {name: value for name, value in asdict(self).items() if name != "tails"}
         if self.tails is None:
             return told
@@ -100,7 +100,7 @@ class SavedArray:
 
     @property
     def document(self) -> bytes:
-        """The array's metadata document."""
+        """Metadata document of the array."""
         return array_document(self.form, self.shape, self.dimensions)
 
     @property
@@ -119,7 +119,7 @@ class SavedArray:
         return (layout.chunk_key(path, numbers) for numbers, _ in cut(self.shape, self.chunks))
 
     def sealed(self, location: Location, group: str) -> Self:
-        """The same with the checksums of its chunks as they are now: all of them are written.
+        """Return the same with the checksums of its chunks as they are now: all of them are written.
 
         Raises
         ------
@@ -138,6 +138,7 @@ class SavedArray:
     def create(self, location: Location, group: str) -> None:
         """Make the array anew, without what an earlier, stopped save left in its place."""
         path = layout.child(group, self.name)
+        # A chunk of before would be sound, and could be taken for one of this save that is done.
         location.delete(location.find(path, lambda _: True))
         location.put({layout.document_key(path): self.document})
 
@@ -187,7 +188,7 @@ class SavedArray:
         return self.open(location, group)[...]
 
     def check(self, location: Location, group: str) -> Iterator[Finding]:
-        """Whether its document and every chunk of its grid are there and as they were written."""
+        """Check that its document and every chunk of its grid are there and as they were written."""
         path = layout.child(group, self.name)
         document = layout.document_key(path)
         known, missing = {document}, 0
@@ -213,7 +214,7 @@ class SavedArray:
                 yield Finding("foreign", key, "is not part of the array; remove it by hand")
 
     def _wrong(self, location: Location, key: str, at: int) -> Finding | None:
-        """What is wrong with a chunk, the so manieth of its grid."""
+        """Return what is wrong with a chunk, which is number ``at`` of its grid."""
         try:
             value = location.get(key, self.form.most)
             if value is None:
@@ -249,7 +250,7 @@ _MOST_CHUNKS, _MOST_CHUNK_BYTES = 2**22, 2**30
 
 
 def _fits_together(array: SavedArray) -> bool:
-    """Whether an array has a chunk shape, and no more and no larger chunks than writers make."""
+    """Tell whether an array has a chunk shape, and no more and no larger chunks than writers make."""
     shape, chunks = array.shape, array.chunks
     return (
         1 <= len(shape) == len(chunks) == len(array.dimensions) <= 3
@@ -272,7 +273,7 @@ class TableArray:
     location, path
         Place of the array.
     saved : SavedArray
-        What the group's document says of it.
+        The array by the group's document.
     """
 
     location: Location
