@@ -93,6 +93,7 @@ def array_documents(split: SplitSpec) -> dict[str, bytes]:
     for name in dict(split.columns):
         shape, form = column_shape(split, name)[0], column_form(split, name)
         documents[name] = array_document(form, shape, column_dimensions(name, len(shape)))
+    # Markers are files of one folder, so that one listing tells which blocks are committed.
     entries = marker_entries(split)
     documents[layout.WRITTEN] = array_document(
         ChunkForm((1, entries), "uint32"),

@@ -17,6 +17,7 @@ from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import block_keys, column_form, marker_entries
 from trakstore.storage.backends.chunks import TAIL, intact
+from trakstore.storage.columns import first_few
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
 from trakstore.storage.skipped import stated_reasons, unlike_norms
@@ -86,7 +87,8 @@ def check_block(split: Split, block: int) -> list[Finding]:
         except DamagedError as error:
             found.append(("damaged", key, _told(error, f"{split.path}/{key}")))
             continue
-        except LocationError as error:  # a network that fails is no damage, a bad sector is
+        except LocationError as error:
+            # A network that fails is no damage: the check stops, and is no report. A bad sector is.
             if getattr(error.__cause__, "errno", None) != errno.EIO:
                 raise
             found.append(("damaged", key, "cannot be read: input/output error"))
@@ -166,6 +168,7 @@ def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:
     key = layout.marker_key("", block)
     if len(marker) != TAIL * (marker_entries(spec) + 1) or not intact(marker):
         return "marker", key, "is damaged: its checksum or its length is wrong"
+    # In the order of the writer: rows, the split's nonce, then the tail of each chunk.
     rows, nonce, *tails = np.frombuffer(marker[:-TAIL], "<u4").tolist()
     start, stop = spec.block_range(block)
     if nonce != spec.nonce:
@@ -254,7 +257,8 @@ class _Rows:
         for name, column in self.narrow.items():
             if column.dtype.kind == "f" and not np.isfinite(column).all():
                 yield "non-finite", name, self._named(~np.isfinite(column), "is NaN or infinite")
-        if self.awaited:  # a chunk of features is gone
+        # Without one of its chunks a row's sum of squares says nothing about its norm.
+        if self.awaited:
             return
         finite = np.isfinite(self.squares)
         if not finite.all():
@@ -284,5 +288,4 @@ class _Rows:
 
     def _named(self, bad: NDArray[np.bool_], what: str) -> str:
         rows = np.flatnonzero(bad) + self.first
-        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        return f"{what} in {counted(len(rows), 'row')} ({shown})"
+        return f"{what} in {counted(len(rows), 'row')} ({first_few(rows)})"

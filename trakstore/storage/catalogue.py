@@ -92,6 +92,7 @@ class Catalogue:
         }
 
 
+# One for all who open a place in this process, as long as one of them is there.
 _known: WeakValueDictionary[Location, Catalogue] = WeakValueDictionary()
 _lock = threading.Lock()
 

@@ -88,7 +88,9 @@ def make_split(
         sweep_stale_markers(made)
     for name, own in array_documents(made.spec).items():
         there = put(layout.document_key(path, name), own)
-        if _without_shape(there) != _without_shape(own):  # an append may have been stopped
+        # The shape may be larger: an append writes the arrays' documents before the split's own, and
+        # may have been stopped in between.
+        if _without_shape(there) != _without_shape(own):
             raise SpecMismatchError(
                 f"{location}: the array {layout.child(path, name)} was made by another version of "
                 f"trakstore or zarr; finish the split with that one, or write to another store"

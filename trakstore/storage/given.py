@@ -70,7 +70,7 @@ class GivenRows:
         if getattr(features, "ndim", 0) != 2:
             shape = getattr(features, "shape", type(features).__name__)
             raise TrakStoreError(f"features must be an array of shape (rows, dim), got {shape}")
-        if getattr(features, "requires_grad", False):  # torch gives NumPy no such tensor
+        if getattr(features, "requires_grad", False):  # torch hands NumPy no such tensor
             features = features.detach()
         rows = features.shape[0]
         columns = {
@@ -136,6 +136,7 @@ class GivenRows:
         for name, values in sorted(self.narrow.items()):
             digest.update(f"{name} {column_dtype(values)};".encode())
             text = values.dtype.kind == "T"
+            # The length before each text tells "ab", "c" from "a", "bc".
             digest.update(
                 "".join(f"{len(one)} {one}" for one in values.tolist()).encode(errors="replace")
                 if text
@@ -151,6 +152,7 @@ class GivenRows:
         if self.in_memory:
             row_bytes = max(1, self.dim * np.dtype(self.spec.dtype).itemsize)
             return list(ranges(self.rows, max(1, CHUNK_BYTES // row_bytes)))
+        # Lazy features are computed when they are sliced: to hash all of them could take hours.
         spaced = np.linspace(0, self.rows - 1, min(self.rows, HASHED)).astype(int)
         return [(at, at + 1) for at in sorted(set(spaced.tolist()))]
 

@@ -101,6 +101,7 @@ def _as_it_is(split: Split) -> Split:
 def _after_old(split: Split, start: int, fresh: Columns) -> Columns:
     if start >= split.rows:
         return fresh
+    # The old rows go through numbers and come out byte for byte: columns are stored as they are read.
     old = {name: split.column(name).read(start, split.rows) for name in split.columns}
     both = {name: np.concatenate([old[name], fresh[name]]) for name in split.columns}
     bad, count = split.skipped >= start, split.rows - start
@@ -149,6 +150,7 @@ def mask_samples(
         for split, found in zip(splits, rows, strict=True):
             _refuse_bad(split, found)
 
+    # Called again, on what others made of the masks meanwhile, until it is published on top of that.
     def change(now: Masks) -> dict[str, MaskEntry] | None:
         nonlocal changed
         entries, changed = {}, 0
@@ -156,6 +158,7 @@ def mask_samples(
             epoch, nonce = layout.epoch_path(split.epoch), split.spec.nonce
             there = now.of.get(epoch)
             if there is None or there.nonce != nonce:
+                # Rows that format 1 left out by a column; bad rows are left out by their own.
                 own = np.setdiff1d(split.masked, split.skipped)
                 there = MaskEntry.of(nonce, split.rows, own)
             with error_context(now.place):
@@ -238,6 +241,8 @@ def drop_split(split: Split) -> None:
 def sweep_stale_markers(split: Split) -> None:
     """Delete markers of a split of the same name that was dropped while it was being written."""
     place, path = split.location, split.path
+    # A writer that was slow may have committed a block after the drop had listed the markers. Its nonce
+    # is the old split's, so that no reader takes it, but to this split's writers it would be committed.
     stale = [
         block
         for block in written_blocks(place, path)

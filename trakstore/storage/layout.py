@@ -93,7 +93,8 @@ GRAMS = "grams"
 RUNS = "runs"
 DYNAMICS = "dynamics"
 EVALUATION = "evaluation"
-MASKS = "_masks"  # no epoch can have these three names, whatever the format
+# No epoch of any format can have these three names: a name begins with a letter.
+MASKS = "_masks"
 CLAIMS = "_claims"
 COMPLETE = "_complete"
 RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE})
@@ -104,7 +105,7 @@ MARKER_SEPARATOR = "."  # between the numbers in the key of a marker
 _DIGITS = 19  # of the number of an epoch: as many as int64 has
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
 _SKIPPED = re.compile(rf"{SKIPPED}\.(0|[1-9][0-9]*)")
-# what writers that run, or were killed, have: our temporary files and zarr's, and obstore's
+# Files of writers that run, or were killed: temporary ones of trakstore and zarr, and obstore's.
 _LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
 
 

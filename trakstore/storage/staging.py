@@ -81,6 +81,7 @@ class StagedSplit:
         """Keep rows at positions, with their ``out_to_loss``; the file that counts appears last."""
         name = uuid.uuid4().hex
         np.save(self.folder / f"{name}.features.npy", features)
+        # The rows first: a process that is killed before the rename leaves files that nobody looks at.
         partial = self.folder / f"{name}.partial.npz"
         np.savez(partial, inds=inds, scale=scale)
         partial.rename(self.folder / f"{name}.npz")

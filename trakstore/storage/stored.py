@@ -122,6 +122,7 @@ class StoredColumn:
         first, *rest = key if isinstance(key, tuple) else (key,)
         start, stop, step = first.indices(self.shape[0])
         rows = self.read(start, stop)[(slice(None, None, step), *rest)]
+        # A view of a chunk's bytes is read-only: people and Dask may write into what they sliced.
         return rows if rows.flags.writeable else rows.copy()
 
     def to_dask(self) -> da.Array:

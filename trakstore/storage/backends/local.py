@@ -108,11 +108,14 @@ class DurableLocalStore(LocalStore):
             yield None
             return
         with file:
+            # A sparse file of a terabyte costs a stranger nothing: no memory is taken for it.
             check_size(key, os.fstat(file.fileno()).st_size, most)
             yield file
 
     def place(self, key: str) -> Path:
         """Return the path of a key; raise a :class:`DamagedError` where a link leads elsewhere."""
+        # Every folder on the way is looked at, each time: a store may come from an archive of a stranger,
+        # and a link in it would have files outside read, replaced or deleted.
         path = f"{self.root}{os.sep}{check_key(key)}"
         at = key.find("/")
         while at >= 0:
@@ -185,6 +188,7 @@ class DurableLocalStore(LocalStore):
         """Remove a key at once, as :meth:`delete` does."""
         self._check_writable()
         path = self.place(key)
+        # Of a link the link itself goes: what lies behind it is not the store's.
         if is_folder(path) and not is_link(path):
             _remove_folder(path)
         else:
@@ -220,6 +224,7 @@ def _opened(path: Path, key: str) -> BufferedReader | None:
         if not is_link(path):
             raise
         raise DamagedError(_LINK.format(key)) from error
+    # Asked of the open file, not of its name, behind which something else may lie by now.
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")

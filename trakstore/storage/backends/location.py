@@ -10,7 +10,7 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -85,6 +85,7 @@ class Location:
     opened: Store | None
     reopens: bool = True
 
+    # A worker opens the place itself: a store has connections, threads and credentials.
     def __reduce__(self) -> tuple[Any, ...]:
         return (Location, (self.address, None if self.reopens else self.opened, self.reopens))
 
@@ -107,6 +108,7 @@ class Location:
     def __hash__(self) -> int:
         return hash(self._identity)
 
+    # Stores in memory, and those that somebody opened, are the same only where the object is.
     @property
     def _identity(self) -> object:
         return self.address if self.reopens else id(self.store)
@@ -217,6 +219,7 @@ class Location:
             if (existing := self.get(key)) is not None:
                 return existing
             time.sleep(rest)
+            # No error if another writer was first, and no word of who was: what is there decides.
             self._put_absent(key, value)
         value_there = self.get(key)
         if value_there is None:
@@ -225,10 +228,10 @@ class Location:
 
     def put_all_if_absent(self, values: Mapping[str, bytes]) -> None:
         """Write values, one after the other, where there is none; what is there may be anything."""
+        keys = list(values)
         for rest in (*RESTS, None):
-            absent = [
-                key for key, found in zip(values, self._documents(values), strict=True) if not found
-            ]
+            ends = self.get_tails(keys, 1)
+            absent = [key for key, end in zip(keys, ends, strict=True) if not end]
             if not absent:
                 return
             if rest is None:
@@ -236,17 +239,6 @@ class Location:
             time.sleep(rest)
             for key in absent:
                 self._put_absent(key, values[key])
-
-    def _documents(self, keys: Iterable[str]) -> list[Buffer | None]:
-        """Read documents, all at once."""
-        store, prototype = self.store, default_buffer_prototype()
-        checked = [check_key(key) for key in keys]
-
-        async def read() -> list[Buffer | None]:
-            reads = (fetch(store, key, prototype, DOCUMENT_BYTES) for key in checked)
-            return await asyncio.gather(*reads)
-
-        return self._run(read())
 
     def _put_absent(self, key: str, value: bytes) -> None:
         buffer = default_buffer_prototype().buffer.from_bytes(value)

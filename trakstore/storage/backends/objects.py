@@ -141,6 +141,7 @@ class SinglePutStore(ObjectStore[Any]):
         Whether this call won is not known: where the reply to a request that won is lost, the next
         one finds the key.
         """
+        # No second look here: callers read back what is there, and compare it with their own value.
         with suppress(AlreadyExistsError):
             await self._put(key, value, "create")
 
@@ -163,6 +164,8 @@ class SinglePutStore(ObjectStore[Any]):
 
     async def _list(self, prefix: str | None = None) -> AsyncGenerator[ObjectMeta, None]:
         """List all below a prefix; a page that breaks off is asked for again, those before are not."""
+        # One request lists a page at most. Each page is asked for by the last key of the one before, so
+        # that a connection that breaks loses one page and not the listing.
         after: str | None = None
         while True:
             page = await self._trying(partial(self._page, prefix, after))
@@ -191,6 +194,8 @@ class SinglePutStore(ObjectStore[Any]):
         obstore itself retries requests, but not replies that break off, nor conditional writes
         that time out; all that is done here may be done twice.
         """
+        # To write a value twice, or to delete a key that is gone, is harmless; a conditional write that
+        # is tried again may find the value that it wrote itself.
         _refuse_fork()
         began, attempt = time.monotonic(), 1
         while True:
@@ -201,6 +206,7 @@ class SinglePutStore(ObjectStore[Any]):
                 late = attempt == ATTEMPTS or time.monotonic() - began > PATIENCE
                 if late or not _may_pass(error.__cause__):
                     raise
+            # Random, since workers that were turned down together would come together again.
             await asyncio.sleep(random.uniform(0, REST * 2**attempt))
             attempt += 1
 
@@ -226,6 +232,7 @@ def open_url(url: str, read_only: bool = False) -> SinglePutStore:
             "a URL in object storage is s3://bucket/prefix, gs://bucket/prefix or "
             "az://container/prefix; credentials are taken from the environment, never from it"
         )
+    # With few retries: a wrong name or no network shall be told in seconds, not after minutes.
     _check_opens(url, _settings())
     return _at_url(url, read_only)
 
@@ -357,6 +364,7 @@ def _reason(text: str) -> str:
 
 def _may_pass(error: BaseException | None) -> bool:
     """Tell whether to try again: not after a refusal, or a request that cannot be right."""
+    # 408, 409 and 429 (timed out, conflicting writers, too many requests) pass; other 4xx do not.
     told = str(error).partition("\n\n")[0]
     refused = re.search("status code: (4(?!08|09|29)|501)|redirect|builder error", told)
     return isinstance(error, GenericError) and not refused

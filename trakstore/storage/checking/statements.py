@@ -92,7 +92,8 @@ def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:
     """Find the markers that are gone of a split that was complete."""
     if not _gone(split, written) or not _is_there(walk, split):
         return
-    gone = _gone(split, walk.written(split))  # unless another process repaired it just now
+    # Listed again: another process may have repaired it, or written the block, just now.
+    gone = _gone(split, walk.written(split))
     for block in gone:
         key, what = layout.marker_key(split.path, block), "is missing though it was written"
         where = {"epoch": split.epoch, "split": split.name, "block": block}

@@ -126,6 +126,8 @@ def verify_store(
     splits = None if splits is None else layout.as_splits(splits)
     location = location_of(store)
     threads = (os.cpu_count() or 1) + 4 if workers is None else as_whole(workers, "workers", 1)
+    # Splits are opened before blocks are read, and statements about them come last: what is said of a
+    # split can be compared with what it was found to be.
     walk = Walk(location, repair)
     walk.root()
     found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]

@@ -89,6 +89,7 @@ def _new_file(target: Path) -> Iterator[Path]:
     check_file_place(target)
     if exists(target):
         raise LocationError(f"{target} is there already; remove it or choose another name")
+    # In the same folder: only within one file system is a rename a single step.
     partial = target.with_name(f"{uuid.uuid4().hex}.partial")
     with writing(target):
         try:

@@ -203,6 +203,7 @@ class SavedArray:
         for at, key in enumerate(self.keys(group)):
             known.add(key)
             finding = self._wrong(location, key, at)
+            # A document may speak of millions of chunks that nobody wrote: not each is told by itself.
             missing += finding is not None and finding.kind == "missing"
             if missing > len(there) + _MOST_MISSING:
                 yield Finding("missing", f"{path}/c", f"lacks most of {self.chunk_count} chunks")
@@ -329,6 +330,7 @@ class TableArray:
             range(one.start // step, -(-one.stop // step)) if one else range(0)
             for one, step in zip(wanted, self.chunks, strict=True)
         ]
+        # Some at a time: what is on its way from another machine takes memory beside the result.
         chunks = itertools.product(*grids)
         while some := list(itertools.islice(chunks, _READ_AT_ONCE)):
             together(self.location, [partial(take, numbers) for numbers in some])
@@ -346,6 +348,7 @@ class TableArray:
             raise DamagedError(
                 f"{self.location}: chunk {key} does not have the checksum it was written with"
             )
+        # That a chunk is sound does not make it this one: it may be of another place, or an older one.
         at = int(np.ravel_multi_index(numbers, grid(self.shape, self.chunks)))
         if tails is not None and bytes(content[-TAIL:]) != tails[TAIL * at : TAIL * (at + 1)]:
             raise DamagedError(
