@@ -75,45 +75,45 @@ def check_block(split: Split, block: int) -> list[Finding]:
     try:
         marker = get(key, TAIL * (marker_entries(spec) + 1))
     except DamagedError as error:
-        return [Finding("marker", key, _told(error, key), split.epoch, split.name, block)]
+        return [Finding("marker", key, _words(error, key), split.epoch, split.name, block)]
     if marker is None:  # dropped since it was listed
         return []
     wrong = _wrong_marker(spec, block, marker)
-    found: list[_Wrong] = [] if wrong is None else [wrong]
+    wrong_parts: list[_Wrong] = [] if wrong is None else [wrong]
     keys, rows = block_keys(spec, block), _Rows(spec, block)
     for i, key in enumerate(keys):
         try:
             value = get(f"{split.path}/{key}", column_form(spec, key.partition("/")[0]).most)
         except DamagedError as error:
-            found.append(("damaged", key, _told(error, f"{split.path}/{key}")))
+            wrong_parts.append(("damaged", key, _words(error, f"{split.path}/{key}")))
             continue
         except LocationError as error:
             # A network that fails is no damage: the check stops, and is no report. A bad sector is.
             if getattr(error.__cause__, "errno", None) != errno.EIO:
                 raise
-            found.append(("damaged", key, "cannot be read: input/output error"))
+            wrong_parts.append(("damaged", key, "cannot be read: input/output error"))
             continue
         tail = None if wrong else marker[(2 + i) * TAIL : (3 + i) * TAIL]
         bad = _wrong_chunk(spec, key, value, tail)
         if bad is not None:
-            found.append(bad)
+            wrong_parts.append(bad)
         elif value is not None:
             try:
                 rows.add(key, value)
             except DamagedError as error:
-                found.append(("damaged", key, _told(error, key)))
+                wrong_parts.append(("damaged", key, _words(error, key)))
     # Sound chunks that the marker does not commit may still hold all rows that count.
-    if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block):
-        found = []
-    found += _wrong_note(split, block, rows.says_why)
-    found += rows.wrong(_reasons(split, block))
+    if {kind for kind, *_ in wrong_parts} == {"foreign"} and _has_old_rows(split, block):
+        wrong_parts = []
+    wrong_parts += _wrong_note(split, block, rows.says_why)
+    wrong_parts += rows.wrong(_reasons(split, block))
     return [
         Finding(kind, f"{split.path}/{key}", message, split.epoch, split.name, block)
-        for kind, key, message in found
+        for kind, key, message in wrong_parts
     ]
 
 
-def _told(error: DamagedError, key: str) -> str:
+def _words(error: DamagedError, key: str) -> str:
     """Return an error's words on a key, without the key that they may begin with."""
     return str(error).removeprefix(f"{key} ")
 
@@ -135,15 +135,15 @@ def _wrong_note(split: Split, block: int, says_why: bool) -> Iterator[_Wrong]:
     note, chunk = layout.skipped_key("", block), f"{layout.SKIPPED}/c/{block}"
     try:
         keys = [f"{split.path}/{key}" for key in (note, chunk)]
-        told, end = split.location.get_tails(keys, TAIL + 1)
+        noted, end = split.location.get_tails(keys, TAIL + 1)
     except DamagedError as error:
         yield "damaged", note, f"or {chunk} is damaged ({error})"
         return
-    if told is None and says_why:
+    if noted is None and says_why:
         yield "missing", note, "is missing though rows of its block are bad"
-    elif told is not None and end is None:
+    elif noted is not None and end is None:
         yield "missing", chunk, "is missing though rows of its block are bad"
-    elif told is not None and end is not None and told != end[-TAIL:]:
+    elif noted is not None and end is not None and noted != end[-TAIL:]:
         yield "foreign", note, "is not of the chunk that says why rows are bad"
 
 

@@ -108,8 +108,8 @@ def catalogue_of(location: Location) -> Catalogue:
 
 def list_epochs(location: Location) -> tuple[Epoch, ...]:
     """List the epochs that are there now, integers in order, then names: one listing."""
-    found = [layout.as_epoch(name) for name in location.names("") if _is_epoch(name)]
-    return tuple(sorted(found, key=layout.epoch_sort_key))
+    epochs = [layout.as_epoch(name) for name in location.names("") if _is_epoch(name)]
+    return tuple(sorted(epochs, key=layout.epoch_sort_key))
 
 
 def _is_epoch(name: str) -> bool:

@@ -170,16 +170,16 @@ def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]
 def last_claim(location: Location, path: str) -> Claim | None:
     """Return the claim of the process that changed what lies at ``path`` last, or does now."""
     top = layout.claims_path(path)
-    found = highest(location, top, stored_numbers(location, top))
-    return None if found is None else Claim.read(found[1], layout.child(top, found[0]))
+    last = highest(location, top, stored_numbers(location, top))
+    return None if last is None else Claim.read(last[1], layout.child(top, last[0]))
 
 
 def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
     make_groups(location, top)
     for _ in range(ATTEMPTS):
         numbers = stored_numbers(location, top)
-        found = highest(location, top, numbers)
-        before = None if found is None else _ended(location, top, *found)
+        last = highest(location, top, numbers)
+        before = None if last is None else _ended(location, top, *last)
         # One more than any number that was used, whether or not the document of the last is gone: of
         # two processes that read the same claim exactly one publishes the next, the other reads again.
         number = max(numbers, default=0) + 1

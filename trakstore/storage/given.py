@@ -161,7 +161,7 @@ class GivenRows:
 
         Of features that are not in memory, the first row of each block is looked at.
         """
-        missing, found = set(split.missing_blocks()), set[str]()
+        missing, names = set(split.missing_blocks()), set[str]()
         for block in sorted(set(range(split.spec.blocks)) - missing):
             start, stop = split.spec.block_range(block)
             last = stop if self.in_memory else start + 1
@@ -171,8 +171,8 @@ class GivenRows:
             }.items():
                 stored = split.column(name).read(start, start + len(values))
                 if not np.array_equal(stored, values):
-                    found.add(name)
-        return sorted(found)
+                    names.add(name)
+        return sorted(names)
 
     def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         """Read all columns of the split's rows start to stop, as they are stored."""

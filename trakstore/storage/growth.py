@@ -147,14 +147,14 @@ def mask_samples(
     wanted, changed = np.unique(as_ids(ids)), 0
     rows = [_positions(split, wanted) for split in splits]
     if not masked:
-        for split, found in zip(splits, rows, strict=True):
-            _refuse_bad(split, found)
+        for split, positions in zip(splits, rows, strict=True):
+            _refuse_bad(split, positions)
 
     # Called again, on what others made of the masks meanwhile, until it is published on top of that.
     def change(now: Masks) -> dict[str, MaskEntry] | None:
         nonlocal changed
         entries, changed = {}, 0
-        for split, found in zip(splits, rows, strict=True):
+        for split, positions in zip(splits, rows, strict=True):
             epoch, nonce = layout.epoch_path(split.epoch), split.spec.nonce
             there = now.of.get(epoch)
             if there is None or there.nonce != nonce:
@@ -162,7 +162,7 @@ def mask_samples(
                 own = np.setdiff1d(split.masked, split.skipped)
                 there = MaskEntry.of(nonce, split.rows, own)
             with error_context(now.place):
-                entry, count = there.altered(found, masked, split.rows)
+                entry, count = there.altered(positions, masked, split.rows)
             if count:
                 changed += count
                 entries[epoch] = entry
@@ -172,8 +172,8 @@ def mask_samples(
     return changed
 
 
-def _refuse_bad(split: Split, found: NDArray[np.int64]) -> None:
-    bad = np.intersect1d(found, split.skipped)
+def _refuse_bad(split: Split, rows: NDArray[np.int64]) -> None:
+    bad = np.intersect1d(rows, split.skipped)
     if len(bad):
         raise TrakStoreError(
             f"{split.name} at epoch {split.epoch}: row {bad[0]} was bad when it was written, so that "
@@ -182,7 +182,7 @@ def _refuse_bad(split: Split, found: NDArray[np.int64]) -> None:
 
 
 def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
-    column, found, known = split.column(layout.SAMPLE_ID), [], 0
+    column, parts, known = split.column(layout.SAMPLE_ID), [], 0
     if column.dtype.kind == "T":
         wanted = wanted.astype(column.dtype)
     elif wanted.dtype.kind == "T":
@@ -193,9 +193,9 @@ def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
     for block in range(split.spec.blocks):
         start, stop = split.spec.block_range(block)
         here = np.flatnonzero(np.isin(column.read(start, stop), wanted))
-        found.append(here + start)
+        parts.append(here + start)
         known += len(here)
-    positions = np.concatenate(found)
+    positions = np.concatenate(parts)
     if known < len(wanted):
         names = [column.read(int(p), int(p) + 1)[0] for p in positions]
         unknown = [one for one in wanted.tolist() if one not in set(names)]

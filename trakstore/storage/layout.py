@@ -122,9 +122,9 @@ def check_name(name: str, what: str) -> str:
 have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
     if not isinstance(name, str) or not NAME.fullmatch(name) or is_leftover(name):
-        told = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:100]}..."
+        shown = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:100]}..."
         raise TrakStoreError(
-            f"{told} cannot name {_article(what)} {what}: names begin with a letter "
+            f"{shown} cannot name {_article(what)} {what}: names begin with a letter "
             f"and have letters, digits and _ . + = - only, 100 at most, and do not end in .partial"
         )
     return name

@@ -96,15 +96,15 @@ def unlike_norms(reasons: NDArray[np.uint8], norms: NDArray[Any]) -> NDArray[np.
     """
     # A block has a chunk of reasons if any of its rows is bad: good rows then have reason 0. Where no
     # row is bad, the chunk is a leftover of a write that was stopped, and says nothing.
-    bad, told = np.isnan(norms), stated_reasons(norms)
-    other = (reasons == 0) | ((told != 0) & (told != reasons))
+    bad, stated = np.isnan(norms), stated_reasons(norms)
+    other = (reasons == 0) | ((stated != 0) & (stated != reasons))
     return np.asarray(np.where(bad, other, (reasons != 0) & bad.any()))
 
 
 def stated_reasons(norms: NDArray[Any]) -> NDArray[np.uint8]:
     """Return the reasons that norms say; 0 for those of good rows, and of stores of before."""
-    told = np.ascontiguousarray(norms, dtype="<f4").view("<u4").astype(np.uint8)
-    return np.where(np.isnan(norms), told, np.uint8(0))
+    lowest = np.ascontiguousarray(norms, dtype="<f4").view("<u4").astype(np.uint8)
+    return np.where(np.isnan(norms), lowest, np.uint8(0))
 
 
 def reason_text(reason: int) -> str:
@@ -120,6 +120,6 @@ def reason_text(reason: int) -> str:
     names = [name for bit, name in enumerate(REASONS) if reason >> bit & 1]
     *others, last = [name for name in names if name not in _WORDS] or [""]
     numbers = " and ".join(filter(None, [", ".join(others), last]))
-    told = [f"NaN or infinite {numbers}"] if numbers else []
-    told += [_WORDS[name] for name in names if name in _WORDS]
-    return ", ".join(told) or "a reason that is not stored"
+    words = [f"NaN or infinite {numbers}"] if numbers else []
+    words += [_WORDS[name] for name in names if name in _WORDS]
+    return ", ".join(words) or "a reason that is not stored"

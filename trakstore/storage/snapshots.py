@@ -53,8 +53,8 @@ def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list
     masks = {name: next(results) for name in names}
     specs, markers, left_out = ([next(results) for _ in paths] for _ in range(3))
     opened = [
-        None if spec is None else _opened(location, *one, *spec, *found)
-        for one, spec, *found in zip(wanted, specs, markers, left_out, strict=True)
+        None if spec is None else _opened(location, *one, *spec, *listed)
+        for one, spec, *listed in zip(wanted, specs, markers, left_out, strict=True)
     ]
     for one in opened:
         if one is not None:

@@ -51,12 +51,12 @@ def split_spec(document: bytes, path: str) -> SplitSpec:
     DamagedError
         When it is damaged, or that of another split; format 1 does not say of which it is.
     """
-    found = attributes(document, path)
-    place = found.pop(PLACE, path)
+    known = attributes(document, path)
+    place = known.pop(PLACE, path)
     if place != path:
         raise DamagedError(f"{path} has the document of {place!r:.80}")
     with error_context(path):
-        return SplitSpec.from_dict(found)
+        return SplitSpec.from_dict(known)
 
 
 def blocks_among(names: Iterable[str]) -> list[int]:

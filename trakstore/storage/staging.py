@@ -105,8 +105,8 @@ class StagedSplit:
     @cached_property
     def files(self) -> list[Path]:
         """Files that tell which rows came, the oldest first."""
-        found = [one for one in self.folder.glob("*.npz") if not one.match("*.partial.npz")]
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+        whole = [one for one in self.folder.glob("*.npz") if not one.match("*.partial.npz")]
+        return sorted(whole, key=lambda path: path.stat().st_mtime_ns)
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:

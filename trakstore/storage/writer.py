@@ -180,9 +180,9 @@ class BlockWriter:
         """
         document = self.split.location.get(layout.document_key(self.split.path))
         if document is not None:
-            found = attributes(document, self.split.path)
-            own = self.spec.given in (None, found.get("given"))
-            if own and found.get("nonce") == self.spec.nonce:
+            known = attributes(document, self.split.path)
+            own = self.spec.given in (None, known.get("given"))
+            if own and known.get("nonce") == self.spec.nonce:
                 return
         else:
             self.split.location.delete(list(written))

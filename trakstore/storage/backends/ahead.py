@@ -147,8 +147,8 @@ def read_key(location: Location, key: str, most: int) -> bytes | NDArray[np.uint
     try:
         if (future := ahead.find(at)) is not None:
             with suppress(Exception):  # it is read once more, which tells what is wrong
-                found = future.result()
-                return None if found is None else found.to_bytes()
+                value = future.result()
+                return None if value is None else value.to_bytes()
         return location.get_chunk(key, most)
     finally:
         ahead.leave(at)

@@ -182,11 +182,11 @@ class ChunkForm:
             if len(chunk) < _COUNT * (1 + count) + TAIL:
                 raise DamagedError(f"{key} is too short for {count:,} strings")
         elif self.compressed:
-            said = _content_size(bytes(chunk[:_ZSTD_HEAD]))
-            if said != self.size:
-                told = "does not say how many" if said is None else f"says {said:,}"
+            content = _content_size(bytes(chunk[:_ZSTD_HEAD]))
+            if content != self.size:
+                says = "does not say how many" if content is None else f"says {content:,}"
                 raise DamagedError(
-                    f"{key} {told} bytes it holds, not compressed; {self.size:,} are right"
+                    f"{key} {says} bytes it holds, not compressed; {self.size:,} are right"
                 )
         elif len(chunk) != self.most:
             raise DamagedError(f"{key} has {len(chunk):,} bytes of {self.most:,}")

@@ -114,7 +114,7 @@ class DurableLocalStore(LocalStore):
 
     def place(self, key: str) -> Path:
         """Return the path of a key; raise a :class:`DamagedError` where a link leads elsewhere."""
-        # Every folder on the way is looked at, each time: a store may come from an archive of a stranger,
+        # Every folder on the way is looked at, each time: a store may come in an archive of a stranger,
         # and a link in it would have files outside read, replaced or deleted.
         path = f"{self.root}{os.sep}{check_key(key)}"
         at = key.find("/")
@@ -248,7 +248,7 @@ def _below(store: DurableLocalStore, folder: str) -> list[str]:
     """List the keys of everything below a folder that is no folder."""
     if folder and is_link(store.place(folder)):
         return [folder]
-    found: list[str] = []
+    keys: list[str] = []
     waiting = [folder]
     while waiting:
         at = waiting.pop()
@@ -258,8 +258,8 @@ def _below(store: DurableLocalStore, folder: str) -> list[str]:
         ):
             for one in inside:
                 key = f"{at}/{one.name}".lstrip("/")
-                (waiting if one.is_dir(follow_symlinks=False) else found).append(key)
-    return found
+                (waiting if one.is_dir(follow_symlinks=False) else keys).append(key)
+    return keys
 
 
 def _part(size: int, byte_range: ByteRequest | None) -> tuple[int, int]:

@@ -60,10 +60,10 @@ async def fetch(store: Store, key: str, prototype: BufferPrototype, most: int) -
     """
     if isinstance(store, _Bounded):
         return await store.get_at_most(key, prototype, most)
-    found = await store.get(key, prototype)
-    if found is not None:
-        check_size(key, len(found), most)
-    return found
+    value = await store.get(key, prototype)
+    if value is not None:
+        check_size(key, len(value), most)
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +135,8 @@ class Location:
             else most
         )
         work = fetch(self.store, check_key(key), default_buffer_prototype(), bound)
-        found = self._run(work)
-        return None if found is None else found.to_bytes()
+        value = self._run(work)
+        return None if value is None else value.to_bytes()
 
     def get_chunk(self, key: str, most: int | None = None) -> bytes | NDArray[np.uint8] | None:
         """Get a chunk as :meth:`get` does, and without a copy where keys are files: chunks are large.

@@ -155,10 +155,10 @@ class SinglePutStore(ObjectStore[Any]):
 
     async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
         """List the names just below ``prefix``."""
-        found = await self._trying(
+        listed = await self._trying(
             lambda: obstore.list_with_delimiter_async(self.store, prefix=prefix)
         )
-        paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
+        paths = [*listed["common_prefixes"], *(one["path"] for one in listed["objects"])]
         for path in paths:
             yield last_part(path)
 
@@ -244,8 +244,8 @@ def _at_url(url: str, read_only: bool = False) -> SinglePutStore:
 
 
 def _settings() -> _Settings:
-    told = {name: text for name, text in os.environ.items() if name.startswith(_SETTINGS)}
-    return tuple(sorted(told.items()))
+    known = {name: text for name, text in os.environ.items() if name.startswith(_SETTINGS)}
+    return tuple(sorted(known.items()))
 
 
 @lru_cache(maxsize=64)
@@ -317,23 +317,23 @@ def _explained(address: str) -> Iterator[None]:
 
 
 def _explanation(address: str, error: Exception) -> str:
-    reason, told = _reason(str(error)), str(error)
+    reason, message = _reason(str(error)), str(error)
     if re.search("NoSuchBucket|ContainerNotFound", reason):
         return f"there is no bucket for {address} ({reason}); make it first, or check its name"
-    if re.search(r"latest/(api|meta-data)|computeMetadata|identity/oauth2|Missing \w*Key", told):
+    if re.search(r"latest/(api|meta-data)|computeMetadata|identity/oauth2|Missing \w*Key", message):
         files = "; profiles and shared files are read if boto3 is installed"
         return (
             f"no credentials for {address} in the environment, nor from the machine ({reason})"
             f"{files if address.startswith('s3:') else ''}"
         )
-    if re.search("status code: 501|NotImplemented", told):
+    if re.search("status code: 501|NotImplemented", message):
         return (
             f"the service of {address} lacks a request that trakstore needs ({reason}): to write only "
             f"where nothing is (If-None-Match), so that several writers do no harm; take a service "
             f"that has it, or a local folder, and copy that"
         )
     denied = isinstance(error, (PermissionDeniedError, UnauthenticatedError))
-    if denied or re.search("status code: 40[13]", told):  # listings have no type of their own
+    if denied or re.search("status code: 40[13]", message):  # listings have no type of their own
         return f"access to {address} was denied ({reason}); check credentials and permissions"
     if "redirect" in reason:
         return f"{address} is in another region ({reason}); set AWS_REGION"
@@ -365,6 +365,6 @@ def _reason(text: str) -> str:
 def _may_pass(error: BaseException | None) -> bool:
     """Tell whether to try again: not after a refusal, or a request that cannot be right."""
     # 408, 409 and 429 (timed out, conflicting writers, too many requests) pass; other 4xx do not.
-    told = str(error).partition("\n\n")[0]
-    refused = re.search("status code: (4(?!08|09|29)|501)|redirect|builder error", told)
+    message = str(error).partition("\n\n")[0]
+    refused = re.search("status code: (4(?!08|09|29)|501)|redirect|builder error", message)
     return isinstance(error, GenericError) and not refused

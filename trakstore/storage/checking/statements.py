@@ -65,18 +65,18 @@ def _wrong_completion(walk: Walk, path: str) -> str | None:
     if document is None:
         return "is missing" if _was_emptied(walk, path) else None
     try:
-        found = read_completion(walk.location, path)
+        note = read_completion(walk.location, path)
     except DamagedError as error:
         return f"is damaged ({error})"
-    if found is None:  # just now
+    if note is None:  # just now
         return None
-    if found.document != document:
+    if note.document != document:
         return "is not as it was written"
     with suppress(DamagedError):  # of the claim, which is said of that
         claim = last_claim(walk.location, layout.below(layout.COMPLETE, path))
         known = {} if claim is None else claim.known
-        if known.get("nonce") == found.nonce and known.get("noted", 0) > found.rows:
-            return f"says {found.rows} rows, but {known['noted']} were noted: it is an older one"
+        if known.get("nonce") == note.nonce and known.get("noted", 0) > note.rows:
+            return f"says {note.rows} rows, but {known['noted']} were noted: it is an older one"
     return None
 
 
@@ -141,13 +141,13 @@ def check_claims(walk: Walk) -> None:
 def _check_claim(walk: Walk, place: str, document: bytes) -> None:
     key, lost = layout.document_key(place), "it tells who changes what: remove it by hand"
     try:
-        found = Claim.read(document, place)
+        claim = Claim.read(document, place)
     except DamagedError as error:
         walk.say("document", key, f"is damaged ({error}); {lost}")
         return
-    if found.document != document:
+    if claim.document != document:
         walk.say("document", key, f"is not as it was written; {lost}")
-    elif found.is_left or (not found.ended and walk.abandoned(key)):
+    elif claim.is_left or (not claim.ended and walk.abandoned(key)):
         if walk.repair:
             _take_over(walk, layout.parent(place))
         else:
@@ -174,11 +174,11 @@ def _take_over(walk: Walk, top: str) -> bool:
 
 def _groups(walk: Walk, top: str) -> list[str]:
     """Return the groups from ``top`` on that numbered documents are in."""
-    found = set[str]()
+    groups = set[str]()
     for key in walk.find(top, lambda one: one.endswith("/zarr.json")):
         parts = key.split("/")[:-2]
-        found |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
-    return sorted(found)
+        groups |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
+    return sorted(groups)
 
 
 def _strange(walk: Walk, top: str) -> None:

@@ -130,16 +130,18 @@ def verify_store(
     # split can be compared with what it was found to be.
     walk = Walk(location, repair)
     walk.root()
-    found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
+    opened = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
     require(splits, sorted(walk.split_names), "split", location)
-    rows = sum(min(split.rows, len(walk.written(split)) * split.spec.block_rows) for split in found)
+    rows = sum(
+        min(split.rows, len(walk.written(split)) * split.spec.block_rows) for split in opened
+    )
     with (
         ThreadPoolExecutor(threads) as pool,
         ProgressLine(
-            f"verify {location}", rows, item_bytes=_mean_bytes(found), show=progress
+            f"verify {location}", rows, item_bytes=_mean_bytes(opened), show=progress
         ) as line,
     ):
-        reports = tuple(_check_alone(walk, split, pool, threads, line) for split in found)
+        reports = tuple(_check_alone(walk, split, pool, threads, line) for split in opened)
         if epochs is None and splits is None:
             walk.saved()
             check_masks(walk)
@@ -188,12 +190,12 @@ def _check_split(
     for first, last in ranges(len(inside), 8 * threads):
         some = inside[first:last]
         checked = pool.map(_twice_checked, itertools.repeat(split), some)
-        for block, found in zip(some, checked, strict=True):
+        for block, wrong in zip(some, checked, strict=True):
             start, stop = split.spec.block_range(block)
             line.advance(stop - start)
-            if found:
+            if wrong:
                 bad += 1
-                _bad_block(walk, split, block, found)
+                _bad_block(walk, split, block, wrong)
     return SplitReport(split.epoch, split.name, split.spec.blocks, len(inside), bad)
 
 
@@ -203,7 +205,7 @@ def _twice_checked(split: Split, block: int) -> list[Finding]:
 
 
 def _bad_block(
-    walk: Walk, split: Split, block: int, found: list[Finding], *, only_if_old: bool = False
+    walk: Walk, split: Split, block: int, wrong: list[Finding], *, only_if_old: bool = False
 ) -> None:
     key = layout.marker_key(split.path, block)
     # Without its marker a block counts as missing. The note that the split was complete goes as well:
@@ -212,4 +214,4 @@ def _bad_block(
     if repaired:
         split.location.delete([key, layout.skipped_key(split.path, block)])
         forget_complete(split)
-    walk.findings += [replace(one, repaired=repaired) for one in found]
+    walk.findings += [replace(one, repaired=repaired) for one in wrong]

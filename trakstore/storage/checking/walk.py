@@ -97,7 +97,7 @@ class Walk:
         if document is None and not self.location.names(""):
             open_store(self.location)  # says that there is none
         try:
-            found = attributes(document or b"", str(self.location))
+            stored = attributes(document or b"", str(self.location))
         except DamagedError as error:
             if document is not None and _of_another(document):
                 raise LocationError(f"{self.location} is not a trakstore store") from error
@@ -105,7 +105,7 @@ class Walk:
             self.say("document", key, ("is missing" if document is None else "is damaged") + lost)
         else:
             open_store(self.location)  # refuses what is not a store, or is of a newer format
-            self.document(key, group_document(found))
+            self.document(key, group_document(stored))
 
     def epochs(self, wanted: Sequence[Epoch] | None) -> list[Epoch]:
         """Return the epochs that are there, of those that are wanted."""
@@ -306,11 +306,11 @@ def _is_beyond(split: Split, key: str) -> bool:
 def _is_record(document: bytes) -> bool:
     """Tell whether a document is that of a run, as it was written."""
     try:
-        found = attributes(document, "")
-        Run.from_dict(found)
+        record = attributes(document, "")
+        Run.from_dict(record)
     except (DamagedError, SpecMismatchError):
         return False
-    return group_document(found) == document
+    return group_document(record) == document
 
 
 def _of_another(document: bytes) -> bool:
@@ -323,10 +323,10 @@ def _of_another(document: bytes) -> bool:
 
 
 def require(
-    wanted: Sequence[Any] | None, found: Iterable[Any], what: str, location: Location
+    wanted: Sequence[Any] | None, there: Iterable[Any], what: str, location: Location
 ) -> None:
     """Raise a :class:`NotFoundError` for the first that is wanted and was not found."""
-    known = [str(one) for one in found]
+    known = [str(one) for one in there]
     for one in wanted or ():
         if str(one) not in known:
             raise NotFoundError(f"{location} has no {what} {one!r}{did_you_mean(one, known)}")

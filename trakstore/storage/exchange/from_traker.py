@@ -124,20 +124,20 @@ class _SaveDirectory:
     def open(cls, path: Path) -> _SaveDirectory:
         if not is_file(path / "metadata.json"):
             raise LocationError(f"{path} is not a traker save directory: it has no metadata.json")
-        told = _json(path / "metadata.json")
+        metadata = _json(path / "metadata.json")
         models: dict[int, bool] = {}
         for file in sorted(path.glob("id_*.json")):
             models |= {int(model): bool(s["is_featurized"]) for model, s in _json(file).items()}
         file = path / "experiments.json"
         experiments = _json(file) if exists(file) else {}
         try:
-            size = int(told["JL dimension"]), int(told["train set size"])
+            size = int(metadata["JL dimension"]), int(metadata["train set size"])
             counts = {name: int(one["num_targets"]) for name, one in experiments.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(
                 f"{path}: metadata.json or experiments.json lacks {error}"
             ) from error
-        return cls(path, *size, str(told.get("JL matrix type")), models, counts)
+        return cls(path, *size, str(metadata.get("JL matrix type")), models, counts)
 
     @property
     def models(self) -> tuple[int, ...]:

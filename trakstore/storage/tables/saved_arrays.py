@@ -73,7 +73,7 @@ class SavedArray:
         return cls(name, column_dtype(values), values.shape, (rows, *values.shape[1:]), dimensions)
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> Self:
+    def from_dict(cls, entry: dict[str, Any]) -> Self:
         """Read an array from an entry of the group's document.
 
         Raises
@@ -81,7 +81,7 @@ class SavedArray:
         DamagedError
             When it is no such entry.
         """
-        made = cls(**fields(told, _ARRAY, ("tails",), "a saved array"))
+        made = cls(**fields(entry, _ARRAY, ("tails",), "a saved array"))
         if not _fits_together(made):
             raise DamagedError(
                 f"a saved array {made.name} of shape {made.shape} in chunks of {made.chunks} is none "
@@ -93,10 +93,10 @@ class SavedArray:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON; without the checksums where they are not known."""
-        told = {name: value for name, value in asdict(self).items() if name != "tails"}
+        entry = {name: value for name, value in asdict(self).items() if name != "tails"}
         if self.tails is None:
-            return told
-        return {**told, "tails": base64.b64encode(self.tails).decode()}
+            return entry
+        return {**entry, "tails": base64.b64encode(self.tails).decode()}
 
     @property
     def document(self) -> bytes:
@@ -126,14 +126,14 @@ class SavedArray:
         DamagedError
             When a chunk is not there.
         """
-        found: list[bytes] = []
+        tails_now: list[bytes] = []
         keys = self.keys(group)
         while some := list(itertools.islice(keys, _AT_ONCE)):
             for key, tail in zip(some, location.get_tails(some, TAIL), strict=True):
                 if tail is None or len(tail) < TAIL:
                     raise DamagedError(f"{location}: {key} was deleted while it was being saved")
-                found.append(tail)
-        return replace(self, tails=b"".join(found))
+                tails_now.append(tail)
+        return replace(self, tails=b"".join(tails_now))
 
     def create(self, location: Location, group: str) -> None:
         """Make the array anew, without what an earlier, stopped save left in its place."""
@@ -194,11 +194,11 @@ class SavedArray:
         known, missing = {document}, 0
         try:
             there = location.find(path, lambda _: True)
-            found = location.get(document)
+            stored = location.get(document)
         except DamagedError as error:
             yield Finding("foreign", path, str(error))
             return
-        if found != self.document:
+        if stored != self.document:
             yield Finding("document", document, "is missing, damaged or disagrees with the group's")
         for at, key in enumerate(self.keys(group)):
             known.add(key)
