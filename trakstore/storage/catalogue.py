@@ -7,7 +7,8 @@ a store, or to ask what there is, reads nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary
@@ -108,17 +109,12 @@ def catalogue_of(location: Location) -> Catalogue:
 
 def list_epochs(location: Location) -> tuple[Epoch, ...]:
     """List the epochs that are there now, integers in order, then names: one listing."""
-    epochs = [layout.as_epoch(name) for name in location.names("") if _is_epoch(name)]
+    epochs = []
+    for name in location.names(""):
+        with suppress(TrakStoreError):  # of other groups of the store, and files put there by hand
+            if name != layout.DOCUMENT:
+                epochs.append(layout.as_epoch(name))
     return tuple(sorted(epochs, key=layout.epoch_sort_key))
-
-
-def _is_epoch(name: str) -> bool:
-    check: Callable[[str], Epoch] = layout.as_epoch
-    try:
-        check(name)
-    except TrakStoreError:
-        return False
-    return name != layout.DOCUMENT
 
 
 def list_splits(location: Location, epoch: Epoch) -> list[str]:

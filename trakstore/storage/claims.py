@@ -242,10 +242,10 @@ def _born(process: int) -> int | None:
         return None if fields[0] in "ZX" else int(fields[19])
     if exists(Path("/proc/self/stat")):
         return None
+    # Without /proc, a process that is there is taken for the one that made the claim.
     try:
-        os.kill(process, 0)
+        with suppress(PermissionError):
+            os.kill(process, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:
-        return 0
     return 0

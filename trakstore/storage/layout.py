@@ -122,9 +122,10 @@ def check_name(name: str, what: str) -> str:
 have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
     if not isinstance(name, str) or not NAME.fullmatch(name) or is_leftover(name):
+        article = "an" if what[0] in "aeiou" else "a"
         shown = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:100]}..."
         raise TrakStoreError(
-            f"{shown} cannot name {_article(what)} {what}: names begin with a letter "
+            f"{shown} cannot name {article} {what}: names begin with a letter "
             f"and have letters, digits and _ . + = - only, 100 at most, and do not end in .partial"
         )
     return name
@@ -145,10 +146,6 @@ def check_key(key: str) -> str:
     if any(part in ("", ".", "..") for part in parts) or "\\" in key or "\0" in key:
         raise DamagedError(f"{key!r} is no key of a store: it leads out of it")
     return key
-
-
-def _article(what: str) -> str:
-    return "an" if what[0] in "aeiou" else "a"
 
 
 def as_epoch(epoch: Epoch) -> Epoch:
@@ -363,8 +360,7 @@ def marker_key(split: str, block: int) -> str:
 
 def marker_block(name: str) -> int | None:
     """Return the block that a key's last part marks, or ``None`` if it is not a marker."""
-    match = _MARKER.fullmatch(name)
-    return int(match[1]) if match else None
+    return _number(_MARKER, name)
 
 
 def skipped_key(split: str, block: int) -> str:
@@ -374,7 +370,11 @@ def skipped_key(split: str, block: int) -> str:
 
 def skipped_block(name: str) -> int | None:
     """Return the block of which such a key's last part says so, or ``None``."""
-    match = _SKIPPED.fullmatch(name)
+    return _number(_SKIPPED, name)
+
+
+def _number(pattern: re.Pattern[str], name: str) -> int | None:
+    match = pattern.fullmatch(name)
     return int(match[1]) if match else None
 
 

@@ -9,7 +9,6 @@ or an older one, disagrees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +58,7 @@ class SkippedRow:
 
 def skipped_rows(split: Split) -> tuple[SkippedRow, ...]:
     """Return the rows of a split that were bad when they were written, by position."""
-    return tuple(_rows(split))
-
-
-def _rows(split: Split) -> Iterator[SkippedRow]:
+    rows = []
     norms, ids = split.column("norm"), split.column(layout.SAMPLE_ID)
     for row in split.skipped.tolist():
         reasons = split.reasons.read(row, row + 1)
@@ -71,7 +67,9 @@ def _rows(split: Split) -> Iterator[SkippedRow]:
                 f"{split.location}: {split.path}/{layout.SKIPPED} does not say why row {row} is bad: "
                 f"it was copied here, or is an older one"
             )
-        yield SkippedRow(row, ids.read(row, row + 1)[0].item(), reason_text(int(reasons[0])))
+        sample = ids.read(row, row + 1)[0].item()
+        rows.append(SkippedRow(row, sample, reason_text(int(reasons[0]))))
+    return tuple(rows)
 
 
 _NAN = np.uint32(0x7FC00000)  # quiet, and any of its lower 22 bits may be set

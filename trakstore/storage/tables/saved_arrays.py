@@ -301,9 +301,6 @@ class TableArray:
     def __dask_tokenize__(self) -> Any:
         return str(self.location), self.path, self.saved.to_dict()
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[...], dtype=dtype)
-
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """Read a part, by slices of step 1 or numbers, one for each of the first dimensions."""
         asked = [] if index is ... else list(index) if isinstance(index, tuple) else [index]
