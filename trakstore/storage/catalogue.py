@@ -80,6 +80,7 @@ class Catalogue:
 
     def read(self, location: Location) -> None:
         """Look at what is there: one listing, and one for each epoch, all at once."""
+        # Names alone: a folder without a document is shown until somebody opens it.
         epochs = list_epochs(location)
         paths = map(layout.epoch_path, epochs)
         listed = together(location, [partial(location.names, path) for path in paths])

@@ -73,7 +73,7 @@ def _noted(split: Split) -> bool:
     place, path = split.location, layout.complete_path(split.epoch, split.name)
     try:
         there = read_completion(place, path)
-    except DamagedError:
+    except DamagedError:  # it is written again
         there = None
     if there is not None and there.nonce == split.spec.nonce and there.rows >= split.rows:
         return True

@@ -176,6 +176,7 @@ class GivenRows:
 
     def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         """Read all columns of the split's rows start to stop, as they are stored."""
+        # Rows that are appended are numbered behind those that are there.
         here = slice(start - self.first, stop - self.first)
         rows = np.asarray(self.features[here])
         with error_context(self.where):

@@ -227,6 +227,7 @@ def drop_split(split: Split) -> None:
     """
     place, path = split.location, split.path
     with claimed(place, path, "drop"):
+        # A writer of this split looks at the nonce before its marker: it stops, or its marker is stale.
         ended = replace(split.spec, nonce=secrets.randbits(32))
         place.put({layout.document_key(path): split_document(path, ended)})
         blocks = written_blocks(place, path)

@@ -19,6 +19,8 @@
     dynamics/{split}/{run}.{number}  what a training process saw of samples
     evaluation/{name}/{part}         models that were trained again on parts of the data
     grams/{epoch}/{split}            the gram of a split's features; ~{weighting} behind it: weighted
+
+Other modules import this one as a whole, and use any name of it that has no leading underscore.
 """
 
 from __future__ import annotations
@@ -30,54 +32,6 @@ from typing import TypeAlias, cast
 from trakstore.documents import NAME
 from trakstore.errors import DamagedError, TrakStoreError
 from trakstore.quantities import as_whole, is_whole
-
-__all__ = [
-    "ACTIVATIONS",
-    "DOCUMENT",
-    "FEATURES",
-    "KEPT",
-    "MARKER_SEPARATOR",
-    "MASKED",
-    "SAMPLE_ID",
-    "SKIPPED",
-    "WRITTEN",
-    "Epoch",
-    "as_epoch",
-    "as_epochs",
-    "as_splits",
-    "below",
-    "check_key",
-    "check_name",
-    "child",
-    "chunk_folder",
-    "chunk_key",
-    "chunk_numbers",
-    "claimed_path",
-    "claims_path",
-    "complete_path",
-    "document_key",
-    "document_keys",
-    "dynamics_path",
-    "epoch_path",
-    "epoch_sort_key",
-    "evaluation_path",
-    "gram_path",
-    "is_leftover",
-    "kept_path",
-    "last_part",
-    "marker_block",
-    "marker_key",
-    "masks_path",
-    "models_path",
-    "parent",
-    "record_path",
-    "run_path",
-    "scores_path",
-    "skipped_block",
-    "skipped_key",
-    "split_path",
-    "written_path",
-]
 
 Epoch: TypeAlias = int | str
 

@@ -127,11 +127,14 @@ def tail_of_chunk(spec: SplitSpec, marker: Marker, name: str, numbers: tuple[int
     numbers : tuple of int
         Numbers of the chunk along each dimension.
     """
+    # The order of a marker's entries: see block_keys, which writers follow.
     row_columns, across = spec.row_columns, -(-spec.dim // spec.chunk_columns)
     if name in row_columns:
         at = row_columns.index(name)
     else:
         within = numbers[0] % (spec.block_rows // spec.chunk_rows)
+        # A last block has as many chunks as its marker has rows for: an append that was stopped may
+        # have stored more than the split counts.
         down = -(-marker.rows // spec.chunk_rows)
         at = len(row_columns)
         if name == layout.FEATURES:

@@ -135,6 +135,7 @@ class Split:
     @property
     def state(self) -> str:
         """Equal for splits with the same rows, of which the same are left out."""
+        # The nonce tells splits of one name apart, rows an append; masked rows are known by their hash.
         left_out = hashlib.sha256(self.masked.astype("<i8").tobytes()).hexdigest()
         return f"{self.spec.nonce:08x}-{self.rows}-{left_out}"
 
@@ -171,7 +172,9 @@ class Split:
     def status(self) -> SplitStatus:
         """List what is there now, and what is missing: one request."""
         total = self.spec.blocks
+        # Markers behind the last block are of an append that was stopped: they count for nothing.
         written = [b for b in written_blocks(self.location, self.path) if b < total]
+        # Between each two neighbours of the written blocks, and the ends, the rest is missing.
         gaps = [(a + 1, b) for a, b in pairwise([-1, *written, total]) if b > a + 1]
         step = self.spec.block_rows
         missing = tuple((a * step, min(self.rows, b * step)) for a, b in gaps)
@@ -236,6 +239,7 @@ class Split:
 
     def refuse_known_ids(self, ids: NDArray[Any]) -> None:
         """Raise a :class:`TrakStoreError` if a sample with one of these ids is there."""
+        # Block by block: ids of a hundred million samples need not fit in memory.
         column = self.column(layout.SAMPLE_ID)
         for block in range(self.spec.blocks):
             start, stop = self.spec.block_range(block)

@@ -124,6 +124,7 @@ class StagedSplit:
     def __getitem__(self, index: slice) -> NDArray[np.float32]:
         file, row = (places[index] for places in self._places[:2])
         out = np.empty((len(row), self.dim), dtype=np.float32)
+        # Files are mapped, not read: only the rows that are asked for come into memory.
         for at in np.unique(file):
             path = self.files[at].with_suffix(".features.npy")
             try:

@@ -197,6 +197,7 @@ class StoredColumn:
         marker = None if spec is None else marker_of(*self._block(numbers, spec), fresh=fresh)
         read = self.location.get_chunk if fresh else partial(read_key, self.location)
         content = read(key, self.form.most)
+        # zarr would make up fill values for a chunk that is not there.
         if content is None:
             if self.location.get(layout.DOCUMENT) is None:
                 raise LocationError(f"there is no store at {self.location}")
@@ -238,6 +239,8 @@ class StoredColumn:
         first, last = spec.block_range(block)
         if stop <= first or last - first == spec.block_rows:
             return self._rows(start, stop)
+        # The tails in the old marker are those of chunks with fill values behind the old rows. The rows
+        # are read without the marker, and encoded as they were then: equal tails show equal rows.
         split, _, name = self.path.rpartition("/")
         rows = replace(self, committed_by=None).read(first, last)
         chunks = encode({name: array_documents(spec)[name]}, (first, last), {name: rows})

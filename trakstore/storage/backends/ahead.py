@@ -82,6 +82,7 @@ class _Ahead:
 
     def end(self) -> None:
         """Leave everything."""
+        # An error in between may leave reads that nobody will wait for.
         for future, _ in self._begun.values():
             future.cancel()
         self._begun.clear()
@@ -94,6 +95,7 @@ class _Ahead:
             if self.wants(one.at):
                 self._room -= one.size
                 some.setdefault(one.location, {})[one.key] = one
+        # By location, so that each wakes its loop once for all of them.
         for location, wanted in some.items():
             begun = location.begin({key: one.most for key, one in wanted.items()}, self._gate)
             self._begun |= {(location, key): (begun[key], one.size) for key, one in wanted.items()}

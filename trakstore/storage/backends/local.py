@@ -249,6 +249,7 @@ def _below(store: DurableLocalStore, folder: str) -> list[str]:
     if folder and is_link(store.place(folder)):
         return [folder]
     keys: list[str] = []
+    # Not by os.walk, which passes over a folder that cannot be listed without a word.
     waiting = [folder]
     while waiting:
         at = waiting.pop()
@@ -286,6 +287,8 @@ def _remove_folder(folder: Path) -> None:
     Other processes may still put files there, or take some away: what they leave behind is removed by
     another attempt.
     """
+    # ENOENT: another process took a file away first. ENOTEMPTY, EEXIST: a writer put one there since
+    # the folder was listed. All else, such as a permission, would fail again.
     for attempt in range(ATTEMPTS):
         try:
             shutil.rmtree(folder)

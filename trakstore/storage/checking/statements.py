@@ -42,7 +42,7 @@ def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
             walk.say("document", key, "is not as it was written")
         else:
             masks = parsed_masks(document, path, number)
-            for one in walk.opened_splits(split):  # which read it so
+            for one in walk.opened_splits(split):  # unpacked as each of them would
                 masks.positions(one.epoch, one.spec.nonce, one.rows)
     except DamagedError as error:
         walk.say("document", key, f"is damaged ({error})")
@@ -72,7 +72,8 @@ def _wrong_completion(walk: Walk, path: str) -> str | None:
         return None
     if note.document != document:
         return "is not as it was written"
-    with suppress(DamagedError):  # of the claim, which is said of that
+    # An older note, put back, is sound and in its place; the claim of the append knows of the newer.
+    with suppress(DamagedError):  # a damaged claim is a finding of its own
         claim = last_claim(walk.location, layout.below(layout.COMPLETE, path))
         known = {} if claim is None else claim.known
         if known.get("nonce") == note.nonce and known.get("noted", 0) > note.rows:
@@ -82,6 +83,7 @@ def _wrong_completion(walk: Walk, path: str) -> str | None:
 
 def _note_again(walk: Walk, path: str) -> None:
     """Write the note of a split again where it is complete; else there is none."""
+    # Deleted first: a split that is not complete by now must not keep a note.
     walk.location.delete_folder(path)
     for split in walk.opened_splits(layout.last_part(path)):
         if layout.complete_path(split.epoch, split.name) == path:

@@ -181,6 +181,7 @@ class Walk:
             lost = "put it back from a copy, or remove the folder and featurize again"
             self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
             return None
+        # The same attributes in other bytes: some other program wrote the document again.
         wanted = group_document(attributes(document or b"", path))
         if document != wanted and alone is self.repair:
             self.document(key, wanted, epoch=epoch, split=name)
@@ -196,7 +197,9 @@ class Walk:
         where = {"epoch": split.epoch, "split": split.name}
         for name, wanted in array_documents(split.spec).items():
             key = layout.document_key(split.path, name)
-            if any_written or self.read(key)[0] is not None:  # else creation was cut short
+            # A split without a block and without an array's document was not made to the end: whoever
+            # writes to it makes the rest.
+            if any_written or self.read(key)[0] is not None:
                 self.document(key, wanted, **where)
         for key in self.find(split.path, lambda one: not _belongs(split, one)):
             if _is_beyond(split, key):
@@ -249,6 +252,7 @@ class Walk:
             for path in self.groups(top, 2):
                 self.findings += check_table(self.location, path, read)
         for path in self.groups(layout.GRAMS, 2):
+            # A gram follows from the rows: a bad one is dropped, and computed when it is asked for.
             wrong = list(check_table(self.location, path))
             if wrong and self.repair:
                 delete_table(self.location, path)

@@ -97,6 +97,8 @@ def import_traker(
         store, projection=ProjectionSpec("external", dim=source.dim), dtype=dtype
     )
     scale = source.scale(parameters)
+    # Block by block, with the hash of some rows as the checkpoint: a copy that was stopped goes on, and
+    # one of other features under the same model id is refused.
     for model in chosen:
         q = source.array(model, "out_to_loss.mmap", (source.rows, 1))[:, 0]
         train = _Scaled(source.array(model, "grads.mmap", (source.rows, source.dim)), scale)
@@ -201,6 +203,7 @@ class _Scaled:
 
     def fingerprint(self) -> str:
         """Return a hash of at most 32 spaced rows and the factor, to tell features from others."""
+        # Rows as they lie in the file, before the factor, which is hashed by itself.
         step = -(-len(self.array) // 32)
         some = hashlib.sha256(np.ascontiguousarray(self.array[::step]).tobytes())
         some.update(repr(self.factor).encode())

@@ -109,6 +109,7 @@ def _write_npy(split: Split, name: str, path: Path) -> None:
     column = split.column(name)
     if column.dtype.kind == "T":
         raise TrakStoreError(f"column {name!r} has strings, which .npy cannot hold; use .parquet")
+    # The header is written by itself, and rows behind it: np.save would need all of them in memory.
     with path.open("xb") as file:
         header = {"descr": column.dtype.str, "fortran_order": False, "shape": column.shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -122,6 +123,7 @@ def _write_parquet(store: FeatureStore, split: Split, path: Path) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise TrakStoreError("Parquet needs pyarrow: pip install 'trakstore[parquet]'") from None
+    # The schema is made before the first rows are read: all row groups have the same types.
     schema = pa.schema([(name, _arrow_type(split, name)) for name in split.columns])
     specs = {"trakstore.store": store.spec.to_dict(), "trakstore.split": split.spec.to_dict()}
     schema = schema.with_metadata({key: json.dumps(spec) for key, spec in specs.items()})

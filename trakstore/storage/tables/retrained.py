@@ -98,6 +98,7 @@ def begin_set(location: Location, name: str) -> None:
 def model_parts(location: Location, name: str) -> list[ModelPart]:
     """Return the parts of a set that count, by number; none where nothing of it is there."""
     parts = read_parts(location, layout.evaluation_path(name), read_models)
+    # A listing comes in the order of names, in which models.100 is before models.50.
     return sorted(parts, key=lambda one: one.first)
 
 

@@ -132,6 +132,7 @@ def list_runs(location: Location) -> tuple[Run, ...]:
 def _records(location: Location, planned: bool) -> Iterator[Run]:
     for name in location.names(layout.RUNS):
         path = layout.child(layout.RUNS, name)
+        # A run of its own has a random number, which never is this word.
         if name.endswith(f".{PLANNED}") != planned:
             continue
         document = location.get(layout.document_key(path))
@@ -181,6 +182,7 @@ def forget_plan(location: Location, epoch: Epoch, split: str | None = None) -> b
 def planned_runs(location: Location) -> tuple[Run, ...]:
     """Return a run of each split that was noted and is not there, in order of epochs."""
     noted = {(run.epoch, run.split): run for run in _records(location, True)}
+    # A job that was killed between making a split and taking back its note leaves both.
     absent = _absent(location, list(noted))
     order = sorted(absent, key=lambda one: (*layout.epoch_sort_key(one[0]), one[1]))
     return tuple(noted[one] for one in order)

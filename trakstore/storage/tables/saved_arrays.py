@@ -206,7 +206,9 @@ class SavedArray:
             # A document may speak of millions of chunks that nobody wrote: not each is told by itself.
             missing += finding is not None and finding.kind == "missing"
             if missing > len(there) + _MOST_MISSING:
-                yield Finding("missing", f"{path}/c", f"lacks most of {self.chunk_count} chunks")
+                yield Finding(
+                    "missing", layout.chunk_folder(path), f"lacks most of {self.chunk_count} chunks"
+                )
                 return
             if finding is not None:
                 yield finding

@@ -188,8 +188,10 @@ def read_table(location: Location, path: str) -> dict[str, Any]:
     """
     key = layout.document_key(path)
     document = location.get(key)
+    # Every writer puts a pending document before the first array: arrays without a document had one
+    # that was deleted. It is looked for again, since the table may have been begun just now.
     if document in (None, EMPTY) and _has_arrays(location, path):
-        document = location.get(key)  # it may have been begun just now
+        document = location.get(key)
         if document in (None, EMPTY):
             what = "is missing" if document is None else "is empty"
             raise DamagedError(
@@ -201,7 +203,8 @@ def read_table(location: Location, path: str) -> dict[str, Any]:
     known = attributes(document or b"", path)
     if PENDING in known:
         return {}
-    if known.get(PLACE, path) != path:  # tables of format 1 do not say where they belong
+    # Tables of format 1 do not say where they belong.
+    if known.get(PLACE, path) != path:
         raise DamagedError(f"{location}: {key} is the document of {known[PLACE]!r:.80}")
     if not isinstance(known.get(ARRAYS), list):
         raise DamagedError(f"{location}: {key} names no arrays")
@@ -268,6 +271,8 @@ def read_parts(
 
 def delete_table(location: Location, path: str) -> None:
     """Delete a table: from the first step on nobody reads it, and the document goes last."""
+    # First it becomes a table that is not whole yet: a reader that has its document already finds
+    # chunks missing, which is damage to it, but no other reader begins.
     key = layout.document_key(path)
     location.put({key: _pending("", [])})
     for name in table_names(location, path):

@@ -116,6 +116,7 @@ def add_part(
         "first_epoch": int(epochs.min()),
         "measures": list(MEASURES),
     }
+    # One table for each part, which nobody writes again: ranks and runs never wait for one another.
     arrays = [
         (SavedArray.of(name, values, ("sample", "measure")[: values.ndim], _CHUNK), values)
         for name, values in columns.items()
@@ -159,6 +160,7 @@ _PART = {
 def read_record(location: Location, path: str, what: Mapping[str, Any]) -> RecordPart:
     """Return a part from its document; raise a :class:`DamagedError` for one that no writer makes."""
     known, arrays = known_fields(what, _PART), table_arrays(what)
+    # Shapes are compared before any array is read: a stranger's document could ask for any memory.
     shapes = {name: array.shape for name, array in arrays.items()}
     count = shapes.get("sample_id", (0,))[:1]
     if shapes != {"sample_id": count, "epoch": count, "measures": (*count, len(MEASURES))}:
