@@ -69,10 +69,10 @@ def written_chunks(location: Location, path: str, array: SavedArray) -> frozense
         found = [
             (*at, int(name))
             for at in found
-            for name in location.names("/".join([path, array.name, "c", *map(str, at)]))
+            for name in location.names(layout.chunk_key(layout.child(path, array.name), at))
             if name.isdigit()
         ]
-    keys = ["/".join([path, array.name, "c", *map(str, at)]) for at in found]
+    keys = [layout.chunk_key(layout.child(path, array.name), at) for at in found]
     ends = location.get_tails(keys, TAIL)
     return frozenset(at for at, end in zip(found, ends, strict=True) if end)
 

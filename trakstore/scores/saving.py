@@ -312,7 +312,7 @@ def _found(store: Where | FeatureStore, name: str) -> tuple[Location, str, dict[
 def names_of_scores(location: Location) -> list[str]:
     """Names of the complete scores that are saved."""
     names = table_names(location, layout.SCORES)
-    return [name for name in names if read_table(location, f"{layout.SCORES}/{name}")]
+    return [name for name in names if read_table(location, layout.child(layout.SCORES, name))]
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,11 @@ def check_block(split: Split, block: int) -> list[Finding]:
     keys, rows = block_keys(spec, block), _Rows(spec, block)
     for i, key in enumerate(keys):
         try:
-            value = get(f"{split.path}/{key}", column_form(spec, key.partition("/")[0]).most)
+            value = get(
+                layout.child(split.path, key), column_form(spec, key.partition("/")[0]).most
+            )
         except DamagedError as error:
-            wrong_parts.append(("damaged", key, _words(error, f"{split.path}/{key}")))
+            wrong_parts.append(("damaged", key, _words(error, layout.child(split.path, key))))
             continue
         except LocationError as error:
             # A network that fails is no damage: the check stops, and is no report. A bad sector is.
@@ -108,7 +110,7 @@ def check_block(split: Split, block: int) -> list[Finding]:
     wrong_parts += _wrong_note(split, block, rows.says_why)
     wrong_parts += rows.wrong(_reasons(split, block))
     return [
-        Finding(kind, f"{split.path}/{key}", message, split.epoch, split.name, block)
+        Finding(kind, layout.child(split.path, key), message, split.epoch, split.name, block)
         for kind, key, message in wrong_parts
     ]
 
@@ -121,7 +123,9 @@ def _words(error: DamagedError, key: str) -> str:
 def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
     """Read why rows of a block are bad; None where the store does not say that any are."""
     try:
-        value = split.location.get(f"{split.path}/{layout.SKIPPED}/c/{block}")
+        value = split.location.get(
+            layout.chunk_key(layout.child(split.path, layout.SKIPPED), (block,))
+        )
     except DamagedError:  # the walk says so of its key
         return None
     if value is None or not intact(value) or len(value) != split.spec.block_rows + TAIL:
@@ -132,9 +136,9 @@ def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
 
 def _wrong_note(split: Split, block: int, says_why: bool) -> Iterator[_Wrong]:
     """Check the key that says that a block has bad rows: it has to be there if it has any."""
-    note, chunk = layout.skipped_key("", block), f"{layout.SKIPPED}/c/{block}"
+    note, chunk = layout.skipped_key("", block), layout.chunk_key(layout.SKIPPED, (block,))
     try:
-        keys = [f"{split.path}/{key}" for key in (note, chunk)]
+        keys = [layout.child(split.path, key) for key in (note, chunk)]
         noted, end = split.location.get_tails(keys, TAIL + 1)
     except DamagedError as error:
         yield "damaged", note, f"or {chunk} is damaged ({error})"

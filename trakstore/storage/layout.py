@@ -290,6 +290,11 @@ def document_key(path: str, *names: object) -> str:
     return child(path, *names, DOCUMENT)
 
 
+def is_document(key: str) -> bool:
+    """Tell whether a key is that of a metadata document."""
+    return last_part(key) == DOCUMENT
+
+
 def document_keys(path: str) -> list[str]:
     """Return the keys of the documents of a group and of those above it, the highest first.
 

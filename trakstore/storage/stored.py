@@ -246,7 +246,7 @@ class StoredColumn:
         chunks = encode({name: array_documents(spec)[name]}, (first, last), {name: rows})
         marker = marker_of(self.location, split, spec, block, fresh=True)
         for key, content in chunks.items():
-            numbers = layout.chunk_numbers(key.removeprefix(f"{name}/"))
+            numbers = layout.chunk_numbers(layout.below(name, key))
             if content[-TAIL:] != tail_of_chunk(spec, marker, name, numbers):
                 return self._rows(start, stop)  # raises
         before = [self._rows(start, first)] if start < first else []

@@ -112,7 +112,7 @@ class BlockWriter:
 
     def _store(self, block: int, chunks: Mapping[str, bytes], marker: bytes) -> None:
         place, path = self.split.location, self.split.path
-        keys = {f"{path}/{key}": value for key, value in chunks.items()}
+        keys = {layout.child(path, key): value for key, value in chunks.items()}
         try:
             self._check_nonce()
             # A kill from here to the marker leaves chunks that no marker commits: the block is missing,
@@ -141,7 +141,7 @@ class BlockWriter:
             documents, self.spec.block_range(block), {layout.SKIPPED: reasons}
         ).items()
         path = self.split.path
-        return {f"{path}/{key}": chunk, layout.skipped_key(path, block): chunk[-TAIL:]}
+        return {layout.child(path, key): chunk, layout.skipped_key(path, block): chunk[-TAIL:]}
 
     def _store_reasons(self, chunks: Mapping[str, bytes]) -> None:
         """Store why rows of the block are bad: before its marker, without which they say nothing."""
@@ -161,7 +161,7 @@ class BlockWriter:
     ) -> bool:
         """Tell whether all that is stored of the block is this writer's own."""
         place, path = self.split.location, self.split.path
-        keys = [f"{path}/{key}" for key in block_keys(self.spec, block)]
+        keys = [layout.child(path, key) for key in block_keys(self.spec, block)]
         stored = place.get_tails([*keys, *beside], TAIL)
         wanted = [*tails, *(chunk[-TAIL:] for chunk in beside.values())]
         return stored == wanted and place.get(layout.marker_key(path, block)) == marker

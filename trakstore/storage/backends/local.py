@@ -33,7 +33,7 @@ from zarr.storage import LocalStore
 from trakstore.errors import DamagedError
 from trakstore.paths import exists, is_file, is_folder, is_link
 from trakstore.storage.backends.chunks import check_size
-from trakstore.storage.layout import check_key
+from trakstore.storage.layout import check_key, child
 
 __all__ = ["DurableLocalStore"]
 
@@ -258,7 +258,7 @@ def _below(store: DurableLocalStore, folder: str) -> list[str]:
             os.scandir(store.place(at)) as inside,
         ):
             for one in inside:
-                key = f"{at}/{one.name}".lstrip("/")
+                key = child(at, one.name)
                 (waiting if one.is_dir(follow_symlinks=False) else keys).append(key)
     return keys
 

@@ -31,7 +31,7 @@ from trakstore.storage.backends import event_loop
 from trakstore.storage.backends.buffers import chunk_buffer
 from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.backends.local import DurableLocalStore
-from trakstore.storage.layout import DOCUMENT, check_key, last_part
+from trakstore.storage.layout import check_key, is_document
 
 __all__ = ["DOCUMENT_BYTES", "Location", "Where", "fetch", "open_location"]
 
@@ -129,11 +129,7 @@ class Location:
         DamagedError
             When it is no regular file, or has more than ``most`` bytes; nothing is read then.
         """
-        bound = (
-            (DOCUMENT_BYTES if last_part(key) == DOCUMENT else VALUE_BYTES)
-            if most is None
-            else most
-        )
+        bound = (DOCUMENT_BYTES if is_document(key) else VALUE_BYTES) if most is None else most
         work = fetch(self.store, check_key(key), default_buffer_prototype(), bound)
         value = self._run(work)
         return None if value is None else value.to_bytes()

@@ -127,15 +127,17 @@ def check_claims(walk: Walk) -> None:
     """Check the claims of processes that change something, or did last."""
     tops = set[str]()
     for key in walk.find(layout.CLAIMS):
-        place, document = key.removesuffix("/zarr.json"), walk.read(key)[0]
-        above = layout.parent(place)
+        place = layout.parent(key) if layout.is_document(key) else key
+        document, above = walk.read(key)[0], layout.parent(place)
         if place == key:
             walk.strange(key)
         elif document is not None and above.endswith("~"):
             _check_claim(walk, place, document)
         tops |= {one for one in (place, above) if one.endswith("~")}
-    for path in _groups(walk, layout.CLAIMS):
-        walk.document(layout.document_key(path), EMPTY)
+    claims = map(layout.parent, walk.find(layout.CLAIMS, layout.is_document))
+    groups = {group for claim in claims if (group := layout.parent(claim))}
+    for key in sorted({key for group in groups for key in layout.document_keys(group)}):
+        walk.document(key, EMPTY)
     for top in sorted(tops):
         _check_last(walk, top)
 
@@ -174,18 +176,9 @@ def _take_over(walk: Walk, top: str) -> bool:
     return False
 
 
-def _groups(walk: Walk, top: str) -> list[str]:
-    """Return the groups from ``top`` on that numbered documents are in."""
-    groups = set[str]()
-    for key in walk.find(top, lambda one: one.endswith("/zarr.json")):
-        parts = key.split("/")[:-2]
-        groups |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
-    return sorted(groups)
-
-
 def _strange(walk: Walk, top: str) -> None:
     """Keep the files that are no documents."""
-    for key in walk.find(top, lambda one: not one.endswith("/zarr.json")):
+    for key in walk.find(top, lambda one: not layout.is_document(one)):
         walk.strange(key)
 
 
@@ -199,6 +192,7 @@ def _was_emptied(walk: Walk, path: str) -> bool:
 
     It is looked at twice: a writer makes the folder first, and the document may have come meanwhile.
     """
-    above, _, name = path.rpartition("/")
     empty = walk.read(path)[0] is None and not walk.find(path)
-    return empty and name in walk.listed(above) and not walk.find(path)
+    return (
+        empty and layout.last_part(path) in walk.listed(layout.parent(path)) and not walk.find(path)
+    )

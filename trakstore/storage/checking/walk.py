@@ -218,7 +218,7 @@ class Walk:
         if keys:
             self.document(layout.document_key(path), row_document(split.spec, name), **where)
         for key in keys:
-            if layout.last_part(key) != layout.DOCUMENT:
+            if not layout.is_document(key):
                 value, _ = self.read(key, size)
                 if value is not None and not (intact(value) and len(value) == size):
                     self.say("damaged", key, f"is damaged: {remedy}", **where)
