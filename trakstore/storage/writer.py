@@ -19,12 +19,13 @@ from trakstore.storage import layout
 from trakstore.storage.arrays import (
     array_documents,
     block_keys,
+    column_form,
     column_shape,
     encode,
     marker_entries,
     row_document,
 )
-from trakstore.storage.backends.chunks import TAIL
+from trakstore.storage.backends.chunks import TAIL, ChunkForm
 from trakstore.storage.group_documents import attributes
 from trakstore.storage.split import Split
 
@@ -136,12 +137,10 @@ class BlockWriter:
         """Return what says why rows of the block are bad, by key; nothing where none are."""
         if reasons is None:
             return {}
-        documents = {layout.SKIPPED: row_document(self.spec, layout.SKIPPED)}
-        ((key, chunk),) = encode(
-            documents, self.spec.block_range(block), {layout.SKIPPED: reasons}
-        ).items()
-        path = self.split.path
-        return {layout.child(path, key): chunk, layout.skipped_key(path, block): chunk[-TAIL:]}
+        path, array = self.split.path, layout.child(self.split.path, layout.SKIPPED)
+        content, tail = column_form(self.spec, layout.SKIPPED).encode(reasons)
+        key = layout.chunk_key(array, (block,))
+        return {key: content + tail, layout.skipped_key(path, block): tail}
 
     def _store_reasons(self, chunks: Mapping[str, bytes]) -> None:
         """Store why rows of the block are bad: before its marker, without which they say nothing."""
@@ -167,10 +166,12 @@ class BlockWriter:
         return stored == wanted and place.get(layout.marker_key(path, block)) == marker
 
     def _marker(self, block: int, tails: list[bytes]) -> bytes:
+        """Return the marker: rows, nonce, then the tail of each chunk; 0 where there is no chunk."""
         start, stop = self.spec.block_range(block)
-        row = marker_row(self.spec, stop - start, tails)
-        key = layout.marker_key("", block)
-        return encode(self._documents, (block, block + 1), {layout.WRITTEN: row[None]})[key]
+        entries = np.zeros((1, marker_entries(self.spec)), np.uint32)
+        entries[0, :2] = stop - start, self.spec.nonce
+        entries[0, 2 : 2 + len(tails)] = np.frombuffer(b"".join(tails), "<u4")
+        return b"".join(ChunkForm(entries.shape, "uint32").encode(entries))
 
     def _check_nonce(self, written: Sequence[str] = ()) -> None:
         """Raise unless the split is still the one that was opened.
@@ -207,11 +208,3 @@ class BlockWriter:
                     f"column {name} of block {block} must have shape {shape} and dtype {dtype}, "
                     f"got {got.shape} and {got.dtype}"
                 )
-
-
-def marker_row(spec: SplitSpec, rows: int, tails: list[bytes]) -> NDArray[np.uint32]:
-    """Return a marker's entries: rows, nonce, then the end of each chunk; 0 where there is none."""
-    row = np.zeros(marker_entries(spec), dtype=np.uint32)
-    row[0], row[1] = rows, spec.nonce
-    row[2 : 2 + len(tails)] = [int.from_bytes(tail, "little") for tail in tails]
-    return row
