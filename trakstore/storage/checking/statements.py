@@ -33,7 +33,8 @@ def check_masks(walk: Walk) -> None:
 def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
     key = layout.document_key(path, number)
     document, _ = walk.read(key)
-    if document is None and _is_being_written(walk, layout.child(path, number)):
+    # A writer has a temporary file there, or was killed over it: nothing was published.
+    if document is None and any(map(layout.is_leftover, walk.find(layout.child(path, number)))):
         return
     try:
         if document is None:
@@ -180,11 +181,6 @@ def _strange(walk: Walk, top: str) -> None:
     """Keep the files that are no documents."""
     for key in walk.find(top, lambda one: not layout.is_document(one)):
         walk.strange(key)
-
-
-def _is_being_written(walk: Walk, path: str) -> bool:
-    """Tell whether a writer has a temporary file there, or was killed over it."""
-    return any(map(layout.is_leftover, walk.find(path)))
 
 
 def _was_emptied(walk: Walk, path: str) -> bool:

@@ -135,10 +135,11 @@ def verify_store(
     rows = sum(
         min(split.rows, len(walk.written(split)) * split.spec.block_rows) for split in opened
     )
+    total, all_rows = sum(s.rows * s.row_bytes for s in opened), sum(s.rows for s in opened)
     with (
         ThreadPoolExecutor(threads) as pool,
         ProgressLine(
-            f"verify {location}", rows, item_bytes=_mean_bytes(opened), show=progress
+            f"verify {location}", rows, item_bytes=total // max(1, all_rows), show=progress
         ) as line,
     ):
         reports = tuple(_check_alone(walk, split, pool, threads, line) for split in opened)
@@ -150,12 +151,6 @@ def verify_store(
             walk.runs()
     walk.clear_leftovers()
     return VerifyReport(str(location), reports, tuple(walk.findings), tuple(walk.leftovers))
-
-
-def _mean_bytes(splits: list[Split]) -> int:
-    """Return the mean bytes of a row's features."""
-    rows = sum(split.rows for split in splits)
-    return sum(split.rows * split.row_bytes for split in splits) // max(1, rows)
 
 
 def _check_alone(

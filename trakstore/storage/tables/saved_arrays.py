@@ -232,10 +232,6 @@ class SavedArray:
         return None
 
 
-def _decoded(text: Any) -> bytes:
-    return base64.b64decode(text, validate=True)
-
-
 _SIZES = each(whole(0, 2**53))
 _ARRAY = {
     "name": text(NAME),
@@ -246,7 +242,7 @@ _ARRAY = {
     "shape": _SIZES,
     "chunks": _SIZES,
     "dimensions": each(text()),
-    "tails": made_by(_decoded, "checksums in base64"),
+    "tails": made_by(partial(base64.b64decode, validate=True), "checksums in base64"),
 }
 _MOST_MISSING = 1000  # chunks that are told one by one
 _MOST_CHUNKS, _MOST_CHUNK_BYTES = 2**22, 2**30
