@@ -1,9 +1,9 @@
 """Claims: a process that appends, drops, repairs, saves or trains again says so before.
 
-Rows are computed by any number of workers without a word between them; what replaces or deletes
-something is for one process, and a second one is refused with who is at it and since when. A process
-that was killed stands in nobody's way: on the same machine that is seen at once, on another one by its
-silence, since who holds a claim renews it.
+Rows are computed by any number of workers without a word between them. To replace or delete something is
+for one process: a second one is refused, with the name of the first. A process that was killed stops
+nobody: on the same machine its end is seen at once, on another one by its silence, since a process that
+lives renews its claim.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Making splits: safe when any number of writers start at once.
 
 Every document is published only where there is none, the parent first, and read back: what is there
-decides, and whoever differs in more than the shape of blocks is refused.
+decides, and a writer that differs in more than the shape of blocks is refused.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def make_split(
     wanted = replace(spec, keep_bits=store.keep_bits, nonce=nonce, **vars(shape))
     path, put = layout.split_path(epoch, split), location.put_if_absent
     with error_context(f"{split} at epoch {epoch} cannot be stored"):
-        SplitSpec.from_dict(wanted.to_dict())  # as whoever reads it will
+        SplitSpec.from_dict(wanted.to_dict())  # as every reader of it will
     # The epoch's document comes first: a split below none would be taken for a foreign folder.
     put(layout.document_key(layout.epoch_path(epoch)), EMPTY)
     document = put(layout.document_key(path), split_document(path, wanted))

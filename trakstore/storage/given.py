@@ -215,8 +215,8 @@ def _same_as_stored(
     if stored.spec.given is None and not differing:  # of format 1, or rows were appended
         return replace(spec, given=None)
     if given.in_memory and not differing and not stored.complete:
-        # Bad values in the rest were put right. Who still writes the old ones is stopped by the new
-        # document; what that process committed until then is compared again.
+        # Bad values in the rest were put right. A process that still writes the old ones is stopped
+        # by the new document; what it committed until then is compared again.
         give_again(stored, spec.given)
         differing = given.differing(stored)
         if not differing:

@@ -1,7 +1,7 @@
 """Documents that are numbered: each is published once, by exactly one of all who try.
 
-A document is never written again by others, so that who read the highest, changed it and published it
-under the next number knows that nothing came between; who loses reads again.
+A document is never written again by others. So a process that read the highest, changed it and
+published it under the next number knows that nothing came between; one that loses reads again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def publish_numbered(location: Location, path: str, number: int, document: bytes
     key = layout.document_key(path, number)
     if location.put_if_absent(key, document) != document:
         return False
-    # Older documents may be deleted. Who was slow may then find a number absent that was used before,
+    # Older documents may be deleted. A slow process may then find a number absent that was used before,
     # and below the highest: its document would count for nobody, so it is taken back.
     if stored_numbers(location, path)[-1:] == [number]:
         return True

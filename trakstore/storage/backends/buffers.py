@@ -24,7 +24,7 @@ __all__ = ["chunk_buffer", "reused_buffers"]
 _KEPT = 2  # the chunk that is worked on, and the one that is read
 
 
-# Counted by a function, as in use below: a count includes the references of whoever counts, and
+# Counted by a function, as in use below: a count includes the references of the one who counts, and
 # interpreters differ in how many those are.
 def _references(arrays: list[NDArray[np.uint8]], at: int) -> int:
     return sys.getrefcount(arrays[at])

@@ -197,8 +197,8 @@ class Walk:
         where = {"epoch": split.epoch, "split": split.name}
         for name, wanted in array_documents(split.spec).items():
             key = layout.document_key(split.path, name)
-            # A split without a block and without an array's document was not made to the end: whoever
-            # writes to it makes the rest.
+            # A split without a block and without an array's document was not made to the end: the next
+            # writer makes the rest.
             if any_written or self.read(key)[0] is not None:
                 self.document(key, wanted, **where)
         for key in self.find(split.path, lambda one: not _belongs(split, one)):

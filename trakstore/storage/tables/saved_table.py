@@ -99,8 +99,8 @@ def begin_table(
     """
     make_groups(location, layout.parent(path))
     key = layout.document_key(path)
-    # Chunks of another table go before the new arrays are named: whoever goes on with this save may
-    # take every chunk that he finds for one of it.
+    # Chunks of another table go before the new arrays are named: a process that goes on with this save
+    # takes every chunk that it finds for one of it.
     location.put({key: _pending("", [])})
     for array in arrays:
         array.create(location, path)
