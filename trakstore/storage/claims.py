@@ -1,7 +1,7 @@
 """Claims: a process that appends, drops, repairs, saves or trains again says so before.
 
-Rows are computed by any number of workers without a word between them. To replace or delete something is
-for one process: a second one is refused, with the name of the first. A process that was killed stops
+Rows are computed by any number of workers without a word between them. To replace or delete something
+is for one process: a second one is refused, with the name of the first. A process that was killed stops
 nobody: on the same machine its end is seen at once, on another one by its silence, since a process that
 lives renews its claim.
 """
