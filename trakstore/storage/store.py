@@ -394,4 +394,4 @@ class FeatureStore:
 
     def _repr_html_(self) -> str:
         """Show a notebook the rows of each split at the last epochs, as this process saw them."""
-        return store_markup(self.location, self.spec, self._catalogue)
+        return store_markup(str(self.location), self.spec, self._catalogue)
