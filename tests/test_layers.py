@@ -78,7 +78,6 @@ ORDER: dict[str, list[str]] = {
         "from_traker",
     ],
     "storage/checking": [
-        "grid",
         "walk",
         "statements",
         "verification",
@@ -89,9 +88,9 @@ ORDER: dict[str, list[str]] = {
         "training_records",
         "retrained",
         "runs",
-        "plans",
     ],
     "storage/backends": [
+        "event_loop",
         "chunks",
         "buffers",
         "objects",
@@ -160,8 +159,8 @@ ORDER: dict[str, list[str]] = {
     ],
     "storage": [
         "layout",
-        "checksums",
         "backends",
+        "group_documents",
         "numbered",
         "arrays",
         "markers",

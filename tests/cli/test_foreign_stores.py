@@ -23,8 +23,8 @@ from numcodecs import Zstd
 import trakstore as ts
 from trakstore.analysis import training_dynamics
 from trakstore.evaluation import Retrained, SubsetPlan, retrain, retrained_models
-from trakstore.storage.checksums import tail_of
-from trakstore.storage.split import attributes, group_document
+from trakstore.storage.backends.chunks import tail_of
+from trakstore.storage.group_documents import attributes, group_document
 from trakstore.storage.tables.runs import Run, record_run
 from trakstore.storage.tables.training_records import TrainingRun, add_part
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import trakstore as ts
-from trakstore.storage.split import group_document
+from trakstore.storage.group_documents import group_document
 from trakstore.storage.tables.retrained import add_models
 
 

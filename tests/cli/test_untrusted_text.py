@@ -13,7 +13,7 @@ import trakstore as ts
 from trakstore.errors import DamagedError, NotFoundError, TrakStoreError
 from trakstore.markup import printable
 from trakstore.storage import layout
-from trakstore.storage.split import group_document
+from trakstore.storage.group_documents import group_document
 
 pytestmark = pytest.mark.filterwarnings("always:.*the record has no:UserWarning")
 

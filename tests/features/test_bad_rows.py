@@ -18,7 +18,7 @@ from trakstore.errors import DamagedError, NumericsError, TrakStoreError
 from trakstore.features import Job, featurize, featurize_job
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.kernels.iterative import Dual
-from trakstore.storage.arrays import encode, skipped_document
+from trakstore.storage.arrays import encode, row_document
 from trakstore.storage.checking.verification import verify_store
 
 N, DIM = 24, 16
@@ -325,7 +325,7 @@ def test_reasons_belong_to_their_rows(tmp_path: Path, damage: str) -> None:
         note.write_bytes((split / "written/skipped.0").read_bytes())
     else:
         reasons[BAD[-1] - 16 if damage == "other reasons" else 0] ^= 1
-        documents = {"skipped": skipped_document(store.split(0, "train").spec)}
+        documents = {"skipped": row_document(store.split(0, "train").spec, "skipped")}
         (value,) = encode(documents, (16, 24), {"skipped": reasons}).values()
         chunk.write_bytes(value)
         note.write_bytes(value[-4:])

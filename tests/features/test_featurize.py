@@ -31,7 +31,7 @@ from trakstore.features.job import JobOptions
 from trakstore.features.parameters import canonical_name
 from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.checking.verification import verify_store
-from trakstore.storage.tables.plans import planned_runs
+from trakstore.storage.tables.runs import planned_runs
 
 SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
 

@@ -11,7 +11,7 @@ import pytest
 
 import trakstore as ts
 from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
-from trakstore.storage import store as store_module
+from trakstore.storage.writer import BlockWriter
 
 ROWS, DIM = 12, 4
 X = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
@@ -47,7 +47,7 @@ def test_other_values_are_refused_by_name(store: ts.FeatureStore, name: str) -> 
 def test_a_stopped_write_goes_on_where_what_is_there_is_the_same(
     store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, whole = [], store_module.BlockWriter.write
+    written, whole = [], BlockWriter.write
 
     def few(self: Any, block: int, columns: Any) -> None:
         if len(written) == 1:
@@ -56,7 +56,7 @@ def test_a_stopped_write_goes_on_where_what_is_there_is_the_same(
         whole(self, block, columns)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store_module.BlockWriter, "write", few)
+        patch.setattr(BlockWriter, "write", few)
         store.write_split(0, "train", **GIVEN, block_rows=5)
     first = store.split(0, "train")
     other = {**GIVEN, "features": X + 1}
@@ -68,7 +68,7 @@ def test_a_stopped_write_goes_on_where_what_is_there_is_the_same(
     np.testing.assert_array_equal(store.features(0, "train"), later)
     rows = {name: first.column(name).read(0, 5) for name in first.columns}
     with pytest.raises(SpecMismatchError, match="replaced while it was being written"):
-        store_module.BlockWriter(first).write(0, rows)  # that of the first values
+        BlockWriter(first).write(0, rows)  # that of the first values
     with pytest.raises(SpecMismatchError, match="other values of features"):
         store.write_split(0, "train", **GIVEN, block_rows=5)
 

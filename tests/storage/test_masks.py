@@ -17,9 +17,9 @@ import trakstore as ts
 from trakstore.errors import DamagedError, NotFoundError
 from trakstore.storage import masks
 from trakstore.storage.checking.verification import verify_store
-from trakstore.storage.layout import document_key
-from trakstore.storage.masks import change_masks, kept_key, read_masks
-from trakstore.storage.split import attributes, group_document
+from trakstore.storage.group_documents import attributes, group_document
+from trakstore.storage.layout import document_key, kept_path
+from trakstore.storage.masks import change_masks, read_masks
 
 ROWS = 24
 
@@ -91,8 +91,10 @@ def test_a_mask_that_was_stopped_just_after_it_counted_is_finished_by_the_same_c
 ) -> None:
     store = ts.open_store(where)
     store.mask("train", [3])
-    store.location.delete([kept_key("_masks/train", 1)])
-    assert [one.key for one in verify_store(where).findings] == [kept_key("_masks/train", 1)]
+    store.location.delete([document_key(kept_path("_masks/train", 1))])
+    assert [one.key for one in verify_store(where).findings] == [
+        document_key(kept_path("_masks/train", 1))
+    ]
     assert store.mask("train", [3]) == 0
     assert verify_store(where).ok and masked(where) == [3]
 

@@ -28,7 +28,7 @@ from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import block_keys
 from trakstore.storage.backends.location import DurableLocalStore, Location, open_location
 from trakstore.storage.columns import stored_rows
-from trakstore.storage.split import attributes, group_document
+from trakstore.storage.group_documents import attributes, group_document
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.writer import BlockWriter
 
@@ -263,7 +263,7 @@ def test_no_pipeline_of_zarr_passes_by_the_way_chunks_are_read_and_written(
     array.create(place, "grams/0/train")
     fused = "zarr.core.codec_pipeline.FusedCodecPipeline"
     with zarr.config.set({"codec_pipeline.path": fused}):
-        array.open(place, "grams/0/train", "r+")[...] = np.ones((4, 4))
+        array.open_to_write(place, "grams/0/train")[...] = np.ones((4, 4))
         assert {"grams/0/train/gram/c/0/0", "grams/0/train/gram/c/1/0"} <= set(written)
         place.delete(["grams/0/train/gram/c/1/0"])
         with pytest.raises(DamagedError, match="gram/c/1/0 is missing"):

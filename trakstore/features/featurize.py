@@ -30,8 +30,14 @@ from trakstore.storage.completion import note_complete
 from trakstore.storage.layout import as_epochs, as_splits
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
-from trakstore.storage.tables.plans import note_plan, split_is_made
-from trakstore.storage.tables.runs import Run, library_versions, now, record_run
+from trakstore.storage.tables.runs import (
+    Run,
+    library_versions,
+    note_plan,
+    now,
+    record_run,
+    split_is_made,
+)
 
 __all__ = ["Featurized", "featurize", "featurize_job"]
 

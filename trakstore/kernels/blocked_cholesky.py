@@ -27,6 +27,7 @@ from trakstore.kernels.solvers import (
 from trakstore.kernels.tiled_gram import Scratch, TiledGram
 from trakstore.passes.memory import give_back, memory_budget
 from trakstore.planning import human_bytes, ranges, with_slack
+from trakstore.storage.tables.saved_arrays import TableArray
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _scratch_array(scratch: Scratch, dim: int, tile: int) -> zarr.Array[Any]:
 
 def _panel(
     gram: TiledGram,
-    source: zarr.Array[Any],
+    source: TableArray,
     lower: zarr.Array[Any],
     piece: tuple[int, int],
     damped: float,

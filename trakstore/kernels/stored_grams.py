@@ -241,7 +241,7 @@ def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
     try:
         with claimed(place, path, "kernel"):
             begun = start_gram(split)
-            gram_array(_dim(split)).open(place, path, "r+")[:] = made.matrix
+            gram_array(_dim(split)).open_to_write(place, path)[:] = made.matrix
             publish(split, begun, replace(wanted, dtype=made.dtype), made.rows, made.trace)
     except (OSError, ValueError):
         # A query works on a store that it may not write. The gram is computed again next time.
@@ -271,13 +271,13 @@ def publish(split: KernelSplit, begun: bytes, origin: GramOrigin, used: int, tra
         When the place cannot be written, or another process began the same gram.
     """
     place, path = split.location, _path(split)
-    if not is_current(split):
+    if not is_current(place, split.epoch, split.name, split.state):
         return
     arrays = {"gram": gram_array(_dim(split))}
     if origin.masked:
         masked = SavedArray("masked", "int64", (origin.masked,), (origin.masked,), ("masked_row",))
         masked.create(place, path)
-        masked.open(place, path, "r+")[:] = masked_rows(split)
+        masked.write(place, path, masked_rows(split))
         arrays["masked"] = masked
     document = {**asdict(origin), "used": used, "trace": trace}
     publish_table(place, path, list(arrays.values()), document, instead_of=begun)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError
@@ -34,7 +33,7 @@ from trakstore.planning import SLACK, human_bytes, ranges, with_slack
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.claims import claimed
-from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_arrays import SavedArray, TableArray
 
 # Train rows of one product.
 STRIP_ROWS = 1024
@@ -85,11 +84,10 @@ class TiledGram:
     stored: SavedArray | None = field(default=None, repr=False)
 
     @property
-    def array(self) -> zarr.Array[Any]:
+    def array(self) -> TableArray:
         """K, shape (k, k), both triangles."""
         array = self.stored or gram_array(self.dim)
-        tiles: zarr.Array[Any] = array.open(self.location, self.path)
-        return tiles
+        return array.open(self.location, self.path)
 
 
 def tiled_gram(
@@ -243,7 +241,7 @@ class _StripPass(Pass[float, float]):
         return scaled
 
     def _write(self, total: NDArray[np.float64], start: int, stop: int) -> None:
-        array = self.array.open(self.location, self.path, "r+")
+        array = self.array.open_to_write(self.location, self.path)
         # Products of float32 tiles need not be symmetric to the bit: the upper triangle counts.
         square = total[:, : stop - start]
         square[...] = np.triu(square) + np.triu(square, 1).T

@@ -15,8 +15,7 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.skipped import SkippedRow, skipped_rows
 from trakstore.storage.split import Split, SplitStatus
 from trakstore.storage.store import FeatureStore
-from trakstore.storage.tables.plans import planned_runs
-from trakstore.storage.tables.runs import Run
+from trakstore.storage.tables.runs import Run, planned_runs
 
 _NAMED = 3  # splits that a line names
 

@@ -98,7 +98,7 @@ def save_above(save: Save, threshold: float) -> Begun:
             progress.advance((last - first) * columns)
     # Chunks stay as they are; only the documents say how many entries there are.
     made = [stop, *_entry_arrays(total, save.dtype)]
-    documents = {layout.document_key(f"{save.path}/{one.name}"): one.document for one in made}
+    documents = {layout.document_key(save.path, one.name): one.document for one in made}
     save.location.put(documents)
     return replace(begun, arrays=made)
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError
 from trakstore.scores.factored import Scores
 from trakstore.storage import layout
+from trakstore.storage.backends.chunks import TAIL
 from trakstore.storage.backends.location import Location
-from trakstore.storage.checksums import TAIL
 from trakstore.storage.columns import UNDERFLOW
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.saved_table import begin_table, pending_arrays
@@ -64,7 +64,7 @@ class Save:
 
     def open(self, array: SavedArray) -> Any:
         """Open one of the arrays for writing."""
-        return array.open(self.location, self.path, "r+")
+        return array.open_to_write(self.location, self.path)
 
     def written(self, array: SavedArray) -> frozenset[tuple[int, ...]]:
         """List the chunks of an array that are there; an empty one, after a power loss, is not."""
@@ -80,7 +80,7 @@ class Save:
         return frozenset(at for at, end in zip(chunks, ends, strict=True) if end)
 
     def _key(self, array: SavedArray, at: tuple[int, ...]) -> str:
-        return "/".join([self.path, array.name, "c", *map(str, at)])
+        return layout.chunk_key(layout.child(self.path, array.name), at)
 
 
 def _without_height(array: SavedArray) -> SavedArray:

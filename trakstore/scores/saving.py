@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from dask.base import tokenize
@@ -239,12 +237,11 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
     document = read_table(location, path)
     if not document:
         raise _no_scores(location, name)
-    open_lazily: Callable[..., da.Array] = da.from_zarr
     where = f"{location}: the saved scores {name!r}"
     with error_context(where):
         arrays = table_arrays(document)
     lazy = {
-        one: (array.dimensions, open_lazily(array.open(location, path)))
+        one: (array.dimensions, array.open(location, path).to_dask())
         for one, array in arrays.items()
     }
     attrs = {key: value for key, value in document.items() if key not in (ARRAYS, PLACE)}
@@ -289,7 +286,7 @@ def _no_scores(location: Location, name: str) -> NotFoundError:
 def names_of_scores(location: Location) -> list[str]:
     """List the names of the complete scores that are saved."""
     names = table_names(location, layout.SCORES)
-    return [name for name in names if read_table(location, f"{layout.SCORES}/{name}")]
+    return [name for name in names if read_table(location, layout.child(layout.SCORES, name))]
 
 
 @dataclass(frozen=True)

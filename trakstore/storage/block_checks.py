@@ -1,4 +1,4 @@
-"""Whether the stored bytes of a block are what its marker says, and its numbers what they should be."""
+"""Checks of a committed block: its bytes against its marker, its numbers against its norms."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trakstore.errors import DamagedError, LocationError
 from trakstore.planning import counted
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import block_keys, column_shape, marker_entries
-from trakstore.storage.backends.chunks import ChunkForm, unpacked
-from trakstore.storage.checksums import TAIL, intact
+from trakstore.storage.arrays import block_keys, column_form, marker_entries
+from trakstore.storage.backends.chunks import TAIL, intact
+from trakstore.storage.columns import first_few
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
 from trakstore.storage.skipped import stated_reasons, unlike_norms
@@ -49,11 +49,11 @@ class Finding:
     key : str
         The file or object.
     message : str
-        What is wrong with it.
+        Words for what is wrong with it.
     epoch, split, block
-        Where, as far as it is in one.
+        Names of what it is in, as far as it is in one.
     repaired : bool
-        Whether it was repaired: its block marked as missing, or its document written again.
+        True if its block was marked as missing, or its document written again.
     """
 
     kind: FindingKind
@@ -69,57 +69,63 @@ class Finding:
 
 
 def check_block(split: Split, block: int) -> list[Finding]:
-    """Read a committed block, one chunk at a time; what is wrong with it."""
+    """Read a committed block, one chunk at a time; return what is wrong with it."""
     get, spec = split.location.get, split.spec
     key = layout.marker_key(split.path, block)
     try:
         marker = get(key, TAIL * (marker_entries(spec) + 1))
     except DamagedError as error:
-        return [Finding("marker", key, _told(error, key), split.epoch, split.name, block)]
+        return [Finding("marker", key, _words(error, key), split.epoch, split.name, block)]
     if marker is None:  # dropped since it was listed
         return []
     wrong = _wrong_marker(spec, block, marker)
-    found: list[_Wrong] = [] if wrong is None else [wrong]
+    wrong_parts: list[_Wrong] = [] if wrong is None else [wrong]
     keys, rows = block_keys(spec, block), _Rows(spec, block)
     for i, key in enumerate(keys):
         try:
-            value = get(f"{split.path}/{key}", _form(spec, key.partition("/")[0]).most)
+            value = get(
+                layout.child(split.path, key), column_form(spec, key.partition("/")[0]).most
+            )
         except DamagedError as error:
-            found.append(("damaged", key, _told(error, f"{split.path}/{key}")))
+            wrong_parts.append(("damaged", key, _words(error, layout.child(split.path, key))))
             continue
-        except LocationError as error:  # a network that fails is no damage, a bad sector is
+        except LocationError as error:
+            # A network that fails is no damage: the check stops, and is no report. A bad sector is.
             if getattr(error.__cause__, "errno", None) != errno.EIO:
                 raise
-            found.append(("damaged", key, "cannot be read: input/output error"))
+            wrong_parts.append(("damaged", key, "cannot be read: input/output error"))
             continue
         tail = None if wrong else marker[(2 + i) * TAIL : (3 + i) * TAIL]
         bad = _wrong_chunk(spec, key, value, tail)
         if bad is not None:
-            found.append(bad)
+            wrong_parts.append(bad)
         elif value is not None:
             try:
                 rows.add(key, value)
             except DamagedError as error:
-                found.append(("damaged", key, _told(error, key)))
-    if {kind for kind, *_ in found} == {"foreign"} and _has_old_rows(split, block):
-        found = []
-    found += _wrong_note(split, block, rows.says_why)
-    found += rows.wrong(_reasons(split, block))
+                wrong_parts.append(("damaged", key, _words(error, key)))
+    # Sound chunks that the marker does not commit may still hold all rows that count.
+    if {kind for kind, *_ in wrong_parts} == {"foreign"} and _has_old_rows(split, block):
+        wrong_parts = []
+    wrong_parts += _wrong_note(split, block, rows.says_why)
+    wrong_parts += rows.wrong(_reasons(split, block))
     return [
-        Finding(kind, f"{split.path}/{key}", message, split.epoch, split.name, block)
-        for kind, key, message in found
+        Finding(kind, layout.child(split.path, key), message, split.epoch, split.name, block)
+        for kind, key, message in wrong_parts
     ]
 
 
-def _told(error: DamagedError, key: str) -> str:
-    """What an error says of a key, which it may begin with."""
+def _words(error: DamagedError, key: str) -> str:
+    """Return an error's words on a key, without the key that they may begin with."""
     return str(error).removeprefix(f"{key} ")
 
 
 def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
-    """Why rows of a block are bad; None where the store does not say that any are."""
+    """Read why rows of a block are bad; None where the store does not say that any are."""
     try:
-        value = split.location.get(f"{split.path}/{layout.SKIPPED}/c/{block}")
+        value = split.location.get(
+            layout.chunk_key(layout.child(split.path, layout.SKIPPED), (block,))
+        )
     except DamagedError:  # the walk says so of its key
         return None
     if value is None or not intact(value) or len(value) != split.spec.block_rows + TAIL:
@@ -129,26 +135,26 @@ def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
 
 
 def _wrong_note(split: Split, block: int, says_why: bool) -> Iterator[_Wrong]:
-    """What is wrong with the key that says that a block has bad rows; it has to be there if it has."""
-    note, chunk = layout.skipped_key("", block).lstrip("/"), f"{layout.SKIPPED}/c/{block}"
+    """Check the key that says that a block has bad rows: it has to be there if it has any."""
+    note, chunk = layout.skipped_key("", block), layout.chunk_key(layout.SKIPPED, (block,))
     try:
-        keys = [f"{split.path}/{key}" for key in (note, chunk)]
-        told, end = split.location.get_tails(keys, TAIL + 1)
+        keys = [layout.child(split.path, key) for key in (note, chunk)]
+        noted, end = split.location.get_tails(keys, TAIL + 1)
     except DamagedError as error:
         yield "damaged", note, f"or {chunk} is damaged ({error})"
         return
-    if told is None and says_why:
+    if noted is None and says_why:
         yield "missing", note, "is missing though rows of its block are bad"
-    elif told is not None and end is None:
+    elif noted is not None and end is None:
         yield "missing", chunk, "is missing though rows of its block are bad"
-    elif told is not None and end is not None and told != end[-TAIL:]:
+    elif noted is not None and end is not None and noted != end[-TAIL:]:
         yield "foreign", note, "is not of the chunk that says why rows are bad"
 
 
 def _has_old_rows(split: Split, block: int) -> bool:
-    """Whether a last, short block is what the marker commits but for rows behind its last.
+    """Tell whether a last, short block is what the marker commits but for rows behind its last.
 
-    So a stopped append leaves it: the chunks stored again with more rows, the old ones as they were.
+    A stopped append leaves it so: the chunks stored again with more rows, the old ones as they were.
     """
     start, stop = split.spec.block_range(block)
     if stop - start == split.spec.block_rows:
@@ -163,9 +169,10 @@ def _has_old_rows(split: Split, block: int) -> bool:
 
 
 def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:
-    key = layout.marker_key("", block).lstrip("/")
+    key = layout.marker_key("", block)
     if len(marker) != TAIL * (marker_entries(spec) + 1) or not intact(marker):
         return "marker", key, "is damaged: its checksum or its length is wrong"
+    # In the order of the writer: rows, the split's nonce, then the tail of each chunk.
     rows, nonce, *tails = np.frombuffer(marker[:-TAIL], "<u4").tolist()
     start, stop = spec.block_range(block)
     if nonce != spec.nonce:
@@ -183,8 +190,8 @@ def _wrong_chunk(
 ) -> _Wrong | None:
     if value is None:
         return "missing", key, "is missing though its block was committed"
-    form = _form(spec, key.partition("/")[0])
-    size = form.most if form.itemsize and not form.compressed else None
+    form = column_form(spec, key.partition("/")[0])
+    size = None if form.dtype == "str" or form.compressed else form.most
     if len(value) < (size or TAIL):
         return "truncated", key, f"has {len(value)} bytes of {size or 'at least 4'}"
     if not intact(value):
@@ -194,71 +201,50 @@ def _wrong_chunk(
     return None
 
 
-def _form(spec: SplitSpec, name: str) -> ChunkForm:
-    """What the chunks of a column can be."""
-    dtype = dict(spec.columns)[name]
-    _, chunks = column_shape(spec, name)
-    itemsize = None if dtype == "str" else np.dtype(dtype).itemsize
-    return ChunkForm(math.prod(chunks), itemsize, _compressed(spec, name))
-
-
-def _compressed(spec: SplitSpec, name: str) -> bool:
-    return name == layout.FEATURES and spec.keep_bits is not None
-
-
 class _Rows:
-    """The numbers of a block, chunk by chunk: keeps the row columns and the rows' squared norms."""
+    """Numbers of a block, taken in chunk by chunk: the row columns, and the rows' squared norms."""
 
     def __init__(self, spec: SplitSpec, block: int) -> None:
-        self.spec, self.dtypes = spec, dict(spec.columns)
+        self.spec = spec
         self.first, stop = spec.block_range(block)
         self.count = stop - self.first
         self.squares = np.zeros(self.count)
         self.narrow: dict[str, NDArray[Any]] = {}
-        self.widths = dict(spec.widths)
-        self.finite = {name: np.ones(self.count, dtype=bool) for name in self.widths}
+        self.finite = {name: np.ones(self.count, dtype=bool) for name in dict(spec.widths)}
         self.awaited = sum(key.startswith(f"{layout.FEATURES}/") for key in block_keys(spec, block))
 
     def add(self, key: str, value: bytes) -> None:
         """Take in a sound chunk."""
-        name, _, index = key.split("/", 2)
-        if self.dtypes[name] == "str":
-            _form(self.spec, name).check(key, value)
-            return
-        if _compressed(self.spec, name):
-            form = _form(self.spec, name)
-            size = form.count * (form.itemsize or 0)
-            value = unpacked(key, value[:-TAIL], size) + value[-TAIL:]
-        dtype = np.dtype(self.dtypes[name]).newbyteorder("<")
-        values = np.frombuffer(value, dtype, count=(len(value) - TAIL) // dtype.itemsize)
+        name, _, rest = key.partition("/")
+        values = column_form(self.spec, name).decode(key, value)
         if name == layout.FEATURES:
-            self._add_squares(values, *map(int, index.split("/")))
-        elif name in self.widths:
-            self._add_finite(name, values, int(index.partition("/")[0]))
-        else:
+            self._add_squares(values, *layout.chunk_numbers(rest))
+        elif name in self.finite:
+            self._add_finite(name, values, layout.chunk_numbers(rest)[0])
+        elif values.dtype.kind != "T":
             self.narrow[name] = values[: self.count]
 
     def _add_squares(self, values: NDArray[Any], down: int, across: int) -> None:
         height, width = self.spec.chunk_rows, self.spec.chunk_columns
         row = down * height - self.first
         rows, columns = min(height, self.count - row), min(width, self.spec.dim - across * width)
-        tile = values.reshape(height, width)[:rows, :columns]
+        tile = values[:rows, :columns]
         wide = tile.astype(np.float32, copy=False)  # float16 is slow to sum
         self.squares[row : row + rows] += np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
         self.awaited -= 1
 
     def _add_finite(self, name: str, values: NDArray[Any], down: int) -> None:
         row = down * self.spec.chunk_rows - self.first
-        tile = values.reshape(-1, self.widths[name])[: self.count - row]
+        tile = values[: self.count - row]
         self.finite[name][row : row + len(tile)] = np.isfinite(tile).all(axis=1)
 
     @property
     def says_why(self) -> bool:
-        """Whether rows are NaN and say why: then they were written since notes are."""
+        """True if rows are NaN and say why: then they were written since notes are."""
         return "norm" in self.narrow and bool(stated_reasons(self.narrow["norm"]).any())
 
     def wrong(self, reasons: NDArray[np.uint8] | None = None) -> Iterator[_Wrong]:
-        """Rows that are not finite, and rows that have not their stored norm.
+        """Yield rows that are not finite, and rows that have not their stored norm.
 
         Rows that were bad when they were written are neither, if there are ``reasons`` for them.
         """
@@ -275,7 +261,8 @@ class _Rows:
         for name, column in self.narrow.items():
             if column.dtype.kind == "f" and not np.isfinite(column).all():
                 yield "non-finite", name, self._named(~np.isfinite(column), "is NaN or infinite")
-        if self.awaited:  # a chunk of features is gone
+        # Without one of its chunks a row's sum of squares says nothing about its norm.
+        if self.awaited:
             return
         finite = np.isfinite(self.squares)
         if not finite.all():
@@ -286,7 +273,7 @@ class _Rows:
                 yield "norm", "norm", self._named(off, "is not the norm of the stored features")
 
     def _leave_out(self, rows: NDArray[np.bool_]) -> None:
-        """Take rows for finite ones of norm 0."""
+        """Count some rows as finite ones of norm 0."""
         self.squares[rows] = 0
         for whole in self.finite.values():
             whole[rows] = True
@@ -295,7 +282,9 @@ class _Rows:
                 self.narrow[name] = np.where(rows, 0, column)
 
     def _near(self, norm: NDArray[np.float64]) -> NDArray[np.bool_]:
-        exact = self.dtypes[layout.FEATURES] == "float32" and self.spec.keep_bits is None
+        exact = (
+            dict(self.spec.columns)[layout.FEATURES] == "float32" and self.spec.keep_bits is None
+        )
         relative = EXACT if exact else NARROWED
         absolute = math.sqrt(self.spec.dim) * float(np.finfo(np.float32).smallest_subnormal)
         difference = np.abs(np.sqrt(self.squares) - norm)
@@ -303,5 +292,4 @@ class _Rows:
 
     def _named(self, bad: NDArray[np.bool_], what: str) -> str:
         rows = np.flatnonzero(bad) + self.first
-        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        return f"{what} in {counted(len(rows), 'row')} ({shown})"
+        return f"{what} in {counted(len(rows), 'row')} ({first_few(rows)})"

@@ -1,9 +1,9 @@
-"""One at a time: who appends, drops, repairs, saves or trains again says so before.
+"""Claims: a process that appends, drops, repairs, saves or trains again says so before.
 
-Rows are computed by any number of workers without a word between them; what replaces or deletes
-something is for one process, and a second one is refused with who is at it and since when. A process
-that was killed stands in nobody's way: on the same machine that is seen at once, on another one by its
-silence, since who holds a claim renews it.
+Rows are computed by any number of workers without a word between them. To replace or delete something
+is for one process: a second one is refused, with the name of the first. A process that was killed stops
+nobody: on the same machine its end is seen at once, on another one by its silence, since a process that
+lives renews its claim.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trakstore.documents import fields, made_by, one_of, text, whole
-from trakstore.errors import DamagedError, LocationError, SpecMismatchError
+from trakstore.documents import made_by, one_of, text, whole
+from trakstore.errors import DamagedError, LocationError
 from trakstore.paths import exists
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import group_document, make_groups, placed_fields
 from trakstore.storage.numbered import highest, publish_numbered, stored_numbers
-from trakstore.storage.split import attributes, group_document
 
 __all__ = ["Claim", "claimed", "last_claim"]
 
@@ -39,28 +39,28 @@ ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Claim:
-    """Who changes something, or did.
+    """A process that changes something, or did.
 
     Attributes
     ----------
     place : str
-        Of the claim itself.
+        Path of the claim itself.
     what : str
-        In words, such as ``"append"``.
+        The change in words, such as ``"append"``.
     host, machine : str
-        Its name, and what tells it, as it runs now, from others of that name.
+        Name of the machine, and a text that tells it, as it runs now, from others of that name.
     process, born : int
-        Its number, and when it was started, which tells it from later ones of that number.
+        Number of the process, and the time of its start, which tells it from later ones of that number.
     since : str
         ISO 8601, UTC.
     writing : str
-        Random: no two claims are alike.
+        Random text: no two claims are alike.
     renewed : int
-        How often it was.
+        Number of signs of life.
     known : dict
-        What came of it and of claims before: plain values, such as the number of rows.
+        Results of it and of claims before: plain values, such as the number of rows.
     ended : bool
-        Whether it has ended, well or not.
+        True once it has ended, well or not.
     """
 
     place: str
@@ -77,14 +77,14 @@ class Claim:
 
     @classmethod
     def of_this_process(cls, place: str, what: str, known: dict[str, Any]) -> Claim:
-        """A new one."""
+        """Make the claim of this process."""
         since = datetime.now(UTC).isoformat(timespec="seconds")
         own = (socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()) or 0)
         return cls(place, what, *own, since, secrets.token_hex(8), known=known)
 
     @classmethod
     def read(cls, document: bytes, where: str) -> Claim:
-        """From its document.
+        """Read a claim from its document.
 
         Raises
         ------
@@ -92,16 +92,13 @@ class Claim:
             When it is none.
         """
         try:
-            found = cls(**fields(attributes(document, "it"), _CLAIM, what="it"))
-        except (DamagedError, SpecMismatchError) as error:
+            return cls(**placed_fields(document, where, _CLAIM))
+        except DamagedError as error:
             raise DamagedError(f"{where} does not say who writes ({error}); remove it") from error
-        if found.place != where:
-            raise DamagedError(f"{where} is the claim of {found.place!r:.80}; remove it")
-        return found
 
     @property
     def is_left(self) -> bool:
-        """Whether it was left behind by a process of this machine that is no more."""
+        """True if it was left behind by a process of this machine that is no more."""
         mine = self.machine == _machine()
         return mine and not self.ended and _born(self.process) != self.born
 
@@ -129,19 +126,19 @@ def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]
     ----------
     location : Location
     path : str
-        Of a group.
+        Path of a group.
     what : str
-        In words, for others.
+        The change in words, for others.
 
     Yields
     ------
     dict
-        To be filled with what came of it, plain values; it is kept: see :func:`last_claim`.
+        Filled by the caller with results, plain values, which are kept: see :func:`last_claim`.
 
     Raises
     ------
     LocationError
-        When another process is at it: who, and since when.
+        When another process is changing it: which one, and since when.
     """
     top = layout.claims_path(path)
     number, claim = _take(location, top, what)
@@ -154,34 +151,39 @@ def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]
     try:
         yield result
     except BaseException:
-        result.clear()
+        result.clear()  # results of a change that failed are none
         raise
     finally:
         ended.set()
         renewal.join()
         over = replace(claim, known={**claim.known, **result}, ended=True)
-        key = layout.document_key(f"{top}/{number}")
-        with suppress(LocationError):  # one that ends badly is seen to be dead
+        key = layout.document_key(top, number)
+        # If the end cannot be written, or the process is killed before, the claim goes silent, and the
+        # next process takes the place after a minute; on this machine at once. The highest claim stays,
+        # since a number that was used must never be used again.
+        with suppress(LocationError):
             location.put({key: over.document})
             older = [n for n in stored_numbers(location, top) if n < number]
-            location.delete([layout.document_key(f"{top}/{n}") for n in older])
+            location.delete([layout.document_key(top, n) for n in older])
 
 
 def last_claim(location: Location, path: str) -> Claim | None:
-    """Who changed what lies at ``path`` last, or does now."""
+    """Return the claim of the process that changed what lies at ``path`` last, or does now."""
     top = layout.claims_path(path)
-    found = highest(location, top, stored_numbers(location, top))
-    return None if found is None else Claim.read(found[1], f"{top}/{found[0]}")
+    last = highest(location, top, stored_numbers(location, top))
+    return None if last is None else Claim.read(last[1], layout.child(top, last[0]))
 
 
 def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
-    location.put_all_if_absent(dict.fromkeys(layout.document_keys(top), group_document({})))
+    make_groups(location, top)
     for _ in range(ATTEMPTS):
         numbers = stored_numbers(location, top)
-        found = highest(location, top, numbers)
-        before = None if found is None else _ended(location, top, *found)
-        number = max(numbers, default=0) + 1  # whether or not the document of the last is gone
-        place = f"{top}/{number}"
+        last = highest(location, top, numbers)
+        before = None if last is None else _ended(location, top, *last)
+        # One more than any number that was used, whether or not the document of the last is gone: of
+        # two processes that read the same claim exactly one publishes the next, the other reads again.
+        number = max(numbers, default=0) + 1
+        place = layout.child(top, number)
         claim = Claim.of_this_process(place, what, {} if before is None else before.known)
         if publish_numbered(location, top, number, claim.document):
             return number, claim
@@ -189,9 +191,13 @@ def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
 
 
 def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
-    """A claim, whose process has to have ended; one elsewhere is listened for."""
-    claim = Claim.read(document, f"{top}/{number}")
-    key, until = layout.document_key(f"{top}/{number}"), time.monotonic() + SILENT
+    """Return a claim whose process has ended; raise for one that lives.
+
+    A process of this machine is looked for. One elsewhere is dead when its claim does not change for
+    longer than several renewals take: a pause of the network may swallow some of them.
+    """
+    claim = Claim.read(document, layout.child(top, number))
+    key, until = layout.document_key(top, number), time.monotonic() + SILENT
     while not claim.ended:
         if claim.machine == _machine():
             alive = not claim.is_left
@@ -201,7 +207,7 @@ def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
                 time.sleep(POLL)
                 continue
         if alive:
-            path = top.partition("/")[2].removesuffix("~")
+            path = layout.claimed_path(top)
             raise LocationError(
                 f"{location}: {path} is being changed ({claim}); try again once that has ended"
             )
@@ -211,7 +217,7 @@ def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
 
 def _renew(location: Location, top: str, number: int, claim: Claim, ended: threading.Event) -> None:
     """Write a claim again and again, so that others see that this process lives."""
-    key, count = layout.document_key(f"{top}/{number}"), 0
+    key, count = layout.document_key(top, number), 0
     while not ended.wait(RENEWED):
         count += 1
         with suppress(LocationError):  # the next sign of life may come through
@@ -220,7 +226,7 @@ def _renew(location: Location, top: str, number: int, claim: Claim, ended: threa
 
 @cache
 def _machine() -> str:
-    """What tells this machine, as it runs now, from others, where processes are numbered anew."""
+    """Return what tells this machine, as it runs now, from others, whose processes have own numbers."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -230,16 +236,16 @@ def _machine() -> str:
 
 
 def _born(process: int) -> int | None:
-    """When a process of this machine was started, in a unit of its own; None where there is none."""
+    """Return when a process of this machine was started, in the system's unit; None for no process."""
     with suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
     if exists(Path("/proc/self/stat")):
         return None
+    # Without /proc, a process that is there is taken for the one that made the claim.
     try:
-        os.kill(process, 0)
+        with suppress(PermissionError):
+            os.kill(process, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:
-        return 0
     return 0

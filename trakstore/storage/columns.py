@@ -16,6 +16,7 @@ from trakstore.storage.ids import as_ids
 
 __all__ = [
     "column_dtype",
+    "first_few",
     "narrowed_column",
     "row_column",
     "sample_ids",
@@ -31,7 +32,7 @@ UNDERFLOW = 0.01  # largest relative change of a row's norm that storing it may 
 def stored_rows(
     features: NDArray[Any], dtype: str, first_row: int, keep_bits: int | None = None
 ) -> dict[str, NDArray[Any]]:
-    """The ``features`` and ``norm`` columns of rows, as they are stored.
+    """Return the ``features`` and ``norm`` columns of rows, as they are stored.
 
     Parameters
     ----------
@@ -55,95 +56,96 @@ def stored_rows(
             f"features are real numbers, got {features.dtype}; of complex ones, give the real and "
             f"the imaginary part as two features"
         )
-    norm = _finite_norms(features, first_row, "features")
-    stored = _cast(features, dtype, keep_bits)
-    if features.dtype.kind in "iu":
-        changed = ~_as_given(features, _cast(features, dtype)).all(axis=1)
-        told = f"have integers that {dtype} does not"
-        _refuse(np.asarray(changed), first_row, told, "give floats, or smaller ones")
-    if stored is not features:
-        what = f"underflow {dtype}" if keep_bits is None else f"are not kept by {keep_bits} bits"
-        _refuse_changed(stored, norm, first_row, what)
+    stored, norm = _stored(features, dtype, first_row, "features", keep_bits)
     return {layout.FEATURES: stored, "norm": norm.astype(np.float32)}
 
 
 def stored_activations(rows: NDArray[Any], dtype: str, first_row: int) -> NDArray[Any]:
-    """Activations as they are stored, shape (rows, width); raises as :func:`stored_rows`."""
-    norm = _finite_norms(rows, first_row, "activations")
-    stored = _cast(rows, dtype)
-    if stored is not rows:
-        _refuse_changed(stored, norm, first_row, f"underflow {dtype}")
-    return stored
+    """Return activations as they are stored, shape (rows, width); raise as :func:`stored_rows`."""
+    return _stored(rows, dtype, first_row, "activations")[0]
 
 
 def unstorable(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> NDArray[np.bool_]:
-    """Which finite rows would be refused, since they are not kept by the stored dtype."""
+    """Tell which finite rows would be refused, since they are not kept by the stored dtype."""
     stored, norm = _cast(rows, dtype, keep_bits), _norms(rows)
     if stored is rows:
         return np.zeros(len(rows), dtype=bool)
     return _overflowed(stored) | _changed(stored, norm)
 
 
+def _stored(
+    rows: NDArray[Any], dtype: str, first_row: int, kind: str, keep_bits: int | None = None
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return rows as they are stored, and their norms before; refuse those that would change."""
+    norm = _norms(rows)
+    remedy = "look at these samples and at the weights"
+    _refuse(~np.isfinite(norm), first_row, f"have NaN or infinite {kind}", remedy)
+    stored = _cast(rows, dtype, keep_bits)
+    if rows.dtype.kind in "iu":  # the norm would not tell: it is near though integers are rounded
+        changed = ~_as_given(rows, _cast(rows, dtype)).all(axis=1)
+        remedy = "give floats, or smaller ones"
+        _refuse(np.asarray(changed), first_row, f"have integers that {dtype} does not", remedy)
+    if stored is not rows:
+        what = f"underflow {dtype}" if keep_bits is None else f"are not kept by {keep_bits} bits"
+        _refuse(_overflowed(stored), first_row, f"overflow {stored.dtype}", "use float32")
+        what += " (the norm changes by more than 1%)"
+        _refuse(_changed(stored, norm), first_row, what, "use float32")
+    return stored, norm
+
+
 def _cast(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> NDArray[Any]:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         stored = np.ascontiguousarray(rows.astype(dtype, copy=False))
-        return stored if keep_bits is None else _rounded(stored, keep_bits)
+    if keep_bits is None:
+        return stored
+    codec = BitRound(keepbits=keep_bits)
+    bits = np.asarray(codec.decode(codec.encode(stored.copy())))  # encoding rounds in place
+    return bits.view(stored.dtype).reshape(stored.shape)
 
 
 def _overflowed(stored: NDArray[Any]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = ~np.isfinite(stored).all(axis=1)
-    return found
+    return np.asarray(~np.isfinite(stored).all(axis=1))
 
 
 def _changed(stored: NDArray[Any], norm: NDArray[np.float64]) -> NDArray[np.bool_]:
-    with np.errstate(invalid="ignore"):  # of rows that overflow
-        found: NDArray[np.bool_] = np.abs(_norms(stored) - norm) > UNDERFLOW * norm
-    return found
-
-
-def _finite_norms(rows: NDArray[Any], first_row: int, what: str) -> NDArray[np.float64]:
-    norm = _norms(rows)
-    remedy = "look at these samples and at the weights"
-    _refuse(~np.isfinite(norm), first_row, f"have NaN or infinite {what}", remedy)
-    return norm
-
-
-def _refuse_changed(
-    stored: NDArray[Any], norm: NDArray[np.float64], first_row: int, what: str
-) -> None:
-    _refuse(_overflowed(stored), first_row, f"overflow {stored.dtype}", "use float32")
-    changed = _changed(stored, norm)
-    _refuse(changed, first_row, f"{what} (the norm changes by more than 1%)", "use float32")
+    with np.errstate(invalid="ignore"):  # the norm of a row that overflows is infinite
+        return np.asarray(np.abs(_norms(stored) - norm) > UNDERFLOW * norm)
 
 
 def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:
+    # Squares of float32 features overflow float32 long before the features do.
     norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     return norms
-
-
-def _rounded(rows: NDArray[Any], keep_bits: int) -> NDArray[Any]:
-    codec = BitRound(keepbits=keep_bits)
-    return np.asarray(codec.decode(codec.encode(rows.copy()))).view(rows.dtype).reshape(rows.shape)
 
 
 def _refuse(bad: NDArray[np.bool_], first_row: int, what: str, remedy: str) -> None:
     if bad.any():
         rows = np.flatnonzero(bad) + first_row
-        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         if len(rows) == 1:
             verb, _, rest = what.partition(" ")
             what = f"{_OF_ONE.get(verb, verb + 's')} {rest}"
-        named = f"row{'' if len(rows) == 1 else 's'} {shown}"
+        named = f"row{'' if len(rows) == 1 else 's'} {first_few(rows)}"
         raise NumericsError(
             f"{counted(len(rows), 'row')} {what} ({named}); nothing of the block was written: "
             f"{remedy}"
         )
 
 
+def first_few(rows: NDArray[np.integer[Any]]) -> str:
+    """Return the numbers of the first rows, for a message.
+
+    Examples
+    --------
+    >>> first_few(np.arange(9))
+    '0, 1, 2, 3, 4, ...'
+    """
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+
+
 def sample_ids(
     ids: Sequence[int] | Sequence[str] | None, rows: int, first: int = 0
 ) -> NDArray[Any]:
-    """Ids of samples as int64 or strings; positions from ``first`` where none are given."""
+    """Return ids of samples as int64 or strings; positions from ``first`` where none are given."""
     if ids is None:
         return np.arange(first, first + rows, dtype=np.int64)
     array = as_ids(ids)
@@ -156,12 +158,12 @@ def sample_ids(
 
 
 def column_dtype(array: NDArray[Any]) -> str:
-    """Name of the dtype that a column's array is stored in."""
+    """Return the name of the dtype that a column's array is stored in."""
     return "str" if array.dtype.kind == "T" else array.dtype.name
 
 
 def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] | None:
-    """One finite value for each row, or None."""
+    """Return one finite value for each row; None where none are given."""
     if values is None:
         return None
     array = np.asarray(values)
@@ -171,7 +173,7 @@ def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] |
 
 
 def narrowed_column(given: NDArray[Any], dtype: type, name: str) -> NDArray[Any]:
-    """Values in the dtype that is stored: integers as they were given, floats within 1%.
+    """Return values in the dtype that is stored: integers as they were given, floats within 1%.
 
     Raises
     ------
@@ -182,10 +184,9 @@ def narrowed_column(given: NDArray[Any], dtype: type, name: str) -> NDArray[Any]
         raise TrakStoreError(f"{name} must be real numbers, got {given.dtype}")
     if given.dtype.kind == "f" and not np.isfinite(given).all():
         bad = np.unique(np.argwhere(~np.isfinite(given))[:, 0])
-        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
         raise TrakStoreError(
-            f"{name} has NaN or infinite values in {counted(len(bad), 'row')} ({shown}); nothing was "
-            f"written"
+            f"{name} has NaN or infinite values in {counted(len(bad), 'row')} ({first_few(bad)}); "
+            f"nothing was written"
         )
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         stored: NDArray[Any] = given.astype(dtype)
@@ -199,15 +200,16 @@ def narrowed_column(given: NDArray[Any], dtype: type, name: str) -> NDArray[Any]
 
 
 def _as_given(given: NDArray[Any], stored: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which values are as given: integers exactly, floats within 1%."""
+    """Tell which values are as given: integers exactly, floats within 1%."""
     if given.dtype.kind == "f" and stored.dtype.kind == "f":
         near = np.abs(stored.astype(np.float64) - given) <= UNDERFLOW * np.abs(given)
         return np.asarray(near & np.isfinite(stored))
-    if given.dtype.kind in "bf":  # to integers, or of 0 and 1
+    # Floats, or 0 and 1, that become integers. Beyond 2**63 a cast to int64 wraps around, and back.
+    if given.dtype.kind in "bf":
         return np.asarray(stored.astype(given.dtype) == given) & (np.abs(given * 1.0) < 2.0**63)
     if stored.dtype.kind in "iu":
         return np.asarray((stored.astype(given.dtype) == given) & ((stored < 0) == (given < 0)))
-    # integers to floats: back again, since comparing the two would round the integers too
+    # Integers that become floats go back again: to compare the two would round the integers too.
     wide, limits = stored.astype(np.float64), np.iinfo(given.dtype)
     inside = (wide >= float(limits.min)) & (wide < float(limits.max) + 1)
     back = np.where(inside, wide, 0).astype(given.dtype)

@@ -9,27 +9,28 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from trakstore.documents import fields, text, whole
-from trakstore.errors import DamagedError, LocationError, SpecMismatchError
+from trakstore.documents import text, whole
+from trakstore.errors import DamagedError, LocationError
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.split import Split, attributes, group_document
+from trakstore.storage.group_documents import group_document, make_groups, placed_fields
+from trakstore.storage.split import Split
 
 __all__ = ["Completion", "forget_complete", "note_complete", "read_completion"]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What was once complete.
+    """A note that a split was complete.
 
     Attributes
     ----------
     place : str
-        Of this itself.
+        Path of the note itself.
     nonce : int
-        Of the split: of another one of the same name it says nothing.
+        Nonce of the split: of another one of the same name it says nothing.
     rows : int
-        That were there: the first so many.
+        Number of the rows that were there, from the first on.
     """
 
     place: str
@@ -45,7 +46,7 @@ _FIELDS = {"place": text(), "nonce": whole(0, 2**32 - 1), "rows": whole(1)}
 
 
 def read_completion(location: Location, path: str) -> Completion | None:
-    """What was noted at a path; None where nothing was.
+    """Read the note at a path; None where there is none.
 
     Raises
     ------
@@ -55,19 +56,13 @@ def read_completion(location: Location, path: str) -> Completion | None:
     document = location.get(layout.document_key(path))
     if document is None:
         return None
-    try:
-        found = Completion(**fields(attributes(document, "it"), _FIELDS, what="it"))
-    except SpecMismatchError as error:
-        raise DamagedError(str(error)) from error
-    if found.place != path:
-        raise DamagedError(f"it is the document of {found.place!r:.80}")
-    return found
+    return Completion(**placed_fields(document, path, _FIELDS))
 
 
 def note_complete(split: Split) -> bool:
-    """Note that all rows of a split are committed; nothing while some are missing.
+    """Note that all rows of a split are committed, unless some are missing; tell whether it is noted.
 
-    Whether it is noted now: where it cannot be, on a full disk, the rows are there all the same.
+    Where it cannot be, on a full disk, the rows are there all the same.
     """
     with suppress(LocationError):
         return _noted(split)
@@ -78,22 +73,23 @@ def _noted(split: Split) -> bool:
     place, path = split.location, layout.complete_path(split.epoch, split.name)
     try:
         there = read_completion(place, path)
-    except DamagedError:
+    except DamagedError:  # it is written again
         there = None
     if there is not None and there.nonce == split.spec.nonce and there.rows >= split.rows:
         return True
     if split.missing_blocks():
         return False
-    above = layout.document_keys(path.rpartition("/")[0])
-    place.put_all_if_absent(dict.fromkeys(above, group_document({})))
+    make_groups(place, layout.parent(path))
     own = Completion(path, split.spec.nonce, split.rows)
     place.put({layout.document_key(path): own.document})
-    if split.missing_blocks():  # it was repaired or dropped meanwhile
+    # Whoever deletes a marker takes the note back afterwards. If that came between the two listings,
+    # the note was written too late, and would make of a repaired block a deleted one.
+    if split.missing_blocks():
         forget_complete(split)
         return False
     return True
 
 
 def forget_complete(split: Split) -> None:
-    """Take that back, once a marker was deleted that shall be written again."""
+    """Take the note back, once a marker was deleted that shall be written again."""
     split.location.delete_folder(layout.complete_path(split.epoch, split.name))

@@ -1,7 +1,7 @@
 """Making splits: safe when any number of writers start at once.
 
 Every document is published only where there is none, the parent first, and read back: what is there
-decides, and whoever differs in more than the shape of blocks is refused.
+decides, and a writer that differs in more than the shape of blocks is refused.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ import numpy as np
 from trakstore.documents import parsed
 from trakstore.errors import DamagedError, SpecMismatchError, error_context
 from trakstore.planning import BlockShape, block_shape
-from trakstore.spec import SplitSpec, check_equal
+from trakstore.spec import SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents
 from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import EMPTY
 from trakstore.storage.growth import sweep_stale_markers
 from trakstore.storage.layout import Epoch
-from trakstore.storage.split import Split, group_document, split_document, split_spec
+from trakstore.storage.split import Split, split_document, split_spec
 
-__all__ = ["settle_split", "spec_shape"]
+__all__ = ["make_split", "spec_shape"]
 
 
 def spec_shape(spec: SplitSpec, dtype: str, batch_rows: int) -> BlockShape:
-    """The shape of a split's blocks and chunks: of its features, or activations that are wider."""
+    """Choose the shape of a split's blocks and chunks: by features, or activations that are wider."""
     shape = block_shape(
         spec.rows,
         max(spec.dim, *(width for _, width in spec.widths), 1),
@@ -38,42 +39,61 @@ def spec_shape(spec: SplitSpec, dtype: str, batch_rows: int) -> BlockShape:
     return replace(shape, chunk_columns=min(shape.chunk_columns, spec.dim))
 
 
-def settle_split(location: Location, epoch: Epoch, split: str, wanted: SplitSpec) -> Split:
-    """Make a split, or adopt the one that is there.
+def make_split(
+    location: Location,
+    store: StoreSpec,
+    epoch: Epoch,
+    split: str,
+    spec: SplitSpec,
+    *,
+    batch_rows: int,
+) -> Split:
+    """Make a split of a store, or take the one that is there.
 
     Parameters
     ----------
     location : Location
+    store : StoreSpec
     epoch, split
         Its names.
-    wanted : SplitSpec
-        What it is to be; the nonce is drawn here.
+    spec : SplitSpec
+        Rows, features, columns and origin; the nonce is drawn here.
+    batch_rows : int
+        Rows that are computed at once.
 
     Raises
     ------
     SpecMismatchError
         When the one that is there differs; both values are shown.
     """
+    if store.dim not in (None, spec.dim):
+        raise SpecMismatchError(
+            f"{location} holds features of dimension {store.dim}, got {spec.dim}"
+        )
+    shape, nonce = spec_shape(spec, store.dtype, batch_rows), secrets.randbits(32)
+    wanted = replace(spec, keep_bits=store.keep_bits, nonce=nonce, **vars(shape))
     path, put = layout.split_path(epoch, split), location.put_if_absent
-    proposed = replace(wanted, nonce=secrets.randbits(32))
     with error_context(f"{split} at epoch {epoch} cannot be stored"):
-        SplitSpec.from_dict(proposed.to_dict())  # as whoever reads it will
-    put(layout.document_key(layout.epoch_path(epoch)), group_document({}))
-    settled = put(layout.document_key(path), split_document(path, proposed))
+        SplitSpec.from_dict(wanted.to_dict())  # as every reader of it will
+    # The epoch's document comes first: a split below none would be taken for a foreign folder.
+    put(layout.document_key(layout.epoch_path(epoch)), EMPTY)
+    document = put(layout.document_key(path), split_document(path, wanted))
     with error_context(str(location)):
-        made = Split(location, layout.as_epoch(epoch), split, split_spec(settled, path))
+        made = Split(location, layout.as_epoch(epoch), split, split_spec(document, path))
     remedy = "give it another store"
     if wanted.dataset is not None and wanted.rows > made.spec.rows:
         remedy += ", or append=True if samples were added behind the ones that are stored"
     check_equal(made.spec, wanted, f"{location}: {split} at epoch {epoch}", remedy)
-    if made.spec.nonce == proposed.nonce:
+    if made.spec.nonce == nonce:  # this process made it, and nothing was written under it yet
         sweep_stale_markers(made)
-    for name, document in array_documents(made.spec).items():
-        found = put(layout.document_key(f"{path}/{name}"), document)
-        if _without_shape(found) != _without_shape(document):  # an append may have been stopped
+    for name, own in array_documents(made.spec).items():
+        there = put(layout.document_key(path, name), own)
+        # The shape may be larger: an append writes the arrays' documents before the split's own, and
+        # may have been stopped in between.
+        if _without_shape(there) != _without_shape(own):
             raise SpecMismatchError(
-                f"{location}: the array {path}/{name} was made by another version of trakstore or "
-                f"zarr; finish the split with that one, or write to another store"
+                f"{location}: the array {layout.child(path, name)} was made by another version of "
+                f"trakstore or zarr; finish the split with that one, or write to another store"
             )
     return made
 

@@ -1,4 +1,4 @@
-"""A store that belongs to one object."""
+"""A store that belongs to one object, such as an attributor that was given no place for one."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class EmbeddedStore:
         try:
             write(self.where)
         except SpecMismatchError:
+            # In a place that somebody named, other features are somebody's; in a temporary one they are
+            # what the same object computed of other weights, or data, before.
             if not self._temporary:
                 raise
             open_store(self.where).drop(epoch, split)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import TrakStoreError, error_context
+from trakstore.errors import SpecMismatchError, TrakStoreError, error_context
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.quantities import as_number, as_whole
 from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
 from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
+from trakstore.storage.completion import note_complete
+from trakstore.storage.creation import make_split
+from trakstore.storage.growth import append_rows, give_again
+from trakstore.storage.layout import Epoch
+from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split
+from trakstore.storage.writer import BlockWriter
 
-__all__ = ["GivenRows"]
+__all__ = ["GivenRows", "append_given", "write_given"]
 
 LEAST_ROWS = 64  # of a block, which is a file for each column
 HASHED = 32  # rows of features that are not in memory, spaced from the first to the last
@@ -31,13 +38,13 @@ class GivenRows:
     Attributes
     ----------
     spec : StoreSpec
-        How they are to be stored.
+        Spec of the store that they are for.
     features : array or lazy array, shape (rows, dim)
-        Sliced by rows, never taken as a whole.
+        Features, sliced by rows and never taken as a whole.
     narrow : dict of name to array
         The row columns that were given.
     where : str
-        Which split they are for, for messages.
+        Name of the split that they are for, for messages.
     first : int
         Number of the first row in the split.
     """
@@ -63,7 +70,7 @@ class GivenRows:
         if getattr(features, "ndim", 0) != 2:
             shape = getattr(features, "shape", type(features).__name__)
             raise TrakStoreError(f"features must be an array of shape (rows, dim), got {shape}")
-        if getattr(features, "requires_grad", False):  # torch gives NumPy no such tensor
+        if getattr(features, "requires_grad", False):  # torch hands NumPy no such tensor
             features = features.detach()
         rows = features.shape[0]
         columns = {
@@ -101,7 +108,7 @@ class GivenRows:
     def split_spec(
         self, checkpoint: str | None, learning_rate: float | None, block_rows: int
     ) -> SplitSpec:
-        """The split that they are to be."""
+        """Return the spec of the split that they are to be."""
         block_rows = as_whole(block_rows, "block_rows", 1)
         if not isinstance(checkpoint, str | None):
             raise TrakStoreError(f"checkpoint must be a text or None, got {checkpoint!r}")
@@ -120,15 +127,16 @@ class GivenRows:
 
     @property
     def in_memory(self) -> bool:
-        """Whether all that was given can be hashed and compared at little cost."""
+        """True where all that was given can be hashed and compared at little cost."""
         return type(self.features) is np.ndarray
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that was given, as it is stored; of lazy features, 32 rows."""
+        """Return the SHA-256 of all that was given, as it is stored; of lazy features, 32 rows."""
         digest = hashlib.sha256()
         for name, values in sorted(self.narrow.items()):
             digest.update(f"{name} {column_dtype(values)};".encode())
             text = values.dtype.kind == "T"
+            # The length before each text tells "ab", "c" from "a", "bc".
             digest.update(
                 "".join(f"{len(one)} {one}" for one in values.tolist()).encode(errors="replace")
                 if text
@@ -144,15 +152,16 @@ class GivenRows:
         if self.in_memory:
             row_bytes = max(1, self.dim * np.dtype(self.spec.dtype).itemsize)
             return list(ranges(self.rows, max(1, CHUNK_BYTES // row_bytes)))
+        # Lazy features are computed when they are sliced: to hash all of them could take hours.
         spaced = np.linspace(0, self.rows - 1, min(self.rows, HASHED)).astype(int)
         return [(at, at + 1) for at in sorted(set(spaced.tolist()))]
 
     def differing(self, split: Split) -> list[str]:
-        """Columns of which a block that is stored differs from what was given.
+        """Return the columns of which a block that is stored differs from what was given.
 
         Of features that are not in memory, the first row of each block is looked at.
         """
-        missing, found = set(split.missing_blocks()), set[str]()
+        missing, names = set(split.missing_blocks()), set[str]()
         for block in sorted(set(range(split.spec.blocks)) - missing):
             start, stop = split.spec.block_range(block)
             last = stop if self.in_memory else start + 1
@@ -162,13 +171,78 @@ class GivenRows:
             }.items():
                 stored = split.column(name).read(start, start + len(values))
                 if not np.array_equal(stored, values):
-                    found.add(name)
-        return sorted(found)
+                    names.add(name)
+        return sorted(names)
 
     def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        """All columns of the split's rows start to stop, as they are stored."""
+        """Read all columns of the split's rows start to stop, as they are stored."""
+        # Rows that are appended are numbered behind those that are there.
         here = slice(start - self.first, stop - self.first)
         rows = np.asarray(self.features[here])
         with error_context(self.where):
             stored = stored_rows(rows, self.spec.dtype, start, self.spec.keep_bits)
         return stored | {name: array[here] for name, array in self.narrow.items()}
+
+
+def write_given(
+    location: Location, epoch: Epoch, split: str, given: GivenRows, spec: SplitSpec
+) -> None:
+    """Store given rows block by block; blocks that are there are passed over.
+
+    Raises
+    ------
+    SpecMismatchError
+        When the split is there with another shape, other columns or other values.
+    """
+    spec = _same_as_stored(location, epoch, split, given, spec)
+    made = make_split(location, given.spec, epoch, split, spec, batch_rows=given.batch_rows)
+    writer = BlockWriter(made)
+    for block in made.missing_blocks():
+        writer.write(block, given.read(*made.spec.block_range(block)))
+    note_complete(made)
+
+
+def _same_as_stored(
+    location: Location, epoch: Epoch, split: str, given: GivenRows, spec: SplitSpec
+) -> SplitSpec:
+    """Return the spec to go on with; raise where what was stored is not what is given now."""
+    (stored,) = open_splits(location, [(epoch, split)])
+    if stored is None or stored.spec.given == spec.given:
+        return spec
+    if replace(stored.spec, given=spec.given) != replace(spec, keep_bits=given.spec.keep_bits):
+        return spec  # whose other differences are told when it is created
+    differing = given.differing(stored)
+    if stored.spec.given is None and not differing:  # of format 1, or rows were appended
+        return replace(spec, given=None)
+    if given.in_memory and not differing and not stored.complete:
+        # Bad values in the rest were put right. A process that still writes the old ones is stopped
+        # by the new document; what it committed until then is compared again.
+        give_again(stored, spec.given)
+        differing = given.differing(stored)
+        if not differing:
+            return spec
+    what = ", ".join(differing) or "what was given"
+    raise SpecMismatchError(
+        f"{location}: {split} at epoch {epoch} is there with other values of {what}: drop it "
+        f"first, or choose another name or store"
+    )
+
+
+def append_given(split: Split, given: GivenRows) -> None:
+    """Add given rows behind the last of a complete split.
+
+    Raises
+    ------
+    IncompleteError
+        When rows of the split are missing.
+    TrakStoreError
+        When columns or dimensions differ, or an id is there already.
+    """
+    if (given.columns, given.dim) != (split.spec.columns, split.dim):
+        raise TrakStoreError(
+            f"{given.where} has dimension {split.dim} and columns "
+            f"{dict(split.spec.columns)}, got {given.dim} and {dict(given.columns)}"
+        )
+    split.require_complete()
+    split.refuse_known_ids(given.narrow[layout.SAMPLE_ID])
+    append_rows(split, given.rows, given.read)

@@ -1,4 +1,4 @@
-"""How a store changes after it was written: rows are appended, left out, dropped.
+"""Changes of a store after it was written: rows are appended, left out, dropped.
 
 Readers may go on meanwhile. Any number of processes may leave rows out at once; of those that append
 to one split, or drop it, all but the first are refused.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, error_context
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents, mask_document, skipped_document
+from trakstore.storage.arrays import array_documents, row_document
 from trakstore.storage.claims import claimed
 from trakstore.storage.completion import forget_complete, note_complete
 from trakstore.storage.ids import as_ids
@@ -48,7 +48,7 @@ def append_rows(
     split : Split
         Complete.
     rows : int
-        How many.
+        Number of the new rows.
     columns : callable
         ``columns(start, stop)`` gives all columns of the new rows start to stop, counted from the
         split's first row.
@@ -62,6 +62,7 @@ def append_rows(
     """
     place, path = split.location, split.path
     with claimed(place, path, "append") as done:
+        # Opened again under the claim: another append may have ended since the caller looked.
         old = _as_it_is(split)
         old.require_complete()
         spec = replace(old.spec, rows=old.rows + rows, dataset=dataset, given=None)
@@ -69,14 +70,17 @@ def append_rows(
         writer = BlockWriter(grown)
         for block in range(old.rows // old.spec.block_rows, spec.blocks):
             start, stop = spec.block_range(block)
+            # A kill from here on leaves a last block, and markers, with more rows than the split says.
+            # Readers take the old rows out of them, and the same append begins here again.
             fresh = columns(max(start, old.rows), stop)
             writer.write(block, _after_old(old, start, fresh))
         documents = array_documents(spec).items()
-        place.put({layout.document_key(f"{path}/{name}"): one for name, one in documents})
-        for name, document in ((layout.MASKED, mask_document), (layout.SKIPPED, skipped_document)):
-            key = layout.document_key(f"{path}/{name}")
+        place.put({layout.document_key(path, name): one for name, one in documents})
+        for name in (layout.MASKED, layout.SKIPPED):
+            key = layout.document_key(layout.child(path, name))
             if place.get(key) is not None:
-                place.put({key: document(spec)})
+                place.put({key: row_document(spec, name)})
+        # The commit: from now on the rows count.
         place.put({layout.document_key(path): split_document(path, spec)})
         noted = spec.rows if note_complete(grown) else 0
         done.update(nonce=spec.nonce, rows=spec.rows, noted=noted)
@@ -84,7 +88,7 @@ def append_rows(
 
 
 def _as_it_is(split: Split) -> Split:
-    """The split as it is now, which has to be as it was."""
+    """Open the split as it is now, which has to be as it was."""
     (now,) = open_splits(split.location, [(split.epoch, split.name)])
     if now is None or (now.spec, now.spec.nonce) != (split.spec, split.spec.nonce):
         raise SpecMismatchError(
@@ -97,6 +101,7 @@ def _as_it_is(split: Split) -> Split:
 def _after_old(split: Split, start: int, fresh: Columns) -> Columns:
     if start >= split.rows:
         return fresh
+    # The old rows go through numbers and come out byte for byte: columns are stored as they are read.
     old = {name: split.column(name).read(start, split.rows) for name in split.columns}
     both = {name: np.concatenate([old[name], fresh[name]]) for name in split.columns}
     bad, count = split.skipped >= start, split.rows - start
@@ -142,20 +147,22 @@ def mask_samples(
     wanted, changed = np.unique(as_ids(ids)), 0
     rows = [_positions(split, wanted) for split in splits]
     if not masked:
-        for split, found in zip(splits, rows, strict=True):
-            _refuse_bad(split, found)
+        for split, positions in zip(splits, rows, strict=True):
+            _refuse_bad(split, positions)
 
+    # Called again, on what others made of the masks meanwhile, until it is published on top of that.
     def change(now: Masks) -> dict[str, MaskEntry] | None:
         nonlocal changed
         entries, changed = {}, 0
-        for split, found in zip(splits, rows, strict=True):
+        for split, positions in zip(splits, rows, strict=True):
             epoch, nonce = layout.epoch_path(split.epoch), split.spec.nonce
             there = now.of.get(epoch)
             if there is None or there.nonce != nonce:
+                # Rows that format 1 left out by a column; bad rows are left out by their own.
                 own = np.setdiff1d(split.masked, split.skipped)
                 there = MaskEntry.of(nonce, split.rows, own)
             with error_context(now.place):
-                entry, count = there.altered(found, masked, split.rows)
+                entry, count = there.altered(positions, masked, split.rows)
             if count:
                 changed += count
                 entries[epoch] = entry
@@ -165,8 +172,8 @@ def mask_samples(
     return changed
 
 
-def _refuse_bad(split: Split, found: NDArray[np.int64]) -> None:
-    bad = np.intersect1d(found, split.skipped)
+def _refuse_bad(split: Split, rows: NDArray[np.int64]) -> None:
+    bad = np.intersect1d(rows, split.skipped)
     if len(bad):
         raise TrakStoreError(
             f"{split.name} at epoch {split.epoch}: row {bad[0]} was bad when it was written, so that "
@@ -175,7 +182,7 @@ def _refuse_bad(split: Split, found: NDArray[np.int64]) -> None:
 
 
 def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
-    column, found, known = split.column(layout.SAMPLE_ID), [], 0
+    column, parts, known = split.column(layout.SAMPLE_ID), [], 0
     if column.dtype.kind == "T":
         wanted = wanted.astype(column.dtype)
     elif wanted.dtype.kind == "T":
@@ -186,9 +193,9 @@ def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
     for block in range(split.spec.blocks):
         start, stop = split.spec.block_range(block)
         here = np.flatnonzero(np.isin(column.read(start, stop), wanted))
-        found.append(here + start)
+        parts.append(here + start)
         known += len(here)
-    positions = np.concatenate(found)
+    positions = np.concatenate(parts)
     if known < len(wanted):
         names = [column.read(int(p), int(p) + 1)[0] for p in positions]
         unknown = [one for one in wanted.tolist() if one not in set(names)]
@@ -200,8 +207,10 @@ def _positions(split: Split, wanted: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def give_again(split: Split, given: str | None) -> None:
-    """Go on with other values where an incomplete split was to have some: who still writes those is
-    stopped, and the blocks that are there have to be compared afterwards.
+    """Go on with other values where an incomplete split was to have some.
+
+    A process that still writes those is stopped; the blocks that are there have to be compared
+    afterwards.
     """
     place, path = split.location, split.path
     with claimed(place, path, "write"):
@@ -212,18 +221,19 @@ def give_again(split: Split, given: str | None) -> None:
 def drop_split(split: Split) -> None:
     """Delete a split at an epoch, so that no half of it is ever taken for it.
 
-    A new nonce comes first: who still writes the split is stopped by it, and no marker counts. The
+    A new nonce comes first: it stops a process that still writes the split, and no marker counts. The
     group's document goes last but for the folder itself, and takes with it what such writers left;
     until then a drop that was stopped is finished by the same call.
     """
     place, path = split.location, split.path
     with claimed(place, path, "drop"):
+        # A writer of this split looks at the nonce before its marker: it stops, or its marker is stale.
         ended = replace(split.spec, nonce=secrets.randbits(32))
         place.put({layout.document_key(path): split_document(path, ended)})
         blocks = written_blocks(place, path)
-        place.delete([layout.marker_key(path, block) for block in sorted(blocks)])
+        place.delete([layout.marker_key(path, block) for block in blocks])
         for name in (*split.columns, layout.MASKED, layout.SKIPPED, layout.WRITTEN):
-            place.delete_folder(f"{path}/{name}")
+            place.delete_folder(layout.child(path, name))
         forget_complete(split)
         place.delete([layout.document_key(path)])
         place.delete_folder(path)
@@ -232,6 +242,8 @@ def drop_split(split: Split) -> None:
 def sweep_stale_markers(split: Split) -> None:
     """Delete markers of a split of the same name that was dropped while it was being written."""
     place, path = split.location, split.path
+    # A writer that was slow may have committed a block after the drop had listed the markers. Its nonce
+    # is the old split's, so that no reader takes it, but to this split's writers it would be committed.
     stale = [
         block
         for block in written_blocks(place, path)

@@ -16,7 +16,7 @@ _LONGEST = 2**16  # characters of an id
 
 
 def as_ids(ids: Any) -> NDArray[Any]:
-    """Ids as int64 or strings, in the shape that they come in.
+    """Return ids as int64 or strings, in the shape that they come in.
 
     Lists, arrays of objects (a column of pandas) and of any integers are taken.
 
@@ -34,6 +34,7 @@ def as_ids(ids: Any) -> NDArray[Any]:
     Traceback (most recent call last):
     trakstore.errors.TrakStoreError: ids must be integers or strings, of one kind, got 'a' at position 1
     """
+    # A list goes through objects: NumPy would make texts of both numbers and texts.
     given = np.asarray(ids) if hasattr(ids, "__array__") else np.array(ids, dtype=object)
     if given.dtype.kind == "i" or given.size == 0:
         return given.astype(np.int64)

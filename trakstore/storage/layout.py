@@ -1,4 +1,4 @@
-"""Where everything lies in a store: the only place that builds a path or an array name.
+"""Paths of everything in a store: the only module that builds a path or an array name.
 
 ::
 
@@ -19,6 +19,8 @@
     dynamics/{split}/{run}.{number}  what a training process saw of samples
     evaluation/{name}/{part}         models that were trained again on parts of the data
     grams/{epoch}/{split}            the gram of a split's features; ~{weighting} behind it: weighted
+
+Other modules import this one as a whole, and use any name of it that has no leading underscore.
 """
 
 from __future__ import annotations
@@ -31,41 +33,9 @@ from trakstore.documents import NAME
 from trakstore.errors import DamagedError, TrakStoreError
 from trakstore.quantities import as_whole, is_whole
 
-__all__ = [
-    "ACTIVATIONS",
-    "FEATURES",
-    "MASKED",
-    "SAMPLE_ID",
-    "SKIPPED",
-    "WRITTEN",
-    "Epoch",
-    "as_epoch",
-    "as_epochs",
-    "as_splits",
-    "check_key",
-    "check_name",
-    "claims_path",
-    "complete_path",
-    "document_key",
-    "document_keys",
-    "dynamics_path",
-    "epoch_path",
-    "epoch_sort_key",
-    "evaluation_path",
-    "gram_path",
-    "is_leftover",
-    "marker_block",
-    "marker_key",
-    "masks_path",
-    "run_path",
-    "scores_path",
-    "skipped_block",
-    "skipped_key",
-    "split_path",
-]
-
 Epoch: TypeAlias = int | str
 
+DOCUMENT = "zarr.json"  # the last part of the key of each metadata document
 FEATURES = "features"
 ACTIVATIONS = "activations."
 SAMPLE_ID = "sample_id"
@@ -77,20 +47,24 @@ GRAMS = "grams"
 RUNS = "runs"
 DYNAMICS = "dynamics"
 EVALUATION = "evaluation"
-MASKS = "_masks"  # no epoch can have these three names, whatever the format
+# No epoch of any format can have these three names: a name begins with a letter.
+MASKS = "_masks"
 CLAIMS = "_claims"
 COMPLETE = "_complete"
 RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE})
 
+KEPT = ".kept"  # ends the name of what stays of a mask that is deleted
+MARKER_SEPARATOR = "."  # between the numbers in the key of a marker
+
 _DIGITS = 19  # of the number of an epoch: as many as int64 has
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
 _SKIPPED = re.compile(rf"{SKIPPED}\.(0|[1-9][0-9]*)")
-# what writers that run, or were killed, have: our temporary files and zarr's, and obstore's
+# Files of writers that run, or were killed: temporary ones of trakstore and zarr, and obstore's.
 _LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
 
 
 def check_name(name: str, what: str) -> str:
-    """``name`` if it can be a folder's name everywhere, else an error.
+    """Return ``name`` if it can be a folder's name everywhere, else raise.
 
     Examples
     --------
@@ -102,16 +76,17 @@ def check_name(name: str, what: str) -> str:
 have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
     if not isinstance(name, str) or not NAME.fullmatch(name) or is_leftover(name):
-        told = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:100]}..."
+        article = "an" if what[0] in "aeiou" else "a"
+        shown = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:100]}..."
         raise TrakStoreError(
-            f"{told} cannot name {_article(what)} {what}: names begin with a letter "
+            f"{shown} cannot name {article} {what}: names begin with a letter "
             f"and have letters, digits and _ . + = - only, 100 at most, and do not end in .partial"
         )
     return name
 
 
 def check_key(key: str) -> str:
-    """``key`` if it leads to a place in the store and nowhere else; ``""`` is the store itself.
+    """Return ``key`` if it leads to a place in the store and nowhere else; ``""`` is the store.
 
     Examples
     --------
@@ -127,12 +102,8 @@ def check_key(key: str) -> str:
     return key
 
 
-def _article(what: str) -> str:
-    return "an" if what[0] in "aeiou" else "a"
-
-
 def as_epoch(epoch: Epoch) -> Epoch:
-    """A non-negative integer, of NumPy too or from its digits, or a valid name.
+    """Return an epoch: a non-negative integer, of NumPy too or from its digits, or a valid name.
 
     Examples
     --------
@@ -155,7 +126,7 @@ def as_epoch(epoch: Epoch) -> Epoch:
 
 
 def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
-    """Some epochs, or one by itself.
+    """Return some epochs as a tuple, or one by itself.
 
     Examples
     --------
@@ -168,7 +139,7 @@ def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
 
 
 def as_splits(splits: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of some splits, or of one by itself.
+    """Return the names of some splits as a tuple, or of one by itself.
 
     Examples
     --------
@@ -179,67 +150,153 @@ def as_splits(splits: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def epoch_sort_key(epoch: Epoch) -> tuple[bool, int, str]:
-    """Integers first, in order; then names."""
+    """Return a key that sorts integers first, in order, then names."""
     return (False, epoch, "") if isinstance(epoch, int) else (True, 0, epoch)
 
 
 def epoch_path(epoch: Epoch) -> str:
-    """Group of an epoch."""
+    """Return the group of an epoch."""
     return str(as_epoch(epoch))
 
 
 def split_path(epoch: Epoch, split: str) -> str:
-    """Group of a split at an epoch."""
+    """Return the group of a split at an epoch."""
     return f"{epoch_path(epoch)}/{check_name(split, 'split')}"
 
 
 def scores_path(name: str) -> str:
-    """Group of a saved score matrix."""
+    """Return the group of a saved score matrix."""
     return f"{SCORES}/{check_name(name, 'score matrix')}"
 
 
 def run_path(epoch: Epoch, split: str, run: str) -> str:
-    """Group of the record of one run."""
+    """Return the group of the record of one run."""
     return f"{RUNS}/{epoch_path(epoch)}.{check_name(split, 'split')}.{run}"
 
 
 def gram_path(epoch: Epoch, split: str, weighting: str = "") -> str:
-    """Group of the gram of a split's features; weighted ones have names that no split can have."""
+    """Return the group of the gram of a split's features; a weighted one's name can be no split's."""
     return f"{GRAMS}/{split_path(epoch, split)}" + (f"~{weighting}" if weighting else "")
 
 
 def dynamics_path(split: str) -> str:
-    """Group of what training showed of a split's samples."""
+    """Return the group of what training showed of a split's samples."""
     return f"{DYNAMICS}/{check_name(split, 'split')}"
 
 
 def evaluation_path(name: str) -> str:
-    """Group of models that were trained again."""
+    """Return the group of models that were trained again."""
     return f"{EVALUATION}/{check_name(name, 'set of models')}"
 
 
 def masks_path(split: str) -> str:
-    """Group of what is left out of a split, at all epochs."""
+    """Return the group of what is left out of a split, at all epochs."""
     return f"{MASKS}/{check_name(split, 'split')}"
 
 
+def kept_path(path: str, number: int) -> str:
+    """Return the group that stays when the mask of this number in the group at ``path`` is deleted."""
+    return f"{path}/{number}{KEPT}"
+
+
 def claims_path(path: str) -> str:
-    """Group of those who change, or changed, what lies at ``path``; no other group's name ends so."""
+    """Return the group of the claims on what lies at ``path``; no other group's name ends so."""
     return f"{CLAIMS}/{path}~"
 
 
+def claimed_path(claims: str) -> str:
+    """Return the path of what those change whose claims lie in the group at ``claims``."""
+    return claims.removeprefix(f"{CLAIMS}/").removesuffix("~")
+
+
 def complete_path(epoch: Epoch, split: str) -> str:
-    """Group that says that a split was complete."""
+    """Return the group that says that a split was complete."""
     return f"{COMPLETE}/{split_path(epoch, split)}"
 
 
-def document_key(path: str) -> str:
-    """Key of the metadata document of the group or array at ``path``; ``""`` is the root."""
-    return f"{path}/zarr.json" if path else "zarr.json"
+def models_path(name: str, first: int) -> str:
+    """Return the group of some models of a set, by the number of the first."""
+    return f"{evaluation_path(name)}/models.{first}"
+
+
+def record_path(split: str, run: str, number: int) -> str:
+    """Return the group of a part of what a training process saw of a split."""
+    return f"{dynamics_path(split)}/{run}.{number}"
+
+
+def child(path: str, *names: object) -> str:
+    """Return the path, or key, of what is below ``path`` by these names; ``""`` is the store.
+
+    Examples
+    --------
+    >>> child("0/train", "norm"), child("", "0"), child("_masks/train", 3)
+    ('0/train/norm', '0', '_masks/train/3')
+    """
+    return "/".join([path, *map(str, names)] if path else map(str, names))
+
+
+def parent(path: str) -> str:
+    """Return the path of the group that something lies in; ``""`` is the store."""
+    return path.rpartition("/")[0]
+
+
+def below(path: str, key: str) -> str:
+    """Return what follows the path of a group in the key of something in it."""
+    return key.removeprefix(f"{path}/")
+
+
+def last_part(path: str) -> str:
+    """Return the name of what lies at a path, or key, in the group that it lies in."""
+    return path.rpartition("/")[2]
+
+
+def chunk_folder(array: str) -> str:
+    """Return the folder of the chunks of the array at a path."""
+    return f"{array}/c"
+
+
+def chunk_key(array: str, numbers: Iterable[int], separator: str = "/") -> str:
+    """Return the key of a chunk of the array at a path, by its numbers along each dimension.
+
+    Examples
+    --------
+    >>> chunk_key("0/train/features", (3, 0)), chunk_key("0/train/written", (3, 0), ".")
+    ('0/train/features/c/3/0', '0/train/written/c.3.0')
+    """
+    return f"{array}/{separator.join(['c', *map(str, numbers)])}"
+
+
+def chunk_numbers(rest: str) -> tuple[int, ...]:
+    """Return the numbers in the key of a chunk, less its array's path; none in any other text.
+
+    Examples
+    --------
+    >>> chunk_numbers("c/1/2"), chunk_numbers("c/01/2"), chunk_numbers("zarr.json")
+    ((1, 2), (), ())
+    """
+    letter, *parts = rest.split("/")
+    right = letter == "c" and all(p.isascii() and p.isdigit() and str(int(p)) == p for p in parts)
+    return tuple(map(int, parts)) if right else ()
+
+
+def document_key(path: str, *names: object) -> str:
+    """Return the key of the metadata document of the group or array that is :func:`child`.
+
+    Examples
+    --------
+    >>> document_key(""), document_key("0/train", "norm")
+    ('zarr.json', '0/train/norm/zarr.json')
+    """
+    return child(path, *names, DOCUMENT)
+
+
+def is_document(key: str) -> bool:
+    """Tell whether a key is that of a metadata document."""
+    return last_part(key) == DOCUMENT
 
 
 def document_keys(path: str) -> list[str]:
-    """Keys of the documents of the group at ``path`` and of those above it, the highest first.
+    """Return the keys of the documents of a group and of those above it, the highest first.
 
     Examples
     --------
@@ -250,30 +307,38 @@ def document_keys(path: str) -> list[str]:
     return [document_key("/".join(parts[:n])) for n in range(1, len(parts) + 1)]
 
 
+def written_path(split: str) -> str:
+    """Return the path of the array whose chunks are the markers of the split at path ``split``."""
+    return child(split, WRITTEN)
+
+
 def marker_key(split: str, block: int) -> str:
-    """Key whose presence commits ``block`` of the split at path ``split``."""
-    return f"{split}/{WRITTEN}/c.{block}.0"
+    """Return the key whose presence commits ``block`` of the split at path ``split``."""
+    return chunk_key(written_path(split), (block, 0), MARKER_SEPARATOR)
 
 
 def marker_block(name: str) -> int | None:
-    """The block that a key's last part marks, or ``None`` if it is not a marker."""
-    match = _MARKER.fullmatch(name)
-    return int(match[1]) if match else None
+    """Return the block that a key's last part marks, or ``None`` if it is not a marker."""
+    return _number(_MARKER, name)
 
 
 def skipped_key(split: str, block: int) -> str:
-    """Key that says, among the markers, that ``block`` has a chunk of why rows are bad."""
-    return f"{split}/{WRITTEN}/{SKIPPED}.{block}"
+    """Return the key among the markers that says that ``block`` has a chunk of why rows are bad."""
+    return f"{written_path(split)}/{SKIPPED}.{block}"
 
 
 def skipped_block(name: str) -> int | None:
-    """The block of which such a key's last part says so, or ``None``."""
-    match = _SKIPPED.fullmatch(name)
+    """Return the block of which such a key's last part says so, or ``None``."""
+    return _number(_SKIPPED, name)
+
+
+def _number(pattern: re.Pattern[str], name: str) -> int | None:
+    match = pattern.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def is_leftover(key: str) -> bool:
-    """Whether a key is a temporary file of a writer.
+    """Tell whether a key is a temporary file of a writer.
 
     Examples
     --------

@@ -1,7 +1,8 @@
-"""Markers of blocks as readers use them: how each chunk of a committed block ends.
+"""Markers of blocks as readers use them: they hold the tail of each chunk of a committed block.
 
-The checksum that ends a chunk is in the bytes that are read anyway; that it is the one in its block's
-marker says that the chunk is this one, of this block and this split, and not merely a sound one.
+The checksum that ends a chunk shows that the chunk is sound. That it is the one in its block's marker
+shows that it is this chunk, of this block and this split: a chunk that was copied from elsewhere, or an
+older one that was put back, is as sound. To compare costs nothing, since the tail is read anyway.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import marker_entries
 from trakstore.storage.backends.ahead import Wanted, read_key
+from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
-from trakstore.storage.checksums import TAIL, intact
 
 __all__ = ["Marker", "MisplacedError", "marker_of", "tail_of_chunk", "wanted_marker"]
 
@@ -32,14 +33,14 @@ class MisplacedError(DamagedError):
 
 @dataclass(frozen=True)
 class Marker:
-    """What a block's marker says.
+    """Contents of a block's marker.
 
     Attributes
     ----------
     rows : int
-        Of the block.
+        Number of rows of the block.
     tails : bytes
-        The ends of its chunks, in the order of :func:`~trakstore.storage.arrays.block_keys`.
+        Ends of its chunks, in the order of :func:`~trakstore.storage.arrays.block_keys`.
     """
 
     rows: int
@@ -53,7 +54,7 @@ _lock = threading.Lock()
 def marker_of(
     location: Location, split: str, spec: SplitSpec, block: int, *, fresh: bool = False
 ) -> Marker:
-    """The marker of a block; read once in a process unless a ``fresh`` one is asked for.
+    """Return the marker of a block; read once in a process unless a ``fresh`` one is asked for.
 
     Parameters
     ----------
@@ -74,16 +75,18 @@ def marker_of(
         return known
     wanted = _wanted(location, split, spec, block)
     read = location.get_chunk if fresh else partial(read_key, location)
-    found = _parsed(location, wanted.key, read(wanted.key, wanted.most), spec)
+    marker = _parsed(location, wanted.key, read(wanted.key, wanted.most), spec)
+    # A marker that is kept may grow old, when rows are appended to its block: a chunk that disagrees
+    # with it is read again together with a fresh one.
     with _lock:
         if len(_known) >= _MOST:
             _known.clear()
-        _known[at] = found
-    return found
+        _known[at] = marker
+    return marker
 
 
 def wanted_marker(location: Location, split: str, spec: SplitSpec, block: int) -> Wanted | None:
-    """What :func:`marker_of` will read; None for a marker that is known."""
+    """Return what :func:`marker_of` will read; None for a marker that is known."""
     known = (location, split, spec.nonce, block) in _known
     return None if known else _wanted(location, split, spec, block)
 
@@ -112,27 +115,30 @@ def _parsed(
     return Marker(rows, value[2 * TAIL : -TAIL])
 
 
-def tail_of_chunk(spec: SplitSpec, marker: Marker, name: str, index: tuple[int, int]) -> bytes:
-    """How a chunk of a column ends, as its block's marker says.
+def tail_of_chunk(spec: SplitSpec, marker: Marker, name: str, numbers: tuple[int, ...]) -> bytes:
+    """Return the tail that a chunk of a column has by its block's marker.
 
     Parameters
     ----------
     spec : SplitSpec
     marker : Marker
     name : str
-        Of the column.
-    index : tuple of int
-        Number of the chunk along both dimensions; the second is 0 where there is one only.
+        Name of the column.
+    numbers : tuple of int
+        Numbers of the chunk along each dimension.
     """
+    # The order of a marker's entries: see block_keys, which writers follow.
     row_columns, across = spec.row_columns, -(-spec.dim // spec.chunk_columns)
     if name in row_columns:
         at = row_columns.index(name)
     else:
-        within = index[0] % (spec.block_rows // spec.chunk_rows)
+        within = numbers[0] % (spec.block_rows // spec.chunk_rows)
+        # A last block has as many chunks as its marker has rows for: an append that was stopped may
+        # have stored more than the split counts.
         down = -(-marker.rows // spec.chunk_rows)
         at = len(row_columns)
         if name == layout.FEATURES:
-            at += within * across + index[1]
+            at += within * across + numbers[1]
         else:
             layers = sorted(dict(spec.widths))
             at += down * across + layers.index(name) * down + within

@@ -1,4 +1,4 @@
-"""Which samples of a split are left out, at all epochs: one document, replaced by the next.
+"""Samples of a split that are left out, at all epochs: one document, replaced by the next.
 
 ``_masks/{split}/{number}`` says it for every epoch at once, so that a change of several epochs is made
 as a whole or not at all; of two changes at once, the second is made again on top of the first. The
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import secrets
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,21 +21,25 @@ from trakstore.documents import anything, each, entries, fields, made_by, text, 
 from trakstore.errors import DamagedError, LocationError, SpecMismatchError, error_context
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.numbered import publish_numbered
-from trakstore.storage.split import attributes, group_document
+from trakstore.storage.group_documents import (
+    EMPTY,
+    PLACE,
+    group_document,
+    make_groups,
+    placed_fields,
+)
+from trakstore.storage.numbered import numbers_among, publish_numbered
 
 __all__ = [
     "MaskEntry",
     "Masks",
     "change_masks",
-    "kept_key",
+    "mask_numbers",
     "parsed_masks",
     "read_masks",
-    "stored_numbers_of",
 ]
 
 ATTEMPTS = 100
-_KEPT = ".kept"
 _MOST_ROWS = 2**28  # of a mask, which is held in memory
 _PIECE = 2**16  # bytes
 
@@ -44,17 +48,17 @@ Positions = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MaskEntry:
-    """What is left out of a split at one epoch.
+    """Rows that are left out of a split at one epoch.
 
     Attributes
     ----------
     nonce : int
-        Of the split: of another one of the same name this says nothing.
+        Nonce of the split: of another one of the same name this says nothing.
     rows : int
-        Of the split when it was said; later ones are not left out.
+        Rows of the split when it was said; later ones are not left out.
     packed : str
-        Which rows, as the document has it. Eight rows to a byte, a thousand times smaller where few
-        are left out: unpacked only where it is asked of a split, for as many rows as that has.
+        Bits of the rows, as the document has them: eight rows to a byte, and a thousand times smaller
+        where few are left out. Unpacked only where a split is asked, for as many rows as it has.
     """
 
     nonce: int
@@ -63,13 +67,12 @@ class MaskEntry:
 
     @classmethod
     def of(cls, nonce: int, rows: int, positions: Positions) -> MaskEntry:
-        """From the positions of rows that are left out."""
-        return cls(
-            nonce, rows, _packed(_changed(np.zeros(-(-rows // 8), np.uint8), positions, True))
-        )
+        """Make the entry that leaves out the rows at some positions."""
+        bits = np.zeros(-(-rows // 8), np.uint8)
+        return cls(nonce, rows, _packed(bits, positions, True))
 
     def positions(self, rows: int) -> Positions:
-        """Those of the first ``rows`` rows that are left out, ascending.
+        """Return those of the first ``rows`` rows that are left out, ascending.
 
         Raises
         ------
@@ -77,27 +80,29 @@ class MaskEntry:
             When it cannot be unpacked.
         """
         rows = min(rows, self.rows)
-        bits, found = self._bits(rows), [np.empty(0, dtype=np.int64)]
-        for first in range(0, len(bits), _PIECE):  # not all at once: a row takes eight bytes
+        bits, parts = self._bits(rows), [np.empty(0, dtype=np.int64)]
+        for first in range(0, len(bits), _PIECE):  # not all at once: a row takes a byte, or eight
             some = np.unpackbits(bits[first : first + _PIECE], bitorder="little")
-            found.append(np.flatnonzero(some[: rows - 8 * first]) + 8 * first)
-        return np.concatenate(found)
+            parts.append(np.flatnonzero(some[: rows - 8 * first]) + 8 * first)
+        return np.concatenate(parts)
 
     def altered(self, positions: Positions, masked: bool, rows: int) -> tuple[MaskEntry, int]:
-        """With rows of a split of so many left out, or taken in again; and how many were not so."""
+        """Leave out rows of a split of so many, or take them in; return also how many were not so."""
+        # In bits all along: a document of another's making may leave out 2**28 rows, whose positions
+        # would take two gigabytes.
         rows = max(rows, self.rows)
-        bits = np.zeros(-(-rows // 8), np.uint8)
-        before = self._bits(self.rows)
+        bits, before = np.zeros(-(-rows // 8), np.uint8), self._bits(self.rows)
         bits[: len(before)] = before
         already = (bits[positions >> 3] >> (positions & 7).astype(np.uint8) & 1).astype(bool)
-        changed = int(np.count_nonzero(already != masked))
-        return MaskEntry(self.nonce, rows, _packed(_changed(bits, positions, masked))), changed
+        entry = MaskEntry(self.nonce, rows, _packed(bits, positions, masked))
+        return entry, int(np.count_nonzero(already != masked))
 
     def _bits(self, rows: int) -> NDArray[np.uint8]:
+        """Unpack the bits of the first rows, and not a byte more, whatever the document holds."""
         size = -(-rows // 8)
         try:
-            told = base64.b64decode(self.packed, validate=True)
-            bits = zlib.decompressobj().decompress(told, size)
+            packed = base64.b64decode(self.packed, validate=True)
+            bits = zlib.decompressobj().decompress(packed, size)
         except (ValueError, zlib.error) as error:
             raise DamagedError(f"the rows to leave out cannot be unpacked ({error})") from error
         if len(bits) != size:
@@ -105,30 +110,37 @@ class MaskEntry:
         return np.frombuffer(bits, np.uint8)
 
 
-def _changed(bits: NDArray[np.uint8], positions: Positions, masked: bool) -> NDArray[np.uint8]:
-    """The same array with some bits set, or cleared; row 0 is the lowest bit of the first byte."""
+def _packed(bits: NDArray[np.uint8], positions: Positions, masked: bool) -> str:
+    """Set some bits, or clear them, and pack all; row 0 is the lowest bit of the first byte."""
     own = np.uint8(1) << (positions & 7).astype(np.uint8)
+    # Several positions may share a byte: an ordinary |= or &= would keep one of them only.
     if masked:
         np.bitwise_or.at(bits, positions >> 3, own)
     else:
         np.bitwise_and.at(bits, positions >> 3, ~own)
-    return bits
-
-
-def _packed(bits: NDArray[np.uint8]) -> str:
     return base64.b64encode(zlib.compress(bits.tobytes())).decode()
 
 
 @dataclass(frozen=True)
 class Masks:
-    """What is left out of a split, by epoch; ``number`` of the document that says so, 0 for none."""
+    """Rows that are left out of a split, by epoch.
+
+    Attributes
+    ----------
+    number : int
+        Number of the document that says so, 0 for none.
+    of : mapping of str to MaskEntry
+        Entries by epoch.
+    place : str
+        Path of the document.
+    """
 
     number: int = 0
     of: Mapping[str, MaskEntry] = field(default_factory=dict)
     place: str = ""
 
     def positions(self, epoch: layout.Epoch, nonce: int, rows: int) -> Positions | None:
-        """Rows that are left out of a split with so many; None where nothing was ever said."""
+        """Return the rows that are left out of a split; None where nothing was ever said of it."""
         entry = self.of.get(layout.epoch_path(epoch))
         if entry is None or entry.nonce != nonce:
             return None
@@ -137,7 +149,7 @@ class Masks:
 
 
 def read_masks(location: Location, split: str) -> Masks:
-    """What is left out of a split now.
+    """Read what is left out of a split now.
 
     Raises
     ------
@@ -146,29 +158,28 @@ def read_masks(location: Location, split: str) -> Masks:
     """
     path = layout.masks_path(split)
     names = set(location.names(path))
-    for number in reversed(stored_numbers_of(names)):
-        document = location.get(layout.document_key(f"{path}/{number}"))
+    for number in reversed(mask_numbers(names)):
+        document = location.get(layout.document_key(path, number))
         if document is not None:
             return parsed_masks(document, path, number)
-        if f"{number}{_KEPT}" in names and location.get(kept_key(path, number)) is not None:
-            break
-    else:
-        return Masks()
-    raise DamagedError(
-        f"{location}: {path}/{number} was deleted: it says which samples are left out; put it back "
-        f"from a copy, or mask the samples again after removing {path}"
-    )
+        # A number without either was never used: a writer was killed between folder and document.
+        kept = layout.kept_path(path, number)
+        if layout.last_part(kept) in names and location.get(layout.document_key(kept)) is not None:
+            raise DamagedError(
+                f"{location}: {layout.child(path, number)} was deleted: it says which samples are left "
+                f"out; put it back from a copy, or mask the samples again after removing {path}"
+            )
+    return Masks()
 
 
-def stored_numbers_of(names: set[str]) -> list[int]:
-    """The numbers that have a document, or had one, ascending."""
-    digits = {name.removesuffix(_KEPT) for name in names}
-    return sorted(int(one) for one in digits if one.isascii() and one.isdecimal())
+def mask_numbers(names: Iterable[str]) -> list[int]:
+    """Return the numbers that have a document, or had one, ascending."""
+    return numbers_among({name.removesuffix(layout.KEPT) for name in names})
 
 
-def kept_key(path: str, number: int) -> str:
-    """Key of what stays when the document of this number is deleted."""
-    return layout.document_key(f"{path}/{number}{_KEPT}")
+def _keep(location: Location, path: str, number: int) -> None:
+    """Make the group that stays when the document of this number is deleted."""
+    location.put_if_absent(layout.document_key(layout.kept_path(path, number)), EMPTY)
 
 
 def change_masks(
@@ -190,18 +201,18 @@ def change_masks(
         When others come first again and again.
     """
     path = layout.masks_path(split)
-    location.put_all_if_absent(dict.fromkeys(layout.document_keys(path), group_document({})))
+    make_groups(location, path)
     for _ in range(ATTEMPTS):
         now = read_masks(location, split)
-        if now.number:  # one that was stopped may have left this undone
-            location.put_if_absent(kept_key(path, now.number), group_document({}))
+        if now.number:  # a writer that was killed behind its document has not done this
+            _keep(location, path, now.number)
         changed = change(now)
         if changed is None:
             return
         number = now.number + 1
-        document = group_document(_told({**now.of, **changed}, path, number))
+        document = _document({**now.of, **changed}, layout.child(path, number))
         if publish_numbered(location, path, number, document):
-            location.put_if_absent(kept_key(path, number), group_document({}))
+            _keep(location, path, number)
             return
     raise LocationError(
         f"{location}: what is left out of {split} was changed by others {ATTEMPTS} times meanwhile; "
@@ -209,34 +220,29 @@ def change_masks(
     )
 
 
-def _told(entries: Mapping[str, MaskEntry], path: str, number: int) -> dict[str, Any]:
-    """As attributes: equal masks once, in bits."""
+def _document(entries: Mapping[str, MaskEntry], place: str) -> bytes:
+    """Return the document of these entries: each mask that several epochs have stands in it once."""
     masks = sorted({entry.packed for entry in entries.values()})
-    return {
-        "place": f"{path}/{number}",
-        "writing": secrets.token_hex(8),
-        "masks": masks,
-        "epochs": {
-            epoch: {"nonce": entry.nonce, "rows": entry.rows, "mask": masks.index(entry.packed)}
-            for epoch, entry in entries.items()
-        },
+    epochs = {
+        epoch: {"nonce": entry.nonce, "rows": entry.rows, "mask": masks.index(entry.packed)}
+        for epoch, entry in entries.items()
     }
+    # A random text makes the document like no other: who publishes it can tell it from its equals.
+    known = {PLACE: place, "writing": secrets.token_hex(8), "masks": masks, "epochs": epochs}
+    return group_document(known)
 
 
 def parsed_masks(document: bytes, path: str, number: int) -> Masks:
-    """What the document of this number says; raises a :class:`DamagedError` for another's."""
-    found = attributes(document, f"{path}/{number}")
-    if found.get("place") != f"{path}/{number}":
-        raise DamagedError(f"{path}/{number} holds the document of {found.get('place')!r:.80}")
+    """Return what the document of this number says; raise a :class:`DamagedError` for another's."""
+    place, made = layout.child(path, number), dict[str, MaskEntry]()
     try:
-        known = fields(found, _MASKS)
-        masks, made = known["masks"], dict[str, MaskEntry]()
-        for epoch, told in known["epochs"]:
-            own = fields(told, _ENTRY, what="an epoch")
-            made[epoch] = MaskEntry(own["nonce"], own["rows"], masks[own["mask"]])
+        known = placed_fields(document, place, _MASKS)
+        for epoch, entry in known["epochs"]:
+            own = fields(entry, _ENTRY, what="an epoch")
+            made[epoch] = MaskEntry(own["nonce"], own["rows"], known["masks"][own["mask"]])
     except (DamagedError, SpecMismatchError, IndexError) as error:
-        raise DamagedError(f"{path}/{number} is no list of rows to leave out ({error})") from error
-    return Masks(number, made, f"{path}/{number}")
+        raise DamagedError(f"{place} is no list of rows to leave out ({error})") from error
+    return Masks(number, made, place)
 
 
 def _text(value: Any) -> str:
@@ -246,7 +252,7 @@ def _text(value: Any) -> str:
 
 
 _MASKS = {
-    "place": text(),
+    PLACE: text(),
     "writing": text(),
     "masks": each(made_by(_text, "text")),
     "epochs": entries(text(), anything()),

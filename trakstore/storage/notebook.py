@@ -1,10 +1,9 @@
-"""What a notebook shows of a store."""
+"""The HTML that a notebook shows of a store."""
 
 from __future__ import annotations
 
 from trakstore.markup import card, facts_markup, table_markup
 from trakstore.spec import StoreSpec
-from trakstore.storage.backends.location import Location
 from trakstore.storage.catalogue import Catalogue
 from trakstore.storage.layout import Epoch
 
@@ -13,12 +12,12 @@ __all__ = ["store_markup"]
 SHOWN_EPOCHS = 12
 
 
-def store_markup(location: Location, spec: StoreSpec, catalogue: Catalogue) -> str:
-    """HTML: place, projection, and rows by epoch and split, as far as they are known."""
+def store_markup(place: str, spec: StoreSpec, catalogue: Catalogue) -> str:
+    """Return HTML: place, projection, and rows by epoch and split, as far as they are known."""
     epochs, splits = catalogue.epochs, catalogue.splits
     shown = f", the last {SHOWN_EPOCHS} shown" if len(epochs) > SHOWN_EPOCHS else ""
     facts = {
-        "store": location,
+        "store": place,
         "projection": f"{spec.projection.kind}, dim {spec.dim}, {spec.dtype}",
         "epochs": f"{len(epochs)}{shown}" if epochs else "none",
     }

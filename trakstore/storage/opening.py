@@ -5,7 +5,7 @@ from __future__ import annotations
 from trakstore.errors import LocationError
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where, open_location
-from trakstore.storage.root import read_format, read_root
+from trakstore.storage.root import read_root
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["find_store", "location_of", "open_store"]
@@ -37,19 +37,18 @@ def open_store(where: Where | FeatureStore) -> FeatureStore:
 
 
 def find_store(where: Where | FeatureStore) -> FeatureStore | None:
-    """The store at a place, or None where there is none yet."""
+    """Open the store at a place, or return None where there is none yet."""
     if isinstance(where, FeatureStore):
         return where
     location = open_location(where, create=True)
-    document = location.get(layout.document_key(""))
+    document = location.get(layout.DOCUMENT)
     if document is None:
         return None
-    made = FeatureStore(location, read_root(document, location), read_format(document))
-    return made.refresh()
+    return FeatureStore(location, *read_root(document, location)).refresh()
 
 
 def location_of(where: Where | FeatureStore, *, create: bool = False) -> Location:
-    """Where a store is or, with ``create``, will be."""
+    """Return the place of a store that is there or, with ``create``, will be."""
     if isinstance(where, FeatureStore):
         return where.location
     return open_location(where, create=create)

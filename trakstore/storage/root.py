@@ -1,27 +1,50 @@
-"""A store's root document: what makes a place a store, and of which format."""
+"""The root document of a store, which makes a place a store of a format."""
 
 from __future__ import annotations
 
 from trakstore.documents import anything, fields, whole
 from trakstore.errors import LocationError, SpecMismatchError, error_context
-from trakstore.spec import FORMAT_VERSION, StoreSpec
+from trakstore.spec import FORMAT_VERSION, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.split import attributes, group_document
+from trakstore.storage.group_documents import attributes, group_document
 
-__all__ = ["read_format", "read_root", "refuse_foreign", "root_document"]
+__all__ = ["make_root", "read_root"]
 
 _KIND = "trakstore"
 
 
-def root_document(spec: StoreSpec) -> bytes:
-    """The root document of a store of this spec: a function of the spec alone."""
-    return group_document({_KIND: {"format": FORMAT_VERSION, **spec.to_dict()}})
+def make_root(location: Location, spec: StoreSpec) -> tuple[StoreSpec, int]:
+    """Make a store, or take the one that is there if its spec is the same; return spec and format.
+
+    Raises
+    ------
+    SpecMismatchError
+        When the one that is there has another spec, or a newer trakstore wrote it.
+    LocationError
+        When something that is no store is there.
+    """
+    _refuse_foreign(location)
+    proposed = group_document({_KIND: {"format": FORMAT_VERSION, **spec.to_dict()}})
+    # Of several processes at once one writes the document; what is there then decides.
+    document = location.put_if_absent(layout.document_key(""), proposed)
+    stored, version = read_root(document, location)
+    check_equal(stored, spec, str(location))
+    return stored, version
 
 
-def read_root(document: bytes, location: Location) -> StoreSpec:
-    """The spec in a store's root document, or an error that says what is there instead."""
+def read_root(document: bytes, location: Location) -> tuple[StoreSpec, int]:
+    """Return the spec and the format in a store's root document.
+
+    Raises
+    ------
+    LocationError
+        When it is the document of some other program.
+    SpecMismatchError
+        When a newer trakstore wrote it.
+    """
     where = str(location)
+    # A newer trakstore may compute the checksum otherwise: its version is looked at before that.
     stored = attributes(document, where, check=False).get(_KIND)
     if stored is None:
         raise LocationError(
@@ -37,18 +60,15 @@ def read_root(document: bytes, location: Location) -> StoreSpec:
     checked = attributes(document, where)[_KIND]
     with error_context(where):
         fields(checked, {**dict.fromkeys(checked, anything()), "format": whole(1)})
-        return StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
+        spec = StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
+    return spec, int(checked["format"])
 
 
-def read_format(document: bytes) -> int:
-    """The format of a store, from the root document that :func:`read_root` took."""
-    return int(attributes(document, "")[_KIND]["format"])
-
-
-def refuse_foreign(location: Location) -> None:
+def _refuse_foreign(location: Location) -> None:
     """Raise a :class:`LocationError` if something that is no store lies at a location."""
-    # listed first: where others make a store just now, its document is there before all else
-    known = (layout.DYNAMICS, layout.CLAIMS)  # training may be watched before there are features
+    # Listed first: where others make a store just now, its document is there before all else.
+    # Training may be watched before there are features.
+    known = (layout.DYNAMICS, layout.CLAIMS)
     names = [n for n in location.names("") if not layout.is_leftover(n) and n not in known]
     if names and location.get(layout.document_key("")) is None:
         raise LocationError(

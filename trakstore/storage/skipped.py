@@ -9,7 +9,6 @@ or an older one, disagrees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +44,11 @@ class SkippedRow:
     Attributes
     ----------
     position : int
-        In its split.
+        Position in its split.
     id : int or str
-        Of the sample.
+        Id of the sample.
     reason : str
-        What was wrong with it.
+        Words for what was wrong with it.
     """
 
     position: int
@@ -58,11 +57,8 @@ class SkippedRow:
 
 
 def skipped_rows(split: Split) -> tuple[SkippedRow, ...]:
-    """The rows of a split that were bad when they were written, by position."""
-    return tuple(_rows(split))
-
-
-def _rows(split: Split) -> Iterator[SkippedRow]:
+    """Return the rows of a split that were bad when they were written, by position."""
+    rows = []
     norms, ids = split.column("norm"), split.column(layout.SAMPLE_ID)
     for row in split.skipped.tolist():
         reasons = split.reasons.read(row, row + 1)
@@ -71,14 +67,16 @@ def _rows(split: Split) -> Iterator[SkippedRow]:
                 f"{split.location}: {split.path}/{layout.SKIPPED} does not say why row {row} is bad: "
                 f"it was copied here, or is an older one"
             )
-        yield SkippedRow(row, ids.read(row, row + 1)[0].item(), reason_text(int(reasons[0])))
+        sample = ids.read(row, row + 1)[0].item()
+        rows.append(SkippedRow(row, sample, reason_text(int(reasons[0]))))
+    return tuple(rows)
 
 
 _NAN = np.uint32(0x7FC00000)  # quiet, and any of its lower 22 bits may be set
 
 
 def skipped_norms(reasons: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The norms of bad rows: NaN, with the reason in its lowest bits.
+    """Return the norms of bad rows: NaN, with the reason in its lowest bits.
 
     Examples
     --------
@@ -90,23 +88,25 @@ def skipped_norms(reasons: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def unlike_norms(reasons: NDArray[np.uint8], norms: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows are NaN for another reason, or are good though there is one.
+    """Tell which rows are NaN for another reason, or are good though there is one.
 
     Norms of stores of before say no reason: any will do.
     """
-    bad, told = np.isnan(norms), stated_reasons(norms)
-    other = (reasons == 0) | ((told != 0) & (told != reasons))
+    # A block has a chunk of reasons if any of its rows is bad: good rows then have reason 0. Where no
+    # row is bad, the chunk is a leftover of a write that was stopped, and says nothing.
+    bad, stated = np.isnan(norms), stated_reasons(norms)
+    other = (reasons == 0) | ((stated != 0) & (stated != reasons))
     return np.asarray(np.where(bad, other, (reasons != 0) & bad.any()))
 
 
 def stated_reasons(norms: NDArray[Any]) -> NDArray[np.uint8]:
-    """The reasons that norms say; 0 for those of good rows, and of stores of before."""
-    told = np.ascontiguousarray(norms, dtype="<f4").view("<u4").astype(np.uint8)
-    return np.where(np.isnan(norms), told, np.uint8(0))
+    """Return the reasons that norms say; 0 for those of good rows, and of stores of before."""
+    lowest = np.ascontiguousarray(norms, dtype="<f4").view("<u4").astype(np.uint8)
+    return np.where(np.isnan(norms), lowest, np.uint8(0))
 
 
 def reason_text(reason: int) -> str:
-    """The words for a reason.
+    """Return the words for a reason.
 
     Examples
     --------
@@ -118,6 +118,6 @@ def reason_text(reason: int) -> str:
     names = [name for bit, name in enumerate(REASONS) if reason >> bit & 1]
     *others, last = [name for name in names if name not in _WORDS] or [""]
     numbers = " and ".join(filter(None, [", ".join(others), last]))
-    told = [f"NaN or infinite {numbers}"] if numbers else []
-    told += [_WORDS[name] for name in names if name in _WORDS]
-    return ", ".join(told) or "a reason that is not stored"
+    words = [f"NaN or infinite {numbers}"] if numbers else []
+    words += [_WORDS[name] for name in names if name in _WORDS]
+    return ", ".join(words) or "a reason that is not stored"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.documents import parsed
 from trakstore.errors import (
     DamagedError,
     IncompleteError,
@@ -25,85 +22,51 @@ from trakstore.errors import (
 )
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import column_dimensions, column_shape
+from trakstore.storage.arrays import column_dimensions, column_form, column_shape
 from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import PLACE, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.stored import StoredColumn
 
 __all__ = [
     "Split",
     "SplitStatus",
-    "attributes",
-    "group_document",
+    "blocks_among",
     "split_document",
     "split_spec",
     "written_blocks",
 ]
 
 
-_CHECKSUM = "crc32c"
-_PLACE = "place"
-
-
-def group_document(attributes: Mapping[str, Any]) -> bytes:
-    """The zarr document of a group: a pure function of its attributes, with their checksum."""
-    checked = {**attributes, _CHECKSUM: _checksum(attributes)} if attributes else {}
-    document = {"zarr_format": 3, "node_type": "group", "attributes": checked}
-    return json.dumps(document, indent=1, sort_keys=True).encode()
-
-
-def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, Any]:
-    """The attributes in a group's document, without their checksum.
-
-    Raises
-    ------
-    DamagedError
-        When the document is not what was written.
-    """
-    with error_context(where):
-        whole = parsed(document)
-    found = whole.get("attributes") if isinstance(whole, dict) else None
-    if not isinstance(found, dict):
-        raise DamagedError(f"{where}: the metadata document is damaged (it has no attributes)")
-    stored = found.pop(_CHECKSUM, None)
-    if check and found and stored != _checksum(found):
-        raise DamagedError(
-            f"{where}: the metadata document is damaged (its attributes have checksum "
-            f"{_checksum(found)}, it says {stored})"
-        )
-    return found
-
-
 def split_document(path: str, spec: SplitSpec) -> bytes:
-    """The document of the split at ``path``: its spec, and where it belongs."""
-    return group_document({**spec.to_dict(), _PLACE: path})
+    """Return the document of the split at ``path``: its spec, and where it belongs."""
+    return group_document({**spec.to_dict(), PLACE: path})
 
 
 def split_spec(document: bytes, path: str) -> SplitSpec:
-    """The spec in the document of the split at ``path``.
+    """Return the spec in the document of the split at ``path``.
 
     Raises
     ------
     DamagedError
         When it is damaged, or that of another split; format 1 does not say of which it is.
     """
-    found = attributes(document, path)
-    place = found.pop(_PLACE, path)
+    known = attributes(document, path)
+    place = known.pop(PLACE, path)
     if place != path:
         raise DamagedError(f"{path} has the document of {place!r:.80}")
     with error_context(path):
-        return SplitSpec.from_dict(found)
+        return SplitSpec.from_dict(known)
 
 
-def _checksum(attributes: Mapping[str, Any]) -> int:
-    text = json.dumps(attributes, sort_keys=True, separators=(",", ":"))
-    return int(google_crc32c.value(text.encode()))
+def blocks_among(names: Iterable[str]) -> list[int]:
+    """Return the numbers of the blocks whose markers are among some names, ascending."""
+    return sorted(block for name in names if (block := layout.marker_block(name)) is not None)
 
 
-def written_blocks(location: Location, path: str) -> set[int]:
-    """Numbers of the blocks of the split at ``path`` that are committed: one listing."""
-    found = map(layout.marker_block, location.names(f"{path}/{layout.WRITTEN}"))
-    return {block for block in found if block is not None}
+def written_blocks(location: Location, path: str) -> list[int]:
+    """List the numbers of the blocks of the split at ``path`` that are committed, ascending."""
+    return blocks_among(location.names(layout.written_path(path)))
 
 
 def _no_rows() -> NDArray[np.int64]:
@@ -112,12 +75,12 @@ def _no_rows() -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class SplitStatus:
-    """How much of a split is there.
+    """Amount of a split that is there.
 
     Attributes
     ----------
     epoch, split
-        Which one.
+        Names of the split.
     rows, written_rows : int
         Rows that it is to have, and that are committed.
     blocks, written_blocks : int
@@ -136,7 +99,7 @@ class SplitStatus:
 
     @property
     def complete(self) -> bool:
-        """Whether every row is there."""
+        """True if every row is there."""
         return not self.missing
 
 
@@ -149,11 +112,11 @@ class Split:
     location : Location
         The store's place.
     epoch, name
-        Which one.
+        Names of the split.
     spec : SplitSpec
         Size, blocks, columns and origin.
     complete : bool
-        Whether all of its blocks were committed.
+        True if all of its blocks were committed.
     masked : ndarray of int64
         Positions of the rows that were left out, ascending: those that were masked since, and those
         that were bad when they were written.
@@ -172,6 +135,7 @@ class Split:
     @property
     def state(self) -> str:
         """Equal for splits with the same rows, of which the same are left out."""
+        # The nonce tells splits of one name apart, rows an append; masked rows are known by their hash.
         left_out = hashlib.sha256(self.masked.astype("<i8").tobytes()).hexdigest()
         return f"{self.spec.nonce:08x}-{self.rows}-{left_out}"
 
@@ -201,14 +165,16 @@ class Split:
         return tuple(name for name, _ in self.spec.columns)
 
     def missing_blocks(self) -> list[int]:
-        """Numbers of the blocks that are not committed now, in order: one listing."""
-        written = written_blocks(self.location, self.path)
+        """List the numbers of the blocks that are not committed now, in order: one request."""
+        written = set(written_blocks(self.location, self.path))
         return [block for block in range(self.spec.blocks) if block not in written]
 
     def status(self) -> SplitStatus:
-        """What is there now and what is missing: one listing."""
+        """List what is there now, and what is missing: one request."""
         total = self.spec.blocks
-        written = sorted(b for b in written_blocks(self.location, self.path) if b < total)
+        # Markers behind the last block are of an append that was stopped: they count for nothing.
+        written = [b for b in written_blocks(self.location, self.path) if b < total]
+        # Between each two neighbours of the written blocks, and the ends, the rest is missing.
         gaps = [(a + 1, b) for a, b in pairwise([-1, *written, total]) if b > a + 1]
         step = self.spec.block_rows
         missing = tuple((a * step, min(self.rows, b * step)) for a, b in gaps)
@@ -221,6 +187,7 @@ class Split:
         """Raise an :class:`IncompleteError` that names the rows that are missing, if any are now."""
         if self.complete:
             return
+        # A worker may have committed the rest since the split was opened.
         status = self.status()
         if status.complete:
             return
@@ -232,7 +199,7 @@ class Split:
         )
 
     def column(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
-        """A stored column; unwritten rows come as its fill value where ``allow_missing``.
+        """Return a stored column; with ``allow_missing``, unwritten rows come as its fill value.
 
         Raises
         ------
@@ -245,35 +212,34 @@ class Split:
                 f"{self.name} at epoch {self.epoch} has no column {name!r}"
                 f"{did_you_mean(name, dtypes)}"
             )
-        dtype: Any = np.dtypes.StringDType() if dtypes[name] == "str" else np.dtype(dtypes[name])
-        shape, chunks = column_shape(self.spec, name)
         missing = self.status().missing if allow_missing else ()
-        return StoredColumn(
-            self.location,
-            f"{self.path}/{name}",
-            shape,
-            dtype,
-            chunks,
-            f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}",
-            missing,
-            compressed=name == layout.FEATURES and self.spec.keep_bits is not None,
-            committed_by=self.spec,
-        )
+        token = f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}"
+        return self._stored(name, token, missing, self.spec)
 
     @property
     def reasons(self) -> StoredColumn:
-        """Why rows were bad when they were written, as bits; only where a block has such rows."""
-        return StoredColumn(
-            self.location,
-            f"{self.path}/{layout.SKIPPED}",
-            (self.rows,),
-            np.dtype(np.uint8),
-            (self.spec.block_rows,),
-            f"{self.spec.nonce:08x}-{self.rows}-skipped",
-        )
+        """Reasons why rows were bad when they were written, as bits; only in blocks with such rows."""
+        return self._stored(layout.SKIPPED, f"{self.spec.nonce:08x}-{self.rows}-skipped")
+
+    @property
+    def masked_before(self) -> StoredColumn:
+        """Rows that are left out, in stores of format 1; only in blocks of which some are."""
+        return self._stored(layout.MASKED, layout.MASKED)
+
+    def _stored(
+        self,
+        name: str,
+        token: str,
+        missing: tuple[tuple[int, int], ...] = (),
+        committed_by: SplitSpec | None = None,
+    ) -> StoredColumn:
+        path, form = layout.child(self.path, name), column_form(self.spec, name)
+        shape = column_shape(self.spec, name)[0]
+        return StoredColumn(self.location, path, shape, form, token, missing, committed_by)
 
     def refuse_known_ids(self, ids: NDArray[Any]) -> None:
         """Raise a :class:`TrakStoreError` if a sample with one of these ids is there."""
+        # Block by block: ids of a hundred million samples need not fit in memory.
         column = self.column(layout.SAMPLE_ID)
         for block in range(self.spec.blocks):
             start, stop = self.spec.block_range(block)
@@ -285,7 +251,7 @@ class Split:
                 )
 
     def to_xarray(self, *, allow_missing: bool = False) -> xr.Dataset:
-        """All columns, lazy, with dimensions ``sample`` and ``feature``; layers have their own.
+        """Return all columns, lazy, with dimensions ``sample`` and ``feature``; layers have their own.
 
         Raises
         ------

@@ -81,6 +81,7 @@ class StagedSplit:
         """Keep rows at positions, with their ``out_to_loss``; the file that counts appears last."""
         name = uuid.uuid4().hex
         np.save(self.folder / f"{name}.features.npy", features)
+        # The rows first: a process that is killed before the rename leaves files that nobody looks at.
         partial = self.folder / f"{name}.partial.npz"
         np.savez(partial, inds=inds, scale=scale)
         partial.rename(self.folder / f"{name}.npz")
@@ -104,8 +105,8 @@ class StagedSplit:
     @cached_property
     def files(self) -> list[Path]:
         """Files that tell which rows came, the oldest first."""
-        found = [one for one in self.folder.glob("*.npz") if not one.match("*.partial.npz")]
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+        whole = [one for one in self.folder.glob("*.npz") if not one.match("*.partial.npz")]
+        return sorted(whole, key=lambda path: path.stat().st_mtime_ns)
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -123,6 +124,7 @@ class StagedSplit:
     def __getitem__(self, index: slice) -> NDArray[np.float32]:
         file, row = (places[index] for places in self._places[:2])
         out = np.empty((len(row), self.dim), dtype=np.float32)
+        # Files are mapped, not read: only the rows that are asked for come into memory.
         for at in np.unique(file):
             path = self.files[at].with_suffix(".features.npy")
             try:

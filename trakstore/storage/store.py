@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import xarray as xr
 
 from trakstore.errors import (
     NotFoundError,
-    SpecMismatchError,
     TrakStoreError,
     did_you_mean,
     error_context,
@@ -25,25 +23,20 @@ from trakstore.spec import (
     ProjectionSpec,
     SplitSpec,
     StoreSpec,
-    check_equal,
 )
-from trakstore.storage import layout
+from trakstore.storage import catalogue, layout
 from trakstore.storage.backends.location import Location, Where, open_location
 from trakstore.storage.backends.together import together
-from trakstore.storage.catalogue import Catalogue, Seen, catalogue_of, list_epochs
-from trakstore.storage.completion import note_complete
-from trakstore.storage.creation import settle_split, spec_shape
-from trakstore.storage.given import GivenRows
-from trakstore.storage.growth import append_rows, drop_split, give_again, mask_samples
+from trakstore.storage.creation import make_split
+from trakstore.storage.given import GivenRows, append_given, write_given
+from trakstore.storage.growth import drop_split, mask_samples
 from trakstore.storage.layout import Epoch
 from trakstore.storage.notebook import store_markup
-from trakstore.storage.root import read_format, read_root, refuse_foreign, root_document
+from trakstore.storage.root import make_root
 from trakstore.storage.skipped import SkippedRow, skipped_rows
 from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split, SplitStatus
-from trakstore.storage.tables.plans import forget_plan
-from trakstore.storage.tables.runs import Run, list_runs
-from trakstore.storage.writer import BlockWriter
+from trakstore.storage.tables.runs import Run, forget_plan, list_runs
 
 __all__ = ["FeatureStore"]
 
@@ -57,9 +50,9 @@ class FeatureStore:
     Attributes
     ----------
     location : Location
-        Where it is.
+        Its place.
     spec : StoreSpec
-        What all its features have in common.
+        The properties that all its features share.
     format : int
         Version of the format that it was made in: see ``storage/FORMAT.md``.
     """
@@ -67,10 +60,10 @@ class FeatureStore:
     location: Location
     spec: StoreSpec
     format: int = FORMAT_VERSION
-    _catalogue: Catalogue = field(init=False, repr=False, compare=False)
+    _catalogue: catalogue.Catalogue = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_catalogue", catalogue_of(self.location))
+        object.__setattr__(self, "_catalogue", catalogue.catalogue_of(self.location))
 
     def __reduce__(self) -> Any:
         return type(self), (self.location, self.spec, self.format)
@@ -96,9 +89,9 @@ class FeatureStore:
             A local folder, a URL such as ``s3://bucket/run.zarr`` or ``memory://name``, or any
             zarr store.
         projection : ProjectionSpec
-            How gradients become features.
+            Projection that makes features of gradients.
         output, parameters : optional
-            What gradients are taken of; none when features are made elsewhere.
+            Output, and parameters, of which gradients are taken; none when features are made elsewhere.
         dtype : {"float32", "float16"}
             Stored dtype of features.
         keep_bits : int, optional
@@ -120,23 +113,19 @@ class FeatureStore:
 
     @classmethod
     def of_spec(cls, where: Where | FeatureStore, spec: StoreSpec) -> FeatureStore:
-        """As :meth:`create`, from a whole spec; an open store is compared with it."""
+        """Make a store as :meth:`create` does, from a whole spec; an open store is compared with it."""
         place = where.location if isinstance(where, FeatureStore) else where
         location = open_location(place, create=True)
-        refuse_foreign(location)
-        settled = location.put_if_absent(layout.document_key(""), root_document(spec))
-        store = cls(location, read_root(settled, location), read_format(settled))
-        check_equal(store.spec, spec, str(location))
-        return store.refresh()
+        return cls(location, *make_root(location, spec)).refresh()
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
-        """All epochs that are known here: integers in order, then names; see :meth:`refresh`."""
+        """Epochs that are known here: integers in order, then names; see :meth:`refresh`."""
         return self._catalogue.epochs
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of all splits that are known here, whatever their epoch; see :meth:`refresh`."""
+        """Names of the splits that are known here, at any epoch; see :meth:`refresh`."""
         return self._catalogue.splits
 
     def refresh(self) -> FeatureStore:
@@ -145,27 +134,21 @@ class FeatureStore:
         return self
 
     def splits_of(self, epoch: Epoch) -> tuple[str, ...]:
-        """Names of the splits that are at an epoch now."""
-        path = layout.epoch_path(epoch)
-        names = [name for name in self.location.names(path) if name != "zarr.json"]
-        keys = [layout.document_key(f"{path}/{name}") for name in names]
-        found = together(self.location, [partial(self.location.get, key) for key in keys])
-        here = [name for name, document in zip(names, found, strict=True) if document is not None]
-        if here:
-            self._catalogue.add(epoch, *here)
-        return tuple(here)
+        """Return the names of the splits that are at an epoch now."""
+        names, known = catalogue.list_splits(self.location, epoch), self._catalogue
+        if names:
+            known.add(epoch, {name: known.seen(epoch, name) for name in names})
+        return tuple(names)
 
     def epochs_of(self, *splits: str) -> tuple[Epoch, ...]:
-        """The epochs that have all of these splits now."""
-        self.refresh()
-        pairs = [(epoch, name) for epoch in self.epochs for name in splits]
-        keys = [layout.document_key(layout.split_path(*pair)) for pair in pairs]
-        found = together(self.location, [partial(self.location.get, key) for key in keys])
-        missing = {pair[0] for pair, document in zip(pairs, found, strict=True) if document is None}
-        return tuple(epoch for epoch in self.epochs if epoch not in missing)
+        """Return the epochs that have all of these splits now."""
+        names = [layout.check_name(name, "split") for name in splits]
+        pairs = [(epoch, name) for epoch in self.refresh().epochs for name in names]
+        there = set(catalogue.splits_there(self.location, pairs))
+        return tuple(e for e in self.epochs if all((e, name) in there for name in names))
 
     def split(self, epoch: Epoch, split: str) -> Split:
-        """A split at an epoch, as it is now.
+        """Open a split at an epoch, as it is now.
 
         Raises
         ------
@@ -177,7 +160,7 @@ class FeatureStore:
     def open_splits(
         self, epochs: Sequence[Epoch] | None, names: Sequence[str]
     ) -> dict[Epoch, tuple[Split, ...]]:
-        """Splits as they are now, of many epochs at once.
+        """Open splits as they are now, of many epochs at once.
 
         Parameters
         ----------
@@ -190,65 +173,36 @@ class FeatureStore:
         NotFoundError
             When one of these epochs has not all of them.
         """
-        opened = self._open_all(names) if epochs is None else self._open(epochs, names)
+        opened = catalogue.open_epochs(self.location, self._catalogue, epochs, names)
         for (epoch, name), split in opened.items():
             if split is not None:
                 with error_context(f"{self.location}: {name} at epoch {epoch}"):
                     split.spec.check_of(self.spec)
-                self._catalogue.see(epoch, name, Seen(split.rows, split.complete))
+                self._catalogue.add(epoch, {name: catalogue.Seen(split.rows, split.complete)})
             elif epochs is not None:
-                raise self._not_found(epoch, name)
-        found = {epoch: [opened[epoch, name] for name in names] for epoch, _ in opened}
-        return {epoch: tuple(filter(None, them)) for epoch, them in found.items() if all(them)}
-
-    def _open(
-        self, epochs: Sequence[Epoch], names: Sequence[str]
-    ) -> dict[tuple[Epoch, str], Split | None]:
-        pairs = [(layout.as_epoch(epoch), name) for epoch in epochs for name in names]
-        return dict(zip(pairs, open_splits(self.location, pairs), strict=True))
-
-    def _open_all(self, names: Sequence[str]) -> dict[tuple[Epoch, str], Split | None]:
-        """Of all epochs that are there: those that are known are opened while others are looked for."""
-        known = self.epochs
-        listing, opening = partial(list_epochs, self.location), partial(self._open, known, names)
-        epochs, opened = together(self.location, [listing, opening])
-        opened |= self._open([epoch for epoch in epochs if epoch not in known], names)
-        return {(epoch, name): opened[epoch, name] for epoch in epochs for name in names}
-
-    def _not_found(self, epoch: Epoch, split: str) -> NotFoundError:
-        known = self.refresh().epochs
-        if layout.as_epoch(epoch) not in known:
-            near = did_you_mean(epoch, known)
-            return NotFoundError(f"{self.location} has no epoch {epoch!r}{near}")
-        near = did_you_mean(split, self.splits_of(epoch))
-        return NotFoundError(f"{self.location} has no split {split!r} at epoch {epoch}{near}")
+                raise catalogue.not_found(self.location, self._catalogue, epoch, name)
+        of_epoch = {epoch: [opened[epoch, name] for name in names] for epoch, _ in opened}
+        return {epoch: tuple(filter(None, them)) for epoch, them in of_epoch.items() if all(them)}
 
     def status(self) -> tuple[SplitStatus, ...]:
-        """What is there and what is missing, of each split at each epoch."""
+        """Return what is there and what is missing, of each split at each epoch."""
         self.refresh()
-        pairs = [
-            (epoch, name) for epoch in self.epochs for name in self._catalogue.splits_of(epoch)
-        ]
-        found = [split for split in open_splits(self.location, pairs) if split is not None]
-        told = together(self.location, [split.status for split in found])
-        for one in told:
-            self._catalogue.see(one.epoch, one.split, Seen(one.rows, one.complete))
-        return tuple(told)
+        known = self._catalogue
+        pairs = [(epoch, name) for epoch in known.epochs for name in known.splits_of(epoch)]
+        splits = [split for split in open_splits(self.location, pairs) if split is not None]
+        statuses = together(self.location, [split.status for split in splits])
+        for one in statuses:
+            known.add(one.epoch, {one.split: catalogue.Seen(one.rows, one.complete)})
+        return tuple(statuses)
 
     def features(self, epoch: Epoch, split: str, *, allow_missing: bool = False) -> xr.DataArray:
-        """The features of a split, lazy.
+        """Return the features of a split: lazy, dims ``("sample", "feature")``, with ``sample_id``.
 
         Parameters
         ----------
         epoch, split
-            Which ones.
         allow_missing : bool
             Whether rows that were not written yet may come as NaN.
-
-        Returns
-        -------
-        xarray.DataArray
-            Dask-backed, dims ``("sample", "feature")``, coordinate ``sample_id``.
 
         Raises
         ------
@@ -276,13 +230,7 @@ class FeatureStore:
         SpecMismatchError
             When the split is there with other rows, columns, checkpoint or data set.
         """
-        if self.spec.dim not in (None, spec.dim):
-            raise SpecMismatchError(
-                f"{self.location} holds features of dimension {self.spec.dim}, got {spec.dim}"
-            )
-        shape = spec_shape(spec, self.spec.dtype, batch_rows)
-        proposed = replace(spec, keep_bits=self.spec.keep_bits, **vars(shape))
-        settle_split(self.location, epoch, split, proposed)
+        make_split(self.location, self.spec, epoch, split, spec, batch_rows=batch_rows)
         return self.split(epoch, split)
 
     def write_split(
@@ -306,7 +254,7 @@ class FeatureStore:
         Parameters
         ----------
         epoch, split
-            Where to put them.
+            Place for them.
         features : array or lazy array, shape (rows, dim)
             NumPy, Dask, xarray: anything that gives rows when sliced.
         out_to_loss : array, shape (rows,), optional
@@ -316,9 +264,9 @@ class FeatureStore:
         labels : array of int, shape (rows,), optional
             Classes.
         checkpoint : str, optional
-            What tells these features from others.
+            Text that tells these features from others.
         learning_rate : float, optional
-            At this epoch, for TracIn.
+            Learning rate at this epoch, for TracIn.
         block_rows : int
             Rows of a block; chosen by default: a 64th of the split, 64 rows or more, 64 MB or less.
 
@@ -330,41 +278,11 @@ class FeatureStore:
             When the split is there with another shape, other columns or other values.
         """
         layout.split_path(epoch, split)  # refuses bad names
-        given = GivenRows.of(
-            self.spec, features, out_to_loss, ids, labels, f"{split} at epoch {epoch}"
-        )
+        where = f"{split} at epoch {epoch}"
+        given = GivenRows.of(self.spec, features, out_to_loss, ids, labels, where)
         spec = given.split_spec(checkpoint, learning_rate, block_rows)
-        spec = self._same_as_stored(epoch, split, given, spec)
-        made = self.create_split(epoch, split, spec, batch_rows=given.batch_rows)
-        writer = BlockWriter(made)
-        for block in made.missing_blocks():
-            writer.write(block, given.read(*made.spec.block_range(block)))
-        note_complete(made)
+        write_given(self.location, epoch, split, given, spec)
         return self.split(epoch, split)
-
-    def _same_as_stored(
-        self, epoch: Epoch, split: str, given: GivenRows, spec: SplitSpec
-    ) -> SplitSpec:
-        """The spec to go on with; raises where what was stored is not what is given now."""
-        (stored,) = open_splits(self.location, [(epoch, split)])
-        alike = stored is not None and replace(stored.spec, given=spec.given) == replace(
-            spec, keep_bits=self.spec.keep_bits
-        )
-        if stored is None or not alike or stored.spec.given == spec.given:
-            return spec  # whose other differences are told when it is created
-        differing = given.differing(stored)
-        if stored.spec.given is None and not differing:  # of format 1, or rows were appended
-            return replace(spec, given=None)
-        if given.in_memory and not differing and not stored.complete:
-            give_again(stored, spec.given)  # what was bad in the rest has been put right
-            differing = given.differing(stored)
-            if not differing:
-                return spec
-        what = ", ".join(differing) or "what was given"
-        raise SpecMismatchError(
-            f"{self.location}: {split} at epoch {epoch} is there with other values of {what}: drop it "
-            f"first, or choose another name or store"
-        )
 
     def append(
         self,
@@ -392,14 +310,7 @@ class FeatureStore:
         old = self.split(epoch, split)
         where = f"{split} at epoch {epoch}"
         given = GivenRows.of(self.spec, features, out_to_loss, ids, labels, where, old.rows)
-        if (given.columns, given.dim) != (old.spec.columns, old.dim):
-            raise TrakStoreError(
-                f"{where} has dimension {old.dim} and columns "
-                f"{dict(old.spec.columns)}, got {given.dim} and {dict(given.columns)}"
-            )
-        old.require_complete()
-        old.refuse_known_ids(given.narrow[layout.SAMPLE_ID])
-        append_rows(old, given.rows, given.read)
+        append_given(old, given)
         return self.split(epoch, split)
 
     def mask(
@@ -437,20 +348,21 @@ class FeatureStore:
         """
         if not isinstance(masked, bool | np.bool_):
             raise TrakStoreError(f"masked must be True or False, got {masked!r}")
-        found = self.open_splits(None if epochs is None else layout.as_epochs(epochs), (split,))
-        if not found:
+        chosen = None if epochs is None else layout.as_epochs(epochs)
+        opened = self.open_splits(chosen, (split,))
+        if not opened:
             near = did_you_mean(split, self.refresh().splits)
             raise NotFoundError(f"no epoch has a split {split!r}{near}")
-        return mask_samples([one for (one,) in found.values()], ids, masked=masked)
+        return mask_samples([one for (one,) in opened.values()], ids, masked=masked)
 
     def skipped(self, epoch: Epoch, split: str) -> tuple[SkippedRow, ...]:
-        """The rows that were bad when they were written, and why; left out as masked ones are."""
+        """Return the rows that were bad when they were written; left out as masked ones are."""
         return skipped_rows(self.split(epoch, split))
 
     def drop(self, epoch: Epoch, split: str | None = None) -> None:
         """Delete a split at an epoch, or a whole epoch, from the disk; of two at once one is refused.
 
-        What a job was to write there and has not begun is not missed any longer.
+        Splits that a job was to write there and has not begun are not missed any longer.
 
         Raises
         ------
@@ -463,18 +375,16 @@ class FeatureStore:
         for name in self.splits_of(epoch) if split is None else (split,):
             drop_split(self.split(epoch, name))
             self._catalogue.remove(epoch, name)
-        if split is None:
-            known = list_epochs(self.location)
-            if layout.as_epoch(epoch) not in known:
-                if forgotten:
-                    return
-                near = did_you_mean(epoch, known)
-                raise NotFoundError(f"{self.location} has no epoch {epoch!r}{near}")
+        if split is not None:
+            return
+        if layout.as_epoch(epoch) in catalogue.list_epochs(self.location):
             self.location.delete_folder(layout.epoch_path(epoch))
             self._catalogue.remove(epoch)
+        elif not forgotten:
+            raise catalogue.not_found(self.location, self._catalogue, epoch)
 
     def runs(self) -> tuple[Run, ...]:
-        """Records of the runs that wrote features, oldest first."""
+        """Return records of the runs that wrote features, oldest first."""
         return list_runs(self.location)
 
     def __repr__(self) -> str:
@@ -483,5 +393,5 @@ class FeatureStore:
         return f"FeatureStore({str(self.location)!r}, {what}, epochs: {epochs})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: rows of each split at the last epochs, as this process saw them; no reads."""
-        return store_markup(self.location, self.spec, self._catalogue)
+        """Show a notebook the rows of each split at the last epochs, as this process saw them."""
+        return store_markup(str(self.location), self.spec, self._catalogue)

@@ -7,8 +7,7 @@ that is not there.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,25 +15,17 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from numcodecs import VLenUTF8, Zstd
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, LocationError
+from trakstore.errors import DamagedError, LocationError, error_context
 from trakstore.planning import ranges
 from trakstore.spec import SplitSpec
-from trakstore.storage.arrays import array_documents, encode, fill_value
+from trakstore.storage import layout
+from trakstore.storage.arrays import array_documents, encode
 from trakstore.storage.backends.ahead import AHEAD_BYTES, Wanted, is_wanted, read_ahead, read_key
-from trakstore.storage.backends.chunks import ChunkForm
+from trakstore.storage.backends.chunks import TAIL, ChunkForm, fill_value, grid, intact
 from trakstore.storage.backends.location import Location
-from trakstore.storage.checksums import TAIL, intact
-from trakstore.storage.layout import document_key
-from trakstore.storage.markers import (
-    Marker,
-    MisplacedError,
-    marker_of,
-    tail_of_chunk,
-    wanted_marker,
-)
+from trakstore.storage.markers import MisplacedError, marker_of, tail_of_chunk, wanted_marker
 
 __all__ = ["StoredColumn", "read_together"]
 
@@ -53,15 +44,17 @@ def read_together(
     most : int
         Bytes that are held at a time.
     """
-    found, known = list[Wanted](), set[str]()
+    values, markers = list[Wanted](), set[str]()
     for column, start, stop in wanted:
-        for key in [] if column.location.near else column.chunk_keys(start, stop):
-            marker = column.wanted_marker(key)
-            if marker is not None and marker.key not in known:
-                known.add(marker.key)
-                found.append(marker)
-            found.append(Wanted(column.location, key, column.form.most, column.chunk_bytes + TAIL))
-    return read_ahead(found, most) if len(found) > 1 else nullcontext()
+        for numbers in [] if column.location.near else column.chunks_of(start, stop):
+            marker = column.wanted_marker(numbers)
+            # A marker commits many chunks and is kept once it was read: it is asked for once.
+            if marker is not None and marker.key not in markers:
+                markers.add(marker.key)
+                values.append(marker)
+            form, key = column.form, layout.chunk_key(column.path, numbers)
+            values.append(Wanted(column.location, key, form.most, form.size + TAIL))
+    return read_ahead(values, most) if len(values) > 1 else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -71,32 +64,31 @@ class StoredColumn:
     Attributes
     ----------
     location, path
-        Where the array lies.
+        Place of the array.
     shape : tuple of int
         ``(rows, dim)`` for features, ``(rows, width)`` for activations, else ``(rows,)``.
-    dtype : numpy.dtype
-        As stored.
-    chunks : tuple of int
-        Shape of a chunk.
+    form : ChunkForm
+        Shape and encoding of its chunks.
     token : str
-        Changes with the contents' identity: names Dask arrays.
+        Name for Dask, which changes with the contents' identity.
     missing : tuple of (start, stop)
         Rows that were never written and are to be given as the fill value.
-    compressed : bool
-        Whether its chunks are.
     committed_by : SplitSpec, optional
-        Of the split whose markers its chunks are compared with; None where no marker counts them.
+        Spec of the split whose markers its chunks are compared with; None where no marker counts them.
     """
 
     location: Location
     path: str
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunks: tuple[int, ...]
+    form: ChunkForm
     token: str
     missing: tuple[tuple[int, int], ...] = ()
-    compressed: bool = False
     committed_by: SplitSpec | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Stored dtype."""
+        return self.form.values
 
     @property
     def ndim(self) -> int:
@@ -106,10 +98,10 @@ class StoredColumn:
     @property
     def chunk_rows(self) -> int:
         """Rows of a chunk: read these at once."""
-        return self.chunks[0]
+        return self.form.shape[0]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``start`` to ``stop``, shape ``(stop - start, ...)``; they may be read-only.
+        """Return rows ``start`` to ``stop``, shape ``(stop - start, ...)``; they may be read-only.
 
         Raises
         ------
@@ -121,8 +113,7 @@ class StoredColumn:
         """
         if not self.missing:
             return self._read(start, stop)
-        kind = "str" if self.dtype.kind == "T" else self.dtype.name
-        rows = np.full((stop - start, *self.shape[1:]), fill_value(kind), dtype=self.dtype)
+        rows = np.full((stop - start, *self.shape[1:]), fill_value(self.form.dtype), self.dtype)
         for a, b in self._present(start, stop):
             rows[a - start : b - start] = self._read(a, b)
         return rows
@@ -131,38 +122,34 @@ class StoredColumn:
         first, *rest = key if isinstance(key, tuple) else (key,)
         start, stop, step = first.indices(self.shape[0])
         rows = self.read(start, stop)[(slice(None, None, step), *rest)]
+        # A view of a chunk's bytes is read-only: people and Dask may write into what they sliced.
         return rows if rows.flags.writeable else rows.copy()
 
     def to_dask(self) -> da.Array:
-        """A lazy Dask array of the column, one block for each stored chunk of rows."""
+        """Return a lazy Dask array of the column, one block for each stored chunk of rows."""
         chunks = (tuple(b - a for a, b in ranges(self.shape[0], self.chunk_rows)), *self.shape[1:])
         name = f"{self.path.replace('/', '-')}-{self.token}"
-        lazy: da.Array = da.from_array(
-            self,
-            chunks=chunks,
-            name=name,
-            asarray=False,
-            meta=np.empty((0,) * self.ndim, self.dtype),
-        )
+        meta = np.empty((0,) * self.ndim, self.dtype)
+        lazy: da.Array = da.from_array(self, chunks=chunks, name=name, asarray=False, meta=meta)
         return lazy
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         if start >= stop:
             return np.empty((0, *self.shape[1:]), self.dtype)
         try:
-            return self._settled(start, stop)
+            return self._read_again(start, stop)
         except (DamagedError, LocationError):
             raise
         except OSError as error:
             raise LocationError(f"{self.location}: {self.path} cannot be read: {error}") from error
-        except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            raise DamagedError(
-                f"{self.location}: rows {start} to {stop} of {self.path} cannot be read ({error}); "
-                f"the stored bytes are damaged"
-            ) from error
 
-    def _settled(self, start: int, stop: int) -> NDArray[Any]:
-        """The rows, read again where an append, or a second writer, was just at work."""
+    def _read_again(self, start: int, stop: int) -> NDArray[Any]:
+        """Read rows, once more where an append, or a second writer, was just at work.
+
+        A writer stores the chunks of a block before its marker. In between, a sound chunk and the old
+        marker disagree, and a marker that this process keeps may be older than the chunk. Only what
+        still disagrees with the marker as it is now is damage, or an append that was stopped.
+        """
         try:
             with self._together(start, stop):
                 return self._rows(start, stop)
@@ -174,107 +161,75 @@ class StoredColumn:
             return self._before_append(start, stop)
 
     def _together(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Chunks of some rows and their markers at once, unless they are on their way already."""
-        if self.location.near or any(
-            is_wanted(self.location, k) for k in self.chunk_keys(start, stop)
-        ):
+        """Ask for the chunks of some rows and their markers at once, unless they are on their way."""
+        place = self.location
+        keys = [] if place.near else self.chunks_of(start, stop)
+        if any(is_wanted(place, layout.chunk_key(self.path, numbers)) for numbers in keys):
             return nullcontext()
         return read_together([(self, start, stop)])
 
     def _rows(self, start: int, stop: int, *, fresh: bool = False) -> NDArray[Any]:
-        """Rows of one chunk are a view of its bytes."""
-        step = self.chunk_rows
-        parts = []
+        """Return some rows; those of one chunk are a view of its bytes."""
+        step, parts = self.chunk_rows, []
         for down in range(start // step, (stop - 1) // step + 1):
+            tiles = [self._chunk(numbers, fresh) for numbers in self._chunks_across(down)]
+            whole = tiles[0] if len(tiles) == 1 else np.concatenate(tiles, axis=1)
             first = down * step
-            parts.append(self._whole_rows(down, fresh)[max(0, start - first) : stop - first])
+            own = whole[max(0, start - first) : stop - first]
+            parts.append(own if self.ndim == 1 else own[:, : self.shape[1]])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _whole_rows(self, down: int, fresh: bool) -> NDArray[Any]:
-        if self.chunks[1:] == self.shape[1:]:
-            return self._chunk(down, 0, fresh)
-        across = -(-self.shape[1] // self.chunks[1])
-        parts = [self._chunk(down, at, fresh) for at in range(across)]
-        return np.concatenate(parts, axis=1)[:, : self.shape[1]]
+    def chunks_of(self, start: int, stop: int) -> list[tuple[int, ...]]:
+        """Return the numbers of the chunks that some rows are in."""
+        if start >= stop or self.missing:
+            return []
+        down = range(start // self.chunk_rows, (stop - 1) // self.chunk_rows + 1)
+        return [numbers for at in down for numbers in self._chunks_across(at)]
 
-    def _chunk(self, down: int, across: int, fresh: bool) -> NDArray[Any]:
-        numbers = (down, across)[: self.ndim]
-        key = "/".join([self.path, "c", *map(str, numbers)])
-        content = self._content(key, down, across, fresh)
-        self.form.check(key, content)
-        if self.dtype.kind == "T":
-            texts = VLenUTF8().decode(bytes(content[:-TAIL]))
-            return np.asarray(texts).astype(self.dtype)
-        count = math.prod(self.chunks)
-        if self.compressed:
-            out = np.empty(count, self.dtype.newbyteorder("<"))
-            Zstd().decode(bytes(content[:-TAIL]), out=out)
-            return out.reshape(self.chunks).astype(self.dtype, copy=False)
-        rows = np.frombuffer(content, self.dtype.newbyteorder("<"), count).reshape(self.chunks)
-        return rows.astype(self.dtype, copy=False)
+    def _chunks_across(self, down: int) -> Iterator[tuple[int, ...]]:
+        if self.ndim == 1:
+            return iter([(down,)])
+        return ((down, at) for at in range(grid(self.shape, self.form.shape)[1]))
 
-    def _content(self, key: str, down: int, across: int, fresh: bool) -> Any:
-        """The bytes of a chunk, once it is known to be this one."""
-        spec, most = self.committed_by, self.form.most
-        marker = self._marker(key, fresh=fresh)
+    def _chunk(self, numbers: tuple[int, ...], fresh: bool) -> NDArray[Any]:
+        """Return the values of a chunk, once it is known to be this one."""
+        key, spec = layout.chunk_key(self.path, numbers), self.committed_by
+        marker = None if spec is None else marker_of(*self._block(numbers, spec), fresh=fresh)
         read = self.location.get_chunk if fresh else partial(read_key, self.location)
-        content = read(key, most)
-        name = self.path.rpartition("/")[2]
+        content = read(key, self.form.most)
+        # zarr would make up fill values for a chunk that is not there.
         if content is None:
-            if self.location.get(document_key("")) is None:
+            if self.location.get(layout.DOCUMENT) is None:
                 raise LocationError(f"there is no store at {self.location}")
             raise DamagedError(f"chunk {key} is missing though its block was committed")
         if not intact(content):
-            raise ValueError(f"chunk {key} does not have the checksum it was written with")
+            raise DamagedError(
+                f"{self.location}: chunk {key} does not have the checksum it was written with; the "
+                f"stored bytes are damaged"
+            )
         if spec is not None and marker is not None:
-            wanted = tail_of_chunk(spec, marker, name, (down, across))
-            if bytes(content[-TAIL:]) != wanted:
+            name = layout.last_part(self.path)
+            if bytes(content[-TAIL:]) != tail_of_chunk(spec, marker, name, numbers):
                 raise MisplacedError(
                     f"{self.location}: chunk {key} is sound but is not the one that its block's "
                     f"marker commits: it was copied here, or is an older one"
                 )
-        return content
+        with error_context(str(self.location)):
+            return self.form.decode(key, content)
 
-    @property
-    def form(self) -> ChunkForm:
-        """Bytes that its chunks can have."""
-        itemsize = None if self.dtype.kind == "T" else self.dtype.itemsize
-        return ChunkForm(math.prod(self.chunks), itemsize, self.compressed)
-
-    def _marker(self, key: str, *, fresh: bool) -> Marker | None:
-        """The marker of a chunk's block; None where no marker counts the chunk."""
+    def wanted_marker(self, numbers: tuple[int, ...]) -> Wanted | None:
+        """Return what is to be read of the marker of a chunk's block, None where nothing is."""
         spec = self.committed_by
-        if spec is None:
-            return None
-        return marker_of(self.location, *self._block(key, spec), fresh=fresh)
+        return None if spec is None else wanted_marker(*self._block(numbers, spec))
 
-    def wanted_marker(self, key: str) -> Wanted | None:
-        """What is to be read of the marker of a chunk's block, if anything is."""
-        spec = self.committed_by
-        return None if spec is None else wanted_marker(self.location, *self._block(key, spec))
-
-    def _block(self, key: str, spec: SplitSpec) -> tuple[str, SplitSpec, int]:
-        down = int(key.removeprefix(f"{self.path}/c/").split("/")[0])
-        return self.path.rpartition("/")[0], spec, down * self.chunk_rows // spec.block_rows
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Of a chunk in memory; of strings, a guess."""
-        return math.prod(self.chunks) * self.dtype.itemsize
-
-    def chunk_keys(self, start: int, stop: int) -> list[str]:
-        """Keys of the chunks that some rows are in."""
-        if start >= stop or self.missing:
-            return []
-        across = range(-(-self.shape[1] // self.chunks[1])) if self.ndim > 1 else [None]
-        return [
-            f"{self.path}/c/{down}" + ("" if at is None else f"/{at}")
-            for down in range(start // self.chunk_rows, (stop - 1) // self.chunk_rows + 1)
-            for at in across
-        ]
+    def _block(
+        self, numbers: tuple[int, ...], spec: SplitSpec
+    ) -> tuple[Location, str, SplitSpec, int]:
+        block = numbers[0] * self.chunk_rows // spec.block_rows
+        return self.location, layout.parent(self.path), spec, block
 
     def _before_append(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows whose last block an append, that was stopped, stored again with more rows.
+        """Return rows whose last block an append, that was stopped, stored again with more rows.
 
         The old rows are in it as they were: with nothing behind them, they end as the marker says.
         """
@@ -284,21 +239,23 @@ class StoredColumn:
         first, last = spec.block_range(block)
         if stop <= first or last - first == spec.block_rows:
             return self._rows(start, stop)
+        # The tails in the old marker are those of chunks with fill values behind the old rows. The rows
+        # are read without the marker, and encoded as they were then: equal tails show equal rows.
         split, _, name = self.path.rpartition("/")
         rows = replace(self, committed_by=None).read(first, last)
         chunks = encode({name: array_documents(spec)[name]}, (first, last), {name: rows})
         marker = marker_of(self.location, split, spec, block, fresh=True)
         for key, content in chunks.items():
-            numbers = [int(one) for one in key.split("/")[2:]] + [0]
-            if content[-TAIL:] != tail_of_chunk(spec, marker, name, (numbers[0], numbers[1])):
+            numbers = layout.chunk_numbers(layout.below(name, key))
+            if content[-TAIL:] != tail_of_chunk(spec, marker, name, numbers):
                 return self._rows(start, stop)  # raises
         before = [self._rows(start, first)] if start < first else []
         return np.concatenate([*before, rows[max(0, start - first) : stop - first]])
 
-    def _present(self, start: int, stop: int) -> list[tuple[int, int]]:
-        present, at = [], start
+    def _present(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of rows between ``start`` and ``stop`` that are not missing."""
+        at = start
         for a, b in (*self.missing, (stop, stop)):
             if at < min(a, stop):
-                present.append((at, min(a, stop)))
+                yield at, min(a, stop)
             at = max(at, b)
-        return present

@@ -1,4 +1,4 @@
-"""Writing blocks: rows are checked, encoded, stored, and committed by a marker that comes last."""
+"""A writer of blocks: rows are checked, encoded, stored, and committed by a marker that comes last."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from trakstore.storage import layout
 from trakstore.storage.arrays import (
     array_documents,
     block_keys,
+    column_form,
     column_shape,
     encode,
     marker_entries,
-    skipped_document,
+    row_document,
 )
-from trakstore.storage.checksums import TAIL
-from trakstore.storage.split import Split, attributes
+from trakstore.storage.backends.chunks import TAIL, ChunkForm
+from trakstore.storage.group_documents import attributes
+from trakstore.storage.split import Split
 
 __all__ = ["BlockWriter"]
 
@@ -34,7 +36,7 @@ ATTEMPTS = 8
 
 @dataclass(frozen=True)
 class BlockWriter:
-    """Writes whole blocks of a split; any number may write the same split at once.
+    """A writer of whole blocks of a split; any number may write the same split at once.
 
     Attributes
     ----------
@@ -57,15 +59,15 @@ class BlockWriter:
 
     @property
     def spec(self) -> SplitSpec:
-        """The split's spec."""
+        """Spec of the split."""
         return self.split.spec
 
     def is_written(self, block: int) -> bool:
-        """Whether the block's marker is there."""
+        """Tell whether the block's marker is there."""
         return self.split.location.get(layout.marker_key(self.split.path, block)) is not None
 
     def marker_nonce(self, block: int) -> int | None:
-        """The nonce in the block's marker; None where there is no marker."""
+        """Return the nonce in the block's marker; None where there is no marker."""
         marker = self.split.location.get(layout.marker_key(self.split.path, block))
         return None if marker is None else int.from_bytes(marker[4:8], "little")
 
@@ -99,8 +101,10 @@ class BlockWriter:
         for attempt in range(ATTEMPTS):
             self._store_reasons(beside)
             self._store(block, chunks, marker)
-            if self._settled(block, tails, marker, beside):
+            if self._is_stored(block, tails, marker, beside):
                 return
+            # Another writer stored other bytes for this block in between. Random waits let one of them
+            # come to its end alone.
             time.sleep(random.uniform(0, 0.05 * 2**attempt))
         raise LocationError(
             f"block {block} of {self.split.path} changed under {ATTEMPTS} attempts to commit it; "
@@ -109,10 +113,14 @@ class BlockWriter:
 
     def _store(self, block: int, chunks: Mapping[str, bytes], marker: bytes) -> None:
         place, path = self.split.location, self.split.path
-        keys = {f"{path}/{key}": value for key, value in chunks.items()}
+        keys = {layout.child(path, key): value for key, value in chunks.items()}
         try:
             self._check_nonce()
+            # A kill from here to the marker leaves chunks that no marker commits: the block is missing,
+            # and is written again, over them.
             place.put(keys)
+            # The split may have been dropped, or given other values, while the chunks were stored: a
+            # marker would commit them to it.
             self._check_nonce(written=list(keys))
             place.put({layout.marker_key(path, block): marker})
         except LocationError as error:
@@ -126,21 +134,19 @@ class BlockWriter:
             ) from error
 
     def _reasons(self, block: int, reasons: NDArray[Any] | None) -> dict[str, bytes]:
-        """What says why rows of the block are bad, and that there are any; nothing where none are."""
+        """Return what says why rows of the block are bad, by key; nothing where none are."""
         if reasons is None:
             return {}
-        documents = {layout.SKIPPED: skipped_document(self.spec)}
-        ((key, chunk),) = encode(
-            documents, self.spec.block_range(block), {layout.SKIPPED: reasons}
-        ).items()
-        path = self.split.path
-        return {f"{path}/{key}": chunk, layout.skipped_key(path, block): chunk[-TAIL:]}
+        path, array = self.split.path, layout.child(self.split.path, layout.SKIPPED)
+        content, tail = column_form(self.spec, layout.SKIPPED).encode(reasons)
+        key = layout.chunk_key(array, (block,))
+        return {key: content + tail, layout.skipped_key(path, block): tail}
 
     def _store_reasons(self, chunks: Mapping[str, bytes]) -> None:
-        """Why rows of the block are bad, before its marker."""
+        """Store why rows of the block are bad: before its marker, without which they say nothing."""
         if chunks:
-            key = layout.document_key(f"{self.split.path}/{layout.SKIPPED}")
-            self.split.location.put_if_absent(key, skipped_document(self.spec))
+            key = layout.document_key(self.split.path, layout.SKIPPED)
+            self.split.location.put_if_absent(key, row_document(self.spec, layout.SKIPPED))
             self.split.location.put(chunks)
 
     def _kept(self) -> str:
@@ -149,28 +155,35 @@ class BlockWriter:
             return f"{self.spec.blocks - left} of {self.spec.blocks} blocks are committed and safe"
         return "what was committed before is safe"
 
-    def _settled(
+    def _is_stored(
         self, block: int, tails: list[bytes], marker: bytes, beside: Mapping[str, bytes]
     ) -> bool:
+        """Tell whether all that is stored of the block is this writer's own."""
         place, path = self.split.location, self.split.path
-        keys = [f"{path}/{key}" for key in block_keys(self.spec, block)]
+        keys = [layout.child(path, key) for key in block_keys(self.spec, block)]
         stored = place.get_tails([*keys, *beside], TAIL)
         wanted = [*tails, *(chunk[-TAIL:] for chunk in beside.values())]
         return stored == wanted and place.get(layout.marker_key(path, block)) == marker
 
     def _marker(self, block: int, tails: list[bytes]) -> bytes:
+        """Return the marker: rows, nonce, then the tail of each chunk; 0 where there is no chunk."""
         start, stop = self.spec.block_range(block)
-        row = marker_row(self.spec, stop - start, tails)
-        key = layout.marker_key("", block).lstrip("/")
-        return encode(self._documents, (block, block + 1), {layout.WRITTEN: row[None]})[key]
+        entries = np.zeros((1, marker_entries(self.spec)), np.uint32)
+        entries[0, :2] = stop - start, self.spec.nonce
+        entries[0, 2 : 2 + len(tails)] = np.frombuffer(b"".join(tails), "<u4")
+        return b"".join(ChunkForm(entries.shape, "uint32").encode(entries))
 
     def _check_nonce(self, written: Sequence[str] = ()) -> None:
-        """Raise unless the split is still the one that was opened; chunks of none are taken away."""
+        """Raise unless the split is still the one that was opened.
+
+        Chunks that were written below a split that is gone are deleted: the drop may have gone through
+        its folders before they came, and nobody else would take them away.
+        """
         document = self.split.location.get(layout.document_key(self.split.path))
         if document is not None:
-            found = attributes(document, self.split.path)
-            own = self.spec.given in (None, found.get("given"))
-            if own and found.get("nonce") == self.spec.nonce:
+            known = attributes(document, self.split.path)
+            own = self.spec.given in (None, known.get("given"))
+            if own and known.get("nonce") == self.spec.nonce:
                 return
         else:
             self.split.location.delete(list(written))
@@ -195,11 +208,3 @@ class BlockWriter:
                     f"column {name} of block {block} must have shape {shape} and dtype {dtype}, "
                     f"got {got.shape} and {got.dtype}"
                 )
-
-
-def marker_row(spec: SplitSpec, rows: int, tails: list[bytes]) -> NDArray[np.uint32]:
-    """A marker's entries: rows, nonce, then the end of each chunk; zero where there is no chunk."""
-    row = np.zeros(marker_entries(spec), dtype=np.uint32)
-    row[0], row[1] = rows, spec.nonce
-    row[2 : 2 + len(tails)] = [int.from_bytes(tail, "little") for tail in tails]
-    return row

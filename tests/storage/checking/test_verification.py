@@ -23,7 +23,7 @@ from trakstore.storage.checking import walk
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.columns import stored_rows
 from trakstore.storage.completion import forget_complete, note_complete
-from trakstore.storage.split import attributes, group_document
+from trakstore.storage.group_documents import attributes, group_document
 from trakstore.storage.tables.runs import Run, record_run
 from trakstore.storage.writer import BlockWriter
 

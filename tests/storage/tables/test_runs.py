@@ -10,8 +10,8 @@ import pytest
 
 import trakstore as ts
 from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import group_document
 from trakstore.storage.layout import document_key
-from trakstore.storage.split import group_document
 from trakstore.storage.tables.runs import Run, list_runs, record_run
 
 RUN = Run(

@@ -1,7 +1,7 @@
 """Values that are read before they are asked for, where a read is a way to another machine.
 
-Who knows what it will read next says so; as many bytes as it allows are on their way or wait, and the
-next follow as soon as one is taken.
+Code that knows what it will read next says so with :func:`read_ahead`. As many bytes as it allows are
+on their way or wait, and the next follow as soon as one is taken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.core.buffer import Buffer
+from zarr.abc.buffer import Buffer
 
 from trakstore.storage.backends.location import Location
 
@@ -37,7 +37,7 @@ class Wanted:
     Attributes
     ----------
     location, key
-        Where it is.
+        Place of the value.
     most : int
         Bytes that can be right.
     size : int
@@ -58,6 +58,7 @@ class _Ahead:
     """Reads in the order in which they were wanted, ``most`` bytes of them at a time."""
 
     def __init__(self, wanted: Sequence[Wanted], most: int) -> None:
+        # A value may be wanted several times: it is read once, and its room is free after the last use.
         self._uses = Counter(one.at for one in wanted)
         self._waiting = deque({one.at: one for one in wanted if one.size <= most}.values())
         self._begun: dict[_At, tuple[Future[Buffer | None], int]] = {}
@@ -65,11 +66,11 @@ class _Ahead:
         self._begin()
 
     def find(self, at: _At) -> Future[Buffer | None] | None:
-        """A value; None for one that was not begun."""
+        """Return a value that is on its way; None for one that was not begun."""
         return self._begun[at][0] if at in self._begun else None
 
     def wants(self, at: _At) -> bool:
-        """Whether a value will be asked for again."""
+        """Tell whether a value will be asked for again."""
         return self._uses[at] > 0
 
     def leave(self, at: _At) -> None:
@@ -81,6 +82,7 @@ class _Ahead:
 
     def end(self) -> None:
         """Leave everything."""
+        # An error in between may leave reads that nobody will wait for.
         for future, _ in self._begun.values():
             future.cancel()
         self._begun.clear()
@@ -93,6 +95,7 @@ class _Ahead:
             if self.wants(one.at):
                 self._room -= one.size
                 some.setdefault(one.location, {})[one.key] = one
+        # By location, so that each wakes its loop once for all of them.
         for location, wanted in some.items():
             begun = location.begin({key: one.most for key, one in wanted.items()}, self._gate)
             self._begun |= {(location, key): (begun[key], one.size) for key, one in wanted.items()}
@@ -112,8 +115,8 @@ def read_ahead(wanted: Sequence[Wanted], most: int = AHEAD_BYTES) -> Iterator[No
     Parameters
     ----------
     wanted : sequence of Wanted
-        In the order in which they will be asked for; as often as each will be. What is larger than
-        ``most`` is not read ahead.
+        Values in the order in which they will be asked for, each as often as it will be. What is larger
+        than ``most`` is not read ahead.
     most : int
         Bytes that are held at a time.
     """
@@ -127,26 +130,27 @@ def read_ahead(wanted: Sequence[Wanted], most: int = AHEAD_BYTES) -> Iterator[No
 
 
 def is_wanted(location: Location, key: str) -> bool:
-    """Whether this thread said that it will read a value."""
+    """Tell whether this thread said that it will read a value."""
     return _HERE.ahead is not None and _HERE.ahead.wants((location, key))
 
 
 def read_key(location: Location, key: str, most: int) -> bytes | NDArray[np.uint8] | None:
-    """The bytes at a key, or None: as they were read ahead, else as they are now.
+    """Return the bytes at a key, or None: as they were read ahead, else as they are now.
 
     Raises
     ------
     DamagedError
         When there are more than ``most``.
     """
+    # Reads are kept by thread: two tasks that run at once each say what they will read themselves.
     ahead, at = _HERE.ahead, (location, key)
     if ahead is None:
         return location.get_chunk(key, most)
     try:
         if (future := ahead.find(at)) is not None:
             with suppress(Exception):  # it is read once more, which tells what is wrong
-                found = future.result()
-                return None if found is None else found.to_bytes()
+                value = future.result()
+                return None if value is None else value.to_bytes()
         return location.get_chunk(key, most)
     finally:
         ahead.leave(at)

@@ -1,7 +1,12 @@
 """Arrays that chunks are read into, used again within one piece of work.
 
-Processes that give freed memory back at once, as Dask's workers do, spend as much time on getting new
-pages for each chunk as on reading it.
+A process that gives freed memory back to the system at once, as Dask's workers are set to do, gets new
+pages for every chunk, and the system fills them with zeros: for a chunk in the page cache that takes
+about as long as reading it.
+
+An array is free when nobody but this module refers to it: rows that are a view of a chunk keep it,
+however long a caller holds them. To hand an array down to each read instead would ask every reader of
+rows to say when it is done with them.
 """
 
 from __future__ import annotations
@@ -19,11 +24,13 @@ __all__ = ["chunk_buffer", "reused_buffers"]
 _KEPT = 2  # the chunk that is worked on, and the one that is read
 
 
+# Counted by a function, as in use below: a count includes the references of the one who counts, and
+# interpreters differ in how many those are.
 def _references(arrays: list[NDArray[np.uint8]], at: int) -> int:
     return sys.getrefcount(arrays[at])
 
 
-_FREE = _references([np.empty(0, dtype=np.uint8)], 0)  # of one in a list; interpreters differ
+_FREE = _references([np.empty(0, dtype=np.uint8)], 0)
 
 
 class _Kept(threading.local):
@@ -44,7 +51,7 @@ def reused_buffers() -> Iterator[None]:
 
 
 def chunk_buffer(size: int) -> NDArray[np.uint8]:
-    """An array of ``size`` bytes, which may hold anything."""
+    """Return an array of ``size`` bytes, which may hold anything."""
     kept = _KEPT_HERE.arrays
     if kept is None:
         return np.empty(size, dtype=np.uint8)

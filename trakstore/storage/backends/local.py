@@ -19,6 +19,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -26,13 +27,13 @@ from zarr.abc.store import (
     Store,
     SuffixByteRequest,
 )
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import LocalStore
 
 from trakstore.errors import DamagedError
 from trakstore.paths import exists, is_file, is_folder, is_link
 from trakstore.storage.backends.chunks import check_size
-from trakstore.storage.layout import check_key
+from trakstore.storage.layout import check_key, child
 
 __all__ = ["DurableLocalStore"]
 
@@ -71,11 +72,11 @@ class DurableLocalStore(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """The value at ``key``, or a part of it; ``None`` when there is none."""
+        """Get the value at ``key``, or a part of it; ``None`` when there is none."""
         return await asyncio.to_thread(self._read, key, prototype, byte_range)
 
     async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
-        """As :meth:`get`; raises :class:`DamagedError` for more bytes, without reading them."""
+        """Get a value; raise a :class:`DamagedError` for more bytes, without reading them."""
         return await asyncio.to_thread(self._read, key, prototype, None, most)
 
     def _read(
@@ -95,7 +96,7 @@ class DurableLocalStore(LocalStore):
 
     @contextmanager
     def reading(self, key: str, most: int | None = None) -> Iterator[BufferedReader | None]:
-        """The regular file at ``key``, open, or ``None`` where there is none.
+        """Open the regular file at ``key``; ``None`` where there is none.
 
         Raises
         ------
@@ -107,11 +108,14 @@ class DurableLocalStore(LocalStore):
             yield None
             return
         with file:
+            # A sparse file of a terabyte costs a stranger nothing: no memory is taken for it.
             check_size(key, os.fstat(file.fileno()).st_size, most)
             yield file
 
     def place(self, key: str) -> Path:
-        """The path of a key; raises :class:`DamagedError` where a link leads away from the store."""
+        """Return the path of a key; raise a :class:`DamagedError` where a link leads elsewhere."""
+        # Every folder on the way is looked at, each time: a store may come in an archive of a stranger,
+        # and a link in it would have files outside read, replaced or deleted.
         path = f"{self.root}{os.sep}{check_key(key)}"
         at = key.find("/")
         while at >= 0:
@@ -121,12 +125,12 @@ class DurableLocalStore(LocalStore):
         return Path(path)
 
     async def exists(self, key: str) -> bool:
-        """Whether there is a regular file."""
+        """Tell whether there is a regular file."""
         path = self.place(key)
         return is_file(path) and not is_link(path)
 
     async def getsize(self, key: str) -> int:
-        """Bytes of the value at ``key``."""
+        """Return the bytes of the value at ``key``."""
         return self.place(key).lstat().st_size
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -144,6 +148,8 @@ class DurableLocalStore(LocalStore):
         self._check_writable()
         path = self.place(key)
         made = _make_folders(path.parent)
+        # A kill before the rename, or the link, leaves a file named *.partial, which no reader takes
+        # for a key; a kill after it leaves the whole value.
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
             with temporary.open("xb") as file:
@@ -157,13 +163,16 @@ class DurableLocalStore(LocalStore):
                 _link_unless_there(temporary, path)
         except OSError:
             temporary.unlink(missing_ok=True)
-            for folder in made:  # which would tell of a document that was deleted
+            # An empty folder would look as if the document that it was made for had been deleted.
+            for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
             raise
         finally:
             temporary.unlink(missing_ok=True)
         if flush:
+            # The new name is in the folder, and a new folder's name in the one above: after a power
+            # loss a flushed file that no flushed folder names would be gone.
             for folder in (path.parent, *(one.parent for one in made)):
                 _sync_folder(folder)
 
@@ -172,13 +181,14 @@ class DurableLocalStore(LocalStore):
         await asyncio.to_thread(self.delete_sync, key)
 
     async def delete_dir(self, prefix: str) -> None:
-        """As :meth:`delete`."""
+        """Remove everything below a prefix, as :meth:`delete` does."""
         await asyncio.to_thread(self.delete_sync, prefix.rstrip("/"))
 
     def delete_sync(self, key: str) -> None:
-        """As :meth:`delete`."""
+        """Remove a key at once, as :meth:`delete` does."""
         self._check_writable()
         path = self.place(key)
+        # Of a link the link itself goes: what lies behind it is not the store's.
         if is_folder(path) and not is_link(path):
             _remove_folder(path)
         else:
@@ -186,17 +196,17 @@ class DurableLocalStore(LocalStore):
                 path.unlink(missing_ok=True)
 
     async def list(self) -> AsyncIterator[str]:
-        """All keys."""
+        """List all keys."""
         for key in await asyncio.to_thread(_below, self, ""):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """All keys below ``prefix``; links are keys, what they lead to is not looked at."""
+        """List all keys below ``prefix``; links are keys, what they lead to is not looked at."""
         for key in await asyncio.to_thread(_below, self, prefix.rstrip("/")):
             yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Names just below ``prefix``."""
+        """List the names just below ``prefix``."""
         for name in await asyncio.to_thread(_names, self, prefix.rstrip("/")):
             yield name
 
@@ -205,7 +215,7 @@ _LINK = "{} is a symbolic link, which no store has: nothing behind it is read or
 
 
 def _opened(path: Path, key: str) -> BufferedReader | None:
-    """The regular file at a path, or ``None`` for nothing and for a folder."""
+    """Open the regular file at a path; ``None`` for nothing and for a folder."""
     try:
         handle = os.open(path, _FLAGS)
     except (FileNotFoundError, NotADirectoryError):
@@ -214,6 +224,7 @@ def _opened(path: Path, key: str) -> BufferedReader | None:
         if not is_link(path):
             raise
         raise DamagedError(_LINK.format(key)) from error
+    # Asked of the open file, not of its name, behind which something else may lie by now.
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")
@@ -224,7 +235,7 @@ def _opened(path: Path, key: str) -> BufferedReader | None:
 
 
 def _names(store: DurableLocalStore, folder: str) -> list[str]:
-    """Names just below a folder."""
+    """List the names just below a folder."""
     path = store.place(folder)
     if folder and is_link(path):
         raise DamagedError(_LINK.format(folder))
@@ -234,10 +245,11 @@ def _names(store: DurableLocalStore, folder: str) -> list[str]:
 
 
 def _below(store: DurableLocalStore, folder: str) -> list[str]:
-    """Keys of everything below a folder that is no folder."""
+    """List the keys of everything below a folder that is no folder."""
     if folder and is_link(store.place(folder)):
         return [folder]
-    found: list[str] = []
+    keys: list[str] = []
+    # Not by os.walk, which passes over a folder that cannot be listed without a word.
     waiting = [folder]
     while waiting:
         at = waiting.pop()
@@ -246,13 +258,13 @@ def _below(store: DurableLocalStore, folder: str) -> list[str]:
             os.scandir(store.place(at)) as inside,
         ):
             for one in inside:
-                key = f"{at}/{one.name}".lstrip("/")
-                (waiting if one.is_dir(follow_symlinks=False) else found).append(key)
-    return found
+                key = child(at, one.name)
+                (waiting if one.is_dir(follow_symlinks=False) else keys).append(key)
+    return keys
 
 
 def _part(size: int, byte_range: ByteRequest | None) -> tuple[int, int]:
-    """Where a part of so many bytes begins and ends."""
+    """Return the first byte of a part of a value of so many bytes, and the one behind its last."""
     if isinstance(byte_range, RangeByteRequest):
         return min(size, byte_range.start), min(size, byte_range.end)
     if isinstance(byte_range, OffsetByteRequest):
@@ -263,16 +275,20 @@ def _part(size: int, byte_range: ByteRequest | None) -> tuple[int, int]:
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; the ones that were not there before."""
+    """Make a folder and those above it; return the ones that were not there before."""
     missing = [one for one in (folder, *folder.parents) if not exists(one)]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove a folder with all below it, while other processes may still put files there or take some
-    away: what they leave behind is removed by another attempt.
+    """Remove a folder with all below it.
+
+    Other processes may still put files there, or take some away: what they leave behind is removed by
+    another attempt.
     """
+    # ENOENT: another process took a file away first. ENOTEMPTY, EEXIST: a writer put one there since
+    # the folder was listed. All else, such as a permission, would fail again.
     for attempt in range(ATTEMPTS):
         try:
             shutil.rmtree(folder)
@@ -286,6 +302,7 @@ def _remove_folder(folder: Path) -> None:
 
 
 def _link_unless_there(source: Path, target: Path) -> None:
+    # A rename would replace the file of another writer; a link fails where a name is taken.
     try:
         os.link(source, target)
     except FileExistsError:

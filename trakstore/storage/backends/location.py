@@ -10,7 +10,7 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -20,22 +20,22 @@ from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import Store, SuffixByteRequest
-from zarr.core import sync as zarr_sync
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.core.sync import sync
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from trakstore.errors import NO_THREADS, DamagedError, LocationError, TrakStoreError, lacks_threads
+from trakstore.errors import DamagedError, LocationError, TrakStoreError
 from trakstore.paths import exists, is_folder
+from trakstore.storage.backends import event_loop
 from trakstore.storage.backends.buffers import chunk_buffer
 from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.backends.local import DurableLocalStore
-from trakstore.storage.layout import check_key, document_key
+from trakstore.storage.layout import check_key, is_document
 
 __all__ = ["DOCUMENT_BYTES", "Location", "Where", "fetch", "open_location"]
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 DOCUMENT_BYTES = 8 * 2**20  # most of a document,
 VALUE_BYTES = 2**30  # and of any other value that nobody says more about
@@ -47,11 +47,11 @@ class _Bounded(Protocol):
     """A zarr store that looks at the size of a value before it reads it."""
 
     async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
-        """The value at ``key``; raises :class:`DamagedError` for more than ``most`` bytes."""
+        """Get the value at ``key``; raise a :class:`DamagedError` for more than ``most`` bytes."""
 
 
 async def fetch(store: Store, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
-    """The value at ``key``, or ``None``; more than ``most`` bytes are not read where that is possible.
+    """Get the value at ``key``, or ``None``; if possible, more than ``most`` bytes are not read.
 
     Raises
     ------
@@ -60,10 +60,10 @@ async def fetch(store: Store, key: str, prototype: BufferPrototype, most: int) -
     """
     if isinstance(store, _Bounded):
         return await store.get_at_most(key, prototype, most)
-    found = await store.get(key, prototype)
-    if found is not None:
-        check_size(key, len(found), most)
-    return found
+    value = await store.get(key, prototype)
+    if value is not None:
+        check_size(key, len(value), most)
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +85,7 @@ class Location:
     opened: Store | None
     reopens: bool = True
 
+    # A worker opens the place itself: a store has connections, threads and credentials.
     def __reduce__(self) -> tuple[Any, ...]:
         return (Location, (self.address, None if self.reopens else self.opened, self.reopens))
 
@@ -107,6 +108,7 @@ class Location:
     def __hash__(self) -> int:
         return hash(self._identity)
 
+    # Stores in memory, and those that somebody opened, are the same only where the object is.
     @property
     def _identity(self) -> object:
         return self.address if self.reopens else id(self.store)
@@ -120,20 +122,20 @@ class Location:
         return isinstance(self.store, LocalStore)
 
     def get(self, key: str, most: int | None = None) -> bytes | None:
-        """The bytes at ``key``, or ``None``.
+        """Get the bytes at ``key``, or ``None``.
 
         Raises
         ------
         DamagedError
             When it is no regular file, or has more than ``most`` bytes; nothing is read then.
         """
-        bound = (DOCUMENT_BYTES if _is_document(key) else VALUE_BYTES) if most is None else most
+        bound = (DOCUMENT_BYTES if is_document(key) else VALUE_BYTES) if most is None else most
         work = fetch(self.store, check_key(key), default_buffer_prototype(), bound)
-        found = self._run(work)
-        return None if found is None else found.to_bytes()
+        value = self._run(work)
+        return None if value is None else value.to_bytes()
 
     def get_chunk(self, key: str, most: int | None = None) -> bytes | NDArray[np.uint8] | None:
-        """As :meth:`get`, and without a copy where keys are files: for chunks, which are large.
+        """Get a chunk as :meth:`get` does, and without a copy where keys are files: chunks are large.
 
         Files become arrays: see :mod:`trakstore.storage.backends.buffers`.
         """
@@ -155,25 +157,14 @@ class Location:
         wanted : mapping of str to int
             Keys, and the bytes that can be right: more are a :class:`DamagedError`.
         gate : asyncio.Semaphore
-            Through which reads go that must not all be under way at once.
+            Gate for reads that must not all be under way at once.
         """
         store, prototype = self.store, default_buffer_prototype()
-        futures = {check_key(key): Future[Buffer | None]() for key in wanted}
-
-        async def read(key: str, future: Future[Buffer | None]) -> Buffer | None:
-            async with gate:
-                return (
-                    None if future.cancelled() else await fetch(store, key, prototype, wanted[key])
-                )
-
-        def start() -> None:
-            for key, future in futures.items():
-                task = asyncio.ensure_future(read(key, future))
-                _UNDER_WAY.add(task)
-                task.add_done_callback(partial(_settle, future))
-
-        self._run(_running_loop()).call_soon_threadsafe(start)
-        return futures
+        reads = {
+            check_key(key): partial(fetch, store, key, prototype, most)
+            for key, most in wanted.items()
+        }
+        return event_loop.begin(reads, gate)
 
     def put_chunk(self, key: str, *parts: bytes) -> None:
         """Write parts as one value, whole or not at all; files are left to the system to flush."""
@@ -188,7 +179,7 @@ class Location:
             raise LocationError(f"{self}: {error}") from error
 
     def get_tails(self, keys: list[str], size: int) -> list[bytes | None]:
-        """The last ``size`` bytes at each key, or ``None``."""
+        """Get the last ``size`` bytes at each key, or ``None``."""
 
         store, checked = self.store, [check_key(key) for key in keys]
 
@@ -215,23 +206,28 @@ class Location:
         self._run(write())
 
     def put_if_absent(self, key: str, value: bytes) -> bytes:
-        """Write ``value`` unless the key exists; what the key holds in the end."""
+        """Write ``value`` unless the key exists; return what the key holds in the end.
+
+        Of several processes at once exactly one writes, and all return its value: what everybody agrees
+        on (nonces, specs, numbers, claims) is decided so.
+        """
         for rest in RESTS:  # S3 may turn down all of several writers that come at once
             if (existing := self.get(key)) is not None:
                 return existing
             time.sleep(rest)
+            # No error if another writer was first, and no word of who was: what is there decides.
             self._put_absent(key, value)
-        settled = self.get(key)
-        if settled is None:
+        value_there = self.get(key)
+        if value_there is None:
             raise LocationError(f"wrote {key} to {self} but cannot read it back")
-        return settled
+        return value_there
 
     def put_all_if_absent(self, values: Mapping[str, bytes]) -> None:
         """Write values, one after the other, where there is none; what is there may be anything."""
+        keys = list(values)
         for rest in (*RESTS, None):
-            absent = [
-                key for key, found in zip(values, self._all(values), strict=True) if not found
-            ]
+            ends = self.get_tails(keys, 1)
+            absent = [key for key, end in zip(keys, ends, strict=True) if not end]
             if not absent:
                 return
             if rest is None:
@@ -239,17 +235,6 @@ class Location:
             time.sleep(rest)
             for key in absent:
                 self._put_absent(key, values[key])
-
-    def _all(self, keys: Iterable[str]) -> list[Buffer | None]:
-        """Documents, all at once."""
-        store, prototype = self.store, default_buffer_prototype()
-        checked = [check_key(key) for key in keys]
-
-        async def read() -> list[Buffer | None]:
-            reads = (fetch(store, key, prototype, DOCUMENT_BYTES) for key in checked)
-            return await asyncio.gather(*reads)
-
-        return self._run(read())
 
     def _put_absent(self, key: str, value: bytes) -> None:
         buffer = default_buffer_prototype().buffer.from_bytes(value)
@@ -270,7 +255,7 @@ class Location:
         self._run(self.store.delete_dir(check_key(prefix)))
 
     def names(self, prefix: str) -> list[str]:
-        """Names just below ``prefix``, sorted; temporary files of writers may be among them."""
+        """List the names just below ``prefix``, sorted; temporary files may be among them."""
 
         store = self.store
         check_key(prefix)
@@ -281,7 +266,7 @@ class Location:
         return sorted(self._run(listing()))
 
     def find(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
-        """Keys anywhere below ``folder`` that are wanted, sorted."""
+        """List the keys anywhere below ``folder`` that are wanted, sorted."""
 
         store = self.store
         check_key(folder)
@@ -291,9 +276,9 @@ class Location:
 
         return sorted(self._run(listing()))
 
-    def _run(self, work: Coroutine[Any, Any, _T], *, making: bool = False) -> _T:
+    def _run(self, work: Coroutine[Any, Any, T], *, making: bool = False) -> T:
         try:
-            return sync(work)
+            return event_loop.run(work)
         except TrakStoreError:
             raise
         except OSError as error:
@@ -302,45 +287,6 @@ class Location:
             raise LocationError(
                 f"{self} cannot be written to ({error.strerror or error}): choose another place"
             ) from error
-        except RuntimeError as error:
-            if not lacks_threads(error):
-                raise
-            work.close()
-            _forget_loop()
-            raise LocationError(NO_THREADS) from error
-
-
-_UNDER_WAY: set[asyncio.Future[Buffer | None]] = set()  # asyncio itself does not keep its tasks
-
-
-def _settle(future: Future[Buffer | None], task: asyncio.Future[Buffer | None]) -> None:
-    """Tell a future, if it is still of interest, how a task ended."""
-    _UNDER_WAY.discard(task)
-    if task.cancelled():
-        future.cancel()
-    error = None if task.cancelled() else task.exception()
-    if not future.set_running_or_notify_cancel():
-        return
-    if error is None:
-        future.set_result(task.result())
-    else:
-        future.set_exception(error)
-
-
-async def _running_loop() -> asyncio.AbstractEventLoop:
-    return asyncio.get_running_loop()
-
-
-def _forget_loop() -> None:
-    """Have zarr make another event loop: it would wait for ever for one whose thread never started."""
-    (loop,), (thread,) = zarr_sync.loop, zarr_sync.iothread
-    if loop is not None and thread is not None and not thread.is_alive():
-        zarr_sync.loop[0] = zarr_sync.iothread[0] = None
-        loop.close()
-
-
-def _is_document(key: str) -> bool:
-    return key.rpartition("/")[2] == document_key("")
 
 
 Where: TypeAlias = str | os.PathLike[str] | Store | Location
@@ -348,7 +294,7 @@ _MEMORY: dict[str, MemoryStore] = {}
 
 
 def open_location(where: Where, *, create: bool = False) -> Location:
-    """A :class:`Location` from a path, a URL, a zarr store or a location.
+    """Open a :class:`Location` from a path, a URL, a zarr store or a location.
 
     Parameters
     ----------
@@ -424,7 +370,7 @@ def _open_objects(url: str) -> Location:
 
 
 def _reason(error: OSError, address: str) -> str:
-    """What the system says of a path, in words, and what to do."""
+    """Return the system's words on a path, and what to do."""
     if isinstance(error, FileNotFoundError) and not Path(address).is_absolute():
         return "the working directory is gone; change to another one, or give the whole path"
     return f"{error.strerror or error}; choose another place"

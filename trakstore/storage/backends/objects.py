@@ -3,6 +3,11 @@
 Credentials come from where each service's own tools look for them (the environment, for S3 also
 profiles and shared files if boto3 is installed, the instance's metadata) and are never kept in a
 location: it pickles as its URL.
+
+A process that used object storage sleeps for 0.2 seconds when it ends. Threads of obstore may still let
+go of Python objects after the reply that they brought was used, and an interpreter that ends just then
+aborts: that was seen once in some 50 processes that made a small store and ended. obstore has no way
+to wait for its threads.
 """
 
 from __future__ import annotations
@@ -28,22 +33,18 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 from obstore.store import from_url
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.core.sync import sync
 from zarr.storage import ObjectStore
 
 from trakstore.errors import LocationError
+from trakstore.storage.backends import event_loop
 from trakstore.storage.backends.chunks import check_size
+from trakstore.storage.layout import DOCUMENT, last_part
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig, S3CredentialProvider
-
-# Threads of obstore may still let go of Python objects when the reply that they brought has been
-# used; an interpreter that ends just then aborts (seen once in some 50 processes): it waits a moment.
-_SETTLE_SECONDS = 0.2
-atexit.register(time.sleep, _SETTLE_SECONDS)
 
 __all__ = ["SCHEMES", "SinglePutStore", "open_url"]
 
@@ -59,6 +60,9 @@ ATTEMPTS = 4  # of an operation, with all retries of its requests
 REST = 0.1  # seconds between attempts, doubled each time
 PAGE = 1000  # keys of a listing that are asked for at once
 PATIENCE = 60.0  # seconds after which no further attempt is made
+
+_REST_AT_EXIT = 0.2  # seconds, for threads of obstore: see above
+atexit.register(time.sleep, _REST_AT_EXIT)
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 _SETTINGS = ("AWS_", "GOOGLE_", "AZURE_")
@@ -88,7 +92,7 @@ class SinglePutStore(ObjectStore[Any]):
         self.address = url or str(store)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As the URL: obstore's own stores pickle with the credentials that they were given.
+        """Pickle the URL alone: obstore's own stores pickle with the credentials that they were given.
 
         A process that it is sent to opens the URL at first use, so that what fails is a task.
         """
@@ -104,17 +108,17 @@ class SinglePutStore(ObjectStore[Any]):
         return self._store
 
     def with_read_only(self, read_only: bool = False) -> Self:
-        """The same store, to be written or not."""
+        """Return the same store, to be written or not."""
         return type(self)(self._store, read_only, url=self.url, build=lambda: self.store)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """The value at ``key``, or a part of it; ``None`` when there is none."""
+        """Get the value at ``key``, or a part of it; ``None`` when there is none."""
         return await self._trying(partial(super().get, key, prototype, byte_range))
 
     async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
-        """As :meth:`get`; raises :class:`DamagedError` for more bytes, without reading them."""
+        """Get a value; raise a :class:`DamagedError` for more bytes, without reading them."""
 
         async def whole() -> Buffer | None:
             try:
@@ -137,6 +141,7 @@ class SinglePutStore(ObjectStore[Any]):
         Whether this call won is not known: where the reply to a request that won is lost, the next
         one finds the key.
         """
+        # No second look here: callers read back what is there, and compare it with their own value.
         with suppress(AlreadyExistsError):
             await self._put(key, value, "create")
 
@@ -149,16 +154,18 @@ class SinglePutStore(ObjectStore[Any]):
         await self._trying(partial(super().delete_dir, prefix))
 
     async def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
-        """Names just below ``prefix``."""
-        found = await self._trying(
+        """List the names just below ``prefix``."""
+        listed = await self._trying(
             lambda: obstore.list_with_delimiter_async(self.store, prefix=prefix)
         )
-        paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
+        paths = [*listed["common_prefixes"], *(one["path"] for one in listed["objects"])]
         for path in paths:
-            yield path.rpartition("/")[2]
+            yield last_part(path)
 
     async def _list(self, prefix: str | None = None) -> AsyncGenerator[ObjectMeta, None]:
-        """All below a prefix; a page that breaks off is asked for again, those before it are not."""
+        """List all below a prefix; a page that breaks off is asked for again, those before are not."""
+        # One request lists a page at most. Each page is asked for by the last key of the one before, so
+        # that a connection that breaks loses one page and not the listing.
         after: str | None = None
         while True:
             page = await self._trying(partial(self._page, prefix, after))
@@ -187,6 +194,8 @@ class SinglePutStore(ObjectStore[Any]):
         obstore itself retries requests, but not replies that break off, nor conditional writes
         that time out; all that is done here may be done twice.
         """
+        # To write a value twice, or to delete a key that is gone, is harmless; a conditional write that
+        # is tried again may find the value that it wrote itself.
         _refuse_fork()
         began, attempt = time.monotonic(), 1
         while True:
@@ -197,19 +206,20 @@ class SinglePutStore(ObjectStore[Any]):
                 late = attempt == ATTEMPTS or time.monotonic() - began > PATIENCE
                 if late or not _may_pass(error.__cause__):
                     raise
+            # Random, since workers that were turned down together would come together again.
             await asyncio.sleep(random.uniform(0, REST * 2**attempt))
             attempt += 1
 
 
 def open_url(url: str, read_only: bool = False) -> SinglePutStore:
-    """The store at a URL; one for each URL in a process, as long as the environment is the same.
+    """Open the store at a URL; one for each URL in a process, while the environment is the same.
 
     Parameters
     ----------
     url : str
         ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``.
     read_only : bool
-        Whether it refuses to write.
+        True for a store that refuses to write.
 
     Raises
     ------
@@ -222,19 +232,20 @@ def open_url(url: str, read_only: bool = False) -> SinglePutStore:
             "a URL in object storage is s3://bucket/prefix, gs://bucket/prefix or "
             "az://container/prefix; credentials are taken from the environment, never from it"
         )
+    # With few retries: a wrong name or no network shall be told in seconds, not after minutes.
     _check_opens(url, _settings())
     return _at_url(url, read_only)
 
 
 def _at_url(url: str, read_only: bool = False) -> SinglePutStore:
-    """As :func:`open_url`, without a request."""
+    """Return the store at a URL without a request."""
     store = _made(url, _settings())
     return store.with_read_only(True) if read_only else store
 
 
 def _settings() -> _Settings:
-    told = {name: text for name, text in os.environ.items() if name.startswith(_SETTINGS)}
-    return tuple(sorted(told.items()))
+    known = {name: text for name, text in os.environ.items() if name.startswith(_SETTINGS)}
+    return tuple(sorted(known.items()))
 
 
 @lru_cache(maxsize=64)
@@ -246,7 +257,7 @@ def _made(url: str, settings: _Settings) -> SinglePutStore:
 def _check_opens(url: str, settings: _Settings) -> None:
     _refuse_fork()
     hasty = _built(url, settings, RETRIES_AT_OPENING)
-    sync(_check(SinglePutStore(hasty, url=url)))
+    event_loop.run(_check(SinglePutStore(hasty, url=url)))
 
 
 def _built(url: str, settings: _Settings, retries: RetryConfig) -> Any:
@@ -271,7 +282,7 @@ def _refuse_fork() -> None:
 
 async def _check(store: SinglePutStore) -> None:
     """Raise unless the bucket is there and may be listed: reads take no bucket for no key."""
-    async for _ in store.list_dir("zarr.json"):  # never has anything below it
+    async for _ in store.list_dir(DOCUMENT):  # never has anything below it
         return
 
 
@@ -306,23 +317,23 @@ def _explained(address: str) -> Iterator[None]:
 
 
 def _explanation(address: str, error: Exception) -> str:
-    reason, told = _reason(str(error)), str(error)
+    reason, message = _reason(str(error)), str(error)
     if re.search("NoSuchBucket|ContainerNotFound", reason):
         return f"there is no bucket for {address} ({reason}); make it first, or check its name"
-    if re.search(r"latest/(api|meta-data)|computeMetadata|identity/oauth2|Missing \w*Key", told):
+    if re.search(r"latest/(api|meta-data)|computeMetadata|identity/oauth2|Missing \w*Key", message):
         files = "; profiles and shared files are read if boto3 is installed"
         return (
             f"no credentials for {address} in the environment, nor from the machine ({reason})"
             f"{files if address.startswith('s3:') else ''}"
         )
-    if re.search("status code: 501|NotImplemented", told):
+    if re.search("status code: 501|NotImplemented", message):
         return (
             f"the service of {address} lacks a request that trakstore needs ({reason}): to write only "
             f"where nothing is (If-None-Match), so that several writers do no harm; take a service "
             f"that has it, or a local folder, and copy that"
         )
     denied = isinstance(error, (PermissionDeniedError, UnauthenticatedError))
-    if denied or re.search("status code: 40[13]", told):  # listings have no type of their own
+    if denied or re.search("status code: 40[13]", message):  # listings have no type of their own
         return f"access to {address} was denied ({reason}); check credentials and permissions"
     if "redirect" in reason:
         return f"{address} is in another region ({reason}); set AWS_REGION"
@@ -330,7 +341,7 @@ def _explanation(address: str, error: Exception) -> str:
 
 
 def _reason(text: str) -> str:
-    """The service's own words, or the network's, from obstore's long message.
+    """Return the service's own words, or the network's, from obstore's long message.
 
     Examples
     --------
@@ -352,7 +363,8 @@ def _reason(text: str) -> str:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Whether it is worth trying again: not after a refusal, or a request that cannot be right."""
-    told = str(error).partition("\n\n")[0]
-    refused = re.search("status code: (4(?!08|09|29)|501)|redirect|builder error", told)
+    """Tell whether to try again: not after a refusal, or a request that cannot be right."""
+    # 408, 409 and 429 (timed out, conflicting writers, too many requests) pass; other 4xx do not.
+    message = str(error).partition("\n\n")[0]
+    refused = re.search("status code: (4(?!08|09|29)|501)|redirect|builder error", message)
     return isinstance(error, GenericError) and not refused

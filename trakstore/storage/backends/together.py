@@ -14,16 +14,16 @@ _AT_ONCE = 128
 
 
 def together(location: Location, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What the calls give, in their order: all at once where a read is a way to another machine.
+    """Make calls, all at once where a read is a way to another machine; return their results in order.
 
     On a local disk one after the other is faster.
 
     Parameters
     ----------
     location : Location
-        Where they read.
+        Place that they read.
     calls : sequence of callable
-        Without arguments.
+        Functions without arguments.
     """
     if len(calls) < 2 or location.near:
         return [call() for call in calls]

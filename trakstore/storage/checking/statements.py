@@ -1,4 +1,4 @@
-"""What a store says of its splits beside them, verified: what is left out, complete, being changed.
+"""Checks of what a store says of its splits beside them: left out, complete, being changed.
 
 These documents lie at the root, one for each thing that is said; on a local disk each has a folder of
 its own, which stays when the document is deleted.
@@ -13,26 +13,28 @@ from trakstore.storage import layout
 from trakstore.storage.checking.walk import Walk
 from trakstore.storage.claims import Claim, claimed, last_claim
 from trakstore.storage.completion import forget_complete, note_complete, read_completion
-from trakstore.storage.masks import kept_key, parsed_masks, stored_numbers_of
+from trakstore.storage.group_documents import EMPTY, attributes, group_document
+from trakstore.storage.masks import mask_numbers, parsed_masks
 from trakstore.storage.numbered import stored_numbers
-from trakstore.storage.split import Split, attributes, group_document
+from trakstore.storage.split import Split
 
 __all__ = ["check_claims", "check_completions", "check_masks", "deleted_markers"]
 
 
 def check_masks(walk: Walk) -> None:
-    """What is left out of splits."""
+    """Check the documents that leave rows out of splits."""
     _strange(walk, layout.MASKS)
     for split in walk.below(layout.MASKS):
         path = layout.masks_path(split)
-        for number in range(1, 1 + max(stored_numbers_of(set(walk.below(path))), default=0)):
+        for number in range(1, 1 + max(mask_numbers(walk.below(path)), default=0)):
             _check_mask(walk, split, path, number)
 
 
 def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
-    key = layout.document_key(f"{path}/{number}")
+    key = layout.document_key(path, number)
     document, _ = walk.read(key)
-    if document is None and _is_being_written(walk, f"{path}/{number}"):
+    # A writer has a temporary file there, or was killed over it: nothing was published.
+    if document is None and any(map(layout.is_leftover, walk.find(layout.child(path, number)))):
         return
     try:
         if document is None:
@@ -41,24 +43,22 @@ def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
             walk.say("document", key, "is not as it was written")
         else:
             masks = parsed_masks(document, path, number)
-            for one in walk.opened_splits(split):  # which read it so
+            for one in walk.opened_splits(split):  # unpacked as each of them would
                 masks.positions(one.epoch, one.spec.nonce, one.rows)
     except DamagedError as error:
         walk.say("document", key, f"is damaged ({error})")
-    walk.document(kept_key(path, number), group_document({}))
+    walk.document(layout.document_key(layout.kept_path(path, number)), EMPTY)
 
 
 def check_completions(walk: Walk) -> None:
-    """The notes of splits that were complete."""
+    """Check the notes of splits that were complete."""
     _strange(walk, layout.COMPLETE)
-    for epoch in walk.below(layout.COMPLETE):
-        for name in walk.below(f"{layout.COMPLETE}/{epoch}"):
-            path = f"{layout.COMPLETE}/{epoch}/{name}"
-            wrong = _wrong_completion(walk, path)
-            if wrong is not None:
-                if walk.repair:
-                    _note_again(walk, path)
-                walk.say("document", layout.document_key(path), wrong, repaired=walk.repair)
+    for path in walk.groups(layout.COMPLETE, 2):
+        wrong = _wrong_completion(walk, path)
+        if wrong is not None:
+            if walk.repair:
+                _note_again(walk, path)
+            walk.say("document", layout.document_key(path), wrong, repaired=walk.repair)
 
 
 def _wrong_completion(walk: Walk, path: str) -> str | None:
@@ -66,34 +66,37 @@ def _wrong_completion(walk: Walk, path: str) -> str | None:
     if document is None:
         return "is missing" if _was_emptied(walk, path) else None
     try:
-        found = read_completion(walk.location, path)
+        note = read_completion(walk.location, path)
     except DamagedError as error:
         return f"is damaged ({error})"
-    if found is None:  # just now
+    if note is None:  # just now
         return None
-    if found.document != document:
+    if note.document != document:
         return "is not as it was written"
-    with suppress(DamagedError):  # of the claim, which is said of that
-        claim = last_claim(walk.location, path.partition("/")[2])
+    # An older note, put back, is sound and in its place; the claim of the append knows of the newer.
+    with suppress(DamagedError):  # a damaged claim is a finding of its own
+        claim = last_claim(walk.location, layout.below(layout.COMPLETE, path))
         known = {} if claim is None else claim.known
-        if known.get("nonce") == found.nonce and known.get("noted", 0) > found.rows:
-            return f"says {found.rows} rows, but {known['noted']} were noted: it is an older one"
+        if known.get("nonce") == note.nonce and known.get("noted", 0) > note.rows:
+            return f"says {note.rows} rows, but {known['noted']} were noted: it is an older one"
     return None
 
 
 def _note_again(walk: Walk, path: str) -> None:
     """Write the note of a split again where it is complete; else there is none."""
+    # Deleted first: a split that is not complete by now must not keep a note.
     walk.location.delete_folder(path)
-    for split in walk.opened_splits(path.rpartition("/")[2]):
+    for split in walk.opened_splits(layout.last_part(path)):
         if layout.complete_path(split.epoch, split.name) == path:
             note_complete(split)
 
 
 def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:
-    """Markers that are gone of a split that was complete."""
+    """Find the markers that are gone of a split that was complete."""
     if not _gone(split, written) or not _is_there(walk, split):
         return
-    gone = _gone(split, walk.written(split))  # unless another process repaired it just now
+    # Listed again: another process may have repaired it, or written the block, just now.
+    gone = _gone(split, walk.written(split))
     for block in gone:
         key, what = layout.marker_key(split.path, block), "is missing though it was written"
         where = {"epoch": split.epoch, "split": split.name, "block": block}
@@ -103,7 +106,7 @@ def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:
 
 
 def _gone(split: Split, written: list[int]) -> list[int]:
-    """Numbers of the blocks that were committed, as was noted, and are not there."""
+    """Return the numbers of the blocks that were committed, as was noted, and are not there."""
     there = None
     with suppress(DamagedError):  # which is said of the note
         there = read_completion(split.location, layout.complete_path(split.epoch, split.name))
@@ -114,7 +117,7 @@ def _gone(split: Split, written: list[int]) -> list[int]:
 
 
 def _is_there(walk: Walk, split: Split) -> bool:
-    """Whether a split was not dropped since it was opened."""
+    """Tell whether a split was not dropped since it was opened."""
     document, _ = walk.read(layout.document_key(split.path))
     with suppress(DamagedError):
         return bool(attributes(document or b"", split.path).get("nonce") == split.spec.nonce)
@@ -122,18 +125,20 @@ def _is_there(walk: Walk, split: Split) -> bool:
 
 
 def check_claims(walk: Walk) -> None:
-    """Who changes what, or did last; claims that were left behind."""
+    """Check the claims of processes that change something, or did last."""
     tops = set[str]()
-    for key in walk.find(layout.CLAIMS, lambda _: True):
-        place, document = key.removesuffix("/zarr.json"), walk.read(key)[0]
-        above = place.rpartition("/")[0]
+    for key in walk.find(layout.CLAIMS):
+        place = layout.parent(key) if layout.is_document(key) else key
+        document, above = walk.read(key)[0], layout.parent(place)
         if place == key:
             walk.strange(key)
         elif document is not None and above.endswith("~"):
             _check_claim(walk, place, document)
         tops |= {one for one in (place, above) if one.endswith("~")}
-    for path in _groups(walk, layout.CLAIMS):
-        walk.document(layout.document_key(path), group_document({}))
+    claims = map(layout.parent, walk.find(layout.CLAIMS, layout.is_document))
+    groups = {group for claim in claims if (group := layout.parent(claim))}
+    for key in sorted({key for group in groups for key in layout.document_keys(group)}):
+        walk.document(key, EMPTY)
     for top in sorted(tops):
         _check_last(walk, top)
 
@@ -141,23 +146,23 @@ def check_claims(walk: Walk) -> None:
 def _check_claim(walk: Walk, place: str, document: bytes) -> None:
     key, lost = layout.document_key(place), "it tells who changes what: remove it by hand"
     try:
-        found = Claim.read(document, place)
+        claim = Claim.read(document, place)
     except DamagedError as error:
         walk.say("document", key, f"is damaged ({error}); {lost}")
         return
-    if found.document != document:
+    if claim.document != document:
         walk.say("document", key, f"is not as it was written; {lost}")
-    elif found.is_left or (not found.ended and walk.abandoned(key)):
+    elif claim.is_left or (not claim.ended and walk.abandoned(key)):
         if walk.repair:
-            _take_over(walk, place.rpartition("/")[0])
+            _take_over(walk, layout.parent(place))
         else:
             walk.leftovers.append(key)
 
 
 def _check_last(walk: Walk, top: str) -> None:
-    """The last claim stays when it has ended: where it is gone, it was deleted."""
+    """Check the last claim: it stays when it has ended, so that where it is gone it was deleted."""
     numbers = stored_numbers(walk.location, top)
-    last = f"{top}/{max(numbers, default=0)}"
+    last = layout.child(top, max(numbers, default=0))
     if numbers and _was_emptied(walk, last):
         repaired = walk.repair and _take_over(walk, top)
         what = "is missing: it told who changed what"
@@ -165,35 +170,25 @@ def _check_last(walk: Walk, top: str) -> None:
 
 
 def _take_over(walk: Walk, top: str) -> bool:
-    """Whether this process could make a claim, and end it, in place of one that is left."""
-    path = top.partition("/")[2].removesuffix("~")
+    """Make a claim, and end it, in place of one that is left; tell whether that was possible."""
+    path = layout.claimed_path(top)
     with suppress(LocationError), claimed(walk.location, path, "repair"):
         return True
     return False
 
 
-def _groups(walk: Walk, top: str) -> list[str]:
-    """The groups from ``top`` on that numbered documents are in."""
-    found = set[str]()
-    for key in walk.find(top, lambda one: one.endswith("/zarr.json")):
-        parts = key.split("/")[:-2]
-        found |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
-    return sorted(found)
-
-
 def _strange(walk: Walk, top: str) -> None:
-    """Files that are no documents."""
-    for key in walk.find(top, lambda one: not one.endswith("/zarr.json")):
+    """Keep the files that are no documents."""
+    for key in walk.find(top, lambda one: not layout.is_document(one)):
         walk.strange(key)
 
 
-def _is_being_written(walk: Walk, path: str) -> bool:
-    """Whether a writer has a temporary file there, or was killed over it."""
-    return any(map(layout.is_leftover, walk.find(path, lambda _: True)))
-
-
 def _was_emptied(walk: Walk, path: str) -> bool:
-    """Whether a folder is there without the document that it was made for."""
-    above, _, name = path.rpartition("/")
-    empty = walk.read(path)[0] is None and not walk.find(path, lambda _: True)
-    return empty and name in walk.listed(above) and not walk.find(path, lambda _: True)
+    """Tell whether a folder is there without the document that it was made for.
+
+    It is looked at twice: a writer makes the folder first, and the document may have come meanwhile.
+    """
+    empty = walk.read(path)[0] is None and not walk.find(path)
+    return (
+        empty and layout.last_part(path) in walk.listed(layout.parent(path)) and not walk.find(path)
+    )

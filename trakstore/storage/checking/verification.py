@@ -39,7 +39,7 @@ __all__ = ["SplitReport", "VerifyReport", "verify_store"]
 
 @dataclass(frozen=True)
 class SplitReport:
-    """How much of a split was verified: its blocks, those that are committed, and those found bad."""
+    """Counts of a split that was verified: its blocks, those that are committed, the bad ones."""
 
     epoch: Epoch
     split: str
@@ -50,16 +50,16 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What :func:`verify_store` found.
+    """Findings of :func:`verify_store`.
 
     Attributes
     ----------
     location : str
         The store.
     splits : tuple of SplitReport
-        What was looked at.
+        The splits that were looked at.
     findings : tuple of Finding
-        What is wrong, repaired or not.
+        Everything that is wrong, repaired or not.
     leftovers : tuple of str
         Temporary files of writers that were killed, or that still run, and claims of processes that
         were; harmless.
@@ -72,11 +72,11 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """True if nothing is wrong."""
         return not self.findings
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict for JSON."""
+        """Return a dict for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -105,7 +105,7 @@ def verify_store(
     workers : int, optional
         Threads; each holds one chunk at a time. By default four more than there are CPUs.
     progress : bool
-        Whether to show progress on standard error.
+        Show progress on standard error.
 
     Returns
     -------
@@ -126,18 +126,23 @@ def verify_store(
     splits = None if splits is None else layout.as_splits(splits)
     location = location_of(store)
     threads = (os.cpu_count() or 1) + 4 if workers is None else as_whole(workers, "workers", 1)
+    # Splits are opened before blocks are read, and statements about them come last: what is said of a
+    # split can be compared with what it was found to be.
     walk = Walk(location, repair)
     walk.root()
-    found = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
+    opened = [one for epoch in walk.epochs(epochs) for one in walk.splits_of(epoch, splits)]
     require(splits, sorted(walk.split_names), "split", location)
-    rows = sum(min(split.rows, len(walk.written(split)) * split.spec.block_rows) for split in found)
+    rows = sum(
+        min(split.rows, len(walk.written(split)) * split.spec.block_rows) for split in opened
+    )
+    total, all_rows = sum(s.rows * s.row_bytes for s in opened), sum(s.rows for s in opened)
     with (
         ThreadPoolExecutor(threads) as pool,
         ProgressLine(
-            f"verify {location}", rows, item_bytes=_mean_bytes(found), show=progress
+            f"verify {location}", rows, item_bytes=total // max(1, all_rows), show=progress
         ) as line,
     ):
-        reports = tuple(_check_alone(walk, split, pool, threads, line) for split in found)
+        reports = tuple(_check_alone(walk, split, pool, threads, line) for split in opened)
         if epochs is None and splits is None:
             walk.saved()
             check_masks(walk)
@@ -148,16 +153,10 @@ def verify_store(
     return VerifyReport(str(location), reports, tuple(walk.findings), tuple(walk.leftovers))
 
 
-def _mean_bytes(splits: list[Split]) -> int:
-    """Of a row's features, over all rows."""
-    rows = sum(split.rows for split in splits)
-    return sum(split.rows * split.row_bytes for split in splits) // max(1, rows)
-
-
 def _check_alone(
     walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
 ) -> SplitReport:
-    """Nobody appends to, or drops, what is being repaired."""
+    """Check a split; to repair it, under a claim, so that nobody appends to it or drops it."""
     if not walk.repair:
         return _check_split(walk, split, pool, threads, line)
     with claimed(split.location, split.path, "repair"):
@@ -173,7 +172,8 @@ def _check_split(
 ) -> SplitReport:
     written = walk.written(split)
     walk.keys(split, any_written=bool(written))
-    walk.left_out(split)
+    walk.left_out(split, layout.MASKED, "mask its samples again")
+    walk.left_out(split, layout.SKIPPED, "nothing tells any more why rows are left out")
     deleted_markers(walk, split, written)
     inside = [block for block in written if block < split.spec.blocks]
     for block in written[len(inside) :]:
@@ -185,26 +185,28 @@ def _check_split(
     for first, last in ranges(len(inside), 8 * threads):
         some = inside[first:last]
         checked = pool.map(_twice_checked, itertools.repeat(split), some)
-        for block, found in zip(some, checked, strict=True):
+        for block, wrong in zip(some, checked, strict=True):
             start, stop = split.spec.block_range(block)
             line.advance(stop - start)
-            if found:
+            if wrong:
                 bad += 1
-                _bad_block(walk, split, block, found)
+                _bad_block(walk, split, block, wrong)
     return SplitReport(split.epoch, split.name, split.spec.blocks, len(inside), bad)
 
 
 def _twice_checked(split: Split, block: int) -> list[Finding]:
-    """What is wrong with a block and stays so: a writer may have been storing it."""
+    """Return what is wrong with a block and stays so: a writer may have been storing it."""
     return check_block(split, block) and check_block(split, block)
 
 
 def _bad_block(
-    walk: Walk, split: Split, block: int, found: list[Finding], *, only_if_old: bool = False
+    walk: Walk, split: Split, block: int, wrong: list[Finding], *, only_if_old: bool = False
 ) -> None:
     key = layout.marker_key(split.path, block)
+    # Without its marker a block counts as missing. The note that the split was complete goes as well:
+    # it would make of the missing marker one that was deleted.
     repaired = walk.repair and (not only_if_old or walk.abandoned(key))
     if repaired:
         split.location.delete([key, layout.skipped_key(split.path, block)])
         forget_complete(split)
-    walk.findings += [replace(one, repaired=repaired) for one in found]
+    walk.findings += [replace(one, repaired=repaired) for one in wrong]

@@ -1,4 +1,4 @@
-"""Walking through a store's hierarchy: its documents, and the keys that do not belong there."""
+"""A walk through a store's hierarchy: its documents, and the keys that do not belong there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from operator import ne
+from operator import lt, ne
 from typing import Any
 
 from trakstore.errors import (
@@ -18,15 +18,15 @@ from trakstore.errors import (
     did_you_mean,
 )
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents, mask_document, skipped_document
+from trakstore.storage.arrays import array_documents, column_grid, row_document
+from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding, FindingKind
-from trakstore.storage.checking.grid import belongs, is_beyond
-from trakstore.storage.checksums import TAIL, intact
+from trakstore.storage.group_documents import EMPTY, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
 from trakstore.storage.snapshots import refuse_older
-from trakstore.storage.split import Split, attributes, group_document, split_spec
+from trakstore.storage.split import Split, blocks_among, split_spec
 from trakstore.storage.tables.retrained import read_models
 from trakstore.storage.tables.runs import Run
 from trakstore.storage.tables.saved_table import check_table, delete_table, table_names
@@ -39,7 +39,7 @@ _BEYOND = "behind the last row: an append was stopped (append again), or it was 
 
 
 class Walk:
-    """Goes through the hierarchy; keeps what it finds."""
+    """A walk that goes through the hierarchy and keeps findings and leftovers."""
 
     def __init__(self, location: Location, repair: bool) -> None:
         self.location, self.repair = location, repair
@@ -53,58 +53,51 @@ class Walk:
         self.findings.append(Finding(kind, key, message, **where))
 
     def document(self, key: str, wanted: bytes, **where: Any) -> None:
-        """A document that follows from others: it has to be there, byte for byte."""
-        found, message = self.read(key)
-        if found == wanted:
-            return
-        self.say("document", key, message, repaired=self._put(key, wanted), **where)
-
-    def _put(self, key: str, wanted: bytes) -> bool:
-        """With ``repair``, write a document; not behind a link, which is found by itself."""
-        if self.repair:
-            with suppress(DamagedError):
-                self.location.put({key: wanted})
-                return True
-        return False
+        """Compare a document that follows from others: it has to be there, byte for byte."""
+        stored, message = self.read(key)
+        if stored != wanted:
+            repaired = False
+            if self.repair:
+                with suppress(DamagedError):  # behind a link, which is a finding of its own
+                    self.location.put({key: wanted})
+                    repaired = True
+            self.say("document", key, message, repaired=repaired, **where)
 
     def read(self, key: str, most: int | None = None) -> tuple[bytes | None, str]:
-        """What a key holds, and what is to be said of it where that is not right."""
+        """Return what a key holds, and the words for it where that is not right."""
         try:
-            found = self.location.get(key, most)
+            stored = self.location.get(key, most)
         except DamagedError as error:
             return b"", str(error).removeprefix(f"{key} ")
-        return found, "is missing" if found is None else "is damaged or disagrees with the spec"
+        return stored, "is missing" if stored is None else "is damaged or disagrees with the spec"
 
     def listed(self, path: str) -> list[str]:
-        """Names just below a folder; a link in its place is found to be foreign."""
-        try:
-            return self.location.names(path)
-        except DamagedError as error:
-            self.say("foreign", path, str(error).removeprefix(f"{path} "))
-            return []
+        """List the names just below a folder; a link in its place is found to be foreign."""
+        return self._unless_foreign(path, partial(self.location.names, path))
 
-    def find(self, path: str, wanted: Callable[[str], bool]) -> list[str]:
-        """Keys below a folder that are wanted."""
+    def find(self, path: str, wanted: Callable[[str], bool] = lambda _: True) -> list[str]:
+        """List the keys below a folder that are wanted."""
+        return self._unless_foreign(path, partial(self.location.find, path, wanted))
+
+    def _unless_foreign(self, path: str, listing: Callable[[], list[str]]) -> list[str]:
         try:
-            return self.location.find(path, wanted)
+            return listing()
         except DamagedError as error:
             self.say("foreign", path, str(error).removeprefix(f"{path} "))
             return []
 
     def written(self, split: Split) -> list[int]:
-        """Numbers of the blocks of a split that are committed, in order."""
-        folder = f"{split.path}/{layout.WRITTEN}"
-        found = {layout.marker_block(name) for name in self.listed(folder)}
-        return sorted(block for block in found if block is not None)
+        """Return the numbers of the blocks of a split that are committed, in order."""
+        return blocks_among(self.listed(layout.written_path(split.path)))
 
     def root(self) -> None:
-        """The store's own document."""
-        key = layout.document_key("")
+        """Check the store's own document."""
+        key = layout.DOCUMENT
         document, _ = self.read(key)
         if document is None and not self.location.names(""):
             open_store(self.location)  # says that there is none
         try:
-            found = attributes(document or b"", str(self.location))
+            stored = attributes(document or b"", str(self.location))
         except DamagedError as error:
             if document is not None and _of_another(document):
                 raise LocationError(f"{self.location} is not a trakstore store") from error
@@ -112,26 +105,27 @@ class Walk:
             self.say("document", key, ("is missing" if document is None else "is damaged") + lost)
         else:
             open_store(self.location)  # refuses what is not a store, or is of a newer format
-            self.document(key, group_document(found))
+            self.document(key, group_document(stored))
 
     def epochs(self, wanted: Sequence[Epoch] | None) -> list[Epoch]:
-        """The epochs that are there, of those that are wanted."""
-        names = [n for n in self.listed("") if n not in (*layout.RESERVED, "zarr.json")]
-        found = [layout.as_epoch(n) for n in self._folders("", names, layout.as_epoch)]
-        require(wanted, sorted(found, key=layout.epoch_sort_key), "epoch", self.location)
-        chosen = found if wanted is None else {layout.as_epoch(epoch) for epoch in wanted}
-        return sorted((e for e in found if e in chosen), key=layout.epoch_sort_key)
+        """Return the epochs that are there, of those that are wanted."""
+        names = [n for n in self.listed("") if n not in (*layout.RESERVED, layout.DOCUMENT)]
+        there = [layout.as_epoch(n) for n in self._folders("", names, layout.as_epoch)]
+        there.sort(key=layout.epoch_sort_key)
+        require(wanted, there, "epoch", self.location)
+        chosen = there if wanted is None else [layout.as_epoch(epoch) for epoch in wanted]
+        return [epoch for epoch in there if epoch in chosen]
 
     def splits_of(self, epoch: Epoch, wanted: Sequence[str] | None) -> Iterator[Split]:
-        """The splits at an epoch whose documents can be read, of those that are wanted."""
+        """Yield the splits at an epoch whose documents can be read, of those that are wanted."""
         path = layout.epoch_path(epoch)
-        names = [name for name in self.listed(path) if name != "zarr.json"]
-        key = layout.document_key(path)
-        if self.read(key)[0] is None and not self._any_document(path, names):
+        names = [name for name in self.listed(path) if name != layout.DOCUMENT]
+        documents = [layout.document_key(path), *(layout.document_key(path, n) for n in names)]
+        if all(self.read(key)[0] is None for key in documents):
             if not self._cut_short(path):
                 self.strange(path)
             return
-        self.document(key, group_document({}), epoch=epoch)
+        self.document(documents[0], EMPTY, epoch=epoch)
         for name in self._folders(path, names, lambda one: layout.check_name(one, "split")):
             self.split_names.add(name)
             if wanted is None or name in wanted:
@@ -140,21 +134,17 @@ class Walk:
                     yield split
 
     def _cut_short(self, path: str) -> bool:
-        """Whether a folder has no files but leftovers: its document was never written."""
-        inside = self.find(path, lambda _: True)
+        """Tell whether a folder has no files but leftovers: its document was never written."""
+        inside = self.find(path)
         if not all(map(layout.is_leftover, inside)):
             return False
         self.leftovers += inside
         return True
 
-    def _any_document(self, path: str, names: list[str]) -> bool:
-        keys = [layout.document_key(f"{path}/{name}") for name in names]
-        return any(self.read(key)[0] is not None for key in keys)
-
     def _folders(self, path: str, names: list[str], check: Callable[[str], Any]) -> Iterator[str]:
-        """The names that can be an epoch's or split's; the others are foreign or leftovers."""
+        """Yield the names that can be an epoch's or split's; the others are foreign or leftovers."""
         for name in names:
-            key = f"{path}/{name}".lstrip("/")
+            key = layout.child(path, name)
             try:
                 named = str(check(name)) == name
             except ValueError:
@@ -165,13 +155,14 @@ class Walk:
                 self.strange(key)
 
     def strange(self, key: str, **where: Any) -> None:
+        """Keep a key that no writer makes: a finding, or a leftover of a writer."""
         if layout.is_leftover(key):
             self.leftovers.append(key)
         else:
             self.say("foreign", key, "is not part of a store; remove it by hand", **where)
 
     def opened(self, epoch: Epoch, name: str, *, alone: bool = False) -> Split | None:
-        """A split as its document says now; None, with a finding, where that cannot be read.
+        """Open a split as its document says now; None, with a finding, where that cannot be read.
 
         A document that says the same in other bytes is repaired only where nobody else may drop the
         split meanwhile: ``alone``.
@@ -190,6 +181,7 @@ class Walk:
             lost = "put it back from a copy, or remove the folder and featurize again"
             self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
             return None
+        # The same attributes in other bytes: some other program wrote the document again.
         wanted = group_document(attributes(document or b"", path))
         if document != wanted and alone is self.repair:
             self.document(key, wanted, epoch=epoch, split=name)
@@ -197,18 +189,20 @@ class Walk:
         return made
 
     def opened_splits(self, name: str) -> list[Split]:
-        """The splits of a name that were opened, at all epochs."""
+        """Return the splits of a name that were opened, at all epochs."""
         return [split for split in self._opened.values() if split.name == name]
 
     def keys(self, split: Split, *, any_written: bool) -> None:
-        """The documents of a split's arrays, and keys that it cannot have."""
+        """Check the documents of a split's arrays, and for keys that it cannot have."""
         where = {"epoch": split.epoch, "split": split.name}
         for name, wanted in array_documents(split.spec).items():
-            key = layout.document_key(f"{split.path}/{name}")
-            if any_written or self.read(key)[0] is not None:  # else creation was cut short
+            key = layout.document_key(split.path, name)
+            # A split without a block and without an array's document was not made to the end: the next
+            # writer makes the rest.
+            if any_written or self.read(key)[0] is not None:
                 self.document(key, wanted, **where)
-        for key in self.find(split.path, lambda one: not belongs(split, one)):
-            if is_beyond(split, key):
+        for key in self.find(split.path, lambda one: not _belongs(split, one)):
+            if _is_beyond(split, key):
                 repaired = self.repair and self.abandoned(key)
                 if repaired:
                     self.location.delete([key])
@@ -216,30 +210,22 @@ class Walk:
             else:
                 self.strange(key, **where)
 
-    def left_out(self, split: Split) -> None:
-        """The columns that leave rows out; their chunks are there only for blocks with such rows."""
-        masks = f"{split.path}/{layout.MASKED}"
-        self._left_out(split, masks, mask_document(split.spec), "mask its samples again")
-        bad = f"{split.path}/{layout.SKIPPED}"
-        remedy = "nothing tells any more why rows are left out"
-        self._left_out(split, bad, skipped_document(split.spec), remedy)
-
-    def _left_out(self, split: Split, path: str, document: bytes, remedy: str) -> None:
-        """A column of one byte a row, of which only some chunks are there."""
+    def left_out(self, split: Split, name: str, remedy: str) -> None:
+        """Check a column that leaves rows out: it has chunks for blocks with such rows only."""
+        path, size = layout.child(split.path, name), split.spec.block_rows + TAIL
         where = {"epoch": split.epoch, "split": split.name}
-        keys = self.find(path, lambda key: belongs(split, key))
-        chunks = [key for key in keys if not key.endswith("zarr.json")]
+        keys = self.find(path, lambda key: _belongs(split, key))
         if keys:
-            self.document(layout.document_key(path), document, **where)
-        for key in chunks:
-            value, _ = self.read(key, split.spec.block_rows + TAIL)
-            if value is not None and not (
-                intact(value) and len(value) == split.spec.block_rows + TAIL
-            ):
-                self.say("damaged", key, f"is damaged: {remedy}", **where)
+            self.document(layout.document_key(path), row_document(split.spec, name), **where)
+        for key in keys:
+            if not layout.is_document(key):
+                value, _ = self.read(key, size)
+                if value is not None and not (intact(value) and len(value) == size):
+                    self.say("damaged", key, f"is damaged: {remedy}", **where)
 
     def abandoned(self, key: str) -> bool:
-        """Whether no running writer can own a file: it is more than an hour old."""
+        """Tell whether no running writer can own a file: it is more than an hour old."""
+        # Only a local disk tells the age of a file; elsewhere writers leave no temporary ones.
         root = getattr(self.location.store, "root", None)
         if root is None:
             return False
@@ -248,10 +234,10 @@ class Walk:
         return False
 
     def runs(self) -> None:
-        """The records of runs."""
-        for name in self.below(layout.RUNS):
-            key = layout.document_key(f"{layout.RUNS}/{name}")
-            for other in self.find(f"{layout.RUNS}/{name}", partial(ne, key)):
+        """Check the records of runs."""
+        for path in self.groups(layout.RUNS):
+            key = layout.document_key(path)
+            for other in self.find(path, partial(ne, key)):
                 self.strange(other)
             document, _ = self.read(key)
             if document is None or not _is_record(document):
@@ -259,32 +245,31 @@ class Walk:
                 self.say("document", key, f"{what}; it is a record only, and may be removed")
 
     def saved(self) -> None:
-        """The saved tables; a gram is computed again when it is not there."""
-        for name in self.below(layout.SCORES):
-            self.findings += check_table(self.location, f"{layout.SCORES}/{name}")
+        """Check the saved tables; a gram is computed again when it is not there."""
+        for path in self.groups(layout.SCORES):
+            self.findings += check_table(self.location, path)
         for top, read in ((layout.DYNAMICS, read_record), (layout.EVALUATION, read_models)):
-            for name in self.below(top):
-                for part in self.below(f"{top}/{name}"):
-                    self.findings += check_table(self.location, f"{top}/{name}/{part}", read)
-        for epoch in self.below(layout.GRAMS):
-            for name in self.below(f"{layout.GRAMS}/{epoch}"):
-                path = f"{layout.GRAMS}/{epoch}/{name}"
-                found = list(check_table(self.location, path))
-                if found and self.repair:
-                    delete_table(self.location, path)
-                self.findings += [replace(one, repaired=self.repair) for one in found]
+            for path in self.groups(top, 2):
+                self.findings += check_table(self.location, path, read)
+        for path in self.groups(layout.GRAMS, 2):
+            # A gram follows from the rows: a bad one is dropped, and computed when it is asked for.
+            wrong = list(check_table(self.location, path))
+            if wrong and self.repair:
+                delete_table(self.location, path)
+            self.findings += [replace(one, repaired=self.repair) for one in wrong]
+
+    def groups(self, top: str, depth: int = 1) -> list[str]:
+        """List the paths of the groups so deep below a group; those above need documents."""
+        above = [top] if depth == 1 else self.groups(top, depth - 1)
+        return [layout.child(path, name) for path in above for name in self.below(path)]
 
     def below(self, path: str) -> list[str]:
-        """Names of the groups in a group, whose document has to be there if there are any."""
-        try:
-            key, names = layout.document_key(path), table_names(self.location, path)
-        except DamagedError as error:
-            self.say("foreign", path, str(error).removeprefix(f"{path} "))
-            return []
-        if self.read(key)[0] is not None or any(
-            self.find(f"{path}/{name}", lambda _: True) for name in names
-        ):
-            self.document(key, group_document({}))
+        """List the groups in a group, whose document has to be there if there are any."""
+        key = layout.document_key(path)
+        names = self._unless_foreign(path, partial(table_names, self.location, path))
+        filled = (self.find(layout.child(path, name)) for name in names)
+        if self.read(key)[0] is not None or any(filled):
+            self.document(key, EMPTY)
         return names
 
     def clear_leftovers(self) -> None:
@@ -295,18 +280,45 @@ class Walk:
             self.leftovers = [key for key in self.leftovers if key not in gone]
 
 
+def _belongs(split: Split, key: str) -> bool:
+    """Tell whether a key is one of those that a split of this spec can have."""
+    name, _, rest = layout.below(split.path, key).partition("/")
+    if not rest:
+        return name == layout.DOCUMENT
+    if name not in (*split.columns, layout.WRITTEN, layout.MASKED, layout.SKIPPED):
+        return False
+    if rest == layout.DOCUMENT:
+        return True
+    if name == layout.WRITTEN:
+        return layout.marker_block(rest) is not None or layout.skipped_block(rest) is not None
+    numbers, grid = layout.chunk_numbers(rest), column_grid(split.spec, name)
+    return len(numbers) == len(grid) and all(map(lt, numbers, grid))
+
+
+def _is_beyond(split: Split, key: str) -> bool:
+    """Tell whether a key is a chunk's of a column, but for rows that the split does not have."""
+    name, _, rest = layout.below(split.path, key).partition("/")
+    numbers, grid = layout.chunk_numbers(rest), column_grid(split.spec, name)
+    return (
+        name in (*split.columns, layout.MASKED, layout.SKIPPED)
+        and len(numbers) == len(grid)
+        and numbers[0] >= grid[0]
+        and all(map(lt, numbers[1:], grid[1:]))
+    )
+
+
 def _is_record(document: bytes) -> bool:
-    """Whether a document is that of a run, as it was written."""
+    """Tell whether a document is that of a run, as it was written."""
     try:
-        found = attributes(document, "")
-        Run.from_dict(found)
+        record = attributes(document, "")
+        Run.from_dict(record)
     except (DamagedError, SpecMismatchError):
         return False
-    return group_document(found) == document
+    return group_document(record) == document
 
 
 def _of_another(document: bytes) -> bool:
-    """Whether a root document is whole and is some other program's."""
+    """Tell whether a root document is whole and is some other program's."""
     try:
         attributes(document, "", check=False)
     except DamagedError:
@@ -315,10 +327,10 @@ def _of_another(document: bytes) -> bool:
 
 
 def require(
-    wanted: Sequence[Any] | None, found: Iterable[Any], what: str, location: Location
+    wanted: Sequence[Any] | None, there: Iterable[Any], what: str, location: Location
 ) -> None:
     """Raise a :class:`NotFoundError` for the first that is wanted and was not found."""
-    known = [str(one) for one in found]
+    known = [str(one) for one in there]
     for one in wanted or ():
         if str(one) not in known:
             raise NotFoundError(f"{location} has no {what} {one!r}{did_you_mean(one, known)}")

@@ -1,1 +1,1 @@
-"""Exchange with other programs: splits to ``.npy`` and Parquet, their save directories to stores."""
+"""Exchange with other programs: splits to ``.npy`` and Parquet, save directories to stores."""

@@ -1,4 +1,4 @@
-"""Reading the save directory of another program: traker 0.3 (``trak.TRAKer``).
+"""Import of the save directory of another program: traker 0.3 (``trak.TRAKer``).
 
 A save directory has::
 
@@ -70,7 +70,7 @@ def import_traker(
     models : sequence of int, optional
         Model ids; all by default.
     parameters : int, optional
-        How many scalar parameters were differentiated. With it, features are multiplied by
+        Number of scalar parameters that were differentiated. With it, features are multiplied by
         √(parameters/dim), so that their products estimate those of gradients; without it they are
         copied as they are. TRAK scores are the same either way, since damping is relative.
     dtype : {"float32", "float16"}
@@ -97,6 +97,8 @@ def import_traker(
         store, projection=ProjectionSpec("external", dim=source.dim), dtype=dtype
     )
     scale = source.scale(parameters)
+    # Block by block, with the hash of some rows as the checkpoint: a copy that was stopped goes on, and
+    # one of other features under the same model id is refused.
     for model in chosen:
         q = source.array(model, "out_to_loss.mmap", (source.rows, 1))[:, 0]
         train = _Scaled(source.array(model, "grads.mmap", (source.rows, source.dim)), scale)
@@ -111,7 +113,7 @@ def import_traker(
 
 @dataclass(frozen=True)
 class _SaveDirectory:
-    """What the small files of a save directory say."""
+    """Contents of the small files of a save directory."""
 
     path: Path
     dim: int
@@ -124,20 +126,20 @@ class _SaveDirectory:
     def open(cls, path: Path) -> _SaveDirectory:
         if not is_file(path / "metadata.json"):
             raise LocationError(f"{path} is not a traker save directory: it has no metadata.json")
-        told = _json(path / "metadata.json")
+        metadata = _json(path / "metadata.json")
         models: dict[int, bool] = {}
         for file in sorted(path.glob("id_*.json")):
             models |= {int(model): bool(s["is_featurized"]) for model, s in _json(file).items()}
         file = path / "experiments.json"
         experiments = _json(file) if exists(file) else {}
         try:
-            size = int(told["JL dimension"]), int(told["train set size"])
+            size = int(metadata["JL dimension"]), int(metadata["train set size"])
             counts = {name: int(one["num_targets"]) for name, one in experiments.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(
                 f"{path}: metadata.json or experiments.json lacks {error}"
             ) from error
-        return cls(path, *size, str(told.get("JL matrix type")), models, counts)
+        return cls(path, *size, str(metadata.get("JL matrix type")), models, counts)
 
     @property
     def models(self) -> tuple[int, ...]:
@@ -163,7 +165,7 @@ class _SaveDirectory:
             )
 
     def array(self, model: int, name: str, shape: tuple[int, int]) -> NDArray[Any]:
-        """A file's array, not read yet."""
+        """Open a file's array, without reading it."""
         path = self.path / str(model) / name
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -174,7 +176,7 @@ class _SaveDirectory:
         return np.asarray(array)
 
     def scale(self, parameters: int | None) -> float:
-        """What makes features ours: the factor for E[PᵀP] = I, as far as p is known."""
+        """Return the factor that gives features E[PᵀP] = I, as far as p is known."""
         if self.matrix == "na":  # no projection: P = I, so p = dim
             return math.sqrt(self.dim)
         if parameters is None:
@@ -200,7 +202,8 @@ class _Scaled:
         return np.asarray(self.array[rows], dtype=np.float32) * np.float32(self.factor)
 
     def fingerprint(self) -> str:
-        """Tells these features from others: a hash of at most 32 spaced rows and the factor."""
+        """Return a hash of at most 32 spaced rows and the factor, to tell features from others."""
+        # Rows as they lie in the file, before the factor, which is hashed by itself.
         step = -(-len(self.array) // 32)
         some = hashlib.sha256(np.ascontiguousarray(self.array[::step]).tobytes())
         some.update(repr(self.factor).encode())

@@ -35,7 +35,7 @@ def check_file_place(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system refuses meanwhile is one :class:`LocationError` that names the file."""
+    """Turn what the system refuses meanwhile into one :class:`LocationError` that names the file."""
     try:
         yield
     except TrakStoreError:

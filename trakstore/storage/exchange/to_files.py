@@ -44,7 +44,7 @@ def export_split(
     ----------
     store : FeatureStore or its place
     epoch, split
-        What to write.
+        The split.
     to : path
         ``*.npy`` has one column, in the stored dtype. ``*.parquet`` has all: a row a sample, with
         ``features`` as a list of fixed size, and the specs of store and split as metadata
@@ -85,10 +85,11 @@ def export_split(
 
 @contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
-    """A temporary file that gets its name when all went well."""
+    """Make a temporary file that gets its name when all went well."""
     check_file_place(target)
     if exists(target):
         raise LocationError(f"{target} is there already; remove it or choose another name")
+    # In the same folder: only within one file system is a rename a single step.
     partial = target.with_name(f"{uuid.uuid4().hex}.partial")
     with writing(target):
         try:
@@ -99,7 +100,7 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 
 def _pieces(split: Split) -> Iterator[tuple[int, int]]:
-    """Ranges of rows whose features are about a chunk; whole chunks, where rows are short."""
+    """Yield ranges of rows whose features are about a chunk; whole chunks, where rows are short."""
     chunk = split.spec.chunk_rows
     return ranges(split.rows, max(1, CHUNK_BYTES // split.row_bytes // chunk) * chunk)
 
@@ -108,6 +109,7 @@ def _write_npy(split: Split, name: str, path: Path) -> None:
     column = split.column(name)
     if column.dtype.kind == "T":
         raise TrakStoreError(f"column {name!r} has strings, which .npy cannot hold; use .parquet")
+    # The header is written by itself, and rows behind it: np.save would need all of them in memory.
     with path.open("xb") as file:
         header = {"descr": column.dtype.str, "fortran_order": False, "shape": column.shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -121,6 +123,7 @@ def _write_parquet(store: FeatureStore, split: Split, path: Path) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise TrakStoreError("Parquet needs pyarrow: pip install 'trakstore[parquet]'") from None
+    # The schema is made before the first rows are read: all row groups have the same types.
     schema = pa.schema([(name, _arrow_type(split, name)) for name in split.columns])
     specs = {"trakstore.store": store.spec.to_dict(), "trakstore.split": split.spec.to_dict()}
     schema = schema.with_metadata({key: json.dumps(spec) for key, spec in specs.items()})

@@ -1,4 +1,4 @@
-"""Models that were trained again on subsets of the train rows: who had which rows, what they gave."""
+"""Models that were trained again on subsets of the train rows: which rows each had, what it gave."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.documents import anything, entries, fields, text, whole
-from trakstore.errors import DamagedError, NotFoundError, did_you_mean, error_context
+from trakstore.documents import anything, entries, text, whole
+from trakstore.errors import DamagedError, NotFoundError, did_you_mean
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.tables.saved_arrays import SavedArray, begin_group
+from trakstore.storage.group_documents import make_groups
+from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.saved_table import (
-    ARRAYS,
-    PLACE,
-    begin_table,
-    publish_table,
-    read_table,
+    Part,
+    known_fields,
+    read_parts,
     table_arrays,
     table_names,
+    write_table,
 )
 
 __all__ = [
@@ -36,36 +36,23 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ModelPart:
-    """Some models, numbered from ``first`` on; arrays are read when asked for.
+class ModelPart(Part):
+    """Some models, numbered from ``first`` on.
+
+    Its arrays are ``subset`` (count, train rows) of bool, ``output`` (count, targets) of float32 and,
+    where there are classes, ``predicted`` (count, targets) of int64.
 
     Attributes
     ----------
-    location, path
-        Where.
     first, count : int
         Numbers of the models: first..first + count.
     plan : mapping
-        What subsets and seeds follow from; equal for all parts of a set.
-    arrays : tuple of SavedArray
-        ``subset``, ``output``, and ``predicted`` where there are classes.
+        Values that subsets and seeds follow from; equal for all parts of a set.
     """
 
-    location: Location
-    path: str
     first: int
     count: int
     plan: Mapping[str, Any]
-    arrays: tuple[SavedArray, ...]
-
-    def read(self, name: str) -> NDArray[Any]:
-        """``subset`` (count, train rows) of bool; ``output`` (count, targets) of float32; where
-        there are classes, ``predicted`` (count, targets) of int64.
-        """
-        for array in self.arrays:
-            if array.name == name:
-                return array.read(self.location, self.path)
-        raise NotFoundError(f"{self.path} has no {name!r}")
 
 
 def add_models(
@@ -83,7 +70,7 @@ def add_models(
     ----------
     location : Location
     name : str
-        Of the set.
+        Name of the set.
     plan : mapping
         Plain values; see :class:`ModelPart`.
     first : int
@@ -93,67 +80,50 @@ def add_models(
     predicted : ndarray of int64, shape (models, targets), optional
         Classes.
     """
-    path = f"{layout.evaluation_path(name)}/models.{first}"
-    columns: dict[str, NDArray[Any]] = {"subset": subset, "output": output}
-    if predicted is not None:
-        columns["predicted"] = predicted
-    arrays = [_array(one, values) for one, values in columns.items()]
-    begun = begin_table(location, path, arrays)
-    for array, values in zip(arrays, columns.values(), strict=True):
-        array.open(location, path, "r+")[...] = values
+    columns = {"subset": subset, "output": output, "predicted": predicted}
+    arrays = [
+        (SavedArray.of(one, values, ("model", "train" if one == "subset" else "target")), values)
+        for one, values in columns.items()
+        if values is not None
+    ]
     what = {"first": first, "count": len(output), "plan": dict(plan)}
-    publish_table(location, path, arrays, what, instead_of=begun)
+    write_table(location, layout.models_path(name, first), arrays, what)
 
 
 def begin_set(location: Location, name: str) -> None:
     """Make the groups above the models of a set, so that the place is there for other processes."""
-    begin_group(location, layout.evaluation_path(name))
-
-
-def _array(name: str, values: NDArray[Any]) -> SavedArray:
-    dimensions = ("model", "train" if name == "subset" else "target")
-    return SavedArray(name, str(values.dtype), values.shape, values.shape, dimensions)
+    make_groups(location, layout.evaluation_path(name))
 
 
 def model_parts(location: Location, name: str) -> list[ModelPart]:
-    """The parts of a set that count, by number; none where nothing of it is there."""
-    top, found = layout.evaluation_path(name), []
-    for part in table_names(location, top):
-        path = f"{top}/{part}"
-        if told := read_table(location, path):
-            found.append(read_models(location, path, told))
-    return sorted(found, key=lambda one: one.first)
+    """Return the parts of a set that count, by number; none where nothing of it is there."""
+    parts = read_parts(location, layout.evaluation_path(name), read_models)
+    # A listing comes in the order of names, in which models.100 is before models.50.
+    return sorted(parts, key=lambda one: one.first)
 
 
-_PART = {
-    "first": whole(),
-    "count": whole(1),
-    "plan": entries(text(), anything()),
-    ARRAYS: anything(),
-    PLACE: text(),
-}
+_PART = {"first": whole(), "count": whole(1), "plan": entries(text(), anything())}
 
 
-def read_models(location: Location, path: str, told: Mapping[str, Any]) -> ModelPart:
-    """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
-    with error_context(f"{location}: {path}"):
-        known, arrays = fields(told, _PART, (PLACE,)), table_arrays(told)
-        shapes = {name: array.shape for name, array in arrays.items()}
-        right = {"subset", "output"} <= shapes.keys() <= {"subset", "output", "predicted"}
-        right = right and all(len(s) == 2 and s[0] == known["count"] for s in shapes.values())
-        if not right or shapes.get("predicted", shapes["output"]) != shapes["output"]:
-            raise DamagedError(f"its arrays have shapes {shapes}, which do not fit together")
-    numbers = (known["first"], known["count"], dict(known["plan"]))
-    return ModelPart(location, path, *numbers, tuple(arrays.values()))
+def read_models(location: Location, path: str, what: Mapping[str, Any]) -> ModelPart:
+    """Return a part from its document; raise a :class:`DamagedError` for one that no writer makes."""
+    known, arrays = known_fields(what, _PART), table_arrays(what)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    right = {"subset", "output"} <= shapes.keys() <= {"subset", "output", "predicted"}
+    right = right and all(len(s) == 2 and s[0] == known["count"] for s in shapes.values())
+    if not right or shapes.get("predicted", shapes["output"]) != shapes["output"]:
+        raise DamagedError(f"its arrays have shapes {shapes}, which do not fit together")
+    known["plan"] = dict(known["plan"])
+    return ModelPart(location, path, tuple(arrays.values()), **known)
 
 
 def sets_of_models(location: Location) -> list[str]:
-    """Names of the sets that have models."""
+    """Return the names of the sets that have models."""
     names = table_names(location, layout.EVALUATION)
     return [name for name in names if model_parts(location, name)]
 
 
 def missing_set(location: Location, name: str) -> NotFoundError:
-    """What to raise where a set is asked for that is not there."""
+    """Return the error to raise where a set is asked for that is not there."""
     near = did_you_mean(name, sets_of_models(location))
     return NotFoundError(f"{location} has no models trained again named {name!r}{near}")

@@ -1,4 +1,4 @@
-"""A record of each run that wrote to a split: when, by what, how much.
+"""Records of the runs that wrote to a split, or are still to: when, by what, how much.
 
 Kept apart from the specs, which are functions of what is stored and have no times in them.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,17 +18,19 @@ from trakstore.errors import TrakStoreError
 from trakstore.markup import printable
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import attributes, group_document, make_groups
 from trakstore.storage.layout import Epoch
-from trakstore.storage.split import attributes, group_document
 
 __all__ = [
-    "PLANNED",
     "Run",
+    "forget_plan",
     "library_versions",
-    "list_planned",
     "list_runs",
+    "note_plan",
     "now",
+    "planned_runs",
     "record_run",
+    "split_is_made",
 ]
 
 PLANNED = "planned"  # the last part of the name of a run that is still to come
@@ -36,24 +38,24 @@ PLANNED = "planned"  # the last part of the name of a run that is still to come
 
 @dataclass(frozen=True)
 class Run:
-    """What one worker did to one split.
+    """Work of one process on one split.
 
     Attributes
     ----------
     epoch, split
-        Where.
+        The split.
     job : str
         Name of the job, or of the function.
     began, ended : str
         ISO 8601, UTC.
     rank, world_size : int
-        Which worker of how many.
+        Number of the worker, and of all workers.
     device : str
-        Where the gradients were computed.
+        Device that computed the gradients.
     rows, blocks : int
-        What it wrote.
+        Amount that it wrote.
     versions : dict of str to str
-        Libraries.
+        Versions of libraries.
     """
 
     epoch: Epoch
@@ -70,16 +72,15 @@ class Run:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Run:
-        """From the attributes of a record.
+        """Read the attributes of a record.
 
         Raises
         ------
         DamagedError
             When a field has a value that no run has.
         """
-        return cls(
-            **{**fields(document, _RUN, what="the record"), "versions": document["versions"]}
-        )
+        known = fields(document, _RUN, what="the record")
+        return cls(**{**known, "versions": dict(known["versions"])})
 
 
 _RUN = {
@@ -92,51 +93,103 @@ _RUN = {
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what features depend on."""
-    found = {}
+    """Return the versions of the libraries that features depend on."""
+    versions = {}
     for name in ("trakstore", "torch", "zarr", "numcodecs", "numpy"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def now() -> str:
-    """This moment, ISO 8601 in UTC, to the second."""
+    """Return this moment, ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def record_run(location: Location, run: Run) -> None:
     """Add a record; records never replace one another."""
-    path = layout.run_path(run.epoch, run.split, uuid.uuid4().hex[:12])
-    location.put_if_absent(layout.document_key(layout.RUNS), group_document({}))
-    location.put({layout.document_key(path): group_document(asdict(run))})
+    _put(location, {layout.run_path(run.epoch, run.split, uuid.uuid4().hex[:12]): run})
+
+
+def _put(location: Location, runs: Mapping[str, Run]) -> None:
+    """Write records by their paths; each is one document, so that nothing commits it."""
+    make_groups(location, layout.RUNS)
+    location.put(
+        {layout.document_key(path): group_document(asdict(run)) for path, run in runs.items()}
+    )
 
 
 def list_runs(location: Location) -> tuple[Run, ...]:
-    """All records, oldest first; one that cannot be read is left out, with a warning.
+    """Return all records, oldest first; one that cannot be read is left out, with a warning.
 
     Nothing that is computed depends on them.
     """
     return tuple(sorted(_records(location, False), key=lambda run: (run.began, run.rank)))
 
 
-def list_planned(location: Location) -> tuple[Run, ...]:
-    """The records of runs that are still to come, whether or not their splits are there by now."""
-    return tuple(_records(location, True))
-
-
 def _records(location: Location, planned: bool) -> Iterator[Run]:
     for name in location.names(layout.RUNS):
-        path = f"{layout.RUNS}/{name}"
+        path = layout.child(layout.RUNS, name)
+        # A run of its own has a random number, which never is this word.
         if name.endswith(f".{PLANNED}") != planned:
             continue
         document = location.get(layout.document_key(path))
         try:
             if document is not None:
-                told = attributes(document, path)  # a later version may tell more
-                yield Run.from_dict({field: told[field] for field in _RUN if field in told})
+                known = attributes(document, path)  # a later version may tell more
+                yield Run.from_dict({field: known[field] for field in _RUN if field in known})
         except TrakStoreError as error:
             line = f"{printable(path)}: {error}; it is left out: no number depends on it"
             warnings.warn(line, stacklevel=2)
+
+
+def note_plan(location: Location, run: Run, splits: Sequence[tuple[Epoch, str]]) -> None:
+    """Note those of the splits that are not there yet; ``run`` says whose they are.
+
+    A job that stops between two splits, on a full disk or killed, would otherwise leave no trace of
+    those that were to come. A note is the record of a run that wrote nothing yet; it goes when its
+    split is made.
+    """
+    noted = replace(run, rows=0, blocks=0)
+    absent = _absent(location, splits)
+    if absent:
+        notes = {
+            layout.run_path(*one, PLANNED): replace(noted, epoch=one[0], split=one[1])
+            for one in absent
+        }
+        _put(location, notes)
+
+
+def split_is_made(location: Location, epoch: Epoch, split: str) -> None:
+    """Take back the note of a split whose document is there now."""
+    location.delete_folder(layout.run_path(epoch, split, PLANNED))
+
+
+def forget_plan(location: Location, epoch: Epoch, split: str | None = None) -> bool:
+    """Take back the notes of splits that shall not come; tell whether there were any."""
+    noted = [
+        run
+        for run in planned_runs(location)
+        if run.epoch == layout.as_epoch(epoch) and split in (None, run.split)
+    ]
+    for run in noted:
+        split_is_made(location, run.epoch, run.split)
+    return bool(noted)
+
+
+def planned_runs(location: Location) -> tuple[Run, ...]:
+    """Return a run of each split that was noted and is not there, in order of epochs."""
+    noted = {(run.epoch, run.split): run for run in _records(location, True)}
+    # A job that was killed between making a split and taking back its note leaves both.
+    absent = _absent(location, list(noted))
+    order = sorted(absent, key=lambda one: (*layout.epoch_sort_key(one[0]), one[1]))
+    return tuple(noted[one] for one in order)
+
+
+def _absent(location: Location, splits: Sequence[tuple[Epoch, str]]) -> list[tuple[Epoch, str]]:
+    """Return those of the splits that have no document."""
+    keys = [layout.document_key(layout.split_path(epoch, split)) for epoch, split in splits]
+    tails = location.get_tails(keys, 1)
+    return [one for one, tail in zip(splits, tails, strict=True) if tail is None]

@@ -1,143 +1,107 @@
-"""Saved tables: scores, grams, what training showed, models that were trained again.
+"""Saved tables: the one way to keep arrays that count all at once or not at all.
 
-A table is a group of arrays that counts once its document is there, which is written last. The
-document says where the table belongs, and how every chunk of its arrays ends: what was swapped,
-copied or put back from an older store is not taken for it.
+Saved scores, grams, parts of what training showed and models that were trained again are tables: groups
+of arrays below a path of their own. To add one:
+
+1. :func:`begin_table` puts a document with the one attribute ``pending`` in the group's place, and
+   makes the arrays. From then on readers take the table for one that is not there. The pending
+   document holds a random nonce, so that no two writings are alike, and may name what is saved, so
+   that a save that was stopped can go on (:func:`pending_arrays`).
+2. The writer writes chunks, in any order, by any number of processes.
+3. :func:`publish_table` reads how every chunk ends (its tail), looks whether the pending document is
+   still the writer's own, and puts the document that counts in its place: plain values, the table's
+   place, its arrays and all tails.
+
+:func:`write_table` does all three for arrays in memory. A process that is killed before the last step
+leaves a table that is not there; its chunks go when the table is begun again. A reader takes only
+chunks whose tails are those of the document: what was swapped, copied or put back from an older store
+is damage, as is a document in another place, or arrays without one. Of two processes that write the
+same table the later one's pending document stops the earlier; those that must not meet take a claim
+first (:mod:`~trakstore.storage.claims`).
+
+Documents without arrays (records of runs) are put whole in one request, and need none of this.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from trakstore.documents import each, made_by
-from trakstore.errors import DamagedError, LocationError, SpecMismatchError
+from numpy.typing import NDArray
+
+from trakstore.documents import Check, anything, each, fields, made_by, text
+from trakstore.errors import (
+    DamagedError,
+    LocationError,
+    NotFoundError,
+    SpecMismatchError,
+    error_context,
+)
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding
-from trakstore.storage.split import attributes, group_document
-from trakstore.storage.tables.saved_arrays import UNFINISHED, SavedArray, begin_group
+from trakstore.storage.group_documents import (
+    EMPTY,
+    PLACE,
+    attributes,
+    group_document,
+    make_groups,
+)
+from trakstore.storage.tables.saved_arrays import SavedArray
 
 __all__ = [
     "ARRAYS",
     "PLACE",
+    "Part",
     "begin_table",
     "check_table",
     "delete_table",
+    "known_fields",
     "pending_arrays",
     "publish_table",
+    "read_parts",
     "read_table",
     "table_arrays",
     "table_names",
+    "write_table",
 ]
 
-ARRAYS = "arrays"  # the attribute that holds them,
-PENDING = "pending"  # the one that says what is being saved, until then,
-PLACE = "place"  # and where the table belongs
+ARRAYS = "arrays"  # the attribute that holds a table's arrays,
+PENDING = "pending"  # and the one that says what is being saved, until then
 
+T = TypeVar("T")
 
 _ARRAYS = each(made_by(SavedArray.from_dict, "an array"))
-
-
-def publish_table(
-    location: Location,
-    path: str,
-    arrays: Sequence[SavedArray],
-    what: Mapping[str, Any],
-    *,
-    instead_of: bytes | None = None,
-) -> None:
-    """Write the document of a table whose arrays are written: from now on it counts.
-
-    Parameters
-    ----------
-    location : Location
-    path : str
-        Of the group.
-    arrays : sequence of SavedArray
-    what : mapping
-        Plain values for JSON.
-    instead_of : bytes, optional
-        The document that has to be there until now, where others may have begun the same table.
-
-    Raises
-    ------
-    DamagedError
-        When a chunk is gone.
-    LocationError
-        When the document is not what it has to be: another process writes the same table.
-    """
-    sealed = [array.sealed(location, path) for array in arrays]
-    key = layout.document_key(path)
-    if instead_of is not None and location.get(key) != instead_of:
-        raise LocationError(
-            f"{location}: another process began to write {path} meanwhile; choose another name, or "
-            f"wait for it and try again"
-        )
-    told = {**what, PLACE: path, ARRAYS: [array.to_dict() for array in sealed]}
-    location.put({key: group_document(told)})
-
-
-def read_table(location: Location, path: str) -> dict[str, Any]:
-    """What a table is; empty where there is none, or it is not whole yet.
-
-    Raises
-    ------
-    DamagedError
-        When its document is damaged, belongs elsewhere, or is gone though the arrays are there.
-    """
-    key = layout.document_key(path)
-    document = location.get(key)
-    if document in (None, UNFINISHED) and _has_arrays(location, path):
-        document = location.get(key)  # it may have been begun just now
-        if document in (None, UNFINISHED):
-            what = "is missing" if document is None else "is empty"
-            raise DamagedError(
-                f"{location}: {key} {what} though its arrays are there; put it back from a copy, or "
-                f"remove {path}"
-            )
-    if document in (None, UNFINISHED):
-        return {}
-    found = attributes(document or b"", path)
-    if PENDING in found:
-        return {}
-    if found.get(PLACE, path) != path:
-        raise DamagedError(f"{location}: {key} is the document of {found[PLACE]!r:.80}")
-    if not isinstance(found.get(ARRAYS), list):
-        raise DamagedError(f"{location}: {key} names no arrays")
-    return found
-
-
-def table_arrays(what: Mapping[str, Any]) -> dict[str, SavedArray]:
-    """The arrays of a table, by name, from what :func:`read_table` gave."""
-    found = _ARRAYS(what[ARRAYS], "arrays of a saved table")
-    return {array.name: array for array in found}
-
-
-def table_names(location: Location, top: str) -> list[str]:
-    """Names of the groups below ``top``, whole or not."""
-    return [
-        name
-        for name in location.names(top)
-        if name != layout.document_key("") and not layout.is_leftover(name)
-    ]
 
 
 def begin_table(
     location: Location, path: str, arrays: Sequence[SavedArray], token: str = ""
 ) -> bytes:
-    """Make the arrays of a table, and say meanwhile of what it is going to be.
+    """Make the arrays of a table, and say meanwhile what it is going to be.
+
+    Parameters
+    ----------
+    location : Location
+    path : str
+        Path of the group.
+    arrays : sequence of SavedArray
+        Arrays to make, without what is there.
+    token : str
+        Name of what is saved, for :func:`pending_arrays`.
 
     Returns
     -------
     bytes
-        The document that is there until :func:`publish_table`, whom it tells that no other process
+        The document that is there until :func:`publish_table`, which sees by it that no other process
         began the same table.
     """
-    begin_group(location, path.rpartition("/")[0])
+    make_groups(location, layout.parent(path))
     key = layout.document_key(path)
-    location.put({key: _pending("", [])})  # chunks of another table go before these are named
+    # Chunks of another table go before the new arrays are named: a process that goes on with this save
+    # takes every chunk that it finds for one of it.
+    location.put({key: _pending("", [])})
     for array in arrays:
         array.create(location, path)
     document = _pending(token, arrays)
@@ -146,26 +110,173 @@ def begin_table(
 
 
 def _pending(token: str, arrays: Sequence[SavedArray]) -> bytes:
-    told = {"of": token, "nonce": secrets.token_hex(8)}
-    return group_document({PENDING: {**told, ARRAYS: [array.to_dict() for array in arrays]}})
+    known = {"of": token, "nonce": secrets.token_hex(8)}
+    return group_document({PENDING: {**known, ARRAYS: [array.to_dict() for array in arrays]}})
 
 
 def pending_arrays(document: bytes | None, token: str) -> list[SavedArray]:
-    """The arrays that a save of what ``token`` names was stopped on; none of another, or whole."""
-    if document in (None, UNFINISHED):
+    """Return the arrays of a save of what ``token`` names that was stopped; none of any other."""
+    if document in (None, EMPTY):
         return []
-    told = attributes(document or b"", "a saved table").get(PENDING)
-    if not isinstance(told, dict) or told.get("of") != token:
+    known = attributes(document or b"", "a saved table").get(PENDING)
+    if not isinstance(known, dict) or known.get("of") != token:
         return []
-    return list(_ARRAYS(told.get(ARRAYS), "arrays of a saved table"))
+    return list(_ARRAYS(known.get(ARRAYS), "arrays of a saved table"))
+
+
+def publish_table(
+    location: Location,
+    path: str,
+    arrays: Sequence[SavedArray],
+    what: Mapping[str, Any],
+    *,
+    instead_of: bytes,
+) -> None:
+    """Write the document of a table whose arrays are written: from now on it counts.
+
+    Parameters
+    ----------
+    location : Location
+    path : str
+        Path of the group.
+    arrays : sequence of SavedArray
+        All of its arrays.
+    what : mapping
+        Plain values for JSON.
+    instead_of : bytes
+        Document that :func:`begin_table` gave, and that has to be there until now.
+
+    Raises
+    ------
+    DamagedError
+        When a chunk is gone.
+    LocationError
+        When another process began to write the same table.
+    """
+    sealed = [array.sealed(location, path).to_dict() for array in arrays]
+    key = layout.document_key(path)
+    # After the tails were read: had another process begun before, its chunks could be among them.
+    if location.get(key) != instead_of:
+        raise LocationError(
+            f"{location}: another process began to write {path} meanwhile; choose another name, or "
+            f"wait for it and try again"
+        )
+    location.put({key: group_document({**what, PLACE: path, ARRAYS: sealed})})
+
+
+def write_table(
+    location: Location,
+    path: str,
+    columns: Sequence[tuple[SavedArray, NDArray[Any]]],
+    what: Mapping[str, Any],
+) -> None:
+    """Write a table whose values are in memory: it counts once all of them are there."""
+    arrays = [array for array, _ in columns]
+    begun = begin_table(location, path, arrays)
+    for array, values in columns:
+        array.write(location, path, values)
+    publish_table(location, path, arrays, what, instead_of=begun)
+
+
+def read_table(location: Location, path: str) -> dict[str, Any]:
+    """Read what a table is; empty where there is none, or it is not whole yet.
+
+    Raises
+    ------
+    DamagedError
+        When its document is damaged, belongs elsewhere, or is gone though the arrays are there.
+    """
+    key = layout.document_key(path)
+    document = location.get(key)
+    # Every writer puts a pending document before the first array: arrays without a document had one
+    # that was deleted. It is looked for again, since the table may have been begun just now.
+    if document in (None, EMPTY) and _has_arrays(location, path):
+        document = location.get(key)
+        if document in (None, EMPTY):
+            what = "is missing" if document is None else "is empty"
+            raise DamagedError(
+                f"{location}: {key} {what} though its arrays are there; put it back from a copy, or "
+                f"remove {path}"
+            )
+    if document in (None, EMPTY):
+        return {}
+    known = attributes(document or b"", path)
+    if PENDING in known:
+        return {}
+    # Tables of format 1 do not say where they belong.
+    if known.get(PLACE, path) != path:
+        raise DamagedError(f"{location}: {key} is the document of {known[PLACE]!r:.80}")
+    if not isinstance(known.get(ARRAYS), list):
+        raise DamagedError(f"{location}: {key} names no arrays")
+    return known
+
+
+def table_arrays(what: Mapping[str, Any]) -> dict[str, SavedArray]:
+    """Return the arrays of a table, by name, from what :func:`read_table` gave."""
+    arrays = _ARRAYS(what[ARRAYS], "arrays of a saved table")
+    return {array.name: array for array in arrays}
+
+
+def known_fields(what: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
+    """Return the checked fields of a table, from what :func:`read_table` gave, without its arrays."""
+    known = fields(what, {**checks, ARRAYS: anything(), PLACE: text()}, (PLACE,))
+    return {name: known[name] for name in checks}
+
+
+def table_names(location: Location, top: str) -> list[str]:
+    """List the names of the groups below ``top``, whole or not."""
+    return [
+        name
+        for name in location.names(top)
+        if name != layout.DOCUMENT and not layout.is_leftover(name)
+    ]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A whole table that is a part of something; its arrays are read when asked for.
+
+    Attributes
+    ----------
+    location, path
+        Place of the table.
+    arrays : tuple of SavedArray
+        Its arrays.
+    """
+
+    location: Location
+    path: str
+    arrays: tuple[SavedArray, ...]
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Read the array of this name."""
+        for array in self.arrays:
+            if array.name == name:
+                return array.read(self.location, self.path)
+        raise NotFoundError(f"{self.path} has no {name!r}")
+
+
+def read_parts(
+    location: Location, top: str, read: Callable[[Location, str, dict[str, Any]], T]
+) -> list[T]:
+    """Read the whole tables below ``top``, each by ``read`` from what :func:`read_table` gives."""
+    parts = []
+    for name in table_names(location, top):
+        path = layout.child(top, name)
+        if what := read_table(location, path):
+            with error_context(f"{location}: {path}"):
+                parts.append(read(location, path, what))
+    return parts
 
 
 def delete_table(location: Location, path: str) -> None:
     """Delete a table: from the first step on nobody reads it, and the document goes last."""
+    # First it becomes a table that is not whole yet: a reader that has its document already finds
+    # chunks missing, which is damage to it, but no other reader begins.
     key = layout.document_key(path)
     location.put({key: _pending("", [])})
     for name in table_names(location, path):
-        location.delete_folder(f"{path}/{name}")
+        location.delete_folder(layout.child(path, name))
     location.delete([key])
     location.delete_folder(path)
 
@@ -175,20 +286,20 @@ def check_table(
     path: str,
     read: Callable[[Location, str, dict[str, Any]], object] | None = None,
 ) -> Iterator[Finding]:
-    """What is wrong with a table; nothing is while it has not been written to the end.
+    """Yield what is wrong with a table; nothing is while it has not been written to the end.
 
     ``read``, given what :func:`read_table` gives, raises for a table that it cannot be read as.
     """
     key = layout.document_key(path)
     try:
-        found = read_table(location, path)
-        arrays = table_arrays(found) if found else {}
-        if found and read is not None:
-            read(location, path, found)
+        what = read_table(location, path)
+        arrays = table_arrays(what) if what else {}
+        if what and read is not None:
+            read(location, path, what)
     except (DamagedError, SpecMismatchError) as error:
         yield Finding("document", key, f"is missing, damaged or elsewhere ({error})")
         return
-    if found and group_document(found) != location.get(key):
+    if what and group_document(what) != location.get(key):
         yield Finding("document", key, "is not as it was written")
     for array in arrays.values():
         yield from array.check(location, path)

@@ -1,34 +1,26 @@
-"""What was seen of samples while a model trained: small saved tables, added as training goes on."""
+"""Samples as training saw them: small saved tables, added while a model trains."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.documents import anything, each, fields, made_by, text, whole
-from trakstore.errors import (
-    DamagedError,
-    NotFoundError,
-    TrakStoreError,
-    did_you_mean,
-    error_context,
-)
+from trakstore.documents import each, fields, made_by, text, whole
+from trakstore.errors import DamagedError, NotFoundError, TrakStoreError, did_you_mean
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.columns import column_dtype
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.saved_table import (
-    ARRAYS,
-    PLACE,
-    begin_table,
-    publish_table,
-    read_table,
+    Part,
+    known_fields,
+    read_parts,
     table_arrays,
     table_names,
+    write_table,
 )
 
 __all__ = [
@@ -47,19 +39,19 @@ _CHUNK = 2**18  # rows
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Who writes: a training process.
+    """A training process that stores what it saw.
 
     Attributes
     ----------
     name : str
-        Of its own.
+        Name of its own.
     started : str
         ISO 8601, to the microsecond.
     rank : int
     order : int
-        Runs are counted, since clocks go wrong: see :func:`next_order`. Of runs of one rank, a later
-        one replaces what an earlier one said of the epochs from its own first on: so a training that
-        was stopped is gone on with from a checkpoint. 0 for a run of format 1.
+        Number of the run, counted since clocks go wrong: see :func:`next_order`. Of runs of one rank, a
+        later one replaces what an earlier one said of the epochs from its own first on: so a training
+        that was stopped goes on from a checkpoint. 0 for a run of format 1.
     """
 
     name: str
@@ -69,38 +61,27 @@ class TrainingRun:
 
     @property
     def sort_key(self) -> tuple[int, str, str]:
-        """Puts earlier runs first; the clock decides between runs that began at once."""
+        """Key that puts earlier runs first; the clock decides between runs that began at once."""
         return self.order, self.started, self.name
 
 
 @dataclass(frozen=True)
-class RecordPart:
-    """Some rows of one run, read when asked for.
+class RecordPart(Part):
+    """Some rows of one run: ``sample_id`` and ``epoch`` (rows,), and ``measures`` (rows, 5).
 
     Attributes
     ----------
-    location, path
-        Where.
     run : TrainingRun
+        The process that saw them.
     number : int
-        Parts of a run are counted.
+        Number of this part of the run.
     first_epoch : int
-    arrays : tuple of SavedArray
+        The lowest epoch among the rows.
     """
 
-    location: Location
-    path: str
     run: TrainingRun
     number: int
     first_epoch: int
-    arrays: tuple[SavedArray, ...]
-
-    def read(self, name: str) -> NDArray[Any]:
-        """``sample_id`` or ``epoch``, shape (rows,), or ``measures``, (rows, 5)."""
-        for array in self.arrays:
-            if array.name == name:
-                return array.read(self.location, self.path)
-        raise NotFoundError(f"{self.path} has no {name!r}")
 
 
 def add_part(
@@ -124,61 +105,47 @@ def add_part(
     ids : array of int or str, shape (rows,)
     epochs : array of int64, shape (rows,)
     measures : array of float32, shape (rows, 5)
-        In the order of :data:`MEASURES`.
+        Values in the order of :data:`MEASURES`.
     """
-    path = f"{layout.dynamics_path(split)}/{run.name}.{number}"
+    if not len(ids):
+        raise TrakStoreError("there are no rows to store")
     columns = {"sample_id": ids, "epoch": epochs, "measures": measures}
-    arrays = [_array(name, values) for name, values in columns.items()]
-    begun = begin_table(location, path, arrays)
-    for array, values in zip(arrays, columns.values(), strict=True):
-        array.open(location, path, "r+")[...] = values
     what = {
         "run": vars(run),
         "number": number,
         "first_epoch": int(epochs.min()),
         "measures": list(MEASURES),
     }
-    publish_table(location, path, arrays, what, instead_of=begun)
-
-
-def _array(name: str, values: NDArray[Any]) -> SavedArray:
-    if not len(values):
-        raise TrakStoreError("there are no rows to store")
-    chunks = (min(len(values), _CHUNK), *values.shape[1:])
-    dimensions = ("sample", "measure")[: values.ndim]
-    return SavedArray(name, column_dtype(values), values.shape, chunks, dimensions)
+    # One table for each part, which nobody writes again: ranks and runs never wait for one another.
+    arrays = [
+        (SavedArray.of(name, values, ("sample", "measure")[: values.ndim], _CHUNK), values)
+        for name, values in columns.items()
+    ]
+    write_table(location, layout.record_path(split, run.name, number), arrays, what)
 
 
 def record_parts(location: Location, split: str) -> list[RecordPart]:
-    """The parts that count, in the order in which training saw them.
+    """Return the parts that count, in the order in which training saw them.
 
     Raises
     ------
     NotFoundError
         When there are none.
     """
-    found = _parts(location, split)
-    if not found:
-        near = did_you_mean(split, _splits(location))
+    parts = read_parts(location, layout.dynamics_path(split), read_record)
+    if not parts:
+        near = did_you_mean(split, table_names(location, layout.DYNAMICS))
         raise NotFoundError(
             f"{location} has no training dynamics of {split!r}{near}; "
             f"TrainingDynamicsTracker records them while a model is trained"
         )
-    return found
+    return sorted(parts, key=lambda one: (one.first_epoch, one.run.sort_key, one.number))
 
 
 def next_order(location: Location, split: str) -> int:
-    """The number of a run that begins now: behind all that have stored something."""
-    return 1 + max((part.run.order for part in _parts(location, split)), default=0)
-
-
-def _parts(location: Location, split: str) -> list[RecordPart]:
-    top, found = layout.dynamics_path(split), []
-    for name in table_names(location, top):
-        path = f"{top}/{name}"
-        if told := read_table(location, path):
-            found.append(read_record(location, path, told))
-    return sorted(found, key=lambda one: (one.first_epoch, one.run.sort_key, one.number))
+    """Return the number of a run that begins now: behind all that have stored something."""
+    parts = read_parts(location, layout.dynamics_path(split), read_record)
+    return 1 + max((part.run.order for part in parts), default=0)
 
 
 _RUN = {"name": text(), "started": text(), "rank": whole(), "order": whole()}
@@ -187,22 +154,16 @@ _PART = {
     "number": whole(),
     "first_epoch": whole(),
     "measures": each(text()),
-    ARRAYS: anything(),
-    PLACE: text(),
 }
 
 
-def read_record(location: Location, path: str, told: Mapping[str, Any]) -> RecordPart:
-    """A part from its document; raises a :class:`DamagedError` for one that no writer makes."""
-    with error_context(f"{location}: {path}"):
-        known, arrays = fields(told, _PART, (PLACE,)), table_arrays(told)
-        rows = {name: array.shape for name, array in arrays.items()}
-        count = rows.get("sample_id", (0,))[:1]
-        if rows != {"sample_id": count, "epoch": count, "measures": (*count, len(MEASURES))}:
-            raise DamagedError(f"its arrays have shapes {rows}, which do not fit together")
-    numbers = (known["number"], known["first_epoch"])
-    return RecordPart(location, path, known["run"], *numbers, tuple(arrays.values()))
-
-
-def _splits(location: Location) -> Sequence[str]:
-    return table_names(location, layout.DYNAMICS)
+def read_record(location: Location, path: str, what: Mapping[str, Any]) -> RecordPart:
+    """Return a part from its document; raise a :class:`DamagedError` for one that no writer makes."""
+    known, arrays = known_fields(what, _PART), table_arrays(what)
+    # Shapes are compared before any array is read: a stranger's document could ask for any memory.
+    shapes = {name: array.shape for name, array in arrays.items()}
+    count = shapes.get("sample_id", (0,))[:1]
+    if shapes != {"sample_id": count, "epoch": count, "measures": (*count, len(MEASURES))}:
+        raise DamagedError(f"its arrays have shapes {shapes}, which do not fit together")
+    del known["measures"]
+    return RecordPart(location, path, tuple(arrays.values()), **known)
