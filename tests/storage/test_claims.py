@@ -18,6 +18,7 @@ from trakstore.storage import claims
 from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.claims import claimed, last_claim
 from trakstore.storage.layout import document_key
+from trakstore.storage.numbered import stored_numbers
 
 
 @pytest.fixture
@@ -130,6 +131,32 @@ def test_of_many_exactly_one_holds_it(place: Location) -> None:
     for _ in range(3):
         with ThreadPoolExecutor(6) as pool:
             assert sum(pool.map(take, range(6))) == 1
+
+
+def test_a_claim_that_is_just_being_written_is_not_passed_over(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a claim is made before its document: between the two another process comes."""
+    whole, during = Location.put_if_absent, []
+
+    def put(self: Location, key: str, value: bytes) -> bytes:
+        if key == document_key("_claims/x~/2"):  # of the one that comes; now the first one goes on
+            whole(self, first, document)
+            during.append(stored_numbers(self, "_claims/x~")[-1])
+        return whole(self, key, value)
+
+    with claimed(place, "x", "save"):
+        own = last_claim(place, "x")
+    assert own is not None
+    first, document = document_key("_claims/x~/1"), replace(own, ended=False).document
+    place.delete([first])
+    (Path(place.address) / "_claims/x~/1").mkdir(exist_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "put_if_absent", put)
+        with pytest.raises(LocationError, match="x is being changed"), claimed(place, "x", "drop"):
+            raise AssertionError
+    assert during == [1], "the first one saw no other, and holds its claim"
+    assert not (Path(place.address) / document_key("_claims/x~/2")).exists()
 
 
 def test_appends_and_drops_of_a_split_that_is_being_changed(tmp_path: Path) -> None:

@@ -185,8 +185,15 @@ def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
         number = max(numbers, default=0) + 1
         place = layout.child(top, number)
         claim = Claim.of_this_process(place, what, {} if before is None else before.known)
-        if publish_numbered(location, top, number, claim.document):
+        if not publish_numbered(location, top, number, claim.document):
+            continue
+        # A folder without a document is what a killed process left, or that of a process which was
+        # about to write its claim. That one takes its claim back if it finds this one there. If it
+        # looked before this one was there, its claim is there now, and this one is taken back.
+        passed_over = [n for n in numbers if last is None or n > last[0]]
+        if highest(location, top, passed_over) is None:
             return number, claim
+        location.delete([layout.document_key(top, number)])
     raise LocationError(f"{location}: others come first again and again at {top}; try again")
 
 
