@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.utils.data import Subset
+from zarr.storage import MemoryStore
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.featurize import Featurized, featurize
+from trakstore.features.fingerprint import dataset_rows
 from trakstore.quantities import as_whole
+from trakstore.spec import check_equal
 from trakstore.storage.backends.location import Where
 from trakstore.storage.layout import Epoch
+from trakstore.storage.opening import find_store
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["featurize_epoch", "trainer_callback"]
 
 _HOOKS = {"epoch": "on_epoch_end", "step": "on_step_end", "save": "on_save"}
+_TRIED = 2  # samples of each split of which features are computed before training begins
 
 
 def featurize_epoch(
@@ -65,18 +72,25 @@ def trainer_callback(
 ) -> Any:
     """Make a callback for ``transformers.Trainer`` that writes features as training goes on.
 
+    Batches are made by the Trainer's own collator, and the model's products are computed in bfloat16
+    where the Trainer's are. Before training begins, the features of two samples of each split are
+    computed and compared with what the store holds, so that what cannot work is refused then. Where
+    several processes train, they share the samples.
+
     Parameters
     ----------
-    datasets, store
-        As in :func:`featurize_epoch`.
+    datasets : mapping of split to data set
+        Samples of each split.
+    store : path, FeatureStore or zarr store
+        Place of the store; made when it is not there.
     when : {"epoch", "step", "save"}
         After epochs, after optimiser steps, or whenever a checkpoint is saved. Epochs of the store are
         numbers of epochs, or else of steps.
     every : int
         Write only where the number of the epoch, or of the step, is a multiple of this.
     **options
-        Further keywords of :func:`trakstore.features.featurize`, such as ``output=CausalLM()``;
-        ``learning_rate`` is that of the moment.
+        Further keywords of :func:`trakstore.features.featurize`, in place of what is taken from the
+        Trainer; ``learning_rate`` is that of the last optimiser step.
 
     Raises
     ------
@@ -91,23 +105,76 @@ def trainer_callback(
     """
     try:
         from transformers import TrainerCallback
-    except ImportError:
-        raise TrakStoreError("this callback needs transformers: pip install transformers") from None
+    except ImportError as error:
+        raise TrakStoreError(
+            f"this callback needs transformers (pip install transformers), and it cannot be imported: "
+            f"{error}"
+        ) from error
     if when not in _HOOKS:
         raise TrakStoreError(f"when is one of {', '.join(_HOOKS)}, got {when!r}")
-    every = as_whole(every, "every", 1)
+    writer = _FeatureWriter(datasets, store, when, as_whole(every, "every", 1), options)
 
-    def write(
-        _self: Any, _args: Any, state: Any, _control: Any, *, model: nn.Module, **rest: Any
-    ) -> None:
-        epoch = round(state.epoch) if when == "epoch" else state.global_step
-        if epoch % every:
-            return
-        # The trainer has its own progress, and the model where it is.
-        chosen = {"device": str(next(model.parameters()).device), "progress": False}
-        if (optimizer := rest.get("optimizer")) is not None:
-            chosen["learning_rate"] = float(optimizer.param_groups[0]["lr"])
-        featurize_epoch(model, datasets, store, epoch, **{**chosen, **options})
+    def tried(_self: Any, args: Any, _state: Any, _control: Any, **given: Any) -> None:
+        writer.try_out(args, **given)
 
-    members = {_HOOKS[when]: write, "__doc__": "Writes features; see trainer_callback."}
+    def stepping(_self: Any, _args: Any, _state: Any, _control: Any, **given: Any) -> None:
+        # The scheduler moves the rate on before the hooks behind a step are called.
+        writer.learning_rate = float(given["optimizer"].param_groups[0]["lr"])
+
+    def write(_self: Any, args: Any, state: Any, _control: Any, **given: Any) -> None:
+        writer.write(args, state, **given)
+
+    members: dict[str, Any] = {
+        "__doc__": "Writes features; see trainer_callback.",
+        "on_train_begin": tried,
+        "on_pre_optimizer_step": stepping,
+        _HOOKS[when]: write,
+    }
     return type("FeatureCallback", (TrainerCallback,), members)()
+
+
+@dataclass
+class _FeatureWriter:
+    """What a callback does, apart from transformers."""
+
+    datasets: Mapping[str, Any]
+    store: Where | FeatureStore
+    when: str
+    every: int
+    options: dict[str, Any]
+    learning_rate: float | None = None
+
+    def write(self, args: Any, state: Any, *, model: nn.Module, **given: Any) -> None:
+        """Write all splits, where the number of the epoch or step is one to write at."""
+        epoch = round(state.epoch) if self.when == "epoch" else state.global_step
+        if epoch % self.every == 0:
+            rate = {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
+            chosen = self._chosen(args, model, given)
+            featurize_epoch(model, self.datasets, self.store, epoch, **{**rate, **chosen})
+
+    def try_out(self, args: Any, *, model: nn.Module, **given: Any) -> None:
+        """Compute features of the first samples into memory; raise what would go wrong later."""
+        for split, dataset in self.datasets.items():
+            count = dataset_rows(dataset, f"the data set {split!r}")
+            first, place = Subset(dataset, range(min(count, _TRIED))), MemoryStore()
+            chosen = self._chosen(args, model, given)
+            for option in ("ids", "rank", "world_size"):
+                chosen.pop(option, None)
+            there = find_store(self.store)
+            asked = {"projector": there.spec.projection, "dtype": there.spec.dtype} if there else {}
+            alone = {"split": split, "rank": 0, "world_size": 1}
+            featurize(model, first, place, **{**asked, **chosen, **alone})
+            if there is not None:
+                made = find_store(place)
+                check_equal(there.spec, made.spec if made else there.spec, str(there.location))
+
+    def _chosen(self, args: Any, model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Keywords of featurize: as the Trainer has it, but for what was asked for."""
+        loader = given.get("train_dataloader")
+        own: dict[str, Any] = {
+            "device": str(next(model.parameters()).device),
+            "progress": False,
+            "collate": getattr(loader, "collate_fn", None),
+            "autocast": "bfloat16" if getattr(args, "bf16", False) else None,
+        }
+        return own | self.options

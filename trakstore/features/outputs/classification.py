@@ -46,7 +46,7 @@ class _Classification(ModelOutput):
         if label.is_floating_point() or label.ndim != 1:
             raise TrakStoreError(
                 f"{self.name} needs integer labels of shape (batch,), "
-                f"got {tuple(label.shape)} of {label.dtype}"
+                f"got {tuple(label.shape)} of {label.dtype}{_TOKENS if label.ndim == 2 else ''}"
             )
         need_keywords(model, inputs)
         logits = logits_of(model, inputs)
@@ -70,10 +70,13 @@ class _Classification(ModelOutput):
         return x.masked_fill(nearest != label, torch.nan), logits.dtype
 
 
+_TOKENS = "; a language model is asked by output='causal_lm' or 'masked_lm'"
+
+
 def _instead(shape: Any) -> str:
     """Words on the output that logits of another shape have."""
     if isinstance(shape, tuple) and len(shape) == 3:
-        return "; a language model is asked by output='causal_lm' or 'masked_lm'"
+        return _TOKENS
     if isinstance(shape, tuple) and (len(shape) == 1 or shape[-1] == 1):
         return "; one number a sample is asked by output='squared_error'"
     return ""
