@@ -135,7 +135,7 @@ def trainer_callback(
 
 @dataclass
 class _FeatureWriter:
-    """What a callback does, apart from transformers."""
+    """Writer of features behind a callback; it needs no transformers."""
 
     datasets: Mapping[str, Any]
     store: Where | FeatureStore

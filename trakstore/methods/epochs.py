@@ -137,6 +137,7 @@ def epoch_pairs(
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds both splits.
     targets, train : str
         Names of splits.
     epochs : epoch or sequence of epochs, optional

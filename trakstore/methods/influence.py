@@ -42,17 +42,17 @@ def influence_scores(
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
 ) -> Scores:
-    r"""Compute influence functions, in the space of the projection: mean over epochs of
+    r"""Compute influence functions in the space of the projection, averaged over epochs.
 
     .. math:: \tau(t, z) = \nabla l(t)^\top (H + \lambda I)^{-1} \nabla l(z)
 
-    with projected loss gradients ∇l = −q·φ. It is the projected influence: the Hessian is
-    that of the k projected coordinates, not of all parameters. Positive: giving the sample more
-    weight lowers the target's loss.
+    with projected loss gradients ∇l = −q·φ. The Hessian is that of the k projected coordinates, not of
+    all parameters. Positive: giving the sample more weight lowers the target's loss.
 
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds both splits.
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
@@ -80,7 +80,7 @@ def influence_scores(
     Raises
     ------
     TrakStoreError
-        ``"gauss_newton"`` for an output whose curvature is not known.
+        An unknown ``hessian``, or ``"gauss_newton"`` for an output whose curvature is not known.
     NotFoundError
         No such epoch, split or column.
     IncompleteError
@@ -152,6 +152,7 @@ def self_scores(
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds the split.
     split : str
         Name of a split with n rows, masked ones not counted; it is its own kernel.
     epochs : epoch or sequence of epochs, optional

@@ -124,8 +124,11 @@ def kernel_report(
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds the split.
     epoch : int or str
+        Epoch that the features are from.
     split : str
+        Name of the split whose rows make the kernel, masked ones not counted.
     damping : float or Damping
         As for the scores: c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
     weighting : str

@@ -48,6 +48,7 @@ def neighbours(
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds both splits.
     targets, train : str
         Names of splits with m and n rows.
     epoch : int or str, optional

@@ -45,6 +45,7 @@ def grad_dot_scores(
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds both splits.
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
@@ -97,6 +98,7 @@ def grad_cos_scores(
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds both splits.
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
@@ -154,6 +156,7 @@ def whitened_cos_scores(
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds both splits.
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional

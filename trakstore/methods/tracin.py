@@ -31,6 +31,7 @@ def tracin_scores(
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds both splits.
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional

@@ -61,6 +61,7 @@ def trak_scores(
     Parameters
     ----------
     store : FeatureStore
+        Open store that holds both splits.
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
@@ -96,6 +97,8 @@ def trak_scores(
 
     Raises
     ------
+    TrakStoreError
+        An unknown ``average``, a temperature that is not above 0, a soft threshold below 0.
     NotFoundError
         No such epoch, split or column.
     IncompleteError

@@ -55,6 +55,11 @@ class Scores:
         Device that computes tiles: see :meth:`to`.
     soft_threshold : float
         s of sign(τ)·max(|τ| − s, 0), applied to each score last; 0 changes nothing.
+
+    Raises
+    ------
+    TrakStoreError
+        When there is no part, or parts differ in their targets, train rows or dimension.
     """
 
     method: str
@@ -89,14 +94,17 @@ class Scores:
 
     @property
     def dims(self) -> tuple[str, str]:
+        """Names of the dimensions: ``("target", "train")``."""
         return ("target", "train")
 
     @property
     def dtype(self) -> np.dtype[np.float32]:
+        """Dtype of the scores, float32."""
         return np.dtype(np.float32)
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
+        """Epochs that the scores combine, in the order of ``parts``."""
         return tuple(part.epoch for part in self.parts)
 
     @property
@@ -201,10 +209,15 @@ class Scores:
     def isel(self, target: Index = slice(None), train: Index = slice(None)) -> Scores:
         """Select targets and train rows by position, lazily; the result has two dimensions always.
 
+        Parameters
+        ----------
+        target, train : int, slice, sequence of int, or array of bool
+            Positions to keep, in this order, or a mask of all; negative ones count from the end.
+
         Raises
         ------
         TrakStoreError
-            When a position is out of range.
+            When a position is out of range, or a mask has another length.
         """
         targets = positions(target, self.shape[0], "target")
         trains = positions(train, self.shape[1], "train")

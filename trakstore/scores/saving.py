@@ -59,7 +59,9 @@ def save_scores(
     Parameters
     ----------
     scores : Scores, shape (m, n)
+        Scores to write, of m targets and n train rows.
     store : FeatureStore or its place
+        Store that is there; it need not be the one that the scores are made from.
     name : str
         A new name. What a save of the same scores that was stopped left under it is kept: only the
         chunks that are missing are computed; of a part of the matrix, the windows of targets.
@@ -173,7 +175,9 @@ def drop_scores(store: Where | FeatureStore, name: str) -> None:
     Parameters
     ----------
     store : FeatureStore or its place
+        Store that holds the scores.
     name : str
+        Name under which they were saved.
 
     Raises
     ------
@@ -218,6 +222,13 @@ def _is_written(
 def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dataset:
     """Open saved scores, lazily.
 
+    Parameters
+    ----------
+    store : FeatureStore or its place
+        Store that holds the scores.
+    name : str
+        Name under which they were saved.
+
     Returns
     -------
     DataArray
@@ -232,6 +243,8 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
     ------
     NotFoundError
         When no complete matrix has that name.
+    DamagedError
+        When the document that describes them is damaged or gone, or its arrays do not fit together.
     """
     location, path = open_store(store).location, layout.scores_path(name)
     document = read_table(location, path)
@@ -259,6 +272,13 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
 
 def sparse_scores(store: Where | FeatureStore, name: str) -> csr_array:
     """Read scores saved with a ``threshold`` as a SciPy matrix (target, train).
+
+    Parameters
+    ----------
+    store : FeatureStore or its place
+        Store that holds the scores.
+    name : str
+        Name under which they were saved.
 
     Raises
     ------

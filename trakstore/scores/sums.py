@@ -38,6 +38,7 @@ def group_scores(
     Parameters
     ----------
     scores : Scores
+        Scores whose targets or train rows are grouped.
     targets, train : "label", or sequence with a group for each row, optional
         ``"label"``: by the stored classes. Groups may be numbers or strings; they come sorted. Not
         grouped when None.

@@ -52,6 +52,7 @@ def approximate_top_k(
     Parameters
     ----------
     scores : Scores, shape (m, n)
+        Factored scores of m targets and n train rows.
     k : int
         Entries of each list.
     columns : int
@@ -59,6 +60,7 @@ def approximate_top_k(
     candidates : int, optional
         Candidates of each target, k to n; 10 k by default.
     order : {"largest", "smallest", "magnitude"}
+        Scores that come first. Equal scores are ordered by train position.
     checked : int
         Targets, drawn at random, whose exact lists are computed too.
     seed : int

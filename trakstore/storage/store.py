@@ -113,7 +113,20 @@ class FeatureStore:
 
     @classmethod
     def of_spec(cls, where: Where | FeatureStore, spec: StoreSpec) -> FeatureStore:
-        """Make a store as :meth:`create` does, from a whole spec; an open store is compared with it."""
+        """Make a store as :meth:`create` does, from a whole spec.
+
+        Parameters
+        ----------
+        where : str, path, zarr store or FeatureStore
+            Place of the store; a store that is open already has to have this spec.
+        spec : StoreSpec
+            Properties that all features of the store share.
+
+        Raises
+        ------
+        SpecMismatchError
+            When there is a store with another spec.
+        """
         place = where.location if isinstance(where, FeatureStore) else where
         location = open_location(place, create=True)
         return cls(location, *make_root(location, spec)).refresh()
@@ -167,6 +180,7 @@ class FeatureStore:
         epochs : sequence of epochs, or None
             None for all that have all of these splits.
         names : sequence of str
+            Names of the splits; those of each epoch are returned in this order.
 
         Raises
         ------
@@ -201,8 +215,9 @@ class FeatureStore:
         Parameters
         ----------
         epoch, split
+            Names of the epoch and of the split at it.
         allow_missing : bool
-            Whether rows that were not written yet may come as NaN.
+            Return rows that were not written yet as NaN.
 
         Raises
         ------
@@ -296,7 +311,19 @@ class FeatureStore:
     ) -> Split:
         """Add rows made elsewhere behind the last of a complete split; of two at once one is refused.
 
-        Parameters are as those of :meth:`write_split`; the columns must be those that the split has.
+        Parameters
+        ----------
+        epoch, split
+            Names of the epoch and of the split at it.
+        features : array or lazy array, shape (rows, dim)
+            Features of the new rows, as :meth:`write_split` takes them.
+        out_to_loss : array, shape (rows,), optional
+            TRAK's Q of the new rows; given if the split has that column, and only then.
+        ids : sequence of int or str, optional
+            Names of the new samples, none of which is in the split; by default the positions that the
+            new rows get.
+        labels : array of int, shape (rows,), optional
+            Classes of the new rows; given if the split has labels, and only then.
 
         Raises
         ------
@@ -329,6 +356,7 @@ class FeatureStore:
         Parameters
         ----------
         split : str
+            Name of the split, at all of the epochs.
         ids : sequence of int or str
             Sample ids.
         epochs : epoch or sequence of epochs, optional
@@ -344,7 +372,11 @@ class FeatureStore:
         Raises
         ------
         NotFoundError
-            When a sample is not there.
+            When no epoch has the split, one of ``epochs`` has it not, or a sample is not in it; nothing
+            is changed then.
+        TrakStoreError
+            When ``masked`` is not a boolean, or a row is to be taken in again that was bad when it was
+            written.
         """
         if not isinstance(masked, bool | np.bool_):
             raise TrakStoreError(f"masked must be True or False, got {masked!r}")
@@ -356,7 +388,10 @@ class FeatureStore:
         return mask_samples([one for (one,) in opened.values()], ids, masked=masked)
 
     def skipped(self, epoch: Epoch, split: str) -> tuple[SkippedRow, ...]:
-        """Return the rows that were bad when they were written; left out as masked ones are."""
+        """Return the rows of a split, at one epoch, that were bad when they were written.
+
+        They are left out of everything, as masked rows are.
+        """
         return skipped_rows(self.split(epoch, split))
 
     def drop(self, epoch: Epoch, split: str | None = None) -> None:

@@ -94,14 +94,14 @@ def verify_store(
     Parameters
     ----------
     store : FeatureStore or its place
+        Store to read.
     epochs, splits : one or a sequence, optional
         Only these; else everything, saved scores too.
     repair : bool
         Delete the markers of bad blocks, so that the next featurize (or ``write_split``) writes them
         again; drop bad grams; write documents again that follow from others; end claims of killed
         processes; remove leftovers of killed writers and of stopped appends that are older than an
-        hour. Sound chunks, and files
-        that are not the store's, are left alone.
+        hour. Sound chunks, and files that are not the store's, are left alone.
     workers : int, optional
         Threads; each holds one chunk at a time. By default four more than there are CPUs.
     progress : bool
