@@ -152,7 +152,7 @@ def test_one_target_has_no_interval(scale: Any) -> None:
 def test_refusals() -> None:
     rng = np.random.default_rng(6)
     a = of(rng.normal(size=(3, 20)))
-    with pytest.raises(TrakStoreError, match="one shape"):
+    with pytest.raises(TrakStoreError, match="the same shape"):
         transition(a, of(rng.normal(size=(3, 21))))
     with pytest.raises(TrakStoreError, match="scale must be"):
         transition(a, a, scale="log")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trakstore.features.axes import Axis, Following, Mark, Unplaced
-from trakstore.features.axes.marks import relaid
+from trakstore.features.axes.marks import reshaped
 
 BATCH = 3
 LOST, FREE, SUSPECT = Unplaced.LOST, Unplaced.FREE, Unplaced.SUSPECT
@@ -235,7 +235,7 @@ def test_reshapes_keep_the_order_of_elements() -> None:
         rest = total // first
         second = choose.choice([n for n in range(1, rest + 1) if rest % n == 0])
         new = (first, second, rest // second)
-        axis = relaid(Axis(dim), tuple(old), new, BATCH)
+        axis = reshaped(Axis(dim), tuple(old), new, BATCH)
         if isinstance(axis, Axis):
             front = axis.front(labels.reshape(new), BATCH)
             assert front is not None

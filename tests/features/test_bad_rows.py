@@ -353,7 +353,10 @@ def test_info_says_which_rows_and_why(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     main(["info", str(tmp_path / "s")])
     told = " ".join(capsys.readouterr().out.split())
-    assert "3 of these: 3 with NaN or infinite loss and out_to_loss (first 7 of train" in told
+    assert (
+        "3 of the masked rows: 3 with NaN or infinite loss and out_to_loss (first 7 of train"
+        in told
+    )
     main(["info", str(tmp_path / "s"), "--json"])
     train = json.loads(capsys.readouterr().out)["splits"][1]
     assert [one["position"] for one in train["skipped"]] == BAD

@@ -149,7 +149,7 @@ def test_a_writer_that_outlives_a_drop_leaves_nothing_that_counts(store: ts.Feat
     made = store.create_split(0, "train", split.spec)
     assert made.missing_blocks() == [0, 1, 2]
     with pytest.raises(SpecMismatchError, match="dropped or replaced"):
-        BlockWriter(split)._check_nonce()
+        BlockWriter(split)._refuse_replaced()
 
 
 def test_a_drop_that_was_stopped_is_finished_by_the_same_call(

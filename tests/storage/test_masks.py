@@ -56,7 +56,7 @@ def test_a_mask_that_loses_is_made_again_on_top_of_the_other(where: Path) -> Non
         calls.append(now.number)
         next(other, lambda: 0)()  # another process, between the look and the writing
         none = masks.MaskEntry.of(store.split(0, "train").spec.nonce, ROWS, np.empty(0, int))
-        return {"0": now.of.get("0", none).altered(np.array([2]), True, ROWS)[0]}
+        return {"0": now.entries.get("0", none).altered(np.array([2]), True, ROWS)[0]}
 
     change_masks(store.location, "train", change)
     assert calls == [0, 1] and masked(where) == [1, 2]
@@ -134,7 +134,7 @@ def test_masks_in_memory_and_in_bits() -> None:
     assert store.mask("train", range(0, ROWS, 2)) == 12
     found = read_masks(store.location, "train")
     assert found.number == 1
-    entry = found.of["final"]
+    entry = found.entries["final"]
     assert entry.rows == ROWS and entry.positions(ROWS).tolist() == list(range(0, ROWS, 2))
     assert store.mask("train", [0, 1], masked=False) == 1
     assert store.split("final", "train").masked.tolist() == list(range(2, ROWS, 2))

@@ -44,7 +44,7 @@ def _evolution(problem: Problem, limit: int) -> Cost:
 
 
 def _transitions(problem: Problem, limit: int) -> Cost:
-    """Passes for moments, one with a single column, and the chunks of the listed samples."""
+    """Passes for moments, one with a single target, and the chunks of the listed samples."""
     n, kept = problem.rows, SAMPLE_BYTES * problem.rows
     one = planned_sizes(replace(problem, epochs=1))
     # A problem that will be refused is planned too, with half of the limit.

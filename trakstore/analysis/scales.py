@@ -48,7 +48,7 @@ class _Linear(Scaled):
     def mean(self) -> F64:
         """See :attr:`Scaled.mean`."""
         # Linear in the targets: the mean of scaled scores is the score of one target, whose features
-        # are the mean of the scaled targets' features. So a single column is computed, not m.
+        # are the mean of the scaled targets' features. So a single target is computed, not m.
         rows = self._scores.shape[0]
         parts = tuple(_weighted(part, self._factor / rows) for part in self._scores.parts)
         weighted = replace(self._scores, parts=parts)

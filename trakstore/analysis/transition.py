@@ -24,7 +24,7 @@ from trakstore.scores.saving import scores_token
 Scale: TypeAlias = Literal["standard", "rank", "raw"]
 F64 = NDArray[np.float64]
 _SHOWN = 5  # samples of a list that a repr names
-# For each train sample: means, changes, counts, orders, and the result.
+# Bytes kept for each train sample: means, changes, counts, orders and the result.
 SAMPLE_BYTES = 120
 
 
@@ -39,9 +39,9 @@ class Transition:
         two-sided p-value under the null, and ``q``, Benjamini's and Hochberg's false discovery rate
         (both NaN without a null); coordinates ``train_id`` and ``position`` (stored row).
     gained, lost : Dataset
-        Dimension ``rank``: the largest and the most negative changes: ``train``, ``position``,
-        ``change`` with ``low`` and ``high`` of a 95% bootstrap interval over targets (NaN where there
-        is one target only), ``p``, ``q``.
+        The largest (``gained``) and the most negative (``lost``) changes, along dimension ``rank``.
+        Variables: ``train`` (sample ids), ``position``, ``change`` with ``low`` and ``high`` of a 95%
+        bootstrap interval over targets (NaN where there is one target only), ``p``, ``q``.
     scale : str
         Name of the scale.
     null_pairs : int
@@ -65,7 +65,10 @@ class Transition:
         )
 
     def error_rate(self, side: Literal["gained", "lost"]) -> float:
-        """Share of a list, ``side``, that is expected there by chance; NaN without a null."""
+        """Expected share of the list ``side`` that is there by chance; NaN without a null.
+
+        It is the largest ``q`` in the list.
+        """
         return float(getattr(self, side)["q"].max(skipna=False))
 
 
@@ -83,10 +86,11 @@ def transition(
     r"""Compute the change of influence of each train sample on some targets.
 
     Scores of two checkpoints have scales of their own (gradient norms collapse once a model fits), so
-    they are compared on a common one: ``"standard"``, each target's scores less their mean over train
-    samples, by their standard deviation; ``"rank"``, ranks as a share of n; ``"raw"``, as they are.
-    The change is the mean over targets of after less before. For ``"standard"`` and ``"raw"`` it is
-    linear in the targets, and costs a pass for the moments and one with a single column.
+    they are compared on a common one: ``"standard"``, each target's scores minus their mean over train
+    samples, divided by their standard deviation; ``"rank"``, ranks, from 0 for the smallest score to 1
+    for the largest; ``"raw"``, as they are. The change is the mean over targets of (after - before).
+    For ``"standard"`` and ``"raw"`` it is linear in the targets: each checkpoint costs one pass for a
+    single target, the mean of all, and ``"standard"`` one more for the moments.
 
     Parameters
     ----------
@@ -95,7 +99,7 @@ def transition(
     null : sequence of pairs of Scores
         Where nothing is thought to have happened: neighbouring checkpoints of a stable phase, or one
         checkpoint under two seeds of the projection; not the transition itself. The p-value of a
-        change d is (1 + #{null changes of any sample that are at least |d|}) / (1 + their number).
+        change d is (1 + #{null changes of any sample of magnitude |d| or more}) / (1 + their number).
     scale : {"standard", "rank", "raw"}
         Scale on which both checkpoints are compared.
     k : int
@@ -106,7 +110,8 @@ def transition(
         Seed of the resamples.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None. What is kept for each train
-        sample, 120 n bytes however many pairs there are, is within it; ``"rank"`` needs 64 n more.
+        sample is within it: 120 n bytes, 8 n more for each Scores that a later pair uses again, and
+        64 n more for ``"rank"``.
 
     Raises
     ------
@@ -116,7 +121,7 @@ def transition(
     NumericsError
         A score is NaN or infinite.
     MemoryLimitError
-        The plan does not fit.
+        The numbers that are kept for each train sample, or the scores of one target, do not fit.
 
     References
     ----------
@@ -125,11 +130,11 @@ def transition(
     pairs = [(before, after), *null]
     k = _check(pairs, scale, k)
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
-    left = _left(before.shape[1], memory_limit)
+    remaining = _remaining_limit(before.shape[1], memory_limit)
     tokens = [(scores_token(early), scores_token(late)) for early, late in pairs]
     _check_null(tokens)
-    changes_of_pairs = _changes(pairs, tokens, SCALES[scale], left)
-    sides, change = next(changes_of_pairs)
+    changes_of_pairs = _changes(pairs, tokens, SCALES[scale], remaining)
+    scaled, change = next(changes_of_pairs)
     columns = {
         "change": change,
         "p": np.full_like(change, np.nan),
@@ -144,7 +149,7 @@ def transition(
     # The generator goes on from one list to the other: their resamples differ.
     rng = np.random.default_rng(seed)
     gained, lost = (
-        _listed(changes, before, at, *_interval(*sides, at, resamples, rng))
+        _listed(changes, before, at, *_interval(*scaled, at, resamples, rng))
         for at in (order[:k], order[::-1][:k])
     )
     coords = {
@@ -176,8 +181,8 @@ def _changes(
         scaled_scores = {token: one for token, one in scaled_scores.items() if last[token] > at}
 
 
-def _left(columns: int, memory_limit: int | str | None) -> int:
-    """Memory limit less the numbers that are kept for each train sample."""
+def _remaining_limit(columns: int, memory_limit: int | str | None) -> int:
+    """Return the memory limit without the numbers that are kept for each train sample."""
     limit, kept = memory_budget(memory_limit), SAMPLE_BYTES * columns
     if limit <= kept:
         raise MemoryLimitError(
@@ -193,13 +198,16 @@ def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
         raise TrakStoreError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
     shapes = {one.shape for pair in pairs for one in pair}
     if len(shapes) > 1:
-        raise TrakStoreError(f"scores that are compared have one shape, got {sorted(shapes)}")
+        raise TrakStoreError(f"scores to compare must have the same shape, got {sorted(shapes)}")
     ((_, columns),) = shapes
     return as_whole(k, "k", 1, columns, needed=f"must be in 1..{columns} (the train rows)")
 
 
 def _check_null(tokens: Sequence[tuple[str, str]]) -> None:
-    """Refuse a null that is the transition, whose changes would look like nothing beside themselves."""
+    """Refuse a null pair that is the transition itself.
+
+    Its changes would be compared with themselves, and none would stand out.
+    """
     change, *null = (set(pair) for pair in tokens)
     for number, pair in enumerate(null, 1):
         if pair == change:
@@ -214,41 +222,42 @@ def _check_null(tokens: Sequence[tuple[str, str]]) -> None:
 
 
 def _p_values(change: F64, null: Iterable[F64]) -> F64:
-    """Compute p = (1 + #{null changes at least as large}) / (1 + their number), pooled over samples.
+    """Compute p = (1 + #{null changes as large in magnitude}) / (1 + their number), over all samples.
 
-    Null changes are counted by the changes that they reach, one pair's after the other, so that only
-    counts are kept however many pairs there are. Pooling takes the null of all samples for one, which
-    the common scale is for; the change itself counts as one of the null, so that p is never 0.
+    Pair by pair, it is counted for each null change how many changes it reaches in magnitude: only
+    these counts are kept, however many pairs there are. Pooling treats the null changes of all samples
+    as one distribution, which the common scale allows. The change itself counts as one of the null, so
+    that p is never 0.
     """
     order = np.argsort(np.abs(change), kind="stable")
-    # Changes of ranks tie but for rounding, and a tie counts as reached.
-    tied = np.abs(change[order]) * (1 - 1e-9)
-    reaching = np.zeros(len(tied) + 1, dtype=np.int64)
+    # On the scale "rank", changes are often equal up to rounding; an equal one counts as reached.
+    thresholds = np.abs(change[order]) * (1 - 1e-9)
+    counts = np.zeros(len(thresholds) + 1, dtype=np.int64)
     for one in null:
-        reached = np.searchsorted(tied, np.sort(np.abs(one)), side="right")
-        reaching += np.bincount(reached, minlength=len(reaching))
-    # Place j counts null changes that reach exactly j of the changes: those that reach the i-th are all
-    # of the places behind i.
-    larger = np.cumsum(reaching[::-1])[-2::-1]
-    p = np.empty(len(tied))
-    p[order] = (1 + larger) / (1 + reaching.sum())
+        reached = np.searchsorted(thresholds, np.sort(np.abs(one)), side="right")
+        counts += np.bincount(reached, minlength=len(counts))
+    # counts[j] null changes reach exactly the j smallest changes. The i-th smallest, from 0, is reached
+    # by those in counts[i + 1:].
+    larger = np.cumsum(counts[::-1])[-2::-1]
+    p = np.empty(len(thresholds))
+    p[order] = (1 + larger) / (1 + counts.sum())
     return p
 
 
 def _interval(
     early: Scaled, late: Scaled, at: NDArray[np.int64], resamples: int, rng: np.random.Generator
 ) -> tuple[F64, F64]:
-    """Ends of 95% of the means over targets drawn with replacement, for some train rows.
+    """Return the 2.5% and 97.5% quantiles of the mean change over resampled targets, for train rows.
 
-    The bootstrap is over targets since these are the sample that the mean is of. NaN of one target.
+    Targets are resampled because the mean is over them. NaN where there is only one target.
     """
-    each = late.at(at) - early.at(at)
-    count = len(each)
+    change_by_target = late.at(at) - early.at(at)
+    count = len(change_by_target)
     if count == 1:
         return np.full(at.shape, np.nan), np.full(at.shape, np.nan)
     # How often each target is drawn: weights of the mean, so that a resample is a row of a product.
     weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    low, high = np.quantile(weights @ each, [0.025, 0.975], axis=0)
+    low, high = np.quantile(weights @ change_by_target, [0.025, 0.975], axis=0)
     return low, high
 
 

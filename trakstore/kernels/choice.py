@@ -11,7 +11,7 @@ from trakstore.kernels.gram import GramDtype, Kernel, check_gram_dtype, gram
 from trakstore.kernels.iterative import Dual, rows_kernel
 from trakstore.kernels.row_weights import KernelSplit, kernel_rows, unmasked_count
 from trakstore.kernels.solvers import Cholesky, Damping, Factor, Form, Solver
-from trakstore.kernels.stored_grams import ReadGram, split_gram
+from trakstore.kernels.stored_grams import GramInMemory, split_gram
 from trakstore.kernels.tiled_gram import Scratch, split_tiles, tiled_gram
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows
@@ -26,7 +26,7 @@ def factor_split(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
     held: int = 0,
-    ready: ReadGram | None = None,
+    ready: GramInMemory | None = None,
 ) -> Factor:
     """Factor K + λI of a split's features.
 
@@ -43,7 +43,7 @@ def factor_split(
         Bytes of one process; a quarter of the available memory when None.
     held : int
         Bytes of it that other factors have, which are kept.
-    ready : ReadGram, optional
+    ready : GramInMemory, optional
         The stored gram of the split, where it was read already.
 
     Raises
@@ -125,7 +125,7 @@ def split_kernel(
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
-    ready: ReadGram | None = None,
+    ready: GramInMemory | None = None,
 ) -> Kernel:
     """Return the kernel of a split in the form that a solver takes."""
     check_gram_dtype(dtype)

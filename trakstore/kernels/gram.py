@@ -50,7 +50,8 @@ class Gram:
     matrix : ndarray of float64, shape (k, k)
         K, symmetric to the bit.
     rows : int
-        Rows that entered (those with a weight above zero).
+        Rows that entered: those with a weight above zero; as :func:`.stored_grams.split_gram` gives it,
+        all unmasked rows, which the n of the damping counts.
     trace : float
         tr(K): the sum of the squared norms of the rows.
     dtype : {"float32", "float64"}

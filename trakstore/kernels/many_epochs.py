@@ -12,7 +12,13 @@ from trakstore.kernels.choice import choose_solver, factor_split, need_solver
 from trakstore.kernels.gram import GramDtype, check_gram_dtype, gram, gram_bytes
 from trakstore.kernels.row_weights import KernelSplit, masked_rows, row_weights, unmasked_count
 from trakstore.kernels.solvers import Damping, Factor, Solver
-from trakstore.kernels.stored_grams import GramOrigin, ReadGram, origin_of, read_gram, write_gram
+from trakstore.kernels.stored_grams import (
+    GramInMemory,
+    GramOrigin,
+    origin_of,
+    read_gram,
+    write_gram,
+)
 from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, Rows, together
@@ -69,7 +75,7 @@ def grams_at_once(
     solver: Solver | None,
     dtype: GramDtype,
     limit: int,
-) -> dict[int, ReadGram]:
+) -> dict[int, GramInMemory]:
     """Read the grams that are stored, and make and store the others, many at a time.
 
     They are those that :func:`~trakstore.kernels.stored_grams.split_gram` gives, to the bit. Nothing is
@@ -77,7 +83,7 @@ def grams_at_once(
 
     Returns
     -------
-    dict of int to ReadGram
+    dict of int to GramInMemory
         By the position of the split among ``splits``, for the splits that were worth it.
     """
     need_solver(solver)
@@ -139,7 +145,7 @@ def _needs_gram(split: KernelSplit, damping: Damping, solver: Solver | None, lim
     return chosen.form == "matrix"
 
 
-def _made(asked: Sequence[_Asked], limit: int, room: int) -> Iterator[tuple[_Asked, ReadGram]]:
+def _made(asked: Sequence[_Asked], limit: int, room: int) -> Iterator[tuple[_Asked, GramInMemory]]:
     """Make grams of the splits whose rows fit ``room`` bytes; larger ones are left out.
 
     Rows are in memory twice for a moment: as they were read, and as arrays.
@@ -153,7 +159,7 @@ def _made(asked: Sequence[_Asked], limit: int, room: int) -> Iterator[tuple[_Ask
         for one, (rows, weights) in zip(batch, held, strict=True):
             made = gram(rows, weights, dtype=one.origin.dtype, memory_limit=left)
             made = replace(made, rows=unmasked_count(one.split))
-            yield one, ReadGram(made, one.origin, masked_rows(one.split))
+            yield one, GramInMemory(made, one.origin, masked_rows(one.split))
 
 
 def _batches(asked: Sequence[_Asked], room: int) -> Iterator[list[_Asked]]:

@@ -31,7 +31,8 @@ from trakstore.storage.tables.saved_table import (
 
 # Rows and columns of a chunk: 8 MB.
 GRAM_CHUNK = 1024
-# Share of rows that are masked beyond which a gram is computed again instead of downdated.
+# If more than this share of a stored gram's rows were masked since it was stored, it is computed again;
+# otherwise they are subtracted from it.
 MASKED_SHARE = 0.1
 
 
@@ -42,11 +43,11 @@ class GramOrigin:
     Attributes
     ----------
     nonce : int
-        The split's: another one of the same name has another.
+        Nonce of the split: a later split of the same name has a different one.
     rows : int
         Rows of the split, masked ones included.
     masked : int
-        Rows that were left out.
+        Number of rows that were left out.
     masked_digest : str
         SHA-256 of their positions (int64, little-endian, ascending); ``""`` for none.
     dtype : {"float32", "float64"}
@@ -68,13 +69,16 @@ def split_gram(
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
-    ready: ReadGram | None = None,
+    ready: GramInMemory | None = None,
 ) -> Gram:
-    """Return K = ΦᵀΦ of a split's features, without its masked rows: the stored one where it is valid.
+    """Return K = Φᵀ diag(w) Φ of a split's unmasked rows: the stored one where it is valid.
 
-    A stored gram of fewer rows of the same split gets the rows that were appended; one with fewer
-    masked rows is downdated in float64. Otherwise it is computed. What is new is stored, unless the
-    place cannot be written.
+    The weights w are 1 where the split has none.
+
+    To a stored gram of fewer rows of the same split those are added that were appended since, and those
+    that were masked since are subtracted in float64, if they are at most a tenth. If a row was
+    unmasked, or more were masked, the gram is computed again. What is new is stored, unless the place
+    cannot be written.
 
     Parameters
     ----------
@@ -84,7 +88,7 @@ def split_gram(
         Dtype of the products within a tile; a stored gram of float64 products serves both.
     memory_limit : int or str, optional
         Bytes of one process.
-    ready : ReadGram, optional
+    ready : GramInMemory, optional
         The stored gram, where it was read already.
 
     Raises
@@ -103,7 +107,7 @@ def split_gram(
     if made is None:
         rows, weights = split.column(layout.FEATURES), row_weights(split)
         made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
-    # The n of the damping counts rows whose weight is 0 too.
+    # `gram` counts rows of weight above 0; the n in λ = c·tr(K)/n counts all unmasked rows.
     made = replace(made, rows=unmasked_count(split))
     write_gram(split, made, wanted)
     return made
@@ -119,16 +123,19 @@ def origin_of(split: KernelSplit, dtype: GramDtype) -> GramOrigin:
 
 
 def _updated(
-    split: KernelSplit, stored: ReadGram, wanted: GramOrigin, memory_limit: int | str | None
+    split: KernelSplit, stored: GramInMemory, wanted: GramOrigin, memory_limit: int | str | None
 ) -> Gram | None:
     """Bring a stored gram up to date: add the rows that were appended since, take out masked ones.
 
-    Returns None where it has to be computed again: rows were taken in again, or too many taken out, so
-    that the difference of large sums would leave mostly their rounding.
+    Returns None where it has to be computed again: a row was unmasked, or so many were masked that the
+    difference would be mostly rounding error.
     """
     now = masked_rows(split)
-    gone = np.setdiff1d(now[now < stored.origin.rows], stored.masked)
-    if len(np.setdiff1d(stored.masked, now)) or len(gone) > MASKED_SHARE * stored.gram.rows:
+    gone = np.setdiff1d(now[now < stored.origin.rows], stored.masked_positions)
+    if (
+        len(np.setdiff1d(stored.masked_positions, now))
+        or len(gone) > MASKED_SHARE * stored.gram.rows
+    ):
         return None
     features, result = split.column(layout.FEATURES), stored.gram
     if stored.origin.rows < wanted.rows:
@@ -138,7 +145,7 @@ def _updated(
         result = _sum(result, more, 1)
     if len(gone):
         # Rows that are masked now have weight 0. They leave with the weight that they had before.
-        weights = row_weights(split, without=stored.masked)
+        weights = row_weights(split, without=stored.masked_positions)
         old = None if weights is None else TakenRows(weights, gone)
         less = gram(TakenRows(features, gone), old, dtype="float64", memory_limit=memory_limit)
         result = _sum(result, less, -1)
@@ -151,15 +158,16 @@ def _sum(left: Gram, right: Gram, sign: int) -> Gram:
 
 
 @dataclass(frozen=True, eq=False)
-class StoredGram:
+class GramDocument:
     """A gram in the store, as its document describes it.
 
     Attributes
     ----------
     origin : GramOrigin
-        Products of float64 count as those that were wanted.
+        Its ``dtype`` is the wanted one also where the products are of float64, so that it compares
+        equal to the wanted origin; ``dtype`` below is the real one.
     used : int
-        Rows that entered.
+        Number of unmasked rows, those of weight 0 included.
     trace : float
     dtype : {"float32", "float64"}
         Dtype of its products.
@@ -174,8 +182,8 @@ class StoredGram:
     arrays: dict[str, SavedArray]
 
 
-def stored_gram(split: KernelSplit, wanted: GramOrigin) -> StoredGram | None:
-    """Return the stored gram of a split, of as many rows or fewer; None where none can be used.
+def stored_gram(split: KernelSplit, wanted: GramOrigin) -> GramDocument | None:
+    """Return the stored gram of a split if it has no more rows than wanted; None if none can be used.
 
     A damaged one counts as none: it is computed again.
     """
@@ -183,10 +191,10 @@ def stored_gram(split: KernelSplit, wanted: GramOrigin) -> StoredGram | None:
         document = read_table(split.location, _path(split))
         if not document:
             return None
-        known = fields({k: v for k, v in document.items() if k in _GRAM}, _GRAM, ("weighting",))
+        known = fields({k: v for k, v in document.items() if k in _FIELDS}, _FIELDS)
         if known["used"] > known["rows"] or known["masked"] > known["rows"]:
             return None
-        origin = GramOrigin(**{name: document[name] for name in asdict(wanted)})
+        origin = GramOrigin(**{name: known[name] for name in asdict(wanted)})
         arrays = table_arrays(document)
         # A gram of format 1 has no checksums: its chunks may be of any matrix.
         if arrays["gram"].tails is None or arrays["gram"].shape != (_dim(split),) * 2:
@@ -196,11 +204,11 @@ def stored_gram(split: KernelSplit, wanted: GramOrigin) -> StoredGram | None:
     same = (origin.nonce, origin.weighting) == (wanted.nonce, wanted.weighting)
     if not same or origin.dtype not in (wanted.dtype, "float64") or origin.rows > wanted.rows:
         return None
-    used, trace = document["used"], document["trace"]
-    return StoredGram(replace(origin, dtype=wanted.dtype), used, trace, origin.dtype, arrays)
+    used, trace = known["used"], known["trace"]
+    return GramDocument(replace(origin, dtype=wanted.dtype), used, trace, origin.dtype, arrays)
 
 
-_GRAM = {
+_FIELDS = {
     **dict.fromkeys(("nonce", "masked", "used"), whole()),
     "rows": whole(1),
     **dict.fromkeys(("masked_digest", "weighting"), text()),
@@ -210,15 +218,15 @@ _GRAM = {
 
 
 @dataclass(frozen=True, eq=False)
-class ReadGram:
+class GramInMemory:
     """A gram, its origin, and the positions of the rows that were left out."""
 
     gram: Gram
     origin: GramOrigin
-    masked: NDArray[np.int64]
+    masked_positions: NDArray[np.int64]
 
 
-def read_gram(split: KernelSplit, wanted: GramOrigin) -> ReadGram | None:
+def read_gram(split: KernelSplit, wanted: GramOrigin) -> GramInMemory | None:
     """Read the stored gram if it is whole and of this split; a damaged one counts as none."""
     stored = stored_gram(split, wanted)
     if stored is None:
@@ -232,7 +240,9 @@ def read_gram(split: KernelSplit, wanted: GramOrigin) -> ReadGram | None:
             masked = np.asarray(stored.arrays["masked"].read(place, path), dtype=np.int64)
     except (KeyError, ValueError, OSError):
         return None
-    return ReadGram(Gram(matrix, stored.used, stored.trace, stored.dtype), stored.origin, masked)
+    return GramInMemory(
+        Gram(matrix, stored.used, stored.trace, stored.dtype), stored.origin, masked
+    )
 
 
 def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
@@ -240,11 +250,11 @@ def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
     place, path = split.location, _path(split)
     try:
         with claimed(place, path, "kernel"):
-            begun = start_gram(split)
+            pending = start_gram(split)
             gram_array(_dim(split)).open_to_write(place, path)[:] = made.matrix
-            publish(split, begun, replace(wanted, dtype=made.dtype), made.rows, made.trace)
+            publish(split, pending, replace(wanted, dtype=made.dtype), made.rows, made.trace)
     except (OSError, ValueError):
-        # A query works on a store that it may not write. The gram is computed again next time.
+        # A query also works on a store that it may not write to; the gram is computed again next time.
         return
 
 
@@ -254,16 +264,18 @@ def start_gram(split: KernelSplit) -> bytes:
     Returns
     -------
     bytes
-        For :func:`publish`.
+        The pending document, by which :func:`publish` sees that no other process began the same gram.
     """
     return begin_table(split.location, _path(split), [gram_array(_dim(split))])
 
 
-def publish(split: KernelSplit, begun: bytes, origin: GramOrigin, used: int, trace: float) -> None:
+def publish(
+    split: KernelSplit, pending: bytes, origin: GramOrigin, used: int, trace: float
+) -> None:
     """Write the document of a stored gram, last of all.
 
-    Nothing is written where rows came or were masked, or the split was replaced, since it was opened:
-    the gram is none of the split as it is.
+    Nothing is written if, since the split was opened, rows were appended or masked, or the split was
+    replaced: the gram would not be that of the split as it now is.
 
     Raises
     ------
@@ -280,7 +292,7 @@ def publish(split: KernelSplit, begun: bytes, origin: GramOrigin, used: int, tra
         masked.write(place, path, masked_rows(split))
         arrays["masked"] = masked
     document = {**asdict(origin), "used": used, "trace": trace}
-    publish_table(place, path, list(arrays.values()), document, instead_of=begun)
+    publish_table(place, path, list(arrays.values()), document, instead_of=pending)
 
 
 def gram_array(dim: int) -> SavedArray:

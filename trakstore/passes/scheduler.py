@@ -1,11 +1,12 @@
-"""Blocked work: rows that are read by ranges, a few range tasks, a fixed merge tree.
+"""Passes over rows as Dask tasks: one task for each range of rows, and a fixed tree of merges.
 
-A pass over rows is cut into a few contiguous ranges of whole chunks. The cut and the order of the
+A pass over rows is cut into contiguous ranges of whole tiles: 8 to 32 usually, up to 4,096 for very
+long passes. The cut and the order of the
 merges depend on the shape alone, so that a result does not depend on the scheduler, on the number of
 workers or on their timing. Each range is one Dask task that loops over tiles (read, product, running
 result) with BLAS on one thread.
 
-BLAS is limited for the whole process while a task runs, which OpenBLAS's threads know no other way of.
+BLAS is limited for the whole process while a task runs, because OpenBLAS can limit its threads only so.
 It was measured to be worth it: with two CPUs, top-20 lists of 1,000 targets took 124 ms for 8 MB of
 features with BLAS on two threads, and 83 to 86 ms with two tasks whose BLAS is on one.
 """
@@ -39,9 +40,11 @@ from trakstore.passes.rows import Rows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage.backends.buffers import reused_buffers
 
+# Ranges of a long pass.
 RANGES = 32
-# Tiles of a range where a pass has more than 32 times as many: about 1 GB.
+# Tiles in one range of a very long pass, of more than 32 * 128 tiles: about 1 GB of features.
 RANGE_TILES = 128
+# Most ranges, however long the pass.
 MOST_RANGES = 4096
 # Results that wait to be merged, at most: one on each level of the merge tree.
 WAITING = MOST_RANGES.bit_length()
@@ -78,9 +81,10 @@ def _limited() -> Any:
     return _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
 
 
-# To look for libraries takes longer than a small task. A library can come only with an import.
+# To look for libraries takes longer than a small task. What was found is kept until the number of
+# imported modules changes: only an import can load another library.
 @lru_cache(maxsize=1)
-def _libraries(_modules: int) -> ThreadpoolController:
+def _libraries(_module_count: int) -> ThreadpoolController:
     """Find the BLAS libraries that are loaded, again when something was imported since."""
     return ThreadpoolController()
 
@@ -101,12 +105,12 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def tile_rows(rows: Rows) -> int:
-    """Return the rows of one tile: a chunk, or several while they have at most 1024 rows and 8 MB."""
+    """Return the rows of one tile: one chunk, or as many whole chunks as fit 1024 rows and 8 MB."""
     return tile_height(rows.chunk_rows, rows.dtype.itemsize * math.prod(rows.shape[1:]))
 
 
 def tile_height(chunk_rows: int, row_bytes: int) -> int:
-    """Return the rows of one tile, for these rows of a chunk and bytes of a row."""
+    """Return the rows of one tile, from the rows of a chunk and the bytes of a row."""
     fitting = min(TILE_ROWS, CHUNK_BYTES // max(1, row_bytes))
     return chunk_rows * max(1, fitting // chunk_rows)
 
@@ -116,24 +120,24 @@ def tile_ranges(start: int, stop: int, step: int) -> list[tuple[int, int]]:
     return [(start + low, start + high) for low, high in ranges(stop - start, step)]
 
 
-def row_ranges(rows: int, step: int, parts: int | None = None) -> list[tuple[int, int]]:
-    """Cut rows into ranges of whole steps, of nearly equal length: a function of the shape alone.
+def row_ranges(rows: int, step: int, most: int | None = None) -> list[tuple[int, int]]:
+    """Cut rows into ranges of whole tiles, of nearly equal length: a function of the shape alone.
 
-    About 8 for short passes, 32 for longer ones, and one for each 128 steps of very long ones, so
-    that a thousand workers have something to do; ``parts`` at most.
+    At most 8 for short passes, one for each tile if there are fewer; 32 for longer ones; and one for
+    each 128 tiles of very long ones, so that a thousand workers have something to do; ``most`` at most.
 
     Examples
     --------
-    >>> row_ranges(10, 2, parts=3)
+    >>> row_ranges(10, 2, most=3)
     [(0, 2), (2, 6), (6, 10)]
-    >>> [len(row_ranges(steps, 1)) for steps in (5, 50, 500, 5_000, 500_000)]
+    >>> [len(row_ranges(tiles, 1)) for tiles in (5, 50, 500, 5_000, 500_000)]
     [5, 8, 32, 39, 3906]
     """
-    steps = -(-rows // step)
-    usual = max(8, min(RANGES, steps // 8), min(MOST_RANGES, steps // RANGE_TILES))
-    parts = min(steps, usual, usual if parts is None else parts)
-    # Cut evenly in steps, so that lengths differ by one step at most.
-    edges = [min(rows, steps * part // parts * step) for part in range(parts + 1)]
+    tiles = -(-rows // step)
+    usual = max(8, min(RANGES, tiles // 8), min(MOST_RANGES, tiles // RANGE_TILES))
+    count = min(tiles, usual, usual if most is None else most)
+    # Cut evenly in tiles, so that lengths differ by one tile at most.
+    edges = [min(rows, tiles * part // count * step) for part in range(count + 1)]
     return list(pairwise(edges))
 
 
@@ -162,7 +166,7 @@ def map_reduce(
     workers : int, optional
         Threads at most, when there is no Dask client.
     finished : callable, optional
-        Gets the rows of each range that is done; twice for ranges whose worker died.
+        Gets the number of rows of each range that is done; twice for ranges whose worker died.
 
     Raises
     ------
@@ -176,29 +180,29 @@ def map_reduce(
     Notes
     -----
     Ranges whose worker died run again on another. Where all copies of ``task`` died with their
-    workers, it is sent again, and the pass begins anew, three times at most.
+    workers, it is sent again; the pass is tried three times in all.
     """
     if rows < 1:
         raise TrakStoreError("there are no rows to work on")
-    pieces = row_ranges(rows, step, parts)
+    ranges_of_rows = row_ranges(rows, step, parts)
     client = active_client()
     if client is None:
-        with _Ranges(finished, pieces), one_blas_thread():
-            result: R = compute(_merge_tree(task, pieces, merge), num_workers=workers)[0]
+        with _RangeProgress(finished, ranges_of_rows), one_blas_thread():
+            result: R = compute(_merge_tree(task, ranges_of_rows, merge), num_workers=workers)[0]
         return result
     topic = f"trakstore-{uuid.uuid4().hex}" if finished is not None else None
     with listening(client, topic, finished):
-        return cast(R, compute_on(client, partial(_merge_tree, task, pieces, merge, topic)))
+        return cast(R, compute_on(client, partial(_merge_tree, task, ranges_of_rows, merge, topic)))
 
 
 def _merge_tree(
     task: Callable[[int, int], R],
-    pieces: list[tuple[int, int]],
+    ranges_of_rows: list[tuple[int, int]],
     merge: Callable[[R, R], R],
     topic: str | None = None,
 ) -> Any:
     sent, run = sent_once(task), delayed(_run_range, pure=False)
-    return merged_in_pairs([run(sent, start, stop, topic) for start, stop in pieces], merge)
+    return merged_in_pairs([run(sent, start, stop, topic) for start, stop in ranges_of_rows], merge)
 
 
 def merged_in_pairs(results: list[Any], merge: Callable[[R, R], R]) -> Any:
@@ -214,14 +218,14 @@ def merged_in_pairs(results: list[Any], merge: Callable[[R, R], R]) -> Any:
     return results[0]
 
 
-class _Ranges(Callback):
-    """A listener that hands on the rows of each range that is done on threads."""
+class _RangeProgress(Callback):
+    """A Dask callback that reports the number of rows of each range that threads have finished."""
 
     def __init__(
-        self, finished: Callable[[int], None] | None, pieces: list[tuple[int, int]]
+        self, finished: Callable[[int], None] | None, ranges_of_rows: list[tuple[int, int]]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._finished, self._rows = finished, [stop - start for start, stop in pieces]
+        self._finished, self._rows = finished, [stop - start for start, stop in ranges_of_rows]
 
     def _posttask(self, key: Any, *_: Any) -> None:
         # Dask does not say which range ended, but all have nearly the same length, so that any will do.
@@ -232,8 +236,9 @@ class _Ranges(Callback):
 def sent_once(value: Any) -> Any:
     """Return a delayed value that goes to each worker of the active client once, not with every task.
 
-    On a cluster it is the result of a task: where its worker dies the scheduler makes it again, which
-    it cannot do for scattered data, and replication waits long for the dead.
+    On a cluster it is the result of a task: if its worker dies, the scheduler computes it again. Data
+    sent with ``client.scatter`` would be lost with their worker, and to copy them to all workers
+    beforehand waits long for one that is dead.
     """
     client = active_client()
     if client is None:

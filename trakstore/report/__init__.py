@@ -1,4 +1,8 @@
-"""Tables and pictures of results, and one page of them."""
+"""Tables and pictures of results, and one page of them.
+
+A section of the page is computed in ``contents.py`` and laid out in ``page.html``, its charts drawn in
+``page.py``; what is shown for each target is a panel, made in ``panels.py``.
+"""
 
 from __future__ import annotations
 

@@ -23,16 +23,18 @@ from trakstore.report.store_facts import store_facts, store_verdict
 from trakstore.report.units import in_powers_of_ten
 
 _FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
-MOST_BYTES = 2**25  # of a page: what browsers on a telephone still open
-MOST_SPLITS, MOST_RUNS = 100, 50  # the last ones that the tables about the store show
+# Bytes of a page: what browsers on a telephone still open.
+MOST_BYTES = 2**25
+# Most lines of the tables about the store; the last ones are shown.
+MOST_SPLITS, MOST_RUNS = 100, 50
 
 
 def render_page(findings: Findings) -> str:
     """Render the whole page.
 
     All text is escaped: ids, labels, names of files and samples are somebody else's, and a page is sent
-    on. A Content-Security-Policy lets the page's own style and script run, known
-    by their hashes, and images that are within it; nothing is loaded, nothing can be sent.
+    on. A Content-Security-Policy allows only the page's own style and script, by their hashes, and
+    images embedded in the page; nothing is loaded, nothing can be sent.
 
     Parameters
     ----------
@@ -47,7 +49,7 @@ def render_page(findings: Findings) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    style, script = _text("page.css"), _text("page.js")
+    style, script = _packaged_text("page.css"), _packaged_text("page.js")
     # Only what is given as Markup is not escaped: the page's own style and script, and charts, whose
     # texts ElementTree escaped. A name that the template knows and nobody gave is an error, not "".
     environment = Environment(
@@ -55,13 +57,13 @@ def render_page(findings: Findings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        finalize=_finished,
+        finalize=_spelled_out,
     )
     environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
     environment.filters["percent"] = "{:.0%}".format
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     page = (
-        environment.from_string(_text("page.html"))
+        environment.from_string(_packaged_text("page.html"))
         .render(
             findings=findings,
             style=Markup(style),
@@ -81,32 +83,32 @@ def render_page(findings: Findings) -> str:
         )
         .strip()
     )
-    if len(page) > MOST_BYTES:
+    if (size := len(page.encode())) > MOST_BYTES:
         raise TrakStoreError(
-            f"the page would have {human_bytes(len(page))}: ask for fewer targets, a smaller --k or "
-            f"smaller pictures"
+            f"the page would have {human_bytes(size)}, and {human_bytes(MOST_BYTES)} is the most that "
+            f"browsers open: ask for fewer targets, shorter lists (k=, --k) or smaller pictures"
         )
     return page
 
 
-def _finished(value: Any) -> Any:
-    """Spell out what would change the order of reading in a text; lines stay.
+def _spelled_out(value: Any) -> Any:
+    r"""Write control characters, such as marks of writing direction, as escapes; line breaks stay.
 
-    Escaping leaves marks of writing direction alone. By exact type, since Markup is a string too and is
-    the page's own.
+    Jinja's escaping does not touch them. The type is compared exactly, because Markup is a subclass of
+    str and holds the page's own HTML.
     """
     return printable(value, keep="\n\t") if type(value) is str else value
 
 
-def _text(name: str) -> str:
+def _packaged_text(name: str) -> str:
     return files("trakstore.report").joinpath(name).read_text("utf-8")
 
 
 def _policy(style: str, script: str) -> str:
-    """Write a Content-Security-Policy: if a text ever got out of its place, it still could not run.
+    """Write a Content-Security-Policy: a text that got past the escaping could not run.
 
     Style and script are allowed by their hashes, and pictures within the page. All else is forbidden:
-    loads, forms, and a base that would turn links elsewhere.
+    loads, forms, and a ``<base>`` element, which would redirect links.
     """
 
     def digest(text: str) -> str:
@@ -122,7 +124,7 @@ def _drawings(findings: Findings) -> Mapping[str, str]:
     drawn = {
         "pooled": inline_svg(
             lambda axes: untitled(plot_distribution(findings.spread, None, axes)),
-            "Histogram of the scores of all targets shown, in standard deviations from each one's mean",
+            "Histogram of scores of the targets shown, in standard deviations from each target's mean",
             "pooled",
             (7.0, 2.6),
         )
@@ -130,7 +132,7 @@ def _drawings(findings: Findings) -> Mapping[str, str]:
     if findings.kernels:
         drawn["spectrum"] = inline_svg(
             lambda axes: plot_spectrum(findings.kernels, axes),
-            "Eigenvalues of each kernel, first to last, falling; the table beside it has the numbers",
+            "Eigenvalues of each kernel, largest first; the table beside it has the numbers",
             "spectrum",
             (7.0, 3.4),
         )
@@ -146,7 +148,7 @@ def _changes(findings: Findings) -> list[tuple[str, Any]]:
 
 
 def _levels(classes: Classes) -> tuple[list[list[tuple[float, int]]], str]:
-    """Return means in a power of ten, with their colours; and that power."""
+    """Return means divided by a power of ten, each with its colour level, and that power as text."""
     scaled, unit = in_powers_of_ten(classes.means)
     most = float(np.abs(scaled).max())
     return [[(one, colour_level(one, most)) for one in row] for row in scaled.tolist()], unit

@@ -31,9 +31,9 @@ class StoreContents:
     splits : sequence of (Split, SplitStatus)
         Each split with its status.
     planned : sequence of Run
-        Splits that a run was to write and has not begun.
+        Record of the run that was to write it, for each split that is planned and not begun.
     runs : sequence of Run
-        Records of the runs that wrote the others.
+        Records of the runs that wrote the splits above.
     """
 
     store: FeatureStore
@@ -59,8 +59,8 @@ class StoreContents:
 
     @property
     def usable_epochs(self) -> list[Epoch]:
-        """Epochs that have every split of the store, whole, also those that are still to come."""
-        # Splits that are still to come count: without them a half-written epoch would look whole.
+        """Epochs at which every split of the store, planned ones counted, is there and whole."""
+        # Planned splits count: without them a half-written epoch would look whole.
         whole = {(one.epoch, one.split) for one in self.status if one.complete}
         names = {one.split for one in self.status} | {one.split for one in self.planned}
         return [e for e in self.store.epochs if names and all((e, name) in whole for name in names)]
@@ -85,18 +85,18 @@ def store_facts(contents: StoreContents) -> dict[str, str]:
 
 
 def _origin(contents: StoreContents) -> dict[str, str]:
-    """Describe what the features were made from, and by whom; only --json has whole hashes."""
+    """Describe what the features were made from, and by which run; hashes are cut short."""
     facts, splits = {}, [split for split, _ in contents.splits]
     datasets = {s.name: s.spec.dataset.partition(":")[2][:12] for s in splits if s.spec.dataset}
     if datasets:
         facts["data sets"] = ", ".join(f"{name} {short}" for name, short in datasets.items())
-    # Rows that are not finite are masked too, so that these are some of those.
+    # Bad rows, which were skipped when written, are masked too: the count of masked rows has them.
     masked = sum(len(split.masked) for split in splits)
     if masked:
         facts["masked"] = f"{masked:,} rows are left out"
     skipped = [(split, one) for split in splits for one in skipped_rows(split)]
     if skipped:
-        facts["bad rows"] = f"{len(skipped):,} of these: {_reasons(skipped)}"
+        facts["bad rows"] = f"{len(skipped):,} of the masked rows: {_reasons(skipped)}"
     if contents.runs:
         last = contents.runs[-1]
         workers = counted(last.world_size, "worker")
@@ -122,8 +122,8 @@ def _features(contents: StoreContents) -> str:
     spec = contents.store.spec
     dim = spec.dim or (contents.splits[0][0].dim if contents.splits else None)
     seed = "" if spec.projection.seed is None else f", seed {spec.projection.seed}"
-    bits = "" if spec.keep_bits is None else f" rounded to {spec.keep_bits} bits"
-    return f"{spec.projection.kind}, dim {dim or 'open'}{seed}, {spec.dtype}{bits}"
+    bits = "" if spec.keep_bits is None else f", mantissas rounded to {spec.keep_bits} bits"
+    return f"{spec.projection.kind}, dim {dim or 'not known yet'}{seed}, {spec.dtype}{bits}"
 
 
 def _columns(splits: list[Split]) -> str:
@@ -138,38 +138,40 @@ def store_verdict(contents: StoreContents) -> list[str]:
     status, planned = contents.status, contents.planned
     where = shlex.quote(str(contents.store.location))
     if not status:
-        return [f"empty: no split was written yet; trakstore featurize JOB --store {where} does"]
+        return [
+            f"empty: no split was written yet; write one: trakstore featurize JOB --store {where}"
+        ]
     rows, written = sum(one.rows for one in status), sum(one.written_rows for one in status)
     if contents.complete:
         said = (
-            f"complete: all {rows:,} rows of {counted(len(status), 'split')} are there; whether they "
-            f"are still what was written: trakstore verify {where}"
+            f"complete: all {rows:,} rows of {counted(len(status), 'split')} are there; to check that "
+            f"nothing changed since: trakstore verify {where}"
         )
     else:
         missing = [f"{rows - written:,} of {rows:,} rows are missing"] if written < rows else []
-        missing += [f"{_names(planned)} not begun"] if planned else []
+        missing += [_not_begun(planned)] if planned else []
         said = f"incomplete: {', '.join(missing)}; go on with: {_next_command(contents)}"
     return [f"epochs with every split whole: {span(contents.usable_epochs) or 'none'}", said]
 
 
-def _names(planned: Sequence[Run]) -> str:
-    """Write the splits that are still to come, a few of them by name, and the verb."""
+def _not_begun(planned: Sequence[Run]) -> str:
+    """Write that some splits are not begun, a few of them by name."""
     names = [f"{one.split} at epoch {one.epoch}" for one in planned]
     if len(names) > _NAMED:
         names = [*names[:_NAMED], f"{len(names) - _NAMED} more splits"]
-    return f"{', '.join(names)} {'is' if len(planned) == 1 else 'are'}"
+    return f"{', '.join(names)} {'is' if len(planned) == 1 else 'are'} not begun"
 
 
 def _next_command(contents: StoreContents) -> str:
     """Write the command that computes what is missing."""
     missing = {(one.epoch, one.split) for one in contents.status if not one.complete}
     missing |= {(run.epoch, run.split) for run in contents.planned}
-    # Only a job that was named as on a command line can be named again.
+    # Only a job that is recorded as file.py:name can be given to the command.
     named = [run for run in (*contents.runs, *contents.planned) if ":" in run.job]
     jobs = [run.job for run in named if (run.epoch, run.split) in missing]
-    # A run that was killed left no record: the others of the store name the job as well.
+    # A run that was killed left no record: the records of other splits name the job too.
     jobs = jobs or [run.job for run in named]
     if not jobs:
-        return "the call that wrote the others (featurize or write_split)"
+        return "the call that wrote the rows that are there (featurize or write_split)"
     where = shlex.quote(str(contents.store.location))
     return f"trakstore featurize {shlex.quote(jobs[-1])} --store {where}"

@@ -156,7 +156,7 @@ def mask_samples(
         entries, changed = {}, 0
         for split, positions in zip(splits, rows, strict=True):
             epoch, nonce = layout.epoch_path(split.epoch), split.spec.nonce
-            there = now.of.get(epoch)
+            there = now.entries.get(epoch)
             if there is None or there.nonce != nonce:
                 # Rows that format 1 left out by a column; bad rows are left out by their own.
                 own = np.setdiff1d(split.masked, split.skipped)

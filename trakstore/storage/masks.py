@@ -1,8 +1,9 @@
-"""Samples of a split that are left out, at all epochs: one document, replaced by the next.
+"""Samples of a split that are left out, for each epoch: one document, replaced by the next.
 
-``_masks/{split}/{number}`` says it for every epoch at once, so that a change of several epochs is made
-as a whole or not at all; of two changes at once, the second is made again on top of the first. The
-group ``{number}.kept``, made after it, tells a document that was deleted from one that never was.
+``_masks/{split}/{number}`` holds all epochs, so that a change of several epochs is made as a whole or
+not at all; of two changes at once, the second is made again on top of the first. The empty group
+``{number}.kept`` is made after the document and stays if that is deleted: so a deleted document can be
+told from one that was never written.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class MaskEntry:
     Attributes
     ----------
     nonce : int
-        Nonce of the split: of another one of the same name this says nothing.
+        Nonce of the split: the entry does not hold for a later split of the same name.
     rows : int
-        Rows of the split when it was said; later ones are not left out.
+        Rows of the split when the mask was made; rows appended later are not left out.
     packed : str
-        Bits of the rows, as the document has them: eight rows to a byte, and a thousand times smaller
-        where few are left out. Unpacked only where a split is asked, for as many rows as it has.
+        One bit for each row, compressed with zlib, as base64 text: tiny where few are left out.
+        Unpacked only by :meth:`positions` and :meth:`altered`.
     """
 
     nonce: int
@@ -81,15 +82,19 @@ class MaskEntry:
         """
         rows = min(rows, self.rows)
         bits, parts = self._bits(rows), [np.empty(0, dtype=np.int64)]
-        for first in range(0, len(bits), _PIECE):  # not all at once: a row takes a byte, or eight
+        # Piece by piece: unpacked, a row takes one byte, and its position eight.
+        for first in range(0, len(bits), _PIECE):
             some = np.unpackbits(bits[first : first + _PIECE], bitorder="little")
             parts.append(np.flatnonzero(some[: rows - 8 * first]) + 8 * first)
         return np.concatenate(parts)
 
     def altered(self, positions: Positions, masked: bool, rows: int) -> tuple[MaskEntry, int]:
-        """Leave out rows of a split of so many, or take them in; return also how many were not so."""
-        # In bits all along: a document of another's making may leave out 2**28 rows, whose positions
-        # would take two gigabytes.
+        """Return the entry with these rows masked, or unmasked, and how many rows that changed.
+
+        The split has ``rows`` rows now.
+        """
+        # In bits all along: a document that somebody else made may leave out 2**28 rows, whose
+        # positions would take two gigabytes.
         rows = max(rows, self.rows)
         bits, before = np.zeros(-(-rows // 8), np.uint8), self._bits(self.rows)
         bits[: len(before)] = before
@@ -106,7 +111,7 @@ class MaskEntry:
         except (ValueError, zlib.error) as error:
             raise DamagedError(f"the rows to leave out cannot be unpacked ({error})") from error
         if len(bits) != size:
-            raise DamagedError(f"the rows to leave out are {len(bits)} bytes for {rows} rows")
+            raise DamagedError(f"the mask has {len(bits)} bytes, needed {size} for {rows} rows")
         return np.frombuffer(bits, np.uint8)
 
 
@@ -128,20 +133,20 @@ class Masks:
     Attributes
     ----------
     number : int
-        Number of the document that says so, 0 for none.
-    of : mapping of str to MaskEntry
-        Entries by epoch.
+        Number of the document that they were read from, 0 for none.
+    entries : mapping of str to MaskEntry
+        Entries by the path of the epoch.
     place : str
         Path of the document.
     """
 
     number: int = 0
-    of: Mapping[str, MaskEntry] = field(default_factory=dict)
+    entries: Mapping[str, MaskEntry] = field(default_factory=dict)
     place: str = ""
 
     def positions(self, epoch: layout.Epoch, nonce: int, rows: int) -> Positions | None:
-        """Return the rows that are left out of a split; None where nothing was ever said of it."""
-        entry = self.of.get(layout.epoch_path(epoch))
+        """Return the rows that are left out of a split; None where the document has no entry for it."""
+        entry = self.entries.get(layout.epoch_path(epoch))
         if entry is None or entry.nonce != nonce:
             return None
         with error_context(self.place):
@@ -162,7 +167,8 @@ def read_masks(location: Location, split: str) -> Masks:
         document = location.get(layout.document_key(path, number))
         if document is not None:
             return parsed_masks(document, path, number)
-        # A number without either was never used: a writer was killed between folder and document.
+        # A number with neither a document nor a `.kept` group was never published: a writer was killed
+        # between folder and document.
         kept = layout.kept_path(path, number)
         if layout.last_part(kept) in names and location.get(layout.document_key(kept)) is not None:
             raise DamagedError(
@@ -173,11 +179,11 @@ def read_masks(location: Location, split: str) -> Masks:
 
 
 def mask_numbers(names: Iterable[str]) -> list[int]:
-    """Return the numbers that have a document, or had one, ascending."""
+    """Return the numbers that have a folder or a `.kept` group, ascending."""
     return numbers_among({name.removesuffix(layout.KEPT) for name in names})
 
 
-def _keep(location: Location, path: str, number: int) -> None:
+def _note_written(location: Location, path: str, number: int) -> None:
     """Make the group that stays when the document of this number is deleted."""
     location.put_if_absent(layout.document_key(layout.kept_path(path, number)), EMPTY)
 
@@ -203,16 +209,17 @@ def change_masks(
     path = layout.masks_path(split)
     make_groups(location, path)
     for _ in range(ATTEMPTS):
-        now = read_masks(location, split)
-        if now.number:  # a writer that was killed behind its document has not done this
-            _keep(location, path, now.number)
-        changed = change(now)
+        current = read_masks(location, split)
+        # The last writer may have been killed after its document and before this.
+        if current.number:
+            _note_written(location, path, current.number)
+        changed = change(current)
         if changed is None:
             return
-        number = now.number + 1
-        document = _document({**now.of, **changed}, layout.child(path, number))
+        number = current.number + 1
+        document = _document({**current.entries, **changed}, layout.child(path, number))
         if publish_numbered(location, path, number, document):
-            _keep(location, path, number)
+            _note_written(location, path, number)
             return
     raise LocationError(
         f"{location}: what is left out of {split} was changed by others {ATTEMPTS} times meanwhile; "
@@ -220,32 +227,41 @@ def change_masks(
     )
 
 
-def _document(entries: Mapping[str, MaskEntry], place: str) -> bytes:
-    """Return the document of these entries: each mask that several epochs have stands in it once."""
-    masks = sorted({entry.packed for entry in entries.values()})
+def _document(by_epoch: Mapping[str, MaskEntry], place: str) -> bytes:
+    """Return the document of these entries: a mask that several epochs share is written once."""
+    masks = sorted({entry.packed for entry in by_epoch.values()})
     epochs = {
         epoch: {"nonce": entry.nonce, "rows": entry.rows, "mask": masks.index(entry.packed)}
-        for epoch, entry in entries.items()
+        for epoch, entry in by_epoch.items()
     }
-    # A random text makes the document like no other: who publishes it can tell it from its equals.
+    # A random text makes each document unique: `publish_numbered` reads back whether its own is there.
     known = {PLACE: place, "writing": secrets.token_hex(8), "masks": masks, "epochs": epochs}
     return group_document(known)
 
 
 def parsed_masks(document: bytes, path: str, number: int) -> Masks:
-    """Return what the document of this number says; raise a :class:`DamagedError` for another's."""
+    """Return what the document of this number says; raise for one of another place.
+
+    Raises
+    ------
+    DamagedError
+        When it belongs at another path, or is no such document.
+    """
     place, made = layout.child(path, number), dict[str, MaskEntry]()
     try:
         known = placed_fields(document, place, _MASKS)
         for epoch, entry in known["epochs"]:
             own = fields(entry, _ENTRY, what="an epoch")
+            if own["mask"] >= len(known["masks"]):
+                raise DamagedError(f"an epoch names mask {own['mask']} of {len(known['masks'])}")
             made[epoch] = MaskEntry(own["nonce"], own["rows"], known["masks"][own["mask"]])
-    except (DamagedError, SpecMismatchError, IndexError) as error:
+    except (DamagedError, SpecMismatchError) as error:
         raise DamagedError(f"{place} is no list of rows to leave out ({error})") from error
     return Masks(number, made, place)
 
 
-def _text(value: Any) -> str:
+def _long_text(value: Any) -> str:
+    """Return a text of any length: ``documents.text()`` allows short ones only."""
     if not isinstance(value, str):
         raise TypeError
     return value
@@ -254,7 +270,7 @@ def _text(value: Any) -> str:
 _MASKS = {
     PLACE: text(),
     "writing": text(),
-    "masks": each(made_by(_text, "text")),
+    "masks": each(made_by(_long_text, "text")),
     "epochs": entries(text(), anything()),
 }
 _ENTRY = {"nonce": whole(0, 2**32 - 1), "rows": whole(1, _MOST_ROWS), "mask": whole()}

@@ -79,8 +79,8 @@ class BlockWriter:
         block : int
             Its number.
         columns : mapping of name to array
-            Every column of the split, with the block's rows in the stored dtypes; and ``skipped``
-            where some of them are bad.
+            Every column of the split, with the block's rows in the stored dtypes; and, where rows are
+            bad, ``skipped``: their reasons, as bits.
 
         Raises
         ------
@@ -97,35 +97,37 @@ class BlockWriter:
         chunks = encode(self._documents, self.spec.block_range(block), columns)
         tails = [chunks[key][-TAIL:] for key in block_keys(self.spec, block)]
         marker = self._marker(block, tails)
-        beside = self._reasons(block, reasons)
+        reason_chunks = self._reasons(block, reasons)
         for attempt in range(ATTEMPTS):
-            self._store_reasons(beside)
+            self._store_reasons(reason_chunks)
             self._store(block, chunks, marker)
-            if self._is_stored(block, tails, marker, beside):
+            if self._is_stored(block, tails, marker, reason_chunks):
                 return
             # Another writer stored other bytes for this block in between. Random waits let one of them
             # come to its end alone.
             time.sleep(random.uniform(0, 0.05 * 2**attempt))
         raise LocationError(
-            f"block {block} of {self.split.path} changed under {ATTEMPTS} attempts to commit it; "
-            f"another writer is storing different bytes"
+            f"another writer stored other bytes for block {block} of {self.split.path} during each of "
+            f"{ATTEMPTS} attempts to commit it; end the other run, then start this one again"
         )
 
     def _store(self, block: int, chunks: Mapping[str, bytes], marker: bytes) -> None:
         place, path = self.split.location, self.split.path
         keys = {layout.child(path, key): value for key, value in chunks.items()}
         try:
-            self._check_nonce()
+            self._refuse_replaced()
             # A kill from here to the marker leaves chunks that no marker commits: the block is missing,
             # and is written again, over them.
             place.put(keys)
-            # The split may have been dropped, or given other values, while the chunks were stored: a
-            # marker would commit them to it.
-            self._check_nonce(written=list(keys))
+            # The split may have been dropped meanwhile, or started again with other values
+            # (`give_again`): the marker would commit these chunks to the new split.
+            self._refuse_replaced(written=list(keys))
             place.put({layout.marker_key(path, block): marker})
         except LocationError as error:
             with suppress(LocationError):
-                self._check_nonce(written=list(keys))  # the folder may be gone with all the split
+                # If the split was dropped meanwhile, that is what is said: this raises another error,
+                # which is not suppressed.
+                self._refuse_replaced(written=list(keys))
             cause = getattr(error.__cause__, "errno", None)
             full = "; free some space" if cause in (errno.ENOSPC, errno.EDQUOT) else ""
             raise LocationError(
@@ -134,7 +136,10 @@ class BlockWriter:
             ) from error
 
     def _reasons(self, block: int, reasons: NDArray[Any] | None) -> dict[str, bytes]:
-        """Return what says why rows of the block are bad, by key; nothing where none are."""
+        """Return the chunk of reasons why rows of the block are bad, and the note of it, by key.
+
+        Empty where no row is bad. The note stands among the markers.
+        """
         if reasons is None:
             return {}
         path, array = self.split.path, layout.child(self.split.path, layout.SKIPPED)
@@ -156,13 +161,13 @@ class BlockWriter:
         return "what was committed before is safe"
 
     def _is_stored(
-        self, block: int, tails: list[bytes], marker: bytes, beside: Mapping[str, bytes]
+        self, block: int, tails: list[bytes], marker: bytes, reason_chunks: Mapping[str, bytes]
     ) -> bool:
         """Tell whether all that is stored of the block is this writer's own."""
         place, path = self.split.location, self.split.path
         keys = [layout.child(path, key) for key in block_keys(self.spec, block)]
-        stored = place.get_tails([*keys, *beside], TAIL)
-        wanted = [*tails, *(chunk[-TAIL:] for chunk in beside.values())]
+        stored = place.get_tails([*keys, *reason_chunks], TAIL)
+        wanted = [*tails, *(chunk[-TAIL:] for chunk in reason_chunks.values())]
         return stored == wanted and place.get(layout.marker_key(path, block)) == marker
 
     def _marker(self, block: int, tails: list[bytes]) -> bytes:
@@ -173,7 +178,7 @@ class BlockWriter:
         entries[0, 2 : 2 + len(tails)] = np.frombuffer(b"".join(tails), "<u4")
         return b"".join(ChunkForm(entries.shape, "uint32").encode(entries))
 
-    def _check_nonce(self, written: Sequence[str] = ()) -> None:
+    def _refuse_replaced(self, written: Sequence[str] = ()) -> None:
         """Raise unless the split is still the one that was opened.
 
         Chunks that were written below a split that is gone are deleted: the drop may have gone through
@@ -182,8 +187,8 @@ class BlockWriter:
         document = self.split.location.get(layout.document_key(self.split.path))
         if document is not None:
             known = attributes(document, self.split.path)
-            own = self.spec.given in (None, known.get("given"))
-            if own and known.get("nonce") == self.spec.nonce:
+            same_values = self.spec.given in (None, known.get("given"))
+            if same_values and known.get("nonce") == self.spec.nonce:
                 return
         else:
             self.split.location.delete(list(written))

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["FREE", "LOST", "SUSPECT", "Axis", "Mark", "Unplaced", "relaid", "removed"]
+__all__ = ["FREE", "LOST", "SUSPECT", "Axis", "Mark", "Unplaced", "removed", "reshaped"]
 
 
 class Unplaced(Enum):
     """Marks of tensors that no samples can be cut from.
 
-    ``FREE`` tensors hold no sample: weights, constants, positions. ``SUSPECT`` ones are constants that
-    Python made after it had read some of the data (``tolist``, ``item``), so that even their shape may
-    be the data's. ``LOST`` tensors hold samples, but no longer certainly one a row and in order.
+    ``FREE`` tensors hold no sample: weights, constants, positions. ``SUSPECT`` ones were made in Python
+    after numbers of the data were read (``item``, ``tolist``): their values and even their shape may
+    depend on the samples. ``LOST`` tensors hold samples, but where is not certain any more.
     """
 
     FREE = "free"
@@ -41,7 +41,7 @@ class Axis(NamedTuple):
     after: int = 1
 
     def front(self, tensor: Tensor, batch: int) -> Tensor | None:
-        """Return the tensor as ``(batch, before * after, ...)``; None where its size is another."""
+        """Return the tensor as ``(batch, before * after, ...)``; None without such a dimension."""
         if self.dim >= tensor.ndim:
             return None
         if tensor.shape[self.dim] != self.before * batch * self.after:
@@ -60,13 +60,13 @@ Mark = Axis | Unplaced
 
 
 def removed(mark: Axis, dims: tuple[int, ...] | None) -> Mark:
-    """Mark of a tensor without these dimensions; the samples' must not be among them."""
+    """Mark of a tensor without these dimensions: LOST if the samples' is one, or if none is known."""
     if dims is None or mark.dim in dims:
         return LOST
     return Axis(mark.dim - sum(dim < mark.dim for dim in dims), *mark[1:])
 
 
-def relaid(axis: Axis, old: Sequence[int], new: Sequence[int], batch: int) -> Mark:
+def reshaped(axis: Axis, old: Sequence[int], new: Sequence[int], batch: int) -> Mark:
     """Place of an axis after a reshape, which keeps the order of the elements.
 
     Parameters
@@ -80,26 +80,26 @@ def relaid(axis: Axis, old: Sequence[int], new: Sequence[int], batch: int) -> Ma
 
     Examples
     --------
-    >>> relaid(Axis(0), (3, 5, 8), (15, 8), 3), relaid(Axis(1), (5, 3, 8), (15, 8), 3)
+    >>> reshaped(Axis(0), (3, 5, 8), (15, 8), 3), reshaped(Axis(1), (5, 3, 8), (15, 8), 3)
     (Axis(dim=0, before=1, after=5), Axis(dim=0, before=5, after=1))
-    >>> relaid(Axis(0), (4, 6), (2, 12), 4)
+    >>> reshaped(Axis(0), (4, 6), (2, 12), 4)
     <Unplaced.LOST: 'lost'>
     """
     dim = axis.dim
     if old[: dim + 1] == new[: dim + 1]:
         return axis
-    # In memory the samples are `outer` runs of batch * inner elements. A reshape moves no element, so
-    # a dimension of the new shape has the samples if it can be cut into before * batch * after with
-    # the same number of elements outside and inside.
+    # In row-major order the elements are `outer` runs of batch * inner, which a reshape keeps. So a new
+    # dimension holds the samples if its size is before * batch * after, with `outer` elements before
+    # the batch and `inner` after it, as in the old shape.
     inner, outer = axis.after * prod(old[dim + 1 :]), prod(old[:dim]) * axis.before
     if not inner or not outer:
         return LOST
-    for place, size in enumerate(new):
-        suffix = prod(new[place + 1 :])
+    for new_dim, size in enumerate(new):
+        suffix = prod(new[new_dim + 1 :])
         after, rest = divmod(inner, suffix) if suffix else (0, 1)
         if rest or size % (batch * after):
             continue
         before = size // (batch * after)
-        if before * prod(new[:place]) == outer:
-            return Axis(place, before, after)
+        if before * prod(new[:new_dim]) == outer:
+            return Axis(new_dim, before, after)
     return LOST

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned, dims_of, integers
-from trakstore.features.axes.marks import LOST, Axis, Mark, relaid
+from trakstore.features.axes.marks import LOST, Axis, Mark, reshaped
 
 __all__ = ["RULES"]
 
@@ -20,7 +20,7 @@ def _reshaped(call: MarkedCall) -> Mark:
         return mark
     if not isinstance(result, Tensor) or result.numel() != first.numel():
         return LOST
-    return relaid(mark, first.shape, result.shape, call.batch)
+    return reshaped(mark, first.shape, result.shape, call.batch)
 
 
 def _moved(call: MarkedCall, order: Sequence[int] | None) -> Mark:

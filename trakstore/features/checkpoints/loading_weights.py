@@ -1,4 +1,4 @@
-"""From a checkpoint into a model."""
+"""Loading the weights of a checkpoint into a model."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module, where: str) -> None:
     if adapters := [one for one in choices if is_adapter(one, model)]:
         load_adapter(adapters[0], model)
         return
-    weights, names = _fitting(choices, model, checkpoint)
+    weights, names = _weights_of_model(choices, model, checkpoint)
     with plain_tensors(weights.where):
         for piece in weights.pieces(list(names)):
             _put({names[name]: value for name, value in piece.items()}, model, weights.where)
 
 
-def _fitting(
+def _weights_of_model(
     choices: Sequence[StoredWeights], model: nn.Module, checkpoint: Checkpoint
 ) -> tuple[StoredWeights, dict[str, str]]:
-    """The state dict among several that is the model's, and the model's names for its names."""
+    """Return the one state dict that fits the model, and the model's name for each of its names."""
     fits: list[tuple[StoredWeights, dict[str, str]]] = []
     errors: list[TrakStoreError] = []
     for one in choices:
@@ -61,8 +61,8 @@ def _fitting(
             errors.append(error)
     if len(fits) > 1:
         raise TrakStoreError(
-            f"{fits[0][0].where} and {fits[1][0].where} both hold weights of this model; give the job "
-            f"the one that is meant, torch.load(path, weights_only=True)[name]"
+            f"{fits[0][0].where} and {fits[1][0].where} both hold weights of this model; give the one "
+            f"that is meant as the checkpoint: torch.load(path, weights_only=True)[name]"
         )
     if fits:
         return fits[0]
@@ -75,7 +75,7 @@ def _converted(checkpoint: Checkpoint, model: nn.Module) -> WeightsInMemory | No
     """Weights of a transformers model whose files have other names than its parameters.
 
     Some architectures, mixtures of experts for one, are saved under the names of their first release;
-    only ``from_pretrained`` knows how those become parameters. It holds a second model meanwhile.
+    only ``from_pretrained`` knows how those become parameters. Meanwhile a second model is in memory.
     """
     if not isinstance(checkpoint, str | Path) or not is_file(Path(checkpoint) / "config.json"):
         return None
@@ -88,7 +88,7 @@ def _converted(checkpoint: Checkpoint, model: nn.Module) -> WeightsInMemory | No
     for what in ("missing_keys", "mismatched_keys"):
         if report[what]:
             raise TrakStoreError(
-                f"{checkpoint} is not of this model: transformers names {what.replace('_', ' ')} "
+                f"{checkpoint} is not of this model: transformers reports {what.replace('_', ' ')}: "
                 f"{sorted(map(str, report[what]))[:3]}"
             )
     return WeightsInMemory(other.state_dict(), str(checkpoint))
@@ -101,4 +101,6 @@ def _put(piece: dict[str, Any], model: nn.Module, where: str) -> None:
         reason = " ".join(str(error).split())[:300]
         raise TrakStoreError(f"{where} is not of this model: {reason}") from None
     if done.unexpected_keys:
-        raise TrakStoreError(f"{where} is not of this model: it has no {done.unexpected_keys[0]}")
+        raise TrakStoreError(
+            f"{where} is not of this model: the model has no {done.unexpected_keys[0]}"
+        )

@@ -44,7 +44,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def begin(
-    works: Mapping[str, Callable[[], Coroutine[Any, Any, T]]], gate: asyncio.Semaphore
+    calls: Mapping[str, Callable[[], Coroutine[Any, Any, T]]], gate: asyncio.Semaphore
 ) -> dict[str, Future[T]]:
     """Begin some work in the loop, without waiting for it.
 
@@ -52,21 +52,21 @@ def begin(
 
     Parameters
     ----------
-    works : mapping of str to callable
+    calls : mapping of str to callable
         Functions that give coroutines, by key.
     gate : asyncio.Semaphore
-        As many as it lets through are under way at once.
+        Limits how many are under way at once.
 
     Returns
     -------
     dict of str to Future
         One for each key. What is cancelled before its turn is never begun.
     """
-    futures = {key: Future[T]() for key in works}
+    futures = {key: Future[T]() for key in calls}
 
     async def wait_and_work(key: str) -> T | None:
         async with gate:
-            return None if futures[key].cancelled() else await works[key]()
+            return None if futures[key].cancelled() else await calls[key]()
 
     def start() -> None:
         for key, future in futures.items():
@@ -79,7 +79,7 @@ def begin(
 
 
 def _hand_over(future: Future[Any], task: asyncio.Future[Any]) -> None:
-    """Give a future, if it is still of interest, what a task gave or raised."""
+    """Set a future's result or error from its task, unless the future was cancelled."""
     _UNDER_WAY.discard(task)
     if task.cancelled():
         future.cancel()
@@ -97,7 +97,10 @@ async def _running_loop() -> asyncio.AbstractEventLoop:
 
 
 def _forget_loop() -> None:
-    """Have zarr make another loop: it would wait for ever for one whose thread never started."""
+    """Make zarr start a new loop at its next call.
+
+    Otherwise it would wait for ever for the loop whose thread never started.
+    """
     (loop,), (thread,) = zarr_sync.loop, zarr_sync.iothread
     if loop is not None and thread is not None and not thread.is_alive():
         zarr_sync.loop[0] = zarr_sync.iothread[0] = None
