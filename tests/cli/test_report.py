@@ -223,8 +223,9 @@ def test_what_the_model_predicts(run: Any, jobs: Path, tmp_path: Path, out: Path
     gone = jobs.with_name("gone.py")
     gone.write_text(jobs.read_text().replace("checkpoints=states", "checkpoints={'final': 'a.pt'}"))
     ran = run(*asked, f"{gone}:small")
-    assert ran.code == 0 and "left out: Predictions: there is no checkpoint file or folder a.pt" in ran.out
-    assert "there is no checkpoint file or folder a.pt" in out.read_text()
+    missing = "there is no checkpoint file or folder a.pt"
+    assert ran.code == 0 and f"left out: Predictions: {missing}" in ran.out
+    assert missing in out.read_text()
     assert "<dt>predicted</dt>" not in out.read_text()
 
 
