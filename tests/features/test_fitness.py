@@ -397,3 +397,28 @@ def test_what_a_model_keeps_of_its_weights_is_not_used_under_others(tmp_path: Pa
     featurize(fresh, data, alone, projector=identity, progress=False)
     got = ts.open_store(both).features(2, "train").values
     np.testing.assert_allclose(got, ts.open_store(alone).features(0, "train").values, rtol=1e-5)
+
+
+class Graphed(nn.Module):
+    """A model that keeps what it makes of a weight, with its graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(6, 3), nn.Parameter(torch.ones(6))
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.kept:
+            self.kept.append(self.scale.exp())
+        logits: Tensor = self.linear(x * self.kept[0])
+        return logits
+
+
+def test_what_surrounds_or_stays_in_a_model_is_named(tmp_path: Path) -> None:
+    rows = [(torch.randn(6), i % 3) for i in range(4)]
+    with pytest.raises(TrakStoreError, match="keeps tensors with their graph"):
+        features(Graphed(), rows, tmp_path / "a.zarr")
+    model = mlp()
+    with pytest.raises(TrakStoreError, match="default device is 'meta'"), torch.device("meta"):
+        features(model, Samples(4), tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()

@@ -27,6 +27,11 @@ def need_weights(model: nn.Module) -> None:
 
     Scripted and traced models take no other weights than their own, lazy modules may have none yet.
     """
+    if torch.get_default_device().type == "meta":
+        raise TrakStoreError(
+            "torch's default device is 'meta', on which tensors have no numbers: leave "
+            "torch.device('meta') before features are computed"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise TrakStoreError(
             "the model is a scripted or traced one (torch.jit), which takes no other weights; give "
@@ -182,6 +187,12 @@ def _need_pass(model: nn.Module, output: ModelOutput, batch: Any) -> None:
     except (TrakStoreError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if "backward through the graph a second time" in str(error):
+            raise TrakStoreError(
+                "the model keeps tensors with their graph from one call to the next (a cache of what "
+                "it makes of its weights, parametrize.cached()), so that no second sample has "
+                "gradients: leave the cache while features are computed, or detach what it keeps"
+            ) from error
         got = ", ".join(map(_described, tree.tree_leaves(batch)))
         raise TrakStoreError(
             f"the model does not take the first samples ({got}): {_reason(error)}; give samples of "
