@@ -8,6 +8,7 @@ import reference
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.kernels.gram import Gram, gram
+from trakstore.kernels.iterative import ConjugateGradients, Dual, rows_kernel
 from trakstore.kernels.solvers import Cholesky, Damping, IllConditionedWarning
 from trakstore.passes.rows import ArrayRows
 
@@ -63,6 +64,18 @@ def test_dependent_columns_are_singular(draw, make):
 def test_a_zero_kernel_is_told():
     with pytest.raises(NumericsError, match="all 5 rows are zero"):
         Cholesky().factor(Gram(np.zeros((2, 2)), 5, 0.0), 1.0)
+
+
+@pytest.mark.parametrize("solver", [Dual(), ConjugateGradients()])
+def test_absolute_damping_solves_a_zero_kernel_as_every_solver_does(solver):
+    rows = ArrayRows(np.zeros((3, 5), np.float32))
+    right = np.ones((2, 5), np.float32)
+    of_rows = solver.factor(rows_kernel(rows), Damping(absolute=0.5)).solve(right)
+    in_memory = (
+        Cholesky().factor(Gram(np.zeros((5, 5)), 3, 0.0), Damping(absolute=0.5)).solve(right)
+    )
+    np.testing.assert_allclose(of_rows, 2 * right)
+    np.testing.assert_allclose(in_memory, 2 * right)
 
 
 def test_nearly_singular_kernels_warn():

@@ -17,9 +17,11 @@ from trakstore.methods.similarity import whitened_cos_scores
 from trakstore.methods.trak import trak_scores
 from trakstore.scores.saving import drop_scores, names_of_scores, open_scores, save_scores
 from trakstore.spec import OutputSpec
+from trakstore.storage.backends.location import open_location
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.claims import claimed
-from trakstore.storage.tables.saved_table import begin_table
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_table import begin_table, read_table, table_arrays, write_table
 
 
 @pytest.fixture
@@ -250,3 +252,19 @@ def test_chunks_of_other_scores_are_not_read(store: ts.FeatureStore, kept: dict[
     document.write_bytes((place / "b" / "zarr.json").read_bytes())
     with pytest.raises(DamagedError, match="is the document of 'scores/b'"):
         open_scores(store, "a")
+
+
+def test_parts_of_saved_scores_are_read_as_numpy_reads_them(tmp_path: Path) -> None:
+    array = SavedArray("scores", "float32", (7, 9), (3, 4), ("target", "train"))
+    values = np.arange(63, dtype=np.float32).reshape(7, 9)
+    place = open_location(tmp_path, create=True)
+    write_table(place, "scores/a", [(array, values)], {})
+    read = table_arrays(read_table(place, "scores/a"))["scores"].open(place, "scores/a")
+    for index in (
+        *(np.s_[::2], np.s_[::-1], np.s_[1:6:3, ::-2], np.s_[-1], np.s_[2, -4], np.s_[5:2:-1, 3]),
+        *(np.s_[...], np.s_[4:4], np.s_[3], np.s_[np.int64(2), 1:3]),
+    ):
+        np.testing.assert_array_equal(read[index], values[index])
+    for wrong in (7, -8, np.array([1, 2]), "a", (0, 9)):
+        with pytest.raises(IndexError, match="an index is a slice or a number below"):
+            read[wrong]

@@ -156,7 +156,21 @@ def test_a_claim_that_is_just_being_written_is_not_passed_over(
         with pytest.raises(LocationError, match="x is being changed"), claimed(place, "x", "drop"):
             raise AssertionError
     assert during == [1], "the first one saw no other, and holds its claim"
-    assert not (Path(place.address) / document_key("_claims/x~/2")).exists()
+    assert not (Path(place.address) / "_claims/x~/2").exists()
+
+
+def test_a_claim_below_a_dead_one_still_counts(place: Location) -> None:
+    """A process was killed right after it had passed over another's claim that was being written."""
+    with claimed(place, "x", "save"):
+        own = last_claim(place, "x")
+        assert own is not None
+        key = document_key("_claims/x~/2")
+        dead = replace(own, place="_claims/x~/2", born=own.born + 1)
+        place.put({key: dead.document})
+        with pytest.raises(LocationError, match="again and again"), claimed(place, "x", "drop"):
+            raise AssertionError
+    with claimed(place, "x", "drop"):
+        pass
 
 
 def test_appends_and_drops_of_a_split_that_is_being_changed(tmp_path: Path) -> None:

@@ -236,7 +236,9 @@ def _mixed_factors(
     # A mixture of two grams is stored nowhere and has no rows: it is factored in memory.
     solver, held = Cholesky(), 0
     grams = grams_at_once(sides, damping, solver, dtype, limit)
-    for at in range(0, len(sides), 2):
+
+    # A function of its own, since grams that a generator holds would outlive its ``yield``.
+    def factored(at: int) -> Factor:
         own, other = (
             split_gram(
                 sides[side],
@@ -249,7 +251,10 @@ def _mixed_factors(
         # Both kernels are sums over rows: n/m makes the targets' as large as that of n rows.
         matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
         mixed = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
-        factor = solver.factor(mixed, damping)
+        return solver.factor(mixed, damping)
+
+    for at in range(0, len(sides), 2):
+        factor = factored(at)
         held += factor.memory
         yield factor
 

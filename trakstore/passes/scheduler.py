@@ -20,7 +20,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, TypeVar, cast
@@ -73,7 +73,9 @@ class _ProcessLimit:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._holder.submit(self._limit.__exit__, None, None, None).result()
+                # An interpreter that is shutting down takes no more work, and needs no limit lifted.
+                with suppress(RuntimeError):
+                    self._holder.submit(self._limit.__exit__, None, None, None).result()
                 self._holder.shutdown()
 
 
@@ -123,8 +125,9 @@ def tile_ranges(start: int, stop: int, step: int) -> list[tuple[int, int]]:
 def row_ranges(rows: int, step: int, most: int | None = None) -> list[tuple[int, int]]:
     """Cut rows into ranges of whole tiles, of nearly equal length: a function of the shape alone.
 
-    At most 8 for short passes, one for each tile if there are fewer; 32 for longer ones; and one for
-    each 128 tiles of very long ones, so that a thousand workers have something to do; ``most`` at most.
+    At most 8 for short passes, one for each tile if there are fewer; up to 32 for longer ones; and one
+    for each 128 tiles of very long ones, so that a thousand workers have something to do; ``most`` at
+    most.
 
     Examples
     --------

@@ -145,7 +145,7 @@ def encode(
     documents : mapping of str to bytes
         The metadata document of each array.
     rows : tuple of int
-        The first and the last but one; a chunk begins at the first.
+        The first row and the one behind the last; a chunk begins at the first.
     values : mapping of str to ndarray
         These rows of each array.
     """

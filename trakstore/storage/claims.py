@@ -187,14 +187,31 @@ def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
         claim = Claim.of_this_process(place, what, {} if before is None else before.known)
         if not publish_numbered(location, top, number, claim.document):
             continue
-        # A folder without a document is what a killed process left, or that of a process which was
-        # about to write its claim. That one takes its claim back if it finds this one there. If it
-        # looked before this one was there, its claim is there now, and this one is taken back.
-        passed_over = [n for n in numbers if last is None or n > last[0]]
-        if highest(location, top, passed_over) is None:
+        if _is_alone(location, top, numbers, 0 if last is None else last[0]):
             return number, claim
-        location.delete([layout.document_key(top, number)])
+        # With its folder: one without a document would tell of a claim that somebody deleted.
+        location.delete_folder(place)
     raise LocationError(f"{location}: others come first again and again at {top}; try again")
+
+
+def _is_alone(location: Location, top: str, numbers: list[int], read: int) -> bool:
+    """Tell whether no process holds a claim of these numbers but of the one that was ``read``.
+
+    A folder above it without a document is what a killed process left, or that of a process which was
+    about to write its claim. That one takes its claim back if it finds a higher one there. If it looked
+    before that was there, its own claim is there now. A claim below the one that was read has ended,
+    was left by a process that died, or was passed over after a long silence, but for one of this
+    machine whose process lives.
+    """
+    for number in numbers:
+        document = None if number == read else location.get(layout.document_key(top, number))
+        if document is None:
+            continue
+        claim = Claim.read(document, layout.child(top, number))
+        lives = claim.machine == _machine() and not claim.ended and not claim.is_left
+        if number > read or lives:
+            return False
+    return True
 
 
 def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:

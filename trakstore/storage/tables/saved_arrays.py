@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from trakstore.documents import NAME, each, fields, made_by, one_of, text, whole
 from trakstore.errors import DamagedError, LocationError, error_context
+from trakstore.quantities import is_whole, shown
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_document
 from trakstore.storage.backends.chunks import TAIL, ChunkForm, cut, grid, intact
@@ -261,7 +262,7 @@ def _fits_together(array: SavedArray) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class TableArray:
-    """A saved array, read part by part; it pickles as an address and a path.
+    """A saved array, read part by part; it pickles as an address, a path and its checksums.
 
     Its shape, its chunks and their checksums are those of the group's document, which has a checksum
     itself: a damaged document of the array cannot change what is read. A chunk that is missing is an
@@ -300,15 +301,30 @@ class TableArray:
         return str(self.location), self.path, self.saved.to_dict()
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Read a part, by slices of step 1 or numbers, one for each of the first dimensions."""
+        """Read a part, by slices or numbers, one for each of the first dimensions.
+
+        Raises
+        ------
+        IndexError
+            For a number outside of its dimension, or an index of another kind.
+        """
         asked = [] if index is ... else list(index) if isinstance(index, tuple) else [index]
         asked += [slice(None)] * (self.ndim - len(asked))
-        ranges = [
-            range(*one.indices(size)) if isinstance(one, slice) else range(one, one + 1)
-            for one, size in zip(asked, self.shape, strict=True)
-        ]
-        drop = tuple(slice(None) if isinstance(one, slice) else 0 for one in asked)
-        return self._read(ranges)[drop]
+        ranges, within = list[range](), list[int | slice]()
+        for one, size in zip(asked, self.shape, strict=True):
+            if isinstance(one, slice):
+                wanted = range(size)[one]
+                # The rows between the steps are read too, and left out afterwards.
+                low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+                within.append(slice(None, None, wanted.step))
+            elif is_whole(one) and -size <= int(one) < size:
+                low = int(one) % size
+                high = low + 1
+                within.append(0)
+            else:
+                raise IndexError(f"an index is a slice or a number below {size}, got {shown(one)}")
+            ranges.append(range(low, high))
+        return self._read(ranges)[tuple(within)]
 
     def _read(self, wanted: list[range]) -> NDArray[Any]:
         out = np.empty(tuple(map(len, wanted)), self.dtype)
