@@ -524,3 +524,12 @@ def test_object_storage(bucket: str) -> None:
     store.write_split(0, "train", X, out_to_loss=np.ones(10), block_rows=3)
     store.location.delete(["0/train/mine"])
     assert verify_store(url).ok
+
+
+def test_a_link_in_place_of_the_tables_is_told_once(tmp_path: Path) -> None:
+    where = tmp_path / "s.zarr"
+    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("sjlt", 4))
+    store.write_split(0, "train", np.ones((3, 4), np.float32))
+    (tmp_path / "elsewhere").mkdir()
+    (where / "scores").symlink_to(tmp_path / "elsewhere")
+    assert [(one.kind, one.key) for one in ts.verify_store(where).findings] == [("foreign", "scores")]
