@@ -108,6 +108,8 @@ def test_what_cannot_work_is_refused_before_training(tmp_path: Path) -> None:
     long = [{"input_ids": [2, 50], "source": 1}] * 3
     fails(TrakStoreError, "does not take the first samples", datasets={"test": long}, store=where)
     assert not where.exists()
+    with pytest.raises(TrakStoreError, match="the callback sets epoch itself"):
+        trainer_callback(data, where, epoch=3)
     ts.FeatureStore.create(where, projection=ts.ProjectionSpec("sjlt", 8))
     options = {"datasets": data, "store": where, "projector": IDENTITY}
     fails(SpecMismatchError, "holds .*projection", **options)

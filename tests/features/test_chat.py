@@ -61,7 +61,12 @@ def words(ids: torch.Tensor) -> str:
     return " ".join(WORDS[i] if i >= 0 else "." for i in ids.tolist())
 
 
-@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["by turns", "marked"])
+TRIMMED = MARKED.replace("{% generation %}", "{%- generation %}")
+
+
+@pytest.mark.parametrize(
+    "template", [PLAIN, MARKED, TRIMMED], ids=["by turns", "marked", "marked and trimmed"]
+)
 def test_labels_are_the_assistants_tokens(template: str) -> None:
     rows = chat_rows(CHATS, tokenizer(template))
     assert words(rows[0]["input_ids"]) == (
@@ -81,6 +86,20 @@ def test_rows_are_cut_and_those_without_an_answer_refused() -> None:
         chat_rows([CHATS[0], CHATS[0][:1]], tokenizer(PLAIN))
     with pytest.raises(TrakStoreError, match="max_length must be an integer, 1 or more, got 0"):
         chat_rows(CHATS, tokenizer(PLAIN), max_length=0)
+
+
+def test_odd_conversations() -> None:
+    first = [{"role": "assistant", "content": "hello"}]
+    [row] = chat_rows([first], tokenizer(PLAIN))
+    assert words(row["labels"]).endswith("hello </s>")
+    with pytest.raises(
+        TrakStoreError, match="conversation 0 needs turns with 'role' and 'content'"
+    ):
+        chat_rows([[{"content": "hello"}]], tokenizer(PLAIN))
+    without = tokenizer(PLAIN)
+    without.chat_template = None
+    with pytest.raises(TrakStoreError, match="no chat template"):
+        chat_rows(CHATS, without)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:

@@ -238,6 +238,8 @@ class Remembering(nn.Module):
         super().__init__()
         self.layers, self.table = nn.Linear(12, 3), nn.Parameter(torch.randn(1), False)
         self.made: Tensor | None = None
+        self.by_name: dict[str, Tensor] = {}
+        self.listed: list[Tensor] = []
 
     def train(self, mode: bool = True) -> Remembering:
         self.made = None if mode else self.made
@@ -374,12 +376,19 @@ class Keeping(nn.Module):
         super().__init__()
         self.linear, self.scale = nn.Linear(6, 3), nn.Parameter(torch.ones(6))
         self.made: Tensor | None = None
+        self.by_name: dict[str, Tensor] = {}
+        self.listed: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         if self.made is None:
             self.made = (2 * self.scale).detach()
             self.newer = self.made + 1
-        logits: Tensor = self.linear(x * self.made * self.scale + self.newer)
+        kept = self.by_name.setdefault("scale", self.scale.detach() + 2)
+        if not self.listed:
+            self.listed.append(self.scale.detach() + 3)
+        logits: Tensor = self.linear(
+            x * self.made * self.scale * kept * self.listed[0] + self.newer
+        )
         return logits
 
 
@@ -392,6 +401,7 @@ def test_what_a_model_keeps_of_its_weights_is_not_used_under_others(tmp_path: Pa
     job = Job(model, {"train": data}, checkpoints=states, projector=identity)
     featurize_job(job, both, progress=False)
     assert model.made is None and not hasattr(model, "newer")
+    assert not model.by_name and not model.listed
     fresh = Keeping()
     fresh.load_state_dict(states[2])
     featurize(fresh, data, alone, projector=identity, progress=False)

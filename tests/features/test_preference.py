@@ -118,6 +118,13 @@ def test_advantages_scale_the_loss_and_not_the_feature(tmp_path: Path) -> None:
     assert options["output"] == "causal_lm" and options["key"] == "advantages"
 
 
+def test_a_loss_that_is_no_function_of_its_output_stays_so_with_weights(tmp_path: Path) -> None:
+    rows = [{"input_ids": r["chosen_input_ids"], "weights": torch.ones(())} for r in pairs()]
+    written(speaker(), rows, tmp_path / "s.zarr", Weighted(CausalLM(over="tokens")))
+    with pytest.raises(TrakStoreError, match="does not determine the loss"):
+        ts.grad_dot_scores(ts.open_store(tmp_path / "s.zarr"), "train", of="loss")
+
+
 def test_a_weighted_classifier_keeps_its_labels(tmp_path: Path) -> None:
     class Net(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
@@ -133,6 +140,12 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     without = [{k: v for k, v in row.items() if k != "ref_chosen_logps"} for row in pairs()]
     faults: list[tuple[Any, Any, str]] = [
         (without, DPO(), "dpo needs dicts with .*; ref_chosen_logps is missing"),
+        ([row | {"x": torch.ones(1)} for row in pairs()], DPO(), "the rows also have 'x'"),
+        (
+            [row | {"ref_chosen_logps": torch.ones(2)} for row in pairs()],
+            DPO(),
+            r"ref_chosen_logps must be one sum a sample, got shape \(2, 2\)",
+        ),
         (pairs(), Weighted(CausalLM()), "weighted outputs need dicts with 'weights', got"),
         (
             [{"input_ids": torch.arange(4), "weights": torch.ones(2)}] * 3,

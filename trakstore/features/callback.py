@@ -90,12 +90,12 @@ def trainer_callback(
         Write only where the number of the epoch, or of the step, is a multiple of this.
     **options
         Further keywords of :func:`trakstore.features.featurize`, in place of what is taken from the
-        Trainer; ``learning_rate`` is that of the last optimiser step.
+        Trainer. The learning rate is that of the last optimiser step.
 
     Raises
     ------
     TrakStoreError
-        Without transformers, or for another ``when``.
+        Without transformers, for another ``when``, or for an option that the callback sets.
 
     Examples
     --------
@@ -110,6 +110,8 @@ def trainer_callback(
             f"this callback needs transformers (pip install transformers), and it cannot be imported: "
             f"{error}"
         ) from error
+    if given := sorted({"epoch", "split", "learning_rate"} & options.keys()):
+        raise TrakStoreError(f"the callback sets {', '.join(given)} itself: leave it out")
     if when not in _HOOKS:
         raise TrakStoreError(f"when is one of {', '.join(_HOOKS)}, got {when!r}")
     writer = _FeatureWriter(datasets, store, when, as_whole(every, "every", 1), options)
@@ -161,7 +163,14 @@ class _FeatureWriter:
             for option in ("ids", "rank", "world_size"):
                 chosen.pop(option, None)
             there = find_store(self.store)
-            asked = {"projector": there.spec.projection, "dtype": there.spec.dtype} if there else {}
+            asked: dict[str, Any] = {}
+            if there is not None:
+                spec = there.spec
+                asked = {
+                    "projector": spec.projection,
+                    "dtype": spec.dtype,
+                    "keep_bits": spec.keep_bits,
+                }
             alone = {"split": split, "rank": 0, "world_size": 1}
             featurize(model, first, place, **{**asked, **chosen, **alone})
             if there is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.outputs.sequences import IGNORED
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_whole, shown
 
 
 def chat_rows(
@@ -40,18 +41,25 @@ def chat_rows(
     -------
     list of dict of Tensor
         ``input_ids``, and ``labels`` that are -100 outside of the assistant's turns, each of shape
-        (length,).
+        (length,). A collator must keep the labels, as ``DataCollatorForSeq2Seq(tokenizer,
+        label_pad_token_id=-100)`` does; ``DataCollatorForLanguageModeling`` makes others.
 
     Raises
     ------
     TrakStoreError
-        When a conversation has no turn of the assistant within its length, or the template does not
-        keep the turns before a turn as they were.
+        When a conversation has no turn of the assistant within its length, a turn has no role, there is
+        no template, or it does not keep the turns before a turn as they were.
     """
     if max_length is not None:
         max_length = as_whole(max_length, "max_length", 1)
+    if not isinstance(getattr(tokenizer, "chat_template", None), str):
+        raise TrakStoreError("the tokenizer has no chat template: set tokenizer.chat_template")
     rows = []
     for number, turns in enumerate(conversations):
+        if not all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
+            raise TrakStoreError(
+                f"conversation {number} needs turns with 'role' and 'content', got {shown(turns)}"
+            )
         ids, counted = _marked(turns, tokenizer)
         if not any(counted):
             ids, counted = _by_turns(turns, tokenizer, number)
@@ -68,7 +76,7 @@ def chat_rows(
 
 def _marked(turns: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
     """Tokens of a conversation, and the template's own marks; no marks where it has none."""
-    if "{% generation" not in (tokenizer.get_chat_template() or ""):
+    if not re.search(r"\{%[-+]?\s*generation\b", tokenizer.chat_template):
         return [], []
     made = tokenizer.apply_chat_template(
         turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -83,7 +91,8 @@ def _by_turns(turns: Any, tokenizer: Any, number: int) -> tuple[list[int], list[
     for at, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        before = _tokens(turns[:at], tokenizer, prompt=True)
+        # Some templates write nothing of no turns, and fail: then the assistant's turn begins the row.
+        before = _tokens(turns[:at], tokenizer, prompt=True) if at else []
         after = _tokens(turns[: at + 1], tokenizer)
         if ids[: len(before)] != before or ids[: len(after)] != after:
             raise TrakStoreError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ __all__ = ["explained", "fit_modules", "need_apart", "need_weights"]
 _DYNAMIC = "torch.ao.nn.quantized.dynamic"
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _SPARSE = (nn.Embedding, nn.EmbeddingBag)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def need_weights(model: nn.Module) -> None:
@@ -82,7 +84,7 @@ def fit_modules(model: nn.Module) -> Iterator[None]:
     with ExitStack() as back:
         for module in model.modules():
             back.callback(setattr, module, "training", module.training)
-            back.callback(_forget, module, dict(vars(module)))
+            back.callback(_forget, module, _own_attributes(module))
             if isinstance(module, _SPARSE) and module.sparse:
                 back.callback(setattr, module, "sparse", True)
                 module.sparse = False
@@ -103,18 +105,40 @@ def fit_modules(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _forget(module: nn.Module, before: dict[str, Any]) -> None:
-    """Take plain tensors from a module that it did not have before.
+def _own_attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Return what a module's class keeps in it: each attribute, and a copy of a dict or list."""
+    return {
+        name: (value, copy(value) if isinstance(value, dict | list) else None)
+        for name, value in vars(module).items()
+        if name not in _OF_EVERY_MODULE
+    }
+
+
+def _forget(module: nn.Module, before: dict[str, tuple[Any, Any]]) -> None:
+    """Take plain tensors from a module, and from its dicts and lists, that it did not have before.
 
     A forward may keep what it made of its weights. Under the weights of the next checkpoint that would
     be wrong, and nothing would tell.
     """
     for name, value in list(vars(module).items()):
-        if isinstance(value, Tensor) and before.get(name) is not value:
-            if name in before:
-                setattr(module, name, before[name])
-            else:
-                delattr(module, name)
+        if isinstance(value, Tensor) and name not in before and name not in _OF_EVERY_MODULE:
+            delattr(module, name)
+    for name, (value, content) in before.items():
+        now = vars(module).get(name)
+        if isinstance(now, Tensor) and now is not value:
+            setattr(module, name, value)
+        elif isinstance(value, dict) and _tensors_of(value.values()) != _tensors_of(
+            content.values()
+        ):
+            value.clear()
+            value.update(content)
+        elif isinstance(value, list) and _tensors_of(value) != _tensors_of(content):
+            value[:] = content
+
+
+def _tensors_of(values: Iterable[Any]) -> list[int]:
+    """Return which of some values are tensors, by their identities."""
+    return [id(value) for value in values if isinstance(value, Tensor)]
 
 
 def _own_tensors(model: nn.Module) -> list[Tensor]:

@@ -141,6 +141,8 @@ class Job:
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
     name: str = ""
+    # The epoch whose whole weights the model has, where they are not its own.
+    _whole: int | str | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -207,7 +209,10 @@ class Job:
         # Once more, as attributes may have been set since the job was made.
         self._own_checkpoints()
         with kept(self.model, parameters=bool(self.checkpoints)):
-            yield
+            try:
+                yield
+            finally:
+                self._whole = None
 
     def check_names(self) -> None:
         """Check that ids and learning rates are of splits and epochs that the job has.
@@ -243,7 +248,13 @@ class Job:
             return self.model
         if epoch not in self._weights:
             raise NotFoundError(f"the job has no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
-        load_weights(self._weights[epoch], self.model, f"checkpoint {epoch}")
+        kind = load_weights(self._weights[epoch], self.model, f"checkpoint {epoch}")
+        if kind == "adapter" and self._whole is not None:
+            raise TrakStoreError(
+                f"checkpoint {epoch} is an adapter, and its base would be that of checkpoint "
+                f"{self._whole}, which was loaded before: give whole weights of all epochs, or adapters"
+            )
+        self._whole = epoch if kind == "whole" else None
         return self.model
 
     def check_files(self, epochs: Sequence[int | str]) -> None:

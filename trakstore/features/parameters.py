@@ -64,6 +64,14 @@ def canonical_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def is_pretrained_model(model: nn.Module) -> bool:
+    """Tell whether a model is one of transformers, without importing that."""
+    return any(
+        one.__name__ == "PreTrainedModel" and one.__module__.startswith("transformers.")
+        for one in type(model).__mro__
+    )
+
+
 def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
     """Return patterns of parameter names, of which a single one may be given as text.
 

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from trakstore.errors import TrakStoreError
 
-__all__ = ["Kept", "kept", "own_copy", "state_dicts", "unshared"]
+__all__ = ["Kept", "kept", "own_copy", "shares_memory", "state_dicts", "unshared"]
 
 K = TypeVar("K")
 Span = tuple[int, int]  # first byte, and the one after the last
@@ -48,13 +48,25 @@ def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
     # Other mappings may read a file for each value: to look at them all would read every checkpoint.
     if not isinstance(checkpoints, dict | MappingProxyType | ChainMap | UserDict):
         return checkpoints
-    own = _spans(chain(model.parameters(), model.buffers()))
     copies = {
         name: _copied(state)
         for name, state in checkpoints.items()
-        if isinstance(state, Mapping) and _overlap(own, _spans(state.values()))
+        if isinstance(state, Mapping) and shares_memory(state, model)
     }
     return {**checkpoints, **copies} if copies else checkpoints
+
+
+def shares_memory(state: Mapping[Any, Any], model: nn.Module) -> bool:
+    """Tell whether a tensor of a state dict, also of one within it, lies in the model's memory."""
+    return _overlap(_spans(chain(model.parameters(), model.buffers())), _spans(_values(state)))
+
+
+def _values(state: Mapping[Any, Any]) -> Iterator[Any]:
+    for value in state.values():
+        if isinstance(value, Mapping):
+            yield from _values(value)
+        else:
+            yield value
 
 
 def state_dicts(
@@ -204,6 +216,8 @@ def _copied(state: Mapping[Any, Any]) -> dict[Any, Any]:
     memo: dict[Any, Tensor] = {}
 
     def own(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: own(one) for name, one in value.items()}
         if not isinstance(value, Tensor):
             return copy.deepcopy(value)
         which = (*_parts_of(value), value.shape, value.dtype)

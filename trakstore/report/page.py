@@ -83,7 +83,7 @@ def render_page(findings: Findings) -> str:
         )
         .strip()
     )
-    if (size := len(page.encode())) > MOST_BYTES:
+    if (size := len(page.encode("utf-8", "surrogatepass"))) > MOST_BYTES:
         raise TrakStoreError(
             f"the page would have {human_bytes(size)}, and {human_bytes(MOST_BYTES)} is the most that "
             f"browsers open: ask for fewer targets, shorter lists (k=, --k) or smaller pictures"

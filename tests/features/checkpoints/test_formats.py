@@ -255,6 +255,86 @@ def test_names_and_shapes_that_do_not_fit_are_told_before_anything_changes(tmp_p
         )
 
 
+def stack(count: int) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(2, 2) for _ in range(count)))
+
+
+def under(prefix: str, module: nn.Module) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value for name, value in module.state_dict().items()}
+
+
+def test_weights_behind_a_prefix_are_all_the_models_and_of_one_prefix() -> None:
+    model, before = stack(2), stack(2)
+    model.load_state_dict(before.state_dict())
+    for given, message in (
+        (under("model.", stack(3)), r"the model has no 2\.weight, 2\.bias"),
+        (
+            under("model.", stack(2)) | {"model.0.scale": torch.ones(1)},
+            r"the model has no 0\.scale",
+        ),
+        (under("teacher.", stack(2)) | under("student.", stack(2)), "weights of this model twice"),
+        (
+            under("", stack(2)) | under("mean.", stack(2)),
+            "weights of this model twice",
+        ),
+        (
+            under("module.", stack(2)) | under("", stack(2)),
+            "are one name without what wrappers add",
+        ),
+    ):
+        with pytest.raises(TrakStoreError, match=message):
+            load_weights(given, model, "checkpoint 1")
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
+    )
+    trained = stack(2)
+    load_weights(under("model.", trained) | under("loss.", nn.Linear(1, 1)), model, "checkpoint 1")
+    assert torch.equal(model[1].weight, trained[1].weight)  # type: ignore[index]
+
+
+def test_tied_weights_that_differ_where_they_are_stored_are_refused() -> None:
+    untied, tied = llama(1, tie_word_embeddings=False), llama(2)
+    with pytest.raises(TrakStoreError, match="differ there, and are one tensor in the model"):
+        load_weights(untied.state_dict(), tied, "checkpoint 1")
+
+
+def test_states_within_others_and_functions_that_give_the_models_own_tensors(
+    tmp_path: Path,
+) -> None:
+    model = llama(1)
+    own = {"model": model.state_dict()}
+    store = features({5: {"model": llama(2).state_dict()}, 10: own}, model, tmp_path / "s.zarr")
+    direct = features(None, llama(1), tmp_path / "direct.zarr")
+    assert np.array_equal(store.features(10, "train"), direct.features(0, "train"))
+    with pytest.raises(TrakStoreError, match="gives tensors of the model itself"):
+        load_weights(model.state_dict, model, "checkpoint 1")
+
+
+def test_an_adapter_of_another_scale_or_behind_whole_weights_is_refused(tmp_path: Path) -> None:
+    trained, model = lora(1), lora(2)
+    trained.save_pretrained(tmp_path / "adapter")
+    config = tmp_path / "adapter/adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 99}))
+    with pytest.raises(TrakStoreError, match=r"has lora_alpha 99, the model's adapter 8"):
+        load_weights(tmp_path / "adapter", model, "checkpoint 1")
+    both = {1: trained.state_dict(), 2: peft.get_peft_model_state_dict(trained)}
+    with pytest.raises(TrakStoreError, match="its base would be that of checkpoint 1"):
+        features(both, model, tmp_path / "s.zarr")
+
+
+def test_a_folder_of_another_architecture_is_not_built(tmp_path: Path) -> None:
+    other = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=12)
+    )
+    other.save_pretrained(tmp_path / "other")
+    for model in (llama(1), lora(1)):
+        with pytest.raises(TrakStoreError, match="is not of this model"):
+            load_weights(tmp_path / "other", model, "checkpoint 1")
+    llama(1).save_pretrained(tmp_path / "whole")
+    with pytest.raises(TrakStoreError, match="is not of this model"):
+        load_weights(tmp_path / "whole", lora(1), "checkpoint 1")
+
+
 def test_adapters_that_do_not_fit_are_told(tmp_path: Path) -> None:
     lora(1).save_pretrained(tmp_path / "adapter")
     with pytest.raises(TrakStoreError, match=r"not of this model: .*lora_A"):
@@ -263,8 +343,11 @@ def test_adapters_that_do_not_fit_are_told(tmp_path: Path) -> None:
     with pytest.raises(TrakStoreError, match=r"it lacks .*o_proj.*adapter_config.json"):
         load_weights(tmp_path / "adapter", peft.get_peft_model(llama(0), config), "checkpoint 1")
     config = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"], modules_to_save=["norm"])
+    larger = peft.get_peft_model(llama(0), config)
+    with pytest.raises(TrakStoreError, match=r"has r 2, the model's adapter 3"):
+        load_weights(tmp_path / "adapter", larger, "checkpoint 1")
     with pytest.raises(TrakStoreError, match=r"not of the model's adapter: .*size mismatch"):
-        load_weights(tmp_path / "adapter", peft.get_peft_model(llama(0), config), "checkpoint 1")
+        load_weights(peft.get_peft_model_state_dict(lora(1)), larger, "checkpoint 1")
     model = lora(1)
     model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj"]))
     model.base_model.set_adapter(["default", "other"])

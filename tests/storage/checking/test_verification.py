@@ -532,4 +532,6 @@ def test_a_link_in_place_of_the_tables_is_told_once(tmp_path: Path) -> None:
     store.write_split(0, "train", np.ones((3, 4), np.float32))
     (tmp_path / "elsewhere").mkdir()
     (where / "scores").symlink_to(tmp_path / "elsewhere")
-    assert [(one.kind, one.key) for one in ts.verify_store(where).findings] == [("foreign", "scores")]
+    assert [(one.kind, one.key) for one in ts.verify_store(where).findings] == [
+        ("foreign", "scores")
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -10,15 +12,24 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.checkpoints.fitting import some_names
 from trakstore.features.checkpoints.stored_weights import StoredWeights
 from trakstore.features.parameters import canonical_name
+from trakstore.paths import is_file
+
+_PREFIX = "base_model.model."
+_COMPARED = (
+    *("peft_type", "r", "lora_alpha", "use_rslora", "use_dora"),
+    *("alpha_pattern", "rank_pattern"),
+)
 
 
 def is_adapter(stored: StoredWeights, model: nn.Module) -> bool:
     """Tell whether the weights are those of an adapter alone, and PEFT has put one into the model."""
     if not hasattr(model, "peft_config"):
         return False
-    names = {canonical_name(name) for name in stored.shapes()}
-    whole = {canonical_name(name) for name in model.state_dict()}
-    return not whole <= names and bool(names & _wanted(model))
+    names = {_bare(name) for name in stored.shapes()}
+    whole = {_bare(name) for name in model.state_dict()}
+    wanted = _wanted(model)
+    # Whole weights have some of an adapter's names too, those of modules that are saved with it.
+    return not whole <= names and len(names & wanted) > len(names - wanted)
 
 
 def load_adapter(stored: StoredWeights, model: nn.Module) -> None:
@@ -31,14 +42,18 @@ def load_adapter(stored: StoredWeights, model: nn.Module) -> None:
     """
     from peft import set_peft_model_state_dict
 
-    names = {canonical_name(name): name for name in stored.shapes()}
+    names = {_bare(name): name for name in stored.shapes()}
     if missing := sorted(_wanted(model) - names.keys()):
         raise TrakStoreError(
             f"{stored.where} is not of the model's adapter: it lacks {some_names(missing)}; make the "
             f"model with the configuration that lies beside the adapter (adapter_config.json)"
         )
+    _check_configuration(Path(stored.where).parent / "adapter_config.json", model)
     state = stored.read(list(names.values()))
-    given = {name: state[stored_name] for name, stored_name in names.items()}
+    prefix = (
+        _PREFIX if any(name.startswith(_PREFIX) for name, _ in model.named_parameters()) else ""
+    )
+    given = {prefix + name: state[stored_name] for name, stored_name in names.items()}
     try:
         done: Any = set_peft_model_state_dict(model, given, adapter_name=_active(model))
     except (RuntimeError, KeyError) as error:
@@ -51,6 +66,31 @@ def load_adapter(stored: StoredWeights, model: nn.Module) -> None:
         )
 
 
+def _bare(name: str) -> str:
+    """Return a name without wrappers and without PEFT's prefix, which transformers' own models lack."""
+    return canonical_name(name).removeprefix(_PREFIX)
+
+
+def _check_configuration(path: Path, model: Any) -> None:
+    """Refuse an adapter that scales or composes its weights otherwise than the model's.
+
+    The tensors alone do not tell: with another ``lora_alpha`` the same ones are another function.
+    """
+    if not is_file(path):
+        return
+    try:
+        stored = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError):
+        raise TrakStoreError(f"{path} is no configuration of PEFT") from None
+    own = json.loads(json.dumps(model.peft_config[_active(model)].to_dict(), default=str))
+    for name in _COMPARED:
+        if name in stored and name in own and stored[name] != own[name]:
+            raise TrakStoreError(
+                f"{path} has {name} {stored[name]!r}, the model's adapter {own[name]!r}; make the "
+                f"model with the adapter's configuration"
+            )
+
+
 def _wanted(model: nn.Module) -> set[str]:
     """Names that the file of the model's active adapter has."""
     from peft import get_peft_model_state_dict
@@ -59,7 +99,7 @@ def _wanted(model: nn.Module) -> set[str]:
     adapter = get_peft_model_state_dict(
         model, adapter_name=_active(model), save_embedding_layers=False
     )
-    return {canonical_name(name) for name in adapter}
+    return {_bare(name) for name in adapter}
 
 
 def _active(model: Any) -> str:

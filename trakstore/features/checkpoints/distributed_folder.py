@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from trakstore.errors import TrakStoreError
 from trakstore.features.checkpoints.stored_weights import Shape, StoredWeights
 
 METADATA = ".metadata"
@@ -25,6 +27,15 @@ class DistributedFolder(StoredWeights):
         self.path, self.where = path, str(path)
         with (path / METADATA).open("rb") as file:
             self._metadata: Metadata = _PlainUnpickler(file).load()
+        for stored in (self._metadata.storage_data or {}).values():
+            file_name = str(stored.relative_path)
+            if Path(file_name).name != file_name:  # as in an index of shards
+                raise TrakStoreError(f"{path} names {file_name!r}, which is not a file within it")
+        for name, one in self._tensors().items():
+            if sum(math.prod(chunk.sizes) for chunk in one.chunks) != math.prod(one.size):
+                raise TrakStoreError(
+                    f"{path} does not hold all of {name}: some ranks did not write theirs"
+                )
         self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
 
     def shapes(self) -> Mapping[str, Shape | None]:
@@ -54,6 +65,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads the folder's table of contents, which is a pickle, without running code of the file's."""
 
     def find_class(self, module: str, name: str) -> Any:
+        module = _OLD_NAMES.get(module, module)
         if "." not in name:  # a dotted name would reach through a module into others
             found = super().find_class(module, name) if module.split(".")[0] in _PACKAGES else None
             own_class = isinstance(found, type) and found.__module__ == _METADATA_MODULE
@@ -72,5 +84,5 @@ _NAMES = {
     ("torch.serialization", "_get_layout"),
     ("collections", "OrderedDict"),
     *(("pathlib", name) for name in _PATHS),
-    *(("pathlib._local", name) for name in _PATHS),  # where Python 3.13 says that they are
 }
+_OLD_NAMES = {"pathlib._local": "pathlib"}  # which Python 3.13 writes

@@ -19,8 +19,8 @@ def fitted(shapes: Mapping[str, Shape | None], model: nn.Module, where: str) -> 
     """Find the model's name for each stored one, and leave none of the model's without a tensor.
 
     Wrappers' parts of names (``module.``, ``_orig_mod.``) do not count. Where every name of the model
-    stands behind one prefix, such as Lightning's ``model.``, or without one that the model has, that
-    is how they are matched. Of tied parameters one name suffices.
+    stands behind one prefix, such as Lightning's ``model.``, that is how they are matched. Of tied
+    parameters one name suffices.
 
     Parameters
     ----------
@@ -38,21 +38,24 @@ def fitted(shapes: Mapping[str, Shape | None], model: nn.Module, where: str) -> 
     Raises
     ------
     TrakStoreError
-        When names are missing or left over, or a shape is another.
+        When names are missing or left over, a shape is another, or several prefixes fit.
     """
     own: dict[str, Any] = model.state_dict(keep_vars=True)
     names = {canonical_name(name): name for name in own}
-    stored = {canonical_name(name): name for name in shapes}
-    best = max(_renamings(stored, names), key=lambda renamed: len(renamed.keys() & names.keys()))
-    missing = _missing(best, own, names)
-    # Under a prefix there are others' weights too, such as those of a loss or of an average.
-    extra = (
-        [] if best is not stored else [n for n in best if n not in names and not _ignored(n, model)]
-    )
-    if missing or extra:
+    stored = _by_canonical_name(shapes, where)
+    renamings = list(_renamings(stored, names))
+    whole = [one for one in renamings if not _missing(one, own, names)]
+    if len(whole) > 1:
         raise TrakStoreError(
-            f"{where} is not of this model: {_difference(missing, extra, best, names)}"
+            f"{where} holds weights of this model twice, among them {whole[0][next(iter(names))]} and "
+            f"{whole[1][next(iter(names))]}; give the one that is meant, under the model's names"
         )
+    best = max(whole or renamings, key=lambda one: len(one.keys() & names.keys()))
+    missing = _missing(best, own, names)
+    extra = [name for name in best if name not in names and not _ignored(name, model)]
+    if missing or extra:
+        difference = _difference(missing, extra, best, names)
+        raise TrakStoreError(f"{where} is not of this model: {difference}")
     fits = {best[name]: names[name] for name in best if name in names}
     for name, own_name in fits.items():
         value, shape = own[own_name], shapes[name]
@@ -64,17 +67,40 @@ def fitted(shapes: Mapping[str, Shape | None], model: nn.Module, where: str) -> 
     return fits
 
 
+def tied_names(fits: Mapping[str, str], model: nn.Module) -> list[list[str]]:
+    """List the stored names that go into one tensor of the model, where several do."""
+    own: dict[str, Any] = model.state_dict(keep_vars=True)
+    groups: dict[int, list[str]] = {}
+    for name, own_name in fits.items():
+        if isinstance(own[own_name], Tensor):
+            groups.setdefault(id(own[own_name]), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _by_canonical_name(shapes: Mapping[str, Shape | None], where: str) -> dict[str, str]:
+    stored: dict[str, str] = {}
+    for name in shapes:
+        other = stored.setdefault(canonical_name(name), name)
+        if other != name:
+            raise TrakStoreError(
+                f"{where} holds {other} and {name}, which are one name without what wrappers add; give "
+                f"the one that is meant"
+            )
+    return stored
+
+
 def _renamings(stored: dict[str, str], names: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Stored names as they are, without a prefix that all of the model's have, and with one."""
+    """Stored names as they are, and those behind each prefix of the model's first name, without it.
+
+    Beside a prefix there may be others' weights, such as those of a loss; what is behind it is the
+    model's, all of it.
+    """
     yield stored
     first = next(iter(names), "")
     for name in stored:
         if name.endswith(f".{first}"):
             prefix = name.removesuffix(first)
             yield {n.removeprefix(prefix): s for n, s in stored.items() if n.startswith(prefix)}
-        elif first.endswith(f".{name}"):
-            prefix = first.removesuffix(name)
-            yield {prefix + n: s for n, s in stored.items()}
 
 
 def _missing(

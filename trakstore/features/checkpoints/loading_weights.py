@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.checkpoints.adapter import is_adapter, load_adapter
-from trakstore.features.checkpoints.fitting import fitted
+from trakstore.features.checkpoints.fitting import fitted, tied_names
 from trakstore.features.checkpoints.formats import Checkpoint, opened
 from trakstore.features.checkpoints.plain_tensors import plain_tensors
 from trakstore.features.checkpoints.stored_weights import StoredWeights, WeightsInMemory
+from trakstore.features.parameters import canonical_name, is_pretrained_model
+from trakstore.features.weights import shares_memory
+from trakstore.features.wording import first_line
 from trakstore.paths import is_file
 
 
-def load_weights(checkpoint: Checkpoint, model: nn.Module, where: str) -> None:
+def load_weights(
+    checkpoint: Checkpoint, model: nn.Module, where: str
+) -> Literal["whole", "adapter"]:
     """Load the weights of a checkpoint into a model, a few modules at a time.
 
     Nothing is changed before every name and shape was compared.
@@ -31,21 +38,41 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module, where: str) -> None:
     where : str
         Name of the checkpoint in messages.
 
+    Returns
+    -------
+    {"whole", "adapter"}
+        Whether all weights were loaded, or those of an adapter alone.
+
     Raises
     ------
     NotFoundError
         When there is no such file or folder.
     TrakStoreError
-        When the weights are not of this model.
+        When the weights are not of this model, or a function gives the model's own tensors.
     """
     choices = opened(checkpoint, where)
+    if callable(checkpoint) and any(
+        isinstance(one, WeightsInMemory) and shares_memory(one.state, model) for one in choices
+    ):
+        raise TrakStoreError(
+            f"the function of {where} gives tensors of the model itself, which are those of whichever "
+            f"epoch was loaded last; let it give copies"
+        )
     if adapters := [one for one in choices if is_adapter(one, model)]:
         load_adapter(adapters[0], model)
-        return
+        return "adapter"
     weights, names = _weights_of_model(choices, model, checkpoint)
     with plain_tensors(weights.where):
+        for tied in tied_names(names, model):
+            first, *others = (weights.read([name])[name] for name in tied)
+            if not all(torch.equal(first, other) for other in others):
+                raise TrakStoreError(
+                    f"{weights.where} is not of this model: {' and '.join(tied)} differ there, and are "
+                    f"one tensor in the model; make the model without tied weights"
+                )
         for piece in weights.pieces(list(names)):
             _put({names[name]: value for name, value in piece.items()}, model, weights.where)
+    return "whole"
 
 
 def _weights_of_model(
@@ -53,12 +80,13 @@ def _weights_of_model(
 ) -> tuple[StoredWeights, dict[str, str]]:
     """Return the one state dict that fits the model, and the model's name for each of its names."""
     fits: list[tuple[StoredWeights, dict[str, str]]] = []
-    errors: list[TrakStoreError] = []
+    errors: list[tuple[int, TrakStoreError]] = []
+    own = {canonical_name(name) for name in model.state_dict()}
     for one in choices:
         try:
             fits.append((one, fitted(one.shapes(), model, one.where)))
         except TrakStoreError as error:
-            errors.append(error)
+            errors.append((len(own & set(map(canonical_name, one.shapes()))), error))
     if len(fits) > 1:
         raise TrakStoreError(
             f"{fits[0][0].where} and {fits[1][0].where} both hold weights of this model; give the one "
@@ -68,7 +96,8 @@ def _weights_of_model(
         return fits[0]
     if converted := _converted(checkpoint, model):
         return converted, fitted(converted.shapes(), model, converted.where)
-    raise errors[-1]
+    # What is told is of the state dict that has most of the model's names.
+    raise max(errors, key=lambda known: known[0])[1]
 
 
 def _converted(checkpoint: Checkpoint, model: nn.Module) -> WeightsInMemory | None:
@@ -79,12 +108,17 @@ def _converted(checkpoint: Checkpoint, model: nn.Module) -> WeightsInMemory | No
     """
     if not isinstance(checkpoint, str | Path) or not is_file(Path(checkpoint) / "config.json"):
         return None
-    if not any(c.__module__.startswith("transformers.") for c in type(model).__mro__):
-        return None
     transformer: Any = model
-    other, report = type(transformer).from_pretrained(
-        checkpoint, dtype=transformer.dtype, output_loading_info=True, local_files_only=True
-    )
+    if not is_pretrained_model(model) or not _is_of_its_type(Path(checkpoint), transformer):
+        return None
+    try:
+        other, report = type(transformer).from_pretrained(
+            checkpoint, dtype=transformer.dtype, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, RuntimeError, TypeError, ValueError, LookupError) as error:
+        raise TrakStoreError(
+            f"{checkpoint} is not of this model: transformers says {first_line(error)}"
+        ) from error
     for what in ("missing_keys", "mismatched_keys"):
         if report[what]:
             raise TrakStoreError(
@@ -92,6 +126,15 @@ def _converted(checkpoint: Checkpoint, model: nn.Module) -> WeightsInMemory | No
                 f"{sorted(map(str, report[what]))[:3]}"
             )
     return WeightsInMemory(other.state_dict(), str(checkpoint))
+
+
+def _is_of_its_type(folder: Path, model: Any) -> bool:
+    """Tell whether a folder is of the model's architecture: another may be far too large to build."""
+    try:
+        named = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        return False
+    return bool(named == model.config.model_type)
 
 
 def _put(piece: dict[str, Any], model: nn.Module, where: str) -> None:

@@ -15,7 +15,7 @@ from trakstore.features.wording import first_line
 # All that unpicklers and parsers raise where bytes are not what they expect.
 _UNREADABLE = (
     *(pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, LookupError),
-    *(AttributeError, TypeError, ValueError),
+    *(AttributeError, ImportError, TypeError, ValueError),
 )
 
 

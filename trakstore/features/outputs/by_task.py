@@ -10,6 +10,7 @@ from trakstore.features.outputs.classification import Margin
 from trakstore.features.outputs.language import CausalLM, MaskedLM
 from trakstore.features.outputs.model_output import ModelOutput, inner_model
 from trakstore.features.outputs.regression import SquaredError
+from trakstore.features.parameters import is_pretrained_model
 
 log = logging.getLogger("trakstore")
 
@@ -41,7 +42,7 @@ def output_for(model: Any) -> ModelOutput:
     """
     inner = inner_model(model)
     name = type(inner).__name__
-    if not any(one.__module__.startswith("transformers.") for one in type(inner).__mro__):
+    if not is_pretrained_model(inner):
         return Margin()
     kind = next((kind for end, kind in _TASKS if name.endswith(end)), None)
     if kind is None:

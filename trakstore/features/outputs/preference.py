@@ -71,8 +71,18 @@ class DPO(ModelOutput):
                 f"dpo needs dicts with {', '.join(wanted)}; {', '.join(missing)} "
                 f"{'is' if len(missing) == 1 else 'are'} missing"
             )
+        strange = [key for key in batch if not key.startswith(("chosen_", "rejected_", "ref_"))]
+        if strange:
+            raise TrakStoreError(
+                f"dpo takes keys of chosen_, rejected_ and ref_, the rows also have "
+                f"{', '.join(map(repr, sorted(strange)))}: leave them out, or name them for each side"
+            )
         for side in _SIDES:
-            need_tensor(batch[f"ref_{side}_logps"], f"ref_{side}_logps")
+            sums = need_tensor(batch[f"ref_{side}_logps"], f"ref_{side}_logps")
+            if sums.numel() != len(batch["chosen_input_ids"]):
+                raise TrakStoreError(
+                    f"ref_{side}_logps must be one sum a sample, got shape {tuple(sums.shape)}"
+                )
             _TOKENS.check(model, _side(batch, side))
         return None
 

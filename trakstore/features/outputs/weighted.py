@@ -47,6 +47,8 @@ class Weighted(ModelOutput):
         """Name and options of the other output, and the key."""
         inner = self.output.spec
         options = {f"output_{name}": value for name, value in inner.options} | {"key": self.key}
+        # Methods on loss gradients look for this, and refuse a loss that is no function of the output.
+        options |= {name: value for name, value in inner.options if name == "loss_of_output"}
         return OutputSpec(self.name, tuple(sorted((options | {"output": inner.name}).items())))
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
