@@ -54,6 +54,8 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         torch.save(make_model(epoch).state_dict(), f"ckpt-{epoch}.pt")
     train, test = split("train", 120), split("test", 20)
     model = make_model(10)
+    transformers = pytest.importorskip("transformers")
+    transformers.ByT5Tokenizer().save_pretrained("my-model")
     return {
         **{"make_model": make_model, "model": model, "dataset": train},
         **{"train": train, "test": test, "__name__": "readme"},

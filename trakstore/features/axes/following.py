@@ -57,6 +57,7 @@ class Following:
         self._repeated: set[str] = set()
         self.misread: set[str] = set()
         self.mixed = False
+        self._lost = False
         self._losses: list[tuple[Node, frozenset[str]]] = []
         # By the address of their memory. The tensors are held, too: memory that was freed would be
         # given to another tensor, which would then pass for spoiled.
@@ -91,6 +92,7 @@ class Following:
             # model's own weights do not, frozen or not.
             new = not tensor.requires_grad and id(tensor) not in self._kept
             return SUSPECT if self._read and new else FREE
+        self._lost = True
         self._lose(tensor, frozenset(self._claims))
         return LOST
 
@@ -177,7 +179,8 @@ class Following:
         tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
         call = MarkedCall(args, kwargs, out, tensors, self.of, self.batch)
         mark = self._mark_of(call, known)
-        if isinstance(mark, Axis) and not self.mixed:
+        # Most passes lose nothing, and are spared to look at all tensors again.
+        if self._lost and isinstance(mark, Axis) and not self.mixed:
             self.mixed = any(self.of(tensor) is LOST for tensor in tensors)
         claims = self._carried(tensors) if self._claims else _NONE
         raised = [one for one in tensors if self._is_raised(one)] if self._repeated else []
@@ -237,11 +240,13 @@ class Following:
         if isinstance(mark, Axis) and before is FREE and id(tensor) not in self._kept:
             # Samples came into a constant: the tensor itself has them now, while its views, which
             # keep the mark of a constant, are lost.
+            self._lost = True
             self._written[_storage(tensor)] = tensor
         elif mark is not _ALONE and (mark is LOST or mark != before):
             # Other views of the same memory may have other marks.
             mark = LOST
             self._lose(tensor, claims)
+            self._lost = True
             self._spoiled[_storage(tensor)] = tensor
         self._mark(tensor, mark, claims)
 
@@ -256,6 +261,8 @@ class Following:
                 self._mark_all(one, own, claims)
 
     def _mark(self, tensor: Tensor, mark: Any, claims: frozenset[str]) -> None:
+        if mark is LOST:
+            self._lost = True
         if mark is _ALONE:  # any rows are those of a single sample
             mark = Axis(0, len(tensor)) if tensor.ndim else Axis(0)
         if id(tensor) not in self._kept:

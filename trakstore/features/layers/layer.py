@@ -75,7 +75,13 @@ class Call(Arguments):
 
     def is_of(self, layer: Layer) -> bool:
         """Tell whether the layer accounts for every parameter among the arguments."""
-        return sum(self.use(tensor) is not None for tensor in self.tensors()) == len(layer.names)
+        count, names = 0, self.names
+        # Not through `tensors`: a generator takes as long as all else here.
+        for value in (*self.args, *self.kwargs.values()):
+            for one in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(one, Tensor) and one.requires_grad:
+                    count += id(one if one._base is None else one._base) in names
+        return count == len(layer.names)
 
     def given(self) -> list[Tensor]:
         """Return the tensors among the arguments that require gradients, but no parameters."""
