@@ -148,4 +148,4 @@ def test_bad_rows_are_skipped_when_asked(run: Any, tmp_path: Path) -> None:
     asked = ["featurize", f"{path}:job", "--store", tmp_path / "s"]
     assert "row 11" in run(*asked).error
     assert run(*asked, "--skip-bad-rows").code == 0
-    assert "1 of these" in " ".join(run("info", tmp_path / "s").out.split())
+    assert "1 of the masked rows" in " ".join(run("info", tmp_path / "s").out.split())

@@ -163,9 +163,13 @@ def test_products_of_factors_are_projected_like_their_tiles(
     right = torch.randn(batch, positions, columns, generator=generator)
     outer = Outer("w", left, lambda lo, hi: right[lo:hi], positions, columns, first)
     expected, got = (torch.zeros(batch, projector.dim) for _ in range(2))
-    projector.add(expected, "w", left.transpose(1, 2) @ right, first)
+    gradient = left.transpose(1, 2) @ right
+    projector.add(expected, "w", gradient, first)
     projector.add_outer(got, outer)
-    assert (got - expected).abs().max() <= 2e-5 * expected.abs().max()
+    # A number of a feature is a sum with signs, and its rounding is relative to what is summed, which
+    # may cancel: E[PᵀP] = I makes its typical size the gradient's norm over the root of dim.
+    typical = float(gradient.flatten(1).norm(dim=1).max()) / projector.dim**0.5
+    assert (got - expected).abs().max() <= 2e-5 * max(typical, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("kind", ["direct", "tiles", "fourier"])
