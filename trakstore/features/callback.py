@@ -156,13 +156,13 @@ class _FeatureWriter:
 
     def try_out(self, args: Any, *, model: nn.Module, **given: Any) -> None:
         """Compute features of the first samples into memory; raise what would go wrong later."""
+        there = find_store(self.store)
         for split, dataset in self.datasets.items():
             count = dataset_rows(dataset, f"the data set {split!r}")
             first, place = Subset(dataset, range(min(count, _TRIED))), MemoryStore()
             chosen = self._chosen(args, model, given)
             for option in ("ids", "rank", "world_size"):
                 chosen.pop(option, None)
-            there = find_store(self.store)
             asked: dict[str, Any] = {}
             if there is not None:
                 spec = there.spec

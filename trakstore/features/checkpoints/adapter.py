@@ -48,7 +48,9 @@ def load_adapter(stored: StoredWeights, model: nn.Module) -> None:
             f"{stored.where} is not of the model's adapter: it lacks {some_names(missing)}; make the "
             f"model with the configuration that lies beside the adapter (adapter_config.json)"
         )
-    _check_configuration(Path(stored.where).parent / "adapter_config.json", model)
+    # A state dict in memory lies beside no configuration.
+    if is_file(Path(stored.where)):
+        _check_configuration(Path(stored.where).parent / "adapter_config.json", model)
     state = stored.read(list(names.values()))
     prefix = (
         _PREFIX if any(name.startswith(_PREFIX) for name, _ in model.named_parameters()) else ""
