@@ -2,7 +2,9 @@
 
 A process that gives freed memory back to the system at once, as Dask's workers are set to do, gets new
 pages for every chunk, and the system fills them with zeros: for a chunk in the page cache that takes
-about as long as reading it.
+about as long as reading it. Measured with that setting, 400,000 x 512 float32 rows on 2 cores, medians
+of 9: lists of one target take 0.16 s with these arrays and 0.23 s without, a gram 0.74 and 0.78 s. With
+the system's own setting there is no difference.
 
 An array is free when nobody but this module refers to it: rows that are a view of a chunk keep it,
 however long a caller holds them. To hand an array down to each read instead would ask every reader of
