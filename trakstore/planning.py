@@ -14,22 +14,6 @@ from dask.utils import parse_bytes
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.quantities import as_number, as_whole, is_number, is_whole, shown
 
-__all__ = [
-    "SLACK",
-    "BlockShape",
-    "block_shape",
-    "byte_count",
-    "counted",
-    "fit_slots",
-    "human_bytes",
-    "human_time",
-    "merge_ranges",
-    "ranges",
-    "share",
-    "window_rows",
-    "with_slack",
-]
-
 CHUNK_BYTES = 8 * 2**20
 BLOCK_BYTES = 8 * CHUNK_BYTES
 BLOCKS_PER_SPLIT = 64

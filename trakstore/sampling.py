@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_number, as_whole
 
-__all__ = ["Estimate", "Sample", "SubsetPlan", "estimate_mean", "sample_rows"]
-
 
 @dataclass(frozen=True, eq=False)
 class Sample:

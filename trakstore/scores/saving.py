@@ -29,12 +29,12 @@ from trakstore.scores.window_plans import plan_windows
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
+from trakstore.storage.group_documents import PLACE
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.saved_table import (
     ARRAYS,
-    PLACE,
     delete_table,
     publish_table,
     read_table,

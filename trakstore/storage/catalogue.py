@@ -21,17 +21,6 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split
 
-__all__ = [
-    "Catalogue",
-    "Seen",
-    "catalogue_of",
-    "list_epochs",
-    "list_splits",
-    "not_found",
-    "open_epochs",
-    "splits_there",
-]
-
 
 @dataclass(frozen=True)
 class Seen:

@@ -29,8 +29,6 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import group_document, make_groups, placed_fields
 from trakstore.storage.numbered import highest, publish_numbered, stored_numbers
 
-__all__ = ["Claim", "claimed", "last_claim"]
-
 RENEWED = 15.0  # seconds between two signs of life,
 SILENT = 60.0  # and without one, after which a process on another machine is taken to be dead
 POLL = 1.0  # seconds between two looks

@@ -25,8 +25,6 @@ from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split, split_document, written_blocks
 from trakstore.storage.writer import BlockWriter
 
-__all__ = ["append_rows", "drop_split", "give_again", "mask_samples", "sweep_stale_markers"]
-
 Columns = Mapping[str, NDArray[Any]]
 
 

@@ -8,8 +8,6 @@ from trakstore.storage.backends.location import Location, Where, open_location
 from trakstore.storage.root import read_root
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["find_store", "location_of", "open_store"]
-
 
 def open_store(where: Where | FeatureStore) -> FeatureStore:
     """Open a store that exists.

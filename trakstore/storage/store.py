@@ -38,8 +38,6 @@ from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split, SplitStatus
 from trakstore.storage.tables.runs import Run, forget_plan, list_runs
 
-__all__ = ["FeatureStore"]
-
 
 @dataclass(frozen=True)
 class FeatureStore:

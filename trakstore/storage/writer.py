@@ -29,8 +29,6 @@ from trakstore.storage.backends.chunks import TAIL, ChunkForm
 from trakstore.storage.group_documents import attributes
 from trakstore.storage.split import Split
 
-__all__ = ["BlockWriter"]
-
 ATTEMPTS = 8
 
 

@@ -33,8 +33,6 @@ from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.backends.local import DurableLocalStore
 from trakstore.storage.layout import check_key, is_document
 
-__all__ = ["DOCUMENT_BYTES", "Location", "Where", "fetch", "open_location"]
-
 T = TypeVar("T")
 
 DOCUMENT_BYTES = 8 * 2**20  # most of a document,

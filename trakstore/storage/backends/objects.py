@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig, S3CredentialProvider
 
-__all__ = ["SCHEMES", "SinglePutStore", "open_url"]
-
 SCHEMES = ("s3", "gs", "az")
 
 TIMEOUTS: ClientConfig = {

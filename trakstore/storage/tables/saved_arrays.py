@@ -31,8 +31,6 @@ from trakstore.storage.backends.together import together
 from trakstore.storage.block_checks import Finding
 from trakstore.storage.columns import column_dtype
 
-__all__ = ["SavedArray", "TableArray"]
-
 _WRITE_ALL: Any = {"write_empty_chunks": True}  # else a chunk of fill values would look unwritten
 _AT_ONCE = 4096  # chunks whose ends are read at once,
 _READ_AT_ONCE = 16  # and chunks that are read at once
