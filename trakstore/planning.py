@@ -89,23 +89,6 @@ def ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + size)
 
 
-def merge_ranges(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join ``(start, stop)`` pairs that touch.
-
-    Examples
-    --------
-    >>> merge_ranges([(0, 2), (2, 4), (6, 8)])
-    [(0, 4), (6, 8)]
-    """
-    merged: list[tuple[int, int]] = []
-    for start, stop in sorted(pieces):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-        else:
-            merged.append((start, stop))
-    return merged
-
-
 def byte_count(size: int | str) -> int:
     """Return a number of bytes from ``600_000_000``, ``"600MB"`` or ``"1GiB"``.
 

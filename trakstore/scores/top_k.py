@@ -190,8 +190,8 @@ def dataset_of(lists: list[Lists], scores: Scores, order: Order) -> xr.Dataset:
 def _dataset(
     lists: list[Lists], target_ids: Rows, train_ids: Rows, positions: Rows | None, **attrs: str
 ) -> xr.Dataset:
-    score = np.concatenate([part.score for part in lists])
-    position = np.concatenate([part.position for part in lists])
+    listed = Lists.joined(lists)
+    score, position = listed.score, listed.position
     none = position == NOWHERE
     axis = np.where(none, 0, position).ravel()
     taken, targets = TakenRows(train_ids, axis), target_ids.shape[0]

@@ -24,8 +24,10 @@ def open_store(where: Where | FeatureStore) -> FeatureStore:
     SpecMismatchError
         When a newer trakstore wrote it.
     """
-    location = None if isinstance(where, FeatureStore) else open_location(where)
-    store = find_store(where if location is None else location)
+    if isinstance(where, FeatureStore):
+        return where
+    location = open_location(where)
+    store = find_store(location)
     if store is None:
         raise LocationError(
             f"there is no store at {location}; make one with `trakstore featurize` or "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import xarray as xr
@@ -51,10 +52,11 @@ class FeatureStore:
     location: Location
     spec: StoreSpec
     format: int = FORMAT_VERSION
-    _catalogue: Catalogue = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_catalogue", catalogue_of(self.location))
+    # Kept as long as the store is: other stores of the place in this process have the same.
+    @cached_property
+    def _catalogue(self) -> Catalogue:
+        return catalogue_of(self.location)
 
     def __reduce__(self) -> Any:
         return type(self), (self.location, self.spec, self.format)

@@ -6,8 +6,8 @@ location: it pickles as its URL.
 
 A process that used object storage sleeps for 0.2 seconds when it ends. Threads of obstore may still let
 go of Python objects after the reply that they brought was used, and an interpreter that ends just then
-aborts: that was seen once in some 50 processes that made a small store and ended. obstore has no way
-to wait for its threads.
+aborts. Measured with obstore 0.12.1 on two busy cores: of 120 processes that made a small store and
+ended, 3 aborted without the sleep, and none with it. obstore has no way to wait for its threads.
 """
 
 from __future__ import annotations
