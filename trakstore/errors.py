@@ -24,6 +24,23 @@ from typing import Any
 
 from trakstore.markup import printable
 
+__all__ = [
+    "LARGER_LIMIT",
+    "NO_THREADS",
+    "DamagedError",
+    "IncompleteError",
+    "LocationError",
+    "MemoryLimitError",
+    "NotFoundError",
+    "NumericsError",
+    "SpecMismatchError",
+    "TrakStoreError",
+    "did_you_mean",
+    "error_context",
+    "lacks_threads",
+]
+
+
 _NAMES = 12  # known names that a message lists
 LARGER_LIMIT = "give a larger memory limit (memory_limit=, --memory-limit)"
 

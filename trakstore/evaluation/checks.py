@@ -24,6 +24,8 @@ from trakstore.storage.opening import open_store
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
+__all__ = ["check_setup"]
+
 # Relative errors of stored rows that rounding explains: of their dtype, and of products in bfloat16.
 _NARROW = {"float32": 1e-3, "float16": 1e-2}
 _AUTOCAST = 3e-2

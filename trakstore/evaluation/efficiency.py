@@ -31,6 +31,8 @@ from trakstore.spec import ProjectionSpec
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
 
+__all__ = ["Cell", "efficiency_grid"]
+
 
 @dataclass(frozen=True)
 class Spread:

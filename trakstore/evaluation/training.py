@@ -24,6 +24,8 @@ from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.quantities import as_whole
 
+__all__ = ["SubsetTrainer"]
+
 log = logging.getLogger("trakstore")
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
