@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 DOCUMENT_BYTES = 8 * 2**20  # most of a document,
 VALUE_BYTES = 2**30  # and of any other value that nobody says more about
+OBJECT_SCHEMES = ("s3", "gs", "az")  # of URLs that obstore opens
 RESTS = (0.0, 0.2, 1.0)  # seconds before each attempt to write a key that is absent
 
 
@@ -306,7 +307,7 @@ def open_location(where: Where, *, create: bool = False) -> Location:
     scheme, separator, name = address.partition("://")
     if separator and scheme == "memory":
         return Location(address, _MEMORY.setdefault(name, MemoryStore()), reopens=False)
-    if separator and scheme in ("s3", "gs", "az"):
+    if separator and scheme in OBJECT_SCHEMES:
         return _open_objects(address.rstrip("/"))
     if separator and scheme != "file":
         raise LocationError(

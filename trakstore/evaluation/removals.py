@@ -1,4 +1,4 @@
-"""Counterfactual check: take away what a target is said to owe its output to, and train again."""
+"""Removals: take away what a target is said to owe its output to, and train again."""
 
 from __future__ import annotations
 
