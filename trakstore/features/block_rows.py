@@ -18,6 +18,7 @@ from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.bad_rows import BadRows
 from trakstore.features.blockcheck import CheckedRows, checked_rows, difference, signs_of
+from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
@@ -66,6 +67,8 @@ class RowComputer:
         Reader of the samples at some rows, as a batch of their own.
     check : {"some", "all"}
         Rows of each block that are compared with ordinary backward passes.
+    labels : LabelDraws, optional
+        Drawer of the labels that samples have in place of their own.
     skip_bad_rows : bool
         Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
         instead of an error.
@@ -84,6 +87,7 @@ class RowComputer:
     pick: Callable[[NDArray[np.int64]], Any]
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
+    labels: LabelDraws | None = None
 
     def within(self, limit: int, samples: int, block_bytes: int) -> RowComputer:
         """Return the same with as many samples at once as fit in ``limit`` bytes beside the model.
@@ -162,6 +166,8 @@ class RowComputer:
         MemoryLimitError
             When memory does not suffice for one sample.
         """
+        if self.labels is not None:
+            self.labels.forget()
         pieces = [(start + lo, start + hi) for lo, hi in ranges(stop - start, self.batch_size)]
         following = then and (then[0], min(then[0] + self.batch_size, then[1]))
         parts = self._parts(pieces, self.engine.rows, following)
@@ -191,8 +197,11 @@ class RowComputer:
         return [
             part
             for piece, batch in self.batches.through(pieces, following)
-            for part in self._batch(batch, rows)
+            for part in self._batch(self._labelled(np.arange(*piece), batch), rows)
         ]
+
+    def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
+        return batch if self.labels is None else self.labels.labelled(rows, batch)
 
     def _checked(self, parts: list[dict[str, Tensor]], start: int, stop: int) -> bool:
         """Compare some rows of a block, or all, with ordinary backward passes."""
@@ -207,7 +216,8 @@ class RowComputer:
         return all(self._compared(rows, features[rows - start], start, stop) for rows in chosen)
 
     def _compared(self, rows: NDArray[np.int64], features: Tensor, start: int, stop: int) -> bool:
-        batch, where = self.pick(rows), f"{self.where}: rows {start} to {stop - 1}"
+        batch = self._labelled(rows, self.pick(rows))
+        where = f"{self.where}: rows {start} to {stop - 1}"
         apart = difference(self.engine, batch, features, signs_of(rows), where)
         if apart is not None:
             names = listed(self.engine.disagreeing(batch)) or "all parameters"

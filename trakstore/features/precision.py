@@ -56,6 +56,18 @@ class Autocast(ModelOutput):
         """See :class:`ModelOutput`."""
         return self.output.predictions(model, batch)
 
+    def counted(self, model: Model, batch: Any) -> Tensor:
+        """See :class:`ModelOutput`."""
+        return self.output.counted(model, batch)
+
+    def predicted(self, model: Model, batch: Any) -> Tensor:
+        """See :class:`ModelOutput`."""
+        return self.output.predicted(_Cast(model, self.device.type, self.dtype), batch)
+
+    def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:
+        """See :class:`ModelOutput`."""
+        return self.output.relabelled(model, batch, labels)
+
     def check(self, model: Model, batch: Any) -> int | None:
         """See :class:`ModelOutput`."""
         return self.output.check(model, batch)

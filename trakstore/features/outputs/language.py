@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -109,9 +109,30 @@ class _Tokens(ModelOutput):
             )
         return None
 
+    def counted(self, model: Model, batch: Any) -> Tensor:
+        """See :meth:`ModelOutput.counted`: tokens that have a label."""
+        return self._wanted(sequences(model, batch, self.name)) != IGNORED
+
+    def predicted(self, model: Model, batch: Any) -> Tensor:
+        """See :meth:`ModelOutput.predicted`."""
+        parts = sequences(model, batch, self.name)
+        return self._aligned(parts.logits(model), parts)[0]
+
+    def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:
+        """See :meth:`ModelOutput.relabelled`: the model reads what it read, and is asked for others."""
+        parts = sequences(model, batch, self.name)
+        whole = parts.labels.clone()
+        own = self._wanted(replace(parts, labels=whole))
+        own.copy_(torch.where(own == IGNORED, own, labels.to(own.dtype)))
+        return parts.relabelled(batch, whole)
+
     def _aligned(self, logits: Tensor, parts: Sequences) -> tuple[Tensor, Tensor]:
         """Return logits beside the tokens that they predict."""
-        return logits, parts.labels
+        return logits, self._wanted(parts)
+
+    def _wanted(self, parts: Sequences) -> Tensor:
+        """Return the labels that logits stand beside, a view."""
+        return parts.labels
 
     def _reduced(self, values: Tensor, counted: Tensor) -> Tensor:
         total = values.masked_fill(~counted, 0).sum(1)
@@ -144,9 +165,10 @@ class CausalLM(_Tokens):
         return super().check(model, batch)
 
     def _aligned(self, logits: Tensor, parts: Sequences) -> tuple[Tensor, Tensor]:
-        if parts.target:
-            return logits, parts.labels
-        return logits[:, :-1], parts.labels[:, 1:]
+        return logits if parts.target else logits[:, :-1], self._wanted(parts)
+
+    def _wanted(self, parts: Sequences) -> Tensor:
+        return parts.labels if parts.target else parts.labels[:, 1:]
 
 
 class MaskedLM(_Tokens):

@@ -27,6 +27,7 @@ __all__ = [
     "need_tensor",
     "parameters_of",
     "widened",
+    "with_target",
 ]
 
 Model: TypeAlias = Callable[..., Any]
@@ -93,6 +94,27 @@ class ModelOutput(ABC):
         """Return classes that the model says, shape ``(batch,)``, or None where there are none."""
         return None
 
+    def counted(self, model: Model, batch: Any) -> Tensor:  # noqa: ARG002
+        """Tell which positions of a batch are predicted, bool, shape (batch, positions).
+
+        Raises
+        ------
+        TrakStoreError
+            When no labels can be drawn for this output: it has no predicted classes.
+        """
+        raise TrakStoreError(
+            f"labels cannot be drawn for the output {self.name!r}: it predicts no classes, as "
+            f"'margin', 'cross_entropy', 'causal_lm' and 'masked_lm' do"
+        )
+
+    def predicted(self, model: Model, batch: Any) -> Tensor:
+        """Compute the logits of these positions, shape (batch, positions, classes)."""
+        raise NotImplementedError(f"{type(self).__name__} has counted() and needs predicted()")
+
+    def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:
+        """Return a batch with other labels, of shape (batch, positions), where positions count."""
+        raise NotImplementedError(f"{type(self).__name__} has counted() and needs relabelled()")
+
     def check(self, model: Model, batch: Any) -> int | None:  # noqa: ARG002
         """Raise a :class:`TrakStoreError` if a batch cannot have this output.
 
@@ -132,6 +154,13 @@ def inputs_and_target(batch: Any, task: str, target: str) -> tuple[Any, Tensor]:
             f"got {got}"
         )
     return tuple(batch[:-1]), need_tensor(batch[-1], "the last entry of a batch")
+
+
+def with_target(batch: Any, target: Tensor) -> Any:
+    """Return a batch with another target in the place of what :func:`inputs_and_target` gives."""
+    if isinstance(batch, Mapping):
+        return {**batch, "labels" if "labels" in batch else "label": target}
+    return (*batch[:-1], target)
 
 
 def need_tensor(value: Any, what: str) -> Tensor:
