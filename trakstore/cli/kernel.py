@@ -35,7 +35,9 @@ def kernel(
         raise NotFoundError(f"{store.location} has no split {split!r} at any epoch{near}")
     with asked.workplace():
         reports = [
-            kernel_report(store, one, split, asked.damping, weighting=weighting, memory_limit=limit)
+            kernel_report(
+                store, one, split, asked.used_damping, weighting=weighting, memory_limit=limit
+            )
             for one in epochs
         ]
     kernels = [report.to_dict() for report in reports]

@@ -72,7 +72,7 @@ def report(
             targets=asked.targets,
             train=asked.train,
             epochs=asked.epochs,
-            damping=asked.damping,
+            damping=asked.used_damping,
             method=asked.method,
             memory_limit=asked.memory_limit,
             allow_other_weights=asked.allow_other_weights,

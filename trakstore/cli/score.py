@@ -63,7 +63,7 @@ def score(
         "top": top,
         "threshold": threshold,
         "epochs": list(scores.epochs),
-        "damping": asked.damping,
+        "damping": asked.used_damping,
         "seconds": round(time.monotonic() - began, 3),
     }
     asked.answer(document, [facts_table(_facts(document, save, asked.opened.location))])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
-from trakstore.features.outputs import ModelOutput
+from trakstore.features.outputs.predicted_classes import PredictsClasses
 from trakstore.features.plain import copied
 from trakstore.features.projectors.hashing import hash1
 from trakstore.planning import ranges
@@ -61,7 +61,7 @@ class LabelDraws:
     Attributes
     ----------
     model : nn.Module
-    output : ModelOutput
+    output : PredictsClasses
         Output that says what is predicted.
     ids : ndarray, shape (samples,)
         Names of the samples.
@@ -70,7 +70,7 @@ class LabelDraws:
     """
 
     model: nn.Module
-    output: ModelOutput
+    output: PredictsClasses
     ids: NDArray[Any]
     draws: int
     seed: int

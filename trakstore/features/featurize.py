@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -20,6 +20,7 @@ from trakstore.features.devices import need_one_device, worker_device, working_o
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
 from trakstore.features.ranks import rank_and_world
+from trakstore.features.scale import Scale
 from trakstore.features.scale_choice import ChosenScale, new_scale
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.task import SplitTask, output_on
@@ -154,6 +155,8 @@ def featurize_job(
     memory_limit: int | str | None = None,
     skip_bad_rows: bool | None = None,
     check: CheckedRows | None = None,
+    scale: Scale = None,
+    sampled: int | Mapping[str, int] | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -172,7 +175,7 @@ def featurize_job(
         Where features are written; made when it is not there.
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows, check : optional
+    batch_size, memory_limit, skip_bad_rows, check, scale, sampled : optional
         Values in place of the job's own.
     device, rank, world_size, progress
         As in :func:`featurize`.
@@ -193,6 +196,8 @@ def featurize_job(
         "memory_limit": memory_limit,
         "skip_bad_rows": skip_bad_rows,
         "check": check,
+        "scale": scale,
+        "sampled": sampled,
     }
     job = replace(job, **{name: value for name, value in asked.items() if value is not None})
     named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")
@@ -202,10 +207,10 @@ def featurize_job(
     job.check_files(named)
     done, twins = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
     with job.lent() if restore else nullcontext():
-        scale = None
+        made = None
         if job.scale is not None and find_store(store) is None:
             job.load(job.epochs[-1])
-            scale = _new_scale(job, store, next(iter(job.datasets)), worker)
+            made = _new_scale(job, store, next(iter(job.datasets)), worker)
         # Shares of all splits come first. A worker that helped at the end of each would take blocks
         # whose own workers are about to come to them.
         for duty in (_do_share, _help):
@@ -217,7 +222,7 @@ def featurize_job(
                         note_complete(there)
                         continue
                 job.load(epoch)
-                with _prepared(job, store, epoch, split, worker, progress, scale) as (task, line):
+                with _prepared(job, store, epoch, split, worker, progress, made) as (task, line):
                     if worker.rank == 0:
                         warn_of_twins(task.writer.split, twins)
                     if duty is _do_share:

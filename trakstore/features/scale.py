@@ -1,4 +1,4 @@
-"""What gradients are scaled by before they are projected, as a job asks for it."""
+"""The scale of gradients before they are projected, as a job asks for it."""
 
 from __future__ import annotations
 

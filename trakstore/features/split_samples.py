@@ -13,6 +13,7 @@ from trakstore.features.draws import LabelDraws, Repeated, drawn_ids
 from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.outputs.predicted_classes import need_classes
 from trakstore.storage import layout
 from trakstore.storage.columns import sample_ids
 
@@ -76,4 +77,4 @@ class SplitSamples:
         """Return what draws the labels; None where they are the samples' own."""
         if not self.draws:
             return None
-        return LabelDraws(model, output, self.given_ids, self.draws, self.seed)
+        return LabelDraws(model, need_classes(output), self.given_ids, self.draws, self.seed)

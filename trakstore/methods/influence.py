@@ -115,7 +115,7 @@ def influence_scores(
         kernels, damped = sampled.rows, sampled.damping(damping)
     else:
         kernels = [_curved(store, pair, hessian) for pair in pairs]
-    weight = sampled.draws if sampled else 1.0
+    weight = float(sampled.draws) if sampled else 1.0
     factors = factors_of(
         kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
     )

@@ -11,7 +11,7 @@ import numpy as np
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.kernels.row_weights import WeightedSplit
 from trakstore.kernels.solvers import Damping
-from trakstore.methods.epochs import EpochPair, check_of
+from trakstore.methods.epochs import EpochPair, check_of, need_open
 from trakstore.storage import layout
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
@@ -53,6 +53,15 @@ class SampledKernel:
         return Damping(absolute=(given.absolute or 0.0) * self.draws)
 
 
+def takes_sampled(store: FeatureStore, train: str, kernel: KernelRows) -> bool:
+    """Tell whether a kernel is of sampled rows: asked for, or there where it is left open."""
+    if kernel not in (None, *get_args(get_args(KernelRows)[0])):
+        raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
+    need_open(store)
+    there = layout.sampled_split(train) in store.splits
+    return kernel == "sampled" or (kernel is None and there)
+
+
 def sampled_kernel(
     store: FeatureStore, pairs: Sequence[EpochPair], train: str, kernel: KernelRows
 ) -> SampledKernel | None:
@@ -79,12 +88,10 @@ def sampled_kernel(
     IncompleteError
         When some are missing.
     """
-    if kernel not in (None, *get_args(get_args(KernelRows)[0])):
-        raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
-    name = layout.sampled_split(train)
-    if kernel == "train" or (kernel is None and name not in store.splits):
+    if not takes_sampled(store, train, kernel):
         return None
     check_of("loss", store)
+    name = layout.sampled_split(train)
     opened = store.open_splits([pair.epoch for pair in pairs], (name,))
     splits = [_of_train(opened[pair.epoch][0], pair) for pair in pairs]
     draws = {

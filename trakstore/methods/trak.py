@@ -73,7 +73,8 @@ def trak_scores(
     kernel : {"train", "sampled"}, optional
         Rows of K. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
         from the model (``featurize(labels="sampled")``): K = Σ q²·φφᵀ / draws, the Gauss-Newton matrix;
-        there is no temperature then, and Q = ``out_to_loss``. When None: those, where there are some.
+        there is no temperature then, and Q = ``out_to_loss``. When None: those, where there are some
+        and no temperature was given.
     temperature : float, "auto" or None
         Above 0. ``"auto"``: 2 where the store's output is the margin, None for others: whole sequences
         are so unlikely that p (1 − p) is no weight. None: K = ΦᵀΦ and Q = ``out_to_loss``.
@@ -105,7 +106,8 @@ def trak_scores(
     Raises
     ------
     TrakStoreError
-        An unknown ``average``, a temperature that is not above 0, a soft threshold below 0.
+        An unknown ``average`` or ``kernel``, a temperature that is not above 0, or is given with a
+        sampled kernel, a soft threshold below 0.
     NotFoundError
         No such epoch, split or column.
     IncompleteError
@@ -129,7 +131,10 @@ def trak_scores(
     )
     damped = Damping.of(TRAIN_DAMPING if damping is None else damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    sampled = sampled_kernel(store, pairs, train, kernel)
+    if kernel == "sampled" and temperature not in ("auto", None):
+        raise TrakStoreError(f"a sampled kernel has no temperature, got {temperature!r}")
+    rows = kernel if kernel or temperature == "auto" else "train"
+    sampled = sampled_kernel(store, pairs, train, rows)
     own_temperature = None if sampled else trak_temperature(store, temperature)
     # K and Q follow from one softened probability: the weights of K are Q (1 − Q).
     kernels = [_kernel_split(pair.train.stored, own_temperature) for pair in pairs]
@@ -145,7 +150,7 @@ def trak_scores(
             factor,
             column_scale=scale,
             kernel=weighting_of(split),
-            weight=sampled.draws if sampled else 1.0,
+            weight=float(sampled.draws) if sampled else 1.0,
         )
         for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
     ]

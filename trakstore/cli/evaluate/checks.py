@@ -33,7 +33,7 @@ def checks(
             asked.opened,
             train=asked.train,
             epochs=asked.epochs,
-            damping=asked.damping,
+            damping=asked.used_damping,
             memory_limit=asked.memory_limit,
         )
         for check in each:

@@ -36,7 +36,9 @@ def mislabels(
     """
     named, limit = None if wrong is None else _named(wrong), asked.memory_limit
     with asked.workplace():
-        scores = self_scores(asked.opened, split, asked.epochs, asked.damping, memory_limit=limit)
+        scores = self_scores(
+            asked.opened, split, asked.epochs, asked.used_damping, memory_limit=limit
+        )
     known = None if named is None else _known(named, scores["train_id"].values, split)
     measured = None if known is None else detection(scores.values, known)
     # By self-score, largest first: only the sample itself explains its own label there.

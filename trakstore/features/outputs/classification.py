@@ -19,11 +19,12 @@ from trakstore.features.outputs.model_output import (
     with_target,
 )
 from trakstore.features.outputs.odds import precise, rounded, shortfall
+from trakstore.features.outputs.predicted_classes import PredictsClasses
 
 __all__ = ["CrossEntropy", "Margin"]
 
 
-class _Classification(ModelOutput):
+class _Classification(ModelOutput, PredictsClasses):
     """A model that gives logits ``(batch, classes)``, or an object that has them as ``.logits``.
 
     Batches are ``(input, ..., label)``, or dicts with ``labels`` (or ``label``) beside the model's
@@ -42,17 +43,17 @@ class _Classification(ModelOutput):
         return logits.argmax(dim=1)
 
     def counted(self, model: Model, batch: Any) -> Tensor:  # noqa: ARG002
-        """See :meth:`ModelOutput.counted`: each sample has one label."""
+        """See :meth:`PredictsClasses.counted`: each sample has one label."""
         label = _taken_apart(batch)[1].reshape(-1, 1)
         return torch.ones_like(label, dtype=torch.bool)
 
     def predicted(self, model: Model, batch: Any) -> Tensor:
-        """See :meth:`ModelOutput.predicted`."""
+        """See :meth:`PredictsClasses.predicted`."""
         logits: Tensor = logits_of(model, _taken_apart(batch)[0])
         return logits[:, None]
 
     def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:  # noqa: ARG002
-        """See :meth:`ModelOutput.relabelled`."""
+        """See :meth:`PredictsClasses.relabelled`."""
         own = _taken_apart(batch)[1]
         return with_target(batch, labels.reshape(own.shape).to(own.dtype))
 

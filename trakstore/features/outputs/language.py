@@ -13,6 +13,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutputs, need_keywords
 from trakstore.features.outputs.odds import log_losses, log_odds, outside, rounded, shortfall
+from trakstore.features.outputs.predicted_classes import PredictsClasses
 from trakstore.features.outputs.sequences import IGNORED, Sequences, sequences
 from trakstore.spec import OutputSpec
 
@@ -24,7 +25,7 @@ _CLASSIFIER = "; one label a sample is asked by output='margin'"
 
 
 @dataclass(frozen=True)
-class _Tokens(ModelOutput):
+class _Tokens(ModelOutput, PredictsClasses):
     """Predicted tokens of a sequence.
 
     Batches are dicts with ``input_ids`` and, where there is padding, ``attention_mask``, beside
@@ -110,16 +111,16 @@ class _Tokens(ModelOutput):
         return None
 
     def counted(self, model: Model, batch: Any) -> Tensor:
-        """See :meth:`ModelOutput.counted`: tokens that have a label."""
+        """See :meth:`PredictsClasses.counted`: tokens that have a label."""
         return self._wanted(sequences(model, batch, self.name)) != IGNORED
 
     def predicted(self, model: Model, batch: Any) -> Tensor:
-        """See :meth:`ModelOutput.predicted`."""
+        """See :meth:`PredictsClasses.predicted`."""
         parts = sequences(model, batch, self.name)
         return self._aligned(parts.logits(model), parts)[0]
 
     def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:
-        """See :meth:`ModelOutput.relabelled`: the model reads what it read, and is asked for others."""
+        """See :meth:`PredictsClasses.relabelled`: what the model reads stays as it is."""
         parts = sequences(model, batch, self.name)
         whole = parts.labels.clone()
         own = self._wanted(replace(parts, labels=whole))

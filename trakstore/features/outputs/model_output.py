@@ -94,27 +94,6 @@ class ModelOutput(ABC):
         """Return classes that the model says, shape ``(batch,)``, or None where there are none."""
         return None
 
-    def counted(self, model: Model, batch: Any) -> Tensor:  # noqa: ARG002
-        """Tell which positions of a batch are predicted, bool, shape (batch, positions).
-
-        Raises
-        ------
-        TrakStoreError
-            When no labels can be drawn for this output: it has no predicted classes.
-        """
-        raise TrakStoreError(
-            f"labels cannot be drawn for the output {self.name!r}: it predicts no classes, as "
-            f"'margin', 'cross_entropy', 'causal_lm' and 'masked_lm' do"
-        )
-
-    def predicted(self, model: Model, batch: Any) -> Tensor:
-        """Compute the logits of these positions, shape (batch, positions, classes)."""
-        raise NotImplementedError(f"{type(self).__name__} has counted() and needs predicted()")
-
-    def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:
-        """Return a batch with other labels, of shape (batch, positions), where positions count."""
-        raise NotImplementedError(f"{type(self).__name__} has counted() and needs relabelled()")
-
     def check(self, model: Model, batch: Any) -> int | None:  # noqa: ARG002
         """Raise a :class:`TrakStoreError` if a batch cannot have this output.
 
