@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from features.engines import engine, error
 from features.models import Samples, mlp, seeded
 from features.whole_models import Language
 from torch import nn
@@ -54,6 +55,42 @@ def test_rows_are_the_samples_with_other_labels(tmp_path: Path) -> None:
     )
     kept = read(more, "label").reshape(20, 5)[:, :3].ravel()
     np.testing.assert_array_equal(kept, labels)
+
+
+class Counted(nn.Module):
+    """A language model that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.calls = Language(), 0
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        out: torch.Tensor = self.model(ids)
+        return out
+
+
+def test_all_draws_of_a_sample_take_one_forward_pass() -> None:
+    model = seeded(Counted).eval()
+    output, ids = (
+        CausalLM(),
+        torch.randint(0, 11, (4, 7), generator=torch.Generator().manual_seed(0)),
+    )
+    draws = LabelDraws(model, output, np.arange(4), 3, 0)
+    repeated = (ids.repeat_interleave(3, 0),)
+    batch = draws.labelled(np.arange(12), repeated)
+    own = engine(model, IDENTITY, output)
+    apart = own.rows(batch)
+    before = model.calls
+    together = own.rows(batch, draws=3)
+    assert model.calls == before + 1
+    assert error(together.features, apart.features) < 1e-6
+    for one, other in zip(together.outputs, apart.outputs, strict=True):
+        torch.testing.assert_close(one, other)
+    # A hook of the model sees each answer: such a model is called for each draw.
+    model.register_forward_hook(lambda *_: None)
+    assert error(own.rows(batch, draws=3).features, apart.features) < 1e-6
+    assert "forward" not in vars(model)
 
 
 def test_classes_are_drawn_as_often_as_the_model_says() -> None:
@@ -152,12 +189,12 @@ def test_transformers_models_are_asked_for_drawn_tokens(tmp_path: Path, kind: st
 
 def test_draws_that_cannot_be_had(tmp_path: Path) -> None:
     where = tmp_path / "s.zarr"
-    for options, error, said in (
+    for options, raised, said in (
         ({"draws": 0}, TrakStoreError, "draws of 'train' must be an integer, 1 or more, got 0"),
         ({"labels": "drawn"}, TrakStoreError, "labels are 'given' or 'sampled', got 'drawn'"),
         ({"seed": -1}, TrakStoreError, "draw_seed must be an integer, 0 or more, got -1"),
     ):
-        with pytest.raises(error, match=said):
+        with pytest.raises(raised, match=said):
             featurize(mlp(), Samples(9), where, **{"labels": "sampled", **options})
     with pytest.raises(NotFoundError, match="drawn for the split 'training'"):
         Job(mlp(), {"train": Samples(9)}, sampled={"training": 2})

@@ -170,7 +170,7 @@ class RowComputer:
             self.labels.forget()
         pieces = [(start + lo, start + hi) for lo, hi in ranges(stop - start, self.batch_size)]
         following = then and (then[0], min(then[0] + self.batch_size, then[1]))
-        parts = self._parts(pieces, self.engine.rows, following)
+        parts = self._parts(pieces, self._own_rows(start), following)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
         ready = _event()
         if not self._checked(parts, start, stop):
@@ -189,6 +189,14 @@ class RowComputer:
                 return self._stored(parts, start, stop)
 
         return finish
+
+    def _own_rows(self, start: int) -> Rows:
+        """Return what computes features of a block: the draws of a sample by one forward pass."""
+        draws = 1 if self.labels is None else self.labels.draws
+        # All draws of a sample stand together in each batch, and in each part of one.
+        if start % draws or self.batch_size % draws or self.at_once % draws:
+            return self.engine.rows
+        return lambda batch: self.engine.rows(batch, draws if batch_size(batch) % draws == 0 else 1)
 
     def _parts(
         self, pieces: list[Piece], rows: Rows, following: Piece | None

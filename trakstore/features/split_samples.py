@@ -57,6 +57,11 @@ class SplitSamples:
         return cls(dataset, sample_ids(job.ids.get(own), count), draws, job.draw_seed)
 
     @property
+    def each(self) -> int:
+        """Rows of each sample."""
+        return max(1, self.draws)
+
+    @property
     def dataset(self) -> Any:
         """Map-style data set of the rows."""
         return Repeated(self.given, self.draws) if self.draws else self.given
@@ -69,7 +74,7 @@ class SplitSamples:
 
     def first(self, rows: int) -> SplitSamples:
         """Return those of the first ``rows`` rows, which are whole samples."""
-        samples = rows // max(1, self.draws)
+        samples = rows // self.each
         given = Subset(self.given, range(samples))
         return SplitSamples(given, self.given_ids[:samples], self.draws, self.seed)
 

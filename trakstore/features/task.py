@@ -226,7 +226,8 @@ def _probed(
     with explained(model, output, first):
         watch.asks(partial(_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
-    size = min(job.batch_size, len(ids))
+    # A batch holds all draws of its samples, so that one forward pass can serve them.
+    size = min(-(-job.batch_size // samples.each) * samples.each, len(ids))
 
     def pick(rows: NDArray[np.int64]) -> Any:
         return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
