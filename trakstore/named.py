@@ -16,8 +16,6 @@ from typing import Any
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.paths import is_file
 
-__all__ = ["blamed_on", "call_named", "load_named", "needs_arguments"]
-
 _FRAMES = 3  # places in somebody's code that a message names
 _OWN = str(Path(__file__).parent)
 

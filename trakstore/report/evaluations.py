@@ -13,8 +13,8 @@ from rich.text import Text
 
 from trakstore.evaluation.intervals import mean_interval
 from trakstore.evaluation.lds import LDS
-from trakstore.evaluation.mislabels import Detection
 from trakstore.evaluation.verdicts import Check
+from trakstore.evaluation.wrong_labels import Detection
 from trakstore.report.tables import plain_table, span
 
 if TYPE_CHECKING:  # it needs torch

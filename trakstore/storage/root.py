@@ -9,8 +9,6 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import attributes, group_document
 
-__all__ = ["make_root", "read_root"]
-
 _KIND = "trakstore"
 
 

@@ -13,7 +13,7 @@ from typer import Option
 from trakstore.cli.options import SampleCount, SampleSplit
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
-from trakstore.evaluation.mislabels import detection
+from trakstore.evaluation.wrong_labels import detection
 from trakstore.methods.influence import self_scores
 from trakstore.paths import is_file
 from trakstore.report.evaluations import detection_lines, suspects_table

@@ -33,8 +33,6 @@ from trakstore.storage.tables.saved_table import check_table, delete_table, tabl
 from trakstore.storage.tables.scale_factors import check_factors
 from trakstore.storage.tables.training_records import read_record
 
-__all__ = ["Walk", "require"]
-
 LEFTOVER_SECONDS = 3600.0  # a younger one may be a running writer's
 _BEYOND = "behind the last row: an append was stopped (append again), or it was copied here"
 

@@ -21,18 +21,6 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import attributes, group_document, make_groups
 from trakstore.storage.layout import Epoch
 
-__all__ = [
-    "Run",
-    "forget_plan",
-    "library_versions",
-    "list_runs",
-    "note_plan",
-    "now",
-    "planned_runs",
-    "record_run",
-    "split_is_made",
-]
-
 PLANNED = "planned"  # the last part of the name of a run that is still to come
 
 
