@@ -102,7 +102,7 @@ ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
 def test_the_command_writes_the_same_page(
     case: str, jobs: Path, store: ts.FeatureStore, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trakstore.report.contents.now", lambda: "now")
+    monkeypatch.setattr("trakstore.report.sections.now", lambda: "now")
     words, options = ASKED[case]
     asked = [one.format(jobs=jobs) for one in words]
     assert main(["report", str(store.location), "-o", str(out), *asked]) == 0

@@ -1,7 +1,7 @@
 """Tables and pictures of results, and one page of them.
 
-A section of the page is computed in ``contents.py`` and laid out in ``page.html``, its charts drawn in
-``page.py``; what is shown for each target is a panel, made in ``panels.py``.
+A section of the page is computed in ``sections.py`` and laid out in ``page.html``, its charts drawn in
+``page.py``; what is shown for each target is a panel, made in ``target_panels.py``.
 """
 
 from __future__ import annotations

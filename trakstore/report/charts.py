@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.report.pictures import INK, OTHER, SAME
+from trakstore.report.top_images import INK, OTHER, SAME
 from trakstore.report.units import evenly_spaced
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ import xarray as xr
 from trakstore.errors import TrakStoreError
 from trakstore.markup import printable
 from trakstore.planning import human_bytes
+from trakstore.report.cards import change_cards, colour_level, suspect_cards
 from trakstore.report.charts import plot_distribution, plot_spectrum
-from trakstore.report.contents import Classes, Findings
-from trakstore.report.drawing import inline_svg
-from trakstore.report.panels import change_cards, colour_level, panels, suspect_cards, untitled
+from trakstore.report.inline_svg import inline_svg, untitled
+from trakstore.report.sections import Classes, Findings
 from trakstore.report.store_facts import store_facts, store_verdict
+from trakstore.report.target_panels import panels
 from trakstore.report.units import in_powers_of_ten
 
 _FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}

@@ -16,7 +16,11 @@ from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import find_method, scores_by_name
 from trakstore.methods.epochs import UnmaskedSplit, epoch_pairs
 from trakstore.quantities import as_whole
-from trakstore.report.choices import (
+from trakstore.report.extras import need_extra
+from trakstore.report.page import render_page
+from trakstore.report.sample_source import Render, name_of, sample_source
+from trakstore.report.sections import Findings
+from trakstore.report.targets_and_epochs import (
     check_list_length,
     default_rows,
     known_epochs,
@@ -24,11 +28,7 @@ from trakstore.report.choices import (
     null_pairs,
     transition_ends,
 )
-from trakstore.report.contents import Findings
-from trakstore.report.extras import need_extra
-from trakstore.report.page import render_page
-from trakstore.report.sample_source import Render, name_of, sample_source
-from trakstore.report.tables import span
+from trakstore.report.terminal_tables import span
 from trakstore.storage.exchange.named_files import check_file_place, writing
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
