@@ -18,7 +18,7 @@ from trakstore.planning import human_bytes
 from trakstore.report.cards import change_cards, colour_level, suspect_cards
 from trakstore.report.charts import plot_distribution, plot_spectrum
 from trakstore.report.inline_svg import inline_svg, untitled
-from trakstore.report.sections import Classes, Findings
+from trakstore.report.sections import SECTIONS, Classes, Findings
 from trakstore.report.store_facts import store_facts, store_verdict
 from trakstore.report.target_panels import panels
 from trakstore.report.units import in_powers_of_ten
@@ -67,6 +67,7 @@ def render_page(findings: Findings) -> str:
         environment.from_string(_packaged_text("page.html"))
         .render(
             findings=findings,
+            sections=SECTIONS,
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
