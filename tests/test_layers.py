@@ -281,6 +281,7 @@ ORDER: dict[str, list[str]] = {
         "top_images",
         "charts",
         "inline_svg",
+        "text_parts",
         "sample",
         "sample_source",
         "store_facts",

@@ -61,7 +61,7 @@ def render_page(findings: Findings) -> str:
         finalize=_spelled_out,
     )
     environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
-    environment.filters["percent"] = "{:.0%}".format
+    environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     page = (
         environment.from_string(_packaged_text("page.html"))
@@ -94,12 +94,19 @@ def render_page(findings: Findings) -> str:
 
 
 def _spelled_out(value: Any) -> Any:
-    r"""Write control characters, such as marks of writing direction, as escapes; line breaks stay.
+    """Write control characters, such as line breaks and marks of writing direction, as escapes.
 
     Jinja's escaping does not touch them. The type is compared exactly, because Markup is a subclass of
     str and holds the page's own HTML.
     """
-    return printable(value, keep="\n\t") if type(value) is str else value
+    return printable(value) if type(value) is str else value
+
+
+def _in_lines(text: str) -> str:
+    """Escape a text whose line breaks and tabs stay: it stands where they do no harm."""
+    from markupsafe import escape
+
+    return escape(printable(text, keep="\n\t"))
 
 
 def _packaged_text(name: str) -> str:
