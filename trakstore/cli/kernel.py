@@ -11,7 +11,7 @@ from typer import Option
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.methods.kernel_report import KernelReport, kernel_report
-from trakstore.report.tables import kernel_table
+from trakstore.report.terminal_tables import kernel_table
 
 
 @with_request("targets", "train", "method", "learning_rate", "allow_other_weights")

@@ -35,7 +35,7 @@ from trakstore.cli.output import print_result
 from trakstore.methods.by_name import find_method, scores_by_name
 from trakstore.methods.epochs import EpochPair, epoch_pairs
 from trakstore.methods.sampled_kernel import SAMPLED_DAMPING, TRAIN_DAMPING, takes_sampled
-from trakstore.report.choices import named_rows
+from trakstore.report.targets_and_epochs import named_rows
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store

@@ -9,7 +9,7 @@ from typer import BadParameter, Option
 
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.planning import human_bytes
-from trakstore.report.tables import facts_table
+from trakstore.report.terminal_tables import facts_table
 from trakstore.scores.saving import check_new_name, save_scores
 from trakstore.storage.backends.location import Location
 from trakstore.storage.layout import scores_path

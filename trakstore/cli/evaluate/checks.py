@@ -8,7 +8,7 @@ from typer import Argument, Exit
 
 from trakstore.cli.output import console, only_json
 from trakstore.cli.request import ScoreRequest, with_request
-from trakstore.report.evaluations import check_lines, passed_lines
+from trakstore.report.evaluation_tables import check_lines, passed_lines
 
 FAILED = 1  # exit code
 

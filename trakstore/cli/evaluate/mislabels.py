@@ -16,7 +16,7 @@ from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.evaluation.wrong_labels import detection
 from trakstore.methods.influence import self_scores
 from trakstore.paths import is_file
-from trakstore.report.evaluations import detection_lines, suspects_table
+from trakstore.report.evaluation_tables import detection_lines, suspects_table
 
 
 @with_request("targets", "train", "method", "learning_rate", "allow_other_weights")
