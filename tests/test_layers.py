@@ -213,6 +213,7 @@ ORDER: dict[str, list[str]] = {
         "ranks",
         "devices",
         "background",
+        "sample_columns",
         "batches",
         "loading",
         "footprint",

@@ -38,6 +38,7 @@ class Autocast(ModelOutput):
         self.output, self.device = output, device
         self.dtype: torch.dtype = dtype
         self.calls_alone = output.calls_alone
+        self.columns = output.columns
 
     @property
     def spec(self) -> OutputSpec:

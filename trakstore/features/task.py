@@ -48,6 +48,7 @@ __all__ = ["SplitTask"]
 _DEFAULT = ProjectionSpec("sjlt", dim=2048)
 _USED = 0.9  # of what is free on a GPU
 _PROBE = 2  # rows that are computed before anything is written
+_REPEATED = 8  # rows that a collator is given twice
 _TRIED = 64  # rows among which good ones are looked for
 
 
@@ -202,7 +203,8 @@ def _probed(
 ) -> tuple[RowComputer, Columns]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
     dataset, model = job.datasets[split], job.model
-    batches = Batches(dataset, device, job.collate)
+    batches = Batches.of(model, output, dataset, device, job.collate)
+    batches.need_repeatable(min(len(ids), _REPEATED))
     probed, first, classes = _first_samples(job, output, batches, len(ids))
     # Later outputs of this sample are compared with these.
     with explained(model, output, first):

@@ -44,6 +44,7 @@ class _Tokens(ModelOutput):
         Over the tokens of a sequence.
     """
 
+    columns = frozenset({"labels"})
     over: Over = "sequence"
     reduction: Literal["mean", "sum"] = "mean"
 
