@@ -123,7 +123,9 @@ class CausalLM(_Tokens):
     """Each token from those before it; ``labels`` are the ``input_ids`` where they are not given.
 
     Labels are moved by one here, so they are not moved before; but those of an encoder-decoder model
-    stand beside its logits, and are taken as they are.
+    stand beside its logits, and are taken as they are. The first token behind padding at the left, and
+    the first of each document of a pack (where ``position_ids`` begin again, or ``seq_idx`` changes),
+    are predicted by nothing, and do not count.
     """
 
     name = "causal_lm"
@@ -147,7 +149,10 @@ class CausalLM(_Tokens):
     def _aligned(self, logits: Tensor, parts: Sequences) -> tuple[Tensor, Tensor]:
         if parts.target:
             return logits, parts.labels
-        return logits[:, :-1], parts.labels[:, 1:]
+        wanted = parts.labels[:, 1:]
+        if parts.starts is not None:
+            wanted = wanted.masked_fill(parts.starts[:, 1:], IGNORED)
+        return logits[:, :-1], wanted
 
 
 class MaskedLM(_Tokens):
