@@ -214,6 +214,7 @@ ORDER: dict[str, list[str]] = {
         "devices",
         "background",
         "sample_columns",
+        "sorted_batches",
         "batches",
         "loading",
         "footprint",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 from torch.utils.data import default_collate
@@ -18,10 +19,19 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.fitness import fit_modules, need_weights
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.sample_columns import SampleColumns
+from trakstore.features.sorted_batches import (
+    MOST_PADDING,
+    batches_by_length,
+    padded_share,
+    sequence_length,
+)
+from trakstore.planning import ranges
 
 __all__ = ["Batches", "Collate", "evaluated"]
 
 Collate = Callable[[list[Any]], Any]
+
+_PAIR = 2
 
 
 @dataclass(frozen=True)
@@ -85,12 +95,54 @@ class Batches:
         Mappings of any class, and dataclasses, come as dicts; without ``collate``, a list of numbers
         in a sample as a tensor.
         """
+        return self._made([self._sample(index) for index in range(start, stop)], start)
+
+    def several(
+        self, start: int, stop: int, size: int, *, by_length: bool
+    ) -> list[tuple[NDArray[np.int64], Any]]:
+        """Read samples ``start`` to ``stop`` in batches of ``size`` at most, each with its rows.
+
+        They are in order, or sorted ``by_length``, which is to be known of each then. Two samples
+        stay one batch: by the first two an engine is checked.
+        """
         samples = [self._sample(index) for index in range(start, stop)]
+        parts = [np.arange(*piece) for piece in ranges(len(samples), size)]
+        if by_length and len(samples) > _PAIR:
+            parts = batches_by_length(np.array([*map(self._length, samples)]), size)
+        return [(start + rows, self._made([samples[i] for i in rows], start)) for rows in parts]
+
+    def _length(self, sample: Any) -> int:
+        length = sequence_length(sample)
+        if length is None:
+            raise TrakStoreError("some samples have 'input_ids', others none: give them to each")
+        return length
+
+    def uneven(self, rows: Sequence[int]) -> tuple[int, int] | None:
+        """Return the two longest of some samples, where to pad samples as they come costs much.
+
+        That is so where lengths are known, a tenth or more of these samples together would be padding,
+        and batches are not padded to one length anyway.
+        """
+        if self.collate is None:
+            return None
+        samples = [self._sample(index) for index in rows]
+        lengths = [sequence_length(one) for one in samples]
+        if None in lengths or len(rows) < 2:
+            return None
+        known = np.array(lengths)
+        order = np.argsort(-known, kind="stable").tolist()
+        short, long = (self._made([samples[at]], rows[at]) for at in (order[-1], order[0]))
+        if padded_share(known) <= MOST_PADDING or _numbers(short) >= _numbers(long):
+            return None
+        return rows[order[0]], rows[order[1]]
+
+    def _made(self, samples: list[Any], start: int) -> Any:
+        """Make a batch of samples; ``start`` is the position of the first of them in a data set."""
         batch = _as_tree(self._collated(samples, start))
         if self.columns is not None:
             batch = self.columns.of_batch(batch)
         for path, leaf in tree.tree_flatten_with_path(batch)[0]:
-            self._need_rows(leaf, tree.keystr(path), start, stop)
+            self._need_rows(leaf, tree.keystr(path), start, start + len(samples))
         return self._moved(batch)
 
     def need_repeatable(self, count: int) -> None:
@@ -193,6 +245,10 @@ class Batches:
 
 def _of_transformers(collate: Collate) -> bool:
     return str(getattr(collate, "__module__", "")).split(".")[0] in ("transformers", "trl")
+
+
+def _numbers(batch: Any) -> int:
+    return sum(leaf.numel() for leaf in tree.tree_leaves(batch))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -82,7 +82,9 @@ class Job:
         sample's as one row; ``"head.input"`` is what the module ``head`` is given. Costs one more
         forward pass.
     batch_size : int
-        Samples of a batch; features do not depend on it, but for rounding.
+        Most samples of a batch; features do not depend on it, but for rounding. Texts of very
+        different lengths (``input_ids``) that ``collate`` pads are sorted by length within a block,
+        which has 8 batches or more then, and some batches are smaller: a tenth of them is padding.
     ids : mapping of split to sequence of int or str
         Names of samples; their positions by default.
     learning_rates : mapping of epoch to float

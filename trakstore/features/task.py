@@ -21,7 +21,7 @@ from trakstore.features.batches import Batches
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
+from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows, hashed_rows
 from trakstore.features.fitness import explained
 from trakstore.features.gradients import cut
 from trakstore.features.job import Job
@@ -30,6 +30,7 @@ from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
 from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
+from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count, ranges
@@ -113,7 +114,7 @@ class SplitTask:
             if job.append:
                 _append(opened, epoch, split, wanted, rows, job)
                 watch.check(surely=True)
-            made = opened.create_split(epoch, split, wanted, batch_rows=rows.batch_size)
+            made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             task = cls(rows, BlockWriter(made), watch)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
@@ -211,6 +212,7 @@ def _probed(
         watch.asks(partial(_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
     size = min(job.batch_size, len(ids))
+    longest = batches.uneven(hashed_rows(len(ids))) if size < len(ids) else None
 
     def pick(rows: NDArray[np.int64]) -> Any:
         return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
@@ -219,12 +221,14 @@ def _probed(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        ReadAhead(lambda piece: batches.read(*piece)),
+        ReadAhead(lambda piece: batches.several(*piece, size, by_length=longest is not None)),
         ids,
         f"{split} at epoch {epoch}",
         spec,
         classes,
         batch_size=size,
+        pool=size if longest is None else POOL * size,
+        measured=longest or tuple(range(min(2, len(ids)))),
         at_once=size,
         pick=pick,
         check=job.check,
@@ -248,13 +252,13 @@ def _within_memory(
 ) -> RowComputer:
     """Take as many samples at once as the job's limit allows, or a GPU's free memory suggests."""
     if job.memory_limit is not None:
-        shape = spec_shape(wanted, rows.spec.dtype, rows.batch_size)
+        shape = spec_shape(wanted, rows.spec.dtype, rows.least_block)
         numbers = wanted.dim + sum(width for _, width in wanted.widths)
         block_bytes = min(shape.block_rows, wanted.rows) * numbers * 4  # of float32, before storing
         return rows.within(byte_count(job.memory_limit), wanted.rows, block_bytes)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        return rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]), wanted.rows)
+        return rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]))
     return rows
 
 
