@@ -216,6 +216,8 @@ ORDER: dict[str, list[str]] = {
         "ranks",
         "devices",
         "background",
+        "sample_columns",
+        "sorted_batches",
         "batches",
         "loading",
         "footprint",

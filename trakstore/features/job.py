@@ -61,7 +61,9 @@ class Job:
         The architecture; its parameters are those of epoch 0 where there are no checkpoints.
     datasets : mapping of split to data set
         Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers
-        and lists of numbers, for the outputs of classification ``(input, ..., label)``.
+        and lists of numbers, for the outputs of classification ``(input, ..., label)``. Columns of
+        dicts that are no numbers (texts, other objects) and that the model's forward does not take
+        are carried along.
     output : str, ModelOutput or callable, optional
         The scalar that is differentiated: ``"margin"``, ``"cross_entropy"``, ``"squared_error"``,
         ``"causal_lm"``, ``"masked_lm"`` or your own. By default that of the model's task, which a
@@ -83,7 +85,9 @@ class Job:
         sample's as one row; ``"head.input"`` is what the module ``head`` is given. Costs one more
         forward pass.
     batch_size : int
-        Samples of a batch; features do not depend on it, but for rounding.
+        Most samples of a batch; features do not depend on it, but for rounding. Texts of very
+        different lengths (``input_ids``) that ``collate`` pads are sorted by length within a block,
+        which has 8 batches or more then, and some batches are smaller: a tenth of them is padding.
     ids : mapping of split to sequence of int or str
         Names of samples; their positions by default.
     learning_rates : mapping of epoch to float
@@ -91,7 +95,8 @@ class Job:
     dtype : {"float32", "float16"}, optional
         Stored dtype of features: as the store has it, else float32.
     collate : callable, optional
-        Makes a batch of a list of samples; torch's default otherwise.
+        Makes a batch of a list of samples; torch's default otherwise. Collators of transformers are
+        given the columns that the model's forward and the output take, as its ``Trainer`` does it.
     block_rows : int, optional
         Rows of a block, the unit that is written whole; chosen by default.
     keep_bits : int, optional

@@ -39,6 +39,7 @@ class Autocast(ModelOutput, PredictsClasses):
         self.output, self.device = output, device
         self.dtype: torch.dtype = dtype
         self.calls_alone = output.calls_alone
+        self.columns = output.columns
 
     @property
     def spec(self) -> OutputSpec:

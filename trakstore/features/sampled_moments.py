@@ -52,13 +52,14 @@ def sampled_moments(
     samples = SplitSamples.of(job, split)
     labels = replace(samples, draws=1).labels(job.model, output)
     assert labels is not None
+    batches = Batches.of(job.model, output, samples.given, device, job.collate)
     count = min(len(samples.ids), _SAMPLES)
     chosen = np.unique(np.linspace(0, len(samples.ids) - 1, count).astype(np.int64))
     total = torch.zeros(sums.dim, dtype=torch.float64)
     for draw, (start, stop) in enumerate(ranges(len(chosen), min(_AT_ONCE, job.batch_size))):
         rows, sums.draw = chosen[start:stop], draw
         subset = Subset(samples.given, rows.tolist())
-        batch = Batches(subset, device, job.collate).read(0, len(rows))
+        batch = replace(batches, dataset=subset).read(0, len(rows))
         features, outputs = engine.rows(labels.labelled(rows, batch))
         # A loss gradient is -q times that of the output.
         gradients = features * outputs.out_to_loss.to(features)[:, None]

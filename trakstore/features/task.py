@@ -21,6 +21,7 @@ from trakstore.features.batches import Batches
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.fingerprint import hashed_rows
 from trakstore.features.fitness import explained
 from trakstore.features.gradients import cut
 from trakstore.features.job import Job
@@ -30,6 +31,7 @@ from trakstore.features.plain import copied
 from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import ChosenScale, scale_of_store
+from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.watch import WeightWatch
@@ -50,6 +52,7 @@ __all__ = ["SplitTask", "output_on"]
 _DEFAULT = ProjectionSpec("sjlt", dim=2048)
 _USED = 0.9  # of what is free on a GPU
 _PROBE = 2  # rows that are computed before anything is written
+_REPEATED = 8  # rows that a collator is given twice
 _TRIED = 64  # rows among which good ones are looked for
 
 
@@ -120,7 +123,7 @@ class SplitTask:
             if job.append:
                 _append(opened, epoch, split, wanted, rows, samples)
                 watch.check(surely=True)
-            made = opened.create_split(epoch, split, wanted, batch_rows=rows.batch_size)
+            made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             task = cls(rows, BlockWriter(made), watch)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
@@ -220,7 +223,8 @@ def _probed(
 ) -> tuple[RowComputer, Columns]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
     dataset, ids, model = samples.dataset, samples.ids, job.model
-    batches = Batches(dataset, device, job.collate)
+    batches = Batches.of(model, output, dataset, device, job.collate)
+    batches.need_repeatable(min(len(ids), _REPEATED))
     probed, first, classes = _first_samples(job, output, batches, len(ids))
     # Later outputs of this sample are compared with these.
     with explained(model, output, first):
@@ -228,6 +232,7 @@ def _probed(
     check_determinism(device, partial(engine.run_as_training, first))
     # A batch holds all draws of its samples, so that one forward pass can serve them.
     size = min(-(-job.batch_size // samples.each) * samples.each, len(ids))
+    longest = batches.uneven(hashed_rows(len(ids))) if size < len(ids) else None
 
     def pick(rows: NDArray[np.int64]) -> Any:
         return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
@@ -236,12 +241,14 @@ def _probed(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        ReadAhead(lambda piece: batches.read(*piece)),
+        ReadAhead(lambda piece: batches.several(*piece, size, by_length=longest is not None)),
         ids,
         f"{split} at epoch {epoch}",
         spec,
         classes,
         batch_size=size,
+        pool=size if longest is None else POOL * size,
+        measured=longest or tuple(range(min(2, len(ids)))),
         at_once=size,
         pick=pick,
         check=job.check,
@@ -266,13 +273,13 @@ def _within_memory(
 ) -> RowComputer:
     """Take as many samples at once as the job's limit allows, or a GPU's free memory suggests."""
     if job.memory_limit is not None:
-        shape = spec_shape(wanted, rows.spec.dtype, rows.batch_size)
+        shape = spec_shape(wanted, rows.spec.dtype, rows.least_block)
         numbers = wanted.dim + sum(width for _, width in wanted.widths)
         block_bytes = min(shape.block_rows, wanted.rows) * numbers * 4  # of float32, before storing
         return rows.within(byte_count(job.memory_limit), wanted.rows, block_bytes)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        return rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]), wanted.rows)
+        return rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]))
     return rows
 
 

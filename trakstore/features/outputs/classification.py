@@ -32,6 +32,7 @@ class _Classification(ModelOutput, PredictsClasses):
     """
 
     calls_alone = True
+    columns = frozenset({"label", "labels"})
 
     def labels(self, batch: Any) -> Tensor:
         """Return the last entry of the batch, or its ``labels``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -45,6 +45,7 @@ class _Tokens(ModelOutput, PredictsClasses):
         Over the tokens of a sequence.
     """
 
+    columns = frozenset({"labels"})
     over: Over = "sequence"
     reduction: Literal["mean", "sum"] = "mean"
 
@@ -122,9 +123,9 @@ class _Tokens(ModelOutput, PredictsClasses):
     def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:
         """See :meth:`PredictsClasses.relabelled`: what the model reads stays as it is."""
         parts = sequences(model, batch, self.name)
-        whole = parts.labels.clone()
-        own = self._wanted(replace(parts, labels=whole))
-        own.copy_(torch.where(own == IGNORED, own, labels.to(own.dtype)))
+        whole, counted = parts.labels.clone(), self._wanted(parts) != IGNORED
+        own = self._beside_logits(whole, parts)
+        own.copy_(torch.where(counted, labels.to(own.dtype), own))
         return parts.relabelled(batch, whole)
 
     def _aligned(self, logits: Tensor, parts: Sequences) -> tuple[Tensor, Tensor]:
@@ -132,8 +133,12 @@ class _Tokens(ModelOutput, PredictsClasses):
         return logits, self._wanted(parts)
 
     def _wanted(self, parts: Sequences) -> Tensor:
-        """Return the labels that logits stand beside, a view."""
-        return parts.labels
+        """Return the labels that logits stand beside, -100 where nothing is asked."""
+        return self._beside_logits(parts.labels, parts)
+
+    def _beside_logits(self, labels: Tensor, parts: Sequences) -> Tensor:  # noqa: ARG002
+        """Return the labels of all positions as those of the logits, a view."""
+        return labels
 
     def _reduced(self, values: Tensor, counted: Tensor) -> Tensor:
         total = values.masked_fill(~counted, 0).sum(1)
@@ -144,7 +149,9 @@ class CausalLM(_Tokens):
     """Each token from those before it; ``labels`` are the ``input_ids`` where they are not given.
 
     Labels are moved by one here, so they are not moved before; but those of an encoder-decoder model
-    stand beside its logits, and are taken as they are.
+    stand beside its logits, and are taken as they are. The first token behind padding at the left, and
+    the first of each document of a pack (where ``position_ids`` begin again, or ``seq_idx`` changes),
+    are predicted by nothing, and do not count.
     """
 
     name = "causal_lm"
@@ -169,7 +176,11 @@ class CausalLM(_Tokens):
         return logits if parts.target else logits[:, :-1], self._wanted(parts)
 
     def _wanted(self, parts: Sequences) -> Tensor:
-        return parts.labels if parts.target else parts.labels[:, 1:]
+        wanted = super()._wanted(parts)
+        return wanted if parts.starts is None else wanted.masked_fill(parts.starts[:, 1:], IGNORED)
+
+    def _beside_logits(self, labels: Tensor, parts: Sequences) -> Tensor:
+        return labels if parts.target else labels[:, 1:]
 
 
 class MaskedLM(_Tokens):

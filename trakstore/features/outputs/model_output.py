@@ -23,6 +23,7 @@ __all__ = [
     "inner_model",
     "inputs_and_target",
     "logits_of",
+    "named_arguments",
     "need_keywords",
     "need_tensor",
     "parameters_of",
@@ -63,11 +64,14 @@ class ModelOutput(ABC):
     calls_alone : bool
         Whether the output uses the model by calling it, and by nothing else: the calls are then all
         that has to be watched.
+    columns : frozenset of str or None
+        Columns that the output itself reads of batches that are dicts; None where they may be any.
     """
 
     name: str
     dtype: torch.dtype | None = None
     calls_alone = False
+    columns: frozenset[str] | None = None
 
     @property
     def spec(self) -> OutputSpec:
@@ -179,6 +183,13 @@ def parameters_of(model: Any) -> Mapping[str, inspect.Parameter]:
     if isinstance(model, torch.jit.ScriptModule):
         return {}
     return inspect.signature(getattr(model, "forward", model)).parameters
+
+
+def named_arguments(model: Any) -> frozenset[str]:
+    """Return the names of the arguments of a model's forward, and of that of the model it holds."""
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    both = {**parameters_of(model), **parameters_of(inner_model(model))}
+    return frozenset(name for name, one in both.items() if one.kind not in unnamed)
 
 
 def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
