@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from trakstore.features.axes import Following
-from trakstore.features.constants import Constants, find_constants
+from trakstore.features.constants import Constants, derived_instead, find_constants
 from trakstore.features.gradients import (
     FAILURES,
     FeatureRows,
@@ -238,6 +238,8 @@ class FactorisedEngine(GenericEngine):
                 reason = "they disagree with an ordinary backward pass"
             except Untrusted as doubt:
                 wrong, reason = set(doubt.names & self._names or self._names), doubt.reason
+                if derived_instead(self._constants, wrong):
+                    continue
             if not wrong:
                 break
             self._exclude(wrong, reason)

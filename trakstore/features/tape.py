@@ -55,6 +55,8 @@ class Tape:
         """Note a layer; return its output, repeated for each sample where it has none."""
         if not output.requires_grad:
             return output
+        if mark is Unplaced.FREE and self.constants.get(key) == "derived":
+            return output  # the graph shows what becomes of it
         before = call.given()
         behind = [tensor.grad_fn or get_gradient_edge(tensor).node for tensor in before]
         base = _unchanged(output)

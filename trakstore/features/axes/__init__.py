@@ -10,5 +10,15 @@ from __future__ import annotations
 from trakstore.features.axes.following import Following
 from trakstore.features.axes.marked_call import Arguments, MarkedCall
 from trakstore.features.axes.marks import Axis, Mark, Unplaced
+from trakstore.features.axes.meeting import is_meeting, repeated_at
 
-__all__ = ["Arguments", "Axis", "Following", "Mark", "MarkedCall", "Unplaced"]
+__all__ = [
+    "Arguments",
+    "Axis",
+    "Following",
+    "Mark",
+    "MarkedCall",
+    "Unplaced",
+    "is_meeting",
+    "repeated_at",
+]

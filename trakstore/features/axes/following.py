@@ -126,6 +126,10 @@ class Following:
         self._claims |= own
         self._mark(tensor, Axis(0), own)
 
+    def place(self, tensor: Tensor, axis: Axis) -> None:
+        """Mark a tensor that goes to a single function, in which it meets the samples."""
+        self._mark(tensor, axis, _NONE)
+
     def claim_repeated(self, tensor: Tensor, names: Iterable[str], ndim: int) -> None:
         """Mark a tensor that the model knows without these rows, with ``ndim`` dimensions.
 

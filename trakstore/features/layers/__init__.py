@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from trakstore.features.layers import convolution, elementwise, embedding, linear, normalisation
 from trakstore.features.layers.attention import SEEN_THROUGH
+from trakstore.features.layers.derived import Derived
 from trakstore.features.layers.layer import Call, Layer, Matcher
 
-__all__ = ["MATCHERS", "SEEN_THROUGH", "Call", "Layer"]
+__all__ = ["MATCHERS", "SEEN_THROUGH", "Call", "Derived", "Layer"]
 
 MATCHERS: dict[object, Matcher] = {
     **linear.MATCHERS,
