@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from trakstore.features.axes.broadcast import LINED_UP
-from trakstore.features.axes.marks import FREE, Axis, Mark
+from trakstore.features.axes.marks import FREE, Axis, Mark, Placed, Routed
 from trakstore.features.axes.table import canonical, rule_of
 
 __all__ = ["is_meeting", "repeated_at"]
@@ -28,7 +28,7 @@ def is_meeting(function: Any) -> bool:
 
 def repeated_at(
     tensor: Tensor, others: Sequence[Tensor], of: Callable[[Tensor], Mark]
-) -> tuple[list[int], Axis] | None:
+) -> tuple[list[int], Placed] | None:
     """Shape of a tensor with a row for each sample, and the samples' place in that.
 
     Parameters
@@ -44,19 +44,20 @@ def repeated_at(
     -------
     shape : list of int
         That of the tensor, but for the samples' dimension.
-    axis : Axis
+    axis : Axis or Routed
     None where the samples are in no single place, or the tensor has more than one entry there.
     """
-    met = {(mark.dim - one.ndim, one.shape[mark.dim], mark[1:])
-           for one in others
-           if isinstance(mark := of(one), Axis)}  # fmt: skip
-    if len(met) != 1 or any(
-        of(one) is not FREE and not isinstance(of(one), Axis) for one in others
-    ):
+    marks = [(one, of(one)) for one in others if of(one) is not FREE]
+    met = {
+        (mark.dim - one.ndim, one.shape[mark.dim], mark._replace(dim=0))
+        for one, mark in marks
+        if isinstance(mark, Axis | Routed)
+    }
+    if len(met) != 1 or not all(isinstance(mark, Axis | Routed) for _, mark in marks):
         return None
-    (behind, size, rest) = met.pop()
+    (behind, size, placed) = met.pop()
     shape = [1] * (-behind - tensor.ndim) + list(tensor.shape)
     if shape[behind] != 1:
         return None
     shape[behind] = size
-    return shape, Axis(len(shape) + behind, *rest)
+    return shape, placed._replace(dim=len(shape) + behind)
