@@ -25,7 +25,7 @@ from torch.autograd.graph import Node
 from torch.utils import _pytree as tree
 
 from trakstore.features.axes import Following
-from trakstore.features.constants import Constants, find_constants
+from trakstore.features.constants import Constants, derived_instead, find_constants
 from trakstore.features.gradients import (
     FAILURES,
     FeatureRows,
@@ -271,6 +271,8 @@ class FactorisedEngine(GenericEngine):
                 reason = "they disagree with an ordinary backward pass"
             except Untrusted as doubt:
                 wrong, reason = set(doubt.names & self._names or self._names), doubt.reason
+                if derived_instead(self._constants, wrong):
+                    continue
             if not wrong:
                 break
             self._exclude(wrong, reason)

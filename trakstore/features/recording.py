@@ -13,8 +13,8 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as tree
 
-from trakstore.features.axes import Following, Mark
-from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Layer
+from trakstore.features.axes import Following, Mark, Unplaced, is_meeting, repeated_at
+from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Derived, Layer
 from trakstore.features.outputs import ModelOutput, RowOutputs
 
 __all__ = ["Key", "Recorder", "Untrusted", "expanded"]
@@ -122,6 +122,8 @@ class Recorder(TorchFunctionMode):
             # A mode is off while it handles a function: it is turned on again for those within.
             with self:
                 return SEEN_THROUGH[func](*args, **kwargs)
+        if is_meeting(func) and torch.is_grad_enabled():
+            args, kwargs = self._with_rows(args, kwargs)
         matcher = MATCHERS.get(func)
         call = Call(args, kwargs, self._names) if matcher else None
         layer = matcher(call) if matcher and call else None
@@ -135,6 +137,39 @@ class Recorder(TorchFunctionMode):
             self.autocast |= torch._C._is_any_autocast_enabled()
             return self._observer(self._key(layer), layer, call, out, self._following.of(out))
         return out
+
+    def _with_rows(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give a row for each sample to what was derived from parameters, where it meets samples."""
+        of = self._following.of
+        for one in (*args, *kwargs.values()):
+            if isinstance(one, Tensor) and one.grad_fn is not None and of(one) is Unplaced.FREE:
+                break
+        else:
+            return args, kwargs
+        tensors = list(Call(args, kwargs, self._names).tensors())
+
+        def given(one: Any) -> Any:
+            derived = isinstance(one, Tensor) and one.grad_fn is not None
+            if not derived or of(one) is not Unplaced.FREE:
+                return one
+            return self._rows_of(one, [other for other in tensors if other is not one])
+
+        return tuple(map(given, args)), {name: given(value) for name, value in kwargs.items()}
+
+    def _rows_of(self, tensor: Tensor, others: list[Tensor]) -> Tensor:
+        """Return a tensor with a row for each sample, which is observed; the same where that fails."""
+        met = repeated_at(tensor, others, self._following.of)
+        layer = Derived.of(tensor, self._names) if met else None
+        if met is None or layer is None:
+            return tensor
+        shape, axis = met
+        # A leaf: the backward pass ends here, and what is before it is done by the layer.
+        rows = tensor.detach().expand(shape).requires_grad_()
+        self._following.place(rows, axis)
+        alone = Call((), {}, self._names)
+        return self._observer((layer.names, -1), layer, alone, rows, axis)
 
     def _note_hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note parameters that are used while gradients are off, as within a reentrant checkpoint."""
