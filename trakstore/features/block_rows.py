@@ -225,19 +225,19 @@ class RowComputer:
         order: list[NDArray[np.int64]] = []
         for _, batches in self.batches.through(pieces, following):
             for own, batch in batches:
-                shared = partial(self.engine.rows, draws=self._sharing(own))
-                rows = self.engine.generic_rows if generic else shared
+                rows = self.engine.generic_rows if generic else self._rows_of(own)
                 parts += self._batch(self._labelled(own, batch), rows)
                 order.append(own)
         return parts, np.concatenate(order)
 
-    def _sharing(self, own: NDArray[np.int64]) -> int:
-        """Return the rows of a sample that one forward pass may serve: its draws, if all are there."""
+    def _rows_of(self, own: NDArray[np.int64]) -> Rows:
+        """Return the engine's rows; by one forward pass a sample, where all of its draws are there."""
         draws = 1 if self.labels is None else self.labels.draws
-        if len(own) % draws or self.at_once % draws or (own[::draws] % draws).any():
-            return 1
+        if draws == 1 or len(own) % draws or self.at_once % draws or (own[::draws] % draws).any():
+            return self.engine.rows
         together = own.reshape(-1, draws) - own[::draws, None]
-        return draws if (together == np.arange(draws)).all() else 1
+        whole = bool((together == np.arange(draws)).all())
+        return partial(self.engine.rows, draws=draws) if whole else self.engine.rows
 
     def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
         return batch if self.labels is None else self.labels.labelled(rows, batch)
