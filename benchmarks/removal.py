@@ -22,7 +22,7 @@ from rich.console import Console
 
 import trakstore as ts
 from trakstore.evaluation.removals import counterfactual
-from trakstore.report.evaluations import removal_table
+from trakstore.report.evaluation_tables import removal_table
 
 SIZES = (5, 20)
 

@@ -85,6 +85,34 @@ def call_named(function: Any, name: str, what: str) -> Any:
         return function()
 
 
+def call_with_sample(function: Any, name: str, what: str, sample: Any) -> Any:
+    """Call a function of one sample, such as the one that draws it.
+
+    Parameters
+    ----------
+    function : callable
+        The function that ``name`` names.
+    name, what : str
+        As for :func:`load_named`.
+    sample : object
+
+    Raises
+    ------
+    TrakStoreError
+        When it takes none or needs more than one argument, or raises.
+    """
+    try:
+        inspect.signature(function).bind(sample)
+    except ValueError:  # a built-in function that does not tell
+        pass
+    except TypeError as error:
+        raise TrakStoreError(
+            f"{name} must take one argument, a sample, to be a {what}: {error}"
+        ) from None
+    with blamed_on(name):
+        return function(sample)
+
+
 @contextmanager
 def blamed_on(name: str) -> Iterator[None]:
     """Raise errors of somebody else's code as bad use, in a line that says where.

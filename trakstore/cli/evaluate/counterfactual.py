@@ -13,7 +13,7 @@ from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.evaluation.removals import counterfactual as outputs_without
 from trakstore.evaluation.removals import removal_kinds
 from trakstore.progress import ProgressLine
-from trakstore.report.evaluations import removal_table
+from trakstore.report.evaluation_tables import removal_table
 
 
 @with_request("learning_rate")

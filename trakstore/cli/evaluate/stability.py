@@ -9,7 +9,7 @@ from typer import Option
 
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.evaluation.agreement import stability as likeness
-from trakstore.report.tables import facts_table
+from trakstore.report.terminal_tables import facts_table
 
 
 @with_request("learning_rate")

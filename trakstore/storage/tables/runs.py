@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from trakstore.documents import NAME, entries, fields, made_by, text, whole
+from trakstore.documents import entries, fields, made_by, text, whole
 from trakstore.errors import TrakStoreError
 from trakstore.markup import printable
 from trakstore.storage import layout
@@ -73,7 +73,7 @@ class Run:
 
 _RUN = {
     "epoch": made_by(layout.as_epoch, "an epoch"),
-    "split": text(NAME),
+    "split": made_by(lambda name: layout.check_name(name, "split"), "a split"),
     **dict.fromkeys(("job", "began", "ended", "device"), text()),
     **dict.fromkeys(("rank", "world_size", "rows", "blocks"), whole()),
     "versions": entries(text(), text()),
