@@ -215,6 +215,7 @@ ORDER: dict[str, list[str]] = {
         "background",
         "sample_columns",
         "sorted_batches",
+        "padding",
         "batches",
         "loading",
         "footprint",
@@ -231,6 +232,7 @@ ORDER: dict[str, list[str]] = {
         "recorder",
         "featurize",
         "chat",
+        "packs",
         "callback",
     ],
     "cli": [

@@ -18,12 +18,15 @@ from trakstore.features.outputs import (
     SquaredError,
     Weighted,
 )
+from trakstore.features.packs import Documents
+from trakstore.features.padding import pad_tokens
 
 __all__ = [
     "DPO",
     "CausalLM",
     "Contrastive",
     "CrossEntropy",
+    "Documents",
     "Featurized",
     "FunctionOutput",
     "Job",
@@ -39,4 +42,5 @@ __all__ = [
     "featurize",
     "featurize_job",
     "load_job",
+    "pad_tokens",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -18,6 +19,7 @@ from torch.utils.data import default_collate
 from trakstore.errors import TrakStoreError
 from trakstore.features.fitness import fit_modules, need_weights
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.padding import pad_tokens
 from trakstore.features.sample_columns import SampleColumns
 from trakstore.features.sorted_batches import (
     MOST_PADDING,
@@ -29,9 +31,12 @@ from trakstore.planning import ranges
 
 __all__ = ["Batches", "Collate", "evaluated"]
 
+log = logging.getLogger("trakstore")
+
 Collate = Callable[[list[Any]], Any]
 
 _PAIR = 2
+_FLATTENING = "DataCollatorWithFlattening"
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,13 @@ class Batches:
 
         A collator of transformers expects what its ``Trainer`` gives: columns that forward names. Any
         other is given whole samples, as it may make the model's inputs of texts; where it fails on
-        those and not on what the ``Trainer`` gives, it is given that.
+        those and not on what the ``Trainer`` gives, it is given that. The one that writes samples one
+        after the other into one row is replaced by one that pads: each sample then has its own row,
+        and the same gradient, as samples of such a row do not see one another.
         """
+        if type(collate).__name__ == _FLATTENING:
+            log.info("samples are padded, one a row, in place of %s's one row of all", _FLATTENING)
+            collate = pad_tokens
         columns = SampleColumns.of(model, output)
         whole = cls(dataset, device, collate, columns)
         if collate is None:
