@@ -209,6 +209,7 @@ ORDER: dict[str, list[str]] = {
         "selfcheck",
         "factorised",
         "blockcheck",
+        "streamed",
         "fingerprint",
         "ranks",
         "devices",

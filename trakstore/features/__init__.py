@@ -20,6 +20,7 @@ from trakstore.features.outputs import (
 )
 from trakstore.features.packs import Documents
 from trakstore.features.padding import pad_tokens
+from trakstore.features.streamed import Streamed
 
 __all__ = [
     "DPO",
@@ -35,6 +36,7 @@ __all__ = [
     "ModelOutput",
     "RowOutputs",
     "SquaredError",
+    "Streamed",
     "TokenCounts",
     "Weighted",
     "chat_rows",

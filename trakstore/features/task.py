@@ -21,7 +21,7 @@ from trakstore.features.batches import Batches
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows, hashed_rows
+from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows, sampled_rows
 from trakstore.features.fitness import explained
 from trakstore.features.gradients import cut
 from trakstore.features.job import Job
@@ -32,6 +32,7 @@ from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
 from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
+from trakstore.features.streamed import Streamed
 from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count, ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
@@ -115,6 +116,9 @@ class SplitTask:
                 _append(opened, epoch, split, wanted, rows, job)
                 watch.check(surely=True)
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
+            if isinstance(dataset := job.datasets[split], Streamed):
+                # Rows of a block are compared at its end, while the first of the next one are read.
+                dataset.held = max(dataset.held, made.spec.block_rows + 2 * rows.pool)
             task = cls(rows, BlockWriter(made), watch)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
@@ -212,7 +216,7 @@ def _probed(
         watch.asks(partial(_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
     size = min(job.batch_size, len(ids))
-    longest = batches.uneven(hashed_rows(len(ids))) if size < len(ids) else None
+    longest = batches.uneven(sampled_rows(dataset)) if size < len(ids) else None
 
     def pick(rows: NDArray[np.int64]) -> Any:
         return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
