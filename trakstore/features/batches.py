@@ -78,10 +78,14 @@ class Batches:
         after the other into one row is replaced by one that pads: each sample then has its own row,
         and the same gradient, as samples of such a row do not see one another.
         """
-        if type(collate).__name__ == _FLATTENING:
-            log.info("samples are padded, one a row, in place of %s's one row of all", _FLATTENING)
-            collate = pad_tokens
         columns = SampleColumns.of(model, output)
+        own = _of_trainer(collate)
+        if type(own).__name__ == _FLATTENING:
+            log.info("samples are padded, one a row, in place of %s's one row of all", _FLATTENING)
+            return cls(dataset, device, pad_tokens, columns, as_trainer=True)
+        if own is not collate and columns.read is not None:
+            # The Trainer's wrapper would also drop what the output reads.
+            return cls(dataset, device, own, columns, as_trainer=True)
         whole = cls(dataset, device, collate, columns)
         if collate is None:
             return whole
@@ -165,10 +169,11 @@ class Batches:
         """
         if self.collate is None:
             return
-        masks = bool(getattr(self.collate, "mlm", False))
+        own = _of_trainer(self.collate)
+        masks = bool(getattr(own, "mlm", False))
         if not masks and _same(self.read(0, count), self.read(0, count)):
             return
-        name = getattr(self.collate, "__name__", type(self.collate).__name__)
+        name = getattr(own, "__name__", type(own).__name__)
         remedy = "do that once, in the data set, with a fixed seed, and collate without it"
         if masks:
             remedy = (
@@ -251,6 +256,11 @@ class Batches:
             # the stream that computes still reads it.
             tensor.record_stream(user)
         return moved
+
+
+def _of_trainer(collate: Any) -> Any:
+    """Return the collator that transformers' ``Trainer`` has wrapped to drop columns."""
+    return collate.data_collator if type(collate).__name__ == "RemoveColumnsCollator" else collate
 
 
 def _of_transformers(collate: Collate) -> bool:
