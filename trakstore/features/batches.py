@@ -227,6 +227,10 @@ class Batches:
                 "one row a sample is needed in each; pad graphs and other samples of several sizes "
                 "to one, with a mask"
             )
+            if leaf.ndim == 2 and len(leaf) == 1:
+                remedy = (
+                    "pad samples, one a row, rather than write all into one (padding_free=False)"
+                )
         else:
             got, remedy = (
                 f"a value of type {type(leaf).__name__}",
