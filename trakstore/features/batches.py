@@ -131,11 +131,11 @@ class Batches:
             raise TrakStoreError("some samples have 'input_ids', others none: give them to each")
         return length
 
-    def uneven(self, rows: Sequence[int]) -> tuple[int, int] | None:
-        """Return the two longest of some samples, where to pad samples as they come costs much.
+    def uneven(self, rows: Sequence[int]) -> tuple[int, ...] | None:
+        """Return some samples from the longest to the shortest, where to pad them as they come costs.
 
         That is so where lengths are known, a tenth or more of these samples together would be padding,
-        and batches are not padded to one length anyway.
+        and batches are not padded to one length anyway; None otherwise.
         """
         if self.collate is None:
             return None
@@ -148,7 +148,7 @@ class Batches:
         short, long = (self._made([samples[at]], rows[at]) for at in (order[-1], order[0]))
         if padded_share(known) <= MOST_PADDING or _numbers(short) >= _numbers(long):
             return None
-        return rows[order[0]], rows[order[1]]
+        return tuple(rows[at] for at in order)
 
     def _made(self, samples: list[Any], start: int) -> Any:
         """Make a batch of samples; ``start`` is the position of the first of them in a data set."""

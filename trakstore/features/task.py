@@ -216,7 +216,7 @@ def _probed(
         watch.asks(partial(_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
     size = min(job.batch_size, len(ids))
-    longest = batches.uneven(sampled_rows(dataset)) if size < len(ids) else None
+    uneven = batches.uneven(sampled_rows(dataset)) if size < len(ids) else None
 
     def pick(rows: NDArray[np.int64]) -> Any:
         return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
@@ -225,14 +225,15 @@ def _probed(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        ReadAhead(lambda piece: batches.several(*piece, size, by_length=longest is not None)),
+        ReadAhead(lambda piece: batches.several(*piece, size, by_length=uneven is not None)),
         ids,
         f"{split} at epoch {epoch}",
         spec,
         classes,
         batch_size=size,
-        pool=size if longest is None else POOL * size,
-        measured=longest or tuple(range(min(2, len(ids)))),
+        pool=size if uneven is None else POOL * size,
+        measured=uneven[:2] if uneven else tuple(range(min(2, len(ids)))),
+        shortest=uneven[-2:] if uneven else (),
         at_once=size,
         pick=pick,
         check=job.check,
