@@ -222,6 +222,7 @@ ORDER: dict[str, list[str]] = {
         "footprint",
         "activations",
         "bad_rows",
+        "to_host",
         "block_rows",
         "job",
         "predictions",

@@ -22,6 +22,7 @@ from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import Need, peak_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.to_host import gpu_done, to_host
 from trakstore.features.wording import first_line, listed
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
@@ -204,11 +205,11 @@ class RowComputer:
         pieces, following = self._pieces(start, stop), then and self._pieces(*then)[0]
         parts, order = self._parts(pieces, self.engine.rows, following)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
-        ready = _event()
+        ready = gpu_done()
         if not self._checked(parts, order, start, stop):
             # Samples are read again rather than kept: this is seldom, and a block may be large.
             parts, order = self._parts(pieces, self.engine.generic_rows, following)
-            ready = _event()
+            ready = gpu_done()
             if not self._checked(parts, order, start, stop):
                 raise NumericsError(
                     f"{self.where}: rows {start} to {stop - 1} are not the gradients of their samples "
@@ -248,7 +249,7 @@ class RowComputer:
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
     ) -> bool:
         """Compare some rows of a block, or all, with ordinary backward passes."""
-        _event()()  # the parts are read here, and may still be on their way
+        gpu_done()()  # the parts are read here, and may still be on their way
         features = torch.cat([part[layout.FEATURES] for part in parts])
         most = max(1, min(self.batch_size, int(self.at_once)))
         place = np.argsort(order)  # of each row of the block among the parts
@@ -335,7 +336,7 @@ class RowComputer:
             labels = self.output.labels(batch)
             if labels is not None:
                 columns["label"] = labels
-            return {name: _to_host(column) for name, column in columns.items()}
+            return {name: to_host(column) for name, column in columns.items()}
         except torch.OutOfMemoryError as error:
             if batch_size(batch) > 1:
                 return None
@@ -380,21 +381,3 @@ def _in_order(parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any
 
 def _bytes(batch: Any) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in tree.tree_leaves(batch))
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """Copy to the CPU; from a GPU into pinned memory, which is not filled before :func:`_event`'s."""
-    tensor = tensor.detach()
-    if not tensor.is_cuda:
-        return tensor.cpu()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
-
-
-def _event() -> Callable[[], None]:
-    """Return a function that waits until a GPU has done what it was given up to now."""
-    if not torch.cuda.is_initialized():
-        return lambda: None
-    event = torch.cuda.Event(blocking=True)
-    event.record()
-    return event.synchronize
