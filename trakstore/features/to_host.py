@@ -11,7 +11,7 @@ __all__ = ["gpu_done", "to_host"]
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Copy to the CPU; from a GPU into pinned memory, which is filled once :func:`gpu_done` has waited."""
+    """Copy to the CPU; from a GPU into pinned memory, which is filled once :func:`gpu_done` waited."""
     tensor = tensor.detach()
     if not tensor.is_cuda:
         return tensor.cpu()
