@@ -292,3 +292,23 @@ def test_columns_of_tuples_and_of_wrapped_models() -> None:
     assert {"input_ids", "token_type_ids"} < columns.arguments
     pairs = [(torch.ones(2), "a")]
     assert columns.without_metadata(pairs) is pairs and columns.as_trainer(pairs) is pairs
+
+
+def test_a_collator_that_the_trainer_wrapped_is_known_by_what_it_wraps() -> None:
+    """A Trainer of a list wraps its collator to drop columns, among them what an output reads."""
+
+    def wrapped(inner: Any) -> Any:
+        return tf.trainer_utils.RemoveColumnsCollator(inner, ["input_ids", "labels"])
+
+    data = rows(**BESIDE, weight=lambda i, _: float(i))
+    causal = wrapped(tf.DataCollatorForLanguageModeling(tokenizer(), mlm=False))
+    weighted = Weighted(CausalLM("loss"), "weight")
+    assert read(language_model(), weighted, data, causal)["weight"].tolist() == [0, 1, 2, 3, 4, 5]
+    flat = read(language_model(), CausalLM(), data, wrapped(tf.DataCollatorWithFlattening()))
+    assert flat["input_ids"].shape == (6, 9)
+    masking = wrapped(tf.DataCollatorForLanguageModeling(tokenizer(), mlm=True))
+    batches = Batches.of(language_model(), CausalLM(), data, CPU, masking)
+    with pytest.raises(
+        TrakStoreError, match="collate=DataCollatorForLanguageModeling masks tokens"
+    ):
+        batches.need_repeatable(3)

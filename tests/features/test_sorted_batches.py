@@ -24,6 +24,7 @@ from trakstore.features.task import SplitTask
 
 WORDS, ROWS, SIZE = 23, 200, 8
 SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
+LONG, SHORT = range(40, 61), range(3, 12)
 OPTIONS: dict[str, Any] = {"projector": SJLT, "batch_size": SIZE, "progress": False}
 
 
@@ -204,7 +205,7 @@ def test_what_needs_no_sorting_is_read_as_it_comes(masks: list[Tensor], tmp_path
 
 
 def test_a_memory_limit_reckons_with_the_longest_and_sorts_fewer_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    masks: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pools: list[int] = []
     within = RowComputer.within
@@ -221,4 +222,31 @@ def test_a_memory_limit_reckons_with_the_longest_and_sorts_fewer_at_once(
         columns, *_ = written(tmp_path / str(limit), memory_limit=limit)
         scale = np.abs(plain["features"]).max()
         assert np.abs(columns["features"] - plain["features"]).max() < 1e-5 * scale
+        if limit == 300_000:
+            few, many = ([len(one) for one in masks if one.shape[1] in w] for w in (LONG, SHORT))
+            assert max(few) < max(many) <= SIZE
+        masks.clear()
     assert SIZE <= pools[0] < pools[1] == 32 * SIZE
+
+
+def test_memory_that_does_not_suffice_is_shared_by_length(
+    masks: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After long samples did not fit, short ones are still computed together."""
+    plain, *_ = written(tmp_path / "a")
+    masks.clear()
+    computed, refused = RowComputer._computed, list[tuple[int, ...]]()
+
+    def short_of_memory(self: Any, batch: Any, rows: Any) -> Any:
+        if batch["input_ids"].numel() > 100:
+            refused.append(tuple(batch["input_ids"].shape))
+            raise torch.OutOfMemoryError
+        return computed(self, batch, rows)
+
+    monkeypatch.setattr(RowComputer, "_computed", short_of_memory)
+    columns, *_ = written(tmp_path / "b", memory_limit=10**9)
+    scale = np.abs(plain["features"]).max()
+    assert np.abs(columns["features"] - plain["features"]).max() < 1e-5 * scale
+    assert refused and len(refused) < 12
+    long, short = (max(len(one) for one in masks if one.shape[1] in w) for w in (LONG, SHORT))
+    assert 1 <= long < short == SIZE
