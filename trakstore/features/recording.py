@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils import _pytree as tree
 from trakstore.features.axes import Following, Mark, Unplaced, is_meeting, repeated_at
 from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Derived, Layer
 from trakstore.features.outputs import ModelOutput, RowOutputs
+from trakstore.features.quantised import noticing
 
 __all__ = ["Key", "Recorder", "Untrusted", "expanded"]
 
@@ -57,6 +58,8 @@ class Recorder(TorchFunctionMode):
         with which the model goes on.
     following : Following
         Places of the samples.
+    products : sequence of Module
+        Modules of the model whose products with constants are out of sight.
 
     Attributes
     ----------
@@ -68,9 +71,16 @@ class Recorder(TorchFunctionMode):
         Functions behind which all parameters are, where that is less than the output's whole graph.
     """
 
-    def __init__(self, names: Mapping[int, str], observer: Observer, following: Following) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        observer: Observer,
+        following: Following,
+        products: Sequence[nn.Module] = (),
+    ) -> None:
         super().__init__()
         self._names, self._observer, self._following = names, observer, following
+        self._products = products
         self._count: dict[tuple[str, ...], int] = {}
         self.hidden: set[str] = set()
         self.autocast = False
@@ -79,6 +89,10 @@ class Recorder(TorchFunctionMode):
     def outputs(self, output: ModelOutput, model: nn.Module, batch: Any) -> RowOutputs:
         """Compute outputs of a batch, watched: all of it, or where that does, the model's calls."""
         marked = _each(self._following.begin, batch)
+        with noticing(self._products, self._following.multiplied):
+            return self._outputs(output, model, marked)
+
+    def _outputs(self, output: ModelOutput, model: nn.Module, marked: Any) -> RowOutputs:
         if output.calls_alone:
             # The graph above the model's answers is the output's own, and needs no look.
             answers: list[Any] = []
