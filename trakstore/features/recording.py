@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as tree
 
-from trakstore.features.axes import Following, Mark, Unplaced, is_meeting, repeated_at
+from trakstore.features.axes import Axis, Following, Mark, Unplaced, is_meeting, repeated_at
 from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Derived, Layer
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.quantised import noticing
@@ -155,6 +155,8 @@ class Recorder(TorchFunctionMode):
         else:
             return args, kwargs
         tensors = list(Call(args, kwargs, self._names).tensors())
+        if all(of(tensor) is Unplaced.FREE for tensor in tensors):
+            return args, kwargs
 
         def given(one: Any) -> Any:
             derived = isinstance(one, Tensor) and one.grad_fn is not None
@@ -167,6 +169,8 @@ class Recorder(TorchFunctionMode):
     def _rows_of(self, tensor: Tensor, others: list[Tensor]) -> Tensor:
         """Return a tensor with a row for each sample, which is observed; the same where that fails."""
         met = repeated_at(tensor, others, self._following.of)
+        if met is None and self._following.batch == 1 and tensor.ndim:
+            met = list(tensor.shape), Axis(0, len(tensor))  # any rows are those of a single sample
         layer = Derived.of(tensor, self._names) if met else None
         if met is None or layer is None:
             return tensor
