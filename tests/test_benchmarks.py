@@ -76,6 +76,13 @@ def test_the_benchmark_of_a_gpu_runs_small_without_one() -> None:
     assert sum(" of the ceiling" in line for line in lines) == 2
 
 
+def test_architectures_are_listed_with_what_goes_by_known_layers() -> None:
+    lines = run("architectures.py", "gemma", "olmoe", "--small")
+    assert [line.split()[0] for line in lines[1:]] == ["architecture", "gemma", "olmoe"]
+    assert all("100.0%" in line for line in lines[2:])
+    assert "Derived" in lines[2] and "Grouped" in lines[3]
+
+
 def test_the_scheduler_is_measured_and_a_table_follows() -> None:
     lines = run("scheduler.py", "--small")
     assert [line.split()[0] for line in lines[-4:]] == ["1", "10", "100", "1000"]

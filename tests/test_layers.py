@@ -200,6 +200,7 @@ ORDER: dict[str, list[str]] = {
         "projectors",
         "axes",
         "graph",
+        "quantised",
         "layers",
         "outputs",
         "precision",
