@@ -121,10 +121,10 @@ def _difference(
     missing: list[str], extra: list[str], stored: Mapping[str, str], names: Mapping[str, str]
 ) -> str:
     if not stored.keys() & names.keys():
-        return (
-            f"it has {some_names(list(stored))}, and the model wants {some_names(list(names))}; give "
-            f"the weights under the model's names"
-        )
+        remedy = "give the weights under the model's names"
+        if any(".lora_" in name for name in stored) and not any(".lora_" in name for name in names):
+            remedy = "it is an adapter of LoRA: give the model the same one (peft.get_peft_model)"
+        return f"it has {some_names(list(stored))}, and the model wants {some_names(list(names))}; {remedy}"
     parts = []
     if missing:
         near = did_you_mean(missing[0], extra) if extra else ""
