@@ -131,6 +131,11 @@ BATCHES: dict[str, tuple[Any, Collate | None, str]] = {
         r"holds a tensor of layout sparse_coo: .* to_dense\(\) \(in collate=\)",
     ),
     "object": ([1, 2], lambda _: object(), "of type object: leave it out"),
+    "collator": (
+        [[1, 2], [3]],
+        lambda samples: torch.tensor(samples),
+        r"^the collator, of samples 0 to 1: ValueError: expected .* \(test_batches.py, line \d+\)$",
+    ),
 }
 
 

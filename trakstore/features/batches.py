@@ -27,6 +27,7 @@ from trakstore.features.sorted_batches import (
     padded_share,
     sequence_length,
 )
+from trakstore.named import blamed_on
 from trakstore.planning import ranges
 
 __all__ = ["Batches", "Collate", "evaluated"]
@@ -198,7 +199,8 @@ class Batches:
         if self.columns is not None and self.as_trainer:
             samples = self.columns.as_trainer(samples)
         if self.collate is not None:
-            return self.collate(samples)
+            with blamed_on(f"the collator, of samples {start} to {start + len(samples) - 1}"):
+                return self.collate(samples)
         if self.columns is not None:
             samples = self.columns.without_metadata(samples)
         try:
