@@ -247,11 +247,11 @@ def test_a_collator_of_ones_own_is_given_whole_samples_where_it_takes_them() -> 
     assert torch.equal(batch["input_ids"], wanted["input_ids"])
 
 
-def test_an_error_of_a_collator_is_its_own() -> None:
+def test_an_error_of_a_collator_is_told_in_a_line() -> None:
     def fails(_: list[Any]) -> Any:
         raise KeyError("speed")
 
-    with pytest.raises(KeyError, match="speed"):
+    with pytest.raises(TrakStoreError, match=r"the collator, of samples 0 to \d: KeyError: 'speed'"):
         read(language_model(), CausalLM(), rows(), fails)
 
 
