@@ -81,7 +81,7 @@ class Broken(nn.Module):
         if self.how == "data":  # groups of samples, of sizes that depend on the data
             out = torch.zeros_like(h)
             mask = x[:, 0] > 0
-            out[mask] = self.b(h[mask])
+            out[mask] = self.b(h.masked_select(mask[:, None]).view(-1, 4))
             return out + h
         if self.how == "mixed":  # samples in two dimensions
             return self.b(h @ h.T @ h)

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as tree
 
 from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, error_context
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.bad_rows import BadRows
 from trakstore.features.blockcheck import CheckedRows, checked_rows, difference, signs_of
+from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.footprint import Need, peak_bytes
+from trakstore.features.footprint import Need, peak_bytes, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
-from trakstore.features.to_host import gpu_done, to_host
+from trakstore.features.to_host import gpu_done, in_order, to_host
 from trakstore.features.wording import first_line, listed
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
@@ -78,6 +78,8 @@ class RowComputer:
         Reader of the samples at some rows, as a batch of their own.
     check : {"some", "all"}
         Rows of each block that are compared with ordinary backward passes.
+    labels : LabelDraws, optional
+        Drawer of the labels that samples have in place of their own.
     skip_bad_rows : bool
         Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
         instead of an error.
@@ -99,6 +101,7 @@ class RowComputer:
     pick: Callable[[NDArray[np.int64]], Any]
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
+    labels: LabelDraws | None = None
     need: Need | None = None
 
     @property
@@ -130,7 +133,7 @@ class RowComputer:
         first = self.pick(np.array(self.measured))
         one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
-        sample = _bytes(cut(first, 0, 1))
+        sample = tensor_bytes(cut(first, 0, 1))
         # Of a pool, an eighth of the limit is enough: fewer samples are sorted at once then.
         pool = min(self.pool, max(self.batch_size, limit // 8 // (_BATCHES * sample)))
         read = _BATCHES * pool * sample
@@ -155,7 +158,7 @@ class RowComputer:
         most = (free - one + each) // each
         if most < self.at_once:
             log.info("%d samples at once, as free memory suggests", max(1, most))
-        need = self._need(_bytes(cut(first, 0, 1)), each)
+        need = self._need(tensor_bytes(cut(first, 0, 1)), each)
         return replace(self, at_once=max(1, most if need else min(self.at_once, most)), need=need)
 
     def _need(self, sample: int, each: int) -> Need | None:
@@ -164,7 +167,7 @@ class RowComputer:
             return None
         short = self.pick(np.array(self.shortest))
         one, two = self._peaks(short)
-        size = _bytes(cut(short, 0, 1))
+        size = tensor_bytes(cut(short, 0, 1))
         # Where what does not grow with the samples hides what they need, it is taken to be in
         # proportion to their length: less it is not.
         return Need((size, max(two - one, -(-each * size // sample))), (sample, each))
@@ -202,13 +205,15 @@ class RowComputer:
         MemoryLimitError
             When memory does not suffice for one sample.
         """
+        if self.labels is not None:
+            self.labels.forget()
         pieces, following = self._pieces(start, stop), then and self._pieces(*then)[0]
-        parts, order = self._parts(pieces, self.engine.rows, following)
+        parts, order = self._parts(pieces, following)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
         ready = gpu_done()
         if not self._checked(parts, order, start, stop):
             # Samples are read again rather than kept: this is seldom, and a block may be large.
-            parts, order = self._parts(pieces, self.engine.generic_rows, following)
+            parts, order = self._parts(pieces, following, generic=True)
             ready = gpu_done()
             if not self._checked(parts, order, start, stop):
                 raise NumericsError(
@@ -231,7 +236,7 @@ class RowComputer:
         return [(start + low, start + high) for low, high in ranges(stop - start, size)]
 
     def _parts(
-        self, pieces: list[Piece], rows: Rows, following: Piece | None
+        self, pieces: list[Piece], following: Piece | None, *, generic: bool = False
     ) -> tuple[list[dict[str, Tensor]], NDArray[np.int64]]:
         """Compute the columns of a block, in parts, and return them with the order of their rows.
 
@@ -241,9 +246,33 @@ class RowComputer:
         order: list[NDArray[np.int64]] = []
         for _, batches in self.batches.through(pieces, following):
             for own, batch in batches:
-                parts += self._batch(batch, rows)
+                rows = self.engine.generic_rows if generic else self._rows_of(own)
+                parts += self._batch(self._labelled(own, batch), rows)
                 order.append(own)
         return parts, np.concatenate(order)
+
+    def _rows_of(self, own: NDArray[np.int64]) -> Rows:
+        """Return the engine's rows; by one forward pass a sample, where all of its draws are there."""
+        draws = self._draws
+        if draws == 1 or len(own) % draws or (own[::draws] % draws).any():
+            return self.engine.rows
+        together = own.reshape(-1, draws) - own[::draws, None]
+        whole = bool((together == np.arange(draws)).all())
+        return self._together if whole else self.engine.rows
+
+    def _together(self, batch: Any) -> FeatureRows:
+        # Where memory does not suffice for all draws of a sample at once, they are samples like others.
+        draws = self._draws
+        whole = batch_size(batch) % draws == 0
+        return self.engine.rows(batch, draws=draws) if whole else self.engine.rows(batch)
+
+    @property
+    def _draws(self) -> int:
+        """Rows of each sample."""
+        return 1 if self.labels is None else self.labels.draws
+
+    def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
+        return batch if self.labels is None else self.labels.labelled(rows, batch)
 
     def _checked(
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
@@ -262,7 +291,8 @@ class RowComputer:
         )
 
     def _compared(self, rows: NDArray[np.int64], features: Tensor, start: int, stop: int) -> bool:
-        batch, where = self.pick(rows), f"{self.where}: rows {start} to {stop - 1}"
+        batch = self._labelled(rows, self.pick(rows))
+        where = f"{self.where}: rows {start} to {stop - 1}"
         apart = difference(self.engine, batch, features, signs_of(rows), where)
         if apart is not None:
             names = listed(self.engine.disagreeing(batch)) or "all parameters"
@@ -278,7 +308,7 @@ class RowComputer:
     ) -> Columns:
         """Return the columns, checked, in the stored dtypes; parts are dropped on the way."""
         joined = {
-            name: _in_order([part.pop(name).numpy() for part in parts], order - start)
+            name: in_order([part.pop(name).numpy() for part in parts], order - start)
             for name in [*parts[0]]
         }
         if "label" in joined and not self.skip_bad_rows:
@@ -321,12 +351,13 @@ class RowComputer:
                 self._halve(batch, min(most, size))
 
     def _most(self, batch: Any) -> int:
-        """Return how many samples of a batch are computed at once."""
-        return max(1, int(self.at_once * self._lightness(batch)))
+        """Return how many samples of a batch are computed at once: all draws of some, if it can be."""
+        most = max(1, int(self.at_once * self._lightness(batch)))
+        return most - most % self._draws if most > self._draws else most
 
     def _lightness(self, batch: Any) -> float:
         """Return how many samples of a batch need what one of those measured needs."""
-        one = _bytes(cut(batch, 0, 1))
+        one = tensor_bytes(cut(batch, 0, 1))
         return 1.0 if self.need is None else self.need.of_samples_like(one)
 
     def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
@@ -367,17 +398,3 @@ class RowComputer:
                 f"sample {start + bad[0]} has label {labels[bad[0]]:.0f}, the model has classes 0 to "
                 f"{self.classes - 1}"
             )
-
-
-def _in_order(parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Join parts, whose rows are to stand at ``rows``."""
-    joined = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
-    begin = 0
-    for part in parts:
-        joined[rows[begin : begin + len(part)]] = part
-        begin += len(part)
-    return joined
-
-
-def _bytes(batch: Any) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree.tree_leaves(batch))

@@ -4,12 +4,13 @@ Their outputs are the same for every sample. Where the model gives them no batch
 embedding of ``arange``), their gradients would come summed over the batch: such outputs are repeated
 for each sample before the model goes on. Where the model has a row for each sample already, as of zeros
 of shape (batch, time), the rows are counted on as the samples'. Passes of one and of two samples tell
-which.
+which. A model that cannot go on with repeated ones (T5's biases of positions, which it permutes) keeps
+its own, as what is derived of parameters: they are repeated where they meet the samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any, Literal
 
@@ -22,9 +23,9 @@ from trakstore.features.gradients import FAILURES, cut
 from trakstore.features.layers import Call, Layer
 from trakstore.features.recording import Key, Untrusted
 
-__all__ = ["Constant", "Constants", "find_constants"]
+__all__ = ["Constant", "Constants", "derived_instead", "find_constants"]
 
-Constant = Literal["rows", "repeated"]
+Constant = Literal["rows", "repeated", "derived"]
 Constants = dict[Key, Constant]
 
 
@@ -65,6 +66,15 @@ def find_constants(
         elif one[key][0] == 1 and two[key] == (2, *one[key][1:]):
             constants[key] = "rows"
     return constants
+
+
+def derived_instead(constants: Constants, names: Set[str]) -> bool:
+    """Leave repeated constants of some parameters to the model as they are; tell if there were any."""
+    repeated = [
+        key for key, how in constants.items() if how == "repeated" and not names.isdisjoint(key[0])
+    ]
+    constants.update(dict.fromkeys(repeated, "derived"))
+    return bool(repeated)
 
 
 def _note(

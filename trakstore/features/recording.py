@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as tree
 
-from trakstore.features.axes import Following, Mark
-from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Layer
+from trakstore.features.axes import Following, Mark, Unplaced, is_meeting, repeated_at
+from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Derived, Layer
 from trakstore.features.outputs import ModelOutput, RowOutputs
 
 __all__ = ["Key", "Recorder", "Untrusted", "expanded"]
@@ -91,6 +92,13 @@ class Recorder(TorchFunctionMode):
         self._following.see(rows.output)
         return rows
 
+    def outputs_of_draws(
+        self, output: ModelOutput, model: nn.Module, batches: Sequence[Any]
+    ) -> list[RowOutputs]:
+        """Compute outputs of the same samples with other labels, by one call of the model."""
+        with _called_once(model):
+            return [self.outputs(output, model, batch) for batch in batches]
+
     def _watched(self, model: nn.Module, answers: list[Any], *args: Any, **kwargs: Any) -> Any:
         with self:
             answer = model(*args, **kwargs)
@@ -114,6 +122,8 @@ class Recorder(TorchFunctionMode):
             # A mode is off while it handles a function: it is turned on again for those within.
             with self:
                 return SEEN_THROUGH[func](*args, **kwargs)
+        if is_meeting(func) and torch.is_grad_enabled():
+            args, kwargs = self._with_rows(args, kwargs)
         matcher = MATCHERS.get(func)
         call = Call(args, kwargs, self._names) if matcher else None
         layer = matcher(call) if matcher and call else None
@@ -128,6 +138,39 @@ class Recorder(TorchFunctionMode):
             return self._observer(self._key(layer), layer, call, out, self._following.of(out))
         return out
 
+    def _with_rows(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give a row for each sample to what was derived from parameters, where it meets samples."""
+        of = self._following.of
+        for one in (*args, *kwargs.values()):
+            if isinstance(one, Tensor) and one.grad_fn is not None and of(one) is Unplaced.FREE:
+                break
+        else:
+            return args, kwargs
+        tensors = list(Call(args, kwargs, self._names).tensors())
+
+        def given(one: Any) -> Any:
+            derived = isinstance(one, Tensor) and one.grad_fn is not None
+            if not derived or of(one) is not Unplaced.FREE:
+                return one
+            return self._rows_of(one, [other for other in tensors if other is not one])
+
+        return tuple(map(given, args)), {name: given(value) for name, value in kwargs.items()}
+
+    def _rows_of(self, tensor: Tensor, others: list[Tensor]) -> Tensor:
+        """Return a tensor with a row for each sample, which is observed; the same where that fails."""
+        met = repeated_at(tensor, others, self._following.of)
+        layer = Derived.of(tensor, self._names) if met else None
+        if met is None or layer is None:
+            return tensor
+        shape, axis = met
+        # A leaf: the backward pass ends here, and what is before it is done by the layer.
+        rows = tensor.detach().expand(shape).requires_grad_()
+        self._following.place(rows, axis)
+        alone = Call((), {}, self._names)
+        return self._observer((layer.names, -1), layer, alone, rows, axis)
+
     def _note_hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note parameters that are used while gradients are off, as within a reentrant checkpoint."""
         for tensor in Call(args, kwargs, self._names).tensors():
@@ -139,6 +182,28 @@ class Recorder(TorchFunctionMode):
         count = self._count.get(layer.names, 0)
         self._count[layer.names] = count + 1
         return layer.names, count
+
+
+@contextmanager
+def _called_once(model: nn.Module) -> Iterator[None]:
+    """Let a model give its first answer again at all further calls."""
+    forward, before = model.forward, "forward" in vars(model)
+    answers: list[Any] = []
+
+    @wraps(forward)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        if not answers:
+            answers.append(forward(*args, **kwargs))
+        return answers[0]
+
+    model.forward = answer
+    try:
+        yield
+    finally:
+        if before:
+            model.forward = forward
+        else:
+            del model.forward
 
 
 def _each(function: Callable[[Tensor], Tensor], batch: Any) -> Any:

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from trakstore.features.axes import Axis, Following, Mark, Unplaced
+from trakstore.features.axes import Axis, Following, Mark, Placed, Routed, Unplaced
 from trakstore.features.constants import Constants
 from trakstore.features.gradients import FAILURES
-from trakstore.features.layers import Call, Layer
-from trakstore.features.projectors import Projector
+from trakstore.features.layers import Call, Layer, Some
+from trakstore.features.projectors import Piece, Projector
 from trakstore.features.recording import Key, Untrusted, expanded
 
 __all__ = ["OutOf", "Tape"]
@@ -55,6 +55,8 @@ class Tape:
         """Note a layer; return its output, repeated for each sample where it has none."""
         if not output.requires_grad:
             return output
+        if mark is Unplaced.FREE and self.constants.get(key) == "derived":
+            return output  # the graph shows what becomes of it
         before = call.given()
         behind = [tensor.grad_fn or get_gradient_edge(tensor).node for tensor in before]
         base = _unchanged(output)
@@ -67,11 +69,17 @@ class Tape:
             self._first.append(get_gradient_edge(base))
         if mark is Unplaced.FREE:
             return self._constant(key, layer, output, base)
-        marks = [*map(self.following.of, layer.inputs), mark]
-        axes = [own for own in marks if isinstance(own, Axis)]
-        certain = len(axes) == len(marks) and not (layer.samples_first and any(a.dim for a in axes))
-        self._watch(layer, axes if certain else None, output, base)
+        self._watch(layer, self._places(layer, mark), output, base)
         return output
+
+    def _places(self, layer: Layer, mark: Mark) -> list[Placed] | None:
+        """Return places of the samples in a layer's inputs and its output; None where not certain."""
+        beside = [mark] * len(layer.beside)
+        marks = [*map(self.following.of, layer.inputs), *beside, mark]
+        axes = [own for own in marks if isinstance(own, Axis | Routed)]
+        routed = {axis.rows if isinstance(axis, Routed) else None for axis in axes}
+        first = any(axis.dim for axis in axes) and (layer.samples_first or bool(beside))
+        return axes if len(axes) == len(marks) and len(routed) == 1 and not first else None
 
     def _constant(self, key: Key, layer: Layer, output: Tensor, base: Tensor) -> Tensor:
         how = self.constants.get(key)
@@ -89,27 +97,27 @@ class Tape:
         self._watch(layer, [Axis(0)] * len(rows) if certain else None, output, base)
         return output
 
-    def _watch(self, layer: Layer, axes: list[Axis] | None, output: Tensor, base: Tensor) -> None:
+    def _watch(self, layer: Layer, axes: list[Placed] | None, output: Tensor, base: Tensor) -> None:
         """Wait for an output's gradient.
 
         Parameters
         ----------
-        axes : list of Axis, or None
+        axes : list of Axis or Routed, or None
             Places of the samples in the inputs and the output; empty where they have none and are the
             same for each. None where that is not certain: the layer's parameters are doubtful then.
         """
         if axes is None:
             self.doubtful.update(layer.names)
             return
-        versions = [tensor._version for tensor in layer.inputs]
-        inputs = [tensor.detach() for tensor in layer.inputs]
+        inputs = [tensor.detach() for tensor in (*layer.inputs, *layer.beside)]
+        versions = [tensor._version for tensor in inputs]
         arrived = partial(self._arrived, layer, axes, inputs, versions, output.shape)
         self._hooks.append(base.register_hook(arrived))
 
     def _arrived(
         self,
         layer: Layer,
-        axes: list[Axis],
+        axes: list[Placed],
         inputs: list[Tensor],
         versions: list[int],
         shape: torch.Size,
@@ -131,14 +139,20 @@ class Tape:
             ready = tuple(tensors)
         try:
             for piece in layer.pieces(ready, gradient):
-                if piece.name not in self.doubtful:
-                    self.projector.add_piece(self.out_of(piece.name), piece)
+                self._add(piece)
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
             raise Untrusted(layer.names, f"their layer fails ({error})") from error
 
-    def _front(self, tensor: Tensor, axis: Axis) -> Tensor:
+    def _add(self, piece: Piece | Some) -> None:
+        own = piece.piece if isinstance(piece, Some) else piece
+        if own.name in self.doubtful:
+            return
+        out = self.out_of(own.name)
+        self.projector.add_piece(out[piece.samples] if isinstance(piece, Some) else out, own)
+
+    def _front(self, tensor: Tensor, axis: Placed) -> Tensor:
         front = axis.front(tensor, self.following.batch)
         if front is None:
             raise Untrusted((), "a tensor has another shape than its layer's")
@@ -151,8 +165,13 @@ class Tape:
         self._hooks.clear()
         self.following.close()
 
-    def backward(self, output: Tensor, leaves: list[Node], doubtful: Set[str]) -> None:
-        """Go from the outputs down to the first layers, and to tensors that require gradients."""
+    def backward(
+        self, output: Tensor, leaves: list[Node], doubtful: Set[str], again: bool = False
+    ) -> None:
+        """Go from the outputs down to the first layers, and to tensors that require gradients.
+
+        The graph stays for another pass where it is to be gone through ``again``.
+        """
         self.doubtful |= doubtful
         ends = [*self._first, *(GradientEdge(leaf, 0) for leaf in leaves)]
         if not ends or not output.requires_grad:
@@ -160,7 +179,9 @@ class Tape:
         self._come_last()
         self._running = True
         try:
-            torch.autograd.grad(output, ends, torch.ones_like(output), allow_unused=True)
+            torch.autograd.grad(
+                output, ends, torch.ones_like(output), retain_graph=again, allow_unused=True
+            )
         finally:
             self._running = False
 

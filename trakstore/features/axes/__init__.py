@@ -9,6 +9,19 @@ from __future__ import annotations
 
 from trakstore.features.axes.following import Following
 from trakstore.features.axes.marked_call import Arguments, MarkedCall
-from trakstore.features.axes.marks import Axis, Mark, Unplaced
+from trakstore.features.axes.marks import Axis, Mark, Placed, Places, Routed, Unplaced
+from trakstore.features.axes.meeting import is_meeting, repeated_at
 
-__all__ = ["Arguments", "Axis", "Following", "Mark", "MarkedCall", "Unplaced"]
+__all__ = [
+    "Arguments",
+    "Axis",
+    "Following",
+    "Mark",
+    "MarkedCall",
+    "Placed",
+    "Places",
+    "Routed",
+    "Unplaced",
+    "is_meeting",
+    "repeated_at",
+]

@@ -7,7 +7,7 @@ from torch import Tensor
 from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned
 from trakstore.features.axes.marks import FREE, LOST, Axis, Mark
 
-__all__ = ["FROM_BEHIND", "RULES"]
+__all__ = ["FROM_BEHIND", "LINED_UP", "RULES"]
 
 _UNARY = """
 abs absolute neg negative positive sign sgn exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square
@@ -108,5 +108,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("cross_entropy", "nll_loss"), _class_loss),
 }
 # Functions of entries, which line up the dimensions of several tensors from the last one on.
+# Of those with several tensors, those that leave all of them as they are.
+LINED_UP = frozenset([*_BROADCAST.split(), *(f"r{name}" for name in _OPERATORS.split())])
 FROM_BEHIND = frozenset([*_UNARY.split(), *_BROADCAST.split()])
 FROM_BEHIND |= {f"{turn}{name}" for turn in "ri" for name in _OPERATORS.split()}

@@ -11,7 +11,8 @@ from torch.autograd.graph import Node
 
 from trakstore.features.axes.broadcast import FROM_BEHIND
 from trakstore.features.axes.marked_call import MarkedCall, tensors_of
-from trakstore.features.axes.marks import FREE, LOST, SUSPECT, Axis, Mark
+from trakstore.features.axes.marks import FREE, LOST, SUSPECT, Axis, Mark, Placed, Places, Routed
+from trakstore.features.axes.routing import Route, row_by_row
 from trakstore.features.axes.table import MAKES, READS, Known, canonical, rule_of
 
 __all__ = ["Following"]
@@ -113,7 +114,8 @@ class Following:
     def see(self, value: Any) -> None:
         """Notice at the end of a pass what was lost out of sight."""
         for tensor in tensors_of((value,)):
-            self.mixed |= self.of(tensor) is LOST
+            mark = self.of(tensor)
+            self.mixed |= mark is LOST or isinstance(mark, Routed | Places)
 
     def claims(self, tensor: Tensor) -> frozenset[str]:
         """Return the names of parameters that count on a tensor's rows."""
@@ -125,6 +127,10 @@ class Following:
         own = frozenset(names)
         self._claims |= own
         self._mark(tensor, Axis(0), own)
+
+    def place(self, tensor: Tensor, axis: Placed) -> None:
+        """Mark a tensor that goes to a single function, in which it meets the samples."""
+        self._mark(tensor, axis, _NONE)
 
     def claim_repeated(self, tensor: Tensor, names: Iterable[str], ndim: int) -> None:
         """Mark a tensor that the model knows without these rows, with ``ndim`` dimensions.
@@ -178,9 +184,12 @@ class Following:
             return out
         tensors = tensors_of((*args, *kwargs.values()) if kwargs else args)
         call = MarkedCall(args, kwargs, out, tensors, self.of, self.batch)
-        mark = self._mark_of(call, known)
+        route = self._route_of(call, known)
+        mark = self._mark_of(call, known) if route is None else route.marks
         # Most passes lose nothing, and are spared to look at all tensors again.
-        if self._lost and isinstance(mark, Axis) and not self.mixed:
+        if route is not None:
+            self.mixed |= not route.certain
+        elif self._lost and isinstance(mark, Axis | Routed) and not self.mixed:
             self.mixed = any(self.of(tensor) is LOST for tensor in tensors)
         claims = self._carried(tensors) if self._claims else _NONE
         raised = [one for one in tensors if self._is_raised(one)] if self._repeated else []
@@ -206,6 +215,15 @@ class Following:
             self._write(args[0], LOST, self.claims(args[0]))
         return list(out) if known.name == "__iter__" else out
 
+    def _route_of(self, call: MarkedCall, known: Known) -> Route | None:
+        """Return where a function sends rows of the samples; None where it is no such function."""
+        if known.route is None or self.batch == 1:
+            return None
+        try:
+            return known.route(call)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            return None  # a call of another form than the rule reads
+
     def _mark_of(self, call: MarkedCall, known: Known) -> Any:
         """Return the mark of a call's results, or a list of one for each."""
         of = self.of
@@ -218,8 +236,11 @@ class Following:
             return _ALONE
         if known.rule is None:
             return LOST
+        marks = [of(tensor) for tensor in call.tensors]
         try:
-            return known.rule(call)
+            if any(isinstance(mark, Routed) for mark in marks):
+                return row_by_row(call, known.rule)
+            return LOST if any(isinstance(mark, Places) for mark in marks) else known.rule(call)
         except (AttributeError, IndexError, TypeError, ValueError):
             # Rules read arguments as people give them. In a call of any other form they fail, and it
             # is as if there were no rule.
@@ -237,7 +258,8 @@ class Following:
     def _write(self, tensor: Tensor, mark: Any, claims: frozenset[str]) -> None:
         """Mark a tensor that was changed in place, and with it whatever shares its memory."""
         before = self.of(tensor)
-        if isinstance(mark, Axis) and before is FREE and id(tensor) not in self._kept:
+        placed = isinstance(mark, Axis | Routed | Places)
+        if placed and before is FREE and id(tensor) not in self._kept:
             # Samples came into a constant: the tensor itself has them now, while its views, which
             # keep the mark of a constant, are lost.
             self._lost = True

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from functools import cached_property
 from math import prod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["FREE", "LOST", "SUSPECT", "Axis", "Mark", "Unplaced", "removed", "reshaped"]
+__all__ = [
+    "FREE",
+    "LOST",
+    "SUSPECT",
+    "Axis",
+    "Mark",
+    "Placed",
+    "Places",
+    "Routed",
+    "Rows",
+    "Unplaced",
+    "removed",
+    "reshaped",
+]
 
 
 class Unplaced(Enum):
@@ -55,8 +70,80 @@ class Axis(NamedTuple):
         parts = moved.reshape(self.before, batch, self.after, *moved.shape[1:]).transpose(0, 1)
         return parts.reshape(batch, self.before * self.after, *moved.shape[1:])
 
+    def sample_of(self, entries: Tensor, batch: int) -> Tensor:
+        """Return the samples that entries along the axis are of, by their numbers."""
+        return entries // self.after % batch
 
-Mark = Axis | Unplaced
+
+class Rows:
+    """Rows that were picked or sorted by the data; two that are not one object are not alike.
+
+    Parameters
+    ----------
+    samples : Tensor, int64, shape (rows,)
+        Sample that each row is of.
+    keys : Tensor, shape (rows,), optional
+        Numbers by which they were sorted.
+    """
+
+    def __init__(self, samples: Tensor, keys: Tensor | None = None) -> None:
+        self.samples, self.keys = samples, keys
+
+    @cached_property
+    def _of_each(self) -> tuple[Tensor, Tensor]:
+        """Rows in the order of their samples, and the number of each among its sample's."""
+        order = torch.argsort(self.samples, stable=True)
+        own = self.samples[order]
+        first = torch.searchsorted(own, own, right=False)
+        return order, torch.arange(len(own), device=own.device) - first
+
+    def front(self, tensor: Tensor, batch: int) -> Tensor:
+        """Return rows as ``(batch, each, ...)``, with zeros behind those of samples that have fewer."""
+        order, number = self._of_each
+        each = int(number.max()) + 1 if len(number) else 1
+        out = tensor.new_zeros(batch, each, *tensor.shape[1:])
+        out[self.samples[order], number] = tensor[order]
+        return out
+
+
+class Routed(NamedTuple):
+    """A dimension along which rows of the samples are, in an order that the data gave."""
+
+    dim: int
+    rows: Rows
+
+    def front(self, tensor: Tensor, batch: int) -> Tensor | None:
+        """Return the tensor as ``(batch, each, ...)``; None without such a dimension."""
+        if self.dim >= tensor.ndim or tensor.shape[self.dim] != len(self.rows.samples):
+            return None
+        return self.rows.front(tensor.movedim(self.dim, 0) if self.dim else tensor, batch)
+
+
+class Places(NamedTuple):
+    """Numbers of rows, as an index: where along an axis of the samples routed rows are.
+
+    Attributes
+    ----------
+    rows : Rows
+    source : Axis
+        Axis that the numbers count along.
+    what : str
+        An order of all rows (``"whole"``), what several of them have in common (``"divided"``), or
+        the order that undoes it (``"back"``).
+    """
+
+    rows: Rows
+    source: Axis
+    what: Literal["whole", "divided", "back"]
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether it is an order of all rows."""
+        return self.what == "whole"
+
+
+Placed = Axis | Routed
+Mark = Axis | Routed | Places | Unplaced
 
 
 def removed(mark: Axis, dims: tuple[int, ...] | None) -> Mark:

@@ -6,10 +6,11 @@ A function goes by one name whether it is a method, an operator or changes its f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trakstore.features.axes import along, broadcast, contraction, picking, reorder
-from trakstore.features.axes.marked_call import Rule
+from trakstore.features.axes import along, broadcast, contraction, picking, reorder, routing
+from trakstore.features.axes.marked_call import MarkedCall, Rule
 
 __all__ = ["MAKES", "READS", "Known", "canonical", "rule_of"]
 
@@ -23,12 +24,15 @@ class Known(NamedTuple):
         Name that the function has itself.
     rule : callable or None
         Rule of what goes by its canonical name.
+    route : callable or None
+        Rule of what goes by that name with rows that the data send somewhere.
     odd : bool
         Whether it does more than give a tensor, or hands data over to Python.
     """
 
     name: str
     rule: Rule | None
+    route: Callable[[MarkedCall], routing.Route | None] | None
     odd: bool
 
 
@@ -79,8 +83,9 @@ def rule_of(function: Any) -> Known:
     known = _KNOWN.get(function)
     if known is None:
         name = getattr(function, "__name__", "")
-        rule = None if _foreign(function, name) else _RULES.get(canonical(function))
-        known = _KNOWN[function] = Known(name, rule, name in READS or name in _ODD)
+        own = "" if _foreign(function, name) else canonical(function)
+        odd = name in READS or name in _ODD
+        known = _KNOWN[function] = Known(name, _RULES.get(own), routing.RULES.get(own), odd)
     return known
 
 

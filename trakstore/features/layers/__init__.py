@@ -8,16 +8,25 @@ knows goes through the generic engine.
 
 from __future__ import annotations
 
-from trakstore.features.layers import convolution, elementwise, embedding, linear, normalisation
+from trakstore.features.layers import (
+    convolution,
+    elementwise,
+    embedding,
+    experts,
+    linear,
+    normalisation,
+)
 from trakstore.features.layers.attention import SEEN_THROUGH
-from trakstore.features.layers.layer import Call, Layer, Matcher
+from trakstore.features.layers.derived import Derived
+from trakstore.features.layers.layer import Call, Layer, Matcher, Some
 
-__all__ = ["MATCHERS", "SEEN_THROUGH", "Call", "Layer"]
+__all__ = ["MATCHERS", "SEEN_THROUGH", "Call", "Derived", "Layer", "Some"]
 
 MATCHERS: dict[object, Matcher] = {
     **linear.MATCHERS,
     **convolution.MATCHERS,
     **embedding.MATCHERS,
+    **experts.MATCHERS,
     **normalisation.MATCHERS,
     **elementwise.MATCHERS,
 }

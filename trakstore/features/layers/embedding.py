@@ -19,11 +19,12 @@ class Embedding(Layer):
 
     def __init__(self, index: Tensor, weight: Use, padding: int | None) -> None:
         super().__init__((weight.name,), (index,))
-        self._name, self._padding = weight.name, padding
+        self._name, self._rows, self._padding = weight.name, len(weight.parameter), padding
 
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
         """See :meth:`Layer.pieces`."""
-        index = inputs[0].reshape(len(gradient), -1).to(torch.int64)
+        # An index in brackets may count from the end.
+        index = inputs[0].reshape(len(gradient), -1).to(torch.int64) % self._rows
         values = gradient.reshape(*index.shape, -1)
         if self._padding is not None:  # that row is a constant
             values = values * (index != self._padding)[:, :, None]
@@ -42,4 +43,13 @@ def _embedding(call: Call) -> Layer | None:
     return Embedding(index, weight, padding)
 
 
-MATCHERS: dict[object, Matcher] = {F.embedding: _embedding}
+def _picked(call: Call) -> Layer | None:
+    """Match ``weight[index]``: biases or whole weights of experts, by tokens; tables of biases."""
+    weight, index = call.use(call.args[0]), call.args[1]
+    if weight is None or not weight.whole or not isinstance(index, Tensor) or not index.ndim:
+        return None
+    integers = index.dtype in (torch.int64, torch.int32)
+    return Embedding(index, weight, None) if integers else None
+
+
+MATCHERS: dict[object, Matcher] = {F.embedding: _embedding, Tensor.__getitem__: _picked}

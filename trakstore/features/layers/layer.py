@@ -18,7 +18,7 @@ from torch import Tensor
 from trakstore.features.axes import Arguments
 from trakstore.features.projectors import Piece, Rows
 
-__all__ = ["Call", "Layer", "Matcher", "Use", "WeightAndBias", "as_rows", "vector"]
+__all__ = ["Call", "Layer", "Matcher", "Some", "Use", "WeightAndBias", "as_rows", "vector"]
 
 
 class Use(NamedTuple):
@@ -45,6 +45,15 @@ class Use(NamedTuple):
         rest = max(1, of[0].numel()) if of.ndim else 1
         offset = own.storage_offset() - of.storage_offset()
         return offset // rest if own.is_contiguous() and offset % rest == 0 else None
+
+    @property
+    def only_row(self) -> int | None:
+        """Row of the parameter that it is, without that dimension: an expert of several."""
+        own, of = self.tensor, self.parameter
+        if own.shape != of.shape[1:] or not of.is_contiguous() or not own.is_contiguous():
+            return None
+        size, offset = max(1, own.numel()), own.storage_offset() - of.storage_offset()
+        return None if offset % size else offset // size
 
 
 @dataclass(slots=True)
@@ -103,6 +112,13 @@ class Call(Arguments):
                 yield from (one for one in value if isinstance(one, Tensor))
 
 
+class Some(NamedTuple):
+    """A part of the gradients that only some samples have, one after another."""
+
+    samples: slice
+    piece: Piece
+
+
 class Layer(ABC):
     """Per-sample gradients of the parameters that one call uses.
 
@@ -114,22 +130,26 @@ class Layer(ABC):
         Activations that their gradients are computed from.
     samples_first : bool
         Whether samples must be the first dimension of activations.
+    beside : tuple of Tensor
+        Numbers of the output's rows, placed as they are.
     """
 
     samples_first: bool = False
+    beside: tuple[Tensor, ...] = ()
 
     def __init__(self, names: tuple[str, ...], inputs: tuple[Tensor, ...] = ()) -> None:
         self.names, self.inputs = names, inputs
 
     @abstractmethod
-    def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
+    def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece | Some]:
         """Yield parts of the gradients.
 
         Parameters
         ----------
         inputs : tuple of Tensor, shape (batch, each, ...)
-            Activations, samples first. ``each`` is 1, or the number of entries that a sample has
-            where batches were merged with another dimension.
+            Activations, and what is beside the output, samples first. ``each`` is 1, or the number of
+            entries that a sample has where batches were merged with another dimension; where the data
+            sent them somewhere, samples that have fewer than others have zeros for the rest.
         gradient : Tensor, shape (batch, each, ...)
             Gradient of the model's output by the function's.
         """

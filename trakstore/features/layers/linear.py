@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trakstore.features.layers.experts import expert
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, vector
 from trakstore.features.projectors import Outer, Piece, part
 
@@ -67,6 +68,8 @@ def _matmul(call: Call) -> Layer | None:
 def _matched(call: Call, x: Tensor, w: Tensor, b: Tensor | None, transposed: bool) -> Layer | None:
     """Match a product with a weight as it is, some of its rows, or a view of it turned round."""
     weight, bias = call.use(w), call.use(b)
+    if any(use and use.tensor.ndim < use.parameter.ndim for use in (weight, bias)):
+        return expert(call, x, w, b, transposed)
     if bias and bias.tensor.shape != w.shape[int(transposed) :][:1]:
         return None  # it is broadcast
     if weight and (w.ndim != 2 or weight.parameter.ndim != 2):

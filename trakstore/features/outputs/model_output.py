@@ -28,6 +28,7 @@ __all__ = [
     "need_tensor",
     "parameters_of",
     "widened",
+    "with_target",
 ]
 
 Model: TypeAlias = Callable[..., Any]
@@ -136,6 +137,13 @@ def inputs_and_target(batch: Any, task: str, target: str) -> tuple[Any, Tensor]:
             f"got {got}"
         )
     return tuple(batch[:-1]), need_tensor(batch[-1], "the last entry of a batch")
+
+
+def with_target(batch: Any, target: Tensor) -> Any:
+    """Return a batch with another target in the place of what :func:`inputs_and_target` gives."""
+    if isinstance(batch, Mapping):
+        return {**batch, "labels" if "labels" in batch else "label": target}
+    return (*batch[:-1], target)
 
 
 def need_tensor(value: Any, what: str) -> Tensor:

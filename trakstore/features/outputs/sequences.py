@@ -68,6 +68,25 @@ class Sequences:
             answer = answer[0]
         return widened(need_tensor(answer, "the model's logits"))
 
+    def relabelled(self, batch: Any, labels: Tensor) -> Any:
+        """Return the batch that these are the parts of, with other labels.
+
+        Raises
+        ------
+        TrakStoreError
+            When the model makes its decoder's inputs of the labels on its way.
+        """
+        if not isinstance(batch, Mapping):
+            return (*self.arguments, labels)
+        if "labels" in self.keywords:
+            raise TrakStoreError(
+                "labels cannot be drawn for a model that makes its decoder's inputs of 'labels' in its "
+                "own forward: give 'decoder_input_ids' too"
+            )
+        # Inputs that follow from the labels stay those of the true ones.
+        inputs = {name: self.keywords[name] for name in _DECODER if name in self.keywords}
+        return {**batch, **inputs, "labels": labels}
+
 
 def sequences(model: Model, batch: Any, name: str) -> Sequences:
     """Take a batch apart for the output called ``name``.
