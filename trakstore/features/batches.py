@@ -113,17 +113,21 @@ class Batches:
         return self._made([self._sample(index) for index in range(start, stop)], start)
 
     def several(
-        self, start: int, stop: int, size: int, *, by_length: bool
+        self, start: int, stop: int, size: int, *, by_length: bool, each: int = 1
     ) -> list[tuple[NDArray[np.int64], Any]]:
         """Read samples ``start`` to ``stop`` in batches of ``size`` at most, each with its rows.
 
         They are in order, or sorted ``by_length``, which is to be known of each then. Two samples
-        stay one batch: by the first two an engine is checked.
+        stay one batch: by the first two an engine is checked. Of ``each`` rows one after the other that
+        are one sample, all are in one batch.
         """
         samples = [self._sample(index) for index in range(start, stop)]
         parts = [np.arange(*piece) for piece in ranges(len(samples), size)]
         if by_length and len(samples) > _PAIR:
-            parts = batches_by_length(np.array([*map(self._length, samples)]), size)
+            each = each if start % each == len(samples) % each == 0 else 1
+            lengths = np.array([self._length(one) for one in samples[::each]])
+            own = batches_by_length(lengths, max(1, size // each))
+            parts = [(each * part[:, None] + np.arange(each)).ravel() for part in own]
         return [(start + rows, self._made([samples[i] for i in rows], start)) for rows in parts]
 
     def _length(self, sample: Any) -> int:

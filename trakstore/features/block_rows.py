@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as tree
 
 from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, error_context
 from trakstore.features.activations import NamedActivations
@@ -21,10 +19,10 @@ from trakstore.features.bad_rows import BadRows
 from trakstore.features.blockcheck import CheckedRows, checked_rows, difference, signs_of
 from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.footprint import Need, peak_bytes
+from trakstore.features.footprint import Need, peak_bytes, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
-from trakstore.features.to_host import gpu_done, to_host
+from trakstore.features.to_host import gpu_done, in_order, to_host
 from trakstore.features.wording import first_line, listed
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
@@ -135,7 +133,7 @@ class RowComputer:
         first = self.pick(np.array(self.measured))
         one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
-        sample = _bytes(cut(first, 0, 1))
+        sample = tensor_bytes(cut(first, 0, 1))
         # Of a pool, an eighth of the limit is enough: fewer samples are sorted at once then.
         pool = min(self.pool, max(self.batch_size, limit // 8 // (_BATCHES * sample)))
         read = _BATCHES * pool * sample
@@ -160,7 +158,7 @@ class RowComputer:
         most = (free - one + each) // each
         if most < self.at_once:
             log.info("%d samples at once, as free memory suggests", max(1, most))
-        need = self._need(_bytes(cut(first, 0, 1)), each)
+        need = self._need(tensor_bytes(cut(first, 0, 1)), each)
         return replace(self, at_once=max(1, most if need else min(self.at_once, most)), need=need)
 
     def _need(self, sample: int, each: int) -> Need | None:
@@ -169,7 +167,7 @@ class RowComputer:
             return None
         short = self.pick(np.array(self.shortest))
         one, two = self._peaks(short)
-        size = _bytes(cut(short, 0, 1))
+        size = tensor_bytes(cut(short, 0, 1))
         # Where what does not grow with the samples hides what they need, it is taken to be in
         # proportion to their length: less it is not.
         return Need((size, max(two - one, -(-each * size // sample))), (sample, each))
@@ -255,12 +253,23 @@ class RowComputer:
 
     def _rows_of(self, own: NDArray[np.int64]) -> Rows:
         """Return the engine's rows; by one forward pass a sample, where all of its draws are there."""
-        draws = 1 if self.labels is None else self.labels.draws
-        if draws == 1 or len(own) % draws or self.at_once % draws or (own[::draws] % draws).any():
+        draws = self._draws
+        if draws == 1 or len(own) % draws or (own[::draws] % draws).any():
             return self.engine.rows
         together = own.reshape(-1, draws) - own[::draws, None]
         whole = bool((together == np.arange(draws)).all())
-        return partial(self.engine.rows, draws=draws) if whole else self.engine.rows
+        return self._together if whole else self.engine.rows
+
+    def _together(self, batch: Any) -> FeatureRows:
+        # Where memory does not suffice for all draws of a sample at once, they are samples like others.
+        draws = self._draws
+        whole = batch_size(batch) % draws == 0
+        return self.engine.rows(batch, draws=draws) if whole else self.engine.rows(batch)
+
+    @property
+    def _draws(self) -> int:
+        """Rows of each sample."""
+        return 1 if self.labels is None else self.labels.draws
 
     def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
         return batch if self.labels is None else self.labels.labelled(rows, batch)
@@ -299,7 +308,7 @@ class RowComputer:
     ) -> Columns:
         """Return the columns, checked, in the stored dtypes; parts are dropped on the way."""
         joined = {
-            name: _in_order([part.pop(name).numpy() for part in parts], order - start)
+            name: in_order([part.pop(name).numpy() for part in parts], order - start)
             for name in [*parts[0]]
         }
         if "label" in joined and not self.skip_bad_rows:
@@ -342,12 +351,13 @@ class RowComputer:
                 self._halve(batch, min(most, size))
 
     def _most(self, batch: Any) -> int:
-        """Return how many samples of a batch are computed at once."""
-        return max(1, int(self.at_once * self._lightness(batch)))
+        """Return how many samples of a batch are computed at once: all draws of some, if it can be."""
+        most = max(1, int(self.at_once * self._lightness(batch)))
+        return most - most % self._draws if most > self._draws else most
 
     def _lightness(self, batch: Any) -> float:
         """Return how many samples of a batch need what one of those measured needs."""
-        one = _bytes(cut(batch, 0, 1))
+        one = tensor_bytes(cut(batch, 0, 1))
         return 1.0 if self.need is None else self.need.of_samples_like(one)
 
     def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
@@ -388,17 +398,3 @@ class RowComputer:
                 f"sample {start + bad[0]} has label {labels[bad[0]]:.0f}, the model has classes 0 to "
                 f"{self.classes - 1}"
             )
-
-
-def _in_order(parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Join parts, whose rows are to stand at ``rows``."""
-    joined = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
-    begin = 0
-    for part in parts:
-        joined[rows[begin : begin + len(part)]] = part
-        begin += len(part)
-    return joined
-
-
-def _bytes(batch: Any) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree.tree_leaves(batch))

@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Need", "peak_bytes"]
+__all__ = ["Need", "peak_bytes", "tensor_bytes"]
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -34,6 +34,11 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     finally:
         torch.set_num_threads(threads)
     return live.peak
+
+
+def tensor_bytes(batch: Any) -> int:
+    """Return the bytes of a batch's tensors."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree.tree_leaves(batch))
 
 
 @dataclass(frozen=True)

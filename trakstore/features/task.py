@@ -236,9 +236,10 @@ def _probed(
         watch.asks(partial(_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
     # A batch holds all draws of its samples, so that one forward pass can serve them.
-    size = min(-(-job.batch_size // samples.each) * samples.each, len(ids))
-    spaced = [samples.each * sample for sample in sampled_rows(samples.given)]
-    uneven = batches.uneven(spaced) if size < len(ids) else None
+    each = samples.each
+    size = min(-(-job.batch_size // each) * each, len(ids))
+    some = [row * each for row in sampled_rows(samples.given)]
+    uneven = batches.uneven(some) if size < len(ids) else None
 
     def pick(rows: NDArray[np.int64]) -> Any:
         return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
@@ -247,7 +248,9 @@ def _probed(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        ReadAhead(lambda piece: batches.several(*piece, size, by_length=uneven is not None)),
+        ReadAhead(
+            lambda piece: batches.several(*piece, size, by_length=uneven is not None, each=each)
+        ),
         ids,
         f"{split} at epoch {epoch}",
         spec,

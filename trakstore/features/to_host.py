@@ -1,13 +1,16 @@
-"""Copies from a GPU to the CPU, for which nobody waits before they are needed."""
+"""Copies from a GPU to the CPU, for which nobody waits before they are needed; and joined there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["gpu_done", "to_host"]
+__all__ = ["gpu_done", "in_order", "to_host"]
 
 
 def to_host(tensor: Tensor) -> Tensor:
@@ -26,3 +29,13 @@ def gpu_done() -> Callable[[], None]:
     event = torch.cuda.Event(blocking=True)
     event.record()
     return event.synchronize
+
+
+def in_order(parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Join parts, whose rows are to stand at ``rows``."""
+    joined = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    begin = 0
+    for part in parts:
+        joined[rows[begin : begin + len(part)]] = part
+        begin += len(part)
+    return joined
