@@ -251,7 +251,9 @@ def test_an_error_of_a_collator_is_told_in_a_line() -> None:
     def fails(_: list[Any]) -> Any:
         raise KeyError("speed")
 
-    with pytest.raises(TrakStoreError, match=r"the collator, of samples 0 to \d: KeyError: 'speed'"):
+    with pytest.raises(
+        TrakStoreError, match=r"the collator, of samples 0 to \d: KeyError: 'speed'"
+    ):
         read(language_model(), CausalLM(), rows(), fails)
 
 
