@@ -110,7 +110,7 @@ def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
 
 
 def in_memory(ground: LanguageGround, lines: Lines, draws: int) -> None:
-    """Means over checkpoints of scores of whole gradients."""
+    """Scores of whole gradients: means over checkpoints, and of each checkpoint alone."""
     text, made = ground.truth.text, []
     train, target = torch.from_numpy(text.train), torch.from_numpy(text.target)
     for number, state in enumerate(ground.truth.states.values()):
@@ -121,7 +121,8 @@ def in_memory(ground: LanguageGround, lines: Lines, draws: int) -> None:
     for name in made[0]:
         scores: list[NDArray[np.float64]] = [one[name] for one in made]
         lines.add(f"dense x {len(made)}", name, np.mean(scores, axis=0))
-        lines.add("dense x 1", name, scores[-1])
+        for epoch, one in zip(ground.truth.states, scores, strict=True):
+            lines.add(f"dense, {epoch}", name, one)
 
 
 def language(out: Path, models: int, seed: int, small: bool) -> None:

@@ -20,8 +20,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 F64 = NDArray[np.float64]
-DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0)
-EKFAC_DAMPING = (0.0001, 0.001, 0.01, 0.1, 1.0)
+DAMPING = (0.01, 0.1, 0.3, 1.0)
+EKFAC_DAMPING = (0.001, 0.01, 0.1, 1.0)
 
 
 @dataclass(frozen=True)

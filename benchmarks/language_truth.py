@@ -6,9 +6,9 @@ products written by hand) took 1.2 to 2.9 times as long, since four models' logi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 from trakstore.progress import ProgressLine
 
 State = dict[str, Tensor]
+KEPT = 16  # models after which the file is written anew
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ class Truth:
         for kind, states in (("state", self.states), ("moment", self.moments)):
             for epoch, state in states.items():
                 kept |= {f"{kind}/{epoch}/{name}": x.numpy() for name, x in state.items()}
-        np.savez(path, **kept)
+        part = path.with_suffix(".part.npz")  # a run that is killed leaves the file of before
+        np.savez(part, **kept)
+        part.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Truth:
@@ -143,42 +146,35 @@ def halves(count: int, rows: int, seed: int) -> NDArray[np.bool_]:
 def make_truth(
     recipe: Recipe, path: Path, models: int, repeats: int = 1, seed: int = 0, processes: int = 2
 ) -> Truth:
-    """Retrain models on halves in several processes, or read what a run before has kept.
+    """Retrain models on halves in several processes, or go on with what a run before has kept.
 
-    The file is written after each repeat, which takes every half once more in another order.
+    Each repeat takes every half once more, in another order of documents.
     """
     if path.exists():
-        before = Truth.load(path)
-        if len(before.subsets) >= models * repeats:
-            return before
-        text, states, moments = before.text, before.states, before.moments
-        losses, done = [before.losses], len(before.subsets) // models
+        truth = Truth.load(path)
     else:
         text = make_text(recipe.sizes, seed)
-        states, moments = checkpoints(recipe, text, seed)
-        losses, done = [], 0
-    subsets = halves(models, len(text.train), seed + 1)
+        nothing = np.zeros((0, len(text.target)), dtype=np.float32)
+        truth = Truth(
+            text, np.zeros((0, len(text.train)), bool), nothing, *checkpoints(recipe, text, seed)
+        )
+    subsets = np.tile(halves(models, len(truth.text.train), seed + 1), (repeats, 1))
+    done = len(truth.losses)
+    if done >= len(subsets):
+        return truth
     context = get_context("spawn")
     with (
         ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool,
-        ProgressLine("training", models * (repeats - done), unit="models") as line,
+        ProgressLine("training", len(subsets), unit="models", begun=done) as line,
     ):
-        for turn in range(done, repeats):
-            orders = range(turn * models + 1, (turn + 1) * models + 1)
-            what: Sequence[Any] = (repeat(recipe), repeat(text), subsets, orders, repeat(seed))
-            found = []
-            for one in pool.map(retrained_losses, *what):
-                found.append(one)
-                line.advance(1)
-            losses.append(np.stack(found))
-            both = np.tile(subsets, (turn + 1, 1)), np.concatenate(losses)
-            truth = Truth(text, *both, states, moments)
+        for begin in range(done, len(subsets), KEPT):
+            now = subsets[begin : begin + KEPT]
+            orders = range(begin + 1, begin + 1 + len(now))
+            found = pool.map(
+                retrained_losses, repeat(recipe), repeat(truth.text), now, orders, repeat(seed)
+            )
+            losses = np.concatenate([truth.losses, np.stack(list(found))])
+            truth = replace(truth, subsets=subsets[: begin + len(now)], losses=losses)
             truth.save(path)
+            line.reach(len(losses))
     return truth
-
-
-if __name__ == "__main__":
-    import sys
-
-    torch.set_num_threads(1)
-    make_truth(RECIPES[sys.argv[1]], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
