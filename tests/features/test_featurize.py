@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from dataclasses import fields
@@ -14,6 +15,7 @@ import pytest
 import reference_projection as reference
 import torch
 from features.models import ConvNet, Recurrent, Samples, mlp, seeded
+from features.whole_models import Language
 from safetensors.torch import save_file
 from torch import nn
 
@@ -75,6 +77,31 @@ def test_features_equal_the_dense_reference(
     got = column(store, "features")
     assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(column(store, "norm"), np.linalg.norm(expected, axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("epoch", [3, "final"])
+def test_an_epoch_may_have_a_projection_of_its_own(tmp_path: Path, epoch: Any) -> None:
+    model, data = mlp(), Samples(9)
+    own = ts.ProjectionSpec("sjlt", dim=32, seed=1, per_epoch=True)
+    store = run(model, data, tmp_path / "own.zarr", projector=own, epoch=epoch)
+    seed = int.from_bytes(hashlib.sha256(f"1:{epoch}".encode()).digest()[:8], "little")
+    same = ts.ProjectionSpec("sjlt", dim=32, seed=seed)
+    expected = run(model, data, tmp_path / "same.zarr", projector=same, epoch=epoch)
+    got, wanted = (
+        one.split(epoch, "train").column("features").read(0, 9) for one in (store, expected)
+    )
+    np.testing.assert_array_equal(got, wanted)
+    assert ts.open_store(tmp_path / "own.zarr").spec.projection == own
+    with pytest.raises(TrakStoreError, match="per_epoch draws a projection for each epoch"):
+        ts.ProjectionSpec("identity", per_epoch=True)
+
+
+def test_language_models_have_a_projection_for_each_epoch_by_default(tmp_path: Path) -> None:
+    tokens = [(one,) for one in torch.randint(0, 11, (3, 9))]
+    featurize(seeded(Language), tokens, tmp_path / "lm", output="causal_lm", progress=False)
+    featurize(mlp(), Samples(3), tmp_path / "mlp", progress=False)
+    chosen = [ts.open_store(tmp_path / name).spec.projection for name in ("lm", "mlp")]
+    assert chosen == [ts.ProjectionSpec("sjlt", dim=2048, per_epoch=one) for one in (True, False)]
 
 
 def test_columns_beside_the_features(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ Targets = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are t
 Train = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are scored.")]
 Damping = Annotated[
     float | None,
-    Option(metavar="C", help="c of lambda = c * tr(K) / n; default: 1, of a sampled kernel 0.3."),
+    Option(metavar="C", help="c of lambda = c * tr(K) / n; default: 1, of a sampled kernel 0.1."),
 ]
 Kernel = Annotated[
     str | None,

@@ -192,7 +192,7 @@ def _again(job: Job, split: Split, spec: StoreSpec) -> Check:
     patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
         probe = Probe.of(replace(job, parameters=patterns), split.name, rows)
-        wanted = probe.features_alone(spec.projection).numpy()
+        wanted = probe.features_as_stored(split, spec).numpy()
     stored = np.concatenate([split.column("features").read(i, i + 1) for i in rows])
     # Of all rows together: a row of a tiny gradient alone would be all rounding.
     scale = float(np.linalg.norm(wanted))

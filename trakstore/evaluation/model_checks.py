@@ -23,8 +23,10 @@ from trakstore.features.job import Job
 from trakstore.features.outputs import as_output
 from trakstore.features.parameters import canonical_name, parameter_spec, select_parameters
 from trakstore.features.projectors import make_projector
-from trakstore.spec import ProjectionSpec
+from trakstore.features.scale_choice import stored_scale
+from trakstore.spec import ProjectionSpec, StoreSpec
 from trakstore.storage.columns import sample_ids
+from trakstore.storage.split import Split
 
 SAMPLES = 8  # that the model is asked about
 SAME = 1e-3  # relative difference that rounding in float32 explains
@@ -71,6 +73,13 @@ class Probe:
         """Compute the same by an ordinary backward pass of each sample alone; float32."""
         engine = self._engine(spec)
         return features_alone(engine.samples(self.batch), engine.projector)
+
+    def features_as_stored(self, split: Split, spec: StoreSpec) -> Tensor:
+        """Compute by such passes what a split of this epoch holds of the samples; float32."""
+        engine = self._engine(spec.projection.at(split.epoch))
+        projector, scale = engine.projector, stored_scale(split.location, spec)
+        own = projector if scale is None else scale.scaled(projector)
+        return features_alone(engine.samples(self.batch), own)
 
     def _engine(self, spec: ProjectionSpec) -> FactorisedEngine:
         selected = select_parameters(self.job.model, self.job.parameters)

@@ -70,7 +70,8 @@ class Job:
         ``"causal_lm"``, ``"masked_lm"`` or your own. By default that of the model's task, which a
         transformers model's class tells; other models are taken for classifiers, hence ``"margin"``.
     projector : ProjectionSpec, optional
-        How gradients become features: as the store has it, else ``ProjectionSpec("sjlt", dim=2048)``.
+        How gradients become features: as the store has it, else ``ProjectionSpec("sjlt", dim=2048)``,
+        for language models with ``per_epoch=True``.
     checkpoints : mapping of epoch to checkpoint, or path, optional
         Weights of each epoch: a file of safetensors or of ``torch.save``, an index of shards, a folder
         that ``save_pretrained``, a Trainer, PEFT or ``torch.distributed.checkpoint`` wrote, a state

@@ -19,7 +19,8 @@ from trakstore.features.projectors import Projector
 from trakstore.features.projectors.scaled import Scaled
 from trakstore.features.sampled_moments import sampled_moments
 from trakstore.features.second_moments import Moments, factored, scale_factors
-from trakstore.spec import ParameterSpec, ScaleSource, ScaleSpec
+from trakstore.spec import ParameterSpec, ScaleSource, ScaleSpec, StoreSpec
+from trakstore.storage.backends.location import Location
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.scale_factors import Factors, factors_digest, read_factors
 
@@ -68,7 +69,14 @@ def scale_of_store(store: FeatureStore, job: Job, parameters: ParameterSpec) -> 
                 f"{store.location} has gradients scaled by factors {there.digest[:12]}, those that are "
                 f"given are {made.spec.digest[:12]}: leave scale= out to take the store's"
             )
-    return ChosenScale(there, read_factors(store.location, there.digest, parameters))
+    return stored_scale(store.location, store.spec)
+
+
+def stored_scale(location: Location, spec: StoreSpec) -> ChosenScale | None:
+    """Read the scale that a store's spec names; None where it names none."""
+    if spec.scale is None or spec.parameters is None:
+        return None
+    return ChosenScale(spec.scale, read_factors(location, spec.scale.digest, spec.parameters))
 
 
 def new_scale(

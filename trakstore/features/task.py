@@ -50,7 +50,9 @@ from trakstore.storage.writer import BlockWriter
 
 __all__ = ["SplitTask", "output_on"]
 
-_DEFAULT = ProjectionSpec("sjlt", dim=2048)
+_DIM = 2048
+# Outputs for which a projection of each epoch's own was measured to be better.
+_PER_EPOCH = ("causal_lm", "masked_lm")
 _USED = 0.9  # of what is free on a GPU
 _PROBE = 2  # rows that are computed before anything is written
 _REPEATED = 8  # rows that a collator is given twice
@@ -100,7 +102,7 @@ class SplitTask:
             there = find_store(store)
             scale = scale if there is None else scale_of_store(there, job, parameters)
             spec = _store_spec(job, there, output, parameters, scale)
-            projector = make_projector(spec.projection, parameters)
+            projector = make_projector(spec.projection.at(epoch), parameters)
             if scale is not None:
                 projector = scale.scaled(projector)
             engine = FactorisedEngine(job.model, output, selected, projector)
@@ -194,6 +196,11 @@ class SplitTask:
         return float(np.median(self._seconds)) if self._seconds else 0.0
 
 
+def _default(output: ModelOutput) -> ProjectionSpec:
+    """Return the projection of a new store whose job leaves it open."""
+    return ProjectionSpec("sjlt", dim=_DIM, per_epoch=output.spec.name in _PER_EPOCH)
+
+
 def output_on(job: Job, device: torch.device) -> ModelOutput:
     """Return the output of a job, under autocast where the job says so."""
     output = as_output(job.output)
@@ -208,7 +215,7 @@ def _store_spec(
     scale: ChosenScale | None,
 ) -> StoreSpec:
     """Return the spec that this job needs; all that the job leaves open is as the store has it."""
-    projection = job.projector or (store.spec.projection if store else _DEFAULT)
+    projection = job.projector or (store.spec.projection if store else _default(output))
     dtype = job.dtype or (store.spec.dtype if store else "float32")
     keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
     named = None if scale is None else scale.spec

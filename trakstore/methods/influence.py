@@ -60,7 +60,7 @@ def influence_scores(
     epochs : epoch or sequence of epochs, optional
         All that have both splits when None.
     damping : float or Damping, optional
-        c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.3.
+        c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
         Rows of H. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
         from the model (``featurize(labels="sampled")``): H = Σ ∇l ∇lᵀ / draws, the Gauss-Newton matrix

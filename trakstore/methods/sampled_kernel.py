@@ -18,8 +18,8 @@ from trakstore.storage.store import FeatureStore
 
 # Rows that a kernel is made of.
 KernelRows: TypeAlias = Literal["train", "sampled"] | None
-# c of λ = c·tr(K)/n for train rows, and for sampled ones.
-TRAIN_DAMPING, SAMPLED_DAMPING = 1.0, 0.3
+# c of λ = c·tr(K)/n for train rows, and for sampled ones: benchmarks/accuracy.py.
+TRAIN_DAMPING, SAMPLED_DAMPING = 1.0, 0.1
 
 
 @dataclass(frozen=True, eq=False)

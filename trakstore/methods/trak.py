@@ -69,7 +69,7 @@ def trak_scores(
     epochs : epoch or sequence of epochs, optional
         Checkpoints to average over; all that have both splits when None.
     damping : float or Damping, optional
-        c, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.3.
+        c, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
         Rows of K. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
         from the model (``featurize(labels="sampled")``): K = Σ q²·φφᵀ / draws, the Gauss-Newton matrix;

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 from trakstore import documents
@@ -18,6 +19,7 @@ _FIELDS = {
     "s": documents.whole(1, 2**31 - 1),
     "version": documents.whole(1),
     "side": documents.optional(documents.whole(1, 2**31 - 1)),
+    "per_epoch": documents.one_of(True, False),
     "test_vector": documents.optional(documents.each(documents.number())),
 }
 
@@ -43,6 +45,11 @@ class ProjectionSpec:
         Version of the projection's definition; see ``storage/FORMAT.md``.
     side : int, optional
         Size to which a ``"kronecker"`` projects each side of a weight, 32 by default; only for it.
+    per_epoch : bool
+        Whether each epoch has a P of its own, whose seed follows from this one: what one projection
+        loses another keeps, so that means over checkpoints come nearer to those of whole gradients at
+        the same size (``benchmarks/accuracy.py lm``). Features of different epochs have no products
+        with one another then.
 
     Raises
     ------
@@ -53,7 +60,7 @@ class ProjectionSpec:
     --------
     >>> spec = ProjectionSpec("sjlt", dim=512)
     >>> spec
-    ProjectionSpec(kind='sjlt', dim=512, seed=0, s=1, version=1, side=None)
+    ProjectionSpec(kind='sjlt', dim=512, seed=0, s=1, version=1, side=None, per_epoch=False)
     >>> ProjectionSpec.from_dict(spec.to_dict()) == spec
     True
     """
@@ -64,6 +71,7 @@ class ProjectionSpec:
     s: int = 1
     version: int = 1
     side: int | None = None
+    per_epoch: bool = False
 
     def __post_init__(self) -> None:
         # The kind is looked up in a list and not by its hash, as people may give anything.
@@ -80,6 +88,21 @@ class ProjectionSpec:
         options = kind.complete(Options(self.dim, self.seed, self.s, self.side))
         for name, value in options._asdict().items():
             object.__setattr__(self, name, value)
+        if self.per_epoch and self.seed is None:
+            raise TrakStoreError(
+                f"per_epoch draws a projection for each epoch, and {self.kind!r} is not drawn: leave "
+                f"per_epoch out"
+            )
+
+    def at(self, epoch: int | str) -> ProjectionSpec:
+        """Return the projection of one epoch: this one, but with ``per_epoch`` for its seed.
+
+        That is the first 8 bytes, little-endian, of the SHA-256 of ``seed:epoch``.
+        """
+        if not self.per_epoch:
+            return self
+        digest = hashlib.sha256(f"{self.seed}:{epoch}".encode()).digest()
+        return replace(self, seed=int.from_bytes(digest[:8], "little"), per_epoch=False)
 
     @property
     def test_vector(self) -> tuple[float, ...]:
@@ -89,7 +112,8 @@ class ProjectionSpec:
     @property
     def of_published_test(self) -> ProjectionSpec:
         """The projection of this kind and version that gives the test vector."""
-        return ProjectionSpec(self.kind, version=self.version, **KINDS[self.kind].test_options)
+        options: Any = KINDS[self.kind].test_options
+        return ProjectionSpec(self.kind, version=self.version, **options)
 
     def features(self, parameters: int | None) -> int | None:
         """Return the number of features of so many scalars in the parameters, where it is known."""
@@ -97,7 +121,9 @@ class ProjectionSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON, with the test vector."""
-        return {**asdict(self), "test_vector": list(self.test_vector)}
+        document = {**asdict(self), "test_vector": list(self.test_vector)}
+        # Stores are older than it: one that was made without must stay readable for all trakstores.
+        return {name: v for name, v in document.items() if name != "per_epoch" or v}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ProjectionSpec:
