@@ -52,10 +52,13 @@ class LanguageGround:
         splits = {"train": text.train, "test": text.target}
         return {name: TensorDataset(torch.from_numpy(ids)) for name, ids in splits.items()}
 
-    def store(self, dim: int, name: str = "", **options: Any) -> ts.FeatureStore:
+    def store(
+        self, dim: int, name: str = "", per_epoch: bool = False, **options: Any
+    ) -> ts.FeatureStore:
         """Features of all checkpoints; made once."""
         place = self.out / f"{self.kind}-{self.seed}-{dim}{name}.zarr"
-        spec, states = ts.ProjectionSpec("sjlt", dim=dim), dict(self.truth.states)
+        spec = ts.ProjectionSpec("sjlt", dim=dim, per_epoch=per_epoch)
+        states = dict(self.truth.states)
         options |= {"projector": spec, "output": "causal_lm", "batch_size": 128}
         job = Job(self.recipe.model(), self.data, checkpoints=states, **options)
         featurize_job(job, place, progress=False)
@@ -86,24 +89,30 @@ def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
     """Scores of the library from checkpoints of one training: all of them, and the last alone."""
     moments = ground.truth.moments[max(ground.truth.moments)]
     for dim in (64,) if small else (2048, 8192):
+        lines.default = None  # the first line is what the others of this size are compared with
         plain = ground.store(dim)
+        own_plain = ground.store(dim, "-own-plain", per_epoch=True)
         of_samples = ground.store(dim, "-samples", scale="samples", sampled=DRAWS)
+        own = ground.store(dim, "-own", per_epoch=True, scale="samples", sampled=DRAWS)
         of_adam = ground.store(dim, "-adam", scale=moments)
         for count in (len(plain.epochs), 1):
             of: Any = {"epochs": list(plain.epochs)[-count:]}
             scores = {
-                "trak_scores": ts.trak_scores(plain, **of),
+                "trak_scores, one projection": ts.trak_scores(plain, **of),
+                "trak_scores": ts.trak_scores(own_plain, **of),
+                "trak_scores, scale, 4 draws": ts.trak_scores(own, **of),
+                "influence_scores, scale, 4 draws": ts.influence_scores(own, **of),
                 "influence_scores": ts.influence_scores(plain, **of),
                 "grad_dot_scores": ts.grad_dot_scores(plain, **of),
                 "grad_cos_scores": ts.grad_cos_scores(plain, **of),
                 "trak_scores, scale of Adam": ts.trak_scores(of_adam, **of),
                 "trak_scores, scale": ts.trak_scores(of_samples, kernel="train", **of),
                 "grad_dot_scores, scale": ts.grad_dot_scores(of_samples, **of),
-                "influence_scores, scale, 4 draws": ts.influence_scores(of_samples, **of),
             }
-            for c in (0.1, 0.3, 1.0):
-                one = ts.trak_scores(of_samples, damping=c, kernel="sampled", **of)
-                scores[f"trak_scores, scale, 4 draws, c = {c}"] = one
+            for c in (0.03, 0.1, 0.3, 1.0):
+                for name, store in (("", own), (", one projection", of_samples)):
+                    one = ts.trak_scores(store, damping=c, kernel="sampled", **of)
+                    scores[f"trak_scores, scale, 4 draws, c = {c}{name}"] = one
             size = bytes_of_row(plain, count)
             for name, one in scores.items():
                 lines.add(f"{dim} x {count}", name, one, bytes=size)
