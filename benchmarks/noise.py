@@ -25,8 +25,8 @@ from torch.utils.data import TensorDataset
 
 import trakstore as ts
 from trakstore.cli.demo import load_images
-from trakstore.evaluation.mislabels import detection, plant_noise
 from trakstore.evaluation.training import SubsetTrainer
+from trakstore.evaluation.wrong_labels import detection, plant_noise
 from trakstore.features import Job, featurize_job
 
 

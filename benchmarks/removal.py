@@ -21,8 +21,8 @@ from distributed import Client, LocalCluster
 from rich.console import Console
 
 import trakstore as ts
-from trakstore.evaluation.counterfactual import counterfactual
-from trakstore.report.evaluations import removal_table
+from trakstore.evaluation.removals import counterfactual
+from trakstore.report.evaluation_tables import removal_table
 
 SIZES = (5, 20)
 

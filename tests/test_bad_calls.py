@@ -71,7 +71,10 @@ CALLS: dict[str, tuple[Call, str]] = {
         "float32 or float64, got 'f8'",
     ),
     "damping twice": (lambda _: ts.Damping(1.0, absolute=1.0), "got both: 1.0 and 1.0"),
-    "no damping": (lambda s: ts.trak_scores(s, damping=None), "finite number >= 0, got None"),
+    "no damping": (
+        lambda s: ts.whitened_cos_scores(s, damping=None),
+        "finite number >= 0, got None",
+    ),
     **{
         f"blocks {rows}": (
             lambda s, rows=rows: s.write_split(1, "train", np.ones((4, 8)), block_rows=rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -112,6 +113,20 @@ def test_accuracy_is_told_line_by_line(tmp_path: Path) -> None:
         "removal.py", "mlp", "--small", "--targets", "2", "--repeats", "1", "--out", str(tmp_path)
     )
     assert sum(line.strip().startswith("top 2") for line in tables) == 3
+
+
+def test_accuracy_on_language_models_is_told_line_by_line(tmp_path: Path) -> None:
+    lines = run("accuracy.py", "lm", "--small", "--models", "8", "--out", str(tmp_path))
+    assert lines[0].startswith("tiny: 16 models; losses of two models of one half correlate by")
+    stored, dense = (
+        [line for line in lines if f" {how} " in line] for how in ("64 x 2", "dense x 2")
+    )
+    assert len(stored) == 4 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
+    assert sum("EK-FAC" in line for line in dense) == 6
+    found = json.loads((tmp_path / "lm.json").read_text())
+    assert len(found) == len(lines) - 1 and found[0]["bytes"] == 2 * 64 * 4
+    again = run("accuracy.py", "lm", "--small", "--models", "8", "--out", str(tmp_path))
+    assert again == lines, "the truth is read, and scores are the same"
 
 
 def test_planted_noise_is_looked_for() -> None:

@@ -26,23 +26,6 @@ from typing import Any, NoReturn
 from trakstore.errors import DamagedError, SpecMismatchError, TrakStoreError
 from trakstore.quantities import shown
 
-__all__ = [
-    "NAME",
-    "Check",
-    "anything",
-    "each",
-    "entries",
-    "fields",
-    "made_by",
-    "number",
-    "one_of",
-    "optional",
-    "parsed",
-    "row_of",
-    "text",
-    "whole",
-]
-
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.+=-]{0,99}")  # can name a file everywhere
 _NAMES = "a name: letters, digits and _ . + = - behind a letter"
 MOST = 2**63 - 1

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-__all__ = ["card", "curve", "facts_markup", "printable", "table_markup"]
-
 # Controls (C0, delete, C1), marks and controls of writing direction, the separators of lines and
 # paragraphs, annotations, and halves of surrogate pairs, which no encoding has.
 _UNSEEN = re.compile(

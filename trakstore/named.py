@@ -16,8 +16,6 @@ from typing import Any
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.paths import is_file
 
-__all__ = ["blamed_on", "call_named", "load_named", "needs_arguments"]
-
 _FRAMES = 3  # places in somebody's code that a message names
 _OWN = str(Path(__file__).parent)
 
@@ -85,6 +83,34 @@ def call_named(function: Any, name: str, what: str) -> Any:
         raise TrakStoreError(f"{name} must be awaited; a {what} is made by a plain function")
     with blamed_on(name):
         return function()
+
+
+def call_with_sample(function: Any, name: str, what: str, sample: Any) -> Any:
+    """Call a function of one sample, such as the one that draws it.
+
+    Parameters
+    ----------
+    function : callable
+        The function that ``name`` names.
+    name, what : str
+        As for :func:`load_named`.
+    sample : object
+
+    Raises
+    ------
+    TrakStoreError
+        When it takes none or needs more than one argument, or raises.
+    """
+    try:
+        inspect.signature(function).bind(sample)
+    except ValueError:  # a built-in function that does not tell
+        pass
+    except TypeError as error:
+        raise TrakStoreError(
+            f"{name} must take one argument, a sample, to be a {what}: {error}"
+        ) from None
+    with blamed_on(name):
+        return function(sample)
 
 
 @contextmanager

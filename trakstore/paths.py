@@ -11,8 +11,6 @@ import errno
 import stat
 from pathlib import Path
 
-__all__ = ["exists", "is_file", "is_folder", "is_link"]
-
 _NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 

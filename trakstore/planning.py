@@ -14,22 +14,6 @@ from dask.utils import parse_bytes
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.quantities import as_number, as_whole, is_number, is_whole, shown
 
-__all__ = [
-    "SLACK",
-    "BlockShape",
-    "block_shape",
-    "byte_count",
-    "counted",
-    "fit_slots",
-    "human_bytes",
-    "human_time",
-    "merge_ranges",
-    "ranges",
-    "share",
-    "window_rows",
-    "with_slack",
-]
-
 CHUNK_BYTES = 8 * 2**20
 BLOCK_BYTES = 8 * CHUNK_BYTES
 BLOCKS_PER_SPLIT = 64
@@ -103,23 +87,6 @@ def ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
     """
     for start in range(0, rows, size):
         yield start, min(rows, start + size)
-
-
-def merge_ranges(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Join ``(start, stop)`` pairs that touch.
-
-    Examples
-    --------
-    >>> merge_ranges([(0, 2), (2, 4), (6, 8)])
-    [(0, 4), (6, 8)]
-    """
-    merged: list[tuple[int, int]] = []
-    for start, stop in sorted(pieces):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-        else:
-            merged.append((start, stop))
-    return merged
 
 
 def byte_count(size: int | str) -> int:

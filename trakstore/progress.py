@@ -13,8 +13,6 @@ from rich.progress import BarColumn, Progress, TextColumn
 from trakstore.markup import printable
 from trakstore.planning import human_bytes, human_time
 
-__all__ = ["ProgressLine", "on_terminal"]
-
 _SECONDS = 10.0  # between plain lines, and between looks at what others did
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from trakstore.errors import TrakStoreError
 
-__all__ = ["as_number", "as_whole", "is_number", "is_whole", "shown"]
-
 _MOST_BITS = 1000
 _LONGEST = 80  # characters of a value in a message
 

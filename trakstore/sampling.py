@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_number, as_whole
 
-__all__ = ["Estimate", "Sample", "SubsetPlan", "estimate_mean", "sample_rows"]
+LEVEL = 0.95  # coverage of the interval of an estimate, which is normal
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +162,7 @@ def sample_rows(rows: int, rate: float, *, strata: Any = None, seed: int = 0) ->
 
 
 def estimate_mean(
-    sample: Sample,
-    values: NDArray[Any],
-    within: NDArray[np.bool_] | None = None,
-    level: float = 0.95,
+    sample: Sample, values: NDArray[Any], within: NDArray[np.bool_] | None = None
 ) -> Estimate:
     r"""Estimate the mean of a group of rows from those that were drawn, by Horvitz and Thompson.
 
@@ -182,8 +179,6 @@ def estimate_mean(
         Values of these rows.
     within : array of bool, shape (n,), optional
         The group, known for every row; all rows when None.
-    level : float
-        Coverage of the interval, which is normal.
 
     Raises
     ------
@@ -204,7 +199,7 @@ def estimate_mean(
     count, given = int(group.sum()), given * group[sample.positions]
     value = float((given / sample.probability).sum() / count)
     error = sqrt(_variance(sample, given)) / count
-    reach = NormalDist().inv_cdf((1 + level) / 2) * error
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * error
     return Estimate(value, error, value - reach, value + reach)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import trakstore as ts
+from trakstore.evaluation.agreement import stability
 from trakstore.evaluation.lds import lds
-from trakstore.evaluation.mislabels import detection
 from trakstore.evaluation.retraining import retrained_models
-from trakstore.evaluation.stability import stability
+from trakstore.evaluation.wrong_labels import detection
 from trakstore.features import featurize_job, load_job
 from trakstore.methods.influence import self_scores
 

@@ -263,7 +263,7 @@ def test_token_ids_ask_for_a_render(
 ) -> None:
     texts = tmp_path / "texts.py"
     texts.write_text(TEXTS)
-    said = "samples are numbers: --render file.py:function shows them as text or pictures\n"
+    said = "samples are numbers: --render jobs.py:tokenizer, or a function, shows their text\n"
     for name, render, hints in [
         ("mapped", [], True),
         ("rows", [], True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import trakstore as ts
 from trakstore.errors import TrakStoreError
-from trakstore.features import CausalLM, Margin, MaskedLM, SquaredError
+from trakstore.features import CausalLM, Margin, MaskedLM, SquaredError, featurize
 from trakstore.features.outputs.sequences import sequences
 
 WORDS, SAMPLES, LENGTH = 29, 5, 7
@@ -272,3 +274,84 @@ def test_a_number_may_be_called_label(key: str) -> None:
     model, x, y = Named(3, 1), torch.randn(4, 3), torch.randn(4)
     found = SquaredError()(model, {"x": x, key: y})
     torch.testing.assert_close(found.loss, (model(x)[:, 0] - y) ** 2 / 2)
+
+
+def llama() -> Any:
+    tf = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    return tf.LlamaForCausalLM(
+        tf.LlamaConfig(**small, num_attention_heads=2, vocab_size=WORDS, pad_token_id=0)
+    ).eval()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_no_loss(side: str) -> None:
+    model, ids = llama(), rows()["input_ids"]
+    sizes = [7, 5, 4, 6, 2]
+    alone = torch.stack(
+        [model(ids[i : i + 1, :n], labels=ids[i : i + 1, :n]).loss for i, n in enumerate(sizes)]
+    )
+    place = torch.arange(LENGTH)
+    mask = torch.stack(
+        [place < n if side == "right" else place >= LENGTH - n for n in sizes]
+    ).long()
+    padded = torch.zeros_like(ids)
+    for i, n in enumerate(sizes):
+        padded[i, mask[i] == 1] = ids[i, :n]
+    batch = {"input_ids": padded, "attention_mask": mask}
+    batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    torch.testing.assert_close(CausalLM("loss")(model, batch).loss, alone, rtol=1e-5, atol=1e-6)
+
+
+def packs() -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
+    """Rows of 9 tokens, of documents one after the other; one document is a single token."""
+    sizes = [(4, 3, 2), (9,), (2, 1, 6)]
+    ids = torch.randint(3, WORDS, (3, 9), generator=torch.Generator().manual_seed(2))
+    places = [torch.cat([torch.arange(n) for n in each]) for each in sizes]
+    return {"input_ids": ids, "position_ids": torch.stack(places)}, sizes
+
+
+def test_documents_of_a_pack_see_and_predict_only_their_own_tokens(tmp_path: Path) -> None:
+    """Gradients of packs, against those of the model on each document by itself."""
+    model, (batch, sizes) = llama(), packs()
+    data = [{name: tensor[i] for name, tensor in batch.items()} for i in range(3)]
+    out = CausalLM("loss")
+    featurize(
+        model,
+        data,
+        tmp_path / "s",
+        output=out,
+        projector=ts.ProjectionSpec("identity"),
+        progress=False,
+    )
+    split = ts.open_store(tmp_path / "s").split(0, "train")
+    features, losses = (split.column(name).read(0, 3) for name in ("features", "loss"))
+    for row, each in enumerate(sizes):
+        parts = batch["input_ids"][row].split(each)
+        sums = [
+            F.cross_entropy(model(part[None]).logits[0, :-1], part[1:], reduction="sum")
+            for part in parts
+            if len(part) > 1
+        ]
+        loss = torch.stack(sums).sum() / (9 - len(each))
+        assert losses[row] == pytest.approx(loss.item(), rel=1e-5)
+        wanted = gradient(loss, model)
+        found = torch.from_numpy(features[row])
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_tokens_that_begin_a_document_are_told_by_positions_or_numbers_of_documents() -> None:
+    batch, sizes = packs()
+    number = torch.stack(
+        [torch.repeat_interleave(torch.arange(len(n)), torch.tensor(n)) for n in sizes]
+    )
+    named = {"input_ids": batch["input_ids"], "seq_idx": number}
+    for one in (batch, named):
+        starts = sequences(nn.Embedding(WORDS, WORDS), one, "causal_lm").starts
+        assert starts is not None
+        assert [row.nonzero()[:, 0].tolist() for row in starts] == [[4, 7], [], [2, 3]]
+    three = dict(
+        batch, position_ids=torch.zeros(3, 3, 9).long()
+    )  # as of models of pictures and text
+    assert sequences(nn.Embedding(WORDS, WORDS), three, "causal_lm").starts is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ def draw(sample):
     if sample.split == "train":
         return np.random.default_rng(sample.row).random((8, 8))
     return f"words about {sample.id} </script><script>document.title = 'broken'</script>"
+
+def text(sample):
+    if sample.row % 2:
+        return "def short():\\n\\treturn " + "x" * 300
+    return "\\n".join(f"line {at} of {sample.id}" for at in range(60))
 """
 
 
@@ -44,6 +50,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     asked = ["report", str(store.location), "-o", str(folder / "page.html"), "--k", "5"]
     assert main([*asked, "--render", f"{folder}/draws.py:draw"]) == 0
     return (folder / "page.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def texts(page: str) -> str:
+    """A page of texts, from the same store."""
+    folder = Path(page.removeprefix("file://")).parent
+    asked = ["report", f"{folder}/s.zarr", "-o", f"{folder}/texts.html", "--k", "5"]
+    assert main([*asked, "--render", f"{folder}/draws.py:text", "--target", "@0"]) == 0
+    return (folder / "texts.html").as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +205,44 @@ def test_names_that_a_reader_says(browser: Any) -> None:
     assert charts and all(one.get_attribute("aria-label") for one in charts)
     images = browser.find_elements("css selector", "#t0 .cards img")
     assert all(one.get_attribute("alt").startswith("train sample") for one in images)
+
+
+def seen(browser: Any) -> list[Any]:
+    """Texts of the first target's own sample that can be seen."""
+    every = browser.find_elements("css selector", "#t0 .target .words")
+    return [one for one in every if one.is_displayed()]
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_long_texts_open_by_keyboard(browser: Any, texts: str, scripts: bool) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    switch = "Emulation.setScriptExecutionDisabled"
+    browser.execute_cdp_cmd(switch, {"value": not scripts})
+    try:
+        browser.get(texts)
+        (closed,) = seen(browser)
+        assert closed.text.splitlines()[:12] == [f"line {at} of test<b>0" for at in range(12)]
+        assert len(closed.text.splitlines()) == 13
+        browser.find_element("css selector", "#t0 .target summary").send_keys(Keys.ENTER)
+        (opened,) = seen(browser)
+        assert opened.text == "\n".join(f"line {at} of test<b>0" for at in range(60))
+        browser.switch_to.active_element.send_keys(Keys.SPACE)
+        assert [one.text for one in seen(browser)] == [closed.text]
+    finally:
+        browser.execute_cdp_cmd(switch, {"value": False})
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_lines_of_texts_go_on_below(browser: Any, texts: str, width: int) -> None:
+    emulate(browser, width=width)
+    browser.get(texts)
+    opened = "return [...document.querySelectorAll('#t0 details')].map(o => o.open = true).length"
+    assert browser.execute_script(opened) > 3
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    wide = (
+        "return [...document.querySelectorAll('.words')].filter(o => o.scrollWidth > o.clientWidth)"
+    )
+    assert browser.execute_script(wide) == []
+    font = "return getComputedStyle(document.querySelector('.words')).fontFamily"
+    assert "monospace" in browser.execute_script(font)

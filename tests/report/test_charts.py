@@ -19,7 +19,7 @@ matplotlib = pytest.importorskip("matplotlib")
 from matplotlib import pyplot  # noqa: E402
 
 from trakstore.report import plot_distribution, plot_evolution, plot_spectrum, plot_top  # noqa: E402
-from trakstore.report.drawing import inline_svg  # noqa: E402
+from trakstore.report.inline_svg import inline_svg  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,11 @@ def test_figures() -> None:
 
 def test_texts_and_rows() -> None:
     assert show_sample("a <b>").text == "a <b>"
-    assert show_sample(("long " * 500, 1)).text.endswith("…")
+    long = show_sample(("long " * 3000, 1))
+    assert long.text.endswith("long …") and len(long.text) == 10_001
+    assert long.characters == 15_000 and len(show_sample("a" * 700, letters=600).text) == 601
+    assert show_sample("a\r\nb").text == "a\nb" and show_sample(long) is long
+    assert show_sample("two\n lines").brief == "two lines"
     assert show_sample({"age": 3.0000001, "x": torch.arange(20)}).cells == (
         ("age", "3"),
         ("x", "0 1 2 3 4 5 6 7 ..."),

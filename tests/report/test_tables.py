@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from trakstore.evaluation.verdicts import Check
-from trakstore.report.evaluations import check_lines, passed_lines
-from trakstore.report.findings import group_table
-from trakstore.report.tables import completeness_table, missing_lines, top_table
+from trakstore.report.analysis_tables import group_table
+from trakstore.report.evaluation_tables import check_lines, passed_lines
+from trakstore.report.terminal_tables import completeness_table, missing_lines, top_table
 from trakstore.report.units import in_powers_of_ten
 from trakstore.storage.split import SplitStatus
 

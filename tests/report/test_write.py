@@ -50,7 +50,30 @@ def place(sample):
     return f"{sample.split} {sample.id} in row {sample.row}"
 
 
-number = 3
+def number_list(sample):
+    return [3]
+
+
+def no_text(sample):
+    return b"bytes"
+
+
+def missing(sample):
+    return sample.text
+
+
+def two(sample, other):
+    return ""
+
+
+class Tokenizer:
+    all_special_ids = ()
+
+    def decode(self, ids, **options):
+        return "tokens"
+
+
+number, tokenizer = 3, Tokenizer()
 """
 
 
@@ -102,7 +125,7 @@ ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
 def test_the_command_writes_the_same_page(
     case: str, jobs: Path, store: ts.FeatureStore, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trakstore.report.contents.now", lambda: "now")
+    monkeypatch.setattr("trakstore.report.sections.now", lambda: "now")
     words, options = ASKED[case]
     asked = [one.format(jobs=jobs) for one in words]
     assert main(["report", str(store.location), "-o", str(out), *asked]) == 0
@@ -162,6 +185,25 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "bare null": ({"null": (1, 2)}, "like 100 and 200, got 1$"),
     "damping": ({"damping": -1}, "damping must be a finite number >= 0, got -1"),
     "render": ({"render": 3}, "render must be a function of a sample, or its name; 3 is no"),
+    "render raises": (
+        {"render": "{jobs}:missing"},
+        r"jobs.py:missing: AttributeError: .* has no attribute 'text' \(jobs.py, line",
+    ),
+    "render of two": (
+        {"render": "{jobs}:two"},
+        r"two must take one argument, .* render: .*'other'",
+    ),
+    "built in": ({"render": iter(()).__next__}, "must take one argument"),
+    "built in, raises": ({"render": abs}, "abs: TypeError: bad operand type"),
+    "list": (
+        {"render": "{jobs}:number_list"},
+        r"number_list returned \[3\], which cannot be shown: ",
+    ),
+    "bytes": ({"render": "{jobs}:no_text"}, r"no_text returned b'bytes', which cannot be shown: "),
+    "tokenizer": (
+        {"render": "{jobs}:tokenizer"},
+        r"a tokenizer decodes the samples of a job: name",
+    ),
     "job": ({"job": "none.py:small"}, "there is no job file"),
     "folder": ({"path": "/"}, "is a folder"),
 }
@@ -169,13 +211,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_calls_are_refused_before_the_work(
-    case: str, store: ts.FeatureStore, out: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, jobs: Path, store: ts.FeatureStore, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(*_: object, **__: object) -> None:
         pytest.fail("it was found too late")
 
     monkeypatch.setattr("trakstore.report.write.scores_by_name", work)
-    options, said = BAD[case]
+    given, said = BAD[case]
+    options = {
+        name: one.format(jobs=jobs) if isinstance(one, str) else one for name, one in given.items()
+    }
     with pytest.raises(ts.TrakStoreError, match=said):
         write_report(store, **{"path": out, **options})
     assert not out.exists()

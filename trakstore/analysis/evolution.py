@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.passes.memory import give_back
-from trakstore.passes.rows import Rows, TakenRows, whole_column
+from trakstore.passes.rows import taken_rows, whole_column
 from trakstore.scores.factored import Scores
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 from trakstore.scores.running_lists import Order, check_finite, keys
@@ -123,8 +121,3 @@ class _Ranked:
             {name: ("target", values) for name, values in numbers.items()}
             | {name: (("target", "rank"), values) for name, values in lists.items()}
         )
-
-
-def taken_rows(column: Rows, at: NDArray[np.int64]) -> NDArray[Any]:
-    """Read some rows of a column, in the shape of their positions."""
-    return TakenRows(column, at.ravel()).read(0, at.size).reshape(at.shape)

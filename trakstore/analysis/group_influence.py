@@ -16,7 +16,7 @@ from trakstore.analysis.concentration import (
 from trakstore.errors import TrakStoreError
 from trakstore.scores.factored import Scores
 from trakstore.scores.sums import group_scores
-from trakstore.scores.windows import Matrix, target_windows
+from trakstore.scores.windows import Matrix, need_labels, target_windows
 
 
 class ClassSummary(NamedTuple):
@@ -118,7 +118,7 @@ def same_class_share(
     TrakStoreError
         For labels of another length.
     """
-    train, target = _labels(scores, train_labels, target_labels)
+    train, target = need_labels(scores, train_labels, target_labels)
     shares = [
         own_share_of_rows(rows, target[start:stop, None] == train)
         for start, stop, rows in target_windows(scores, memory_limit)
@@ -136,7 +136,7 @@ def class_summary(
 
     Parameters and errors as in :func:`same_class_share`.
     """
-    train, target = _labels(scores, train_labels, target_labels)
+    train, target = need_labels(scores, train_labels, target_labels)
     windows = []
     for start, stop, rows in target_windows(scores, memory_limit):
         share = own_share_of_rows(rows, target[start:stop, None] == train)
@@ -144,18 +144,6 @@ def class_summary(
         windows.append((share, *spread))
     share, *spreads = (np.concatenate(parts) for parts in zip(*windows, strict=True))
     return ClassSummary(share, _base(train, target), *spreads)
-
-
-def _labels(
-    scores: Matrix, train_labels: Any, target_labels: Any
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    train, target = np.asarray(train_labels), np.asarray(target_labels)
-    if (target.shape, train.shape) != ((scores.shape[0],), (scores.shape[1],)):
-        raise TrakStoreError(
-            f"scores of {scores.shape} need labels of these lengths, got {target.shape} and "
-            f"{train.shape}"
-        )
-    return train, target
 
 
 def _base(train: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:

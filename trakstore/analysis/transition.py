@@ -11,11 +11,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control
 
-from trakstore.analysis.evolution import taken_rows
 from trakstore.analysis.scales import SCALES, Scaled
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import whole_column
+from trakstore.passes.rows import taken_rows, whole_column
 from trakstore.planning import human_bytes
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 
 from trakstore.analysis.group_influence import class_summary
 from trakstore.errors import SpecMismatchError, TrakStoreError
-from trakstore.evaluation.stability import stability
+from trakstore.evaluation.agreement import stability
 from trakstore.features import featurize
 from trakstore.features.loading import loaded
 from trakstore.features.outputs import ModelOutput, as_output

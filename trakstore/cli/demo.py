@@ -18,7 +18,7 @@ from trakstore.cli.walkthrough import Images, ask
 from trakstore.errors import LocationError
 from trakstore.paths import exists, is_folder
 from trakstore.report.extras import need_extra
-from trakstore.report.tables import kernel_table
+from trakstore.report.terminal_tables import kernel_table
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.opening import open_store
 

@@ -10,7 +10,7 @@ from typer import Option
 from trakstore.cli.options import Json, SampleCount, SampleSplit, StorePath
 from trakstore.cli.output import print_result, without_nan
 from trakstore.errors import NotFoundError, did_you_mean
-from trakstore.report.findings import dynamics_table
+from trakstore.report.analysis_tables import dynamics_table
 
 
 def dynamics(

@@ -13,7 +13,7 @@ from trakstore.cli.lists import hidden_targets
 from trakstore.cli.options import ListLength, Target
 from trakstore.cli.output import without_nan
 from trakstore.cli.request import ScoreRequest, with_request
-from trakstore.report.findings import evolution_table
+from trakstore.report.analysis_tables import evolution_table
 from trakstore.report.labels import with_labels
 from trakstore.scores.sums import group_scores
 

@@ -59,6 +59,22 @@ def featurize(
             "--check-all", help="Compare every row with an ordinary backward pass, not one of 44."
         ),
     ] = False,
+    scale: Annotated[
+        str | None,
+        Option(
+            metavar="SOURCE",
+            help="Second moments that gradients are scaled by: samples, adam, or the path of an "
+            "optimizer.pt; default: the job's, or the store's.",
+        ),
+    ] = None,
+    sampled: Annotated[
+        int | None,
+        Option(
+            min=1,
+            metavar="DRAWS",
+            help="Also write the train samples with labels drawn from the model.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, Option(help="Such as cuda:1; default: this rank's GPU, or cpu.")
     ] = None,
@@ -89,6 +105,8 @@ def featurize(
             # None leaves the choice to the job: an option that was not given must not overrule it.
             skip_bad_rows=skip_bad_rows or None,
             check="all" if check_all else None,
+            scale=scale,
+            sampled=sampled,
             device=device,
             rank=rank,
             world_size=world_size,

@@ -7,8 +7,8 @@ import numpy as np
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError
 from trakstore.passes.rows import whole_column
-from trakstore.report.findings import group_table, summary_facts
-from trakstore.report.tables import facts_table
+from trakstore.report.analysis_tables import group_table, summary_facts
+from trakstore.report.terminal_tables import facts_table
 from trakstore.scores.sums import group_scores
 
 

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from trakstore.cli.options import Json, StorePath
 from trakstore.cli.output import console, print_json
 from trakstore.report.store_facts import StoreContents, store_facts, store_verdict
-from trakstore.report.tables import completeness_table, facts_table, missing_lines
+from trakstore.report.terminal_tables import completeness_table, facts_table, missing_lines
 from trakstore.scores.saving import names_of_scores
 from trakstore.storage.opening import open_store
 from trakstore.storage.skipped import skipped_rows

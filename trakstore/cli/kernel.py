@@ -11,7 +11,7 @@ from typer import Option
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.methods.kernel_report import KernelReport, kernel_report
-from trakstore.report.tables import kernel_table
+from trakstore.report.terminal_tables import kernel_table
 
 
 @with_request("targets", "train", "method", "learning_rate", "allow_other_weights")
@@ -35,7 +35,9 @@ def kernel(
         raise NotFoundError(f"{store.location} has no split {split!r} at any epoch{near}")
     with asked.workplace():
         reports = [
-            kernel_report(store, one, split, asked.damping, weighting=weighting, memory_limit=limit)
+            kernel_report(
+                store, one, split, asked.used_damping, weighting=weighting, memory_limit=limit
+            )
             for one in epochs
         ]
     kernels = [report.to_dict() for report in reports]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import RenderableType
 
 from trakstore.planning import counted
-from trakstore.report.tables import top_table
+from trakstore.report.terminal_tables import top_table
 
 SHOWN = 20  # targets of a table
 

@@ -63,7 +63,18 @@ Target = Annotated[list[str] | None, target_option("all")]
 ListLength = Annotated[int, Option("--k", "-k", min=1, help="Entries of each list.")]
 Targets = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are the targets.")]
 Train = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are scored.")]
-Damping = Annotated[float, Option(metavar="C", help="c of lambda = c * tr(K) / n.")]
+Damping = Annotated[
+    float | None,
+    Option(metavar="C", help="c of lambda = c * tr(K) / n; default: 1, of a sampled kernel 0.3."),
+]
+Kernel = Annotated[
+    str | None,
+    Option(
+        metavar="ROWS",
+        help="Rows of the kernel of trak and influence: train, or sampled, whose labels were drawn "
+        "from the model; default: sampled where there are some.",
+    ),
+]
 Method = Annotated[
     str, Option(help="trak, published-trak, influence, tracin, grad-dot, grad-cos or whitened-cos.")
 ]

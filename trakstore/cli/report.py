@@ -27,8 +27,9 @@ def report(
         str | None,
         Option(
             metavar="FUNCTION",
-            help="file.py:name, a function of a sample (without --job, of its split, id and row) "
-            "that returns a text, an image or a figure.",
+            help="file.py:name of a tokenizer (prompts are told from what is learned), or of a "
+            "function of a sample (without --job, of its split, id and row) that returns a text, an "
+            "image, a figure or a dict; as in --render jobs.py:tokenizer.",
         ),
     ] = None,
     k: Annotated[
@@ -72,7 +73,7 @@ def report(
             targets=asked.targets,
             train=asked.train,
             epochs=asked.epochs,
-            damping=asked.damping,
+            damping=asked.used_damping,
             method=asked.method,
             memory_limit=asked.memory_limit,
             allow_other_weights=asked.allow_other_weights,
@@ -92,4 +93,4 @@ def _lines(written: WrittenReport) -> Iterator[str]:
     size, shown = human_bytes(written.bytes), counted(written.targets, "target")
     yield f"wrote {written.path}, {size}, {shown}: open it in a browser"
     if written.token_ids:
-        yield "samples are numbers: --render file.py:function shows them as text or pictures"
+        yield "samples are numbers: --render jobs.py:tokenizer, or a function, shows their text"

@@ -19,6 +19,7 @@ from trakstore.cli.options import (
     Damping,
     Epochs,
     Json,
+    Kernel,
     LearningRate,
     MemoryLimit,
     Method,
@@ -33,7 +34,8 @@ from trakstore.cli.options import (
 from trakstore.cli.output import print_result
 from trakstore.methods.by_name import find_method, scores_by_name
 from trakstore.methods.epochs import EpochPair, epoch_pairs
-from trakstore.report.choices import named_rows
+from trakstore.methods.sampled_kernel import SAMPLED_DAMPING, TRAIN_DAMPING, takes_sampled
+from trakstore.report.targets_and_epochs import named_rows
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
@@ -54,7 +56,8 @@ class ScoreRequest:
     targets: Targets = "test"
     train: Train = "train"
     epoch: Epochs = None
-    damping: Damping = 1.0
+    damping: Damping = None
+    kernel: Kernel = None
     method: Method = "trak"
     learning_rate: LearningRate = None
     memory_limit: MemoryLimit = None
@@ -63,10 +66,15 @@ class ScoreRequest:
     scheduler: Scheduler = None
     as_json: Json = False
     opened: FeatureStore = field(init=False, repr=False)
+    used_damping: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        find_method(self.method)
+        method = find_method(self.method)
         self.opened = open_store(self.store)
+        rows: Any = self.kernel
+        sampled = "kernel" in method.options and takes_sampled(self.opened, self.train, rows)
+        usual = SAMPLED_DAMPING if sampled else TRAIN_DAMPING
+        self.used_damping = usual if self.damping is None else self.damping
 
     @property
     def epochs(self) -> list[Epoch] | None:
@@ -91,7 +99,8 @@ class ScoreRequest:
             self.targets,
             self.train,
             self.epochs,
-            damping=self.damping,
+            damping=self.used_damping,
+            kernel=self.kernel,  # type: ignore[arg-type]
             memory_limit=self.memory_limit,
             learning_rates=learning_rates(self.learning_rate),
             allow_other_weights=self.allow_other_weights,

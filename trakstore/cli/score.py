@@ -9,7 +9,7 @@ from typer import BadParameter, Option
 
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.planning import human_bytes
-from trakstore.report.tables import facts_table
+from trakstore.report.terminal_tables import facts_table
 from trakstore.scores.saving import check_new_name, save_scores
 from trakstore.storage.backends.location import Location
 from trakstore.storage.layout import scores_path
@@ -63,7 +63,7 @@ def score(
         "top": top,
         "threshold": threshold,
         "epochs": list(scores.epochs),
-        "damping": asked.damping,
+        "damping": asked.used_damping,
         "seconds": round(time.monotonic() - began, 3),
     }
     asked.answer(document, [facts_table(_facts(document, save, asked.opened.location))])

@@ -9,8 +9,8 @@ from typer import BadParameter, Option
 from trakstore.cli.lists import SHOWN, list_documents, shown_lists
 from trakstore.cli.options import ListLength, Target
 from trakstore.cli.request import ScoreRequest, with_request
-from trakstore.report.choices import check_list_length
 from trakstore.report.labels import with_labels
+from trakstore.report.targets_and_epochs import check_list_length
 from trakstore.scores.top_k import top_k
 from trakstore.scores.two_pass import approximate_top_k
 

@@ -13,9 +13,9 @@ from trakstore.cli.options import Null, Target
 from trakstore.cli.output import without_nan
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import TrakStoreError
-from trakstore.report.choices import null_pairs
-from trakstore.report.findings import change_table
+from trakstore.report.analysis_tables import change_table
 from trakstore.report.labels import with_labels
+from trakstore.report.targets_and_epochs import null_pairs
 from trakstore.storage.layout import as_epoch
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.report.pictures import draw_top_images
-from trakstore.report.tables import example_table
+from trakstore.report.terminal_tables import example_table
+from trakstore.report.top_images import draw_top_images
 from trakstore.storage.store import FeatureStore
 
 # Ten scores tell how much comes from the own class; five fit a line of the table and the picture.

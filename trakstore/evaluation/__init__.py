@@ -6,10 +6,10 @@ Evaluations that need torch are in modules of their own: ``training`` (``SubsetT
 
 from __future__ import annotations
 
-from trakstore.evaluation.counterfactual import counterfactual
+from trakstore.evaluation.agreement import stability
 from trakstore.evaluation.intervals import mean_interval
 from trakstore.evaluation.lds import LDS, Difference, lds, lds_difference, predicted_outputs
-from trakstore.evaluation.mislabels import Detection, detection, plant_noise
+from trakstore.evaluation.removals import counterfactual
 from trakstore.evaluation.retraining import (
     Retrained,
     Trainer,
@@ -17,7 +17,7 @@ from trakstore.evaluation.retraining import (
     retrain,
     retrained_models,
 )
-from trakstore.evaluation.stability import stability
+from trakstore.evaluation.wrong_labels import Detection, detection, plant_noise
 from trakstore.sampling import SubsetPlan
 
 __all__ = [

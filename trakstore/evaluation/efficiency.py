@@ -24,7 +24,7 @@ from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.job import Job, load_job
 from trakstore.features.task import SplitTask
 from trakstore.methods.trak import trak_scores
-from trakstore.paths import is_file
+from trakstore.passes.memory import linux_bytes
 from trakstore.planning import ranges
 from trakstore.scores.top_k import top_k
 from trakstore.spec import ProjectionSpec
@@ -205,8 +205,4 @@ def _seconds(run: Callable[[], None]) -> float:
 
 def _status(field: str) -> int:
     """Bytes that Linux counts for this process, resident (VmRSS) or the peak (VmHWM); 0 elsewhere."""
-    path = Path("/proc/self/status")
-    if not is_file(path):
-        return 0
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    return int(lines[field].split()[0]) * 1024
+    return linux_bytes(Path("/proc/self/status"), field) or 0

@@ -46,7 +46,8 @@ class Probe:
         count = dataset_rows(dataset)
         if rows is None:
             rows = np.unique(np.linspace(0, count - 1, SAMPLES).astype(int)).tolist()
-        batch = Batches(Subset(dataset, rows), _CPU, job.collate).read(0, len(rows))
+        output, some = as_output(job.output), Subset(dataset, rows)
+        batch = Batches.of(job.model, output, some, _CPU, job.collate).read(0, len(rows))
         return cls(job, batch)
 
     @property

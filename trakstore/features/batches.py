@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 from torch.utils.data import default_collate
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.fitness import fit_modules, need_weights
+from trakstore.features.outputs import ModelOutput
+from trakstore.features.sample_columns import SampleColumns
+from trakstore.features.sorted_batches import (
+    MOST_PADDING,
+    batches_by_length,
+    padded_share,
+    sequence_length,
+)
+from trakstore.planning import ranges
 
 __all__ = ["Batches", "Collate", "evaluated"]
 
 Collate = Callable[[list[Any]], Any]
+
+_PAIR = 2
 
 
 @dataclass(frozen=True)
@@ -32,11 +44,50 @@ class Batches:
     device : torch.device
     collate : callable or None
         Makes a batch of samples; None is torch's default.
+    columns : SampleColumns or None
+        Columns that the model and its output take of dicts; None where all are taken.
+    as_trainer : bool
+        Whether ``collate`` is given those columns alone, as by the ``Trainer`` of transformers.
     """
 
     dataset: Any
     device: torch.device
     collate: Collate | None = None
+    columns: SampleColumns | None = None
+    as_trainer: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        output: ModelOutput,
+        dataset: Any,
+        device: torch.device,
+        collate: Collate | None,
+    ) -> Batches:
+        """Make batches for a model, and see on the first sample which columns a collator can take.
+
+        A collator of transformers expects what its ``Trainer`` gives: columns that forward names. Any
+        other is given whole samples, as it may make the model's inputs of texts; where it fails on
+        those and not on what the ``Trainer`` gives, it is given that.
+        """
+        columns = SampleColumns.of(model, output)
+        whole = cls(dataset, device, collate, columns)
+        if collate is None:
+            return whole
+        fewer = replace(whole, as_trainer=True)
+        if _of_transformers(collate):
+            return fewer
+        first = [whole._sample(0)]
+        if not isinstance(first[0], Mapping):
+            return whole
+        try:
+            collate(first)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            with suppress(Exception):
+                collate(columns.as_trainer(first))
+                return fewer
+        return whole  # an error of its own is raised where the batch is read
 
     def read(self, start: int, stop: int) -> Any:
         """Read samples ``start`` to ``stop`` as a tree of tensors with the batch dimension first.
@@ -44,11 +95,80 @@ class Batches:
         Mappings of any class, and dataclasses, come as dicts; without ``collate``, a list of numbers
         in a sample as a tensor.
         """
+        return self._made([self._sample(index) for index in range(start, stop)], start)
+
+    def several(
+        self, start: int, stop: int, size: int, *, by_length: bool
+    ) -> list[tuple[NDArray[np.int64], Any]]:
+        """Read samples ``start`` to ``stop`` in batches of ``size`` at most, each with its rows.
+
+        They are in order, or sorted ``by_length``, which is to be known of each then. Two samples
+        stay one batch: by the first two an engine is checked.
+        """
         samples = [self._sample(index) for index in range(start, stop)]
+        parts = [np.arange(*piece) for piece in ranges(len(samples), size)]
+        if by_length and len(samples) > _PAIR:
+            parts = batches_by_length(np.array([*map(self._length, samples)]), size)
+        return [(start + rows, self._made([samples[i] for i in rows], start)) for rows in parts]
+
+    def _length(self, sample: Any) -> int:
+        length = sequence_length(sample)
+        if length is None:
+            raise TrakStoreError("some samples have 'input_ids', others none: give them to each")
+        return length
+
+    def uneven(self, rows: Sequence[int]) -> tuple[int, int] | None:
+        """Return the two longest of some samples, where to pad samples as they come costs much.
+
+        That is so where lengths are known, a tenth or more of these samples together would be padding,
+        and batches are not padded to one length anyway.
+        """
+        if self.collate is None:
+            return None
+        samples = [self._sample(index) for index in rows]
+        lengths = [sequence_length(one) for one in samples]
+        if None in lengths or len(rows) < 2:
+            return None
+        known = np.array(lengths)
+        order = np.argsort(-known, kind="stable").tolist()
+        short, long = (self._made([samples[at]], rows[at]) for at in (order[-1], order[0]))
+        if padded_share(known) <= MOST_PADDING or _numbers(short) >= _numbers(long):
+            return None
+        return rows[order[0]], rows[order[1]]
+
+    def _made(self, samples: list[Any], start: int) -> Any:
+        """Make a batch of samples; ``start`` is the position of the first of them in a data set."""
         batch = _as_tree(self._collated(samples, start))
+        if self.columns is not None:
+            batch = self.columns.of_batch(batch)
         for path, leaf in tree.tree_flatten_with_path(batch)[0]:
-            self._need_rows(leaf, tree.keystr(path), start, stop)
+            self._need_rows(leaf, tree.keystr(path), start, start + len(samples))
         return self._moved(batch)
+
+    def need_repeatable(self, count: int) -> None:
+        """Raise unless a collator makes the same batch of the first ``count`` samples each time.
+
+        Raises
+        ------
+        TrakStoreError
+            When it does not: what is random has no features.
+        """
+        if self.collate is None:
+            return
+        masks = bool(getattr(self.collate, "mlm", False))
+        if not masks and _same(self.read(0, count), self.read(0, count)):
+            return
+        name = getattr(self.collate, "__name__", type(self.collate).__name__)
+        remedy = "do that once, in the data set, with a fixed seed, and collate without it"
+        if masks:
+            remedy = (
+                "mask them once, in 'input_ids' and 'labels' of the data set, and collate with "
+                "DataCollatorForTokenClassification, which pads both (for a causal model, mlm=False)"
+            )
+        raise TrakStoreError(
+            f"collate={name} {'masks tokens at random' if masks else 'is random'}: it makes another "
+            f"batch of the same samples each time, so that no sample has features of its own; {remedy}"
+        )
 
     def _sample(self, index: int) -> Any:
         try:
@@ -60,8 +180,12 @@ class Batches:
             ) from error
 
     def _collated(self, samples: list[Any], start: int) -> Any:
+        if self.columns is not None and self.as_trainer:
+            samples = self.columns.as_trainer(samples)
         if self.collate is not None:
             return self.collate(samples)
+        if self.columns is not None:
+            samples = self.columns.without_metadata(samples)
         try:
             return default_collate([_with_tensors(sample) for sample in samples])
         except (RuntimeError, TypeError, ValueError) as error:
@@ -117,6 +241,23 @@ class Batches:
             # the stream that computes still reads it.
             tensor.record_stream(user)
         return moved
+
+
+def _of_transformers(collate: Collate) -> bool:
+    return str(getattr(collate, "__module__", "")).split(".")[0] in ("transformers", "trl")
+
+
+def _numbers(batch: Any) -> int:
+    return sum(leaf.numel() for leaf in tree.tree_leaves(batch))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tell whether two batches have the same shapes and numbers; NaN is NaN."""
+    leaves, others = tree.tree_leaves(one), tree.tree_leaves(other)
+    return len(leaves) == len(others) and all(
+        a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+        for a, b in zip(leaves, others, strict=True)
+    )
 
 
 def _usable(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.bad_rows import BadRows
 from trakstore.features.blockcheck import CheckedRows, checked_rows, difference, signs_of
+from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
@@ -34,6 +36,7 @@ log = logging.getLogger("trakstore")
 
 _BLOCKS = 3  # held at once: computed, converted to the stored dtype, written in the background
 _BATCHES = 2  # used, and read ahead
+_SORTED = 8  # batches of a block at least, where samples are sorted within it
 
 Piece = tuple[int, int]
 Columns = dict[str, NDArray[Any]]
@@ -51,7 +54,7 @@ class RowComputer:
         Activations that are stored beside the features.
     output : ModelOutput
     batches : ReadAhead
-        Reader of the samples ``(start, stop)``.
+        Reader of the samples ``(start, stop)``: batches, each with its rows, in any order.
     ids : ndarray, shape (rows of the split,)
     where : str
         Name of the split, for messages.
@@ -59,13 +62,19 @@ class RowComputer:
     classes : int or None
         Number that labels must be below.
     batch_size : int
-        Samples that are read at once.
+        Most samples of a batch.
+    pool : int
+        Samples that are read at once: of a batch, or of several where they are sorted by length.
+    measured : tuple of int
+        Rows of the samples whose need of memory is measured.
     at_once : int
         Samples whose gradients are computed at once; halved when memory does not suffice.
     pick : callable
         Reader of the samples at some rows, as a batch of their own.
     check : {"some", "all"}
         Rows of each block that are compared with ordinary backward passes.
+    labels : LabelDraws, optional
+        Drawer of the labels that samples have in place of their own.
     skip_bad_rows : bool
         Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
         instead of an error.
@@ -74,16 +83,25 @@ class RowComputer:
     engine: FactorisedEngine
     activations: NamedActivations
     output: ModelOutput
-    batches: ReadAhead[Piece, Any]
+    batches: ReadAhead[Piece, list[tuple[NDArray[np.int64], Any]]]
     ids: NDArray[Any]
     where: str
     spec: StoreSpec
     classes: int | None
     batch_size: int
+    pool: int
+    measured: tuple[int, ...]
     at_once: int
     pick: Callable[[NDArray[np.int64]], Any]
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
+    labels: LabelDraws | None = None
+
+    @property
+    def least_block(self) -> int:
+        """Rows that a block has at least, where they are not asked for."""
+        most = min(self.pool, _SORTED * self.batch_size, len(self.ids))
+        return max(self.batch_size, most)
 
     def within(self, limit: int, samples: int, block_bytes: int) -> RowComputer:
         """Return the same with as many samples at once as fit in ``limit`` bytes beside the model.
@@ -105,24 +123,28 @@ class RowComputer:
         MemoryLimitError
             When not even one sample fits.
         """
-        first = self.batches.read((0, min(2, samples)))
+        first = self.pick(np.array(self.measured))
         one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
-        read = _BATCHES * self.batch_size * _bytes(cut(first, 0, 1))
+        sample = _bytes(cut(first, 0, 1))
+        # Of a pool, an eighth of the limit is enough: fewer samples are sorted at once then.
+        pool = min(self.pool, max(self.batch_size, limit // 8 // (_BATCHES * sample)))
+        read = _BATCHES * pool * sample
         # The part of the need that does not grow with the samples may be buffers of a thread, and was
         # counted on one: each thread may have its own.
         buffers = torch.get_num_threads() * max(0, one - each)
         fixed = buffers + read + _BLOCKS * block_bytes + self.engine.gradient_bytes
         what = f"featurizing one sample at a time (batch_size {self.batch_size}, blocks of "
         what += f"{block_bytes:,} bytes)"
-        return replace(self, at_once=window_rows(self.batch_size, each, fixed, limit, what))
+        at_once = window_rows(self.batch_size, each, fixed, limit, what)
+        return replace(self, at_once=at_once, pool=pool)
 
-    def fitting(self, free: int, samples: int) -> RowComputer:
+    def fitting(self, free: int) -> RowComputer:
         """Return the same with as many samples at once as should fit in ``free`` bytes of a GPU.
 
         It is an estimate: one sample is always tried, and where it was wrong, fewer at once are.
         """
-        one, two = self._peaks(self.batches.read((0, min(2, samples))))
+        one, two = self._peaks(self.pick(np.array(self.measured)))
         each = max(1, two - one)
         most = (free - one + each) // each
         if most < self.at_once:
@@ -162,16 +184,17 @@ class RowComputer:
         MemoryLimitError
             When memory does not suffice for one sample.
         """
-        pieces = [(start + lo, start + hi) for lo, hi in ranges(stop - start, self.batch_size)]
-        following = then and (then[0], min(then[0] + self.batch_size, then[1]))
-        parts = self._parts(pieces, self.engine.rows, following)
+        if self.labels is not None:
+            self.labels.forget()
+        pieces, following = self._pieces(start, stop), then and self._pieces(*then)[0]
+        parts, order = self._parts(pieces, following)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
         ready = _event()
-        if not self._checked(parts, start, stop):
+        if not self._checked(parts, order, start, stop):
             # Samples are read again rather than kept: this is seldom, and a block may be large.
-            parts = self._parts(pieces, self.engine.generic_rows, following)
+            parts, order = self._parts(pieces, following, generic=True)
             ready = _event()
-            if not self._checked(parts, start, stop):
+            if not self._checked(parts, order, start, stop):
                 raise NumericsError(
                     f"{self.where}: rows {start} to {stop - 1} are not the gradients of their samples "
                     f"by either engine: the model computes another function in a batch than alone"
@@ -180,34 +203,63 @@ class RowComputer:
         def finish() -> Columns:
             ready()
             with error_context(self.where):
-                return self._stored(parts, start, stop)
+                return self._stored(parts, order, start, stop)
 
         return finish
 
-    def _parts(
-        self, pieces: list[Piece], rows: Rows, following: Piece | None
-    ) -> list[dict[str, Tensor]]:
-        """Compute the columns of a block, in parts; samples that come next are read meanwhile."""
-        return [
-            part
-            for piece, batch in self.batches.through(pieces, following)
-            for part in self._batch(batch, rows)
-        ]
+    def _pieces(self, start: int, stop: int) -> list[Piece]:
+        """Divide rows into what is read at once: pools of about one size, of some batches each."""
+        pools = -(-(stop - start) // self.pool)
+        batches = -(-(stop - start) // (pools * self.batch_size))
+        size = min(self.pool, batches * self.batch_size)
+        return [(start + low, start + high) for low, high in ranges(stop - start, size)]
 
-    def _checked(self, parts: list[dict[str, Tensor]], start: int, stop: int) -> bool:
+    def _parts(
+        self, pieces: list[Piece], following: Piece | None, *, generic: bool = False
+    ) -> tuple[list[dict[str, Tensor]], NDArray[np.int64]]:
+        """Compute the columns of a block, in parts, and return them with the order of their rows.
+
+        Samples that come next are read meanwhile.
+        """
+        parts: list[dict[str, Tensor]] = []
+        order: list[NDArray[np.int64]] = []
+        for _, batches in self.batches.through(pieces, following):
+            for own, batch in batches:
+                rows = self.engine.generic_rows if generic else self._rows_of(own)
+                parts += self._batch(self._labelled(own, batch), rows)
+                order.append(own)
+        return parts, np.concatenate(order)
+
+    def _rows_of(self, own: NDArray[np.int64]) -> Rows:
+        """Return the engine's rows; by one forward pass a sample, where all of its draws are there."""
+        draws = 1 if self.labels is None else self.labels.draws
+        if draws == 1 or len(own) % draws or self.at_once % draws or (own[::draws] % draws).any():
+            return self.engine.rows
+        together = own.reshape(-1, draws) - own[::draws, None]
+        whole = bool((together == np.arange(draws)).all())
+        return partial(self.engine.rows, draws=draws) if whole else self.engine.rows
+
+    def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
+        return batch if self.labels is None else self.labels.labelled(rows, batch)
+
+    def _checked(
+        self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
+    ) -> bool:
         """Compare some rows of a block, or all, with ordinary backward passes."""
         _event()()  # the parts are read here, and may still be on their way
         features = torch.cat([part[layout.FEATURES] for part in parts])
+        place = np.argsort(order)  # of each row of the block among the parts
         if self.check == "all":
-            chosen = [
-                np.arange(start + a, start + b) for a, b in ranges(stop - start, self.at_once)
-            ]
+            chosen = [order[a:b] for a, b in ranges(stop - start, self.at_once)]
         else:
             chosen = [checked_rows(start, stop, self.at_once)]
-        return all(self._compared(rows, features[rows - start], start, stop) for rows in chosen)
+        return all(
+            self._compared(rows, features[place[rows - start]], start, stop) for rows in chosen
+        )
 
     def _compared(self, rows: NDArray[np.int64], features: Tensor, start: int, stop: int) -> bool:
-        batch, where = self.pick(rows), f"{self.where}: rows {start} to {stop - 1}"
+        batch = self._labelled(rows, self.pick(rows))
+        where = f"{self.where}: rows {start} to {stop - 1}"
         apart = difference(self.engine, batch, features, signs_of(rows), where)
         if apart is not None:
             names = listed(self.engine.disagreeing(batch)) or "all parameters"
@@ -218,10 +270,13 @@ class RowComputer:
             )
         return apart is None
 
-    def _stored(self, parts: list[dict[str, Tensor]], start: int, stop: int) -> Columns:
+    def _stored(
+        self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
+    ) -> Columns:
         """Return the columns, checked, in the stored dtypes; parts are dropped on the way."""
         joined = {
-            name: np.concatenate([part.pop(name).numpy() for part in parts]) for name in [*parts[0]]
+            name: _in_order([part.pop(name).numpy() for part in parts], order - start)
+            for name in [*parts[0]]
         }
         if "label" in joined and not self.skip_bad_rows:
             self._check_labels(joined["label"], start)
@@ -299,6 +354,16 @@ class RowComputer:
                 f"sample {start + bad[0]} has label {labels[bad[0]]:.0f}, the model has classes 0 to "
                 f"{self.classes - 1}"
             )
+
+
+def _in_order(parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Join parts, whose rows are to stand at ``rows``."""
+    joined = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    begin = 0
+    for part in parts:
+        joined[rows[begin : begin + len(part)]] = part
+        begin += len(part)
+    return joined
 
 
 def _bytes(batch: Any) -> int:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.utils import _pytree as tree
 
 from trakstore.features.axes import Following
 from trakstore.features.constants import Constants, derived_instead, find_constants
@@ -91,15 +93,22 @@ class FactorisedEngine(GenericEngine):
         """Canonical names of parameters that go through the generic engine, in model order."""
         return tuple(name for name in self._parameters if name not in self._names)
 
-    def rows(self, batch: Any) -> FeatureRows:
-        """Compute features and outputs; the first call checks itself on its first two samples."""
+    def rows(self, batch: Any, draws: int = 1) -> FeatureRows:
+        """Compute features and outputs; the first call checks itself on its first two samples.
+
+        Parameters
+        ----------
+        draws : int
+            Rows of each sample, one after the other, that differ in their labels alone: one forward
+            pass serves them all.
+        """
         if not self._prepared:
             self._prepare(cut(batch, 0, 2))
             self._prepared = True
         doubtful: frozenset[str] = frozenset()
         while self._names - doubtful:
             try:
-                rows, more, mixed = self._rows(batch, doubtful)
+                rows, more, mixed = self._rows(batch, doubtful, self._at_once_of(draws))
             except torch.OutOfMemoryError:
                 raise
             except Untrusted as doubt:
@@ -184,43 +193,67 @@ class FactorisedEngine(GenericEngine):
                 *(len(new), reason, listed(new)),
             )
 
-    def _rows(self, batch: Any, without: frozenset[str]) -> tuple[FeatureRows, Set[str], bool]:
+    def _at_once_of(self, draws: int) -> int:
+        """Return the draws that a forward pass serves: one where hooks of the model see its answers."""
+        model = self._model
+        hooked = model._forward_hooks or model._forward_pre_hooks
+        return 1 if hooked or isinstance(model, torch.jit.ScriptModule) else draws
+
+    def _rows(
+        self, batch: Any, without: frozenset[str], draws: int = 1
+    ) -> tuple[FeatureRows, Set[str], bool]:
         """Compute features by known layers, the parameters not among them, and if samples may mix."""
-        out = no_features(batch, self.projector.dim)
-        outputs, doubtful, mixed = self._accumulate(batch, self.projector, lambda _: out, without)
+        batches = [_draw_of(batch, draw, draws) for draw in range(draws)]
+        outs = [no_features(one, self.projector.dim) for one in batches]
+        outs_of: list[OutOf] = [lambda _, out=out: out for out in outs]  # type: ignore[misc]
+        outputs, doubtful, mixed = self._accumulate(batches, self.projector, outs_of, without)
         for reason, names in doubtful.items():
             self._warn(names, reason)
-        return FeatureRows(out, outputs), without.union(*doubtful.values()), mixed
+        columns = map(_interleaved, zip(*outputs, strict=True))
+        rows = FeatureRows(_interleaved(outs), RowOutputs(*columns))
+        return rows, without.union(*doubtful.values()), mixed
 
     def _accumulate(
-        self, batch: Any, projector: Projector, out_of: OutOf, without: Set[str] = frozenset()
-    ) -> tuple[RowOutputs, dict[str, Set[str]], bool]:
-        """Add the projections of known layers' parameters where ``out_of`` says, but of some.
+        self,
+        batches: Sequence[Any],
+        projector: Projector,
+        outs_of: Sequence[OutOf],
+        without: Set[str] = frozenset(),
+    ) -> tuple[list[RowOutputs], dict[str, Set[str]], bool]:
+        """Add the projections of known layers' parameters where ``outs_of`` say, but of some.
+
+        The batches are the same samples with other labels: one forward pass serves all of them.
 
         Gives the outputs, by the reason the parameters that were left out, since their gradients
         cannot be cut into those of samples in this batch, and whether samples may see one another.
         """
-        following = Following(batch_size(batch), self._kept)
-        tape = Tape(following, self._constants, projector, out_of)
+        following = Following(batch_size(batches[0]), self._kept)
+        tape = Tape(following, self._constants, projector, outs_of[0])
         own = {n: p for n, p in self._parameters.items() if n in self._names and n not in without}
         with only(self._all_parameters, own) as names, closing(tape):
             recorder = Recorder(names, tape, following, self._products)
-            rows = recorder.outputs(self._output, self._model, batch)
+            if len(batches) == 1:
+                rows = [recorder.outputs(self._output, self._model, batches[0])]
+            else:
+                rows = recorder.outputs_of_draws(self._output, self._model, batches)
             self.autocast = self.autocast or recorder.autocast
             # The graph behind the outputs, with all known layers stepped over: a parameter that it
             # still leads to is used in a way that no layer accounts for, and has another gradient
             # besides. What a torch.autograd.Function hides from the graph may be any that was used
             # while gradients were off.
-            ends = reached(recorder.tops or [rows.output.grad_fn], tape.passed)
+            tops: list[Node | None] = [*recorder.tops] or [one.output.grad_fn for one in rows]
+            ends = reached(tops, tape.passed)
             unknown = {names[id(n.variable)] for n in ends.leaves if id(n.variable) in names}  # type: ignore[attr-defined]
             if ends.python:
                 unknown |= recorder.hidden
             unplaced = (following.doubtful(ends.nodes) | tape.doubtful) - unknown
             if following.misread:
                 raise Untrusted(following.misread, _MISREAD)
-            tape.backward(rows.output, ends.leaves, unknown | unplaced)
+            for left, one, out_of in zip(range(len(rows) - 1, -1, -1), rows, outs_of, strict=True):
+                tape.out_of = out_of
+                tape.backward(one.output, ends.leaves, unknown | unplaced, again=left > 0)
         doubtful: dict[str, Set[str]] = {_UNKNOWN: unknown, _UNPLACED: unplaced}
-        outputs = RowOutputs(*(column.detach() for column in rows))
+        outputs = [RowOutputs(*(column.detach() for column in one)) for one in rows]
         return outputs, doubtful, following.mixed and following.batch > 1
 
     def _prepare(self, first: Any) -> None:
@@ -273,7 +306,7 @@ class FactorisedEngine(GenericEngine):
             return sketches.setdefault(name, no_features(first, truth.checker.dim))
 
         try:
-            _, doubtful, _ = self._accumulate(first, truth.checker, sketch_of)
+            _, doubtful, _ = self._accumulate([first], truth.checker, [sketch_of])
             for reason, names in doubtful.items():
                 if names:
                     raise Untrusted(names, reason)
@@ -287,3 +320,13 @@ class FactorisedEngine(GenericEngine):
             raise Untrusted(self._repeated, f"of an error ({first_line(error)})") from error
         right = truth.projects_to(rows.features, self.projector, self._names)
         return set() if right else set(self._names)
+
+
+def _draw_of(batch: Any, draw: int, draws: int) -> Any:
+    """Return the rows of one draw, where each sample's come one after the other."""
+    return batch if draws == 1 else tree.tree_map(lambda tensor: tensor[draw::draws], batch)
+
+
+def _interleaved(parts: Sequence[Tensor]) -> Tensor:
+    """Put the rows of draws back, those of a sample one after the other."""
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts), 1).flatten(0, 1)

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import nn
 
-from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, worker_device, working_on
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
 from trakstore.features.ranks import rank_and_world
+from trakstore.features.scale import Scale
+from trakstore.features.scale_choice import ChosenScale, new_scale
 from trakstore.features.spent import Featurized, Spent
-from trakstore.features.task import SplitTask
+from trakstore.features.task import SplitTask, output_on
 from trakstore.features.twins import warn_of_twins
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
 from trakstore.storage.layout import as_epochs, as_splits
-from trakstore.storage.opening import open_store
+from trakstore.storage.opening import find_store, open_store
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.runs import (
     Run,
@@ -55,6 +57,9 @@ def featurize(
     rank: int | None = None,
     world_size: int | None = None,
     progress: bool = True,
+    labels: Literal["given", "sampled"] = "given",
+    draws: int = 4,
+    seed: int = 0,
     **options: Unpack[JobOptions],
 ) -> Featurized:
     """Write the projected per-sample gradients of a data set to a store.
@@ -88,11 +93,18 @@ def featurize(
         ``torchrun`` and SLURM set it.
     progress : bool
         Whether rank 0 shows progress on standard error.
+    labels : {"given", "sampled"}
+        ``"sampled"``: features of the same samples with labels that are drawn from the model's own
+        predictions, as a split of its own, ``train~sampled``; see ``sampled`` of a :class:`Job`.
+    draws : int
+        Rows of each sample then, each with other labels.
+    seed : int
+        Number that drawn labels follow from.
     **options
         How features are computed and stored: ``output``, ``projector``, ``parameters``,
         ``activations``, ``batch_size``, ``dtype``, ``collate``, ``block_rows``, ``keep_bits``,
-        ``append``, ``memory_limit``, ``autocast``, ``check`` and ``skip_bad_rows``, which are those
-        of a :class:`Job`.
+        ``append``, ``memory_limit``, ``autocast``, ``check``, ``skip_bad_rows`` and ``scale``, which
+        are those of a :class:`Job`; the first call chooses the scale, by the data set that it gives.
 
     Returns
     -------
@@ -117,12 +129,16 @@ def featurize(
         checkpoints=None,
         ids={} if ids is None else {split: ids},
         learning_rates={} if learning_rate is None else {epoch: learning_rate},
+        sampled={split: draws} if _are_sampled(labels) else 0,
+        draw_seed=seed,
         name="",
         **options,
     )
     began = time.monotonic()
     worker = _Worker(*rank_and_world(rank, world_size), worker_device(device))
-    with _prepared(job, store, epoch, split, worker, progress) as (task, line):
+    scale = _new_scale(job, store, split, worker)
+    own = job.splits[-1]
+    with _prepared(job, store, epoch, own, worker, progress, scale) as (task, line):
         if worker.rank == 0:
             warn_of_twins(task.writer.split, set())
         done = _do_share(task, worker, line) + _help(task, worker, line)
@@ -139,6 +155,8 @@ def featurize_job(
     memory_limit: int | str | None = None,
     skip_bad_rows: bool | None = None,
     check: CheckedRows | None = None,
+    scale: Scale = None,
+    sampled: int | Mapping[str, int] | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -157,7 +175,7 @@ def featurize_job(
         Where features are written; made when it is not there.
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows, check : optional
+    batch_size, memory_limit, skip_bad_rows, check, scale, sampled : optional
         Values in place of the job's own.
     device, rank, world_size, progress
         As in :func:`featurize`.
@@ -178,17 +196,21 @@ def featurize_job(
         "memory_limit": memory_limit,
         "skip_bad_rows": skip_bad_rows,
         "check": check,
+        "scale": scale,
+        "sampled": sampled,
     }
     job = replace(job, **{name: value for name, value in asked.items() if value is not None})
     named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")
     wanted = None if splits is None else as_splits(splits)
-    chosen = [
-        (epoch, split) for epoch in named for split in _chosen(wanted, tuple(job.datasets), "split")
-    ]
+    chosen = [(epoch, split) for epoch in named for split in _chosen(wanted, job.splits, "split")]
     job.check_names()
     job.check_files(named)
     done, twins = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
     with job.lent() if restore else nullcontext():
+        made = None
+        if job.scale is not None and find_store(store) is None:
+            job.load(job.epochs[-1])
+            made = _new_scale(job, store, next(iter(job.datasets)), worker)
         # Shares of all splits come first. A worker that helped at the end of each would take blocks
         # whose own workers are about to come to them.
         for duty in (_do_share, _help):
@@ -200,7 +222,7 @@ def featurize_job(
                         note_complete(there)
                         continue
                 job.load(epoch)
-                with _prepared(job, store, epoch, split, worker, progress) as (task, line):
+                with _prepared(job, store, epoch, split, worker, progress, made) as (task, line):
                     if worker.rank == 0:
                         warn_of_twins(task.writer.split, twins)
                     if duty is _do_share:
@@ -218,14 +240,38 @@ class _Worker:
     device: torch.device
 
 
+def _are_sampled(labels: str) -> bool:
+    if labels not in ("given", "sampled"):
+        raise TrakStoreError(f"labels are 'given' or 'sampled', got {labels!r}")
+    return labels == "sampled"
+
+
+def _new_scale(
+    job: Job, store: Where | FeatureStore, split: str, worker: _Worker
+) -> ChosenScale | None:
+    """Make the scale that a job asks for, where there is no store yet, at the model's weights."""
+    if job.scale is None or find_store(store) is not None:
+        return None
+    need_one_device(job.model)
+    need_apart(job.model)
+    with working_on(worker.device), evaluated(job.model, worker.device):
+        return new_scale(job, output_on(job, worker.device), split, worker.device)
+
+
 @contextmanager
 def _prepared(
-    job: Job, store: Where | FeatureStore, epoch: int | str, split: str, worker: _Worker, show: bool
+    job: Job,
+    store: Where | FeatureStore,
+    epoch: int | str,
+    split: str,
+    worker: _Worker,
+    show: bool,
+    scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
     need_one_device(job.model)
     need_apart(job.model)
     with working_on(worker.device), evaluated(job.model, worker.device):
-        task = SplitTask.prepare(job, store, epoch, split, worker.device)
+        task = SplitTask.prepare(job, store, epoch, split, worker.device, scale)
         with task, _line(task, show and worker.rank == 0) as line:
             began = now()
             try:

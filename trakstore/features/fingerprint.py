@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sized
+from datetime import date, time, timedelta
+from decimal import Decimal
+from pathlib import PurePath
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import torch
@@ -26,6 +30,8 @@ _PARTS: Mapping[torch.layout, tuple[str, ...]] = {  # of sparse tensors
     torch.sparse_csc: _COLUMNS,
     torch.sparse_bsc: _COLUMNS,
 }
+# Objects whose repr is all that they hold, as tables have them; others may be told by their address.
+_VALUES = (date, time, timedelta, Decimal, PurePath, UUID)
 _SAMPLES = 32  # part of the format: another number would make other hashes of the same data
 
 
@@ -127,6 +133,8 @@ def _leaf_bytes(leaf: Any) -> bytes:
     if isinstance(leaf, Tensor):
         return f"{leaf.dtype} {tuple(leaf.shape)};".encode() + _tensor_bytes(leaf)
     if leaf is None or isinstance(leaf, bool | int | float | str | bytes | np.generic):
+        return repr(leaf).encode()
+    if isinstance(leaf, _VALUES):
         return repr(leaf).encode()
     try:
         array = np.asarray(leaf)

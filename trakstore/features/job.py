@@ -16,12 +16,14 @@ from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.checkpoints import Checkpoint, TrainerFolder, load_weights, weights_file
 from trakstore.features.outputs import ModelOutput, as_output, output_for
 from trakstore.features.parameters import as_patterns, uncompiled
+from trakstore.features.scale import Scale, as_scale
 from trakstore.features.weights import kept, unshared
 from trakstore.named import call_named, load_named
 from trakstore.paths import exists
 from trakstore.planning import byte_count
 from trakstore.quantities import as_number, as_whole
 from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
+from trakstore.storage import layout
 from trakstore.storage.layout import as_epoch
 
 __all__ = ["Job", "JobOptions", "load_job"]
@@ -46,6 +48,7 @@ class JobOptions(TypedDict, total=False):
     autocast: AutocastDtype | None
     check: CheckedRows
     skip_bad_rows: bool
+    scale: Scale
 
 
 @dataclass
@@ -58,7 +61,9 @@ class Job:
         The architecture; its parameters are those of epoch 0 where there are no checkpoints.
     datasets : mapping of split to data set
         Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers
-        and lists of numbers, for the outputs of classification ``(input, ..., label)``.
+        and lists of numbers, for the outputs of classification ``(input, ..., label)``. Columns of
+        dicts that are no numbers (texts, other objects) and that the model's forward does not take
+        are carried along.
     output : str, ModelOutput or callable, optional
         The scalar that is differentiated: ``"margin"``, ``"cross_entropy"``, ``"squared_error"``,
         ``"causal_lm"``, ``"masked_lm"`` or your own. By default that of the model's task, which a
@@ -80,7 +85,9 @@ class Job:
         sample's as one row; ``"head.input"`` is what the module ``head`` is given. Costs one more
         forward pass.
     batch_size : int
-        Samples of a batch; features do not depend on it, but for rounding.
+        Most samples of a batch; features do not depend on it, but for rounding. Texts of very
+        different lengths (``input_ids``) that ``collate`` pads are sorted by length within a block,
+        which has 8 batches or more then, and some batches are smaller: a tenth of them is padding.
     ids : mapping of split to sequence of int or str
         Names of samples; their positions by default.
     learning_rates : mapping of epoch to float
@@ -88,7 +95,8 @@ class Job:
     dtype : {"float32", "float16"}, optional
         Stored dtype of features: as the store has it, else float32.
     collate : callable, optional
-        Makes a batch of a list of samples; torch's default otherwise.
+        Makes a batch of a list of samples; torch's default otherwise. Collators of transformers are
+        given the columns that the model's forward and the output take, as its ``Trainer`` does it.
     block_rows : int, optional
         Rows of a block, the unit that is written whole; chosen by default.
     keep_bits : int, optional
@@ -108,6 +116,20 @@ class Job:
         Rows of each block that are compared with an ordinary backward pass: about one of 44, chosen
         by a hash, or every row, which costs one plain pass more. A block that disagrees is computed
         again by the generic engine; if that disagrees too, the run stops.
+    scale : {"samples", "adam"}, path or mapping, optional
+        Second moments v by whose fourth root gradients are divided before the projection, as
+        Adam's steps are divided by √v: for models that Adam trained. ``"samples"``: those of gradients
+        of some samples of the first data set, with labels drawn from the model at the last epoch.
+        ``"adam"``: the optimizer's, from ``optimizer.pt`` in the last checkpoint's folder; or a path of
+        such a file. A mapping of parameter names to tensors of second moments, of the parameters'
+        shapes. They are factored into rows and columns of each matrix, stored, and the same for all
+        epochs; by default as the store has it, else none.
+    sampled : int or mapping of split to int
+        Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
+        of those named), whose features are written as a split ``train~sampled``: with ``kernel=
+        "sampled"`` scores take them for their kernel.
+    draw_seed : int
+        Number that drawn labels follow from.
     skip_bad_rows : bool
         Store rows that have NaN or infinite features, outputs, losses or activations, a label that is
         no class, or features that the stored dtype cannot hold, as masked instead of refusing them:
@@ -140,9 +162,13 @@ class Job:
     autocast: AutocastDtype | None = None
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
+    scale: Scale = None
+    sampled: int | Mapping[str, int] = 0
+    draw_seed: int = 0
     name: str = ""
     # The epoch whose whole weights the model has, where they are not its own.
     _whole: int | str | None = field(default=None, init=False, repr=False, compare=False)
+    _draws: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -182,6 +208,9 @@ class Job:
             self.checkpoints = _by_epoch(self._weights)
         if self.memory_limit is not None:
             byte_count(self.memory_limit)  # refuses what is not a size
+        self.scale = as_scale(self.scale)
+        self.draw_seed = as_whole(self.draw_seed, "draw_seed", 0)
+        self._draws = self._checked_draws()
 
     @property
     def epochs(self) -> tuple[int | str, ...]:
@@ -189,11 +218,40 @@ class Job:
         return (0,) if self.checkpoints is None else tuple(self._weights)
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that are written: the data sets, then those with drawn labels."""
+        return (*self.datasets, *map(layout.sampled_split, self._draws))
+
+    def draws_of(self, split: str) -> int:
+        """Return the draws of labels for each sample of a split; 0 where it has its own labels."""
+        own = split.removesuffix(layout.SAMPLED)
+        return 0 if own == split else self._draws[own]
+
+    def _checked_draws(self) -> dict[str, int]:
+        asked = self.sampled
+        named = asked if isinstance(asked, Mapping) else {"train": asked} if asked else {}
+        draws = {
+            split: as_whole(number, f"draws of {split!r}", 1) for split, number in named.items()
+        }
+        for split in draws:
+            if split not in self.datasets:
+                raise NotFoundError(
+                    f"labels are to be drawn for the split {split!r}, which the job does not have"
+                    f"{did_you_mean(split, tuple(self.datasets))}"
+                )
+        return draws
+
+    @property
     def _weights(self) -> Mapping[int | str, Checkpoint]:
         """Weights by epoch; none where the epoch is that of the model itself."""
         if isinstance(self.checkpoints, str | Path):
             raise TypeError("the path of a folder becomes a mapping when the job is made")
         return self.checkpoints or {}
+
+    @property
+    def last_checkpoint(self) -> Checkpoint | None:
+        """Weights of the last epoch, as they were given; None for the model's own."""
+        return self._weights[self.epochs[-1]] if self.checkpoints else None
 
     def _own_checkpoints(self) -> None:
         """Copy state dicts that a step of training, or another checkpoint, would change."""

@@ -13,12 +13,13 @@ from torch.utils import _pytree as tree
 
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.outputs.model_output import Model, widened
+from trakstore.features.outputs.predicted_classes import PredictsClasses, need_classes
 from trakstore.spec import OutputSpec
 
 __all__ = ["Autocast"]
 
 
-class Autocast(ModelOutput):
+class Autocast(ModelOutput, PredictsClasses):
     """An output of the model under autocast; what is made of the model's answer is float32.
 
     So are answers of the model's methods and parts; other attributes are as they are.
@@ -38,6 +39,7 @@ class Autocast(ModelOutput):
         self.output, self.device = output, device
         self.dtype: torch.dtype = dtype
         self.calls_alone = output.calls_alone
+        self.columns = output.columns
 
     @property
     def spec(self) -> OutputSpec:
@@ -55,6 +57,19 @@ class Autocast(ModelOutput):
     def predictions(self, model: Model, batch: Any) -> Tensor | None:
         """See :class:`ModelOutput`."""
         return self.output.predictions(model, batch)
+
+    def counted(self, model: Model, batch: Any) -> Tensor:
+        """See :class:`PredictsClasses`."""
+        return need_classes(self.output).counted(model, batch)
+
+    def predicted(self, model: Model, batch: Any) -> Tensor:
+        """See :class:`PredictsClasses`."""
+        cast = _Cast(model, self.device.type, self.dtype)
+        return need_classes(self.output).predicted(cast, batch)
+
+    def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:
+        """See :class:`PredictsClasses`."""
+        return need_classes(self.output).relabelled(model, batch, labels)
 
     def check(self, model: Model, batch: Any) -> int | None:
         """See :class:`ModelOutput`."""

@@ -53,7 +53,8 @@ def predicted_classes(
     # The base class predicts nothing: to learn that needs no weights.
     if type(output).predictions is ModelOutput.predictions:
         return None
-    batches = Batches(Subset(job.datasets[split], rows.tolist()), _CPU, job.collate)
+    dataset = Subset(job.datasets[split], rows.tolist())
+    batches = Batches.of(job.model, output, dataset, _CPU, job.collate)
     classes = []
     with job.lent(), evaluated(job.load(epoch), _CPU), torch.no_grad():
         for start, stop in ranges(len(rows), job.batch_size):

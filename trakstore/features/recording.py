@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -105,6 +106,13 @@ class Recorder(TorchFunctionMode):
         self._following.see(rows.output)
         return rows
 
+    def outputs_of_draws(
+        self, output: ModelOutput, model: nn.Module, batches: Sequence[Any]
+    ) -> list[RowOutputs]:
+        """Compute outputs of the same samples with other labels, by one call of the model."""
+        with _called_once(model):
+            return [self.outputs(output, model, batch) for batch in batches]
+
     def _watched(self, model: nn.Module, answers: list[Any], *args: Any, **kwargs: Any) -> Any:
         with self:
             answer = model(*args, **kwargs)
@@ -192,6 +200,28 @@ class Recorder(TorchFunctionMode):
         count = self._count.get(layer.names, 0)
         self._count[layer.names] = count + 1
         return layer.names, count
+
+
+@contextmanager
+def _called_once(model: nn.Module) -> Iterator[None]:
+    """Let a model give its first answer again at all further calls."""
+    forward, before = model.forward, "forward" in vars(model)
+    answers: list[Any] = []
+
+    @wraps(forward)
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        if not answers:
+            answers.append(forward(*args, **kwargs))
+        return answers[0]
+
+    model.forward = answer
+    try:
+        yield
+    finally:
+        if before:
+            model.forward = forward
+        else:
+            del model.forward
 
 
 def _each(function: Callable[[Tensor], Tensor], batch: Any) -> Any:

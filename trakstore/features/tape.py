@@ -165,8 +165,13 @@ class Tape:
         self._hooks.clear()
         self.following.close()
 
-    def backward(self, output: Tensor, leaves: list[Node], doubtful: Set[str]) -> None:
-        """Go from the outputs down to the first layers, and to tensors that require gradients."""
+    def backward(
+        self, output: Tensor, leaves: list[Node], doubtful: Set[str], again: bool = False
+    ) -> None:
+        """Go from the outputs down to the first layers, and to tensors that require gradients.
+
+        The graph stays for another pass where it is to be gone through ``again``.
+        """
         self.doubtful |= doubtful
         ends = [*self._first, *(GradientEdge(leaf, 0) for leaf in leaves)]
         if not ends or not output.requires_grad:
@@ -174,7 +179,9 @@ class Tape:
         self._come_last()
         self._running = True
         try:
-            torch.autograd.grad(output, ends, torch.ones_like(output), allow_unused=True)
+            torch.autograd.grad(
+                output, ends, torch.ones_like(output), retain_graph=again, allow_unused=True
+            )
         finally:
             self._running = False
 

@@ -21,7 +21,7 @@ from trakstore.features.batches import Batches
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
+from trakstore.features.fingerprint import hashed_rows
 from trakstore.features.fitness import explained
 from trakstore.features.gradients import cut
 from trakstore.features.job import Job
@@ -30,24 +30,29 @@ from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
 from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
+from trakstore.features.scale_choice import ChosenScale, scale_of_store
+from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
+from trakstore.features.split_samples import SplitSamples
 from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count, ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
-from trakstore.storage.columns import column_dtype, sample_ids
+from trakstore.storage.columns import column_dtype
 from trakstore.storage.creation import spec_shape
 from trakstore.storage.growth import append_rows
-from trakstore.storage.opening import find_store
+from trakstore.storage.opening import find_store, location_of
 from trakstore.storage.store import FeatureStore
+from trakstore.storage.tables.scale_factors import write_factors
 from trakstore.storage.writer import BlockWriter
 
-__all__ = ["SplitTask"]
+__all__ = ["SplitTask", "output_on"]
 
 _DEFAULT = ProjectionSpec("sjlt", dim=2048)
 _USED = 0.9  # of what is free on a GPU
 _PROBE = 2  # rows that are computed before anything is written
+_REPEATED = 8  # rows that a collator is given twice
 _TRIED = 64  # rows among which good ones are looked for
 
 
@@ -75,29 +80,32 @@ class SplitTask:
         epoch: int | str,
         split: str,
         device: torch.device,
+        scale: ChosenScale | None = None,
     ) -> SplitTask:
         """Check that everything fits together, then open the split, which may be new.
 
-        The model is in eval mode, on the device, with the weights of the epoch.
+        The model is in eval mode, on the device, with the weights of the epoch. A store that is made
+        new has this ``scale``.
         """
         selected = select_parameters(job.model, job.parameters)
         watch = WeightWatch(job.model)
         with ExitStack() as undo:
             undo.callback(watch.give_back)
-            count = dataset_rows(job.datasets[split], f"the data set {split!r}")
-            ids = sample_ids(job.ids.get(split), count)
+            samples = SplitSamples.of(job, split)
             layout.split_path(epoch, split)  # refuses bad names
-            fingerprint = dataset_fingerprint(job.datasets[split], ids)
-            output = as_output(job.output)
-            if job.autocast is not None:
-                output = Autocast(output, device)
+            fingerprint = samples.fingerprint
+            output = output_on(job, device)
             parameters = parameter_spec(selected, job.parameters)
-            spec = _store_spec(job, store, output, parameters)
+            there = find_store(store)
+            scale = scale if there is None else scale_of_store(there, job, parameters)
+            spec = _store_spec(job, there, output, parameters, scale)
             projector = make_projector(spec.projection, parameters)
+            if scale is not None:
+                projector = scale.scaled(projector)
             engine = FactorisedEngine(job.model, output, selected, projector)
-            rows, probe = _probed(job, epoch, split, ids, device, engine, output, spec, watch)
+            rows, probe = _probed(job, epoch, split, samples, device, engine, output, spec, watch)
             wanted = SplitSpec(
-                count,
+                len(samples.ids),
                 projector.dim,
                 tuple(sorted((name, column_dtype(array)) for name, array in probe.items())),
                 checkpoint=watch.hash,
@@ -108,11 +116,14 @@ class SplitTask:
                 block_rows=job.block_rows or 1,
             )
             rows = _within_memory(rows, job, wanted, device)
+            if scale is not None:
+                # The spec names the factors: they are there before it.
+                write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
             opened = FeatureStore.of_spec(store, spec)
             if job.append:
-                _append(opened, epoch, split, wanted, rows, job)
+                _append(opened, epoch, split, wanted, rows, samples)
                 watch.check(surely=True)
-            made = opened.create_split(epoch, split, wanted, batch_rows=rows.batch_size)
+            made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             task = cls(rows, BlockWriter(made), watch)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
@@ -178,22 +189,32 @@ class SplitTask:
         return float(np.median(self._seconds)) if self._seconds else 0.0
 
 
+def output_on(job: Job, device: torch.device) -> ModelOutput:
+    """Return the output of a job, under autocast where the job says so."""
+    output = as_output(job.output)
+    return output if job.autocast is None else Autocast(output, device)
+
+
 def _store_spec(
-    job: Job, where: Where | FeatureStore, output: ModelOutput, parameters: ParameterSpec
+    job: Job,
+    store: FeatureStore | None,
+    output: ModelOutput,
+    parameters: ParameterSpec,
+    scale: ChosenScale | None,
 ) -> StoreSpec:
     """Return the spec that this job needs; all that the job leaves open is as the store has it."""
-    store = find_store(where)
     projection = job.projector or (store.spec.projection if store else _DEFAULT)
     dtype = job.dtype or (store.spec.dtype if store else "float32")
     keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
-    return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, job.autocast)
+    named = None if scale is None else scale.spec
+    return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, job.autocast, named)
 
 
 def _probed(
     job: Job,
     epoch: int | str,
     split: str,
-    ids: NDArray[Any],
+    samples: SplitSamples,
     device: torch.device,
     engine: FactorisedEngine,
     output: ModelOutput,
@@ -201,14 +222,17 @@ def _probed(
     watch: WeightWatch,
 ) -> tuple[RowComputer, Columns]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
-    dataset, model = job.datasets[split], job.model
-    batches = Batches(dataset, device, job.collate)
+    dataset, ids, model = samples.dataset, samples.ids, job.model
+    batches = Batches.of(model, output, dataset, device, job.collate)
+    batches.need_repeatable(min(len(ids), _REPEATED))
     probed, first, classes = _first_samples(job, output, batches, len(ids))
     # Later outputs of this sample are compared with these.
     with explained(model, output, first):
         watch.asks(partial(_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
-    size = min(job.batch_size, len(ids))
+    # A batch holds all draws of its samples, so that one forward pass can serve them.
+    size = min(-(-job.batch_size // samples.each) * samples.each, len(ids))
+    longest = batches.uneven(hashed_rows(len(ids))) if size < len(ids) else None
 
     def pick(rows: NDArray[np.int64]) -> Any:
         return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
@@ -217,16 +241,19 @@ def _probed(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        ReadAhead(lambda piece: batches.read(*piece)),
+        ReadAhead(lambda piece: batches.several(*piece, size, by_length=longest is not None)),
         ids,
         f"{split} at epoch {epoch}",
         spec,
         classes,
         batch_size=size,
+        pool=size if longest is None else POOL * size,
+        measured=longest or tuple(range(min(2, len(ids)))),
         at_once=size,
         pick=pick,
         check=job.check,
         skip_bad_rows=job.skip_bad_rows,
+        labels=samples.labels(model, output),
     )
     with explained(model, output, first), _blaming_changes(watch):
         columns = computer.columns(*probed)
@@ -246,13 +273,13 @@ def _within_memory(
 ) -> RowComputer:
     """Take as many samples at once as the job's limit allows, or a GPU's free memory suggests."""
     if job.memory_limit is not None:
-        shape = spec_shape(wanted, rows.spec.dtype, rows.batch_size)
+        shape = spec_shape(wanted, rows.spec.dtype, rows.least_block)
         numbers = wanted.dim + sum(width for _, width in wanted.widths)
         block_bytes = min(shape.block_rows, wanted.rows) * numbers * 4  # of float32, before storing
         return rows.within(byte_count(job.memory_limit), wanted.rows, block_bytes)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        return rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]), wanted.rows)
+        return rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]))
     return rows
 
 
@@ -311,7 +338,7 @@ def _append(
     split: str,
     wanted: SplitSpec,
     rows: RowComputer,
-    job: Job,
+    samples: SplitSamples,
 ) -> None:
     """Add the samples that the data set has more than the store, if the others are the same."""
     if split not in store.splits_of(epoch):
@@ -323,7 +350,7 @@ def _append(
     count = old.rows
     # A fingerprint is over samples that the number of rows chooses, so that the old one can only be
     # compared with that of as many samples as there were.
-    first = dataset_fingerprint(Subset(job.datasets[split], range(count)), rows.ids[:count])
+    first = samples.first(count).fingerprint
     same = replace(wanted, rows=count, dataset=first)
     check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
     append_rows(old, more, rows.columns, dataset=wanted.dataset)

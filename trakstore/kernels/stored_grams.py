@@ -251,7 +251,7 @@ def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
     try:
         with claimed(place, path, "kernel"):
             pending = start_gram(split)
-            gram_array(_dim(split)).open_to_write(place, path)[:] = made.matrix
+            gram_array(_dim(split)).write(place, path, made.matrix)
             publish(split, pending, replace(wanted, dtype=made.dtype), made.rows, made.trace)
     except (OSError, ValueError):
         # A query also works on a store that it may not write to; the gram is computed again next time.

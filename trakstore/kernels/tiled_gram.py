@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -241,18 +242,18 @@ class _StripPass(Pass[float, float]):
         return scaled
 
     def _write(self, total: NDArray[np.float64], start: int, stop: int) -> None:
-        array = self.array.open_to_write(self.location, self.path)
         # Products of float32 tiles need not be symmetric to the bit: the upper triangle counts.
         square = total[:, : stop - start]
         square[...] = np.triu(square) + np.triu(square, 1).T
-        tile = array.chunks[0]
-        # One chunk at a time, since zarr makes two copies of what it is given.
+        tile = self.array.chunks[0]
+        write = partial(self.array.write, self.location, self.path)
+        # One chunk at a time, since each is copied on its way.
         for top, bottom in ranges(stop - start, tile):
             for low, high in ranges(total.shape[1], tile):
-                part, rows = total[top:bottom, low:high], slice(start + top, start + bottom)
-                array[rows, start + low : start + high] = part
+                part = total[top:bottom, low:high]
+                write(part, (start + top, start + low))
                 if low >= stop - start:
-                    array[start + low : start + high, rows] = part.T
+                    write(part.T, (start + low, start + top))
 
 
 def _add(total: NDArray[np.float64], part: NDArray[Any], height: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.influence import influence_scores
+from trakstore.methods.sampled_kernel import KernelRows
 from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
 from trakstore.methods.tracin import tracin_scores
 from trakstore.methods.trak import trak_scores
@@ -30,9 +31,9 @@ class NamedMethod:
 
 
 METHODS: dict[str, NamedMethod] = {
-    "trak": NamedMethod(trak_scores, _KERNEL),
+    "trak": NamedMethod(trak_scores, (*_KERNEL, "kernel")),
     "published-trak": NamedMethod(partial(trak_scores, temperature=None), _KERNEL),
-    "influence": NamedMethod(influence_scores, _KERNEL),
+    "influence": NamedMethod(influence_scores, (*_KERNEL, "kernel")),
     "tracin": NamedMethod(tracin_scores, ("learning_rates",)),
     "grad-dot": NamedMethod(grad_dot_scores),
     "grad-cos": NamedMethod(grad_cos_scores),
@@ -62,7 +63,8 @@ def scores_by_name(
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
     *,
-    damping: float | Damping = 1.0,
+    damping: float | Damping | None = None,
+    kernel: KernelRows = None,
     memory_limit: int | str | None = None,
     learning_rates: Mapping[Epoch, float] | float | None = None,
     allow_other_weights: bool = False,
@@ -76,6 +78,8 @@ def scores_by_name(
     store : FeatureStore
     targets, train, epochs, damping, memory_limit, allow_other_weights
         As the method takes them; a method without a kernel needs no damping and no limit.
+    kernel : {"train", "sampled"}, optional
+        For ``trak`` and ``influence`` alone.
     learning_rates : mapping of epoch to float, or float, optional
         For TracIn alone.
 
@@ -84,18 +88,21 @@ def scores_by_name(
     NotFoundError
         With the nearest name, when there is no such method.
     TrakStoreError
-        Learning rates for another method than TracIn.
+        Learning rates for another method than TracIn, a kernel for one that has none.
     """
     method = find_method(name)
     if learning_rates is not None and "learning_rates" not in method.options:
         raise TrakStoreError(f"learning rates are for tracin, got the method {name!r}")
+    if kernel is not None and "kernel" not in method.options:
+        raise TrakStoreError(f"kernel= is for trak and influence, got the method {name!r}")
     # A method takes the options that it names, and no others.
     given: dict[str, Any] = {
         "damping": damping,
+        "kernel": kernel,
         "memory_limit": memory_limit,
         "learning_rates": learning_rates,
     }
-    options = {option: given[option] for option in method.options}
+    options = {name: given[name] for name in method.options if given[name] is not None}
     return method.scores(
         store, targets, train, epochs, allow_other_weights=allow_other_weights, **options
     )

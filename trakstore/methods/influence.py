@@ -15,6 +15,7 @@ from trakstore.kernels.many_epochs import factors_of
 from trakstore.kernels.row_weights import KernelSplit, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
 from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, part_of, scores_of
+from trakstore.methods.sampled_kernel import TRAIN_DAMPING, KernelRows, sampled_kernel
 from trakstore.passes.rows import whole_column
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
@@ -34,8 +35,9 @@ def influence_scores(
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
-    damping: float | Damping = 1.0,
+    damping: float | Damping | None = None,
     *,
+    kernel: KernelRows = None,
     hessian: Hessian = "gauss_newton",
     solver: Solver | None = None,
     gram_dtype: GramDtype = "float32",
@@ -57,8 +59,13 @@ def influence_scores(
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
         All that have both splits when None.
-    damping : float or Damping
-        c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``.
+    damping : float or Damping, optional
+        c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.3.
+    kernel : {"train", "sampled"}, optional
+        Rows of H. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
+        from the model (``featurize(labels="sampled")``): H = Σ ∇l ∇lᵀ / draws, the Gauss-Newton matrix
+        also where outputs are sequences. When None: those, where there are some and ``hessian`` is
+        not ``"loss"``.
     hessian : {"gauss_newton", "loss"}
         ``"gauss_newton"``: H = Σᵢ l''ᵢ φᵢ φᵢᵀ, with the loss's second derivative in the output:
         q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is
@@ -98,16 +105,22 @@ def influence_scores(
     al.: "Studying Large Language Model Generalization with Influence Functions", 2023, section 2.
     """
     check_of("loss", store)
-    damped = Damping.of(damping)
+    damped = Damping.of(TRAIN_DAMPING if damping is None else damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     # τ = (q_t φ_t) (H + λI)⁻¹ (q_z φ_z): q of the target scales rows, q of the train sample columns.
     scales = [pair.gradient_scales() for pair in pairs]
-    kernels = [_curved(store, pair, hessian) for pair in pairs]
+    sampled = sampled_kernel(store, pairs, train, "train" if hessian == "loss" else kernel)
+    kernels: Sequence[KernelSplit]
+    if sampled:
+        kernels, damped = sampled.rows, sampled.damping(damping)
+    else:
+        kernels = [_curved(store, pair, hessian) for pair in pairs]
+    weight = float(sampled.draws) if sampled else 1.0
     factors = factors_of(
         kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
     )
     parts = [
-        part_of(pair, factor, kernel=weighting_of(split), **scale)
+        part_of(pair, factor, kernel=weighting_of(split), weight=weight, **scale)
         for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
     ]
     return scores_of("influence", parts, pairs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import methodcaller
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,14 +126,8 @@ def grad_cos_scores(
     """
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    parts = [
-        part_of(
-            pair,
-            row_scale=_inverse(pair.target, pair.target.column("norm"), of),
-            column_scale=_inverse(pair.train, pair.train.column("norm"), of),
-        )
-        for pair in pairs
-    ]
+    norms = methodcaller("column", "norm")
+    parts = [part_of(pair, **_unit_scales(pair, norms, of)) for pair in pairs]
     return scores_of("grad_cos", parts, pairs)
 
 
@@ -215,16 +211,9 @@ def whitened_cos_scores(
         factors = factors_of(kernels, damped, dtype=gram_dtype, memory_limit=limit)
     for pair, factor in zip(pairs, factors, strict=True):
         # Factors of the epochs before this one stay, and have their share of the limit.
-        left = max(1, limit - held_bytes(parts))
-        parts.append(
-            part_of(
-                pair,
-                factor,
-                kernel=f"mix {mix}" if mix else "",
-                row_scale=_inverse(pair.target, _lengths(pair.target, factor, left), of),
-                column_scale=_inverse(pair.train, _lengths(pair.train, factor, left), of),
-            )
-        )
+        lengths = partial(_lengths, factor=factor, limit=max(1, limit - held_bytes(parts)))
+        kernel = f"mix {mix}" if mix else ""
+        parts.append(part_of(pair, factor, kernel=kernel, **_unit_scales(pair, lengths, of)))
     return scores_of("whitened_cos", parts, pairs)
 
 
@@ -266,8 +255,14 @@ def _lengths(split: UnmaskedSplit, factor: Factor, limit: int) -> Rows:
     return ArrayRows(np.sqrt(np.maximum(squared, 0)))
 
 
-def _inverse(split: UnmaskedSplit, lengths: Rows, of: Of) -> Rows:
-    return InverseRows(lengths, split.gradient_scale(of))
+def _unit_scales(
+    pair: EpochPair, lengths: Callable[[UnmaskedSplit], Rows], of: Of
+) -> dict[str, Rows]:
+    """Return the scales of both sides that divide their rows by their lengths."""
+    target, train = (
+        InverseRows(lengths(side), side.gradient_scale(of)) for side in (pair.target, pair.train)
+    )
+    return {"row_scale": target, "column_scale": train}
 
 
 @dataclass(frozen=True, eq=False)

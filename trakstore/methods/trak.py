@@ -15,6 +15,7 @@ from trakstore.kernels.many_epochs import factors_of
 from trakstore.kernels.row_weights import KernelSplit, TemperedRows, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
 from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
+from trakstore.methods.sampled_kernel import TRAIN_DAMPING, KernelRows, sampled_kernel
 from trakstore.passes.rows import ArrayRows, PositionRows, Rows
 from trakstore.quantities import as_number
 from trakstore.scores.factored import Average, Scores
@@ -33,8 +34,9 @@ def trak_scores(
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
-    damping: float | Damping = 1.0,
+    damping: float | Damping | None = None,
     *,
+    kernel: KernelRows = None,
     temperature: Temperature = "auto",
     average: Average | Literal["auto"] = "auto",
     soft_threshold: float = 0.0,
@@ -66,8 +68,13 @@ def trak_scores(
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
         Checkpoints to average over; all that have both splits when None.
-    damping : float or Damping
-        c, or ``Damping(absolute=λ)``.
+    damping : float or Damping, optional
+        c, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.3.
+    kernel : {"train", "sampled"}, optional
+        Rows of K. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
+        from the model (``featurize(labels="sampled")``): K = Σ q²·φφᵀ / draws, the Gauss-Newton matrix;
+        there is no temperature then, and Q = ``out_to_loss``. When None: those, where there are some
+        and no temperature was given.
     temperature : float, "auto" or None
         Above 0. ``"auto"``: 2 where the store's output is the margin, None for others: whole sequences
         are so unlikely that p (1 − p) is no weight. None: K = ΦᵀΦ and Q = ``out_to_loss``.
@@ -75,7 +82,8 @@ def trak_scores(
         ``"scores"``: as above, the mean of each checkpoint's own scores. ``"factors"``, as the paper
         has it: mean_c[T_c (K_c + λ_c I)⁻¹ Φ_cᵀ] diag(mean_c[Q_c]); for models that are equally well
         trained, not for epochs of one training, where Q of the first ones would weigh the last ones'
-        products. ``"auto"``: ``"factors"`` without a temperature, else ``"scores"``.
+        products. ``"auto"``: ``"factors"`` without a temperature and for K of train rows, else
+        ``"scores"``.
     soft_threshold : float
         s >= 0: each score becomes sign(τ)·max(|τ| − s, 0), as the paper does for scores of which few
         are not 0; the paper chooses s by cross-validation.
@@ -98,7 +106,8 @@ def trak_scores(
     Raises
     ------
     TrakStoreError
-        An unknown ``average``, a temperature that is not above 0, a soft threshold below 0.
+        An unknown ``average`` or ``kernel``, a temperature that is not above 0, or is given with a
+        sampled kernel, a soft threshold below 0.
     NotFoundError
         No such epoch, split or column.
     IncompleteError
@@ -120,21 +129,33 @@ def trak_scores(
     soft_threshold = as_number(
         soft_threshold, "soft_threshold", least=0, needed="must be a number >= 0"
     )
-    damped = Damping.of(damping)
+    damped = Damping.of(TRAIN_DAMPING if damping is None else damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    own_temperature = trak_temperature(store, temperature)
+    if kernel == "sampled" and temperature not in ("auto", None):
+        raise TrakStoreError(f"a sampled kernel has no temperature, got {temperature!r}")
+    rows = kernel if kernel or temperature == "auto" else "train"
+    sampled = sampled_kernel(store, pairs, train, rows)
+    own_temperature = None if sampled else trak_temperature(store, temperature)
     # K and Q follow from one softened probability: the weights of K are Q (1 − Q).
     kernels = [_kernel_split(pair.train.stored, own_temperature) for pair in pairs]
+    if sampled:
+        kernels, damped = list(sampled.rows), sampled.damping(damping)
     scales = [_train_scale(pair, own_temperature) for pair in pairs]
     factors = factors_of(
         kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
     )
     parts = [
-        part_of(pair, factor, column_scale=scale, kernel=weighting_of(split))
+        part_of(
+            pair,
+            factor,
+            column_scale=scale,
+            kernel=weighting_of(split),
+            weight=float(sampled.draws) if sampled else 1.0,
+        )
         for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
     ]
     if average == "auto":
-        average = "factors" if own_temperature is None else "scores"
+        average = "factors" if own_temperature is None and not sampled else "scores"
     return scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
 
 

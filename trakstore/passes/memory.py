@@ -45,7 +45,9 @@ def memory_budget(memory_limit: int | str | None) -> int:
     client = active_client()
     most = None if client is None else worker_memory(client)
     if memory_limit is None:
-        budget = min((_available(), *_group_limits(), *_worker_limits(client))) // SHARE
+        free = linux_bytes(_PROC / "meminfo", "MemAvailable")
+        limits = (*_group_limits(), *_worker_limits(client))
+        budget = min((UNKNOWN if free is None else free, *limits)) // SHARE
         return budget if most is None else min(budget, most)
     asked = byte_count(memory_limit)
     if most is None or asked <= most:
@@ -105,12 +107,12 @@ def give_back() -> None:
         change(_MMAP_THRESHOLD, 2**20)
 
 
-def _available() -> int:
-    meminfo = _PROC / "meminfo"
-    if not exists(meminfo):
-        return UNKNOWN
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024
+def linux_bytes(path: Path, field: str) -> int | None:
+    """Return the bytes that a file of Linux such as ``/proc/meminfo`` has; None on other systems."""
+    if not exists(path):
+        return None
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return int(lines[field].split()[0]) * 1024
 
 
 def _group_limits() -> Iterator[int]:

@@ -285,6 +285,11 @@ def take(rows: Rows, index: Taken) -> Rows:
     return rows if whole else TakenRows(rows, index)
 
 
+def taken_rows(rows: Rows, at: NDArray[np.int64]) -> NDArray[Any]:
+    """Read the rows of a column at some positions, in the shape of these."""
+    return TakenRows(rows, at.ravel()).read(0, at.size).reshape(at.shape)
+
+
 def together(
     wanted: Iterable[tuple[Rows | None, int, int]], most: int = AHEAD_BYTES
 ) -> AbstractContextManager[None]:

@@ -1,7 +1,17 @@
-"""Tables and pictures of results, and one page of them.
+"""Pages, charts and tables of results.
 
-A section of the page is computed in ``contents.py`` and laid out in ``page.html``, its charts drawn in
-``page.py``; what is shown for each target is a panel, made in ``panels.py``.
+Sections of the page are listed in one place, ``SECTIONS`` in ``sections.py``. Where something belongs:
+
+- a section: its name in ``SECTIONS``, its numbers in ``Findings`` of the same file, its HTML in
+  ``page.html``, at the same place among the others;
+- a part of the panel of a target: ``target_panels.py``, and the macro ``article`` of ``page.html``;
+- an entry of a list (a card): ``cards.py``, and the macro ``cards`` of ``page.html``;
+- a kind of sample, such as images or texts: ``sample.py``, and the macro ``sample`` of ``page.html``;
+- a chart: a function in ``charts.py``, which ``page.py`` or ``target_panels.py`` puts on the page;
+- a table of the page: ``page.html``; a table of the command line: ``analysis_tables.py``,
+  ``evaluation_tables.py``, or ``terminal_tables.py`` for stores, kernels and lists of ``top_k``;
+- a fact about the store: ``store_facts.py``, for the page and for ``trakstore info``;
+- an option of the report: ``write.py`` and ``cli/report.py``.
 """
 
 from __future__ import annotations

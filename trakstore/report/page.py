@@ -15,11 +15,12 @@ import xarray as xr
 from trakstore.errors import TrakStoreError
 from trakstore.markup import printable
 from trakstore.planning import human_bytes
+from trakstore.report.cards import change_cards, colour_level, suspect_cards
 from trakstore.report.charts import plot_distribution, plot_spectrum
-from trakstore.report.contents import Classes, Findings
-from trakstore.report.drawing import inline_svg
-from trakstore.report.panels import change_cards, colour_level, panels, suspect_cards, untitled
+from trakstore.report.inline_svg import inline_svg, untitled
+from trakstore.report.sections import SECTIONS, Classes, Findings
 from trakstore.report.store_facts import store_facts, store_verdict
+from trakstore.report.target_panels import panels
 from trakstore.report.units import in_powers_of_ten
 
 _FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
@@ -60,12 +61,13 @@ def render_page(findings: Findings) -> str:
         finalize=_spelled_out,
     )
     environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
-    environment.filters["percent"] = "{:.0%}".format
+    environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     page = (
         environment.from_string(_packaged_text("page.html"))
         .render(
             findings=findings,
+            sections=SECTIONS,
             style=Markup(style),
             script=Markup(script),
             policy=_policy(style, script),
@@ -92,12 +94,19 @@ def render_page(findings: Findings) -> str:
 
 
 def _spelled_out(value: Any) -> Any:
-    r"""Write control characters, such as marks of writing direction, as escapes; line breaks stay.
+    """Write control characters, such as line breaks and marks of writing direction, as escapes.
 
     Jinja's escaping does not touch them. The type is compared exactly, because Markup is a subclass of
     str and holds the page's own HTML.
     """
-    return printable(value, keep="\n\t") if type(value) is str else value
+    return printable(value) if type(value) is str else value
+
+
+def _in_lines(text: str) -> str:
+    """Escape a text whose line breaks and tabs stay: it stands where they do no harm."""
+    from markupsafe import escape
+
+    return escape(printable(text, keep="\n\t"))
 
 
 def _packaged_text(name: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from io import BytesIO
 from numbers import Number
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trakstore.report.text_parts import TextPart, excerpt, preview
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDE, FIGURE_SIDE = 128, 360  # pixels of the longer side of an image, of a drawn figure
 _LOSSLESS = 64 * 64  # images of more pixels become JPEG
-_LETTERS, _CELLS, _CELL_LETTERS = 600, 12, 60
+LETTERS = 10_000  # of a text, where a page has room for that
+_CELLS, _CELL_LETTERS = 12, 60
 _CHANNELS = (1, 3, 4)
 
 
@@ -30,8 +33,10 @@ class Shown:
     ----------
     image : str
         A ``data:`` URL, ``width`` by ``height`` pixels.
-    text : str
+    parts : tuple of TextPart
         A text, not escaped.
+    characters : int
+        Length of the text, of which ``parts`` may be an excerpt.
     cells : tuple of (name, value)
         Columns of a table row.
     """
@@ -39,17 +44,36 @@ class Shown:
     image: str = ""
     width: int = 0
     height: int = 0
-    text: str = ""
+    parts: tuple[TextPart, ...] = ()
+    characters: int = 0
     cells: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Text of all parts, not escaped."""
+        return "".join(part.text for part in self.parts)
+
+    @property
+    def preview(self) -> tuple[TextPart, ...]:
+        """Parts of a long text that are shown at first; none of a text that is shown whole."""
+        return preview(self.parts)
 
     @property
     def brief(self) -> str:
         """First words of it; empty for an image."""
-        words = self.text or ", ".join(f"{name} {value}" for name, value in self.cells)
-        return _cut(words, 60)
+        words = "".join(part.text for part in self.parts if part.kind != "special")
+        words = words or ", ".join(f"{name} {value}" for name, value in self.cells)
+        return _cut(" ".join(words.split()), 60)
 
 
-def show_sample(sample: Any) -> Shown:
+def shown_text(parts: Iterable[TextPart], letters: int = LETTERS) -> Shown:
+    """Make a text of at most so many characters ready to be shown; its lines stay lines."""
+    # Line breaks of other systems would be spelled out as the controls that they are.
+    lines = tuple(replace(one, text=one.text.replace("\r\n", "\n")) for one in parts)
+    return Shown(parts=excerpt(lines, letters), characters=sum(len(one.text) for one in lines))
+
+
+def show_sample(sample: Any, letters: int = LETTERS) -> Shown:
     """Turn a sample into a picture, a text or cells; text is still to be escaped.
 
     Parameters
@@ -57,7 +81,10 @@ def show_sample(sample: Any) -> Shown:
     sample : object
         A string; a PIL image; a matplotlib figure; an array or tensor of shape (height, width),
         with channels first or last, which is an image, or of one dimension, which is a table row; a
-        mapping, a table row; a tuple or list such as (input, label), of which the first is shown.
+        mapping, a table row; a tuple or list such as (input, label), of which the first is shown; what
+        is ready to be shown.
+    letters : int
+        Most characters of a text; a longer one becomes an excerpt.
 
     Examples
     --------
@@ -68,7 +95,9 @@ def show_sample(sample: Any) -> Shown:
     """
     # (input, label) and the like show their input; a list of numbers is a row of its own.
     if isinstance(sample, tuple | list) and sample and not _is_number(sample[0]):
-        return show_sample(sample[0])
+        return show_sample(sample[0], letters)
+    if isinstance(sample, Shown):
+        return sample
     if isinstance(sample, Mapping):
         cells = [(_cut(str(key), 30), _brief(value)) for key, value in sample.items()]
         return Shown(cells=tuple(cells[:_CELLS]))
@@ -79,7 +108,7 @@ def show_sample(sample: Any) -> Shown:
         return _image(sample, SIDE)
     array = _array(sample)
     if array is None:
-        return Shown(text=_cut(str(sample), _LETTERS))
+        return shown_text([TextPart(str(sample))], letters)
     return _of_array(array)
 
 
@@ -110,7 +139,7 @@ def _of_array(array: NDArray[Any]) -> Shown:
         cells = [(str(at), f"{value:.4g}") for at, value in enumerate(array[:_CELLS].tolist())]
         more = [("...", f"{len(array):,} numbers")] if len(array) > _CELLS else []
         return Shown(cells=(*cells, *more))
-    return Shown(text=f"array of shape {array.shape}")
+    return shown_text([TextPart(f"array of shape {array.shape}")])
 
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

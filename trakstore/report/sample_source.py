@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Number
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
-from trakstore.named import blamed_on, load_named
+from trakstore.named import call_with_sample, load_named
 from trakstore.passes.rows import whole_column
 from trakstore.quantities import shown
-from trakstore.report.sample import Shown, show_sample
+from trakstore.report.sample import LETTERS, Shown, show_sample, shown_text
+from trakstore.report.text_parts import is_tokenizer, token_parts
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 
@@ -49,12 +51,15 @@ class SampleSource:
         Samples that were shown, by split and row.
     token_ids : bool
         True once a sample was token ids, which say nothing to people.
+    letters : int
+        Most characters of a text.
     """
 
     read: Callable[[StoredSample], Any]
     predict: Predict = lambda *_: None
     known: dict[tuple[str, int], Shown | None] = field(default_factory=dict)
     token_ids: bool = False
+    letters: int = LETTERS
 
     def __call__(self, split: str, row: int, sample_id: Any) -> Shown | None:
         # A sample is in many lists, and may be a file that is decoded for each look.
@@ -62,8 +67,14 @@ class SampleSource:
         if key not in self.known:
             sample = self.read(StoredSample(split, sample_id, row))
             self.token_ids = self.token_ids or _has_token_ids(sample)
-            self.known[key] = None if sample is None else show_sample(sample)
+            self.known[key] = None if sample is None else show_sample(sample, self.letters)
         return self.known[key]
+
+    @property
+    def tells_prompts(self) -> bool:
+        """True once a text was shown in which prompt and learned tokens are told apart."""
+        parts = (part for one in self.known.values() if one is not None for part in one.parts)
+        return any(part.kind == "learned" for part in parts)
 
 
 def _has_token_ids(sample: Any) -> bool:
@@ -76,7 +87,10 @@ def _has_token_ids(sample: Any) -> bool:
 
 
 def sample_source(
-    job: Job | str | None, render: Render | str | None, splits: Sequence[Split]
+    job: Job | str | None,
+    render: Render | str | None,
+    splits: Sequence[Split],
+    letters: int = LETTERS,
 ) -> SampleSource:
     """Make the source of the samples of some splits.
 
@@ -84,11 +98,14 @@ def sample_source(
     ----------
     job : Job or str, optional
         The job whose data sets hold them, or its name.
-    render : callable or str, optional
+    render : callable, tokenizer or str, optional
         A function that gives a text, an image or a figure of a sample of the data set, or, without a
-        job, of a :class:`StoredSample`; or its name.
+        job, of a :class:`StoredSample`; a tokenizer, which decodes token ids; or the name of either. By
+        default the tokenizer of the job's collator, if it has one.
     splits : sequence of Split
         Splits whose samples are shown, at one epoch.
+    letters : int
+        Most characters of a text.
 
     Raises
     ------
@@ -97,14 +114,17 @@ def sample_source(
     SpecMismatchError
         The job's data set is not the one that the features were made from.
     """
-    draw = None if render is None else _checked(render)
+    draw = None if render is None else _checked(render, letters)
     if job is None:
-        return SampleSource(draw or (lambda _: None))
+        return SampleSource(draw or (lambda _: None), letters=letters)
     from trakstore.features import load_job
     from trakstore.features.predictions import predicted_classes
 
     loaded = load_job(job) if isinstance(job, str) else job
     datasets = loaded.datasets
+    tokenizer = getattr(loaded.collate, "tokenizer", None)
+    if draw is None and is_tokenizer(tokenizer):
+        draw = _checked(tokenizer, letters)
     for split in splits:
         _check_dataset(datasets, split, name_of(job))
 
@@ -112,7 +132,7 @@ def sample_source(
         sample = datasets[one.split][one.row]
         return sample if draw is None else draw(sample)
 
-    return SampleSource(read, partial(predicted_classes, loaded))
+    return SampleSource(read, partial(predicted_classes, loaded), letters=letters)
 
 
 def name_of(given: object) -> str:
@@ -128,9 +148,11 @@ def name_of(given: object) -> str:
     return str(getattr(given, "__name__", f"the {type(given).__name__}"))
 
 
-def _checked(render: Render | str) -> Render:
-    """Return the render function, wrapped so that errors in it name it."""
+def _checked(render: Any, letters: int) -> Render:
+    """Return the render function, wrapped so that its errors and wrong answers name it."""
     function = load_named(render, "render") if isinstance(render, str) else render
+    if is_tokenizer(function):
+        function = partial(_text_of_tokens, function, letters)
     if not callable(function):
         raise TrakStoreError(
             f"render must be a function of a sample, or its name; {shown(render)} is no function"
@@ -138,10 +160,32 @@ def _checked(render: Render | str) -> Render:
     name = name_of(render)
 
     def blamed(sample: Any) -> Any:
-        with blamed_on(name):
-            return function(sample)
+        made = call_with_sample(function, name, "render", sample)
+        if not _can_be_shown(made):
+            raise TrakStoreError(
+                f"{name} returned {shown(made)}, which cannot be shown: a render returns a text, an "
+                f"image (an array, a PIL image), a figure, a dict of columns, or None"
+            )
+        return made
 
     return blamed
+
+
+def _text_of_tokens(tokenizer: Any, letters: int, sample: Any) -> Shown:
+    """Decode a sample's tokens; a sample that has none is shown as it is."""
+    if isinstance(sample, StoredSample):
+        raise TrakStoreError(
+            "a tokenizer decodes the samples of a job: name that too (job=, --job)"
+        )
+    parts = token_parts(sample, tokenizer)
+    return show_sample(sample, letters) if parts is None else shown_text(parts, letters)
+
+
+def _can_be_shown(made: Any) -> bool:
+    """Tell whether something is of a kind that a render function may return."""
+    kinds = (str, Mapping, Number, Shown)
+    drawn = ("savefig", "getbands", "__array__")  # a figure, an image of PIL, an array or tensor
+    return made is None or isinstance(made, kinds) or any(hasattr(made, one) for one in drawn)
 
 
 def _check_dataset(datasets: Any, split: Split, job: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trakstore.planning import counted, human_bytes
-from trakstore.report.tables import span
+from trakstore.report.terminal_tables import span
 from trakstore.storage.layout import Epoch
 from trakstore.storage.skipped import SkippedRow, skipped_rows
 from trakstore.storage.split import Split, SplitStatus

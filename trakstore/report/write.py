@@ -14,9 +14,15 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import find_method, scores_by_name
-from trakstore.methods.epochs import UnmaskedSplit, epoch_pairs
+from trakstore.methods.epochs import EpochPair, UnmaskedSplit, epoch_pairs
+from trakstore.passes.rows import TakenRows
 from trakstore.quantities import as_whole
-from trakstore.report.choices import (
+from trakstore.report.extras import need_extra
+from trakstore.report.page import render_page
+from trakstore.report.sample import LETTERS
+from trakstore.report.sample_source import Render, SampleSource, name_of, sample_source
+from trakstore.report.sections import Findings
+from trakstore.report.targets_and_epochs import (
     check_list_length,
     default_rows,
     known_epochs,
@@ -24,11 +30,7 @@ from trakstore.report.choices import (
     null_pairs,
     transition_ends,
 )
-from trakstore.report.contents import Findings
-from trakstore.report.extras import need_extra
-from trakstore.report.page import render_page
-from trakstore.report.sample_source import Render, name_of, sample_source
-from trakstore.report.tables import span
+from trakstore.report.terminal_tables import span
 from trakstore.storage.exchange.named_files import check_file_place, writing
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
@@ -37,6 +39,8 @@ if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
 MOST_TARGETS, MOST_LISTED = 200, 20
+# Characters of all texts of a page, within a quarter of its bytes, and of one at least.
+_ALL_LETTERS, _LEAST_LETTERS = 2**23, 600
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,12 @@ def write_report(
     job : Job or str, optional
         The job that was featurized, or its name like ``"jobs.py:digits"``: its data sets hold the
         samples that the page shows, and its models say what they predict.
-    render : callable or str, optional
-        A function that gives a text, an image or a figure of a sample of the data set, or its name
-        like ``"file.py:function"``. Without a job it gets the split, id and row of the sample.
+    render : callable, tokenizer or str, optional
+        A function of a sample of the data set that returns a text, an image (an array, a PIL image), a
+        figure, a dict of columns, or None; or a tokenizer of transformers, which decodes its
+        ``input_ids``: tokens whose ``labels`` are -100 are shown as prompt, special tokens dimmed. Or
+        the name of either, like ``"jobs.py:tokenizer"``. By default the tokenizer of the job's
+        collator, if it has one. Without a job, a function gets the split, id and row of the sample.
     k : int
         Entries of each list, 20 at most.
     target_ids : sequence of int or str, or one str
@@ -139,7 +146,7 @@ def write_report(
         The file cannot be written.
     TrakStoreError
         The extra is not installed, a number is out of its range, epochs that are no transition or no
-        null, a page of more than 32 MB.
+        null, a render function that raises or returns what cannot be shown, a page of more than 32 MB.
 
     Examples
     --------
@@ -164,7 +171,10 @@ def write_report(
     ends = transition_ends(known, before, after)
     null_epochs = null_pairs(null, ends)
     known_epochs([epoch for pair in null_epochs for epoch in pair], known)
-    samples = sample_source(job, render, [last.target.stored, last.train.stored])
+    letters = _ALL_LETTERS // (len(rows) * (2 * k + 1))
+    splits = [last.target.stored, last.train.stored]
+    samples = sample_source(job, render, splits, max(_LEAST_LETTERS, min(LETTERS, letters)))
+    _try_samples(samples, last, int(rows[0]))
     scores = scores_by_name(
         method,
         store,
@@ -204,6 +214,16 @@ def _shown_rows(
     if "loss" not in split.stored.columns:
         return rows, f"{len(rows)} targets, evenly spaced"
     return rows, f"{len(rows)} targets: half by largest loss, the others evenly spaced"
+
+
+def _try_samples(samples: SampleSource, pair: EpochPair, row: int) -> None:
+    """Look at one sample of each split: a render function that fails does so before the scores."""
+    for split, at in ((pair.target, row), (pair.train, 0)):
+        place, name = (
+            TakenRows(column, np.array([at])).read(0, 1).tolist()[0]
+            for column in (split.positions, split.column("sample_id"))
+        )
+        samples(split.stored.name, place, name)
 
 
 def _in_words(damping: Damping) -> str:

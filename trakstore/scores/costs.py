@@ -144,14 +144,14 @@ def _gram_plan(problem: Problem, limit: int) -> tuple[int, int]:
     return plan.memory, -(-dim // plan.height)
 
 
-def calibrate(folder: str | None = None) -> Speed:
-    """Measure this machine for about a second; the disk that holds ``folder``."""
+def calibrate() -> Speed:
+    """Measure this machine for about a second; the disk that holds its temporary files."""
     left, right = (np.ones((1024, 1024), dtype=np.float32) for _ in range(2))
     left @ right
     # The first product, which starts BLAS, was not measured.
     flops = 2 * 1024**3 / _fastest(lambda: left @ right, 5)
     data = np.random.default_rng(0).bytes(CHUNK_BYTES)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "chunk"
         write = len(data) / _fastest(lambda: path.write_bytes(data), 5)
         read = len(data) / _fastest(path.read_bytes, 5)

@@ -53,7 +53,7 @@ def save_top(save: Save, k: int) -> Begun:
         what = f"scores of targets {start}..{targets.stop}"
         top["score"] = (top["score"].dims, narrowed(top["score"].values, save.dtype, what))
         for array in begun.arrays:
-            save.open(array)[start : targets.stop] = top[array.name].values
+            save.write(array, top[array.name].values, start)
     return begun
 
 
@@ -75,12 +75,12 @@ def save_above(save: Save, threshold: float) -> Begun:
     stop = begun.arrays[0]
     plan = replace(plan, targets=stop.chunks[0])
     done, total = save.written(stop), 0
-    ends, *entries = (save.open(array) for array in (stop, *_entry_arrays(size, save.dtype)))
+    place, entries = (save.location, save.path), _entry_arrays(size, save.dtype)
     with ProgressLine("scores", size, unit="scores", show=on_terminal()) as progress:
         for at, (first, last) in enumerate(plan.windows(rows)):
             if (at,) in done:
                 # The entries of this window end where its last target's do.
-                total = int(ends[last - 1])
+                total = int(stop.open(*place)[last - 1])
             else:
                 window = scores.window(first, last, plan.ahead)
                 most = _Most(threshold, last - first, limit)
@@ -91,9 +91,9 @@ def save_above(save: Save, threshold: float) -> Begun:
                 what = f"scores of targets {first}..{last}"
                 values = kept["column"], narrowed(kept["score"], save.dtype, what)
                 for array, value in zip(entries, values, strict=True):
-                    array[total : total + len(kept)] = value
+                    array.append(*place, value, total)
                 counts = np.bincount(kept["row"], minlength=last - first)
-                ends[first:last] = total + np.cumsum(counts)
+                save.write(stop, total + np.cumsum(counts), first)
                 total += len(kept)
             progress.advance((last - first) * columns)
     # Chunks stay as they are; only the documents say how many entries there are.

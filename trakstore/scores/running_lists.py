@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -32,6 +33,12 @@ class Lists:
     score: NDArray[Any]
     position: NDArray[np.int64]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Lists], axis: int = 0) -> Lists:
+        """Put lists of several targets below each other, or (axis 1) several lists of each together."""
+        columns = zip(*((one.key, one.score, one.position) for one in parts), strict=True)
+        return cls(*(np.concatenate(column, axis) for column in columns))
+
 
 class Running:
     """The lists of a window while tiles stream by, in blocks of rows that fit a cache."""
@@ -50,9 +57,7 @@ class Running:
 
     def lists(self) -> Lists:
         """Return the lists as they are now."""
-        blocks = [block.sort_in() for _, _, block in self._blocks]
-        names = ("key", "score", "position")
-        return Lists(*(np.concatenate([getattr(b, name) for b in blocks]) for name in names))
+        return Lists.joined([block.sort_in() for _, _, block in self._blocks])
 
 
 class _Block:
@@ -115,9 +120,7 @@ def keys(tile: NDArray[Any], order: Order) -> NDArray[Any]:
 
 def merge(left: Lists, right: Lists) -> Lists:
     """Return the first k entries of two lists of each target."""
-    names = ("key", "score", "position")
-    both = (np.concatenate([getattr(left, n), getattr(right, n)], axis=1) for n in names)
-    return first_of(Lists(*both), left.key.shape[1])
+    return first_of(Lists.joined([left, right], axis=1), left.key.shape[1])
 
 
 def first_of(lists: Lists, k: int) -> Lists:

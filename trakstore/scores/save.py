@@ -62,9 +62,9 @@ class Save:
             return Begun(begun, document)
         return Begun(arrays, begin_table(self.location, self.path, arrays, self.token))
 
-    def open(self, array: SavedArray) -> Any:
-        """Open one of the arrays for writing."""
-        return array.open_to_write(self.location, self.path)
+    def write(self, array: SavedArray, values: NDArray[Any], first: int) -> None:
+        """Write rows of one of the arrays; ``first`` is the first row of a chunk."""
+        array.write(self.location, self.path, values, (first,) + (0,) * (values.ndim - 1))
 
     def written(self, array: SavedArray) -> frozenset[tuple[int, ...]]:
         """List the chunks of an array that are there; an empty one, after a power loss, is not."""

@@ -29,12 +29,12 @@ from trakstore.scores.window_plans import plan_windows
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
+from trakstore.storage.group_documents import PLACE
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.saved_table import (
     ARRAYS,
-    PLACE,
     delete_table,
     publish_table,
     read_table,
@@ -320,7 +320,7 @@ class _SaveTile:
     def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[Any]) -> None:
         what = f"scores of targets {t0}..{t1} with train rows {n0}..{n1}"
         stored = narrowed(tile, self.array.dtype, what)
-        self.array.write_chunks(self.location, self.path, (t0, n0), stored)
+        self.array.write_unflushed(self.location, self.path, stored, (t0, n0))
 
 
 def _save_ids(save: Save, ids: Rows, dim: str) -> SavedArray:
@@ -328,7 +328,6 @@ def _save_ids(save: Save, ids: Rows, dim: str) -> SavedArray:
     chunk = min(ids.shape[0], CHUNK_BYTES // 8)
     made = SavedArray(f"{dim}_id", dtype, ids.shape, (chunk,), (dim,))
     made.create(save.location, save.path)
-    column = save.open(made)
     for start, stop in ranges(ids.shape[0], chunk):
-        column[start:stop] = ids.read(start, stop)
+        save.write(made, ids.read(start, stop), start)
     return made

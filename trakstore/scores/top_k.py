@@ -17,7 +17,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Tiles
-from trakstore.passes.rows import ArrayRows, Rows, TakenRows, together
+from trakstore.passes.rows import ArrayRows, Rows, TakenRows, taken_rows, together
 from trakstore.passes.scheduler import WAITING, merged_in_pairs
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores, need_scores
@@ -190,15 +190,15 @@ def dataset_of(lists: list[Lists], scores: Scores, order: Order) -> xr.Dataset:
 def _dataset(
     lists: list[Lists], target_ids: Rows, train_ids: Rows, positions: Rows | None, **attrs: str
 ) -> xr.Dataset:
-    score = np.concatenate([part.score for part in lists])
-    position = np.concatenate([part.position for part in lists])
+    listed = Lists.joined(lists)
+    score, position = listed.score, listed.position
     none = position == NOWHERE
     axis = np.where(none, 0, position).ravel()
     taken, targets = TakenRows(train_ids, axis), target_ids.shape[0]
     with together([(taken, 0, axis.size), (target_ids, 0, targets)]):
         train, target = taken.read(0, axis.size), target_ids.read(0, targets)
     if positions is not None:
-        position = TakenRows(positions, axis).read(0, axis.size).reshape(none.shape)
+        position = taken_rows(positions, axis.reshape(none.shape))
     # A class of fewer than k rows leaves places free.
     if none.any():
         score[none], position[none] = np.nan, -1

@@ -59,6 +59,19 @@ def window_ranges(
     return ranges(rows, min(rows, fitting))
 
 
+def need_labels(
+    scores: Matrix, train_labels: Any, target_labels: Any
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the classes of train rows and of targets; a :class:`TrakStoreError` for other lengths."""
+    train, target = np.asarray(train_labels), np.asarray(target_labels)
+    if (target.shape, train.shape) != ((scores.shape[0],), (scores.shape[1],)):
+        raise TrakStoreError(
+            f"scores of {scores.shape} need labels of these lengths, got {target.shape} of targets "
+            f"and {train.shape} of train rows"
+        )
+    return train, target
+
+
 def by_target(
     scores: Matrix,
     function: Callable[[NDArray[np.float64]], NDArray[np.float64]],

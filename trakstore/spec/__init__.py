@@ -8,6 +8,7 @@ from trakstore.spec.output_spec import OutputSpec
 from trakstore.spec.parameter_spec import ParameterSpec
 from trakstore.spec.projection_spec import ProjectionSpec
 from trakstore.spec.projections import ProjectionKind
+from trakstore.spec.scale_spec import ScaleSource, ScaleSpec
 from trakstore.spec.split_spec import SplitSpec
 from trakstore.spec.store_spec import FORMAT_VERSION, AutocastDtype, FeatureDtype, StoreSpec
 
@@ -19,6 +20,8 @@ __all__ = [
     "ParameterSpec",
     "ProjectionKind",
     "ProjectionSpec",
+    "ScaleSource",
+    "ScaleSpec",
     "SplitSpec",
     "StoreSpec",
     "check_equal",

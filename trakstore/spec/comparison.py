@@ -8,8 +8,6 @@ from typing import Any
 
 from trakstore.errors import SpecMismatchError
 
-__all__ = ["check_equal", "shortened"]
-
 _ORIGINS = {"checkpoint": "checkpoint", "dataset": "data set"}  # in words
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # its first figures do for people
 

@@ -9,8 +9,6 @@ from typing import Any
 from trakstore import documents
 from trakstore.quantities import as_whole, is_number, is_whole
 
-__all__ = ["OutputSpec"]
-
 _FIELDS = {
     "name": documents.text(),
     "options": documents.entries(documents.text(), documents.anything()),

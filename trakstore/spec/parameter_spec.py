@@ -10,8 +10,6 @@ from typing import Any
 from trakstore import documents
 from trakstore.errors import TrakStoreError
 
-__all__ = ["ParameterSpec"]
-
 _FIELDS = {
     "patterns": documents.each(documents.text()),
     "shapes": documents.each(

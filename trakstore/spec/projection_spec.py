@@ -11,8 +11,6 @@ from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.spec.projections import KINDS, Options, ProjectionKind
 from trakstore.spec.whole_fields import set_whole
 
-__all__ = ["ProjectionSpec"]
-
 _FIELDS = {
     "kind": documents.text(),
     "dim": documents.optional(documents.whole(1, 2**31 - 1)),

@@ -13,8 +13,6 @@ from trakstore.spec.comparison import shortened
 from trakstore.spec.store_spec import StoreSpec
 from trakstore.spec.whole_fields import set_whole
 
-__all__ = ["SplitSpec"]
-
 _FLOATS, _NUMBERS = ("float32", "float16"), ("float32", "float16", "float64", "int64", "int32")
 _WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "keep_bits")
 # A document that says more is damaged or forged, and is refused before memory is taken for it.

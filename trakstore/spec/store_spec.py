@@ -11,6 +11,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.spec.output_spec import OutputSpec
 from trakstore.spec.parameter_spec import ParameterSpec
 from trakstore.spec.projection_spec import ProjectionSpec
+from trakstore.spec.scale_spec import ScaleSpec
 from trakstore.spec.whole_fields import set_whole
 
 __all__ = ["FORMAT_VERSION", "AutocastDtype", "FeatureDtype", "StoreSpec"]
@@ -29,7 +30,11 @@ _FIELDS = {
     "dtype": documents.one_of(*get_args(FeatureDtype)),
     "keep_bits": documents.optional(documents.whole(1, 23)),
     "autocast": documents.optional(documents.one_of(*get_args(AutocastDtype))),
+    "scale": documents.optional(documents.made_by(ScaleSpec.from_dict, "a scale of gradients")),
 }
+# Stores are older than these, and a trakstore refuses a field that it does not know: a store that was
+# made without them must stay readable for all.
+_LATER = ("autocast", "scale")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class StoreSpec:
     ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere. With
     ``keep_bits`` the mantissas of float32 features are rounded to so many bits before they are
     written, and compressed. ``autocast`` is the dtype of the model's products, where that was less than
-    its parameters' precision.
+    its parameters' precision. ``scale`` names the factors that gradients were multiplied with before
+    the projection, where there are any.
     """
 
     projection: ProjectionSpec
@@ -48,6 +54,7 @@ class StoreSpec:
     dtype: FeatureDtype = "float32"
     keep_bits: int | None = None
     autocast: AutocastDtype | None = None
+    scale: ScaleSpec | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.projection, ProjectionSpec):
@@ -81,11 +88,10 @@ class StoreSpec:
             "dtype": self.dtype,
             "keep_bits": self.keep_bits,
         }
-        # Stores are older than autocast, and a trakstore refuses a field that it does not know: one
-        # that was made without autocast must stay readable for all of them.
-        return {**document, "autocast": self.autocast} if self.autocast else document
+        later = {"autocast": self.autocast, "scale": self.scale and self.scale.to_dict()}
+        return document | {name: value for name, value in later.items() if value}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> StoreSpec:
         """Read what :meth:`to_dict` gives."""
-        return cls(**documents.fields(document, _FIELDS, ("autocast",), "the store's document"))
+        return cls(**documents.fields(document, _FIELDS, _LATER, "the store's document"))

@@ -6,8 +6,6 @@ from typing import Any
 
 from trakstore.quantities import as_whole
 
-__all__ = ["set_whole"]
-
 
 def set_whole(
     spec: Any, name: str, least: int | None = None, most: int | None = None, needed: str = ""

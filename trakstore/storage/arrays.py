@@ -16,19 +16,6 @@ from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.chunks import ChunkForm, cut, fill_value, grid
 
-__all__ = [
-    "array_document",
-    "array_documents",
-    "block_keys",
-    "column_dimensions",
-    "column_form",
-    "column_grid",
-    "column_shape",
-    "encode",
-    "marker_entries",
-    "row_document",
-]
-
 
 def array_document(
     form: ChunkForm, shape: tuple[int, ...], dimensions: tuple[str, ...], *, separator: str = "/"

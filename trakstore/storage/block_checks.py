@@ -23,8 +23,6 @@ from trakstore.storage.markers import marker_of
 from trakstore.storage.skipped import stated_reasons, unlike_norms
 from trakstore.storage.split import Split
 
-__all__ = ["Finding", "FindingKind", "check_block"]
-
 FindingKind: TypeAlias = Literal[
     "missing", "truncated", "damaged", "foreign", "marker", "document", "non-finite", "norm"
 ]

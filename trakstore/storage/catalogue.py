@@ -11,26 +11,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 from weakref import WeakValueDictionary
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean, error_context
+from trakstore.spec import StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.backends.together import together
 from trakstore.storage.layout import Epoch
 from trakstore.storage.snapshots import open_splits
-from trakstore.storage.split import Split
+from trakstore.storage.split import Split, SplitStatus
 
-__all__ = [
-    "Catalogue",
-    "Seen",
-    "catalogue_of",
-    "list_epochs",
-    "list_splits",
-    "not_found",
-    "open_epochs",
-    "splits_there",
-]
+_MaybeSplits: TypeAlias = dict[tuple[Epoch, str], Split | None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,8 @@ class Seen:
 class Catalogue:
     """Names of the splits of each epoch of one store, and what was seen of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, location: Location) -> None:
+        self._location = location
         # Replaced as a whole, never changed: other threads may be going through it.
         self._splits: dict[Epoch, dict[str, Seen | None]] = {}
 
@@ -78,12 +72,12 @@ class Catalogue:
         others = {one: names for one, names in self._splits.items() if one != own}
         self._splits = others if split is None else {**others, own: left}
 
-    def read(self, location: Location) -> None:
+    def read(self) -> None:
         """Look at what is there: one listing, and one for each epoch, all at once."""
         # Names alone: a folder without a document is shown until somebody opens it.
-        epochs = list_epochs(location)
+        epochs, names_in = self.list_epochs(), self._location.names
         paths = map(layout.epoch_path, epochs)
-        listed = together(location, [partial(location.names, path) for path in paths])
+        listed = together(self._location, [partial(names_in, path) for path in paths])
         self._splits = {
             epoch: {
                 name: self.seen(epoch, name)
@@ -92,6 +86,85 @@ class Catalogue:
             }
             for epoch, names in zip(epochs, listed, strict=True)
         }
+
+    def list_epochs(self) -> tuple[Epoch, ...]:
+        """List the epochs that are there now, integers in order, then names: one listing."""
+        epochs = []
+        for name in self._location.names(""):
+            with suppress(
+                TrakStoreError
+            ):  # of other groups of the store, and files put there by hand
+                if name != layout.DOCUMENT:
+                    epochs.append(layout.as_epoch(name))
+        return tuple(sorted(epochs, key=layout.epoch_sort_key))
+
+    def list_splits(self, epoch: Epoch) -> tuple[str, ...]:
+        """List the names of the splits that are at an epoch now, and take them in."""
+        listed = self._location.names(layout.epoch_path(epoch))
+        there = self._there([(epoch, name) for name in listed if name != layout.DOCUMENT])
+        if there:
+            self.add(epoch, {name: self.seen(epoch, name) for _, name in there})
+        return tuple(name for _, name in there)
+
+    def epochs_of(self, names: Sequence[str]) -> tuple[Epoch, ...]:
+        """Look again at what is there; return the epochs that have splits of all these names."""
+        self.read()
+        there = set(self._there([(epoch, name) for epoch in self.epochs for name in names]))
+        return tuple(e for e in self.epochs if all((e, name) in there for name in names))
+
+    def _there(self, pairs: Sequence[tuple[Epoch, str]]) -> list[tuple[Epoch, str]]:
+        """Return the splits that have a document; names may be of files that belong elsewhere."""
+        keys = [layout.document_key(layout.epoch_path(epoch), name) for epoch, name in pairs]
+        documents = together(self._location, [partial(self._location.get, key) for key in keys])
+        return [pair for pair, one in zip(pairs, documents, strict=True) if one is not None]
+
+    def open(
+        self, spec: StoreSpec, epochs: Sequence[Epoch] | None, names: Sequence[str]
+    ) -> dict[Epoch, tuple[Split, ...]]:
+        """Open splits as they are now: :meth:`~trakstore.storage.store.FeatureStore.open_splits`."""
+        opened = self._open_now(names) if epochs is None else self._open(epochs, names)
+        for (epoch, name), split in opened.items():
+            if split is not None:
+                with error_context(f"{self._location}: {name} at epoch {epoch}"):
+                    split.spec.check_of(spec)
+                self.add(epoch, {name: Seen(split.rows, split.complete)})
+            elif epochs is not None:
+                raise self.not_found(epoch, name)
+        of_epoch = {epoch: [opened[epoch, name] for name in names] for epoch, _ in opened}
+        return {epoch: tuple(filter(None, them)) for epoch, them in of_epoch.items() if all(them)}
+
+    def _open(self, epochs: Sequence[Epoch], names: Sequence[str]) -> _MaybeSplits:
+        pairs = [(layout.as_epoch(epoch), name) for epoch in epochs for name in names]
+        return dict(zip(pairs, open_splits(self._location, pairs), strict=True))
+
+    def _open_now(self, names: Sequence[str]) -> _MaybeSplits:
+        """Open splits of all epochs that are there now."""
+        # Splits of the epochs that are known are opened while the epochs are listed: where a read is a
+        # way to another machine, few epochs are ever new.
+        known = self.epochs
+        opening = partial(self._open, known, names)
+        now, splits = together(self._location, [self.list_epochs, opening])
+        splits |= self._open([epoch for epoch in now if epoch not in known], names)
+        return {(epoch, name): splits[epoch, name] for epoch in now for name in names}
+
+    def status(self) -> tuple[SplitStatus, ...]:
+        """Look again at what is there; return what is missing, of each split at each epoch."""
+        self.read()
+        pairs = [(epoch, name) for epoch in self.epochs for name in self.splits_of(epoch)]
+        splits = [split for split in open_splits(self._location, pairs) if split is not None]
+        statuses = together(self._location, [split.status for split in splits])
+        for one in statuses:
+            self.add(one.epoch, {one.split: Seen(one.rows, one.complete)})
+        return tuple(statuses)
+
+    def not_found(self, epoch: Epoch, split: str | None = None) -> NotFoundError:
+        """Return the error for an epoch, or a split at it, that is not there, with the nearest name."""
+        self.read()
+        if split is not None and layout.as_epoch(epoch) in self.epochs:
+            near = did_you_mean(split, self.list_splits(epoch))
+            return NotFoundError(f"{self._location} has no split {split!r} at epoch {epoch}{near}")
+        near = did_you_mean(epoch, self.epochs)
+        return NotFoundError(f"{self._location} has no epoch {epoch!r}{near}")
 
 
 # One for all who open a place in this process, as long as one of them is there.
@@ -104,62 +177,5 @@ def catalogue_of(location: Location) -> Catalogue:
     with _lock:
         known = _known.get(location)
         if known is None:
-            known = _known[location] = Catalogue()
+            known = _known[location] = Catalogue(location)
         return known
-
-
-def list_epochs(location: Location) -> tuple[Epoch, ...]:
-    """List the epochs that are there now, integers in order, then names: one listing."""
-    epochs = []
-    for name in location.names(""):
-        with suppress(TrakStoreError):  # of other groups of the store, and files put there by hand
-            if name != layout.DOCUMENT:
-                epochs.append(layout.as_epoch(name))
-    return tuple(sorted(epochs, key=layout.epoch_sort_key))
-
-
-def list_splits(location: Location, epoch: Epoch) -> list[str]:
-    """List the names of the splits that are at an epoch now."""
-    names = [name for name in location.names(layout.epoch_path(epoch)) if name != layout.DOCUMENT]
-    return [name for _, name in splits_there(location, [(epoch, name) for name in names])]
-
-
-def not_found(
-    location: Location, catalogue: Catalogue, epoch: Epoch, split: str | None = None
-) -> NotFoundError:
-    """Return the error for an epoch, or a split at it, that is not there, with the nearest name."""
-    catalogue.read(location)
-    if split is not None and layout.as_epoch(epoch) in catalogue.epochs:
-        near = did_you_mean(split, list_splits(location, epoch))
-        return NotFoundError(f"{location} has no split {split!r} at epoch {epoch}{near}")
-    near = did_you_mean(epoch, catalogue.epochs)
-    return NotFoundError(f"{location} has no epoch {epoch!r}{near}")
-
-
-def splits_there(location: Location, pairs: Sequence[tuple[Epoch, str]]) -> list[tuple[Epoch, str]]:
-    """Return those of some splits that have a document; names may be of files that belong elsewhere."""
-    keys = [layout.document_key(layout.epoch_path(epoch), name) for epoch, name in pairs]
-    documents = together(location, [partial(location.get, key) for key in keys])
-    return [pair for pair, document in zip(pairs, documents, strict=True) if document is not None]
-
-
-def open_epochs(
-    location: Location,
-    catalogue: Catalogue,
-    epochs: Sequence[Epoch] | None,
-    names: Sequence[str],
-) -> dict[tuple[Epoch, str], Split | None]:
-    """Open splits of some epochs, or of all that are there now; None for a split that is not there."""
-
-    def opened(some: Sequence[Epoch]) -> dict[tuple[Epoch, str], Split | None]:
-        pairs = [(layout.as_epoch(epoch), name) for epoch in some for name in names]
-        return dict(zip(pairs, open_splits(location, pairs), strict=True))
-
-    if epochs is not None:
-        return opened(epochs)
-    # Splits of the epochs that are known are opened while the epochs are listed: where a read is a
-    # way to another machine, few epochs are ever new.
-    known = catalogue.epochs
-    now, splits = together(location, [partial(list_epochs, location), partial(opened, known)])
-    splits |= opened([epoch for epoch in now if epoch not in known])
-    return {(epoch, name): splits[epoch, name] for epoch in now for name in names}

@@ -29,8 +29,6 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import group_document, make_groups, placed_fields
 from trakstore.storage.numbered import highest, publish_numbered, stored_numbers
 
-__all__ = ["Claim", "claimed", "last_claim"]
-
 RENEWED = 15.0  # seconds between two signs of life,
 SILENT = 60.0  # and without one, after which a process on another machine is taken to be dead
 POLL = 1.0  # seconds between two looks
@@ -222,20 +220,15 @@ def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
     """
     claim = Claim.read(document, layout.child(top, number))
     key, until = layout.document_key(top, number), time.monotonic() + SILENT
-    while not claim.ended:
-        if claim.machine == _machine():
-            alive = not claim.is_left
-        else:
-            alive = location.get(key) != document
-            if not alive and time.monotonic() < until:
-                time.sleep(POLL)
-                continue
-        if alive:
-            path = layout.claimed_path(top)
-            raise LocationError(
-                f"{location}: {path} is being changed ({claim}); try again once that has ended"
-            )
-        break
+    lives = not claim.ended and not claim.is_left
+    if lives and claim.machine != _machine():
+        while not (lives := location.get(key) != document) and time.monotonic() < until:
+            time.sleep(POLL)
+    if lives:
+        path = layout.claimed_path(top)
+        raise LocationError(
+            f"{location}: {path} is being changed ({claim}); try again once that has ended"
+        )
     return claim
 
 

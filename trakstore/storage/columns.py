@@ -14,17 +14,6 @@ from trakstore.planning import counted
 from trakstore.storage import layout
 from trakstore.storage.ids import as_ids
 
-__all__ = [
-    "column_dtype",
-    "first_few",
-    "narrowed_column",
-    "row_column",
-    "sample_ids",
-    "stored_activations",
-    "stored_rows",
-    "unstorable",
-]
-
 _OF_ONE = {"have": "has", "are": "is"}
 UNDERFLOW = 0.01  # largest relative change of a row's norm that storing it may cause
 

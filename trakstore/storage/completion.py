@@ -16,8 +16,6 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import group_document, make_groups, placed_fields
 from trakstore.storage.split import Split
 
-__all__ = ["Completion", "forget_complete", "note_complete", "read_completion"]
-
 
 @dataclass(frozen=True)
 class Completion:

@@ -24,8 +24,6 @@ from trakstore.storage.growth import sweep_stale_markers
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split, split_document, split_spec
 
-__all__ = ["make_split", "spec_shape"]
-
 
 def spec_shape(spec: SplitSpec, dtype: str, batch_rows: int) -> BlockShape:
     """Choose the shape of a split's blocks and chunks: by features, or activations that are wider."""

@@ -18,8 +18,6 @@ from trakstore.storage.opening import find_store, open_store
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["EmbeddedStore"]
-
 _NORMS_AGREE = 1e-2  # relative: a stored float16 row keeps its norm to that
 
 

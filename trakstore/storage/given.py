@@ -25,8 +25,6 @@ from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split
 from trakstore.storage.writer import BlockWriter
 
-__all__ = ["GivenRows", "append_given", "write_given"]
-
 LEAST_ROWS = 64  # of a block, which is a file for each column
 HASHED = 32  # rows of features that are not in memory, spaced from the first to the last
 

@@ -18,8 +18,6 @@ from trakstore.errors import DamagedError, SpecMismatchError, error_context
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 
-__all__ = ["EMPTY", "PLACE", "attributes", "group_document", "make_groups", "placed_fields"]
-
 _CHECKSUM = "crc32c"
 PLACE = "place"  # the attribute that says at which path a document belongs
 

@@ -25,8 +25,6 @@ from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split, split_document, written_blocks
 from trakstore.storage.writer import BlockWriter
 
-__all__ = ["append_rows", "drop_split", "give_again", "mask_samples", "sweep_stale_markers"]
-
 Columns = Mapping[str, NDArray[Any]]
 
 
@@ -142,8 +140,11 @@ def mask_samples(
     NotFoundError
         When a split has no such sample; nothing is changed then.
     TrakStoreError
-        When a row is to be taken in again that was bad when it was written.
+        When ``masked`` is not a boolean, or a row is to be taken in again that was bad when it was
+        written.
     """
+    if not isinstance(masked, bool | np.bool_):
+        raise TrakStoreError(f"masked must be True or False, got {masked!r}")
     wanted, changed = np.unique(as_ids(ids)), 0
     rows = [_positions(split, wanted) for split in splits]
     if not masked:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import is_whole, shown
 
-__all__ = ["as_ids"]
-
 _LONGEST = 2**16  # characters of an id
 
 

@@ -17,6 +17,7 @@
     runs/{epoch}.{split}.{run}       what each run did; "planned": a split that is still to come
     scores/{name}                    saved score matrices
     dynamics/{split}/{run}.{number}  what a training process saw of samples
+    _scales/{digest}                 factors of gradients, named by the hash in the store's spec
     evaluation/{name}/{part}         models that were trained again on parts of the data
     grams/{epoch}/{split}            the gram of a split's features; ~{weighting} behind it: weighted
 
@@ -47,12 +48,14 @@ GRAMS = "grams"
 RUNS = "runs"
 DYNAMICS = "dynamics"
 EVALUATION = "evaluation"
-# No epoch of any format can have these three names: a name begins with a letter.
+# No epoch of any format can have these four names: a name begins with a letter.
 MASKS = "_masks"
 CLAIMS = "_claims"
 COMPLETE = "_complete"
-RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE})
+SCALES = "_scales"
+RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE, SCALES})
 
+SAMPLED = "~sampled"  # ends the name of a split of samples with labels drawn from the model
 KEPT = ".kept"  # ends the name of what stays of a mask that is deleted
 MARKER_SEPARATOR = "."  # between the numbers in the key of a marker
 
@@ -75,7 +78,9 @@ def check_name(name: str, what: str) -> str:
     trakstore.errors.TrakStoreError: '../train' cannot name a split: names begin with a letter and \
 have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
-    if not isinstance(name, str) or not NAME.fullmatch(name) or is_leftover(name):
+    # A split has a twin of the same samples whose name no one else can give.
+    own = name.removesuffix(SAMPLED) if what == "split" and isinstance(name, str) else name
+    if not isinstance(own, str) or not NAME.fullmatch(own) or is_leftover(own):
         article = "an" if what[0] in "aeiou" else "a"
         shown = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:100]}..."
         raise TrakStoreError(
@@ -162,6 +167,22 @@ def epoch_path(epoch: Epoch) -> str:
 def split_path(epoch: Epoch, split: str) -> str:
     """Return the group of a split at an epoch."""
     return f"{epoch_path(epoch)}/{check_name(split, 'split')}"
+
+
+def sampled_split(split: str) -> str:
+    """Return the name of the split of the same samples with labels drawn from the model.
+
+    Examples
+    --------
+    >>> sampled_split("train")
+    'train~sampled'
+    """
+    return check_name(split, "split") + SAMPLED
+
+
+def scale_path(digest: str) -> str:
+    """Return the group of the factors of gradients that have this hash."""
+    return f"{SCALES}/{digest}"
 
 
 def scores_path(name: str) -> str:

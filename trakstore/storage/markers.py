@@ -22,8 +22,6 @@ from trakstore.storage.backends.ahead import Wanted, read_key
 from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
 
-__all__ = ["Marker", "MisplacedError", "marker_of", "tail_of_chunk", "wanted_marker"]
-
 _MOST = 2**15  # markers that are kept in a process
 
 

@@ -31,15 +31,6 @@ from trakstore.storage.group_documents import (
 )
 from trakstore.storage.numbered import numbers_among, publish_numbered
 
-__all__ = [
-    "MaskEntry",
-    "Masks",
-    "change_masks",
-    "mask_numbers",
-    "parsed_masks",
-    "read_masks",
-]
-
 ATTEMPTS = 100
 _MOST_ROWS = 2**28  # of a mask, which is held in memory
 _PIECE = 2**16  # bytes

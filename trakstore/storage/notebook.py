@@ -7,8 +7,6 @@ from trakstore.spec import StoreSpec
 from trakstore.storage.catalogue import Catalogue
 from trakstore.storage.layout import Epoch
 
-__all__ = ["store_markup"]
-
 SHOWN_EPOCHS = 12
 
 

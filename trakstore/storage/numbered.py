@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 
-__all__ = ["highest", "numbers_among", "publish_numbered", "stored_numbers"]
-
 
 def numbers_among(names: Iterable[str]) -> list[int]:
     """Return the names that are numbers as trakstore writes them, ascending."""

@@ -8,8 +8,6 @@ from trakstore.storage.backends.location import Location, Where, open_location
 from trakstore.storage.root import read_root
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["find_store", "location_of", "open_store"]
-
 
 def open_store(where: Where | FeatureStore) -> FeatureStore:
     """Open a store that exists.
@@ -26,8 +24,10 @@ def open_store(where: Where | FeatureStore) -> FeatureStore:
     SpecMismatchError
         When a newer trakstore wrote it.
     """
-    location = None if isinstance(where, FeatureStore) else open_location(where)
-    store = find_store(where if location is None else location)
+    if isinstance(where, FeatureStore):
+        return where
+    location = open_location(where)
+    store = find_store(location)
     if store is None:
         raise LocationError(
             f"there is no store at {location}; make one with `trakstore featurize` or "

@@ -9,8 +9,6 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import attributes, group_document
 
-__all__ = ["make_root", "read_root"]
-
 _KIND = "trakstore"
 
 
@@ -67,8 +65,8 @@ def read_root(document: bytes, location: Location) -> tuple[StoreSpec, int]:
 def _refuse_foreign(location: Location) -> None:
     """Raise a :class:`LocationError` if something that is no store lies at a location."""
     # Listed first: where others make a store just now, its document is there before all else.
-    # Training may be watched before there are features.
-    known = (layout.DYNAMICS, layout.CLAIMS)
+    # Training may be watched, and gradients scaled, before there are features.
+    known = (layout.DYNAMICS, layout.CLAIMS, layout.SCALES)
     names = [n for n in location.names("") if not layout.is_leftover(n) and n not in known]
     if names and location.get(layout.document_key("")) is None:
         raise LocationError(

@@ -19,16 +19,6 @@ from trakstore.errors import DamagedError
 from trakstore.storage import layout
 from trakstore.storage.split import Split
 
-__all__ = [
-    "REASONS",
-    "SkippedRow",
-    "reason_text",
-    "skipped_norms",
-    "skipped_rows",
-    "stated_reasons",
-    "unlike_norms",
-]
-
 # the bits of a reason, from the lowest on: a part of the format
 REASONS = (layout.FEATURES, "output", "loss", "out_to_loss", "label", "activations", "storage")
 _WORDS = {

@@ -28,8 +28,6 @@ from trakstore.storage.numbered import numbers_among
 from trakstore.storage.split import Split, blocks_among, split_spec
 from trakstore.storage.stored import StoredColumn, read_together
 
-__all__ = ["is_current", "open_splits", "refuse_older"]
-
 
 def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list[Split | None]:
     """Open splits as they are now; None for those that are not there.

@@ -28,15 +28,6 @@ from trakstore.storage.group_documents import PLACE, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.stored import StoredColumn
 
-__all__ = [
-    "Split",
-    "SplitStatus",
-    "blocks_among",
-    "split_document",
-    "split_spec",
-    "written_blocks",
-]
-
 
 def split_document(path: str, spec: SplitSpec) -> bytes:
     """Return the document of the split at ``path``: its spec, and where it belongs."""

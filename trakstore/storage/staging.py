@@ -15,8 +15,6 @@ from trakstore.errors import DamagedError, IncompleteError, SpecMismatchError
 from trakstore.paths import exists
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["StagedSplit"]
-
 _WEIGHTS = "checkpoint.txt"
 
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
-from trakstore.errors import (
-    NotFoundError,
-    TrakStoreError,
-    did_you_mean,
-    error_context,
-)
+from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.spec import (
     FORMAT_VERSION,
     FeatureDtype,
@@ -24,9 +19,9 @@ from trakstore.spec import (
     SplitSpec,
     StoreSpec,
 )
-from trakstore.storage import catalogue, layout
+from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where, open_location
-from trakstore.storage.backends.together import together
+from trakstore.storage.catalogue import Catalogue, catalogue_of
 from trakstore.storage.creation import make_split
 from trakstore.storage.given import GivenRows, append_given, write_given
 from trakstore.storage.growth import drop_split, mask_samples
@@ -34,11 +29,8 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.notebook import store_markup
 from trakstore.storage.root import make_root
 from trakstore.storage.skipped import SkippedRow, skipped_rows
-from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split, SplitStatus
 from trakstore.storage.tables.runs import Run, forget_plan, list_runs
-
-__all__ = ["FeatureStore"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +52,11 @@ class FeatureStore:
     location: Location
     spec: StoreSpec
     format: int = FORMAT_VERSION
-    _catalogue: catalogue.Catalogue = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_catalogue", catalogue.catalogue_of(self.location))
+    # Kept as long as the store is: other stores of the place in this process have the same.
+    @cached_property
+    def _catalogue(self) -> Catalogue:
+        return catalogue_of(self.location)
 
     def __reduce__(self) -> Any:
         return type(self), (self.location, self.spec, self.format)
@@ -143,22 +136,16 @@ class FeatureStore:
 
     def refresh(self) -> FeatureStore:
         """Look again at which epochs and splits are there: other processes may have made some."""
-        self._catalogue.read(self.location)
+        self._catalogue.read()
         return self
 
     def splits_of(self, epoch: Epoch) -> tuple[str, ...]:
         """Return the names of the splits that are at an epoch now."""
-        names, known = catalogue.list_splits(self.location, epoch), self._catalogue
-        if names:
-            known.add(epoch, {name: known.seen(epoch, name) for name in names})
-        return tuple(names)
+        return self._catalogue.list_splits(epoch)
 
     def epochs_of(self, *splits: str) -> tuple[Epoch, ...]:
         """Return the epochs that have all of these splits now."""
-        names = [layout.check_name(name, "split") for name in splits]
-        pairs = [(epoch, name) for epoch in self.refresh().epochs for name in names]
-        there = set(catalogue.splits_there(self.location, pairs))
-        return tuple(e for e in self.epochs if all((e, name) in there for name in names))
+        return self._catalogue.epochs_of([layout.check_name(name, "split") for name in splits])
 
     def split(self, epoch: Epoch, split: str) -> Split:
         """Open a split at an epoch, as it is now.
@@ -187,27 +174,11 @@ class FeatureStore:
         NotFoundError
             When one of these epochs has not all of them.
         """
-        opened = catalogue.open_epochs(self.location, self._catalogue, epochs, names)
-        for (epoch, name), split in opened.items():
-            if split is not None:
-                with error_context(f"{self.location}: {name} at epoch {epoch}"):
-                    split.spec.check_of(self.spec)
-                self._catalogue.add(epoch, {name: catalogue.Seen(split.rows, split.complete)})
-            elif epochs is not None:
-                raise catalogue.not_found(self.location, self._catalogue, epoch, name)
-        of_epoch = {epoch: [opened[epoch, name] for name in names] for epoch, _ in opened}
-        return {epoch: tuple(filter(None, them)) for epoch, them in of_epoch.items() if all(them)}
+        return self._catalogue.open(self.spec, epochs, names)
 
     def status(self) -> tuple[SplitStatus, ...]:
         """Return what is there and what is missing, of each split at each epoch."""
-        self.refresh()
-        known = self._catalogue
-        pairs = [(epoch, name) for epoch in known.epochs for name in known.splits_of(epoch)]
-        splits = [split for split in open_splits(self.location, pairs) if split is not None]
-        statuses = together(self.location, [split.status for split in splits])
-        for one in statuses:
-            known.add(one.epoch, {one.split: catalogue.Seen(one.rows, one.complete)})
-        return tuple(statuses)
+        return self._catalogue.status()
 
     def features(self, epoch: Epoch, split: str, *, allow_missing: bool = False) -> xr.DataArray:
         """Return the features of a split: lazy, dims ``("sample", "feature")``, with ``sample_id``.
@@ -378,8 +349,6 @@ class FeatureStore:
             When ``masked`` is not a boolean, or a row is to be taken in again that was bad when it was
             written.
         """
-        if not isinstance(masked, bool | np.bool_):
-            raise TrakStoreError(f"masked must be True or False, got {masked!r}")
         chosen = None if epochs is None else layout.as_epochs(epochs)
         opened = self.open_splits(chosen, (split,))
         if not opened:
@@ -412,11 +381,11 @@ class FeatureStore:
             self._catalogue.remove(epoch, name)
         if split is not None:
             return
-        if layout.as_epoch(epoch) in catalogue.list_epochs(self.location):
+        if layout.as_epoch(epoch) in self._catalogue.list_epochs():
             self.location.delete_folder(layout.epoch_path(epoch))
             self._catalogue.remove(epoch)
         elif not forgotten:
-            raise catalogue.not_found(self.location, self._catalogue, epoch)
+            raise self._catalogue.not_found(epoch)
 
     def runs(self) -> tuple[Run, ...]:
         """Return records of the runs that wrote features, oldest first."""

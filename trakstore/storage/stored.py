@@ -27,8 +27,6 @@ from trakstore.storage.backends.chunks import TAIL, ChunkForm, fill_value, grid,
 from trakstore.storage.backends.location import Location
 from trakstore.storage.markers import MisplacedError, marker_of, tail_of_chunk, wanted_marker
 
-__all__ = ["StoredColumn", "read_together"]
-
 
 def read_together(
     wanted: Iterable[tuple[StoredColumn, int, int]], most: int = AHEAD_BYTES

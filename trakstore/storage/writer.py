@@ -7,7 +7,8 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,6 @@ from trakstore.storage.arrays import (
 from trakstore.storage.backends.chunks import TAIL, ChunkForm
 from trakstore.storage.group_documents import attributes
 from trakstore.storage.split import Split
-
-__all__ = ["BlockWriter"]
 
 ATTEMPTS = 8
 
@@ -52,10 +51,10 @@ class BlockWriter:
     """
 
     split: Split
-    _documents: dict[str, bytes] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_documents", array_documents(self.split.spec))
+    @cached_property
+    def _documents(self) -> dict[str, bytes]:
+        return array_documents(self.spec)
 
     @property
     def spec(self) -> SplitSpec:

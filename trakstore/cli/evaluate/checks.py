@@ -8,7 +8,7 @@ from typer import Argument, Exit
 
 from trakstore.cli.output import console, only_json
 from trakstore.cli.request import ScoreRequest, with_request
-from trakstore.report.evaluations import check_lines, passed_lines
+from trakstore.report.evaluation_tables import check_lines, passed_lines
 
 FAILED = 1  # exit code
 
@@ -33,7 +33,7 @@ def checks(
             asked.opened,
             train=asked.train,
             epochs=asked.epochs,
-            damping=asked.damping,
+            damping=asked.used_damping,
             memory_limit=asked.memory_limit,
         )
         for check in each:

@@ -10,10 +10,10 @@ from trakstore.cli.evaluate.trainers import AtOnce, Models, Repeats, load_traine
 from trakstore.cli.options import Target
 from trakstore.cli.output import without_nan
 from trakstore.cli.request import ScoreRequest, with_request
-from trakstore.evaluation.counterfactual import counterfactual as outputs_without
-from trakstore.evaluation.counterfactual import removal_kinds
+from trakstore.evaluation.removals import counterfactual as outputs_without
+from trakstore.evaluation.removals import removal_kinds
 from trakstore.progress import ProgressLine
-from trakstore.report.evaluations import removal_table
+from trakstore.report.evaluation_tables import removal_table
 
 
 @with_request("learning_rate")

@@ -9,7 +9,7 @@ from typer import Option
 
 from trakstore.cli.options import JobName, Json, Targets, Train
 from trakstore.cli.output import only_json, print_result
-from trakstore.report.evaluations import efficiency_table
+from trakstore.report.evaluation_tables import efficiency_table
 
 
 def efficiency(

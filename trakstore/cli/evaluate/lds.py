@@ -13,7 +13,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.evaluation.lds import lds as linear_datamodeling_score
 from trakstore.evaluation.retraining import retrain, retrained_models
 from trakstore.progress import ProgressLine
-from trakstore.report.evaluations import lds_table
+from trakstore.report.evaluation_tables import lds_table
 from trakstore.sampling import SubsetPlan
 from trakstore.scores.saving import open_scores
 

@@ -13,10 +13,10 @@ from typer import Option
 from trakstore.cli.options import SampleCount, SampleSplit
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
-from trakstore.evaluation.mislabels import detection
+from trakstore.evaluation.wrong_labels import detection
 from trakstore.methods.influence import self_scores
 from trakstore.paths import is_file
-from trakstore.report.evaluations import detection_lines, suspects_table
+from trakstore.report.evaluation_tables import detection_lines, suspects_table
 
 
 @with_request("targets", "train", "method", "learning_rate", "allow_other_weights")
@@ -36,7 +36,9 @@ def mislabels(
     """
     named, limit = None if wrong is None else _named(wrong), asked.memory_limit
     with asked.workplace():
-        scores = self_scores(asked.opened, split, asked.epochs, asked.damping, memory_limit=limit)
+        scores = self_scores(
+            asked.opened, split, asked.epochs, asked.used_damping, memory_limit=limit
+        )
     known = None if named is None else _known(named, scores["train_id"].values, split)
     measured = None if known is None else detection(scores.values, known)
     # By self-score, largest first: only the sample itself explains its own label there.

@@ -8,8 +8,8 @@ from typing import Annotated
 from typer import Option
 
 from trakstore.cli.request import ScoreRequest, with_request
-from trakstore.evaluation.stability import stability as likeness
-from trakstore.report.tables import facts_table
+from trakstore.evaluation.agreement import stability as likeness
+from trakstore.report.terminal_tables import facts_table
 
 
 @with_request("learning_rate")

@@ -16,13 +16,15 @@ from trakstore.features.outputs.model_output import (
     inputs_and_target,
     logits_of,
     need_keywords,
+    with_target,
 )
 from trakstore.features.outputs.odds import precise, rounded, shortfall
+from trakstore.features.outputs.predicted_classes import PredictsClasses
 
 __all__ = ["CrossEntropy", "Margin"]
 
 
-class _Classification(ModelOutput):
+class _Classification(ModelOutput, PredictsClasses):
     """A model that gives logits ``(batch, classes)``, or an object that has them as ``.logits``.
 
     Batches are ``(input, ..., label)``, or dicts with ``labels`` (or ``label``) beside the model's
@@ -30,6 +32,7 @@ class _Classification(ModelOutput):
     """
 
     calls_alone = True
+    columns = frozenset({"label", "labels"})
 
     def labels(self, batch: Any) -> Tensor:
         """Return the last entry of the batch, or its ``labels``."""
@@ -39,6 +42,21 @@ class _Classification(ModelOutput):
         """Return the class of the largest logit."""
         logits: Tensor = logits_of(model, _taken_apart(batch)[0])
         return logits.argmax(dim=1)
+
+    def counted(self, model: Model, batch: Any) -> Tensor:  # noqa: ARG002
+        """See :meth:`PredictsClasses.counted`: each sample has one label."""
+        label = _taken_apart(batch)[1].reshape(-1, 1)
+        return torch.ones_like(label, dtype=torch.bool)
+
+    def predicted(self, model: Model, batch: Any) -> Tensor:
+        """See :meth:`PredictsClasses.predicted`."""
+        logits: Tensor = logits_of(model, _taken_apart(batch)[0])
+        return logits[:, None]
+
+    def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:  # noqa: ARG002
+        """See :meth:`PredictsClasses.relabelled`."""
+        own = _taken_apart(batch)[1]
+        return with_target(batch, labels.reshape(own.shape).to(own.dtype))
 
     def check(self, model: Model, batch: Any) -> int | None:
         """Raise unless logits are ``(batch, classes)`` and labels integers; return the classes."""

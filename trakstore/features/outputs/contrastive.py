@@ -51,6 +51,7 @@ class Contrastive(ModelOutput):
     """
 
     name = "contrastive"
+    columns: frozenset[str] = frozenset()
 
     def __init__(self, image_bank: Tensor, text_bank: Tensor, scale: float = 100.0) -> None:
         if image_bank.ndim != 2 or image_bank.shape != text_bank.shape or len(image_bank) < 1:

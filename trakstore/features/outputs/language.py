@@ -13,6 +13,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutputs, need_keywords
 from trakstore.features.outputs.odds import log_losses, log_odds, outside, rounded, shortfall
+from trakstore.features.outputs.predicted_classes import PredictsClasses
 from trakstore.features.outputs.sequences import IGNORED, Sequences, sequences
 from trakstore.spec import OutputSpec
 
@@ -24,7 +25,7 @@ _CLASSIFIER = "; one label a sample is asked by output='margin'"
 
 
 @dataclass(frozen=True)
-class _Tokens(ModelOutput):
+class _Tokens(ModelOutput, PredictsClasses):
     """Predicted tokens of a sequence.
 
     Batches are dicts with ``input_ids`` and, where there is padding, ``attention_mask``, beside
@@ -44,6 +45,7 @@ class _Tokens(ModelOutput):
         Over the tokens of a sequence.
     """
 
+    columns = frozenset({"labels"})
     over: Over = "sequence"
     reduction: Literal["mean", "sum"] = "mean"
 
@@ -109,9 +111,34 @@ class _Tokens(ModelOutput):
             )
         return None
 
+    def counted(self, model: Model, batch: Any) -> Tensor:
+        """See :meth:`PredictsClasses.counted`: tokens that have a label."""
+        return self._wanted(sequences(model, batch, self.name)) != IGNORED
+
+    def predicted(self, model: Model, batch: Any) -> Tensor:
+        """See :meth:`PredictsClasses.predicted`."""
+        parts = sequences(model, batch, self.name)
+        return self._aligned(parts.logits(model), parts)[0]
+
+    def relabelled(self, model: Model, batch: Any, labels: Tensor) -> Any:
+        """See :meth:`PredictsClasses.relabelled`: what the model reads stays as it is."""
+        parts = sequences(model, batch, self.name)
+        whole, counted = parts.labels.clone(), self._wanted(parts) != IGNORED
+        own = self._beside_logits(whole, parts)
+        own.copy_(torch.where(counted, labels.to(own.dtype), own))
+        return parts.relabelled(batch, whole)
+
     def _aligned(self, logits: Tensor, parts: Sequences) -> tuple[Tensor, Tensor]:
         """Return logits beside the tokens that they predict."""
-        return logits, parts.labels
+        return logits, self._wanted(parts)
+
+    def _wanted(self, parts: Sequences) -> Tensor:
+        """Return the labels that logits stand beside, -100 where nothing is asked."""
+        return self._beside_logits(parts.labels, parts)
+
+    def _beside_logits(self, labels: Tensor, parts: Sequences) -> Tensor:  # noqa: ARG002
+        """Return the labels of all positions as those of the logits, a view."""
+        return labels
 
     def _reduced(self, values: Tensor, counted: Tensor) -> Tensor:
         total = values.masked_fill(~counted, 0).sum(1)
@@ -122,7 +149,9 @@ class CausalLM(_Tokens):
     """Each token from those before it; ``labels`` are the ``input_ids`` where they are not given.
 
     Labels are moved by one here, so they are not moved before; but those of an encoder-decoder model
-    stand beside its logits, and are taken as they are.
+    stand beside its logits, and are taken as they are. The first token behind padding at the left, and
+    the first of each document of a pack (where ``position_ids`` begin again, or ``seq_idx`` changes),
+    are predicted by nothing, and do not count.
     """
 
     name = "causal_lm"
@@ -144,9 +173,14 @@ class CausalLM(_Tokens):
         return super().check(model, batch)
 
     def _aligned(self, logits: Tensor, parts: Sequences) -> tuple[Tensor, Tensor]:
-        if parts.target:
-            return logits, parts.labels
-        return logits[:, :-1], parts.labels[:, 1:]
+        return logits if parts.target else logits[:, :-1], self._wanted(parts)
+
+    def _wanted(self, parts: Sequences) -> Tensor:
+        wanted = super()._wanted(parts)
+        return wanted if parts.starts is None else wanted.masked_fill(parts.starts[:, 1:], IGNORED)
+
+    def _beside_logits(self, labels: Tensor, parts: Sequences) -> Tensor:
+        return labels if parts.target else labels[:, 1:]
 
 
 class MaskedLM(_Tokens):

@@ -23,10 +23,12 @@ __all__ = [
     "inner_model",
     "inputs_and_target",
     "logits_of",
+    "named_arguments",
     "need_keywords",
     "need_tensor",
     "parameters_of",
     "widened",
+    "with_target",
 ]
 
 Model: TypeAlias = Callable[..., Any]
@@ -62,11 +64,14 @@ class ModelOutput(ABC):
     calls_alone : bool
         Whether the output uses the model by calling it, and by nothing else: the calls are then all
         that has to be watched.
+    columns : frozenset of str or None
+        Columns that the output itself reads of batches that are dicts; None where they may be any.
     """
 
     name: str
     dtype: torch.dtype | None = None
     calls_alone = False
+    columns: frozenset[str] | None = None
 
     @property
     def spec(self) -> OutputSpec:
@@ -134,6 +139,13 @@ def inputs_and_target(batch: Any, task: str, target: str) -> tuple[Any, Tensor]:
     return tuple(batch[:-1]), need_tensor(batch[-1], "the last entry of a batch")
 
 
+def with_target(batch: Any, target: Tensor) -> Any:
+    """Return a batch with another target in the place of what :func:`inputs_and_target` gives."""
+    if isinstance(batch, Mapping):
+        return {**batch, "labels" if "labels" in batch else "label": target}
+    return (*batch[:-1], target)
+
+
 def need_tensor(value: Any, what: str) -> Tensor:
     """Return ``value``, if it is a tensor."""
     if isinstance(value, Tensor):
@@ -171,6 +183,13 @@ def parameters_of(model: Any) -> Mapping[str, inspect.Parameter]:
     if isinstance(model, torch.jit.ScriptModule):
         return {}
     return inspect.signature(getattr(model, "forward", model)).parameters
+
+
+def named_arguments(model: Any) -> frozenset[str]:
+    """Return the names of the arguments of a model's forward, and of that of the model it holds."""
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    both = {**parameters_of(model), **parameters_of(inner_model(model))}
+    return frozenset(name for name, one in both.items() if one.kind not in unnamed)
 
 
 def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:

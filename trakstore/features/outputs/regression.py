@@ -28,6 +28,7 @@ class SquaredError(ModelOutput):
 
     name = "squared_error"
     calls_alone = True
+    columns = frozenset({"label", "labels"})
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`."""

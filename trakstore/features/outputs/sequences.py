@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
@@ -21,6 +23,12 @@ __all__ = ["IGNORED", "Sequences", "sequences"]
 
 IGNORED = -100  # a label that stands for no token, as in torch and transformers
 
+# Whether a token begins a text, by what a column says of the token before and of its own.
+_BEGINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "attention_mask": lambda before, _: before == 0,
+    "position_ids": lambda before, own: own <= before,
+    "seq_idx": lambda before, own: own != before,
+}
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
 _SHIFTS = ("prepare_decoder_input_ids_from_labels", "_shift_right")  # transformers' names
 
@@ -40,6 +48,9 @@ class Sequences:
     target : bool
         Whether labels are the target of an encoder-decoder model. Each then stands beside the logits
         that predict it, since the model moves the decoder's input.
+    starts : Tensor of bool, shape (batch, length), or None
+        Tokens that no token before them predicts: the first behind padding at the left, and the first
+        of each document of a pack.
     """
 
     labels: Tensor
@@ -47,6 +58,7 @@ class Sequences:
     keywords: dict[str, Any] = field(default_factory=dict)
     ids: Tensor | None = None
     target: bool = False
+    starts: Tensor | None = None
 
     def logits(self, model: Model) -> Tensor:
         """Compute logits of each position: ``.logits`` or the first of several answers."""
@@ -55,6 +67,25 @@ class Sequences:
         if isinstance(answer, tuple | list) and answer:
             answer = answer[0]
         return widened(need_tensor(answer, "the model's logits"))
+
+    def relabelled(self, batch: Any, labels: Tensor) -> Any:
+        """Return the batch that these are the parts of, with other labels.
+
+        Raises
+        ------
+        TrakStoreError
+            When the model makes its decoder's inputs of the labels on its way.
+        """
+        if not isinstance(batch, Mapping):
+            return (*self.arguments, labels)
+        if "labels" in self.keywords:
+            raise TrakStoreError(
+                "labels cannot be drawn for a model that makes its decoder's inputs of 'labels' in its "
+                "own forward: give 'decoder_input_ids' too"
+            )
+        # Inputs that follow from the labels stay those of the true ones.
+        inputs = {name: self.keywords[name] for name in _DECODER if name in self.keywords}
+        return {**batch, **inputs, "labels": labels}
 
 
 def sequences(model: Model, batch: Any, name: str) -> Sequences:
@@ -75,6 +106,9 @@ def sequences(model: Model, batch: Any, name: str) -> Sequences:
     if "targets" in parameters_of(inner) and "targets" not in parts.keywords:
         # nanoGPT's forward gives the logits of all positions only where it gets the tokens to come.
         return replace(parts, keywords=parts.keywords | {"targets": parts.labels.clamp(min=0)})
+    if "position_ids" in parts.keywords and "use_cache" in parameters_of(inner):
+        # transformers keep the documents of a pack apart only where no cache is made, as in training.
+        return replace(parts, keywords={"use_cache": False} | parts.keywords)
     return parts
 
 
@@ -88,7 +122,22 @@ def _of_keywords(batch: Mapping[str, Any]) -> Sequences:
     labels = need_tensor(batch.get("labels", ids), "labels")
     if isinstance(mask, Tensor) and mask.shape == labels.shape:
         labels = labels.masked_fill(mask == 0, IGNORED)
-    return Sequences(labels, (), _without(batch, "labels"), ids)
+    return Sequences(
+        labels, (), _without(batch, "labels"), ids, starts=_starts(batch, labels.shape)
+    )
+
+
+def _starts(batch: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor | None:
+    """Find tokens that no token before them predicts, by columns that have the labels' shape."""
+    begun = [
+        test(before, own)
+        for name, test in _BEGINS.items()
+        if isinstance(column := batch.get(name), Tensor) and column.shape == shape
+        for before, own in [(column[:, :-1], column[:, 1:])]
+    ]
+    if not begun or len(shape) != 2:
+        return None
+    return F.pad(torch.stack(begun).any(0), (1, 0))
 
 
 def _of_tuple(batch: tuple[Any, ...]) -> Sequences:

@@ -41,6 +41,7 @@ class Weighted(ModelOutput):
             )
         self.output, self.key = output, key
         self.calls_alone = output.calls_alone
+        self.columns = None if output.columns is None else output.columns | {key}
 
     @property
     def spec(self) -> OutputSpec:

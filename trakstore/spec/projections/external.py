@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from trakstore.spec.projections.kind import Unseeded
 
-__all__ = ["External"]
-
 
 class External(Unseeded):
     """A P that is unknown, and of which nothing can be tested."""

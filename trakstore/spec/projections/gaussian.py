@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from trakstore.spec.projections.kind import Kind
 
-__all__ = ["Gaussian"]
-
 
 class Gaussian(Kind):
     """Dense normal numbers, without options of their own."""

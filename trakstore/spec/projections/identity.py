@@ -6,8 +6,6 @@ from typing import Any, ClassVar
 
 from trakstore.spec.projections.kind import Unseeded
 
-__all__ = ["Identity"]
-
 
 class Identity(Unseeded):
     """P = I, whose dimension is the number of scalars in the parameters."""

@@ -8,8 +8,6 @@ from typing import Any, ClassVar, NamedTuple
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_whole
 
-__all__ = ["Kind", "Options", "Unseeded"]
-
 
 class Options(NamedTuple):
     """Options as a user gave them, or as a kind completed them."""

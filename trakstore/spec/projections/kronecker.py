@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 from trakstore.quantities import as_whole
 from trakstore.spec.projections.kind import Kind
 
-__all__ = ["Kronecker"]
-
 
 class Kronecker(Kind):
     """Two-sided random signs, of a size that can be chosen."""

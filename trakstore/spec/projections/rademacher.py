@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from trakstore.spec.projections.kind import Kind
 
-__all__ = ["Rademacher"]
-
 
 class Rademacher(Kind):
     """Dense random signs, without options of their own."""

@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 from trakstore.quantities import as_whole
 from trakstore.spec.projections.kind import Kind
 
-__all__ = ["SJLT"]
-
 
 class SJLT(Kind):
     """Sparse random signs, of any number a column."""

@@ -21,8 +21,6 @@ from zarr.abc.buffer import Buffer
 
 from trakstore.storage.backends.location import Location
 
-__all__ = ["AHEAD_BYTES", "Wanted", "is_wanted", "read_ahead", "read_key"]
-
 AHEAD_BYTES = 64 * 2**20  # that are read ahead at most: larger values do not wait for the way
 _AT_ONCE = 256  # reads that are under way
 

@@ -21,8 +21,6 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["chunk_buffer", "reused_buffers"]
-
 _KEPT = 2  # the chunk that is worked on, and the one that is read
 
 

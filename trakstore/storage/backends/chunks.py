@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from trakstore.errors import DamagedError
 
-__all__ = ["TAIL", "ChunkForm", "check_size", "cut", "fill_value", "grid", "intact", "tail_of"]
-
 TAIL = 4  # bytes
 # The crc32c of any text that ends in its own crc32c, whatever the text is.
 _SOUND = google_crc32c.value(bytes(TAIL))

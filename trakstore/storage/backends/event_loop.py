@@ -17,8 +17,6 @@ from zarr.core import sync as zarr_sync
 
 from trakstore.errors import NO_THREADS, LocationError, lacks_threads
 
-__all__ = ["begin", "run"]
-
 T = TypeVar("T")
 
 # asyncio itself does not keep its tasks: one that nobody holds may be collected before it ends.

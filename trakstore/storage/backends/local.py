@@ -35,8 +35,6 @@ from trakstore.paths import exists, is_file, is_folder, is_link
 from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.layout import check_key, child
 
-__all__ = ["DurableLocalStore"]
-
 ATTEMPTS = 8  # to remove a folder that others write to,
 REST = 0.01  # and seconds between them, doubled each time
 

@@ -10,12 +10,12 @@ import asyncio
 import os
 import platform
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 from urllib.parse import unquote
 
 import numpy as np
@@ -33,12 +33,11 @@ from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.backends.local import DurableLocalStore
 from trakstore.storage.layout import check_key, is_document
 
-__all__ = ["DOCUMENT_BYTES", "Location", "Where", "fetch", "open_location"]
-
 T = TypeVar("T")
 
 DOCUMENT_BYTES = 8 * 2**20  # most of a document,
 VALUE_BYTES = 2**30  # and of any other value that nobody says more about
+OBJECT_SCHEMES = ("s3", "gs", "az")  # of URLs that obstore opens
 RESTS = (0.0, 0.2, 1.0)  # seconds before each attempt to write a key that is absent
 
 
@@ -180,30 +179,16 @@ class Location:
 
     def get_tails(self, keys: list[str], size: int) -> list[bytes | None]:
         """Get the last ``size`` bytes at each key, or ``None``."""
-
-        store, checked = self.store, [check_key(key) for key in keys]
-
-        async def tails() -> list[Buffer | None]:
-            suffix = SuffixByteRequest(size)
-            prototype = default_buffer_prototype()
-            return await asyncio.gather(*(store.get(k, prototype, suffix) for k in checked))
-
-        return [None if one is None else one.to_bytes() for one in self._run(tails())]
+        store, prototype, suffix = self.store, default_buffer_prototype(), SuffixByteRequest(size)
+        checked = [check_key(key) for key in keys]
+        tails = self._run(_all(store.get(key, prototype, suffix) for key in checked))
+        return [None if one is None else one.to_bytes() for one in tails]
 
     def put(self, values: Mapping[str, bytes]) -> None:
         """Write values, several at a time; each is there whole or not at all."""
-        buffer = default_buffer_prototype().buffer
-        store = self.store
+        store, buffer = self.store, default_buffer_prototype().buffer
         checked = {check_key(key): buffer.from_bytes(one) for key, one in values.items()}
-
-        async def write() -> None:
-            writes = (store.set(key, one) for key, one in checked.items())
-            # all end before the first error is raised: nothing is written behind the caller's back
-            for result in await asyncio.gather(*writes, return_exceptions=True):
-                if isinstance(result, BaseException):
-                    raise result
-
-        self._run(write())
+        self._run(_all(store.set(key, one) for key, one in checked.items()))
 
     def put_if_absent(self, key: str, value: bytes) -> bytes:
         """Write ``value`` unless the key exists; return what the key holds in the end.
@@ -242,13 +227,8 @@ class Location:
 
     def delete(self, keys: list[str]) -> None:
         """Delete keys; those that are not there are passed over."""
-
         store, checked = self.store, [check_key(key) for key in keys]
-
-        async def remove() -> None:
-            await asyncio.gather(*(store.delete(key) for key in checked))
-
-        self._run(remove())
+        self._run(_all(store.delete(key) for key in checked))
 
     def delete_folder(self, prefix: str) -> None:
         """Delete everything below ``prefix``."""
@@ -256,25 +236,11 @@ class Location:
 
     def names(self, prefix: str) -> list[str]:
         """List the names just below ``prefix``, sorted; temporary files may be among them."""
-
-        store = self.store
-        check_key(prefix)
-
-        async def listing() -> list[str]:
-            return [name async for name in store.list_dir(prefix)]
-
-        return sorted(self._run(listing()))
+        return self._run(_listed(self.store.list_dir(check_key(prefix))))
 
     def find(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
         """List the keys anywhere below ``folder`` that are wanted, sorted."""
-
-        store = self.store
-        check_key(folder)
-
-        async def listing() -> list[str]:
-            return [key async for key in store.list_prefix(f"{folder}/") if wanted(key)]
-
-        return sorted(self._run(listing()))
+        return self._run(_listed(self.store.list_prefix(f"{check_key(folder)}/"), wanted))
 
     def _run(self, work: Coroutine[Any, Any, T], *, making: bool = False) -> T:
         try:
@@ -287,6 +253,23 @@ class Location:
             raise LocationError(
                 f"{self} cannot be written to ({error.strerror or error}): choose another place"
             ) from error
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all of some work; it has ended when the first error is raised."""
+    # Else a write could still be under way behind the back of a caller that has given up.
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for one in results:
+        if isinstance(one, BaseException):
+            raise one
+    return cast("list[T]", results)
+
+
+async def _listed(
+    names: AsyncIterator[str], wanted: Callable[[str], bool] = lambda _: True
+) -> list[str]:
+    """Return the names that are wanted, sorted."""
+    return sorted([name async for name in names if wanted(name)])
 
 
 Where: TypeAlias = str | os.PathLike[str] | Store | Location
@@ -324,7 +307,7 @@ def open_location(where: Where, *, create: bool = False) -> Location:
     scheme, separator, name = address.partition("://")
     if separator and scheme == "memory":
         return Location(address, _MEMORY.setdefault(name, MemoryStore()), reopens=False)
-    if separator and scheme in ("s3", "gs", "az"):
+    if separator and scheme in OBJECT_SCHEMES:
         return _open_objects(address.rstrip("/"))
     if separator and scheme != "file":
         raise LocationError(

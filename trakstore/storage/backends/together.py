@@ -8,8 +8,6 @@ from typing import Any
 
 from trakstore.storage.backends.location import Location
 
-__all__ = ["together"]
-
 _AT_ONCE = 128
 
 

@@ -18,8 +18,6 @@ from trakstore.storage.masks import mask_numbers, parsed_masks
 from trakstore.storage.numbered import stored_numbers
 from trakstore.storage.split import Split
 
-__all__ = ["check_claims", "check_completions", "check_masks", "deleted_markers"]
-
 
 def check_masks(walk: Walk) -> None:
     """Check the documents that leave rows out of splits."""

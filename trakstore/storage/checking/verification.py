@@ -34,8 +34,6 @@ from trakstore.storage.opening import location_of
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["SplitReport", "VerifyReport", "verify_store"]
-
 
 @dataclass(frozen=True)
 class SplitReport:

@@ -30,9 +30,8 @@ from trakstore.storage.split import Split, blocks_among, split_spec
 from trakstore.storage.tables.retrained import read_models
 from trakstore.storage.tables.runs import Run
 from trakstore.storage.tables.saved_table import check_table, delete_table, table_names
+from trakstore.storage.tables.scale_factors import check_factors
 from trakstore.storage.tables.training_records import read_record
-
-__all__ = ["Walk", "require"]
 
 LEFTOVER_SECONDS = 3600.0  # a younger one may be a running writer's
 _BEYOND = "behind the last row: an append was stopped (append again), or it was copied here"
@@ -251,6 +250,8 @@ class Walk:
         for top, read in ((layout.DYNAMICS, read_record), (layout.EVALUATION, read_models)):
             for path in self.groups(top, 2):
                 self.findings += check_table(self.location, path, read)
+        for path in self.groups(layout.SCALES):
+            self.findings += check_table(self.location, path, check_factors)
         for path in self.groups(layout.GRAMS, 2):
             # A gram follows from the rows: a bad one is dropped, and computed when it is asked for.
             wrong = list(check_table(self.location, path))

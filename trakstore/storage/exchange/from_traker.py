@@ -43,8 +43,6 @@ from trakstore.spec import FeatureDtype, ProjectionSpec
 from trakstore.storage.backends.location import Where
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["import_traker"]
-
 
 def import_traker(
     save_dir: str | os.PathLike[str],

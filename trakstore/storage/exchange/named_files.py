@@ -11,8 +11,6 @@ from pathlib import Path
 from trakstore.errors import LocationError, TrakStoreError
 from trakstore.paths import exists, is_folder
 
-__all__ = ["check_file_place", "writing"]
-
 
 def check_file_place(path: Path) -> None:
     """Raise a :class:`LocationError` where no file could be written: before it is computed.

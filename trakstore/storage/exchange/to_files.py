@@ -27,8 +27,6 @@ from trakstore.storage.store import FeatureStore
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["export_split"]
-
 
 def export_split(
     store: Where | FeatureStore,

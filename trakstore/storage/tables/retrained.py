@@ -24,16 +24,6 @@ from trakstore.storage.tables.saved_table import (
     write_table,
 )
 
-__all__ = [
-    "ModelPart",
-    "add_models",
-    "begin_set",
-    "missing_set",
-    "model_parts",
-    "read_models",
-    "sets_of_models",
-]
-
 
 @dataclass(frozen=True)
 class ModelPart(Part):

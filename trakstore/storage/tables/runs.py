@@ -13,25 +13,13 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from trakstore.documents import NAME, entries, fields, made_by, text, whole
+from trakstore.documents import entries, fields, made_by, text, whole
 from trakstore.errors import TrakStoreError
 from trakstore.markup import printable
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import attributes, group_document, make_groups
 from trakstore.storage.layout import Epoch
-
-__all__ = [
-    "Run",
-    "forget_plan",
-    "library_versions",
-    "list_runs",
-    "note_plan",
-    "now",
-    "planned_runs",
-    "record_run",
-    "split_is_made",
-]
 
 PLANNED = "planned"  # the last part of the name of a run that is still to come
 
@@ -85,7 +73,7 @@ class Run:
 
 _RUN = {
     "epoch": made_by(layout.as_epoch, "an epoch"),
-    "split": text(NAME),
+    "split": made_by(lambda name: layout.check_name(name, "split"), "a split"),
     **dict.fromkeys(("job", "began", "ended", "device"), text()),
     **dict.fromkeys(("rank", "world_size", "rows", "blocks"), whole()),
     "versions": entries(text(), text()),

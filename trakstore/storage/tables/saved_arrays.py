@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import itertools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +18,6 @@ from typing import Any, Self
 
 import dask.array as da
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from trakstore.documents import NAME, each, fields, made_by, one_of, text, whole
@@ -31,11 +31,9 @@ from trakstore.storage.backends.together import together
 from trakstore.storage.block_checks import Finding
 from trakstore.storage.columns import column_dtype
 
-__all__ = ["SavedArray", "TableArray"]
-
-_WRITE_ALL: Any = {"write_empty_chunks": True}  # else a chunk of fill values would look unwritten
 _AT_ONCE = 4096  # chunks whose ends are read at once,
-_READ_AT_ONCE = 16  # and chunks that are read at once
+_READ_AT_ONCE = 16  # chunks that are read at once,
+_WRITE_AT_ONCE = 8  # and chunks that are written at once
 
 
 @dataclass(frozen=True)
@@ -143,36 +141,59 @@ class SavedArray:
         location.delete(location.find(path, lambda _: True))
         location.put({layout.document_key(path): self.document})
 
-    def write(self, location: Location, group: str, values: NDArray[Any]) -> None:
-        """Write all of a small array; when this returns, its chunks would survive a power loss."""
-        path = layout.child(group, self.name)
-        location.put(
-            {
-                layout.chunk_key(path, numbers): b"".join(self.form.encode(values[part]))
-                for numbers, part in cut(values.shape, self.chunks)
-            }
-        )
-
-    def write_chunks(
-        self, location: Location, group: str, first: tuple[int, int], block: NDArray[Any]
+    def write(
+        self,
+        location: Location,
+        group: str,
+        values: NDArray[Any],
+        first: tuple[int, ...] | None = None,
     ) -> None:
-        """Write a block of whole chunks of a matrix from row and column ``first`` on.
+        """Write a block of whole chunks; when this returns, they would survive a power loss.
 
-        They are left to the system to flush: after a power loss some may be empty, which their
-        checksums tell.
+        Parameters
+        ----------
+        location, group
+            The table.
+        values : ndarray
+            The block; it may end within a chunk, behind which there is nothing yet.
+        first : tuple of int, optional
+            Indices of its first value, which is the first of a chunk; that of the array by default.
         """
-        path = layout.child(group, self.name)
-        top, left = (at // step for at, step in zip(first, self.chunks, strict=True))
-        for (down, across), part in cut(block.shape, self.chunks):
-            key = layout.chunk_key(path, (top + down, left + across))
-            location.put_chunk(key, *self.form.encode(block[part]))
+        chunks = self._encoded(group, values, first or (0,) * values.ndim)
+        while some := dict(itertools.islice(chunks, _WRITE_AT_ONCE)):
+            location.put({key: b"".join(parts) for key, parts in some.items()})
 
-    def open_to_write(self, location: Location, group: str) -> Any:
-        """Open the array with zarr, to write rows that end within a chunk."""
-        path = layout.child(group, self.name)
-        return zarr.open_array(
-            location.store, path=path, mode="r+", zarr_format=3, config=_WRITE_ALL
-        )
+    def write_unflushed(
+        self, location: Location, group: str, values: NDArray[Any], first: tuple[int, ...]
+    ) -> None:
+        """Write a block as :meth:`write` does, and leave it to the system to flush.
+
+        After a power loss some chunks may be empty, which their checksums tell.
+        """
+        for key, parts in self._encoded(group, values, first):
+            location.put_chunk(key, *parts)
+
+    def append(self, location: Location, group: str, values: NDArray[Any], count: int) -> None:
+        """Write values behind the first ``count`` of a one-dimensional array, as :meth:`write` does."""
+        (step,) = self.chunks
+        begun = count % step
+        if begun:
+            # The chunk that they begin in is stored again, with what it had.
+            before = self.open(location, group)[count - begun : count]
+            own, values = values[: step - begun], values[step - begun :]
+            self.write(location, group, np.concatenate([before, own]), (count - begun,))
+            count += len(own)
+        self.write(location, group, values, (count,))
+
+    def _encoded(
+        self, group: str, values: NDArray[Any], first: tuple[int, ...]
+    ) -> Iterator[tuple[str, tuple[bytes, bytes]]]:
+        """Yield the keys of a block's chunks, with their contents and tails."""
+        path, form = layout.child(group, self.name), self.form
+        corner = [at // step for at, step in zip(first, self.chunks, strict=True)]
+        for numbers, part in cut(values.shape, self.chunks):
+            key = layout.chunk_key(path, map(operator.add, corner, numbers))
+            yield key, form.encode(values[part])
 
     def open(self, location: Location, group: str) -> TableArray:
         """Open the array to read parts of it."""

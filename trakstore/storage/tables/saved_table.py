@@ -51,23 +51,6 @@ from trakstore.storage.group_documents import (
 )
 from trakstore.storage.tables.saved_arrays import SavedArray
 
-__all__ = [
-    "ARRAYS",
-    "PLACE",
-    "Part",
-    "begin_table",
-    "check_table",
-    "delete_table",
-    "known_fields",
-    "pending_arrays",
-    "publish_table",
-    "read_parts",
-    "read_table",
-    "table_arrays",
-    "table_names",
-    "write_table",
-]
-
 ARRAYS = "arrays"  # the attribute that holds a table's arrays,
 PENDING = "pending"  # and the one that says what is being saved, until then
 

@@ -23,16 +23,6 @@ from trakstore.storage.tables.saved_table import (
     write_table,
 )
 
-__all__ = [
-    "MEASURES",
-    "RecordPart",
-    "TrainingRun",
-    "add_part",
-    "next_order",
-    "read_record",
-    "record_parts",
-]
-
 MEASURES = ("loss", "confidence", "correct", "margin", "el2n")
 _CHUNK = 2**18  # rows
 

@@ -1,4 +1,4 @@
-"""Stability of scores over several runs: over seeds, checkpoints or subsets."""
+"""Agreement of the scores of several runs: over seeds, checkpoints or subsets."""
 
 from __future__ import annotations
 

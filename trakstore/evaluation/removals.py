@@ -1,4 +1,4 @@
-"""Counterfactual check: take away what a target is said to owe its output to, and train again."""
+"""Removals: take away what a target is said to owe its output to, and train again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trakstore.passes.rows import whole_column
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores
 from trakstore.scores.top_k import top_k
-from trakstore.scores.windows import Matrix
+from trakstore.scores.windows import Matrix, need_labels
 from trakstore.storage.backends.location import Where
 from trakstore.storage.store import FeatureStore
 
@@ -189,13 +189,7 @@ def _labels(
         if len(columns) < 2:
             return None
         given = (columns[0], columns[1])
-    train, target = (np.asarray(one) for one in given)
-    if (target.shape, train.shape) != ((scores.shape[0],), (scores.shape[1],)):
-        raise TrakStoreError(
-            f"scores of {scores.shape} need labels of these lengths, got {train.shape} of train "
-            f"and {target.shape} of target"
-        )
-    return train, target
+    return need_labels(scores, *given)
 
 
 def _drawn(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from trakstore.report.charts import ACCENT, GRID
-from trakstore.report.pictures import INK, OTHER, SAME
+from trakstore.report.top_images import INK, OTHER, SAME
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,6 +71,11 @@ def inline_svg(
     # Without a size of its own the page's style scales it; a label is read out instead of its shapes.
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def untitled(axes: Axes) -> None:
+    """Remove the title of a chart, which the page says itself."""
+    axes.set_title("", loc="left")
 
 
 def _drawn(draw: Callable[[Axes], object], size: tuple[float, float]) -> str:

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from trakstore.evaluation.intervals import mean_interval
 from trakstore.evaluation.lds import LDS
-from trakstore.evaluation.mislabels import Detection
 from trakstore.evaluation.verdicts import Check
-from trakstore.report.tables import plain_table, span
+from trakstore.evaluation.wrong_labels import Detection
+from trakstore.report.terminal_tables import plain_table, span
 
 if TYPE_CHECKING:  # it needs torch
     from trakstore.evaluation.efficiency import Cell

@@ -16,7 +16,7 @@ matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 
-from trakstore.report.pictures import OTHER, SAME, draw_top_images  # noqa: E402
+from trakstore.report.top_images import OTHER, SAME, draw_top_images  # noqa: E402
 
 
 def lists(targets: int, ranks: int) -> xr.Dataset:

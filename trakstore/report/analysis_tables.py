@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from rich.table import Table
 
-from trakstore.report.tables import plain_table
+from trakstore.report.terminal_tables import plain_table
 from trakstore.report.units import from_to, in_powers_of_ten
 
 _LISTED = 5  # samples of a line

@@ -1,53 +1,19 @@
-"""Parts of the page about one target, or one list of samples, as the template takes them."""
+"""Panels of the page, one for each target, as the template takes them."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from trakstore.report.cards import colour_level, listed_cards
 from trakstore.report.charts import plot_distribution, plot_evolution
-from trakstore.report.contents import PATHS, Findings
-from trakstore.report.drawing import inline_svg
-from trakstore.report.sample import Shown
-from trakstore.report.units import evenly_spaced, from_to
+from trakstore.report.inline_svg import inline_svg, untitled
+from trakstore.report.sections import PATHS, Findings
+from trakstore.report.units import evenly_spaced
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-LEVELS, MOST_EPOCHS = 4, 12
-
-
-@dataclass(frozen=True)
-class Card:
-    """Train sample in a list.
-
-    Attributes
-    ----------
-    name : str
-        Sample id.
-    shown : Shown or None
-        Picture, text or cells; None for its id alone.
-    value, share : float
-        Score or change, and its share, 0 to 1, of the largest magnitude of the list.
-    label : str or None
-        Class, where it is stored.
-    same : bool or None
-        True where it is of the target's class; None where that is not known.
-    note : str
-        Words below the value.
-    """
-
-    name: str
-    shown: Shown | None
-    value: float
-    share: float
-    label: str | None = None
-    same: bool | None = None
-    note: str = ""
+MOST_EPOCHS = 12
 
 
 @dataclass(frozen=True)
@@ -94,8 +60,8 @@ class Panel:
         self.label = None if own is None else str(own)
         self.predicted = None if findings.predicted is None else str(findings.predicted[at])
         self.measured = {name: float(values[at]) for name, values in findings.measured.items()}
-        self.proponents = _cards(findings, ups, "score", own=own)
-        self.opponents = _cards(findings, downs, "score", own=own)
+        self.proponents = listed_cards(findings, ups, "score", own=own)
+        self.opponents = listed_cards(findings, downs, "score", own=own)
         self.histogram = _histogram(findings.spread, at, self.key)
         paths = findings.paths
         self.lines = "" if paths is None else _lines(paths, at, self.key)
@@ -122,62 +88,6 @@ def panels(findings: Findings) -> list[Panel]:
     return [Panel(findings, at) for at in range(len(findings.rows))]
 
 
-def suspect_cards(findings: Findings) -> list[Card]:
-    """Make cards of train samples by their score on themselves."""
-    return [] if findings.suspects is None else _cards(findings, findings.suspects, "score")
-
-
-def change_cards(findings: Findings, listed: xr.Dataset) -> list[Card]:
-    """Make cards of gained or lost samples, with their intervals and false discovery rates."""
-    low, high, rate = (listed[name].values.tolist() for name in ("low", "high", "q"))
-    notes = [
-        from_to(a, b, "+.2g") + ("" if math.isnan(q) else f", FDR {q:.2g}")
-        for a, b, q in zip(low, high, rate, strict=True)
-    ]
-    return _cards(findings, listed, "change", notes=notes)
-
-
-def colour_level(value: float, most: float) -> int:
-    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
-
-    Examples
-    --------
-    >>> colour_level(-1.0, 4.0), colour_level(0.01, 4.0), colour_level(4.0, 4.0), colour_level(3.0, 0.0)
-    (-2, 0, 4, 0)
-    """
-    if most == 0:
-        return 0
-    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
-
-
-def _cards(
-    findings: Findings,
-    listed: xr.Dataset,
-    value: str,
-    own: Any = None,
-    notes: list[str] | None = None,
-) -> list[Card]:
-    names, places = listed["train"].values.tolist(), listed["position"].values.tolist()
-    values = listed[value].values.astype(float)
-    labels = listed["label"].values.tolist() if "label" in listed else [None] * len(names)
-    # Bars are relative to their own list; a list of zeros has none.
-    most = float(np.abs(values).max(initial=0)) or 1.0
-    return [
-        Card(
-            name=str(name),
-            shown=findings.show(findings.train, int(place), name),
-            value=float(one),
-            share=abs(float(one)) / most,
-            label=None if label is None else str(label),
-            same=None if own is None or label is None else bool(label == own),
-            note=note,
-        )
-        for name, place, one, label, note in zip(
-            names, places, values, labels, notes or [""] * len(names), strict=True
-        )
-    ]
-
-
 def _histogram(spread: xr.Dataset, at: int, key: str) -> str:
     one = spread.isel(target=at)
     label = (
@@ -190,11 +100,6 @@ def _histogram(spread: xr.Dataset, at: int, key: str) -> str:
 def _lines(paths: xr.Dataset, at: int, key: str) -> str:
     label = "Lines of each sample's score over epochs; the table beside it has the numbers"
     return inline_svg(lambda axes: untitled(plot_evolution(paths, at, axes)), label, f"{key}l")
-
-
-def untitled(axes: Axes) -> None:
-    """Remove the title of a chart, which the page says itself."""
-    axes.set_title("", loc="left")
 
 
 def _by_epoch(paths: xr.Dataset, length: int) -> tuple[list[str], list[EpochRow]]:

@@ -8,7 +8,7 @@ import pytest
 
 import trakstore as ts
 from trakstore.errors import SpecMismatchError, TrakStoreError
-from trakstore.evaluation.counterfactual import counterfactual
+from trakstore.evaluation.removals import counterfactual
 from trakstore.evaluation.retraining import Retrained
 
 ROWS, TARGETS = 30, 4

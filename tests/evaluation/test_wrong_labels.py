@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from trakstore.errors import TrakStoreError
-from trakstore.evaluation.mislabels import detection, plant_noise
+from trakstore.evaluation.wrong_labels import detection, plant_noise
 
 
 def test_against_scikit_learn_with_ties(rng: np.random.Generator) -> None:

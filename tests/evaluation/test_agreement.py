@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from trakstore.errors import TrakStoreError
-from trakstore.evaluation.stability import stability
+from trakstore.evaluation.agreement import stability
 
 
 def test_equal_runs_agree_and_opposite_ones_do_not() -> None:

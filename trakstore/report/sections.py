@@ -1,4 +1,4 @@
-"""Findings of a report: every number is computed by analysis, methods and scores."""
+"""Sections of a report and their findings: every number is computed by analysis, methods and scores."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from trakstore.analysis.transition import Transition
 
 T = TypeVar("T")
+# Sections of the page, in the order of page.html, as its navigation names them.
+SECTIONS = ("Targets", "Transition", "Classes", "Suspects", "Scores", "Kernels", "Store")
 KERNELS, CLASSES, SUSPECTS, PATHS = 8, 20, 24, 5  # the most that a page shows of each
 
 

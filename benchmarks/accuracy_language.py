@@ -1,0 +1,131 @@
+"""LDS of scores of small language models that Adam trained, from stores and from memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accuracy_lines import Lines
+from language_references import Rows, references
+from language_truth import RECIPES, Recipe, Truth, make_truth
+from numpy.typing import NDArray
+from torch.utils.data import TensorDataset
+
+import trakstore as ts
+from trakstore.evaluation.lds import LDS, lds
+from trakstore.features import Job, featurize_job
+from trakstore.scores.rank_correlation import centred_ranks, row_correlation
+
+DRAWS, REPEATS = 4, 2
+
+
+@dataclass
+class LanguageGround:
+    """One size of model with its truth, checkpoints and stores."""
+
+    kind: str
+    out: Path
+    models: int
+    repeats: int
+    seed: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.kind]
+
+    @cached_property
+    def truth(self) -> Truth:
+        path = self.out / f"{self.kind}-{self.seed}.npz"
+        return make_truth(self.recipe, path, self.models, self.repeats, self.seed)
+
+    def judged(self, scores: Any) -> LDS:
+        return lds(scores, self.truth.subsets, -self.truth.losses)
+
+    @cached_property
+    def data(self) -> dict[str, TensorDataset]:
+        text = self.truth.text
+        splits = {"train": text.train, "test": text.target}
+        return {name: TensorDataset(torch.from_numpy(ids)) for name, ids in splits.items()}
+
+    def store(self, dim: int, name: str = "", **options: Any) -> ts.FeatureStore:
+        """Features of all checkpoints; made once."""
+        place = self.out / f"{self.kind}-{self.seed}-{dim}{name}.zarr"
+        spec, states = ts.ProjectionSpec("sjlt", dim=dim), dict(self.truth.states)
+        options |= {"projector": spec, "output": "causal_lm", "batch_size": 128}
+        job = Job(self.recipe.model(), self.data, checkpoints=states, **options)
+        featurize_job(job, place, progress=False)
+        return ts.open_store(place)
+
+    def ceiling(self) -> tuple[float, float]:
+        """Mean rank correlation of losses of two models of one half, and the LDS that it allows.
+
+        Scores that knew the mean loss of models of each half would correlate with the mean of r of
+        them as the root of their reliability (Spearman and Brown's formula).
+        """
+        first = self.truth.losses.reshape(-1, self.models, self.truth.losses.shape[1])
+        if len(first) < 2:
+            return float("nan"), float("nan")
+        ranks = [centred_ranks(one.T.astype(np.float64)) for one in first[:2]]
+        one = row_correlation(*ranks)
+        many = len(first) * one / (1 + (len(first) - 1) * one)
+        return float(one.mean()), float(np.sqrt(many.clip(0)).mean())
+
+
+def bytes_of_row(store: ts.FeatureStore, checkpoints: int) -> int:
+    """Stored bytes of one train document's features."""
+    column = store.split(store.epochs[0], "train").column("features")
+    return checkpoints * column.shape[1] * column.dtype.itemsize
+
+
+def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
+    """Today's defaults, from checkpoints of one training."""
+    for dim in (64,) if small else (2048, 8192):
+        store = ground.store(dim)
+        everything = list(store.epochs)
+        for epochs in dict.fromkeys((tuple(everything), tuple(everything[-1:]))):
+            of: Any = {"epochs": list(epochs)}
+            scores = {
+                "trak_scores": ts.trak_scores(store, **of),
+                "influence_scores": ts.influence_scores(store, **of),
+                "grad_dot_scores": ts.grad_dot_scores(store, **of),
+                "grad_cos_scores": ts.grad_cos_scores(store, **of),
+            }
+            size = bytes_of_row(store, len(epochs))
+            for name, one in scores.items():
+                lines.add(f"{dim} x {len(epochs)}", name, one, bytes=size)
+
+
+def in_memory(ground: LanguageGround, lines: Lines, draws: int) -> None:
+    """Means over checkpoints of scores of whole gradients."""
+    text, made = ground.truth.text, []
+    train, target = torch.from_numpy(text.train), torch.from_numpy(text.target)
+    for number, state in enumerate(ground.truth.states.values()):
+        model = ground.recipe.model()
+        model.load_state_dict(state)
+        rows = Rows.compute(model, train, target, draws, seed=ground.seed + number)
+        made.append(references(rows))
+    for name in made[0]:
+        scores: list[NDArray[np.float64]] = [one[name] for one in made]
+        lines.add(f"dense x {len(made)}", name, np.mean(scores, axis=0))
+        lines.add("dense x 1", name, scores[-1])
+
+
+def language(out: Path, models: int, seed: int, small: bool) -> None:
+    """Write the lines of both sizes of language model."""
+    found: list[dict[str, Any]] = []
+    out.mkdir(parents=True, exist_ok=True)
+    for kind in ("tiny",) if small else ("small", "large"):
+        ground = LanguageGround(kind, out, models, REPEATS, seed)
+        alone, attainable = ground.ceiling()
+        print(f"{kind}: {len(ground.truth.subsets)} models; losses of two models of one half "
+              f"correlate by {alone:.3f}, which allows an LDS of {attainable:.3f}")  # fmt: skip
+        lines = Lines(ground)
+        from_stores(ground, lines, small)
+        in_memory(ground, lines, 2 if small else DRAWS)
+        found += lines.found
+        (out / "lm.json").write_text(json.dumps(found, indent=1))

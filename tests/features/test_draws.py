@@ -1,0 +1,221 @@
+"""Labels drawn from the model's own predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from features.engines import engine, error
+from features.models import Samples, mlp, seeded
+from features.whole_models import Language
+from torch import nn
+
+import trakstore as ts
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.features import Job, featurize, featurize_job
+from trakstore.features.draws import LabelDraws
+from trakstore.features.outputs import CausalLM, CrossEntropy, MaskedLM
+
+IDENTITY = ts.ProjectionSpec("identity")
+
+
+def read(store: ts.FeatureStore, name: str, split: str = "train~sampled") -> Any:
+    one = store.split(0, split)
+    return one.column(name).read(0, one.rows)
+
+
+def sampled(model: nn.Module, data: Any, where: Any, **options: Any) -> ts.FeatureStore:
+    options = {"projector": IDENTITY, "batch_size": 12, "progress": False, **options}
+    featurize(model, data, where, labels="sampled", **options)
+    return ts.open_store(where)
+
+
+def test_rows_are_the_samples_with_other_labels(tmp_path: Path) -> None:
+    model, data = mlp().eval(), Samples(20)
+    store = sampled(model, data, tmp_path / "s.zarr", draws=3, output="cross_entropy")
+    labels, features = read(store, "label"), read(store, "features")
+    assert read(store, "sample_id")[:4].tolist() == ["0~0", "0~1", "0~2", "1~0"]
+    for row in range(60):
+        loss = -model(data.x[row // 3][None]).log_softmax(1)[0, labels[row]]
+        gradient = torch.cat(
+            [g.ravel() for g in torch.autograd.grad(loss, list(model.parameters()))]
+        )
+        np.testing.assert_allclose(features[row], gradient, atol=1e-5)
+    # Other seeds, draws and samples have other labels; the same run has the same.
+    again = sampled(model, data, tmp_path / "again.zarr", draws=3, output="cross_entropy")
+    other = sampled(model, data, tmp_path / "other.zarr", draws=3, seed=1, output="cross_entropy")
+    np.testing.assert_array_equal(read(again, "features"), features)
+    assert (read(other, "label") != labels).any()
+    # Batches of another size, and more draws, leave each draw as it is.
+    more = sampled(
+        model, data, tmp_path / "more.zarr", draws=5, batch_size=7, output="cross_entropy"
+    )
+    kept = read(more, "label").reshape(20, 5)[:, :3].ravel()
+    np.testing.assert_array_equal(kept, labels)
+
+
+class Counted(nn.Module):
+    """A language model that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.calls = Language(), 0
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        out: torch.Tensor = self.model(ids)
+        return out
+
+
+def test_all_draws_of_a_sample_take_one_forward_pass() -> None:
+    model = seeded(Counted).eval()
+    output, ids = (
+        CausalLM(),
+        torch.randint(0, 11, (4, 7), generator=torch.Generator().manual_seed(0)),
+    )
+    draws = LabelDraws(model, output, np.arange(4), 3, 0)
+    repeated = (ids.repeat_interleave(3, 0),)
+    batch = draws.labelled(np.arange(12), repeated)
+    own = engine(model, IDENTITY, output)
+    apart = own.rows(batch)
+    before = model.calls
+    together = own.rows(batch, draws=3)
+    assert model.calls == before + 1
+    assert error(together.features, apart.features) < 1e-6
+    for one, other in zip(together.outputs, apart.outputs, strict=True):
+        torch.testing.assert_close(one, other)
+    # A hook of the model sees each answer: such a model is called for each draw.
+    model.register_forward_hook(lambda *_: None)
+    assert error(own.rows(batch, draws=3).features, apart.features) < 1e-6
+    assert "forward" not in vars(model)
+
+
+def test_classes_are_drawn_as_often_as_the_model_says() -> None:
+    model, data, draws = mlp().eval(), Samples(4), 3000
+    labels = LabelDraws(model, CrossEntropy(), np.arange(4), draws, 0)
+    rows = np.arange(4 * draws)
+    batch = tuple(one.repeat_interleave(draws, 0) for one in (data.x, data.y))
+    drawn = labels.labelled(rows, batch)[1].reshape(4, draws)
+    p = model(data.x).softmax(1).detach().numpy()
+    counts = np.stack([(drawn == c).sum(1).numpy() for c in range(3)], 1)
+    chi_square = ((counts - draws * p) ** 2 / (draws * p)).sum()
+    assert chi_square < 26.1  # 0.1% of a chi-square with 8 degrees is above
+
+
+@pytest.mark.parametrize("output", ["cross_entropy", "margin"])
+def test_the_kernel_of_drawn_labels_is_the_gauss_newton_matrix(tmp_path: Path, output: str) -> None:
+    model, data = mlp().eval(), Samples(30)
+    parameters = list(model.parameters())
+    exact: Any = 0
+    for x in data.x:
+        logits = model(x[None])[0]
+        rows = [torch.autograd.grad(one, parameters, retain_graph=True) for one in logits]
+        jacobian = torch.stack([torch.cat([g.ravel() for g in row]) for row in rows])
+        p = logits.softmax(0).detach()
+        exact = exact + jacobian.T @ (p.diag() - p.outer(p)) @ jacobian
+    errors = []
+    for draws in (8, 128):
+        where = tmp_path / f"{draws}.zarr"
+        store = sampled(model, data, where, draws=draws, output=output, batch_size=240)
+        g = read(store, "features") * read(store, "out_to_loss")[:, None]
+        errors.append(float(torch.norm(torch.from_numpy(g.T @ g / draws) - exact) / exact.norm()))
+    # One over the root of the draws: 16 times as many have a quarter of the error.
+    assert errors[1] < 0.1
+    assert 2.5 < errors[0] / errors[1] < 6
+
+
+def test_sequences_have_drawn_labels_where_labels_count() -> None:
+    model = seeded(Language).eval()
+    ids = torch.randint(0, 11, (3, 7), generator=torch.Generator().manual_seed(0))
+    asked = ids.clone()
+    asked[:, :4] = -100
+    asked[2, 6:] = -100
+    draws = LabelDraws(model, CausalLM(), np.array(["a", "b", "c"]), 1, 0)
+    drawn = draws.labelled(np.arange(3), (ids, asked))
+    assert torch.equal(drawn[0], ids)
+    assert torch.equal(drawn[1] == -100, asked == -100)
+    assert not torch.equal(drawn[1], asked)
+    # Left out positions do not shift the draws of others: they are numbered among those that count.
+    padded = (
+        torch.cat([torch.zeros(3, 2, dtype=torch.int64), ids], 1),
+        torch.cat([torch.full((3, 2), -100), asked], 1),
+    )
+    again = draws.labelled(np.arange(3), padded)
+    assert torch.equal(again[1][:, 2:], drawn[1])
+
+
+def transformers_model(kind: str) -> nn.Module:
+    import transformers
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= {"intermediate_size": 16}
+    if kind == "llama":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, **small))
+    if kind == "bert":
+        return transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=20, **small))
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(vocab_size=20, decoder_start_token_id=0, **sizes)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
+def test_transformers_models_are_asked_for_drawn_tokens(tmp_path: Path, kind: str) -> None:
+    model = seeded(lambda: transformers_model(kind)).eval()
+    ids = torch.randint(5, 20, (6, 8), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, ::2] = -100
+    data = [{"input_ids": a, "labels": b} for a, b in zip(ids, labels, strict=True)]
+    output = MaskedLM() if kind == "bert" else CausalLM()
+    store = sampled(
+        model, data, tmp_path / "s.zarr", output=output, projector=ts.ProjectionSpec("sjlt", dim=64)
+    )
+    # The mean of the loss over draws is the mean entropy of the model's predictions.
+    draws = LabelDraws(model, output, np.arange(6), 400, 0)
+    batch = {name: torch.stack([one[name] for one in data]) for name in data[0]}
+    repeated = {name: one.repeat_interleave(400, 0) for name, one in batch.items()}
+    with torch.no_grad():
+        losses = output(model, draws.labelled(np.arange(2400), repeated)).loss.reshape(6, 400)
+        logits, counted = output.predicted(model, batch), output.counted(model, batch)
+        p = logits.softmax(2)
+        entropy = -(p * p.log()).sum(2)
+        expected = (entropy * counted).sum(1) / counted.sum(1)
+    spread = losses.std(1) / 20
+    assert bool(((losses.mean(1) - expected).abs() < 4 * spread).all())
+    assert read(store, "loss").shape == (24,)
+
+
+def test_draws_that_cannot_be_had(tmp_path: Path) -> None:
+    where = tmp_path / "s.zarr"
+    for options, raised, said in (
+        ({"draws": 0}, TrakStoreError, "draws of 'train' must be an integer, 1 or more, got 0"),
+        ({"labels": "drawn"}, TrakStoreError, "labels are 'given' or 'sampled', got 'drawn'"),
+        ({"seed": -1}, TrakStoreError, "draw_seed must be an integer, 0 or more, got -1"),
+    ):
+        with pytest.raises(raised, match=said):
+            featurize(mlp(), Samples(9), where, **{"labels": "sampled", **options})
+    with pytest.raises(NotFoundError, match="drawn for the split 'training'"):
+        Job(mlp(), {"train": Samples(9)}, sampled={"training": 2})
+    with pytest.raises(
+        TrakStoreError, match="labels cannot be drawn for the output 'squared_error'"
+    ):
+        sampled(nn.Linear(12, 1), [(x, x[0]) for x in Samples(9).x], where, output="squared_error")
+    assert not where.exists()
+
+
+def test_sampled_rows_grow_with_their_samples(tmp_path: Path) -> None:
+    model, options = mlp(), {"projector": IDENTITY, "batch_size": 8, "block_rows": 8}
+    whole = Job(model, {"train": Samples(20)}, sampled=2, **options)
+    featurize_job(whole, tmp_path / "whole.zarr", progress=False)
+    first = torch.utils.data.Subset(Samples(20), range(12))
+    featurize_job(
+        Job(model, {"train": first}, sampled=2, **options), tmp_path / "s.zarr", progress=False
+    )
+    more = Job(model, {"train": Samples(20)}, sampled=2, append=True, **options)
+    featurize_job(more, tmp_path / "s.zarr", progress=False)
+    for split in ("train", "train~sampled"):
+        one, other = (ts.open_store(tmp_path / n) for n in ("whole.zarr", "s.zarr"))
+        for name in ("features", "label", "sample_id"):
+            np.testing.assert_array_equal(read(one, name, split), read(other, name, split))

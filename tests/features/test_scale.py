@@ -1,0 +1,324 @@
+"""Gradients divided by the fourth root of factored second moments, before any projection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference_projection as reference
+import torch
+from features.models import ConvNet, Recurrent, Samples, mlp, seeded
+from features.whole_models import Language, hugging_face
+from torch import nn
+
+import trakstore as ts
+from trakstore.errors import (
+    DamagedError,
+    NotFoundError,
+    NumericsError,
+    SpecMismatchError,
+    TrakStoreError,
+)
+from trakstore.features import Job, featurize, featurize_job
+from trakstore.features.optimizer_moments import adam_moments
+from trakstore.features.outputs import CrossEntropy
+from trakstore.features.parameters import parameter_spec, select_parameters
+from trakstore.features.sampled_moments import sampled_moments
+from trakstore.features.second_moments import factored, scale_factors
+from trakstore.storage.checking.verification import verify_store
+
+SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
+PROJECTIONS = [
+    SJLT,
+    ts.ProjectionSpec("sjlt", dim=32, s=4),
+    ts.ProjectionSpec("kronecker", dim=32, side=4),
+    ts.ProjectionSpec("rademacher", dim=40),
+    ts.ProjectionSpec("gaussian", dim=40),
+    ts.ProjectionSpec("identity"),
+]
+
+
+class Tokens:
+    """Sequences of 9 tokens of 11."""
+
+    def __init__(self, n: int) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.x = torch.randint(0, 11, (n, 9), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor]:
+        return (self.x[index],)
+
+
+def drawn_moments(model: nn.Module, seed: int = 5) -> dict[str, torch.Tensor]:
+    """Second moments over three powers of ten."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: 10 ** (3 * torch.rand(p.shape, generator=generator) - 5)
+        for name, p in model.named_parameters()
+    }
+
+
+def run(model: nn.Module, data: Any, where: Any, **options: Any) -> ts.FeatureStore:
+    options = {"projector": SJLT, "batch_size": 8, "progress": False, **options}
+    featurize(model, data, where, **options)
+    return ts.open_store(where)
+
+
+def column(store: ts.FeatureStore, name: str = "features", split: str = "train") -> Any:
+    one = store.split(0, split)
+    return one.column(name).read(0, one.rows)
+
+
+def factors(moments: dict[str, torch.Tensor]) -> np.ndarray[Any, Any]:
+    """1/v^(1/4) of the factored moments, all parameters one behind the other, by plain arithmetic."""
+    whole = []
+    for v in moments.values():
+        v = v.double().reshape(v.shape[0], -1)
+        rows, columns = v.mean(1, keepdim=True), v.mean(0, keepdim=True)
+        rows = rows.clamp(min=1e-4 * v.mean())
+        columns = columns.clamp(min=1e-4 * v.mean())
+        whole.append((rows * columns / rows.mean()).reshape(-1))
+    v = torch.cat(whole).numpy()
+    return np.sqrt(v.sum() / np.sqrt(v).sum()) / v**0.25
+
+
+@pytest.mark.parametrize("make", [mlp, lambda: seeded(ConvNet), lambda: seeded(Recurrent)])
+@pytest.mark.parametrize("projection", PROJECTIONS, ids=str)
+def test_a_scale_folded_into_factors_is_the_scaled_dense_gradient(
+    tmp_path: Path, make: Any, projection: ts.ProjectionSpec
+) -> None:
+    model, data = make(), Samples(11)
+    moments = drawn_moments(model)
+    store = run(model, data, tmp_path / "s.zarr", projector=projection, scale=moments)
+    model.eval()
+    gradients = reference.gradients(model, reference.margin, [data[i] for i in range(len(data))])
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = gradients * factors(moments) @ reference.matrix(projection, shapes)
+    error = np.abs(column(store) - expected).max() / np.abs(expected).max()
+    assert error < 1e-5
+    assert store.spec.scale is not None and store.spec.scale.source == "given"
+
+
+@pytest.mark.parametrize("make", [Language, lambda: hugging_face("gpt2")], ids=["own", "gpt2"])
+def test_embeddings_norms_and_tied_weights_are_scaled(tmp_path: Path, make: Any) -> None:
+    model, data = seeded(make), Tokens(5)
+    moments = drawn_moments(model)
+    identity = ts.ProjectionSpec("identity")
+    plain = run(model, data, tmp_path / "plain", projector=identity, output="causal_lm")
+    scaled = run(
+        model, data, tmp_path / "scaled", projector=identity, output="causal_lm", scale=moments
+    )
+    expected = column(plain) * factors(moments)
+    assert np.abs(column(scaled) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_scaled_gradients_are_as_long_in_the_mean_as_moments_say() -> None:
+    model = mlp()
+    parameters = parameter_spec(select_parameters(model), ("*",))
+    moments = {
+        n: torch.outer(torch.rand(p.shape[0]), torch.rand(p[0].numel())).reshape(p.shape) + 0.1
+        for n, p in model.named_parameters()
+    }
+    made = factored(moments, parameters)
+    total = sum(float(v.sum()) for v in moments.values())
+    scaled = 0.0
+    for name, (rows, columns) in scale_factors(made).items():
+        v = torch.outer(made[name].rows, made[name].columns) / made[name].rows.mean()
+        scaled += float((v * torch.outer(rows.double(), columns.double()).square()).sum())
+    assert scaled == pytest.approx(total, rel=1e-6)
+
+
+def test_rows_that_were_never_seen_are_bounded_and_parameters_without_moments_left() -> None:
+    parameters = ts.spec.ParameterSpec((("embedding", (4, 3)), ("unused", (2, 2))))
+    moments = {"embedding": torch.zeros(4, 3), "unused": torch.zeros(2, 2)}
+    moments["embedding"][0] = 1.0
+    rows, columns = scale_factors(factored(moments, parameters))["embedding"]
+    # The mean is 1/4, rows without moments count as 1e-4 of it: (4e4)^(1/4) times the first.
+    assert float(rows[1] / rows[0]) == pytest.approx((1.0 / (1e-4 * 0.25)) ** 0.25, rel=1e-5)
+    assert bool(columns.isfinite().all())
+    unused = scale_factors(factored(moments, parameters))["unused"]
+    assert [one.tolist() for one in unused] == [[1.0, 1.0], [1.0, 1.0]]
+    with pytest.raises(NumericsError, match="all second moments are zero"):
+        scale_factors(factored({n: torch.zeros(v.shape) for n, v in moments.items()}, parameters))
+
+
+@pytest.mark.parametrize("make", [mlp, lambda: seeded(ConvNet), lambda: seeded(Recurrent)])
+def test_sampled_moments_are_those_of_the_fisher_matrix(make: Any) -> None:
+    model, data = make().eval(), Samples(400)
+    job = Job(model, {"train": data}, output="cross_entropy")
+    got = sampled_moments(job, CrossEntropy(), "train", torch.device("cpu"))
+    # The mean over labels is taken exactly here, with the model's probabilities as weights.
+    exact = {
+        name: torch.zeros(p.shape, dtype=torch.float64) for name, p in model.named_parameters()
+    }
+    for x, _ in (data[i] for i in range(len(data))):
+        logits = model(x[None])[0]
+        for label, p in enumerate(logits.softmax(0).tolist()):
+            loss = -logits.log_softmax(0)[label]
+            for (name, _), g in zip(
+                model.named_parameters(),
+                torch.autograd.grad(loss, list(model.parameters()), retain_graph=True),
+                strict=True,
+            ):
+                exact[name] += p * g.double() ** 2 / len(data)
+    for name, v in exact.items():
+        matrix = v.reshape(v.shape[0], -1)
+        for mine, true in ((got[name].rows, matrix.mean(1)), (got[name].columns, matrix.mean(0))):
+            # 50 draws of signs: a relative error of about √(2/50) of each, and so in the mean.
+            assert float((mine / true).log().square().mean().sqrt()) < 0.3
+
+
+def test_a_store_keeps_its_scale_and_refuses_another(tmp_path: Path) -> None:
+    model, data, where = mlp(), Samples(20), tmp_path / "s.zarr"
+    store = run(model, data, where, scale="samples")
+    assert store.spec.scale is not None
+    first = column(store)
+    # What is left open, and what asks for the same source, takes the store's.
+    for split, scale in (("test", None), ("more", "samples")):
+        run(model, data, where, split=split, scale=scale)
+        np.testing.assert_array_equal(column(store, split=split), first)
+    for scale, said in (
+        ("adam", "has one from 'samples' as the scale of its gradients, and 'adam' is asked"),
+        (drawn_moments(model), "'given' is asked"),
+    ):
+        with pytest.raises(SpecMismatchError, match=said):
+            run(model, data, where, split="other", scale=scale)
+    plain = run(model, data, tmp_path / "plain.zarr")
+    assert plain.spec.scale is None
+    with pytest.raises(SpecMismatchError, match="has none as the scale"):
+        run(model, data, tmp_path / "plain.zarr", split="other", scale="samples")
+    given = tmp_path / "given.zarr"
+    run(model, data, given, scale=drawn_moments(model))
+    run(model, data, given, split="test", scale=drawn_moments(model))
+    with pytest.raises(SpecMismatchError, match="scaled by factors"):
+        run(model, data, given, split="other", scale=drawn_moments(model, seed=6))
+
+
+def test_factors_that_are_gone_or_damaged_are_errors(tmp_path: Path) -> None:
+    model, data, where = mlp(), Samples(20), tmp_path / "s.zarr"
+    store = run(model, data, where, scale=drawn_moments(model))
+    assert store.spec.scale is not None
+    table = where / "_scales" / store.spec.scale.digest
+    assert not verify_store(where).findings
+    chunk = table / "rows" / "c" / "0"
+    value = bytearray(chunk.read_bytes())
+    value[0] ^= 1
+    chunk.write_bytes(value)
+    assert [one.kind for one in verify_store(where).findings] == ["damaged"]
+    with pytest.raises(DamagedError):
+        run(model, data, where, split="test")
+    for path in sorted(table.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    table.rmdir()
+    with pytest.raises(NotFoundError, match="factors of the store's scale"):
+        run(model, data, where, split="test")
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "said"),
+    [
+        (3, TrakStoreError, "scale is 'samples', 'adam', the path"),
+        ({"0.weight": torch.ones(10, 12)}, TrakStoreError, "no second moments of '0.bias'"),
+        ("nowhere.pt", NotFoundError, "no file nowhere.pt of an optimizer's state"),
+        ("adam", NotFoundError, r"needs a checkpoint's folder with optimizer\.pt"),
+    ],
+)
+def test_scales_that_cannot_be_had(tmp_path: Path, scale: Any, error: Any, said: str) -> None:
+    with pytest.raises(error, match=said):
+        run(mlp(), Samples(9), tmp_path / "s.zarr", scale=scale)
+    assert not (tmp_path / "s.zarr" / "zarr.json").exists()
+
+
+def test_a_negative_moment_is_refused(tmp_path: Path) -> None:
+    model = mlp()
+    moments = drawn_moments(model)
+    moments["2.bias"][0] = -1
+    with pytest.raises(NumericsError, match=r"of '2\.bias' are negative, or not finite"):
+        run(model, Samples(9), tmp_path / "s.zarr", scale=moments)
+
+
+def test_labels_that_cannot_be_drawn_have_no_sampled_scale(tmp_path: Path) -> None:
+    model = nn.Linear(12, 1)
+    data = [(x, torch.zeros(())) for x in Samples(9).x]
+    with pytest.raises(
+        TrakStoreError, match="labels cannot be drawn for the output 'squared_error'"
+    ):
+        run(model, data, tmp_path / "s.zarr", output="squared_error", scale="samples")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_adams_own_moments_are_read_by_name(tmp_path: Path, groups: int) -> None:
+    model, data = (
+        seeded(lambda: nn.Sequential(nn.Linear(12, 6), nn.LayerNorm(6), nn.Linear(6, 3))),
+        Samples(32),
+    )
+    named = dict(model.named_parameters())
+    parts = [list(named.values())]
+    if groups == 2:  # as transformers' Trainer deals them: what is decayed, then biases and norms
+        parts = [
+            [named["0.weight"], named["2.weight"]],
+            [named[n] for n in ("0.bias", "1.weight", "1.bias", "2.bias")],
+        ]
+    optimizer = torch.optim.AdamW([{"params": one} for one in parts])
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data.x), data.y).backward()
+        optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    got = adam_moments(tmp_path / "optimizer.pt", model)
+    for name, p in named.items():
+        assert torch.equal(got[name], optimizer.state[p]["exp_avg_sq"]), name
+    store = run(model, data, tmp_path / "s.zarr", scale=tmp_path / "optimizer.pt")
+    assert store.spec.scale is not None and store.spec.scale.source == "adam"
+    same = run(model, data, tmp_path / "same.zarr", scale=got)
+    np.testing.assert_array_equal(column(store), column(same))
+
+
+def test_files_that_are_no_state_of_adam(tmp_path: Path) -> None:
+    model = mlp()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    nn.functional.cross_entropy(model(Samples(4).x), Samples(4).y).backward()
+    sgd.step()
+    other = torch.optim.Adam(nn.Linear(3, 3).parameters())
+    for state, said in (
+        (sgd.state_dict(), "has no exp_avg_sq, Adam's second moments, it has momentum_buffer"),
+        (other.state_dict(), "the state of 2 parameters, which are not the 4"),
+        (model.state_dict(), "is not the state of an optimizer"),
+    ):
+        torch.save(state, tmp_path / "optimizer.pt")
+        with pytest.raises(TrakStoreError, match=said):
+            adam_moments(tmp_path / "optimizer.pt", model)
+
+
+def test_a_job_scales_and_draws_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    weights = {epoch: mlp(epoch).state_dict() for epoch in (1, 2)}
+    job = Job(
+        mlp(),
+        {"train": Samples(40), "test": Samples(7, seed=1)},
+        checkpoints=weights,
+        scale="samples",
+        sampled=3,
+        projector=SJLT,
+        batch_size=8,
+        block_rows=8,
+    )
+    stores = []
+    for world in (1, 3):
+        where = tmp_path / f"{world}.zarr"
+        for rank in reversed(range(world)):
+            featurize_job(job, where, rank=rank, world_size=world, progress=False)
+        stores.append(ts.open_store(where))
+    one, three = stores
+    assert one.spec == three.spec
+    assert one.splits == ("test", "train", "train~sampled")
+    for epoch in (1, 2):
+        for split in one.splits:
+            for name in one.split(epoch, split).columns:
+                rows = one.split(epoch, split).rows
+                mine, its = (s.split(epoch, split).column(name).read(0, rows) for s in stores)
+                np.testing.assert_array_equal(mine, its)

@@ -1,0 +1,131 @@
+"""Scores whose kernel is of rows with drawn labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trakstore as ts
+from trakstore.errors import IncompleteError, NotFoundError, SpecMismatchError, TrakStoreError
+from trakstore.kernels.solvers import Damping
+from trakstore.methods.by_name import scores_by_name
+from trakstore.methods.influence import influence_scores
+from trakstore.methods.trak import trak_scores
+
+DRAWS = 3
+
+
+@pytest.fixture
+def drawn(columns: Any) -> Any:
+    """The columns with three draws of each train row."""
+    rng = np.random.default_rng(8)
+    for epoch in (0, "final"):
+        columns[epoch, "train~sampled"] = {
+            "features": rng.standard_normal((60 * DRAWS, 12)).astype(np.float32),
+            "out_to_loss": rng.uniform(size=60 * DRAWS).astype(np.float32),
+            "ids": [f"{row}~{draw}" for row in range(60) for draw in range(DRAWS)],
+        }
+    return columns
+
+
+def inverse(columns: Any, epoch: Any, c: float, kept: Any = None) -> Any:
+    """(K + λI)⁻¹ of K = Σ q²·φφᵀ / draws and λ = c·tr(K)/n."""
+    given = columns[epoch, "train~sampled"]
+    g = given["features"].astype(np.float64) * given["out_to_loss"][:, None]
+    g = g if kept is None else g.reshape(60, DRAWS, -1)[kept].reshape(-1, 12)
+    k = g.T @ g / DRAWS
+    return np.linalg.inv(k + c * np.trace(k) / (len(g) / DRAWS) * np.eye(12))
+
+
+def side(columns: Any, epoch: Any, split: str, loss: bool) -> Any:
+    given = columns[epoch, split]
+    q = given["out_to_loss"][:, None] if loss else 1.0
+    return given["features"].astype(np.float64) * q
+
+
+def expected(columns: Any, c: float, of_loss: bool, kept: Any = None) -> Any:
+    parts = [
+        side(columns, e, "test", of_loss)
+        @ inverse(columns, e, c, kept)
+        @ side(columns, e, "train", True).T
+        for e in (0, "final")
+    ]
+    return np.mean(parts, axis=0)
+
+
+def assert_close(scores: Any, wanted: Any) -> None:
+    np.testing.assert_allclose(np.asarray(scores), wanted, rtol=2e-4, atol=2e-5 * wanted.std())
+
+
+@pytest.mark.parametrize(("method", "of_loss"), [(trak_scores, False), (influence_scores, True)])
+@pytest.mark.parametrize("c", [None, 0.05, 1.0])
+def test_scores_are_the_dense_formula(
+    drawn: Any, store_of: Any, method: Any, of_loss: bool, c: float | None
+) -> None:
+    scores = method(store_of(drawn), damping=c)
+    assert_close(scores, expected(drawn, 0.3 if c is None else c, of_loss))
+
+
+def test_absolute_damping_is_added_to_the_mean_over_draws(drawn: Any, store_of: Any) -> None:
+    store, lam = store_of(drawn), 0.7
+    g = side(drawn, 0, "train~sampled", True)
+    wanted = (
+        side(drawn, 0, "test", False)
+        @ np.linalg.inv(g.T @ g / DRAWS + lam * np.eye(12))
+        @ side(drawn, 0, "train", True).T
+    )
+    assert_close(trak_scores(store, epochs=0, damping=Damping(absolute=lam)), wanted)
+
+
+def test_the_kernel_of_train_rows_is_asked_for(drawn: Any, columns: Any, store_of: Any) -> None:
+    store = store_of(drawn)
+    alone = store_of({key: one for key, one in columns.items() if key[1] != "train~sampled"})
+    for asked in ({"kernel": "train"}, {"temperature": None}):
+        np.testing.assert_array_equal(trak_scores(store, **asked), trak_scores(alone))
+    np.testing.assert_array_equal(
+        influence_scores(store, hessian="loss"), influence_scores(alone, hessian="loss")
+    )
+    sampled = scores_by_name("trak", store, kernel="sampled")
+    np.testing.assert_array_equal(sampled, trak_scores(store))
+
+
+def test_masked_train_rows_leave_the_sampled_kernel(drawn: Any, store_of: Any) -> None:
+    store = store_of(drawn)
+    store.mask("train", [3, 17])
+    kept = np.setdiff1d(np.arange(60), [3, 17])
+    assert_close(trak_scores(store), expected(drawn, 0.3, False, kept)[:, kept])
+    assert_close(trak_scores(store), expected(drawn, 0.3, False, kept)[:, kept])
+
+
+def test_sampled_kernels_that_cannot_be_had(drawn: Any, store_of: Any) -> None:
+    store = store_of(drawn)
+    with pytest.raises(
+        TrakStoreError, match="kernel must be 'train', 'sampled' or None, got 'all'"
+    ):
+        trak_scores(store, kernel="all")  # type: ignore[arg-type]
+    with pytest.raises(TrakStoreError, match="a sampled kernel has no temperature, got 2"):
+        trak_scores(store, kernel="sampled", temperature=2)
+    with pytest.raises(
+        TrakStoreError, match="kernel= is for trak and influence, got the method 'tracin'"
+    ):
+        scores_by_name("tracin", store, kernel="train")
+    with pytest.raises(IncompleteError, match="train~sampled at epoch 0 has"):
+        trak_scores(store_of(drawn, (0, "train~sampled")))
+    some = {key: one for key, one in drawn.items() if key != ("final", "train~sampled")}
+    with pytest.raises(NotFoundError, match="train~sampled"):
+        trak_scores(store_of(some))
+    one = {k: {n: v[:-1] for n, v in c.items()} for k, c in drawn.items() if "~" in k[1]}
+    with pytest.raises(SpecMismatchError, match="has 179 rows"):
+        trak_scores(store_of({**drawn, **one}))
+    with pytest.raises(NotFoundError, match="train~sampled"):
+        trak_scores(store_of({k: c for k, c in drawn.items() if "~" not in k[1]}), kernel="sampled")
+
+
+def test_a_split_of_drawn_labels_is_a_split_of_the_store(drawn: Any, store_of: Any) -> None:
+    store = store_of(drawn)
+    assert store.splits == ("test", "train", "train~sampled")
+    assert not ts.verify_store(store.location).findings
+    store.drop(0, "train~sampled")
+    assert store.splits_of(0) == ("test", "train")

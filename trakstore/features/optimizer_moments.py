@@ -1,0 +1,142 @@
+"""Second moments that Adam kept, from the file of its state beside a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.features.checkpoints.plain_tensors import plain_tensors
+from trakstore.features.parameters import canonical_name
+from trakstore.paths import is_file, is_folder
+
+__all__ = ["adam_moments", "optimizer_file"]
+
+_FILE, _MOMENTS = "optimizer.pt", "exp_avg_sq"
+# Names of parameters that transformers' Trainer does not decay, as parts of names.
+_NOT_DECAYED = ("bias", "norm", "ln_")
+
+
+def optimizer_file(checkpoint: object) -> Path:
+    """Return the file of the optimizer's state in a checkpoint's folder.
+
+    Raises
+    ------
+    NotFoundError
+        When the checkpoint is no folder, or has none.
+    """
+    if isinstance(checkpoint, str | Path) and is_folder(Path(checkpoint)):
+        path = Path(checkpoint) / _FILE
+        if is_file(path):
+            return path
+    got = checkpoint if isinstance(checkpoint, str | Path) else f"a {type(checkpoint).__name__}"
+    raise NotFoundError(
+        f"scale='adam' needs a checkpoint's folder with {_FILE}, as a Trainer writes it without "
+        f"save_only_model, got {got}: give scale= the path of such a file, or a mapping of parameter "
+        f"names to second moments"
+    )
+
+
+def adam_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Read the second moments of a model's parameters from the file of Adam's state.
+
+    The file has parameters by their numbers. They are named by the file's own ``param_names`` where it
+    has them, else in the order of the model's parameters, or as a Trainer deals them to two groups.
+
+    Parameters
+    ----------
+    path : Path
+        What ``torch.save(optimizer.state_dict(), path)`` wrote.
+    model : nn.Module
+        Model that was trained.
+
+    Returns
+    -------
+    dict of canonical name to Tensor
+        Of the parameters' shapes.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such file.
+    TrakStoreError
+        When it holds no state of Adam, or one of other parameters.
+    """
+    if not is_file(path):
+        raise NotFoundError(f"there is no file {path} of an optimizer's state")
+    with plain_tensors(path):
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    groups, state = _parts(stored, path)
+    moments = [_moment(state.get(number), path) for group in groups for number in group["params"]]
+    for names in _orders(groups, model):
+        shapes = dict(_trainable(model))
+        if len(names) == len(moments) and all(
+            one is None or tuple(one.shape) == shapes[name]
+            for name, one in zip(names, moments, strict=True)
+        ):
+            named = zip(names, moments, strict=True)
+            return {
+                canonical_name(name): torch.zeros(shapes[name]) if one is None else one
+                for name, one in named
+            }
+    raise TrakStoreError(
+        f"{path} has the state of {len(moments)} parameters, which are not the "
+        f"{len(_trainable(model))} of the model that require gradients, in any order that is known: "
+        f"give scale= a mapping of parameter names to second moments"
+    )
+
+
+def _parts(stored: Any, path: Path) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Any]]:
+    if isinstance(stored, Mapping) and isinstance(stored.get("state"), Mapping):
+        groups = stored.get("param_groups")
+        if isinstance(groups, list) and all(isinstance(one, Mapping) for one in groups):
+            return groups, stored["state"]
+    raise TrakStoreError(f"{path} is not the state of an optimizer of torch")
+
+
+def _moment(state: Any, path: Path) -> Tensor | None:
+    if state is None:
+        return None  # a parameter that never had a gradient
+    moment = state.get(_MOMENTS) if isinstance(state, Mapping) else None
+    if isinstance(moment, Tensor):
+        return moment
+    has = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+    raise TrakStoreError(
+        f"{path} has no {_MOMENTS}, Adam's second moments, it has {has}: use scale='samples', or give "
+        f"a mapping of parameter names to second moments"
+    )
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _orders(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> Iterator[list[str]]:
+    """Yield the orders in which the parameters may have been given to the optimizer."""
+    own = [name for group in groups for name in group.get("param_names", ())]
+    names = [name for name, _ in _trainable(model)]
+    by_canonical = {canonical_name(name): name for name in names}
+    if own and all(canonical_name(name) in by_canonical for name in own):
+        yield [by_canonical[canonical_name(name)] for name in own]
+        return
+    if len(groups) == 1:
+        yield names
+        return
+    for decayed in _decayed(model):
+        yield [n for n in names if n in decayed] + [n for n in names if n not in decayed]
+
+
+def _decayed(model: nn.Module) -> Iterator[set[str]]:
+    """Yield guesses of the parameters that a Trainer decays, which come first."""
+    try:
+        from transformers import Trainer
+    except ImportError:
+        pass
+    else:
+        yield set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
+    names = [name for name, _ in _trainable(model)]
+    yield {name for name in names if not any(part in name.lower() for part in _NOT_DECAYED)}

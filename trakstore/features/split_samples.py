@@ -1,0 +1,85 @@
+"""The samples of a split: a job's data set as it is, or each sample some times with drawn labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import Subset
+
+from trakstore.features.draws import LabelDraws, Repeated, drawn_ids
+from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
+from trakstore.features.job import Job
+from trakstore.features.outputs import ModelOutput
+from trakstore.features.outputs.predicted_classes import need_classes
+from trakstore.storage import layout
+from trakstore.storage.columns import sample_ids
+
+__all__ = ["SplitSamples"]
+
+
+@dataclass(frozen=True)
+class SplitSamples:
+    """Samples of one split of a job.
+
+    Attributes
+    ----------
+    given : map-style data set
+        The job's own.
+    given_ids : ndarray
+        Names of its samples.
+    draws : int
+        Rows of each sample whose labels are drawn from the model; 0 for samples as they are.
+    seed : int
+        Number that the draws follow from.
+    ids : ndarray, shape (rows,)
+        Names of the rows.
+    """
+
+    given: Any
+    given_ids: NDArray[Any]
+    draws: int = 0
+    seed: int = 0
+    ids: NDArray[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        ids = drawn_ids(self.given_ids, self.draws) if self.draws else self.given_ids
+        object.__setattr__(self, "ids", ids)
+
+    @classmethod
+    def of(cls, job: Job, split: str) -> SplitSamples:
+        """Take those of a split that the job has."""
+        own = split.removesuffix(layout.SAMPLED)
+        dataset, draws = job.datasets[own], job.draws_of(split)
+        count = dataset_rows(dataset, f"the data set {own!r}")
+        return cls(dataset, sample_ids(job.ids.get(own), count), draws, job.draw_seed)
+
+    @property
+    def each(self) -> int:
+        """Rows of each sample."""
+        return max(1, self.draws)
+
+    @property
+    def dataset(self) -> Any:
+        """Map-style data set of the rows."""
+        return Repeated(self.given, self.draws) if self.draws else self.given
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data set, and of the draws."""
+        own = dataset_fingerprint(self.given, self.given_ids)
+        return f"{own}~{self.draws}x{self.seed}" if self.draws else own
+
+    def first(self, rows: int) -> SplitSamples:
+        """Return those of the first ``rows`` rows, which are whole samples."""
+        samples = rows // self.each
+        given = Subset(self.given, range(samples))
+        return SplitSamples(given, self.given_ids[:samples], self.draws, self.seed)
+
+    def labels(self, model: nn.Module, output: ModelOutput) -> LabelDraws | None:
+        """Return what draws the labels; None where they are the samples' own."""
+        if not self.draws:
+            return None
+        return LabelDraws(model, need_classes(output), self.given_ids, self.draws, self.seed)

@@ -1,0 +1,214 @@
+"""Texts as a page shows them: parts that are prompt, that are learned, or special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind: TypeAlias = Literal["plain", "prompt", "learned", "special"]
+
+_IGNORED = -100  # the label of tokens that have no loss, as transformers has it
+_MARK = "…"
+# Characters and lines up to which a text is shown whole, and those of the preview of a longer one.
+_SHORT, _PREVIEW = (900, 18), (600, 12)
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """Piece of a text, not escaped.
+
+    Attributes
+    ----------
+    text : str
+        The characters, with their line breaks.
+    kind : {"plain", "prompt", "learned", "special"}
+        Prompt and learned tokens, where a text has both; special tokens such as an end of sequence,
+        and marks of what is cut off; else plain.
+    """
+
+    text: str
+    kind: Kind = "plain"
+
+
+def is_tokenizer(value: Any) -> bool:
+    """Tell whether an object turns token ids into text, as tokenizers of transformers do.
+
+    Examples
+    --------
+    >>> is_tokenizer("a name"), is_tokenizer(print)
+    (False, False)
+    """
+    # Of its methods, since transformers may not be installed. Bytes and arrays may have `decode` too.
+    return callable(getattr(value, "decode", None)) and hasattr(value, "all_special_ids")
+
+
+def token_parts(sample: Any, tokenizer: Any) -> tuple[TextPart, ...] | None:
+    """Decode the tokens of a sample, and tell its prompt from what is learned.
+
+    Parameters
+    ----------
+    sample : object
+        A mapping with ``input_ids``, or a row of integers, alone or as the first of a tuple. Padding is
+        left out where ``attention_mask`` is 0. Tokens whose ``labels`` are -100 are prompt. Labels that
+        are other tokens than the input, as encoder-decoders have them, follow it as what is learned.
+        Of a pair, as :class:`trakstore.features.DPO` has it, both continuations are shown.
+    tokenizer : transformers.PreTrainedTokenizerBase
+
+    Returns
+    -------
+    tuple of TextPart, or None
+        None for a sample that has no tokens.
+    """
+    if isinstance(sample, tuple | list) and sample and hasattr(sample[0], "__array__"):
+        sample = sample[0]
+    row = sample if isinstance(sample, Mapping) else {"input_ids": sample}
+    if "chosen_input_ids" not in row:
+        return _row_parts(row, "", tokenizer)
+    chosen, rejected = (_row_parts(row, side, tokenizer) for side in ("chosen_", "rejected_"))
+    if chosen is None or rejected is None:
+        return None
+    heads = (TextPart("chosen:\n", "special"), TextPart("\nrejected:\n", "special"))
+    return (heads[0], *chosen, heads[1], *rejected)
+
+
+def _row_parts(row: Mapping[str, Any], side: str, tokenizer: Any) -> tuple[TextPart, ...] | None:
+    """Decode the columns of a row whose names begin with ``side``."""
+    ids = _numbers(row.get(f"{side}input_ids"))
+    if ids is None:
+        return None
+    mask, labels = (_numbers(row.get(side + name)) for name in ("attention_mask", "labels"))
+    kept = np.ones(len(ids), dtype=bool) if mask is None or len(mask) != len(ids) else mask != 0
+    if labels is None:
+        return _decoded(ids[kept], ["plain"] * int(kept.sum()), tokenizer)
+    learned = labels != _IGNORED
+    if len(labels) != len(ids) or (labels != ids)[learned].any():
+        answer = labels[learned]
+        source = _decoded(ids[kept], ["prompt"] * int(kept.sum()), tokenizer)
+        target = _decoded(answer, ["learned"] * len(answer), tokenizer)
+        return (*source, TextPart("\n"), *target)
+    told = learned[kept].any() and not learned[kept].all()
+    kinds: list[Kind] = [
+        "plain" if not told else "learned" if one else "prompt" for one in learned[kept].tolist()
+    ]
+    return _decoded(ids[kept], kinds, tokenizer)
+
+
+def _numbers(values: Any) -> NDArray[np.int64] | None:
+    """Return a row of integers as an array; None for anything else."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    if not hasattr(values, "__array__") and not isinstance(values, list | tuple):
+        return None
+    array = np.asarray(values)
+    return array.astype(np.int64) if array.ndim == 1 and array.dtype.kind in "iu" else None
+
+
+def _decoded(ids: NDArray[np.int64], kinds: Sequence[Kind], tokenizer: Any) -> tuple[TextPart, ...]:
+    """Decode runs of tokens of one kind; special tokens are a kind of their own."""
+    special = set(tokenizer.all_special_ids)
+    every: list[int] = ids.tolist()
+    named: list[Kind] = [
+        "special" if one in special else kind for one, kind in zip(every, kinds, strict=True)
+    ]
+    parts, start = [], 0
+    for kind, run in groupby(named):
+        stop = start + len(list(run))
+        parts.append(TextPart(_run_text(every, start, stop, tokenizer), kind))
+        start = stop
+    return tuple(parts)
+
+
+def _run_text(ids: list[int], start: int, stop: int, tokenizer: Any) -> str:
+    """Decode the tokens from start to stop, with the space that they begin with."""
+
+    def decode(some: list[int]) -> str:
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return str(tokenizer.decode(some, **options))
+
+    # Many tokenizers take the space off the first word that they decode: the token before keeps it.
+    before = decode(ids[start - 1 : start]) if start else ""
+    whole = decode(ids[max(start - 1, 0) : stop])
+    # A token may be a part of a character, which is another text alone than before the rest of it.
+    return whole[len(before) :] if whole.startswith(before) else decode(ids[start:stop])
+
+
+def preview(parts: Sequence[TextPart]) -> tuple[TextPart, ...]:
+    """Return what is shown of a long text at first; nothing of one that is short."""
+    text = "".join(part.text for part in parts)
+    short = len(text) <= _SHORT[0] and text.count("\n") <= _SHORT[1]
+    return () if short else excerpt(parts, *_PREVIEW)
+
+
+def excerpt(
+    parts: Iterable[TextPart], letters: int, lines: int | None = None
+) -> tuple[TextPart, ...]:
+    r"""Cut a text to so many characters and lines, at ends of lines where it can be.
+
+    A third of it is the prompt's end where the prompt would fill it, so that what is learned is seen.
+
+    Parameters
+    ----------
+    parts : iterable of TextPart
+        Parts of the text.
+    letters, lines : int
+        Most characters and lines; any number of lines by default.
+
+    Examples
+    --------
+    >>> "".join(one.text for one in excerpt([TextPart("one\ntwo\nthree\n")], 100, lines=2))
+    'one\ntwo\n…'
+    """
+    parts = tuple(parts)
+    text = "".join(part.text for part in parts)
+    lines = text.count("\n") + 1 if lines is None else lines
+    start = _start(text, parts, letters, lines)
+    stop = _stop(text, start, letters, lines)
+    if start == 0 and stop == len(text):
+        return parts
+    cut, place = [], 0
+    for part in parts:
+        kept = part.text[max(start - place, 0) : max(stop - place, 0)]
+        cut += [replace(part, text=kept)] if kept else []
+        place += len(part.text)
+    first = TextPart(_MARK + ("\n" if text[start - 1 : start] == "\n" else ""), "special")
+    return (
+        *[first][: int(start > 0)],
+        *cut,
+        *[TextPart(_MARK, "special")][: int(stop < len(text))],
+    )
+
+
+def _start(text: str, parts: Sequence[TextPart], letters: int, lines: int) -> int:
+    """Choose where an excerpt begins: at 0, or shortly before what is learned."""
+    learned = 0
+    for part in parts:
+        if part.kind == "learned":
+            break
+        learned += len(part.text)
+    else:
+        return 0
+    if 3 * learned <= 2 * letters and 3 * text.count("\n", 0, learned) <= 2 * lines:
+        return 0
+    at = max(0, learned - letters // 3)
+    breaks = [place + 1 for place in range(at, learned) if text[place] == "\n"]
+    # The last lines of the prompt, whole, as far as there is room for them.
+    return breaks[-(lines // 3) :][0] if breaks else at
+
+
+def _stop(text: str, start: int, letters: int, lines: int) -> int:
+    """Choose where an excerpt ends: behind a line, unless that would leave out half of it."""
+    stop = start
+    for _ in range(lines):
+        stop = text.find("\n", stop) + 1
+        if stop == 0:
+            stop = len(text)
+            break
+    if stop - start <= letters:
+        return stop
+    line = text.rfind("\n", start, start + letters) + 1
+    return line if 2 * (line - start) > letters else start + letters
