@@ -4,9 +4,10 @@
 
 Trains a small Llama on functions of Python's standard library by ``transformers.Trainer``, which
 saves checkpoints into a folder. Two processes of torchrun then featurize that folder; for a few prompts
-the functions are listed that made them likelier, and a report shows them. With ``--lora`` the model is
-first trained on half of the functions, and then a LoRA adapter of it on all, whose checkpoints are
-featurized. Needs transformers and accelerate, for LoRA also peft. Takes some minutes on two cores.
+the functions are listed that made them likelier, and a report shows them, as text by the collator's
+tokenizer. With ``--lora`` the model is first trained on half of the functions, and then a LoRA adapter
+of it on all, whose checkpoints are featurized. Needs transformers, accelerate and the report extra, for
+LoRA also peft. Takes some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ import trakstore as ts
 from trakstore.features import Job
 from trakstore.report import write_report
 
-OUT, LENGTH = "TRAKSTORE_EXAMPLE", 192  # the environment tells the ranks where the runs are
+# The environment tells the ranks where the runs are.
+OUT, DEFAULT, LENGTH = "TRAKSTORE_EXAMPLE", "runs/huggingface", 192
 
 
 @cache
@@ -43,16 +45,17 @@ def tokenizer() -> ByT5Tokenizer:
     return ByT5Tokenizer()
 
 
-def rows(texts: list[str]) -> list[dict[str, Any]]:
-    """Tokens of each text, of its own length: the collator pads them."""
-    return [dict(tokenizer()(text, truncation=True, max_length=LENGTH)) for text in texts]
+def rows(texts: list[str], whole: bool) -> list[dict[str, Any]]:
+    """Tokens of each text, of its own length, for the collator pads them; an end behind whole ones."""
+    cut = {"truncation": True, "max_length": LENGTH, "add_special_tokens": whole}
+    return [dict(tokenizer()(text, **cut)) for text in texts]
 
 
 def library(count: int | None) -> tuple[list[str], list[dict[str, Any]]]:
     """Names and rows of the functions that are learned."""
     chosen = functions()[:count]
     names = [f"{at} {one.name}" for at, one in enumerate(chosen)]
-    return names, rows([one.source for one in chosen])
+    return names, rows([one.source for one in chosen], whole=True)
 
 
 def new_model() -> LlamaForCausalLM:
@@ -101,25 +104,20 @@ def collator() -> DataCollatorForLanguageModeling:
 
 def job() -> Job:
     """The job that ``trakstore featurize examples/huggingface.py:job`` names."""
-    out = Path(os.environ[OUT])
+    out = Path(os.environ.get(OUT, DEFAULT))
     names, data = library(int((out / "functions").read_text()) or None)
     model: Any = new_model()
     if (out / "base").is_dir():
         model = with_adapter(LlamaForCausalLM.from_pretrained(out / "base"))
     return Job(
         model,
-        {"train": data, "test": rows(list(PROMPTS))},
+        {"train": data, "test": rows(list(PROMPTS), whole=False)},
         checkpoints=out / "trainer",
         projector=ts.ProjectionSpec("sjlt", dim=1024),
         collate=collator(),
         ids={"train": names, "test": list(PROMPTS)},
         batch_size=32,
     )
-
-
-def text(row: dict[str, Any]) -> str:
-    """The text of a row, for the report."""
-    return str(tokenizer().decode(row["input_ids"], skip_special_tokens=True))
 
 
 def featurize(out: Path) -> None:
@@ -132,9 +130,9 @@ def featurize(out: Path) -> None:
 def main() -> None:
     """Train, featurize, ask."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/huggingface"))
+    parser.add_argument("--out", type=Path, default=Path(DEFAULT))
     parser.add_argument("--lora", action="store_true", help="train an adapter of a trained model")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--functions", type=int, default=0, help="of the library; else all")
     options = parser.parse_args()
     out: Path = options.out
@@ -156,7 +154,7 @@ def main() -> None:
         print(f"\n{prompt!r}")
         for at, score in zip(top["position"].values[row], top["score"].values[row], strict=True):
             print(f"   {score:+.3g}  {names[at].partition(' ')[2]}")
-    write_report(store, out / "report.html", job=job(), render=text)
+    write_report(store, out / "report.html", job=job())
     print(f"\nlook at {out / 'report.html'}")
 
 

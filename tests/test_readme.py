@@ -21,6 +21,9 @@ from trakstore.features import featurize_job
 
 README = Path(__file__).parent.parent / "README.md"
 SPOKEN_OF = (5, 10, 50, 100, 1000)  # epochs in the blocks
+TRAINED_ELSEWHERE = (
+    "finetuned",
+)  # jobs of a Trainer's folder: the tests of examples run such a one
 
 
 class Block(NamedTuple):
@@ -80,6 +83,8 @@ def featurize_as_told(block: Block, names: dict[str, Any]) -> None:
     for words in trakstore_lines(block.text):
         if words[:1] == ["featurize"]:
             _, job = words[1].split(":")
+            if job in TRAINED_ELSEWHERE:
+                continue
             checkpoints = {epoch: f"ckpt-{epoch}.pt" for epoch in SPOKEN_OF}
             whole = dataclasses.replace(names[job](), checkpoints=checkpoints)
             place = words[words.index("--store") + 1]

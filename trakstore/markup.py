@@ -36,6 +36,28 @@ def printable(text: object, keep: str = "") -> str:
     return _UNSEEN.sub(lambda one: one[0] if one[0] in keep else repr(one[0])[1:-1], str(text))
 
 
+def one_line(name: object, most: int = 36) -> str:
+    r"""Write an id in one short line of a table: it may be a whole prompt.
+
+    A long one keeps its beginning and its end, since ids often differ in one of them alone.
+
+    Parameters
+    ----------
+    name : object
+        Shown as its ``str``.
+    most : int
+        Most characters.
+
+    Examples
+    --------
+    >>> print(one_line("def f():\n    pass"), one_line("0123456789" * 9, most=12))
+    def f():\n    pass 01234567…789
+    """
+    text = printable(name)
+    last = most // 4
+    return text if len(text) <= most else f"{text[: most - last - 1]}…{text[-last:]}"
+
+
 def card(title: str, *parts: str) -> str:
     """Put a heading over parts that are HTML already."""
     head = f'<div style="margin-bottom: 0.3em"><b>{escape(printable(title))}</b></div>'

@@ -105,6 +105,11 @@ BATCHES: dict[str, tuple[Any, Collate | None, str]] = {
         ragged,
         r"a tensor of shape \(5, 4\) at \['x'\]: one row a sample .* pad graphs .* \(in collate=\)",
     ),
+    "flattened": (
+        [{"ids": [1, 2]}, {"ids": [3]}],
+        lambda samples: {"ids": torch.tensor([[i for one in samples for i in one["ids"]]])},
+        r"a tensor of shape \(1, 3\) at \['ids'\]: pad samples, one a row, .* \(padding_free=False\)",
+    ),
     "scalar": (
         [1, 2],
         lambda samples: torch.tensor(sum(samples)),
@@ -126,6 +131,11 @@ BATCHES: dict[str, tuple[Any, Collate | None, str]] = {
         r"holds a tensor of layout sparse_coo: .* to_dense\(\) \(in collate=\)",
     ),
     "object": ([1, 2], lambda _: object(), "of type object: leave it out"),
+    "collator": (
+        [[1, 2], [3]],
+        lambda samples: torch.tensor(samples),
+        r"^the collator, of samples 0 to 1: ValueError: expected .* \(test_batches.py, line \d+\)$",
+    ),
 }
 
 

@@ -51,6 +51,14 @@ def test_top(store: ts.FeatureStore) -> None:
     axes.figure.canvas.draw()  # dollar signs are no mathematics
 
 
+def test_prompts_as_ids_are_a_line(store: ts.FeatureStore) -> None:
+    top = ts.top_k(ts.trak_scores(store), 2)
+    prompts = np.full(top["train"].shape, "def f():\n\treturn 1\n" * 9)
+    axes = plot_top(top.assign(train=(top["train"].dims, prompts)))
+    labels = [one.get_text() for one in axes.get_yticklabels()]
+    assert labels == ["def f():\\n\\treturn 1\\ndef …eturn 1\\n"] * 2
+
+
 def test_evolution(store: ts.FeatureStore) -> None:
     scores = ts.trak_scores(store)
     found = trajectories(scores, ts.top_k(scores, 3)["position"].values)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trakstore.evaluation.verdicts import Check
-from trakstore.report.analysis_tables import group_table
-from trakstore.report.evaluation_tables import check_lines, passed_lines
+from trakstore.report.analysis_tables import change_table, group_table
+from trakstore.report.evaluation_tables import check_lines, passed_lines, suspects_table
 from trakstore.report.terminal_tables import completeness_table, missing_lines, top_table
 from trakstore.report.units import in_powers_of_ten
 from trakstore.storage.split import SplitStatus
@@ -66,6 +66,22 @@ def test_top_lists() -> None:
     assert "+0.500" in shown
     labelled = top.assign(label=(dims, np.array([[1, 2]])), target_label=("target", np.array([1])))
     assert "bcd (2) -0.00123" in text(top_table(labelled))
+
+
+PROMPTS = np.array([f"{at}\tdef f(self):\n    return {at}" + " and so on" * 20 for at in range(2)])
+
+
+def test_prompts_as_ids_leave_room_for_the_numbers() -> None:
+    columns = {"change": [0.484, -0.555], "low": [-0.37, -2.22], "high": [1.39, 1.19]}
+    columns |= {"p": [0.25, 0.5], "q": [0.031, 0.92]}
+    found = xr.Dataset({name: ("rank", np.array(one)) for name, one in columns.items()})
+    shown = text(change_table(found.assign(train=("rank", PROMPTS)), "gained"), width=80)
+    assert [f"{at}\\tdef f(self):\\n    retur…and so on" in shown for at in (0, 1)] == [True, True]
+    for number in ("+0.484", "-0.555", "-0.37", "+1.19", "0.25", "0.5", "0.031", "0.92"):
+        assert number in shown
+    scores = xr.DataArray([0.5, 0.25], dims="train", coords={"train_id": ("train", PROMPTS)})
+    lines = text(suspects_table(scores, None), width=80).splitlines()
+    assert [line.split()[-1] for line in lines if "def f" in line] == ["0.5", "0.25"]
 
 
 def test_groups_fit_a_terminal_in_one_unit() -> None:

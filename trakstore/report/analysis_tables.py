@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from rich.table import Table
 
+from trakstore.markup import one_line
 from trakstore.report.terminal_tables import plain_table
 from trakstore.report.units import from_to, in_powers_of_ten
 
@@ -87,7 +88,7 @@ def dynamics_table(found: xr.Dataset) -> Table:
     for at, name in enumerate(found["sample_id"].values.tolist()):
         one = found.isel(sample=at)
         cells = [f"{float(one[column]):.3g}" for column in numbers]
-        table.add_row(str(name), *cells, *(str(int(one[column])) for column in counts))
+        table.add_row(one_line(name), *cells, *(str(int(one[column])) for column in counts))
     return table
 
 
@@ -96,7 +97,7 @@ def _train(found: xr.Dataset) -> str:
 
 
 def _names(found: xr.Dataset) -> list[str]:
-    names = [str(name) for name in found["train"].values.tolist()]
+    names = [one_line(name) for name in found["train"].values.tolist()]
     if "label" not in found:
         return names
     labels = found["label"].values.tolist()

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.markup import printable
+from trakstore.markup import one_line
 from trakstore.report.top_images import INK, OTHER, SAME
 from trakstore.report.units import evenly_spaced
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from trakstore.methods.kernel_report import KernelReport
 
 ACCENT, GRID = "#2f5fa8", "#d5d9de"
-_LONGEST = 40  # characters of an id
 
 
 def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
@@ -47,12 +46,12 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     score, places = one["score"].values, np.arange(one.sizes["rank"])
     axes = _axes(ax)
     axes.barh(places, score, color=np.where(score > 0, SAME, OTHER).tolist(), height=0.7)
-    axes.set_yticks(places, [_one_line(name) for name in one["train"].values.tolist()])
+    axes.set_yticks(places, [one_line(name) for name in one["train"].values.tolist()])
     for text in axes.get_yticklabels():
         text.set_parse_math(False)  # between dollar signs in ids, matplotlib would read TeX
     axes.invert_yaxis()
     axes.axvline(0, color=INK, linewidth=0.8)
-    _label(axes, "score", "train sample", f"target {_one_line(one['target_id'].item())}")
+    _label(axes, "score", "train sample", f"target {one_line(one['target_id'].item())}")
     return axes
 
 
@@ -73,11 +72,11 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
     axes.axhline(0, color=INK, linewidth=0.8)
     for line, name in zip(values.T, one["train"].values.tolist(), strict=True):
         colour = SAME if line[-1] > 0 else OTHER
-        label = f"train {_one_line(name)}"
+        label = f"train {one_line(name)}"
         axes.plot(places, line, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
     labelled = evenly_spaced(len(places), 9)
     axes.set_xticks(places[labelled], [str(one["epoch"].values[at]) for at in labelled])
-    _label(axes, "epoch", "standard deviations", f"target {_one_line(one['target_id'].item())}")
+    _label(axes, "epoch", "standard deviations", f"target {one_line(one['target_id'].item())}")
     return axes
 
 
@@ -136,7 +135,7 @@ def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None
     axes.set_ylim(bottom=0.5)
     axes.minorticks_off()
     axes.axvline(0, color=INK, linewidth=0.8)
-    title = "all targets" if pooled else f"target {_one_line(one['target_id'].item())}"
+    title = "all targets" if pooled else f"target {one_line(one['target_id'].item())}"
     _label(axes, "standard deviations" if pooled else "score", "train samples", title)
     return axes
 
@@ -160,12 +159,6 @@ def _axes(ax: Axes | None) -> Axes:
     from matplotlib import pyplot
 
     return pyplot.subplots()[1]
-
-
-def _one_line(name: object) -> str:
-    """Write an id in one short line: it may be a whole prompt."""
-    text = printable(name)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _label(axes: Axes, x: str, y: str, title: str) -> None:

@@ -15,6 +15,7 @@ from trakstore.evaluation.intervals import mean_interval
 from trakstore.evaluation.lds import LDS
 from trakstore.evaluation.verdicts import Check
 from trakstore.evaluation.wrong_labels import Detection
+from trakstore.markup import one_line
 from trakstore.report.terminal_tables import plain_table, span
 
 if TYPE_CHECKING:  # it needs torch
@@ -60,7 +61,7 @@ def suspects_table(scores: xr.DataArray, known: NDArray[np.bool_] | None) -> Tab
         table.add_column("known to be wrong")
     for at, (name, score) in enumerate(zip(scores["train_id"].values, scores.values, strict=True)):
         mark = [] if known is None else ["yes" if known[at] else ""]
-        table.add_row(str(name), f"{score:.3g}", *mark)
+        table.add_row(one_line(name), f"{score:.3g}", *mark)
     return table
 
 

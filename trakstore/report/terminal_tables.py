@@ -13,7 +13,7 @@ from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
-from trakstore.markup import printable
+from trakstore.markup import one_line, printable
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import SplitStatus
 
@@ -118,7 +118,7 @@ def top_table(top: xr.Dataset) -> Table:
     table.add_column(f"train{' (label)' if labelled else ''} and {what}, {order} first")
     for at in range(top.sizes["target"]):
         one = top.isel(target=at)
-        name = str(one["target_id"].item())
+        name = one_line(one["target_id"].item())
         name = f"{name} ({one['target_label'].item()})" if labelled else name
         table.add_row(name, Columns(_entries(one, signed=what == "score"), padding=(0, 2)))
     return table
@@ -160,7 +160,7 @@ def _classes(found: NDArray[Any], own: Any) -> Text:
 
 
 def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
-    trains = [printable(one) for one in top["train"].values.tolist()]
+    trains = [one_line(one) for one in top["train"].values.tolist()]
     # Entries stand in columns as wide as the terminal allows: equal widths keep these straight.
     width = max(map(len, trains))
     entries = [Text(one.rjust(width)) for one in trains]

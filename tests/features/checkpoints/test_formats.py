@@ -343,6 +343,11 @@ def test_adapters_that_do_not_fit_are_told(tmp_path: Path) -> None:
     with pytest.raises(TrakStoreError, match=r"it lacks .*o_proj.*adapter_config.json"):
         load_weights(tmp_path / "adapter", peft.get_peft_model(llama(0), config), "checkpoint 1")
     config = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"], modules_to_save=["norm"])
+    for given in (peft.get_peft_model_state_dict(lora(1)), tmp_path / "adapter"):
+        with pytest.raises(
+            TrakStoreError, match=r"; it is an adapter of LoRA: give .*get_peft_model"
+        ):
+            load_weights(given, llama(0), "checkpoint 1")
     larger = peft.get_peft_model(llama(0), config)
     with pytest.raises(TrakStoreError, match=r"has r 2, the model's adapter 3"):
         load_weights(tmp_path / "adapter", larger, "checkpoint 1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -121,10 +121,11 @@ def _difference(
     missing: list[str], extra: list[str], stored: Mapping[str, str], names: Mapping[str, str]
 ) -> str:
     if not stored.keys() & names.keys():
-        return (
-            f"it has {some_names(list(stored))}, and the model wants {some_names(list(names))}; give "
-            f"the weights under the model's names"
-        )
+        remedy = "give the weights under the model's names"
+        if _has_lora(stored) and not _has_lora(names):
+            remedy = "it is an adapter of LoRA: give the model the same one (peft.get_peft_model)"
+        got, wanted = some_names(list(stored)), some_names(list(names))
+        return f"it has {got}, and the model wants {wanted}; {remedy}"
     parts = []
     if missing:
         near = did_you_mean(missing[0], extra) if extra else ""
@@ -132,6 +133,10 @@ def _difference(
     if extra:
         parts.append(f"the model has no {some_names(extra)}")
     return "; ".join(parts)
+
+
+def _has_lora(names: Iterable[str]) -> bool:
+    return any(".lora_" in name for name in names)
 
 
 def some_names(names: list[str]) -> str:
