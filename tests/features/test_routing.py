@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from features.engines import engine, error, generic, normal, plain
+from features.engines import engine, error, generic, integers, normal, plain
 from features.models import seeded
 from features.test_axes import Watched
 from torch import Tensor, nn
 
 from trakstore.features.axes import Axis, Following, Places, Routed, Unplaced
+from trakstore.features.draws import LabelDraws
+from trakstore.features.outputs import CausalLM
 from trakstore.spec import ProjectionSpec
 
 EXPERTS, WIDTH, TIME = 4, 8, 5  # products of groups need rows of 16 bytes
@@ -275,3 +278,29 @@ def test_an_index_that_nothing_is_known_of_gives_rows_that_may_be_mixed() -> Non
         mark = following.of(rows)
     assert isinstance(mark, Routed) and mark.rows.samples.tolist() == [0, 1]
     assert following.mixed
+
+
+class Tokens(nn.Module):
+    """A language model with experts, and a scale that is derived of a parameter."""
+
+    def __init__(self, route: Route) -> None:
+        super().__init__()
+        self.token, self.last = nn.Embedding(11, WIDTH), nn.Linear(3, 11)
+        self.gain, self.experts = nn.Parameter(normal(WIDTH)), Routing(route)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.experts(self.token(ids) * (1 + self.gain)))
+        return logits
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_other_labels_of_the_same_samples_go_back_through_the_same_graph(name: str) -> None:
+    model, output = seeded(lambda: Tokens((ROUTES | GROUPED)[name])).eval(), CausalLM()
+    ids = integers(11, 4, TIME)
+    draws = LabelDraws(model, output, np.arange(4), 3, 0)
+    batch = draws.labelled(np.arange(12), (ids.repeat_interleave(3, 0),))
+    own = engine(model, output=output)
+    apart, together = own.rows(batch), own.rows(batch, draws=3)
+    assert not own.generic_parameters
+    assert error(together.features, plain(model, batch, output)) < 1e-5
+    assert error(together.features, apart.features.double()) < 1e-5

@@ -75,8 +75,8 @@ class Grouped(Layer):
         left, right = (x, gradient) if self._turned else (gradient, x)
         experts = Members.of(group, self._weight.parameter.shape[0])
         for samples in _parts(left, right):
-            for one in experts.reached(samples):
-                tile = experts.product(one, left, right, samples)
+            for one, most in experts.reached(samples):
+                tile = experts.product(one, most, left, right, samples)
                 yield Some(samples, Rows(self._weight.name, tile.flatten(1)[:, None], one))
 
 
@@ -104,15 +104,15 @@ class Members(NamedTuple):
         before = torch.arange(batch, device=group.device)[:, None] * group.shape[1]
         return cls(group.argsort(dim=1, stable=True) + before, first[:, :-1], count[:, :-1])
 
-    def reached(self, samples: slice) -> list[int]:
-        """Return the groups that some samples have rows of."""
-        reached: list[int] = self.number[samples].any(0).nonzero()[:, 0].tolist()
-        return reached
+    def reached(self, samples: slice) -> list[tuple[int, int]]:
+        """Return the groups that some samples have rows of, and the most that one of them has."""
+        most = self.number[samples].amax(0).tolist()
+        return [(group, count) for group, count in enumerate(most) if count]
 
-    def product(self, group: int, left: Tensor, right: Tensor, samples: slice) -> Tensor:
+    def product(self, group: int, most: int, left: Tensor, right: Tensor, samples: slice) -> Tensor:
         """Return the sum of outer products of one group's rows, for some samples."""
         count, first = self.number[samples, group, None], self.first[samples, group, None]
-        place = torch.arange(int(count.max()), device=count.device)
+        place = torch.arange(most, device=count.device)
         # Samples with fewer rows of this group than others have zeros for the rest.
         row = self.order[samples].gather(1, (first + place).clamp(max=self.order.shape[1] - 1))
         own = left.flatten(0, 1)[row].float() * (place < count)[:, :, None]
