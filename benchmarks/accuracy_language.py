@@ -83,21 +83,30 @@ def bytes_of_row(store: ts.FeatureStore, checkpoints: int) -> int:
 
 
 def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
-    """Today's defaults, from checkpoints of one training."""
+    """Scores of the library from checkpoints of one training: all of them, and the last alone."""
+    moments = ground.truth.moments[max(ground.truth.moments)]
     for dim in (64,) if small else (2048, 8192):
-        store = ground.store(dim)
-        everything = list(store.epochs)
-        for epochs in dict.fromkeys((tuple(everything), tuple(everything[-1:]))):
-            of: Any = {"epochs": list(epochs)}
+        plain = ground.store(dim)
+        of_samples = ground.store(dim, "-samples", scale="samples", sampled=DRAWS)
+        of_adam = ground.store(dim, "-adam", scale=moments)
+        for count in (len(plain.epochs), 1):
+            of: Any = {"epochs": list(plain.epochs)[-count:]}
             scores = {
-                "trak_scores": ts.trak_scores(store, **of),
-                "influence_scores": ts.influence_scores(store, **of),
-                "grad_dot_scores": ts.grad_dot_scores(store, **of),
-                "grad_cos_scores": ts.grad_cos_scores(store, **of),
+                "trak_scores": ts.trak_scores(plain, **of),
+                "influence_scores": ts.influence_scores(plain, **of),
+                "grad_dot_scores": ts.grad_dot_scores(plain, **of),
+                "grad_cos_scores": ts.grad_cos_scores(plain, **of),
+                "trak_scores, scale of Adam": ts.trak_scores(of_adam, **of),
+                "trak_scores, scale": ts.trak_scores(of_samples, kernel="train", **of),
+                "grad_dot_scores, scale": ts.grad_dot_scores(of_samples, **of),
+                "influence_scores, scale, 4 draws": ts.influence_scores(of_samples, **of),
             }
-            size = bytes_of_row(store, len(epochs))
+            for c in (0.1, 0.3, 1.0):
+                one = ts.trak_scores(of_samples, damping=c, kernel="sampled", **of)
+                scores[f"trak_scores, scale, 4 draws, c = {c}"] = one
+            size = bytes_of_row(plain, count)
             for name, one in scores.items():
-                lines.add(f"{dim} x {len(epochs)}", name, one, bytes=size)
+                lines.add(f"{dim} x {count}", name, one, bytes=size)
 
 
 def in_memory(ground: LanguageGround, lines: Lines, draws: int) -> None:

@@ -20,8 +20,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 F64 = NDArray[np.float64]
-DAMPING = (0.1, 0.3, 1.0)
-EKFAC_DAMPING = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0)
+EKFAC_DAMPING = (0.0001, 0.001, 0.01, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,15 @@ def eigenvectors(rows: Rows, modules: dict[str, nn.Module]) -> dict[str, tuple[T
 def references(rows: Rows) -> dict[str, F64]:
     """Scores (target, train) of one checkpoint by name; rows are scaled at the end."""
     m, n = rows.targets, len(rows.train)
-    plain = gram(rows.gradients)
+    plain = gram(rows.gradients[: m + n])
     lengths = np.sqrt(np.diag(plain))
-    found = {"cosine": plain[:m, m : m + n] / np.outer(lengths[:m], lengths[m : m + n])}
+    found = {"cosine": plain[:m, m:] / np.outer(lengths[:m], lengths[m:])}
     found |= {f"EK-FAC, damping {c}": one for c, one in ekfac_scores(rows).items()}
     rows.scale()
-    for scale, products in (("", plain), ("scaled, ", gram(rows.gradients))):
+    scaled = gram(rows.gradients)
+    for scale, products in (("", plain), ("scaled, ", scaled)):
         found[f"{scale}dot product"] = products[:m, m : m + n]
-        for used in sorted({0, 1, len(rows.draws)}):
+        for used in sorted({0, 1, len(rows.draws)}) if scale else (0,):
             kind = f"{used} draw{'s' * (used > 1)}" if used else "empirical"
             for c in DAMPING:
                 one = kernel_scores(products, m, n, used, c)

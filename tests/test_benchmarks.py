@@ -76,6 +76,13 @@ def test_the_benchmark_of_a_gpu_runs_small_without_one() -> None:
     assert sum(" of the ceiling" in line for line in lines) == 2
 
 
+def test_architectures_are_listed_with_what_goes_by_known_layers() -> None:
+    lines = run("architectures.py", "gemma", "olmoe", "--small")
+    assert [line.split()[0] for line in lines[1:]] == ["architecture", "gemma", "olmoe"]
+    assert all("100.0%" in line for line in lines[2:])
+    assert "Derived" in lines[2] and "Grouped" in lines[3]
+
+
 def test_the_scheduler_is_measured_and_a_table_follows() -> None:
     lines = run("scheduler.py", "--small")
     assert [line.split()[0] for line in lines[-4:]] == ["1", "10", "100", "1000"]
@@ -114,8 +121,8 @@ def test_accuracy_on_language_models_is_told_line_by_line(tmp_path: Path) -> Non
     stored, dense = (
         [line for line in lines if f" {how} " in line] for how in ("64 x 2", "dense x 2")
     )
-    assert len(stored) == 4 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
-    assert sum("EK-FAC" in line for line in dense) == 6
+    assert len(stored) == 11 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
+    assert sum("EK-FAC" in line for line in dense) == 5
     found = json.loads((tmp_path / "lm.json").read_text())
     assert len(found) == len(lines) - 1 and found[0]["bytes"] == 2 * 64 * 4
     again = run("accuracy.py", "lm", "--small", "--models", "8", "--out", str(tmp_path))

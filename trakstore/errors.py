@@ -24,6 +24,7 @@ from typing import Any
 
 from trakstore.markup import printable
 
+# The docs have a page of this module, which shows these names.
 __all__ = [
     "LARGER_LIMIT",
     "NO_THREADS",

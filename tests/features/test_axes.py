@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trakstore.features.axes import Axis, Following, Mark, Unplaced
+from trakstore.features.axes import Axis, Following, Mark, Routed, Unplaced
 from trakstore.features.axes.marks import reshaped
 
 BATCH = 3
@@ -301,11 +301,18 @@ def _holds(call: Any, given: tuple[Any, tuple[Any, ...], dict[str, Any]], choose
         id(t): _changed(t, axis, batch, changed) if axis else t.clone()
         for t, axis in zip(tensors, axes, strict=True)
     }
+    other = Following(batch)
+    for tensor, axis in zip(tensors, axes, strict=True):
+        if axis:
+            other._mark(altered[id(tensor)], axis, frozenset())
     try:
-        again = list(tensors_of(_called(call, given, altered)))
+        with Watched(other):
+            again = list(tensors_of(_called(call, given, altered)))
     except Exception:  # noqa: BLE001  (values that were drawn need not fit)
         return False
     for mark, first, second in zip(marks, results, again, strict=True):
+        if isinstance(mark, Routed) and not following.mixed:
+            _same_rows(mark, first, other.of(second), second, others)
         if not isinstance(mark, Axis):
             continue
         one, two = mark.front(first, batch), mark.front(second, batch)
@@ -313,6 +320,17 @@ def _holds(call: Any, given: tuple[Any, tuple[Any, ...], dict[str, Any]], choose
         same = torch.isclose(one[others], two[others], rtol=1e-4, atol=1e-5, equal_nan=True)
         assert same.all(), (call, [t.shape for t in tensors], axes, args, kwargs, mark)
     return any(isinstance(mark, Axis) for mark in marks)
+
+
+def _same_rows(
+    mark: Routed, first: Tensor, of_second: Mark, second: Tensor, others: list[int]
+) -> None:
+    """Each sample but the one that was changed has the rows that it had, in their order."""
+    assert isinstance(of_second, Routed) and of_second.dim == mark.dim
+    for i in others:
+        one = first.movedim(mark.dim, 0)[mark.rows.samples == i]
+        two = second.movedim(mark.dim, 0)[of_second.rows.samples == i]
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-5, equal_nan=True), (mark, i)
 
 
 def _drawn(tensors: list[Tensor], choose: Any) -> tuple[int | None, list[Axis | None]]:

@@ -105,6 +105,11 @@ BATCHES: dict[str, tuple[Any, Collate | None, str]] = {
         ragged,
         r"a tensor of shape \(5, 4\) at \['x'\]: one row a sample .* pad graphs .* \(in collate=\)",
     ),
+    "flattened": (
+        [{"ids": [1, 2]}, {"ids": [3]}],
+        lambda samples: {"ids": torch.tensor([[i for one in samples for i in one["ids"]]])},
+        r"a tensor of shape \(1, 3\) at \['ids'\]: pad samples, one a row, .* \(padding_free=False\)",
+    ),
     "scalar": (
         [1, 2],
         lambda samples: torch.tensor(sum(samples)),

@@ -247,11 +247,13 @@ def test_a_collator_of_ones_own_is_given_whole_samples_where_it_takes_them() -> 
     assert torch.equal(batch["input_ids"], wanted["input_ids"])
 
 
-def test_an_error_of_a_collator_is_its_own() -> None:
+def test_an_error_of_a_collator_is_told_in_a_line() -> None:
     def fails(_: list[Any]) -> Any:
         raise KeyError("speed")
 
-    with pytest.raises(KeyError, match="speed"):
+    with pytest.raises(
+        TrakStoreError, match=r"the collator, of samples 0 to \d: KeyError: 'speed'"
+    ):
         read(language_model(), CausalLM(), rows(), fails)
 
 
@@ -292,3 +294,23 @@ def test_columns_of_tuples_and_of_wrapped_models() -> None:
     assert {"input_ids", "token_type_ids"} < columns.arguments
     pairs = [(torch.ones(2), "a")]
     assert columns.without_metadata(pairs) is pairs and columns.as_trainer(pairs) is pairs
+
+
+def test_a_collator_that_the_trainer_wrapped_is_known_by_what_it_wraps() -> None:
+    """A Trainer of a list wraps its collator to drop columns, among them what an output reads."""
+
+    def wrapped(inner: Any) -> Any:
+        return tf.trainer_utils.RemoveColumnsCollator(inner, ["input_ids", "labels"])
+
+    data = rows(**BESIDE, weight=lambda i, _: float(i))
+    causal = wrapped(tf.DataCollatorForLanguageModeling(tokenizer(), mlm=False))
+    weighted = Weighted(CausalLM("loss"), "weight")
+    assert read(language_model(), weighted, data, causal)["weight"].tolist() == [0, 1, 2, 3, 4, 5]
+    flat = read(language_model(), CausalLM(), data, wrapped(tf.DataCollatorWithFlattening()))
+    assert flat["input_ids"].shape == (6, 9)
+    masking = wrapped(tf.DataCollatorForLanguageModeling(tokenizer(), mlm=True))
+    batches = Batches.of(language_model(), CausalLM(), data, CPU, masking)
+    with pytest.raises(
+        TrakStoreError, match="collate=DataCollatorForLanguageModeling masks tokens"
+    ):
+        batches.need_repeatable(3)

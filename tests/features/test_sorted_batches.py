@@ -17,6 +17,7 @@ import trakstore as ts
 from trakstore.features import CausalLM, featurize
 from trakstore.features.batches import Batches
 from trakstore.features.block_rows import RowComputer
+from trakstore.features.draws import Repeated
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import hashed_rows
 from trakstore.features.sorted_batches import batches_by_length, padded_share, sequence_length
@@ -24,6 +25,7 @@ from trakstore.features.task import SplitTask
 
 WORDS, ROWS, SIZE = 23, 200, 8
 SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
+LONG, SHORT = range(40, 61), range(3, 12)
 OPTIONS: dict[str, Any] = {"projector": SJLT, "batch_size": SIZE, "progress": False}
 
 
@@ -204,7 +206,7 @@ def test_what_needs_no_sorting_is_read_as_it_comes(masks: list[Tensor], tmp_path
 
 
 def test_a_memory_limit_reckons_with_the_longest_and_sorts_fewer_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    masks: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pools: list[int] = []
     within = RowComputer.within
@@ -221,4 +223,43 @@ def test_a_memory_limit_reckons_with_the_longest_and_sorts_fewer_at_once(
         columns, *_ = written(tmp_path / str(limit), memory_limit=limit)
         scale = np.abs(plain["features"]).max()
         assert np.abs(columns["features"] - plain["features"]).max() < 1e-5 * scale
+        if limit == 300_000:
+            few, many = ([len(one) for one in masks if one.shape[1] in w] for w in (LONG, SHORT))
+            assert max(few) < max(many) <= SIZE
+        masks.clear()
     assert SIZE <= pools[0] < pools[1] == 32 * SIZE
+
+
+def test_memory_that_does_not_suffice_is_shared_by_length(
+    masks: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After long samples did not fit, short ones are still computed together."""
+    plain, *_ = written(tmp_path / "a")
+    masks.clear()
+    computed, refused = RowComputer._computed, list[tuple[int, ...]]()
+
+    def short_of_memory(self: Any, batch: Any, rows: Any) -> Any:
+        if batch["input_ids"].numel() > 100:
+            refused.append(tuple(batch["input_ids"].shape))
+            raise torch.OutOfMemoryError
+        return computed(self, batch, rows)
+
+    monkeypatch.setattr(RowComputer, "_computed", short_of_memory)
+    columns, *_ = written(tmp_path / "b", memory_limit=10**9)
+    scale = np.abs(plain["features"]).max()
+    assert np.abs(columns["features"] - plain["features"]).max() < 1e-5 * scale
+    assert refused and len(refused) < 12
+    long, short = (max(len(one) for one in masks if one.shape[1] in w) for w in (LONG, SHORT))
+    assert 1 <= long < short == SIZE
+
+
+def test_rows_of_one_sample_stay_in_one_batch() -> None:
+    """Of a sample whose labels are drawn several times, one forward pass serves all draws."""
+    batches = Batches(Repeated(Texts(lengths()), 3), torch.device("cpu"), Padding())
+    parts = batches.several(30, 150, 12, by_length=True, each=3)
+    assert sorted(np.concatenate([rows for rows, _ in parts]).tolist()) == list(range(30, 150))
+    for rows, batch in parts:
+        assert len(rows) <= 12 and len(batch["input_ids"]) == len(rows)
+        assert (rows.reshape(-1, 3) - rows[::3, None] == np.arange(3)).all()
+        assert (rows[::3] % 3 == 0).all()
+    assert padding([batch["attention_mask"] for _, batch in parts]) < 0.1

@@ -119,17 +119,17 @@ def test_written_chunks_are_not_computed_again(
         pass
 
     written, computed = [], []
-    write, tile = saving._SaveTile.__call__, Window.tile
+    write, tile = saving._write_tile, Window.tile
 
-    def few(self: Any, *at: Any) -> None:
+    def few(made: Any, location: Any, path: str, *at: Any) -> None:
         if len(written) == 9:
             raise Stop
         written.append(at[:4])
-        write(self, *at)
+        write(made, location, path, *at)
 
     options: Any = {"memory_limit": "60kB"}
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(saving._SaveTile, "__call__", few)
+        patch.setattr(saving, "_write_tile", few)
         save_scores(trak_scores(store), store, "a", **options)
     assert verify_store(store).ok
     with pytest.raises(NotFoundError, match="no scores 'a'"):
@@ -147,7 +147,7 @@ def test_written_chunks_are_not_computed_again(
     np.testing.assert_allclose(saved, np.asarray(trak_scores(store)), rtol=1e-6, atol=1e-7)
     written.clear()
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(saving._SaveTile, "__call__", few)
+        patch.setattr(saving, "_write_tile", few)
         save_scores(trak_scores(store), store, "b", **options)
     other = trak_scores(store, damping=3.0)  # of other scores nothing is kept
     found = save_scores(other, store, "b", **options)
@@ -172,16 +172,16 @@ def test_scores_that_differ_in_one_setting_alone_are_never_mixed(
         "mix": [whitened_cos_scores(store, mix=m, damping=fixed) for m in (0.2, 0.7)],
     }[how]
     assert not np.allclose(first, other, rtol=1e-3)
-    written, write = [], saving._SaveTile.__call__
+    written, write = [], saving._write_tile
 
-    def few(self: Any, *at: Any) -> None:
+    def few(*given: Any) -> None:
         if len(written) == 9:
             raise KeyboardInterrupt
-        written.append(at[:4])
-        write(self, *at)
+        written.append(given)
+        write(*given)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(saving._SaveTile, "__call__", few)
+        patch.setattr(saving, "_write_tile", few)
         save_scores(first, store, "a", memory_limit="60kB")
     found = save_scores(other, store, "a", memory_limit="60kB")
     np.testing.assert_allclose(found, np.asarray(other), rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from trakstore.cli.options import Json, StorePath
-from trakstore.cli.output import console, print_json
+from trakstore.cli.output import print_result
 from trakstore.report.store_facts import StoreContents, store_facts, store_verdict
 from trakstore.report.terminal_tables import completeness_table, facts_table, missing_lines
 from trakstore.scores.saving import names_of_scores
@@ -24,12 +24,7 @@ def info(store: StorePath, as_json: Json = False) -> None:
     """Show what a store holds on one screen; the last line says whether it can be used now."""
     contents = StoreContents.of(open_store(store))
     # Not both: either reads what the other does not need, which takes time on object storage.
-    if as_json:
-        print_json(_document(contents))
-        return
-    out = console()
-    for one in _shown(contents):
-        out.print(one)
+    print_result(as_json, _document(contents) if as_json else {}, _shown(contents))
 
 
 def _shown(contents: StoreContents) -> Iterator[RenderableType]:

@@ -24,6 +24,7 @@ from trakstore.storage.opening import open_store
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
+# The docs have a page of this module, which shows these names.
 __all__ = ["check_setup"]
 
 # Relative errors of stored rows that rounding explains: of their dtype, and of products in bfloat16.

@@ -31,6 +31,7 @@ from trakstore.spec import ProjectionSpec
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
 
+# The docs have a page of this module, which shows these names.
 __all__ = ["Cell", "efficiency_grid"]
 
 

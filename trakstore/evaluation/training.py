@@ -24,6 +24,7 @@ from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.quantities import as_whole
 
+# The docs have a page of this module, which shows these names.
 __all__ = ["SubsetTrainer"]
 
 log = logging.getLogger("trakstore")

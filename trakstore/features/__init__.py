@@ -18,12 +18,16 @@ from trakstore.features.outputs import (
     SquaredError,
     Weighted,
 )
+from trakstore.features.packs import Documents
+from trakstore.features.padding import pad_tokens
+from trakstore.features.streamed import Streamed
 
 __all__ = [
     "DPO",
     "CausalLM",
     "Contrastive",
     "CrossEntropy",
+    "Documents",
     "Featurized",
     "FunctionOutput",
     "Job",
@@ -32,6 +36,7 @@ __all__ = [
     "ModelOutput",
     "RowOutputs",
     "SquaredError",
+    "Streamed",
     "TokenCounts",
     "Weighted",
     "chat_rows",
@@ -39,4 +44,5 @@ __all__ = [
     "featurize",
     "featurize_job",
     "load_job",
+    "pad_tokens",
 ]

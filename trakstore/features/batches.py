@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -18,6 +19,7 @@ from torch.utils.data import default_collate
 from trakstore.errors import TrakStoreError
 from trakstore.features.fitness import fit_modules, need_weights
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.padding import pad_tokens
 from trakstore.features.sample_columns import SampleColumns
 from trakstore.features.sorted_batches import (
     MOST_PADDING,
@@ -30,9 +32,12 @@ from trakstore.planning import ranges
 
 __all__ = ["Batches", "Collate", "evaluated"]
 
+log = logging.getLogger("trakstore")
+
 Collate = Callable[[list[Any]], Any]
 
 _PAIR = 2
+_FLATTENING = "DataCollatorWithFlattening"
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,18 @@ class Batches:
 
         A collator of transformers expects what its ``Trainer`` gives: columns that forward names. Any
         other is given whole samples, as it may make the model's inputs of texts; where it fails on
-        those and not on what the ``Trainer`` gives, it is given that.
+        those and not on what the ``Trainer`` gives, it is given that. The one that writes samples one
+        after the other into one row is replaced by one that pads: each sample then has its own row,
+        and the same gradient, as samples of such a row do not see one another.
         """
         columns = SampleColumns.of(model, output)
+        own = _of_trainer(collate)
+        if type(own).__name__ == _FLATTENING:
+            log.info("samples are padded, one a row, in place of %s's one row of all", _FLATTENING)
+            return cls(dataset, device, pad_tokens, columns, as_trainer=True)
+        if own is not collate and columns.read is not None:
+            # The Trainer's wrapper would also drop what the output reads.
+            return cls(dataset, device, own, columns, as_trainer=True)
         whole = cls(dataset, device, collate, columns)
         if collate is None:
             return whole
@@ -99,17 +113,21 @@ class Batches:
         return self._made([self._sample(index) for index in range(start, stop)], start)
 
     def several(
-        self, start: int, stop: int, size: int, *, by_length: bool
+        self, start: int, stop: int, size: int, *, by_length: bool, each: int = 1
     ) -> list[tuple[NDArray[np.int64], Any]]:
         """Read samples ``start`` to ``stop`` in batches of ``size`` at most, each with its rows.
 
         They are in order, or sorted ``by_length``, which is to be known of each then. Two samples
-        stay one batch: by the first two an engine is checked.
+        stay one batch: by the first two an engine is checked. Of ``each`` rows one after the other that
+        are one sample, all are in one batch.
         """
         samples = [self._sample(index) for index in range(start, stop)]
         parts = [np.arange(*piece) for piece in ranges(len(samples), size)]
         if by_length and len(samples) > _PAIR:
-            parts = batches_by_length(np.array([*map(self._length, samples)]), size)
+            each = each if start % each == len(samples) % each == 0 else 1
+            lengths = np.array([self._length(one) for one in samples[::each]])
+            own = batches_by_length(lengths, max(1, size // each))
+            parts = [(each * part[:, None] + np.arange(each)).ravel() for part in own]
         return [(start + rows, self._made([samples[i] for i in rows], start)) for rows in parts]
 
     def _length(self, sample: Any) -> int:
@@ -118,11 +136,11 @@ class Batches:
             raise TrakStoreError("some samples have 'input_ids', others none: give them to each")
         return length
 
-    def uneven(self, rows: Sequence[int]) -> tuple[int, int] | None:
-        """Return the two longest of some samples, where to pad samples as they come costs much.
+    def uneven(self, rows: Sequence[int]) -> tuple[int, ...] | None:
+        """Return some samples from the longest to the shortest, where to pad them as they come costs.
 
         That is so where lengths are known, a tenth or more of these samples together would be padding,
-        and batches are not padded to one length anyway.
+        and batches are not padded to one length anyway; None otherwise.
         """
         if self.collate is None:
             return None
@@ -135,7 +153,7 @@ class Batches:
         short, long = (self._made([samples[at]], rows[at]) for at in (order[-1], order[0]))
         if padded_share(known) <= MOST_PADDING or _numbers(short) >= _numbers(long):
             return None
-        return rows[order[0]], rows[order[1]]
+        return tuple(rows[at] for at in order)
 
     def _made(self, samples: list[Any], start: int) -> Any:
         """Make a batch of samples; ``start`` is the position of the first of them in a data set."""
@@ -156,10 +174,11 @@ class Batches:
         """
         if self.collate is None:
             return
-        masks = bool(getattr(self.collate, "mlm", False))
+        own = _of_trainer(self.collate)
+        masks = bool(getattr(own, "mlm", False))
         if not masks and _same(self.read(0, count), self.read(0, count)):
             return
-        name = getattr(self.collate, "__name__", type(self.collate).__name__)
+        name = getattr(own, "__name__", type(own).__name__)
         remedy = "do that once, in the data set, with a fixed seed, and collate without it"
         if masks:
             remedy = (
@@ -214,6 +233,10 @@ class Batches:
                 "one row a sample is needed in each; pad graphs and other samples of several sizes "
                 "to one, with a mask"
             )
+            if leaf.ndim == 2 and len(leaf) == 1:
+                remedy = (
+                    "pad samples, one a row, rather than write all into one (padding_free=False)"
+                )
         else:
             got, remedy = (
                 f"a value of type {type(leaf).__name__}",
@@ -243,6 +266,11 @@ class Batches:
             # the stream that computes still reads it.
             tensor.record_stream(user)
         return moved
+
+
+def _of_trainer(collate: Any) -> Any:
+    """Return the collator that transformers' ``Trainer`` has wrapped to drop columns."""
+    return collate.data_collator if type(collate).__name__ == "RemoveColumnsCollator" else collate
 
 
 def _of_transformers(collate: Collate) -> bool:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as tree
 
 from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, error_context
 from trakstore.features.activations import NamedActivations
@@ -21,9 +19,10 @@ from trakstore.features.bad_rows import BadRows
 from trakstore.features.blockcheck import CheckedRows, checked_rows, difference, signs_of
 from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.footprint import peak_bytes
+from trakstore.features.footprint import Need, peak_bytes, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.to_host import gpu_done, in_order, to_host
 from trakstore.features.wording import first_line, listed
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
@@ -36,6 +35,7 @@ log = logging.getLogger("trakstore")
 
 _BLOCKS = 3  # held at once: computed, converted to the stored dtype, written in the background
 _BATCHES = 2  # used, and read ahead
+_MANY = 2**31
 _SORTED = 8  # batches of a block at least, where samples are sorted within it
 
 Piece = tuple[int, int]
@@ -66,9 +66,14 @@ class RowComputer:
     pool : int
         Samples that are read at once: of a batch, or of several where they are sorted by length.
     measured : tuple of int
-        Rows of the samples whose need of memory is measured.
-    at_once : int
-        Samples whose gradients are computed at once; halved when memory does not suffice.
+        Rows of the samples whose need of memory is measured: the longest, where lengths differ much.
+    shortest : tuple of int
+        Rows of the shortest samples then.
+    at_once : float
+        Samples like those measured whose gradients are computed at once; halved when memory does not
+        suffice.
+    need : Need or None
+        Bytes that samples of other lengths need, by which more of them are computed at once, or fewer.
     pick : callable
         Reader of the samples at some rows, as a batch of their own.
     check : {"some", "all"}
@@ -91,11 +96,13 @@ class RowComputer:
     batch_size: int
     pool: int
     measured: tuple[int, ...]
-    at_once: int
+    shortest: tuple[int, ...]
+    at_once: float
     pick: Callable[[NDArray[np.int64]], Any]
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
     labels: LabelDraws | None = None
+    need: Need | None = None
 
     @property
     def least_block(self) -> int:
@@ -126,7 +133,7 @@ class RowComputer:
         first = self.pick(np.array(self.measured))
         one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
-        sample = _bytes(cut(first, 0, 1))
+        sample = tensor_bytes(cut(first, 0, 1))
         # Of a pool, an eighth of the limit is enough: fewer samples are sorted at once then.
         pool = min(self.pool, max(self.batch_size, limit // 8 // (_BATCHES * sample)))
         read = _BATCHES * pool * sample
@@ -136,20 +143,34 @@ class RowComputer:
         fixed = buffers + read + _BLOCKS * block_bytes + self.engine.gradient_bytes
         what = f"featurizing one sample at a time (batch_size {self.batch_size}, blocks of "
         what += f"{block_bytes:,} bytes)"
-        at_once = window_rows(self.batch_size, each, fixed, limit, what)
-        return replace(self, at_once=at_once, pool=pool)
+        most = _MANY if self.shortest else self.batch_size
+        at_once = window_rows(most, each, fixed, limit, what)
+        return replace(self, at_once=at_once, pool=pool, need=self._need(sample, each))
 
     def fitting(self, free: int) -> RowComputer:
         """Return the same with as many samples at once as should fit in ``free`` bytes of a GPU.
 
         It is an estimate: one sample is always tried, and where it was wrong, fewer at once are.
         """
-        one, two = self._peaks(self.pick(np.array(self.measured)))
+        first = self.pick(np.array(self.measured))
+        one, two = self._peaks(first)
         each = max(1, two - one)
         most = (free - one + each) // each
         if most < self.at_once:
             log.info("%d samples at once, as free memory suggests", max(1, most))
-        return replace(self, at_once=max(1, min(self.at_once, most)))
+        need = self._need(tensor_bytes(cut(first, 0, 1)), each)
+        return replace(self, at_once=max(1, most if need else min(self.at_once, most)), need=need)
+
+    def _need(self, sample: int, each: int) -> Need | None:
+        """Measure the shortest samples beside the longest; nothing where all are of like length."""
+        if not self.shortest:
+            return None
+        short = self.pick(np.array(self.shortest))
+        one, two = self._peaks(short)
+        size = tensor_bytes(cut(short, 0, 1))
+        # Where what does not grow with the samples hides what they need, it is taken to be in
+        # proportion to their length: less it is not.
+        return Need((size, max(two - one, -(-each * size // sample))), (sample, each))
 
     def _peaks(self, first: Any) -> tuple[int, int]:
         """Return the bytes that one sample needs, and two."""
@@ -189,11 +210,11 @@ class RowComputer:
         pieces, following = self._pieces(start, stop), then and self._pieces(*then)[0]
         parts, order = self._parts(pieces, following)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
-        ready = _event()
+        ready = gpu_done()
         if not self._checked(parts, order, start, stop):
             # Samples are read again rather than kept: this is seldom, and a block may be large.
             parts, order = self._parts(pieces, following, generic=True)
-            ready = _event()
+            ready = gpu_done()
             if not self._checked(parts, order, start, stop):
                 raise NumericsError(
                     f"{self.where}: rows {start} to {stop - 1} are not the gradients of their samples "
@@ -232,12 +253,23 @@ class RowComputer:
 
     def _rows_of(self, own: NDArray[np.int64]) -> Rows:
         """Return the engine's rows; by one forward pass a sample, where all of its draws are there."""
-        draws = 1 if self.labels is None else self.labels.draws
-        if draws == 1 or len(own) % draws or self.at_once % draws or (own[::draws] % draws).any():
+        draws = self._draws
+        if draws == 1 or len(own) % draws or (own[::draws] % draws).any():
             return self.engine.rows
         together = own.reshape(-1, draws) - own[::draws, None]
         whole = bool((together == np.arange(draws)).all())
-        return partial(self.engine.rows, draws=draws) if whole else self.engine.rows
+        return self._together if whole else self.engine.rows
+
+    def _together(self, batch: Any) -> FeatureRows:
+        # Where memory does not suffice for all draws of a sample at once, they are samples like others.
+        draws = self._draws
+        whole = batch_size(batch) % draws == 0
+        return self.engine.rows(batch, draws=draws) if whole else self.engine.rows(batch)
+
+    @property
+    def _draws(self) -> int:
+        """Rows of each sample."""
+        return 1 if self.labels is None else self.labels.draws
 
     def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
         return batch if self.labels is None else self.labels.labelled(rows, batch)
@@ -246,13 +278,14 @@ class RowComputer:
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
     ) -> bool:
         """Compare some rows of a block, or all, with ordinary backward passes."""
-        _event()()  # the parts are read here, and may still be on their way
+        gpu_done()()  # the parts are read here, and may still be on their way
         features = torch.cat([part[layout.FEATURES] for part in parts])
+        most = max(1, min(self.batch_size, int(self.at_once)))
         place = np.argsort(order)  # of each row of the block among the parts
         if self.check == "all":
-            chosen = [order[a:b] for a, b in ranges(stop - start, self.at_once)]
+            chosen = [order[a:b] for a, b in ranges(stop - start, most)]
         else:
-            chosen = [checked_rows(start, stop, self.at_once)]
+            chosen = [checked_rows(start, stop, most)]
         return all(
             self._compared(rows, features[place[rows - start]], start, stop) for rows in chosen
         )
@@ -275,7 +308,7 @@ class RowComputer:
     ) -> Columns:
         """Return the columns, checked, in the stored dtypes; parts are dropped on the way."""
         joined = {
-            name: _in_order([part.pop(name).numpy() for part in parts], order - start)
+            name: in_order([part.pop(name).numpy() for part in parts], order - start)
             for name in [*parts[0]]
         }
         if "label" in joined and not self.skip_bad_rows:
@@ -309,12 +342,23 @@ class RowComputer:
         """Yield the columns of a batch, as one part or several: fewer samples at once, if need be."""
         size, done = batch_size(batch), 0
         while done < size:
-            part = self._part(cut(batch, done, done + self.at_once), rows)
+            most = self._most(batch)
+            part = self._part(cut(batch, done, done + most), rows)
             if part is not None:
                 yield part
-                done += self.at_once
+                done += most
             else:
-                self._halve(size)
+                self._halve(batch, min(most, size))
+
+    def _most(self, batch: Any) -> int:
+        """Return how many samples of a batch are computed at once: all draws of some, if it can be."""
+        most = max(1, int(self.at_once * self._lightness(batch)))
+        return most - most % self._draws if most > self._draws else most
+
+    def _lightness(self, batch: Any) -> float:
+        """Return how many samples of a batch need what one of those measured needs."""
+        one = tensor_bytes(cut(batch, 0, 1))
+        return 1.0 if self.need is None else self.need.of_samples_like(one)
 
     def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
         """Return columns on their way to the CPU, or None where memory did not suffice."""
@@ -323,21 +367,21 @@ class RowComputer:
             labels = self.output.labels(batch)
             if labels is not None:
                 columns["label"] = labels
-            return {name: _to_host(column) for name, column in columns.items()}
+            return {name: to_host(column) for name, column in columns.items()}
         except torch.OutOfMemoryError as error:
-            if min(self.at_once, batch_size(batch)) > 1:
+            if batch_size(batch) > 1:
                 return None
             raise MemoryLimitError(
                 f"memory does not suffice for the gradient of one sample ({first_line(error)}); "
                 f"choose parameters=, shorter samples or autocast='bfloat16'"
             ) from error
 
-    def _halve(self, size: int) -> None:
+    def _halve(self, batch: Any, tried: int) -> None:
         """Take half as many samples at once from here on; what was computed before stays."""
-        self.at_once = min(self.at_once, size) // 2
+        self.at_once = tried // 2 / self._lightness(batch)
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        log.warning("memory did not suffice: going on with %d samples at once", self.at_once)
+        log.warning("memory did not suffice: going on with %d samples at once", tried // 2)
 
     def _computed(self, batch: Any, rows: Rows) -> dict[str, Tensor]:
         """Compute all columns of a batch but labels and ids."""
@@ -354,35 +398,3 @@ class RowComputer:
                 f"sample {start + bad[0]} has label {labels[bad[0]]:.0f}, the model has classes 0 to "
                 f"{self.classes - 1}"
             )
-
-
-def _in_order(parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Join parts, whose rows are to stand at ``rows``."""
-    joined = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
-    begin = 0
-    for part in parts:
-        joined[rows[begin : begin + len(part)]] = part
-        begin += len(part)
-    return joined
-
-
-def _bytes(batch: Any) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree.tree_leaves(batch))
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """Copy to the CPU; from a GPU into pinned memory, which is not filled before :func:`_event`'s."""
-    tensor = tensor.detach()
-    if not tensor.is_cuda:
-        return tensor.cpu()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
-
-
-def _event() -> Callable[[], None]:
-    """Return a function that waits until a GPU has done what it was given up to now."""
-    if not torch.cuda.is_initialized():
-        return lambda: None
-    event = torch.cuda.Event(blocking=True)
-    event.record()
-    return event.synchronize

@@ -39,6 +39,7 @@ from trakstore.features.graph import reached
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.plain import copied, need_graph, only
 from trakstore.features.projectors import Projector
+from trakstore.features.quantised import hidden_products
 from trakstore.features.recording import Recorder, Untrusted
 from trakstore.features.selfcheck import Samples, Truth, disagreeing
 from trakstore.features.tape import OutOf, Tape
@@ -81,6 +82,7 @@ class FactorisedEngine(GenericEngine):
         self._names = {n for n, p in self._parameters.items() if not p._backward_hooks}
         self._all_parameters = tuple(model.parameters())
         self._kept = frozenset(id(one) for one in (*self._all_parameters, *model.buffers()))
+        self._products = hidden_products(model)
         self._constants: Constants = {}
         self._prepared = False
         self._warned: set[str] = set()
@@ -229,7 +231,7 @@ class FactorisedEngine(GenericEngine):
         tape = Tape(following, self._constants, projector, outs_of[0])
         own = {n: p for n, p in self._parameters.items() if n in self._names and n not in without}
         with only(self._all_parameters, own) as names, closing(tape):
-            recorder = Recorder(names, tape, following)
+            recorder = Recorder(names, tape, following, self._products)
             if len(batches) == 1:
                 rows = [recorder.outputs(self._output, self._model, batches[0])]
             else:
@@ -279,7 +281,7 @@ class FactorisedEngine(GenericEngine):
 
     def _forward(self, batch: Any, observer: Any, following: Following) -> None:
         with only(self._all_parameters, self._parameters) as names:
-            recorder = Recorder(names, observer, following)
+            recorder = Recorder(names, observer, following, self._products)
             recorder.outputs(self._output, self._model, batch)
         self.autocast = self.autocast or recorder.autocast
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.parameters import canonical_names
+from trakstore.features.streamed import Streamed
 
-__all__ = ["checkpoint_hash", "dataset_fingerprint", "dataset_rows", "hashed_rows"]
+__all__ = ["checkpoint_hash", "dataset_fingerprint", "dataset_rows", "hashed_rows", "sampled_rows"]
 
 _ROWS = ("crow_indices", "col_indices", "values")
 _COLUMNS = ("ccol_indices", "row_indices", "values")
@@ -59,7 +60,7 @@ def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
 def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     """Return the number of samples, and SHA-256 over some of them and all ids.
 
-    The samples are those of :func:`hashed_rows`, 32 at most: data that are longer, shorter, in
+    The samples are those of :func:`sampled_rows`, 32 at most: data that are longer, shorter, in
     another order or of other files are told from these, while a change of single samples that are
     not among the 32 is not seen.
 
@@ -70,8 +71,7 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     """
     rows = dataset_rows(dataset)
     digest = hashlib.sha256()
-    for index in hashed_rows(rows):
-        first, again = _sample_hash(dataset[index]), _sample_hash(dataset[index])
+    for index, first, again in _hashed_twice(dataset):
         if first != again:
             raise TrakStoreError(
                 f"sample {index} of the data set differs when it is read twice: turn off random "
@@ -81,6 +81,35 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     for one in ids.tolist():
         digest.update(f"{one};".encode())
     return f"{rows}:{digest.hexdigest()}"
+
+
+def _hashed_twice(dataset: Any) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield positions of chosen samples, and hashes of each as it is read once and once more."""
+    chosen, stream = sampled_rows(dataset), _stream(dataset)
+    if stream is None:
+        for index in chosen:
+            yield index, _sample_hash(dataset[index]), _sample_hash(dataset[index])
+        return
+    stream.restart()  # what is held would be the same object
+    first = [_sample_hash(dataset[index]) for index in chosen]
+    stream.restart()
+    again = [_sample_hash(dataset[index]) for index in chosen]
+    yield from zip(chosen, first, again, strict=True)
+
+
+def _stream(dataset: Any) -> Streamed | None:
+    """Return the stream that a data set is, or is a part of."""
+    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
+    return whole if isinstance(whole, Streamed) else None
+
+
+def sampled_rows(dataset: Any) -> list[int]:
+    """Choose samples of a data set that stand for all: see :func:`hashed_rows`.
+
+    Of a stream they are the first ones, since a single pass must not begin with the last.
+    """
+    rows = len(dataset)
+    return hashed_rows(rows if _stream(dataset) is None else min(rows, _SAMPLES))
 
 
 def hashed_rows(rows: int) -> list[int]:
@@ -100,7 +129,8 @@ def dataset_rows(dataset: Any, name: str = "the data set") -> int:
     if not isinstance(dataset, Sized) or not _gives_by_index(dataset):
         raise TrakStoreError(
             f"{name} needs __len__ and __getitem__, got {type(dataset).__name__}; pass the data set "
-            f"itself, not a loader or an iterator; list(...) makes one of what can only be iterated"
+            f"itself, not a loader or an iterator; list(...) makes one of what can only be iterated, "
+            f"and Streamed(..., rows=) of what is too large for that"
         )
     if isinstance(dataset, Mapping) and 0 not in dataset:
         keys = ", ".join(map(repr, list(dataset)[:5]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["peak_bytes"]
+__all__ = ["Need", "peak_bytes", "tensor_bytes"]
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -33,6 +34,40 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     finally:
         torch.set_num_threads(threads)
     return live.peak
+
+
+def tensor_bytes(batch: Any) -> int:
+    """Return the bytes of a batch's tensors."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree.tree_leaves(batch))
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that computing a sample takes, by its own bytes: a line through two that were measured.
+
+    What grows faster than the length, as attention does, is below the line between the two.
+
+    Attributes
+    ----------
+    short, long : tuple of int
+        Bytes of a sample itself, and what its computation takes.
+    """
+
+    short: tuple[int, int]
+    long: tuple[int, int]
+
+    def of_samples_like(self, size: int) -> float:
+        """Return how many samples of ``size`` bytes take what one long sample takes.
+
+        Examples
+        --------
+        >>> need = Need(short=(10, 100), long=(50, 500))
+        >>> need.of_samples_like(25), need.of_samples_like(5), need.of_samples_like(100)
+        (2.0, 5.0, 0.5)
+        """
+        (low, least), (high, most) = self.short, self.long
+        slope = max(0, most - least) / max(1, high - low)
+        return most / (min(least, most) + slope * max(0, size - low))
 
 
 class _Live(TorchDispatchMode):

@@ -63,7 +63,8 @@ class Job:
         Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers
         and lists of numbers, for the outputs of classification ``(input, ..., label)``. Columns of
         dicts that are no numbers (texts, other objects) and that the model's forward does not take
-        are carried along.
+        are carried along. :class:`Streamed` makes one of what can only be iterated, :class:`Documents`
+        one of packs, with a row for each document.
     output : str, ModelOutput or callable, optional
         The scalar that is differentiated: ``"margin"``, ``"cross_entropy"``, ``"squared_error"``,
         ``"causal_lm"``, ``"masked_lm"`` or your own. By default that of the model's task, which a

@@ -14,6 +14,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.graph import reached
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.projectors.projector import as_matrix
+from trakstore.features.quantised import named_without_gradients
 
 __all__ = ["backward", "copied", "need_graph", "only"]
 
@@ -118,7 +119,7 @@ def need_graph(output: ModelOutput, model: nn.Module, batch: Any) -> None:
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), named_without_gradients(model):
             differentiable = output(model, copied(batch)).output.requires_grad
     finally:
         for parameter in frozen:

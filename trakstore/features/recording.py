@@ -13,9 +13,10 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as tree
 
-from trakstore.features.axes import Following, Mark, Unplaced, is_meeting, repeated_at
+from trakstore.features.axes import Axis, Following, Mark, Unplaced, is_meeting, repeated_at
 from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Derived, Layer
 from trakstore.features.outputs import ModelOutput, RowOutputs
+from trakstore.features.quantised import noticing
 
 __all__ = ["Key", "Recorder", "Untrusted", "expanded"]
 
@@ -58,6 +59,8 @@ class Recorder(TorchFunctionMode):
         with which the model goes on.
     following : Following
         Places of the samples.
+    products : sequence of Module
+        Modules of the model whose products with constants are out of sight.
 
     Attributes
     ----------
@@ -69,9 +72,16 @@ class Recorder(TorchFunctionMode):
         Functions behind which all parameters are, where that is less than the output's whole graph.
     """
 
-    def __init__(self, names: Mapping[int, str], observer: Observer, following: Following) -> None:
+    def __init__(
+        self,
+        names: Mapping[int, str],
+        observer: Observer,
+        following: Following,
+        products: Sequence[nn.Module] = (),
+    ) -> None:
         super().__init__()
         self._names, self._observer, self._following = names, observer, following
+        self._products = products
         self._count: dict[tuple[str, ...], int] = {}
         self.hidden: set[str] = set()
         self.autocast = False
@@ -80,6 +90,10 @@ class Recorder(TorchFunctionMode):
     def outputs(self, output: ModelOutput, model: nn.Module, batch: Any) -> RowOutputs:
         """Compute outputs of a batch, watched: all of it, or where that does, the model's calls."""
         marked = _each(self._following.begin, batch)
+        with noticing(self._products, self._following.multiplied):
+            return self._outputs(output, model, marked)
+
+    def _outputs(self, output: ModelOutput, model: nn.Module, marked: Any) -> RowOutputs:
         if output.calls_alone:
             # The graph above the model's answers is the output's own, and needs no look.
             answers: list[Any] = []
@@ -149,6 +163,8 @@ class Recorder(TorchFunctionMode):
         else:
             return args, kwargs
         tensors = list(Call(args, kwargs, self._names).tensors())
+        if all(of(tensor) is Unplaced.FREE for tensor in tensors):
+            return args, kwargs
 
         def given(one: Any) -> Any:
             derived = isinstance(one, Tensor) and one.grad_fn is not None
@@ -161,6 +177,8 @@ class Recorder(TorchFunctionMode):
     def _rows_of(self, tensor: Tensor, others: list[Tensor]) -> Tensor:
         """Return a tensor with a row for each sample, which is observed; the same where that fails."""
         met = repeated_at(tensor, others, self._following.of)
+        if met is None and self._following.batch == 1 and tensor.ndim:
+            met = list(tensor.shape), Axis(0, len(tensor))  # any rows are those of a single sample
         layer = Derived.of(tensor, self._names) if met else None
         if met is None or layer is None:
             return tensor

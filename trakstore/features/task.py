@@ -21,7 +21,7 @@ from trakstore.features.batches import Batches
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.fingerprint import hashed_rows
+from trakstore.features.fingerprint import sampled_rows
 from trakstore.features.fitness import explained
 from trakstore.features.gradients import cut
 from trakstore.features.job import Job
@@ -34,6 +34,7 @@ from trakstore.features.scale_choice import ChosenScale, scale_of_store
 from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
+from trakstore.features.streamed import Streamed
 from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count, ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
@@ -124,6 +125,10 @@ class SplitTask:
                 _append(opened, epoch, split, wanted, rows, samples)
                 watch.check(surely=True)
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
+            if isinstance(given := samples.given, Streamed):
+                # Rows of a block are compared at its end, while the first of the next one are read.
+                held = made.spec.block_rows + 2 * rows.pool
+                given.held = max(given.held, -(-held // samples.each))
             task = cls(rows, BlockWriter(made), watch)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
@@ -231,8 +236,10 @@ def _probed(
         watch.asks(partial(_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
     # A batch holds all draws of its samples, so that one forward pass can serve them.
-    size = min(-(-job.batch_size // samples.each) * samples.each, len(ids))
-    longest = batches.uneven(hashed_rows(len(ids))) if size < len(ids) else None
+    each = samples.each
+    size = min(-(-job.batch_size // each) * each, len(ids))
+    some = [row * each for row in sampled_rows(samples.given)]
+    uneven = batches.uneven(some) if size < len(ids) else None
 
     def pick(rows: NDArray[np.int64]) -> Any:
         return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
@@ -241,14 +248,17 @@ def _probed(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        ReadAhead(lambda piece: batches.several(*piece, size, by_length=longest is not None)),
+        ReadAhead(
+            lambda piece: batches.several(*piece, size, by_length=uneven is not None, each=each)
+        ),
         ids,
         f"{split} at epoch {epoch}",
         spec,
         classes,
         batch_size=size,
-        pool=size if longest is None else POOL * size,
-        measured=longest or tuple(range(min(2, len(ids)))),
+        pool=size if uneven is None else POOL * size,
+        measured=uneven[:2] if uneven else tuple(range(min(2, len(ids)))),
+        shortest=uneven[-2:] if uneven else (),
         at_once=size,
         pick=pick,
         check=job.check,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -153,7 +152,7 @@ def _save_matrix(save: Save) -> Begun:
     made = SavedArray("scores", save.dtype, scores.shape, (height, width), scores.dims)
     begun = save.begin([made], plan.targets)
     made = begun.arrays[0]
-    write = _SaveTile(save.location, save.path, made)
+    write = partial(_write_tile, made, save.location, save.path)
     skip = partial(_is_written, save.written(made), made.chunks)
     for_each_tile(scores, write, save.memory_limit, align=made.chunks[0], skip=skip)
     return begun
@@ -309,18 +308,18 @@ def names_of_scores(location: Location) -> list[str]:
     return [name for name in names if read_table(location, layout.child(layout.SCORES, name))]
 
 
-@dataclass(frozen=True)
-class _SaveTile:
-    """Writes a tile; picklable, since workers of a cluster do it."""
-
-    location: Location
-    path: str
-    array: SavedArray
-
-    def __call__(self, t0: int, t1: int, n0: int, n1: int, tile: NDArray[Any]) -> None:
-        what = f"scores of targets {t0}..{t1} with train rows {n0}..{n1}"
-        stored = narrowed(tile, self.array.dtype, what)
-        self.array.write_unflushed(self.location, self.path, stored, (t0, n0))
+def _write_tile(
+    made: SavedArray,
+    location: Location,
+    path: str,
+    t0: int,
+    t1: int,
+    n0: int,
+    n1: int,
+    tile: NDArray[Any],
+) -> None:
+    stored = narrowed(tile, made.dtype, f"scores of targets {t0}..{t1} with train rows {n0}..{n1}")
+    made.write_unflushed(location, path, stored, (t0, n0))
 
 
 def _save_ids(save: Save, ids: Rows, dim: str) -> SavedArray:

@@ -10,8 +10,6 @@ from typing import Any, Literal, get_args
 from trakstore import documents
 from trakstore.errors import TrakStoreError
 
-__all__ = ["ScaleSource", "ScaleSpec"]
-
 ScaleSource = Literal["samples", "adam", "given"]
 
 _FIELDS = {

@@ -68,40 +68,20 @@ class Finding:
 
 def check_block(split: Split, block: int) -> list[Finding]:
     """Read a committed block, one chunk at a time; return what is wrong with it."""
-    get, spec = split.location.get, split.spec
-    key = layout.marker_key(split.path, block)
+    spec, key = split.spec, layout.marker_key(split.path, block)
     try:
-        marker = get(key, TAIL * (marker_entries(spec) + 1))
+        marker = split.location.get(key, TAIL * (marker_entries(spec) + 1))
     except DamagedError as error:
         return [Finding("marker", key, _words(error, key), split.epoch, split.name, block)]
     if marker is None:  # dropped since it was listed
         return []
     wrong = _wrong_marker(spec, block, marker)
     wrong_parts: list[_Wrong] = [] if wrong is None else [wrong]
-    keys, rows = block_keys(spec, block), _Rows(spec, block)
-    for i, key in enumerate(keys):
-        try:
-            value = get(
-                layout.child(split.path, key), column_form(spec, key.partition("/")[0]).most
-            )
-        except DamagedError as error:
-            wrong_parts.append(("damaged", key, _words(error, layout.child(split.path, key))))
-            continue
-        except LocationError as error:
-            # A network that fails is no damage: the check stops, and is no report. A bad sector is.
-            if getattr(error.__cause__, "errno", None) != errno.EIO:
-                raise
-            wrong_parts.append(("damaged", key, "cannot be read: input/output error"))
-            continue
+    rows = _Rows(spec, block)
+    for i, key in enumerate(block_keys(spec, block)):
         tail = None if wrong else marker[(2 + i) * TAIL : (3 + i) * TAIL]
-        bad = _wrong_chunk(spec, key, value, tail)
-        if bad is not None:
-            wrong_parts.append(bad)
-        elif value is not None:
-            try:
-                rows.add(key, value)
-            except DamagedError as error:
-                wrong_parts.append(("damaged", key, _words(error, key)))
+        bad = _check_chunk(split, key, tail, rows)
+        wrong_parts += [] if bad is None else [bad]
     # Sound chunks that the marker does not commit may still hold all rows that count.
     if {kind for kind, *_ in wrong_parts} == {"foreign"} and _has_old_rows(split, block):
         wrong_parts = []
@@ -111,6 +91,25 @@ def check_block(split: Split, block: int) -> list[Finding]:
         Finding(kind, layout.child(split.path, key), message, split.epoch, split.name, block)
         for kind, key, message in wrong_parts
     ]
+
+
+def _check_chunk(split: Split, key: str, tail: bytes | None, rows: _Rows) -> _Wrong | None:
+    """Read a chunk; return what is wrong with it, or take its numbers into ``rows``."""
+    path, form = layout.child(split.path, key), column_form(split.spec, key.partition("/")[0])
+    try:
+        value = split.location.get(path, form.most)
+        wrong = _wrong_chunk(split.spec, key, value, tail)
+        if wrong is None and value is not None:
+            rows.add(key, value)
+    except DamagedError as error:
+        # Errors of reading name the whole key, those of decoding the key within the split.
+        return "damaged", key, _words(error, path).removeprefix(f"{key} ")
+    except LocationError as error:
+        # A network that fails is no damage: the check stops, and is no report. A bad sector is.
+        if getattr(error.__cause__, "errno", None) != errno.EIO:
+            raise
+        return "damaged", key, "cannot be read: input/output error"
+    return wrong
 
 
 def _words(error: DamagedError, key: str) -> str:

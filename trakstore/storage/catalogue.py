@@ -133,6 +133,14 @@ class Catalogue:
         of_epoch = {epoch: [opened[epoch, name] for name in names] for epoch, _ in opened}
         return {epoch: tuple(filter(None, them)) for epoch, them in of_epoch.items() if all(them)}
 
+    def open_named(self, spec: StoreSpec, epochs: Sequence[Epoch] | None, name: str) -> list[Split]:
+        """Open the splits of a name as they are now; a :class:`NotFoundError` if no epoch has it."""
+        opened = self.open(spec, epochs, (name,))
+        if not opened:
+            self.read()
+            raise NotFoundError(f"no epoch has a split {name!r}{did_you_mean(name, self.splits)}")
+        return [one for (one,) in opened.values()]
+
     def _open(self, epochs: Sequence[Epoch], names: Sequence[str]) -> _MaybeSplits:
         pairs = [(layout.as_epoch(epoch), name) for epoch in epochs for name in names]
         return dict(zip(pairs, open_splits(self._location, pairs), strict=True))

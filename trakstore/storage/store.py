@@ -9,7 +9,6 @@ from typing import Any
 
 import xarray as xr
 
-from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.spec import (
     FORMAT_VERSION,
     FeatureDtype,
@@ -350,11 +349,8 @@ class FeatureStore:
             written.
         """
         chosen = None if epochs is None else layout.as_epochs(epochs)
-        opened = self.open_splits(chosen, (split,))
-        if not opened:
-            near = did_you_mean(split, self.refresh().splits)
-            raise NotFoundError(f"no epoch has a split {split!r}{near}")
-        return mask_samples([one for (one,) in opened.values()], ids, masked=masked)
+        splits = self._catalogue.open_named(self.spec, chosen, split)
+        return mask_samples(splits, ids, masked=masked)
 
     def skipped(self, epoch: Epoch, split: str) -> tuple[SkippedRow, ...]:
         """Return the rows of a split, at one epoch, that were bad when they were written.

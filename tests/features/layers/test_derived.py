@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +26,9 @@ FUNCTIONS: dict[str, Function] = {
     "from the right": lambda p, x: 1 / (3 + p["a"].sin()) - x,
     "a mask that learns": lambda p, x: torch.where(x > 0, x, p["a"].exp()),
     "time first": lambda p, x: (x.transpose(0, 1) * (1 + p["a"])).transpose(0, 1),
+    "time first, of each position": lambda p, x: (
+        x.transpose(0, 1) + p["w"].exp()[: x.shape[1], None]
+    ).transpose(0, 1),
     "merged": lambda p, x: (x.reshape(-1, 4) * (1 + p["a"])).view(x.shape),
     "of each position": lambda p, x: x + (p["w"] * 2)[: x.shape[1]],
     "interpolated": lambda p, x: x + F.interpolate(p["w"][None], x.shape[2])[0, : x.shape[1]],
@@ -54,8 +58,12 @@ class Applied(nn.Module):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_what_is_derived_of_parameters_meets_the_samples(name: str, batch: int) -> None:
-    check(seeded(lambda: Applied(FUNCTIONS[name])), normal(batch, 3, 4))
+def test_what_is_derived_of_parameters_meets_the_samples(
+    name: str, batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="trakstore"):
+        check(seeded(lambda: Applied(FUNCTIONS[name])), normal(batch, 3, 4))
+    assert not caplog.records
 
 
 class Biased(nn.Module):

@@ -128,6 +128,15 @@ class Following:
         self._claims |= own
         self._mark(tensor, Axis(0), own)
 
+    def multiplied(self, x: Tensor, out: Tensor) -> None:
+        """Mark a product with a constant along the last dimension, which was made out of sight."""
+        mark = self.of(x)
+        samples = self.batch == 1 and mark is not FREE
+        if samples or (isinstance(mark, Axis | Routed) and mark.dim < x.ndim - 1):
+            # What was seen of its making may have lost the samples, and that memory with them.
+            self._spoiled.pop(_storage(out), None)
+            self._mark(out, _ALONE if samples else mark, self.claims(x))
+
     def place(self, tensor: Tensor, axis: Placed) -> None:
         """Mark a tensor that goes to a single function, in which it meets the samples."""
         self._mark(tensor, axis, _NONE)

@@ -101,6 +101,8 @@ class Rows:
         """Return rows as ``(batch, each, ...)``, with zeros behind those of samples that have fewer."""
         order, number = self._of_each
         each = int(number.max()) + 1 if len(number) else 1
+        if len(order) == batch * each:  # as where each token goes to as many experts
+            return tensor[order].view(batch, each, *tensor.shape[1:])
         out = tensor.new_zeros(batch, each, *tensor.shape[1:])
         out[self.samples[order], number] = tensor[order]
         return out

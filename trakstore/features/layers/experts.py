@@ -86,7 +86,7 @@ class Members(NamedTuple):
     Attributes
     ----------
     order : Tensor, int64, shape (batch, rows)
-        Rows of a sample, those of a group one after another.
+        Rows of a sample, those of a group one after another, counted over all samples.
     first, number : Tensor, int64, shape (batch, groups)
         First place in the order that a group has, and the number of them.
     """
@@ -101,7 +101,8 @@ class Members(NamedTuple):
         batch, group = len(group), group.to(torch.int64)
         count = group.new_zeros(batch, groups + 1).scatter_add_(1, group, torch.ones_like(group))
         first = count.cumsum(1) - count
-        return cls(group.argsort(dim=1, stable=True), first[:, :-1], count[:, :-1])
+        before = torch.arange(batch, device=group.device)[:, None] * group.shape[1]
+        return cls(group.argsort(dim=1, stable=True) + before, first[:, :-1], count[:, :-1])
 
     def reached(self, samples: slice) -> list[int]:
         """Return the groups that some samples have rows of."""
@@ -111,13 +112,11 @@ class Members(NamedTuple):
     def product(self, group: int, left: Tensor, right: Tensor, samples: slice) -> Tensor:
         """Return the sum of outer products of one group's rows, for some samples."""
         count, first = self.number[samples, group, None], self.first[samples, group, None]
-        number = torch.arange(int(count.max()), device=count.device)
+        place = torch.arange(int(count.max()), device=count.device)
         # Samples with fewer rows of this group than others have zeros for the rest.
-        place = (first + number).clamp(max=self.order.shape[1] - 1)
-        row = self.order[samples].gather(1, place)[:, :, None]
-        own = left[samples].gather(1, row.expand(-1, -1, left.shape[2])).float()
-        others = right[samples].gather(1, row.expand(-1, -1, right.shape[2])).float()
-        return (own * (number < count)[:, :, None]).transpose(1, 2) @ others
+        row = self.order[samples].gather(1, (first + place).clamp(max=self.order.shape[1] - 1))
+        own = left.flatten(0, 1)[row].float() * (place < count)[:, :, None]
+        return own.transpose(1, 2) @ right.flatten(0, 1)[row].float()
 
 
 def _parts(left: Tensor, right: Tensor) -> Iterator[slice]:

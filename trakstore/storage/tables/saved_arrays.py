@@ -159,9 +159,10 @@ class SavedArray:
         first : tuple of int, optional
             Indices of its first value, which is the first of a chunk; that of the array by default.
         """
-        chunks = self._encoded(group, values, first or (0,) * values.ndim)
+        encoded = self._encoded(group, values, first or (0,) * values.ndim)
+        chunks = ((key, b"".join(parts)) for key, parts in encoded)
         while some := dict(itertools.islice(chunks, _WRITE_AT_ONCE)):
-            location.put({key: b"".join(parts) for key, parts in some.items()})
+            location.put(some)
 
     def write_unflushed(
         self, location: Location, group: str, values: NDArray[Any], first: tuple[int, ...]

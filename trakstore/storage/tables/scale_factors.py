@@ -29,8 +29,6 @@ from trakstore.storage.tables.saved_table import (
     write_table,
 )
 
-__all__ = ["Factors", "check_factors", "factors_digest", "read_factors", "write_factors"]
-
 _ATTEMPTS, _REST = 10, 0.5  # seconds
 _FIELDS = {"digest": text(), "version": one_of(1)}
 

@@ -1,0 +1,41 @@
+"""Copies from a GPU to the CPU, for which nobody waits before they are needed; and joined there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["gpu_done", "in_order", "to_host"]
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """Copy to the CPU; from a GPU into pinned memory, which is filled once :func:`gpu_done` waited."""
+    tensor = tensor.detach()
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def gpu_done() -> Callable[[], None]:
+    """Return a function that waits until a GPU has done what it was given up to now."""
+    if not torch.cuda.is_initialized():
+        return lambda: None
+    event = torch.cuda.Event(blocking=True)
+    event.record()
+    return event.synchronize
+
+
+def in_order(parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Join parts, whose rows are to stand at ``rows``."""
+    joined = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    begin = 0
+    for part in parts:
+        joined[rows[begin : begin + len(part)]] = part
+        begin += len(part)
+    return joined
