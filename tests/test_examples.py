@@ -52,14 +52,16 @@ def test_functions_that_taught_a_language_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_trainers_folder_of_adapters_becomes_a_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapter", [["--lora"], []])
+def test_a_trainers_folder_becomes_a_report(tmp_path: Path, adapter: list[str]) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("peft")
     steps = ("--steps", "3", "--functions", "12")
-    out = run("huggingface.py", "--lora", "--out", "out", *steps, cwd=tmp_path)
+    out = run("huggingface.py", *adapter, "--out", "out", *steps, cwd=tmp_path)
     assert out.count("argparse.") == 4 * 5  # four prompts, five functions
     page = (tmp_path / "out/report.html").read_text()
     assert "def __init__(self" in page and "raise ValueError(" in page
+    assert '<span class="special">&lt;/s&gt;</span></pre>' in page  # by the collator's tokenizer
     folders = {
         int(one.name.split("-")[1]) for one in (tmp_path / "out/trainer").glob("checkpoint-*")
     }

@@ -247,6 +247,9 @@ def job(wrap):
 def mapped():
     return job(lambda ids: {"input_ids": ids})
 
+def texts():
+    return job(lambda ids: {"input_ids": ids, "text": f"text of {ids}"})
+
 def rows():
     return job(lambda ids: (ids, 0))
 
@@ -266,6 +269,7 @@ def test_token_ids_ask_for_a_render(
     said = "samples are numbers: --render jobs.py:tokenizer, or a function, shows their text\n"
     for name, render, hints in [
         ("mapped", [], True),
+        ("texts", [], False),
         ("rows", [], True),
         ("numbers", [], False),
         ("rows", ["--render", f"{texts}:words"], False),

@@ -70,3 +70,13 @@ def test_texts_and_rows() -> None:
     assert show_sample(np.zeros((2, 2, 2, 2))).text == "array of shape (2, 2, 2, 2)"
     assert show_sample(5).text == "5"
     assert show_sample({"a": "b"}).brief == "a b"
+
+
+def test_texts_beside_tokens() -> None:
+    ids = torch.arange(9)
+    assert show_sample({"input_ids": ids, "text": "a\nb", "labels": ids}).text == "a\nb"
+    both = show_sample({"question": "who?", "input_ids": ids, "answer": "me"})
+    assert both.text == "question:\nwho?\nanswer:\nme\n"
+    assert [part.kind for part in both.parts] == ["special", "plain", "special", "plain"]
+    assert show_sample({"input_ids": ids, "source": "web"}).text == "source:\nweb\n"
+    assert show_sample({"text": "a"}).cells == (("text", "a"),)

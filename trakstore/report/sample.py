@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.report.text_parts import TextPart, excerpt, preview
+from trakstore.report.text_parts import TextPart, excerpt, preview, string_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,8 +81,8 @@ def show_sample(sample: Any, letters: int = LETTERS) -> Shown:
     sample : object
         A string; a PIL image; a matplotlib figure; an array or tensor of shape (height, width),
         with channels first or last, which is an image, or of one dimension, which is a table row; a
-        mapping, a table row; a tuple or list such as (input, label), of which the first is shown; what
-        is ready to be shown.
+        mapping, a table row, or the texts beside its ``input_ids``; a tuple or list such as
+        (input, label), of which the first is shown; what is ready to be shown.
     letters : int
         Most characters of a text; a longer one becomes an excerpt.
 
@@ -98,6 +98,8 @@ def show_sample(sample: Any, letters: int = LETTERS) -> Shown:
         return show_sample(sample[0], letters)
     if isinstance(sample, Shown):
         return sample
+    if texts := string_parts(sample):
+        return shown_text(texts, letters)
     if isinstance(sample, Mapping):
         cells = [(_cut(str(key), 30), _brief(value)) for key, value in sample.items()]
         return Shown(cells=tuple(cells[:_CELLS]))

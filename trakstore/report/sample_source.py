@@ -16,7 +16,7 @@ from trakstore.named import call_with_sample, load_named
 from trakstore.passes.rows import whole_column
 from trakstore.quantities import shown
 from trakstore.report.sample import LETTERS, Shown, show_sample, shown_text
-from trakstore.report.text_parts import is_tokenizer, token_parts
+from trakstore.report.text_parts import is_tokenizer, string_parts, token_parts
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 
@@ -78,11 +78,11 @@ class SampleSource:
 
 
 def _has_token_ids(sample: Any) -> bool:
-    """True for a mapping with token ids, or a row of integers; alone or as an input."""
+    """True for a mapping with token ids and no text, or a row of integers; alone or as an input."""
     if isinstance(sample, tuple | list) and sample and hasattr(sample[0], "__array__"):
         sample = sample[0]
     if isinstance(sample, Mapping):
-        return "input_ids" in sample
+        return "input_ids" in sample and not string_parts(sample)
     return getattr(sample, "ndim", None) == 1 and "int" in str(getattr(sample, "dtype", ""))
 
 

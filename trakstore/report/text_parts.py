@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -74,6 +74,25 @@ def token_parts(sample: Any, tokenizer: Any) -> tuple[TextPart, ...] | None:
         return None
     heads = (TextPart("chosen:\n", "special"), TextPart("\nrejected:\n", "special"))
     return (heads[0], *chosen, heads[1], *rejected)
+
+
+def string_parts(sample: Any) -> tuple[TextPart, ...]:
+    r"""Find the texts that stand beside the tokens of a sample; none where there are no tokens.
+
+    Examples
+    --------
+    >>> string_parts({"input_ids": [7, 8], "text": "a b"})
+    (TextPart(text='a b', kind='plain'),)
+    """
+    if not isinstance(sample, Mapping) or "input_ids" not in sample:
+        return ()
+    texts = {str(name): value for name, value in sample.items() if isinstance(value, str)}
+    if texts.keys() == {"text"}:
+        return (TextPart(texts["text"]),)
+    parts = (
+        (TextPart(f"{name}:\n", "special"), TextPart(f"{one}\n")) for name, one in texts.items()
+    )
+    return tuple(chain.from_iterable(parts))
 
 
 def _row_parts(row: Mapping[str, Any], side: str, tokenizer: Any) -> tuple[TextPart, ...] | None:
