@@ -70,6 +70,7 @@ class SplitTask:
     writer: BlockWriter
     watch: WeightWatch
     background: OneBehind = field(default_factory=OneBehind)
+    preparing: float = 0.0  # seconds that it took
     rows_written: int = 0
     spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
@@ -90,6 +91,7 @@ class SplitTask:
         The model is in eval mode, on the device, with the weights of the epoch. A store that is made
         new has this ``scale``.
         """
+        began = time.monotonic()
         selected = select_parameters(job.model, job.parameters)
         watch = WeightWatch(job.model)
         with ExitStack() as undo:
@@ -131,7 +133,7 @@ class SplitTask:
                 # Rows of a block are compared at its end, while the first of the next one are read.
                 held = made.spec.block_rows + 2 * rows.pool
                 given.held = max(given.held, -(-held // samples.each))
-            task = cls(rows, BlockWriter(made), watch)
+            task = cls(rows, BlockWriter(made), watch, preparing=time.monotonic() - began)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
 
@@ -192,8 +194,9 @@ class SplitTask:
 
     @property
     def seconds_per_block(self) -> float:
-        """Median time that a block took here; 0 before the first."""
-        return float(np.median(self._seconds)) if self._seconds else 0.0
+        """Median time that a block took here; before the first, the time that preparing took."""
+        # A worker that has no block of its own would else do at once what another has just begun.
+        return float(np.median(self._seconds)) if self._seconds else self.preparing
 
 
 def _default(output: ModelOutput) -> ProjectionSpec:

@@ -112,7 +112,8 @@ class Call(Arguments):
                 yield from (one for one in value if isinstance(one, Tensor))
 
 
-class Some(NamedTuple):
+@dataclass(frozen=True)
+class Some:
     """A part of the gradients that only some samples have, one after another."""
 
     samples: slice
