@@ -29,6 +29,7 @@ import trakstore as ts
 from trakstore.features import Job, featurize
 from trakstore.features.batches import evaluated
 from trakstore.features.parameters import last_layers
+from trakstore.features.projectors.scaled import Scaled
 from trakstore.features.task import SplitTask
 
 
@@ -193,6 +194,28 @@ def pipeline(small: bool, rounds: int) -> None:
     print(f"whole pipeline {seconds['whole'] / seconds['floor']:.2f} x features alone")
 
 
+def scaled(small: bool, rounds: int) -> None:
+    """Features of scaled gradients, and of four draws of labels of each sample, beside plain ones.
+
+    Draws share a forward pass or, `apart`, have one each. The pass that draws labels is not counted.
+    """
+    for name, dim in (("mlp", 512), ("transformer", 1024), ("resnet9", 512)):
+        work, spec, size = Work(name, small), ts.ProjectionSpec("sjlt", dim=dim), 32
+        own, plain = work.engine(spec), work.engine(spec)
+        sides = own.projector.matrices.items()
+        factors = {one: (torch.ones(rows), torch.ones(rest)) for one, (rows, rest) in sides}
+        own.projector = Scaled(own.projector, factors)
+        batch = work.batch(size)
+        inputs, drawn = batch[0].repeat_interleave(4, 0), work.batch(4 * size)[1]
+        runs: dict[str, tuple[Callable[[], Any], int]] = {
+            "floor": (partial(plain.rows, batch), size),
+            "scaled": (partial(own.rows, batch), size),
+            "4 draws": (partial(plain.rows, (inputs, drawn), draws=4), 4 * size),
+            "4 draws apart": (partial(plain.rows, (inputs, drawn)), 4 * size),
+        }
+        line(f"{name}, dim {dim}, a row", compared(runs, rounds))
+
+
 def blocks(small: bool, rounds: int) -> None:
     """Whole blocks of 500 rows, with and without the comparison of some rows, or of all."""
     rows = 40 if small else 500
@@ -228,6 +251,7 @@ def blocks(small: bool, rounds: int) -> None:
 
 PARTS = {
     "cost": cost,
+    "scaled": scaled,
     "blocks": blocks,
     "dense": dense,
     "fidelity": fidelity,

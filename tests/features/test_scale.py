@@ -69,8 +69,10 @@ def run(model: nn.Module, data: Any, where: Any, **options: Any) -> ts.FeatureSt
     return ts.open_store(where)
 
 
-def column(store: ts.FeatureStore, name: str = "features", split: str = "train") -> Any:
-    one = store.split(0, split)
+def column(
+    store: ts.FeatureStore, name: str = "features", split: str = "train", epoch: int = 0
+) -> Any:
+    one = store.split(epoch, split)
     return one.column(name).read(0, one.rows)
 
 
@@ -277,6 +279,42 @@ def test_adams_own_moments_are_read_by_name(tmp_path: Path, groups: int) -> None
     assert store.spec.scale is not None and store.spec.scale.source == "adam"
     same = run(model, data, tmp_path / "same.zarr", scale=got)
     np.testing.assert_array_equal(column(store), column(same))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_trainers_folder_has_the_moments_of_its_last_checkpoint(
+    tmp_path: Path, kind: str
+) -> None:
+    import transformers as tf
+
+    small = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= {"intermediate_size": 12}
+
+    def model() -> Any:
+        if kind == "llama":
+            return seeded(lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**small)))
+        return seeded(lambda: tf.BertForSequenceClassification(tf.BertConfig(**small)))
+
+    ids = torch.randint(0, 20, (8, 5), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": one, "labels": one if kind == "llama" else one[0] % 2} for one in ids]
+    options: Any = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4}
+    options |= {"report_to": [], "use_cpu": True, "disable_tqdm": True}
+    trained = model()
+    trainer = tf.Trainer(
+        trained, tf.TrainingArguments(tmp_path / "out", **options), train_dataset=data
+    )
+    trainer.train()
+    state = getattr(trainer.optimizer, "optimizer", trainer.optimizer).state
+    got = adam_moments(tmp_path / "out" / "checkpoint-4" / "optimizer.pt", model())
+    for name, p in trained.named_parameters():
+        assert torch.equal(got[name], state[p]["exp_avg_sq"]), name
+    stores = []
+    for scale in ("adam", got):
+        job = Job(model(), {"train": data}, checkpoints=tmp_path / "out", scale=scale)
+        stores.append(tmp_path / str(len(stores)))
+        featurize_job(job, stores[-1], progress=False)
+    one, other = (column(ts.open_store(where), epoch=4) for where in stores)
+    np.testing.assert_array_equal(one, other)
 
 
 def test_files_that_are_no_state_of_adam(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def _probed(
     check_determinism(device, partial(engine.run_as_training, first))
     # A batch holds all draws of its samples, so that one forward pass can serve them.
     each = samples.each
-    size = min(-(-job.batch_size // each) * each, len(ids))
+    size = min(job.batch_size * each, len(ids))
     some = [row * each for row in sampled_rows(samples.given)]
     uneven = batches.uneven(some) if size < len(ids) else None
 
