@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from features.engines import engine, error
+from features.engines import engine, error, plain
 from features.models import Samples, mlp, seeded
 from features.whole_models import Language
 from torch import nn
 
 import trakstore as ts
-from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
 from trakstore.features import Job, featurize, featurize_job
 from trakstore.features.draws import LabelDraws
-from trakstore.features.outputs import CausalLM, CrossEntropy, MaskedLM
+from trakstore.features.outputs import CausalLM, CrossEntropy, MaskedLM, RowOutputs
 
 IDENTITY = ts.ProjectionSpec("identity")
 
@@ -196,6 +196,8 @@ def test_draws_that_cannot_be_had(tmp_path: Path) -> None:
     ):
         with pytest.raises(raised, match=said):
             featurize(mlp(), Samples(9), where, **{"labels": "sampled", **options})
+    with pytest.raises(TrakStoreError, match="'train~sampled' names samples with drawn labels"):
+        featurize(mlp(), Samples(9), where, split="train~sampled")
     with pytest.raises(NotFoundError, match="drawn for the split 'training'"):
         Job(mlp(), {"train": Samples(9)}, sampled={"training": 2})
     with pytest.raises(
@@ -203,6 +205,57 @@ def test_draws_that_cannot_be_had(tmp_path: Path) -> None:
     ):
         sampled(nn.Linear(12, 1), [(x, x[0]) for x in Samples(9).x], where, output="squared_error")
     assert not where.exists()
+
+
+def test_rows_of_other_samples_make_no_kernel(tmp_path: Path) -> None:
+    model, where = mlp(), tmp_path / "s.zarr"
+    options = {"projector": ts.ProjectionSpec("sjlt", dim=16), "progress": False}
+    for split in ("train", "test"):
+        featurize(model, Samples(40), where, split=split, **options)
+    half = torch.utils.data.Subset(Samples(40), range(20))
+    featurize(model, half, where, labels="sampled", draws=4, **options)
+    with pytest.raises(SpecMismatchError, match=r"sampled of epoch 0 has 80 rows, data .*~4x0"):
+        ts.trak_scores(ts.open_store(where))
+
+
+class Narrow(nn.Module):
+    """A model that has no memory for more than four samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        out: torch.Tensor = self.model(x)
+        return out
+
+
+def test_labels_are_drawn_of_as_many_samples_as_memory_suffices_for(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"output": "cross_entropy", "draws": 1, "projector": None}
+    narrow = sampled(seeded(Narrow), Samples(20), tmp_path / "narrow", **options)
+    wide = sampled(mlp(), Samples(20), tmp_path / "wide", **options)
+    np.testing.assert_array_equal(read(narrow, "label"), read(wide, "label"))
+
+
+class Twice(CrossEntropy):
+    """An output that asks the model twice."""
+
+    name = "twice"
+
+    def __call__(self, model: Any, batch: Any) -> Any:
+        x, label = batch
+        logits = model(x) + model(2 * x)
+        loss = torch.nn.functional.cross_entropy(logits, label, reduction="none")
+        return RowOutputs(loss, loss, -torch.ones_like(loss))
+
+
+def test_an_output_that_asks_the_model_twice_gets_two_answers() -> None:
+    model, data = mlp().eval(), Samples(4)
+    batch = (data.x.repeat_interleave(3, 0), torch.arange(12) % 3)
+    own = engine(model, IDENTITY, Twice())
+    assert error(own.rows(batch, draws=3).features, plain(model, batch, Twice())) < 1e-5
 
 
 def test_sampled_rows_grow_with_their_samples(tmp_path: Path) -> None:

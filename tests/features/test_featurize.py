@@ -94,6 +94,8 @@ def test_an_epoch_may_have_a_projection_of_its_own(tmp_path: Path, epoch: Any) -
     assert ts.open_store(tmp_path / "own.zarr").spec.projection == own
     with pytest.raises(TrakStoreError, match="per_epoch draws a projection for each epoch"):
         ts.ProjectionSpec("identity", per_epoch=True)
+    with pytest.raises(TrakStoreError, match="per_epoch is True or False, got 'yes'"):
+        ts.ProjectionSpec("sjlt", dim=8, per_epoch="yes")  # type: ignore[arg-type]
 
 
 def test_language_models_have_a_projection_for_each_epoch_by_default(tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def test_features_are_those_of_rows_without_what_is_beside(case: str, tmp_path: 
     )
     # A report reads the data set itself.
     shown = sample_source(Job(model(), {"train": data}), None, [beside])("train", 1, 1)
-    assert shown is not None and dict(shown.cells)["text"] == data[1]["text"]
+    # Without a tokenizer the text stands for the tokens; with one, the tokens are the text.
+    assert shown is not None and "".join(data[1]["text"].split()) in "".join(shown.text.split())
 
 
 def test_what_is_left_out_is_said_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from trakstore.errors import (
     SpecMismatchError,
     TrakStoreError,
 )
-from trakstore.features import Job, featurize, featurize_job
+from trakstore.features import Job, featurize, featurize_job, task
 from trakstore.features.optimizer_moments import adam_moments
 from trakstore.features.outputs import CrossEntropy
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.sampled_moments import sampled_moments
 from trakstore.features.second_moments import factored, scale_factors
 from trakstore.storage.checking.verification import verify_store
+from trakstore.storage.opening import find_store
 
+featurizing = importlib.import_module("trakstore.features.featurize")
 SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
 PROJECTIONS = [
     SJLT,
@@ -145,7 +148,7 @@ def test_rows_that_were_never_seen_are_bounded_and_parameters_without_moments_le
     assert bool(columns.isfinite().all())
     unused = scale_factors(factored(moments, parameters))["unused"]
     assert [one.tolist() for one in unused] == [[1.0, 1.0], [1.0, 1.0]]
-    with pytest.raises(NumericsError, match="all second moments are zero"):
+    with pytest.raises(NumericsError, match=r"second moments sum to 0\.0"):
         scale_factors(factored({n: torch.zeros(v.shape) for n, v in moments.items()}, parameters))
 
 
@@ -219,6 +222,52 @@ def test_factors_that_are_gone_or_damaged_are_errors(tmp_path: Path) -> None:
     table.rmdir()
     with pytest.raises(NotFoundError, match="factors of the store's scale"):
         run(model, data, where, split="test")
+    found = verify_store(where).findings
+    assert [one.kind for one in found] == ["document"] and "are not there" in found[0].message
+
+
+def test_rows_that_are_not_finite_do_not_reach_the_scale(tmp_path: Path) -> None:
+    data = Samples(40)
+    data.x[3] = torch.nan
+    store = run(mlp(), data, tmp_path / "s.zarr", scale="samples", skip_bad_rows=True)
+    assert [row.position for row in store.skipped(0, "train")] == [3]
+    data.x[:] = torch.nan
+    with pytest.raises(NumericsError, match="none of the 40 samples"):
+        run(mlp(), data, tmp_path / "none.zarr", scale="samples", skip_bad_rows=True)
+
+
+def test_the_scale_of_the_worker_that_came_first_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, model = tmp_path / "s.zarr", mlp()
+    first = run(model, Samples(20, seed=5), where, split="other", scale="samples")
+    # This worker looked before the first one's store was there, and has another scale of its own.
+    looks = []
+
+    def unseen(place: Any) -> Any:
+        looks.append(place)
+        return None if len(looks) == 1 else find_store(place)
+
+    monkeypatch.setattr(featurizing, "find_store", lambda _: None)
+    monkeypatch.setattr(task, "find_store", unseen)
+    store = run(model, Samples(20), where, scale="samples")
+    assert len(looks) > 1 and store.spec == first.spec
+    monkeypatch.undo()
+    same = run(model, Samples(20), where, split="again")
+    np.testing.assert_array_equal(column(store), column(same, split="again"))
+
+
+def test_other_parameters_than_the_stores_are_told_before_anything_else(tmp_path: Path) -> None:
+    where = tmp_path / "s.zarr"
+    run(mlp(), Samples(20), where, scale="samples", parameters="2.*")
+    with pytest.raises(SpecMismatchError, match="parameters"):
+        run(mlp(), Samples(20), where, split="test")
+
+
+def test_a_scale_for_data_that_the_model_does_not_take_is_refused_in_words(tmp_path: Path) -> None:
+    data = [(x[:5], y) for x, y in zip(Samples(9).x, Samples(9).y, strict=True)]
+    with pytest.raises(TrakStoreError, match="does not take the first samples"):
+        run(mlp(), data, tmp_path / "s.zarr", scale="samples")
 
 
 @pytest.mark.parametrize(

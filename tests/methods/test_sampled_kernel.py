@@ -112,15 +112,31 @@ def test_sampled_kernels_that_cannot_be_had(drawn: Any, store_of: Any) -> None:
     ):
         scores_by_name("tracin", store, kernel="train")
     with pytest.raises(IncompleteError, match="train~sampled at epoch 0 has"):
-        trak_scores(store_of(drawn, (0, "train~sampled")))
+        trak_scores(store_of(drawn, (0, "train~sampled")), kernel="sampled")
     some = {key: one for key, one in drawn.items() if key != ("final", "train~sampled")}
     with pytest.raises(NotFoundError, match="train~sampled"):
-        trak_scores(store_of(some))
+        trak_scores(store_of(some), kernel="sampled")
     one = {k: {n: v[:-1] for n, v in c.items()} for k, c in drawn.items() if "~" in k[1]}
     with pytest.raises(SpecMismatchError, match="has 179 rows"):
         trak_scores(store_of({**drawn, **one}))
     with pytest.raises(NotFoundError, match="train~sampled"):
         trak_scores(store_of({k: c for k, c in drawn.items() if "~" not in k[1]}), kernel="sampled")
+
+
+def test_sampled_rows_that_are_not_whole_everywhere_are_not_taken_unasked(
+    drawn: Any, store_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = trak_scores(store_of({k: c for k, c in drawn.items() if "~" not in k[1]}))
+    some = store_of({key: one for key, one in drawn.items() if key != ("final", "train~sampled")})
+    lacking = store_of(drawn, (0, "train~sampled"))
+    for store, epoch in ((some, "final"), (lacking, "0")):
+        caplog.clear()
+        np.testing.assert_array_equal(trak_scores(store), alone)
+        assert f"train~sampled is not whole at the epochs {epoch}" in caplog.text
+    # At the epochs that have them they are taken.
+    only = trak_scores(some, epochs=0)
+    g = side(drawn, 0, "test", False) @ inverse(drawn, 0, 0.1) @ side(drawn, 0, "train", True).T
+    assert_close(only, g)
 
 
 def test_a_split_of_drawn_labels_is_a_split_of_the_store(drawn: Any, store_of: Any) -> None:

@@ -14,7 +14,7 @@ from trakstore.methods.kernel_report import KernelReport, kernel_report
 from trakstore.report.terminal_tables import kernel_table
 
 
-@with_request("targets", "train", "method", "learning_rate", "allow_other_weights")
+@with_request("targets", "train", "kernel", "method", "learning_rate", "allow_other_weights")
 def kernel(
     split: Annotated[str, Option(help="Split whose features make the kernel.")] = "train",
     weighting: Annotated[

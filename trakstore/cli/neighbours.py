@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trakstore.methods.neighbours import Metric
 
 
-@with_request("epoch", "damping", "method", "learning_rate")
+@with_request("epoch", "damping", "kernel", "method", "learning_rate")
 def neighbours(
     k: ListLength = 10,
     target: Target = None,

@@ -73,8 +73,9 @@ def report(
             targets=asked.targets,
             train=asked.train,
             epochs=asked.epochs,
-            damping=asked.used_damping,
+            damping=asked.damping,
             method=asked.method,
+            kernel=asked.kernel,  # type: ignore[arg-type]
             memory_limit=asked.memory_limit,
             allow_other_weights=asked.allow_other_weights,
         )

@@ -32,9 +32,8 @@ from trakstore.cli.options import (
     learning_rates,
 )
 from trakstore.cli.output import print_result
-from trakstore.methods.by_name import find_method, scores_by_name
+from trakstore.methods.by_name import default_damping, find_method, scores_by_name
 from trakstore.methods.epochs import EpochPair, epoch_pairs
-from trakstore.methods.sampled_kernel import SAMPLED_DAMPING, TRAIN_DAMPING, takes_sampled
 from trakstore.report.targets_and_epochs import named_rows
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
@@ -66,20 +65,23 @@ class ScoreRequest:
     scheduler: Scheduler = None
     as_json: Json = False
     opened: FeatureStore = field(init=False, repr=False)
-    used_damping: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        method = find_method(self.method)
+        find_method(self.method)
         self.opened = open_store(self.store)
-        rows: Any = self.kernel
-        sampled = "kernel" in method.options and takes_sampled(self.opened, self.train, rows)
-        usual = SAMPLED_DAMPING if sampled else TRAIN_DAMPING
-        self.used_damping = usual if self.damping is None else self.damping
 
     @property
     def epochs(self) -> list[Epoch] | None:
         """Epochs that were named; None for all."""
         return chosen_epochs(self.epoch)
+
+    @property
+    def used_damping(self) -> float:
+        """Damping that was asked for, or the default of the method and its kernel."""
+        if self.damping is not None:
+            return self.damping
+        rows: Any = self.kernel
+        return default_damping(self.method, self.opened, self.train, self.epochs, rows)
 
     def pairs(self) -> tuple[EpochPair, ...]:
         """Open the splits of each epoch, all checked before anything is computed."""
@@ -149,7 +151,10 @@ def with_request(*left_out: str) -> Callable[[Command], Command]:
     def decorated(command: Command) -> Command:
         @wraps(command)
         def run(**given: Any) -> None:
-            asked = ScoreRequest(**{one.name: given.pop(one.name) for one in shared})
+            chosen = {one.name: given.pop(one.name) for one in shared}
+            if "kernel" in left_out:
+                chosen["kernel"] = "train"
+            asked = ScoreRequest(**chosen)
             command(asked=asked, **given)
 
         # Typer reads options from the signature, and runs the command with them by name.

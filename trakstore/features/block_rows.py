@@ -206,7 +206,7 @@ class RowComputer:
             When memory does not suffice for one sample.
         """
         if self.labels is not None:
-            self.labels.forget()
+            self.labels.forget(max(1, int(self.at_once) // self.labels.draws))
         pieces, following = self._pieces(start, stop), then and self._pieces(*then)[0]
         parts, order = self._parts(pieces, following)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.

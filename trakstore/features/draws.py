@@ -9,6 +9,7 @@ they drawn again for the comparison with ordinary passes, rounding could draw ot
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
+from trakstore.features.gradients import cut
 from trakstore.features.outputs.predicted_classes import PredictsClasses
 from trakstore.features.plain import copied
 from trakstore.features.projectors.hashing import hash1
@@ -27,6 +29,7 @@ from trakstore.storage.ids import as_ids
 __all__ = ["LabelDraws", "Repeated", "drawn_ids"]
 
 _VALUES = 1 << 22  # probabilities that are summed up at once
+_SAMPLES = 1 << 20  # no limit
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class LabelDraws:
         Names of the samples.
     draws, seed : int
         Rows of each sample, and the number that all draws follow from.
+    at_once : int
+        Samples that the model is asked for at once; halved when memory does not suffice.
     """
 
     model: nn.Module
@@ -74,11 +79,13 @@ class LabelDraws:
     ids: NDArray[Any]
     draws: int
     seed: int
+    at_once: int = _SAMPLES
     _kept: dict[int, Tensor] = field(default_factory=dict)
 
-    def forget(self) -> None:
-        """Let go of the labels that were drawn: another block begins."""
+    def forget(self, at_once: int) -> None:
+        """Let go of the labels that were drawn: another block begins, with so many samples at once."""
         self._kept.clear()
+        self.at_once = min(self.at_once, at_once)
 
     def labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
         """Return a batch of these rows of the split with drawn labels in place of its own."""
@@ -96,15 +103,27 @@ class LabelDraws:
             rows // self.draws, return_index=True, return_inverse=True
         )
         own = tree.tree_map(lambda one: one[torch.from_numpy(first).to(one.device)], batch)
-        with torch.no_grad():
-            logits = self.output.predicted(self.model, copied(own))
-            for at in range(len(samples)):
-                mine = rows[which == at]
-                positions = counted[int(first[at])]
-                drawn = _categorical(
-                    logits[at][positions], self._uniforms(mine, int(positions.sum()))
-                )
+        for start, logits in self._predicted(own, len(samples)):
+            for at, each in enumerate(logits, start):
+                mine, positions = rows[which == at], counted[int(first[at])]
+                drawn = _categorical(each[positions], self._uniforms(mine, int(positions.sum())))
                 self._kept.update(zip(mine.tolist(), drawn.cpu(), strict=True))
+
+    def _predicted(self, batch: Any, count: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield logits of some samples at once, with the number of the first of them."""
+        start = 0
+        while start < count:
+            stop = min(start + self.at_once, count)
+            try:
+                with torch.no_grad():
+                    logits = self.output.predicted(self.model, copied(cut(batch, start, stop)))
+            except torch.OutOfMemoryError:
+                if stop - start == 1:
+                    raise
+                self.at_once = (stop - start) // 2
+            else:
+                yield start, logits
+                start = stop
 
     def _uniforms(self, rows: NDArray[np.int64], count: int) -> Tensor:
         """Return a number in 0..1 for each row and each of ``count`` positions, float64."""

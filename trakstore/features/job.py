@@ -230,6 +230,12 @@ class Job:
         return 0 if own == split else self._draws[own]
 
     def _checked_draws(self) -> dict[str, int]:
+        for split in self.datasets:
+            if str(split).endswith(layout.SAMPLED):
+                raise TrakStoreError(
+                    f"{split!r} names samples with drawn labels, and no data set: name the data set "
+                    f"without {layout.SAMPLED!r}, with labels='sampled' (of a job: sampled=4)"
+                )
         asked = self.sampled
         named = asked if isinstance(asked, Mapping) else {"train": asked} if asked else {}
         draws = {

@@ -109,9 +109,18 @@ class Recorder(TorchFunctionMode):
     def outputs_of_draws(
         self, output: ModelOutput, model: nn.Module, batches: Sequence[Any]
     ) -> list[RowOutputs]:
-        """Compute outputs of the same samples with other labels, by one call of the model."""
-        with _called_once(model):
-            return [self.outputs(output, model, batch) for batch in batches]
+        """Compute outputs of the same samples with other labels, by one call of the model.
+
+        Raises
+        ------
+        Untrusted
+            When an output calls the model more than once.
+        """
+        with _called_once(model) as calls:
+            rows = [self.outputs(output, model, batch) for batch in batches]
+        if calls() != len(batches):
+            raise Untrusted((), "the output calls the model more than once")
+        return rows
 
     def _watched(self, model: nn.Module, answers: list[Any], *args: Any, **kwargs: Any) -> Any:
         with self:
@@ -203,20 +212,23 @@ class Recorder(TorchFunctionMode):
 
 
 @contextmanager
-def _called_once(model: nn.Module) -> Iterator[None]:
-    """Let a model give its first answer again at all further calls."""
+def _called_once(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """Let a model give its first answer again at all further calls, which are counted."""
     forward, before = model.forward, "forward" in vars(model)
     answers: list[Any] = []
+    calls = 0
 
     @wraps(forward)
     def answer(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
         if not answers:
             answers.append(forward(*args, **kwargs))
         return answers[0]
 
     model.forward = answer
     try:
-        yield
+        yield lambda: calls
     finally:
         if before:
             model.forward = forward

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
+from trakstore.errors import NumericsError
 from trakstore.features.batches import Batches
 from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.fitness import explained
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import parameter_spec, select_parameters
+from trakstore.features.plain import copied
 from trakstore.features.projectors.sign_sums import SignSums
 from trakstore.features.second_moments import Moments
 from trakstore.features.split_samples import SplitSamples
@@ -45,6 +48,11 @@ def sampled_moments(
     -------
     dict of name to Moments
         Of every selected parameter, in model order.
+
+    Raises
+    ------
+    NumericsError
+        When no sample has a finite gradient.
     """
     selected = select_parameters(job.model, job.parameters)
     sums = SignSums(parameter_spec(selected, job.parameters))
@@ -55,14 +63,24 @@ def sampled_moments(
     batches = Batches.of(job.model, output, samples.given, device, job.collate)
     count = min(len(samples.ids), _SAMPLES)
     chosen = np.unique(np.linspace(0, len(samples.ids) - 1, count).astype(np.int64))
-    total = torch.zeros(sums.dim, dtype=torch.float64)
-    for draw, (start, stop) in enumerate(ranges(len(chosen), min(_AT_ONCE, job.batch_size))):
+    total, used = torch.zeros(sums.dim, dtype=torch.float64), 0
+    for draw, (start, stop) in enumerate(ranges(len(chosen), _AT_ONCE)):
         rows, sums.draw = chosen[start:stop], draw
         subset = Subset(samples.given, rows.tolist())
         batch = replace(batches, dataset=subset).read(0, len(rows))
-        features, outputs = engine.rows(labels.labelled(rows, batch))
+        with explained(job.model, output, batch):
+            if not draw:
+                output.check(job.model, copied(batch))
+            features, outputs = engine.rows(labels.labelled(rows, batch))
         # A loss gradient is -q times that of the output.
         gradients = features * outputs.out_to_loss.to(features)[:, None]
+        # Rows that are not finite are refused, or skipped, where they are stored.
+        gradients = gradients[gradients.isfinite().all(1)]
         total += gradients.to(torch.float64).square().sum(0).cpu()
-    mean = total / len(chosen)
+        used += len(gradients)
+    if not used:
+        raise NumericsError(
+            f"none of the {len(chosen)} samples that the scale is estimated from has a finite gradient"
+        )
+    mean = total / used
     return {name: Moments(*sums.moments(name, mean)) for name in sums.shapes}

@@ -85,8 +85,11 @@ def scale_factors(moments: Mapping[str, Moments]) -> dict[str, tuple[Tensor, Ten
     """
     bounded = {name: _bounded(one) for name, one in moments.items()}
     total = sum(float(one.rows.sum()) * len(one.columns) for one in bounded.values())
-    if total == 0:
-        raise NumericsError("all second moments are zero: there is nothing to scale gradients by")
+    if not 0 < total < float("inf"):
+        raise NumericsError(
+            f"second moments sum to {total}: there is nothing to scale gradients by; give others, or "
+            f"leave scale= out"
+        )
     roots = sum(_sum_of_roots(one) for one in bounded.values())
     whole = (total / roots) ** 0.5
     return {name: _factors(one, whole) for name, one in bounded.items()}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
-from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
@@ -89,8 +89,28 @@ class SplitTask:
         """Check that everything fits together, then open the split, which may be new.
 
         The model is in eval mode, on the device, with the weights of the epoch. A store that is made
-        new has this ``scale``.
+        new has this ``scale``, unless another worker made it meanwhile.
         """
+        try:
+            return cls._prepared(job, store, epoch, split, device, scale)
+        except SpecMismatchError:
+            there = find_store(store)
+            first = None if there is None else there.spec.scale
+            # Two workers estimate one scale up to rounding: that of the first one counts for both.
+            if scale is None or first in (None, scale.spec) or first.source != scale.spec.source:
+                raise
+            return cls._prepared(job, store, epoch, split, device, scale)
+
+    @classmethod
+    def _prepared(
+        cls,
+        job: Job,
+        store: Where | FeatureStore,
+        epoch: int | str,
+        split: str,
+        device: torch.device,
+        scale: ChosenScale | None,
+    ) -> SplitTask:
         began = time.monotonic()
         selected = select_parameters(job.model, job.parameters)
         watch = WeightWatch(job.model)
@@ -104,6 +124,8 @@ class SplitTask:
             there = find_store(store)
             scale = scale if there is None else scale_of_store(there, job, parameters)
             spec = _store_spec(job, there, output, parameters, scale)
+            if there is not None:
+                check_equal(there.spec, spec, str(there.location))
             projector = make_projector(spec.projection.at(epoch), parameters)
             if scale is not None:
                 projector = scale.scaled(projector)
@@ -201,7 +223,10 @@ class SplitTask:
 
 def _default(output: ModelOutput) -> ProjectionSpec:
     """Return the projection of a new store whose job leaves it open."""
-    return ProjectionSpec("sjlt", dim=_DIM, per_epoch=output.spec.name in _PER_EPOCH)
+    spec = output.spec
+    # A weighted output names the one that it weights.
+    names = {spec.name, dict(spec.options).get("output")}
+    return ProjectionSpec("sjlt", dim=_DIM, per_epoch=not names.isdisjoint(_PER_EPOCH))
 
 
 def output_on(job: Job, device: torch.device) -> ModelOutput:

@@ -10,7 +10,12 @@ from typing import Any
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.influence import influence_scores
-from trakstore.methods.sampled_kernel import KernelRows
+from trakstore.methods.sampled_kernel import (
+    SAMPLED_DAMPING,
+    TRAIN_DAMPING,
+    KernelRows,
+    takes_sampled,
+)
 from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
 from trakstore.methods.tracin import tracin_scores
 from trakstore.methods.trak import trak_scores
@@ -54,6 +59,19 @@ def find_method(name: str) -> NamedMethod:
     if known not in METHODS:
         raise NotFoundError(f"there is no method {name!r}{did_you_mean(known, METHODS)}")
     return METHODS[known]
+
+
+def default_damping(
+    name: str,
+    store: FeatureStore,
+    train: str,
+    epochs: Sequence[Epoch] | None,
+    kernel: KernelRows,
+) -> float:
+    """Return c of λ = c·tr(K)/n where none is asked for: by the rows of the method's kernel."""
+    takes = "kernel" in find_method(name).options
+    sampled = takes and takes_sampled(store, train, kernel, epochs)
+    return SAMPLED_DAMPING if sampled else TRAIN_DAMPING
 
 
 def scores_by_name(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -13,8 +14,11 @@ from trakstore.kernels.row_weights import WeightedSplit
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.epochs import EpochPair, check_of, need_open
 from trakstore.storage import layout
+from trakstore.storage.layout import Epoch, epoch_sort_key
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
+
+log = logging.getLogger("trakstore")
 
 # Rows that a kernel is made of.
 KernelRows: TypeAlias = Literal["train", "sampled"] | None
@@ -53,13 +57,30 @@ class SampledKernel:
         return Damping(absolute=(given.absolute or 0.0) * self.draws)
 
 
-def takes_sampled(store: FeatureStore, train: str, kernel: KernelRows) -> bool:
-    """Tell whether a kernel is of sampled rows: asked for, or there where it is left open."""
+def takes_sampled(
+    store: FeatureStore, train: str, kernel: KernelRows, epochs: Iterable[Epoch] | None = None
+) -> bool:
+    """Tell whether a kernel is of sampled rows.
+
+    It is where they are asked for; where that is left open, if all of these epochs (or all with the
+    train split) have them whole, and the output determines the loss.
+    """
     if kernel not in (None, *get_args(get_args(KernelRows)[0])):
         raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
     need_open(store)
-    there = layout.sampled_split(train) in store.splits
-    return kernel == "sampled" or (kernel is None and there)
+    name = layout.sampled_split(train)
+    if kernel is not None or name not in store.splits:
+        return kernel == "sampled"
+    output = store.spec.output
+    if output is not None and dict(output.options).get("loss_of_output") is False:
+        return False
+    opened = store.open_splits(None, (name,))
+    whole = {epoch for epoch, (split,) in opened.items() if split.complete}
+    lacking = set(store.epochs_of(train) if epochs is None else epochs) - whole
+    if lacking:
+        some = ", ".join(map(str, sorted(lacking, key=epoch_sort_key)[:5]))
+        log.warning("the kernel is of %s: %s is not whole at the epochs %s", train, name, some)
+    return not lacking
 
 
 def sampled_kernel(
@@ -88,15 +109,13 @@ def sampled_kernel(
     IncompleteError
         When some are missing.
     """
-    if not takes_sampled(store, train, kernel):
+    if not takes_sampled(store, train, kernel, [pair.epoch for pair in pairs]):
         return None
     check_of("loss", store)
     name = layout.sampled_split(train)
     opened = store.open_splits([pair.epoch for pair in pairs], (name,))
     splits = [_of_train(opened[pair.epoch][0], pair) for pair in pairs]
-    draws = {
-        split.rows // pair.train.stored.rows for split, pair in zip(splits, pairs, strict=True)
-    }
+    draws = {_draws(split, pair.train.stored) for split, pair in zip(splits, pairs, strict=True)}
     if len(draws) > 1:
         raise SpecMismatchError(
             f"epochs have {', '.join(map(str, sorted(draws)))} draws of labels: choose epochs= of one "
@@ -105,15 +124,26 @@ def sampled_kernel(
     return SampledKernel(tuple(WeightedSplit(split, "loss") for split in splits), draws.pop())
 
 
+def _draws(sampled: Split, train: Split) -> int:
+    """Return the rows of each train sample; 0 where they are not of these samples."""
+    own, data = sampled.spec.dataset, train.spec.dataset
+    if own is None or data is None:  # given from elsewhere, of which nothing else is known
+        return sampled.rows // train.rows
+    of, _, draws = own.rpartition("~")
+    number = draws.partition("x")[0]
+    return int(number) if of == data and number.isdigit() else 0
+
+
 def _of_train(sampled: Split, pair: EpochPair) -> Split:
     """Return the sampled rows of an epoch without those of masked train samples."""
     sampled.require_complete()
     train = pair.train.stored
-    draws, rest = divmod(sampled.rows, train.rows)
-    if rest or not draws or sampled.spec.checkpoint != train.spec.checkpoint:
+    draws = _draws(sampled, train)
+    if draws * train.rows != sampled.rows or sampled.spec.checkpoint != train.spec.checkpoint:
         raise SpecMismatchError(
-            f"{sampled.name} of epoch {pair.epoch!r} has {sampled.rows} rows and weights "
-            f"{str(sampled.spec.checkpoint)[:12]}, {train.name} has {train.rows} and "
+            f"{sampled.name} of epoch {pair.epoch!r} has {sampled.rows} rows, data "
+            f"{str(sampled.spec.dataset)[-28:]} and weights {str(sampled.spec.checkpoint)[:12]}, "
+            f"{train.name} has {train.rows}, {str(train.spec.dataset)[-24:]} and "
             f"{str(train.spec.checkpoint)[:12]}: sampled rows are some for each train row, by the same "
             f"weights; drop them (trakstore drop) and featurize them again, or use kernel='train'"
         )

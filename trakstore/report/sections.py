@@ -17,6 +17,7 @@ from trakstore.kernels.solvers import Damping
 from trakstore.methods.epochs import EpochPair
 from trakstore.methods.influence import self_scores
 from trakstore.methods.kernel_report import KernelReport, kernel_report
+from trakstore.methods.sampled_kernel import SampledKernel
 from trakstore.passes.rows import Rows, TakenRows, whole_column
 from trakstore.report.labels import with_labels
 from trakstore.report.sample_source import SampleSource
@@ -88,6 +89,8 @@ class Findings:
         Source of the samples that the page shows.
     asked : mapping of str to str
         Method, splits, epochs and damping, for people.
+    sampled : SampledKernel, optional
+        Rows of the kernels, where they are not the train rows.
     left_out : dict of str to str
         Name of a section that is not there, and why.
     contents : StoreContents
@@ -129,6 +132,7 @@ class Findings:
     memory_limit: int | str | None
     show: SampleSource
     asked: Mapping[str, str]
+    sampled: SampledKernel | None = None
     left_out: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -177,11 +181,14 @@ class Findings:
     def _kernels(self) -> list[KernelReport]:
         # The damped kernels of the scores: rows are weighted as the method weights them.
         some = evenly_spaced(len(self.pairs), KERNELS)
-        splits = [self.pairs[at].train.stored for at in some]
+        splits, damping = [self.pairs[at].train.stored for at in some], self.damping
+        if self.sampled is not None:
+            splits = [self.sampled.rows[at].stored for at in some]
+            damping = self.sampled.damping(damping)
         weighting, limit = self.scores.parts[0].kernel or "none", self.memory_limit
         return [
             kernel_report(
-                self.store, s.epoch, s.name, self.damping, weighting=weighting, memory_limit=limit
+                self.store, s.epoch, s.name, damping, weighting=weighting, memory_limit=limit
             )
             for s in splits
         ]

@@ -122,6 +122,8 @@ def _features(contents: StoreContents) -> str:
     spec = contents.store.spec
     dim = spec.dim or (contents.splits[0][0].dim if contents.splits else None)
     seed = "" if spec.projection.seed is None else f", seed {spec.projection.seed}"
+    seed += ", another each epoch" if spec.projection.per_epoch else ""
+    seed += "" if spec.scale is None else f", gradients scaled by {spec.scale.source}"
     bits = "" if spec.keep_bits is None else f", mantissas rounded to {spec.keep_bits} bits"
     return f"{spec.projection.kind}, dim {dim or 'not known yet'}{seed}, {spec.dtype}{bits}"
 

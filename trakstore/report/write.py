@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
 from trakstore.kernels.solvers import Damping
-from trakstore.methods.by_name import find_method, scores_by_name
+from trakstore.methods.by_name import default_damping, find_method, scores_by_name
 from trakstore.methods.epochs import EpochPair, UnmaskedSplit, epoch_pairs
+from trakstore.methods.sampled_kernel import KernelRows, sampled_kernel
 from trakstore.passes.rows import TakenRows
 from trakstore.quantities import as_whole
 from trakstore.report.extras import need_extra
@@ -83,8 +84,9 @@ def write_report(
     targets: str = "test",
     train: str = "train",
     epochs: Epoch | Sequence[Epoch] | None = None,
-    damping: float | Damping = 1.0,
+    damping: float | Damping | None = None,
     method: str = "trak",
+    kernel: KernelRows = None,
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
 ) -> WrittenReport:
@@ -123,10 +125,12 @@ def write_report(
         The split that is asked about, and the one that is held responsible.
     epochs : epoch or sequence of epochs, optional
         Checkpoints whose scores are averaged; all that have both splits by default.
-    damping : float or Damping
-        c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``.
+    damping : float or Damping, optional
+        c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
     method : str
         A method as the command line names it, such as ``"influence"``.
+    kernel : {"train", "sampled"}, optional
+        Rows of the kernel of ``trak`` and ``influence``, as they take it.
     memory_limit : int or str, optional
         Most memory to take, such as ``"600MB"``; a quarter of what is free by default.
     allow_other_weights : bool
@@ -159,11 +163,14 @@ def write_report(
     # From here to the scores, everything that can be refused is: scores take hours.
     path = Path(path)
     need_extra("a report", "report", "jinja2", "matplotlib", "PIL")
-    find_method(method)
-    damping = Damping.of(damping)
+    takes = "kernel" in find_method(method).options
     check_file_place(path)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     known, last = [pair.epoch for pair in pairs], pairs[-1]
+    if damping is None:
+        damping = default_damping(method, store, train, known, kernel)
+    damping = Damping.of(damping)
+    sampled = sampled_kernel(store, pairs, train, kernel) if takes else None
     check_list_length(as_whole(k, "k", 1, MOST_LISTED), last.train)
     as_whole(count, "count", 1, MOST_TARGETS)
     names = [target_ids] if isinstance(target_ids, str) else list(target_ids)
@@ -182,6 +189,7 @@ def write_report(
         train,
         known,
         damping=damping,
+        kernel=kernel,
         memory_limit=memory_limit,
         allow_other_weights=allow_other_weights,
     )
@@ -195,7 +203,8 @@ def write_report(
         "samples by": " and ".join(name_of(o) for o in (job, render) if o is not None) or "id only",
     }
     findings = Findings(
-        store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit, samples, asked
+        *(store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit, samples, asked),
+        sampled=sampled,
     )
     size = _write_page(path, findings)
     token_ids = render is None and samples.token_ids

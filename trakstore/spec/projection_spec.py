@@ -88,6 +88,8 @@ class ProjectionSpec:
         options = kind.complete(Options(self.dim, self.seed, self.s, self.side))
         for name, value in options._asdict().items():
             object.__setattr__(self, name, value)
+        if not isinstance(self.per_epoch, bool):
+            raise TrakStoreError(f"per_epoch is True or False, got {self.per_epoch!r}")
         if self.per_epoch and self.seed is None:
             raise TrakStoreError(
                 f"per_epoch draws a projection for each epoch, and {self.kind!r} is not drawn: leave "

@@ -13,7 +13,9 @@ from trakstore.report.evaluation_tables import check_lines, passed_lines
 FAILED = 1  # exit code
 
 
-@with_request("targets", "method", "learning_rate", "allow_other_weights", "workers", "scheduler")
+@with_request(
+    *("targets", "kernel", "method", "learning_rate", "allow_other_weights", "workers", "scheduler")
+)
 def checks(
     job: Annotated[str, Argument(metavar="JOB", help="The job that the store was made with.")],
     asked: ScoreRequest,

@@ -19,7 +19,7 @@ from trakstore.paths import is_file
 from trakstore.report.evaluation_tables import detection_lines, suspects_table
 
 
-@with_request("targets", "train", "method", "learning_rate", "allow_other_weights")
+@with_request("targets", "train", "kernel", "method", "learning_rate", "allow_other_weights")
 def mislabels(
     wrong: Annotated[
         Path | None,

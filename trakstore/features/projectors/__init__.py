@@ -44,6 +44,11 @@ def make_projector(spec: ProjectionSpec, parameters: ParameterSpec) -> Projector
             f"projection {spec.kind!r} was made by another program and cannot be continued here; "
             f"give another store"
         )
+    if spec.per_epoch:
+        raise TrakStoreError(
+            f"a projection that is another at each epoch is made for one: give {spec.kind!r} without "
+            f"per_epoch, or spec.at(epoch)"
+        )
     projector = _KINDS[spec.kind](spec, parameters)
     projector.check()
     return projector

@@ -17,6 +17,7 @@ from trakstore.errors import (
     SpecMismatchError,
     did_you_mean,
 )
+from trakstore.spec import StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, column_grid, row_document
 from trakstore.storage.backends.chunks import TAIL, intact
@@ -30,7 +31,7 @@ from trakstore.storage.split import Split, blocks_among, split_spec
 from trakstore.storage.tables.retrained import read_models
 from trakstore.storage.tables.runs import Run
 from trakstore.storage.tables.saved_table import check_table, delete_table, table_names
-from trakstore.storage.tables.scale_factors import check_factors
+from trakstore.storage.tables.scale_factors import check_factors, read_factors
 from trakstore.storage.tables.training_records import read_record
 
 LEFTOVER_SECONDS = 3600.0  # a younger one may be a running writer's
@@ -103,8 +104,23 @@ class Walk:
             lost = "; put it back from a copy: nothing can be read without it"
             self.say("document", key, ("is missing" if document is None else "is damaged") + lost)
         else:
-            open_store(self.location)  # refuses what is not a store, or is of a newer format
+            opened = open_store(self.location)  # refuses what is no store, or is of a newer format
+            self._scale(opened.spec)
             self.document(key, group_document(stored))
+
+    def _scale(self, spec: StoreSpec) -> None:
+        """Check that the factors that the store's spec names are there, and are those."""
+        if spec.scale is None or spec.parameters is None:
+            return
+        path = layout.scale_path(spec.scale.digest)
+        if any(check_table(self.location, path, check_factors)):
+            return  # which is said with the other tables
+        try:
+            read_factors(self.location, spec.scale.digest, spec.parameters)
+        except (DamagedError, NotFoundError) as error:
+            self.say(
+                "document", layout.document_key(path), f"is not what the store names ({error})"
+            )
 
     def epochs(self, wanted: Sequence[Epoch] | None) -> list[Epoch]:
         """Return the epochs that are there, of those that are wanted."""
