@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import trakstore as ts
 from trakstore.errors import IncompleteError, NotFoundError, SpecMismatchError, TrakStoreError
+from trakstore.features import Job, featurize_job
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import scores_by_name
 from trakstore.methods.influence import influence_scores
@@ -89,6 +92,23 @@ def test_the_kernel_of_train_rows_is_asked_for(drawn: Any, columns: Any, store_o
     )
     sampled = scores_by_name("trak", store, kernel="sampled")
     np.testing.assert_array_equal(sampled, trak_scores(store))
+
+
+def test_a_store_of_margins_keeps_the_kernel_of_train_rows(tmp_path: Path) -> None:
+    model = torch.nn.Linear(5, 3)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 5, generator=generator)
+    data = list(zip(x, torch.arange(30) % 3, strict=True))
+    for output, taken in (("margin", False), ("cross_entropy", True)):
+        job = Job(model, {"train": data, "test": data[:4]}, output=output, sampled=2)
+        featurize_job(job, tmp_path / output, progress=False)
+        store = ts.open_store(tmp_path / output)
+        default = trak_scores(store)
+        wanted = trak_scores(store, kernel="sampled" if taken else "train")
+        np.testing.assert_array_equal(default, wanted)
+        assert (
+            np.asarray(trak_scores(store, kernel="train")) != np.asarray(default)
+        ).any() == taken
 
 
 def test_masked_train_rows_leave_the_sampled_kernel(drawn: Any, store_of: Any) -> None:

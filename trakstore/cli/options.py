@@ -72,7 +72,7 @@ Kernel = Annotated[
     Option(
         metavar="ROWS",
         help="Rows of the kernel of trak and influence: train, or sampled, whose labels were drawn "
-        "from the model; default: sampled where there are some.",
+        "from the model; default: sampled where there are some, but for a margin.",
     ),
 ]
 Method = Annotated[

@@ -64,8 +64,8 @@ def influence_scores(
     kernel : {"train", "sampled"}, optional
         Rows of H. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
         from the model (``featurize(labels="sampled")``): H = Σ ∇l ∇lᵀ / draws, the Gauss-Newton matrix
-        also where outputs are sequences. When None: those, where there are some and ``hessian`` is
-        not ``"loss"``.
+        also where outputs are sequences. When None: those, where there are some at all epochs,
+        ``hessian`` is not ``"loss"`` and the output is not the margin.
     hessian : {"gauss_newton", "loss"}
         ``"gauss_newton"``: H = Σᵢ l''ᵢ φᵢ φᵢᵀ, with the loss's second derivative in the output:
         q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is

@@ -22,6 +22,8 @@ log = logging.getLogger("trakstore")
 
 # Rows that a kernel is made of.
 KernelRows: TypeAlias = Literal["train", "sampled"] | None
+# Outputs whose kernel of train rows, at a temperature, was measured to be better.
+_TRAIN_ROWS = ("margin",)
 # c of λ = c·tr(K)/n for train rows, and for sampled ones: benchmarks/accuracy.py.
 TRAIN_DAMPING, SAMPLED_DAMPING = 1.0, 0.1
 
@@ -63,7 +65,7 @@ def takes_sampled(
     """Tell whether a kernel is of sampled rows.
 
     It is where they are asked for; where that is left open, if all of these epochs (or all with the
-    train split) have them whole, and the output determines the loss.
+    train split) have them whole, the output determines the loss, and is no margin.
     """
     if kernel not in (None, *get_args(get_args(KernelRows)[0])):
         raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
@@ -72,8 +74,10 @@ def takes_sampled(
     if kernel is not None or name not in store.splits:
         return kernel == "sampled"
     output = store.spec.output
-    if output is not None and dict(output.options).get("loss_of_output") is False:
-        return False
+    if output is not None:
+        undetermined = dict(output.options).get("loss_of_output") is False
+        if undetermined or output.name in _TRAIN_ROWS:
+            return False
     opened = store.open_splits(None, (name,))
     whole = {epoch for epoch, (split,) in opened.items() if split.complete}
     lacking = set(store.epochs_of(train) if epochs is None else epochs) - whole

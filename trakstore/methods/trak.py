@@ -74,7 +74,7 @@ def trak_scores(
         Rows of K. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
         from the model (``featurize(labels="sampled")``): K = Σ q²·φφᵀ / draws, the Gauss-Newton matrix;
         there is no temperature then, and Q = ``out_to_loss``. When None: those, where there are some
-        and no temperature was given.
+        at all epochs, no temperature was given and the output is not the margin.
     temperature : float, "auto" or None
         Above 0. ``"auto"``: 2 where the store's output is the margin, None for others: whole sequences
         are so unlikely that p (1 − p) is no weight. None: K = ΦᵀΦ and Q = ``out_to_loss``.
