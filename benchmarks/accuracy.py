@@ -171,6 +171,12 @@ def settings(ground: Ground, lines: Lines, small: bool) -> None:
                       trak(place, damping=c, temperature=heat))  # fmt: skip
     for name, options in {"float16": {"dtype": "float16"}, "7 bits": {"keep_bits": 7}}.items():
         lines.add("stored as", name, trak(ground.store(sjlt(), f"-{name[:2]}", **options)))
+    drawn = ground.store(sjlt(), "-drawn", sampled=4)
+    for c in (0.1, 0.3, 1, 3):
+        lines.add("labels", f"drawn, c = {c}", trak(drawn, kernel="sampled", damping=c))
+    lines.add("scale", "of samples", trak(ground.store(sjlt(), "-scale", scale="samples")))
+    own = ground.store(sjlt(per_epoch=True), "-own")
+    lines.add("projector", "another for each model", trak(own))
     layers = [name for name, _ in ground.make().named_children() if name.isdigit()]
     for count in (1, 2):
         last = [f"{name}.*" for name in layers if hasattr(ground.make()[int(name)], "weight")]
