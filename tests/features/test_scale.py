@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference_projection as reference
 import torch
+import torch.distributed.checkpoint as dcp
 from features.models import ConvNet, Recurrent, Samples, mlp, seeded
 from features.whole_models import Language, hugging_face
 from torch import nn
@@ -23,7 +24,7 @@ from trakstore.errors import (
     TrakStoreError,
 )
 from trakstore.features import Job, featurize, featurize_job, task
-from trakstore.features.optimizer_moments import adam_moments
+from trakstore.features.optimizer_moments import adam_moments, optimizer_file
 from trakstore.features.outputs import CrossEntropy
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.sampled_moments import sampled_moments
@@ -364,6 +365,21 @@ def test_a_trainers_folder_has_the_moments_of_its_last_checkpoint(
         featurize_job(job, stores[-1], progress=False)
     one, other = (column(ts.open_store(where), epoch=4) for where in stores)
     np.testing.assert_array_equal(one, other)
+
+
+def test_moments_in_the_shards_of_a_trainer_are_read_by_name(tmp_path: Path) -> None:
+    model, moments = mlp(), drawn_moments(mlp())
+    state = {
+        f"_orig_mod.{n}": {"exp_avg_sq": v, "step": torch.ones(())} for n, v in moments.items()
+    }
+    folder = tmp_path / "checkpoint-3" / "optimizer_0"
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save({"optimizer": {"state": state}}, checkpoint_id=folder)
+    assert optimizer_file(tmp_path / "checkpoint-3") == folder
+    got = adam_moments(folder, model)
+    assert got.keys() == moments.keys() and all(torch.equal(got[n], moments[n]) for n in moments)
+    with pytest.raises(TrakStoreError, match=r"has no exp_avg_sq of 'conv\.weight'"):
+        adam_moments(folder, seeded(ConvNet))
 
 
 def test_files_that_are_no_state_of_adam(tmp_path: Path) -> None:

@@ -122,10 +122,10 @@ class Job:
         Second moments v by whose fourth root gradients are divided before the projection, as
         Adam's steps are divided by √v: for models that Adam trained. ``"samples"``: those of gradients
         of some samples of the first data set, with labels drawn from the model at the last epoch.
-        ``"adam"``: the optimizer's, from ``optimizer.pt`` in the last checkpoint's folder; or a path of
-        such a file. A mapping of parameter names to tensors of second moments, of the parameters'
-        shapes. They are factored into rows and columns of each matrix, stored, and the same for all
-        epochs; by default as the store has it, else none.
+        ``"adam"``: the optimizer's, from ``optimizer.pt`` (or FSDP's shards) in the last checkpoint's
+        folder; or a path of such a file. A mapping of parameter names to tensors of second moments, of
+        the parameters' shapes. They are factored into rows and columns of each matrix, stored, and the
+        same for all epochs; by default as the store has it, else none.
     sampled : int or mapping of split to int
         Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
         of those named), whose features are written as a split ``train~sampled``: with ``kernel=

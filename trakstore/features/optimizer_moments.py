@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.features.checkpoints.distributed_folder import METADATA, DistributedFolder
 from trakstore.features.checkpoints.plain_tensors import plain_tensors
 from trakstore.features.parameters import canonical_name
 from trakstore.paths import is_file, is_folder
@@ -17,12 +19,15 @@ from trakstore.paths import is_file, is_folder
 __all__ = ["adam_moments", "optimizer_file"]
 
 _FILE, _MOMENTS = "optimizer.pt", "exp_avg_sq"
+# Folders in which accelerate keeps the shards of an optimizer's state under FSDP.
+_FOLDERS = ("optimizer_0", "optimizer")
+_SHARDED = re.compile(rf"(?:.*\.)?state\.(?P<name>.+)\.{_MOMENTS}")
 # Names of parameters that transformers' Trainer does not decay, as parts of names.
 _NOT_DECAYED = ("bias", "norm", "ln_")
 
 
 def optimizer_file(checkpoint: object) -> Path:
-    """Return the file of the optimizer's state in a checkpoint's folder.
+    """Return the file of the optimizer's state in a checkpoint's folder, or the folder of its shards.
 
     Raises
     ------
@@ -30,9 +35,12 @@ def optimizer_file(checkpoint: object) -> Path:
         When the checkpoint is no folder, or has none.
     """
     if isinstance(checkpoint, str | Path) and is_folder(Path(checkpoint)):
-        path = Path(checkpoint) / _FILE
-        if is_file(path):
-            return path
+        file, *folders = (Path(checkpoint) / name for name in (_FILE, *_FOLDERS))
+        if is_file(file):
+            return file
+        sharded = [one for one in folders if is_file(one / METADATA)]
+        if sharded:
+            return sharded[0]
     got = checkpoint if isinstance(checkpoint, str | Path) else f"a {type(checkpoint).__name__}"
     raise NotFoundError(
         f"scale='adam' needs a checkpoint's folder with {_FILE}, as a Trainer writes it without "
@@ -50,7 +58,8 @@ def adam_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
     Parameters
     ----------
     path : Path
-        What ``torch.save(optimizer.state_dict(), path)`` wrote.
+        What ``torch.save(optimizer.state_dict(), path)`` wrote, or the folder that
+        ``torch.distributed.checkpoint`` did, in which parameters have names.
     model : nn.Module
         Model that was trained.
 
@@ -66,6 +75,8 @@ def adam_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
     TrakStoreError
         When it holds no state of Adam, or one of other parameters.
     """
+    if is_file(path / METADATA):
+        return _sharded_moments(path, model)
     if not is_file(path):
         raise NotFoundError(f"there is no file {path} of an optimizer's state")
     with plain_tensors(path):
@@ -88,6 +99,25 @@ def adam_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
         f"{len(_trainable(model))} of the model that require gradients, in any order that is known: "
         f"give scale= a mapping of parameter names to second moments"
     )
+
+
+def _sharded_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    with plain_tensors(path):
+        folder = DistributedFolder(path)
+        keys = {
+            canonical_name(match["name"]): key
+            for key in folder.shapes()
+            if (match := _SHARDED.fullmatch(key))
+        }
+        wanted = [canonical_name(name) for name, _ in _trainable(model)]
+        missing = [name for name in wanted if name not in keys]
+        if missing:
+            raise TrakStoreError(
+                f"{path} has no {_MOMENTS} of {missing[0]!r}; it has {sorted(keys)[:5]}: use "
+                f"scale='samples', or give a mapping of parameter names to second moments"
+            )
+        read = folder.read([keys[name] for name in wanted])
+    return {name: read[keys[name]] for name in wanted}
 
 
 def _parts(stored: Any, path: Path) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Any]]:
