@@ -236,6 +236,7 @@ ORDER: dict[str, list[str]] = {
         "split_samples",
         "sampled_moments",
         "scale_choice",
+        "wanted_spec",
         "predictions",
         "spent",
         "watch",

@@ -23,8 +23,9 @@ from trakstore.features.ranks import rank_and_world
 from trakstore.features.scale import Scale
 from trakstore.features.scale_choice import ChosenScale, new_scale
 from trakstore.features.spent import Featurized, Spent
-from trakstore.features.task import SplitTask, output_on
+from trakstore.features.task import SplitTask
 from trakstore.features.twins import warn_of_twins
+from trakstore.features.wanted_spec import output_on
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
 from trakstore.storage.backends.location import Where

@@ -25,19 +25,19 @@ from trakstore.features.fingerprint import sampled_rows
 from trakstore.features.fitness import explained
 from trakstore.features.gradients import cut
 from trakstore.features.job import Job
-from trakstore.features.outputs import ModelOutput, RowOutputs, as_output
+from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
-from trakstore.features.precision import Autocast
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import ChosenScale, scale_of_store
 from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.streamed import Streamed
+from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count, ranges
-from trakstore.spec import ParameterSpec, ProjectionSpec, SplitSpec, StoreSpec, check_equal
+from trakstore.spec import SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import column_dtype
@@ -48,11 +48,8 @@ from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.scale_factors import write_factors
 from trakstore.storage.writer import BlockWriter
 
-__all__ = ["SplitTask", "output_on"]
+__all__ = ["SplitTask"]
 
-_DIM = 2048
-# Outputs for which a projection of each epoch's own was measured to be better.
-_PER_EPOCH = ("causal_lm", "masked_lm")
 _USED = 0.9  # of what is free on a GPU
 _PROBE = 2  # rows that are computed before anything is written
 _REPEATED = 8  # rows that a collator is given twice
@@ -123,7 +120,7 @@ class SplitTask:
             parameters = parameter_spec(selected, job.parameters)
             there = find_store(store)
             scale = scale if there is None else scale_of_store(there, job, parameters)
-            spec = _store_spec(job, there, output, parameters, scale)
+            spec = wanted_spec(job, there, output, parameters, scale)
             if there is not None:
                 check_equal(there.spec, spec, str(there.location))
             projector = make_projector(spec.projection.at(epoch), parameters)
@@ -219,35 +216,6 @@ class SplitTask:
         """Median time that a block took here; before the first, the time that preparing took."""
         # A worker that has no block of its own would else do at once what another has just begun.
         return float(np.median(self._seconds)) if self._seconds else self.preparing
-
-
-def _default(output: ModelOutput) -> ProjectionSpec:
-    """Return the projection of a new store whose job leaves it open."""
-    spec = output.spec
-    # A weighted output names the one that it weights.
-    names = {spec.name, dict(spec.options).get("output")}
-    return ProjectionSpec("sjlt", dim=_DIM, per_epoch=not names.isdisjoint(_PER_EPOCH))
-
-
-def output_on(job: Job, device: torch.device) -> ModelOutput:
-    """Return the output of a job, under autocast where the job says so."""
-    output = as_output(job.output)
-    return output if job.autocast is None else Autocast(output, device)
-
-
-def _store_spec(
-    job: Job,
-    store: FeatureStore | None,
-    output: ModelOutput,
-    parameters: ParameterSpec,
-    scale: ChosenScale | None,
-) -> StoreSpec:
-    """Return the spec that this job needs; all that the job leaves open is as the store has it."""
-    projection = job.projector or (store.spec.projection if store else _default(output))
-    dtype = job.dtype or (store.spec.dtype if store else "float32")
-    keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
-    named = None if scale is None else scale.spec
-    return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, job.autocast, named)
 
 
 def _probed(
