@@ -121,7 +121,7 @@ def test_accuracy_on_language_models_is_told_line_by_line(tmp_path: Path) -> Non
     stored, dense = (
         [line for line in lines if f" {how} " in line] for how in ("64 x 2", "dense x 2")
     )
-    assert len(stored) == 11 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
+    assert len(stored) == 18 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
     assert sum("EK-FAC" in line for line in dense) == 4
     found = json.loads((tmp_path / "lm.json").read_text())
     assert len(found) == len(lines) - 1 and found[0]["bytes"] == 2 * 64 * 4
