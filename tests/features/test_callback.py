@@ -94,6 +94,18 @@ def test_features_are_those_of_the_folder_with_the_rates_of_the_steps(
         assert rates[0] == pytest.approx(rates[1]) and rates[0] is not None and rates[0] > 0
 
 
+def test_a_training_goes_on_with_a_store_that_has_a_scale(tmp_path: Path) -> None:
+    data, where = {"train": ragged()}, tmp_path / "s.zarr"
+    options: dict[str, Any] = {"when": "save", "projector": IDENTITY, "batch_size": 8}
+    first = trainer_callback(data, where, scale="samples", **options)
+    trainer(tmp_path / "out", first).train()
+    again = trainer_callback(data, where, **options)
+    trainer(tmp_path / "out", again, max_steps=6).train(resume_from_checkpoint=True)
+    store = ts.open_store(where)
+    assert store.epochs == (2, 4, 6)
+    assert store.spec.scale is not None and store.spec.scale.source == "samples"
+
+
 def test_what_cannot_work_is_refused_before_training(tmp_path: Path) -> None:
     def fails(error: type[Exception], message: str, **options: Any) -> None:
         started = trainer(tmp_path / "out", trainer_callback(**options))

@@ -1,0 +1,75 @@
+"""Commands on a store that has rows with drawn labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import trakstore as ts
+from trakstore.features import Job, featurize_job
+from trakstore.report import write_report
+
+
+def stored(where: Path, sampled: int) -> ts.FeatureStore:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 5, generator=generator)
+    data = list(zip(x, torch.arange(30) % 3, strict=True))
+    model = torch.nn.Linear(5, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(3, 5, generator=generator))
+        model.bias.zero_()
+    job = Job(model, {"train": data, "test": data[:4]}, output="cross_entropy", sampled=sampled)
+    featurize_job(job, where, progress=False)
+    return ts.open_store(where)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> ts.FeatureStore:
+    return stored(tmp_path_factory.mktemp("plain") / "s.zarr", 0)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> ts.FeatureStore:
+    return stored(tmp_path_factory.mktemp("drawn") / "s.zarr", 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "kernel", "damping"),
+    [
+        ((), "sampled", 0.1),
+        (("--kernel", "train"), "train", 1.0),
+        (("--damping", "2"), "sampled", 2.0),
+    ],
+)
+def test_lists_are_those_of_the_kernel_that_is_asked_for(
+    run: Any, drawn: ts.FeatureStore, options: tuple[str, ...], kernel: Any, damping: float
+) -> None:
+    document = json.loads(run("topk", drawn.location, "--k", "3", "--json", *options).out)
+    scores = ts.trak_scores(drawn, kernel=kernel, damping=damping)
+    wanted = ts.top_k(scores, 3)["score"].values
+    got = [[one["score"] for one in target["top"]] for target in document["targets"]]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_commands_whose_kernel_is_of_train_rows_do_not_see_drawn_ones(
+    run: Any, plain: ts.FeatureStore, drawn: ts.FeatureStore
+) -> None:
+    for command in (("evaluate", "mislabels"), ("kernel",)):
+        one, other = (json.loads(run(*command, s.location, "--json").out) for s in (plain, drawn))
+        for document in (one, other):
+            document.pop("location")
+        assert one == other
+        assert "--kernel" not in run(*command, "--help").out
+
+
+def test_the_report_says_the_damping_of_its_kernel(drawn: ts.FeatureStore, tmp_path: Path) -> None:
+    for kernel, said in ((None, "c = 0.1"), ("train", "c = 1")):
+        page = tmp_path / f"{kernel}.html"
+        write_report(drawn, page, kernel=kernel)  # type: ignore[arg-type]
+        text = page.read_text()
+        assert f">{said}<" in text, said
