@@ -215,7 +215,7 @@ def test_rows_of_other_samples_make_no_kernel(tmp_path: Path) -> None:
     half = torch.utils.data.Subset(Samples(40), range(20))
     featurize(model, half, where, labels="sampled", draws=4, **options)
     with pytest.raises(SpecMismatchError, match=r"sampled of epoch 0 has 80 rows, data .*~4x0"):
-        ts.trak_scores(ts.open_store(where))
+        ts.trak_scores(ts.open_store(where), kernel="sampled")
 
 
 class Narrow(nn.Module):

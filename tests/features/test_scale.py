@@ -243,16 +243,19 @@ def test_the_scale_of_the_worker_that_came_first_counts(
     where, model = tmp_path / "s.zarr", mlp()
     first = run(model, Samples(20, seed=5), where, split="other", scale="samples")
     # This worker looked before the first one's store was there, and has another scale of its own.
-    looks = []
+    looks: dict[str, int] = {"featurizing": 0, "task": 0}
 
-    def unseen(place: Any) -> Any:
-        looks.append(place)
-        return None if len(looks) == 1 else find_store(place)
+    def unseen(module: str) -> Any:
+        def find(place: Any) -> Any:
+            looks[module] += 1
+            return None if looks[module] == 1 else find_store(place)
 
-    monkeypatch.setattr(featurizing, "find_store", lambda _: None)
-    monkeypatch.setattr(task, "find_store", unseen)
+        return find
+
+    monkeypatch.setattr(featurizing, "find_store", unseen("featurizing"))
+    monkeypatch.setattr(task, "find_store", unseen("task"))
     store = run(model, Samples(20), where, scale="samples")
-    assert len(looks) > 1 and store.spec == first.spec
+    assert looks == {"featurizing": 2, "task": 2} and store.spec == first.spec
     monkeypatch.undo()
     same = run(model, Samples(20), where, split="again")
     np.testing.assert_array_equal(column(store), column(same, split="again"))

@@ -21,7 +21,6 @@ from trakstore.features.draws import Repeated
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import hashed_rows
 from trakstore.features.sorted_batches import batches_by_length, padded_share, sequence_length
-from trakstore.features.task import SplitTask
 
 WORDS, ROWS, SIZE = 23, 200, 8
 SJLT = ts.ProjectionSpec("sjlt", dim=32, seed=1)
@@ -151,18 +150,8 @@ def test_results_are_equal_to_the_bit_whoever_computes_which_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, *_ = written(tmp_path / "one")
-    write, done = SplitTask.write, list[int]()
-
-    def stops(self: SplitTask, block: int, then: int | None = None) -> None:
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(block)
-        write(self, block, then)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SplitTask, "write", stops)
-        with pytest.raises(KeyboardInterrupt):
-            written(tmp_path / "many", rank=1, world_size=2)
+    with stopped_after(2, monkeypatch) as done:
+        written(tmp_path / "many", rank=1, world_size=2)
     assert min(done) > 0
     shared, *_ = written(tmp_path / "many", rank=0, world_size=2)
     for name, column in alone.items():

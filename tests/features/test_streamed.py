@@ -16,7 +16,6 @@ from torch.utils.data import IterableDataset
 import trakstore as ts
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.features import Streamed, featurize
-from trakstore.features.task import SplitTask
 
 ROWS = 120
 OPTIONS: dict[str, Any] = {"projector": ts.ProjectionSpec("sjlt", dim=8), "progress": False}
@@ -52,18 +51,8 @@ def test_features_are_those_of_a_list_by_one_pass(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_goes_on_behind_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, done = SplitTask.write, list[int]()
-
-    def stops(self: SplitTask, block: int, then: int | None = None) -> None:
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(block)
-        write(self, block, then)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SplitTask, "write", stops)
-        with pytest.raises(KeyboardInterrupt):
-            featurize(mlp(), Streamed(Stream(), rows=ROWS), tmp_path / "s", **OPTIONS)
+    with stopped_after(3, monkeypatch) as done:
+        featurize(mlp(), Streamed(Stream(), rows=ROWS), tmp_path / "s", **OPTIONS)
     again = featurize(mlp(), Streamed(Stream(), rows=ROWS), tmp_path / "s", **OPTIONS)
     assert again.rows == ROWS - 3 * 16
     featurize(mlp(), Samples(ROWS), tmp_path / "t", **OPTIONS)

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any, Literal, Unpack
 
 import torch
 from torch import nn
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, worker_device, working_on
@@ -208,10 +209,7 @@ def featurize_job(
     job.check_files(named)
     done, twins = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
     with job.lent() if restore else nullcontext():
-        made = None
-        if job.scale is not None and find_store(store) is None:
-            job.load(job.epochs[-1])
-            made = _new_scale(job, store, next(iter(job.datasets)), worker)
+        made = _new_scale(job, store, next(iter(job.datasets)), worker, job.epochs[-1])
         # Shares of all splits come first. A worker that helped at the end of each would take blocks
         # whose own workers are about to come to them.
         for duty in (_do_share, _help):
@@ -248,11 +246,20 @@ def _are_sampled(labels: str) -> bool:
 
 
 def _new_scale(
-    job: Job, store: Where | FeatureStore, split: str, worker: _Worker
+    job: Job,
+    store: Where | FeatureStore,
+    split: str,
+    worker: _Worker,
+    epoch: int | str | None = None,
 ) -> ChosenScale | None:
-    """Make the scale that a job asks for, where there is no store yet, at the model's weights."""
+    """Make the scale that a job asks for, where there is no store yet, at the weights of an epoch.
+
+    They are the model's present ones where there is none.
+    """
     if job.scale is None or find_store(store) is not None:
         return None
+    if epoch is not None:
+        job.load(epoch)
     need_one_device(job.model)
     need_apart(job.model)
     with working_on(worker.device), evaluated(job.model, worker.device):
@@ -272,7 +279,13 @@ def _prepared(
     need_one_device(job.model)
     need_apart(job.model)
     with working_on(worker.device), evaluated(job.model, worker.device):
-        task = SplitTask.prepare(job, store, epoch, split, worker.device, scale)
+        prepare = partial(SplitTask.prepare, job, store, epoch, split, worker.device, scale)
+        try:
+            task = prepare()
+        except SpecMismatchError:
+            if not _came_second(store, scale):
+                raise
+            task = prepare()
         with task, _line(task, show and worker.rank == 0) as line:
             began = now()
             try:
@@ -280,6 +293,18 @@ def _prepared(
             finally:  # also when it was stopped
                 if task.rows_written:
                     record_run(task.writer.split.location, _run(job, task, worker, began))
+
+
+def _came_second(store: Where | FeatureStore, scale: ChosenScale | None) -> bool:
+    """Tell whether another worker made the store meanwhile, with a scale from the same source.
+
+    Two workers estimate one scale up to rounding: that of the first one counts for both.
+    """
+    there = find_store(store)
+    first = None if there is None else there.spec.scale
+    if scale is None or first is None or first == scale.spec:
+        return False
+    return first.source == scale.spec.source
 
 
 def _line(task: SplitTask, show: bool) -> ProgressLine:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Subset
 
-from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
@@ -86,28 +86,8 @@ class SplitTask:
         """Check that everything fits together, then open the split, which may be new.
 
         The model is in eval mode, on the device, with the weights of the epoch. A store that is made
-        new has this ``scale``, unless another worker made it meanwhile.
+        new has this ``scale``.
         """
-        try:
-            return cls._prepared(job, store, epoch, split, device, scale)
-        except SpecMismatchError:
-            there = find_store(store)
-            first = None if there is None else there.spec.scale
-            # Two workers estimate one scale up to rounding: that of the first one counts for both.
-            if scale is None or first in (None, scale.spec) or first.source != scale.spec.source:
-                raise
-            return cls._prepared(job, store, epoch, split, device, scale)
-
-    @classmethod
-    def _prepared(
-        cls,
-        job: Job,
-        store: Where | FeatureStore,
-        epoch: int | str,
-        split: str,
-        device: torch.device,
-        scale: ChosenScale | None,
-    ) -> SplitTask:
         began = time.monotonic()
         selected = select_parameters(job.model, job.parameters)
         watch = WeightWatch(job.model)
