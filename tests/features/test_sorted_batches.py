@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from features.stopped import stopped_after
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from features.models import Samples, mlp
+from features.stopped import stopped_after
 from torch.utils.data import IterableDataset
 
 import trakstore as ts
@@ -51,7 +52,7 @@ def test_features_are_those_of_a_list_by_one_pass(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_goes_on_behind_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with stopped_after(3, monkeypatch) as done:
+    with stopped_after(3, monkeypatch):
         featurize(mlp(), Streamed(Stream(), rows=ROWS), tmp_path / "s", **OPTIONS)
     again = featurize(mlp(), Streamed(Stream(), rows=ROWS), tmp_path / "s", **OPTIONS)
     assert again.rows == ROWS - 3 * 16
