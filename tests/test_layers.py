@@ -250,6 +250,7 @@ ORDER: dict[str, list[str]] = {
         "callback",
     ],
     "cli": [
+        "commands",
         "options",
         "output",
         "cluster",
