@@ -102,6 +102,7 @@ ORDER: dict[str, list[str]] = {
         "ahead",
     ],
     "attributors": [
+        "model_checkpoints",
         "tracker",
         "tracin_attributor",
         "trak_attributor",
