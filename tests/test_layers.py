@@ -189,6 +189,7 @@ ORDER: dict[str, list[str]] = {
         "store",
         "staging",
         "opening",
+        "known_rows",
         "embedded",
         "checking",
         "exchange",

@@ -161,5 +161,6 @@ def _contrast_with_others(scores: Scores, aligned: NDArray[np.bool_]) -> NDArray
     conflicting_mean, aligned_mean = np.asarray(means, dtype=np.float64)
     squares = [scores.block(a, b, a, b) for a, b in ranges(count, _SQUARE)]
     own = np.concatenate([square.diagonal() for square in squares], dtype=np.float64)
-    others: NDArray[np.float64] = (count * aligned_mean - own) / (count - 1)
-    return others - conflicting_mean
+    others = (count * aligned_mean - own) / (count - 1)
+    difference: NDArray[np.float64] = others - conflicting_mean
+    return difference
