@@ -104,6 +104,8 @@ ORDER: dict[str, list[str]] = {
     "attributors": [
         "model_checkpoints",
         "tracker",
+        "kept_features",
+        "triples",
         "tracin_attributor",
         "trak_attributor",
         "over_time",
@@ -214,6 +216,7 @@ ORDER: dict[str, list[str]] = {
         "tape",
         "selfcheck",
         "factorised",
+        "last_layers",
         "blockcheck",
         "streamed",
         "fingerprint",
