@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trakstore.passes.dask_cluster import active_client, worker_memory, workers_of
+from trakstore.passes.gpu import free_bytes
 from trakstore.passes.scheduler import task_slots
 from trakstore.paths import exists
 from trakstore.planning import byte_count, fit_slots, human_bytes, with_slack
@@ -23,6 +24,8 @@ from trakstore.storage.backends.ahead import AHEAD_BYTES
 
 # A quarter of the memory: the rest is for the page cache, the caller's arrays, other processes.
 SHARE = 4
+# The other half is for what torch and its libraries take beside tensors, and for other programs.
+DEVICE_SHARE = 2
 # Bytes that count as available where the system does not say.
 UNKNOWN = 4 * 2**30
 # The parameter M_MMAP_THRESHOLD of mallopt(3).
@@ -58,6 +61,19 @@ def memory_budget(memory_limit: int | str | None) -> int:
         stacklevel=2,
     )
     return most
+
+
+def device_budget(device: str) -> int | None:
+    """Return the bytes that an operation may take on a GPU: half of what is free there.
+
+    On a cluster that is the GPU of the worker that has least. None where all work on the CPU.
+    """
+    if device == "cpu":
+        return None
+    client = active_client()
+    free = [free_bytes(device)] if client is None else client.run(free_bytes, device).values()
+    known = [one for one in free if one is not None]
+    return min(known) // DEVICE_SHARE if known else None
 
 
 def least_slots() -> int:
