@@ -20,7 +20,14 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.parameters import canonical_names
 from trakstore.features.streamed import Streamed
 
-__all__ = ["checkpoint_hash", "dataset_fingerprint", "dataset_rows", "hashed_rows", "sampled_rows"]
+__all__ = [
+    "checkpoint_hash",
+    "dataset_fingerprint",
+    "dataset_rows",
+    "hashed_rows",
+    "sampled_rows",
+    "whole_digest",
+]
 
 _ROWS = ("crow_indices", "col_indices", "values")
 _COLUMNS = ("ccol_indices", "row_indices", "values")
@@ -81,6 +88,16 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     for one in ids.tolist():
         digest.update(f"{one};".encode())
     return f"{rows}:{digest.hexdigest()}"
+
+
+def whole_digest(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
+    """Return SHA-256 over all samples and all ids: no change of a sample goes unseen."""
+    digest = hashlib.sha256()
+    for index in range(dataset_rows(dataset)):
+        digest.update(_sample_hash(dataset[index]))
+    for one in ids.tolist():
+        digest.update(f"{one};".encode())
+    return digest.hexdigest()
 
 
 def _hashed_twice(dataset: Any) -> Iterator[tuple[int, bytes, bytes]]:

@@ -69,10 +69,8 @@ def _values(state: Mapping[Any, Any]) -> Iterator[Any]:
             yield value
 
 
-def state_dicts(
-    checkpoints: Mapping[K, nn.Module | Mapping[str, Tensor]], model: nn.Module
-) -> Mapping[K, Any]:
-    """Return weights of models and state dicts, which do not change when one is loaded."""
+def state_dicts(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
+    """Return weights of models and state dicts, which do not change when one is loaded; and paths."""
     states = {
         name: one.state_dict() if isinstance(one, nn.Module) else one
         for name, one in checkpoints.items()

@@ -16,6 +16,7 @@ from trakstore.kernels.tiled_gram import Scratch, split_tiles, tiled_gram
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows
 from trakstore.storage import layout
+from trakstore.storage.dropped_rows import dropped_error
 
 
 def factor_split(
@@ -55,9 +56,7 @@ def factor_split(
     """
     damped, limit = Damping.of(damping), memory_budget(memory_limit)
     need_solver(solver)
-    if solver is None:
-        dim = split.column(layout.FEATURES).shape[1]
-        solver = choose_solver(unmasked_count(split), dim, damped, limit, held)
+    solver = solver or solver_of(split, damped, limit, held)
     left = max(1, limit - held)
     kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=left, ready=ready)
     return solver.factor(kernel, damped)
@@ -100,6 +99,21 @@ def need_solver(solver: Solver | None) -> None:
         )
 
 
+def solver_of(split: KernelSplit, damping: Damping, limit: int, held: int = 0) -> Solver:
+    """Choose a solver for a split: for one whose rows were dropped, one that takes its gram."""
+    dim = split.column(layout.FEATURES).shape[1]
+    rows = dim if split.dropped else unmasked_count(split)
+    return choose_solver(rows, dim, damping, limit, held)
+
+
+def keep_gram(split: KernelSplit, *, memory_limit: int | str | None = None) -> None:
+    """Compute the gram of a split and store it, unless a valid one is stored."""
+    dim, limit = split.column(layout.FEATURES).shape[1], memory_budget(memory_limit)
+    # As many rows as columns: the rows themselves, which a solver might take instead, are no gram.
+    form = choose_solver(dim, dim, Damping.of(1.0), limit).form
+    split_kernel(split, form, memory_limit=limit)
+
+
 def choose_solver(
     rows: int, dim: int, damping: Damping, memory_limit: int | str | None = None, held: int = 0
 ) -> Solver:
@@ -138,4 +152,7 @@ def split_kernel(
             raise MemoryLimitError(
                 f"{error}, or solver=BlockedCholesky() (from trakstore.kernels import BlockedCholesky)"
             ) from None
+    if split.dropped:
+        why = "this solver takes the rows: give Cholesky() or BlockedCholesky(), or none"
+        raise dropped_error(layout.split_path(split.epoch, split.name), why)
     return rows_kernel(kernel_rows(split))

@@ -8,17 +8,11 @@ from functools import partial
 
 import numpy as np
 
-from trakstore.kernels.choice import choose_solver, factor_split, need_solver
+from trakstore.kernels.choice import factor_split, need_solver, solver_of
 from trakstore.kernels.gram import GramDtype, check_gram_dtype, gram, gram_bytes
 from trakstore.kernels.row_weights import KernelSplit, masked_rows, row_weights, unmasked_count
 from trakstore.kernels.solvers import Damping, Factor, Solver
-from trakstore.kernels.stored_grams import (
-    GramInMemory,
-    GramOrigin,
-    origin_of,
-    read_gram,
-    write_gram,
-)
+from trakstore.kernels.stored_grams import GramInMemory, origin_of, read_gram, write_gram
 from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, Rows, together
@@ -27,6 +21,7 @@ from trakstore.planning import with_slack
 from trakstore.storage import layout
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.backends.together import together as all_at_once
+from trakstore.storage.tables.gram_documents import GramOrigin
 
 # One part in so many of the memory limit is for grams, and one for the rows of small splits.
 SHARE = 8
@@ -140,8 +135,7 @@ def _needs_gram(split: KernelSplit, damping: Damping, solver: Solver | None, lim
     """Tell whether a split that is not on a local disk gets a solver that takes a gram."""
     if split.location.near:
         return False
-    dim = split.column(layout.FEATURES).shape[1]
-    chosen = solver or choose_solver(unmasked_count(split), dim, damping, limit)
+    chosen = solver or solver_of(split, damping, limit)
     return chosen.form == "matrix"
 
 

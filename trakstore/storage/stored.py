@@ -25,6 +25,7 @@ from trakstore.storage.arrays import array_documents, encode
 from trakstore.storage.backends.ahead import AHEAD_BYTES, Wanted, is_wanted, read_ahead, read_key
 from trakstore.storage.backends.chunks import TAIL, ChunkForm, fill_value, grid, intact
 from trakstore.storage.backends.location import Location
+from trakstore.storage.dropped_rows import dropped_error, is_dropped
 from trakstore.storage.markers import MisplacedError, marker_of, tail_of_chunk, wanted_marker
 
 
@@ -106,6 +107,8 @@ class StoredColumn:
         DamagedError
             When a chunk is missing, truncated, does not have its checksum, or is not the one that its
             block's marker commits.
+        IncompleteError
+            When the features were dropped.
         LocationError
             When the place cannot be read.
         """
@@ -199,6 +202,10 @@ class StoredColumn:
         if content is None:
             if self.location.get(layout.DOCUMENT) is None:
                 raise LocationError(f"there is no store at {self.location}")
+            # Chunks that were deleted on purpose, maybe since the split was opened.
+            split = layout.parent(self.path)
+            if spec is not None and is_dropped(self.location, split, spec.nonce):
+                raise dropped_error(split)
             raise DamagedError(f"chunk {key} is missing though its block was committed")
         if not intact(content):
             raise DamagedError(

@@ -59,7 +59,7 @@ def export_split(
     Raises
     ------
     IncompleteError
-        When rows are missing.
+        When rows are missing, or were dropped.
     DamagedError
         When stored bytes are damaged; nothing is left behind.
     LocationError
@@ -70,6 +70,8 @@ def export_split(
     opened = open_store(store)
     chosen = opened.split(epoch, split)
     chosen.require_complete()
+    if Path(to).suffix != ".npy" or column == layout.FEATURES:
+        chosen.require_rows()
     target = Path(to)
     if target.suffix not in (".npy", ".parquet"):
         raise TrakStoreError(f"{target} must end in .npy or .parquet")
