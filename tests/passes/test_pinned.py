@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trakstore.passes import pinned
-from trakstore.passes.pinned import Upload, to_host
+from trakstore.passes.pinned import Upload, to_device, to_host
 from trakstore.passes.rows import ArrayRows
 
 CPU = torch.device("cpu")
@@ -121,7 +121,7 @@ def test_rows_are_widened_on_the_device():
 
 
 def test_results_come_back_in_pieces(monkeypatch):
-    monkeypatch.setattr(pinned, "BACK_BYTES", 32)
+    monkeypatch.setattr(pinned, "PIECE_BYTES", 32)
     pieces, fetched = [], pinned._fetched
 
     def counted(part):
@@ -137,3 +137,20 @@ def test_results_come_back_in_pieces(monkeypatch):
     np.testing.assert_array_equal(out[:, 1:4], result)
     assert not out[:, [0, 4]].any()
     assert to_host(torch.tensor(True)) and to_host(torch.empty(0, 4)).shape == (0, 4)
+
+
+def test_a_large_array_goes_in_pieces(monkeypatch):
+    monkeypatch.setattr(pinned, "PIECE_BYTES", 32)
+    array = np.arange(21, dtype=np.float32).reshape(7, 3)
+    array.flags.writeable = False  # as those are that a message brought
+    sent = []
+
+    class Seen(Upload):
+        def sent(self, array):
+            sent.append(array.nbytes)
+            return super().sent(array)
+
+    monkeypatch.setattr(pinned, "Upload", Seen)
+    there = to_device(array, CPU)
+    np.testing.assert_array_equal(there, array)
+    assert sent == [24, 24, 24, 12] and not np.shares_memory(there.numpy(), array)

@@ -20,8 +20,8 @@ from torch import Tensor
 from trakstore.passes.rows import Rows
 from trakstore.planning import ranges
 
-# Bytes that come back at a time. The buffers for this stay pinned, however large a result is.
-BACK_BYTES = 2**24
+# Bytes of a large array that go or come at a time, since torch keeps memory that it has pinned.
+PIECE_BYTES = 2**24
 
 
 class Streams(Protocol):
@@ -159,15 +159,30 @@ class Upload:
         return _Buffers(here, there, used=self._streams.computed())
 
 
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array of floats as a tensor on the device that stays there."""
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    there, upload = torch.empty(array.shape, dtype=dtype, device=device), Upload(device)
+    for low, high in _pieces(there):
+        with upload.sent(array[low:high]) as part:
+            there[low:high] = part
+    return there
+
+
 def to_host(tensor: Tensor, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return a result as an array in ordinary memory, in ``out`` if given."""
     if out is None:
         out = np.empty(tuple(tensor.shape), dtype=_numpy_dtype(tensor))
     rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
-    step = max(1, BACK_BYTES // max(1, rows[:1].numel() * rows.element_size()))
-    for low, high in ranges(len(rows), step):
+    for low, high in _pieces(rows):
         out.reshape(rows.shape)[low:high] = _fetched(rows[low:high])
     return out
+
+
+def _pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
+    """Cut rows into ranges of at most so many bytes."""
+    row = rows[:1].numel() * rows.element_size()
+    return ranges(len(rows), max(1, PIECE_BYTES // max(1, row)))
 
 
 def _fetched(part: Tensor) -> NDArray[Any]:
