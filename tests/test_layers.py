@@ -103,6 +103,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "attributors": [
         "model_checkpoints",
+        "recognition",
         "tracker",
         "kept_features",
         "triples",

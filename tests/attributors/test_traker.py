@@ -66,6 +66,50 @@ def test_documented_usage_gives_trak_scores(tmp_path: Path) -> None:
     assert store.epochs == (0, 1) and all(status.complete for status in store.status())
 
 
+def test_the_readme_of_that_library(tmp_path: Path) -> None:
+    """Its blocks, in which experiments have no names."""
+    named = documented_usage(traker(tmp_path / "named"))
+    one = traker(tmp_path / "t")
+    for model_id, checkpoint in enumerate(STATES):
+        one.load_checkpoint(checkpoint, model_id=model_id)
+        for batch in batches(TRAIN, 8):
+            one.featurize(batch=batch, num_samples=len(batch[0]))
+    one.finalize_features()
+    for model_id, checkpoint in enumerate(STATES):
+        one.start_scoring_checkpoint(checkpoint, model_id=model_id, num_targets=M)
+        for batch in batches(TEST, 4):
+            one.score(batch=batch, num_samples=len(batch[0]))
+    np.testing.assert_array_equal(one.finalize_scores(), named)
+    path = tmp_path / "weights.pt"
+    torch.save(STATES[0], path)
+    one.start_scoring_checkpoint(str(path), model_id=0, num_targets=M)
+    with pytest.raises(TrakStoreError, match="needs a checkpoint"):
+        one.start_scoring_checkpoint(model_id=0, num_targets=M)
+
+
+def test_dicts_with_texts(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x)
+
+    one, other = (
+        TRAKer(Named(), "image_classification", N, tmp_path / name, device="cpu", proj_dim=16)
+        for name in ("texts", "none")
+    )
+    texts = [f"sample {at}" for at in range(N)]
+    dicts = {"text": texts, "x": TRAIN.x, "label": TRAIN.y}
+    for traker, batch in ((one, dicts), (other, (TRAIN.x, TRAIN.y))):
+        traker.load_checkpoint(Named().state_dict(), 0)
+        traker.featurize(batch, num_samples=N)
+        traker.finalize_features()
+    found, own = (traker.store.features(0, "train").values for traker in (one, other))
+    np.testing.assert_array_equal(found, own)
+
+
 def test_indices_in_any_order_from_several_processes(tmp_path: Path) -> None:
     expected = documented_usage(traker(tmp_path / "a"))
     order = np.random.default_rng(0).permutation(N)

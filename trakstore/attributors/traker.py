@@ -30,6 +30,8 @@ from trakstore.storage.store import FeatureStore
 
 log = logging.getLogger("trakstore")
 
+UNNAMED = "scores"  # name of the experiment of those who give none
+
 
 class ModelIDException(TrakStoreError):
     """A checkpoint that is not known, or not featurized."""
@@ -196,18 +198,33 @@ class TRAKer:
                 shutil.rmtree(staged.folder)
 
     def start_scoring_checkpoint(
-        self, exp_name: str, checkpoint: Checkpoint, model_id: int, num_targets: int
+        self,
+        exp_name: str | Checkpoint | None = None,
+        checkpoint: Checkpoint | None = None,
+        model_id: int | None = None,
+        num_targets: int | None = None,
     ) -> None:
         """Take the weights of a checkpoint for the targets of an experiment.
 
         Parameters
         ----------
         exp_name, num_targets : str and int
-            Name of the experiment, and number of its targets.
+            Name of the experiment, ``"scores"`` when None, and number of its targets.
         checkpoint, model_id
-            As in :meth:`load_checkpoint`.
+            As in :meth:`load_checkpoint`. Where there is no ``checkpoint``, the first argument is one,
+            as in the first releases of that library, whose README has it so still.
+
+        Raises
+        ------
+        TrakStoreError
+            There is no checkpoint, or the experiment's name can be no split's.
         """
-        split, num_targets = _target_split(exp_name), as_whole(num_targets, "num_targets", 1)
+        if checkpoint is None:
+            exp_name, checkpoint = None, exp_name
+        if checkpoint is None:
+            raise TrakStoreError("start_scoring_checkpoint needs a checkpoint, got none")
+        split = _target_split(UNNAMED if exp_name is None else exp_name)
+        num_targets = as_whole(num_targets, "num_targets", 1)
         self._scored = self._begin(checkpoint, model_id, split, num_targets)
         (self._place / f"{split}.json").write_text(json.dumps({"num_targets": num_targets}))
 
@@ -230,7 +247,7 @@ class TRAKer:
 
     def finalize_scores(
         self,
-        exp_name: str,
+        exp_name: str = UNNAMED,
         model_ids: Iterable[int] | None = None,
         allow_skip: bool = False,
         *,
@@ -241,7 +258,7 @@ class TRAKer:
         Parameters
         ----------
         exp_name : str
-            Name of the experiment.
+            Name of the experiment; by default the one without a name.
         model_ids : iterable of int, optional
             Numbers of the checkpoints; all that were finalized when None.
         allow_skip : bool
@@ -308,7 +325,9 @@ class TRAKer:
         return scored
 
     @_model_ids()
-    def _begin(self, checkpoint: Checkpoint, model_id: int, split: str, rows: int) -> IncomingRows:
+    def _begin(
+        self, checkpoint: Checkpoint, model_id: object, split: str, rows: int
+    ) -> IncomingRows:
         model_id = as_whole(model_id, "model_id", 0)
         return self._features.load(checkpoint, self._staged(model_id, split, rows))
 
@@ -320,5 +339,5 @@ def _write_transposed(path: Path, t0: int, t1: int, n0: int, n1: int, tile: NDAr
     np.load(path, mmap_mode="r+")[n0:n1, t0:t1] = tile.T
 
 
-def _target_split(exp_name: str) -> str:
+def _target_split(exp_name: Any) -> str:
     return f"targets.{check_name(exp_name, 'experiment')}"
