@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -231,7 +232,7 @@ def test_the_ridge_is_that_of_scaled_features(tmp_path: Path) -> None:
     count = sum(p.numel() for p in mlp().parameters())
     store = direct(tmp_path / "s")
     wanted = np.asarray(
-        ts.trak_scores(store, damping=ts.Damping(absolute=0.01 * count), temperature=None)
+        ts.trak_scores(store, damping=ts.Damping(absolute=0.01 * count / 16), temperature=None)
     ).T
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
     with pytest.raises(NumericsError, match="use damping"):
@@ -337,6 +338,63 @@ def test_the_same_script_gives_the_peers_scores_up_to_a_factor(tmp_path: Path) -
     for theirs, ours in zip(*found.values(), strict=True):
         assert theirs.shape == ours.shape == (40, 7)
         assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > 0.9999
+
+
+DEFAULTS = """
+import json, sys, tempfile
+import numpy as np, torch, torch.nn.functional as F
+import trak, trakstore.attributors as own
+from sklearn.datasets import load_digits
+digits = load_digits()
+x, y = torch.from_numpy(digits.data).float() / 16, torch.from_numpy(digits.target).long()
+order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))
+x, y, n, m = x[order], y[order], 1000, 100
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+for _ in range(30):
+    for rows in torch.randperm(n).split(64):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimiser.step()
+def run(library, **options):
+    traker = library.TRAKer(model=model, task="image_classification", train_set_size=n,
+                            save_dir=tempfile.mkdtemp(), device="cpu", **options)
+    traker.load_checkpoint(model.state_dict(), model_id=0)
+    for at in range(0, n, 100):
+        traker.featurize(batch=(x[at:at + 100], y[at:at + 100]), num_samples=100)
+    traker.finalize_features()
+    traker.start_scoring_checkpoint("e", model.state_dict(), 0, m)
+    traker.score(batch=(x[n:n + m], y[n:n + m]), num_samples=m)
+    return np.array(traker.finalize_scores("e"), dtype=np.float64).ravel(), traker
+ours, traker = run(own)
+features = traker.store.features(0, "train").values.astype("f8")
+ridge = (features**2).sum() / n * 2048 / sum(p.numel() for p in model.parameters())
+full = {"use_half_precision": False, "lambda_reg": ridge}
+pairs = {
+    "default": (run(trak)[0], ours),
+    "default, seeds": tuple(run(trak, projector_seed=seed)[0] for seed in (0, 1)),
+    "ridge": (run(trak, **full)[0], ours),
+    "ridge, seeds": tuple(run(trak, projector_seed=seed, **full)[0] for seed in (0, 1)),
+    "same ridge": (run(own, lambda_reg=ridge)[0], ours),
+}
+found = {name: np.corrcoef(*both)[0, 1] for name, both in pairs.items()}
+open(sys.argv[1], "w").write(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_default_arguments_of_the_peer_give_noise_and_a_ridge_does_not(tmp_path: Path) -> None:
+    """The numbers that the class tells of."""
+    pytest.importorskip("trak")
+    pytest.importorskip("sklearn")
+    command = [sys.executable, "-c", DEFAULTS, str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert abs(found["default"]) < 0.1 and abs(found["default, seeds"]) < 0.1
+    assert found["ridge"] > 0.95 and found["ridge, seeds"] > 0.95
+    assert found["same ridge"] == pytest.approx(1)
 
 
 def test_a_convolutional_model(tmp_path: Path) -> None:

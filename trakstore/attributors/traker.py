@@ -51,9 +51,21 @@ class TRAKer:
 
     Batches of any sample indices may come from several processes: they are kept as they come, in
     ``save_dir/staging``, and ``finalize_features`` writes them to the store ``save_dir/store.zarr``,
-    which is open to everything else in this package; there ``model_id`` is the epoch. Scores differ
-    from that library's by a factor for each checkpoint, by which it divides its inverse, and by its
-    float16 arithmetic where that was on.
+    which is open to everything else in this package; there ``model_id`` is the epoch.
+
+    With the same ``lambda_reg`` above 0, scores are that library's but for a factor for each
+    checkpoint, by which it divides its inverse, for the draw of the projection, and for its float16
+    arithmetic where that was on. **At default arguments they are not**: it then adds nothing to its
+    kernel, which is singular where there are fewer samples than dimensions, and scores are noise. For
+    1,000 digits, a network of 4,810 parameters, the default dimension of 2,048 and 100 targets, its
+    scores correlate
+
+    - at default arguments by 0.01 with those of here, and by 0.01 with its own under another
+      ``projector_seed``;
+    - with the ridge that is the default here, by 0.97 with those of here, and by 0.97 with its own
+      under another seed: as well as the projection allows;
+    - at a dimension of 256, where its kernel is regular, undamped by 0.47 and 0.49, with that ridge by
+      0.81 and 0.80.
 
     Parameters
     ----------
@@ -79,8 +91,11 @@ class TRAKer:
     grad_wrt : str or iterable of str, optional
         Names of parameters; all when None.
     lambda_reg : float, optional
-        λ, added to the kernel of features that are divided by the root of the number of parameters,
-        as there. None is the damping of ``trak_scores``, 1 times the mean squared norm.
+        λ, added to the kernel of features as they are there: divided by the root of the number of
+        parameters, and multiplied by the root of the dimension, by which its random matrices are larger
+        than a projection's here. None is the damping of ``trak_scores``, 1 times the mean squared
+        norm, which is no default of that library: its own is 0, which is refused here where a kernel is
+        singular.
     gradient_computer, saver, score_computer, use_half_precision, proj_max_batch_size
         Taken, and without effect: features are float32.
     """
@@ -115,8 +130,10 @@ class TRAKer:
         self.save_dir = Path(save_dir).resolve()
         self._place = self.save_dir / "staging"
         # There features are divided by the root of the number of parameters, a kernel by the number:
-        # the same ridge of this kernel is so many times as large.
-        ridge = None if lambda_reg is None else lambda_reg * self.num_params_for_grad
+        # the same ridge of this kernel is so many times as large. Entries of random matrices are ±1 or
+        # standard normal there, and divided by the root of the dimension here: it is so much smaller.
+        scale = 1 if projection.kind == "identity" else self.proj_dim
+        ridge = None if lambda_reg is None else lambda_reg * self.num_params_for_grad / scale
         self._damping = Damping(absolute=ridge)
         self._featurized: IncomingRows | None = None
         self._scored: IncomingRows | None = None
