@@ -104,6 +104,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "attributors": [
         "model_checkpoints",
+        "recognition",
         "tracker",
         "kept_features",
         "triples",
