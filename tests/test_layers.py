@@ -177,6 +177,7 @@ ORDER: dict[str, list[str]] = {
         "arrays",
         "markers",
         "dropped_rows",
+        "eight_bits",
         "stored",
         "split",
         "sampled_rows",
