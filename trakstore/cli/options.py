@@ -107,6 +107,10 @@ Scheduler = Annotated[
     str | None,
     Option(metavar="ADDRESS", help="Work on a running Dask cluster, such as tcp://host:8786."),
 ]
+ScoreDevice = Annotated[
+    str,
+    Option("--device", help="Device that multiplies and sums, such as cuda; reading is the CPU's."),
+]
 StoredDtype = Annotated[
     str,
     Option(

@@ -152,7 +152,8 @@ class Upload:
 
     def _made(self, size: int) -> _Buffers:
         pinned = self._device.type == "cuda"
-        here = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        # The CPU by its name, since torch may have another default.
+        here = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         there = torch.empty(size, dtype=torch.uint8, device=self._device)
         # Computations that had this memory before may not have ended.
         return _Buffers(here, there, used=self._streams.computed())
@@ -171,11 +172,12 @@ def to_host(tensor: Tensor, out: NDArray[Any] | None = None) -> NDArray[Any]:
 
 def _fetched(part: Tensor) -> NDArray[Any]:
     """Return a part of a result in pinned memory: all that comes back from a device comes by here."""
-    here = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.device.type == "cuda")
+    pinned = part.device.type == "cuda"
+    here = torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=pinned)
     fetched: NDArray[Any] = here.copy_(part).numpy()
     return fetched
 
 
 def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = torch.empty(0, dtype=tensor.dtype).numpy().dtype
+    dtype: np.dtype[Any] = torch.empty(0, dtype=tensor.dtype, device="cpu").numpy().dtype
     return dtype

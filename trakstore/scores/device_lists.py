@@ -30,9 +30,9 @@ class DeviceLists:
 
     def __init__(self, rows: int, k: int, device: str, streams: Streams | None = None) -> None:
         there = torch.device(device)
-        self._key = torch.full((rows, k), -math.inf, device=there)
-        self._score = torch.zeros((rows, k), device=there)
-        self._position = torch.full((rows, k), NOWHERE, device=there)
+        self._key = torch.full((rows, k), -math.inf, dtype=torch.float32, device=there)
+        self._score = torch.zeros((rows, k), dtype=torch.float32, device=there)
+        self._position = torch.full((rows, k), NOWHERE, dtype=torch.int64, device=there)
         self._finite = torch.ones((), dtype=torch.bool, device=there)
         self._positions = Upload(there, streams)
 

@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trakstore.errors import LARGER_LIMIT
-from trakstore.passes.memory import device_budget, least_slots, memory_budget, room_ahead
+from trakstore.passes.memory import (
+    DEVICE_ADVICE,
+    DEVICE_TASKS,
+    device_budget,
+    least_slots,
+    memory_budget,
+    room_ahead,
+)
 from trakstore.passes.scheduler import task_slots
 from trakstore.planning import ranges, window_rows, with_slack
 
 # A smaller window is worth less than fewer tasks at once.
 ENOUGH_TARGETS = 256
-# Tasks that send tiles to one GPU at once: more read no faster than it copies.
-DEVICE_TASKS = 8
 # Values of a product that waits to be added to a tile.
 SCRATCH_VALUES = 2**20
 
@@ -129,9 +134,16 @@ def _on_device(sizes: ScoreSizes, list_bytes: int, limit: int, what: str) -> Win
     # A tile is there twice as stored, as one is sent while the other is used, and as it is computed
     # with. In the plan of the host it counts once as stored.
     task, target, each = 2 * sizes.tile_bytes, 4 * sizes.columns, list_bytes + 4 * sizes.tile_rows
-    what, advice = f"{what} on {sizes.device}", "work on the CPU (device='cpu'), or free its memory"
     slots, targets = _fitting(
-        sizes.targets, 0, task, target, each, limit, what, DEVICE_TASKS, advice
+        sizes.targets,
+        0,
+        task,
+        target,
+        each,
+        limit,
+        f"{what} on {sizes.device}",
+        DEVICE_TASKS,
+        DEVICE_ADVICE,
     )
     return WindowPlan(targets, slots, slots * task + targets * (target + slots * each))
 
