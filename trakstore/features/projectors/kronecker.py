@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from trakstore.features.projectors.hashing import hash2, keys
-from trakstore.features.projectors.pieces import Gathered, Outer, product
+from trakstore.features.projectors.pieces import Gathered, Outer
+from trakstore.features.projectors.products import times
 from trakstore.features.projectors.projector import Projector, remembered
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionSpec
@@ -45,10 +46,12 @@ class Kronecker(Projector):
         """Add a product of two factors, each projected before."""
         # G = leftᵀ·right, summed over positions, so that L·G·Rᵀ = (left·Lᵀ)ᵀ·(right·Rᵀ).
         left, right = self._sides_of(outer.name, out.device)
-        own, first_row = outer.left.to(torch.float32), outer.first_row
-        if left is not None:
+        own, first_row = outer.left, outer.first_row
+        if left is None:
+            own = own.to(torch.float32)
+        else:
             # These are some rows of the weight, and all rows of what L makes of them.
-            own = product(own, left[first_row : first_row + outer.rows])
+            own = times(own, left[first_row : first_row + outer.rows])
             first_row = 0
         if right is None:
             other = outer.make_right(0, outer.batch).to(torch.float32)
