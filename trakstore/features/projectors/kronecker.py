@@ -10,6 +10,7 @@ times that of ``sjlt`` and more. Source: Choe et al. (2024), LoGra, without its 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from trakstore.features.projectors.hashing import hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer
 from trakstore.features.projectors.products import times
-from trakstore.features.projectors.projector import Projector, remembered
+from trakstore.features.projectors.projector import Projector, Sides, remembered
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -25,64 +26,90 @@ __all__ = ["Kronecker"]
 
 
 class Kronecker(Projector):
-    """Both factors projected, their product sketched."""
+    """Both factors projected, their product sketched.
 
-    def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
+    Parameters
+    ----------
+    spec, parameters
+        As of :class:`Projector`.
+    factors : mapping of name to (rows, columns), optional
+        Factors of the rows and columns of gradients, which L and R are multiplied with.
+    """
+
+    def __init__(
+        self,
+        spec: ProjectionSpec,
+        parameters: ParameterSpec,
+        factors: Mapping[str, Sides] | None = None,
+    ) -> None:
         super().__init__(spec, parameters)
-        self._side = spec.side or 1
+        self._side, self._factors = spec.side or 1, factors
         small = tuple((name, self._small(shape)) for name, shape in self.matrices.items())
         self._sketch = SJLT(spec, ParameterSpec(small))
+
+    def of_scaled(self, factors: Mapping[str, Sides]) -> Kronecker:
+        """See :meth:`Projector.of_scaled`."""
+        return Kronecker(self.spec, ParameterSpec(tuple(self.shapes.items())), factors)
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile; see :meth:`Projector.add`."""
         left, right = self._sides_of(name, tile.device)
-        small = tile.to(torch.float32) if right is None else tile.to(torch.float32) @ right
-        if left is None:
-            self._sketch.add(out, name, small, first_row)
+        small, last_row = tile.to(torch.float32), first_row + tile.shape[1]
+        if right is not None:
+            small = small * right if right.ndim == 1 else small @ right
+        if left is not None and left.ndim == 2:
+            self._sketch.add(out, name, left[first_row:last_row].T @ small)
         else:
-            self._sketch.add(out, name, left[first_row : first_row + tile.shape[1]].T @ small)
+            own = small if left is None else small * left[first_row:last_row, None]
+            self._sketch.add(out, name, own, first_row)
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, each projected before."""
         # G = leftᵀ·right, summed over positions, so that L·G·Rᵀ = (left·Lᵀ)ᵀ·(right·Rᵀ).
         left, right = self._sides_of(outer.name, out.device)
-        own, first_row = outer.left, outer.first_row
-        if left is None:
-            own = own.to(torch.float32)
-        else:
-            # These are some rows of the weight, and all rows of what L makes of them.
-            own = times(own, left[first_row : first_row + outer.rows])
-            first_row = 0
-        if right is None:
-            other = outer.make_right(0, outer.batch).to(torch.float32)
-        else:
+        first_row = outer.first_row
+        some = None if left is None else left[first_row : first_row + outer.rows]
+        own = _by(outer.left, some).transpose(1, 2)
+        if right is not None and right.ndim == 2:
             other = outer.right_times(0, outer.batch, right)
-        own = own.transpose(1, 2)
+        else:
+            other = _by(outer.make_right(0, outer.batch), right)
         # With one position this is a column times a row, which sums nothing.
         small = own * other if outer.positions == 1 else own @ other
-        self._sketch.add(out, outer.name, small, first_row)
+        # These are some rows of the weight, and all rows of what L makes of them.
+        first = 0 if left is not None and left.ndim == 2 else first_row
+        self._sketch.add(out, outer.name, small, first)
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
         """Add rows that an index picks, projected on both sides."""
         name, values = gathered.name, gathered.values.to(torch.float32)
         left, right = self._sides_of(name, out.device)
         if right is not None:
-            values = values @ right
-        if left is None:
-            self._sketch.add_gathered(out, Gathered(name, gathered.index, values))
-        else:
+            values = values * right if right.ndim == 1 else values @ right
+        if left is not None and left.ndim == 2:
             self._sketch.add(out, name, left[gathered.index].transpose(1, 2) @ values)
+            return
+        if left is not None:
+            values = values * left[gathered.index][:, :, None]
+        self._sketch.add_gathered(out, Gathered(name, gathered.index, values))
 
     @remembered
     def _sides_of(self, name: str, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Return Lᵀ and Rᵀ of a parameter, each ``(size, side)``; None is the identity."""
+        """Return Lᵀ and Rᵀ of a parameter, each ``(size, side)``.
+
+        A diagonal matrix is given as its diagonal ``(size,)``; None is the identity.
+        """
         shape = self.matrices[name]
         sizes = zip(("left", "right"), shape, self._small(shape), strict=True)
         left, right = (
             None if small == size else self._signs(name, which, size).to(device)
             for which, size, small in sizes
         )
-        return left, right
+        if self._factors is None:
+            return left, right
+        rows, columns = (one.to(device) for one in self._factors[name])
+        left = rows if left is None else left * rows[:, None]
+        return left, columns if right is None else right * columns[:, None]
 
     def _signs(self, name: str, which: str, size: int) -> Tensor:
         i, j = torch.arange(self._side)[:, None], torch.arange(size)[None]
@@ -93,3 +120,10 @@ class Kronecker(Projector):
     def _small(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Shape of the projected matrix; biases and scales are left as they are."""
         return shape if 1 in shape else (min(shape[0], self._side), min(shape[1], self._side))
+
+
+def _by(factor: Tensor, side: Tensor | None) -> Tensor:
+    """Multiply the last dimension with a side, as :meth:`Kronecker._sides_of` gives it: float32."""
+    if side is not None and side.ndim == 2:
+        return times(factor, side)
+    return factor.to(torch.float32) if side is None else factor.to(torch.float32) * side

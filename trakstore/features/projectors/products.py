@@ -97,6 +97,8 @@ def times(stacked: Tensor, matrix: Tensor) -> Tensor:
 def _product(stacked: Tensor, matrix: Tensor) -> Tensor:
     # One product where nothing is copied for it.
     if not stacked.is_contiguous():
+        if stacked.dtype == torch.float32:
+            return stacked @ matrix
         return wide_bmm(stacked, matrix.expand(len(stacked), *matrix.shape))
     rows = stacked.view(-1, stacked.shape[2])
     if rows.dtype == torch.float32:
