@@ -10,13 +10,14 @@ times that of ``sjlt`` and more. Source: Choe et al. (2024), LoGra, without its 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from trakstore.features.projectors.collecting import Collecting
 from trakstore.features.projectors.hashing import hash2, keys
-from trakstore.features.projectors.pieces import Gathered, Outer
+from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.features.projectors.products import times
 from trakstore.features.projectors.projector import Projector, Sides, remembered
 from trakstore.features.projectors.sjlt import SJLT
@@ -51,22 +52,45 @@ class Kronecker(Projector):
         """See :meth:`Projector.of_scaled`."""
         return Kronecker(self.spec, ParameterSpec(tuple(self.shapes.items())), factors)
 
+    def collecting(self) -> Collecting:
+        """See :meth:`Projector.collecting`: small matrices wait for one another, as a sketch's do."""
+        return _Reduced(self._reduced, self._sketch.collecting())
+
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile; see :meth:`Projector.add`."""
-        left, right = self._sides_of(name, tile.device)
-        small, last_row = tile.to(torch.float32), first_row + tile.shape[1]
-        if right is not None:
-            small = small * right if right.ndim == 1 else small @ right
-        if left is not None and left.ndim == 2:
-            self._sketch.add(out, name, left[first_row:last_row].T @ small)
-        else:
-            own = small if left is None else small * left[first_row:last_row, None]
-            self._sketch.add(out, name, own, first_row)
+        self.add_piece(out, Rows(name, tile, first_row))
+
+    def add_piece(self, out: Tensor, piece: Piece) -> None:
+        """Add the projection of a piece, made small before."""
+        self._sketch.add_piece(out, self._reduced(piece))
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, each projected before."""
+        self.add_piece(out, outer)
+
+    def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
+        """Add rows that an index picks, projected on both sides."""
+        self.add_piece(out, gathered)
+
+    def _reduced(self, piece: Piece) -> Rows | Gathered:
+        """Return L·G·Rᵀ, as a piece of the small matrix."""
+        if isinstance(piece, Rows):
+            return self._of_rows(piece)
+        return self._of_outer(piece) if isinstance(piece, Outer) else self._of_gathered(piece)
+
+    def _of_rows(self, rows: Rows) -> Rows:
+        left, right = self._sides_of(rows.name, rows.tile.device)
+        small, first_row = rows.tile.to(torch.float32), rows.first_row
+        own = slice(first_row, first_row + small.shape[1])
+        if right is not None:
+            small = small * right if right.ndim == 1 else small @ right
+        if left is not None and left.ndim == 2:
+            return Rows(rows.name, left[own].T @ small)
+        return Rows(rows.name, small if left is None else small * left[own, None], first_row)
+
+    def _of_outer(self, outer: Outer) -> Rows:
         # G = leftᵀ·right, summed over positions, so that L·G·Rᵀ = (left·Lᵀ)ᵀ·(right·Rᵀ).
-        left, right = self._sides_of(outer.name, out.device)
+        left, right = self._sides_of(outer.name, outer.left.device)
         first_row = outer.first_row
         some = None if left is None else left[first_row : first_row + outer.rows]
         own = _by(outer.left, some).transpose(1, 2)
@@ -77,21 +101,18 @@ class Kronecker(Projector):
         # With one position this is a column times a row, which sums nothing.
         small = own * other if outer.positions == 1 else own @ other
         # These are some rows of the weight, and all rows of what L makes of them.
-        first = 0 if left is not None and left.ndim == 2 else first_row
-        self._sketch.add(out, outer.name, small, first)
+        return Rows(outer.name, small, 0 if left is not None and left.ndim == 2 else first_row)
 
-    def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
-        """Add rows that an index picks, projected on both sides."""
+    def _of_gathered(self, gathered: Gathered) -> Rows | Gathered:
         name, values = gathered.name, gathered.values.to(torch.float32)
-        left, right = self._sides_of(name, out.device)
+        left, right = self._sides_of(name, values.device)
         if right is not None:
             values = values * right if right.ndim == 1 else values @ right
         if left is not None and left.ndim == 2:
-            self._sketch.add(out, name, left[gathered.index].transpose(1, 2) @ values)
-            return
+            return Rows(name, left[gathered.index].transpose(1, 2) @ values)
         if left is not None:
             values = values * left[gathered.index][:, :, None]
-        self._sketch.add_gathered(out, Gathered(name, gathered.index, values))
+        return Gathered(name, gathered.index, values)
 
     @remembered
     def _sides_of(self, name: str, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
@@ -120,6 +141,19 @@ class Kronecker(Projector):
     def _small(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Shape of the projected matrix; biases and scales are left as they are."""
         return shape if 1 in shape else (min(shape[0], self._side), min(shape[1], self._side))
+
+
+class _Reduced(Collecting):
+    """Pieces that are made small, and then collected as a sketch's own."""
+
+    def __init__(self, reduced: Callable[[Piece], Piece], collected: Collecting) -> None:
+        self._reduced, self._collected = reduced, collected
+
+    def add(self, out: Tensor, piece: Piece) -> None:
+        self._collected.add(out, self._reduced(piece))
+
+    def finish(self) -> None:
+        self._collected.finish()
 
 
 def _by(factor: Tensor, side: Tensor | None) -> Tensor:

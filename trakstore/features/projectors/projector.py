@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trakstore.errors import SpecMismatchError
+from trakstore.features.projectors.collecting import Collecting
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
@@ -106,6 +107,10 @@ class Projector(ABC):
         first_row : int
             Row of the parameter that is the tile's first.
         """
+
+    def collecting(self) -> Collecting:
+        """Return what adds the pieces of one backward pass."""
+        return Collecting(self)
 
     def add_piece(self, out: Tensor, piece: Piece) -> None:
         """Add the projection of a part of a parameter's gradients, formed or not."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.projectors import loops
+from trakstore.features.projectors.collecting import Collecting, Listed, Place, SmallPieces
 from trakstore.features.projectors.hashing import hash1, hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer
 from trakstore.features.projectors.products import low_dtype
@@ -35,6 +36,7 @@ from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["SJLT"]
 
+_CPU = torch.device("cpu")
 _GENERATION = 8  # of a GPU that multiplies bfloat16
 _ADD = 0.2  # nanoseconds to add an entry
 _ENTRIES = 1 << 24  # gathered at once by plain torch on a device
@@ -64,6 +66,16 @@ class SJLT(Projector):
     def of_scaled(self, factors: Mapping[str, Sides]) -> SJLT:
         """See :meth:`Projector.of_scaled`."""
         return SJLT(self.spec, ParameterSpec(tuple(self.shapes.items())), factors)
+
+    def collecting(self) -> Collecting:
+        """See :meth:`Projector.collecting`: on a GPU small pieces are added by one kernel."""
+        return SmallPieces(self, self.add_listed, lambda device: usable(device))
+
+    def add_listed(self, out: Tensor, places: tuple[Place, ...], entries: Tensor) -> None:
+        """Add the sketch of rows of some parameters, ``entries (batch, all)``, on a GPU."""
+        from trakstore.features.projectors.triton.listed import add_listed
+
+        add_listed(out, entries, self._lists_of(places, out.device))
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the sketch of a tile; see :meth:`Projector.add`."""
@@ -227,15 +239,28 @@ class SJLT(Projector):
         self, name: str, first_row: int, rows: int
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Return columns and signed values of all entries of a few rows, for each copy."""
-        rest, cpu = self.matrices[name][1], torch.device("cpu")
+        rest = self.matrices[name][1]
         copies = [
-            self.entries(name, copy, first_row, rows, rest, cpu) for copy in range(self.spec.s)
+            self.entries(name, copy, first_row, rows, rest, _CPU) for copy in range(self.spec.s)
         ]
         return [(c.flatten().numpy(), v.flatten().numpy()) for c, v in copies]
 
     @remembered
     def _merged_rows_of(self, name: str, first_row: int, last_row: int) -> list[Runs]:
         return [Runs(one.rows(first_row, last_row), self.dim) for one in self._tables_of(name)]
+
+    @remembered
+    def _lists_of(self, places: tuple[Place, ...], device: torch.device) -> Listed:
+        """Return the entries of each feature, for rows of some parameters one after another."""
+        columns, values = list[Tensor](), list[Tensor]()
+        for copy in range(self.spec.s):
+            each = [
+                self.entries(name, copy, first, last - first, self.matrices[name][1], _CPU)
+                for name, first, last in places
+            ]
+            columns.append(torch.cat([one.flatten() for one, _ in each]))
+            values.append(torch.cat([one.flatten() for _, one in each]))
+        return Listed(*(one.to(device) for one in Listed.of(columns, values, self.dim)))
 
     @remembered
     def _sheared_rows_of(
