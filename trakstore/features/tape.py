@@ -51,6 +51,9 @@ class Tape:
     _hooks: list[RemovableHandle] = field(default_factory=list)
     _running: bool = False
 
+    def __post_init__(self) -> None:
+        self._pieces = self.projector.collecting()
+
     def __call__(self, key: Key, layer: Layer, call: Call, output: Tensor, mark: Mark) -> Tensor:
         """Note a layer; return its output, repeated for each sample where it has none."""
         if not output.requires_grad:
@@ -150,7 +153,10 @@ class Tape:
         if own.name in self.doubtful:
             return
         out = self.out_of(own.name)
-        self.projector.add_piece(out[piece.samples] if isinstance(piece, Some) else out, own)
+        if isinstance(piece, Some):
+            self.projector.add_piece(out[piece.samples], own)
+        else:
+            self._pieces.add(out, own)
 
     def _front(self, tensor: Tensor, axis: Placed) -> Tensor:
         front = axis.front(tensor, self.following.batch)
@@ -182,6 +188,7 @@ class Tape:
             torch.autograd.grad(
                 output, ends, torch.ones_like(output), retain_graph=again, allow_unused=True
             )
+            self._pieces.finish()
         finally:
             self._running = False
 
