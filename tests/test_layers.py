@@ -220,6 +220,7 @@ ORDER: dict[str, list[str]] = {
         "precision",
         "fitness",
         "plain",
+        "heap",
         "gradients",
         "recording",
         "constants",

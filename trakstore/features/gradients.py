@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as tree
 
+from trakstore.features.heap import keep_freed_memory
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
 from trakstore.features.plain import backward, copied
@@ -72,6 +73,7 @@ class GenericEngine:
         parameters: dict[str, nn.Parameter],
         projector: Projector,
     ) -> None:
+        keep_freed_memory()
         self._model, self._output, self.projector = model, output, projector
         self._whole = _WholeModel(model, output)
         self._parameters = {canonical_name(name): p for name, p in parameters.items()}
