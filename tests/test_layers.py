@@ -53,6 +53,16 @@ ORDER: dict[str, list[str]] = {
         "loading_weights",
         "trainer_folder",
     ],
+    "features/sharding": [
+        "places",
+        "slices",
+        "lockstep",
+        "carrying",
+        "sharding",
+        "finding",
+        "on_meta",
+        "starting",
+    ],
     "spec": [
         "whole_fields",
         "projections",
@@ -209,6 +219,7 @@ ORDER: dict[str, list[str]] = {
     "features": [
         "wording",
         "parameters",
+        "sharding",
         "weights",
         "checkpoints",
         "projectors",
