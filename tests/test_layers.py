@@ -53,6 +53,16 @@ ORDER: dict[str, list[str]] = {
         "loading_weights",
         "trainer_folder",
     ],
+    "features/sharding": [
+        "places",
+        "slices",
+        "lockstep",
+        "carrying",
+        "sharding",
+        "finding",
+        "on_meta",
+        "starting",
+    ],
     "spec": [
         "whole_fields",
         "projections",
@@ -104,6 +114,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "attributors": [
         "model_checkpoints",
+        "recognition",
         "tracker",
         "kept_features",
         "triples",
@@ -176,6 +187,7 @@ ORDER: dict[str, list[str]] = {
         "arrays",
         "markers",
         "dropped_rows",
+        "eight_bits",
         "stored",
         "split",
         "sampled_rows",
@@ -207,6 +219,7 @@ ORDER: dict[str, list[str]] = {
     "features": [
         "wording",
         "parameters",
+        "sharding",
         "weights",
         "checkpoints",
         "projectors",
@@ -218,6 +231,7 @@ ORDER: dict[str, list[str]] = {
         "precision",
         "fitness",
         "plain",
+        "heap",
         "gradients",
         "recording",
         "constants",

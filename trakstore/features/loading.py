@@ -32,10 +32,12 @@ class Loaded(NamedTuple):
 class WithIds:
     """A data set whose samples end in their id, for loaders that shuffle.
 
+    Of samples that are dicts the id is ``"sample_id"``.
+
     Parameters
     ----------
     dataset : map-style data set
-        Tuples ``(input, ..., label)``.
+        Tuples ``(input, ..., label)``, or dicts.
     ids : sequence of int or str, optional
         Names of the samples; their positions by default.
 
@@ -53,8 +55,11 @@ class WithIds:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        return (*self.dataset[index], self.ids[index])
+    def __getitem__(self, index: int) -> Any:
+        sample, own = self.dataset[index], self.ids[index]
+        if isinstance(sample, Mapping):
+            return {**sample, "sample_id": own}
+        return (*sample, own)
 
 
 def loaded(source: Any, num_samples: int | None = None) -> Loaded:

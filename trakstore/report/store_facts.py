@@ -130,6 +130,7 @@ def _features(contents: StoreContents) -> str:
     seed += ", another each epoch" if spec.projection.per_epoch else ""
     seed += "" if spec.scale is None else f", gradients scaled by {spec.scale.source}"
     bits = "" if spec.keep_bits is None else f", mantissas rounded to {spec.keep_bits} bits"
+    bits += " with a scale for each row" if spec.dtype == "int8" else ""
     return f"{spec.projection.kind}, dim {dim or 'not known yet'}{seed}, {spec.dtype}{bits}"
 
 

@@ -102,7 +102,8 @@ def _after_old(split: Split, start: int, fresh: Columns) -> Columns:
     if start >= split.rows:
         return fresh
     # The old rows go through numbers and come out byte for byte: columns are stored as they are read.
-    old = {name: split.column(name).read(start, split.rows) for name in split.columns}
+    stored = split.column_as_stored
+    old = {name: stored(name).read(start, split.rows) for name in split.columns}
     both = {name: np.concatenate([old[name], fresh[name]]) for name in split.columns}
     bad, count = split.skipped >= start, split.rows - start
     if bad.any() or layout.SKIPPED in fresh:

@@ -7,6 +7,7 @@
     {epoch}/{split}/zarr.json        spec of the split
     {epoch}/{split}/features         (sample, feature)
     {epoch}/{split}/{column}         (sample,)
+    {epoch}/{split}/row_scale        (sample,): of features that are stored in 8 bits
     {epoch}/{split}/activations.{x}  (sample, unit) of a layer x, where they were asked for
     {epoch}/{split}/written          (block, entry): the markers that commit blocks
     {epoch}/{split}/masked           (sample,): rows that were left out, in stores of format 1
@@ -41,6 +42,7 @@ DOCUMENT = "zarr.json"  # the last part of the key of each metadata document
 FEATURES = "features"
 ACTIVATIONS = "activations."
 SAMPLE_ID = "sample_id"
+ROW_SCALE = "row_scale"
 WRITTEN = "written"
 MASKED = "masked"
 SKIPPED = "skipped"

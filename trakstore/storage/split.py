@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -208,11 +208,20 @@ class Split:
     def column(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
         """Return a stored column; with ``allow_missing``, unwritten rows come as its fill value.
 
+        Features that are stored in 8 bits are float32 when they are read: times the scale of each row.
+
         Raises
         ------
         NotFoundError
             When the split has no such column.
         """
+        column = self.column_as_stored(name, allow_missing=allow_missing)
+        if name == layout.FEATURES and layout.ROW_SCALE in self.columns:
+            return replace(column, scale=self.column_as_stored(layout.ROW_SCALE))
+        return column
+
+    def column_as_stored(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
+        """Return a column as :meth:`column` does, but for integers of 8 bits as they are stored."""
         dtypes = dict(self.spec.columns)
         if name not in dtypes:
             raise NotFoundError(
