@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from zarr.storage import MemoryStore
 
+import trakstore as ts
 from trakstore.passes import pinned
 from trakstore.passes.pinned import Upload, to_device, to_host
-from trakstore.passes.rows import ArrayRows
+from trakstore.passes.rows import ArrayRows, TakenRows
 
 CPU = torch.device("cpu")
 
@@ -118,6 +120,21 @@ def test_rows_are_widened_on_the_device():
     with Seen(CPU).widened(rows, 1, 3) as there:
         assert there.dtype == torch.float32 and there.tolist() == [[3, 4, 5], [6, 7, 8]]
     assert sent == [np.float16]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_in_8_bits_are_multiplied_in_float32(dtype):
+    rows = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    store = ts.FeatureStore.create(
+        MemoryStore(), projection=ts.ProjectionSpec("identity"), dtype="int8"
+    )
+    store.write_split(0, "train", rows, block_rows=8)
+    features = TakenRows(store.split(0, "train").column("features"), range(3, 39))
+    upload = Upload(CPU)
+    for start, stop in ((0, 8), (8, 16), (30, 36)):
+        with upload.widened(features, start, stop, dtype) as there:
+            assert there.dtype == dtype
+            np.testing.assert_array_equal(there, features.read(start, stop))
 
 
 def test_results_come_back_in_pieces(monkeypatch):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from zarr.storage import MemoryStore
 
+import trakstore as ts
 from trakstore.errors import MemoryLimitError, NumericsError
 from trakstore.passes import memory, pinned
 from trakstore.passes.pinned import OneAfterTheOther
@@ -238,6 +240,34 @@ def test_candidates_and_their_exact_scores(make_scores):
     )
     assert found.recall == pytest.approx(expected.recall, abs=0.02)
     assert (found.position.values == expected.position.values).mean() > 0.95
+
+
+def test_rows_in_8_bits_travel_as_such(draw, monkeypatch):
+    store = ts.FeatureStore.create(
+        MemoryStore(), projection=ts.ProjectionSpec("identity"), dtype="int8"
+    )
+    for split, rows in (("train", 200), ("test", 5)):
+        store.write_split(0, split, draw(rows, 24), block_rows=16)
+    store.mask("train", [3, 50, 51])
+    kept = [0, 7, 60, 61, 62, 150, 190]
+    sent, send = [], pinned.Upload.sent
+
+    def seen(upload, array):
+        sent.append(array.dtype)
+        return send(upload, array)
+
+    monkeypatch.setattr(pinned.Upload, "sent", seen)
+    for scores in (
+        ts.grad_dot_scores(store, of="output"),
+        ts.grad_dot_scores(store, of="output").isel(train=kept),
+    ):
+        expected, found = top_k(scores, 4), top_k(scores.to(DEVICE), 4)
+        np.testing.assert_array_equal(found.position, expected.position)
+        np.testing.assert_allclose(found.score, expected.score, rtol=1e-4)
+        # The left operand, numbers and scales in float32; positions.
+        assert {np.dtype("int8"), np.dtype("float32"), np.dtype("int64")} == set(sent)
+        assert sent.count(np.dtype("float32")) == 1 + sent.count(np.dtype("int8"))
+        sent.clear()
 
 
 def test_torch_with_another_default_dtype_gives_the_same(make_scores):

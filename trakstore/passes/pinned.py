@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trakstore.passes.rows import Rows
+from trakstore.passes.rows import Rows, scaled_integers
 from trakstore.planning import ranges
 
 # Bytes of a large array that go or come at a time, since torch keeps memory that it has pinned.
@@ -116,6 +116,8 @@ class Upload:
     def __init__(self, device: torch.device, streams: Streams | None = None) -> None:
         self._device, self._streams = device, streams or streams_of(device)
         self._pairs: list[_Buffers] = []
+        # Of rows in 8 bits: apart, since a scale would have the place of a tile.
+        self._scales: Upload | None = None
 
     @contextmanager
     def sent(self, array: NDArray[Any]) -> Iterator[Tensor]:
@@ -136,8 +138,17 @@ class Upload:
         self, rows: Rows, start: int, stop: int, dtype: torch.dtype = torch.float32
     ) -> Iterator[Tensor]:
         """Yield rows that travel as they are stored, and are widened on the device."""
-        with self.sent(rows.read(start, stop)) as stored:
-            yield stored.to(dtype)
+        parts = scaled_integers(rows)
+        if parts is None:
+            with self.sent(rows.read(start, stop)) as stored:
+                yield stored.to(dtype)
+            return
+        if self._scales is None:
+            self._scales = Upload(self._device, self._streams)
+        integers, scale = (part.read(start, stop) for part in parts)
+        with self.sent(integers) as stored, self._scales.sent(scale) as factor:
+            # In float32, as on the CPU, whatever becomes of them.
+            yield (stored.to(torch.float32) * factor[:, None]).to(dtype)
 
     def _next(self, size: int) -> _Buffers:
         """Return the pair whose turn it is, free to be filled with so many bytes."""
