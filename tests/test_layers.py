@@ -263,6 +263,7 @@ ORDER: dict[str, list[str]] = {
         "walkthrough",
         "estimate",
         "demo",
+        "narrowed_job",
         "featurize",
         "info",
         "kernel",

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from trakstore.cli.narrowed_job import of_drawn_samples, of_last_layers
 from trakstore.cli.options import Epochs, JobName, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
 from trakstore.planning import counted, human_bytes, human_time
 from trakstore.storage.opening import find_store
 
 if TYPE_CHECKING:
-    from trakstore.features import Featurized
+    from trakstore.features import Featurized, Job
     from trakstore.features.spent import Spent
 
 _SPENT = {
@@ -75,6 +77,31 @@ def featurize(
             help="Also write the train samples with labels drawn from the model.",
         ),
     ] = None,
+    last_layers: Annotated[
+        int | None,
+        Option(
+            min=1,
+            metavar="N",
+            help="Take gradients of the last N layers with weights alone: which ones is told.",
+        ),
+    ] = None,
+    sample_rate: Annotated[
+        float | None,
+        Option(
+            metavar="SHARE",
+            help="Take a share of the split train alone, such as 0.1: lists then have about that "
+            "share of the true ones.",
+        ),
+    ] = None,
+    stratify_by: Annotated[
+        str,
+        Option(
+            metavar="WHAT",
+            help="Draw the same share of each label, relation (of triples) or key of dict samples; "
+            "or none.",
+        ),
+    ] = "label",
+    sample_seed: Annotated[int, Option(min=0, help="Seed of the draw.")] = 0,
     device: Annotated[
         str | None, Option(help="Such as cuda:1; default: this rank's GPU, or cpu.")
     ] = None,
@@ -96,7 +123,7 @@ def featurize(
     rank, world_size = rank_and_world(rank, world_size)
     with only_json(as_json), _progress_when_stopped(store, rank):
         done = _featurize(
-            job,
+            partial(_chosen_job, job, last_layers, sample_rate, stratify_by, sample_seed, rank),
             store,
             epochs=chosen_epochs(epoch),
             splits=split or None,
@@ -120,14 +147,38 @@ def featurize(
             sys.stdout.write(_where_time_went(done.spent))
 
 
-def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> Featurized:
-    from trakstore.features import featurize_job, load_job
+def _chosen_job(
+    name: str,
+    layers: int | None,
+    rate: float | None,
+    by: str,
+    seed: int,
+    rank: int,
+    device: str | None,
+) -> Job:
+    """Load a job, and leave out of it what was not asked for."""
+    from trakstore.features import load_job
+
+    job = load_job(name)
+    if rate is not None:
+        job = of_drawn_samples(job, rate, None if by == "none" else by, seed)
+    if layers is not None:
+        job, chosen = of_last_layers(job, layers, device)
+        if rank == 0:
+            error_line(f"gradients are of the last layers alone: {chosen.words}", "note")
+    return job
+
+
+def _featurize(
+    make: Callable[[str | None], Job], store: str, *, device: str | None, **options: Any
+) -> Featurized:
+    from trakstore.features import featurize_job
     from trakstore.features.devices import worker_device
 
     worker_device(
         device
     )  # a wrong device is refused before the job is made, which may take minutes
-    return featurize_job(load_job(job), store, device=device, restore=False, **options)
+    return featurize_job(make(device), store, device=device, restore=False, **options)
 
 
 @contextmanager
