@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Subset
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.parameters import canonical_names
+from trakstore.features.sharding import local_part, whole_tensor
 from trakstore.features.streamed import Streamed
 
 __all__ = [
@@ -43,13 +44,22 @@ _VALUES = (date, time, timedelta, Decimal, PurePath, UUID)
 _SAMPLES = 32  # part of the format: another number would make other hashes of the same data
 
 
-def checkpoint_hash(model: nn.Module) -> str:
-    """Return SHA-256 over all parameters and buffers: canonical names, dtypes, shapes, bytes."""
+def checkpoint_hash(model: nn.Module, *, own_part: bool = False) -> str:
+    """Return SHA-256 over all parameters and buffers: canonical names, dtypes, shapes, bytes.
+
+    A model that is spread over ranks has the hash that it has as a whole, so that any number of ranks
+    can go on with a store. All ranks ask for it at once, and one tensor at a time is gathered.
+
+    Parameters
+    ----------
+    own_part : bool
+        Take of such a model what this rank holds, by itself.
+    """
     digest = hashlib.sha256()
     state = canonical_names(dict(_tensors(model.state_dict())))
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(_tensor_bytes(tensor))
+        digest.update(_tensor_bytes(local_part(tensor) if own_part else whole_tensor(tensor)))
     return digest.hexdigest()
 
 

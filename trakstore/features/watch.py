@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.outputs import RowOutputs
+from trakstore.features.sharding import local_part
 from trakstore.features.weights import Kept
 from trakstore.features.wording import listed
 
@@ -46,6 +47,9 @@ class WeightWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self.hash = checkpoint_hash(model)
+        # Ranks of a sharded model look at their own parts from here on, each when it has to.
+        spread = any(local_part(one) is not one for one in model.parameters())
+        self._own_hash = checkpoint_hash(model, own_part=True) if spread else self.hash
         self._model = model
         self._copied = _to_copy(model)
         self._kept = Kept.of(model, also=self._copied)
@@ -105,7 +109,7 @@ class WeightWatch:
 
     def _refuse_others(self, names: list[str]) -> None:
         """Refuse a change of parameters that were not copied; if there is none, copy what moved."""
-        if checkpoint_hash(self._model) != self.hash:
+        if checkpoint_hash(self._model, own_part=True) != self._own_hash:
             self._refuse(names or ["(written through .data)"])
         if names:
             self._copied.update(names)
@@ -148,13 +152,17 @@ class WeightWatch:
             *self._model.named_parameters(remove_duplicate=False),
             *self._model.named_buffers(remove_duplicate=False),
         ]
-        return {name: (id(one), _version(one), _address(one)) for name, one in named}
+        return {
+            name: (id(one), _version(local_part(one)), _address(local_part(one)))
+            for name, one in named
+        }
 
 
 def _to_copy(model: nn.Module) -> set[str]:
     """Return the names of the parameters that are copied before any pass."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    if sum(one.numel() * one.element_size() for one in model.parameters()) <= _SMALL:
+    held = map(local_part, model.parameters())
+    if sum(one.numel() * one.element_size() for one in held) <= _SMALL:
         return set(named)
     return {
         f"{path}.{name}" if path else name

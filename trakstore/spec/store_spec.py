@@ -18,7 +18,7 @@ __all__ = ["FORMAT_VERSION", "AutocastDtype", "FeatureDtype", "StoreSpec"]
 
 FORMAT_VERSION = 2
 
-FeatureDtype = Literal["float32", "float16"]
+FeatureDtype = Literal["float32", "float16", "int8"]
 AutocastDtype = Literal["bfloat16"]
 
 _FIELDS = {
@@ -42,6 +42,7 @@ class StoreSpec:
     """Description that all features of a store have in common.
 
     ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere. With
+    ``dtype`` ``"int8"``, features are integers of 8 bits, times a scale for each row. With
     ``keep_bits`` the mantissas of float32 features are rounded to so many bits before they are
     written, and compressed. ``autocast`` is the dtype of the model's products, where that was less than
     its parameters' precision. ``scale`` names the factors that gradients were multiplied with before
