@@ -123,6 +123,8 @@ ORDER: dict[str, list[str]] = {
         "over_time",
         "bias",
         "traker",
+        "gradient_rows",
+        "unprojected",
     ],
     "passes": [
         "sent",
