@@ -144,6 +144,7 @@ def featurize(
         if worker.rank == 0:
             warn_of_twins(task.writer.split, set())
         done = _do_share(task, worker, line) + _help(task, worker, line)
+    done = replace(done, prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
 
@@ -226,7 +227,7 @@ def featurize_job(
                         warn_of_twins(task.writer.split, twins)
                     if duty is _do_share:
                         _note_rest(job, task, worker, chosen)
-                    done += duty(task, worker, line)
+                    done += replace(duty(task, worker, line), prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping, Sized
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -20,7 +21,15 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.parameters import canonical_names
 from trakstore.features.streamed import Streamed
 
-__all__ = ["checkpoint_hash", "dataset_fingerprint", "dataset_rows", "hashed_rows", "sampled_rows"]
+__all__ = [
+    "Weights",
+    "checkpoint_checksum",
+    "checkpoint_hash",
+    "dataset_fingerprint",
+    "dataset_rows",
+    "hashed_rows",
+    "sampled_rows",
+]
 
 _ROWS = ("crow_indices", "col_indices", "values")
 _COLUMNS = ("ccol_indices", "row_indices", "values")
@@ -36,14 +45,48 @@ _VALUES = (date, time, timedelta, Decimal, PurePath, UUID)
 _SAMPLES = 32  # part of the format: another number would make other hashes of the same data
 
 
+class Weights(NamedTuple):
+    """Hashes of a checkpoint: one to name it by, and one that is quick to take again.
+
+    Attributes
+    ----------
+    hash : str
+        SHA-256 over all parameters and buffers: canonical names, dtypes, shapes, bytes.
+    checksum : int
+        CRC-32 of the same bytes, which tells every chance change, if not one that is made to deceive.
+    """
+
+    hash: str
+    checksum: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Weights:
+        """Take both, and read the weights once for that."""
+        digest, checksum = hashlib.sha256(), 0
+        for part in _weight_bytes(model):
+            digest.update(part)
+            checksum = zlib.crc32(part, checksum)
+        return cls(digest.hexdigest(), checksum)
+
+
 def checkpoint_hash(model: nn.Module) -> str:
     """Return SHA-256 over all parameters and buffers: canonical names, dtypes, shapes, bytes."""
-    digest = hashlib.sha256()
+    return Weights.of(model).hash
+
+
+def checkpoint_checksum(model: nn.Module) -> int:
+    """Return CRC-32 over what the hash of a checkpoint is over, in less than half of its time."""
+    checksum = 0
+    for part in _weight_bytes(model):
+        checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+def _weight_bytes(model: nn.Module) -> Iterator[bytes | memoryview]:
     state = canonical_names(dict(_tensors(model.state_dict())))
     for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(_tensor_bytes(tensor))
-    return digest.hexdigest()
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode()
+        yield _tensor_bytes(tensor)
 
 
 def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -161,7 +204,7 @@ def _sample_hash(sample: Any) -> bytes:
 
 def _leaf_bytes(leaf: Any) -> bytes:
     if isinstance(leaf, Tensor):
-        return f"{leaf.dtype} {tuple(leaf.shape)};".encode() + _tensor_bytes(leaf)
+        return f"{leaf.dtype} {tuple(leaf.shape)};".encode() + bytes(_tensor_bytes(leaf))
     if leaf is None or isinstance(leaf, bool | int | float | str | bytes | np.generic):
         return repr(leaf).encode()
     if isinstance(leaf, _VALUES):
@@ -180,11 +223,11 @@ def _leaf_bytes(leaf: Any) -> bytes:
     return f"{array.dtype} {array.shape};".encode() + array.tobytes()
 
 
-def _tensor_bytes(tensor: Tensor) -> bytes:
+def _tensor_bytes(tensor: Tensor) -> bytes | memoryview:
     # Stored hashes are of these bytes: any other order or form would be another checkpoint.
     tensor = tensor.detach().cpu()
     if tensor.is_quantized:
-        return _scale_bytes(tensor) + _tensor_bytes(tensor.int_repr())
+        return _scale_bytes(tensor) + bytes(_tensor_bytes(tensor.int_repr()))
     if tensor.layout is not torch.strided:
         parts = _PARTS.get(tensor.layout)
         if parts is None:
@@ -192,7 +235,8 @@ def _tensor_bytes(tensor: Tensor) -> bytes:
         stored = tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor
         return b"".join(_leaf_bytes(getattr(stored, part)()) for part in parts)
     flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().tobytes()
+    # The memory itself, as a copy of all weights would take as long as their checksum.
+    return flat.numpy().data
 
 
 def _scale_bytes(tensor: Tensor) -> bytes:
