@@ -62,6 +62,14 @@ def featurize(
             "--skip-bad-rows", help="Store rows that are not finite as masked, with the reason."
         ),
     ] = False,
+    precision: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="Precision of the model's products, float32, tf32 or bfloat16, which the store knows; "
+            "default: the job's.",
+        ),
+    ] = None,
     check_all: Annotated[
         bool,
         Option(
@@ -113,6 +121,7 @@ def featurize(
             memory_limit=memory_limit,
             # None leaves the choice to the job: an option that was not given must not overrule it.
             skip_bad_rows=skip_bad_rows or None,
+            precision=precision,
             check="all" if check_all else None,
             scale=scale,
             sampled=sampled,

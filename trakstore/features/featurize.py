@@ -29,6 +29,7 @@ from trakstore.features.twins import warn_of_twins
 from trakstore.features.wanted_spec import output_on
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
+from trakstore.spec import Precision
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
 from trakstore.storage.layout import as_epochs, as_splits
@@ -105,8 +106,9 @@ def featurize(
     **options
         How features are computed and stored: ``output``, ``projector``, ``parameters``,
         ``activations``, ``batch_size``, ``dtype``, ``collate``, ``block_rows``, ``keep_bits``,
-        ``append``, ``memory_limit``, ``autocast``, ``check``, ``skip_bad_rows`` and ``scale``, which
-        are those of a :class:`Job`; the first call chooses the scale, by the data set that it gives.
+        ``append``, ``memory_limit``, ``precision``, ``autocast``, ``check``, ``skip_bad_rows`` and
+        ``scale``, which are those of a :class:`Job`; the first call chooses the scale, by the data set
+        that it gives.
 
     Returns
     -------
@@ -157,6 +159,7 @@ def featurize_job(
     batch_size: int | None = None,
     memory_limit: int | str | None = None,
     skip_bad_rows: bool | None = None,
+    precision: Precision | None = None,
     check: CheckedRows | None = None,
     scale: Scale = None,
     sampled: int | Mapping[str, int] | None = None,
@@ -178,7 +181,7 @@ def featurize_job(
         Where features are written; made when it is not there.
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows, check, scale, sampled : optional
+    batch_size, memory_limit, skip_bad_rows, precision, check, scale, sampled : optional
         Values in place of the job's own.
     device, rank, world_size, progress
         As in :func:`featurize`.
@@ -198,6 +201,7 @@ def featurize_job(
         "batch_size": batch_size,
         "memory_limit": memory_limit,
         "skip_bad_rows": skip_bad_rows,
+        "precision": precision,
         "check": check,
         "scale": scale,
         "sampled": sampled,
@@ -261,10 +265,17 @@ def _new_scale(
         return None
     if epoch is not None:
         job.load(epoch)
+    with _lent(job, worker):
+        return new_scale(job, output_on(job, worker.device), split, worker.device)
+
+
+@contextmanager
+def _lent(job: Job, worker: _Worker) -> Iterator[None]:
+    """Lend a job's model to a worker, on its device and in eval mode."""
     need_one_device(job.model)
     need_apart(job.model)
-    with working_on(worker.device), evaluated(job.model, worker.device):
-        return new_scale(job, output_on(job, worker.device), split, worker.device)
+    with working_on(worker.device, job.precision), evaluated(job.model, worker.device):
+        yield
 
 
 @contextmanager
@@ -277,9 +288,7 @@ def _prepared(
     show: bool,
     scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
-    need_one_device(job.model)
-    need_apart(job.model)
-    with working_on(worker.device), evaluated(job.model, worker.device):
+    with _lent(job, worker):
         prepare = partial(SplitTask.prepare, job, store, epoch, split, worker.device, scale)
         try:
             task = prepare()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trakstore.features.gradients import batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.plain import backward
+from trakstore.features.precision import TF32_UNIT, are_tf32
 from trakstore.features.projectors import Projector, make_projector
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -145,7 +146,9 @@ def most_tolerance(samples: Samples) -> float:
 def _precision(samples: Samples) -> float:
     """Return the unit of the coarsest dtype that the model computes with."""
     dtypes = {p.dtype for p in samples.parameters.values()} | {samples.output.dtype}
-    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
+    own = max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
+    on_gpu = any(parameter.is_cuda for parameter in samples.parameters.values())
+    return max(own, TF32_UNIT) if on_gpu and are_tf32() else own
 
 
 def disagreeing(truth: Truth, sketches: Mapping[str, Tensor], names: set[str]) -> set[str]:

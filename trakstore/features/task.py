@@ -262,7 +262,7 @@ def _probed(
         columns = computer.columns(*probed)
     columns.pop(layout.SKIPPED, None)
     watch.check(surely=True)
-    if engine.autocast and job.autocast is None:
+    if engine.autocast and job.precision != "bfloat16":
         raise TrakStoreError(
             "the model turns on autocast in its own forward, so that its features are not of its "
             "parameters' precision; turn it off there, or give autocast='bfloat16', which the store "
