@@ -133,7 +133,7 @@ def sheared_operations(args: tuple[Any, ...]) -> tuple[float, float | None]:
     raise AssertionError("tables are on the CPU, so that they have numbers")
 
 
-def nothing(args: tuple[Any, ...]) -> tuple[float, float | None]:
+def nothing(args: tuple[Any, ...]) -> tuple[float, float | None]:  # noqa: ARG001
     return 0.0, None
 
 
@@ -267,9 +267,12 @@ def specs(small: bool, dim: int) -> dict[str, ProjectionSpec]:
 
 
 def shown(name: str, one: Count, beside: Count) -> str:
-    return (f"  {name}: {one.launches:,} launches ({one.launches / beside.launches:.2f}), "
-            f"{one.bytes / 1e9:.3g} GB ({one.bytes / beside.bytes:.2f}), {one.operations / 1e12:.3g} TFLOP, "
-            f"{1e3 * one.seconds:.3g} ms by arithmetic ({one.seconds / beside.seconds:.2f})")  # fmt: skip
+    launches, moved = one.launches / beside.launches, one.bytes / beside.bytes
+    return (
+        f"  {name}: {one.launches:,} launches ({launches:.2f}), {one.bytes / 1e9:.3g} GB "
+        f"({moved:.2f}), {one.operations / 1e12:.3g} TFLOP, {1e3 * one.seconds:.3g} ms by arithmetic "
+        f"({one.seconds / beside.seconds:.2f})"
+    )
 
 
 def main() -> None:
