@@ -79,6 +79,7 @@ from trakstore.attributors.tracin_attributor import TracInAttributor
 from trakstore.attributors.tracker import TrainingDynamicsTracker
 from trakstore.attributors.trak_attributor import TRAKAttributor, compute_attribution_stability
 from trakstore.attributors.traker import ModelIDException, TRAKer
+from trakstore.attributors.unprojected import unprojected_scores
 from trakstore.features.callback import featurize_epoch, trainer_callback
 from trakstore.features.loading import WithIds
 
@@ -95,4 +96,5 @@ __all__ = [
     "compute_attribution_stability",
     "featurize_epoch",
     "trainer_callback",
+    "unprojected_scores",
 ]

@@ -17,7 +17,7 @@ from torch import nn
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
-from trakstore.features.devices import need_one_device, worker_device, working_on
+from trakstore.features.devices import need_one_device, need_room, worker_device, working_on
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
 from trakstore.features.ranks import rank_and_world
@@ -287,7 +287,8 @@ def _new_scale(
     need_one_device(job.model)
     need_apart(job.model)
     with working_on(worker.device), evaluated(job.model, worker.device):
-        return new_scale(job, output_on(job, worker.device), split, worker.device)
+        output = output_on(job, worker.device)
+        return new_scale(job, output, split, worker.device, worker.sharding)
 
 
 @contextmanager
@@ -302,6 +303,8 @@ def _prepared(
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
     need_one_device(job.model)
     need_apart(job.model)
+    if worker.sharding.whole:
+        need_room(job.model, worker.device)
     with working_on(worker.device), evaluated(job.model, worker.device):
         prepare = partial(
             SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding

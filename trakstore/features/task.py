@@ -228,6 +228,11 @@ def _probed(
 ) -> tuple[RowComputer, Columns]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
     dataset, ids, model = samples.dataset, samples.ids, job.model
+    if job.activations and engine.tensor_parallel:
+        raise TrakStoreError(
+            "activations= of a model whose layers are divided between ranks are parts, and are not "
+            "stored: leave them out, or shard it without tensor parallel"
+        )
     batches = Batches.of(model, output, dataset, device, job.collate)
     batches.need_repeatable(min(len(ids), _REPEATED))
     probed, first, classes = _first_samples(job, output, batches, len(ids))
