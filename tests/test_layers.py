@@ -352,6 +352,7 @@ ORDER: dict[str, list[str]] = {
         "extras",
         "units",
         "terminal_tables",
+        "group_table",
         "analysis_tables",
         "evaluation_tables",
         "top_images",
