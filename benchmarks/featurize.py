@@ -29,7 +29,7 @@ import trakstore as ts
 from trakstore.features import Job, featurize
 from trakstore.features.batches import evaluated
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.parameters import last_layers
+from trakstore.features.last_layers import last_layers
 from trakstore.features.projectors.scaled import Scaled
 from trakstore.features.task import SplitTask
 
@@ -116,8 +116,12 @@ def fidelity(small: bool, rounds: int) -> None:  # noqa: ARG001
             print(f"{name} ({work.count:,}), dim {dim}, {which}: relative error {relative:.3f}, "
                   f"Spearman of TRAK scores {rank:.3f}", flush=True)  # fmt: skip
         for count in (1, 2):
-            patterns = last_layers(work.model, count)
-            got = work.engine(ts.ProjectionSpec("identity"), patterns).rows(batch).features.double()
+            layers = last_layers(work.model, count, partial(work.output, work.model, batch))
+            got = (
+                work.engine(ts.ProjectionSpec("identity"), layers.patterns)
+                .rows(batch)
+                .features.double()
+            )
             print(f"{name}, last {count} layers alone ({got.shape[1]:,} parameters): Spearman of "
                   f"TRAK scores {spearman(trak(got), trak(true)):.3f}", flush=True)  # fmt: skip
 

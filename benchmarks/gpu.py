@@ -42,8 +42,8 @@ import trakstore as ts
 from trakstore.features import featurize
 from trakstore.features.devices import working_on
 from trakstore.features.projectors import Projector, make_projector
-from trakstore.passes.gpu import torch_tile
 from trakstore.passes.rows import ArrayRows
+from trakstore.scores.device_tiles import DeviceTiles
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
 from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
@@ -213,12 +213,12 @@ def tiles(card: Card) -> None:
     ids = ArrayRows(np.arange(targets)), ArrayRows(np.arange(trains))
     scores = Scores("plain", (Part(0, ArrayRows(left), ArrayRows(right)),), *ids)
     window = scores.window(0, targets)
-    step = trains // 8
+    step, maker = trains // 8, DeviceTiles(window, str(card.device))
     a, b = (torch.from_numpy(one).to(card.device) for one in (left, right[:step]))
-    got = torch_tile(window, 0, step, str(card.device))
+    got = maker.host_tile(0, step)
     need(error(torch.from_numpy(got), a.cpu() @ b.cpu().T) < 1e-5, "tiles differ from the CPU's")
     alone = card.seconds(lambda: a @ b.T)
-    whole = card.seconds(lambda: torch_tile(window, 0, step, str(card.device)))
+    whole = card.seconds(lambda: maker.host_tile(0, step))
     moved = 4 * (step * dim + targets * step) / (whole - alone) if whole > alone else math.inf
     print(f"tile {targets} x {step}, dim {dim}: {1e3 * whole:.3g} ms, product alone "
           f"{1e3 * alone:.3g} ms ({2 * targets * step * dim / alone / 1e12:.3g} TFLOP/s), the rest is "

@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path) -> 
         (model, data, {"rank": 2, "world_size": 2}, TrakStoreError, "rank 2 is not in 0..1"),
         (nn.Flatten(), data, {}, TrakStoreError, "no parameter"),
         (nn.Linear(12, 1), data, {}, TrakStoreError, "2 classes or more"),
-        (model, data, {"dtype": "int8"}, TrakStoreError, "stored as float32, float16"),
+        (model, data, {"dtype": "int4"}, TrakStoreError, "stored as float32, float16, int8"),
         (model, data, {"ids": [1, 2]}, TrakStoreError, "ids must be 9"),
     ]
     for net, samples, options, error, message in cases:
@@ -334,6 +334,7 @@ def test_a_job_of_epochs_and_splits(tmp_path: Path) -> None:
 def test_the_keywords_of_featurize_are_a_jobs_attributes(tmp_path: Path) -> None:
     own = {"model", "datasets", "checkpoints", "ids", "learning_rates", "name"}
     own |= {"sampled", "draw_seed"}  # labels=, draws= and seed= there
+    own |= {"shard"}  # for models that the command shards
     assert own | JobOptions.__annotations__.keys() == {
         field.name for field in fields(Job) if field.init
     }

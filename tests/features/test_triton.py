@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,15 +139,23 @@ def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
     """What the interpreter allows and the compiler does not; and loads that are coalesced."""
     script = Path(__file__).parent / "compile_kernels.py"
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False
-    )
+    command = [sys.executable, "-W", "ignore", str(script), "80", "90", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    found = dict(line.split(": ") for line in done.stdout.splitlines())
-    for kind in ("sketch", "sketch of one run", "sketch of gathered rows"):
-        assert found[kind].endswith("order 1, 0"), "threads side by side read side by side"
-    assert "wgmma" in found["products"], "tensor cores of the newest kind"
-    assert "pairs" in found and "pairs of listed rows" in found
+    print(done.stdout)
+    told = dict(line.split(": ") for line in done.stdout.splitlines())
+    for kind in ("sketch", "sketch of one run", "sketch of gathered rows", "sketch of scaled rows"):
+        assert told[f"sm_90 {kind}"].endswith("order 1, 0"), (
+            "threads side by side read side by side"
+        )
+    for target, core in (("80", "mma.sync"), ("90", "wgmma"), ("100", "tcgen05.mma")):
+        for kind in ("products", "sheared products, groups of 64"):
+            assert f"product {core}," in told[f"sm_{target} {kind}"], (
+                "tensor cores of the newest kind"
+            )
+    assert "sm_90 pairs" in told and "sm_90 pairs of listed rows" in told
+    spilled = {name: int(re.search(r"(\d+) bytes spilled", line)[1]) for name, line in told.items()}  # type: ignore[index]
+    assert max(spilled.values()) <= 512, "sums stay in registers"
 
 
 @pytest.mark.skipif(not GPU, reason="needs a CUDA device")

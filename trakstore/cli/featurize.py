@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Option
+from typer import BadParameter, Option
 
 from trakstore.cli.options import Epochs, JobName, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
@@ -92,6 +92,18 @@ def featurize(
             help="Also write the train samples with labels drawn from the model.",
         ),
     ] = None,
+    fsdp: Annotated[
+        bool,
+        Option("--fsdp", help="Share the model between the ranks that torchrun starts (FSDP2)."),
+    ] = False,
+    tp: Annotated[
+        int,
+        Option(
+            min=1,
+            metavar="N",
+            help="With --fsdp: ranks that also share each layer, by the job's shard=.",
+        ),
+    ] = 1,
     device: Annotated[
         str | None, Option(help="Such as cuda:1; default: this rank's GPU, or cpu.")
     ] = None,
@@ -106,11 +118,17 @@ def featurize(
     """Write the features of a job's data sets to a store, going on where an earlier run stopped.
 
     Any number of workers may run the same command at once, under torchrun or by --rank and
-    --world-size: each does its share, then helps the others.
+    --world-size: each does its share, then helps the others. With --fsdp the ranks that torchrun
+    starts are one worker, for a model that is too large for one card; --rank and --world-size then
+    number such groups.
     """
     from trakstore.features.ranks import rank_and_world
 
-    rank, world_size = rank_and_world(rank, world_size)
+    if tp > 1 and not fsdp:
+        raise BadParameter("--tp divides the layers of a model that --fsdp shards: give both")
+    asked = {"rank": rank, "world_size": world_size} if fsdp else {}
+    rank, world_size = rank_and_world(None, None) if fsdp else rank_and_world(rank, world_size)
+    numbers = asked or {"rank": rank, "world_size": world_size}
     with only_json(as_json), _progress_when_stopped(store, rank):
         done = _featurize(
             job,
@@ -126,8 +144,8 @@ def featurize(
             scale=scale,
             sampled=sampled,
             device=device,
-            rank=rank,
-            world_size=world_size,
+            tp=tp if fsdp else None,
+            **numbers,
         )
     if as_json:
         worker = {"rank": rank, "world_size": world_size}
@@ -138,14 +156,20 @@ def featurize(
             sys.stdout.write(_where_time_went(done.spent) + _preparation(done.prepared))
 
 
-def _featurize(job: str, store: str, *, device: str | None, **options: Any) -> Featurized:
+def _featurize(
+    job: str, store: str, *, device: str | None, tp: int | None, **options: Any
+) -> Featurized:
     from trakstore.features import featurize_job, load_job
     from trakstore.features.devices import worker_device
+    from trakstore.features.sharding import shard_model, started_ranks
 
-    worker_device(
-        device
-    )  # a wrong device is refused before the job is made, which may take minutes
-    return featurize_job(load_job(job), store, device=device, restore=False, **options)
+    # A wrong device is refused before the job is made, which may take minutes.
+    own = worker_device(device)
+    with nullcontext() if tp is None else started_ranks(own, tp) as mesh:
+        made = load_job(job)
+        if mesh is not None:
+            shard_model(made.model, mesh, made.shard)
+        return featurize_job(made, store, device=device, restore=False, **options)
 
 
 @contextmanager

@@ -6,15 +6,16 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import xarray as xr
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
 from trakstore.markup import printable
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -103,6 +104,8 @@ def without_nan(found: xr.Dataset) -> dict[str, Any]:
 
 
 def _listed(values: Any) -> Any:
+    import numpy as np
+
     if values.dtype.kind == "f":
         values = np.where(np.isnan(values), None, values.astype(object))
     return values.tolist()
@@ -110,6 +113,5 @@ def _listed(values: Any) -> Any:
 
 def _plain(value: object) -> Any:
     """Turn a value that JSON lacks into one that it has; paths and locations become text."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return str(value)
+    # NumPy's arrays and numbers, by what they can do: NumPy is not imported for the list of commands.
+    return value.tolist() if hasattr(value, "tolist") else str(value)

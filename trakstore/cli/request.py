@@ -93,8 +93,8 @@ class ScoreRequest:
             allow_other_weights=self.allow_other_weights,
         )
 
-    def scores(self) -> Scores:
-        """Compute the scores, in factored form."""
+    def scores(self, device: str = "cpu") -> Scores:
+        """Compute the scores, in factored form, whose grams and tiles are made on a device."""
         return scores_by_name(
             self.method,
             self.opened,
@@ -105,6 +105,7 @@ class ScoreRequest:
             kernel=self.kernel,  # type: ignore[arg-type]
             memory_limit=self.memory_limit,
             learning_rates=learning_rates(self.learning_rate),
+            device=device,
             allow_other_weights=self.allow_other_weights,
         )
 

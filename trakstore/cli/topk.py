@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import BadParameter, Option
 
 from trakstore.cli.lists import SHOWN, list_documents, shown_lists
-from trakstore.cli.options import ListLength, Target
+from trakstore.cli.options import ListLength, ScoreDevice, Target
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.report.labels import with_labels
 from trakstore.report.targets_and_epochs import check_list_length
@@ -30,6 +30,7 @@ def topk(
         bool,
         Option("--approximate", help="Search in two passes, for large dims; the recall is shown."),
     ] = False,
+    device: ScoreDevice = "cpu",
     *,
     asked: ScoreRequest,
 ) -> None:
@@ -41,7 +42,7 @@ def topk(
     pair, rows, hidden = asked.chosen_targets(target, SHOWN)
     check_list_length(k, pair.train)
     with asked.workplace():
-        scores = asked.scores()
+        scores = asked.scores(device)
         first = approximate_top_k if approximate else top_k
         top = first(scores.isel(target=rows), k, order=order, memory_limit=asked.memory_limit)
     top = with_labels(top, pair, rows)

@@ -12,6 +12,7 @@ from trakstore.methods.kernel_report import kernel_report
 from trakstore.passes.rows import whole_column
 from trakstore.planning import ranges
 from trakstore.storage import layout
+from trakstore.storage.eight_bits import LARGEST
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
@@ -85,6 +86,8 @@ def _copies(split: Split) -> tuple[int, tuple[int, int]]:
     """
     features, rows = split.column("features"), split.spec.rows
     near = float(max(_ROUNDINGS * np.finfo(np.float32).eps, 2 * np.finfo(features.dtype).eps))
+    if features.scale is not None:  # a rounding of a number may go the other way: one step of it
+        near = 0.5 / LARGEST
     directions = np.random.default_rng(0).choice([-1.0, 1.0], (features.shape[1], 4))
     marks = np.empty((rows, 5))
     for start, stop in ranges(rows, features.chunk_rows):

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.parameters import canonical_names
+from trakstore.features.sharding import local_part, whole_tensor
 from trakstore.features.streamed import Streamed
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "dataset_rows",
     "hashed_rows",
     "sampled_rows",
+    "whole_digest",
 ]
 
 _ROWS = ("crow_indices", "col_indices", "values")
@@ -48,12 +50,16 @@ _SAMPLES = 32  # part of the format: another number would make other hashes of t
 class Weights(NamedTuple):
     """Hashes of a checkpoint: one to name it by, and one that is quick to take again.
 
+    A model that is spread over ranks has the hash that it has as a whole, so that any number of ranks
+    can go on with a store. All ranks ask for it at once, and one tensor at a time is gathered.
+
     Attributes
     ----------
     hash : str
         SHA-256 over all parameters and buffers: canonical names, dtypes, shapes, bytes.
     checksum : int
-        CRC-32 of the same bytes, which tells every chance change, if not one that is made to deceive.
+        CRC-32 of the same bytes, which tells every chance change, if not one that is made to deceive;
+        of a model that is spread over ranks, of what this rank holds.
     """
 
     hash: str
@@ -63,9 +69,13 @@ class Weights(NamedTuple):
     def of(cls, model: nn.Module) -> Weights:
         """Take both, and read the weights once for that."""
         digest, checksum = hashlib.sha256(), 0
-        for part in _weight_bytes(model):
-            digest.update(part)
-            checksum = zlib.crc32(part, checksum)
+        for header, tensor in _headed(model):
+            whole = _tensor_bytes(whole_tensor(tensor))
+            own = local_part(tensor)
+            held = whole if own is tensor else _tensor_bytes(own)
+            digest.update(header)
+            digest.update(whole)
+            checksum = zlib.crc32(held, zlib.crc32(header, checksum))
         return cls(digest.hexdigest(), checksum)
 
 
@@ -75,18 +85,18 @@ def checkpoint_hash(model: nn.Module) -> str:
 
 
 def checkpoint_checksum(model: nn.Module) -> int:
-    """Return CRC-32 over what the hash of a checkpoint is over, in less than half of its time."""
+    """Return CRC-32 over what this process holds of a checkpoint, in half of the time."""
     checksum = 0
-    for part in _weight_bytes(model):
-        checksum = zlib.crc32(part, checksum)
+    for header, tensor in _headed(model):
+        checksum = zlib.crc32(_tensor_bytes(local_part(tensor)), zlib.crc32(header, checksum))
     return checksum
 
 
-def _weight_bytes(model: nn.Module) -> Iterator[bytes | memoryview]:
+def _headed(model: nn.Module) -> Iterator[tuple[bytes, Tensor]]:
+    """Yield the tensors of a model in the order of their names, each with what is hashed before it."""
     state = canonical_names(dict(_tensors(model.state_dict())))
     for name, tensor in sorted(state.items()):
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode()
-        yield _tensor_bytes(tensor)
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode(), tensor
 
 
 def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -124,6 +134,16 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     for one in ids.tolist():
         digest.update(f"{one};".encode())
     return f"{rows}:{digest.hexdigest()}"
+
+
+def whole_digest(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
+    """Return SHA-256 over all samples and all ids: no change of a sample goes unseen."""
+    digest = hashlib.sha256()
+    for index in range(dataset_rows(dataset)):
+        digest.update(_sample_hash(dataset[index]))
+    for one in ids.tolist():
+        digest.update(f"{one};".encode())
+    return digest.hexdigest()
 
 
 def _hashed_twice(dataset: Any) -> Iterator[tuple[int, bytes, bytes]]:

@@ -17,11 +17,12 @@ from trakstore.features.checkpoints import Checkpoint, TrainerFolder, load_weigh
 from trakstore.features.outputs import ModelOutput, as_output, output_for
 from trakstore.features.parameters import as_patterns, uncompiled
 from trakstore.features.scale import Scale, as_scale
+from trakstore.features.sharding import Shard, built_on_meta
 from trakstore.features.weights import kept, unshared
 from trakstore.named import call_named, load_named
 from trakstore.paths import exists
 from trakstore.planning import byte_count
-from trakstore.quantities import as_number, as_whole
+from trakstore.quantities import as_number, as_whole, shown
 from trakstore.spec import FeatureDtype, Precision, ProjectionSpec
 from trakstore.storage import layout
 from trakstore.storage.layout import as_epoch
@@ -59,7 +60,9 @@ class Job:
     Attributes
     ----------
     model : nn.Module
-        The architecture; its parameters are those of epoch 0 where there are no checkpoints.
+        The architecture; its parameters are those of epoch 0 where there are no checkpoints. Or a
+        function without arguments that builds it: its parameters take no memory before they are
+        loaded from checkpoints, of a sharded model each rank's parts alone.
     datasets : mapping of split to data set
         Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers
         and lists of numbers, for the outputs of classification ``(input, ..., label)``. Columns of
@@ -95,8 +98,9 @@ class Job:
         Names of samples; their positions by default.
     learning_rates : mapping of epoch to float
         Learning rates of the training at its epochs, kept with the features for TracIn.
-    dtype : {"float32", "float16"}, optional
-        Stored dtype of features: as the store has it, else float32.
+    dtype : {"float32", "float16", "int8"}, optional
+        Stored dtype of features: as the store has it, else float32. ``"int8"``: 8 bits a number and
+        a scale for each row, by which about a hundredth of a row's norm is lost to rounding.
     collate : callable, optional
         Makes a batch of a list of samples; torch's default otherwise. Collators of transformers are
         given the columns that the model's forward and the output take, as its ``Trainer`` does it.
@@ -143,6 +147,10 @@ class Job:
         scores, kernels and lists leave them out, and ``store.skipped(epoch, split)`` says why.
     name : str
         Name of the job in the record of the run.
+    shard : callable, optional
+        Shards the model in place under ``trakstore featurize --fsdp``: ``shard(model, mesh)``, where
+        the mesh of the ranks has the dimension "data", and with ``--tp`` also "tensor". By default
+        ``fully_shard`` of each child of every ``ModuleList``, then of the whole.
 
     Raises
     ------
@@ -174,14 +182,26 @@ class Job:
     sampled: int | Mapping[str, int] = 0
     draw_seed: int = 0
     name: str = ""
+    shard: Shard | None = None
     # The epoch whose whole weights the model has, where they are not its own.
     _whole: int | str | None = field(default=None, init=False, repr=False, compare=False)
     _draws: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module) and callable(self.model):
+            if not self.checkpoints:
+                raise TrakStoreError(
+                    "a function that builds the model builds it without weights: give checkpoints= "
+                    "that hold them, or the model itself"
+                )
+            self.model = built_on_meta(self.model)
         if not isinstance(self.model, nn.Module):
             raise TrakStoreError(f"model must be an nn.Module, got {type(self.model).__name__}")
         self.model = uncompiled(self.model)
+        if self.shard is not None and not callable(self.shard):
+            raise TrakStoreError(
+                f"shard must be a function of the model and a mesh of ranks, got {shown(self.shard)}"
+            )
         for name, what in _MAPPINGS.items():
             if not isinstance(getattr(self, name), Mapping):
                 got = type(getattr(self, name)).__name__

@@ -31,6 +31,7 @@ from trakstore.features.plain import copied
 from trakstore.features.preparation import Preparation, Stopwatch
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import ChosenScale, scale_of_store
+from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
@@ -68,6 +69,7 @@ class SplitTask:
     writer: BlockWriter
     watch: WeightWatch
     background: OneBehind = field(default_factory=OneBehind)
+    sharding: Sharding = WHOLE
     prepared: Preparation = field(default_factory=Preparation)
     rows_written: int = 0
     spent: Spent = field(default_factory=Spent)
@@ -83,14 +85,16 @@ class SplitTask:
         split: str,
         device: torch.device,
         scale: ChosenScale | None = None,
+        sharding: Sharding = WHOLE,
     ) -> SplitTask:
         """Check that everything fits together, then open the split, which may be new.
 
         The model is in eval mode, on the device, with the weights of the epoch. A store that is made
-        new has this ``scale``.
+        new has this ``scale``. Ranks of a sharded model prepare a split at once.
         """
         clock = Stopwatch()
         selected = select_parameters(job.model, job.parameters)
+        sharding.meet()  # a rank that could not load its weights says so here
         watch = WeightWatch(job.model)
         clock.lap("weights")
         with ExitStack() as undo:
@@ -109,7 +113,7 @@ class SplitTask:
             projector = make_projector(spec.projection.at(epoch), parameters)
             if scale is not None:
                 projector = scale.scaled(projector)
-            engine = FactorisedEngine(job.model, output, selected, projector)
+            engine = FactorisedEngine(job.model, output, selected, projector, sharding)
             rows, probe = _probed(
                 job, epoch, split, samples, device, engine, output, spec, watch, clock
             )
@@ -126,6 +130,9 @@ class SplitTask:
             )
             clock.lap("checks")
             rows = _within_memory(rows, job, wanted, device)
+            # Ranks that compute the same samples compute as many of them at once.
+            at_once, pool, need = sharding.same((rows.at_once, rows.pool, rows.need))
+            rows = replace(rows, at_once=at_once, pool=pool, need=need)
             clock.lap("memory")
             if scale is not None:
                 # The spec names the factors: they are there before it.
@@ -140,7 +147,8 @@ class SplitTask:
                 held = made.spec.block_rows + 2 * rows.pool
                 given.held = max(given.held, -(-held // samples.each))
             clock.lap("store")
-            task = cls(rows, BlockWriter(made), watch, prepared=clock.measured)
+            writer = BlockWriter(made)
+            task = cls(rows, writer, watch, sharding=sharding, prepared=clock.measured)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
 
@@ -162,10 +170,19 @@ class SplitTask:
         self._seconds.append(time.monotonic() - began)
         self.rows_written += stop - start
 
+    def is_written(self, block: int) -> bool:
+        """Tell whether a block is committed, by whichever worker."""
+        return self.sharding.same(self.writer.is_written(block))
+
+    def missing(self) -> list[int]:
+        """List the blocks that are not committed; ranks of a sharded model ask at once."""
+        return self.sharding.agreed(self.writer.split.missing_blocks)
+
     def _store(self, block: int, finish: Callable[[], Columns]) -> None:
         columns = finish()
         self._computed = time.monotonic()
-        self.writer.write(block, columns)
+        if self.sharding.writes:
+            self.writer.write(block, columns)
 
     def wait(self) -> None:
         """Wait until all blocks are committed; raise what went wrong in that."""

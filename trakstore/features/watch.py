@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import Weights, checkpoint_checksum
 from trakstore.features.outputs import RowOutputs
+from trakstore.features.sharding import local_part
 from trakstore.features.weights import Kept
 from trakstore.features.wording import listed
 
@@ -148,13 +149,17 @@ class WeightWatch:
             *self._model.named_parameters(remove_duplicate=False),
             *self._model.named_buffers(remove_duplicate=False),
         ]
-        return {name: (id(one), _version(one), _address(one)) for name, one in named}
+        return {
+            name: (id(one), _version(local_part(one)), _address(local_part(one)))
+            for name, one in named
+        }
 
 
 def _to_copy(model: nn.Module) -> set[str]:
     """Return the names of the parameters that are copied before any pass."""
     named = dict(model.named_parameters(remove_duplicate=False))
-    if sum(one.numel() * one.element_size() for one in model.parameters()) <= _SMALL:
+    held = map(local_part, model.parameters())
+    if sum(one.numel() * one.element_size() for one in held) <= _SMALL:
         return set(named)
     return {
         f"{path}.{name}" if path else name

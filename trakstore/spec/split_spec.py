@@ -13,7 +13,8 @@ from trakstore.spec.comparison import shortened
 from trakstore.spec.store_spec import StoreSpec
 from trakstore.spec.whole_fields import set_whole
 
-_FLOATS, _NUMBERS = ("float32", "float16"), ("float32", "float16", "float64", "int64", "int32")
+_FEATURES = ("float32", "float16", "int8")
+_NUMBERS = ("float32", "float16", "float64", "int64", "int32", "int8")
 _WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "keep_bits")
 # A document that says more is damaged or forged, and is refused before memory is taken for it.
 _MOST_BLOCKS, _MOST_BLOCK_ROWS = 2**22, 2**25  # of a split, of a block
@@ -145,15 +146,23 @@ class SplitSpec:
 def _check_columns(spec: SplitSpec) -> None:
     """Raise a :class:`DamagedError` for columns that no split has."""
     dtypes, widths = dict(spec.columns), dict(spec.widths)
-    if dtypes.get("features") not in _FLOATS or dtypes.get("sample_id") not in ("int64", "str"):
+    if dtypes.get("features") not in _FEATURES or dtypes.get("sample_id") not in ("int64", "str"):
         raise DamagedError(
-            f"the split's columns must have features of {' or '.join(_FLOATS)} and a sample_id of "
+            f"the split's columns must have features of {' or '.join(_FEATURES)} and a sample_id of "
             f"int64 or str, got {shortened(dtypes)}"
         )
     # Each column is a folder beside three arrays of the store's own, which it must not take over.
     strange = sorted(dtypes.keys() & {"written", "masked", "skipped"})
     strange += sorted(widths.keys() - {n for n in dtypes if n.startswith("activations.")})
     strange += sorted(n for n in dtypes if n != "sample_id" and dtypes[n] == "str")
+    # Integers of 8 bits are features, which mean nothing without the scale of each row.
+    strange += sorted(n for n in dtypes if n != "features" and dtypes[n] == "int8")
+    scaled, scale = dtypes["features"] == "int8", dtypes.get("row_scale")
+    if scale != ("float32" if scaled else None):
+        raise DamagedError(
+            f"the split's document has features of {dtypes['features']} and row_scale of {scale}: it "
+            f"is there, in float32, for features of int8 alone"
+        )
     if strange:
         raise DamagedError(f"the split's document has a column that no split has: {strange[0]!r}")
 

@@ -18,7 +18,7 @@ __all__ = ["FORMAT_VERSION", "FeatureDtype", "Precision", "StoreSpec"]
 
 FORMAT_VERSION = 2
 
-FeatureDtype = Literal["float32", "float16"]
+FeatureDtype = Literal["float32", "float16", "int8"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 LessPrecise = Literal["tf32", "bfloat16"]
 
@@ -43,6 +43,7 @@ class StoreSpec:
     """Description that all features of a store have in common.
 
     ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere. With
+    ``dtype`` ``"int8"``, features are integers of 8 bits, times a scale for each row. With
     ``keep_bits`` the mantissas of float32 features are rounded to so many bits before they are
     written, and compressed. ``autocast`` is the precision of the model's products, where that was less
     than its parameters'. ``scale`` names the factors that gradients were multiplied with before
