@@ -1,4 +1,4 @@
-"""The picture of what ``accuracy.py`` found."""
+"""Pictures of what ``accuracy.py`` found."""
 
 from __future__ import annotations
 
@@ -44,3 +44,63 @@ def points_of(found: Lines, table: str, default: Mapping[str, float]) -> list[tu
         elif one["table"] == "default" and table != "damping":
             points.append((default[table], one["lds"], one["low"], one["high"]))
     return points
+
+
+# Lines of language models that the chart shows, by what they are called there.
+SERIES = {
+    "trak_scores, one projection": "gradients as they are, one projection",
+    "trak_scores": "a projection for each epoch",
+    "trak_scores, scale, 4 draws": "scaled, 4 draws of labels",
+    "trak_scores, scale, 8 draws": "scaled, 8 draws",
+    "traker": "traker",
+    "dattri": "dattri, TRAK",
+}
+SIZES = {"small": "116,544 parameters", "large": "229,952 parameters"}
+# Scores of whole gradients, as levels.
+LEVELS = {
+    "EK-FAC, damping 0.001": "EK-FAC",
+    "scaled, kernel, 4 draws, c = 0.01": "whole gradients, scaled, 4 draws",
+}
+
+
+def draw_language(found: Lines, path: Path) -> None:
+    """LDS of all checkpoints by the stored bytes of a train row, and levels of what is not stored."""
+    kinds = list(dict.fromkeys(one["model"] for one in found))
+    figure = Figure(figsize=(5 * len(kinds) + 2.4, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        own = [one for one in found if one["model"] == kind]
+        stored = [one for one in own if "bytes" in one and one["checkpoints"] != 1]
+        for number, (name, label) in enumerate(SERIES.items()):
+            points = sorted((one["bytes"], one["lds"], one["low"], one["high"])
+                            for one in stored if one["name"] == name)  # fmt: skip
+            if points:
+                x, y, low, high = zip(*points, strict=True)
+                spread = [np.subtract(y, low), np.subtract(high, y)]
+                # Points of one size would hide each other's intervals.
+                shifted = np.multiply(x, 1 + 0.03 * number)
+                axes.errorbar(
+                    shifted, y, spread, marker="o", capsize=2, label=label, color=f"C{number}"
+                )
+        for style, (name, label) in zip(("--", ":"), LEVELS.items(), strict=True):
+            one = next(
+                (one for one in own if one["name"] == name and "dense x" in one["table"]), None
+            )
+            if one is not None:
+                axes.axhline(one["lds"], ls=style, color="0.3", label=f"{label}, nothing stored")
+        ticks = sorted(
+            {one["bytes"] for one in own if one.get("checkpoints", 1) != 1 and "bytes" in one}
+        )
+        axes.set(
+            title=SIZES.get(kind, kind),
+            xscale="log",
+            xlabel="stored bytes of a train row, all checkpoints",
+        )
+        axes.set_xticks(ticks, [f"{one / 1024:g} KiB" for one in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("LDS")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small"
+    )
+    figure.savefig(path)
