@@ -71,36 +71,31 @@ def draw_language(found: Lines, path: Path) -> None:
     for axes, kind in zip(panels, kinds, strict=True):
         own = [one for one in found if one["model"] == kind]
         stored = [one for one in own if "bytes" in one and one["checkpoints"] != 1]
-        for number, (name, label) in enumerate(SERIES.items()):
-            points = sorted((one["bytes"], one["lds"], one["low"], one["high"])
-                            for one in stored if one["name"] == name)  # fmt: skip
-            if points:
-                x, y, low, high = zip(*points, strict=True)
-                spread = [np.subtract(y, low), np.subtract(high, y)]
-                # Points of one size would hide each other's intervals.
-                shifted = np.multiply(x, 1 + 0.03 * number)
-                axes.errorbar(
-                    shifted, y, spread, marker="o", capsize=2, label=label, color=f"C{number}"
-                )
+        for number, name in enumerate(SERIES):
+            curve(axes, [one for one in stored if one["name"] == name], number)
         for style, (name, label) in zip(("--", ":"), LEVELS.items(), strict=True):
-            one = next(
-                (one for one in own if one["name"] == name and "dense x" in one["table"]), None
-            )
-            if one is not None:
-                axes.axhline(one["lds"], ls=style, color="0.3", label=f"{label}, nothing stored")
-        ticks = sorted(
-            {one["bytes"] for one in own if one.get("checkpoints", 1) != 1 and "bytes" in one}
-        )
-        axes.set(
-            title=SIZES.get(kind, kind),
-            xscale="log",
-            xlabel="stored bytes of a train row, all checkpoints",
-        )
+            for one in own:
+                if one["name"] == name and one["table"].startswith("dense x"):
+                    axes.axhline(one["lds"], ls=style, color="0.3", label=f"{label}, not stored")
+        ticks = sorted({one["bytes"] for one in stored})
+        axes.set(title=SIZES.get(kind, kind), xscale="log", xlabel="stored bytes of a train row")
         axes.set_xticks(ticks, [f"{one / 1024:g} KiB" for one in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("LDS")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small"
-    )
+    panels[0].set_ylabel("LDS, all checkpoints")
+    named = {label: line for axes in panels
+             for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    figure.legend(named.values(), named.keys(), loc="outside right center", fontsize="small")
     figure.savefig(path)
+
+
+def curve(axes: Any, lines: Lines, number: int) -> None:
+    """Draw the lines of one name by their bytes, with intervals."""
+    if not lines:
+        return
+    points = sorted((one["bytes"], one["lds"], one["low"], one["high"]) for one in lines)
+    x, y, low, high = zip(*points, strict=True)
+    spread = [np.subtract(y, low), np.subtract(high, y)]
+    look = {"marker": "o", "capsize": 2, "color": f"C{number}", "label": SERIES[lines[0]["name"]]}
+    # Points of one size would hide each other's intervals.
+    axes.errorbar(np.multiply(x, 1 + 0.03 * number), y, spread, **look)
