@@ -15,7 +15,7 @@ _BYTES = 1 << 28  # of windows that wait, and of factors of the samples that are
 
 
 class WindowLists:
-    """What a projector keeps from batch to batch: lists of windows, and how many there were.
+    """Lists of windows that a projector keeps from batch to batch, and how many there were.
 
     Parameters
     ----------
