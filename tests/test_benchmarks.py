@@ -15,11 +15,11 @@ pytestmark = pytest.mark.slow
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}  # of this checkout
 
 
-def run(*command: str) -> list[str]:
-    """The lines that a benchmark prints."""
+def run(*command: str, most: float = 240) -> list[str]:
+    """The lines that a benchmark prints within ``most`` seconds."""
     whole = [sys.executable, str(FOLDER / command[0]), *command[1:]]
     done = subprocess.run(
-        whole, capture_output=True, text=True, timeout=240, check=True, env=ENVIRONMENT
+        whole, capture_output=True, text=True, timeout=most, check=True, env=ENVIRONMENT
     )
     return done.stdout.splitlines()
 
@@ -68,7 +68,8 @@ def test_rounding_is_told_by_rows() -> None:
 
 
 def test_the_benchmark_of_a_gpu_runs_small_without_one(tmp_path: Path) -> None:
-    lines = run("gpu.py", "--device", "cpu", "--small", "--json", str(tmp_path / "gpu.json"))
+    document = tmp_path / "gpu.json"
+    lines = run("gpu.py", "--device", "cpu", "--small", "--json", str(document), most=480)
     assert lines[0].startswith("CPU, torch")
     parts = ["check", "llm", "scores", "projection", "pipeline", "peers"]
     assert [line.split()[0] for line in lines if " took " in line] == parts
@@ -76,9 +77,9 @@ def test_the_benchmark_of_a_gpu_runs_small_without_one(tmp_path: Path) -> None:
     assert sum(" of the ceiling" in line for line in lines) == 2
     assert sum(" x the larger of product and copy" in line for line in lines) == 2 * 2
     assert sum(" x reading; on the CPU" in line for line in lines) == 2
-    document = json.loads((tmp_path / "gpu.json").read_text())
-    figures = document["figures"]
-    assert document["card"] == "CPU" and document["failed"] == []
+    results = json.loads(document.read_text())
+    figures = results["figures"]
+    assert results["card"] == "CPU" and results["failed"] == []
     # What other libraries say of themselves is no figure.
     told = [x for x in lines if x.startswith("  ") and not x.startswith("  passed over: ")]
     assert [f"  {one['text']}" for one in figures] == told
