@@ -164,6 +164,12 @@ def test_accuracy_on_language_models_is_told_line_by_line(tmp_path: Path) -> Non
     ]
 
 
+def test_a_service_is_asked_by_many() -> None:
+    lines = run("serve.py", "--clients", "8", "--seconds", "2")
+    assert "errors {}" in lines[1]
+    assert lines[2].startswith("latency p50") and lines[3].endswith("exit code 0")
+
+
 def test_planted_noise_is_looked_for() -> None:
     lines = run("noise.py", "mlp", "--small", "--models", "2")
     assert [line.split(":")[0].split(", ")[2] for line in lines] == [
