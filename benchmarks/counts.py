@@ -126,7 +126,7 @@ def signs_operations(args: tuple[Any, ...]) -> tuple[float, float | None]:
 def sheared_operations(args: tuple[Any, ...]) -> tuple[float, float | None]:
     from trakstore.features.projectors.sheared import COLUMNS, ROWS
 
-    merged, places, positions = args[0], args[7], args[9]
+    merged, places, positions = args[0], args[7], args[10]
     if not places.is_meta:
         columns = int((-(-places[:, 1] // COLUMNS) * COLUMNS).sum())
         return 2.0 * len(merged) * positions * ROWS * columns, None

@@ -138,12 +138,36 @@ def test_accuracy_on_language_models_is_told_line_by_line(tmp_path: Path) -> Non
     stored, dense = (
         [line for line in lines if f" {how} " in line] for how in ("64 x 2", "dense x 2")
     )
-    assert len(stored) == 18 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
+    assert len(stored) == 19 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
     assert sum("EK-FAC" in line for line in dense) == 4
     found = json.loads((tmp_path / "lm.json").read_text())
-    assert len(found) == len(lines) - 1 and found[0]["bytes"] == 2 * 64 * 4
+    told = [line for line in lines[1:] if line and "is passed over" not in line]
+    assert len(found) == len(told) and found[0]["bytes"] == 2 * 64 * 4
+    assert {"traker", "unprojected_scores, 2 iterations, 64 numbers stored"} <= {
+        one["name"] for one in found
+    }
+    assert (tmp_path / "language.svg").stat().st_size > 1000
     again = run("accuracy.py", "lm", "--small", "--models", "8", "--out", str(tmp_path))
     assert again == lines, "the truth is read, and scores are the same"
+    tables = run("language_use.py", "--small", "--targets", "4", "--out", str(tmp_path))
+    assert [line.split(",")[0].split("  ")[0] for line in tables] == [
+        "tiny: fall of a target's loss by a step on 10 documents",
+        "trak_scores",
+        "trak_scores",
+        "BM25",
+        "cosine of last states",
+        "random",
+        "tiny: rise of its loss without 5% of documents",
+        "trak_scores",
+        "trak_scores",
+        "BM25",
+    ]
+
+
+def test_a_service_is_asked_by_many() -> None:
+    lines = run("serve.py", "--clients", "8", "--seconds", "2")
+    assert "errors {}" in lines[1]
+    assert lines[2].startswith("latency p50") and lines[3].endswith("exit code 0")
 
 
 def test_planted_noise_is_looked_for() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.data import Dataset, Subset
 
 from trakstore.errors import TrakStoreError
@@ -245,6 +246,9 @@ def _leaf_bytes(leaf: Any) -> bytes:
 def _tensor_bytes(tensor: Tensor) -> bytes | memoryview:
     # Stored hashes are of these bytes: any other order or form would be another checkpoint.
     tensor = tensor.detach().cpu()
+    if is_traceable_wrapper_subclass(tensor):  # weights of few bits of torchao, with their scales
+        parts, _ = tensor.__tensor_flatten__()
+        return b"".join(_leaf_bytes(getattr(tensor, part)) for part in parts)
     if tensor.is_quantized:
         return _scale_bytes(tensor) + bytes(_tensor_bytes(tensor.int_repr()))
     if tensor.layout is not torch.strided:
