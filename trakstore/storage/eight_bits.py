@@ -4,9 +4,9 @@ The scale of a row is the largest magnitude in it over 127, and each number goes
 of the scale, a tie to the even one: elementwise float32 arithmetic, the same everywhere. So a number is
 off by half a scale at most, plus a rounding of float32. The largest of k numbers that are like normal
 ones is at some √(2 ln k) standard deviations, so that rounding moves such a row by about a hundredth of
-its norm: 0.007 at k = 512, 0.009 at k = 16,384. Rows with a few far larger numbers lose more: sketches of
-a small language model's gradients 0.02 in the mean at k = 8,192. What is lost has nothing to do with other
-rows: an error of a share e of the norm adds e² to the variance that a projection has anyway.
+its norm: 0.007 at k = 512, 0.009 at k = 16,384. Rows with a few far larger numbers lose more: sketches
+of a small language model's gradients 0.02 in the mean at k = 8,192. What is lost has nothing to do with
+other rows: an error of a share e of the norm adds e² to the variance that a projection has anyway.
 """
 
 from __future__ import annotations
