@@ -103,9 +103,14 @@ Workers = Annotated[
         help="Start N processes that share the work and the cores; default: threads of this one.",
     ),
 ]
+Csv = Annotated[bool, Option("--csv", help="Print all numbers as lines of comma-separated values.")]
 Scheduler = Annotated[
     str | None,
     Option(metavar="ADDRESS", help="Work on a running Dask cluster, such as tcp://host:8786."),
+]
+ScoreDevice = Annotated[
+    str,
+    Option("--device", help="Device that multiplies and sums, such as cuda; reading is the CPU's."),
 ]
 StoredDtype = Annotated[
     str,

@@ -24,6 +24,7 @@ from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
 from trakstore.features.projectors.sign_sums import SignSums
 from trakstore.features.second_moments import Moments
+from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.wording import first_line
 from trakstore.planning import byte_count, ranges, window_rows
@@ -37,7 +38,11 @@ _AT_ONCE = 8  # samples that share signs: the more draws of signs, the less nois
 
 
 def sampled_moments(
-    job: Job, output: ModelOutput, split: str, device: torch.device
+    job: Job,
+    output: ModelOutput,
+    split: str,
+    device: torch.device,
+    sharding: Sharding = WHOLE,
 ) -> dict[str, Moments]:
     """Estimate the second moments of loss gradients at the model's present weights.
 
@@ -52,6 +57,8 @@ def sampled_moments(
         One whose labels can be drawn.
     split : str
         Data set of the job.
+    sharding : Sharding
+        Spread of the model over ranks, which all compute the same here.
 
     Returns
     -------
@@ -67,7 +74,7 @@ def sampled_moments(
     """
     selected = select_parameters(job.model, job.parameters)
     sums = SignSums(parameter_spec(selected, job.parameters))
-    engine = FactorisedEngine(job.model, output, selected, sums)
+    engine = FactorisedEngine(job.model, output, selected, sums, sharding)
     samples = SplitSamples.of(job, split)
     labels = replace(samples, draws=1).labels(job.model, output)
     assert labels is not None

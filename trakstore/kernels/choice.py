@@ -28,6 +28,7 @@ def factor_split(
     memory_limit: int | str | None = None,
     held: int = 0,
     ready: GramInMemory | None = None,
+    device: str = "cpu",
 ) -> Factor:
     """Factor K + λI of a split's features.
 
@@ -46,6 +47,8 @@ def factor_split(
         Bytes of it that other factors have, which are kept.
     ready : GramInMemory, optional
         The stored gram of the split, where it was read already.
+    device : str
+        Device of a gram's products and sums, such as ``"cuda"``; what a solver does runs on the CPU.
 
     Raises
     ------
@@ -58,7 +61,9 @@ def factor_split(
     need_solver(solver)
     solver = solver or solver_of(split, damped, limit, held)
     left = max(1, limit - held)
-    kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=left, ready=ready)
+    kernel = split_kernel(
+        split, solver.form, dtype=dtype, memory_limit=left, ready=ready, device=device
+    )
     return solver.factor(kernel, damped)
 
 
@@ -141,6 +146,7 @@ def split_kernel(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
     ready: GramInMemory | None = None,
+    device: str = "cpu",
 ) -> Kernel:
     """Return the kernel of a split in the form that a solver takes."""
     check_gram_dtype(dtype)
@@ -148,7 +154,9 @@ def split_kernel(
         return split_tiles(split, dtype=dtype, memory_limit=memory_limit)
     if form == "matrix":
         try:
-            return split_gram(split, dtype=dtype, memory_limit=memory_limit, ready=ready)
+            return split_gram(
+                split, dtype=dtype, memory_limit=memory_limit, ready=ready, device=device
+            )
         except MemoryLimitError as error:
             raise MemoryLimitError(
                 f"{error}, or solver=BlockedCholesky() (from trakstore.kernels import BlockedCholesky)"

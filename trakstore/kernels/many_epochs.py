@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ def factors_of(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
     kept: bool = True,
+    device: str = "cpu",
 ) -> Iterator[Factor]:
     """Factor K + λI of each split, one after the other.
 
@@ -42,13 +44,13 @@ def factors_of(
     ----------
     splits : sequence of Split
         Complete ones.
-    damping, solver, dtype, memory_limit
+    damping, solver, dtype, memory_limit, device
         As for :func:`~trakstore.kernels.choice.factor_split`.
     kept : bool
         Let all factors share the memory limit, since the caller keeps them.
     """
     damped, limit, held = Damping.of(damping), memory_budget(memory_limit), 0
-    grams = grams_at_once(splits, damped, solver, dtype, limit)
+    grams = grams_at_once(splits, damped, solver, dtype, limit, device)
     for at, split in enumerate(splits):
         # A gram is gone once it is factored: grams and factors of all epochs are never there at once.
         factor = factor_split(
@@ -59,6 +61,7 @@ def factors_of(
             memory_limit=limit,
             held=held,
             ready=grams.pop(at, None),
+            device=device,
         )
         held += factor.memory if kept else 0
         yield factor
@@ -70,6 +73,7 @@ def grams_at_once(
     solver: Solver | None,
     dtype: GramDtype,
     limit: int,
+    device: str = "cpu",
 ) -> dict[int, GramInMemory]:
     """Read the grams that are stored, and make and store the others, many at a time.
 
@@ -98,7 +102,7 @@ def grams_at_once(
     # On a cluster, rows are better read where the work is done.
     if active_client() is None:
         fresh = [one for one in asked if one.at not in grams]
-        made = list(_made(fresh, limit - size, limit // SHARE))
+        made = list(_made(fresh, limit - size, limit // SHARE, device))
         all_at_once(
             place, [partial(write_gram, one.split, read.gram, one.origin) for one, read in made]
         )
@@ -139,7 +143,9 @@ def _needs_gram(split: KernelSplit, damping: Damping, solver: Solver | None, lim
     return chosen.form == "matrix"
 
 
-def _made(asked: Sequence[_Asked], limit: int, room: int) -> Iterator[tuple[_Asked, GramInMemory]]:
+def _made(
+    asked: Sequence[_Asked], limit: int, room: int, device: str
+) -> Iterator[tuple[_Asked, GramInMemory]]:
     """Make grams of the splits whose rows fit ``room`` bytes; larger ones are left out.
 
     Rows are in memory twice for a moment: as they were read, and as arrays.
@@ -151,7 +157,8 @@ def _made(asked: Sequence[_Asked], limit: int, room: int) -> Iterator[tuple[_Ask
         with together(((rows, 0, one[0].shape[0]) for one in columns for rows in one), ahead):
             held = [(_held(rows), weights and _held(weights)) for rows, weights in columns]
         for one, (rows, weights) in zip(batch, held, strict=True):
-            made = gram(rows, weights, dtype=one.origin.dtype, memory_limit=left)
+            how: Any = {"dtype": one.origin.dtype, "memory_limit": left, "device": device}
+            made = gram(rows, weights, **how)
             made = replace(made, rows=unmasked_count(one.split))
             yield one, GramInMemory(made, one.origin, masked_rows(one.split))
 

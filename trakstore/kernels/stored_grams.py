@@ -41,6 +41,7 @@ def split_gram(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
     ready: GramInMemory | None = None,
+    device: str = "cpu",
 ) -> Gram:
     """Return K = Φᵀ diag(w) Φ of a split's unmasked rows: the stored one where it is valid.
 
@@ -61,6 +62,8 @@ def split_gram(
         Bytes of one process.
     ready : GramInMemory, optional
         The stored gram, where it was read already.
+    device : str
+        Device on which a gram is computed that has to be computed from all rows.
 
     Raises
     ------
@@ -81,7 +84,7 @@ def split_gram(
     made = None if stored is None else _updated(split, stored, wanted, memory_limit)
     if made is None:
         rows, weights = split.column(layout.FEATURES), row_weights(split)
-        made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
+        made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit, device=device)
     # `gram` counts rows of weight above 0; the n in λ = c·tr(K)/n counts all unmasked rows.
     made = replace(made, rows=unmasked_count(split))
     write_gram(split, made, wanted)

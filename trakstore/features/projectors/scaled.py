@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
-from trakstore.features.projectors.projector import Projector, remembered
+from trakstore.features.projectors.projector import Projector, Sides, remembered
 
-__all__ = ["Scaled"]
+__all__ = ["Scaled", "scaled"]
 
-Sides = tuple[Tensor, Tensor]
+
+def scaled(projector: Projector, factors: Mapping[str, Sides]) -> Projector:
+    """Return the projector of scaled gradients: one that holds the factors itself, where it can."""
+    return projector.of_scaled(factors) or Scaled(projector, factors)
 
 
 class Scaled(Projector):
