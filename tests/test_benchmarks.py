@@ -67,13 +67,29 @@ def test_rounding_is_told_by_rows() -> None:
     assert [line.split()[0] for line in lines] == ["normal", "normal", "gradients", "gradients"]
 
 
-def test_the_benchmark_of_a_gpu_runs_small_without_one() -> None:
-    lines = run("gpu.py", "--device", "cpu", "--small")
+def test_the_benchmark_of_a_gpu_runs_small_without_one(tmp_path: Path) -> None:
+    lines = run("gpu.py", "--device", "cpu", "--small", "--json", str(tmp_path / "gpu.json"))
     assert lines[0].startswith("CPU, torch")
-    ended = [line.split()[0] for line in lines if " took " in line]
-    assert ended == ["check", "projection", "featurize", "peers", "tiles"]
-    assert sum("0 parameters by the generic engine" in line for line in lines) == 9
+    parts = ["check", "llm", "scores", "projection", "pipeline", "peers"]
+    assert [line.split()[0] for line in lines if " took " in line] == parts
+    assert sum(" 0 parameters by the generic engine" in line for line in lines) == 9 + 2 * 4
     assert sum(" of the ceiling" in line for line in lines) == 2
+    assert sum(" x the larger of product and copy" in line for line in lines) == 2 * 2
+    assert sum(" x reading; on the CPU" in line for line in lines) == 2
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    figures = document["figures"]
+    assert document["card"] == "CPU" and document["failed"] == []
+    # What other libraries say of themselves is no figure.
+    told = [x for x in lines if x.startswith("  ") and not x.startswith("  passed over: ")]
+    assert [f"  {one['text']}" for one in figures] == told
+    assert list(dict.fromkeys(one["part"] for one in figures)) == parts
+    ratios = [one["ratio"] for one in figures if "ratio" in one]
+    assert len(ratios) > 20 and all(ratio > 0 for ratio in ratios)
+
+
+def test_a_part_of_the_benchmark_of_a_gpu_ends_in_time() -> None:
+    lines = run("gpu.py", "projection", "--device", "cpu", "--small", "--seconds", "0")
+    assert lines[1:] == ["  out of time: 1 cases were passed over"]
 
 
 def test_architectures_are_listed_with_what_goes_by_known_layers() -> None:

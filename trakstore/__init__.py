@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trakstore.scores.sums import group_scores
     from trakstore.scores.top_k import top_k
     from trakstore.scores.two_pass import approximate_top_k
+    from trakstore.serve.query import Query
     from trakstore.spec import ProjectionSpec
     from trakstore.storage.checking.verification import verify_store
     from trakstore.storage.opening import open_store
@@ -37,6 +38,7 @@ _MODULES = {
     "FeatureStore": "trakstore.storage.store",
     "KernelReport": "trakstore.methods.kernel_report",
     "ProjectionSpec": "trakstore.spec",
+    "Query": "trakstore.serve.query",
     "Scores": "trakstore.scores.factored",
     "TrakStoreError": "trakstore.errors",
     "approximate_top_k": "trakstore.scores.two_pass",
@@ -65,6 +67,7 @@ __all__ = [
     "FeatureStore",
     "KernelReport",
     "ProjectionSpec",
+    "Query",
     "Scores",
     "TrakStoreError",
     "approximate_top_k",

@@ -78,7 +78,7 @@ def every_kernel(target: int) -> None:
     scaled = {**sizes, "SCALED": True}
     compiled("sketch of scaled rows", sparse._sketch, 1, target, GATHERED=False, **scaled)
     compiled("partial sums", partial_sums._add, 4, target, FEATURES=128, SHARES=16)
-    tile = {"WORDS": 64, "SAMPLES": 64, "ENTRIES": 32, "OPERAND": tl.bfloat16}
+    tile = {"WORDS": 64, "SAMPLES": 64, "ENTRIES": 32, "CHAIN": 128, "OPERAND": tl.bfloat16}
     compiled("products", signs._products, 4, target, **tile)
     few = {**tile, "WORDS": 16, "SAMPLES": 16}
     compiled("products for few features", signs._products, 1, target, **few)

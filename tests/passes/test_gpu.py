@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from trakstore.errors import MemoryLimitError
+from trakstore.errors import MemoryLimitError, TrakStoreError
 from trakstore.passes import gpu
 from trakstore.passes.gpu import NoDeviceWarning, free_bytes, usable_device, working_on_gpu
 
@@ -71,6 +72,58 @@ def test_a_device_without_room_is_told():
     told = pytest.raises(MemoryLimitError, match=r"cpu:0 has no room left.*device='cpu'")
     with told, working_on_gpu("cpu:0"):
         raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("name", ["cdua", "meta", "cuda:x", ""])
+def test_what_is_no_device_is_refused(make_scores, name):
+    scores, _ = make_scores()
+    with pytest.raises(TrakStoreError, match=rf"device is 'cuda'.*got '{name}'"):
+        scores.to(name).block(0, 9, 0, 8)
+
+
+class _Called:
+    """Stands for torch's streams and events: what is asked of them, in order."""
+
+    log: ClassVar[list[tuple[object, ...]]] = []
+
+    def __init__(self, *given, **how):
+        self.given = given or tuple(how.items())
+
+    def __getattr__(self, name):
+        return lambda *given: self.log.append((self.given, name, *(x.given for x in given)))
+
+    def __enter__(self):
+        self.log.append((self.given, "begin"))
+
+    def __exit__(self, *_):
+        self.log.append((self.given, "end"))
+
+
+def test_events_order_copies_and_computations_of_a_gpu(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from trakstore.passes.pinned import GpuStreams
+
+    _Called.log.clear()
+    device, current = torch.device("cuda"), _Called("current")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: _Called("copies"))
+    monkeypatch.setattr(torch.cuda, "Event", _Called)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    streams, there = GpuStreams(device), torch.zeros(3)
+    event = (("blocking", True),)
+    copied = streams.copy(there, torch.ones(3), streams.computed())
+    streams.arrive(copied)
+    streams.wait(copied)
+    assert there.tolist() == [1, 1, 1]
+    assert _Called.log == [
+        (event, "record", ("current",)),
+        (("copies",), "wait_event", event),
+        (("copies",), "begin"),
+        (("copies",), "end"),
+        (event, "record", ("copies",)),
+        (("current",), "wait_event", event),
+        (event, "synchronize"),
+    ]
 
 
 def test_only_a_gpu_has_memory_of_its_own():

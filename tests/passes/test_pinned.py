@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from zarr.storage import MemoryStore
 
+import trakstore as ts
 from trakstore.passes import pinned
-from trakstore.passes.pinned import Upload, to_host
-from trakstore.passes.rows import ArrayRows
+from trakstore.passes.pinned import Upload, to_device, to_host
+from trakstore.passes.rows import ArrayRows, TakenRows
 
 CPU = torch.device("cpu")
 
@@ -120,8 +122,23 @@ def test_rows_are_widened_on_the_device():
     assert sent == [np.float16]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_in_8_bits_are_multiplied_in_float32(dtype):
+    rows = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    store = ts.FeatureStore.create(
+        MemoryStore(), projection=ts.ProjectionSpec("identity"), dtype="int8"
+    )
+    store.write_split(0, "train", rows, block_rows=8)
+    features = TakenRows(store.split(0, "train").column("features"), range(3, 39))
+    upload = Upload(CPU)
+    for start, stop in ((0, 8), (8, 16), (30, 36)):
+        with upload.widened(features, start, stop, dtype) as there:
+            assert there.dtype == dtype
+            np.testing.assert_array_equal(there, features.read(start, stop))
+
+
 def test_results_come_back_in_pieces(monkeypatch):
-    monkeypatch.setattr(pinned, "BACK_BYTES", 32)
+    monkeypatch.setattr(pinned, "PIECE_BYTES", 32)
     pieces, fetched = [], pinned._fetched
 
     def counted(part):
@@ -137,3 +154,20 @@ def test_results_come_back_in_pieces(monkeypatch):
     np.testing.assert_array_equal(out[:, 1:4], result)
     assert not out[:, [0, 4]].any()
     assert to_host(torch.tensor(True)) and to_host(torch.empty(0, 4)).shape == (0, 4)
+
+
+def test_a_large_array_goes_in_pieces(monkeypatch):
+    monkeypatch.setattr(pinned, "PIECE_BYTES", 32)
+    array = np.arange(21, dtype=np.float32).reshape(7, 3)
+    array.flags.writeable = False  # as those are that a message brought
+    sent = []
+
+    class Seen(Upload):
+        def sent(self, array):
+            sent.append(array.nbytes)
+            return super().sent(array)
+
+    monkeypatch.setattr(pinned, "Upload", Seen)
+    there = to_device(array, CPU)
+    np.testing.assert_array_equal(there, array)
+    assert sent == [24, 24, 24, 12] and not np.shares_memory(there.numpy(), array)

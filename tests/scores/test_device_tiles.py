@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from zarr.storage import MemoryStore
 
+import trakstore as ts
 from trakstore.errors import MemoryLimitError, NumericsError
 from trakstore.passes import memory, pinned
 from trakstore.passes.pinned import OneAfterTheOther
@@ -21,6 +23,7 @@ from trakstore.scores.moments import row_moments
 from trakstore.scores.running_lists import device_list_bytes
 from trakstore.scores.streaming import for_each_tile
 from trakstore.scores.top_k import SelectPass, top_k
+from trakstore.scores.two_pass import approximate_top_k
 from trakstore.scores.window_plans import plan_windows
 
 DEVICE = "cpu:0"
@@ -139,13 +142,15 @@ def test_the_next_rows_are_on_their_way_before_anything_comes_back(make_scores, 
     one = SelectPass(8, scores.to(DEVICE).window(0, 9), 0, k=4, order="largest", groups=None)
     one.over(0, 101)
     named = [name for name, _ in streams.log]
-    # Thirteen tiles, each with its features and its positions.
-    assert named.count("copy") == 26
+    # The left operand, and thirteen tiles, each with its features and its positions.
+    assert named.count("copy") == 1 + 26
     last = max(at for at, name in enumerate(named) if name == "copy")
     assert "back" not in named[:last], "results come back after the last tile was sent"
     back = [size for name, size in streams.log if name == "back"]
-    assert sum(back) == 9 * 4 * (4 + 4 + 8) + 1
-    features = [at for name, at in streams.log if name == "copy"][::2]
+    assert sum(back) == 9 * 4 * (4 + 4 + 8) + 4
+    # Each copy waits for the one that had its buffer before, and for nothing that is computed.
+    assert [event for name, event in streams.log if name == "wait"] == list(range(2, 24))
+    features = [at for name, at in streams.log if name == "copy"][1::2]
     assert len(set(features)) == 2 and features[::2] == features[:1] * 7
 
 
@@ -179,14 +184,17 @@ class Live(TorchDispatchMode):
             self.now -= size
 
 
-@pytest.mark.parametrize(("m", "n", "dim", "k"), [(200, 2048, 16, 20), (8, 2048, 256, 50)])
+@pytest.mark.parametrize(
+    ("m", "n", "dim", "k"), [(200, 2048, 16, 20), (8, 2048, 256, 50), (300, 2048, 4, 1)]
+)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_device_has_no_more_than_was_planned(make_scores, m, n, dim, k, dtype):
+@pytest.mark.parametrize("order", ["largest", "smallest", "magnitude"])
+def test_a_device_has_no_more_than_was_planned(make_scores, m, n, dim, k, dtype, order):
     scores, _ = make_scores(m, n, dim, chunk=512, dtype=dtype)
     sizes, targets = scores.sizes, scores.shape[0]
     task = 2 * sizes.tile_bytes + targets * (device_list_bytes(k, 512) + 4 * 512)
     planned = task + targets * 4 * sizes.columns
-    one = SelectPass(512, scores.to(DEVICE).window(0, m), 0, k=k, order="largest", groups=None)
+    one = SelectPass(512, scores.to(DEVICE).window(0, m), 0, k=k, order=order, groups=None)
     with Live() as live:
         one.over(0, n)
     assert 0.3 * planned < live.most <= planned
@@ -211,6 +219,70 @@ def test_windows_fit_the_device(make_scores, monkeypatch):
         monkeypatch.setattr(memory, "free_bytes", lambda _: 10_000)
         with pytest.raises(MemoryLimitError, match=r"lists on cuda needs at least .*device='cpu'"):
             plan_windows(sizes, "lists", "1GB")
+
+
+def test_the_worker_whose_gpu_has_least_decides(monkeypatch):
+    class Client:
+        status = "running"
+
+        def run(self, function, device):
+            assert function is memory.free_bytes and device == "cuda"
+            return {"a": 10**9, "b": None, "c": 10**8}
+
+    monkeypatch.setattr(memory, "active_client", Client)
+    assert memory.device_budget("cuda") == 10**8 // 2
+    monkeypatch.setattr(Client, "run", lambda *_: {"a": None})
+    assert memory.device_budget("cuda") is None
+    assert memory.device_budget("cpu") is None
+
+
+def test_candidates_and_their_exact_scores(make_scores):
+    scores, _ = make_scores(m=40, n=700, k=16, chunk=64)
+    found, expected = (
+        approximate_top_k(one, 6, columns=12, candidates=80) for one in (scores.to(DEVICE), scores)
+    )
+    assert found.recall == pytest.approx(expected.recall, abs=0.02)
+    assert (found.position.values == expected.position.values).mean() > 0.95
+
+
+def test_rows_in_8_bits_travel_as_such(draw, monkeypatch):
+    store = ts.FeatureStore.create(
+        MemoryStore(), projection=ts.ProjectionSpec("identity"), dtype="int8"
+    )
+    for split, rows in (("train", 200), ("test", 5)):
+        store.write_split(0, split, draw(rows, 24), block_rows=16)
+    store.mask("train", [3, 50, 51])
+    kept = [0, 7, 60, 61, 62, 150, 190]
+    sent, send = [], pinned.Upload.sent
+
+    def seen(upload, array):
+        sent.append(array.dtype)
+        return send(upload, array)
+
+    monkeypatch.setattr(pinned.Upload, "sent", seen)
+    for scores in (
+        ts.grad_dot_scores(store, of="output"),
+        ts.grad_dot_scores(store, of="output").isel(train=kept),
+    ):
+        expected, found = top_k(scores, 4), top_k(scores.to(DEVICE), 4)
+        np.testing.assert_array_equal(found.position, expected.position)
+        np.testing.assert_allclose(found.score, expected.score, rtol=1e-4)
+        # The left operand, numbers and scales in float32; positions.
+        assert {np.dtype("int8"), np.dtype("float32"), np.dtype("int64")} == set(sent)
+        assert sent.count(np.dtype("float32")) == 1 + sent.count(np.dtype("int8"))
+        sent.clear()
+
+
+def test_torch_with_another_default_dtype_gives_the_same(make_scores):
+    scores, _ = make_scores(n=333)
+    expected = top_k(scores, 7)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = top_k(scores.to(DEVICE), 7)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found.position, expected.position)
+    assert found.score.dtype == np.float32
 
 
 def test_left_operands_are_sent_once_for_a_window(make_scores):

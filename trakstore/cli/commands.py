@@ -124,6 +124,12 @@ COMMANDS = (
         "trakstore report run.zarr --job jobs.py:digits -o report.html",
     ),
     Command(
+        "serve",
+        "serve:serve",
+        "Answer over HTTP, and on a page, which train samples made the model do this.",
+        "trakstore serve run.zarr --job jobs.py:digits --port 8765",
+    ),
+    Command(
         "verify",
         "verify:verify",
         "Read every byte of a store and report what is damaged; exit code 1 when something is.",

@@ -103,6 +103,7 @@ Workers = Annotated[
         help="Start N processes that share the work and the cores; default: threads of this one.",
     ),
 ]
+Csv = Annotated[bool, Option("--csv", help="Print all numbers as lines of comma-separated values.")]
 Scheduler = Annotated[
     str | None,
     Option(metavar="ADDRESS", help="Work on a running Dask cluster, such as tcp://host:8786."),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trakstore.scores.running_lists import Order
 
 
-@with_request()
+@with_request(csv=True)
 def topk(
     k: ListLength = 10,
     target: Target = None,
@@ -36,7 +36,7 @@ def topk(
 ) -> None:
     """List the train samples with the largest scores for each target.
 
-    The table shows 20 targets at most; --json has all of them.
+    The table shows 20 targets at most; --json and --csv have all of them.
     """
     order = _order(smallest, magnitude)
     pair, rows, hidden = asked.chosen_targets(target, SHOWN)
@@ -53,7 +53,7 @@ def topk(
         **{name: top.attrs[name] for name in ("recall", "checked") if name in top.attrs},
         **list_documents(top, rows),
     }
-    asked.answer(document, shown_lists(top, hidden))
+    asked.answer(document, shown_lists(top, hidden), top)
 
 
 def _order(smallest: bool, magnitude: bool) -> Order:

@@ -22,6 +22,7 @@ from trakstore.features.fitness import fit_modules, need_weights
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.padding import pad_tokens
 from trakstore.features.sample_columns import SampleColumns
+from trakstore.features.sharding import local_part
 from trakstore.features.sorted_batches import (
     MOST_PADDING,
     batches_by_length,
@@ -349,7 +350,8 @@ def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
     """
     need_weights(model)
     first = next(model.parameters(), None)
-    home = first.device if first is not None else device
+    # A model that is spread over ranks stays where its parts are.
+    home = first.device if first is not None and local_part(first) is first else device
     with fit_modules(model), _own_forward(model), _uncompiled():
         try:
             if home != device:

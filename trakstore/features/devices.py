@@ -16,9 +16,10 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.precision import matrix_products
 from trakstore.features.ranks import local_rank
 from trakstore.features.wording import first_line
+from trakstore.planning import human_bytes
 from trakstore.spec import Precision
 
-__all__ = ["check_determinism", "need_one_device", "worker_device", "working_on"]
+__all__ = ["check_determinism", "need_one_device", "need_room", "worker_device", "working_on"]
 
 log = logging.getLogger("trakstore")
 
@@ -78,6 +79,21 @@ def need_one_device(model: nn.Module) -> None:
         raise TrakStoreError(
             f"the model is spread over {names}; each worker computes with a model of its own on one "
             f"device: move it to the CPU, or choose a part of it that fits by itself"
+        )
+
+
+def need_room(model: nn.Module, device: torch.device) -> None:
+    """Raise a :class:`TrakStoreError` for a model that alone is larger than a GPU's memory."""
+    if device.type != "cuda":
+        return
+    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
+    size = sum(one.numel() * one.element_size() for one in tensors.values())
+    room = torch.cuda.get_device_properties(device).total_memory
+    if size > room:
+        raise TrakStoreError(
+            f"the model takes {human_bytes(size)}, and {device} has {human_bytes(room)}: share it "
+            f"between GPUs (torchrun --nproc-per-node N -m trakstore featurize ... --fsdp, or "
+            f"torch.distributed.fsdp.fully_shard before), or choose a smaller dtype"
         )
 
 

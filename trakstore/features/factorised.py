@@ -37,7 +37,7 @@ from trakstore.features.gradients import (
 )
 from trakstore.features.graph import reached
 from trakstore.features.outputs import ModelOutput, RowOutputs
-from trakstore.features.plain import copied, need_graph, only
+from trakstore.features.plain import copied, need_alike, need_graph, only
 from trakstore.features.projectors import Gathered, Piece, Projector
 from trakstore.features.quantised import hidden_products
 from trakstore.features.recording import Recorder, Untrusted
@@ -262,6 +262,7 @@ class FactorisedEngine(GenericEngine):
     def _prepare(self, first: Any) -> None:
         """Send to the generic engine for ever what is unknown, or wrong, in the first samples."""
         need_graph(self._output, self._model, first)
+        need_alike(self._model, self._output, self._parameters, first, self._sharding)
         truth = Truth.of(self.samples(first), self.projector)
         self.tolerance, self.first = truth.tolerance, first
         try:

@@ -17,7 +17,7 @@ from torch import nn
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
-from trakstore.features.devices import need_one_device, worker_device, working_on
+from trakstore.features.devices import need_one_device, need_room, worker_device, working_on
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
 from trakstore.features.ranks import rank_and_world
@@ -313,6 +313,8 @@ def _prepared(
     scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
     with _lent(job, worker):
+        if worker.sharding.whole:
+            need_room(job.model, worker.device)
         prepare = partial(
             SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding
         )

@@ -92,6 +92,11 @@ class GenericEngine:
         self.first: Any = None
         self._vmap_works: bool | None = None
 
+    @property
+    def tensor_parallel(self) -> bool:
+        """Tell whether ranks compute the same samples together."""
+        return self._sharding.tensor_parallel
+
     def rows(self, batch: Any) -> FeatureRows:
         """Compute features and outputs of a batch."""
         return self.generic_rows(batch)

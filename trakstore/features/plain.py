@@ -17,8 +17,9 @@ from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.projectors.projector import as_matrix
 from trakstore.features.quantised import named_without_gradients
 from trakstore.features.sharding import WHOLE, Sharding, Take
+from trakstore.features.wording import listed
 
-__all__ = ["backward", "copied", "need_graph", "only"]
+__all__ = ["backward", "copied", "need_alike", "need_graph", "only"]
 
 
 def copied(batch: Any) -> Any:
@@ -121,6 +122,46 @@ def only(
     finally:
         for parameter in required:
             parameter.requires_grad_(True)
+
+
+def need_alike(
+    model: nn.Module,
+    output: ModelOutput,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Any,
+    sharding: Sharding,
+) -> None:
+    """Raise unless ranks of tensor parallel have one gradient of each parameter that all hold whole.
+
+    Such a gradient is counted once. Where activations are divided by positions, and a module that is
+    not told so meets them, each rank would have the gradient of its own positions.
+
+    Raises
+    ------
+    TrakStoreError
+        With the names of the parameters.
+    """
+    if not sharding.tensor_parallel:
+        return
+    norms: dict[str, float] = {}
+    with only(sharding.groups(model), parameters):
+        total = output(model, copied(batch)).output.sum()
+        sharding.backward(
+            total, parameters, lambda name, one: norms.update({name: float(one.norm())}), alike=True
+        )
+    first = sharding.same(norms)
+    most = max(first.values(), default=0.0)
+    apart = [
+        name
+        for name, norm in norms.items()
+        if abs(norm - first.get(name, 0.0)) > 1e-2 * norm + 1e-5 * most
+    ]
+    if apart:
+        raise TrakStoreError(
+            f"ranks of tensor parallel have different gradients of {listed(apart)}, which each of them "
+            f"holds whole: it is given parts of the activations as if they were whole; put "
+            f"SequenceParallel() into the plan for it"
+        )
 
 
 def need_graph(output: ModelOutput, model: nn.Module, batch: Any) -> None:

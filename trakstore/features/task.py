@@ -147,8 +147,7 @@ class SplitTask:
                 held = made.spec.block_rows + 2 * rows.pool
                 given.held = max(given.held, -(-held // samples.each))
             clock.lap("store")
-            writer = BlockWriter(made)
-            task = cls(rows, writer, watch, sharding=sharding, prepared=clock.measured)
+            task = cls(rows, BlockWriter(made), watch, sharding=sharding, prepared=clock.measured)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
 
@@ -237,6 +236,11 @@ def _probed(
 ) -> tuple[RowComputer, Columns]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
     dataset, ids, model = samples.dataset, samples.ids, job.model
+    if job.activations and engine.tensor_parallel:
+        raise TrakStoreError(
+            "activations= of a model whose layers are divided between ranks are parts, and are not "
+            "stored: leave them out, or shard it without tensor parallel"
+        )
     batches = Batches.of(model, output, dataset, device, job.collate)
     batches.need_repeatable(min(len(ids), _REPEATED))
     probed, first, classes = _first_samples(job, output, batches, len(ids))

@@ -46,6 +46,7 @@ class WeightWatch:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        # Ranks of a sharded model look at their own parts from here on, each when it has to.
         self.hash, self._checksum = Weights.of(model)
         self._model = model
         self._copied = _to_copy(model)

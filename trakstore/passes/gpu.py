@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from trakstore.errors import MemoryLimitError, NumericsError
+from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError
 
 
 class NoDeviceWarning(UserWarning):
@@ -26,12 +26,19 @@ class NotFiniteError(NumericsError):
 
 @cache
 def usable_device(device: str) -> str:
-    """Return ``device`` if torch can use it in this process, else ``"cpu"`` with a warning (once)."""
+    """Return ``device`` if torch can use it in this process, else ``"cpu"`` with a warning (once).
+
+    Raises
+    ------
+    TrakStoreError
+        When it is neither the CPU nor a GPU.
+    """
     if device == "cpu":
         return device
     try:
         import torch
 
+        _need_cpu_or_gpu(device)
         torch.zeros(1, device=device)
     except (ImportError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -42,6 +49,17 @@ def usable_device(device: str) -> str:
         )
         return "cpu"
     return device
+
+
+def _need_cpu_or_gpu(device: str) -> None:
+    import torch
+
+    try:
+        known = torch.device(device).type in ("cpu", "cuda")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise TrakStoreError(f"device is 'cuda', 'cuda:1' and the like, or 'cpu', got {device!r}")
 
 
 def free_bytes(device: str) -> int | None:

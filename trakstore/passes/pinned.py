@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trakstore.passes.rows import Rows
+from trakstore.passes.rows import Rows, scaled_integers
 from trakstore.planning import ranges
 
-# Bytes that come back at a time. The buffers for this stay pinned, however large a result is.
-BACK_BYTES = 2**24
+# Bytes of a large array that go or come at a time, since torch keeps memory that it has pinned.
+PIECE_BYTES = 2**24
 
 
 class Streams(Protocol):
@@ -116,6 +116,8 @@ class Upload:
     def __init__(self, device: torch.device, streams: Streams | None = None) -> None:
         self._device, self._streams = device, streams or streams_of(device)
         self._pairs: list[_Buffers] = []
+        # Of rows in 8 bits: apart, since a scale would have the place of a tile.
+        self._scales: Upload | None = None
 
     @contextmanager
     def sent(self, array: NDArray[Any]) -> Iterator[Tensor]:
@@ -136,8 +138,17 @@ class Upload:
         self, rows: Rows, start: int, stop: int, dtype: torch.dtype = torch.float32
     ) -> Iterator[Tensor]:
         """Yield rows that travel as they are stored, and are widened on the device."""
-        with self.sent(rows.read(start, stop)) as stored:
-            yield stored.to(dtype)
+        parts = scaled_integers(rows)
+        if parts is None:
+            with self.sent(rows.read(start, stop)) as stored:
+                yield stored.to(dtype)
+            return
+        if self._scales is None:
+            self._scales = Upload(self._device, self._streams)
+        integers, scale = (part.read(start, stop) for part in parts)
+        with self.sent(integers) as stored, self._scales.sent(scale) as factor:
+            # In float32, as on the CPU, whatever becomes of them.
+            yield (stored.to(torch.float32) * factor[:, None]).to(dtype)
 
     def _next(self, size: int) -> _Buffers:
         """Return the pair whose turn it is, free to be filled with so many bytes."""
@@ -159,15 +170,30 @@ class Upload:
         return _Buffers(here, there, used=self._streams.computed())
 
 
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array of floats as a tensor on the device that stays there."""
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    there, upload = torch.empty(array.shape, dtype=dtype, device=device), Upload(device)
+    for low, high in _pieces(there):
+        with upload.sent(array[low:high]) as part:
+            there[low:high] = part
+    return there
+
+
 def to_host(tensor: Tensor, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return a result as an array in ordinary memory, in ``out`` if given."""
     if out is None:
         out = np.empty(tuple(tensor.shape), dtype=_numpy_dtype(tensor))
     rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
-    step = max(1, BACK_BYTES // max(1, rows[:1].numel() * rows.element_size()))
-    for low, high in ranges(len(rows), step):
+    for low, high in _pieces(rows):
         out.reshape(rows.shape)[low:high] = _fetched(rows[low:high])
     return out
+
+
+def _pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
+    """Cut rows into ranges of at most so many bytes."""
+    row = rows[:1].numel() * rows.element_size()
+    return ranges(len(rows), max(1, PIECE_BYTES // max(1, row)))
 
 
 def _fetched(part: Tensor) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trakstore.passes.pinned import Streams, Upload, to_host
+from trakstore.passes.pinned import Streams, Upload, to_device, to_host
 from trakstore.passes.rows import Rows
 
 # The device and the left operands there of each window that is in use.
@@ -65,6 +65,6 @@ def _lefts(window: Any, device: torch.device) -> list[Tensor]:
     with _LOCK:
         kept = _ON_DEVICE.get(window)
         if kept is None or kept[0] != device:
-            kept = (device, [torch.from_numpy(left).to(device) for left in window.lefts])
+            kept = (device, [to_device(left, device) for left in window.lefts])
             _ON_DEVICE[window] = kept
         return kept[1]

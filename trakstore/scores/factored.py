@@ -185,7 +185,8 @@ class Scores:
     def to(self, device: str) -> Scores:
         """Return the same scores, whose tiles are computed on ``"cuda"`` (by torch) or ``"cpu"``.
 
-        Where a worker cannot use the device, it warns and works on the CPU.
+        Running lists and sums stay there too. Where a worker cannot use the device, it warns and works
+        on the CPU.
         """
         return replace(self, device=device)
 

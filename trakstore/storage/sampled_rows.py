@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,9 +25,30 @@ def draws_of(sampled: Split, train: Split) -> int:
     own, data = sampled.spec.dataset, train.spec.dataset
     if own is None or data is None:  # given from elsewhere, of which nothing else is known
         return sampled.rows // train.rows
-    of, _, draws = own.rpartition("~")
-    number = draws.partition("x")[0]
-    return int(number) if of == data and number.isdigit() else 0
+    made = origin_of_draws(own)
+    return made.draws if made is not None and made.dataset == data else 0
+
+
+class DrawsOrigin(NamedTuple):
+    """Fingerprint of the data set of some draws, their number for each sample, and their seed."""
+
+    dataset: str
+    draws: int
+    seed: int
+
+
+def origin_of_draws(fingerprint: str | None) -> DrawsOrigin | None:
+    """Read the fingerprint of a split of drawn labels; None for one of anything else.
+
+    Examples
+    --------
+    >>> origin_of_draws("768:ab~4x0")
+    DrawsOrigin(dataset='768:ab', draws=4, seed=0)
+    """
+    of, _, made = (fingerprint or "").rpartition("~")
+    draws, _, seed = made.partition("x")
+    digits = draws.isdigit() and seed.isdigit()
+    return DrawsOrigin(of, int(draws), int(seed)) if of and digits else None
 
 
 def of_train(sampled: Split, train: Split) -> Split:

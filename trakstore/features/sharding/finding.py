@@ -26,9 +26,10 @@ def sharding_of(model: nn.Module) -> Sharding:
     TrakStoreError
         When it is spread in a way that features cannot be computed in.
     """
-    _refuse(model)
+    _refuse_first_version(model)
     if not any(hasattr(one, "_local_tensor") for one in model.parameters()):
         return WHOLE
+    _refuse_renormalising(model)
     units = tuple(units_of(model))
     pairs = _pairs(units)
     seen = [pairs.get(id(one), one) for one in model.parameters()]
@@ -107,7 +108,17 @@ def _all_of(shards: list[int], tensors: Tensors | None) -> list[int]:
     return sorted({rank for each in every for rank in each})
 
 
-def _refuse(model: nn.Module) -> None:
+def _refuse_renormalising(model: nn.Module) -> None:
+    """Refuse modules that write to weights, which are gathered anew for each pass."""
+    for name, module in model.named_modules():
+        if getattr(module, "max_norm", None) is not None:
+            raise TrakStoreError(
+                f"{name} changes its weights in a forward (max_norm), which a sharded model forgets: "
+                f"do it to the weights once, set max_norm = None, and shard that model"
+            )
+
+
+def _refuse_first_version(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module).__name__ == "FullyShardedDataParallel":
             raise TrakStoreError(

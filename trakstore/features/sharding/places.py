@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Unit", "local_part", "param_groups", "units_of", "whole_tensor"]
+__all__ = ["Unit", "local_part", "own_part", "param_groups", "units_of", "whole_tensor"]
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -23,6 +23,21 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     gather = getattr(tensor, "full_tensor", None)
     gathered: Tensor = tensor if gather is None else gather()
     return gathered
+
+
+def own_part(whole: Tensor, like: Tensor) -> Tensor:
+    """Return the part of a whole tensor that this rank holds of one like it, without a copy."""
+    spread: Any = like
+    mesh, part = spread.device_mesh, whole
+    # FSDP divides what tensor parallel left to a rank, and its dimension of the mesh stands before.
+    for dim in reversed(range(mesh.ndim)):
+        placement = spread.placements[dim]
+        if not placement.is_replicate():
+            size, number = part.shape[placement.dim], mesh.size(dim)
+            each = -(-size // number)  # as torch.chunk divides
+            start = min(size, each * mesh.get_local_rank(dim))
+            part = part.narrow(placement.dim, start, min(each, size - start))
+    return part
 
 
 @dataclass(frozen=True, eq=False)

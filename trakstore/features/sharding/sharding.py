@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trakstore.features.sharding.carrying import carried
 from trakstore.features.sharding.lockstep import Lockstep
 from trakstore.features.sharding.places import Unit
-from trakstore.features.sharding.slices import Span, Tensors, part_to_add, span_of
+from trakstore.features.sharding.slices import Span, Tensors, part_to_add, span_of, whole_gradient
 
 __all__ = ["WHOLE", "Sharding", "Take"]
 
@@ -140,17 +140,32 @@ class Sharding:
                     stack.enter_context(carried(module, carry))
             yield
 
-    def backward(self, scalar: Tensor, parameters: Mapping[str, nn.Parameter], take: Take) -> None:
-        """Take gradients of a scalar as they come, one parameter at a time: never all are held."""
+    def backward(
+        self,
+        scalar: Tensor,
+        parameters: Mapping[str, nn.Parameter],
+        take: Take,
+        *,
+        alike: bool = False,
+    ) -> None:
+        """Take gradients of a scalar as they come, one parameter at a time: never all are held.
+
+        Parameters
+        ----------
+        take : callable
+            Is given what this rank adds of each gradient; with ``alike``, on all ranks, the gradients
+            that each of them has whole.
+        """
         if not scalar.requires_grad:
             return
 
         def came(name: str, parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None:
-                part = part_to_add(name, parameter, gradient, self.tensors)
-                if part is not None:
-                    take(name, part)
+                own = whole_gradient(gradient) if alike else None
+                own = own if alike else part_to_add(name, parameter, gradient, self.tensors)
+                if own is not None:
+                    take(name, own)
 
         with ExitStack() as hooks:
             for name, one in parameters.items():

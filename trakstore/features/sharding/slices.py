@@ -16,7 +16,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.features.sharding.places import local_part
 
-__all__ = ["Span", "Tensors", "is_part", "part_to_add", "span_of"]
+__all__ = ["Span", "Tensors", "is_part", "part_to_add", "span_of", "whole_gradient"]
 
 
 class Span(NamedTuple):
@@ -75,6 +75,11 @@ def _divided(*placements: Any) -> bool:
     return any(one.is_shard() for one in placements)
 
 
+def whole_gradient(gradient: Tensor) -> Tensor | None:
+    """Return a gradient that each rank has whole; None where they have parts of one."""
+    return None if is_part(gradient) else _arrived(local_part(gradient))
+
+
 @torch.no_grad()
 def part_to_add(
     name: str, parameter: Tensor, gradient: Tensor, tensors: Tensors | None
@@ -89,7 +94,11 @@ def part_to_add(
         own = own.redistribute(placements=held)
     if not is_part(own) and not tensors.counts(name):
         return None
-    part: Any = local_part(own)
-    wait = getattr(part, "wait", None)  # of a sum over ranks that is still on its way
+    return _arrived(local_part(own))
+
+
+def _arrived(part: Tensor) -> Tensor:
+    """Wait for a sum over ranks that is still on its way."""
+    wait = getattr(part, "wait", None)
     there: Tensor = part if wait is None else wait()
     return there
