@@ -271,6 +271,7 @@ ORDER: dict[str, list[str]] = {
         "scale_choice",
         "wanted_spec",
         "predictions",
+        "preparation",
         "spent",
         "watch",
         "task",

@@ -75,6 +75,18 @@ def test_a_share_of_the_train_samples(run: Any, jobs: Path, tmp_path: Path) -> N
     assert refused.code == 2 and "stratify_by='colour'" in refused.err
 
 
+def test_a_precision_is_asked_for(run: Any, jobs: Path, tmp_path: Path) -> None:
+    asked = ["featurize", f"{jobs}:small", "--store", tmp_path / "a.zarr", "--precision"]
+    assert run(*asked, "bfloat16").code == 0
+    assert ts.open_store(tmp_path / "a.zarr").spec.autocast == "bfloat16"
+    other = run(*asked, "tf32")
+    assert other.code == 2 and "holds autocast bfloat16, this run has tf32" in other.err
+    wrong = run(*asked, "half")
+    assert (
+        wrong.code == 2 and "precision is one of float32, tf32, bfloat16, got 'half'" in wrong.err
+    )
+
+
 def test_info_tells_where_features_come_from(run: Any, jobs: Path, tmp_path: Path) -> None:
     place = tmp_path / "a.zarr"
     assert run("featurize", f"{jobs}:small", "--store", place, "--split", "test").code == 0

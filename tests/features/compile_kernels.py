@@ -22,7 +22,7 @@ from trakstore.features.projectors.triton import partial_sums, shear, signs, spa
 TYPES = {
     **dict.fromkeys(("tile", "partial", "signs", "signs2", "windows", "out"), "*fp32"),
     **dict.fromkeys(("row_factors", "factors"), "*fp32"),
-    **dict.fromkeys(("pairs", "index", "first", "shifts", "places", "bases", "widths"), "*i32"),
+    **dict.fromkeys(("pairs", "index", "first", "shifts", "places", "starts", "listed"), "*i32"),
     **dict.fromkeys(("left", "right", "merged"), "*bf16"),
     "scale": "fp32",
 }
@@ -89,7 +89,7 @@ def every_kernel(target: int) -> None:
     for group in (64, 16):
         compiled(f"sheared products, groups of {group}", shear._shear, 8, target, by_column=1,
                  GROUP=group, maxnreg=128, **product)  # fmt: skip
-    folded = {"COLUMNS": 128, "WINDOW": 256, "FEATURES": 128, "GROUPS": 16}
+    folded = {"WINDOW": 256, "FEATURES": 128, "LISTED": 16}
     compiled("folded windows", shear._fold, 4, target, **folded)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from trakstore.features.projectors import Outer, make_projector
-from trakstore.features.projectors.products import aligned, low_dtype, times, wide_bmm
+from trakstore.features.projectors.kronecker import _multiplied
+from trakstore.features.projectors.products import Side, aligned, low_dtype, times, wide_bmm
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -55,17 +56,28 @@ def test_gradients_of_low_factors_are_float32_in_whole_tiles() -> None:
     assert {tile.dtype for tile, _ in tiles} == {F32}
 
 
-def test_products_with_a_matrix_are_those_of_float32() -> None:
+def test_products_with_a_side_are_those_of_float32() -> None:
     a, b = torch.randn(2, 3, 4), torch.randn(4, 5)
-    torch.testing.assert_close(times(a, b), a @ b)
-    torch.testing.assert_close(times(a.mT.contiguous().mT, b), a @ b)
-    torch.testing.assert_close(times(a.to(BF16), b), a.to(BF16).float() @ b)
+    for x in (a, a.mT.contiguous().mT, a.to(BF16)):
+        product, unit = times(x, Side.of(b))
+        torch.testing.assert_close(product * unit, x.float() @ b)
+    product, _ = times(a[:, :, 1:], Side.of(b), slice(1, 4))
+    torch.testing.assert_close(product, a[:, :, 1:] @ b[1:])
     torch.testing.assert_close(wide_bmm(a, b.expand(2, 4, 5)), a @ b)
-    assert times(a.to(BF16).to("meta"), b.to("meta")).dtype == F32
+    product, unit = times(a.to(BF16).to("meta"), Side.of(b.to("meta")))
+    assert product.dtype == F32 and unit == 5**-0.5
 
 
 @pytest.mark.parametrize("side", [16, 32, 50])
 def test_signs_over_a_root_are_exact_in_16_bits(side: int) -> None:
     signs = torch.tensor([1.0, -1.0] * side).reshape(2, side) / side**0.5
-    low = (signs / side**-0.5).to(BF16)
-    torch.testing.assert_close(low.float() * side**-0.5, signs, rtol=1e-7, atol=0)
+    one = Side.of(signs)
+    assert set(one.in_units(BF16).flatten().tolist()) == {1.0, -1.0}
+    torch.testing.assert_close(one.in_units(BF16).float() * one.unit, signs, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("positions", [1, 3])
+def test_a_unit_is_multiplied_with_the_product(positions: int) -> None:
+    left, right = torch.randn(2, 4, positions), torch.randn(2, positions, 5)
+    for unit in (1.0, 0.25):
+        torch.testing.assert_close(_multiplied(left, right, unit), left @ right * unit)

@@ -10,11 +10,19 @@ import reference_projection as reference
 import torch
 
 from trakstore.features.projectors import SJLT, Outer
-from trakstore.features.projectors.sheared import COLUMNS, ROWS, WINDOW, Sheared, pays
+from trakstore.features.projectors.sheared import (
+    COLUMNS,
+    FEATURES,
+    ROWS,
+    WINDOW,
+    Sheared,
+    Windows,
+    pays,
+)
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 pytest.importorskip("triton", reason="kernels need Triton, which there is for Linux")
-from trakstore.features.projectors.triton.shear import add_sheared
+from trakstore.features.projectors.windows import WaitingWindows, WindowLists
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
@@ -46,7 +54,9 @@ def added(
     outer = Outer("w", left, lambda a, b: right[a:b], right.shape[1], right.shape[2], first)
     out = torch.ones(len(left), projector.dim, device=DEVICE)
     table = of_rows(projector, first, first + left.shape[2])
-    add_sheared(out, outer, table, projector.spec.s**-0.5, dtype)
+    waiting = WaitingWindows(WindowLists(projector.dim, projector.spec.s**-0.5))
+    waiting.add(out, outer, table, dtype)
+    waiting.finish()
     return out.cpu().numpy() - 1
 
 
@@ -105,14 +115,54 @@ def test_every_row_has_one_slot_in_a_group_within_its_window(
     run, copy = table.runs[slot // ROWS, 0] // dim, table.runs[slot // ROWS, 2] // columns
     seen = set(zip(table.rows.tolist(), run.tolist(), copy.tolist(), strict=True))
     assert len(seen) == len(table.rows) == rows * runs * 2
-    offset = table.bases[slot // table.group] + table.shifts[slot]
+    offset = torch.from_numpy(table.starts[0])[slot // table.group] + table.shifts[slot]
     for which, own in enumerate(projector._tables_of("w")):
         mine = copy == which
         expected = own.offsets[table.rows[mine], run[mine]]
-        np.testing.assert_array_equal(offset[mine], expected)
+        np.testing.assert_array_equal(offset[mine] % dim, expected)
         np.testing.assert_array_equal(
             table.signs[mine], own.signs[table.rows[mine].long(), run[mine].long()]
         )
+
+
+@pytest.mark.parametrize("k", [256, 300, 1000, 1025])
+def test_windows_are_listed_for_every_tile_that_they_fall_on(k: int) -> None:
+    projector = SJLT(ProjectionSpec("sjlt", dim=k), ParameterSpec((("w", (200, 500)),)))
+    tables = [of_rows(projector, *rows, CPU) for rows in ((0, 150), (150, 200))]
+    lists = Windows.of(tables, k, CPU)
+    starts = np.concatenate([table.starts.ravel() for table in tables])
+    for tile in range(-(-k // FEATURES)):
+        features = range(tile * FEATURES, min(k, (tile + 1) * FEATURES))
+        hit = [
+            i
+            for i, start in enumerate(starts)
+            if start >= 0 and any((m - start) % k < WINDOW for m in features)
+        ]
+        own = slice(int(lists.first[tile]), int(lists.first[tile + 1]))
+        assert lists.windows[own].tolist() == hit
+        assert lists.starts[own].tolist() == starts[hit].tolist()
+
+
+def test_windows_of_many_products_wait_for_one_another() -> None:
+    shapes = {f"w{i}": (20 + i, 40) for i in range(3)}
+    parameters = ParameterSpec(tuple(shapes.items()))
+    projector = SJLT(ProjectionSpec("sjlt", dim=256), parameters)
+    pieces, expected = [], torch.zeros(2, 256)
+    for name, (rows, columns) in shapes.items():
+        left, right = draw(2, 3, rows), draw(2, 3, columns)
+        projector.add(expected, name, left.mT @ right)
+        there = right.to(DEVICE)
+        pieces.append(Outer(name, left.to(DEVICE), lambda a, b, r=there: r[a:b], 3, columns))  # type: ignore[misc]
+    folded = []
+    for _ in range(2):
+        waiting, out = WaitingWindows(projector.windows), torch.zeros(2, 256, device=DEVICE)
+        for outer in pieces:
+            table = projector._sheared_rows_of(outer.name, 0, outer.rows, DEVICE)
+            waiting.add(out, outer, table, torch.float32)
+        folded.append(len(waiting._tables))
+        waiting.finish()
+        torch.testing.assert_close(out.cpu(), expected, rtol=1e-5, atol=1e-5)
+    assert folded == [1, 3], "once it is known how many there are, all are folded at once"
 
 
 def test_it_pays_where_tiles_are_full_and_rows_are_merged() -> None:

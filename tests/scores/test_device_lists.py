@@ -100,7 +100,7 @@ def test_only_lists_come_back(monkeypatch):
 
     monkeypatch.setattr(pinned, "_fetched", counted)
     both([np.ones((5, 900), np.float32)] * 3, 7)
-    assert sum(back) == 5 * 7 * (4 + 4 + 8) + 1
+    assert sum(back) == 5 * 7 * (4 + 4 + 8) + 4
 
 
 @pytest.mark.parametrize("columns", [1, 100, 8192])

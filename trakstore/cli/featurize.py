@@ -19,6 +19,7 @@ from trakstore.storage.opening import find_store
 
 if TYPE_CHECKING:
     from trakstore.features import Featurized, Job
+    from trakstore.features.preparation import Preparation
     from trakstore.features.spent import Spent
 
 _SPENT = {
@@ -27,6 +28,14 @@ _SPENT = {
     "computing": "gradients and projection",
     "writing": "waiting for the storage",
     "helping": "markers and other workers",
+}
+_PREPARED = {
+    "weights": "hash of the weights",
+    "samples": "fingerprint of the samples",
+    "passes": "first passes of the model",
+    "checks": "check of the engine, and its tables and kernels",
+    "memory": "memory of a sample",
+    "store": "opening the store",
 }
 
 
@@ -55,6 +64,14 @@ def featurize(
             "--skip-bad-rows", help="Store rows that are not finite as masked, with the reason."
         ),
     ] = False,
+    precision: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="Precision of the model's products, float32, tf32 or bfloat16, which the store knows; "
+            "default: the job's.",
+        ),
+    ] = None,
     check_all: Annotated[
         bool,
         Option(
@@ -149,6 +166,7 @@ def featurize(
             memory_limit=memory_limit,
             # None leaves the choice to the job: an option that was not given must not overrule it.
             skip_bad_rows=skip_bad_rows or None,
+            precision=precision,
             check="all" if check_all else None,
             scale=scale,
             sampled=sampled,
@@ -162,7 +180,7 @@ def featurize(
     else:
         sys.stdout.write(_line(done, store, rank, world_size))
         if rank == 0 and done.blocks:
-            sys.stdout.write(_where_time_went(done.spent))
+            sys.stdout.write(_where_time_went(done.spent) + _preparation(done.prepared))
 
 
 def _chosen_job(
@@ -243,3 +261,10 @@ def _where_time_went(spent: Spent) -> str:
     listed = sorted(shares.items(), key=lambda pair: -pair[1])
     parts = ", ".join(f"{words} {share:.0f}%" for words, share in listed if share >= 1)
     return f"of {human_time(spent.total)} in all: {parts}\n"
+
+
+def _preparation(prepared: Preparation) -> str:
+    """Write the seconds of each part of preparing."""
+    seconds = {words: getattr(prepared, name) for name, words in _PREPARED.items()}
+    parts = ", ".join(f"{words} {human_time(one)}" for words, one in seconds.items())
+    return f"preparing: {parts}\n"

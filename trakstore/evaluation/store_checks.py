@@ -44,7 +44,8 @@ def check_rows(split: Split) -> Iterator[Check]:
         copies, first = _copies(split)
         remedy = (
             f"rows {first[0]} and {first[1]} are equal: samples that stand twice share their "
-            f"influence, and held-out ones among train rows are found as their own cause; mask the copies"
+            f"influence, and held-out ones among train rows are found as their own cause; mask the "
+            f"copies"
         )
         yield pass_if(not copies, "no row stands twice", of, copies, "copies", remedy, "warn")
     ids = whole_column(split.column("sample_id"))

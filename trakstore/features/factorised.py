@@ -134,7 +134,7 @@ class FactorisedEngine(GenericEngine):
 
     def disagreeing(self, batch: Any) -> tuple[str, ...]:
         """Return parameters whose gradients of these samples are not those of ordinary passes."""
-        truth = Truth.of(self.samples(batch))
+        truth = Truth.of(self.samples(batch), self.projector)
         try:
             wrong = self._wrong(batch, truth)
         except (Untrusted, *FAILURES):
@@ -263,7 +263,7 @@ class FactorisedEngine(GenericEngine):
         """Send to the generic engine for ever what is unknown, or wrong, in the first samples."""
         need_graph(self._output, self._model, first)
         need_alike(self._model, self._output, self._parameters, first, self._sharding)
-        truth = Truth.of(self.samples(first))
+        truth = Truth.of(self.samples(first), self.projector)
         self.tolerance, self.first = truth.tolerance, first
         try:
             self._constants = find_constants(self._forward, first, frozenset(self._names))

@@ -30,6 +30,7 @@ from trakstore.features.twins import warn_of_twins
 from trakstore.features.wanted_spec import output_on
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
+from trakstore.spec import Precision
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
 from trakstore.storage.layout import as_epochs, as_splits
@@ -109,8 +110,9 @@ def featurize(
     **options
         How features are computed and stored: ``output``, ``projector``, ``parameters``,
         ``activations``, ``batch_size``, ``dtype``, ``collate``, ``block_rows``, ``keep_bits``,
-        ``append``, ``memory_limit``, ``autocast``, ``check``, ``skip_bad_rows`` and ``scale``, which
-        are those of a :class:`Job`; the first call chooses the scale, by the data set that it gives.
+        ``append``, ``memory_limit``, ``precision``, ``autocast``, ``check``, ``skip_bad_rows`` and
+        ``scale``, which are those of a :class:`Job`; the first call chooses the scale, by the data set
+        that it gives.
 
     Returns
     -------
@@ -149,6 +151,7 @@ def featurize(
             if worker.leads:
                 warn_of_twins(task.writer.split, set())
             done = _do_share(task, worker, line) + _help(task, worker, line)
+    done = replace(done, prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
 
@@ -161,6 +164,7 @@ def featurize_job(
     batch_size: int | None = None,
     memory_limit: int | str | None = None,
     skip_bad_rows: bool | None = None,
+    precision: Precision | None = None,
     check: CheckedRows | None = None,
     scale: Scale = None,
     sampled: int | Mapping[str, int] | None = None,
@@ -182,7 +186,7 @@ def featurize_job(
         Where features are written; made when it is not there.
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows, check, scale, sampled : optional
+    batch_size, memory_limit, skip_bad_rows, precision, check, scale, sampled : optional
         Values in place of the job's own.
     device, rank, world_size, progress
         As in :func:`featurize`.
@@ -202,6 +206,7 @@ def featurize_job(
         "batch_size": batch_size,
         "memory_limit": memory_limit,
         "skip_bad_rows": skip_bad_rows,
+        "precision": precision,
         "check": check,
         "scale": scale,
         "sampled": sampled,
@@ -231,7 +236,7 @@ def featurize_job(
                         warn_of_twins(task.writer.split, twins)
                     if duty is _do_share:
                         _note_rest(job, task, worker, chosen)
-                    done += duty(task, worker, line)
+                    done += replace(duty(task, worker, line), prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
 
@@ -284,11 +289,17 @@ def _new_scale(
         return None
     if epoch is not None:
         job.load(epoch)
+    with _lent(job, worker):
+        return new_scale(job, output_on(job, worker.device), split, worker.device)
+
+
+@contextmanager
+def _lent(job: Job, worker: _Worker) -> Iterator[None]:
+    """Lend a job's model to a worker, on its device and in eval mode."""
     need_one_device(job.model)
     need_apart(job.model)
-    with working_on(worker.device), evaluated(job.model, worker.device):
-        output = output_on(job, worker.device)
-        return new_scale(job, output, split, worker.device, worker.sharding)
+    with working_on(worker.device, job.precision), evaluated(job.model, worker.device):
+        yield
 
 
 @contextmanager
@@ -301,11 +312,9 @@ def _prepared(
     show: bool,
     scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
-    need_one_device(job.model)
-    need_apart(job.model)
-    if worker.sharding.whole:
-        need_room(job.model, worker.device)
-    with working_on(worker.device), evaluated(job.model, worker.device):
+    with _lent(job, worker):
+        if worker.sharding.whole:
+            need_room(job.model, worker.device)
         prepare = partial(
             SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding
         )

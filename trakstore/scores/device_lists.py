@@ -33,7 +33,8 @@ class DeviceLists:
         self._key = torch.full((rows, k), -math.inf, dtype=torch.float32, device=there)
         self._score = torch.zeros((rows, k), dtype=torch.float32, device=there)
         self._position = torch.full((rows, k), NOWHERE, dtype=torch.int64, device=there)
-        self._finite = torch.ones((), dtype=torch.bool, device=there)
+        # The largest magnitude so far: NaN stays in it.
+        self._largest = torch.zeros((), dtype=torch.float32, device=there)
         self._positions = Upload(there, streams)
 
     def offer(
@@ -44,7 +45,8 @@ class DeviceLists:
         order: Order,
     ) -> None:
         """Take scores of all targets with the train rows at ascending ``positions``."""
-        self._finite &= torch.isfinite(tile).all()
+        ends = torch.stack(torch.aminmax(tile)).abs().amax()
+        self._largest = torch.maximum(self._largest, ends)
         k, key = self._key.shape[1], _keys(tile, order)
         column = _candidates(key, k)
         # Listed entries come from lower positions than those of this tile, and in order: an entry's
@@ -72,16 +74,17 @@ class DeviceLists:
         NotFiniteError
             When a score was not finite.
         """
-        if not to_host(self._finite):
+        if not np.isfinite(to_host(self._largest)):
             raise NotFiniteError("scores are not finite")
         return Lists(*(to_host(one) for one in (self._key, self._score, self._position)))
 
 
 def _keys(tile: Tensor, order: Order) -> Tensor:
-    """Return keys of scores: the larger, the further in front."""
-    turned = -tile if order == "smallest" else tile.abs() if order == "magnitude" else tile
-    # −0 and 0 are equal, but their bits are not: −0 + 0 is 0.
-    return turned + 0.0
+    """Return keys of scores, a new tensor: the larger, the further in front."""
+    if order == "magnitude":
+        return tile.abs()
+    # −0 and 0 are equal, but their bits are not: −0 + 0 is 0, and 0 − 0 as well.
+    return 0.0 - tile if order == "smallest" else tile + 0.0
 
 
 def _candidates(key: Tensor, k: int) -> Tensor:

@@ -152,9 +152,9 @@ def device_list_bytes(k: int, columns: int) -> int:
     size = group_size(k, columns)
     candidates = k * size + columns % size if size > 1 else columns
     looked_at = k + max(candidates, columns // size)
-    # Keys, and which are finite; ranks as they are made, joined, and as topk works on them; two lists,
-    # and what is gathered for them.
-    return 5 * columns + 64 * looked_at + 96 * k
+    # Keys; ranks as they are made, joined, and as topk works on them; two lists, and what is gathered
+    # for them.
+    return 4 * columns + 64 * looked_at + 96 * k
 
 
 def check_finite(tile: NDArray[Any], target: int, positions: NDArray[np.int64]) -> None:

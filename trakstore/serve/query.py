@@ -134,12 +134,12 @@ class Query:
         self._held = HeldRows(memory_budget(memory_limit) // 4)
         self._preparing, self._showing = threading.Lock(), threading.Lock()
         splits = [self._first.target.stored, self._first.train.stored]
-        self._models, self._new = None, None
+        self._models, self._new, self._job = None, None, None
         if job is not None:
             from trakstore.features.job import load_job
             from trakstore.features.query_rows import LoadedModels
 
-            job = load_job(job) if isinstance(job, str) else job
+            self._job = job = load_job(job) if isinstance(job, str) else job
             known = {epoch: _weights(pair) for epoch, pair in self._pairs.items()}
             self._models = LoadedModels(
                 job, self.store, known, device, memory_limit=memory_budget(memory_limit)
@@ -153,9 +153,9 @@ class Query:
         return tuple(self._pairs)
 
     @property
-    def takes_new(self) -> bool:
-        """True where there are models, so that new samples can be asked about."""
-        return self._models is not None
+    def takes(self) -> list[str]:
+        """What new samples can be made of, such as "text"; none where there is no job."""
+        return [] if self._new is None else self._new.kinds
 
     @property
     def rows(self) -> int:
@@ -381,7 +381,16 @@ class Query:
         if "label" in side.stored.columns:
             label = int(side.column("label").read(row, row + 1)[0])
         shown = self._show(split, position, name) if question.show else None
-        return _Asked(columns, ids, name, split, label, None, shown)
+        predicted = self._predicted(split, position, epochs[-1]) if question.show else None
+        return _Asked(columns, ids, name, split, label, predicted, shown)
+
+    def _predicted(self, split: str, position: int, epoch: Epoch) -> int | None:
+        """Predict the class of a sample of the store; None where the job has no models or classes."""
+        if self._models is None or self._job is None:
+            return None
+        with self._showing:
+            sample = self._job.datasets[split][position]
+        return self._models.predicted(sample, epoch)
 
     def _place(self, question: Question) -> tuple[str, int]:
         """Find the split and the row of a sample of the store."""

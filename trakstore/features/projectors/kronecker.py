@@ -18,7 +18,7 @@ from torch import Tensor
 from trakstore.features.projectors.collecting import Collecting
 from trakstore.features.projectors.hashing import hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
-from trakstore.features.projectors.products import times
+from trakstore.features.projectors.products import Side, times
 from trakstore.features.projectors.projector import Projector, Sides, remembered
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionSpec
@@ -83,54 +83,61 @@ class Kronecker(Projector):
         small, first_row = rows.tile.to(torch.float32), rows.first_row
         own = slice(first_row, first_row + small.shape[1])
         if right is not None:
-            small = small * right if right.ndim == 1 else small @ right
-        if left is not None and left.ndim == 2:
-            return Rows(rows.name, left[own].T @ small)
+            small = small @ right.whole if isinstance(right, Side) else small * right
+        if isinstance(left, Side):
+            return Rows(rows.name, left.whole[own].T @ small)
         return Rows(rows.name, small if left is None else small * left[own, None], first_row)
 
     def _of_outer(self, outer: Outer) -> Rows:
         # G = leftᵀ·right, summed over positions, so that L·G·Rᵀ = (left·Lᵀ)ᵀ·(right·Rᵀ).
         left, right = self._sides_of(outer.name, outer.left.device)
-        first_row = outer.first_row
-        some = None if left is None else left[first_row : first_row + outer.rows]
-        own = _by(outer.left, some).transpose(1, 2)
-        if right is not None and right.ndim == 2:
-            other = outer.right_times(0, outer.batch, right)
+        first_row, units = outer.first_row, [1.0, 1.0]
+        own = slice(first_row, first_row + outer.rows)
+        if isinstance(left, Side):
+            # These are some rows of the weight, and all rows of what L makes of them.
+            mine, units[0] = times(outer.left, left, own)
+            first_row = 0
         else:
-            other = _by(outer.make_right(0, outer.batch), right)
-        # With one position this is a column times a row, which sums nothing.
-        small = own * other if outer.positions == 1 else own @ other
-        # These are some rows of the weight, and all rows of what L makes of them.
-        return Rows(outer.name, small, 0 if left is not None and left.ndim == 2 else first_row)
+            mine = outer.left.to(torch.float32)
+            mine = mine if left is None else mine * left[own]
+        if isinstance(right, Side):
+            other, units[1] = outer.right_times(0, outer.batch, right)
+        else:
+            other = outer.make_right(0, outer.batch).to(torch.float32)
+            other = other if right is None else other * right
+        small = _multiplied(mine.transpose(1, 2), other, units[0] * units[1])
+        return Rows(outer.name, small, first_row)
 
     def _of_gathered(self, gathered: Gathered) -> Rows | Gathered:
         name, values = gathered.name, gathered.values.to(torch.float32)
         left, right = self._sides_of(name, values.device)
         if right is not None:
-            values = values * right if right.ndim == 1 else values @ right
-        if left is not None and left.ndim == 2:
-            return Rows(name, left[gathered.index].transpose(1, 2) @ values)
+            values = values @ right.whole if isinstance(right, Side) else values * right
+        if isinstance(left, Side):
+            return Rows(name, left.whole[gathered.index].transpose(1, 2) @ values)
         if left is not None:
             values = values * left[gathered.index][:, :, None]
         return Gathered(name, gathered.index, values)
 
     @remembered
-    def _sides_of(self, name: str, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    def _sides_of(
+        self, name: str, device: torch.device
+    ) -> tuple[Side | Tensor | None, Side | Tensor | None]:
         """Return Lᵀ and Rᵀ of a parameter, each ``(size, side)``.
 
         A diagonal matrix is given as its diagonal ``(size,)``; None is the identity.
         """
-        shape = self.matrices[name]
-        sizes = zip(("left", "right"), shape, self._small(shape), strict=True)
-        left, right = (
-            None if small == size else self._signs(name, which, size).to(device)
-            for which, size, small in sizes
-        )
-        if self._factors is None:
-            return left, right
-        rows, columns = (one.to(device) for one in self._factors[name])
-        left = rows if left is None else left * rows[:, None]
-        return left, columns if right is None else right * columns[:, None]
+        shape, factors = self.matrices[name], None
+        if self._factors is not None:
+            factors = [one.to(device) for one in self._factors[name]]
+        sides: list[Side | Tensor | None] = []
+        for i, small in enumerate(self._small(shape)):
+            if small == shape[i]:
+                sides.append(None if factors is None else factors[i])
+                continue
+            signs = self._signs(name, ("left", "right")[i], shape[i]).to(device)
+            sides.append(Side.of(signs if factors is None else signs * factors[i][:, None]))
+        return sides[0], sides[1]
 
     def _signs(self, name: str, which: str, size: int) -> Tensor:
         i, j = torch.arange(self._side)[:, None], torch.arange(size)[None]
@@ -156,8 +163,12 @@ class _Reduced(Collecting):
         self._collected.finish()
 
 
-def _by(factor: Tensor, side: Tensor | None) -> Tensor:
-    """Multiply the last dimension with a side, as :meth:`Kronecker._sides_of` gives it: float32."""
-    if side is not None and side.ndim == 2:
-        return times(factor, side)
-    return factor.to(torch.float32) if side is None else factor.to(torch.float32) * side
+def _multiplied(left: Tensor, right: Tensor, unit: float) -> Tensor:
+    """Multiply ``(b, m, k)`` and ``(b, k, n)`` and a unit."""
+    if left.shape[2] == 1:  # a column times a row, which sums nothing
+        product = left * right
+        return product if unit == 1 else product.mul_(unit)
+    if unit == 1:
+        return left @ right
+    empty = left.new_empty(1, 1, 1)  # that counts for nothing
+    return torch.baddbmm(empty, left, right, beta=0, alpha=unit)

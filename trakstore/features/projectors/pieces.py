@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trakstore.features.projectors.products import (
+    Side,
     aligned,
     low_dtype,
     times,
@@ -80,11 +81,14 @@ class Outer(NamedTuple):
             :, : b - a, :columns
         ]
 
-    def right_times(self, start: int, stop: int, matrix: Tensor) -> Tensor:
-        """Multiply the right factor with ``matrix (columns, n)``: ``(stop - start, positions, n)``."""
+    def right_times(self, start: int, stop: int, side: Side) -> tuple[Tensor, float]:
+        """Multiply the right factor with a side ``(columns, n)``: the product and its unit.
+
+        The product is ``(stop - start, positions, n)``, float32.
+        """
         if self.filtered is not None:
-            return self.filtered(start, stop, matrix)
-        return times(self.make_right(start, stop), matrix)
+            return self.filtered(start, stop, side.whole), 1.0
+        return times(self.make_right(start, stop), side)
 
 
 class Rows(NamedTuple):

@@ -6,10 +6,12 @@ other row torch takes one that reads number by number, at a quarter of the speed
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["ALIGNED", "aligned", "low_dtype", "times", "up_to_aligned", "wide_bmm"]
+__all__ = ["ALIGNED", "Side", "aligned", "low_dtype", "times", "up_to_aligned", "wide_bmm"]
 
 ALIGNED = 8  # numbers of 16 bits that are read at once
 
@@ -77,21 +79,44 @@ def wide_bmm(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left, right, out_dtype=torch.float32)
 
 
-def times(stacked: Tensor, matrix: Tensor) -> Tensor:
-    """Multiply a factor ``(a, b, c)`` with a float32 matrix ``(c, d)`` of which it is the layer's.
+class Side(NamedTuple):
+    """A matrix ``(c, d)`` that factors are multiplied with, and the same in 16 bits, made once.
 
-    On a GPU a factor in 16 bits stays so, and the matrix is rounded to it: all of its numbers are
-    divided by one that makes signs 1 and -1, which are exact.
+    Numbers in 16 bits are divided by ``unit``, that of signs, which are then 1 and -1 and exact.
+    """
+
+    whole: Tensor
+    unit: float
+    low: dict[torch.dtype, Tensor]
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Side:
+        """Take a float32 matrix whose numbers are about as large as signs over the root of columns."""
+        unit = matrix.shape[1] ** -0.5
+        return cls(matrix, unit, {})
+
+    def in_units(self, dtype: torch.dtype) -> Tensor:
+        """Return the matrix over its unit, in 16 bits."""
+        if dtype not in self.low:
+            self.low[dtype] = (self.whole / self.unit).to(dtype)
+        return self.low[dtype]
+
+
+def times(stacked: Tensor, side: Side, rows: slice = slice(None)) -> tuple[Tensor, float]:
+    """Multiply a factor ``(a, b, c)`` with some rows of a side ``(c, d)``: the product and its unit.
+
+    On a GPU a factor in 16 bits stays so, and the matrix is rounded to it.
 
     Returns
     -------
     Tensor, shape (a, b, d), float32
+    float
+        Number that the product is still to be multiplied with.
     """
     low = low_dtype(stacked, stacked)
     if low is None:
-        return _product(stacked.to(torch.float32), matrix)
-    unit = matrix.shape[1] ** -0.5  # as signs of that many columns are long
-    return _product(stacked, (matrix / unit).to(low)).mul_(unit)
+        return _product(stacked.to(torch.float32), side.whole[rows]), 1.0
+    return _product(stacked, side.in_units(low)[rows]), side.unit
 
 
 def _product(stacked: Tensor, matrix: Tensor) -> Tensor:

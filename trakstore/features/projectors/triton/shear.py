@@ -1,10 +1,11 @@
 """A product of factors and its sparse sketch in one kernel: no gradient is written to memory.
 
-Three launches for all runs and copies of a parameter. The first merges rows of the left factor that
-fall on the same features. The second multiplies on tensor cores; a tile of float32 sums is sheared
-through the chip's shared memory and summed to windows, one for each group of rows. The third adds to
-each feature what windows have for it. Every sum has one order and nothing is added atomically, so the
-bits are the same in every run. See :mod:`trakstore.features.projectors.sheared`.
+Two launches for all runs and copies of a parameter, and one for those of many. The first merges rows
+of the left factor that fall on the same features. The second multiplies on tensor cores; a tile of
+float32 sums is sheared through the chip's shared memory and summed to windows, one for each group of
+rows. The last adds to each feature what windows have for it. Every sum has one order and nothing is
+added atomically, so the bits are the same in every run. See
+:mod:`trakstore.features.projectors.sheared`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trakstore.features.projectors.pieces import Outer, part
 from trakstore.features.projectors.products import aligned
-from trakstore.features.projectors.sheared import COLUMNS, ROWS, WINDOW, Sheared
-from trakstore.planning import ranges
+from trakstore.features.projectors.sheared import COLUMNS, FEATURES, ROWS, WINDOW, Sheared, Windows
 
-__all__ = ["add_sheared"]
+__all__ = ["fold_windows", "write_windows"]
 
 _SLOTS, _POSITIONS = 128, 16  # merged by a program
 _STEP = 64  # positions that are multiplied at once
-_FEATURES, _GROUPS = 128, 16  # folded by a program, and groups that it looks at at once
-_BYTES = 1 << 28  # of merged rows and windows of the samples that are done at once
+_LISTED = 16  # windows that a program folds at once
 # Two programs of 8 warps share a multiprocessor's registers: one multiplies while one shears.
 _REGISTERS = 128
 
@@ -62,7 +60,7 @@ def _merge(
     tl.store(out, total.to(merged.dtype.element_ty), mask=there)
 
 
-@triton.jit(do_not_specialize=("positions", "column_tiles"))
+@triton.jit(do_not_specialize=("positions",))
 def _shear(
     merged,
     right,
@@ -73,9 +71,9 @@ def _shear(
     shifts,
     places,
     windows,
+    by_window_sample,
     positions,
     slots,
-    column_tiles,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
@@ -83,7 +81,7 @@ def _shear(
     WINDOW: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """Windows of one tile: ``(batch, column tiles, groups, WINDOW)``.
+    """Windows of one tile, of those of a sample: ``(column tiles, groups, WINDOW)``.
 
     The tile is ``Σ_t merged[t, row]·right[t, column]`` times the signs of columns. Its row r is summed
     to its group's window from position ``shifts[r]`` on.
@@ -124,110 +122,115 @@ def _shear(
         sheared = tl.where(hit, tl.reshape(flat, (ROWS, WINDOW)), 0.0)
         total = tl.sum(tl.reshape(sheared, (ROWS // GROUP, GROUP, WINDOW)), 1)
         group = tile_r * (ROWS // GROUP) + tl.arange(0, ROWS // GROUP)
-        place = (b * column_tiles + tile_c) * (slots // GROUP) + group[:, None]
-        tl.store(windows + place * WINDOW + w[None, :], total)
+        place = (tile_c * (slots // GROUP) + group[:, None]) * WINDOW + w[None, :]
+        tl.store(windows + b * by_window_sample + place, total)
 
 
-@triton.jit(do_not_specialize=("column_tiles", "groups"))
+@triton.jit(do_not_specialize=("dim",))
 def _fold(
     windows,
-    bases,
-    widths,
+    by_sample,
+    first,
+    listed,
+    starts,
     out,
     dim,
     by_row,
-    column_tiles,
-    groups,
     scale,
-    COLUMNS: tl.constexpr,
     WINDOW: tl.constexpr,
     FEATURES: tl.constexpr,
-    GROUPS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
-    """Add to each feature what windows have for it: position ``(m - base - first column) mod dim``."""
+    """Add to each feature what windows have for it, at position ``(m - start) mod dim``."""
     m = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     b = tl.program_id(1).to(tl.int64)
     total = tl.zeros([FEATURES], dtype=tl.float32)
-    for tile_c in range(0, column_tiles):
-        for first in range(0, groups, GROUPS):
-            g = first + tl.arange(0, GROUPS)
-            base = tl.load(bases + g, mask=g < groups, other=0)
-            full = tile_c * COLUMNS < tl.load(widths + g, mask=g < groups, other=0)
-            position = (m[None, :] - base[:, None] - tile_c * COLUMNS) % dim
-            position = tl.where(position < 0, position + dim, position)
-            place = (b * column_tiles + tile_c) * groups + g[:, None]
-            hit = full[:, None] & (position < WINDOW)
-            total += tl.sum(tl.load(windows + place * WINDOW + position, mask=hit, other=0.0), 0)
+    last = tl.load(first + tl.program_id(0) + 1)
+    for i in range(tl.load(first + tl.program_id(0)), last, LISTED):
+        at = i + tl.arange(0, LISTED)
+        there = at < last
+        window = tl.load(listed + at, mask=there, other=0)
+        start = tl.load(starts + at, mask=there, other=0)
+        position = m[None, :] - start[:, None]
+        position = tl.where(position < 0, position + dim, position)
+        place = b * by_sample + window.to(tl.int64)[:, None] * WINDOW
+        hit = there[:, None] & (position < WINDOW)
+        total += tl.sum(tl.load(windows + place + position, mask=hit, other=0.0), 0)
     at = out + b * by_row + m
     tl.store(at, tl.load(at, mask=m < dim, other=0.0) + scale * total, mask=m < dim)
 
 
-def add_sheared(
-    out: Tensor, outer: Outer, table: Sheared, scale: float, dtype: torch.dtype
+def write_windows(
+    windows: Tensor, left: Tensor, right: Tensor, table: Sheared, dtype: torch.dtype
 ) -> None:
-    """Add the sketch of a product of factors.
+    """Write the windows of a product of factors.
+
+    Parameters
+    ----------
+    windows : Tensor, shape (batch, windows of the table, 256), float32
+        Rows and windows are contiguous, samples need not be.
+    left, right : Tensor, shape (batch, positions, rows) and (batch, positions, columns)
+        Factors of the gradients.
+    table : Sheared
+        Merged rows of the parameter's rows that the product has.
+    dtype : torch.dtype
+        Dtype of both factors where they are multiplied. Merged rows are rounded to it once.
+    """
+    right, merged = aligned(right.to(dtype)), _merged(left, table, dtype)
+    column_tiles = len(table.starts)
+    with torch.cuda.device_of(windows):
+        _shear[(column_tiles, table.slots // ROWS, len(left))](
+            merged,
+            right,
+            *right.stride(),
+            table.signs2,
+            table.shifts,
+            table.runs,
+            windows,
+            windows.stride(0),
+            left.shape[1],
+            table.slots,
+            ROWS=ROWS,
+            COLUMNS=COLUMNS,
+            STEP=_STEP,
+            GROUP=table.group,
+            WINDOW=WINDOW,
+            # Triton's interpreter multiplies bfloat16 wrongly.
+            OPERAND=_OPERANDS[dtype] if windows.is_cuda else tl.float32,
+            num_warps=8,
+            maxnreg=_REGISTERS,
+        )
+
+
+_OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+def fold_windows(out: Tensor, windows: Tensor, lists: Windows, scale: float) -> None:
+    """Add ``scale`` times what windows have to ``out (batch, dim)``, whose rows are contiguous.
 
     Parameters
     ----------
     out : Tensor, shape (batch, dim), float32
-        Changed in place; its rows are contiguous, and dim is at least 256.
-    outer : Outer
-    table : Sheared
-        Merged rows of the parameter's rows that the product has.
+        Changed in place; dim is at least 256.
+    windows : Tensor, shape (batch, windows, 256), float32
+    lists : Windows
+        Lists of these windows.
     scale : float
         1/√s.
-    dtype : torch.dtype
-        Dtype of both factors where they are multiplied. Merged rows are rounded to it once.
     """
-    column_tiles = triton.cdiv(min(out.shape[1], outer.columns), COLUMNS)
-    groups = len(table.bases)
-    each = 2 * outer.positions * (table.slots + outer.columns) + 4 * column_tiles * groups * WINDOW
-    for start, stop in ranges(outer.batch, max(1, _BYTES // each)):
-        right = aligned(outer.make_right(start, stop).to(dtype))
-        merged = _merged(part(outer.left, start, stop), table, dtype)
-        windows = torch.empty(
-            stop - start, column_tiles, groups, WINDOW, dtype=torch.float32, device=out.device
+    with torch.cuda.device_of(out):
+        _fold[(triton.cdiv(out.shape[1], FEATURES), len(out))](
+            windows,
+            windows.stride(0),
+            *lists,
+            out,
+            out.shape[1],
+            out.stride(0),
+            scale,
+            WINDOW=WINDOW,
+            FEATURES=FEATURES,
+            LISTED=_LISTED,
         )
-        with torch.cuda.device_of(out):
-            _shear[(column_tiles, table.slots // ROWS, stop - start)](
-                merged,
-                right,
-                *right.stride(),
-                table.signs2,
-                table.shifts,
-                table.runs,
-                windows,
-                outer.positions,
-                table.slots,
-                column_tiles,
-                ROWS=ROWS,
-                COLUMNS=COLUMNS,
-                STEP=_STEP,
-                GROUP=table.group,
-                WINDOW=WINDOW,
-                # Triton's interpreter multiplies bfloat16 wrongly.
-                OPERAND=_OPERANDS[dtype] if out.is_cuda else tl.float32,
-                num_warps=8,
-                maxnreg=_REGISTERS,
-            )
-            _fold[(triton.cdiv(out.shape[1], _FEATURES), stop - start)](
-                windows,
-                table.bases,
-                table.widths,
-                part(out, start, stop),
-                out.shape[1],
-                out.stride(0),
-                column_tiles,
-                groups,
-                scale,
-                COLUMNS=COLUMNS,
-                WINDOW=WINDOW,
-                FEATURES=_FEATURES,
-                GROUPS=_GROUPS,
-            )
-
-
-_OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
 def _merged(left: Tensor, table: Sheared, dtype: torch.dtype) -> Tensor:
