@@ -153,16 +153,20 @@ def kernels_counted(count: Count) -> Iterator[None]:
         (signs, "_draw_pairs", nothing),
         (signs, "_products", signs_operations),
     ]
+    on_meta: list[Any] = [sjlt, rademacher]
     with contextlib.suppress(ImportError):  # of trees before these kernels
-        from trakstore.features.projectors.triton import listed, partial_sums, shear
+        from trakstore.features.layers import sums
+        from trakstore.features.projectors.triton import listed, partial_sums, position_sums, shear
 
+        on_meta.append(sums)
+        places.append((position_sums, "_sums", nothing))
         places += [(listed, "_add", nothing), (partial_sums, "_add", nothing)]
         places += [(shear, "_merge", nothing), (shear, "_shear", sheared_operations)]
         places += [(shear, "_fold", nothing)]
     with contextlib.ExitStack() as stack:
         for module, name, of in places:
             stack.enter_context(mock.patch.object(module, name, Kernel(count, of)))
-        for module in (sjlt, rademacher):
+        for module in on_meta:
             stack.enter_context(
                 mock.patch.object(module, "usable", lambda device, _=7: device == META)
             )
