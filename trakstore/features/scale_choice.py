@@ -19,6 +19,7 @@ from trakstore.features.projectors import Projector
 from trakstore.features.projectors.scaled import scaled
 from trakstore.features.sampled_moments import sampled_moments
 from trakstore.features.second_moments import Moments, factored, scale_factors
+from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.spec import ParameterSpec, ScaleSource, ScaleSpec, StoreSpec
 from trakstore.storage.backends.location import Location
 from trakstore.storage.store import FeatureStore
@@ -80,7 +81,11 @@ def stored_scale(location: Location, spec: StoreSpec) -> ChosenScale | None:
 
 
 def new_scale(
-    job: Job, output: ModelOutput, split: str, device: torch.device
+    job: Job,
+    output: ModelOutput,
+    split: str,
+    device: torch.device,
+    sharding: Sharding = WHOLE,
 ) -> ChosenScale | None:
     """Make the scale that a job asks for, at the model's present weights; None where it asks for none.
 
@@ -88,13 +93,16 @@ def new_scale(
     ----------
     split : str
         Data set whose samples are taken, where they are.
+    sharding : Sharding
+        Spread of the model over ranks.
     """
     source = _source(job)
     if source is None:
         return None
     parameters = parameter_spec(select_parameters(job.model, job.parameters), job.parameters)
     if source == "samples":
-        return _of_moments(source, sampled_moments(job, output, split, device), parameters)
+        moments = sampled_moments(job, output, split, device, sharding)
+        return _of_moments(source, moments, parameters)
     return _of_moments(source, _given(job, parameters), parameters)
 
 
