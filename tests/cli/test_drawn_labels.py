@@ -73,3 +73,44 @@ def test_the_report_says_the_damping_of_its_kernel(drawn: ts.FeatureStore, tmp_p
         write_report(drawn, page, kernel=kernel)  # type: ignore[arg-type]
         text = page.read_text()
         assert f">{said}<" in text, said
+
+
+def test_rows_are_dropped_and_never_made_again_unasked(run: Any, tmp_path: Path) -> None:
+    store = stored(tmp_path / "s.zarr", 2)
+    before = run("topk", store.location, "--k", "3", "--json").out
+    left = store.split(0, "train~sampled").to_xarray()["features"].values
+    said = run("drop", store.location, "--rows", "train~sampled", "--epoch", "0").out
+    assert said.endswith("rows of train~sampled at epochs 0\n")
+    assert json.loads(run("drop", store.location, "--rows", "train~sampled", "--json").out) == {
+        "location": str(store.location),
+        "dropped": [],
+        "rows": "train~sampled",
+        "epochs": [0],
+    }
+    folder = tmp_path / "s.zarr/0/train~sampled/features/c"
+    assert not folder.exists()
+    after = json.loads(run("topk", store.location, "--k", "3", "--json").out)
+    for one, other in zip(after["targets"], json.loads(before)["targets"], strict=True):
+        got, wanted = ([entry["score"] for entry in side["top"]] for side in (one, other))
+        np.testing.assert_allclose(got, wanted, rtol=1e-4)
+    stored(tmp_path / "s.zarr", 2)  # featurize once more
+    assert not folder.exists()
+    shown = run("info", store.location).out
+    assert "of train~sampled at 1 epoch, on purpose: their gram is kept" in shown
+    assert "complete: all 94 rows of 3 splits are there" in shown
+    document = json.loads(run("info", store.location, "--json").out)
+    assert [one["split"] for one in document["splits"] if one["dropped"]] == ["train~sampled"]
+    said = run("verify", store.location).out
+    assert "of 1 split the features were dropped, and their gram is kept" in said
+    store.drop(0, "train~sampled")
+    stored(tmp_path / "s.zarr", 2)
+    np.testing.assert_array_equal(store.features(0, "train~sampled"), left)
+
+
+def test_rows_that_cannot_be_dropped(run: Any, plain: ts.FeatureStore) -> None:
+    for split, words in {
+        "train": "the rows of train are what scores are products of",
+        "train~sampled": "no epoch has a split 'train~sampled'; there are test, train",
+    }.items():
+        ran = run("drop", plain.location, "--rows", split)
+        assert ran.code == 2 and words in ran.err

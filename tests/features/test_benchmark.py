@@ -22,6 +22,6 @@ def test_the_benchmark_of_features_runs_small() -> None:
         "of the matmul peak",
         "Spearman",
         "MB of the floor",
-        "whole pipeline",
+        "kronecker whole",
     ):
         assert words in done.stdout

@@ -85,6 +85,19 @@ def only_json(as_json: bool) -> Iterator[None]:
         yield
 
 
+def print_csv(table: xr.Dataset) -> None:
+    """Print a line for each entry of a dataset, its numbers in full, the coordinates first.
+
+    Ids that hold a comma, a quote or the end of a line stand in quotes, as programs expect; on a
+    terminal their controls are spelled out.
+    """
+    text = table.to_dataframe().reset_index().to_csv(index=False)
+    if sys.stdout.isatty():
+        text = printable(text, keep="\n")
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def error_line(message: object, kind: str = "error") -> None:
     """Print one line on standard error."""
     print(f"{kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)

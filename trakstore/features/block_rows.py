@@ -369,7 +369,8 @@ class RowComputer:
                 columns["label"] = labels
             return {name: to_host(column) for name, column in columns.items()}
         except torch.OutOfMemoryError as error:
-            if batch_size(batch) > 1:
+            # Ranks that compute the same samples could not halve them one without the others.
+            if batch_size(batch) > 1 and not self.engine.tensor_parallel:
                 return None
             raise MemoryLimitError(
                 f"memory does not suffice for the gradient of one sample ({first_line(error)}); "

@@ -8,6 +8,7 @@ another.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -104,9 +105,8 @@ def difference(
 
 def _signed(samples: Samples, projector: Projector, signs: Tensor) -> Tensor:
     out = samples.zeros(1, projector.dim)
-    for name, tile in samples.signed(signs):
-        projector.add(out, name, tile)
-    return out[0].cpu()
+    samples.signed(signs, partial(projector.add, out))
+    return samples.sharding.total(out)[0].cpu()
 
 
 def _relative(difference: Tensor, whole: Tensor) -> float:

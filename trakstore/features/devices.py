@@ -13,10 +13,13 @@ from torch import nn
 from torch.backends import cudnn
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.precision import matrix_products
 from trakstore.features.ranks import local_rank
 from trakstore.features.wording import first_line
+from trakstore.planning import human_bytes
+from trakstore.spec import Precision
 
-__all__ = ["check_determinism", "need_one_device", "worker_device", "working_on"]
+__all__ = ["check_determinism", "need_one_device", "need_room", "worker_device", "working_on"]
 
 log = logging.getLogger("trakstore")
 
@@ -79,22 +82,45 @@ def need_one_device(model: nn.Module) -> None:
         )
 
 
-@contextmanager
-def working_on(device: torch.device) -> Iterator[None]:
-    """Have operations on a GPU give the same bits in every run, and convolutions be in float32.
-
-    Convolutions are otherwise computed in TF32, which has 10 bits, and by whichever algorithm is fast.
-    All settings are put back.
-    """
+def need_room(model: nn.Module, device: torch.device) -> None:
+    """Raise a :class:`TrakStoreError` for a model that alone is larger than a GPU's memory."""
     if device.type != "cuda":
-        yield
         return
+    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
+    size = sum(one.numel() * one.element_size() for one in tensors.values())
+    room = torch.cuda.get_device_properties(device).total_memory
+    if size > room:
+        raise TrakStoreError(
+            f"the model takes {human_bytes(size)}, and {device} has {human_bytes(room)}: share it "
+            f"between GPUs (torchrun --nproc-per-node N -m trakstore featurize ... --fsdp, or "
+            f"torch.distributed.fsdp.fully_shard before), or choose a smaller dtype"
+        )
+
+
+@contextmanager
+def working_on(device: torch.device, precision: Precision = "float32") -> Iterator[None]:
+    """Have operations on a GPU give the same bits in every run, and products be of a precision.
+
+    Convolutions are otherwise computed in TF32, which has 10 bits, and by whichever algorithm is fast;
+    what a process has set for products of matrices does not count. All settings are put back.
+    """
+    tf32 = precision == "tf32"
+    with matrix_products(tf32=tf32):
+        if device.type == "cuda":
+            with _same_bits(device, tf32):
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def _same_bits(device: torch.device, tf32: bool) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
     before = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     options: Any = torch.utils.deterministic
     filled = options.fill_uninitialized_memory
-    exact = cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    exact = cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
     with torch.cuda.device(device), exact:
         torch.use_deterministic_algorithms(True)
         options.fill_uninitialized_memory = False  # a cost that buys nothing here

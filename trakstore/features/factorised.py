@@ -37,11 +37,12 @@ from trakstore.features.gradients import (
 )
 from trakstore.features.graph import reached
 from trakstore.features.outputs import ModelOutput, RowOutputs
-from trakstore.features.plain import copied, need_graph, only
-from trakstore.features.projectors import Projector
+from trakstore.features.plain import copied, need_alike, need_graph, only
+from trakstore.features.projectors import Gathered, Piece, Projector
 from trakstore.features.quantised import hidden_products
 from trakstore.features.recording import Recorder, Untrusted
 from trakstore.features.selfcheck import Samples, Truth, disagreeing
+from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.tape import OutOf, Tape
 from trakstore.features.wording import first_line, listed
 
@@ -59,7 +60,7 @@ class FactorisedEngine(GenericEngine):
 
     Parameters
     ----------
-    model, output, parameters, projector
+    model, output, parameters, projector, sharding
         As of :class:`GenericEngine`.
 
     Attributes
@@ -76,12 +77,14 @@ class FactorisedEngine(GenericEngine):
         output: ModelOutput,
         parameters: dict[str, nn.Parameter],
         projector: Projector,
+        sharding: Sharding = WHOLE,
     ) -> None:
-        super().__init__(model, output, parameters, projector)
+        super().__init__(model, output, parameters, projector, sharding)
         # No gradient of a weight is computed here that a hook on it could see, or change.
         self._names = {n for n, p in self._parameters.items() if not p._backward_hooks}
-        self._all_parameters = tuple(model.parameters())
-        self._kept = frozenset(id(one) for one in (*self._all_parameters, *model.buffers()))
+        self._all_parameters = sharding.groups(model)
+        every = (one for same in self._all_parameters for one in same)
+        self._kept = frozenset(id(one) for one in (*every, *model.buffers()))
         self._products = hidden_products(model)
         self._constants: Constants = {}
         self._prepared = False
@@ -122,7 +125,7 @@ class FactorisedEngine(GenericEngine):
 
     def samples(self, batch: Any) -> Samples:
         """Return a batch for ordinary backward passes of the selected parameters."""
-        return Samples(self._model, self._output, self._parameters, batch)
+        return Samples(self._model, self._output, self._parameters, batch, self._sharding)
 
     @property
     def gradient_bytes(self) -> int:
@@ -131,7 +134,7 @@ class FactorisedEngine(GenericEngine):
 
     def disagreeing(self, batch: Any) -> tuple[str, ...]:
         """Return parameters whose gradients of these samples are not those of ordinary passes."""
-        truth = Truth.of(self.samples(batch))
+        truth = Truth.of(self.samples(batch), self.projector)
         try:
             wrong = self._wrong(batch, truth)
         except (Untrusted, *FAILURES):
@@ -210,7 +213,7 @@ class FactorisedEngine(GenericEngine):
         for reason, names in doubtful.items():
             self._warn(names, reason)
         columns = map(_interleaved, zip(*outputs, strict=True))
-        rows = FeatureRows(_interleaved(outs), RowOutputs(*columns))
+        rows = FeatureRows(self._sharding.total(_interleaved(outs)), RowOutputs(*columns))
         return rows, without.union(*doubtful.values()), mixed
 
     def _accumulate(
@@ -228,10 +231,10 @@ class FactorisedEngine(GenericEngine):
         cannot be cut into those of samples in this batch, and whether samples may see one another.
         """
         following = Following(batch_size(batches[0]), self._kept)
-        tape = Tape(following, self._constants, projector, outs_of[0])
+        tape = Tape(following, self._constants, projector, outs_of[0], self._counts)
         own = {n: p for n, p in self._parameters.items() if n in self._names and n not in without}
         with only(self._all_parameters, own) as names, closing(tape):
-            recorder = Recorder(names, tape, following, self._products)
+            recorder = Recorder(names, tape, following, self._products, self._sharding)
             if len(batches) == 1:
                 rows = [recorder.outputs(self._output, self._model, batches[0])]
             else:
@@ -259,7 +262,8 @@ class FactorisedEngine(GenericEngine):
     def _prepare(self, first: Any) -> None:
         """Send to the generic engine for ever what is unknown, or wrong, in the first samples."""
         need_graph(self._output, self._model, first)
-        truth = Truth.of(self.samples(first))
+        need_alike(self._model, self._output, self._parameters, first, self._sharding)
+        truth = Truth.of(self.samples(first), self.projector)
         self.tolerance, self.first = truth.tolerance, first
         try:
             self._constants = find_constants(self._forward, first, frozenset(self._names))
@@ -279,9 +283,16 @@ class FactorisedEngine(GenericEngine):
                 break
             self._exclude(wrong, reason)
 
+    def _counts(self, piece: Piece) -> bool:
+        """Tell whether this rank adds a piece that comes of a gradient which all ranks have whole."""
+        span = self._spans.get(piece.name)
+        # Rows that an index picks are of all tokens, whichever rows of the weight a rank has.
+        divided = span is not None and (span.dim == 1 or not isinstance(piece, Gathered))
+        return divided or self._sharding.counts(piece.name)
+
     def _forward(self, batch: Any, observer: Any, following: Following) -> None:
         with only(self._all_parameters, self._parameters) as names:
-            recorder = Recorder(names, observer, following, self._products)
+            recorder = Recorder(names, observer, following, self._products, self._sharding)
             recorder.outputs(self._output, self._model, batch)
         self.autocast = self.autocast or recorder.autocast
 
@@ -310,6 +321,10 @@ class FactorisedEngine(GenericEngine):
             for reason, names in doubtful.items():
                 if names:
                     raise Untrusted(names, reason)
+            if self._sharding.tensor_parallel:
+                own = sorted(self._names)
+                parts = self._sharding.total(torch.stack([sketch_of(name) for name in own]))
+                sketches = dict(zip(own, parts, strict=True))
             wrong = disagreeing(truth, sketches, self._names)
             if wrong or not self._names:
                 return wrong

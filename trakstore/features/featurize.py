@@ -17,22 +17,25 @@ from torch import nn
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
-from trakstore.features.devices import need_one_device, worker_device, working_on
+from trakstore.features.devices import need_one_device, need_room, worker_device, working_on
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
 from trakstore.features.ranks import rank_and_world
 from trakstore.features.scale import Scale
 from trakstore.features.scale_choice import ChosenScale, new_scale
+from trakstore.features.sharding import WHOLE, Sharding, sharding_of, with_memory
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.task import SplitTask
 from trakstore.features.twins import warn_of_twins
 from trakstore.features.wanted_spec import output_on
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
+from trakstore.spec import Precision
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
 from trakstore.storage.layout import as_epochs, as_splits
 from trakstore.storage.opening import find_store, open_store
+from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.runs import (
     Run,
@@ -89,10 +92,12 @@ def featurize(
         Learning rate of the training at this epoch, kept with the features for TracIn.
     device : str, optional
         By default ``cuda:LOCAL_RANK`` where there is a GPU, else the CPU. The whole model must fit on
-        it: workers share the samples, not the model.
+        it, but one that is sharded (``fully_shard``, ``parallelize_module``): see
+        :mod:`trakstore.features.sharding`.
     rank, world_size : int, optional
         Number of this worker, and how many there are; by default from the environment, as
-        ``torchrun`` and SLURM set it.
+        ``torchrun`` and SLURM set it. All ranks of a sharded model are one worker, by default the only
+        one.
     progress : bool
         Whether rank 0 shows progress on standard error.
     labels : {"given", "sampled"}
@@ -105,8 +110,9 @@ def featurize(
     **options
         How features are computed and stored: ``output``, ``projector``, ``parameters``,
         ``activations``, ``batch_size``, ``dtype``, ``collate``, ``block_rows``, ``keep_bits``,
-        ``append``, ``memory_limit``, ``autocast``, ``check``, ``skip_bad_rows`` and ``scale``, which
-        are those of a :class:`Job`; the first call chooses the scale, by the data set that it gives.
+        ``append``, ``memory_limit``, ``precision``, ``autocast``, ``check``, ``skip_bad_rows`` and
+        ``scale``, which are those of a :class:`Job`; the first call chooses the scale, by the data set
+        that it gives.
 
     Returns
     -------
@@ -137,13 +143,15 @@ def featurize(
         **options,
     )
     began = time.monotonic()
-    worker = _Worker(*rank_and_world(rank, world_size), worker_device(device))
-    scale = _new_scale(job, store, split, worker)
-    own = job.splits[-1]
-    with _prepared(job, store, epoch, own, worker, progress, scale) as (task, line):
-        if worker.rank == 0:
-            warn_of_twins(task.writer.split, set())
-        done = _do_share(task, worker, line) + _help(task, worker, line)
+    worker = _Worker.of(job, rank, world_size, device)
+    with worker.sharding.together():
+        scale = _new_scale(job, store, split, worker)
+        own = job.splits[-1]
+        with _prepared(job, store, epoch, own, worker, progress, scale) as (task, line):
+            if worker.leads:
+                warn_of_twins(task.writer.split, set())
+            done = _do_share(task, worker, line) + _help(task, worker, line)
+    done = replace(done, prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
 
@@ -156,6 +164,7 @@ def featurize_job(
     batch_size: int | None = None,
     memory_limit: int | str | None = None,
     skip_bad_rows: bool | None = None,
+    precision: Precision | None = None,
     check: CheckedRows | None = None,
     scale: Scale = None,
     sampled: int | Mapping[str, int] | None = None,
@@ -177,7 +186,7 @@ def featurize_job(
         Where features are written; made when it is not there.
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows, check, scale, sampled : optional
+    batch_size, memory_limit, skip_bad_rows, precision, check, scale, sampled : optional
         Values in place of the job's own.
     device, rank, world_size, progress
         As in :func:`featurize`.
@@ -192,11 +201,12 @@ def featurize_job(
         Rows, blocks and bytes that this worker wrote, and its time.
     """
     began = time.monotonic()
-    worker = _Worker(*rank_and_world(rank, world_size), worker_device(device))
+    worker = _Worker.of(job, rank, world_size, device)
     asked: dict[str, Any] = {
         "batch_size": batch_size,
         "memory_limit": memory_limit,
         "skip_bad_rows": skip_bad_rows,
+        "precision": precision,
         "check": check,
         "scale": scale,
         "sampled": sampled,
@@ -208,7 +218,7 @@ def featurize_job(
     job.check_names()
     job.check_files(named)
     done, twins = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
-    with job.lent() if restore else nullcontext():
+    with job.lent() if restore else nullcontext(), worker.sharding.together():
         made = _new_scale(job, store, next(iter(job.datasets)), worker, job.epochs[-1])
         # Shares of all splits come first. A worker that helped at the end of each would take blocks
         # whose own workers are about to come to them.
@@ -217,26 +227,45 @@ def featurize_job(
                 if duty is _help:
                     # A split that is complete needs no weights, and no samples to be tried.
                     there = open_store(store).split(epoch, split)
-                    if there.status().complete:
+                    if worker.sharding.agreed(partial(_is_complete, there)):
                         note_complete(there)
                         continue
                 job.load(epoch)
                 with _prepared(job, store, epoch, split, worker, progress, made) as (task, line):
-                    if worker.rank == 0:
+                    if worker.leads:
                         warn_of_twins(task.writer.split, twins)
                     if duty is _do_share:
                         _note_rest(job, task, worker, chosen)
-                    done += duty(task, worker, line)
+                    done += replace(duty(task, worker, line), prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """One of ``world`` processes that share the blocks of a split."""
+    """One of ``world`` processes, or groups of ranks of one model, that share a split's blocks."""
 
     rank: int
     world: int
     device: torch.device
+    sharding: Sharding = WHOLE
+
+    @classmethod
+    def of(cls, job: Job, rank: int | None, world_size: int | None, device: str | None) -> _Worker:
+        if job.checkpoints:
+            with_memory(job.model, worker_device(device))
+        sharding = sharding_of(job.model)
+        if sharding.whole:
+            return cls(*rank_and_world(rank, world_size), worker_device(device))
+        # The launcher's numbers are of ranks, which share a model: groups of them share the blocks.
+        group = 0 if rank is None else rank
+        groups = 1 if world_size is None else world_size
+        number, numbers = group * sharding.replicas + sharding.replica, groups * sharding.replicas
+        return cls(*rank_and_world(number, numbers), worker_device(device), sharding)
+
+    @property
+    def leads(self) -> bool:
+        """Tell whether this is the first of all, which shows how far they are."""
+        return self.rank == 0 and self.sharding.leads
 
 
 def _are_sampled(labels: str) -> bool:
@@ -260,10 +289,17 @@ def _new_scale(
         return None
     if epoch is not None:
         job.load(epoch)
+    with _lent(job, worker):
+        return new_scale(job, output_on(job, worker.device), split, worker.device)
+
+
+@contextmanager
+def _lent(job: Job, worker: _Worker) -> Iterator[None]:
+    """Lend a job's model to a worker, on its device and in eval mode."""
     need_one_device(job.model)
     need_apart(job.model)
-    with working_on(worker.device), evaluated(job.model, worker.device):
-        return new_scale(job, output_on(job, worker.device), split, worker.device)
+    with working_on(worker.device, job.precision), evaluated(job.model, worker.device):
+        yield
 
 
 @contextmanager
@@ -276,23 +312,29 @@ def _prepared(
     show: bool,
     scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
-    need_one_device(job.model)
-    need_apart(job.model)
-    with working_on(worker.device), evaluated(job.model, worker.device):
-        prepare = partial(SplitTask.prepare, job, store, epoch, split, worker.device, scale)
+    with _lent(job, worker):
+        if worker.sharding.whole:
+            need_room(job.model, worker.device)
+        prepare = partial(
+            SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding
+        )
         try:
             task = prepare()
         except SpecMismatchError:
             if not _came_second(store, scale):
                 raise
             task = prepare()
-        with task, _line(task, show and worker.rank == 0) as line:
+        with task, _line(task, show and worker.leads) as line:
             began = now()
             try:
                 yield task, line
             finally:  # also when it was stopped
                 if task.rows_written:
                     record_run(task.writer.split.location, _run(job, task, worker, began))
+
+
+def _is_complete(split: Split) -> bool:
+    return split.status().complete
 
 
 def _came_second(store: Where | FeatureStore, scale: ChosenScale | None) -> bool:
@@ -349,7 +391,7 @@ def _run(job: Job, task: SplitTask, worker: _Worker, began: str) -> Run:
 
 def _do_share(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
     """Write the blocks that are this rank's duty: they depend on count, rank and world alone."""
-    missing = set(task.writer.split.missing_blocks())
+    missing = set(task.missing())
     own = share(task.writer.spec.blocks, worker.rank, worker.world)
     return _write([block for block in own if block in missing], task, line)
 
@@ -363,7 +405,7 @@ def _help(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
     done, began, waited = Featurized(0, 0, 0.0), time.monotonic(), False
     # Each helper has an order of its own, so that helpers spread over what is missing.
     choice = random.Random(worker.rank)
-    while missing := task.writer.split.missing_blocks():
+    while missing := task.missing():
         if len(missing) < worker.world and not waited:
             waited = True
             _wait_for(task, missing, task.seconds_per_block)
@@ -385,14 +427,16 @@ def _wait_for(task: SplitTask, missing: list[int], seconds: float) -> None:
 
 def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized:
     began, before = time.monotonic(), (task.rows_written, task.blocks_written, task.spent)
-    for block, then in zip_longest(blocks, blocks[1:]):
-        if task.writer.is_written(block):  # another worker was faster
+    own = task.sharding.dealt(blocks)
+    for block, then in zip_longest(own, own[1:]):
+        if task.is_written(block):  # another worker was faster
             continue
         task.write(block, then)
         start, stop = task.writer.spec.block_range(block)
         line.advance(stop - start)
         _show_others(task, line)
     task.wait()
+    task.sharding.finish()
     return task.since(*before, time.monotonic() - began)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,12 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as tree
 
+from trakstore.features.heap import keep_freed_memory
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
 from trakstore.features.plain import backward, copied
-from trakstore.features.projectors import Projector
+from trakstore.features.projectors import Projector, Sliced
+from trakstore.features.sharding import WHOLE, Sharding, Take
 from trakstore.features.wording import first_line
 from trakstore.planning import ranges
 
@@ -55,6 +58,8 @@ class GenericEngine:
         The selected parameters, under the model's own names.
     projector : Projector
         Knows the parameters under canonical names.
+    sharding : Sharding
+        Spread of the model over ranks.
 
     Attributes
     ----------
@@ -71,14 +76,26 @@ class GenericEngine:
         output: ModelOutput,
         parameters: dict[str, nn.Parameter],
         projector: Projector,
+        sharding: Sharding = WHOLE,
     ) -> None:
+        keep_freed_memory()
         self._model, self._output, self.projector = model, output, projector
         self._whole = _WholeModel(model, output)
-        self._parameters = {canonical_name(name): p for name, p in parameters.items()}
+        self._sharding = sharding
+        seen = sharding.seen(parameters)
+        self._parameters = {canonical_name(name): p for name, p in seen.items()}
+        self._spans = sharding.spans(self._parameters)
+        if self._spans:
+            self.projector = Sliced(projector, self._spans)
         self._own_names = {canonical_name(name): name for name in parameters}
         self.tolerance = 1e-3
         self.first: Any = None
         self._vmap_works: bool | None = None
+
+    @property
+    def tensor_parallel(self) -> bool:
+        """Tell whether ranks compute the same samples together."""
+        return self._sharding.tensor_parallel
 
     def rows(self, batch: Any) -> FeatureRows:
         """Compute features and outputs of a batch."""
@@ -92,11 +109,14 @@ class GenericEngine:
         # Whole gradients of all parameters are held for each sample: only some samples at once.
         size, most = batch_size(batch), self._at_once(chosen)
         parts = [self._part(cut(batch, lo, hi), chosen) for lo, hi in ranges(size, most)]
-        features = torch.cat([part.features for part in parts])
+        features = self._sharding.total(torch.cat([part.features for part in parts]))
         return FeatureRows(features, joined([part.outputs for part in parts]))
 
     def run_as_training(self, batch: Any) -> None:
         """Run forward and backward on a batch, and nothing else."""
+        if not self._sharding.whole:
+            self._backward(list(self._parameters), batch, lambda *_: None)
+            return
         total = self._output(self._model, copied(batch)).output.sum()
         if total.requires_grad:
             torch.autograd.grad(total, list(self._parameters.values()), allow_unused=True)
@@ -112,6 +132,8 @@ class GenericEngine:
 
     def _unfit_for_vmap(self, first: Any) -> str:
         """Return why ``vmap`` cannot do this model; nothing where it can."""
+        if not self._sharding.whole:
+            return "it is spread over ranks"
         names = list(self._parameters)
         true = self._one_by_one(first, names).features
         if any(parameter._backward_hooks for parameter in self._parameters.values()):
@@ -151,15 +173,18 @@ class GenericEngine:
         return FeatureRows(self.projector.project(named), outputs)
 
     def _one_by_one(self, batch: Any, names: list[str]) -> FeatureRows:
-        own = {name: self._parameters[name] for name in names}
         features = no_features(batch, self.projector.dim)
-        outputs = []
-        for i in range(len(features)):
-            rows, tiles = backward(self._model, self._output, own, cut(batch, i, i + 1))
-            outputs.append(rows)
-            for name, tile in tiles:
-                self.projector.add(features[i : i + 1], name, tile)
+        outputs = [
+            self._backward(
+                names, cut(batch, i, i + 1), partial(self.projector.add, features[i : i + 1])
+            )
+            for i in range(len(features))
+        ]
         return FeatureRows(features, joined(outputs))
+
+    def _backward(self, names: list[str], batch: Any, take: Take) -> RowOutputs:
+        own = {name: self._parameters[name] for name in names}
+        return backward(self._model, self._output, own, batch, take, sharding=self._sharding)
 
 
 class _WholeModel(nn.Module):

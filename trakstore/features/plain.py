@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from trakstore.features.graph import reached
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.projectors.projector import as_matrix
 from trakstore.features.quantised import named_without_gradients
+from trakstore.features.sharding import WHOLE, Sharding, Take
+from trakstore.features.wording import listed
 
-__all__ = ["backward", "copied", "need_graph", "only"]
+__all__ = ["backward", "copied", "need_alike", "need_graph", "only"]
 
 
 def copied(batch: Any) -> Any:
@@ -29,34 +32,44 @@ def backward(
     output: ModelOutput,
     parameters: Mapping[str, nn.Parameter],
     batch: Any,
+    take: Take,
     signs: Tensor | None = None,
-) -> tuple[RowOutputs, list[tuple[str, Tensor]]]:
+    sharding: Sharding = WHOLE,
+) -> RowOutputs:
     """Differentiate the sum of a batch's outputs by parameters, as training does.
 
     Parameters
     ----------
     parameters : mapping of name to Parameter
         Only these require gradients meanwhile.
+    take : callable
+        Is given the names of parameters and their gradients, each ``(1, rows, rest)``; of a model that
+        is spread over ranks, this rank's parts. Parameters that the sum does not depend on do not come.
     signs : Tensor, shape (batch,), optional
         Factors of the outputs in the sum.
+    sharding : Sharding
 
     Returns
     -------
-    outputs : RowOutputs
+    RowOutputs
         All columns of the batch.
-    gradients : list of (name, Tensor)
-        Each ``(1, rows, rest)``; without parameters that the sum does not depend on.
     """
-    with only(tuple(model.parameters()), parameters):
+    with only(sharding.groups(model), parameters):
         rows = output(model, copied(batch))
         scalar = rows.output if signs is None else rows.output * signs.to(rows.output)
-        each = _gradients(scalar.sum(), list(parameters.values()))
-    tiles = []
-    for (name, parameter), gradient in zip(parameters.items(), each, strict=True):
-        if gradient is not None:
-            dense = gradient.to_dense() if gradient.is_sparse else gradient
-            tiles.append((name, dense.reshape(1, *as_matrix(tuple(parameter.shape)))))
-    return RowOutputs(*(column.detach() for column in rows)), tiles
+        if not sharding.whole:
+            sharding.backward(scalar.sum(), parameters, partial(_take_matrix, take))
+        else:
+            each = _gradients(scalar.sum(), list(parameters.values()))
+            for name, gradient in zip(parameters, each, strict=True):
+                if gradient is not None:
+                    _take_matrix(take, name, gradient)
+    return RowOutputs(*(column.detach() for column in rows))
+
+
+def _take_matrix(take: Take, name: str, gradient: Tensor) -> None:
+    dense = gradient.to_dense() if gradient.is_sparse else gradient
+    take(name, dense.reshape(1, *as_matrix(tuple(dense.shape))))
 
 
 def _gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
@@ -91,15 +104,16 @@ def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def only(
-    parameters: Sequence[nn.Parameter], own: Mapping[str, nn.Parameter]
+    parameters: Sequence[Sequence[nn.Parameter]], own: Mapping[str, nn.Parameter]
 ) -> Iterator[dict[int, str]]:
     """Turn gradients on, of a model's parameters for ``own`` alone.
 
     Gives the names of ``own`` by the ids of the parameters. Parameters that required gradients before
-    do so again at the end.
+    do so again at the end. Each parameter comes with what a pass sees of it, where that is another.
     """
     names = {id(parameter): name for name, parameter in own.items()}
-    required = [p for p in parameters if id(p) not in names and p.requires_grad]
+    others = [same for same in parameters if names.keys().isdisjoint(map(id, same))]
+    required = [p for same in others for p in same if p.requires_grad]
     try:
         for parameter in required:
             parameter.requires_grad_(False)
@@ -108,6 +122,46 @@ def only(
     finally:
         for parameter in required:
             parameter.requires_grad_(True)
+
+
+def need_alike(
+    model: nn.Module,
+    output: ModelOutput,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Any,
+    sharding: Sharding,
+) -> None:
+    """Raise unless ranks of tensor parallel have one gradient of each parameter that all hold whole.
+
+    Such a gradient is counted once. Where activations are divided by positions, and a module that is
+    not told so meets them, each rank would have the gradient of its own positions.
+
+    Raises
+    ------
+    TrakStoreError
+        With the names of the parameters.
+    """
+    if not sharding.tensor_parallel:
+        return
+    norms: dict[str, float] = {}
+    with only(sharding.groups(model), parameters):
+        total = output(model, copied(batch)).output.sum()
+        sharding.backward(
+            total, parameters, lambda name, one: norms.update({name: float(one.norm())}), alike=True
+        )
+    first = sharding.same(norms)
+    most = max(first.values(), default=0.0)
+    apart = [
+        name
+        for name, norm in norms.items()
+        if abs(norm - first.get(name, 0.0)) > 1e-2 * norm + 1e-5 * most
+    ]
+    if apart:
+        raise TrakStoreError(
+            f"ranks of tensor parallel have different gradients of {listed(apart)}, which each of them "
+            f"holds whole: it is given parts of the activations as if they were whole; put "
+            f"SequenceParallel() into the plan for it"
+        )
 
 
 def need_graph(output: ModelOutput, model: nn.Module, batch: Any) -> None:

@@ -17,6 +17,7 @@ from trakstore.features.axes import Axis, Following, Mark, Unplaced, is_meeting,
 from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Derived, Layer
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.quantised import noticing
+from trakstore.features.sharding import WHOLE, Sharding
 
 __all__ = ["Key", "Recorder", "Untrusted", "expanded"]
 
@@ -61,6 +62,8 @@ class Recorder(TorchFunctionMode):
         Places of the samples.
     products : sequence of Module
         Modules of the model whose products with constants are out of sight.
+    sharding : Sharding
+        Spread of the model over ranks.
 
     Attributes
     ----------
@@ -78,10 +81,11 @@ class Recorder(TorchFunctionMode):
         observer: Observer,
         following: Following,
         products: Sequence[nn.Module] = (),
+        sharding: Sharding = WHOLE,
     ) -> None:
         super().__init__()
         self._names, self._observer, self._following = names, observer, following
-        self._products = products
+        self._products, self._sharding = products, sharding
         self._count: dict[tuple[str, ...], int] = {}
         self.hidden: set[str] = set()
         self.autocast = False
@@ -90,7 +94,8 @@ class Recorder(TorchFunctionMode):
     def outputs(self, output: ModelOutput, model: nn.Module, batch: Any) -> RowOutputs:
         """Compute outputs of a batch, watched: all of it, or where that does, the model's calls."""
         marked = _each(self._following.begin, batch)
-        with noticing(self._products, self._following.multiplied):
+        carrying = self._sharding.carrying(self._following.carry)
+        with carrying, noticing(self._products, self._following.multiplied):
             return self._outputs(output, model, marked)
 
     def _outputs(self, output: ModelOutput, model: nn.Module, marked: Any) -> RowOutputs:

@@ -16,9 +16,10 @@ from trakstore.features.optimizer_moments import adam_moments, optimizer_file
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.projectors import Projector
-from trakstore.features.projectors.scaled import Scaled
+from trakstore.features.projectors.scaled import scaled
 from trakstore.features.sampled_moments import sampled_moments
 from trakstore.features.second_moments import Moments, factored, scale_factors
+from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.spec import ParameterSpec, ScaleSource, ScaleSpec, StoreSpec
 from trakstore.storage.backends.location import Location
 from trakstore.storage.store import FeatureStore
@@ -42,7 +43,7 @@ class ChosenScale:
             own = self.factors.rows[at : at + rows], self.factors.columns[across : across + columns]
             sides[name] = torch.from_numpy(own[0].copy()), torch.from_numpy(own[1].copy())
             at, across = at + rows, across + columns
-        return Scaled(projector, sides)
+        return scaled(projector, sides)
 
 
 def scale_of_store(store: FeatureStore, job: Job, parameters: ParameterSpec) -> ChosenScale | None:
@@ -80,7 +81,11 @@ def stored_scale(location: Location, spec: StoreSpec) -> ChosenScale | None:
 
 
 def new_scale(
-    job: Job, output: ModelOutput, split: str, device: torch.device
+    job: Job,
+    output: ModelOutput,
+    split: str,
+    device: torch.device,
+    sharding: Sharding = WHOLE,
 ) -> ChosenScale | None:
     """Make the scale that a job asks for, at the model's present weights; None where it asks for none.
 
@@ -88,13 +93,16 @@ def new_scale(
     ----------
     split : str
         Data set whose samples are taken, where they are.
+    sharding : Sharding
+        Spread of the model over ranks.
     """
     source = _source(job)
     if source is None:
         return None
     parameters = parameter_spec(select_parameters(job.model, job.parameters), job.parameters)
     if source == "samples":
-        return _of_moments(source, sampled_moments(job, output, split, device), parameters)
+        moments = sampled_moments(job, output, split, device, sharding)
+        return _of_moments(source, moments, parameters)
     return _of_moments(source, _given(job, parameters), parameters)
 
 

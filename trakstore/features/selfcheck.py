@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from trakstore.features.gradients import batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.plain import backward
-from trakstore.features.projectors import Projector, make_projector
+from trakstore.features.precision import TF32_UNIT, are_tf32
+from trakstore.features.projectors import Projector, Sliced, make_projector
+from trakstore.features.sharding import WHOLE, Sharding, Take
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Samples", "Truth", "disagreeing", "features_alone", "most_tolerance"]
@@ -29,6 +32,7 @@ class Samples:
     output: ModelOutput
     parameters: Mapping[str, nn.Parameter]
     batch: Any
+    sharding: Sharding = WHOLE
 
     @property
     def count(self) -> int:
@@ -40,18 +44,17 @@ class Samples:
         device = next(iter(self.parameters.values())).device
         return torch.zeros(rows, dim, dtype=torch.float32, device=device)
 
-    def gradients(self) -> Iterator[tuple[int, str, Tensor]]:
-        """Yield the number of a sample, a parameter's name, and the gradient ``(1, rows, rest)``."""
+    def gradients(self, take: Callable[[int, str, Tensor], None]) -> None:
+        """Give the number of a sample, a parameter's name, and the gradient ``(1, rows, rest)``."""
         for i in range(self.count):
-            for name, gradient in self._backward(cut(self.batch, i, i + 1)):
-                yield i, name, gradient
+            self._backward(cut(self.batch, i, i + 1), partial(take, i))
 
-    def signed(self, signs: Tensor) -> list[tuple[str, Tensor]]:
-        """Return gradients ``(1, rows, rest)`` of the outputs' sum with signs: one backward pass."""
-        return self._backward(self.batch, signs)
+    def signed(self, signs: Tensor, take: Take) -> None:
+        """Give gradients ``(1, rows, rest)`` of the outputs' sum with signs: one backward pass."""
+        self._backward(self.batch, take, signs)
 
-    def _backward(self, batch: Any, signs: Tensor | None = None) -> list[tuple[str, Tensor]]:
-        return backward(self.model, self.output, self.parameters, batch, signs)[1]
+    def _backward(self, batch: Any, take: Take, signs: Tensor | None = None) -> None:
+        backward(self.model, self.output, self.parameters, batch, take, signs, self.sharding)
 
 
 def features_alone(
@@ -69,10 +72,13 @@ def features_alone(
     Tensor, shape (samples, dim), float32, on the CPU
     """
     out = samples.zeros(samples.count, projector.dim)
-    for i, name, tile in samples.gradients():
+
+    def take(sample: int, name: str, tile: Tensor) -> None:
         if names is None or name in names:
-            projector.add(out[i : i + 1], name, tile)
-    return out.cpu()
+            projector.add(out[sample : sample + 1], name, tile)
+
+    samples.gradients(take)
+    return samples.sharding.total(out).cpu()
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class Truth:
     checker : Projector
         Projector that makes the sketches.
     sketches : dict of name to Tensor, shape (samples, dim)
+    features : Tensor, shape (samples, features)
+        Sum of all gradients as the engine's projector has them.
     tolerance : float
         Relative error of a gradient that rounding explains: some times the difference between these
         samples one by one and all of them in one backward pass, within what the dtypes suggest.
@@ -96,35 +104,46 @@ class Truth:
     samples: Samples
     checker: Projector
     sketches: dict[str, Tensor]
+    features: Tensor
     tolerance: float
 
     @classmethod
-    def of(cls, samples: Samples) -> Truth:
+    def of(cls, samples: Samples, projector: Projector) -> Truth:
         """Sketch one backward pass a sample, and compare one of all, without any of the engines."""
         shapes = {name: tuple(p.shape) for name, p in samples.parameters.items()}
         checker = make_projector(_CHECK, ParameterSpec(tuple(shapes.items())))
+        if spans := samples.sharding.spans(samples.parameters):
+            checker = Sliced(checker, spans)
         sketches = {name: samples.zeros(samples.count, checker.dim) for name in shapes}
-        for i, name, tile in samples.gradients():
+        features = samples.zeros(samples.count, projector.dim)
+
+        def take(i: int, name: str, tile: Tensor) -> None:
             checker.add(sketches[name][i : i + 1], name, tile)
+            projector.add(features[i : i + 1], name, tile)
+
+        samples.gradients(take)
         # The same gradients once more, summed with signs in one pass: the difference is what another
         # order of the same sums does in this model and these dtypes.
         signs = torch.ones(samples.count, dtype=torch.float32)
         signs[1::2] = -1
         together = {name: samples.zeros(1, checker.dim) for name in shapes}
-        for name, tile in samples.signed(signs):
-            checker.add(together[name], name, tile)
-        own = torch.cat([together[name] for name in shapes])
-        alone = torch.stack([sketches[name] for name in shapes])
+        samples.signed(signs, lambda name, tile: checker.add(together[name], name, tile))
+        total = samples.sharding.total
+        own = total(torch.cat([together[name] for name in shapes]))
+        alone = total(torch.stack([sketches[name] for name in shapes]))
+        sketches = dict(zip(shapes, alone, strict=True))
         signed = torch.einsum("i,nid->nd", signs.to(alone), alone)
         scale = alone.norm()
         rounding = float((own - signed).norm() / scale) if bool(scale) else 0.0
         least = max(1e-4, 4 * _precision(samples))
         tolerance = min(max(_ROUNDINGS * rounding, least), most_tolerance(samples))
-        return cls(samples, checker, sketches, tolerance)
+        return cls(samples, checker, sketches, total(features), tolerance)
 
     def projects_to(self, features: Tensor, projector: Projector, names: set[str]) -> bool:
         """Tell whether these are the projected gradients of some parameters."""
-        expected = features_alone(self.samples, projector, names).to(features)
+        expected = self.features
+        if names != self.samples.parameters.keys():
+            expected = features_alone(self.samples, projector, names).to(features)
         # NaN passes: rows that are not finite are refused, or skipped, when they are stored, by their
         # numbers, and are no fault of an engine.
         return not bool((features - expected).norm() > self.tolerance * expected.norm())
@@ -138,7 +157,9 @@ def most_tolerance(samples: Samples) -> float:
 def _precision(samples: Samples) -> float:
     """Return the unit of the coarsest dtype that the model computes with."""
     dtypes = {p.dtype for p in samples.parameters.values()} | {samples.output.dtype}
-    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
+    own = max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
+    on_gpu = any(parameter.is_cuda for parameter in samples.parameters.values())
+    return max(own, TF32_UNIT) if on_gpu and are_tf32() else own
 
 
 def disagreeing(truth: Truth, sketches: Mapping[str, Tensor], names: set[str]) -> set[str]:

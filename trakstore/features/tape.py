@@ -17,9 +17,11 @@ from trakstore.features.gradients import FAILURES
 from trakstore.features.layers import Call, Layer, Some
 from trakstore.features.projectors import Piece, Projector
 from trakstore.features.recording import Key, Untrusted, expanded
+from trakstore.features.sharding import is_part, local_part
 
 __all__ = ["OutOf", "Tape"]
 
+Counts = Callable[[Piece], bool]
 OutOf = Callable[[str], Tensor]  # gives the tensor to which a parameter's projection is added
 
 
@@ -35,6 +37,8 @@ class Tape:
         Layers that are given no samples.
     projector : Projector
     out_of : callable
+    counts : callable
+        Tells whether this rank adds a piece that comes of a whole gradient, as other ranks have it too.
     passed : dict of Node
         Functions of autograd that are layers', with those behind their activations, not their weights.
     doubtful : set of str
@@ -45,11 +49,15 @@ class Tape:
     constants: Constants
     projector: Projector
     out_of: OutOf
+    counts: Counts
     passed: dict[Node, list[Node]] = field(default_factory=dict)
     doubtful: set[str] = field(default_factory=set)
     _first: list[GradientEdge] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
     _running: bool = False
+
+    def __post_init__(self) -> None:
+        self._pieces = self.projector.collecting()
 
     def __call__(self, key: Key, layer: Layer, call: Call, output: Tensor, mark: Mark) -> Tensor:
         """Note a layer; return its output, repeated for each sample where it has none."""
@@ -109,9 +117,10 @@ class Tape:
         if axes is None:
             self.doubtful.update(layer.names)
             return
-        inputs = [tensor.detach() for tensor in (*layer.inputs, *layer.beside)]
+        inputs = [local_part(tensor).detach() for tensor in (*layer.inputs, *layer.beside)]
         versions = [tensor._version for tensor in inputs]
-        arrived = partial(self._arrived, layer, axes, inputs, versions, output.shape)
+        shape = local_part(output).shape
+        arrived = partial(self._arrived, layer, axes, inputs, versions, shape)
         self._hooks.append(base.register_hook(arrived))
 
     def _arrived(
@@ -128,7 +137,8 @@ class Tape:
         # Inputs are detached, so autograd does not see what is done to them in place afterwards.
         if [tensor._version for tensor in inputs] != versions:
             raise Untrusted(layer.names, "an activation was changed in place")
-        size = self.following.batch
+        size, part = self.following.batch, is_part(gradient)
+        gradient = local_part(gradient)
         if gradient.shape != shape:
             gradient = gradient.reshape(shape)
         if not axes:
@@ -139,18 +149,21 @@ class Tape:
             ready = tuple(tensors)
         try:
             for piece in layer.pieces(ready, gradient):
-                self._add(piece)
+                self._add(piece, part)
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
             raise Untrusted(layer.names, f"their layer fails ({error})") from error
 
-    def _add(self, piece: Piece | Some) -> None:
+    def _add(self, piece: Piece | Some, part: bool) -> None:
         own = piece.piece if isinstance(piece, Some) else piece
-        if own.name in self.doubtful:
+        if own.name in self.doubtful or not (part or self.counts(own)):
             return
         out = self.out_of(own.name)
-        self.projector.add_piece(out[piece.samples] if isinstance(piece, Some) else out, own)
+        if isinstance(piece, Some):
+            self.projector.add_piece(out[piece.samples], own)
+        else:
+            self._pieces.add(out, own)
 
     def _front(self, tensor: Tensor, axis: Placed) -> Tensor:
         front = axis.front(tensor, self.following.batch)
@@ -182,6 +195,7 @@ class Tape:
             torch.autograd.grad(
                 output, ends, torch.ones_like(output), retain_graph=again, allow_unused=True
             )
+            self._pieces.finish()
         finally:
             self._running = False
 

@@ -15,8 +15,10 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.sharding import local_part
 
 __all__ = ["Kept", "kept", "own_copy", "shares_memory", "state_dicts", "unshared"]
 
@@ -69,10 +71,8 @@ def _values(state: Mapping[Any, Any]) -> Iterator[Any]:
             yield value
 
 
-def state_dicts(
-    checkpoints: Mapping[K, nn.Module | Mapping[str, Tensor]], model: nn.Module
-) -> Mapping[K, Any]:
-    """Return weights of models and state dicts, which do not change when one is loaded."""
+def state_dicts(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
+    """Return weights of models and state dicts, which do not change when one is loaded; and paths."""
     states = {
         name: one.state_dict() if isinstance(one, nn.Module) else one
         for name, one in checkpoints.items()
@@ -131,18 +131,20 @@ class _Place:
     @property
     def differs(self) -> bool:
         """Tell whether the model has other values there now."""
-        now = self.registry.get(self.key)
+        there = self.registry.get(self.key)
+        now = None if there is None else local_part(there)
         if now is None or not _alike(now, self.values):
             return True
-        one, other = _dense(now.detach().cpu()), _dense(self.values)
-        return not (torch.equal(one, other) or bool(_same(one, other).all()))
+        pairs = zip(_numbers(now.detach().cpu()), _numbers(self.values), strict=True)
+        return not all(torch.equal(*pair) or bool(_same(*pair).all()) for pair in pairs)
 
     def give_back(self) -> None:
-        now = self.registry.get(self.key)
-        if now is None or not _alike(now, self.values):
+        there = self.registry.get(self.key)
+        if there is None or not _alike(local_part(there), self.values):
             # Something else was put there. The tensor itself comes back, since optimisers and tied
             # modules hold that one.
-            self.registry[self.key] = now = self.tensor
+            self.registry[self.key] = there = self.tensor
+        now = local_part(there)
         if not _alike(now, self.values):
             now.data = self.values.to(now.device)
         elif torch.is_inference_mode_enabled() or not now.is_inference():  # else it is fixed
@@ -151,7 +153,10 @@ class _Place:
 
 @dataclass(frozen=True)
 class Kept:
-    """Tensors of a model, with copies of their values on the CPU, and states that are no tensors."""
+    """Tensors of a model, with copies of their values on the CPU, and states that are no tensors.
+
+    Of a model that is spread over ranks they are this rank's parts.
+    """
 
     places: tuple[_Place, ...]
     extra: tuple[tuple[nn.Module, Any], ...]
@@ -172,7 +177,9 @@ class Kept:
             if also is None or name in also or not isinstance(tensor, nn.Parameter)
         ]
         copies = {id(tensor): tensor for *_, tensor in chosen}  # tied ones once
-        copies = {one: tensor.detach().to("cpu", copy=True) for one, tensor in copies.items()}
+        # Of a sharded model these are this rank's parts: no other rank has a say in that.
+        held = {one: local_part(tensor).detach() for one, tensor in copies.items()}
+        copies = {one: tensor.to("cpu", copy=True) for one, tensor in held.items()}
         extra = [
             (module, copy.deepcopy(module.get_extra_state()))
             for module in model.modules()
@@ -199,11 +206,20 @@ def _alike(left: Tensor, right: Tensor) -> bool:
     return (left.shape, left.dtype) == (right.shape, right.dtype)
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    """Return the numbers of a tensor: sparse ones with their zeros, quantised ones as integers."""
+def _numbers(tensor: Tensor) -> list[Tensor]:
+    """Return the numbers of a tensor: sparse ones with their zeros, quantised ones as integers.
+
+    Those that torchao quantised are several tensors: integers, or floats of 8 bits, and scales.
+    """
+    if is_traceable_wrapper_subclass(tensor):
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        return [number for part in parts for number in _numbers(part)]
     if tensor.is_quantized:
-        return tensor.int_repr()
-    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+        return [tensor.int_repr()]
+    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    # Few operations know floats of 8 bits, and comparisons are not among them everywhere.
+    small = dense.is_floating_point() and dense.element_size() == 1
+    return [dense.view(torch.uint8) if small else dense]
 
 
 def _same(left: Tensor, right: Tensor) -> Tensor:
@@ -231,7 +247,7 @@ def _spans(values: Iterable[Any]) -> dict[torch.device, list[Span]]:
     spans: dict[torch.device, list[Span]] = {}
     for value in values:
         if isinstance(value, Tensor) and not is_lazy(value):
-            for part in _parts_of(value):
+            for part in _parts_of(local_part(value)):
                 spans.setdefault(value.device, []).append(part)
     return {device: _merged(every) for device, every in spans.items()}
 

@@ -137,6 +137,10 @@ class Following:
             self._spoiled.pop(_storage(out), None)
             self._mark(out, _ALONE if samples else mark, self.claims(x))
 
+    def carry(self, tensor: Tensor, other: Tensor) -> None:
+        """Mark a tensor that took the place of another, out of sight."""
+        self._mark(other, self.of(tensor), self.claims(tensor))
+
     def place(self, tensor: Tensor, axis: Placed) -> None:
         """Mark a tensor that goes to a single function, in which it meets the samples."""
         self._mark(tensor, axis, _NONE)

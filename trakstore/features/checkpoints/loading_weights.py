@@ -17,6 +17,7 @@ from trakstore.features.checkpoints.formats import Checkpoint, opened
 from trakstore.features.checkpoints.plain_tensors import plain_tensors
 from trakstore.features.checkpoints.stored_weights import StoredWeights, WeightsInMemory
 from trakstore.features.parameters import canonical_name, is_pretrained_model
+from trakstore.features.sharding import local_part, own_part
 from trakstore.features.weights import shares_memory
 from trakstore.features.wording import first_line
 from trakstore.paths import is_file
@@ -138,6 +139,11 @@ def _is_of_its_type(folder: Path, model: Any) -> bool:
 
 
 def _put(piece: dict[str, Any], model: nn.Module, where: str) -> None:
+    own: dict[str, Any] = model.state_dict(keep_vars=True)
+    spread = {name: own[name] for name in piece if local_part(own[name]) is not own[name]}
+    with torch.no_grad():
+        for name, one in spread.items():  # each rank takes its part, and asks no other
+            local_part(one).copy_(own_part(piece.pop(name), one))
     try:
         done = model.load_state_dict(piece, strict=False)
     except (RuntimeError, TypeError) as error:

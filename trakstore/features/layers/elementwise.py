@@ -25,15 +25,18 @@ class Elementwise(Layer):
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
         """See :meth:`Layer.pieces`."""
         product = gradient if not inputs else gradient * inputs[0]
-        own = self._unbroadcast(product.squeeze(1).to(torch.float32))
+        own = self._unbroadcast(product.squeeze(1))
         yield as_rows(self._use.name, self._use.parameter, self._in_parameter(own))
 
     def _unbroadcast(self, product: Tensor) -> Tensor:
-        """Sum ``(batch, ...)`` to ``(batch, *shape of the view)``."""
+        """Sum ``(batch, ...)`` to ``(batch, *shape of the view)``, float32."""
         shape, inner = self._use.tensor.shape, product.ndim - 1
         sizes = ([1] * inner + list(shape))[-inner:] if inner else []
         dims = [i + 1 for i, size in enumerate(sizes) if size == 1]
-        summed = product.sum(dims, keepdim=True) if dims else product
+        # A GPU casts while it sums; on the CPU a sum of what was cast before has other last bits.
+        if not dims or product.device.type == "cpu":
+            product = product.to(torch.float32)
+        summed = product.sum(dims, keepdim=True, dtype=torch.float32) if dims else product
         return summed.reshape(len(product), *shape)
 
     def _in_parameter(self, own: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows, p
 from trakstore.features.projectors.projector import Projector
 from trakstore.features.projectors.rademacher import Rademacher
 from trakstore.features.projectors.sjlt import SJLT
+from trakstore.features.projectors.sliced import Sliced
 from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Projector",
     "Rademacher",
     "Rows",
+    "Sliced",
     "make_projector",
     "part",
 ]

@@ -1,0 +1,96 @@
+"""Parts of gradients: their projections add up to that of the whole."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import Replicate, Shard
+
+from trakstore.features.projectors import Gathered, Outer, Piece, Rows, Sliced, make_projector
+from trakstore.features.sharding import Span, own_part
+from trakstore.spec import ParameterSpec, ProjectionSpec
+
+ROWS, COLUMNS, RANKS = 7, 150, 3
+PARAMETERS = ParameterSpec((("before", (4,)), ("weight", (ROWS, COLUMNS))))
+SPECS = [
+    ProjectionSpec("sjlt", dim=64, s=2),
+    ProjectionSpec("kronecker", dim=64, side=4),
+    ProjectionSpec("rademacher", dim=64),
+    ProjectionSpec("gaussian", dim=64),
+    ProjectionSpec("identity"),
+]
+
+
+def spans(dim: int) -> list[Span]:
+    size = (ROWS, COLUMNS)[dim]
+    each = -(-size // RANKS)
+    return [Span(dim, a, min(size, a + each)) for a in range(0, size, each)]
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def cut(tensor: Tensor, span: Span, dim: int) -> Tensor:
+    """Return the part of a tensor whose dimension ``dim`` is the one that the span divides."""
+    return tensor.narrow(dim, span.start, span.stop - span.start)
+
+
+def rows(span: Span | None) -> Piece:
+    tile = normal(2, ROWS, COLUMNS)
+    return Rows("weight", tile if span is None else cut(tile, span, 1 + span.dim))
+
+
+def outer(span: Span | None) -> Piece:
+    left, right = normal(2, 5, ROWS), normal(2, 5, COLUMNS)
+    if span is not None and span.dim == 0:
+        left = cut(left, span, 2)
+    if span is not None and span.dim == 1:
+        right = cut(right, span, 2)
+    return Outer("weight", left, lambda a, b: right[a:b], 5, right.shape[2])
+
+
+def gathered(span: Span | None) -> Piece:
+    index = torch.tensor([[0, 6, 6, 2], [1, 1, 3, 5]])
+    values = normal(2, 4, COLUMNS)
+    return Gathered("weight", index, values if span is None else cut(values, span, 2))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
+@pytest.mark.parametrize(
+    ("piece", "dim"), [(rows, 0), (rows, 1), (outer, 0), (outer, 1), (gathered, 1)]
+)
+def test_parts_add_up_to_the_whole(spec: ProjectionSpec, piece: Any, dim: int) -> None:
+    projector = make_projector(spec, PARAMETERS)
+    whole, parts = (torch.zeros(2, projector.dim) for _ in range(2))
+    projector.add_piece(whole, piece(None))
+    for span in spans(dim):
+        Sliced(projector, {"weight": span}).add_piece(parts, piece(span))
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+    assert float(whole.norm()) > 1
+
+
+def test_a_part_that_is_none_of_this_rank_is_refused() -> None:
+    projector = Sliced(make_projector(SPECS[0], PARAMETERS), {"weight": Span(0, 3, 6)})
+    with pytest.raises(RuntimeError, match="7 rows or columns of weight"):
+        projector.add_piece(torch.zeros(2, 64), rows(None))
+
+
+def test_parts_of_two_dimensions_of_ranks_are_the_whole_in_some_order() -> None:
+    whole = torch.arange(70.0).reshape(7, 10)
+    for placements in ([Shard(0), Shard(0)], [Shard(0), Shard(1)], [Replicate(), Shard(1)]):
+        parts = []
+        for at in range(6):
+            place = divmod(at, 3)
+            mesh = SimpleNamespace(
+                ndim=2, size=(2, 3).__getitem__, get_local_rank=place.__getitem__
+            )
+            like: Any = SimpleNamespace(device_mesh=mesh, placements=placements)
+            parts.append(own_part(whole, like))
+        numbers = torch.cat([one.reshape(-1) for one in parts]).sort().values
+        times = 2 if placements[0] == Replicate() else 1
+        torch.testing.assert_close(numbers, torch.arange(70.0).repeat_interleave(times))

@@ -1,0 +1,90 @@
+"""Projections of the parts of gradients that a rank holds, at their true places.
+
+P is a function of the index, so that a part is added as what it is: some rows of the parameter, or all
+of its rows with zeros in the columns of other ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
+from trakstore.features.projectors.projector import Projector
+from trakstore.features.sharding import Span
+
+__all__ = ["Sliced"]
+
+
+class Sliced(Projector):
+    """A projector that is given parts of gradients.
+
+    Parameters
+    ----------
+    projector : Projector
+        Projector of whole gradients.
+    spans : mapping of name to Span
+        Part of each parameter that is not whole here.
+    """
+
+    def __init__(self, projector: Projector, spans: Mapping[str, Span]) -> None:
+        self.spec, self.shapes = projector.spec, projector.shapes
+        self.matrices = projector.matrices
+        self._projector, self._spans = projector, spans
+
+    @property
+    def dim(self) -> int:
+        """Number of features."""
+        return self._projector.dim
+
+    def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
+        """Add the projection of a part's tile; see :meth:`Projector.add`."""
+        span = self._spans.get(name)
+        if span is None:
+            self._projector.add(out, name, tile, first_row)
+            return
+        self._need_part(name, tile.shape[2] if span.dim else first_row + tile.shape[1], span)
+        if span.dim:
+            self._projector.add(out, name, self._wide(tile, name, span), first_row)
+        else:
+            self._projector.add(out, name, tile, span.start + first_row)
+
+    def add_piece(self, out: Tensor, piece: Piece) -> None:
+        """Add the projection of a part of a parameter's gradients, formed or not."""
+        span = self._spans.get(piece.name)
+        if isinstance(piece, Rows):
+            self.add(out, piece.name, piece.tile, piece.first_row)
+        elif span is None or (isinstance(piece, Gathered) and not span.dim):
+            # All ranks have the rows that an index picks, of all tokens.
+            self._projector.add_piece(out, piece)
+        elif isinstance(piece, Gathered):
+            self._need_part(piece.name, piece.values.shape[2], span)
+            values = self._wide(piece.values, piece.name, span)
+            self._projector.add_piece(out, Gathered(piece.name, piece.index, values))
+        else:
+            self._projector.add_piece(out, self._outer(piece, span))
+
+    def _outer(self, outer: Outer, span: Span) -> Outer:
+        if not span.dim:
+            self._need_part(outer.name, outer.first_row + outer.rows, span)
+            return outer._replace(first_row=span.start + outer.first_row)
+        self._need_part(outer.name, outer.columns, span)
+        widened = partial(self._made_wide, outer.make_right, outer.name, span)
+        columns = self.matrices[outer.name][1]
+        return outer._replace(make_right=widened, columns=columns, filtered=None)
+
+    def _made_wide(
+        self, make: Callable[[int, int], Tensor], name: str, span: Span, start: int, stop: int
+    ) -> Tensor:
+        return self._wide(make(start, stop), name, span)
+
+    def _wide(self, part: Tensor, name: str, span: Span) -> Tensor:
+        """Put zeros in the columns of other ranks."""
+        return F.pad(part, (span.start, self.matrices[name][1] - span.stop))
+
+    def _need_part(self, name: str, size: int, span: Span) -> None:
+        if size > span.stop - span.start:
+            raise RuntimeError(f"{size} rows or columns of {name}, of which this rank has {span}")

@@ -1,0 +1,145 @@
+"""Ranks that a launcher started, and the model that they are to share."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trakstore.errors import TrakStoreError
+
+__all__ = ["Shard", "free_at_once", "shard_blocks", "shard_model", "started_ranks"]
+
+# Shards a model in place: is given the model and the mesh of the ranks.
+Shard = Callable[[nn.Module, Any], Any]
+
+_SAMPLED = 64  # numbers of each parameter that ranks compare
+_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_LARGE = 1 << 20  # bytes
+
+
+@contextmanager
+def started_ranks(device: torch.device, tp: int = 1) -> Iterator[Any]:
+    """Join the ranks that torchrun started; give their mesh, and leave them at the end.
+
+    Parameters
+    ----------
+    device : torch.device
+    tp : int
+        Ranks that share each block of samples, by tensor parallel.
+
+    Returns
+    -------
+    DeviceMesh
+        Of shape (ranks,), its dimension named "data"; with ``tp`` of shape (ranks / tp, tp), named
+        "data" and "tensor".
+
+    Raises
+    ------
+    TrakStoreError
+        When no launcher started the ranks, or ``tp`` does not divide them.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise TrakStoreError(
+            "the ranks of a sharded model are started by torchrun: "
+            "torchrun --nproc-per-node 4 -m trakstore featurize JOB --store PATH --fsdp"
+        )
+    ranks = int(os.environ["WORLD_SIZE"])
+    if ranks % tp:
+        raise TrakStoreError(f"{ranks} ranks cannot be divided into groups of {tp} (--tp)")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        free_at_once()
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        whole = (ranks // tp, tp) if tp > 1 else (ranks,)
+        names = ("data", "tensor") if tp > 1 else ("data",)
+        yield init_device_mesh(device.type, whole, mesh_dim_names=names)
+    finally:
+        dist.destroy_process_group()
+
+
+def free_at_once() -> None:
+    """Have the C library return large blocks as they are freed, for the rest of the process.
+
+    glibc keeps them for later ones, in which gathered weights of other sizes find no place: memory of a
+    rank would grow to that of the whole model. Other libraries have no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGE)
+
+
+def shard_model(model: nn.Module, mesh: Any, shard: Shard | None = None) -> None:
+    """Shard a model in place, as a function does it, or block by block.
+
+    Raises
+    ------
+    TrakStoreError
+        When the ranks built different models, or tensor parallel is asked for and no function says how.
+    """
+    _need_alike(model)
+    if shard is not None:
+        shard(model, mesh)
+    elif mesh.ndim > 1:
+        raise TrakStoreError(
+            "--tp divides layers between ranks, and the model does not say how: give the job "
+            "shard=function, which calls parallelize_module(model, mesh['tensor'], plan) and then "
+            "fully_shard with mesh['data']"
+        )
+    else:
+        shard_blocks(model, mesh)
+
+
+def shard_blocks(model: nn.Module, mesh: Any) -> None:
+    """Shard each child of every ``ModuleList`` by FSDP2, then the whole model.
+
+    Lists within such a child are left to it: experts, for one, are called as the samples want it, and
+    what FSDP gathers must not depend on that.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child.children()
+        else:
+            yield from _blocks(child)
+
+
+def _need_alike(model: nn.Module) -> None:
+    """Raise unless all ranks have the same numbers: a rank would give its part of another model."""
+    digest = hashlib.sha256()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        if not tensor.is_meta:
+            digest.update(_some(tensor))
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, digest.hexdigest())
+    if len(set(every)) > 1:
+        raise TrakStoreError(
+            "the ranks built different models: let all of them build the same one, from one file or "
+            "after torch.manual_seed(0)"
+        )
+
+
+def _some(tensor: Tensor) -> bytes:
+    flat = tensor.detach().reshape(-1)
+    chosen = flat[:: max(1, flat.numel() // _SAMPLED)].contiguous().cpu()
+    return chosen.view(torch.uint8).numpy().tobytes()
