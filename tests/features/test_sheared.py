@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import reference_projection as reference
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from trakstore.features.layers import Call, convolution
 from trakstore.features.projectors import SJLT, Outer
 from trakstore.features.projectors.sheared import (
     COLUMNS,
@@ -22,6 +25,7 @@ from trakstore.features.projectors.sheared import (
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 pytest.importorskip("triton", reason="kernels need Triton, which there is for Linux")
+from trakstore.features.projectors.triton.shear import formed
 from trakstore.features.projectors.windows import WaitingWindows, WindowLists
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
@@ -87,6 +91,56 @@ def test_factors_of_16_bits_are_rounded_and_nothing_else(dtype: torch.dtype) -> 
     # On a GPU a row that is the sum of others is rounded once more, as every operand is.
     allowed = float(torch.finfo(dtype).eps) if GPU else 1e-5
     assert np.linalg.norm(got - exact) <= allowed * np.linalg.norm(exact)
+
+
+# channels, size, groups and options of a convolution: windows that overlap, or do not; rows apart
+CONVOLUTIONS: list[tuple[int, tuple[int, ...], dict[str, Any]]] = [
+    (3, (7, 6), {"kernel_size": 3, "padding": 1}),
+    (4, (9, 8), {"kernel_size": (2, 3), "stride": 2, "groups": 2}),
+    (2, (11,), {"kernel_size": 3, "dilation": 2, "padding": "same"}),
+]
+
+
+def outers_of_convolution(channels: int, size: tuple[int, ...], options: Any) -> list[Outer]:
+    """Pieces of 3 samples, each of which has 2 entries."""
+    make = nn.Conv1d if len(size) == 1 else nn.Conv2d
+    layer = make(channels, 6, bias=False, **options)
+    x = draw(6, channels, *size)
+    positional = x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
+    call = Call(positional, {}, {id(layer.weight): "w"})
+    matched = convolution.MATCHERS[F.conv1d if len(size) == 1 else F.conv2d](call)
+    assert matched
+    gradient = torch.randn_like(layer(x)).detach()
+    ready = [one.unflatten(0, (3, 2)).to(DEVICE) for one in (x, gradient)]
+    return [one for one in matched.pieces((ready[0],), ready[1]) if isinstance(one, Outer)]
+
+
+@pytest.mark.parametrize(("channels", "size", "options"), CONVOLUTIONS)
+def test_an_input_is_unfolded_where_it_lies(
+    channels: int, size: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    outers = outers_of_convolution(channels, size, options)
+    columns, rows = outers[0].columns, sum(outer.rows for outer in outers)
+    projector = SJLT(ProjectionSpec("sjlt", dim=256), ParameterSpec((("w", (rows, columns)),)))
+    waiting, got = WaitingWindows(projector.windows), torch.zeros(3, 256, device=DEVICE)
+    expected = torch.zeros(3, 256)
+    for outer in outers:
+        right, unfolded = outer.make_right(0, 3), outer.unfolded and outer.unfolded(0, 3)
+        assert unfolded
+        places = unfolded.positions[:, None] + unfolded.columns
+        by_sample = unfolded.input.stride(0)
+        for b in range(3):
+            first = unfolded.input.storage_offset() + b * by_sample
+            own = unfolded.input.as_strided((int(places.max()) + 1,), (1,), first)
+            assert torch.equal(own[places.long()], right[b])
+        tile = formed(outer.left, unfolded, torch.float32)
+        torch.testing.assert_close(tile, outer.left.mT @ right, rtol=1e-5, atol=1e-5)
+        projector.add(expected, "w", tile.cpu(), outer.first_row)
+        last_row = outer.first_row + outer.rows
+        table = of_rows(projector, outer.first_row, last_row)
+        waiting.add(got, outer, table, torch.float32)
+    waiting.finish()
+    torch.testing.assert_close(got.cpu(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_factors_of_a_scale_are_in_the_tables() -> None:

@@ -32,5 +32,6 @@ def test_each_id_has_its_row(case: str, tmp_path: Path) -> None:
     assert [ids.row(str(one)) for one in short] == [given.index(one) for one in short]
     assert ids.row("@0") == 0 and ids.row(f"@{len(given) - 1}") == len(given) - 1
     assert ids.row("@1") == (given.index("@1") if "@1" in given else 1)
+    assert ids.row("") == (given.index("") if "" in given else None)
     for none in (f"@{len(given)}", "@-1", "@", "c", 11, "1.0", 10**30, "x" * 5000):
         assert ids.row(none) is None

@@ -35,12 +35,12 @@ def featurized(folder: Path) -> None:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     job = Job(
         build,
-        {"train": Texts(8, WORDS, 8)},
+        {"train": Texts(4, WORDS, 8)},
         output="causal_lm",
         projector=ts.ProjectionSpec("sjlt", dim=512),
         checkpoints={0: folder / "weights.safetensors"},
-        batch_size=2,
-        block_rows=2,
+        batch_size=1,
+        block_rows=1,
     )
     if ranks == 1:
         featurize_job(job, folder / "1.zarr", progress=False, restore=False)

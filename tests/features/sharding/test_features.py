@@ -62,3 +62,11 @@ def test_ranks_send_a_row_of_features_for_each_sample_and_no_more() -> None:
     for way, alone, both in counted:
         assert int(alone) > 1000
         assert int(both) - int(alone) == (SAMPLES * row if way == "tp" else 0)
+
+
+@pytest.mark.slow
+def test_a_plan_that_leaves_out_what_meets_divided_positions_is_refused(tmp_path: Path) -> None:
+    done = torchrun(2, "ranks.py", str(tmp_path), "careless-sp:Llama:sjlt")
+    assert done.returncode != 0
+    told = "have different gradients of layers.0.attention_norm.weight, layers.0.mlp_norm.weight"
+    assert told in done.stderr and "put SequenceParallel() into the plan" in done.stderr

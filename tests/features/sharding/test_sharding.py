@@ -90,6 +90,21 @@ def test_a_sharded_model_has_the_hash_of_the_whole_one() -> None:
     assert whole_tensor(plain) is plain
 
 
+@pytest.mark.parametrize(
+    "more", [{"scale": "samples"}, {"memory_limit": "50MB"}, {"activations": ["norm"]}], ids=str
+)
+def test_a_sharded_model_has_what_a_whole_one_has(tmp_path: Path, more: dict[str, Any]) -> None:
+    expected = features(made(Llama), tmp_path / "whole.zarr", **more)
+    model = made(Llama)
+    shard_blocks(model, init_device_mesh("cpu", (1,)))
+    got = features(model, tmp_path / "sharded.zarr", **more)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    splits = [
+        ts.open_store(tmp_path / name).split(0, "train") for name in ("whole.zarr", "sharded.zarr")
+    ]
+    assert splits[0].columns == splits[1].columns
+
+
 class Choosing(nn.Module):
     """Mixture of experts: the first word of a text says which one it goes to."""
 

@@ -37,9 +37,20 @@ from torch import Tensor
 from trakstore.features.projectors.sketching import RunTable
 from trakstore.planning import ranges
 
-__all__ = ["COLUMNS", "FEATURES", "ROWS", "WINDOW", "Sheared", "Windows", "pays"]
+__all__ = [
+    "COLUMNS",
+    "FEATURES",
+    "FEW_ROWS",
+    "ROWS",
+    "WINDOW",
+    "Sheared",
+    "Windows",
+    "pays",
+    "unfolds_in_place",
+]
 
 ROWS, COLUMNS = 128, 128  # of a tile
+FEW_ROWS = 64  # of a tile that is not sheared
 WINDOW = 256  # features that rows of a group fall on
 FEATURES = 128  # of a tile of features
 _GROUPS = (64, 32, 16)  # rows of a group, at most
@@ -219,9 +230,43 @@ def _entry(positions: int, group: int) -> float:
     return 2 * positions / _TRITON + _SHEAR + window
 
 
-def pays(table: Sheared, positions: int, rows: int, columns: int) -> bool:
-    """Tell whether a sample is sketched faster by shearing than by tiles through memory."""
+def pays(table: Sheared, positions: int, rows: int, columns: int, unfolded: bool = False) -> bool:
+    """Tell whether a sample is sketched faster by shearing than by tiles through memory.
+
+    Parameters
+    ----------
+    table : Sheared
+    positions, rows, columns : int
+        Sizes of the factors.
+    unfolded : bool
+        Whether the right factor lies in a smaller tensor.
+    """
     copies = len(table.signs2) // columns
-    tiles = rows * columns * (2 * positions / _STACKED + 4 * (1 + copies) / _READ)
+    forming = 2 * positions * rows * columns / _STACKED
+    if unfolded:
+        forming = min(forming + _unfolding(positions, columns), _indexed(positions, rows, columns))
+    tiles = forming + rows * columns * 4 * (1 + copies) / _READ
     merging = 2 * positions * (len(table.rows) + table.slots) / _READ
     return table.entries * _entry(positions, table.group) + merging < tiles
+
+
+def unfolds_in_place(positions: int, rows: int, columns: int) -> bool:
+    """Tell whether gradients are formed faster of an input that is not unfolded in memory before.
+
+    Examples
+    --------
+    >>> unfolds_in_place(1024, 64, 576), unfolds_in_place(16, 500, 4600)
+    (True, True)
+    """
+    stacked = 2 * positions * rows * columns / _STACKED + _unfolding(positions, columns)
+    return _indexed(positions, rows, columns) < stacked
+
+
+def _unfolding(positions: int, columns: int) -> float:
+    """Picoseconds to write windows of an input in 16 bits, and to read them."""
+    return 4 * positions * columns / _READ
+
+
+def _indexed(positions: int, rows: int, columns: int) -> float:
+    padded = -(-rows // FEW_ROWS) * FEW_ROWS * -(-columns // COLUMNS) * COLUMNS
+    return 2 * positions * padded / _TRITON

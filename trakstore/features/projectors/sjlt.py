@@ -25,10 +25,10 @@ from torch import Tensor
 from trakstore.features.projectors import loops
 from trakstore.features.projectors.collecting import Collecting, Listed, Place, SmallPieces
 from trakstore.features.projectors.hashing import hash1, hash2, keys
-from trakstore.features.projectors.pieces import Gathered, Outer, Piece
+from trakstore.features.projectors.pieces import Gathered, Outer, Piece, part
 from trakstore.features.projectors.products import low_dtype
 from trakstore.features.projectors.projector import Projector, Sides, remembered
-from trakstore.features.projectors.sheared import WINDOW, Sheared, pays
+from trakstore.features.projectors.sheared import WINDOW, Sheared, pays, unfolds_in_place
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
 from trakstore.features.projectors.triton import usable
@@ -41,6 +41,7 @@ __all__ = ["SJLT"]
 _CPU = torch.device("cpu")
 _GENERATION = 8  # of a GPU that multiplies bfloat16
 _ADD = 0.2  # nanoseconds to add an entry
+_FORMED = 1 << 26  # entries of gradients that a GPU forms at once
 _ENTRIES = 1 << 24  # gathered at once by plain torch on a device
 
 
@@ -103,7 +104,8 @@ class SJLT(Projector):
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, by the evaluation that is cheapest for its shape."""
         if out.device.type != "cpu":
-            super().add_outer(out, outer)
+            if not self._add_unfolded(out, outer):
+                super().add_outer(out, outer)
             return
         last_row = outer.first_row + outer.rows
         self._need_inside(outer.name, outer.first_row, last_row, outer.columns)
@@ -169,8 +171,23 @@ class SJLT(Projector):
             return None
         last_row = outer.first_row + outer.rows
         table = self._sheared_rows_of(outer.name, outer.first_row, last_row, out.device)
-        faster = pays(table, outer.positions, outer.rows, outer.columns)
+        sizes = outer.positions, outer.rows, outer.columns
+        faster = pays(table, *sizes, unfolded=outer.unfolded is not None)
         return (table, dtype) if faster else None
+
+    def _add_unfolded(self, out: Tensor, outer: Outer) -> bool:
+        """Add a product of which no right factor is written, if that is faster; tell whether it is."""
+        dtype = low_dtype(outer.left, outer.left)
+        if outer.unfolded is None or dtype is None or not usable(out.device, _GENERATION):
+            return False
+        if not unfolds_in_place(outer.positions, outer.rows, outer.columns):
+            return False
+        from trakstore.features.projectors.triton.shear import formed
+
+        for start, stop in ranges(outer.batch, max(1, _FORMED // (outer.rows * outer.columns))):
+            tile = formed(part(outer.left, start, stop), outer.unfolded(start, stop), dtype)
+            self.add(part(out, start, stop), outer.name, tile, outer.first_row)
+        return True
 
     def _rotate(self, out: Tensor, name: str, tile: Tensor, first_row: int) -> None:
         """Add a tile in plain torch, on a device without kernels of its own."""

@@ -53,7 +53,7 @@ class WaitingWindows:
         windows = self._place(out, batch, count)
         each = 2 * outer.positions * (table.slots + outer.columns)
         for samples in ranges(batch, max(1, _BYTES // each)):
-            right = outer.make_right(*samples)
+            right = outer.unfolded(*samples) if outer.unfolded else outer.make_right(*samples)
             write_windows(part(windows, *samples), part(outer.left, *samples), right, table, dtype)
         self._tables.append(table)
 

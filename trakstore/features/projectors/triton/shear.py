@@ -15,10 +15,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trakstore.features.projectors.pieces import Unfolded
 from trakstore.features.projectors.products import aligned
-from trakstore.features.projectors.sheared import COLUMNS, FEATURES, ROWS, WINDOW, Sheared, Windows
+from trakstore.features.projectors.sheared import (
+    COLUMNS,
+    FEATURES,
+    FEW_ROWS,
+    ROWS,
+    WINDOW,
+    Sheared,
+    Windows,
+)
 
-__all__ = ["fold_windows", "write_windows"]
+__all__ = ["fold_windows", "formed", "write_windows"]
 
 _SLOTS, _POSITIONS = 128, 16  # merged by a program
 _STEP = 64  # positions that are multiplied at once
@@ -62,18 +71,26 @@ def _merge(
 
 @triton.jit(do_not_specialize=("positions",))
 def _shear(
-    merged,
+    left,
+    left_by_sample,
+    left_by_position,
+    left_by_row,
     right,
     by_sample,
     by_position,
     by_column,
+    position_offsets,
+    column_offsets,
     signs2,
     shifts,
     places,
-    windows,
-    by_window_sample,
+    out,
+    out_by_sample,
     positions,
-    slots,
+    rows,
+    columns,
+    INDEXED: tl.constexpr,
+    SHEARED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
@@ -81,49 +98,74 @@ def _shear(
     WINDOW: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """Windows of one tile, of those of a sample: ``(column tiles, groups, WINDOW)``.
+    """One tile, ``Σ_t left[t, row]·right[t, column]``, or its windows.
 
-    The tile is ``Σ_t merged[t, row]·right[t, column]`` times the signs of columns. Its row r is summed
-    to its group's window from position ``shifts[r]`` on.
+    Where INDEXED, the right factor is at ``position_offsets[t] + column_offsets[column]``, as that of a
+    convolution is in its input. Where SHEARED, rows are slots, the tile is multiplied with the signs of
+    columns, and its row r is summed to its group's window from position ``shifts[r]`` on; a sample has
+    windows ``(column tiles, groups, WINDOW)``. Otherwise it is a part of ``out (rows, columns)``.
     """
     tile_c, tile_r, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    start, width = tl.load(places + 3 * tile_r), tl.load(places + 3 * tile_r + 1)
+    if SHEARED:
+        start, width = tl.load(places + 3 * tile_r), tl.load(places + 3 * tile_r + 1)
+    else:
+        start, width = 0, columns
     if tile_c * COLUMNS < width:
         i, j, t = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, STEP)
         c = tile_c * COLUMNS + j
-        inside = c < width
-        own = merged + b * positions * slots + tile_r * ROWS
-        other = right + b * by_sample + start * by_column
+        inside, row = c < width, tile_r * ROWS + i
+        own = left + b * left_by_sample
+        other = right + b * by_sample
+        if INDEXED:
+            across = tl.load(column_offsets + start + c, mask=inside, other=0)
+        else:
+            other += start * by_column
+            across = c * by_column
         tile = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
         for step in range(0, positions, STEP):
             at = step + t
-            there = (at < positions)[:, None]
-            a = tl.load(own + at[:, None] * slots + i[None, :], mask=there, other=0.0)
-            r = tl.load(
-                other + at[:, None] * by_position + c[None, :] * by_column,
-                mask=there & inside[None, :],
-                other=0.0,
-            )
+            there = at < positions
+            # Slots are whole tiles.
+            known = there[:, None] if SHEARED else there[:, None] & (row < rows)[None, :]
+            place = at[:, None] * left_by_position + row[None, :] * left_by_row
+            a = tl.load(own + place, mask=known, other=0.0)
+            along = at * by_position
+            if INDEXED:
+                along = tl.load(position_offsets + at, mask=there, other=0)
+            found = there[:, None] & inside[None, :]
+            r = tl.load(other + along[:, None] + across[None, :], mask=found, other=0.0)
             tile = tl.dot(tl.trans(a.to(OPERAND)), r.to(OPERAND), tile, input_precision="ieee")
-        sign = tl.load(
-            signs2 + tl.load(places + 3 * tile_r + 2) + start + c, mask=inside, other=0.0
-        )
-        tile = tile * sign[None, :]
-        # Gathered as one long vector: then values go once through shared memory, where a gather along
-        # rows would be shuffles between threads, and eight times as many instructions.
-        shift = tl.load(shifts + tile_r * ROWS + i)
-        w = tl.arange(0, WINDOW)
-        position = w[None, :] - shift[:, None]
-        hit = (position >= 0) & (position < COLUMNS)
-        index = i[:, None] * COLUMNS + tl.where(hit, position, 0)
-        flat = tl.gather(
-            tl.reshape(tile, (ROWS * COLUMNS,)), tl.reshape(index, (ROWS * WINDOW,)), 0
-        )
-        sheared = tl.where(hit, tl.reshape(flat, (ROWS, WINDOW)), 0.0)
-        total = tl.sum(tl.reshape(sheared, (ROWS // GROUP, GROUP, WINDOW)), 1)
-        group = tile_r * (ROWS // GROUP) + tl.arange(0, ROWS // GROUP)
-        place = (tile_c * (slots // GROUP) + group[:, None]) * WINDOW + w[None, :]
-        tl.store(windows + b * by_window_sample + place, total)
+        if SHEARED:
+            _write_windows(
+                tile, signs2, shifts, places, out + b * out_by_sample, tile_r, tile_c, start, c,
+                inside, rows, ROWS, COLUMNS, GROUP, WINDOW,
+            )  # fmt: skip
+        else:
+            here = out + b * out_by_sample + row.to(tl.int64)[:, None] * columns + c[None, :]
+            tl.store(here, tile, mask=(row < rows)[:, None] & inside[None, :])
+
+
+@triton.jit
+def _write_windows(
+    tile, signs2, shifts, places, out, tile_r, tile_c, start, c, inside, rows,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, ROWS)
+    sign = tl.load(signs2 + tl.load(places + 3 * tile_r + 2) + start + c, mask=inside, other=0.0)
+    tile = tile * sign[None, :]
+    # Gathered as one long vector: then values go once through shared memory, where a gather along
+    # rows would be shuffles between threads, and eight times as many instructions.
+    shift = tl.load(shifts + tile_r * ROWS + i)
+    w = tl.arange(0, WINDOW)
+    position = w[None, :] - shift[:, None]
+    hit = (position >= 0) & (position < COLUMNS)
+    index = i[:, None] * COLUMNS + tl.where(hit, position, 0)
+    flat = tl.gather(tl.reshape(tile, (ROWS * COLUMNS,)), tl.reshape(index, (ROWS * WINDOW,)), 0)
+    sheared = tl.where(hit, tl.reshape(flat, (ROWS, WINDOW)), 0.0)
+    total = tl.sum(tl.reshape(sheared, (ROWS // GROUP, GROUP, WINDOW)), 1)
+    group = tile_r * (ROWS // GROUP) + tl.arange(0, ROWS // GROUP)
+    place = (tile_c * (rows // GROUP) + group[:, None]) * WINDOW + w[None, :]
+    tl.store(out + place, total)
 
 
 @triton.jit(do_not_specialize=("dim",))
@@ -161,7 +203,7 @@ def _fold(
 
 
 def write_windows(
-    windows: Tensor, left: Tensor, right: Tensor, table: Sheared, dtype: torch.dtype
+    windows: Tensor, left: Tensor, right: Tensor | Unfolded, table: Sheared, dtype: torch.dtype
 ) -> None:
     """Write the windows of a product of factors.
 
@@ -169,36 +211,69 @@ def write_windows(
     ----------
     windows : Tensor, shape (batch, windows of the table, 256), float32
         Rows and windows are contiguous, samples need not be.
-    left, right : Tensor, shape (batch, positions, rows) and (batch, positions, columns)
-        Factors of the gradients.
+    left : Tensor, shape (batch, positions, rows)
+        Factor of rows.
+    right : Tensor, shape (batch, positions, columns), or Unfolded
+        Factor of columns.
     table : Sheared
         Merged rows of the parameter's rows that the product has.
     dtype : torch.dtype
         Dtype of both factors where they are multiplied. Merged rows are rounded to it once.
     """
-    right, merged = aligned(right.to(dtype)), _merged(left, table, dtype)
-    column_tiles = len(table.starts)
-    with torch.cuda.device_of(windows):
-        _shear[(column_tiles, table.slots // ROWS, len(left))](
-            merged,
-            right,
-            *right.stride(),
-            table.signs2,
-            table.shifts,
-            table.runs,
-            windows,
-            windows.stride(0),
+    grid = len(table.starts), table.slots // ROWS, len(left)
+    _multiply(windows, _merged(left, table, dtype), right, table.slots, grid, dtype, table)
+
+
+def formed(left: Tensor, right: Unfolded, dtype: torch.dtype) -> Tensor:
+    """Return gradients ``(batch, rows, columns)``, float32, of an input that is not unfolded."""
+    batch, _, rows = left.shape
+    columns = len(right.columns)
+    out = torch.empty(batch, rows, columns, dtype=torch.float32, device=left.device)
+    grid = triton.cdiv(columns, COLUMNS), triton.cdiv(rows, FEW_ROWS), batch
+    _multiply(out, left.to(dtype), right, rows, grid, dtype)
+    return out
+
+
+def _multiply(
+    out: Tensor,
+    left: Tensor,
+    right: Tensor | Unfolded,
+    rows: int,
+    grid: tuple[int, int, int],
+    dtype: torch.dtype,
+    table: Sheared | None = None,
+) -> None:
+    other: tuple[Tensor | int, ...]
+    if isinstance(right, Unfolded):
+        x = right.input  # a copy in another dtype might have other strides
+        other = x, x.stride(0), 0, 0, right.positions, right.columns
+    else:
+        x = aligned(right.to(dtype))
+        other = x, *x.stride(), x, x
+    hashes = (out, out, out) if table is None else (table.signs2, table.shifts, table.runs)
+    limit = {} if table is None else {"maxnreg": _REGISTERS}
+    with torch.cuda.device_of(out):
+        _shear[grid](
+            left,
+            *left.stride(),
+            *other,
+            *hashes,
+            out,
+            out.stride(0),
             left.shape[1],
-            table.slots,
-            ROWS=ROWS,
+            rows,
+            out.shape[2],
+            INDEXED=isinstance(right, Unfolded),
+            SHEARED=table is not None,
+            ROWS=FEW_ROWS if table is None else ROWS,
             COLUMNS=COLUMNS,
             STEP=_STEP,
-            GROUP=table.group,
+            GROUP=ROWS if table is None else table.group,
             WINDOW=WINDOW,
             # Triton's interpreter multiplies bfloat16 wrongly.
-            OPERAND=_OPERANDS[dtype] if windows.is_cuda else tl.float32,
-            num_warps=8,
-            maxnreg=_REGISTERS,
+            OPERAND=_OPERANDS[dtype] if out.is_cuda else tl.float32,
+            num_warps=4 if table is None else 8,
+            **limit,
         )
 
 
