@@ -9,6 +9,11 @@ parameter that autograd's graph reaches by another way than through a known laye
 through the generic engine in that batch. And the first samples are compared with ordinary backward
 passes: parameters that are not seen, or wrong there, go through the generic engine always. So the
 features are the same for any model.
+
+Batches of one shape are not replayed as a CUDA graph. A replay goes through no Python: what the model's
+own code decides by a counter, a cache or a flag would stay as it was in the batch that was captured,
+samples would not be followed, and nobody would see an activation that is changed in place. Of that only
+the few rows that are compared in each block would tell.
 """
 
 from __future__ import annotations
