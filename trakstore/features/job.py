@@ -121,7 +121,8 @@ class Job:
         products of 10 bits, where a GPU has such, also of the projection. ``"bfloat16"``: as
         ``torch.autocast`` does it, of gradients that are still projected in float32: inner products of
         features are off by 0.4% to 2%, where their projection was off by 16% to 25% (an MLP, a
-        transformer and a ResNet-9 on a CPU). A model whose parameters are bfloat16 computes in that with ``"float32"``.
+        transformer and a ResNet-9 on a CPU). A model whose parameters are bfloat16 computes in that
+        with ``"float32"``.
     autocast : {"bfloat16"}, optional
         The same as that ``precision``.
     check : {"some", "all"}
