@@ -317,7 +317,8 @@ def _edit(_where: Path, _older: Path, path: Path, rng: random.Random) -> _Change
     if path.name != "zarr.json":
         return {}
     document = json.loads(path.read_bytes())
-    inside = document["attributes"] or document
+    attributes = document["attributes"]
+    inside = attributes.get("trakstore", attributes) or document
     name = rng.choice(sorted(inside))
     value = inside[name]
     if rng.random() < 0.3:

@@ -126,11 +126,11 @@ def signs_operations(args: tuple[Any, ...]) -> tuple[float, float | None]:
 def sheared_operations(args: tuple[Any, ...]) -> tuple[float, float | None]:
     from trakstore.features.projectors.sheared import COLUMNS, ROWS
 
-    merged, places, positions = args[0], args[7], args[9]
-    if not places.is_meta:
-        columns = int((-(-places[:, 1] // COLUMNS) * COLUMNS).sum())
-        return 2.0 * len(merged) * positions * ROWS * columns, None
-    raise AssertionError("tables are on the CPU, so that they have numbers")
+    left, places, positions, rows, columns = args[0], args[12], *args[15:18]
+    entries = rows * columns
+    if not places.is_meta:  # tables are on the CPU, so that they have numbers
+        entries = ROWS * int((-(-places[:, 1] // COLUMNS) * COLUMNS).sum())
+    return 2.0 * len(left) * positions * entries, None
 
 
 def nothing(_: tuple[Any, ...]) -> tuple[float, float | None]:

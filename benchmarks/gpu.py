@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import dataclasses
 import itertools
 import json
 import logging
@@ -30,7 +31,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,11 @@ import trakstore as ts
 from trakstore.features import Featurized, featurize
 from trakstore.features.devices import working_on
 from trakstore.features.projectors import Projector, make_projector
-from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
+from trakstore.spec import ParameterSpec, Precision, ProjectionKind, ProjectionSpec
 
 KINDS: tuple[ProjectionKind, ...] = ("sjlt", "kronecker", "rademacher")
+# How many of these kinds are run in each precision.
+PRECISIONS: dict[Precision, int] = {"float32": 3, "tf32": 2, "bfloat16": 2}
 COLUMNS = 4096  # of the weight whose gradients are projected
 
 
@@ -154,65 +157,69 @@ def pipeline(card: Card) -> None:
         size = 4 if card.small else batch
         shape = {} if card.small else {**more, **(gpt2 if name == "transformer" else {})}
         work = Work(name, card.small, str(card.device), **shape)
-        with cudnn.flags(enabled=True, allow_tf32=True):
-            default = card.seconds(work.floor(size)) / size
+        default = card.seconds(work.floor(size)) / size
         card.tell(
             f"{name} ({work.count:,} parameters), batch {size}: forward and backward as torch has it, "
-            f"TF32 in convolutions: {1e3 * default:.3g} ms a sample",
+            f"TF32 in convolutions alone: {1e3 * default:.3g} ms a sample",
             model=name,
             seconds=default,
         )
-        cases = [(None, kind) for kind in KINDS] + [("bfloat16", kind) for kind in KINDS[:2]]
-        floors: dict[str | None, float] = {}
-        for autocast, kind in card.in_time(cases):
-            if autocast not in floors:
-                floors[autocast] = plain_seconds(card, work, size, autocast)
-            whole(card, work, kind, size, autocast, floors[autocast])
+        floors: dict[Precision, float] = {}
+        cases = [(one, kind) for one, few in PRECISIONS.items() for kind in KINDS[:few]]
+        for precision, kind in card.in_time(cases):
+            if precision not in floors:
+                floors[precision] = plain_seconds(card, work, size, precision)
+            whole(card, work, kind, size, precision, floors[precision])
 
 
-def plain_seconds(card: Card, work: Work, size: int, autocast: str | None) -> float:
-    with cudnn.flags(enabled=True, allow_tf32=False):
-        floor = card.seconds(cast(card, work.floor(size), autocast)) / size
-    precision = autocast or "float32"
+def plain_seconds(card: Card, work: Work, size: int, precision: Precision) -> float:
+    with in_precision(card, precision):
+        floor = card.seconds(work.floor(size)) / size
     text = f"forward and backward, {precision}: {1e3 * floor:.3g} ms a sample"
     card.tell(text, model=work.name, precision=precision, seconds=floor)
     return floor
 
 
-def whole(card: Card, work: Work, kind: Any, size: int, autocast: str | None, floor: float) -> None:
-    done, precision = featurized(card, work, kind, size, autocast), autocast or "float32"
-    taken = done.seconds / done.rows
+@contextlib.contextmanager
+def in_precision(card: Card, precision: Precision) -> Iterator[None]:
+    """Compute as torch does in a precision, by its fastest algorithms."""
+    before, mixed = torch.get_float32_matmul_precision(), precision == "bfloat16"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    convolutions = cudnn.flags(enabled=True, allow_tf32=precision == "tf32")
+    try:
+        with convolutions, torch.autocast(card.device.type, torch.bfloat16, enabled=mixed):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def whole(card: Card, work: Work, kind: Any, size: int, precision: Precision, floor: float) -> None:
+    done = featurized(card, work, kind, size, precision)
+    taken, parts = done.seconds / done.rows, dataclasses.asdict(done.prepared)
+    longest = max(parts, key=lambda one: parts[one])
     card.tell(
         f"{kind}, {precision}: {taken / floor:.2f} x that, {1 / taken:,.0f} samples/s; "
-        f"{done.spent.preparing:.2g} s of preparing",
+        f"{done.prepared.total:.2g} s of preparing, {parts[longest]:.2g} of it {longest}",
         model=work.name,
         kind=kind,
         precision=precision,
         seconds=taken,
         ratio=taken / floor,
-        preparing=done.spent.preparing,
+        preparing=parts,
     )
 
 
-def cast(card: Card, run: Callable[[], None], autocast: str | None) -> Callable[[], None]:
-    def under() -> None:
-        with torch.autocast(card.device.type, torch.bfloat16, enabled=autocast is not None):
-            run()
-
-    return under
-
-
-def featurized(card: Card, work: Work, kind: Any, size: int, autocast: Any) -> Featurized:
-    """The second of two runs, whose kernels are compiled."""
+def featurized(card: Card, work: Work, kind: Any, size: int, precision: Precision) -> Featurized:
+    """The last of the runs, whose kernels are compiled: of two, or one where only to run matters."""
     inputs, labels = (one.cpu() for one in work.batch((2 if card.small else 16) * size))
     spec = ProjectionSpec(kind, dim=64 if card.small else 2048)
-    options: dict[str, Any] = {"projector": spec, "batch_size": size, "autocast": autocast}
+    options: dict[str, Any] = {"projector": spec, "batch_size": size, "precision": precision}
     options |= {"device": str(card.device), "output": work.output, "progress": False}
     data = list(zip(inputs, labels, strict=True))
-    model = copy.deepcopy(work.model)
+    model, times = copy.deepcopy(work.model), 1 if card.small else 2
     with tempfile.TemporaryDirectory() as folder:
-        done = [featurize(model, data, Path(folder) / f"{i}.zarr", **options) for i in range(2)]
-    return done[1]
+        done = [featurize(model, data, Path(folder) / f"{i}.zarr", **options) for i in range(times)]
+    return done[-1]
 
 
 def beside(card: Card) -> None:

@@ -164,6 +164,8 @@ def test_the_two_forms_of_trak() -> None:
     own, paper = (one[:5].mean(0) - one[5:].mean(0) for one in dense.values())
     np.testing.assert_allclose(found, own, rtol=1e-3, atol=1e-4 * np.abs(own).max())
     assert np.abs(found - paper).max() > 0.1 * np.abs(own).max()
+    published = made.find_spurious_examples("published_trak")["contrast"].numpy()
+    np.testing.assert_allclose(published, paper, rtol=1e-3, atol=1e-4 * np.abs(paper).max())
     store = made.trak.store
     bare = made.trak.compute_attributions(
         *(torch.from_numpy(store.features(0, split).values) for split in ("train", "test"))

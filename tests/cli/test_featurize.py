@@ -198,3 +198,16 @@ def test_bad_rows_are_skipped_when_asked(run: Any, tmp_path: Path) -> None:
     assert "row 11" in run(*asked).error
     assert run(*asked, "--skip-bad-rows").code == 0
     assert "1 of the masked rows" in " ".join(run("info", tmp_path / "s").out.split())
+
+
+def test_a_model_is_shared_by_ranks_that_torchrun_started(
+    run: Any, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    ran = run("featurize", f"{jobs}:small", "--store", tmp_path / "a.zarr", "--fsdp")
+    assert ran.code == 2
+    assert "are started by torchrun" in ran.error
+    ran = run("featurize", f"{jobs}:small", "--store", tmp_path / "a.zarr", "--tp", "2")
+    assert ran.code == 2
+    assert "--tp divides the layers of a model that --fsdp shards" in ran.error
+    assert not (tmp_path / "a.zarr").exists()

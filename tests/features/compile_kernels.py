@@ -22,7 +22,8 @@ from trakstore.features.projectors.triton import partial_sums, shear, signs, spa
 TYPES = {
     **dict.fromkeys(("tile", "partial", "signs", "signs2", "windows", "out"), "*fp32"),
     **dict.fromkeys(("row_factors", "factors"), "*fp32"),
-    **dict.fromkeys(("pairs", "index", "first", "shifts", "places", "bases", "widths"), "*i32"),
+    **dict.fromkeys(("position_offsets", "column_offsets"), "*i32"),
+    **dict.fromkeys(("pairs", "index", "first", "shifts", "places", "starts", "listed"), "*i32"),
     **dict.fromkeys(("left", "right", "merged"), "*bf16"),
     "scale": "fp32",
 }
@@ -85,11 +86,18 @@ def every_kernel(target: int) -> None:
     compiled("pairs", signs._draw_pairs, 4, target, LISTED=False, N=1024)
     compiled("pairs of listed rows", signs._draw_pairs, 4, target, LISTED=True, N=1024)
     compiled("merged rows", shear._merge, 4, target, by_row=1, SLOTS=128, POSITIONS=16)
-    product = {"ROWS": 128, "COLUMNS": 128, "STEP": 64, "WINDOW": 256, "OPERAND": tl.bfloat16}
+    product = {"COLUMNS": 128, "STEP": 64, "WINDOW": 256, "OPERAND": tl.bfloat16}
+    sheared = {"SHEARED": True, "ROWS": 128, "left_by_row": 1, "maxnreg": 128, **product}
+    dense = {"INDEXED": False, "by_column": 1}
     for group in (64, 16):
-        compiled(f"sheared products, groups of {group}", shear._shear, 8, target, by_column=1,
-                 GROUP=group, maxnreg=128, **product)  # fmt: skip
-    folded = {"COLUMNS": 128, "WINDOW": 256, "FEATURES": 128, "GROUPS": 16}
+        label = f"sheared products, groups of {group}"
+        compiled(label, shear._shear, 8, target, GROUP=group, **dense, **sheared)
+    places = {"INDEXED": True, "by_position": 0, "by_column": 0}
+    label = "sheared products of an input"
+    compiled(label, shear._shear, 8, target, GROUP=32, **places, **sheared)
+    one = {"SHEARED": False, "ROWS": 64, "GROUP": 128, "left_by_position": 1, **product}
+    compiled("products of an input", shear._shear, 4, target, **places, **one)
+    folded = {"WINDOW": 256, "FEATURES": 128, "LISTED": 16}
     compiled("folded windows", shear._fold, 4, target, **folded)
 
 

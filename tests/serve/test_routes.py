@@ -94,7 +94,7 @@ def test_an_answer_can_be_streamed(client: Any) -> None:
 def test_what_else_there_is(client: Any) -> None:
     assert client.get("/health").json() == {"status": "ok"}
     about = client.get("/store").json()
-    assert about["epochs"] == [1, 2, 3, "final"] and about["takes_new"] is True
+    assert about["epochs"] == [1, 2, 3, "final"] and about["takes"] == ["image"]
     page = client.get("/")
     assert "sha256-" in page.headers["content-security-policy"]
     assert "http://" not in page.text and "https://" not in page.text

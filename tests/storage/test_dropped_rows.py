@@ -322,15 +322,25 @@ def test_a_block_that_is_repaired_is_written_again(store: ts.FeatureStore) -> No
     assert verify_store(store).ok
 
 
-def test_on_object_storage_and_on_a_cluster(bucket: str) -> None:
-    from distributed import Client, LocalCluster
-
+def test_on_object_storage(bucket: str) -> None:
     store = filled(f"{bucket}/s.zarr", epochs=(0, 1))
     wanted = scores_of(store, solver=Cholesky())
     lazy = store.features(0, SPLIT).data
     dropped(store)
     assert not chunks(store) and verify_store(store).ok
     np.testing.assert_allclose(scores_of(store), wanted, rtol=1e-5, atol=1e-7)
+    with pytest.raises(IncompleteError, match=GONE):
+        lazy.compute()
+
+
+@pytest.mark.slow
+def test_on_a_cluster(tmp_path: Path) -> None:
+    from distributed import Client, LocalCluster
+
+    store = filled(tmp_path / "s.zarr", epochs=(0, 1))
+    wanted = scores_of(store, solver=Cholesky())
+    lazy = store.features(0, SPLIT).data
+    dropped(store)
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0") as cluster,
         Client(cluster),

@@ -111,14 +111,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "nan": (np.nan, "1 row has NaN or infinite features"),
     "inf": (-np.inf, "1 row has NaN or infinite features"),
     "too large": (1e40, r"1 row overflows int8 \(row 3\)"),
-    "one that is large": (60.0, "is off by more than 10% in 8 bits"),
-    "one that is larger": (200.0, r"underflows int8 \(the norm changes by more than 1%\)"),
+    "one that is far larger": (600.0, "1 row is off by more than 25% in 8 bits"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_rows_that_cannot_be_kept_are_refused(name: str) -> None:
-    rows = np.random.default_rng(0).standard_normal((5, 16_384))
+    rows = np.random.default_rng(0).standard_normal((5, 65_536))
     rows[3, 7], words = BAD[name]
     with pytest.raises(NumericsError, match=words):
         stored_rows(rows, "int8", 0)
@@ -129,7 +128,7 @@ def test_rows_that_cannot_be_kept_are_refused(name: str) -> None:
 def test_rows_below_the_smallest_scale_are_refused() -> None:
     rows = np.ones((3, 8), np.float32)
     rows[1] *= 1e-44
-    with pytest.raises(NumericsError, match="1 row underflows int8"):
+    with pytest.raises(NumericsError, match=r"1 row is off by more than 25% in 8 bits .*all tiny"):
         stored_rows(rows, "int8", 0)
     rows[1] = 0  # zeros are kept
     stored = stored_rows(rows, "int8", 0)
@@ -300,17 +299,11 @@ def test_rows_that_are_not_those_of_their_norm_are_found(store: ts.FeatureStore)
     start, stop = split.spec.block_range(1)
     block = {name: split.column_as_stored(name).read(start, stop) for name in split.columns}
     bound = rounding_bound(block["row_scale"], DIM) / block["norm"]
-    for more, wrong in ((0.5, False), (1.2, True)):
+    for more, wrong in ((0.6, False), (1.6, True)):
         changed = {**block, "norm": (block["norm"] * (1 + more * bound)).astype(np.float32)}
-        changed["norm"][1:] = block["norm"][1:]
-        changed["norm"][0] = min(changed["norm"][0], block["norm"][0] * 1.009)
         BlockWriter(split).write(1, changed)
-        off = more * bound[0] > 0.01 or wrong
         kinds = {one.kind for one in verify_store(store).findings}
-        if off and more * bound[0] < 0.009:
-            assert kinds == {"norm"}
-        elif not off:
-            assert not kinds
+        assert kinds == ({"norm"} if wrong else set())
     scaled = {**block, "row_scale": block["row_scale"] * np.float32(1.02)}
     BlockWriter(split).write(1, scaled)
     assert {one.kind for one in verify_store(store).findings} == {"norm"}

@@ -24,8 +24,8 @@ refused::
 **TRAK is TRAK.** Scores are T (ΦᵀΦ + λI)⁻¹ Φᵀ Q, not cosines of loss gradients: of gradients of
 the margin log p / (1 - p), with Q = 1 - p of the train samples. Features that were computed in chunks
 and put one behind the other are scored with the Q of their own rows. ``compute_attributions`` has the
-paper's formula; ``BiasAttributor`` with ``"trak"`` that of :func:`trakstore.trak_scores`, which has a
-temperature.
+paper's formula, ``BiasAttributor`` with ``"trak"`` that of :func:`trakstore.trak_scores`, which has a
+temperature, and with ``"published_trak"`` the paper's.
 
 **A weighted mean of train predictions is no linear datamodeling score.** Loops that compare such a mean
 with the model's prediction run, and say nothing about what training on other data would do. This does::

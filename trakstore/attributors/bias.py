@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ _SQUARE = (
 
 _METHODS: dict[str, Any] = {
     "trak": trak_scores,
+    "published_trak": partial(trak_scores, temperature=None),
     "influence": influence_scores,
     "grad_dot": grad_dot_scores,
     "grad_cos": grad_cos_scores,
@@ -79,10 +81,10 @@ class BiasAttributor:
 
         Parameters
         ----------
-        attribution_method : {"trak", "influence", "grad_dot", "grad_cos"}
+        attribution_method : {"trak", "published_trak", "influence", "grad_dot", "grad_cos"}
             Method that scores the train samples, by the function of this name with its defaults.
-            ``"trak"`` is :func:`trakstore.trak_scores` at its temperature, which finds more than the
-            paper's own form, that of a :class:`TRAKAttributor` (``temperature=None``).
+            ``"trak"`` is :func:`trakstore.trak_scores` at its temperature; ``"published_trak"`` the
+            paper's own form (``temperature=None``), which is that of a :class:`TRAKAttributor`.
         top_k : int
             Number of train samples.
 

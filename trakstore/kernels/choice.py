@@ -84,6 +84,7 @@ def factor_rows(
     check_gram_dtype(dtype)
     solver = solver or choose_solver(rows.shape[0], rows.shape[1], damped, memory_limit)
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
+    limit = memory_budget(memory_limit)
     kernel: Kernel
     # The folder lives as long as the kernel, and goes with it.
     if solver.form == "tiles":
@@ -92,7 +93,7 @@ def factor_rows(
             tiled_gram(rows, None, scratch.location, "gram", **options), scratch=scratch
         )
     else:
-        kernel = gram(rows, **options) if solver.form == "matrix" else rows_kernel(rows)
+        kernel = gram(rows, **options) if solver.form == "matrix" else rows_kernel(rows, limit)
     return solver.factor(kernel, damped)
 
 
@@ -163,4 +164,4 @@ def split_kernel(
     if split.dropped:
         why = "this solver takes the rows: give Cholesky() or BlockedCholesky(), or none"
         raise dropped_error(layout.split_path(split.epoch, split.name), why)
-    return rows_kernel(kernel_rows(split))
+    return rows_kernel(kernel_rows(split), memory_budget(memory_limit))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.passes.gpu import NotFiniteError
-from trakstore.passes.pinned import Streams, Upload, to_host
+from trakstore.passes.pinned import Upload, to_host
 from trakstore.passes.rows import Rows
 from trakstore.planning import ranges
 
@@ -28,14 +28,13 @@ class DeviceSums:
     add a whole matrix to the sum for each tile would take longer than the tile's product.
     """
 
-    def __init__(
-        self, dim: int, dtype: str, together: int, device: str, streams: Streams | None = None
-    ) -> None:
+    def __init__(self, dim: int, dtype: str, together: int, device: str) -> None:
         there = torch.device(device)
         self._dtype, self._together = getattr(torch, dtype), together
         self._total = torch.zeros((dim, dim), dtype=torch.float64, device=there)
         self._product = torch.zeros((dim, dim), dtype=self._dtype, device=there)
-        self._features, self._roots = Upload(there, streams), Upload(there, streams)
+        self._features = Upload(there)
+        self._roots = Upload(there, self._features.streams)
         self._waiting, self.used = 0, 0
 
     def add(self, rows: Rows, start: int, stop: int, roots: NDArray[Any] | None) -> None:

@@ -110,11 +110,12 @@ class Upload:
     ----------
     device : torch.device
     streams : Streams, optional
-        Those of the device when None.
+        Those of another upload of the same thread: torch has 32 streams for copies, and one that two
+        threads had would let each wait for the other's computations. Its own when None.
     """
 
     def __init__(self, device: torch.device, streams: Streams | None = None) -> None:
-        self._device, self._streams = device, streams or streams_of(device)
+        self._device, self.streams = device, streams or streams_of(device)
         self._pairs: list[_Buffers] = []
         # Of rows in 8 bits: apart, since a scale would have the place of a tile.
         self._scales: Upload | None = None
@@ -122,7 +123,7 @@ class Upload:
     @contextmanager
     def sent(self, array: NDArray[Any]) -> Iterator[Tensor]:
         """Yield an array on the device, as it is stored, for computations that are asked for within."""
-        pair, streams = self._next(array.nbytes), self._streams
+        pair, streams = self._next(array.nbytes), self.streams
         dtype = array.dtype.newbyteorder("=")
         here = pair.here[: array.nbytes].numpy().view(dtype).reshape(array.shape)
         np.copyto(here, array)
@@ -144,7 +145,7 @@ class Upload:
                 yield stored.to(dtype)
             return
         if self._scales is None:
-            self._scales = Upload(self._device, self._streams)
+            self._scales = Upload(self._device, self.streams)
         integers, scale = (part.read(start, stop) for part in parts)
         with self.sent(integers) as stored, self._scales.sent(scale) as factor:
             # In float32, as on the CPU, whatever becomes of them.
@@ -155,7 +156,7 @@ class Upload:
         # Both are made before anything is computed: one that is made later waits for that.
         pair, other = self._pairs or (self._made(size), self._made(size))
         if pair.copied is not None:
-            self._streams.wait(pair.copied)
+            self.streams.wait(pair.copied)
         if pair.here.numel() < size:
             pair = self._made(size)
         self._pairs = [other, pair]
@@ -167,7 +168,7 @@ class Upload:
         here = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         there = torch.empty(size, dtype=torch.uint8, device=self._device)
         # Computations that had this memory before may not have ended.
-        return _Buffers(here, there, used=self._streams.computed())
+        return _Buffers(here, there, used=self.streams.computed())
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:

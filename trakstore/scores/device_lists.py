@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.passes.gpu import NotFiniteError
-from trakstore.passes.pinned import Streams, Upload, to_host
+from trakstore.passes.pinned import Upload, to_host
 from trakstore.scores.running_lists import NOWHERE, Lists, Order, group_size
 
 # The place of an entry is below this: a rank holds it in its lower half.
@@ -28,14 +28,14 @@ class DeviceLists:
     the k groups of each target whose best score comes first hold its first k scores.
     """
 
-    def __init__(self, rows: int, k: int, device: str, streams: Streams | None = None) -> None:
+    def __init__(self, rows: int, k: int, device: str) -> None:
         there = torch.device(device)
         self._key = torch.full((rows, k), -math.inf, dtype=torch.float32, device=there)
         self._score = torch.zeros((rows, k), dtype=torch.float32, device=there)
         self._position = torch.full((rows, k), NOWHERE, dtype=torch.int64, device=there)
         # The largest magnitude so far: NaN stays in it.
         self._largest = torch.zeros((), dtype=torch.float32, device=there)
-        self._positions = Upload(there, streams)
+        self._positions = Upload(there)
 
     def offer(
         self,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trakstore.passes.pinned import Streams, Upload, to_device, to_host
+from trakstore.passes.pinned import Upload, to_device, to_host
 from trakstore.passes.rows import Rows
 
 # The device and the left operands there of each window that is in use.
@@ -28,11 +28,12 @@ class DeviceTiles:
     the numbers are those of the CPU to float32 rounding.
     """
 
-    def __init__(self, window: Any, device: str, streams: Streams | None = None) -> None:
+    def __init__(self, window: Any, device: str) -> None:
         there = torch.device(device)
         self._window, self._lefts = window, _lefts(window, there)
         # Apart, since a scale that is as small as a column would have the place of a tile of features.
-        self._features, self._columns = Upload(there, streams), Upload(there, streams)
+        self._features = Upload(there)
+        self._columns = Upload(there, self._features.streams)
 
     def tile(self, start: int, stop: int) -> Tensor:
         """Ask for the scores with train rows start..stop, shape (w, stop - start)."""

@@ -20,7 +20,7 @@ from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
 from trakstore.scores.parts import F32, Part, TileMaker, Window, held_bytes
-from trakstore.scores.window_plans import ScoreSizes, solve_bytes, tile_bytes
+from trakstore.scores.window_plans import ScoreSizes, tile_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import Epoch, as_epoch
 
@@ -129,10 +129,7 @@ class Scores:
             rows,
             sum(part.target.shape[1] for part in parts),
             max(tile_bytes(rows, part.train.shape[1], part.train.dtype.itemsize) for part in parts),
-            max(
-                solve_bytes(count, part.target.shape[1], part.target.dtype.itemsize)
-                for part, count in solved
-            ),
+            max(part.solve_memory(count) for part, count in solved),
             held_bytes(parts),
             self.train_ids.dtype.itemsize,
             self.device,

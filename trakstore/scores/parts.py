@@ -17,7 +17,7 @@ from trakstore.passes.rows import Rows, Taken, take, together
 from trakstore.passes.scheduler import tile_rows
 from trakstore.passes.sent import Sent
 from trakstore.planning import ranges
-from trakstore.scores.window_plans import SCRATCH_VALUES
+from trakstore.scores.window_plans import SCRATCH_VALUES, solve_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import Epoch
 
@@ -57,7 +57,17 @@ class Part:
     @property
     def solve_rows(self) -> int:
         """Number of targets that are solved at once."""
-        return max(tile_rows(self.target), 1 if self.factor is None else self.factor.solve_rows)
+        rows = tile_rows(self.target)
+        if self.factor is None:
+            return rows
+        rows = max(rows, self.factor.solve_rows)
+        return rows if self.factor.most_rows is None else min(rows, self.factor.most_rows)
+
+    def solve_memory(self, count: int) -> int:
+        """Return the bytes that it takes to solve ``count`` targets."""
+        rows, columns = count, self.target.shape[1]
+        more = 0 if self.factor is None else self.factor.solve_memory(rows)
+        return solve_bytes(rows, columns, self.target.dtype.itemsize) + more
 
     def left(self, start: int, stop: int) -> F32:
         """Compute L for a window of targets: solved in float64, kept as float32, (stop - start, k).

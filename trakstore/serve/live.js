@@ -297,7 +297,7 @@ function take(file) {
 
 function dropping(event) {
   event.preventDefault();
-  if (!about?.takes_new) {
+  if (!about?.takes.includes("image")) {
     return;
   }
   byId("image").closest("label").classList.toggle("over", event.type === "dragover");
@@ -405,7 +405,7 @@ function offer() {
   byId("k").max = about.most;
   byId("k").value = Math.min(12, about.most);
   for (const field of document.querySelectorAll(".new")) {
-    field.hidden = !about.takes_new;
+    field.hidden = !about.takes.includes(field.querySelector("input").value);
   }
   byId("epochs").replaceChildren(
     ...about.epochs.map((name, at) => {

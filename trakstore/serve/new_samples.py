@@ -50,6 +50,18 @@ class NewSamples:
         tokenizer = getattr(job.collate, "tokenizer", None)
         return cls(dataset, tokenizer if is_tokenizer(tokenizer) else None, prepare)
 
+    @property
+    def kinds(self) -> list[str]:
+        """Ways to say what a sample is, as far as samples can be made of it."""
+        if self.prepare is not None:
+            return ["text", "image"]
+        example = self.dataset[0]
+        value = example[0] if isinstance(example, tuple | list) and example else example
+        words = value.get("text") if isinstance(value, Mapping) else value
+        tokens = isinstance(value, Mapping) and "input_ids" in value and self.tokenizer is not None
+        takes_text = tokens or isinstance(words, str)
+        return [*["text"][: int(takes_text)], *["image"][: int(_is_image(value))]]
+
     def make(self, question: Question, predict: Callable[[Any], int | None]) -> Any:
         """Make the sample that a question is about.
 
@@ -115,7 +127,7 @@ class NewSamples:
         return sample
 
     def _image(self, question: Question, example: Any) -> Any:
-        if not hasattr(example, "shape") or len(example.shape) not in (2, 3):
+        if not _is_image(example):
             raise BadQuestionError(
                 f"samples of this job are not made of images: serve it with {_PREPARE}"
             )
@@ -147,6 +159,10 @@ class NewSamples:
                 f"is not known: serve it with {_PREPARE}"
             )
         return 255.0
+
+
+def _is_image(value: Any) -> bool:
+    return hasattr(value, "shape") and len(value.shape) in (2, 3)
 
 
 def _prepared(prepare: Callable[[dict[str, Any]], Any], question: Question) -> Any:

@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
-from pathlib import PurePath
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
-from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.errors import TrakStoreError, did_you_mean
 from trakstore.kernels.solvers import Damping
-from trakstore.methods.by_name import METHODS, default_damping, find_method, scores_by_name
-from trakstore.methods.epochs import OF_FEATURES, EpochPair, UnmaskedSplit, epoch_pairs
-from trakstore.methods.new_targets import TargetColumns, of_new_targets
+from trakstore.methods.by_name import METHODS, find_method
+from trakstore.methods.epochs import epoch_pairs
+from trakstore.methods.new_targets import of_new_targets
 from trakstore.methods.sampled_kernel import KernelRows
 from trakstore.passes.memory import memory_budget
-from trakstore.passes.rows import ArrayRows, whole_column
+from trakstore.passes.rows import ArrayRows
 from trakstore.quantities import as_whole
-from trakstore.report.sample import Shown, show_sample
+from trakstore.report.sample import show_sample
 from trakstore.report.sample_source import Render, sample_source
-from trakstore.report.units import evenly_spaced
-from trakstore.scores.both_ends import BothEnds, both_ends
-from trakstore.scores.factored import Scores
+from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
-from trakstore.serve.answer_data import Entry
-from trakstore.serve.by_epoch import intervals, scores_by_epoch
+from trakstore.serve.asked_sample import AskedSample, taken_columns
+from trakstore.serve.entries import entries_of
+from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
 from trakstore.serve.new_samples import NewSamples
+from trakstore.serve.provenance import known_weights, provenance_of
 from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
-from trakstore.serve.sample_ids import SampleIds
+from trakstore.serve.samples_to_show import SamplesToShow
+from trakstore.serve.stored_samples import StoredSamples
 from trakstore.storage.backends.read_only import ReadOnlyLocation
-from trakstore.storage.layout import FEATURES, Epoch, as_epoch
+from trakstore.storage.layout import Epoch, as_epoch
 from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
 MOST_LISTED = 1000
-_METHODS_HELD = 3  # kernels of so many methods are in memory
-_SAMPLES_HELD = 2000  # samples that were shown last
 _TILES_OF_STAGE, _MOST_STAGES = 32, 20
-_TARGET_COLUMNS = (FEATURES, "norm", "out_to_loss")
 
 
 class Query:
@@ -124,28 +114,38 @@ class Query:
         find_method(method)
         self.store = replace(store, location=ReadOnlyLocation.of(store.location))
         self.method, self.train = method.replace("_", "-"), train
-        self._damping, self._kernel, self._limit = damping, kernel, memory_limit
+        self._limit = memory_limit
         # A store that only has train rows can be asked about these, and about new samples.
         self.targets = targets if store.epochs_of(targets, train) else train
         self._pairs = {
             pair.epoch: pair for pair in epoch_pairs(self.store, self.targets, train, epochs)
         }
-        self._bases: OrderedDict[str, Scores] = OrderedDict()
-        self._held = HeldRows(memory_budget(memory_limit) // 4)
-        self._preparing, self._showing = threading.Lock(), threading.Lock()
-        splits = [self._first.target.stored, self._first.train.stored]
-        self._models, self._new = None, None
+        self._stored = StoredSamples(self._pairs)
+        self._kernels = HeldKernels(
+            self.store,
+            train,
+            self.epochs,
+            self.method,
+            damping,
+            kernel,
+            memory_limit,
+            ArrayRows(self._stored.train_ids.values),
+            HeldRows(memory_budget(memory_limit) // 4),
+        )
+        first = self._stored.first
+        self._models, self._new, self._job = None, None, None
         if job is not None:
             from trakstore.features.job import load_job
             from trakstore.features.query_rows import LoadedModels
 
-            job = load_job(job) if isinstance(job, str) else job
-            known = {epoch: _weights(pair) for epoch, pair in self._pairs.items()}
+            self._job = job = load_job(job) if isinstance(job, str) else job
+            known = {epoch: known_weights(pair) for epoch, pair in self._pairs.items()}
             self._models = LoadedModels(
                 job, self.store, known, device, memory_limit=memory_budget(memory_limit)
             )
             self._new = NewSamples.of(job, self.targets, prepare)
-        self._source = sample_source(job, render, splits)
+        splits = [first.target.stored, first.train.stored]
+        self._show = SamplesToShow(sample_source(job, render, splits))
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -153,14 +153,14 @@ class Query:
         return tuple(self._pairs)
 
     @property
-    def takes_new(self) -> bool:
-        """True where there are models, so that new samples can be asked about."""
-        return self._models is not None
+    def takes(self) -> list[str]:
+        """Names of what new samples can be made of, such as "text"; none where there is no job."""
+        return [] if self._new is None else self._new.kinds
 
     @property
     def rows(self) -> int:
         """Number of train rows, masked ones not counted."""
-        return self._first.train.rows
+        return self._stored.first.train.rows
 
     @property
     def methods(self) -> list[str]:
@@ -175,9 +175,7 @@ class Query:
         count : int
             Most ids.
         """
-        ids = self._ids_of(self.targets).values
-        some: list[int | str] = ids[evenly_spaced(len(ids), count)].tolist()
-        return some
+        return self._stored.some_targets(count)
 
     def prepare(self) -> Query:
         """Factor the kernels and try one question, so that the first one that comes is quick."""
@@ -185,10 +183,6 @@ class Query:
         if self._new is not None and self._models is not None:
             self._models.rows(self._new.dataset[0], self.epochs)
         return self
-
-    @property
-    def _first(self) -> EpochPair:
-        return next(iter(self._pairs.values()))
 
     def ask(
         self,
@@ -275,19 +269,18 @@ class Query:
         method = self._known_method(question.method)
         asked = self._asked(question, epochs, go_on)
         go_on()
-        base = self._base(method)
-        scores = of_new_targets(base, asked.columns, asked.ids, self._limit)
+        scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
         tiles = -(-scores.shape[1] // scores.tile_rows)
         count = stages or max(1, min(_MOST_STAGES, tiles // _TILES_OF_STAGE))
         for ends in both_ends(scores, k, stages=count, memory_limit=self._limit):
             go_on()
-            lists = self._lists(scores, ends, question.show)
+            lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
             yield Answer(
                 asked.target,
                 asked.split,
                 asked.label,
                 asked.predicted,
-                asked.shown if question.show else None,
+                asked.shown,
                 *lists,
                 method=method,
                 epochs=epochs,
@@ -322,161 +315,55 @@ class Query:
             raise UnknownSampleError(f"no method {name!r}{did_you_mean(method, METHODS)}")
         return method
 
-    def _base(self, method: str) -> Scores:
-        """Return scores of the train rows with themselves: their kernels serve any target."""
-        with self._preparing:
-            if method not in self._bases:
-                self._bases[method] = self._made(method)
-                while len(self._bases) > _METHODS_HELD:
-                    self._bases.popitem(last=False)
-            self._bases.move_to_end(method)
-            return self._bases[method]
-
-    def _made(self, method: str) -> Scores:
-        takes = "kernel" in find_method(method).options
-        kernel = self._kernel if takes else None
-        try:
-            scores = scores_by_name(
-                method,
-                self.store,
-                self.train,
-                self.train,
-                self.epochs,
-                damping=self._c(method),
-                kernel=kernel,
-                memory_limit=self._limit,
-            )
-        except (NotFoundError, TrakStoreError) as error:
-            if method == self.method:
-                raise
-            raise BadQuestionError(f"this store has no scores by {method!r}") from error
-        # Ids are listed in every answer: they are in memory already.
-        return self._held.held(replace(scores, train_ids=ArrayRows(self._train_ids.values)))
-
-    def _c(self, method: str) -> float | Damping:
-        if self._damping is not None:
-            return self._damping
-        return default_damping(method, self.store, self.train, self.epochs, self._kernel)
-
     def _asked(
         self, question: Question, epochs: tuple[Epoch, ...], go_on: Callable[[], None]
-    ) -> _Asked:
+    ) -> AskedSample:
         if question.target is not None:
-            return self._stored(question, epochs)
+            return self._of_store(question, epochs)
         return self._fresh(question, epochs, go_on)
 
-    def _stored(self, question: Question, epochs: tuple[Epoch, ...]) -> _Asked:
+    def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
         """Read a sample of the store."""
-        split, row = self._place(question)
-        pairs = {epoch: self._pairs[epoch] for epoch in epochs}
-        sides = {
-            epoch: pair.target if split == self.targets else pair.train
-            for epoch, pair in pairs.items()
-        }
-        columns = {epoch: _columns_of(side, row) for epoch, side in sides.items()}
-        side = sides[epochs[-1]]
-        ids = self._ids_of(split).values[row : row + 1]
-        name, position = ids.tolist()[0], int(side.positions.read(row, row + 1)[0])
-        label = None
-        if "label" in side.stored.columns:
-            label = int(side.column("label").read(row, row + 1)[0])
-        shown = self._show(split, position, name) if question.show else None
-        return _Asked(columns, ids, name, split, label, None, shown)
+        stored, (split, row) = self._stored, self._stored.place(question)
+        ids, position = stored.ids_of(split).values[row : row + 1], stored.position(split, row)
+        asked = AskedSample(
+            stored.columns(split, row, epochs),
+            ids,
+            ids.tolist()[0],
+            split,
+            stored.label(split, row),
+        )
+        if not question.show:
+            return asked
+        shown = self._show(split, position, asked.target)
+        return replace(asked, shown=shown, predicted=self._predicted(split, position, epochs[-1]))
 
-    def _place(self, question: Question) -> tuple[str, int]:
-        """Find the split and the row of a sample of the store."""
-        known = list(dict.fromkeys([self.targets, self.train]))
-        if question.split is not None and question.split not in known:
-            raise UnknownSampleError(
-                f"no split {question.split!r}{did_you_mean(question.split, known)}"
-            )
-        for split in known if question.split is None else [question.split]:
-            row = self._ids_of(split).row(question.target or 0)
-            if row is not None:
-                return split, row
-        where = " or ".join(known) if question.split is None else question.split
-        raise UnknownSampleError(f"{where} has no sample id {str(question.target)[:80]!r}")
+    def _predicted(self, split: str, position: int, epoch: Epoch) -> int | None:
+        """Predict the class of a sample of the store; None where the job has no models or classes."""
+        if self._models is None or self._job is None:
+            return None
+        with self._show.lock:
+            sample = self._job.datasets[split][position]
+        return self._models.predicted(sample, epoch)
 
     def _fresh(
         self, question: Question, epochs: tuple[Epoch, ...], go_on: Callable[[], None]
-    ) -> _Asked:
+    ) -> AskedSample:
         """Compute the features of a new sample."""
         if self._models is None or self._new is None:
             raise BadQuestionError("only samples of the store can be asked about: there is no job")
         models, last = self._models, epochs[-1]
-        with self._showing:
+        with self._show.lock:
             sample = self._new.make(question, lambda one: models.predicted(one, last))
         found = models.rows(sample, epochs, go_on)
         label = found[last].get("label")
-        predicted = models.predicted(sample, last)
-        shown = show_sample(question.text or sample) if question.show else None
-        return _Asked(
-            {epoch: _kept(columns) for epoch, columns in found.items()},
+        return AskedSample(
+            {epoch: taken_columns(columns) for epoch, columns in found.items()},
             np.zeros(1, dtype=np.int64),
-            None,
-            None,
-            None if label is None else int(label[0]),
-            predicted,
-            shown,
+            label=None if label is None else int(label[0]),
+            predicted=models.predicted(sample, last),
+            shown=show_sample(question.text or sample) if question.show else None,
         )
-
-    def _show(self, split: str, position: int, name: Any) -> Shown | None:
-        with self._showing:
-            if len(self._source.known) > _SAMPLES_HELD:
-                self._source.known.clear()
-            return self._source(split, position, name)
-
-    def _lists(
-        self, scores: Scores, ends: BothEnds, show: bool
-    ) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-        """Make the entries of both lists; what takes a further look comes once they are whole."""
-        lists = [one.isel(target=0) for one in (ends.largest, ends.smallest)]
-        positions = np.concatenate([one["position"].values for one in lists])
-        each = None
-        if ends.share == 1.0:
-            # Columns of the scores are unmasked rows, positions count masked ones too.
-            masked = self._first.train.masked
-            each = scores_by_epoch(scores, positions - np.searchsorted(masked, positions))
-        between = intervals(scores, each)
-        both = [self._entries(one, show) for one in lists]
-        made = list(chain(*both))
-        if each is not None:
-            made = [
-                replace(one, by_epoch=tuple(own), low=low, high=high)
-                for one, own, (low, high) in zip(made, each.T.tolist(), between, strict=True)
-            ]
-        return tuple(made[: len(both[0])]), tuple(made[len(both[0]) :])
-
-    def _entries(self, listed: xr.Dataset, show: bool) -> list[Entry]:
-        """Make the entries of a list, but for its places that are still free."""
-        columns = [listed[name].values.tolist() for name in ("train", "score", "position")]
-        return [
-            Entry(
-                name,
-                score,
-                position,
-                None if self._labels is None else int(self._labels[position]),
-                shown=self._show(self.train, position, name) if show else None,
-            )
-            for name, score, position in zip(*columns, strict=True)
-            if position >= 0
-        ]
-
-    @cached_property
-    def _labels(self) -> NDArray[np.int64] | None:
-        stored = self._first.train.stored
-        return whole_column(stored.column("label")) if "label" in stored.columns else None
-
-    @cached_property
-    def _train_ids(self) -> SampleIds:
-        return SampleIds(self._first.train)
-
-    @cached_property
-    def _target_ids(self) -> SampleIds:
-        return SampleIds(self._first.target)
-
-    def _ids_of(self, split: str) -> SampleIds:
-        return self._train_ids if split == self.train else self._target_ids
 
     def provenance(self, epochs: Sequence[Epoch], method: str) -> dict[str, Any]:
         """Say what scores are made from, without a place of this machine.
@@ -494,56 +381,9 @@ class Query:
             Name of the store, projection and dimension, train split and rows, damping, hashes of
             the weights by epoch, and the version of the package.
         """
-        c, projection = Damping.of(self._c(method)), self.store.spec.projection
-        damping = {"absolute": c.absolute} if c.relative is None else {"relative": c.relative}
-        return {
-            "store": PurePath(str(self.store.location)).name,
-            "projection": projection.kind,
-            "dim": self._first.train.dim,
-            "train": self.train,
-            "train_rows": self.rows,
-            "damping": damping if "damping" in find_method(method).options else None,
-            "checkpoints": {
-                str(epoch): (_weights(self._pairs[epoch]) or "")[:12] for epoch in epochs
-            },
-            "trakstore": _version(),
-        }
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The sample of a question: its columns by epoch, and what is said of it."""
-
-    columns: Mapping[Epoch, TargetColumns]
-    ids: NDArray[Any]
-    target: int | str | None
-    split: str | None
-    label: int | None
-    predicted: int | None
-    shown: Shown | None
-
-
-def _columns_of(side: UnmaskedSplit, row: int) -> dict[str, NDArray[Any]]:
-    names = [name for name in _TARGET_COLUMNS if name in side.stored.columns]
-    return {name: side.column(name).read(row, row + 1) for name in names}
-
-
-def _kept(columns: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name: columns[name] for name in _TARGET_COLUMNS if name in columns}
-
-
-def _weights(pair: EpochPair) -> str | None:
-    """Return the hash of the weights of an epoch, where the store knows it."""
-    checkpoint: str | None = pair.train.stored.spec.checkpoint
-    return None if checkpoint is None or checkpoint.startswith(OF_FEATURES) else checkpoint
+        pairs = {epoch: self._pairs[epoch] for epoch in epochs}
+        return provenance_of(self.store, pairs, method, self._kernels.c(method))
 
 
 def _as_tuple(epochs: Epoch | Sequence[Epoch]) -> tuple[Epoch, ...]:
     return (epochs,) if isinstance(epochs, int | str) else tuple(epochs)
-
-
-def _version() -> str:
-    try:
-        return version("trakstore")
-    except PackageNotFoundError:  # run from its sources
-        return "unknown"

@@ -225,7 +225,7 @@ def _about(query: Query) -> dict[str, Any]:
         "method": query.method,
         "targets": query.targets,
         "train": query.train,
-        "takes_new": query.takes_new,
+        "takes": query.takes,
         "some": query.some_targets(12),
         "most": min(query.rows, MOST_LISTED),
     }

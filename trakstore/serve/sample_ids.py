@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ class SampleIds:
 
     def row(self, name: int | str) -> int | None:
         """Return the row of a sample, or that of ``"@N"``, N; None where there is none such."""
-        whole = self.values.dtype.kind in "iu"
-        wanted: Any = _as_whole(name) if whole else str(name)
+        wanted: Any = _as_whole(name) if self.values.dtype.kind in "iu" else str(name)
         if wanted is not None:
-            at = int(np.searchsorted(self.values, wanted, sorter=self._order))
+            # NumPy's own searchsorted fails on long strings of its StringDType.
+            at = bisect_left(self._order, wanted, key=self.values.__getitem__)
             if at < len(self.values) and self.values[self._order[at]] == wanted:
                 return int(self._order[at])
         # An id that looks like @3 is that id: what the data say comes before what we make up.

@@ -36,7 +36,10 @@ _FIELDS = {
     "chunk_columns": documents.whole(1, 2**31 - 1),
     "given": documents.optional(documents.text()),
     "nonce": documents.whole(0, 2**32 - 1),
+    "coordinates": documents.text(),
 }
+# Fields that are younger than the format: where they are empty, the document stays as it was.
+_ADDED = ("widths", "given", "coordinates")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class SplitSpec:
         Shape of a block and of a feature chunk; see :class:`trakstore.planning.BlockShape`.
     nonce : int
         Random 32-bit number that tells this split from one of the same name that was dropped.
+    coordinates : str
+        Names of the arrays that xarray takes for coordinates; empty in splits of before there were any.
     """
 
     rows: int
@@ -82,6 +87,7 @@ class SplitSpec:
     chunk_rows: int = field(default=1, compare=False)
     chunk_columns: int = field(default=1, compare=False)
     nonce: int = field(default=0, compare=False)
+    coordinates: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
@@ -122,9 +128,7 @@ class SplitSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON."""
         document = {**asdict(self), "columns": dict(self.columns), "widths": dict(self.widths)}
-        # These two are younger than the format: where they are empty, the document stays as it was.
-        added = ("widths", "given")
-        return {name: value for name, value in document.items() if value or name not in added}
+        return {name: value for name, value in document.items() if value or name not in _ADDED}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> SplitSpec:
@@ -135,9 +139,7 @@ class SplitSpec:
         DamagedError
             When a field has a value that no writer gives it, or the sizes do not fit together.
         """
-        spec = cls(
-            **documents.fields(document, _FIELDS, ("widths", "given"), "the split's document")
-        )
+        spec = cls(**documents.fields(document, _FIELDS, _ADDED, "the split's document"))
         _check_columns(spec)
         _check_shape(spec)
         return spec

@@ -18,7 +18,7 @@ from trakstore.storage import layout
 from trakstore.storage.arrays import block_keys, column_form, marker_entries
 from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.columns import first_few
-from trakstore.storage.eight_bits import dequantised, rounding_bound
+from trakstore.storage.eight_bits import MOST_ERROR, dequantised, rounding_bound
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
 from trakstore.storage.skipped import stated_reasons, unlike_norms
@@ -295,9 +295,9 @@ class _Rows:
         absolute = math.sqrt(self.spec.dim) * float(np.finfo(np.float32).smallest_subnormal)
         allowed = relative * norm + absolute
         if layout.ROW_SCALE in self.narrow:
-            # No more than what rounding to 8 bits can do to these rows.
+            # No more than what rounding to 8 bits can do to these rows, and than the writer lets it.
             bound = rounding_bound(self.narrow[layout.ROW_SCALE], self.spec.dim)
-            allowed = np.minimum(allowed, bound + EXACT * norm + absolute)
+            allowed = np.minimum(bound, MOST_ERROR * norm) + EXACT * norm + absolute
         difference = np.abs(np.sqrt(self.squares) - norm)
         return np.asarray((difference <= allowed) | ~np.isfinite(norm))
 

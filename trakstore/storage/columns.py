@@ -39,7 +39,7 @@ def stored_rows(
     ------
     NumericsError
         For NaN or inf; for values that ``dtype`` cannot hold; for rows whose norm the cast changes
-        by more than 1% (underflow), and for rows that 8 bits change by more than a tenth.
+        by more than 1% (underflow), or that 8 bits move by more than a quarter of their norm.
     """
     if features.dtype.kind not in "iuf":
         raise TrakStoreError(
@@ -77,7 +77,7 @@ def unstorable(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> 
     cast, norm = _cast(rows, dtype, keep_bits), _norms(rows)
     if cast.read is rows:
         return np.zeros(len(rows), dtype=bool)
-    return _overflowed(cast.read) | _changed(cast.read, norm) | _far(cast, rows, norm)
+    return _overflowed(cast.read) | _changed(cast, norm) | _far(cast, rows, norm)
 
 
 def _stored(
@@ -96,9 +96,9 @@ def _stored(
         what = f"underflow {dtype}" if keep_bits is None else f"are not kept by {keep_bits} bits"
         _refuse(_overflowed(cast.read), first_row, f"overflow {dtype}", "use float32")
         what += " (the norm changes by more than 1%)"
-        _refuse(_changed(cast.read, norm), first_row, what, "use float32")
+        _refuse(_changed(cast, norm), first_row, what, "use float32")
         what = (
-            f"are off by more than {MOST_ERROR:.0%} in 8 bits (few numbers are far larger than all)"
+            f"are off by more than {MOST_ERROR:.0%} in 8 bits (one number far larger, or all tiny)"
         )
         _refuse(_far(cast, rows, norm), first_row, what, "use float16")
     return cast, norm
@@ -127,7 +127,7 @@ def _cast(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> _Cast
 
 
 def _far(cast: _Cast, rows: NDArray[Any], norm: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell which rows in 8 bits are too far from what they were: their norm may not tell."""
+    """Tell which rows in 8 bits are too far from what they were."""
     if cast.scale is None:
         return np.zeros(len(rows), dtype=bool)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -138,9 +138,12 @@ def _overflowed(stored: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(~np.isfinite(stored).all(axis=1))
 
 
-def _changed(stored: NDArray[Any], norm: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _changed(cast: _Cast, norm: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which rows have another norm. Of those in 8 bits, how far they moved tells more."""
+    if cast.scale is not None:
+        return np.zeros(len(norm), dtype=bool)
     with np.errstate(invalid="ignore"):  # the norm of a row that overflows is infinite
-        return np.asarray(np.abs(_norms(stored) - norm) > UNDERFLOW * norm)
+        return np.asarray(np.abs(_norms(cast.read) - norm) > UNDERFLOW * norm)
 
 
 def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:

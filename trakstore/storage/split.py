@@ -29,6 +29,8 @@ from trakstore.storage.group_documents import PLACE, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.stored import StoredColumn
 
+_TASK_BYTES = 64_000_000  # of features, in float32
+
 
 def split_document(path: str, spec: SplitSpec) -> bytes:
     """Return the document of the split at ``path``: its spec, and where it belongs."""
@@ -266,8 +268,17 @@ class Split:
                     f"{self.name} at epoch {self.epoch} has sample {both[0]} already"
                 )
 
+    @property
+    def _task_rows(self) -> int:
+        """Rows of a block of lazy columns: one task of Dask, which is slow where they are small."""
+        numbers = max(self.spec.dim, *(width for _, width in self.spec.widths), 1)
+        row_bytes = numbers * np.dtype(np.float32).itemsize
+        return self.spec.block_rows * max(1, _TASK_BYTES // (row_bytes * self.spec.block_rows))
+
     def to_xarray(self, *, allow_missing: bool = False) -> xr.Dataset:
         """Return all columns, lazy, with dimensions ``sample`` and ``feature``; layers have their own.
+
+        Blocks of all columns have the same rows: whole blocks of the store, of 64 MB of features or so.
 
         Raises
         ------
@@ -280,5 +291,5 @@ class Split:
         columns: dict[str, Any] = {}
         for name in self.columns:
             column = self.column(name, allow_missing=allow_missing)
-            columns[name] = (column_dimensions(name, column.ndim), column.to_dask())
+            columns[name] = (column_dimensions(name, column.ndim), column.to_dask(self._task_rows))
         return xr.Dataset(columns).set_coords(layout.SAMPLE_ID)

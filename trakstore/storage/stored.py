@@ -144,10 +144,11 @@ class StoredColumn:
         # A view of a chunk's bytes is read-only: people and Dask may write into what they sliced.
         return rows if rows.flags.writeable else rows.copy()
 
-    def to_dask(self) -> da.Array:
-        """Return a lazy Dask array of the column, one block for each stored chunk of rows."""
-        chunks = (tuple(b - a for a, b in ranges(self.shape[0], self.chunk_rows)), *self.shape[1:])
-        name = f"{self.path.replace('/', '-')}-{self.token}"
+    def to_dask(self, rows: int | None = None) -> da.Array:
+        """Return a lazy Dask array of the column in blocks of ``rows``, or of a stored chunk's rows."""
+        rows = rows or self.chunk_rows
+        chunks = (tuple(b - a for a, b in ranges(self.shape[0], rows)), *self.shape[1:])
+        name = f"{self.path.replace('/', '-')}-{self.token}-{rows}"
         meta = np.empty((0,) * self.ndim, self.dtype)
         lazy: da.Array = da.from_array(self, chunks=chunks, name=name, asarray=False, meta=meta)
         return lazy

@@ -35,5 +35,5 @@ def torchrun(
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=900,
     )

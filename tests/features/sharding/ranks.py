@@ -65,17 +65,18 @@ def shared(model: nn.Module, way: str) -> None:
         shard_blocks(
             model, init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("copies", "data"))
         )
-    elif way in ("tp", "sp", "fsdp-tp", "fsdp-sp"):
+    elif way in ("tp", "sp", "careless-sp", "fsdp-tp", "fsdp-sp"):
         mesh = init_device_mesh("cpu", (ranks // 2, 2), mesh_dim_names=("data", "tensor"))
-        tensor_parallel(model, mesh["tensor"], sequences=way.endswith("sp"))
+        careful = not way.startswith("careless")
+        tensor_parallel(model, mesh["tensor"], sequences=way.endswith("sp"), norms=careful)
         if way.startswith("fsdp"):
             shard_blocks(model, mesh["data"])
     else:
         raise ValueError(way)
 
 
-def tensor_parallel(model: nn.Module, mesh: Any, *, sequences: bool) -> None:
-    """Divide the layers; with ``sequences``, what is between them by positions."""
+def tensor_parallel(model: nn.Module, mesh: Any, *, sequences: bool, norms: bool = True) -> None:
+    """Divide the layers; with ``sequences``, what is between them by positions, as ``norms`` know."""
     between = Shard(1) if sequences else Replicate()
     rows, columns = RowwiseParallel(output_layouts=between), ColwiseParallel()
     into = PrepareModuleInput(input_layouts=between, desired_input_layouts=Replicate())
@@ -90,8 +91,8 @@ def tensor_parallel(model: nn.Module, mesh: Any, *, sequences: bool) -> None:
     whole[words] = RowwiseParallel(input_layouts=Replicate(), output_layouts=between)
     whole["head"] = ColwiseParallel(input_layouts=between, output_layouts=Replicate())
     if sequences:
-        norms = (f"{blocks}.*.attention_norm", f"{blocks}.*.mlp_norm", "norm")
-        whole |= dict.fromkeys(norms, SequenceParallel())
+        between_layers = (f"{blocks}.*.attention_norm", f"{blocks}.*.mlp_norm", "norm")
+        whole |= dict.fromkeys(between_layers if norms else (), SequenceParallel())
         if isinstance(model, Gpt):
             # Positions are the same for all samples: (time, width), divided by time.
             whole["positions"] = PrepareModuleOutput(

@@ -9,6 +9,7 @@ import pytest
 from features.sharding.language_models import made
 from features.sharding.launched import torchrun
 from features.sharding.ranks import KINDS, PROJECTIONS, written
+from features.sharding.traffic import SAMPLES
 
 import trakstore as ts
 
@@ -49,3 +50,23 @@ def test_any_way_to_share_a_model_gives_the_features_of_one_process(
     done = torchrun(ranks, "ranks.py", str(tmp_path), *ways)
     assert done.returncode == 0, done.stderr
     same_features(tmp_path, ways)
+
+
+@pytest.mark.slow
+def test_ranks_send_a_row_of_features_for_each_sample_and_no_more() -> None:
+    done = torchrun(2, "traffic.py", "fsdp", "tp")
+    assert done.returncode == 0, done.stderr
+    counted = [line.split() for line in done.stdout.splitlines() if line]
+    assert sorted(way for way, *_ in counted) == ["fsdp", "fsdp", "tp", "tp"]
+    row = 4 * (PROJECTIONS["sjlt"].dim or 0)
+    for way, alone, both in counted:
+        assert int(alone) > 1000
+        assert int(both) - int(alone) == (SAMPLES * row if way == "tp" else 0)
+
+
+@pytest.mark.slow
+def test_a_plan_that_leaves_out_what_meets_divided_positions_is_refused(tmp_path: Path) -> None:
+    done = torchrun(2, "ranks.py", str(tmp_path), "careless-sp:Llama:sjlt")
+    assert done.returncode != 0
+    told = "have different gradients of layers.0.attention_norm.weight, layers.0.mlp_norm.weight"
+    assert told in done.stderr and "put SequenceParallel() into the plan" in done.stderr

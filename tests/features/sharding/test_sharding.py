@@ -18,6 +18,7 @@ import trakstore as ts
 from trakstore.errors import TrakStoreError
 from trakstore.features import featurize
 from trakstore.features.fingerprint import checkpoint_hash
+from trakstore.features.projectors import SJLT, Outer
 from trakstore.features.sharding import shard_blocks, sharding_of, whole_tensor
 
 OPTIONS: dict[str, Any] = {
@@ -89,6 +90,21 @@ def test_a_sharded_model_has_the_hash_of_the_whole_one() -> None:
     assert whole_tensor(plain) is plain
 
 
+@pytest.mark.parametrize(
+    "more", [{"scale": "samples"}, {"memory_limit": "50MB"}, {"activations": ["norm"]}], ids=str
+)
+def test_a_sharded_model_has_what_a_whole_one_has(tmp_path: Path, more: dict[str, Any]) -> None:
+    expected = features(made(Llama), tmp_path / "whole.zarr", **more)
+    model = made(Llama)
+    shard_blocks(model, init_device_mesh("cpu", (1,)))
+    got = features(model, tmp_path / "sharded.zarr", **more)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    splits = [
+        ts.open_store(tmp_path / name).split(0, "train") for name in ("whole.zarr", "sharded.zarr")
+    ]
+    assert splits[0].columns == splits[1].columns
+
+
 class Choosing(nn.Module):
     """Mixture of experts: the first word of a text says which one it goes to."""
 
@@ -156,3 +172,23 @@ def test_activations_of_divided_layers_are_refused(tmp_path: Path) -> None:
     divided(model.head, init_device_mesh("cpu", (1,)), [Replicate()])  # type: ignore[arg-type]
     with pytest.raises(TrakStoreError, match="activations= of a model whose layers are divided"):
         features(model, tmp_path / "s.zarr", activations=["norm"])
+
+
+def test_a_pass_that_ends_for_want_of_memory_is_made_with_fewer_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = features(made(Llama), tmp_path / "whole.zarr")
+    model = made(Llama)
+    shard_blocks(model, init_device_mesh("cpu", (1,)))
+    added = SJLT.add_outer
+
+    def add(self: SJLT, out: Tensor, outer: Outer) -> None:
+        # In the middle of a backward pass, in the batches of three samples.
+        if outer.batch == 3 and outer.name == "layers.1.up.weight":
+            raise torch.OutOfMemoryError("out of memory")
+        added(self, out, outer)
+
+    monkeypatch.setattr(SJLT, "add_outer", add)
+    got = features(model, tmp_path / "sharded.zarr")
+    assert "going on with 1 samples at once" in caplog.text
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

@@ -17,9 +17,25 @@ from trakstore.features.projectors.products import (
     wide_bmm,
 )
 
-__all__ = ["Gathered", "Outer", "Piece", "Rows", "part"]
+__all__ = ["Gathered", "Outer", "Piece", "Rows", "Unfolded", "part"]
 
 Filters = Callable[[int, int, Tensor], Tensor]
+
+
+class Unfolded(NamedTuple):
+    """A right factor ``(batch, positions, columns)`` as it lies in a smaller tensor.
+
+    Attributes
+    ----------
+    input : Tensor
+        Samples first.
+    positions, columns : Tensor, int32, shape (positions,) and (columns,)
+        Offsets, whose sum is that of an entry behind the sample's first.
+    """
+
+    input: Tensor
+    positions: Tensor
+    columns: Tensor
 
 
 class Outer(NamedTuple):
@@ -39,6 +55,8 @@ class Outer(NamedTuple):
         Row of the parameter that is the first of these.
     filtered : callable, optional
         ``filtered(start, stop, matrix)`` gives the same as ``right @ matrix``, faster.
+    unfolded : callable, optional
+        ``unfolded(start, stop)`` gives the same as ``make_right``, as it lies in a smaller tensor.
     """
 
     name: str
@@ -48,6 +66,7 @@ class Outer(NamedTuple):
     columns: int
     first_row: int = 0
     filtered: Filters | None = None
+    unfolded: Callable[[int, int], Unfolded] | None = None
 
     @property
     def batch(self) -> int:

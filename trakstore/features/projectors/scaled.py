@@ -72,7 +72,7 @@ def _outer(outer: Outer, rows: Tensor, columns: Tensor) -> Outer:
     left = _times(outer.left, own)
     right = partial(_right, outer.make_right, columns)
     filtered = outer.filtered and partial(_filtered, outer.filtered, columns)
-    return outer._replace(left=left, make_right=right, filtered=filtered)
+    return outer._replace(left=left, make_right=right, filtered=filtered, unfolded=None)
 
 
 def _right(make: Callable[[int, int], Tensor], columns: Tensor, start: int, stop: int) -> Tensor:

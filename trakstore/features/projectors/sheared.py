@@ -25,6 +25,7 @@ the constants of the second way yet.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,10 +37,22 @@ from torch import Tensor
 from trakstore.features.projectors.sketching import RunTable
 from trakstore.planning import ranges
 
-__all__ = ["COLUMNS", "ROWS", "WINDOW", "Sheared", "pays"]
+__all__ = [
+    "COLUMNS",
+    "FEATURES",
+    "FEW_ROWS",
+    "ROWS",
+    "WINDOW",
+    "Sheared",
+    "Windows",
+    "pays",
+    "unfolds_in_place",
+]
 
 ROWS, COLUMNS = 128, 128  # of a tile
+FEW_ROWS = 64  # of a tile that is not sheared
 WINDOW = 256  # features that rows of a group fall on
+FEATURES = 128  # of a tile of features
 _GROUPS = (64, 32, 16)  # rows of a group, at most
 _USUAL = 512  # positions for which the size of groups is chosen
 
@@ -49,7 +62,7 @@ _USUAL = 512  # positions for which the size of groups is chosen
 _READ, _STACKED, _TRITON, _SHEAR = 2.3, 500.0, 300.0, 1.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sheared:
     """Rows of a parameter, merged, in groups, for all copies and runs one behind the other.
 
@@ -67,8 +80,8 @@ class Sheared:
         that have the rows of slots, and the factors that they are merged with.
     shifts : Tensor, int32, shape (slots,)
         Offset of each slot behind that of its group.
-    bases, widths : Tensor, int32, shape (groups,)
-        Least offset of each group, and the columns of its run; 0 columns where it is empty.
+    starts : ndarray of int64, shape (column tiles, groups)
+        First feature of the window of each tile's groups, on the CPU; -1 where there is none.
     runs : Tensor, int32, shape (tiles, 3)
         Of the run of each tile of rows its first column, its columns, and where its copy's signs begin.
     signs2 : Tensor, float32, shape (copies · columns,)
@@ -81,8 +94,7 @@ class Sheared:
     rows: Tensor
     signs: Tensor
     shifts: Tensor
-    bases: Tensor
-    widths: Tensor
+    starts: NDArray[np.int64]
     runs: Tensor
     signs2: Tensor
 
@@ -110,12 +122,56 @@ class Sheared:
                 for _ in range(len(groups.shifts) // ROWS)
             ]
         )
-        integers = (np.concatenate([[0], counts.cumsum()]), rows, shifts, bases, widths, tiles)
+        integers = (np.concatenate([[0], counts.cumsum()]), rows, shifts, tiles)
         signs2 = np.concatenate([one.signs2 for one in tables])
-        a, b, c, d, e, f = (torch.from_numpy(one.astype(np.int32)).to(device) for one in integers)
-        g, h = (torch.from_numpy(one).to(device) for one in (signs, signs2))
+        first, rows_of, shifts_of, places = (
+            torch.from_numpy(one.astype(np.int32)).to(device) for one in integers
+        )
+        factors = [torch.from_numpy(one).to(device) for one in (signs, signs2)]
         entries = ROWS * int((-(-tiles[:, 1] // COLUMNS) * COLUMNS).sum())
-        return cls(group, entries, a, b, g, c, d, e, f, h)
+        at = np.arange(0, widths.max(), COLUMNS)[:, None]
+        starts = np.where(at < widths, (bases + at) % k, -1)
+        return cls(
+            group, entries, first, rows_of, factors[0], shifts_of, starts, places, factors[1]
+        )
+
+
+class Windows(NamedTuple):
+    """Windows of one or more tables one behind the other, by the features that they fall on.
+
+    Attributes
+    ----------
+    first : Tensor, int32, shape (feature tiles + 1,)
+        Where the windows begin, in the next two, that fall on a tile of 128 features.
+    windows, starts : Tensor, int32, shape (all,)
+        Windows by their place among all, and their first features.
+    """
+
+    first: Tensor
+    windows: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, tables: Sequence[Sheared], k: int, device: torch.device) -> Windows:
+        """List the windows of tables, in their order."""
+        starts = np.concatenate([table.starts.ravel() for table in tables])
+        own = np.flatnonzero(starts >= 0)
+        # Features half a tile apart see every whole tile, the last two ends see those that are shorter.
+        steps = [*range(0, WINDOW, FEATURES // 2), WINDOW - 1]
+        tiles = (starts[own][:, None] + steps) % k // FEATURES
+        wraps = own[starts[own] + WINDOW > k]
+        count = -(-k // FEATURES)
+        pairs = np.concatenate(
+            [
+                (tiles * len(starts) + own[:, None]).ravel(),
+                wraps,
+                (count - 1) * len(starts) + wraps,
+            ]
+        )
+        tile, window = np.divmod(np.unique(pairs), len(starts))
+        first = np.concatenate([[0], np.bincount(tile, minlength=count).cumsum()])
+        integers = (first, window, starts[window])
+        return cls(*(torch.from_numpy(one.astype(np.int32)).to(device) for one in integers))
 
 
 class _Groups(NamedTuple):
@@ -174,9 +230,43 @@ def _entry(positions: int, group: int) -> float:
     return 2 * positions / _TRITON + _SHEAR + window
 
 
-def pays(table: Sheared, positions: int, rows: int, columns: int) -> bool:
-    """Tell whether a sample is sketched faster by shearing than by tiles through memory."""
+def pays(table: Sheared, positions: int, rows: int, columns: int, unfolded: bool = False) -> bool:
+    """Tell whether a sample is sketched faster by shearing than by tiles through memory.
+
+    Parameters
+    ----------
+    table : Sheared
+    positions, rows, columns : int
+        Sizes of the factors.
+    unfolded : bool
+        Whether the right factor lies in a smaller tensor.
+    """
     copies = len(table.signs2) // columns
-    tiles = rows * columns * (2 * positions / _STACKED + 4 * (1 + copies) / _READ)
+    forming = 2 * positions * rows * columns / _STACKED
+    if unfolded:
+        forming = min(forming + _unfolding(positions, columns), _indexed(positions, rows, columns))
+    tiles = forming + rows * columns * 4 * (1 + copies) / _READ
     merging = 2 * positions * (len(table.rows) + table.slots) / _READ
     return table.entries * _entry(positions, table.group) + merging < tiles
+
+
+def unfolds_in_place(positions: int, rows: int, columns: int) -> bool:
+    """Tell whether gradients are formed faster of an input that is not unfolded in memory before.
+
+    Examples
+    --------
+    >>> unfolds_in_place(1024, 64, 576), unfolds_in_place(16, 500, 4600)
+    (True, True)
+    """
+    stacked = 2 * positions * rows * columns / _STACKED + _unfolding(positions, columns)
+    return _indexed(positions, rows, columns) < stacked
+
+
+def _unfolding(positions: int, columns: int) -> float:
+    """Picoseconds to write windows of an input in 16 bits, and to read them."""
+    return 4 * positions * columns / _READ
+
+
+def _indexed(positions: int, rows: int, columns: int) -> float:
+    padded = -(-rows // FEW_ROWS) * FEW_ROWS * -(-columns // COLUMNS) * COLUMNS
+    return 2 * positions * padded / _TRITON

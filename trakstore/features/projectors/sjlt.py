@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +25,14 @@ from torch import Tensor
 from trakstore.features.projectors import loops
 from trakstore.features.projectors.collecting import Collecting, Listed, Place, SmallPieces
 from trakstore.features.projectors.hashing import hash1, hash2, keys
-from trakstore.features.projectors.pieces import Gathered, Outer
+from trakstore.features.projectors.pieces import Gathered, Outer, Piece, part
 from trakstore.features.projectors.products import low_dtype
 from trakstore.features.projectors.projector import Projector, Sides, remembered
-from trakstore.features.projectors.sheared import WINDOW, Sheared, pays
+from trakstore.features.projectors.sheared import WINDOW, Sheared, pays, unfolds_in_place
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
 from trakstore.features.projectors.triton import usable
+from trakstore.features.projectors.windows import WaitingWindows, WindowLists
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -39,6 +41,7 @@ __all__ = ["SJLT"]
 _CPU = torch.device("cpu")
 _GENERATION = 8  # of a GPU that multiplies bfloat16
 _ADD = 0.2  # nanoseconds to add an entry
+_FORMED = 1 << 26  # entries of gradients that a GPU forms at once
 _ENTRIES = 1 << 24  # gathered at once by plain torch on a device
 
 
@@ -62,14 +65,15 @@ class SJLT(Projector):
     ) -> None:
         super().__init__(spec, parameters)
         self._factors = factors
+        self.windows = WindowLists(self.dim, 1 / math.sqrt(self.spec.s))
 
     def of_scaled(self, factors: Mapping[str, Sides]) -> SJLT:
         """See :meth:`Projector.of_scaled`."""
         return SJLT(self.spec, ParameterSpec(tuple(self.shapes.items())), factors)
 
     def collecting(self) -> Collecting:
-        """See :meth:`Projector.collecting`: on a GPU small pieces are added by one kernel."""
-        return SmallPieces(self, self.add_listed, lambda device: usable(device))
+        """See :meth:`Projector.collecting`: on a GPU many pieces are added by one kernel."""
+        return _OnDevice(self, self.add_listed, lambda device: usable(device))
 
     def add_listed(self, out: Tensor, places: tuple[Place, ...], entries: Tensor) -> None:
         """Add the sketch of rows of some parameters, ``entries (batch, all)``, on a GPU."""
@@ -100,7 +104,7 @@ class SJLT(Projector):
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, by the evaluation that is cheapest for its shape."""
         if out.device.type != "cpu":
-            if not self._add_sheared(out, outer):
+            if not self._add_unfolded(out, outer):
                 super().add_outer(out, outer)
             return
         last_row = outer.first_row + outer.rows
@@ -154,18 +158,35 @@ class SJLT(Projector):
         for copy in range(self.spec.s):
             add_sketch(out, tile, self._keys(name, copy), scale, first_row, index, factors)
 
-    def _add_sheared(self, out: Tensor, outer: Outer) -> bool:
-        """Add a product in 16 bits without forming it, where that is faster; tell whether it was."""
+    def sheared(self, out: Tensor, outer: Outer) -> tuple[Sheared, torch.dtype] | None:
+        """Return how a product is sketched without being formed, if that is faster on this device.
+
+        Returns
+        -------
+        Sheared, torch.dtype
+            Table of its rows, and the dtype in which its factors are multiplied.
+        """
         dtype = low_dtype(outer.left, outer.left)
         if dtype is None or self.dim < WINDOW or not usable(out.device, _GENERATION):
-            return False
+            return None
         last_row = outer.first_row + outer.rows
         table = self._sheared_rows_of(outer.name, outer.first_row, last_row, out.device)
-        if not pays(table, outer.positions, outer.rows, outer.columns):
-            return False
-        from trakstore.features.projectors.triton.shear import add_sheared
+        sizes = outer.positions, outer.rows, outer.columns
+        faster = pays(table, *sizes, unfolded=outer.unfolded is not None)
+        return (table, dtype) if faster else None
 
-        add_sheared(out, outer, table, 1 / math.sqrt(self.spec.s), dtype)
+    def _add_unfolded(self, out: Tensor, outer: Outer) -> bool:
+        """Add a product of which no right factor is written, if that is faster; tell whether it is."""
+        dtype = low_dtype(outer.left, outer.left)
+        if outer.unfolded is None or dtype is None or not usable(out.device, _GENERATION):
+            return False
+        if not unfolds_in_place(outer.positions, outer.rows, outer.columns):
+            return False
+        from trakstore.features.projectors.triton.shear import formed
+
+        for start, stop in ranges(outer.batch, max(1, _FORMED // (outer.rows * outer.columns))):
+            tile = formed(part(outer.left, start, stop), outer.unfolded(start, stop), dtype)
+            self.add(part(out, start, stop), outer.name, tile, outer.first_row)
         return True
 
     def _rotate(self, out: Tensor, name: str, tile: Tensor, first_row: int) -> None:
@@ -280,6 +301,25 @@ class SJLT(Projector):
             signs, signs2 = self._scaled(name, r, c, signs, self._signs2(name, copy, c))
             tables.append(RunTable(offsets.numpy(), signs.numpy(), signs2.numpy()))
         return tables
+
+
+class _OnDevice(SmallPieces):
+    """Pieces of a backward pass on a GPU: products are not formed where that is slower."""
+
+    def __init__(self, projector: SJLT, *given: Any) -> None:
+        super().__init__(projector, *given)
+        self._sketch, self._windows = projector, WaitingWindows(projector.windows)
+
+    def add(self, out: Tensor, piece: Piece) -> None:
+        chosen = self._sketch.sheared(out, piece) if isinstance(piece, Outer) else None
+        if chosen and isinstance(piece, Outer):
+            self._windows.add(out, piece, *chosen)
+        else:
+            super().add(out, piece)
+
+    def finish(self) -> None:
+        self._windows.finish()
+        super().finish()
 
 
 def _rotated(part: Tensor, offsets: Tensor, signs: Tensor, dim: int) -> Tensor:

@@ -1,4 +1,74 @@
-"""Models that are spread over ranks: the same features as of one process, to rounding."""
+"""Models larger than a card: the same features through any sharding.
+
+A sketch is linear, so no gradient is gathered: each rank adds what it holds under its true indices,
+and ``dim`` numbers a sample are summed. Features are those of one process, to rounding (1e-6 relative
+in float32), and so is the hash of the weights: a store that 4 ranks began, 2 or one can end.
+
+```
+torchrun --nproc-per-node 8 -m trakstore featurize jobs.py:llama --store run.zarr --fsdp
+torchrun --nproc-per-node 8 -m trakstore featurize jobs.py:llama --store run.zarr --fsdp --tp 2
+```
+
+The model of the job is one that all ranks build alike, or a function that builds it: called so that
+parameters take no memory, it is sharded first, and each rank then takes its parts of the checkpoints
+(``save_pretrained``, safetensors in one file or several, ``torch.distributed.checkpoint``), a few
+modules at a time. By default FSDP2 shards each child of every ``ModuleList``, then the whole;
+``Job(shard=function)`` does it in another way, and says how ``--tp`` divides layers. In Python,
+``featurize`` takes a model that ``fully_shard`` or ``parallelize_module`` has sharded as it is; all
+ranks call it at once.
+
+**FSDP2.** Each rank computes its own blocks, with whole weights of one module at a time. Ranks begin
+each forward and backward pass together; one that has nothing to do gathers weights with the others and
+lets go of them. No gradient of a weight is kept or summed: of ordinary backward passes, which features
+are checked by, each gradient is sketched as it comes and dropped. With replicas (HSDP) the groups
+share the blocks as single processes do, and several such groups, numbered by ``--rank`` and
+``--world-size``, share a store without a word between them.
+
+**Tensor parallel.** Ranks of a group compute the same samples. Each sketches its rows or columns of a
+weight where they belong, what all of them have whole is counted by one, and one sum over the group, of
+``4 dim`` bytes a sample, makes features of it; with positions divided (``SequenceParallel``) likewise.
+The first rank of a group writes. Columns are sketched with zeros in place of those of other ranks,
+which takes some time: rows are better where both can be had. It goes together with FSDP2 on a mesh of
+two dimensions.
+
+**When a rank fails**, all end with its error. What is committed stays; run again with any number of
+ranks.
+
+What is refused: FSDP's first version (shard by ``fully_shard``), ``MixedPrecisionPolicy`` (give
+``autocast="bfloat16"``, or convert the model), experts on ranks of their own and other meshes of
+several dimensions within a layer, experts that FSDP2 shards one by one (which ones are called depends
+on the samples: shard the module that chooses between them), ``Embedding(max_norm=)``, activations
+under tensor parallel. Memory that does not suffice halves the samples at once on the rank where it
+happens; under tensor parallel it ends the run: give ``memory_limit``.
+
+Pipeline stages (``torch.distributed.pipelining``) are missing. The sum over ranks would do for them
+too. But a schedule runs forward and backward of its chunks by itself, where the watch of a pass
+expects to call the model; a stage is handed activations of which it is not known where the samples
+are; and outputs are known on the last stage alone, while all would have to agree on checks and
+repeats.
+
+A plan for 70e9 parameters on 8 cards
+-------------------------------------
+On paper, not measured: 80 layers of width 8,192 with 0.86e9 parameters each, embedding and head of
+2.1e9, bfloat16, 8 cards of 80 GB that gather at 300 GB/s and compute at 400 TFLOP/s, samples of 512
+tokens.
+
+| | FSDP2 on 8 | TP 8 |
+|---|---|---|
+| weights held | 140 GB / 8 = 17.5 GB | 17.5 GB |
+| gathered at a time | two layers 3.4 GB, embedding and head 4.2 GB | none |
+| activations, by sample | 0.24 MB a token and layer: 10 GB | 2 to 3 GB |
+| samples at once | 4 on each card: 39 GB, 64 GB in all | 16 on all |
+| traffic of a card | weights twice, 7/8 of 280 GB = 245 GB for 4 samples | 4.7 GB a sample |
+| beside it, for features | 8 bytes a pass | 4 dim = 8 kB a sample at 2,048 |
+| forward and backward | 2 x 72 TFLOP a sample: 0.36 s | 0.36 s / 8 |
+| gradients formed, ``sjlt`` | 72 TFLOP, 0.18 s; 70e9 entries sketched, 0.5 s | an eighth |
+| 512 tokens, ``sjlt`` | 1.0 s on each of 8 cards, gathers (0.2 s) behind | 0.13 s |
+| 512 tokens, ``kronecker`` | 0.4 s on each of 8 cards | 0.05 s |
+
+So 8 cards do about 8 samples a second by ``sjlt``, and 20 by ``kronecker``, either way. Comparisons
+with ordinary backward passes add one pass for each block.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +79,7 @@ from trakstore.features.sharding.sharding import WHOLE, Sharding, Take
 from trakstore.features.sharding.slices import Span, is_part
 from trakstore.features.sharding.starting import (
     Shard,
+    free_at_once,
     shard_blocks,
     shard_model,
     started_ranks,
@@ -21,6 +92,7 @@ __all__ = [
     "Span",
     "Take",
     "built_on_meta",
+    "free_at_once",
     "is_part",
     "local_part",
     "own_part",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +16,14 @@ from torch import Tensor, nn
 
 from trakstore.errors import TrakStoreError
 
-__all__ = ["Shard", "shard_blocks", "shard_model", "started_ranks"]
+__all__ = ["Shard", "free_at_once", "shard_blocks", "shard_model", "started_ranks"]
 
 # Shards a model in place: is given the model and the mesh of the ranks.
 Shard = Callable[[nn.Module, Any], Any]
 
 _SAMPLED = 64  # numbers of each parameter that ranks compare
+_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_LARGE = 1 << 20  # bytes
 
 
 @contextmanager
@@ -55,6 +59,8 @@ def started_ranks(device: torch.device, tp: int = 1) -> Iterator[Any]:
         raise TrakStoreError(f"{ranks} ranks cannot be divided into groups of {tp} (--tp)")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        free_at_once()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         whole = (ranks // tp, tp) if tp > 1 else (ranks,)
@@ -62,6 +68,17 @@ def started_ranks(device: torch.device, tp: int = 1) -> Iterator[Any]:
         yield init_device_mesh(device.type, whole, mesh_dim_names=names)
     finally:
         dist.destroy_process_group()
+
+
+def free_at_once() -> None:
+    """Have the C library return large blocks as they are freed, for the rest of the process.
+
+    glibc keeps them for later ones, in which gathered weights of other sizes find no place: memory of a
+    rank would grow to that of the whole model. Other libraries have no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def shard_model(model: nn.Module, mesh: Any, shard: Shard | None = None) -> None:
