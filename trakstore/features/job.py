@@ -119,8 +119,10 @@ class Job:
         Precision of the model's products, forward and backward, which the store knows: it does not mix
         features of several. ``"float32"``: that of its parameters, without TF32. ``"tf32"``: float32
         products of 10 bits, where a GPU has such, also of the projection. ``"bfloat16"``: as
-        ``torch.autocast`` does it, of gradients that are still projected in float32; features are off
-        by about a hundredth. A model whose parameters are bfloat16 computes in that with ``"float32"``.
+        ``torch.autocast`` does it, of gradients that are still projected in float32: inner products of
+        features are off by 0.4% to 2%, where their projection was off by 16% to 25% (an MLP, a
+        transformer and a ResNet-9 on a CPU). A model whose parameters are bfloat16 computes in that
+        with ``"float32"``.
     autocast : {"bfloat16"}, optional
         The same as that ``precision``.
     check : {"some", "all"}
