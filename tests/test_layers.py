@@ -226,6 +226,7 @@ ORDER: dict[str, list[str]] = {
         "wording",
         "parameters",
         "sharding",
+        "spread",
         "weights",
         "checkpoints",
         "projectors",

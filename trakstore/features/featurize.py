@@ -17,7 +17,13 @@ from torch import nn
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
-from trakstore.features.devices import need_one_device, need_room, worker_device, working_on
+from trakstore.features.devices import (
+    device_of,
+    need_one_device,
+    need_room,
+    worker_device,
+    working_on,
+)
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
 from trakstore.features.ranks import rank_and_world
@@ -255,7 +261,7 @@ class _Worker:
             with_memory(job.model, worker_device(device))
         sharding = sharding_of(job.model)
         if sharding.whole:
-            return cls(*rank_and_world(rank, world_size), worker_device(device))
+            return cls(*rank_and_world(rank, world_size), device_of(job.model, device))
         # The launcher's numbers are of ranks, which share a model: groups of them share the blocks.
         group = 0 if rank is None else rank
         groups = 1 if world_size is None else world_size

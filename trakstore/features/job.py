@@ -119,8 +119,10 @@ class Job:
         Precision of the model's products, forward and backward, which the store knows: it does not mix
         features of several. ``"float32"``: that of its parameters, without TF32. ``"tf32"``: float32
         products of 10 bits, where a GPU has such, also of the projection. ``"bfloat16"``: as
-        ``torch.autocast`` does it, of gradients that are still projected in float32; features are off
-        by about a hundredth. A model whose parameters are bfloat16 computes in that with ``"float32"``.
+        ``torch.autocast`` does it, of gradients that are still projected in float32: inner products of
+        features are off by 0.4% to 2%, where their projection was off by 16% to 25% (an MLP, a
+        transformer and a ResNet-9 on a CPU). A model whose parameters are bfloat16 computes in that
+        with ``"float32"``.
     autocast : {"bfloat16"}, optional
         The same as that ``precision``.
     check : {"some", "all"}
@@ -138,7 +140,8 @@ class Job:
     sampled : int or mapping of split to int
         Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
         of those named), whose features are written as a split ``train~sampled``: with ``kernel=
-        "sampled"`` scores take them for their kernel. More draws make it less noisy, most where samples
+        "sampled"`` scores take them for their kernel; once its gram is stored, ``store.drop_rows`` may
+        remove them. More draws make it less noisy, most where samples
         times draws are not much more than the numbers of a row (``benchmarks/accuracy.py lm``).
     draw_seed : int
         Number that drawn labels follow from.

@@ -16,6 +16,7 @@ from trakstore.features.plain import backward
 from trakstore.features.precision import TF32_UNIT, are_tf32
 from trakstore.features.projectors import Projector, Sliced, make_projector
 from trakstore.features.sharding import WHOLE, Sharding, Take
+from trakstore.features.spread import first_device
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Samples", "Truth", "disagreeing", "features_alone", "most_tolerance"]
@@ -40,9 +41,8 @@ class Samples:
         return batch_size(self.batch)
 
     def zeros(self, rows: int, dim: int) -> Tensor:
-        """Return zeros of shape (rows, dim), float32, where the parameters are."""
-        device = next(iter(self.parameters.values())).device
-        return torch.zeros(rows, dim, dtype=torch.float32, device=device)
+        """Return zeros of shape (rows, dim), float32, where the first parameter is."""
+        return torch.zeros(rows, dim, dtype=torch.float32, device=first_device(self.model))
 
     def gradients(self, take: Callable[[int, str, Tensor], None]) -> None:
         """Give the number of a sample, a parameter's name, and the gradient ``(1, rows, rest)``."""
@@ -54,7 +54,9 @@ class Samples:
         self._backward(self.batch, take, signs)
 
     def _backward(self, batch: Any, take: Take, signs: Tensor | None = None) -> None:
-        backward(self.model, self.output, self.parameters, batch, take, signs, self.sharding)
+        home = first_device(self.model)
+        at_home: Take = lambda name, tile: take(name, tile.to(home))  # noqa: E731
+        backward(self.model, self.output, self.parameters, batch, at_home, signs, self.sharding)
 
 
 def features_alone(

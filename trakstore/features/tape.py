@@ -22,7 +22,8 @@ from trakstore.features.sharding import is_part, local_part
 __all__ = ["OutOf", "Tape"]
 
 Counts = Callable[[Piece], bool]
-OutOf = Callable[[str], Tensor]  # gives the tensor to which a parameter's projection is added
+# Gives the tensor on a device to which a parameter's projection is added.
+OutOf = Callable[[str, torch.device], Tensor]
 
 
 @dataclass
@@ -149,17 +150,17 @@ class Tape:
             ready = tuple(tensors)
         try:
             for piece in layer.pieces(ready, gradient):
-                self._add(piece, part)
+                self._add(piece, part, gradient.device)
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
             raise Untrusted(layer.names, f"their layer fails ({error})") from error
 
-    def _add(self, piece: Piece | Some, part: bool) -> None:
+    def _add(self, piece: Piece | Some, part: bool, device: torch.device) -> None:
         own = piece.piece if isinstance(piece, Some) else piece
         if own.name in self.doubtful or not (part or self.counts(own)):
             return
-        out = self.out_of(own.name)
+        out = self.out_of(own.name, device)
         if isinstance(piece, Some):
             self.projector.add_piece(out[piece.samples], own)
         else:

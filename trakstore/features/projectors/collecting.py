@@ -109,8 +109,11 @@ class SmallPieces(Collecting):
         waiting, self._waiting = self._waiting, {}
         for out, pieces in waiting.values():
             if len(pieces) == 1:
-                super().add(out, pieces[0])
+                with torch.cuda.device_of(out):
+                    super().add(out, pieces[0])
                 continue
             places = tuple((p.name, p.first_row, p.first_row + p.tile.shape[1]) for p in pieces)
             entries = torch.cat([piece.tile.flatten(1).to(torch.float32) for piece in pieces], 1)
-            self._add_listed(out, places, entries)
+            # A kernel is started on the device that is current, which may be another layer's.
+            with torch.cuda.device_of(out):
+                self._add_listed(out, places, entries)
