@@ -2,8 +2,8 @@
 
     python benchmarks/language_use.py [small | large] [--targets 32] [--out accuracy] [--small]
 
-Tail-patch: from the last checkpoint one step of Adam (with the moments of its training) on the ten
-documents that a method ranks first for a target, and the fall of the target's loss. Removal: models
+Tail-patch: what the ten documents that a method ranks first for a target add to one step of Adam, from
+the last checkpoint with the moments of its training, and the fall of the target's loss. Removal: models
 that are trained again without the 38 documents (5%) ranked first, two for each of a quarter of the
 targets, and the rise of its loss over that of eight models without 38 random ones. Means over targets
 with 95% intervals; of our scores (2,048 numbers a row, four checkpoints), of those of gradients as they
@@ -32,7 +32,7 @@ from trakstore.evaluation.intervals import mean_interval
 
 F64 = NDArray[np.float64]
 PATCHED, REMOVED, TRAINED = 10, 0.05, 2
-BETA = 0.999  # of Adam's second moments
+SHARE, BETA = 0.1, 0.999  # of a gradient in Adam's first moment, and Adam's factor of the second
 UNTRAINED = ("random", "cosine of last states")  # which nothing is trained without
 
 
@@ -72,9 +72,10 @@ def patched(
     found = torch.autograd.grad(loss, list(parameters.values()))
     moved = {}
     for (name, p), g in zip(parameters.items(), found, strict=True):
-        # The step of plain gradients over the root of their moments: Adam's without its first moment.
+        # What these documents add to that step: their share of Adam's first moment. A whole step of
+        # few documents is so long that it raises most losses.
         root = (moments[name] / (1 - BETA**count)).sqrt()
-        moved[name] = p.detach() - recipe.rate * g / (root + 1e-8)
+        moved[name] = p.detach() - recipe.rate * SHARE * g / (root + 1e-8)
     with torch.no_grad():
         before = mean_losses(model(target), target)
         after = mean_losses(functional_call(model, moved, (target,)), target)

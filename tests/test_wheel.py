@@ -14,12 +14,8 @@ import trakstore as ts
 
 ROOT = Path(__file__).parent.parent
 NEEDED = {
-    "py.typed",
-    "report/page.css",
-    "report/page.js",
-    "serve/live.html",
-    "serve/answer.html",
-    "storage/FORMAT.md",
+    *("py.typed", "report/page.css", "report/page.js", "report/macros.html"),
+    *("serve/live.html", "serve/answer.html", "storage/FORMAT.md"),
 }
 
 # pytest's own import path leads to the checkout: this looks only where the wheel was put

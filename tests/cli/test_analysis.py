@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import trakstore as ts
 from trakstore.analysis.evolution import evolution
 from trakstore.analysis.transition import transition
 from trakstore.attributors import TrainingDynamicsTracker
+from trakstore.cli.output import print_csv
 
 
 @pytest.fixture
@@ -172,3 +174,18 @@ def test_dynamics(run: Any, tmp_path: Path) -> None:
     assert read_csv(run(*asked, "--csv"))["aum"].tolist() == found["aum"]
     ran = run("dynamics", tmp_path / "d.zarr", "--by", "eln")
     assert ran.code == 2 and "did you mean 'el2n'" in ran.err
+
+
+def test_lines_of_values_quote_ids_and_steer_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a,b", "two\nlines", "\x1b[2J", '"']
+    table = xr.Dataset({"score": ("rank", [0.1, 1 / 3, 2.0, 1e-20])}, {"id": ("rank", names)})
+    print_csv(table)
+    printed = capsys.readouterr().out
+    head, *lines = csv.reader(io.StringIO(printed, newline=""))
+    assert head == ["rank", "id", "score"] and [line[1] for line in lines] == names
+    assert [float(line[2]) for line in lines] == [0.1, 1 / 3, 2.0, 1e-20]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_csv(table)
+    assert "\x1b" not in capsys.readouterr().out

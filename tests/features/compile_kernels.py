@@ -17,14 +17,15 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trakstore.features.projectors.triton import partial_sums, shear, signs, sparse
+from trakstore.features.projectors.triton import partial_sums, position_sums, shear, signs, sparse
 
 TYPES = {
     **dict.fromkeys(("tile", "partial", "signs", "signs2", "windows", "out"), "*fp32"),
     **dict.fromkeys(("row_factors", "factors"), "*fp32"),
     **dict.fromkeys(("position_offsets", "column_offsets"), "*i32"),
     **dict.fromkeys(("pairs", "index", "first", "shifts", "places", "starts", "listed"), "*i32"),
-    **dict.fromkeys(("left", "right", "merged"), "*bf16"),
+    **dict.fromkeys(("left", "right", "merged", "gradient", "x"), "*bf16"),
+    **dict.fromkeys(("products", "sums"), "*fp32"),
     "scale": "fp32",
 }
 UNEVEN = ("positions", "rest", "batch", "count", "groups", "column_tiles", "shares", "dim")
@@ -86,6 +87,8 @@ def every_kernel(target: int) -> None:
     compiled("pairs", signs._draw_pairs, 4, target, LISTED=False, N=1024)
     compiled("pairs of listed rows", signs._draw_pairs, 4, target, LISTED=True, N=1024)
     compiled("merged rows", shear._merge, 4, target, by_row=1, SLOTS=128, POSITIONS=16)
+    compiled("sums over positions", position_sums._sums, 4, target, by_kept=1, x_by_kept=1,
+             SUMS=True, KEPT=64, POSITIONS=64)  # fmt: skip
     product = {"COLUMNS": 128, "STEP": 64, "WINDOW": 256, "OPERAND": tl.bfloat16}
     sheared = {"SHEARED": True, "ROWS": 128, "left_by_row": 1, "maxnreg": 128, **product}
     dense = {"INDEXED": False, "by_column": 1}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trakstore.features.layers import Call, convolution
-from trakstore.features.projectors import SJLT, Outer
+from trakstore.features.projectors import SJLT, Outer, windows
 from trakstore.features.projectors.sheared import (
     COLUMNS,
     FEATURES,
@@ -217,6 +217,18 @@ def test_windows_of_many_products_wait_for_one_another() -> None:
         waiting.finish()
         torch.testing.assert_close(out.cpu(), expected, rtol=1e-5, atol=1e-5)
     assert folded == [1, 3], "once it is known how many there are, all are folded at once"
+
+
+@pytest.mark.parametrize("bytes_", [1, 3 * 4 * WINDOW, 1 << 13])
+def test_large_batches_are_done_in_parts(bytes_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_BYTES", bytes_)
+    spec, shape = ProjectionSpec("sjlt", dim=256), (5, 40)
+    left, right = draw(5, 3, 5), draw(5, 3, 40)
+    projector = SJLT(spec, ParameterSpec((("w", shape),)))
+    got = added(projector, left, right, 0, torch.float32)
+    expected = torch.zeros(5, 256)
+    projector.add(expected, "w", left.mT @ right)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_it_pays_where_tiles_are_full_and_rows_are_merged() -> None:

@@ -69,6 +69,9 @@ def test_texts_that_are_too_long_or_no_samples(query: ts.Query) -> None:
         query.ask(image=b"", k=2)
     with pytest.raises(BadQuestionError, match="sample lacks"):
         query.ask({"input_ids": [1, 2]}, k=2)
+    bad = {"input_ids": [5, 10**6], "attention_mask": [1, 1], "labels": [5, 6]}
+    with pytest.raises(BadQuestionError, match="token ids must be from 0 to"):
+        query.ask(bad, k=2)
     ids = [5, 6, 7]
     whole = {"input_ids": ids, "attention_mask": [1, 1, 1], "labels": ids}
     assert len(query.ask(whole, k=2).opponents) == 2

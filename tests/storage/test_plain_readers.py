@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from packaging.version import Version
 
 import trakstore as ts
 from trakstore.storage.checking.verification import verify_store
@@ -56,8 +57,10 @@ def test_saved_scores_have_ids_as_coordinates(store: ts.FeatureStore, kept: Any)
         return
     assert set(found.data_vars) == {"scores"} and "train_id" in found.coords
     dense = np.asarray(scores)
-    np.testing.assert_array_equal(found.scores.sel(target_id="test3"), dense[3])
+    if Version(xr.__version__) >= Version("2026.9"):  # makes the index by itself
+        np.testing.assert_array_equal(found.scores.sel(target_id="test3"), dense[3])
     both = found.set_xindex("target_id").set_xindex("train_id")
+    np.testing.assert_array_equal(both.scores.sel(target_id="test3"), dense[3])
     assert float(both.scores.sel(target_id="test3", train_id="train17")) == dense[3, 17]
 
 

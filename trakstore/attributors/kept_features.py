@@ -83,10 +83,11 @@ class KeptFeatures:
             if name.endswith(f".{digest}"):
                 return name
         if store is not None and self._given is not None:
-            # Somebody else may have written them, whose splits are told as featurize tells them.
+            # Splits that featurize wrote are told by its fingerprint. Those of here, whose names have a
+            # dot, are not: it is of 32 samples, and would take data of which another changed for them.
             fingerprint = dataset_fingerprint(data, ids)
             for name in there:
-                if store.split(job.epochs[0], name).spec.dataset == fingerprint:
+                if "." not in name and store.split(job.epochs[0], name).spec.dataset == fingerprint:
                     return name
         return f"{side}.{digest}"
 

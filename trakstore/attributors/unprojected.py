@@ -96,6 +96,8 @@ def unprojected_scores(
     ------
     NotFoundError
         When the store has no drawn labels, or no such epoch, split or row.
+    IncompleteError
+        When the features of the drawn labels were dropped, and only their gram is there.
     SpecMismatchError
         When data or weights of the job are not those of the store.
     NumericsError

@@ -10,10 +10,12 @@ from trakstore.cli.options import Epochs, Json, MemoryLimit, StorePath, chosen_e
 from trakstore.cli.output import print_result
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.methods.sampled_kernel import store_sampled_gram
+from trakstore.planning import human_bytes
 from trakstore.scores.saving import drop_scores
 from trakstore.storage import layout
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
+from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
 
@@ -67,8 +69,20 @@ def _drop_rows(
     if not chosen:
         raise NotFoundError(f"no epoch has a split {split!r}{did_you_mean(split, store.splits)}")
     for one in chosen:
-        if split.endswith(layout.SAMPLED) and not store.split(one, split).dropped:
+        there = store.split(one, split)
+        if split.endswith(layout.SAMPLED) and not there.dropped:
+            _refuse_larger(there)
             train = split.removesuffix(layout.SAMPLED)
             store_sampled_gram(store, one, train, memory_limit=memory_limit)
         store.drop_rows(one, split)
     return chosen
+
+
+def _refuse_larger(split: Split) -> None:
+    """Raise a :class:`TrakStoreError` where the gram would take more than the rows."""
+    gram, rows = 8 * split.dim**2, split.rows * split.row_bytes
+    if gram > rows:
+        raise TrakStoreError(
+            f"the gram of {split.name} at epoch {split.epoch} takes {human_bytes(gram)}, its rows take "
+            f"{human_bytes(rows)}: to keep the rows is less"
+        )

@@ -91,7 +91,9 @@ def print_csv(table: xr.Dataset) -> None:
     Ids that hold a comma, a quote or the end of a line stand in quotes, as programs expect; on a
     terminal their controls are spelled out.
     """
-    text = table.to_dataframe().reset_index().to_csv(index=False)
+    frame = table.to_dataframe().reset_index()
+    order = dict.fromkeys([*table.dims, *table.coords, *table.data_vars])
+    text = frame[list(order)].to_csv(index=False)
     if sys.stdout.isatty():
         text = printable(text, keep="\n")
     sys.stdout.write(text)

@@ -140,7 +140,8 @@ class Job:
     sampled : int or mapping of split to int
         Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
         of those named), whose features are written as a split ``train~sampled``: with ``kernel=
-        "sampled"`` scores take them for their kernel. More draws make it less noisy, most where samples
+        "sampled"`` scores take them for their kernel; once its gram is stored, ``store.drop_rows`` may
+        remove them. More draws make it less noisy, most where samples
         times draws are not much more than the numbers of a row (``benchmarks/accuracy.py lm``).
     draw_seed : int
         Number that drawn labels follow from.

@@ -151,12 +151,12 @@ def need_alike(
         )
     first = sharding.same(norms)
     most = max(first.values(), default=0.0)
-    apart = [
-        name
-        for name, norm in norms.items()
-        if abs(norm - first.get(name, 0.0)) > 1e-2 * norm + 1e-5 * most
-    ]
-    if apart:
+
+    def differs(name: str) -> bool:
+        own, other = norms.get(name, 0.0), first.get(name, 0.0)
+        return abs(own - other) > 1e-2 * other + 1e-5 * most
+
+    if apart := list(filter(differs, parameters)):
         raise TrakStoreError(
             f"ranks of tensor parallel have different gradients of {listed(apart)}, which each of them "
             f"holds whole: it is given parts of the activations as if they were whole; put "

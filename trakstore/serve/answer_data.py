@@ -17,7 +17,9 @@ class Entry:
     Attributes
     ----------
     id : int or str
+        Sample id.
     score : float
+        Score of the asked sample with it.
     position : int
         Row of the stored train split.
     label : int or None
@@ -71,6 +73,7 @@ class AnswerData:
     method : str
         Name of the method.
     epochs : tuple of epochs
+        Epochs whose scores are combined.
     share : float
         Share of the train rows that were looked at: 1 once it is whole.
     provenance : mapping of str to str, number or mapping

@@ -81,7 +81,9 @@ class NewSamples:
             return _prepared(self.prepare, question)
         example = self.dataset[0]
         if question.sample is not None:
-            return _like(example, question.sample, "sample")
+            sample = _like(example, question.sample, "sample")
+            self._check_tokens(sample)
+            return sample
         make = self._text if question.text is not None else self._image
         if not isinstance(example, tuple | list):
             return make(question, example)
@@ -97,6 +99,16 @@ class NewSamples:
             raise BadQuestionError("samples of this job have a label that is no class: give label")
         pair: Any = type(example)
         return pair((value, _like(example[1], label, "label")))
+
+    def _check_tokens(self, sample: Any) -> None:
+        """Refuse token ids that there are none of: on a GPU they would end the process's work."""
+        if self.tokenizer is None or not isinstance(sample, Mapping) or "input_ids" not in sample:
+            return
+        ids = np.asarray(sample["input_ids"])
+        if ids.size and (ids.min() < 0 or ids.max() >= len(self.tokenizer)):
+            raise BadQuestionError(
+                f"token ids must be from 0 to {len(self.tokenizer) - 1}, got {ids.min()} to {ids.max()}"
+            )
 
     def _text(self, question: Question, example: Any) -> Any:
         text = str(question.text)
@@ -211,6 +223,10 @@ def _like(example: Any, given: Any, where: str) -> Any:
         if missing:
             raise BadQuestionError(f"{where} lacks {', '.join(missing)}")
         return {name: _like(one, given[name], f"{where}.{name}") for name, one in example.items()}
+    if isinstance(example, list) and example and all(type(one) in (int, float) for one in example):
+        # A row of a table, such as token ids.
+        row: list[Any] = _array(np.asarray(example), given, where).tolist()
+        return row
     if isinstance(example, tuple | list) and not hasattr(example, "_fields"):
         if not isinstance(given, list | tuple) or len(given) != len(example):
             raise BadQuestionError(f"{where} must be a list of {len(example)}")

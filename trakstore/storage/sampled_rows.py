@@ -66,7 +66,7 @@ def of_train(sampled: Split, train: Split) -> Split:
             f"{str(sampled.spec.dataset)[-28:]} and weights {str(sampled.spec.checkpoint)[:12]}, "
             f"{train.name} has {train.rows}, {str(train.spec.dataset)[-24:]} and "
             f"{str(train.spec.checkpoint)[:12]}: sampled rows are some for each train row, by the same "
-            f"weights; drop them (trakstore drop) and featurize them again, or use kernel='train'"
+            f"weights; drop the split (store.drop) and featurize it again, or use kernel='train'"
         )
     if not len(train.masked):
         return sampled

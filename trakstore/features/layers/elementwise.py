@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, as_rows
+from trakstore.features.layers.sums import position_sums
 from trakstore.features.projectors import Piece
 
 __all__ = ["MATCHERS"]
@@ -24,9 +25,20 @@ class Elementwise(Layer):
 
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
         """See :meth:`Layer.pieces`."""
+        if inputs and self._is_of_last(gradient):
+            # A scale of the last dimension, as of many models' own norms.
+            sums = position_sums(gradient, inputs[0], channels=False, alone=False)
+            if sums is not None:
+                yield as_rows(self._use.name, self._use.parameter, sums[0])
+                return
         product = gradient if not inputs else gradient * inputs[0]
         own = self._unbroadcast(product.squeeze(1))
         yield as_rows(self._use.name, self._use.parameter, self._in_parameter(own))
+
+    def _is_of_last(self, gradient: Tensor) -> bool:
+        """Tell whether the parameter has a number for each place of the last dimension."""
+        whole = self._use.whole and self._use.parameter.ndim == 1
+        return whole and len(self._use.parameter) == gradient.shape[-1]
 
     def _unbroadcast(self, product: Tensor) -> Tensor:
         """Sum ``(batch, ...)`` to ``(batch, *shape of the view)``, float32."""

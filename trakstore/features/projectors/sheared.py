@@ -198,11 +198,12 @@ class _MergedRun:
 
     def starts(self, size: int) -> list[int]:
         """Return where groups of at most ``size`` offsets begin that are within a window's span."""
+        span = WINDOW - COLUMNS
+        near = np.searchsorted(self.offsets, self.offsets + span, "right").tolist()
         starts, at = list[int](), 0
-        while at < len(self.offsets):
+        while at < len(near):
             starts.append(at)
-            near = np.searchsorted(self.offsets, self.offsets[at] + WINDOW - COLUMNS, "right")
-            at = min(at + size, int(near))
+            at = min(at + size, near[at])
         return starts
 
     def grouped(self, size: int, width: int) -> _Groups:

@@ -31,7 +31,7 @@ from trakstore.features.projectors.projector import Projector, Sides, remembered
 from trakstore.features.projectors.sheared import WINDOW, Sheared, pays, unfolds_in_place
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
-from trakstore.features.projectors.triton import usable
+from trakstore.features.projectors.triton import gathers, usable
 from trakstore.features.projectors.windows import WaitingWindows, WindowLists
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
@@ -168,6 +168,8 @@ class SJLT(Projector):
         """
         dtype = low_dtype(outer.left, outer.left)
         if dtype is None or self.dim < WINDOW or not usable(out.device, _GENERATION):
+            return None
+        if not gathers():
             return None
         last_row = outer.first_row + outer.rows
         table = self._sheared_rows_of(outer.name, outer.first_row, last_row, out.device)

@@ -47,14 +47,22 @@ class WaitingWindows:
 
     def add(self, out: Tensor, outer: Outer, table: Sheared, dtype: torch.dtype) -> None:
         """Write the windows of a product that is to be added to ``out (batch, dim)``."""
+        for samples in ranges(outer.batch, max(1, _BYTES // (4 * WINDOW * table.starts.size))):
+            self._write(part(out, *samples), outer, table, dtype, samples[0])
+
+    def _write(
+        self, out: Tensor, outer: Outer, table: Sheared, dtype: torch.dtype, first: int
+    ) -> None:
+        """Write the windows of the samples of ``out``, which begin with the product's ``first``."""
         from trakstore.features.projectors.triton.shear import write_windows
 
-        batch, count = outer.batch, table.starts.size
-        windows = self._place(out, batch, count)
+        windows = self._place(out, len(out), table.starts.size)
         each = 2 * outer.positions * (table.slots + outer.columns)
-        for samples in ranges(batch, max(1, _BYTES // each)):
-            right = outer.unfolded(*samples) if outer.unfolded else outer.make_right(*samples)
-            write_windows(part(windows, *samples), part(outer.left, *samples), right, table, dtype)
+        for start, stop in ranges(len(out), max(1, _BYTES // each)):
+            own = first + start, first + stop
+            right = outer.unfolded(*own) if outer.unfolded else outer.make_right(*own)
+            left = part(outer.left, *own)
+            write_windows(part(windows, start, stop), left, right, table, dtype)
         self._tables.append(table)
 
     def finish(self) -> None:

@@ -127,14 +127,17 @@ def _shear(
             there = at < positions
             # Slots are whole tiles.
             known = there[:, None] if SHEARED else there[:, None] & (row < rows)[None, :]
-            place = at[:, None] * left_by_position + row[None, :] * left_by_row
+            place = t[:, None] * left_by_position + row[None, :] * left_by_row
             a = tl.load(own + place, mask=known, other=0.0)
-            along = at * by_position
+            along = t * by_position
             if INDEXED:
                 along = tl.load(position_offsets + at, mask=there, other=0)
             found = there[:, None] & inside[None, :]
             r = tl.load(other + along[:, None] + across[None, :], mask=found, other=0.0)
             tile = tl.dot(tl.trans(a.to(OPERAND)), r.to(OPERAND), tile, input_precision="ieee")
+            # Pointers go on, so that no offset of a long sequence leaves 32 bits.
+            own += STEP * left_by_position
+            other += STEP * by_position  # which is 0 where INDEXED
         if SHEARED:
             _write_windows(
                 tile, signs2, shifts, places, out + b * out_by_sample, tile_r, tile_c, start, c,
