@@ -320,7 +320,7 @@ def _prepared(
             try:
                 yield task, line
             finally:  # also when it was stopped
-                if task.rows_written:
+                if task.rows_written and worker.sharding.writes:
                     record_run(task.writer.split.location, _run(job, task, worker, began))
 
 
