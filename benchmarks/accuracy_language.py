@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from accuracy_chart import draw_language
 from accuracy_lines import Lines
+from language_peers import PROJECTED, WHOLE
 from language_references import Rows, references
 from language_truth import RECIPES, Recipe, Truth, make_truth
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
 import trakstore as ts
+from trakstore.attributors import unprojected_scores
 from trakstore.evaluation.lds import LDS, lds
 from trakstore.features import Job, featurize_job
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 
-DRAWS, REPEATS = 4, 2
+DRAWS, MORE, REPEATS = 4, 8, 2
 
 
 @dataclass
@@ -58,11 +61,15 @@ class LanguageGround:
         """Features of all checkpoints; made once."""
         place = self.out / f"{self.kind}-{self.seed}-{dim}{name}.zarr"
         spec = ts.ProjectionSpec("sjlt", dim=dim, per_epoch=per_epoch)
-        states = dict(self.truth.states)
-        options |= {"projector": spec, "output": "causal_lm", "batch_size": 128}
-        job = Job(self.recipe.model(), self.data, checkpoints=states, **options)
-        featurize_job(job, place, progress=False)
+        featurize_job(
+            self.job(**{"projector": spec, "sampled": 0} | options), place, progress=False
+        )
         return ts.open_store(place)
+
+    def job(self, **options: Any) -> Job:
+        states = dict(self.truth.states)
+        options = {"sampled": DRAWS, "output": "causal_lm", "batch_size": 128} | options
+        return Job(self.recipe.model(), self.data, checkpoints=states, **options)
 
     def ceiling(self) -> tuple[float, float]:
         """Mean rank correlation of losses of two models of one half, and the LDS that it allows.
@@ -94,6 +101,7 @@ def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
         own_plain = ground.store(dim, "-own-plain", per_epoch=True)
         of_samples = ground.store(dim, "-samples", scale="samples", sampled=DRAWS)
         own = ground.store(dim, "-own", per_epoch=True, scale="samples", sampled=DRAWS)
+        more = ground.store(dim, "-more", per_epoch=True, scale="samples", sampled=MORE)
         of_adam = ground.store(dim, "-adam", scale=moments)
         for count in (len(plain.epochs), 1):
             of: Any = {"epochs": list(plain.epochs)[-count:]}
@@ -101,6 +109,7 @@ def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
                 "trak_scores, one projection": ts.trak_scores(plain, **of),
                 "trak_scores": ts.trak_scores(own_plain, **of),
                 "trak_scores, scale, 4 draws": ts.trak_scores(own, **of),
+                f"trak_scores, scale, {MORE} draws": ts.trak_scores(more, **of),
                 "influence_scores, scale, 4 draws": ts.influence_scores(own, **of),
                 "influence_scores": ts.influence_scores(plain, **of),
                 "grad_dot_scores": ts.grad_dot_scores(plain, **of),
@@ -115,7 +124,30 @@ def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
                     scores[f"trak_scores, scale, 4 draws, c = {c}{name}"] = one
             size = bytes_of_row(plain, count)
             for name, one in scores.items():
-                lines.add(f"{dim} x {count}", name, one, bytes=size)
+                lines.add(f"{dim} x {count}", name, one, bytes=size, checkpoints=count)
+
+
+def by_others(ground: LanguageGround, lines: Lines, small: bool) -> None:
+    """Scores by other libraries, where they can be imported, and ours of whole gradients by a store."""
+    states, make = list(ground.truth.states.values()), ground.recipe.model
+    # Dense signs of more numbers take a minute for each batch on one core.
+    dim = 64 if small else 2048
+    for name, score in {**PROJECTED, **WHOLE}.items():
+        try:
+            found = score(make, states, ground.truth.text, dim)
+        except ImportError as error:
+            print(f"{name} is passed over: {error}")
+            continue
+        size = (
+            {"bytes": 4 * dim * len(states), "checkpoints": len(states)}
+            if name in PROJECTED
+            else {}
+        )
+        lines.add("peers", name, found, **size)
+    store = ground.store(dim, "-own", per_epoch=True, scale="samples", sampled=DRAWS)
+    for steps in (0, 2):
+        found = unprojected_scores(ground.job(), store, damping=0.03, iterations=steps)
+        lines.add("whole", f"unprojected_scores, {steps} iterations, {dim} numbers stored", found)
 
 
 def in_memory(ground: LanguageGround, lines: Lines, draws: int) -> None:
@@ -145,6 +177,8 @@ def language(out: Path, models: int, seed: int, small: bool) -> None:
               f"correlate by {alone:.3f}, which allows an LDS of {attainable:.3f}")  # fmt: skip
         lines = Lines(ground)
         from_stores(ground, lines, small)
+        by_others(ground, lines, small)
         in_memory(ground, lines, 2 if small else DRAWS)
         found += lines.found
         (out / "lm.json").write_text(json.dumps(found, indent=1))
+    draw_language(found, out / "language.svg")

@@ -30,7 +30,7 @@ from trakstore.kernels.stored_grams import split_gram
 from trakstore.spec import SplitSpec
 from trakstore.storage.backends.location import Location
 from trakstore.storage.checking.verification import verify_store
-from trakstore.storage.columns import stored_rows
+from trakstore.storage.columns import row_columns_of, stored_rows
 from trakstore.storage.completion import note_complete
 from trakstore.storage.skipped import skipped_norms, skipped_rows
 from trakstore.storage.tables.training_records import MEASURES, TrainingRun, add_part, record_parts
@@ -66,7 +66,7 @@ def build(where: Path, dtype: Any = "float32", older: Path | None = None) -> ts.
         for split in ("train", "test"):
             given = {name: array[:ROWS] for name, array in columns_of(epoch, split).items()}
             store.write_split(epoch, split, **given, block_rows=BLOCK)
-    columns = (("features", dtype), ("norm", "float32"), ("sample_id", "int64"))
+    columns = tuple(sorted({**row_columns_of(dtype), "sample_id": "int64"}.items()))
     for name, blocks in (("half", (0, 2, 4)), ("bad", range(5))):
         split = store.create_split(0, name, SplitSpec(ROWS, DIM, columns, block_rows=BLOCK))
         for block in blocks:
@@ -96,8 +96,12 @@ def _bad_rows(rows: dict[str, Any], block: int) -> dict[str, Any]:
     reasons = np.zeros(len(rows["norm"]), dtype=np.uint8)
     reasons[block // 2] = 1 + block
     bad, features, norm = reasons > 0, rows["features"].copy(), rows["norm"].copy()
-    features[bad], norm[bad] = np.nan, skipped_norms(reasons[bad])
-    return {"features": features, "norm": norm, "skipped": reasons}
+    features[bad] = np.nan if features.dtype.kind == "f" else -1
+    norm[bad] = skipped_norms(reasons[bad])
+    changed = {"features": features, "norm": norm, "skipped": reasons}
+    if "row_scale" in rows:
+        changed["row_scale"] = np.where(bad, np.float32(np.nan), rows["row_scale"])
+    return changed
 
 
 def _save_tables(store: ts.FeatureStore) -> None:
@@ -317,7 +321,8 @@ def _edit(_where: Path, _older: Path, path: Path, rng: random.Random) -> _Change
     if path.name != "zarr.json":
         return {}
     document = json.loads(path.read_bytes())
-    inside = document["attributes"] or document
+    attributes = document["attributes"]
+    inside = attributes.get("trakstore", attributes) or document
     name = rng.choice(sorted(inside))
     value = inside[name]
     if rng.random() < 0.3:
@@ -385,7 +390,7 @@ def main() -> None:
     parser.add_argument("--every-byte", action="store_true", help="each byte of a tiny store too")
     given = parser.parse_args()
     print(f"{'dtype':8} {'damage':10} {'file':20} trials found refused-reads wrong-reads")
-    for dtype in DTYPES:
+    for dtype in (*DTYPES, "int8"):
         for damage, count in ((flip, given.bytes), (truncate, given.truncations)):
             with tempfile.TemporaryDirectory() as folder:
                 where = Path(folder) / "run.zarr"

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import stores
 import torch
-from models import Work, compared, rows_of
+from models import Batch, Work, compared, rows_of
 from torch import Tensor
 
 import trakstore as ts
 from trakstore.features import Job, featurize
 from trakstore.features.batches import evaluated
-from trakstore.features.parameters import last_layers
+from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.last_layers import last_layers
 from trakstore.features.projectors.scaled import Scaled
 from trakstore.features.task import SplitTask
 
@@ -45,8 +46,9 @@ def cost(small: bool, rounds: int) -> None:
     """The table: models, projectors, batches of 32 (and 256)."""
     cases = [("resnet9", 512, 32), ("resnet9", 2048, 32), ("transformer", 1024, 32)]
     cases += [("mlp", 512, 32), ("mlp", 512, 256)]
-    for name, dim, size in cases:
-        work = Work(name, small)
+    works = [(Work(name, small), dim, size) for name, dim, size in cases]
+    works.append((narrow(small), 768, 32))
+    for work, dim, size in works:
         specs = {
             "sjlt": ts.ProjectionSpec("sjlt", dim=dim),
             "sjlt s=4": ts.ProjectionSpec("sjlt", dim=dim, s=4),
@@ -56,7 +58,14 @@ def cost(small: bool, rounds: int) -> None:
         }
         runs = {one: rows_of(work, spec, size) for one, spec in specs.items()}
         seconds = compared({"floor": (work.floor(), 32), **runs}, rounds)
-        line(f"{name} ({work.count:,} parameters), dim {dim}, batch {size}", seconds)
+        line(f"{work.name} ({work.count:,} parameters), dim {dim}, batch {size}", seconds)
+
+
+def narrow(small: bool) -> Work:
+    """Work of a narrow transformer, whose activations are of some megabytes."""
+    if small:
+        return Work("transformer", small)
+    return Work("transformer", width=192, layers=3, vocabulary=64, length=48)
 
 
 def dense(small: bool, rounds: int) -> None:
@@ -107,8 +116,12 @@ def fidelity(small: bool, rounds: int) -> None:  # noqa: ARG001
             print(f"{name} ({work.count:,}), dim {dim}, {which}: relative error {relative:.3f}, "
                   f"Spearman of TRAK scores {rank:.3f}", flush=True)  # fmt: skip
         for count in (1, 2):
-            patterns = last_layers(work.model, count)
-            got = work.engine(ts.ProjectionSpec("identity"), patterns).rows(batch).features.double()
+            layers = last_layers(work.model, count, partial(work.output, work.model, batch))
+            got = (
+                work.engine(ts.ProjectionSpec("identity"), layers.patterns)
+                .rows(batch)
+                .features.double()
+            )
             print(f"{name}, last {count} layers alone ({got.shape[1]:,} parameters): Spearman of "
                   f"TRAK scores {spearman(trak(got), trak(true)):.3f}", flush=True)  # fmt: skip
 
@@ -173,25 +186,32 @@ def scaling(small: bool, rounds: int) -> None:
 
 
 def pipeline(small: bool, rounds: int) -> None:
-    """Reading, features and writing to a local store, beside features alone."""
-    work, n = Work("resnet9", small), 64 if small else 768
-    inputs, labels = work.batch(n)
-    spec = ts.ProjectionSpec("sjlt", dim=512)
-    engine = work.engine(spec)
-    parts = [(inputs[i : i + 32], labels[i : i + 32]) for i in range(0, n, 32)]
-    data = list(zip(inputs, labels, strict=True))
+    """Features alone, and with preparing, reading, checks and writing to a store, beside the floor."""
+    for work, dim in ((Work("resnet9", small), 512), (narrow(small), 768)):
+        n = 64 if small else 768
+        inputs, labels = work.batch(n)
+        parts = [(inputs[i : i + 32], labels[i : i + 32]) for i in range(0, n, 32)]
+        data = list(zip(inputs, labels, strict=True))
 
-    def alone() -> None:
-        for part in parts:
-            engine.rows(part)
+        runs: dict[str, tuple[Callable[[], Any], int]] = {"floor": (work.floor(), 32)}
+        for kind in ("sjlt", "kronecker"):
+            spec = ts.ProjectionSpec(kind, dim=dim)  # type: ignore[arg-type]
+            engine = work.engine(spec)
+            runs[f"{kind} alone"] = partial(_all_rows, engine, parts), n
+            runs[f"{kind} whole"] = partial(_whole, work, data, spec), n
+        line(f"{work.name} ({work.count:,} parameters), {n} samples", compared(runs, rounds))
 
-    def whole() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            where = Path(folder) / "s.zarr"
-            featurize(work.model, data, where, projector=spec, batch_size=32, progress=False)
 
-    seconds = compared({"floor": (alone, n), "whole": (whole, n)}, rounds)
-    print(f"whole pipeline {seconds['whole'] / seconds['floor']:.2f} x features alone")
+def _all_rows(engine: FactorisedEngine, parts: list[Batch]) -> None:
+    for part in parts:
+        engine.rows(part)
+
+
+def _whole(work: Work, data: list[Any], spec: ts.ProjectionSpec) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        where, output = Path(folder) / "s.zarr", work.output
+        options: Any = {"output": output, "projector": spec, "batch_size": 32, "progress": False}
+        featurize(work.model, data, where, **options)
 
 
 def scaled(small: bool, rounds: int) -> None:

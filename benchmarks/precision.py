@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py
 
-Features are computed once in float32 and stored again as float16 and with rounded mantissas. Errors
-are relative to the largest |score| of float32; bytes are those of the feature chunks on the disk.
+Features are computed once in float32 and stored again: as float16, in 8 bits, with rounded mantissas.
+Errors are relative to the largest |score| of float32; bytes are those of the chunks of features.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("keep_bits=7", {"keep_bits": 7}),
     ("keep_bits=4", {"keep_bits": 4}),
     ("float16", {"dtype": "float16"}),
+    ("int8", {"dtype": "int8"}),
 ]
 
 

@@ -176,7 +176,7 @@ FEATURIZED = {
     "rate": ({"learning_rate": "x"}, "learning rate of epoch 0 must be a number >= 0, got 'x'"),
     "negative": ({"learning_rate": -0.1}, "must be a number >= 0, got -0.1"),
     "output": ({"output": "margn"}, "did you mean 'margin'"),
-    "dtype": ({"dtype": "float64"}, "stored as float32, float16, got 'float64'"),
+    "dtype": ({"dtype": "float64"}, "stored as float32, float16, int8, got 'float64'"),
     "parameters": ({"parameters": ["nope*"]}, "matches 'nope[*]'; the model has weight, bias"),
 }
 

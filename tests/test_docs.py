@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import trakstore as ts
-from trakstore import attributors, evaluation, features, kernels
+from trakstore import attributors, evaluation, features, kernels, serve
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -20,6 +20,7 @@ PAGES = {
     "trakstore/evaluation": evaluation.__all__,
     "trakstore/attributors": attributors.__all__,
     "trakstore/kernels": kernels.__all__,
+    "trakstore/serve": serve.__all__,
 }
 
 

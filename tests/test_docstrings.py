@@ -15,10 +15,10 @@ from house import docstrings, opens_weakly
 from numpydoc.docscrape import NumpyDocString
 
 import trakstore as ts
-from trakstore import analysis, attributors, evaluation, features, report
+from trakstore import analysis, attributors, evaluation, features, report, serve
 
 ROOT = Path(ts.__file__).parent
-DOORS = (ts, analysis, attributors, evaluation, features, report)
+DOORS = (ts, analysis, attributors, evaluation, features, report, serve)
 SELF = ("self", "cls")
 
 

@@ -13,7 +13,10 @@ import pytest
 import trakstore as ts
 
 ROOT = Path(__file__).parent.parent
-NEEDED = {"py.typed", "report/page.css", "report/page.js", "storage/FORMAT.md"}
+NEEDED = {
+    *("py.typed", "report/page.css", "report/page.js", "report/macros.html"),
+    *("serve/live.html", "serve/answer.html", "storage/FORMAT.md"),
+}
 
 # pytest's own import path leads to the checkout: this looks only where the wheel was put
 ASK = """

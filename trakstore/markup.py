@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import accumulate
 
 # Controls (C0, delete, C1), marks and controls of writing direction, the separators of lines and
 # paragraphs, annotations, and halves of surrogate pairs, which no encoding has.
@@ -46,7 +49,7 @@ def one_line(name: object, most: int = 36) -> str:
     name : object
         Shown as its ``str``.
     most : int
-        Most characters.
+        Most cells of a terminal: Chinese characters, for some, take two.
 
     Examples
     --------
@@ -54,8 +57,33 @@ def one_line(name: object, most: int = 36) -> str:
     def f():\n    pass 01234567…789
     """
     text = printable(name)
+    if cells(text) <= most:
+        return text
     last = most // 4
-    return text if len(text) <= most else f"{text[: most - last - 1]}…{text[-last:]}"
+    return f"{_fitting(text, most - last - 1)}…{_fitting(text[::-1], last)[::-1]}"
+
+
+def cells(text: str) -> int:
+    """Return the cells that a text takes on a terminal.
+
+    Examples
+    --------
+    >>> cells("digit"), cells("数字"), cells("e\u0301")
+    (5, 4, 1)
+    """
+    return len(text) if text.isascii() else sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):  # marks on the character before
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _fitting(text: str, most: int) -> str:
+    """Return the first characters that take so many cells at most."""
+    ends = list(accumulate(map(_width, text)))
+    return text[: bisect_right(ends, most)]
 
 
 def card(title: str, *parts: str) -> str:

@@ -153,7 +153,14 @@ def human_time(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: str) -> int:
+def window_rows(
+    rows: int,
+    row_bytes: int,
+    fixed_bytes: int,
+    limit: int,
+    what: str,
+    advice: str = LARGER_LIMIT,
+) -> int:
     """Compute the number of ``rows`` that can be worked on at once in ``limit`` bytes.
 
     Parameters
@@ -166,8 +173,8 @@ def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: s
         Bytes that are needed however few rows are held.
     limit : int
         The memory limit in bytes.
-    what : str
-        Name of the work in the message.
+    what, advice : str
+        Name of the work in the message, and what to do where it does not fit.
 
     Raises
     ------
@@ -179,11 +186,17 @@ def window_rows(rows: int, row_bytes: int, fixed_bytes: int, limit: int, what: s
     >>> window_rows(1000, 100, 500, 12_000, "top-k")
     100
     """
-    return max(1, fit_slots(rows, 1, fixed_bytes, row_bytes, limit, what))
+    return max(1, fit_slots(rows, 1, fixed_bytes, row_bytes, limit, what, advice))
 
 
 def fit_slots(
-    slots: int, least: int, fixed_bytes: int, slot_bytes: int, limit: int, what: str
+    slots: int,
+    least: int,
+    fixed_bytes: int,
+    slot_bytes: int,
+    limit: int,
+    what: str,
+    advice: str = LARGER_LIMIT,
 ) -> int:
     """Compute the number of ``slots`` tasks that may run at once in ``limit`` bytes, ``least`` or more.
 
@@ -201,8 +214,7 @@ def fit_slots(
     if fitting < least:
         need = human_bytes(with_slack(fixed_bytes + least * slot_bytes))
         raise MemoryLimitError(
-            f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: "
-            f"{LARGER_LIMIT}"
+            f"{what} needs at least {need}, the memory limit is {human_bytes(limit)}: {advice}"
         )
     return min(slots, fitting)
 

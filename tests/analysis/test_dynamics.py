@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import trakstore as ts
 from trakstore.analysis.training_dynamics import dynamics_of, training_dynamics
@@ -64,7 +65,7 @@ def expected() -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-@pytest.mark.parametrize("interval", [1, 7, 1000])
+@pytest.mark.parametrize("interval", [1, 3, 1000])
 @pytest.mark.parametrize("named", [False, True])
 def test_columns_are_those_of_a_plain_recomputation(
     tmp_path: Path, interval: int, named: bool
@@ -108,7 +109,7 @@ def test_the_later_of_two_runs_counts_whatever_the_clock_says(
 
 def test_parts_that_were_swapped_or_lost_are_not_read(tmp_path: Path) -> None:
     where = tmp_path / "d.zarr"
-    with TrainingDynamicsTracker(None, 3, where) as tracker:
+    with TrainingDynamicsTracker(None, 1, where) as tracker:
         run(tracker, range(2), list(range(N)))
     first, second, *_ = sorted((where / "dynamics/train").glob("*.*/zarr.json"))
     for name in ("zarr.json", "measures/c/0/0"):
@@ -152,7 +153,7 @@ def test_a_killed_run_keeps_what_was_stored(tmp_path: Path) -> None:
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_dynamics import run, TrainingDynamicsTracker, N
-tracker = TrainingDynamicsTracker(None, 5, {str(tmp_path / "d.zarr")!r})
+tracker = TrainingDynamicsTracker(None, 1, {str(tmp_path / "d.zarr")!r})
 for epoch in range(10_000):
     run(tracker, [epoch], list(range(N)))
     print(epoch, flush=True)
@@ -174,8 +175,92 @@ for epoch in range(10_000):
 def test_with_ids() -> None:
     data = WithIds([(1.0, 2), (3.0, 4)], ids=["a", "b"])
     assert (len(data), data[1], WithIds([(5, 6)])[0]) == (2, (3.0, 4, "b"), (5, 6, 0))
+    assert WithIds([{"x": 1}], ids=["a"])[0] == {"x": 1, "sample_id": "a"}
     with pytest.raises(TrakStoreError, match="as many ids"):
         WithIds([(1.0, 2)], ids=["a", "b"])
+
+
+def parts(where: Path) -> int:
+    return len(list((where / "dynamics/train").glob("*.*/zarr.json")))
+
+
+def test_the_interval_is_in_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    with TrainingDynamicsTracker(None, 3, tmp_path / "d") as tracker:
+        for epoch in range(8):
+            run(tracker, [epoch], list(range(N)))
+            tracker._background.wait()
+            counts.append(parts(tmp_path / "d"))
+    # An epoch is over when the next one begins.
+    assert counts == [0, 0, 0, 1, 1, 1, 2, 2] and parts(tmp_path / "d") == 3
+    # Batches that take much memory are stored before the epochs are over.
+    monkeypatch.setattr("trakstore.features.recorder._MOST_HELD", 2 * 5 * (8 + 4 * CLASSES))
+    with TrainingDynamicsTracker(None, 100, tmp_path / "e") as tracker:
+        run(tracker, [0], list(range(N)))
+    assert parts(tmp_path / "e") == 3  # of 5 batches, two at a time
+
+
+class Pairs:
+    """Samples of all kinds: tuples, tuples of several inputs, dicts with a text."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.x = torch.randn(N, 3, generator=torch.Generator().manual_seed(0))
+        self.x[7] = self.x[3]  # the same sample twice: labels 3 and 3
+        self.x[8] = self.x[5]  # the same input with two labels
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, at: int) -> Any:
+        x, y = self.x[at], int(LABELS[at])
+        if self.kind == "dict":
+            return {"text": f"sample {at}", "x": x, "label": y}
+        return (x, x + 1, y) if self.kind == "two" else (x, y)
+
+
+@pytest.mark.parametrize("kind", ["one", "two", "dict"])
+def test_samples_without_ids_are_recognised(tmp_path: Path, kind: str) -> None:
+    data = Pairs(kind)
+    loader = DataLoader(
+        data, batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(1)
+    )
+    with TrainingDynamicsTracker(data, store=tmp_path / "d") as tracker:
+        for epoch in range(4):
+            for at, batch in enumerate(loader):
+                if kind == "dict":
+                    inputs, targets = {"x": batch["x"], "text": batch["text"]}, batch["label"]
+                else:
+                    *inputs, targets = batch
+                    inputs = inputs[0] if kind == "one" else inputs
+                x = inputs["x"] if kind == "dict" else inputs if kind == "one" else inputs[0]
+                tracker.update(
+                    epoch, at, inputs, targets, torch.cat([x, x[:, :1]], 1) * (epoch + 1)
+                )
+        found = tracker.analyze()
+    every = torch.stack([torch.cat([data.x, data.x[:, :1]], 1) * e for e in (1, 2, 3, 4)])
+    own = every.softmax(2)[:, torch.arange(N), LABELS]
+    np.testing.assert_allclose(found["confidence"], own.mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(found["epochs"], 4)
+
+
+def test_samples_that_cannot_be_recognised(tmp_path: Path) -> None:
+    class Noisy(Pairs):
+        def __getitem__(self, at: int) -> Any:
+            return self.x[at] + torch.rand(3), int(LABELS[at])
+
+    logits = torch.zeros(2, CLASSES)
+    with pytest.raises(TrakStoreError, match=r"differ each time.*wrap the data set in WithIds"):
+        TrainingDynamicsTracker(Noisy("one"), store=tmp_path / "d").update(
+            0, 0, torch.zeros(2, 3), LABELS[:2], logits
+        )
+    tracker = TrainingDynamicsTracker(data := Pairs("one"), store=tmp_path / "d")
+    with pytest.raises(TrakStoreError, match=r"sample 1 of the batch is none of the 23"):
+        tracker.update(0, 0, torch.stack([data.x[0], data.x[1] * 2]), LABELS[:2], logits)
+    with pytest.raises(TrakStoreError, match="ids= are needed"):
+        TrainingDynamicsTracker(None, store=tmp_path / "d").update(
+            0, 0, data.x[:2], LABELS[:2], logits
+        )
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -187,8 +272,9 @@ def test_refusals(tmp_path: Path) -> None:
         tracker.update(0, 0, None, LABELS[:3], logits(0)[:4], ids=[0, 1, 2])
     with pytest.raises(TrakStoreError, match="4 samples came with 3 ids"):
         tracker.update(0, 0, None, *batch, ids=[0, 1, 2])
+    tracker.update(0, 0, None, *batch, ids=[0, 1, 2, 3])
     with pytest.raises(TrakStoreError, match="more than 3 ids"):
-        tracker.update(0, 0, None, *batch, ids=[0, 1, 2, 3])
+        tracker.save()
     with pytest.raises(TrakStoreError, match="integers or strings"):
         tracker.update(0, 0, None, *batch, ids=[0.5, 1, 2, 3])
     with pytest.raises(TrakStoreError, match="save_interval"):

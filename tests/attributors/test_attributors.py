@@ -10,7 +10,7 @@ import pytest
 import torch
 from features.models import Samples, mlp
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import trakstore as ts
 from trakstore.attributors import (
@@ -171,7 +171,7 @@ def test_tracin_over_checkpoints() -> None:
         rate * losses(mlp(epoch), TEST) @ losses(mlp(epoch), TRAIN).T
         for epoch, rate in rates.items()
     )
-    order = np.argsort(-wanted, axis=1, kind="stable")[:, :4]
+    order = np.argsort(-np.abs(wanted), axis=1, kind="stable")[:, :4]
     assert [[entry["train_index"] for entry in row] for row in found] == order.tolist()
     got = [[entry["influence"] for entry in row] for row in found]
     np.testing.assert_allclose(got, np.take_along_axis(wanted, order, 1), rtol=1e-3, atol=1e-6)
@@ -180,7 +180,7 @@ def test_tracin_over_checkpoints() -> None:
 def test_tracin_of_the_last_layers() -> None:
     model = mlp()
     one = TracInAttributor(model, use_last_layers_only=True, num_last_layers=1)
-    found = one.compute_influences(TEST, TRAIN, top_k=1)
+    found = one.compute_influences(TEST, TRAIN, top_k=1, order="largest")
     last = sum(p.numel() for p in list(model.modules())[-1].parameters())
     wanted = losses(model, TEST)[:, -last:] @ losses(model, TRAIN)[:, -last:].T
     assert [row[0]["train_index"] for row in found] == wanted.argmax(1).tolist()
@@ -221,3 +221,66 @@ def test_features_of_two_checkpoints_are_not_multiplied() -> None:
     with pytest.raises(SpecMismatchError, match="made with the weights"):
         one.compute_attributions(train, test)
     assert one.compute_attributions(train, test, allow_other_weights=True).shape == (9, 40)
+
+
+def in_chunks(one: TRAKAttributor, data: Any, size: int, **more: Any) -> list[torch.Tensor]:
+    """Features of a data set by one call for each part of it, as people save memory."""
+    parts = [range(at, min(at + size, len(data))) for at in range(0, len(data), size)]
+    return [
+        one.compute_train_features(loader(Subset(data, part)), num_samples=len(part), **more).cpu()
+        for part in parts
+    ]
+
+
+@pytest.mark.parametrize("size", [7, 20, 40])
+def test_features_that_were_computed_in_chunks_have_their_own_q(size: int) -> None:
+    whole, one = (TRAKAttributor(mlp(), proj_dim=32) for _ in range(2))
+    wanted = whole.compute_attributions(
+        whole.compute_train_features(TRAIN), test := whole.compute_test_features(TEST)
+    )
+    chunks = in_chunks(one, TRAIN, size)
+    one.compute_test_features(loader(TEST))
+    found = one.compute_attributions(torch.cat(chunks), test)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    # Rows in another order, and a part of them, have the Q of their own rows too.
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    mixed = one.compute_attributions(torch.cat(chunks)[order], test)
+    torch.testing.assert_close(mixed, wanted[:, order], rtol=1e-4, atol=1e-5)
+    some = one.compute_attributions(torch.cat(chunks)[:15], test)
+    q = direct_q(15)
+    features = torch.cat(chunks)[:15]
+    kernel = features.T @ features + features.square().sum() / 15 * torch.eye(32)
+    torch.testing.assert_close(
+        some, test @ torch.linalg.inv(kernel) @ features.T * q, rtol=1e-3, atol=1e-5
+    )
+
+
+def direct_q(rows: int) -> torch.Tensor:
+    """1 - p of the first train samples."""
+    with torch.no_grad():
+        p = mlp().eval()(TRAIN.x[:rows]).softmax(1)
+    return 1 - p[torch.arange(rows), TRAIN.y[:rows]]
+
+
+def test_chunks_that_were_changed_are_refused() -> None:
+    one = TRAKAttributor(mlp(), proj_dim=32)
+    chunks, test = in_chunks(one, TRAIN, 20), one.compute_test_features(TEST)
+    with pytest.raises(
+        SpecMismatchError, match="40 of these 40 train features are not as they were"
+    ):
+        one.compute_attributions(torch.cat(chunks).half(), test)
+    with pytest.raises(SpecMismatchError, match="1 of these 41 train features"):
+        one.compute_attributions(torch.cat([*chunks, torch.ones(1, 32)]), test)
+
+
+def test_chunks_of_other_weights_are_refused() -> None:
+    model = mlp()
+    one = TRAKAttributor(model, proj_dim=32)
+    first = one.compute_train_features(loader(Subset(TRAIN, range(20))))
+    with torch.no_grad():
+        next(model.parameters()).add_(0.5)
+    second = one.compute_train_features(loader(Subset(TRAIN, range(20, 40))))
+    test = one.compute_test_features(TEST)
+    with pytest.raises(SpecMismatchError, match="20 of these 40 train features"):
+        one.compute_attributions(torch.cat([first, second]), test)
+    assert one.compute_attributions(second, test).shape == (9, 20)

@@ -94,7 +94,89 @@ def test_a_transition_is_found_in_a_curve() -> None:
     assert np.isnan(plain.compute_transition_attributions()["gained_influence_error_rate"])
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of two checkpoints, as training loops write them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    paths = [folder / f"model_epoch_{seed}.pt" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        torch.save(mlp(seed).state_dict(), path)
+    return paths
+
+
+@pytest.mark.parametrize("form", ["models", "states", "paths", "texts", "named paths"])
+def test_checkpoints_in_any_form(form: str, saved: list[Path]) -> None:
+    forms: dict[str, Any] = {
+        "models": [mlp(0), mlp(1)],
+        "states": [mlp(0).state_dict(), mlp(1).state_dict()],
+        "paths": saved,
+        "texts": list(map(str, saved)),
+        "named paths": {0: saved[0], 1: saved[1]},
+    }
+    model = None if form == "models" else mlp(5)
+    made = PhaseTransitionAttributor(forms[form], TRAIN, TEST, model, proj_dim=64)
+    named = PhaseTransitionAttributor({0: mlp(0), 1: mlp(1)}, TRAIN, TEST, proj_dim=64)
+    assert made.transition == (0, 1)
+    found, wanted = (one.compute_transition_attributions() for one in (made, named))
+    torch.testing.assert_close(found["changes"], wanted["changes"], rtol=0, atol=0)
+    bias = BiasAttributor(mlp(5), TRAIN, TEST, proj_dim=16)
+    timeline = bias.analyze_bias_development(forms[form], top_k=2)
+    other = bias.analyze_bias_development({0: mlp(0), 1: mlp(1)}, top_k=2)
+    assert list(timeline) == [0, 1]
+    assert [one["gap"] for one in timeline.values()] == [one["gap"] for one in other.values()]
+
+
+def test_as_many_critical_examples_as_are_asked_for() -> None:
+    made = PhaseTransitionAttributor([mlp(0), mlp(1)], TRAIN, TEST, proj_dim=64)
+    found = made.compute_transition_attributions()  # lists of 10
+    critical = made.find_critical_examples(found, top_k=25)
+    scores = ts.trak_scores(made.trak.store, temperature=None)
+    change = transition(scores.epoch(0), scores.epoch(1)).changes["change"].values
+    order = np.argsort(-np.abs(change), kind="stable")[:25]
+    assert [one["train_index"] for one in critical] == order.tolist()
+    np.testing.assert_allclose([one["change"] for one in critical], change[order], rtol=1e-6)
+    assert len(made.find_critical_examples(found, top_k=1000)) == len(TRAIN)
+
+
+def test_biased_train_data_are_targets_without_themselves() -> None:
+    biased, unbiased = Samples(12, seed=2), Samples(5, seed=3)
+    made = BiasAttributor(mlp(), biased, unbiased, proj_dim=64)
+    found = made.find_spurious_examples("grad_dot", top_k=3)["contrast"]
+    dense = np.asarray(ts.grad_dot_scores(made.trak.store), "f8")
+    square = dense[:12]
+    others = (square.sum(0) - square.diagonal()) / 11
+    np.testing.assert_allclose(found, others - dense[12:].mean(0), rtol=1e-4, atol=1e-6)
+    # As separate targets the same samples would score themselves.
+    apart = BiasAttributor(mlp(), Samples(12, seed=2), unbiased, biased, proj_dim=64)
+    own = apart.find_spurious_examples("grad_dot")["contrast"]
+    np.testing.assert_allclose(own, square.mean(0) - dense[12:].mean(0), rtol=1e-4, atol=1e-6)
+    with pytest.raises(TrakStoreError, match="2 samples or more"):
+        BiasAttributor(mlp(), Samples(1), unbiased, proj_dim=16).find_spurious_examples()
+
+
+def test_the_two_forms_of_trak() -> None:
+    """The word "trak" of BiasAttributor is the function's default, a TRAKAttributor has the paper's."""
+    made = BiasAttributor(mlp(), Samples(5, seed=2), Samples(4, seed=3), TRAIN, proj_dim=64)
+    found = made.find_spurious_examples("trak")["contrast"].numpy()
+    dense = {
+        t: np.asarray(ts.trak_scores(made.trak.store, temperature=t), "f8") for t in (2.0, None)
+    }
+    own, paper = (one[:5].mean(0) - one[5:].mean(0) for one in dense.values())
+    np.testing.assert_allclose(found, own, rtol=1e-3, atol=1e-4 * np.abs(own).max())
+    assert np.abs(found - paper).max() > 0.1 * np.abs(own).max()
+    published = made.find_spurious_examples("published_trak")["contrast"].numpy()
+    np.testing.assert_allclose(published, paper, rtol=1e-3, atol=1e-4 * np.abs(paper).max())
+    store = made.trak.store
+    bare = made.trak.compute_attributions(
+        *(torch.from_numpy(store.features(0, split).values) for split in ("train", "test"))
+    )
+    np.testing.assert_allclose(bare, dense[None], rtol=1e-3, atol=1e-4 * np.abs(dense[None]).max())
+
+
 def test_refusals() -> None:
+    for one in (mlp(), mlp().state_dict(), "model.pt"):
+        with pytest.raises(TrakStoreError, match="checkpoints are several"):
+            PhaseTransitionAttributor(one, TRAIN, TEST)
     with pytest.raises(TrakStoreError, match="2 checkpoints"):
         PhaseTransitionAttributor({1: mlp()}, TRAIN, TEST)
     with pytest.raises(TrakStoreError, match="as many numbers in curve"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,50 @@ def test_documented_usage_gives_trak_scores(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "t" / "scores" / "quickstart.npy"), scores)
     store = ts.open_store(tmp_path / "t" / "store.zarr")
     assert store.epochs == (0, 1) and all(status.complete for status in store.status())
+
+
+def test_the_readme_of_that_library(tmp_path: Path) -> None:
+    """Its blocks, in which experiments have no names."""
+    named = documented_usage(traker(tmp_path / "named"))
+    one = traker(tmp_path / "t")
+    for model_id, checkpoint in enumerate(STATES):
+        one.load_checkpoint(checkpoint, model_id=model_id)
+        for batch in batches(TRAIN, 8):
+            one.featurize(batch=batch, num_samples=len(batch[0]))
+    one.finalize_features()
+    for model_id, checkpoint in enumerate(STATES):
+        one.start_scoring_checkpoint(checkpoint, model_id=model_id, num_targets=M)
+        for batch in batches(TEST, 4):
+            one.score(batch=batch, num_samples=len(batch[0]))
+    np.testing.assert_array_equal(one.finalize_scores(), named)
+    path = tmp_path / "weights.pt"
+    torch.save(STATES[0], path)
+    one.start_scoring_checkpoint(str(path), model_id=0, num_targets=M)
+    with pytest.raises(TrakStoreError, match="needs a checkpoint"):
+        one.start_scoring_checkpoint(model_id=0, num_targets=M)
+
+
+def test_dicts_with_texts(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(x)
+
+    one, other = (
+        TRAKer(Named(), "image_classification", N, tmp_path / name, device="cpu", proj_dim=16)
+        for name in ("texts", "none")
+    )
+    texts = [f"sample {at}" for at in range(N)]
+    dicts = {"text": texts, "x": TRAIN.x, "label": TRAIN.y}
+    for traker, batch in ((one, dicts), (other, (TRAIN.x, TRAIN.y))):
+        traker.load_checkpoint(Named().state_dict(), 0)
+        traker.featurize(batch, num_samples=N)
+        traker.finalize_features()
+    found, own = (traker.store.features(0, "train").values for traker in (one, other))
+    np.testing.assert_array_equal(found, own)
 
 
 def test_indices_in_any_order_from_several_processes(tmp_path: Path) -> None:
@@ -187,7 +232,7 @@ def test_the_ridge_is_that_of_scaled_features(tmp_path: Path) -> None:
     count = sum(p.numel() for p in mlp().parameters())
     store = direct(tmp_path / "s")
     wanted = np.asarray(
-        ts.trak_scores(store, damping=ts.Damping(absolute=0.01 * count), temperature=None)
+        ts.trak_scores(store, damping=ts.Damping(absolute=0.01 * count / 16), temperature=None)
     ).T
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
     with pytest.raises(NumericsError, match="use damping"):
@@ -293,6 +338,63 @@ def test_the_same_script_gives_the_peers_scores_up_to_a_factor(tmp_path: Path) -
     for theirs, ours in zip(*found.values(), strict=True):
         assert theirs.shape == ours.shape == (40, 7)
         assert np.corrcoef(theirs.ravel(), ours.ravel())[0, 1] > 0.9999
+
+
+DEFAULTS = """
+import json, sys, tempfile
+import numpy as np, torch, torch.nn.functional as F
+import trak, trakstore.attributors as own
+from sklearn.datasets import load_digits
+digits = load_digits()
+x, y = torch.from_numpy(digits.data).float() / 16, torch.from_numpy(digits.target).long()
+order = torch.from_numpy(np.random.default_rng(0).permutation(len(y)))
+x, y, n, m = x[order], y[order], 1000, 100
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+for _ in range(30):
+    for rows in torch.randperm(n).split(64):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimiser.step()
+def run(library, **options):
+    traker = library.TRAKer(model=model, task="image_classification", train_set_size=n,
+                            save_dir=tempfile.mkdtemp(), device="cpu", **options)
+    traker.load_checkpoint(model.state_dict(), model_id=0)
+    for at in range(0, n, 100):
+        traker.featurize(batch=(x[at:at + 100], y[at:at + 100]), num_samples=100)
+    traker.finalize_features()
+    traker.start_scoring_checkpoint("e", model.state_dict(), 0, m)
+    traker.score(batch=(x[n:n + m], y[n:n + m]), num_samples=m)
+    return np.array(traker.finalize_scores("e"), dtype=np.float64).ravel(), traker
+ours, traker = run(own)
+features = traker.store.features(0, "train").values.astype("f8")
+ridge = (features**2).sum() / n * 2048 / sum(p.numel() for p in model.parameters())
+full = {"use_half_precision": False, "lambda_reg": ridge}
+pairs = {
+    "default": (run(trak)[0], ours),
+    "default, seeds": tuple(run(trak, projector_seed=seed)[0] for seed in (0, 1)),
+    "ridge": (run(trak, **full)[0], ours),
+    "ridge, seeds": tuple(run(trak, projector_seed=seed, **full)[0] for seed in (0, 1)),
+    "same ridge": (run(own, lambda_reg=ridge)[0], ours),
+}
+found = {name: np.corrcoef(*both)[0, 1] for name, both in pairs.items()}
+open(sys.argv[1], "w").write(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_default_arguments_of_the_peer_give_noise_and_a_ridge_does_not(tmp_path: Path) -> None:
+    """The numbers that the class tells of."""
+    pytest.importorskip("trak")
+    pytest.importorskip("sklearn")
+    command = [sys.executable, "-c", DEFAULTS, str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert abs(found["default"]) < 0.1 and abs(found["default, seeds"]) < 0.1
+    assert found["ridge"] > 0.95 and found["ridge, seeds"] > 0.95
+    assert found["same ridge"] == pytest.approx(1)
 
 
 def test_a_convolutional_model(tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ from trakstore.features import Job
 number = 3
 
 
+def deep():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    return replace(small(), model=model, checkpoints=None)
+
+
 def small():
     generator = torch.Generator().manual_seed(0)
     model = nn.Linear(4, 3)

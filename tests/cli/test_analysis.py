@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import trakstore as ts
 from trakstore.analysis.evolution import evolution
 from trakstore.analysis.transition import transition
 from trakstore.attributors import TrainingDynamicsTracker
+from trakstore.cli.output import print_csv
 
 
 @pytest.fixture
@@ -108,11 +113,49 @@ def test_groups(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:
     assert found["positive_mass_top_tenth"] == pytest.approx(
         (first.sum(1) / positive.sum(1)).mean()
     )
+    columns = read_csv(run("groups", epochs.location, "--csv"))
+    assert list(columns) == ["target_class", "train_class", "mean_score"]
+    np.testing.assert_array_equal(columns["mean_score"], np.ravel(found["mean_score"]))
+    assert "exclude each other" in run("groups", epochs.location, "--csv", "--json").err
     bare = ts.FeatureStore.create(tmp_path / "b", projection=ts.ProjectionSpec("sjlt", dim=3))
     for split in ("train", "test"):
         bare.write_split(0, split, np.eye(5, 3, dtype="f4"), out_to_loss=np.ones(5))
     ran = run("groups", bare.location)
     assert ran.code == 2 and "has no labels" in ran.err
+
+
+def read_csv(ran: Any) -> dict[str, Any]:
+    """Columns of what a command printed, as integers, floats or texts."""
+    assert ran.code == 0, ran.err
+    head, *lines = csv.reader(io.StringIO(ran.out))
+    columns = {}
+    for name, texts in zip(head, zip(*lines, strict=True), strict=True):
+        columns[name] = np.array([text or "nan" for text in texts])
+        for kind in ("int64", "float64"):
+            with suppress(ValueError):
+                columns[name] = columns[name].astype(kind)
+                break
+    return columns
+
+
+def test_lists_as_lines_of_values(run: Any, epochs: ts.FeatureStore) -> None:
+    scores = ts.trak_scores(epochs)
+    top = ts.top_k(scores, 3)
+    found = read_csv(run("topk", epochs.location, "--k", "3", "--csv"))
+    assert len(found["rank"]) == 21  # of all seven targets
+    assert found["train"].tolist() == top["train"].values.ravel().tolist()
+    np.testing.assert_array_equal(found["score"].astype("f4"), top["score"].values.ravel())
+    assert found["target_id"].tolist() == [f"test{i}" for i in range(7) for _ in range(3)]
+    assert found["label"].tolist() == [int(one.removeprefix("train")) % 3 for one in found["train"]]
+    near = read_csv(run("neighbours", epochs.location, "--epoch", "10", "--k", "2", "--csv"))
+    assert len(near["rank"]) == 14 and (near["distance"] > 0).all()
+    over = read_csv(run("evolve", epochs.location, "--k", "2", "--csv"))
+    assert len(over["rank"]) == 3 * 7 * 2 and set(over["epoch"]) == {10, 20, 30}
+    pair = ["--before", "10", "--after", "20", "--k", "4", "--csv"]
+    change = read_csv(run("transitions", epochs.location, *pair))
+    wanted = transition(scores.epoch(10), scores.epoch(20), k=4)
+    assert change["list"].tolist() == ["gained"] * 4 + ["lost"] * 4
+    assert change["change"].tolist()[4:] == wanted.lost["change"].values.tolist()
 
 
 def test_dynamics(run: Any, tmp_path: Path) -> None:
@@ -128,5 +171,21 @@ def test_dynamics(run: Any, tmp_path: Path) -> None:
     assert found["sample_id"] == order.tolist() and found["samples"] == 9
     assert found["aum"] == wanted["aum"].values[order].tolist()
     assert "forgot" in run(*asked).out
+    assert read_csv(run(*asked, "--csv"))["aum"].tolist() == found["aum"]
     ran = run("dynamics", tmp_path / "d.zarr", "--by", "eln")
     assert ran.code == 2 and "did you mean 'el2n'" in ran.err
+
+
+def test_lines_of_values_quote_ids_and_steer_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a,b", "two\nlines", "\x1b[2J", '"']
+    table = xr.Dataset({"score": ("rank", [0.1, 1 / 3, 2.0, 1e-20])}, {"id": ("rank", names)})
+    print_csv(table)
+    printed = capsys.readouterr().out
+    head, *lines = csv.reader(io.StringIO(printed, newline=""))
+    assert head == ["rank", "id", "score"] and [line[1] for line in lines] == names
+    assert [float(line[2]) for line in lines] == [0.1, 1 / 3, 2.0, 1e-20]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_csv(table)
+    assert "\x1b" not in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from command_lines import check_whole
 
 import trakstore as ts
-from trakstore.cli.app import EVALUATIONS
+from trakstore.cli.commands import EVALUATIONS, Command
 from trakstore.errors import NotFoundError
 from trakstore.evaluation.retraining import retrained_models
 
@@ -99,12 +98,10 @@ def test_checks_see_that_there_are_other_rows(run: Any, jobs: Path, store: ts.Fe
     assert "the store has 40 rows of other data" in ran.out
 
 
-@pytest.mark.parametrize("command", EVALUATIONS, ids=lambda command: command.__name__)
-def test_help_of_evaluations_has_an_example(command: Callable[..., None], run: Any) -> None:
-    name = command.__name__
-    ran = run("evaluate", name, "--help")
+@pytest.mark.parametrize("command", EVALUATIONS, ids=lambda command: command.name)
+def test_help_of_evaluations_has_an_example(command: Command, run: Any) -> None:
+    ran = run("evaluate", command.name, "--help")
     assert ran.code == 0
-    assert f"Example: trakstore evaluate {name}" in ran.out
-    check_whole(EVALUATIONS[command].split()[1:])
-    assert command.__doc__ is not None
+    assert f"Example: trakstore evaluate {command.name}" in ran.out
+    check_whole(command.example.split()[1:])
     assert "--json" in ran.out

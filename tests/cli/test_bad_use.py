@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import pytest
 from command_lines import check_whole
 
 import trakstore as ts
-from trakstore.cli import app, main
+from trakstore.cli import main
+from trakstore.cli.commands import COMMANDS, EVALUATIONS, Command
 
 
 def listing(folder: Path) -> set[Path]:
@@ -280,22 +281,26 @@ def test_a_fault_keeps_its_traceback(
         main(["info", str(store.location)])
 
 
-@pytest.mark.parametrize("command", app.EXAMPLES, ids=lambda command: command.__name__)
-def test_help_has_an_example(command: Callable[..., None], run: Any) -> None:
-    name = command.__name__.rstrip("_")
-    ran = run(name, "--help")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_has_an_example(command: Command, run: Any) -> None:
+    ran = run(command.name, "--help")
     assert ran.code == 0
-    assert f"Example: trakstore {name}" in ran.out
-    check_whole(app.EXAMPLES[command].split()[1:])
-    assert command.__doc__ is not None
+    assert f"Example: trakstore {command.name}" in ran.out
+    check_whole(command.example.split()[1:])
     assert "--json" in ran.out
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *EVALUATIONS], ids=lambda command: command.name)
+def test_the_list_of_commands_says_what_the_help_of_each_begins_with(command: Command) -> None:
+    said = inspect.getdoc(command.load()) or ""
+    assert command.summary == said.split("\n\n")[0].replace("\n", " ")
 
 
 def test_without_a_command_comes_the_help(run: Any) -> None:
     ran = run()
     assert ran.code == 0
-    for command in app.EXAMPLES:
-        assert command.__name__.rstrip("_") in ran.out
+    for command in COMMANDS:
+        assert f" {command.name} " in ran.out
     assert run("--version").out == f"trakstore {ts.__version__}\n"
 
 

@@ -40,7 +40,7 @@ def test_costs_grow_with_the_rows_and_memory_does_not() -> None:
 
 
 def test_a_bad_dtype_is_told(capsys: Any) -> None:
-    assert main(["estimate", "--dtype", "int8"]) == 2
+    assert main(["estimate", "--dtype", "int4"]) == 2
     assert "float32 or float16" in capsys.readouterr().err
 
 

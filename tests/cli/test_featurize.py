@@ -38,6 +38,55 @@ def test_a_job(run: Any, jobs: Path, tmp_path: Path) -> None:
     assert "nothing to write" in again.out
 
 
+def test_gradients_of_the_last_layers(run: Any, jobs: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a.zarr"
+    asked = ["featurize", f"{jobs}:deep", "--store", place]
+    ran = run(*asked, "--last-layers", "1")
+    assert ran.code == 0 and "last layers alone: 3 (3 x 5)" in ran.err
+    names = [name for name, _ in ts.open_store(place).spec.parameters.shapes]
+    assert names == ["3.weight", "3.bias"]
+    assert "parameters" in run(*asked).err  # of all layers is another store
+
+
+def test_a_share_of_the_train_samples(run: Any, jobs: Path, tmp_path: Path) -> None:
+    """Rows of the drawn samples, under the names that they have among all."""
+    whole, part = tmp_path / "a.zarr", tmp_path / "b.zarr"
+    assert run("featurize", f"{jobs}:small", "--store", whole).code == 0
+    asked = ["featurize", f"{jobs}:small", "--store", part, "--sample-rate", "0.5"]
+    assert run(*asked, "--sample-seed", "3").code == 0
+    every, some = ts.open_store(whole), ts.open_store(part)
+    ids = some.split(1, "train").to_xarray()["sample_id"].values
+    labels = every.split(1, "train").to_xarray()["label"].values
+    counts = np.bincount(labels)
+    np.testing.assert_array_equal(
+        np.bincount(labels[ids]), [max(2, round(0.5 * count)) for count in counts]
+    )
+    np.testing.assert_allclose(
+        some.features(1, "train").values,
+        every.features(1, "train").values[ids],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert some.split(1, "test").rows == every.split(1, "test").rows
+    assert "dataset" in run(*asked, "--sample-seed", "4").err  # another draw is another data set
+    refused = run("featurize", f"{jobs}:small", "--store", part, "--sample-rate", "1.5")
+    assert refused.code == 2 and "at most 1" in refused.err
+    refused = run(*asked, "--stratify-by", "colour")
+    assert refused.code == 2 and "stratify_by='colour'" in refused.err
+
+
+def test_a_precision_is_asked_for(run: Any, jobs: Path, tmp_path: Path) -> None:
+    asked = ["featurize", f"{jobs}:small", "--store", tmp_path / "a.zarr", "--precision"]
+    assert run(*asked, "bfloat16").code == 0
+    assert ts.open_store(tmp_path / "a.zarr").spec.autocast == "bfloat16"
+    other = run(*asked, "tf32")
+    assert other.code == 2 and "holds autocast bfloat16, this run has tf32" in other.err
+    wrong = run(*asked, "half")
+    assert (
+        wrong.code == 2 and "precision is one of float32, tf32, bfloat16, got 'half'" in wrong.err
+    )
+
+
 def test_info_tells_where_features_come_from(run: Any, jobs: Path, tmp_path: Path) -> None:
     place = tmp_path / "a.zarr"
     assert run("featurize", f"{jobs}:small", "--store", place, "--split", "test").code == 0

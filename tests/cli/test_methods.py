@@ -172,3 +172,14 @@ def test_splits_of_different_weights_are_refused(
     asked = [*words, store.location, *command[len(words) :]]
     assert "--allow-other-weights" in run(*asked).error
     assert run(*asked, "--allow-other-weights").code == 0
+
+
+def test_commands_work_on_a_device(run: Any, rated: ts.FeatureStore) -> None:
+    wanted = json.loads(run("topk", rated.location, "--k", "3", "--json").out)
+    asked = ["--device", "cpu:0", "--json"]  # torch's own CPU stands for a GPU
+    found = json.loads(run("topk", rated.location, "--k", "3", *asked).out)
+    for one, other in zip(found["targets"], wanted["targets"], strict=True):
+        assert [e["position"] for e in one["top"]] == [e["position"] for e in other["top"]]
+    run("score", rated.location, "--save", "there", *asked)
+    saved = ts.open_scores(rated, "there").values
+    np.testing.assert_allclose(saved, np.asarray(ts.trak_scores(rated)), rtol=1e-4, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -50,6 +51,20 @@ def test_waiting_for_samples_is_told(run: Any, jobs: Path, tmp_path: Path) -> No
     assert found["reading"] == max(found[name] for name in found if name != "preparing")
 
 
+def test_parts_of_preparing_are_told(run: Any, jobs: Path, tmp_path: Path) -> None:
+    jobs.write_text(jobs.read_text() + SLOW)
+    said = run("featurize", f"{jobs}:slow", "--store", tmp_path / "a.zarr", "--epoch", "1").out
+    parts = re.search(r"preparing: .*fingerprint of the samples ([0-9.]+) s", said)
+    assert parts is not None and float(parts[1]) >= 1.2  # 20 samples of 0.03 s, each read twice
+    document = json.loads(
+        run(
+            "featurize", f"{jobs}:slow", "--store", tmp_path / "b.zarr", "--epoch", "1", "--json"
+        ).out
+    )
+    prepared = document["prepared"]
+    assert 1.2 <= prepared["samples"] <= sum(prepared.values()) <= document["spent"]["preparing"]
+
+
 def test_waiting_for_the_storage_is_told(
     run: Any, jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,12 +82,13 @@ def test_waiting_for_the_storage_is_told(
 
 def test_the_summary(run: Any, jobs: Path, tmp_path: Path) -> None:
     ran = run("featurize", f"{jobs}:small", "--store", tmp_path / "a.zarr")
-    wrote, where = ran.out.splitlines()
+    wrote, where, prepared = ran.out.splitlines()
     assert "wrote 52 rows in 14 blocks" in wrote
     assert f"{4 * 8 * 52 / 1000:.1f} kB of features" in wrote
     shares = [int(one.split()[-1].rstrip("%")) for one in where.split(": ")[1].split(", ")]
     assert shares == sorted(shares, reverse=True)
     assert 90 <= sum(shares) <= 103
+    assert len(re.findall(r"[a-z ]+ [0-9.]+ s", prepared.removeprefix("preparing:"))) == 6
 
 
 def test_other_ranks_say_one_line(run: Any, jobs: Path, tmp_path: Path) -> None:

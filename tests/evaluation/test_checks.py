@@ -22,6 +22,8 @@ from trakstore.evaluation.store_checks import check_rows
 from trakstore.evaluation.verdicts import Check
 from trakstore.features import Job, featurize_job
 from trakstore.features.fingerprint import hashed_rows
+from trakstore.methods.sampled_kernel import store_sampled_gram
+from trakstore.storage.writer import BlockWriter
 
 ROWS = 120
 generator = torch.Generator().manual_seed(0)
@@ -247,7 +249,104 @@ def test_epochs_are_looked_at_with_their_own_weights(tmp_path: Path) -> None:
         verdicts(swapped, place, epochs=[3])
 
 
-@pytest.mark.parametrize("kind", [{"keep_bits": 5}, {"dtype": "float16"}, {"autocast": "bfloat16"}])
+@pytest.mark.parametrize(
+    "kind",
+    [{"keep_bits": 5}, {"dtype": "float16"}, {"dtype": "int8"}, {"autocast": "bfloat16"}],
+)
 def test_narrow_features_are_those_of_the_model(kind: Any, tmp_path: Path) -> None:
     job = job_of(**kind)
     assert not verdicts(job, stored(job, tmp_path))["fail"]
+
+
+def test_of_8_bits_no_more_is_allowed_than_half_a_step_of_each_number(tmp_path: Path) -> None:
+    """A row that is 2% longer is as near as rounding might be, but not in each number."""
+    place = stored(job_of(dtype="int8"), tmp_path)
+    store = ts.open_store(place)
+    for split in ("train", "test"):
+        one = store.split(0, split)
+        writer = BlockWriter(one)
+        for block in range(one.spec.blocks):
+            rows = one.spec.block_range(block)
+            columns = {name: one.column_as_stored(name).read(*rows) for name in one.columns}
+            writer.write(block, {**columns, "row_scale": columns["row_scale"] * np.float32(1.02)})
+    assert verdicts(job_of(dtype="int8"), place)["fail"] == ["rows computed again"] * 2
+
+
+class Words(nn.Module):
+    """A language model of 9 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(9, 6), nn.Linear(6, 9)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.head(self.embed(tokens))
+        return out
+
+
+TOKENS = torch.randint(0, 9, (40, 7), generator=generator)
+KINDS: dict[str, Any] = {
+    "classes": (network, DATA, {"output": "cross_entropy"}),
+    "tokens": (Words, {"train": TensorDataset(TOKENS)}, {"output": "causal_lm"}),
+    "8 bits": (network, DATA, {"output": "cross_entropy", "dtype": "int8"}),
+    "scaled": (network, DATA, {"output": "cross_entropy", "scale": "samples"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_drawn_labels_are_computed_again(kind: str, tmp_path: Path) -> None:
+    make, data, how = KINDS[kind]
+
+    def job(model: Any = None, **more: Any) -> Job:
+        return job_of(model or make(), datasets=data, sampled=3, draw_seed=5, **{**how, **more})
+
+    place = stored(job(), tmp_path)
+
+    def again(asked: Job) -> dict[str, Check]:
+        of = "train~sampled"
+        return {one.name: one for one in check_setup(asked, place) if one.of == of}
+
+    found = again(job())
+    assert {one.verdict for one in found.values()} <= {"pass"}
+    names = {"same data", "same checkpoint", "rows computed again"}
+    assert names <= found.keys()
+    # A job that says nothing of draws still has the samples.
+    assert again(replace(job(), sampled=0))["rows computed again"].verdict == "pass"
+    other = {"train": TensorDataset(*(one.flip(0) for one in data["train"].tensors))}
+    found = again(replace(job(), datasets={**data, **other}))
+    assert {n: found[n].verdict for n in names} == {
+        "same data": "fail",
+        "same checkpoint": "pass",
+        "rows computed again": "fail",
+    }
+
+
+def test_rows_of_other_draws_are_found(tmp_path: Path) -> None:
+    """Rows of another seed under this one's name, as a program might write them."""
+    how: dict[str, Any] = {"output": "cross_entropy", "sampled": 3}
+    place = stored(job_of(draw_seed=5, **how), tmp_path)
+    (tmp_path / "other").mkdir()
+    other = ts.open_store(stored(job_of(draw_seed=6, **how), tmp_path / "other"))
+    split = ts.open_store(place).split(0, "train~sampled")
+    for block in range(split.spec.blocks):
+        rows, from_other = split.spec.block_range(block), other.split(0, "train~sampled")
+        columns = {name: from_other.column(name).read(*rows) for name in split.columns}
+        BlockWriter(split).write(block, columns)
+    assert verdicts(job_of(draw_seed=5, **how), place)["fail"] == ["rows computed again"]
+
+
+def test_dropped_rows_and_those_of_lower_precision_are_not_computed_again(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"output": "cross_entropy", "sampled": 3}
+    place = stored(job_of(**how), tmp_path)
+    store = ts.open_store(place)
+    store_sampled_gram(store, 0, "train")
+    store.drop_rows(0, "train~sampled")
+    found = [one for one in check_setup(job_of(**how), place) if one.of == "train~sampled"]
+    assert {one.verdict for one in found} == {"pass"}
+    assert "rows computed again" not in {one.name for one in found}
+    (tmp_path / "half").mkdir()
+    half = job_of(autocast="bfloat16", **how)
+    found = list(check_setup(half, stored(half, tmp_path / "half")))
+    told = [one for one in found if (one.name, one.of) == ("rows computed again", "train~sampled")]
+    assert [one.verdict for one in told] == ["warn"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from features.models import ConvNet, Samples, mlp, seeded
-from torch import nn
+from torch import Tensor, nn
 
 import trakstore as ts
 from trakstore.errors import MemoryLimitError, SpecMismatchError, TrakStoreError
-from trakstore.features import featurize
+from trakstore.features import Job, featurize
 from trakstore.features.block_rows import RowComputer
 from trakstore.features.devices import check_determinism, need_one_device, worker_device, working_on
 from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.precision import are_tf32
 
 OPTIONS: dict[str, Any] = {
     "projector": ts.ProjectionSpec("sjlt", dim=32, seed=1),
@@ -122,7 +124,88 @@ def test_autocast_is_trusted_to_its_own_precision(
     assert "generic engine" not in caplog.text
 
 
+def test_precision_is_another_name_of_autocast(tmp_path: Path) -> None:
+    model, data = mlp(), Samples(32)
+    featurize(model, data, tmp_path / "a.zarr", autocast="bfloat16", **OPTIONS)
+    featurize(model, data, tmp_path / "p.zarr", precision="bfloat16", **OPTIONS)
+    np.testing.assert_array_equal(features(tmp_path / "a.zarr"), features(tmp_path / "p.zarr"))
+    specs = [ts.open_store(tmp_path / name).spec for name in ("a.zarr", "p.zarr")]
+    assert specs[0] == specs[1]
+    job = Job(model, {"train": data}, autocast="bfloat16")
+    assert (job.precision, job.autocast) == ("bfloat16", None)
+    assert replace(job, precision="float32").precision == "float32"
+
+
+def test_the_store_knows_of_tf32(tmp_path: Path) -> None:
+    place = tmp_path / "t.zarr"
+    featurize(mlp(), Samples(32), place, precision="tf32", **OPTIONS)
+    assert ts.open_store(place).spec.autocast == "tf32"
+    for other in ("float32", "bfloat16"):
+        with pytest.raises(SpecMismatchError, match="holds autocast tf32"):
+            featurize(mlp(), Samples(32), place, precision=other, epoch=1, **OPTIONS)  # type: ignore[arg-type]
+    assert featurize(mlp(), Samples(32), place, precision="tf32", epoch=1, **OPTIONS).rows == 32
+
+
+class Settings(nn.Module):
+    """Notes how torch is told to multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 5)
+        self.seen: set[Any] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add((torch.get_float32_matmul_precision(), are_tf32()))
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
+def test_products_are_as_asked_and_settings_are_put_back(tmp_path: Path, before: str) -> None:
+    torch.set_float32_matmul_precision(before)
+    try:
+        whole = _settings()
+        for precision, seen in (("float32", ("highest", False)), ("tf32", ("high", True))):
+            model = Settings()
+            place = tmp_path / f"{precision}.zarr"
+            featurize(model, Samples(8), place, precision=precision, **OPTIONS)  # type: ignore[arg-type]
+            assert model.seen == {seen}
+            assert _settings() == whole
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="older than these settings"
+)
+def test_newer_settings_are_put_back() -> None:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        with working_on(torch.device("cpu")):
+            assert not are_tf32() and torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert are_tf32()
+        with working_on(torch.device("cpu"), "tf32"):
+            assert are_tf32() and torch.backends.mkldnn.matmul.fp32_precision == "tf32"
+        assert are_tf32() and torch.backends.mkldnn.matmul.fp32_precision != "tf32"
+    finally:
+        matmul.fp32_precision = before
+
+
+def _settings() -> tuple[Any, ...]:
+    return (
+        torch.get_float32_matmul_precision(),
+        getattr(torch.backends.cuda.matmul, "fp32_precision", None),
+        getattr(torch.backends.mkldnn.matmul, "fp32_precision", None),
+    )
+
+
 def test_another_precision_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        TrakStoreError, match="precision is one of float32, tf32, bfloat16, got 'half'"
+    ):
+        featurize(mlp(), Samples(4), tmp_path / "s.zarr", precision="half", **OPTIONS)  # type: ignore[arg-type]
+    with pytest.raises(TrakStoreError, match="contradict"):
+        Job(mlp(), {"train": Samples(4)}, precision="tf32", autocast="bfloat16")
     with pytest.raises(TrakStoreError, match="autocast is bfloat16 or None, got 'float8'"):
         featurize(mlp(), Samples(4), tmp_path / "s.zarr", autocast="float8", **OPTIONS)  # type: ignore[arg-type]
 

@@ -149,6 +149,40 @@ def test_a_compiled_model_has_the_same_features(tmp_path: Path, make: Any) -> No
     run(compiled, data, tmp_path / "0.zarr")  # and it is the same checkpoint
 
 
+def _in_place(model: Any) -> Any:
+    model.compile(backend="eager")
+    return model
+
+
+def _a_part(model: Any) -> Any:
+    model[2] = torch.compile(model[2], backend="eager")
+    return model
+
+
+def _a_part_in_place(model: Any) -> Any:
+    model[2].compile(backend="eager")
+    return model
+
+
+def _a_forward(model: Any) -> Any:
+    model[2].forward = torch.compile(model[2].forward, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compiled", [_in_place, _a_part, _a_part_in_place, _a_forward])
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_parts_are_watched_like_others(
+    tmp_path: Path, compiled: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = Samples(21)
+    first = column(run(mlp(), data, tmp_path / "0.zarr"), "features")
+    with caplog.at_level("INFO", "trakstore"):
+        again = column(run(compiled(mlp()), data, tmp_path / "1.zarr"), "features")
+    np.testing.assert_array_equal(again, first)
+    assert "generic engine" not in caplog.text and "one by one" not in caplog.text
+    run(compiled(mlp()), data, tmp_path / "0.zarr")  # and it is the same checkpoint
+
+
 def test_weights_that_were_saved_from_wrappers(tmp_path: Path) -> None:
     model, data = mlp(), Samples(9)
     first = column(run(model, data, tmp_path / "0.zarr"), "features")
@@ -263,7 +297,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path) -> 
         (model, data, {"rank": 2, "world_size": 2}, TrakStoreError, "rank 2 is not in 0..1"),
         (nn.Flatten(), data, {}, TrakStoreError, "no parameter"),
         (nn.Linear(12, 1), data, {}, TrakStoreError, "2 classes or more"),
-        (model, data, {"dtype": "int8"}, TrakStoreError, "stored as float32, float16"),
+        (model, data, {"dtype": "int4"}, TrakStoreError, "stored as float32, float16, int8"),
         (model, data, {"ids": [1, 2]}, TrakStoreError, "ids must be 9"),
     ]
     for net, samples, options, error, message in cases:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,10 @@ import torch.nn.functional as F
 from features.engines import engine, error, normal, plain
 from features.models import seeded
 from torch import Tensor, nn
+
+import trakstore as ts
+from trakstore.errors import TrakStoreError
+from trakstore.features import FunctionOutput, featurize
 
 
 def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,6 +179,107 @@ def test_outliers_of_a_whole_batch_are_left_to_the_generic_engine() -> None:
     own = engine(model)
     assert error(own.rows(x).features, plain(adapted(Exact), x)) < 1e-5
     assert any(name.startswith("2.") for name in own.generic_parameters)
+
+
+class Wrapped(Tensor):
+    """Floats of 8 bits with their scale, in a tensor that has no numbers itself, as torchao's."""
+
+    small: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def __new__(cls, small: Tensor, scale: Tensor) -> Wrapped:
+        return Tensor._make_wrapper_subclass(cls, small.shape, dtype=torch.float32)  # type: ignore[return-value]
+
+    def __init__(self, small: Tensor, scale: Tensor) -> None:
+        self.small, self.scale = small, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["small", "scale"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, meta: Any, size: Any, stride: Any) -> Wrapped:
+        return Wrapped(**inner)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            return F.linear(args[0], args[1].small.float() * args[1].scale, *args[2:])
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own, aten = args[0], torch.ops.aten
+        if func in (aten.detach.default, aten.alias.default):
+            return Wrapped(own.small, own.scale)
+        if func in (aten.clone.default, aten._to_copy.default):
+            return Wrapped(own.small.clone(), own.scale.clone())
+        if func is aten.copy_.default:
+            own.small.copy_(args[1].small)
+            own.scale.copy_(args[1].scale)
+            return own
+        raise NotImplementedError(f"{func} of {types} with {sorted(kwargs or {})}")
+
+
+class Float8(nn.Module):
+    """A frozen weight of floats of 8 bits."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        scale = weight.abs().amax(1, keepdim=True) / 448
+        own = Wrapped((weight / scale).to(torch.float8_e4m3fn), scale)
+        self.weight = nn.Parameter(own, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Widened(nn.Module):
+    """What it should give: the same numbers as an ordinary weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        own = Float8(weight).weight
+        self.weight = nn.Parameter(own.small.float() * own.scale, requires_grad=False)  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+def test_whole_runs_of_weights_that_hold_several_tensors(tmp_path: Path) -> None:
+    def output(model: Any, batch: Any) -> Tensor:
+        values: Tensor = model(batch[0]).sum((1, 2))
+        return values
+
+    data = [(normal(5, 6, seed=i),) for i in range(9)]
+    options: dict[str, Any] = {"output": FunctionOutput(output, name="sum"), "progress": False}
+    options["projector"] = ts.ProjectionSpec("identity")
+    for kind in (Float8, Widened):
+        featurize(adapted(kind), data, tmp_path / kind.__name__, **options)
+    own, wide = (ts.open_store(tmp_path / kind.__name__) for kind in (Float8, Widened))
+    torch.testing.assert_close(*(torch.tensor(s.features(0, "train").values) for s in (own, wide)))
+    model: Any = adapted(Float8)
+    featurize(model, data, tmp_path / "Float8", split="again", **options)
+    model[0].base.weight.small[0, 0] = 1.0
+    featurize(model, data, tmp_path / "Float8", split="other", **options)
+    hashes = [own.split(0, name).spec.checkpoint for name in ("train", "again", "other")]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+class Writes(Float8):
+    """A forward that changes its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own: Any = self.weight
+        own.small.view(torch.uint8).add_(1)
+        return super().forward(x)
+
+
+def test_changes_of_such_weights_are_seen(tmp_path: Path) -> None:
+    output = FunctionOutput(lambda model, batch: model(batch[0]).sum((1, 2)), name="sum")
+    data = [(normal(5, 6, seed=i),) for i in range(9)]
+    with pytest.raises(TrakStoreError, match=r"changed the parameter"):
+        featurize(adapted(Writes), data, tmp_path / "s", output=output, progress=False)
 
 
 class Inference(Parameters):

@@ -18,12 +18,15 @@ from torch import nn
 import trakstore as ts
 from trakstore.errors import (
     DamagedError,
+    MemoryLimitError,
     NotFoundError,
     NumericsError,
     SpecMismatchError,
     TrakStoreError,
 )
 from trakstore.features import Job, featurize, featurize_job, task
+from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.footprint import peak_bytes
 from trakstore.features.optimizer_moments import adam_moments, optimizer_file
 from trakstore.features.outputs import CrossEntropy
 from trakstore.features.parameters import parameter_spec, select_parameters
@@ -177,6 +180,70 @@ def test_sampled_moments_are_those_of_the_fisher_matrix(make: Any) -> None:
         for mine, true in ((got[name].rows, matrix.mean(1)), (got[name].columns, matrix.mean(0))):
             # 50 draws of signs: a relative error of about √(2/50) of each, and so in the mean.
             assert float((mine / true).log().square().mean().sqrt()) < 0.3
+
+
+class Sized(nn.Module):
+    """A model that has no memory for more than some samples."""
+
+    def __init__(self, model: nn.Module, most: int) -> None:
+        super().__init__()
+        self.model, self.most, self.asked = model, most, list[int]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        self.asked.append(len(x))
+        return self.model(x)  # type: ignore[no-any-return]
+
+
+def moments_of(model: nn.Module, count: int = 40, **options: Any) -> Any:
+    job = Job(model.eval(), {"train": Samples(count)}, output="cross_entropy", **options)
+    return sampled_moments(job, CrossEntropy(), "train", torch.device("cpu"))
+
+
+def assert_alike(got: Any, wanted: Any) -> None:
+    for name, one in wanted.items():
+        for mine, true in zip(got[name], one, strict=True):
+            torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("most", [8, 3, 2])
+def test_moments_are_estimated_from_as_many_samples_at_once_as_memory_suffices_for(
+    most: int,
+) -> None:
+    """Signs are those of a group of 8 samples, however many of them are computed at once."""
+    model = Sized(mlp(), most)
+    assert_alike(moments_of(model), moments_of(Sized(mlp(), 8)))
+    assert max(model.asked) == {8: 8, 3: 2, 2: 2}[most]
+
+
+def test_moments_that_no_memory_suffices_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FactorisedEngine, "rows", full)
+        with pytest.raises(MemoryLimitError, match="not suffice for the gradient of one sample"):
+            moments_of(mlp())
+    with pytest.raises(MemoryLimitError, match="estimating second moments of gradients"):
+        moments_of(mlp(), memory_limit="1KB")
+
+
+class Bulky(Sized):
+    """A model of which each sample takes some 200 KB on the way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward((x[..., None] * torch.ones(2000)).mean(-1))
+
+
+def test_moments_keep_to_the_memory_limit_of_a_job() -> None:
+    """Bytes are counted while they are estimated: fewer samples at once need fewer."""
+    needs, wanted = dict[int, int](), moments_of(Bulky(mlp(), 8), 16)
+    for limit in (10_000_000, 700_000, 500_000):
+        model = Bulky(mlp(), 8)
+        needs[limit] = peak_bytes(lambda m=model, n=limit: moments_of(m, 16, memory_limit=n))  # type: ignore[misc]
+        assert_alike(moments_of(model, 16, memory_limit=limit), wanted)
+    assert needs[500_000] < 500_000 < needs[700_000] < 700_000 < needs[10_000_000]
 
 
 def test_a_store_keeps_its_scale_and_refuses_another(tmp_path: Path) -> None:

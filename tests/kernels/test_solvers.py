@@ -98,3 +98,23 @@ def test_damping_must_be_a_number(value):
 def test_absolute_damping_is_checked_too():
     with pytest.raises(TrakStoreError, match="damping must be"):
         Damping(absolute=-1e-3)
+
+
+@pytest.mark.parametrize("limit", [80_000, 200_000, 10**9])
+def test_the_dual_form_is_the_same_from_fewer_rows_and_right_hand_sides_at_once(draw, limit):
+    features, right = draw(40, 300), draw(70, 300)
+    rows = ArrayRows(features, 16)
+    kernel = rows_kernel(rows, limit)
+    factor = Dual(limit).factor(kernel, Damping(absolute=2.0))
+    exact = np.linalg.inv(reference.gram(features) + 2 * np.eye(300))
+    np.testing.assert_allclose(factor.solve(right), right @ exact, rtol=1e-7, atol=1e-10)
+    assert kernel.step <= 40 and 1 <= kernel.batch <= 1024
+    if limit == 80_000:
+        assert kernel.batch < 70 and kernel.step < 40
+    if limit == 10**9:
+        assert factor.most_rows is None
+        np.testing.assert_array_equal(
+            factor.solve(right),
+            Dual().factor(rows_kernel(rows), Damping(absolute=2.0)).solve(right),
+        )
+    assert factor.solve_memory(70) <= max(limit // 2, 200_000)

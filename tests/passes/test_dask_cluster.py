@@ -30,6 +30,18 @@ class SaveTile:
         np.save(self.folder / f"{t0}-{t1}-{n0}-{n1}.npy", tile)
 
 
+def test_workers_have_tiles_on_devices_of_their_own(cluster, make_scores, draw):
+    # Torch's own CPU, by its other name, stands for a GPU that each worker has.
+    scores, _ = make_scores(m=20, n=300, chunk=64)
+    rows = ArrayRows(draw(500, 32), 16)
+    with Client(cluster):
+        top, kernel = top_k(scores.to("cpu:0"), 5), gram(rows, device="cpu:0")
+    expected = top_k(scores, 5)
+    np.testing.assert_array_equal(top.position, expected.position)
+    np.testing.assert_allclose(top.score, expected.score, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(kernel.matrix, gram(rows).matrix, rtol=1e-4, atol=1e-4)
+
+
 def test_cluster_and_threads_agree_to_the_bit(cluster, make_scores, draw, tmp_path):
     # 24 MB of left operands: sent inside of a graph they would warn, and a warning is an error here
     scores, _ = make_scores(m=12_000, n=300, k=256, chunk=64)

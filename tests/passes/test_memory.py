@@ -113,6 +113,39 @@ def test_the_measured_peak_is_below_the_limit(place: Path, name: str, limit: str
     assert extra(place, script, limit) < memory_budget(limit)
 
 
+LARGE = """
+made = []
+choose = choice.choose_solver
+choice.choose_solver = lambda *how: made.append(choose(*how)) or made[-1]
+for of in (sys.argv[1] + "-tiny", sys.argv[1]):  # the first imports what scores need
+    store, before = ts.open_store(of), peak()
+    ts.top_k(ts.trak_scores(store, memory_limit=limit), 5, memory_limit=limit)
+assert type(made[-1]).__name__ == "Dual", made
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc/self/status")
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("limit", ["120MB", "200MB"])
+def test_few_rows_of_16_384_numbers_keep_to_the_limit(
+    tmp_path: Path, dtype: Any, limit: str
+) -> None:
+    """The dual form, whose passes and right-hand sides are what takes memory: its kernel is small."""
+    rng = np.random.default_rng(0)
+    for end, dim, rows in (("-tiny", 64, 8), ("", 16_384, 600)):
+        spec = ts.ProjectionSpec("sjlt", dim)
+        store = ts.FeatureStore.create(f"{tmp_path}/x.zarr{end}", projection=spec, dtype=dtype)
+        for split, count in (("train", rows), ("test", 100)):
+            features = rng.standard_normal((count, dim), dtype=np.float32)
+            store.write_split(0, split, features, out_to_loss=np.ones(count))
+    script = PRELUDE.replace('ts.open_store(scratch + "/w.zarr").split(0, "wide")', "None")
+    script += f"from trakstore.kernels import choice\n{LARGE}"
+    script = script.replace("store = ts.open_store(place)\nbefore", "before")
+    assert extra(tmp_path / "x.zarr", script, limit) < memory_budget(limit)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc/self/status")
 def test_factors_of_many_epochs_are_within_the_limit(place: Path) -> None:

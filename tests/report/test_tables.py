@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from trakstore.evaluation.verdicts import Check
-from trakstore.report.analysis_tables import change_table, group_table
+from trakstore.markup import cells
+from trakstore.report.analysis_tables import change_table
 from trakstore.report.evaluation_tables import check_lines, passed_lines, suspects_table
+from trakstore.report.group_table import GroupTable
 from trakstore.report.terminal_tables import completeness_table, missing_lines, top_table
 from trakstore.report.units import in_powers_of_ten
 from trakstore.storage.split import SplitStatus
@@ -87,11 +89,56 @@ def test_prompts_as_ids_leave_room_for_the_numbers() -> None:
 def test_groups_fit_a_terminal_in_one_unit() -> None:
     means = np.diag(np.arange(1.0, 11.0)) * 0.004
     means[0, 1] = -1e-9
-    lines = text(group_table(means, range(10), range(10)), width=80).splitlines()
+    lines = text(GroupTable(means, range(10), range(10)), width=80).splitlines()
     assert "mean scores, in 10⁻²" in lines[0]
     numbers = [line.split() for line in lines if line.strip() and line.split()[0].isdigit()]
     assert [row[1:] for row in numbers] == [[f"{x * 100:+z.1f}" for x in row] for row in means]
     assert "-0.0" not in "".join(lines)
+
+
+def test_many_groups_are_summed_up() -> None:
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(40, 40))
+    means[np.arange(40), np.arange(40)] = 3.0
+    lines = text(GroupTable(means, range(40), range(40)), width=80).splitlines()
+    assert max(map(len, lines)) <= 80 and "all 1,600 means: --csv or --json" in lines[-1]
+    _, unit = in_powers_of_ten(means)
+    assert unit == "1" and "mean scores, in 1" in lines[0]
+    rows = [line.split(maxsplit=2) for line in lines if line.strip() and line.split()[0].isdigit()]
+    assert [(int(one), own) for one, own, _ in rows] == [(at, "+3.0") for at in range(40)]
+    for at, (*_, others) in enumerate(rows):
+        order = [one for one in np.argsort(-means[at], kind="stable") if one != at]
+        chosen = [*order[:3], *order[::-1][:3]]
+        wanted = [f"{one} {means[at, one]:+.1f}" for one in chosen]
+        assert others.replace(",", "").split() == " ".join(wanted).split()
+
+
+def test_few_classes_of_targets_stand_in_columns() -> None:
+    means = np.arange(80.0).reshape(2, 40)
+    lines = text(GroupTable(means, ["a", "b"], range(40)), width=80).splitlines()
+    numbers = [line.split() for line in lines if line.strip() and line.split()[0].isdigit()]
+    assert [row[1:] for row in numbers] == [[f"{x / 10:+z.1f}" for x in row] for row in means.T]
+    assert "columns: target classes" in "".join(lines)
+    twelve = np.full((12, 12), 1.23)
+    shown = text(GroupTable(twelve, range(12), range(12)), width=80)
+    assert shown.count("+1.2") == 144 or "own class" in shown
+
+
+def test_names_with_wide_characters_and_ends_of_lines_keep_the_columns() -> None:
+    dims = ("target", "rank")
+    names = np.array([["数字五", "e\u0301", "two\nlines"]])
+    top = xr.Dataset(
+        {"train": (dims, names), "score": (dims, np.array([[0.5, 0.25, 0.125]]))},
+        coords={"target_id": ("target", np.array(["目標"]))},
+        attrs={"order": "largest"},
+    )
+    lines = text(top_table(top), width=40).splitlines()
+    numbers = [line for line in lines if "+0." in line]
+    ends = [cells(line.split("+0.")[0]) for line in numbers]
+    assert len(numbers) == 3 and len(set(ends)) == 1 and "two\\nlines" in lines[-2]
+    wide = GroupTable(np.eye(2), ["猫" * 30, "a\nb"], ["猫" * 30, "a\nb"])
+    shown = text(wide, width=80)
+    assert "\\n" in shown and all(cells(line) <= 80 for line in shown.splitlines())
 
 
 def test_checks_that_pass_share_a_line_of_their_split() -> None:

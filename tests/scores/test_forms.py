@@ -23,7 +23,6 @@ from trakstore.kernels import (
     factor_split,
     inverse,
     save_inverse,
-    stored_grams,
     tiled_gram,
 )
 from trakstore.kernels.choice import choose_solver, factor_rows, split_kernel
@@ -32,13 +31,14 @@ from trakstore.passes.rows import ArrayRows
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.checking.verification import verify_store
+from trakstore.storage.tables import gram_documents
 
 SOLVERS = [Cholesky(), Eigen(), ConjugateGradients(1e-11, 2000), Dual(), BlockedCholesky()]
 
 
 @pytest.fixture(autouse=True)
 def _small_gram_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (stored_grams, tiled_gram):
+    for module in (gram_documents, tiled_gram):
         monkeypatch.setattr(module, "GRAM_CHUNK", 16)
     monkeypatch.setattr(tiled_gram, "STRIP_ROWS", 16)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,27 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from trakstore.analysis.group_influence import contrast
+from trakstore.attributors.model_checkpoints import ModelCheckpoints, by_epoch
 from trakstore.attributors.over_time import DelayedGeneralizationTRAK
 from trakstore.errors import TrakStoreError, did_you_mean
+from trakstore.features.checkpoints import load_weights
 from trakstore.features.loading import loaded
 from trakstore.features.weights import kept, state_dicts
 from trakstore.methods.influence import influence_scores
 from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores
 from trakstore.methods.trak import trak_scores
+from trakstore.planning import ranges
+from trakstore.scores.factored import Scores
+from trakstore.scores.sums import group_scores
 from trakstore.storage.layout import Epoch
+
+_SQUARE = (
+    256  # rows and columns of the blocks that the scores of samples on themselves are taken from
+)
 
 _METHODS: dict[str, Any] = {
     "trak": trak_scores,
+    "published_trak": partial(trak_scores, temperature=None),
     "influence": influence_scores,
     "grad_dot": grad_dot_scores,
     "grad_cos": grad_cos_scores,
@@ -39,7 +49,9 @@ class BiasAttributor:
     biased_data, unbiased_data : DataLoader without shuffling, or data set
         Targets that the shortcut solves, and targets that it misleads.
     train_data : DataLoader without shuffling, or data set
-        Samples that the model was trained on; ``biased_data`` when None.
+        Samples that the model was trained on. When None they are ``biased_data``: give the biased
+        *train* data there, and its samples are train samples and targets at once, each without its
+        score on itself, which would outweigh those on all others.
     **options
         ``task``, ``proj_dim``, ``device`` and ``store`` of a :class:`TRAKAttributor`.
     """
@@ -53,6 +65,7 @@ class BiasAttributor:
         **options: Any,
     ) -> None:
         self.model = model
+        self._train_are_targets = train_data is None or train_data is biased_data
         self.trak = DelayedGeneralizationTRAK(model, **options)
         train = loaded(biased_data if train_data is None else train_data)
         biased, unbiased = (loaded(data) for data in (biased_data, unbiased_data))
@@ -68,8 +81,10 @@ class BiasAttributor:
 
         Parameters
         ----------
-        attribution_method : {"trak", "influence", "grad_dot", "grad_cos"}
-            Method that scores the train samples.
+        attribution_method : {"trak", "published_trak", "influence", "grad_dot", "grad_cos"}
+            Method that scores the train samples, by the function of this name with its defaults.
+            ``"trak"`` is :func:`trakstore.trak_scores` at its temperature; ``"published_trak"`` the
+            paper's own form (``temperature=None``), which is that of a :class:`TRAKAttributor`.
         top_k : int
             Number of train samples.
 
@@ -84,7 +99,7 @@ class BiasAttributor:
 
     def analyze_bias_development(
         self,
-        model_checkpoints: Mapping[Epoch, nn.Module | Mapping[str, Tensor]],
+        model_checkpoints: ModelCheckpoints,
         top_k: int = 10,
         attribution_method: str = "trak",
     ) -> dict[Epoch, dict[str, Any]]:
@@ -92,8 +107,8 @@ class BiasAttributor:
 
         Parameters
         ----------
-        model_checkpoints : mapping of epoch to nn.Module or state dict
-            Checkpoints of the model.
+        model_checkpoints : mapping of epoch to nn.Module, state dict or path, or list of these
+            Checkpoints of the model; those of a list are the epochs 0, 1, 2, ...
         top_k, attribution_method
             As in :meth:`find_spurious_examples`.
 
@@ -105,8 +120,8 @@ class BiasAttributor:
         """
         result: dict[Epoch, dict[str, Any]] = {}
         with kept(self.model):
-            for epoch, state in state_dicts(model_checkpoints, self.model).items():
-                self.model.load_state_dict(state)
+            for epoch, state in state_dicts(by_epoch(model_checkpoints), self.model).items():
+                load_weights(state, self.model, f"checkpoint {epoch}")
                 # A name of its own: epoch 0 is that of the weights that the model has by itself.
                 name = f"checkpoint.{epoch}"
                 contrasts = self._contrast(name, attribution_method)
@@ -121,6 +136,8 @@ class BiasAttributor:
         for split, data in self._data.items():
             self.trak.compute_epoch_features(data, epoch, split)
         scores = _METHODS[method](self.trak.store, epochs=epoch)
+        if self._train_are_targets:
+            return _contrast_with_others(scores, self._aligned)
         return contrast(scores, self._aligned, ~self._aligned)
 
     def _gap(self, epoch: Epoch) -> float:
@@ -132,3 +149,20 @@ class BiasAttributor:
 def _first(contrasts: NDArray[np.float64], top_k: int) -> dict[str, Tensor]:
     order = np.argsort(-contrasts, kind="stable")[:top_k]
     return {"indices": torch.tensor(order), "scores": torch.tensor(contrasts[order]).float()}
+
+
+def _contrast_with_others(scores: Scores, aligned: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Compute the contrast where the aligned targets are the train samples, in the same order.
+
+    A sample's score on itself is left out of its mean: it is of another size than those on others.
+    """
+    count = int(aligned.sum())
+    if count < 2:
+        raise TrakStoreError("biased_data that is also the train data needs 2 samples or more")
+    means = group_scores(scores, targets=aligned.astype(np.int64), how="mean")
+    conflicting_mean, aligned_mean = np.asarray(means, dtype=np.float64)
+    squares = [scores.block(a, b, a, b) for a, b in ranges(count, _SQUARE)]
+    own = np.concatenate([square.diagonal() for square in squares], dtype=np.float64)
+    others = (count * aligned_mean - own) / (count - 1)
+    difference: NDArray[np.float64] = others - conflicting_mean
+    return difference

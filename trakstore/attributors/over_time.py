@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from heapq import nsmallest
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trakstore.analysis.changepoint import change_point
 from trakstore.analysis.evolution import evolution
 from trakstore.analysis.transition import Scale, Transition, transition
+from trakstore.attributors.model_checkpoints import ModelCheckpoints, by_epoch, model_of
 from trakstore.attributors.trak_attributor import TRAKAttributor
 from trakstore.errors import TrakStoreError
-from trakstore.features.weights import kept, own_copy, state_dicts
+from trakstore.features.checkpoints import load_weights
+from trakstore.features.weights import kept, state_dicts
 from trakstore.methods.trak import trak_scores
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
@@ -84,14 +87,20 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
             ``gained_influence_indices`` and ``lost_influence_indices`` (Tensors of int64, rows of the
             train data), ``..._scores`` (float32, the changes), ``..._intervals`` (float32, shape
             (k, 2), 95% over targets), ``..._p_values`` and ``..._error_rate`` (NaN without a null);
-            ``scale``; ``null_pairs``.
+            of all train samples, shape (n,): ``indices``, ``changes`` and ``p_values``; ``scale``;
+            ``null_pairs``.
         """
         pairs = [(pre_transition_epoch, post_transition_epoch), *null_epochs]
         scores = self._scores(list(dict.fromkeys(epoch for pair in pairs for epoch in pair)))
         change, *null = [(scores.epoch(before), scores.epoch(after)) for before, after in pairs]
         changes = transition(*change, null, scale=scale, k=min(top_k, scores.shape[1]))
+        every = {
+            "indices": torch.tensor(changes.changes["position"].values),
+            "changes": torch.tensor(changes.changes["change"].values).float(),
+            "p_values": torch.tensor(changes.changes["p"].values).float(),
+        }
         about = {"scale": changes.scale, "null_pairs": changes.null_pairs}
-        return {**_listed(changes, "gained"), **_listed(changes, "lost"), **about}
+        return {**_listed(changes, "gained"), **_listed(changes, "lost"), **every, **about}
 
     def _scores(self, epochs: Sequence[Epoch] | None) -> Scores:
         return trak_scores(self.store, epochs=epochs, damping=self.damping, temperature=None)
@@ -102,12 +111,13 @@ class PhaseTransitionAttributor:
 
     Parameters
     ----------
-    model_checkpoints : mapping of epoch to nn.Module or state dict
-        Checkpoints in order. State dicts need ``model``.
+    model_checkpoints : mapping of epoch to nn.Module, state dict or path, or list of these
+        Checkpoints in order; those of a list are the epochs 0, 1, 2, ... State dicts and paths need
+        ``model``.
     train_data, test_data : DataLoader without shuffling, or data set
         Samples that the model was trained on, and targets.
     model : nn.Module, optional
-        Takes the state dicts; it has its own weights again afterwards.
+        Takes the weights; it has its own again afterwards. By default a copy of a checkpoint.
     curve : sequence of float, optional
         A number for each checkpoint, such as the test accuracy: the transition is where it changes.
     transition : pair of epochs, optional
@@ -119,12 +129,12 @@ class PhaseTransitionAttributor:
     Raises
     ------
     TrakStoreError
-        Fewer than two checkpoints, a curve of another length, or state dicts without a model.
+        Fewer than two checkpoints, a curve of another length, or state dicts or paths without a model.
     """
 
     def __init__(
         self,
-        model_checkpoints: Mapping[Epoch, nn.Module | Mapping[str, Tensor]],
+        model_checkpoints: ModelCheckpoints,
         train_data: Any,
         test_data: Any,
         model: nn.Module | None = None,
@@ -133,19 +143,16 @@ class PhaseTransitionAttributor:
         transition: tuple[Epoch, Epoch] | None = None,
         **options: Any,
     ) -> None:
-        self.epochs = tuple(model_checkpoints)
+        checkpoints = by_epoch(model_checkpoints)
+        self.epochs = tuple(checkpoints)
         if len(self.epochs) < 2:
             raise TrakStoreError(f"a transition needs 2 checkpoints, got {len(self.epochs)}")
         if curve is not None and len(curve) != len(self.epochs):
             raise TrakStoreError(
                 f"{len(self.epochs)} checkpoints need as many numbers in curve, got {len(curve)}"
             )
-        one = next(iter(model_checkpoints.values()))
-        if model is None and not isinstance(one, nn.Module):
-            raise TrakStoreError("checkpoints that are state dicts need model=, which takes them")
-        # Without a model, weights are loaded into a copy of a checkpoint, so that none is changed.
-        self.model: nn.Module = own_copy(one) if model is None else model  # type: ignore[arg-type]
-        self.checkpoints = state_dicts(model_checkpoints, self.model)
+        self.model = model_of(checkpoints, model)
+        self.checkpoints = state_dicts(checkpoints, self.model)
         self.change_point = change = None if curve is None else change_point(curve)
         # A change at index i is a first value of the new phase: the old one ends at i - 1.
         last, first = (0, -1) if change is None else (change.index - 1, change.index)
@@ -184,32 +191,30 @@ class PhaseTransitionAttributor:
     def find_critical_examples(
         self, influences: Mapping[str, Any], top_k: int = 10
     ) -> list[dict[str, Any]]:
-        """Merge both lists into the samples with the largest changes, whatever their sign.
+        """Find the train samples with the largest changes, whatever their sign.
 
         Parameters
         ----------
         influences, top_k : dict and int
-            Result of :meth:`compute_transition_attributions`, and number of samples.
+            Result of :meth:`compute_transition_attributions`, whose lists may be shorter, and number of
+            samples; all where there are fewer.
 
         Returns
         -------
         list of dict
             ``train_index``, ``change``, ``p_value``, the largest |change| first.
         """
-        # Lists as long as all samples have each sample twice: by index it is one.
-        samples: dict[int, dict[str, Any]] = {}
-        for name in ("lost_influence", "gained_influence"):
-            columns = [influences[f"{name}_{one}"] for one in ("indices", "scores", "p_values")]
-            for at, change, p in zip(*columns, strict=True):
-                numbers = {"change": float(change), "p_value": float(p)}
-                samples[int(at)] = {"train_index": int(at), **numbers}
-        order = sorted(samples, key=lambda at: (-abs(samples[at]["change"]), at))
-        return [samples[at] for at in order[:top_k]]
+        columns = (influences[name].tolist() for name in ("indices", "changes", "p_values"))
+        every = [
+            {"train_index": at, "change": change, "p_value": p}
+            for at, change, p in zip(*columns, strict=True)
+        ]
+        return nsmallest(top_k, every, key=lambda one: (-abs(one["change"]), one["train_index"]))
 
     def _featurize(self) -> None:
         with kept(self.model):
             for epoch, state in self.checkpoints.items():
-                self.model.load_state_dict(state)
+                load_weights(state, self.model, f"checkpoint {epoch}")
                 for split, data in self._data.items():
                     self.trak.compute_epoch_features(data, epoch, split)
         self._ready = True

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.analysis.training_dynamics import training_dynamics
+from trakstore.attributors.recognition import SampleRecogniser
 from trakstore.errors import TrakStoreError
 from trakstore.features.recorder import TrainingRecorder
 from trakstore.storage.backends.location import Where
@@ -17,6 +20,9 @@ from trakstore.storage.store import FeatureStore
 class TrainingDynamicsTracker(TrainingRecorder):
     """Record of each sample's loss, confidence, correctness, margin and EL2N at each epoch.
 
+    Loaders shuffle, so samples need names: give ``ids=``, which ``DataLoader(WithIds(dataset))`` has at
+    the end of each batch; without, samples are recognised by what they hold, if nothing changes them.
+
     Use it in ``with``, or call ``close``; a run that dies loses what came since the last write. A run
     that goes on from a checkpoint replaces what an earlier one, of the same rank, said of the epochs
     from its first on.
@@ -24,9 +30,10 @@ class TrainingDynamicsTracker(TrainingRecorder):
     Parameters
     ----------
     dataset : map-style data set, or None
-        Only its length is used, to refuse ids that cannot be.
+        Its length tells ids that cannot be. Where batches come without ids, its samples are read, once,
+        and each sample of a batch is looked for among them by what it holds.
     save_interval : int
-        Batches between two writes.
+        Epochs between two writes; what takes more than 64 MB is stored sooner.
     store : path or FeatureStore
         Where features are, or will be.
     split : str
@@ -38,12 +45,14 @@ class TrainingDynamicsTracker(TrainingRecorder):
     def __init__(
         self,
         dataset: Any = None,
-        save_interval: int = 100,
+        save_interval: int = 1,
         store: Where | FeatureStore = "dynamics.zarr",
         *,
         split: str = "train",
         rank: int = 0,
     ) -> None:
+        self._dataset = dataset
+        self._recogniser: SampleRecogniser | None = None
         samples = None if dataset is None else len(dataset)
         super().__init__(store, split, rank, save_interval, samples)
 
@@ -51,7 +60,7 @@ class TrainingDynamicsTracker(TrainingRecorder):
         self,
         epoch: int,
         batch_idx: int,  # noqa: ARG002
-        data: Any,  # noqa: ARG002
+        data: Any,
         targets: Tensor,
         predictions: Tensor,
         losses: Tensor | None = None,
@@ -64,26 +73,38 @@ class TrainingDynamicsTracker(TrainingRecorder):
         ----------
         epoch : int
             Number of the epoch.
-        batch_idx, data
+        batch_idx : int
             Taken, and not used.
+        data : Tensor, or tuple, list or dict of Tensor
+            Inputs as the loader gave them, by which samples are recognised where there are no ids: that
+            takes a copy of them on the CPU. Otherwise not used.
         targets, predictions : Tensor, shapes (batch,) of int64, and (batch, classes)
             Classes of the samples, and logits.
         losses : Tensor, shape (batch,), optional
             Loss of each sample; the cross-entropy when None or a mean.
-        ids : sequence of int or str
-            Sample ids, as ``WithIds`` gives them; needed.
+        ids : sequence of int or str, optional
+            Sample ids, as ``WithIds`` gives them. When None, positions in the data set, found by what
+            the samples hold: needed where a loader changes samples at random.
 
         Raises
         ------
         TrakStoreError
-            There are no ids.
+            There are no ids, and no data set or no such sample in it.
         """
         if ids is None:
+            ids = self._recognised(epoch, data, targets)
+        self.add(epoch, ids, targets, predictions, losses)
+
+    def _recognised(self, epoch: int, data: Any, targets: Tensor) -> NDArray[np.int64]:
+        if data is None or self._dataset is None:
             raise TrakStoreError(
                 "ids= are needed, since loaders shuffle: wrap the data set in WithIds, whose samples "
-                "end in their id"
+                "end in their id; or give the data set here, and the batch's data, by which samples "
+                "are recognised"
             )
-        self.add(epoch, ids, targets, predictions, losses)
+        if self._recogniser is None:
+            self._recogniser = SampleRecogniser(self._dataset)
+        return self._recogniser.positions(epoch, data, targets)
 
     def analyze(self) -> xr.Dataset:
         """Summarise each sample; see :func:`trakstore.analysis.training_dynamics`."""

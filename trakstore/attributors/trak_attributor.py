@@ -158,8 +158,9 @@ class TRAKAttributor:
     ) -> Tensor:
         """Compute TRAK scores of bare features.
 
-        Q = ``out_to_loss`` of the train rows comes from the store when these are its features (by
-        their number and their norms); otherwise Q = 1, with a warning.
+        Q = ``out_to_loss`` of the train rows comes from the store when these are its features, by
+        their number and their norms; of parts of them, or of several calls' features put one behind
+        the other, each row is found by what it holds, in any order. Otherwise Q = 1, with a warning.
 
         Parameters
         ----------
@@ -176,26 +177,34 @@ class TRAKAttributor:
         Raises
         ------
         SpecMismatchError
-            Train and test features were made with different weights.
+            Train and test features were made with different weights; or some train rows are known here
+            and others not, so that Q would be right for a part of them.
         """
         train, test = (
             torch.as_tensor(one).detach().cpu().float().numpy()
             for one in (train_features, test_features)
         )
-        stored, targets = self._embedded.find("train", train), self._embedded.find("test", test)
+        found, targets = self._embedded.find("train", train), self._embedded.find("test", test)
         # Features that are not in the store, or were made elsewhere, have no hash to compare.
-        weights = [one.spec.checkpoint or "" for one in (stored, targets) if one is not None]
-        if len(set(weights)) > 1 and "" not in weights and not allow_other_weights:
-            one, other = weights
+        weights = found.weights | targets.weights
+        if len(weights) > 1 and "" not in weights and not allow_other_weights:
+            one, other = (_short(each.weights) for each in (found, targets))
             raise SpecMismatchError(
-                f"the train features were made with the weights {one[:12]}, the test features with "
-                f"{other[:12]}: compute both with the same, or allow_other_weights=True if it is meant"
+                f"the train features were made with the weights {one}, the test features with "
+                f"{other}: compute both with the same, or allow_other_weights=True if it is meant"
             )
-        # Q belongs to the train rows that it was computed with: other rows of that number have another.
-        scale = None if stored is None else stored.column("out_to_loss").read(0, stored.rows)
-        if scale is None:
+        # Q belongs to the train rows that it was computed with: other rows have another.
+        scale: NDArray[np.float32] | None = found.out_to_loss
+        if found.missing and (found.chunked or found.missing < len(train)):
+            raise SpecMismatchError(
+                f"{found.missing} of these {len(train)} train features are not as they were computed "
+                f"here, so that their Q is not known: give what compute_train_features gave unchanged, "
+                f"in any order, or compute all train features in one call"
+            )
+        if found.missing:
             reason = "these train features are not those in the store, which has out_to_loss"
             warnings.warn(f"{reason}: scores are computed with Q = 1", stacklevel=2)
+            scale = None
         return torch.from_numpy(np.asarray(trak_scores_of_arrays(test, train, scale, self.damping)))
 
     def find_top_attributions(
@@ -312,6 +321,10 @@ def compute_attribution_stability(
             one.compute_epoch_features(data._replace(dataset=Subset(data.dataset, some)), 0, split)
         runs.append(np.asarray(trak_scores(one.store, damping=one.damping, temperature=None)))
     return {**stability(runs, top_k), "num_runs": float(num_runs)}
+
+
+def _short(weights: frozenset[str]) -> str:
+    return " and ".join(one[:12] for one in sorted(weights)) or "that are not known"
 
 
 def _array(values: Any) -> NDArray[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -13,80 +13,13 @@ import typer
 from typer import Option
 
 import trakstore
-from trakstore.cli.demo import demo
-from trakstore.cli.drop import drop
-from trakstore.cli.dynamics import dynamics
-from trakstore.cli.estimate import estimate
-from trakstore.cli.evaluate.checks import checks
-from trakstore.cli.evaluate.counterfactual import counterfactual
-from trakstore.cli.evaluate.efficiency import efficiency
-from trakstore.cli.evaluate.lds import lds
-from trakstore.cli.evaluate.mislabels import mislabels
-from trakstore.cli.evaluate.stability import stability
-from trakstore.cli.evolve import evolve
-from trakstore.cli.export import export
-from trakstore.cli.featurize import featurize
-from trakstore.cli.groups import groups
-from trakstore.cli.import_traker import import_
-from trakstore.cli.info import info
-from trakstore.cli.kernel import kernel
-from trakstore.cli.neighbours import neighbours
+from trakstore.cli.commands import COMMANDS, EVALUATIONS
 from trakstore.cli.output import error_line, tolerant_streams
-from trakstore.cli.report import report
-from trakstore.cli.score import score
-from trakstore.cli.topk import topk
-from trakstore.cli.transitions import transitions
-from trakstore.cli.verify import verify
 from trakstore.errors import NO_THREADS, TrakStoreError, lacks_threads
 
 BAD_USE, INTERRUPTED = 2, 130
 
-# Commands in the order of the help, each with an example that its own help ends with. Modules of
-# commands import torch and plotting only when they run: help must come at once.
-EXAMPLES: dict[Callable[..., None], str] = {
-    demo: "trakstore demo --out trakstore-demo",
-    featurize: "trakstore featurize jobs.py:digits --store run.zarr --split train --split test",
-    estimate: "trakstore estimate --rows 1000000 --dim 2048 --targets 1000",
-    info: "trakstore info run.zarr",
-    kernel: "trakstore kernel run.zarr --epoch 10 --damping 1",
-    score: "trakstore score run.zarr --targets test --train train --save test-on-train",
-    drop: "trakstore drop run.zarr --scores test-on-train",
-    topk: "trakstore topk run.zarr --k 10 --target 17 --memory-limit 600MB",
-    neighbours: "trakstore neighbours run.zarr --epoch 10 --k 5 --metric cosine",
-    evolve: "trakstore evolve run.zarr --target 17 --k 5",
-    transitions: "trakstore transitions run.zarr --before 100 --after 1000 --null 50,100",
-    groups: "trakstore groups run.zarr --method trak",
-    dynamics: "trakstore dynamics run.zarr --by aum --k 20",
-    report: "trakstore report run.zarr --job jobs.py:digits -o report.html",
-    verify: "trakstore verify run.zarr --repair",
-    export: "trakstore export run.zarr --epoch 10 --split train --to train.parquet",
-    import_: "trakstore import trak_results --store run.zarr --parameters 11173962",
-}
-EVALUATIONS: dict[Callable[..., None], str] = {
-    checks: "trakstore evaluate checks jobs.py:digits run.zarr",
-    lds: "trakstore evaluate lds run.zarr --models halves --trainer jobs.py:trainer --count 200",
-    counterfactual: "trakstore evaluate counterfactual run.zarr --models removed "
-    "--trainer jobs.py:trainer --target 17",
-    mislabels: "trakstore evaluate mislabels run.zarr --wrong wrong-ids.txt",
-    efficiency: "trakstore evaluate efficiency jobs.py:digits --train-rows 1000 --dim 512 --dim 2048",
-    stability: "trakstore evaluate stability run.zarr --other seed1.zarr --k 10",
-}
 
-app = typer.Typer(
-    name="trakstore",
-    help="Which training examples made the model do this, and when did it learn it?",
-    epilog="Start with: trakstore demo",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-evaluate = typer.Typer(name="evaluate", help="Are the scores true? Checks, and comparisons.")
-for group, examples in ((app, EXAMPLES), (evaluate, EVALUATIONS)):
-    for command, example in examples.items():
-        group.command(command.__name__.rstrip("_"), epilog=f"Example: {example}")(command)
-app.add_typer(evaluate)
-
-
-@app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     version: Annotated[bool, Option("--version", help="Print the version.")] = False,
@@ -137,11 +70,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return BAD_USE
 
 
-def command_line() -> Any:
-    """Build the command line: every command with its options."""
-    group = typer.main.get_command(app)
-    _hide_missing_defaults(group)
-    return group
+def command_line(words: Sequence[str] | None = None) -> Any:
+    """Build the command line.
+
+    Parameters
+    ----------
+    words : sequence of str, optional
+        The line that is to be run: only commands that it names are imported, others are known by name.
+        All are imported by default.
+    """
+    app = typer.Typer(
+        name="trakstore",
+        help="Which training examples made the model do this, and when did it learn it?",
+        epilog="Start with: trakstore demo",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    evaluate = typer.Typer(name="evaluate", help="Are the scores true? Checks, and comparisons.")
+    app.callback(invoke_without_command=True)(_root)
+    for group, commands in ((app, COMMANDS), (evaluate, EVALUATIONS)):
+        for command in commands:
+            asked = words is None or command.name in words
+            register = group.command(
+                command.name,
+                help=None if asked else command.summary,
+                epilog=f"Example: {command.example}",
+            )
+            register(command.load() if asked else _not_imported)
+    app.add_typer(evaluate)
+    line = typer.main.get_command(app)
+    _hide_missing_defaults(line)
+    return line
+
+
+def _not_imported() -> None:
+    """Stand for a command that the line does not name, and so cannot run."""
 
 
 def _hide_missing_defaults(command: Any) -> None:
@@ -156,7 +119,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     given = None if arguments is None else list(arguments)
     # Not standalone: typer would print errors in its own way and end the process.
     try:
-        code = command_line().main(given, prog_name="trakstore", standalone_mode=False)
+        code = command_line(_words(given)).main(given, prog_name="trakstore", standalone_mode=False)
         # A closed pipe shows when what was printed is written out: here, where it is expected.
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
@@ -166,6 +129,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     if code == INTERRUPTED:
         error_line("committed blocks are kept; the same command goes on", "interrupted")
     return int(code or 0)
+
+
+def _words(given: list[str] | None) -> list[str] | None:
+    """Return the words of the line; None where a shell asks to complete one, which may name any."""
+    if "_TRAKSTORE_COMPLETE" in os.environ:
+        return None
+    return sys.argv[1:] if given is None else given
 
 
 def _refused(error: OSError) -> str:

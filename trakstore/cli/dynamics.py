@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-from typer import Option
+from typer import BadParameter, Option
 
-from trakstore.cli.options import Json, SampleCount, SampleSplit, StorePath
-from trakstore.cli.output import print_result, without_nan
+from trakstore.cli.options import Csv, Json, SampleCount, SampleSplit, StorePath
+from trakstore.cli.output import print_csv, print_result, without_nan
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.report.analysis_tables import dynamics_table
 
@@ -22,6 +22,7 @@ def dynamics(
     largest: Annotated[bool, Option("--largest", help="Sort the largest first.")] = False,
     k: SampleCount = 20,
     as_json: Json = False,
+    as_csv: Csv = False,
 ) -> None:
     """List the samples that a tracker found hardest, by one of its summaries.
 
@@ -29,6 +30,8 @@ def dynamics(
     """
     from trakstore.analysis.training_dynamics import training_dynamics
 
+    if as_json and as_csv:
+        raise BadParameter("--json and --csv exclude each other")
     summaries = training_dynamics(store, split)
     # A variable of the dataset: its name is what people type.
     if by not in summaries:
@@ -37,5 +40,8 @@ def dynamics(
     values = summaries[by].values
     order = np.argsort(-values if largest else values, kind="stable")[:k]
     chosen = summaries.isel(sample=order)
+    if as_csv:
+        print_csv(chosen)
+        return
     document = {"location": store, "samples": summaries.sizes["sample"], **without_nan(chosen)}
     print_result(as_json, document, [dynamics_table(chosen)])

@@ -47,7 +47,7 @@ def estimate(
 
     if rate is not None and not math.isfinite(rate):
         raise BadParameter(f"--rate is a number of samples, got {rate}")
-    itemsize = 4 if dtype == "float32" else 2
+    itemsize = {"float32": 4, "float16": 2}.get(dtype, 1)
     limit = None if memory_limit is None else byte_count(memory_limit)
     asked = Problem(rows, dim, targets, epochs, k, itemsize, workers, limit)
     speed = calibrate()

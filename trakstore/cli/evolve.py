@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHOWN = 5  # targets, a table for each
 
 
-@with_request("learning_rate")
+@with_request("learning_rate", csv=True)
 def evolve(
     k: ListLength = 5,
     target: Target = None,
@@ -35,7 +35,7 @@ def evolve(
 ) -> None:
     """Show the scores of targets epoch by epoch, each epoch alone.
 
-    The first five targets are shown; --json has all of them.
+    The first five targets are shown; --json and --csv have all of them.
     """
     from trakstore.analysis.evolution import evolution
 
@@ -49,7 +49,7 @@ def evolve(
         epochs = evolution(scores, k, memory_limit=limit)
     epochs = with_labels(epochs, pair, None if together else rows)
     document = {"method": scores.method, **without_nan(epochs)}
-    asked.answer(document, _tables(epochs, hidden))
+    asked.answer(document, _tables(epochs, hidden), epochs)
 
 
 def _tables(epochs: xr.Dataset, hidden: int) -> Iterator[RenderableType]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import BadParameter, Option
 
+from trakstore.cli.narrowed_job import of_drawn_samples, of_last_layers
 from trakstore.cli.options import Epochs, JobName, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
 from trakstore.planning import counted, human_bytes, human_time
 from trakstore.storage.opening import find_store
 
 if TYPE_CHECKING:
-    from trakstore.features import Featurized
+    from trakstore.features import Featurized, Job
+    from trakstore.features.preparation import Preparation
     from trakstore.features.spent import Spent
 
 _SPENT = {
@@ -25,6 +28,14 @@ _SPENT = {
     "computing": "gradients and projection",
     "writing": "waiting for the storage",
     "helping": "markers and other workers",
+}
+_PREPARED = {
+    "weights": "hash of the weights",
+    "samples": "fingerprint of the samples",
+    "passes": "first passes of the model",
+    "checks": "check of the engine, and its tables and kernels",
+    "memory": "memory of a sample",
+    "store": "opening the store",
 }
 
 
@@ -53,6 +64,14 @@ def featurize(
             "--skip-bad-rows", help="Store rows that are not finite as masked, with the reason."
         ),
     ] = False,
+    precision: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="Precision of the model's products, float32, tf32 or bfloat16, which the store knows; "
+            "default: the job's.",
+        ),
+    ] = None,
     check_all: Annotated[
         bool,
         Option(
@@ -75,6 +94,31 @@ def featurize(
             help="Also write the train samples with labels drawn from the model.",
         ),
     ] = None,
+    last_layers: Annotated[
+        int | None,
+        Option(
+            min=1,
+            metavar="N",
+            help="Take gradients of the last N layers with weights alone: which ones is told.",
+        ),
+    ] = None,
+    sample_rate: Annotated[
+        float | None,
+        Option(
+            metavar="SHARE",
+            help="Take a share of the split train alone, such as 0.1: lists then have about that "
+            "share of the true ones.",
+        ),
+    ] = None,
+    stratify_by: Annotated[
+        str,
+        Option(
+            metavar="WHAT",
+            help="Draw the same share of each label, relation (of triples) or key of dict samples; "
+            "or none.",
+        ),
+    ] = "label",
+    sample_seed: Annotated[int, Option(min=0, help="Seed of the draw.")] = 0,
     fsdp: Annotated[
         bool,
         Option("--fsdp", help="Share the model between the ranks that torchrun starts (FSDP2)."),
@@ -114,7 +158,7 @@ def featurize(
     numbers = asked or {"rank": rank, "world_size": world_size}
     with only_json(as_json), _progress_when_stopped(store, rank):
         done = _featurize(
-            job,
+            partial(_chosen_job, job, last_layers, sample_rate, stratify_by, sample_seed, rank),
             store,
             epochs=chosen_epochs(epoch),
             splits=split or None,
@@ -122,6 +166,7 @@ def featurize(
             memory_limit=memory_limit,
             # None leaves the choice to the job: an option that was not given must not overrule it.
             skip_bad_rows=skip_bad_rows or None,
+            precision=precision,
             check="all" if check_all else None,
             scale=scale,
             sampled=sampled,
@@ -135,20 +180,47 @@ def featurize(
     else:
         sys.stdout.write(_line(done, store, rank, world_size))
         if rank == 0 and done.blocks:
-            sys.stdout.write(_where_time_went(done.spent))
+            sys.stdout.write(_where_time_went(done.spent) + _preparation(done.prepared))
+
+
+def _chosen_job(
+    name: str,
+    layers: int | None,
+    rate: float | None,
+    by: str,
+    seed: int,
+    rank: int,
+    device: str | None,
+) -> Job:
+    """Load a job, and leave out of it what was not asked for."""
+    from trakstore.features import load_job
+
+    job = load_job(name)
+    if rate is not None:
+        job = of_drawn_samples(job, rate, None if by == "none" else by, seed)
+    if layers is not None:
+        job, chosen = of_last_layers(job, layers, device)
+        if rank == 0:
+            error_line(f"gradients are of the last layers alone: {chosen.words}", "note")
+    return job
 
 
 def _featurize(
-    job: str, store: str, *, device: str | None, tp: int | None, **options: Any
+    make: Callable[[str | None], Job],
+    store: str,
+    *,
+    device: str | None,
+    tp: int | None,
+    **options: Any,
 ) -> Featurized:
-    from trakstore.features import featurize_job, load_job
+    from trakstore.features import featurize_job
     from trakstore.features.devices import worker_device
     from trakstore.features.sharding import shard_model, started_ranks
 
     # A wrong device is refused before the job is made, which may take minutes.
     own = worker_device(device)
     with nullcontext() if tp is None else started_ranks(own, tp) as mesh:
-        made = load_job(job)
+        made = make(device)
         if mesh is not None:
             shard_model(made.model, mesh, made.shard)
         return featurize_job(made, store, device=device, restore=False, **options)
@@ -189,3 +261,10 @@ def _where_time_went(spent: Spent) -> str:
     listed = sorted(shares.items(), key=lambda pair: -pair[1])
     parts = ", ".join(f"{words} {share:.0f}%" for words, share in listed if share >= 1)
     return f"of {human_time(spent.total)} in all: {parts}\n"
+
+
+def _preparation(prepared: Preparation) -> str:
+    """Write the seconds of each part of preparing."""
+    seconds = {words: getattr(prepared, name) for name, words in _PREPARED.items()}
+    parts = ", ".join(f"{words} {human_time(one)}" for words, one in seconds.items())
+    return f"preparing: {parts}\n"

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+import xarray as xr
 
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import NotFoundError
 from trakstore.passes.rows import whole_column
-from trakstore.report.analysis_tables import group_table, summary_facts
+from trakstore.report.analysis_tables import summary_facts
+from trakstore.report.group_table import GroupTable
 from trakstore.report.terminal_tables import facts_table
 from trakstore.scores.sums import group_scores
 
 
-@with_request("learning_rate")
+@with_request("learning_rate", csv=True)
 def groups(asked: ScoreRequest) -> None:
     """Show the mean score of each class of targets with each class of train samples.
 
-    Also how concentrated scores are: the share of positive score from the own class beside the share
-    of that class, the number of train samples that share a score, the Gini coefficient.
+    Where there are too many classes for the terminal, each class of targets is summed up; --csv and
+    --json have all numbers. Also how concentrated scores are: the share of positive score from the own
+    class beside the share of that class, the number of train samples that share a score, the Gini
+    coefficient.
     """
     from trakstore.analysis.group_influence import class_summary
 
@@ -44,4 +48,6 @@ def groups(asked: ScoreRequest) -> None:
         **numbers,
     }
     facts = facts_table(summary_facts(numbers, scores.shape[1]))
-    asked.answer(document, [group_table(matrix, *names), facts])
+    classes = {"target_class": names[0], "train_class": names[1]}
+    columns = xr.Dataset({"mean_score": (list(classes), matrix)}, classes)
+    asked.answer(document, [GroupTable(matrix, *names), facts], columns)

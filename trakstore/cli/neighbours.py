@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trakstore.methods.neighbours import Metric
 
 
-@with_request("epoch", "damping", "kernel", "method", "learning_rate")
+@with_request("epoch", "damping", "kernel", "method", "learning_rate", csv=True)
 def neighbours(
     k: ListLength = 10,
     target: Target = None,
@@ -37,7 +37,7 @@ def neighbours(
 ) -> None:
     """List the train samples nearest to each target, by features or activations of a checkpoint.
 
-    The table shows 20 targets at most; --json has all of them.
+    The table shows 20 targets at most; --json and --csv have all of them.
     """
     asked.epoch = None if epoch is None else [epoch]
     pair, rows, hidden = asked.chosen_targets(target, SHOWN)
@@ -61,4 +61,4 @@ def neighbours(
     }
     # For people a distance stands where a score does, with its own heading.
     listed = nearest_rows.rename(distance="score").assign_attrs(order="nearest")
-    asked.answer(document, shown_lists(listed, hidden))
+    asked.answer(document, shown_lists(listed, hidden), nearest_rows)

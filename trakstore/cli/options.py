@@ -21,8 +21,10 @@ def _size(text: str | None) -> str | None:
 
 def _stored_dtype(name: str) -> str:
     """Refuse other precisions before anything is computed."""
-    if name not in ("float32", "float16"):
-        raise TrakStoreError(f"features are stored as float32 or float16, got {name!r}")
+    if name not in ("float32", "float16", "int8"):
+        raise TrakStoreError(
+            f"features are stored as float32 or float16, or as int8 with a scale a row, got {name!r}"
+        )
     return name
 
 
@@ -101,12 +103,21 @@ Workers = Annotated[
         help="Start N processes that share the work and the cores; default: threads of this one.",
     ),
 ]
+Csv = Annotated[bool, Option("--csv", help="Print all numbers as lines of comma-separated values.")]
 Scheduler = Annotated[
     str | None,
     Option(metavar="ADDRESS", help="Work on a running Dask cluster, such as tcp://host:8786."),
 ]
+ScoreDevice = Annotated[
+    str,
+    Option("--device", help="Device that multiplies and sums, such as cuda; reading is the CPU's."),
+]
 StoredDtype = Annotated[
-    str, Option(help="Stored precision, float32 or float16.", callback=_stored_dtype)
+    str,
+    Option(
+        help="Stored precision: float32, float16, or int8 with a scale for each row.",
+        callback=_stored_dtype,
+    ),
 ]
 SampleSplit = Annotated[str, Option(help="Split whose samples are listed.")]
 SampleCount = Annotated[int, Option("--k", "-k", min=1, help="Number of samples to list.")]

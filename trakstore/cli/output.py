@@ -6,15 +6,16 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import xarray as xr
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
 from trakstore.markup import printable
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -84,6 +85,21 @@ def only_json(as_json: bool) -> Iterator[None]:
         yield
 
 
+def print_csv(table: xr.Dataset) -> None:
+    """Print a line for each entry of a dataset, its numbers in full, the coordinates first.
+
+    Ids that hold a comma, a quote or the end of a line stand in quotes, as programs expect; on a
+    terminal their controls are spelled out.
+    """
+    frame = table.to_dataframe().reset_index()
+    order = dict.fromkeys([*table.dims, *table.coords, *table.data_vars])
+    text = frame[list(order)].to_csv(index=False)
+    if sys.stdout.isatty():
+        text = printable(text, keep="\n")
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def error_line(message: object, kind: str = "error") -> None:
     """Print one line on standard error."""
     print(f"{kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
@@ -103,6 +119,8 @@ def without_nan(found: xr.Dataset) -> dict[str, Any]:
 
 
 def _listed(values: Any) -> Any:
+    import numpy as np
+
     if values.dtype.kind == "f":
         values = np.where(np.isnan(values), None, values.astype(object))
     return values.tolist()
@@ -110,6 +128,5 @@ def _listed(values: Any) -> Any:
 
 def _plain(value: object) -> Any:
     """Turn a value that JSON lacks into one that it has; paths and locations become text."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return str(value)
+    # NumPy's arrays and numbers, by what they can do: NumPy is not imported for the list of commands.
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -10,12 +10,15 @@ from functools import wraps
 from typing import Any, TypeAlias
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from rich.console import RenderableType
+from typer import BadParameter
 
 from trakstore.cli.cluster import workplace
 from trakstore.cli.options import (
     AllowOtherWeights,
+    Csv,
     Damping,
     Epochs,
     Json,
@@ -31,7 +34,7 @@ from trakstore.cli.options import (
     chosen_epochs,
     learning_rates,
 )
-from trakstore.cli.output import print_result
+from trakstore.cli.output import print_csv, print_result
 from trakstore.methods.by_name import default_damping, find_method, scores_by_name
 from trakstore.methods.epochs import EpochPair, epoch_pairs
 from trakstore.report.targets_and_epochs import named_rows
@@ -64,9 +67,12 @@ class ScoreRequest:
     workers: Workers = None
     scheduler: Scheduler = None
     as_json: Json = False
+    as_csv: Csv = False
     opened: FeatureStore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.as_json and self.as_csv:
+            raise BadParameter("--json and --csv exclude each other")
         find_method(self.method)
         self.opened = open_store(self.store)
 
@@ -93,8 +99,8 @@ class ScoreRequest:
             allow_other_weights=self.allow_other_weights,
         )
 
-    def scores(self) -> Scores:
-        """Compute the scores, in factored form."""
+    def scores(self, device: str = "cpu") -> Scores:
+        """Compute the scores, in factored form, whose grams and tiles are made on a device."""
         return scores_by_name(
             self.method,
             self.opened,
@@ -105,6 +111,7 @@ class ScoreRequest:
             kernel=self.kernel,  # type: ignore[arg-type]
             memory_limit=self.memory_limit,
             learning_rates=learning_rates(self.learning_rate),
+            device=device,
             allow_other_weights=self.allow_other_weights,
         )
 
@@ -124,19 +131,30 @@ class ScoreRequest:
         """
         pair = self.pairs()[0]
         rows = named_rows(pair.target, names)
-        answered = rows if self.as_json else rows[:most]
+        answered = rows if self.as_json or self.as_csv else rows[:most]
         return pair, answered, len(rows) - len(answered)
 
     def workplace(self) -> AbstractContextManager[None]:
         """Threads, processes or the cluster that the work is to run on."""
         return workplace(self.workers, self.scheduler)
 
-    def answer(self, document: Mapping[str, Any], tables: Iterable[RenderableType]) -> None:
-        """Print the document, with the store's location, for programs; or tables for people."""
+    def answer(
+        self,
+        document: Mapping[str, Any],
+        tables: Iterable[RenderableType],
+        columns: xr.Dataset | None = None,
+    ) -> None:
+        """Print the document, with the store's location, for programs; or tables for people.
+
+        Where lines of values are asked for, they are those of ``columns``.
+        """
+        if self.as_csv and columns is not None:
+            print_csv(columns)
+            return
         print_result(self.as_json, {"location": str(self.opened.location), **document}, tables)
 
 
-def with_request(*left_out: str) -> Callable[[Command], Command]:
+def with_request(*left_out: str, csv: bool = False) -> Callable[[Command], Command]:
     """Give a command the options of a :class:`ScoreRequest`, which it takes as ``asked``.
 
     They stand in its help where ``asked`` stands among its parameters.
@@ -145,7 +163,10 @@ def with_request(*left_out: str) -> Callable[[Command], Command]:
     ----------
     *left_out : str
         Options that this command does not have.
+    csv : bool
+        Whether it has ``--csv``, and gives its columns to :meth:`ScoreRequest.answer`.
     """
+    left_out = left_out if csv else (*left_out, "as_csv")
     shared = [one for one in _parameters(ScoreRequest) if one.name not in left_out]
 
     def decorated(command: Command) -> Command:

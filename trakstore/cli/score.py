@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from typer import BadParameter, Option
 
+from trakstore.cli.options import ScoreDevice
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.planning import human_bytes
 from trakstore.report.terminal_tables import facts_table
@@ -28,6 +29,7 @@ def score(
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace scores that are saved under this name.")
     ] = False,
+    device: ScoreDevice = "cpu",
     *,
     asked: ScoreRequest,
 ) -> None:
@@ -42,7 +44,7 @@ def score(
     if not overwrite:
         check_new_name(asked.opened, save)
     with asked.workplace():
-        scores = asked.scores()
+        scores = asked.scores(device)
         save_scores(
             scores,
             asked.opened,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import BadParameter, Option
 
 from trakstore.cli.lists import SHOWN, list_documents, shown_lists
-from trakstore.cli.options import ListLength, Target
+from trakstore.cli.options import ListLength, ScoreDevice, Target
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.report.labels import with_labels
 from trakstore.report.targets_and_epochs import check_list_length
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trakstore.scores.running_lists import Order
 
 
-@with_request()
+@with_request(csv=True)
 def topk(
     k: ListLength = 10,
     target: Target = None,
@@ -30,18 +30,19 @@ def topk(
         bool,
         Option("--approximate", help="Search in two passes, for large dims; the recall is shown."),
     ] = False,
+    device: ScoreDevice = "cpu",
     *,
     asked: ScoreRequest,
 ) -> None:
     """List the train samples with the largest scores for each target.
 
-    The table shows 20 targets at most; --json has all of them.
+    The table shows 20 targets at most; --json and --csv have all of them.
     """
     order = _order(smallest, magnitude)
     pair, rows, hidden = asked.chosen_targets(target, SHOWN)
     check_list_length(k, pair.train)
     with asked.workplace():
-        scores = asked.scores()
+        scores = asked.scores(device)
         first = approximate_top_k if approximate else top_k
         top = first(scores.isel(target=rows), k, order=order, memory_limit=asked.memory_limit)
     top = with_labels(top, pair, rows)
@@ -52,7 +53,7 @@ def topk(
         **{name: top.attrs[name] for name in ("recall", "checked") if name in top.attrs},
         **list_documents(top, rows),
     }
-    asked.answer(document, shown_lists(top, hidden))
+    asked.answer(document, shown_lists(top, hidden), top)
 
 
 def _order(smallest: bool, magnitude: bool) -> Order:

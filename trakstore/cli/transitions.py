@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, cast
 
+import xarray as xr
 from rich.console import RenderableType
 from typer import Option
 
@@ -19,12 +20,10 @@ from trakstore.report.targets_and_epochs import null_pairs
 from trakstore.storage.layout import as_epoch
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from trakstore.analysis.transition import Scale
 
 
-@with_request("epoch", "learning_rate")
+@with_request("epoch", "learning_rate", csv=True)
 def transitions(
     before: Annotated[str, Option(metavar="EPOCH", help="Epoch before the transition.")],
     after: Annotated[str, Option(metavar="EPOCH", help="Epoch after the transition.")],
@@ -80,7 +79,8 @@ def transitions(
         "null_pairs": change.null_pairs,
         **{title: without_nan(one) for title, one in lists.items()},
     }
-    asked.answer(document, _tables(lists, change.null_pairs))
+    columns = xr.concat(list(lists.values()), xr.DataArray(list(lists), dims="list", name="list"))
+    asked.answer(document, _tables(lists, change.null_pairs), columns)
 
 
 def _tables(lists: Mapping[str, xr.Dataset], null_count: int) -> Iterator[RenderableType]:

@@ -58,6 +58,9 @@ def _lines(report: VerifyReport, repair: bool) -> Iterator[str]:
     written = sum(one.written_blocks for one in report.splits)
     missing = sum(one.blocks for one in report.splits) - written
     yield f"read {counted(written, 'block')} of {counted(len(report.splits), 'split')}"
+    dropped = sum(one.dropped for one in report.splits)
+    if dropped:
+        yield f"of {counted(dropped, 'split')} the features were dropped, and their gram is kept"
     if missing:
         are = "is" if missing == 1 else "are"
         yield f"{counted(missing, 'block')} {are} not written yet; the same featurize goes on"

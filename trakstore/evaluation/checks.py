@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, did_you_mean
 from trakstore.evaluation.model_checks import Probe, check_data, check_model
@@ -17,10 +18,14 @@ from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import checked_rows
 from trakstore.features.fingerprint import checkpoint_hash, dataset_rows, hashed_rows
 from trakstore.features.job import Job
+from trakstore.features.split_samples import SplitSamples
 from trakstore.spec import StoreSpec
+from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
+from trakstore.storage.columns import sample_ids
 from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.opening import open_store
+from trakstore.storage.sampled_rows import DrawsOrigin, origin_of_draws
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
@@ -28,10 +33,12 @@ from trakstore.storage.store import FeatureStore
 __all__ = ["check_setup"]
 
 # Relative errors of stored rows that rounding explains: of their dtype, and of products in bfloat16.
-_NARROW = {"float32": 1e-3, "float16": 1e-2}
+# Of numbers in 8 bits, it is of what is beyond half a step of each.
+_NARROW = {"float32": 1e-3, "float16": 1e-2, "int8": 1e-3}
 _AUTOCAST = 3e-2
 _BLOCKS, _EACH = 4, 2  # blocks of which rows are computed again, and rows of each
 _Data: TypeAlias = "tuple[Check, str | None]"  # check of a split's data, and their fingerprint
+_AGAIN = "rows computed again"
 _REMEDY = "mend the job first; what depends on it was not looked at"
 
 
@@ -50,7 +57,8 @@ def check_setup(
     other; frozen or unused parameters; two gradient engines agree; the projection keeps inner products;
     each stored split is of this data and this checkpoint (hashes, of data those of 32 spaced samples
     and of all ids; and rows computed again: the first, the last and some between, as any worker
-    would), complete, finite, without zeros or copies; and the train kernel can be inverted.
+    would, those of drawn labels too), complete, finite, without zeros or copies; and the train kernel
+    can be inverted.
 
     Parameters
     ----------
@@ -128,29 +136,42 @@ def _split(
 ) -> Iterator[Check]:
     """Check one split; rows are computed again where the store's spec is given."""
     yield from check_rows(split)
-    if split.name not in data:
+    own = split.name.removesuffix(layout.SAMPLED)
+    if own not in data:
         return
-    yield _same_data(job, split, data[split.name][1])
+    drawn = origin_of_draws(split.spec.dataset) if own != split.name else None
+    yield _same_data(job, split, data[own][1], drawn)
     yield _same_checkpoint(split, weights)
-    if spec is not None and weights is not None and _comparable(job, split):
+    if spec is None or weights is None or not _comparable(job, split, drawn):
+        return
+    if drawn is None:
         yield _again(job, split, spec)
+    elif spec.autocast is None:
+        yield _again(job, split, spec, drawn)
+    else:
+        # A label whose probability is rounded otherwise is another label.
+        remedy = "labels that were drawn in lower precision cannot be drawn again to the last one"
+        yield Check(_AGAIN, split.name, "warn", None, "not looked at", remedy)
 
 
-def _same_data(job: Job, split: Split, fingerprint: str | None) -> Check:
+def _same_data(job: Job, split: Split, fingerprint: str | None, drawn: DrawsOrigin | None) -> Check:
+    """Compare the data by their hash; those of drawn labels are of so many draws of each sample."""
     name, of, stored = "same data", split.name, split.spec
     if fingerprint is None:
         return Check(name, of, "fail", None, "samples do not stay", _REMEDY)
-    count = dataset_rows(job.datasets[of])
+    samples = count = dataset_rows(job.datasets[of.removesuffix(layout.SAMPLED)])
+    if drawn is not None:
+        count, stored = samples * drawn.draws, replace(stored, dataset=drawn.dataset)
     remedy = f"the store has {stored.rows:,} rows of other data: give the job that it was made with"
     if count != stored.rows:
         meaning = f"samples of the job; the store has {stored.rows:,}"
         return Check(name, of, "fail", count, meaning, remedy)
     if stored.dataset is None:
         return Check(name, of, "warn", None, "not looked at", _unhashed("data"))
-    hashed = f"of {count:,} samples compared by hash, and all ids"
+    hashed = f"of {samples:,} samples compared by hash, and all ids"
     equal = fingerprint == stored.dataset
     meaning = f"{hashed}: {'equal to' if equal else 'they differ from'} those of the store"
-    return pass_if(equal, name, of, len(hashed_rows(count)), meaning, remedy)
+    return pass_if(equal, name, of, len(hashed_rows(samples)), meaning, remedy)
 
 
 def _same_checkpoint(split: Split, weights: str | None) -> Check:
@@ -170,9 +191,13 @@ def _unhashed(what: str) -> str:
     return f"the store has no hash of the {what}: make sure that these are those of the job"
 
 
-def _comparable(job: Job, split: Split) -> bool:
+def _comparable(job: Job, split: Split, drawn: DrawsOrigin | None) -> bool:
     """Tell whether a split is whole, and has rows that the job can compute again."""
-    some = len(split.skipped) < split.spec.rows <= dataset_rows(job.datasets[split.name])
+    own = split.name.removesuffix(layout.SAMPLED)
+    if split.dropped or (own != split.name and drawn is None):
+        return False
+    count = dataset_rows(job.datasets[own]) * (1 if drawn is None else drawn.draws)
+    some = len(split.skipped) < split.spec.rows <= count
     return split.status().complete and some
 
 
@@ -182,8 +207,11 @@ def _rounding(spec: StoreSpec) -> float:
     return max(_NARROW[spec.dtype], bits, _AUTOCAST if spec.autocast else 0.0)
 
 
-def _again(job: Job, split: Split, spec: StoreSpec) -> Check:
-    """Compare rows of some blocks with ordinary backward passes; the job has the epoch's weights."""
+def _again(job: Job, split: Split, spec: StoreSpec, drawn: DrawsOrigin | None = None) -> Check:
+    """Compare rows of some blocks with ordinary backward passes; the job has the epoch's weights.
+
+    Labels are drawn again as they were for the store: by sample, draw and seed.
+    """
     # Spread over the split, first and last block among them: a worker that differed wrote some blocks.
     blocks = np.unique(np.linspace(0, split.spec.blocks - 1, _BLOCKS).astype(int)).tolist()
     chosen = [checked_rows(*split.spec.block_range(block), _EACH) for block in blocks]
@@ -191,13 +219,39 @@ def _again(job: Job, split: Split, spec: StoreSpec) -> Check:
     rows = np.setdiff1d(np.concatenate(chosen), split.skipped).tolist()
     patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
-        probe = Probe.of(replace(job, parameters=patterns), split.name, rows)
+        own = replace(job, parameters=patterns)
+        if drawn is None:
+            probe = Probe.of(own, split.name, rows)
+        else:
+            probe = Probe.of_draws(own, _samples(job, split, drawn), rows)
         wanted = probe.features_as_stored(split, spec).numpy()
-    stored = np.concatenate([split.column("features").read(i, i + 1) for i in rows])
+    apart = _apart(split, rows, wanted)
+    if drawn is not None and len(rows) > 2:
+        # One label may be drawn otherwise, where rounding decides: the worst row does not count.
+        kept = np.argsort(np.linalg.norm(apart, axis=1))[:-1]
+        apart, wanted = apart[kept], wanted[kept]
     # Of all rows together: a row of a tiny gradient alone would be all rounding.
     scale = float(np.linalg.norm(wanted))
-    difference = float(np.linalg.norm(stored - wanted)) / scale if scale else 0.0
+    difference = float(np.linalg.norm(apart)) / scale if scale else 0.0
     remedy = "stored features are not those of this model and data: drop the split, featurize again"
     meaning = "relative difference of rows of some blocks from ordinary backward passes"
     near = difference < _rounding(spec)
-    return pass_if(near, "rows computed again", split.name, difference, meaning, remedy)
+    return pass_if(near, _AGAIN, split.name, difference, meaning, remedy)
+
+
+def _samples(job: Job, split: Split, drawn: DrawsOrigin) -> SplitSamples:
+    """Return the samples of a split of drawn labels, as the store's were drawn."""
+    name = split.name.removesuffix(layout.SAMPLED)
+    dataset = job.datasets[name]
+    ids = sample_ids(job.ids.get(name), dataset_rows(dataset))
+    return SplitSamples(dataset, ids, drawn.draws, drawn.seed)
+
+
+def _apart(split: Split, rows: list[int], wanted: NDArray[Any]) -> NDArray[Any]:
+    """Return how far stored rows are from those that are wanted, beyond what 8 bits explain."""
+    column = split.column("features")
+    apart: NDArray[Any] = np.concatenate([column.read(i, i + 1) for i in rows]) - wanted
+    if column.scale is None:
+        return apart
+    step = np.concatenate([column.scale.read(i, i + 1) for i in rows])
+    return np.asarray(np.maximum(np.abs(apart) - step[:, None] / 2, 0))

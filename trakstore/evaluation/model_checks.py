@@ -24,6 +24,7 @@ from trakstore.features.outputs import as_output
 from trakstore.features.parameters import canonical_name, parameter_spec, select_parameters
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import stored_scale
+from trakstore.features.split_samples import SplitSamples
 from trakstore.spec import ProjectionSpec, StoreSpec
 from trakstore.storage.columns import sample_ids
 from trakstore.storage.split import Split
@@ -48,9 +49,14 @@ class Probe:
         count = dataset_rows(dataset)
         if rows is None:
             rows = np.unique(np.linspace(0, count - 1, SAMPLES).astype(int)).tolist()
-        output, some = as_output(job.output), Subset(dataset, rows)
-        batch = Batches.of(job.model, output, some, _CPU, job.collate).read(0, len(rows))
-        return cls(job, batch)
+        return cls(job, _read(job, dataset, rows))
+
+    @classmethod
+    def of_draws(cls, job: Job, samples: SplitSamples, rows: list[int]) -> Probe:
+        """Take samples at some rows of a split, with labels that are drawn from the model once more."""
+        batch = _read(job, samples.dataset, rows)
+        labels = samples.labels(job.model, as_output(job.output))
+        return cls(job, batch if labels is None else labels.labelled(np.array(rows), batch))
 
     @property
     def size(self) -> int:
@@ -85,6 +91,12 @@ class Probe:
         selected = select_parameters(self.job.model, self.job.parameters)
         projector = make_projector(spec, parameter_spec(selected, self.job.parameters))
         return FactorisedEngine(self.job.model, as_output(self.job.output), selected, projector)
+
+
+def _read(job: Job, dataset: Any, rows: list[int]) -> Any:
+    """Read samples as one batch."""
+    output, some = as_output(job.output), Subset(dataset, rows)
+    return Batches.of(job.model, output, some, _CPU, job.collate).read(0, len(rows))
 
 
 def check_data(job: Job, split: str) -> tuple[Check, str | None]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError
 from trakstore.planning import counted
 from trakstore.storage import layout
-from trakstore.storage.columns import unstorable
+from trakstore.storage.columns import activations_dtype, unstorable
 from trakstore.storage.skipped import REASONS, reason_text, skipped_norms
 
 __all__ = ["BadRows"]
@@ -74,8 +74,8 @@ class BadRows:
                 bad |= no_class
             reasons[bad] |= _BIT[kind]
             if dtype is not None and values.ndim > 1:
-                bits = keep_bits if name == layout.FEATURES else None
-                reasons[~bad & unstorable(values, dtype, bits)] |= _BIT["storage"]
+                own = (dtype, keep_bits) if name == layout.FEATURES else (activations_dtype(dtype),)
+                reasons[~bad & unstorable(values, *own)] |= _BIT["storage"]
         reasons[no_class] &= _BIT[_LABEL]  # all else follows from that
         return cls(reasons, ids, first)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -339,7 +340,8 @@ def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Put a model in eval mode on a device; put every module's mode, and the device, back.
 
     Inference mode and autocast around the call do not count within, nor does the autocast that
-    accelerate wraps a trained model's forward in.
+    accelerate wraps a trained model's forward in. What ``torch.compile`` made of parts of the model is
+    called as it was before: compiled code is not to be watched.
 
     Raises
     ------
@@ -350,7 +352,7 @@ def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
     first = next(model.parameters(), None)
     # A model that is spread over ranks stays where its parts are.
     home = first.device if first is not None and local_part(first) is first else device
-    with fit_modules(model), _own_forward(model):
+    with fit_modules(model), _own_forward(model), _uncompiled():
         try:
             if home != device:
                 model.to(device)
@@ -359,6 +361,17 @@ def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
         finally:
             if home != device:
                 model.to(home)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Call all that is compiled as it was before."""
+    # Only who has compiled something has the compiler, which takes seconds to import.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

@@ -186,6 +186,7 @@ class _FeatureWriter:
             "device": str(next(model.parameters()).device),
             "progress": False,
             "collate": getattr(loader, "collate_fn", None),
-            "autocast": "bfloat16" if getattr(args, "bf16", False) else None,
         }
+        if "precision" not in self.options:
+            own["autocast"] = "bfloat16" if getattr(args, "bf16", False) else None
         return own | self.options

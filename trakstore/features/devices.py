@@ -13,11 +13,21 @@ from torch import nn
 from torch.backends import cudnn
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.precision import matrix_products
 from trakstore.features.ranks import local_rank
+from trakstore.features.spread import first_device, is_spread
 from trakstore.features.wording import first_line
 from trakstore.planning import human_bytes
+from trakstore.spec import Precision
 
-__all__ = ["check_determinism", "need_one_device", "need_room", "worker_device", "working_on"]
+__all__ = [
+    "check_determinism",
+    "device_of",
+    "need_one_device",
+    "need_room",
+    "worker_device",
+    "working_on",
+]
 
 log = logging.getLogger("trakstore")
 
@@ -60,11 +70,31 @@ def _usable(asked: str) -> torch.device:
     raise TrakStoreError(f"device {asked!r} cannot be used ({reason}): use cpu{others}")
 
 
+def device_of(model: nn.Module, asked: str | None) -> torch.device:
+    """Return the device of a worker's batches: that of the first layer of a model that is spread.
+
+    Raises
+    ------
+    TrakStoreError
+        When another device is asked for a model that is spread, or one that cannot be used.
+    """
+    if not is_spread(model):
+        return worker_device(asked)
+    first = first_device(model)
+    if asked is not None and torch.device(asked) != first:
+        raise TrakStoreError(
+            f"the model is spread over devices, and stays there: its samples go to {first}, where its "
+            f"first layer is; leave device={asked!r} out"
+        )
+    return first
+
+
 def need_one_device(model: nn.Module) -> None:
     """Raise a :class:`TrakStoreError` unless all of a model is on one device, with its numbers.
 
     Each worker computes whole gradients of its samples. A model that is spread over devices would be
-    moved to one, where it does not fit; one on ``meta``, or offloaded, has no numbers there.
+    moved to one, where it does not fit, unless accelerate spread it, whose hooks move activations; one
+    on ``meta``, or offloaded, has no numbers there.
     """
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if any(device.type == "meta" for device in devices):
@@ -72,17 +102,18 @@ def need_one_device(model: nn.Module) -> None:
             "the model has parameters on the meta device, which have no numbers (offloaded, or not "
             "loaded yet); load all of it onto one device, such as the CPU"
         )
-    if len(devices) > 1:
+    if len(devices) > 1 and not is_spread(model):
         names = ", ".join(sorted(map(str, devices)))
         raise TrakStoreError(
             f"the model is spread over {names}; each worker computes with a model of its own on one "
-            f"device: move it to the CPU, or choose a part of it that fits by itself"
+            f"device: move it to the CPU, choose a part of it that fits by itself, or load it with "
+            f"device_map=, by which accelerate spreads it over GPUs"
         )
 
 
 def need_room(model: nn.Module, device: torch.device) -> None:
     """Raise a :class:`TrakStoreError` for a model that alone is larger than a GPU's memory."""
-    if device.type != "cuda":
+    if device.type != "cuda" or is_spread(model):
         return
     tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
     size = sum(one.numel() * one.element_size() for one in tensors.values())
@@ -96,21 +127,29 @@ def need_room(model: nn.Module, device: torch.device) -> None:
 
 
 @contextmanager
-def working_on(device: torch.device) -> Iterator[None]:
-    """Have operations on a GPU give the same bits in every run, and convolutions be in float32.
+def working_on(device: torch.device, precision: Precision = "float32") -> Iterator[None]:
+    """Have operations on a GPU give the same bits in every run, and products be of a precision.
 
-    Convolutions are otherwise computed in TF32, which has 10 bits, and by whichever algorithm is fast.
-    All settings are put back.
+    Convolutions are otherwise computed in TF32, which has 10 bits, and by whichever algorithm is fast;
+    what a process has set for products of matrices does not count. All settings are put back.
     """
-    if device.type != "cuda":
-        yield
-        return
+    tf32 = precision == "tf32"
+    with matrix_products(tf32=tf32):
+        if device.type == "cuda":
+            with _same_bits(device, tf32):
+                yield
+        else:
+            yield
+
+
+@contextmanager
+def _same_bits(device: torch.device, tf32: bool) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
     before = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     options: Any = torch.utils.deterministic
     filled = options.fill_uninitialized_memory
-    exact = cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    exact = cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
     with torch.cuda.device(device), exact:
         torch.use_deterministic_algorithms(True)
         options.fill_uninitialized_memory = False  # a cost that buys nothing here

@@ -9,6 +9,11 @@ parameter that autograd's graph reaches by another way than through a known laye
 through the generic engine in that batch. And the first samples are compared with ordinary backward
 passes: parameters that are not seen, or wrong there, go through the generic engine always. So the
 features are the same for any model.
+
+Batches of one shape are not replayed as a CUDA graph. A replay goes through no Python: what the model's
+own code decides by a counter, a cache or a flag would stay as it was in the batch that was captured,
+samples would not be followed, and nobody would see an activation that is changed in place. Of that only
+the few rows that are compared in each block would tell.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ from trakstore.features.quantised import hidden_products
 from trakstore.features.recording import Recorder, Untrusted
 from trakstore.features.selfcheck import Samples, Truth, disagreeing
 from trakstore.features.sharding import WHOLE, Sharding
+from trakstore.features.spread import SpreadSums, first_device
 from trakstore.features.tape import OutOf, Tape
 from trakstore.features.wording import first_line, listed
 
@@ -134,7 +140,7 @@ class FactorisedEngine(GenericEngine):
 
     def disagreeing(self, batch: Any) -> tuple[str, ...]:
         """Return parameters whose gradients of these samples are not those of ordinary passes."""
-        truth = Truth.of(self.samples(batch))
+        truth = Truth.of(self.samples(batch), self.projector)
         try:
             wrong = self._wrong(batch, truth)
         except (Untrusted, *FAILURES):
@@ -207,13 +213,14 @@ class FactorisedEngine(GenericEngine):
     ) -> tuple[FeatureRows, Set[str], bool]:
         """Compute features by known layers, the parameters not among them, and if samples may mix."""
         batches = [_draw_of(batch, draw, draws) for draw in range(draws)]
-        outs = [no_features(one, self.projector.dim) for one in batches]
-        outs_of: list[OutOf] = [lambda _, out=out: out for out in outs]  # type: ignore[misc]
+        sums = [SpreadSums(no_features(one, self.projector.dim)) for one in batches]
+        outs_of: list[OutOf] = [lambda _, device, own=own: own.on(device) for own in sums]  # type: ignore[misc]
         outputs, doubtful, mixed = self._accumulate(batches, self.projector, outs_of, without)
         for reason, names in doubtful.items():
             self._warn(names, reason)
         columns = map(_interleaved, zip(*outputs, strict=True))
-        rows = FeatureRows(self._sharding.total(_interleaved(outs)), RowOutputs(*columns))
+        features = _interleaved([own.total() for own in sums])
+        rows = FeatureRows(self._sharding.total(features), RowOutputs(*columns))
         return rows, without.union(*doubtful.values()), mixed
 
     def _accumulate(
@@ -263,7 +270,7 @@ class FactorisedEngine(GenericEngine):
         """Send to the generic engine for ever what is unknown, or wrong, in the first samples."""
         need_graph(self._output, self._model, first)
         need_alike(self._model, self._output, self._parameters, first, self._sharding)
-        truth = Truth.of(self.samples(first))
+        truth = Truth.of(self.samples(first), self.projector)
         self.tolerance, self.first = truth.tolerance, first
         try:
             self._constants = find_constants(self._forward, first, frozenset(self._names))
@@ -313,8 +320,8 @@ class FactorisedEngine(GenericEngine):
         """Return parameters whose sketches disagree with the truth; all where only their sum does."""
         sketches: dict[str, Tensor] = {}
 
-        def sketch_of(name: str) -> Tensor:
-            return sketches.setdefault(name, no_features(first, truth.checker.dim))
+        def sketch_of(name: str, device: torch.device | None = None) -> Tensor:
+            return sketches.setdefault(name, no_features(first, truth.checker.dim).to(device))
 
         try:
             _, doubtful, _ = self._accumulate([first], truth.checker, [sketch_of])
@@ -325,6 +332,8 @@ class FactorisedEngine(GenericEngine):
                 own = sorted(self._names)
                 parts = self._sharding.total(torch.stack([sketch_of(name) for name in own]))
                 sketches = dict(zip(own, parts, strict=True))
+            home = first_device(self._model)
+            sketches = {name: sketch.to(home) for name, sketch in sketches.items()}
             wrong = disagreeing(truth, sketches, self._names)
             if wrong or not self._names:
                 return wrong

@@ -17,7 +17,13 @@ from torch import nn
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
-from trakstore.features.devices import need_one_device, need_room, worker_device, working_on
+from trakstore.features.devices import (
+    device_of,
+    need_one_device,
+    need_room,
+    worker_device,
+    working_on,
+)
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
 from trakstore.features.ranks import rank_and_world
@@ -30,6 +36,7 @@ from trakstore.features.twins import warn_of_twins
 from trakstore.features.wanted_spec import output_on
 from trakstore.planning import share
 from trakstore.progress import ProgressLine
+from trakstore.spec import Precision
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
 from trakstore.storage.layout import as_epochs, as_splits
@@ -109,8 +116,9 @@ def featurize(
     **options
         How features are computed and stored: ``output``, ``projector``, ``parameters``,
         ``activations``, ``batch_size``, ``dtype``, ``collate``, ``block_rows``, ``keep_bits``,
-        ``append``, ``memory_limit``, ``autocast``, ``check``, ``skip_bad_rows`` and ``scale``, which
-        are those of a :class:`Job`; the first call chooses the scale, by the data set that it gives.
+        ``append``, ``memory_limit``, ``precision``, ``autocast``, ``check``, ``skip_bad_rows`` and
+        ``scale``, which are those of a :class:`Job`; the first call chooses the scale, by the data set
+        that it gives.
 
     Returns
     -------
@@ -149,6 +157,7 @@ def featurize(
             if worker.leads:
                 warn_of_twins(task.writer.split, set())
             done = _do_share(task, worker, line) + _help(task, worker, line)
+    done = replace(done, prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
 
@@ -161,6 +170,7 @@ def featurize_job(
     batch_size: int | None = None,
     memory_limit: int | str | None = None,
     skip_bad_rows: bool | None = None,
+    precision: Precision | None = None,
     check: CheckedRows | None = None,
     scale: Scale = None,
     sampled: int | Mapping[str, int] | None = None,
@@ -182,7 +192,7 @@ def featurize_job(
         Where features are written; made when it is not there.
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows, check, scale, sampled : optional
+    batch_size, memory_limit, skip_bad_rows, precision, check, scale, sampled : optional
         Values in place of the job's own.
     device, rank, world_size, progress
         As in :func:`featurize`.
@@ -202,6 +212,7 @@ def featurize_job(
         "batch_size": batch_size,
         "memory_limit": memory_limit,
         "skip_bad_rows": skip_bad_rows,
+        "precision": precision,
         "check": check,
         "scale": scale,
         "sampled": sampled,
@@ -231,7 +242,7 @@ def featurize_job(
                         warn_of_twins(task.writer.split, twins)
                     if duty is _do_share:
                         _note_rest(job, task, worker, chosen)
-                    done += duty(task, worker, line)
+                    done += replace(duty(task, worker, line), prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
 
@@ -250,7 +261,7 @@ class _Worker:
             with_memory(job.model, worker_device(device))
         sharding = sharding_of(job.model)
         if sharding.whole:
-            return cls(*rank_and_world(rank, world_size), worker_device(device))
+            return cls(*rank_and_world(rank, world_size), device_of(job.model, device))
         # The launcher's numbers are of ranks, which share a model: groups of them share the blocks.
         group = 0 if rank is None else rank
         groups = 1 if world_size is None else world_size
@@ -284,11 +295,20 @@ def _new_scale(
         return None
     if epoch is not None:
         job.load(epoch)
-    need_one_device(job.model)
-    need_apart(job.model)
-    with working_on(worker.device), evaluated(job.model, worker.device):
+    with _lent(job, worker):
         output = output_on(job, worker.device)
         return new_scale(job, output, split, worker.device, worker.sharding)
+
+
+@contextmanager
+def _lent(job: Job, worker: _Worker) -> Iterator[None]:
+    """Lend a job's model to a worker, on its device and in eval mode."""
+    need_one_device(job.model)
+    need_apart(job.model)
+    if worker.sharding.whole:
+        need_room(job.model, worker.device)
+    with working_on(worker.device, job.precision), evaluated(job.model, worker.device):
+        yield
 
 
 @contextmanager
@@ -301,11 +321,7 @@ def _prepared(
     show: bool,
     scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
-    need_one_device(job.model)
-    need_apart(job.model)
-    if worker.sharding.whole:
-        need_room(job.model, worker.device)
-    with working_on(worker.device), evaluated(job.model, worker.device):
+    with _lent(job, worker):
         prepare = partial(
             SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding
         )

@@ -18,6 +18,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as tree
 
+from trakstore.features.heap import keep_freed_memory
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
 from trakstore.features.plain import backward, copied
@@ -77,6 +78,7 @@ class GenericEngine:
         projector: Projector,
         sharding: Sharding = WHOLE,
     ) -> None:
+        keep_freed_memory()
         self._model, self._output, self.projector = model, output, projector
         self._whole = _WholeModel(model, output)
         self._sharding = sharding
@@ -167,7 +169,8 @@ class GenericEngine:
             # Where torch loops over samples by itself, as in an LSTM, it is slower, and right.
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             each, outputs = vmap(gradient, in_dims=(None, 0))(own, copied(batch))
-        named = {canonical_name(name): gradient for name, gradient in each.items()}
+        home = _first_leaf(batch).device
+        named = {canonical_name(name): gradient.to(home) for name, gradient in each.items()}
         return FeatureRows(self.projector.project(named), outputs)
 
     def _one_by_one(self, batch: Any, names: list[str]) -> FeatureRows:
@@ -182,7 +185,9 @@ class GenericEngine:
 
     def _backward(self, names: list[str], batch: Any, take: Take) -> RowOutputs:
         own = {name: self._parameters[name] for name in names}
-        return backward(self._model, self._output, own, batch, take, sharding=self._sharding)
+        home = _first_leaf(batch).device
+        at_home: Take = lambda name, tile: take(name, tile.to(home))  # noqa: E731
+        return backward(self._model, self._output, own, batch, at_home, sharding=self._sharding)
 
 
 class _WholeModel(nn.Module):

@@ -30,6 +30,7 @@ from trakstore.features.parameters import (
     uncompiled,
 )
 from trakstore.features.projectors import make_projector
+from trakstore.features.sample_columns import SampleColumns
 from trakstore.features.twins import say_twins
 from trakstore.features.weights import own_copy
 from trakstore.quantities import as_whole
@@ -85,6 +86,7 @@ class BatchFeatures:
         self.parameters = parameter_spec(self._selected, patterns)
         self.projector = make_projector(projection, self.parameters)
         self.spec = StoreSpec(projection, output.spec, self.parameters)
+        self._columns = SampleColumns.of(self.model, output)
         self.weights = ""
 
     def load(self, checkpoint: Checkpoint, staged: StagedSplit) -> IncomingRows:
@@ -99,10 +101,15 @@ class BatchFeatures:
         self._engine = make(self.model, self.output, self._selected, self.projector)
         return IncomingRows(self, staged, self.weights, np.zeros(staged.rows, dtype=bool))
 
+    def taken(self, batch: Any) -> Any:
+        """Return a batch without what it only carries along, such as texts in a dict."""
+        if isinstance(batch, Mapping):
+            return self._columns.of_batch(dict(batch))
+        return tuple(batch)
+
     def rows(self, batch: Any, pick: NDArray[np.int64]) -> FeatureRows:
         """Compute some rows of a batch with the weights that were loaded last."""
         some = torch.from_numpy(pick)
-        batch = dict(batch) if isinstance(batch, Mapping) else tuple(batch)
         batch = tree.tree_map(lambda leaf: leaf.cpu()[some].to(self.device), batch)
         with fit_modules(self.model):
             return self._engine.rows(batch)
@@ -142,6 +149,7 @@ class IncomingRows:
         TrakStoreError
             For positions outside of the split, or not as many as the batch has samples.
         """
+        batch = self.source.taken(batch)
         at, size = self._positions(inds, num_samples), batch_size(batch)
         if len(at) != size:
             raise TrakStoreError(f"the batch has {size} samples, {len(at)} indices were given")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from torch import nn
 
@@ -23,7 +23,7 @@ from trakstore.named import call_named, load_named
 from trakstore.paths import exists
 from trakstore.planning import byte_count
 from trakstore.quantities import as_number, as_whole, shown
-from trakstore.spec import AutocastDtype, FeatureDtype, ProjectionSpec
+from trakstore.spec import FeatureDtype, Precision, ProjectionSpec
 from trakstore.storage import layout
 from trakstore.storage.layout import as_epoch
 
@@ -46,7 +46,8 @@ class JobOptions(TypedDict, total=False):
     keep_bits: int | None
     append: bool
     memory_limit: int | str | None
-    autocast: AutocastDtype | None
+    precision: Precision
+    autocast: Literal["bfloat16"] | None
     check: CheckedRows
     skip_bad_rows: bool
     scale: Scale
@@ -97,8 +98,9 @@ class Job:
         Names of samples; their positions by default.
     learning_rates : mapping of epoch to float
         Learning rates of the training at its epochs, kept with the features for TracIn.
-    dtype : {"float32", "float16"}, optional
-        Stored dtype of features: as the store has it, else float32.
+    dtype : {"float32", "float16", "int8"}, optional
+        Stored dtype of features: as the store has it, else float32. ``"int8"``: 8 bits a number and
+        a scale for each row, by which about a hundredth of a row's norm is lost to rounding.
     collate : callable, optional
         Makes a batch of a list of samples; torch's default otherwise. Collators of transformers are
         given the columns that the model's forward and the output take, as its ``Trainer`` does it.
@@ -113,10 +115,16 @@ class Job:
         Most memory to take beside the model and what torch takes for itself, such as ``"600MB"``: of
         a batch, as many samples are computed at once as fit; features change by rounding alone.
         Without it, on a GPU, as many as its free memory suggests, and fewer when it does not suffice.
+    precision : {"float32", "tf32", "bfloat16"}
+        Precision of the model's products, forward and backward, which the store knows: it does not mix
+        features of several. ``"float32"``: that of its parameters, without TF32. ``"tf32"``: float32
+        products of 10 bits, where a GPU has such, also of the projection. ``"bfloat16"``: as
+        ``torch.autocast`` does it, of gradients that are still projected in float32: inner products of
+        features are off by 0.4% to 2%, where their projection was off by 16% to 25% (an MLP, a
+        transformer and a ResNet-9 on a CPU). A model whose parameters are bfloat16 computes in that
+        with ``"float32"``.
     autocast : {"bfloat16"}, optional
-        Compute the model's products in bfloat16, forward and backward, as ``torch.autocast`` does;
-        their gradients are still projected in float32. Features are off by about a hundredth, so the
-        store says so, and does not mix them with others.
+        The same as that ``precision``.
     check : {"some", "all"}
         Rows of each block that are compared with an ordinary backward pass: about one of 44, chosen
         by a hash, or every row, which costs one plain pass more. A block that disagrees is computed
@@ -132,7 +140,9 @@ class Job:
     sampled : int or mapping of split to int
         Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
         of those named), whose features are written as a split ``train~sampled``: with ``kernel=
-        "sampled"`` scores take them for their kernel.
+        "sampled"`` scores take them for their kernel; once its gram is stored, ``store.drop_rows`` may
+        remove them. More draws make it less noisy, most where samples
+        times draws are not much more than the numbers of a row (``benchmarks/accuracy.py lm``).
     draw_seed : int
         Number that drawn labels follow from.
     skip_bad_rows : bool
@@ -168,7 +178,8 @@ class Job:
     keep_bits: int | None = None
     append: bool = False
     memory_limit: int | str | None = None
-    autocast: AutocastDtype | None = None
+    precision: Precision = "float32"
+    autocast: Literal["bfloat16"] | None = None
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
     scale: Scale = None
@@ -223,6 +234,7 @@ class Job:
             )
             for epoch, rate in self.learning_rates.items()
         }
+        self._set_precision()
         if self.check not in get_args(CheckedRows):
             raise TrakStoreError(f"check must be 'some' or 'all', got {self.check!r}")
         if self.checkpoints is not None:
@@ -267,6 +279,19 @@ class Job:
                     f"{did_you_mean(split, tuple(self.datasets))}"
                 )
         return draws
+
+    def _set_precision(self) -> None:
+        """Check the precision, for which ``autocast`` is another name that is not needed afterwards."""
+        if self.autocast not in (None, "bfloat16"):
+            raise TrakStoreError(f"autocast is bfloat16 or None, got {self.autocast!r}")
+        if self.precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise TrakStoreError(f"precision is one of {known}, got {self.precision!r}")
+        if self.autocast and self.precision == "tf32":
+            raise TrakStoreError(
+                "autocast='bfloat16' and precision='tf32' contradict: give one of them"
+            )
+        self.precision, self.autocast = self.autocast or self.precision, None
 
     @property
     def _weights(self) -> Mapping[int | str, Checkpoint]:

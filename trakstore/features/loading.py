@@ -13,6 +13,8 @@ from trakstore.quantities import as_whole
 
 __all__ = ["Loaded", "WithIds", "loaded", "stratum"]
 
+_TRIPLE = ("head", "relation", "tail")
+
 
 class Loaded(NamedTuple):
     """A map-style data set in its own order, and how its samples become batches."""
@@ -30,10 +32,12 @@ class Loaded(NamedTuple):
 class WithIds:
     """A data set whose samples end in their id, for loaders that shuffle.
 
+    Of samples that are dicts the id is ``"sample_id"``.
+
     Parameters
     ----------
     dataset : map-style data set
-        Tuples ``(input, ..., label)``.
+        Tuples ``(input, ..., label)``, or dicts.
     ids : sequence of int or str, optional
         Names of the samples; their positions by default.
 
@@ -51,8 +55,11 @@ class WithIds:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        return (*self.dataset[index], self.ids[index])
+    def __getitem__(self, index: int) -> Any:
+        sample, own = self.dataset[index], self.ids[index]
+        if isinstance(sample, Mapping):
+            return {**sample, "sample_id": own}
+        return (*sample, own)
 
 
 def loaded(source: Any, num_samples: int | None = None) -> Loaded:
@@ -107,7 +114,26 @@ def _of_loader(loader: DataLoader[Any]) -> Loaded:
 
 
 def stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:
-    """Return the value by which a sample is drawn: its label, a key's value, or a function's."""
+    """Return the value by which a sample is drawn.
+
+    Parameters
+    ----------
+    sample : tuple, list or mapping
+        A sample.
+    by : str, callable or None
+        ``"label"``, the last entry of a tuple; ``"head"``, ``"relation"`` or ``"tail"`` of a triple; a
+        key of a mapping; a function of the sample; None for one stratum of all.
+
+    Raises
+    ------
+    TrakStoreError
+        For a name that samples do not have.
+
+    Examples
+    --------
+    >>> stratum((3, 1, 7), "relation"), stratum((0.5, 4), "label"), stratum({"genre": "jazz"}, "genre")
+    (1, 4, 'jazz')
+    """
     if by is None:
         return 0
     if callable(by):
@@ -119,10 +145,12 @@ def stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:
             raise TrakStoreError(f"samples have no {by!r}, they have {sorted(sample)}")
     elif by == "label" and isinstance(sample, Sequence):
         key = -1
+    elif by in _TRIPLE and isinstance(sample, Sequence) and len(sample) >= len(_TRIPLE):
+        key = _TRIPLE.index(by)
     else:
         raise TrakStoreError(
-            f"stratify_by={by!r}: samples are {type(sample).__name__}; give 'label' for tuples, a key "
-            f"of dicts, or a function of a sample"
+            f"stratify_by={by!r}: samples are {type(sample).__name__}; give 'label' for tuples, "
+            f"'relation' for triples (head, relation, tail), a key of dicts, or a function of a sample"
         )
     value = sample[key]
     return value.item() if hasattr(value, "item") else value

@@ -20,7 +20,6 @@ __all__ = [
     "as_patterns",
     "canonical_name",
     "canonical_names",
-    "last_layers",
     "need_real",
     "parameter_spec",
     "select_parameters",
@@ -131,22 +130,6 @@ def select_parameters(
     for name, p in selected.items():
         need_real(canonical_name(name), p)
     return selected
-
-
-def last_layers(model: nn.Module, count: int) -> tuple[str, ...]:
-    """Return patterns of the parameters of the last modules that have trainable ones of their own.
-
-    Examples
-    --------
-    >>> last_layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), 1)
-    ('2.*',)
-    """
-    owners = [
-        name
-        for name, module in model.named_modules()
-        if any(p.requires_grad for p in module.parameters(recurse=False))
-    ]
-    return tuple(f"{name}.*" if name else "*" for name in owners[-count:])
 
 
 def parameter_spec(

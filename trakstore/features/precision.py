@@ -1,9 +1,10 @@
-"""Mixed precision on request: bfloat16 where torch's autocast says so, else float32."""
+"""Less precision on request: TF32, or bfloat16 where torch's autocast says so."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -16,7 +17,45 @@ from trakstore.features.outputs.model_output import Model, widened
 from trakstore.features.outputs.predicted_classes import PredictsClasses, need_classes
 from trakstore.spec import OutputSpec
 
-__all__ = ["Autocast"]
+__all__ = ["TF32_UNIT", "Autocast", "are_tf32", "matrix_products"]
+
+TF32_UNIT = 2.0**-10
+
+
+def are_tf32() -> bool:
+    """Tell whether float32 products of matrices on a GPU are computed in TF32."""
+    matmul = torch.backends.cuda.matmul
+    own = getattr(matmul, "fp32_precision", None)  # torch 2.9
+    return bool(matmul.allow_tf32 if own is None else own == "tf32")
+
+
+@contextmanager
+def matrix_products(*, tf32: bool) -> Iterator[None]:
+    """Have float32 products of matrices be exact, or in TF32 where there is that; put all back."""
+    named = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    backends: list[Any] = [one for one in named if hasattr(one, "fp32_precision")]
+    before = [one.fp32_precision for one in backends]
+    whole = _whole_setting()
+    try:
+        # Torch has an older setting and newer ones, and refuses to tell the older where they differ:
+        # it stays as it is then.
+        if whole is not None:
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        for one in backends:
+            one.fp32_precision = "tf32" if tf32 else "ieee"
+        yield
+    finally:
+        if whole is not None:
+            torch.set_float32_matmul_precision(whole)
+        for one, value in zip(backends, before, strict=True):
+            one.fp32_precision = value
+
+
+def _whole_setting() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer settings were made
+        return None
 
 
 class Autocast(ModelOutput, PredictsClasses):

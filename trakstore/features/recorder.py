@@ -24,12 +24,15 @@ from trakstore.storage.tables.training_records import TrainingRun, add_part, nex
 
 __all__ = ["TrainingRecorder"]
 
+_MOST_HELD = 64_000_000  # bytes of logits and targets
+
 
 class TrainingRecorder:
     """Recorder of measures of batches: loss, confidence, correctness, margin and EL2N.
 
-    Batches are kept as they come, and are measured and stored every ``save_interval`` batches, in the
-    background; a run that dies loses those since then. Use it in ``with``, or call :meth:`close`.
+    Batches are kept as they come, and are measured and stored every ``save_interval`` epochs, or sooner
+    where they take much memory, in the background; a run that dies loses those since then. Use it in
+    ``with``, or call :meth:`close`.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ class TrainingRecorder:
     rank : int
         Number of this process among those that train together, each with its own samples.
     save_interval : int
-        Batches between two writes.
+        Epochs between two writes.
     samples : int, optional
         Size of the data set, to tell ids that cannot be.
     """
@@ -61,6 +64,7 @@ class TrainingRecorder:
         name, rank = uuid.uuid4().hex[:12], as_whole(rank, "rank", 0)
         self._run, self._parts = TrainingRun(name, began, rank, order), 0
         self._waiting: list[tuple[int, Any, Tensor, Tensor, Tensor | None]] = []
+        self._held = 0  # bytes of the tensors that are waiting
         self._background = OneBehind()
 
     def add(
@@ -72,22 +76,29 @@ class TrainingRecorder:
                 f"needed logits (batch, classes) and targets (batch,), got {tuple(logits.shape)} and "
                 f"{tuple(targets.shape)}"
             )
+        if not (isinstance(ids, Tensor) and ids.is_cuda):
+            ids = _ids(ids)  # refuses what is no id
+        if len(ids) != len(targets):
+            raise TrakStoreError(f"{len(targets)} samples came with {len(ids)} ids")
         # Batches stay on their device, and are measured in the background: training does not wait for
         # a GPU here. A mean over the batch is no loss of its samples, which logits give as well.
         each = None if losses is None or losses.shape != targets.shape else losses.detach()
+        epochs = {batch[0] for batch in self._waiting}
+        if epoch not in epochs and len(epochs) >= self.save_interval:
+            self.save()
         self._waiting.append((epoch, ids, targets.detach(), logits.detach(), each))
-        if len(self._waiting) >= self.save_interval:
+        self._held += targets.nbytes + logits.nbytes
+        # Epochs of a large data set are more than memory should hold: these are stored sooner.
+        if self._held >= _MOST_HELD:
             self.save()
 
     def save(self) -> None:
         """Store the batches that came since the last time."""
         if not self._waiting:
             return
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._held = self._waiting, [], 0
         ids = np.concatenate([_ids(batch[1]) for batch in waiting])
         epochs = np.concatenate([np.full(len(batch[2]), batch[0]) for batch in waiting])
-        if len(ids) != len(epochs):
-            raise TrakStoreError(f"{len(epochs)} samples came with {len(ids)} ids")
         if ids.dtype.kind in "iu" and len(np.unique(ids)) > self._samples:
             raise TrakStoreError(
                 f"there are more than {self._samples} ids, the size of the data set: ids must name "

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from trakstore.errors import NumericsError
+from trakstore.errors import MemoryLimitError, NumericsError
 from trakstore.features.batches import Batches
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fitness import explained
+from trakstore.features.footprint import peak_bytes, tensor_bytes
+from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import parameter_spec, select_parameters
@@ -20,9 +26,12 @@ from trakstore.features.projectors.sign_sums import SignSums
 from trakstore.features.second_moments import Moments
 from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.split_samples import SplitSamples
-from trakstore.planning import ranges
+from trakstore.features.wording import first_line
+from trakstore.planning import byte_count, ranges, window_rows
 
 __all__ = ["sampled_moments"]
+
+log = logging.getLogger("trakstore")
 
 _SAMPLES = 512
 _AT_ONCE = 8  # samples that share signs: the more draws of signs, the less noise
@@ -60,6 +69,8 @@ def sampled_moments(
     ------
     NumericsError
         When no sample has a finite gradient.
+    MemoryLimitError
+        When not even one sample fits the job's memory limit, or memory does not suffice for one.
     """
     selected = select_parameters(job.model, job.parameters)
     sums = SignSums(parameter_spec(selected, job.parameters))
@@ -71,23 +82,93 @@ def sampled_moments(
     count = min(len(samples.ids), _SAMPLES)
     chosen = np.unique(np.linspace(0, len(samples.ids) - 1, count).astype(np.int64))
     total, used = torch.zeros(sums.dim, dtype=torch.float64), 0
+    limit = None if job.memory_limit is None else byte_count(job.memory_limit)
+    within = _Within(engine, limit)
     for draw, (start, stop) in enumerate(ranges(len(chosen), _AT_ONCE)):
         rows, sums.draw = chosen[start:stop], draw
         subset = Subset(samples.given, rows.tolist())
         batch = replace(batches, dataset=subset).read(0, len(rows))
         with explained(job.model, output, batch):
             if not draw:
-                output.check(job.model, copied(batch))
-            features, outputs = engine.rows(labels.labelled(rows, batch))
-        # A loss gradient is -q times that of the output.
-        gradients = features * outputs.out_to_loss.to(features)[:, None]
-        # Rows that are not finite are refused, or skipped, where they are stored.
-        gradients = gradients[gradients.isfinite().all(1)]
-        total += gradients.to(torch.float64).square().sum(0).cpu()
-        used += len(gradients)
+                output.check(job.model, copied(cut(batch, 0, 2)))
+            within.measure(batch)
+            labels.forget(within.at_once)
+            parts = within.parts(batch, partial(labels.labelled, rows))
+            for features, outputs in parts:
+                # A loss gradient is -q times that of the output.
+                gradients = features * outputs.out_to_loss.to(features)[:, None]
+                # Rows that are not finite are refused, or skipped, where they are stored.
+                gradients = gradients[gradients.isfinite().all(1)]
+                total += gradients.to(torch.float64).square().sum(0).cpu()
+                used += len(gradients)
     if not used:
         raise NumericsError(
             f"none of the {len(chosen)} samples that the scale is estimated from has a finite gradient"
         )
     mean = total / used
     return {name: Moments(*sums.moments(name, mean)) for name in sums.shapes}
+
+
+@dataclass
+class _Within:
+    """Samples whose gradients are computed at once: fewer where memory is short, as of blocks.
+
+    All samples of a group have its signs, so that how many of them are computed at once changes no more
+    than roundings.
+
+    Attributes
+    ----------
+    engine : FactorisedEngine
+    limit : int or None
+        Bytes beside the model.
+    at_once : int
+    measured : int
+        Bytes of the largest sample whose need was counted.
+    """
+
+    engine: FactorisedEngine
+    limit: int | None
+    at_once: int = _AT_ONCE
+    measured: int = 0
+
+    def measure(self, batch: Any) -> None:
+        """Count what one and two of these samples need, unless larger ones were counted before."""
+        one = cut(batch, 0, 1)
+        if self.limit is None or tensor_bytes(one) <= self.measured:
+            return
+        self.measured, count = tensor_bytes(one), batch_size(batch)
+        # Once before: the first call prepares what later ones share.
+        self.engine.rows(one)
+        alone = peak_bytes(lambda: self.engine.rows(one))
+        both = cut(batch, 0, 2)
+        each = max(1, peak_bytes(lambda: self.engine.rows(both)) - alone)
+        # What does not grow with the samples may be buffers of a thread, and was counted on one.
+        buffers = torch.get_num_threads() * max(0, alone - each)
+        # The sums, and the samples that share signs, which are read at once.
+        held = 8 * self.engine.projector.dim + tensor_bytes(batch)
+        what = "estimating second moments of gradients (scale='samples') from one sample at a time"
+        fixed = buffers + held + self.engine.gradient_bytes
+        self.at_once = min(self.at_once, window_rows(count, each, fixed, self.limit, what))
+
+    def parts(self, batch: Any, labelled: Callable[[Any], Any]) -> Iterator[FeatureRows]:
+        """Yield the rows of a batch with drawn labels, some samples at once."""
+        drawn, done, size = None, 0, batch_size(batch)
+        while done < size:
+            most = min(self.at_once, size - done)
+            try:
+                drawn = labelled(batch) if drawn is None else drawn
+                yield self.engine.rows(cut(drawn, done, done + most))
+                done += most
+            except torch.OutOfMemoryError as error:
+                if most == 1:
+                    raise MemoryLimitError(
+                        f"memory does not suffice for the gradient of one sample "
+                        f"({first_line(error)}); choose parameters=, shorter samples or "
+                        f"autocast='bfloat16'"
+                    ) from error
+                self.at_once = most // 2
+                if torch.cuda.is_initialized():
+                    torch.cuda.empty_cache()
+                log.warning(
+                    "memory did not suffice: going on with %d samples at once", self.at_once
+                )

@@ -16,7 +16,7 @@ from trakstore.features.optimizer_moments import adam_moments, optimizer_file
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.projectors import Projector
-from trakstore.features.projectors.scaled import Scaled
+from trakstore.features.projectors.scaled import scaled
 from trakstore.features.sampled_moments import sampled_moments
 from trakstore.features.second_moments import Moments, factored, scale_factors
 from trakstore.features.sharding import WHOLE, Sharding
@@ -43,7 +43,7 @@ class ChosenScale:
             own = self.factors.rows[at : at + rows], self.factors.columns[across : across + columns]
             sides[name] = torch.from_numpy(own[0].copy()), torch.from_numpy(own[1].copy())
             at, across = at + rows, across + columns
-        return Scaled(projector, sides)
+        return scaled(projector, sides)
 
 
 def scale_of_store(store: FeatureStore, job: Job, parameters: ParameterSpec) -> ChosenScale | None:

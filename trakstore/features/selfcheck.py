@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from trakstore.features.gradients import batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.plain import backward
+from trakstore.features.precision import TF32_UNIT, are_tf32
 from trakstore.features.projectors import Projector, Sliced, make_projector
 from trakstore.features.sharding import WHOLE, Sharding, Take
+from trakstore.features.spread import first_device
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Samples", "Truth", "disagreeing", "features_alone", "most_tolerance"]
@@ -39,9 +41,8 @@ class Samples:
         return batch_size(self.batch)
 
     def zeros(self, rows: int, dim: int) -> Tensor:
-        """Return zeros of shape (rows, dim), float32, where the parameters are."""
-        device = next(iter(self.parameters.values())).device
-        return torch.zeros(rows, dim, dtype=torch.float32, device=device)
+        """Return zeros of shape (rows, dim), float32, where the first parameter is."""
+        return torch.zeros(rows, dim, dtype=torch.float32, device=first_device(self.model))
 
     def gradients(self, take: Callable[[int, str, Tensor], None]) -> None:
         """Give the number of a sample, a parameter's name, and the gradient ``(1, rows, rest)``."""
@@ -53,7 +54,9 @@ class Samples:
         self._backward(self.batch, take, signs)
 
     def _backward(self, batch: Any, take: Take, signs: Tensor | None = None) -> None:
-        backward(self.model, self.output, self.parameters, batch, take, signs, self.sharding)
+        home = first_device(self.model)
+        at_home: Take = lambda name, tile: take(name, tile.to(home))  # noqa: E731
+        backward(self.model, self.output, self.parameters, batch, at_home, signs, self.sharding)
 
 
 def features_alone(
@@ -93,6 +96,8 @@ class Truth:
     checker : Projector
         Projector that makes the sketches.
     sketches : dict of name to Tensor, shape (samples, dim)
+    features : Tensor, shape (samples, features)
+        Sum of all gradients as the engine's projector has them.
     tolerance : float
         Relative error of a gradient that rounding explains: some times the difference between these
         samples one by one and all of them in one backward pass, within what the dtypes suggest.
@@ -101,19 +106,22 @@ class Truth:
     samples: Samples
     checker: Projector
     sketches: dict[str, Tensor]
+    features: Tensor
     tolerance: float
 
     @classmethod
-    def of(cls, samples: Samples) -> Truth:
+    def of(cls, samples: Samples, projector: Projector) -> Truth:
         """Sketch one backward pass a sample, and compare one of all, without any of the engines."""
         shapes = {name: tuple(p.shape) for name, p in samples.parameters.items()}
         checker = make_projector(_CHECK, ParameterSpec(tuple(shapes.items())))
         if spans := samples.sharding.spans(samples.parameters):
             checker = Sliced(checker, spans)
         sketches = {name: samples.zeros(samples.count, checker.dim) for name in shapes}
+        features = samples.zeros(samples.count, projector.dim)
 
         def take(i: int, name: str, tile: Tensor) -> None:
             checker.add(sketches[name][i : i + 1], name, tile)
+            projector.add(features[i : i + 1], name, tile)
 
         samples.gradients(take)
         # The same gradients once more, summed with signs in one pass: the difference is what another
@@ -131,11 +139,13 @@ class Truth:
         rounding = float((own - signed).norm() / scale) if bool(scale) else 0.0
         least = max(1e-4, 4 * _precision(samples))
         tolerance = min(max(_ROUNDINGS * rounding, least), most_tolerance(samples))
-        return cls(samples, checker, sketches, tolerance)
+        return cls(samples, checker, sketches, total(features), tolerance)
 
     def projects_to(self, features: Tensor, projector: Projector, names: set[str]) -> bool:
         """Tell whether these are the projected gradients of some parameters."""
-        expected = features_alone(self.samples, projector, names).to(features)
+        expected = self.features
+        if names != self.samples.parameters.keys():
+            expected = features_alone(self.samples, projector, names).to(features)
         # NaN passes: rows that are not finite are refused, or skipped, when they are stored, by their
         # numbers, and are no fault of an engine.
         return not bool((features - expected).norm() > self.tolerance * expected.norm())
@@ -149,7 +159,9 @@ def most_tolerance(samples: Samples) -> float:
 def _precision(samples: Samples) -> float:
     """Return the unit of the coarsest dtype that the model computes with."""
     dtypes = {p.dtype for p in samples.parameters.values()} | {samples.output.dtype}
-    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
+    own = max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
+    on_gpu = any(parameter.is_cuda for parameter in samples.parameters.values())
+    return max(own, TF32_UNIT) if on_gpu and are_tf32() else own
 
 
 def disagreeing(truth: Truth, sketches: Mapping[str, Tensor], names: set[str]) -> set[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from operator import add, sub
+
+from trakstore.features.preparation import Preparation
 
 __all__ = ["Featurized", "Spent"]
 
@@ -58,6 +60,8 @@ class Featurized:
         Size of the features.
     spent : Spent
         Parts of the time.
+    prepared : Preparation
+        Parts of the time that it took to prepare, of those that are measured.
     """
 
     rows: int
@@ -65,6 +69,7 @@ class Featurized:
     seconds: float
     bytes: int = 0
     spent: Spent = Spent()
+    prepared: Preparation = field(default_factory=Preparation)
 
     def __add__(self, other: Featurized) -> Featurized:
         return Featurized(
@@ -73,6 +78,7 @@ class Featurized:
             self.seconds + other.seconds,
             self.bytes + other.bytes,
             self.spent + other.spent,
+            self.prepared + other.prepared,
         )
 
     def within(self, seconds: float) -> Featurized:

@@ -22,7 +22,8 @@ from trakstore.features.sharding import is_part, local_part
 __all__ = ["OutOf", "Tape"]
 
 Counts = Callable[[Piece], bool]
-OutOf = Callable[[str], Tensor]  # gives the tensor to which a parameter's projection is added
+# Gives the tensor on a device to which a parameter's projection is added.
+OutOf = Callable[[str, torch.device], Tensor]
 
 
 @dataclass
@@ -55,6 +56,9 @@ class Tape:
     _first: list[GradientEdge] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
     _running: bool = False
+
+    def __post_init__(self) -> None:
+        self._pieces = self.projector.collecting()
 
     def __call__(self, key: Key, layer: Layer, call: Call, output: Tensor, mark: Mark) -> Tensor:
         """Note a layer; return its output, repeated for each sample where it has none."""
@@ -146,18 +150,21 @@ class Tape:
             ready = tuple(tensors)
         try:
             for piece in layer.pieces(ready, gradient):
-                self._add(piece, part)
+                self._add(piece, part, gradient.device)
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
             raise Untrusted(layer.names, f"their layer fails ({error})") from error
 
-    def _add(self, piece: Piece | Some, part: bool) -> None:
+    def _add(self, piece: Piece | Some, part: bool, device: torch.device) -> None:
         own = piece.piece if isinstance(piece, Some) else piece
         if own.name in self.doubtful or not (part or self.counts(own)):
             return
-        out = self.out_of(own.name)
-        self.projector.add_piece(out[piece.samples] if isinstance(piece, Some) else out, own)
+        out = self.out_of(own.name, device)
+        if isinstance(piece, Some):
+            self.projector.add_piece(out[piece.samples], own)
+        else:
+            self._pieces.add(out, own)
 
     def _front(self, tensor: Tensor, axis: Placed) -> Tensor:
         front = axis.front(tensor, self.following.batch)
@@ -189,6 +196,7 @@ class Tape:
             torch.autograd.grad(
                 output, ends, torch.ones_like(output), retain_graph=again, allow_unused=True
             )
+            self._pieces.finish()
         finally:
             self._running = False
 

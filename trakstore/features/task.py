@@ -28,6 +28,7 @@ from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
+from trakstore.features.preparation import Preparation, Stopwatch
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import ChosenScale, scale_of_store
 from trakstore.features.sharding import WHOLE, Sharding
@@ -69,7 +70,7 @@ class SplitTask:
     watch: WeightWatch
     background: OneBehind = field(default_factory=OneBehind)
     sharding: Sharding = WHOLE
-    preparing: float = 0.0  # seconds that it took
+    prepared: Preparation = field(default_factory=Preparation)
     rows_written: int = 0
     spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
@@ -91,15 +92,17 @@ class SplitTask:
         The model is in eval mode, on the device, with the weights of the epoch. A store that is made
         new has this ``scale``. Ranks of a sharded model prepare a split at once.
         """
-        began = time.monotonic()
+        clock = Stopwatch()
         selected = select_parameters(job.model, job.parameters)
         sharding.meet()  # a rank that could not load its weights says so here
         watch = WeightWatch(job.model)
+        clock.lap("weights")
         with ExitStack() as undo:
             undo.callback(watch.give_back)
             samples = SplitSamples.of(job, split)
             layout.split_path(epoch, split)  # refuses bad names
             fingerprint = samples.fingerprint
+            clock.lap("samples")
             output = output_on(job, device)
             parameters = parameter_spec(selected, job.parameters)
             there = find_store(store)
@@ -111,7 +114,9 @@ class SplitTask:
             if scale is not None:
                 projector = scale.scaled(projector)
             engine = FactorisedEngine(job.model, output, selected, projector, sharding)
-            rows, probe = _probed(job, epoch, split, samples, device, engine, output, spec, watch)
+            rows, probe = _probed(
+                job, epoch, split, samples, device, engine, output, spec, watch, clock
+            )
             wanted = SplitSpec(
                 len(samples.ids),
                 projector.dim,
@@ -123,10 +128,12 @@ class SplitTask:
                 widths=tuple((name, probe[name].shape[1]) for name in rows.activations.columns),
                 block_rows=job.block_rows or 1,
             )
+            clock.lap("checks")
             rows = _within_memory(rows, job, wanted, device)
             # Ranks that compute the same samples compute as many of them at once.
             at_once, pool, need = sharding.same((rows.at_once, rows.pool, rows.need))
             rows = replace(rows, at_once=at_once, pool=pool, need=need)
+            clock.lap("memory")
             if scale is not None:
                 # The spec names the factors: they are there before it.
                 write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
@@ -139,8 +146,8 @@ class SplitTask:
                 # Rows of a block are compared at its end, while the first of the next one are read.
                 held = made.spec.block_rows + 2 * rows.pool
                 given.held = max(given.held, -(-held // samples.each))
-            writer, seconds = BlockWriter(made), time.monotonic() - began
-            task = cls(rows, writer, watch, sharding=sharding, preparing=seconds)
+            clock.lap("store")
+            task = cls(rows, BlockWriter(made), watch, sharding=sharding, prepared=clock.measured)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
 
@@ -214,7 +221,7 @@ class SplitTask:
     def seconds_per_block(self) -> float:
         """Median time that a block took here; before the first, the time that preparing took."""
         # A worker that has no block of its own would else do at once what another has just begun.
-        return float(np.median(self._seconds)) if self._seconds else self.preparing
+        return float(np.median(self._seconds)) if self._seconds else self.prepared.total
 
 
 def _probed(
@@ -227,6 +234,7 @@ def _probed(
     output: ModelOutput,
     spec: StoreSpec,
     watch: WeightWatch,
+    clock: Stopwatch,
 ) -> tuple[RowComputer, Columns]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
     dataset, ids, model = samples.dataset, samples.ids, job.model
@@ -242,6 +250,7 @@ def _probed(
     with explained(model, output, first):
         watch.asks(partial(_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
+    clock.lap("passes")
     # A batch holds all draws of its samples, so that one forward pass can serve them.
     each = samples.each
     size = min(job.batch_size * each, len(ids))
@@ -276,7 +285,7 @@ def _probed(
         columns = computer.columns(*probed)
     columns.pop(layout.SKIPPED, None)
     watch.check(surely=True)
-    if engine.autocast and job.autocast is None:
+    if engine.autocast and job.precision != "bfloat16":
         raise TrakStoreError(
             "the model turns on autocast in its own forward, so that its features are not of its "
             "parameters' precision; turn it off there, or give autocast='bfloat16', which the store "

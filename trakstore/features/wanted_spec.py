@@ -29,7 +29,7 @@ def _default(output: ModelOutput) -> ProjectionSpec:
 def output_on(job: Job, device: torch.device) -> ModelOutput:
     """Return the output of a job, under autocast where the job says so."""
     output = as_output(job.output)
-    return output if job.autocast is None else Autocast(output, device)
+    return Autocast(output, device) if job.precision == "bfloat16" else output
 
 
 def wanted_spec(
@@ -44,4 +44,5 @@ def wanted_spec(
     dtype = job.dtype or (store.spec.dtype if store else "float32")
     keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
     named = None if scale is None else scale.spec
-    return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, job.autocast, named)
+    less = None if job.precision == "float32" else job.precision
+    return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, less, named)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.fingerprint import checkpoint_hash
+from trakstore.features.fingerprint import Weights, checkpoint_checksum
 from trakstore.features.outputs import RowOutputs
 from trakstore.features.sharding import local_part
 from trakstore.features.weights import Kept
@@ -36,7 +36,7 @@ class WeightWatch:
     are refused: something is random in eval mode, or counts calls.
 
     Small models are copied, to be put back; of larger ones the buffers, and the parameters of modules
-    with ``max_norm``. Of the other parameters there are a hash and the counters of torch, which see
+    with ``max_norm``. Of the other parameters there are a checksum and the counters of torch, which see
     all changes but those through ``.data`` without reading them; they stay as the forward left them.
 
     Parameters
@@ -46,10 +46,8 @@ class WeightWatch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.hash = checkpoint_hash(model)
         # Ranks of a sharded model look at their own parts from here on, each when it has to.
-        spread = any(local_part(one) is not one for one in model.parameters())
-        self._own_hash = checkpoint_hash(model, own_part=True) if spread else self.hash
+        self.hash, self._checksum = Weights.of(model)
         self._model = model
         self._copied = _to_copy(model)
         self._kept = Kept.of(model, also=self._copied)
@@ -109,7 +107,7 @@ class WeightWatch:
 
     def _refuse_others(self, names: list[str]) -> None:
         """Refuse a change of parameters that were not copied; if there is none, copy what moved."""
-        if checkpoint_hash(self._model, own_part=True) != self._own_hash:
+        if checkpoint_checksum(self._model) != self._checksum:
             self._refuse(names or ["(written through .data)"])
         if names:
             self._copied.update(names)

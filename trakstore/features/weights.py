@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.sharding import local_part
@@ -70,10 +71,8 @@ def _values(state: Mapping[Any, Any]) -> Iterator[Any]:
             yield value
 
 
-def state_dicts(
-    checkpoints: Mapping[K, nn.Module | Mapping[str, Tensor]], model: nn.Module
-) -> Mapping[K, Any]:
-    """Return weights of models and state dicts, which do not change when one is loaded."""
+def state_dicts(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
+    """Return weights of models and state dicts, which do not change when one is loaded; and paths."""
     states = {
         name: one.state_dict() if isinstance(one, nn.Module) else one
         for name, one in checkpoints.items()
@@ -136,8 +135,8 @@ class _Place:
         now = None if there is None else local_part(there)
         if now is None or not _alike(now, self.values):
             return True
-        one, other = _dense(now.detach().cpu()), _dense(self.values)
-        return not (torch.equal(one, other) or bool(_same(one, other).all()))
+        pairs = zip(_numbers(now.detach().cpu()), _numbers(self.values), strict=True)
+        return not all(torch.equal(*pair) or bool(_same(*pair).all()) for pair in pairs)
 
     def give_back(self) -> None:
         there = self.registry.get(self.key)
@@ -207,11 +206,20 @@ def _alike(left: Tensor, right: Tensor) -> bool:
     return (left.shape, left.dtype) == (right.shape, right.dtype)
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    """Return the numbers of a tensor: sparse ones with their zeros, quantised ones as integers."""
+def _numbers(tensor: Tensor) -> list[Tensor]:
+    """Return the numbers of a tensor: sparse ones with their zeros, quantised ones as integers.
+
+    Those that torchao quantised are several tensors: integers, or floats of 8 bits, and scales.
+    """
+    if is_traceable_wrapper_subclass(tensor):
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        return [number for part in parts for number in _numbers(part)]
     if tensor.is_quantized:
-        return tensor.int_repr()
-    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+        return [tensor.int_repr()]
+    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    # Few operations know floats of 8 bits, and comparisons are not among them everywhere.
+    small = dense.is_floating_point() and dense.element_size() == 1
+    return [dense.view(torch.uint8) if small else dense]
 
 
 def _same(left: Tensor, right: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from trakstore.kernels.tiled_gram import Scratch, split_tiles, tiled_gram
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows
 from trakstore.storage import layout
+from trakstore.storage.dropped_rows import dropped_error
 
 
 def factor_split(
@@ -27,6 +28,7 @@ def factor_split(
     memory_limit: int | str | None = None,
     held: int = 0,
     ready: GramInMemory | None = None,
+    device: str = "cpu",
 ) -> Factor:
     """Factor K + λI of a split's features.
 
@@ -45,6 +47,8 @@ def factor_split(
         Bytes of it that other factors have, which are kept.
     ready : GramInMemory, optional
         The stored gram of the split, where it was read already.
+    device : str
+        Device of a gram's products and sums, such as ``"cuda"``; what a solver does runs on the CPU.
 
     Raises
     ------
@@ -55,11 +59,11 @@ def factor_split(
     """
     damped, limit = Damping.of(damping), memory_budget(memory_limit)
     need_solver(solver)
-    if solver is None:
-        dim = split.column(layout.FEATURES).shape[1]
-        solver = choose_solver(unmasked_count(split), dim, damped, limit, held)
+    solver = solver or solver_of(split, damped, limit, held)
     left = max(1, limit - held)
-    kernel = split_kernel(split, solver.form, dtype=dtype, memory_limit=left, ready=ready)
+    kernel = split_kernel(
+        split, solver.form, dtype=dtype, memory_limit=left, ready=ready, device=device
+    )
     return solver.factor(kernel, damped)
 
 
@@ -80,6 +84,7 @@ def factor_rows(
     check_gram_dtype(dtype)
     solver = solver or choose_solver(rows.shape[0], rows.shape[1], damped, memory_limit)
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
+    limit = memory_budget(memory_limit)
     kernel: Kernel
     # The folder lives as long as the kernel, and goes with it.
     if solver.form == "tiles":
@@ -88,7 +93,7 @@ def factor_rows(
             tiled_gram(rows, None, scratch.location, "gram", **options), scratch=scratch
         )
     else:
-        kernel = gram(rows, **options) if solver.form == "matrix" else rows_kernel(rows)
+        kernel = gram(rows, **options) if solver.form == "matrix" else rows_kernel(rows, limit)
     return solver.factor(kernel, damped)
 
 
@@ -98,6 +103,21 @@ def need_solver(solver: Solver | None) -> None:
         raise TrakStoreError(
             f"solver must be a Solver of trakstore.kernels, such as Cholesky(), or None, got {solver!r}"
         )
+
+
+def solver_of(split: KernelSplit, damping: Damping, limit: int, held: int = 0) -> Solver:
+    """Choose a solver for a split: for one whose rows were dropped, one that takes its gram."""
+    dim = split.column(layout.FEATURES).shape[1]
+    rows = dim if split.dropped else unmasked_count(split)
+    return choose_solver(rows, dim, damping, limit, held)
+
+
+def keep_gram(split: KernelSplit, *, memory_limit: int | str | None = None) -> None:
+    """Compute the gram of a split and store it, unless a valid one is stored."""
+    dim, limit = split.column(layout.FEATURES).shape[1], memory_budget(memory_limit)
+    # As many rows as columns: the rows themselves, which a solver might take instead, are no gram.
+    form = choose_solver(dim, dim, Damping.of(1.0), limit).form
+    split_kernel(split, form, memory_limit=limit)
 
 
 def choose_solver(
@@ -126,6 +146,7 @@ def split_kernel(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
     ready: GramInMemory | None = None,
+    device: str = "cpu",
 ) -> Kernel:
     """Return the kernel of a split in the form that a solver takes."""
     check_gram_dtype(dtype)
@@ -133,9 +154,14 @@ def split_kernel(
         return split_tiles(split, dtype=dtype, memory_limit=memory_limit)
     if form == "matrix":
         try:
-            return split_gram(split, dtype=dtype, memory_limit=memory_limit, ready=ready)
+            return split_gram(
+                split, dtype=dtype, memory_limit=memory_limit, ready=ready, device=device
+            )
         except MemoryLimitError as error:
             raise MemoryLimitError(
                 f"{error}, or solver=BlockedCholesky() (from trakstore.kernels import BlockedCholesky)"
             ) from None
-    return rows_kernel(kernel_rows(split))
+    if split.dropped:
+        why = "this solver takes the rows: give Cholesky() or BlockedCholesky(), or none"
+        raise dropped_error(layout.split_path(split.epoch, split.name), why)
+    return rows_kernel(kernel_rows(split), memory_budget(memory_limit))

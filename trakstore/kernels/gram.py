@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
-from trakstore.passes.memory import fitting_slots, memory_budget, room_ahead
+from trakstore.passes.gpu import usable_device
+from trakstore.passes.memory import device_slots, fitting_slots, memory_budget, room_ahead
 from trakstore.passes.one_pass import Pass, Tiles
 from trakstore.passes.rows import Rows, together
 from trakstore.passes.scheduler import MOST_RANGES, tile_rows
 from trakstore.planning import ranges
+
+if TYPE_CHECKING:
+    from trakstore.kernels.device_gram import DeviceSums
 
 GramDtype = Literal["float32", "float64"]
 # Rows whose products are summed in float32 before float64 takes over.
@@ -74,6 +78,7 @@ def gram(
     *,
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    device: str = "cpu",
 ) -> Gram:
     """Compute K = Σᵢ wᵢ φᵢ φᵢᵀ in one pass over the rows.
 
@@ -87,6 +92,8 @@ def gram(
         Dtype of the products within a tile; sums over tiles are float64 always.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
+    device : str
+        Device of products and sums, such as ``"cuda"``; a worker that cannot use it works on the CPU.
 
     Returns
     -------
@@ -98,7 +105,7 @@ def gram(
     NumericsError
         A feature or weight that is not finite, a negative weight.
     MemoryLimitError
-        The matrix and one tile do not fit.
+        The matrix and one tile do not fit, here or on the device.
 
     Examples
     --------
@@ -114,13 +121,23 @@ def gram(
     (count, dim), step, limit = rows.shape, tile_rows(rows), memory_budget(memory_limit)
     waiting, each = gram_bytes(dim, step, rows.dtype.itemsize, np.dtype(dtype).itemsize)
     workers = fitting_slots(waiting, each, limit, f"a gram of {dim}")
+    if device != "cpu":
+        workers = min(workers, _device_slots(rows, step, dtype, device))
     ahead = room_ahead(limit, waiting + workers * each, workers)
-    one = _GramPass(step, rows, weights, dtype, ahead)
+    one = _GramPass(step, rows, weights, dtype, ahead, device)
     total, used = one.run(count, parts=_parts(dim), workers=workers)
     # Passes fill the upper block triangle alone.
     for low, high in ranges(dim, SQUARE):
         total[high:, low:high] = total[low:high, high:].T
     return Gram(total, used, float(np.trace(total)), dtype)
+
+
+def _device_slots(rows: Rows, step: int, dtype: GramDtype, device: str) -> int:
+    from trakstore.kernels.device_gram import device_gram_bytes
+
+    dim, computed = rows.shape[1], np.dtype(dtype).itemsize
+    each = device_gram_bytes(dim, step, rows.dtype.itemsize, computed)
+    return device_slots(device, each, f"a gram of {dim}")
 
 
 def _parts(dim: int) -> int:
@@ -160,28 +177,43 @@ class _Sums:
 
 
 @dataclass(frozen=True, eq=False)
-class _GramPass(Pass[_Sums, Partial]):
+class _GramPass(Pass["_Sums | DeviceSums", Partial]):
     rows: Rows
     weights: Rows | None
     dtype: GramDtype
     ahead: int
+    wanted_device: str
 
     @staticmethod
     def merge(left: Partial, right: Partial) -> Partial:
         return left[0] + right[0], left[1] + right[1]
 
+    @property
+    def device(self) -> str:
+        return usable_device(self.wanted_device)
+
+    def on_cpu(self) -> _GramPass:
+        return replace(self, wanted_device="cpu")
+
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         reads = ((rows, *tile) for tile in tiles for rows in (self.rows, self.weights))
         return together(reads, self.ahead)
 
-    def start(self) -> _Sums:
-        rows, dim = self.rows.shape
+    def start(self) -> _Sums | DeviceSums:
+        (rows, dim), device = self.rows.shape, self.device
+        if device != "cpu":
+            from trakstore.kernels.device_gram import DeviceSums
+
+            return DeviceSums(dim, self.dtype, PRODUCT_ROWS, device)
         # Made once, since on a cluster's workers each new array costs as much as reading it.
         computed = np.empty((min(self.step, rows), dim), dtype=self.dtype)
         product = np.empty(min(SQUARE, dim) * dim, dtype=self.dtype)
         return _Sums(np.zeros((dim, dim)), 0, computed, product)
 
-    def visit(self, state: _Sums, low: int, high: int) -> _Sums:
+    def visit(self, state: _Sums | DeviceSums, low: int, high: int) -> _Sums | DeviceSums:
+        if not isinstance(state, _Sums):
+            state.add(self.rows, low, high, self._roots(low, high))
+            return state
         tile, count = self._tile(low, high, state.computed[: high - low])
         for first in range(0, len(tile), PRODUCT_ROWS):
             _add_product(state.total, tile[first : first + PRODUCT_ROWS], state.product)
@@ -191,8 +223,8 @@ class _GramPass(Pass[_Sums, Partial]):
         state.used += count
         return state
 
-    def finish(self, state: _Sums) -> Partial:
-        return state.total, state.used
+    def finish(self, state: _Sums | DeviceSums) -> Partial:
+        return (state.total if isinstance(state, _Sums) else state.matrix()), state.used
 
     def _tile(self, low: int, high: int, out: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Return rows times the roots of their weights, and how many have a weight.

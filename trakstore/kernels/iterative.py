@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -26,10 +26,14 @@ from trakstore.kernels.solvers import (
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.one_pass import ListPass, Pass
 from trakstore.passes.rows import Rows
-from trakstore.passes.scheduler import tile_rows
+from trakstore.passes.scheduler import task_slots, tile_rows
 from trakstore.planning import human_bytes, ranges
 
 EPS = float(np.finfo(np.float64).eps)
+# Of a memory limit, one part in so many is for the tiles of all tasks, one for what they sum, and one
+# for the right-hand sides on the way through a solve.
+SHARE = 8
+_MOST_SOLVED = 1024  # right-hand sides that are solved at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +45,13 @@ class RowsKernel:
     features : Rows, shape (n, k)
     trace : float
         tr(K).
+    limit : int or None
+        Bytes that passes over the rows keep to.
     """
 
     features: Rows
     trace: float
+    limit: int | None = None
 
     @property
     def rows(self) -> int:
@@ -53,6 +60,29 @@ class RowsKernel:
     @property
     def dim(self) -> int:
         return self.features.shape[1]
+
+    @property
+    def step(self) -> int:
+        """Rows of a tile: fewer than are read at once elsewhere where those would not fit."""
+        step = tile_rows(self.features)
+        if self.limit is None:
+            return step
+        room = self.limit // (SHARE * task_slots())
+        return max(1, min(step, room // (self.dim * _read_bytes(self.features))))
+
+    @property
+    def batch(self) -> int:
+        """Right-hand sides for which there is room in a pass, and on the way to it."""
+        if self.limit is None:
+            return _MOST_SOLVED
+        room = self.limit // SHARE
+        fitting = min(room // (task_slots() * 16 * self.dim), room // (40 * self.dim))
+        return max(1, min(_MOST_SOLVED, fitting))
+
+    def solve_bytes(self, count: int) -> int:
+        """Return the bytes that passes take for so many right-hand sides, and five copies of these."""
+        each = self.step * self.dim * _read_bytes(self.features) + 16 * count * self.dim
+        return task_slots() * each + 40 * count * self.dim
 
     def apply(self, values: F64) -> F64:
         """Compute ``values`` K, shapes (m, k) -> (m, k), in one pass over the rows."""
@@ -67,21 +97,27 @@ class RowsKernel:
         return self._run(_CombinePass, values)
 
     def _run(self, kind: type[_ApplyPass | _ProjectPass], values: F64) -> F64:
-        return kind(tile_rows(self.features), self.features, values).run(self.rows)
+        return kind(self.step, self.features, values).run(self.rows)
 
 
-def rows_kernel(features: Rows) -> RowsKernel:
-    """Return the kernel of stored rows, after one pass for tr(K).
+def _read_bytes(rows: Rows) -> int:
+    """Return the bytes of a number of a tile: read by chunk, as a whole, scaled, and as float64."""
+    return 2 * rows.dtype.itemsize + 16
+
+
+def rows_kernel(features: Rows, limit: int | None = None) -> RowsKernel:
+    """Return the kernel of stored rows, after one pass for tr(K); passes keep to ``limit`` bytes.
 
     Raises
     ------
     NumericsError
         When a feature is not finite.
     """
-    trace = _TracePass(tile_rows(features), features).run(features.shape[0])
+    made = RowsKernel(features, 0.0, limit)
+    trace = _TracePass(made.step, features).run(features.shape[0])
     if not np.isfinite(trace):
         raise NumericsError("features hold NaN or inf: featurize them again")
-    return RowsKernel(features, float(trace))
+    return replace(made, trace=float(trace))
 
 
 @dataclass(frozen=True)
@@ -198,9 +234,26 @@ class DualFactor(Factor):
 
     kernel: RowsKernel
     lower: F64
-    solve_rows: ClassVar[int] = 1024
+    solve_rows: ClassVar[int] = _MOST_SOLVED
+
+    @property
+    def most_rows(self) -> int | None:
+        batch = self.kernel.batch
+        return batch if batch < _MOST_SOLVED else None
+
+    def solve_memory(self, count: int) -> int:
+        return self.kernel.solve_bytes(min(count, self.kernel.batch))
 
     def solve(self, rhs: NDArray[np.floating]) -> F64:
+        # Some at a time where memory is short: each pass over the rows has sums of all of them.
+        if self.most_rows is None or len(rhs) <= self.most_rows:
+            return self._solved(rhs)
+        solved = np.empty(rhs.shape)
+        for low, high in ranges(len(rhs), self.most_rows):
+            solved[low:high] = self._solved(rhs[low:high])
+        return solved
+
+    def _solved(self, rhs: NDArray[np.floating]) -> F64:
         # (b − Φᵀ…Φ b)/λ loses digits where the two are nearly equal. One step of refinement, which
         # solves for the residual once more, brings them back.
         wanted = np.asarray(rhs, dtype=np.float64)
@@ -216,8 +269,10 @@ class DualFactor(Factor):
 
 def _outer(kernel: RowsKernel, limit: int) -> F64:
     """Compute ΦΦᵀ by tiles of rows."""
-    count, step = kernel.rows, tile_rows(kernel.features)
-    bytes_needed = 8 * count**2 + 2 * 12 * step * kernel.dim
+    count, each = kernel.rows, kernel.dim * (_read_bytes(kernel.features) + 8)
+    # Two tiles at a time, in this process.
+    step = max(1, min(tile_rows(kernel.features), limit // SHARE // each))
+    bytes_needed = 8 * count**2 + step * each
     if bytes_needed > limit:
         raise MemoryLimitError(
             f"the dual form of {count} rows needs {human_bytes(bytes_needed)}, the memory limit is "

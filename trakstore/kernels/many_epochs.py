@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from trakstore.kernels.choice import choose_solver, factor_split, need_solver
+from trakstore.kernels.choice import factor_split, need_solver, solver_of
 from trakstore.kernels.gram import GramDtype, check_gram_dtype, gram, gram_bytes
 from trakstore.kernels.row_weights import KernelSplit, masked_rows, row_weights, unmasked_count
 from trakstore.kernels.solvers import Damping, Factor, Solver
-from trakstore.kernels.stored_grams import (
-    GramInMemory,
-    GramOrigin,
-    origin_of,
-    read_gram,
-    write_gram,
-)
+from trakstore.kernels.stored_grams import GramInMemory, origin_of, read_gram, write_gram
 from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, Rows, together
@@ -27,6 +22,7 @@ from trakstore.planning import with_slack
 from trakstore.storage import layout
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.backends.together import together as all_at_once
+from trakstore.storage.tables.gram_documents import GramOrigin
 
 # One part in so many of the memory limit is for grams, and one for the rows of small splits.
 SHARE = 8
@@ -40,6 +36,7 @@ def factors_of(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
     kept: bool = True,
+    device: str = "cpu",
 ) -> Iterator[Factor]:
     """Factor K + λI of each split, one after the other.
 
@@ -47,13 +44,13 @@ def factors_of(
     ----------
     splits : sequence of Split
         Complete ones.
-    damping, solver, dtype, memory_limit
+    damping, solver, dtype, memory_limit, device
         As for :func:`~trakstore.kernels.choice.factor_split`.
     kept : bool
         Let all factors share the memory limit, since the caller keeps them.
     """
     damped, limit, held = Damping.of(damping), memory_budget(memory_limit), 0
-    grams = grams_at_once(splits, damped, solver, dtype, limit)
+    grams = grams_at_once(splits, damped, solver, dtype, limit, device)
     for at, split in enumerate(splits):
         # A gram is gone once it is factored: grams and factors of all epochs are never there at once.
         factor = factor_split(
@@ -64,6 +61,7 @@ def factors_of(
             memory_limit=limit,
             held=held,
             ready=grams.pop(at, None),
+            device=device,
         )
         held += factor.memory if kept else 0
         yield factor
@@ -75,6 +73,7 @@ def grams_at_once(
     solver: Solver | None,
     dtype: GramDtype,
     limit: int,
+    device: str = "cpu",
 ) -> dict[int, GramInMemory]:
     """Read the grams that are stored, and make and store the others, many at a time.
 
@@ -103,7 +102,7 @@ def grams_at_once(
     # On a cluster, rows are better read where the work is done.
     if active_client() is None:
         fresh = [one for one in asked if one.at not in grams]
-        made = list(_made(fresh, limit - size, limit // SHARE))
+        made = list(_made(fresh, limit - size, limit // SHARE, device))
         all_at_once(
             place, [partial(write_gram, one.split, read.gram, one.origin) for one, read in made]
         )
@@ -140,12 +139,13 @@ def _needs_gram(split: KernelSplit, damping: Damping, solver: Solver | None, lim
     """Tell whether a split that is not on a local disk gets a solver that takes a gram."""
     if split.location.near:
         return False
-    dim = split.column(layout.FEATURES).shape[1]
-    chosen = solver or choose_solver(unmasked_count(split), dim, damping, limit)
+    chosen = solver or solver_of(split, damping, limit)
     return chosen.form == "matrix"
 
 
-def _made(asked: Sequence[_Asked], limit: int, room: int) -> Iterator[tuple[_Asked, GramInMemory]]:
+def _made(
+    asked: Sequence[_Asked], limit: int, room: int, device: str
+) -> Iterator[tuple[_Asked, GramInMemory]]:
     """Make grams of the splits whose rows fit ``room`` bytes; larger ones are left out.
 
     Rows are in memory twice for a moment: as they were read, and as arrays.
@@ -157,7 +157,8 @@ def _made(asked: Sequence[_Asked], limit: int, room: int) -> Iterator[tuple[_Ask
         with together(((rows, 0, one[0].shape[0]) for one in columns for rows in one), ahead):
             held = [(_held(rows), weights and _held(weights)) for rows, weights in columns]
         for one, (rows, weights) in zip(batch, held, strict=True):
-            made = gram(rows, weights, dtype=one.origin.dtype, memory_limit=left)
+            how: Any = {"dtype": one.origin.dtype, "memory_limit": left, "device": device}
+            made = gram(rows, weights, **how)
             made = replace(made, rows=unmasked_count(one.split))
             yield one, GramInMemory(made, one.origin, masked_rows(one.split))
 

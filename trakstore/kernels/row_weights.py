@@ -58,6 +58,7 @@ class WeightedSplit:
     masked = property(attrgetter("stored.masked"))
     column = property(attrgetter("stored.column"))
     state = property(attrgetter("stored.state"))
+    dropped = property(attrgetter("stored.dropped"))
 
 
 KernelSplit: TypeAlias = Split | WeightedSplit

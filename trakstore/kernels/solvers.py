@@ -114,6 +114,15 @@ class Factor(Sent, ABC):
         """Bytes of the arrays that it holds for as long as it is there."""
         return sum(one.nbytes for one in vars(self).values() if isinstance(one, np.ndarray))
 
+    @property
+    def most_rows(self) -> int | None:
+        """Rows that a solve should have at most, since more would not fit a memory limit."""
+        return None
+
+    def solve_memory(self, count: int) -> int:  # noqa: ARG002
+        """Return the bytes that solving ``count`` rows takes beside them, and four copies of them."""
+        return 0
+
     @abstractmethod
     def solve(self, rhs: NDArray[np.floating]) -> F64:
         """Compute ``rhs`` (K + λI)⁻¹, shapes (m, k) -> (m, k), in float64."""

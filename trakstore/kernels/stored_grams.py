@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.documents import fields, number, one_of, text, whole
+from trakstore.errors import IncompleteError
 from trakstore.kernels.gram import Gram, GramDtype, gram
 from trakstore.kernels.row_weights import (
     KernelSplit,
@@ -20,48 +19,20 @@ from trakstore.kernels.row_weights import (
 from trakstore.passes.rows import TakenRows
 from trakstore.storage import layout
 from trakstore.storage.claims import claimed
+from trakstore.storage.dropped_rows import dropped_error, is_dropped
 from trakstore.storage.snapshots import is_current
-from trakstore.storage.tables.saved_arrays import SavedArray
-from trakstore.storage.tables.saved_table import (
-    begin_table,
-    publish_table,
-    read_table,
-    table_arrays,
+from trakstore.storage.tables.gram_documents import (
+    GramDocument,
+    GramOrigin,
+    gram_array,
+    read_gram_document,
 )
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_table import begin_table, publish_table
 
-# Rows and columns of a chunk: 8 MB.
-GRAM_CHUNK = 1024
 # If more than this share of a stored gram's rows were masked since it was stored, it is computed again;
 # otherwise they are subtracted from it.
 MASKED_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class GramOrigin:
-    """The rows and weights that a gram was computed from, as its document in the store names them.
-
-    Attributes
-    ----------
-    nonce : int
-        Nonce of the split: a later split of the same name has a different one.
-    rows : int
-        Rows of the split, masked ones included.
-    masked : int
-        Number of rows that were left out.
-    masked_digest : str
-        SHA-256 of their positions (int64, little-endian, ascending); ``""`` for none.
-    dtype : {"float32", "float64"}
-        Dtype of the products.
-    weighting : str
-        Weighting of the rows, as a :class:`WeightedSplit` names it; ``""`` where each counts as one.
-    """
-
-    nonce: int
-    rows: int
-    masked: int
-    masked_digest: str
-    dtype: GramDtype
-    weighting: str = ""
 
 
 def split_gram(
@@ -70,6 +41,7 @@ def split_gram(
     dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
     ready: GramInMemory | None = None,
+    device: str = "cpu",
 ) -> Gram:
     """Return K = Φᵀ diag(w) Φ of a split's unmasked rows: the stored one where it is valid.
 
@@ -90,11 +62,15 @@ def split_gram(
         Bytes of one process.
     ready : GramInMemory, optional
         The stored gram, where it was read already.
+    device : str
+        Device on which a gram is computed that has to be computed from all rows.
 
     Raises
     ------
     NumericsError
         Features that are not finite.
+    IncompleteError
+        The rows were dropped, and the stored gram is gone or of other rows.
     MemoryLimitError
         The gram does not fit.
     """
@@ -103,10 +79,12 @@ def split_gram(
     stored = ready or read_gram(split, wanted)
     if stored is not None and stored.origin == wanted:
         return stored.gram
+    if split.dropped:
+        raise no_gram_error(split, None if stored is None else stored.origin, wanted)
     made = None if stored is None else _updated(split, stored, wanted, memory_limit)
     if made is None:
         rows, weights = split.column(layout.FEATURES), row_weights(split)
-        made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit)
+        made = gram(rows, weights, dtype=dtype, memory_limit=memory_limit, device=device)
     # `gram` counts rows of weight above 0; the n in λ = c·tr(K)/n counts all unmasked rows.
     made = replace(made, rows=unmasked_count(split))
     write_gram(split, made, wanted)
@@ -115,11 +93,25 @@ def split_gram(
 
 def origin_of(split: KernelSplit, dtype: GramDtype) -> GramOrigin:
     """Return the origin of a gram of this split as it is now."""
-    masked = masked_rows(split)
-    # In a fixed byte order, since the digest is compared on other machines.
-    digest = hashlib.sha256(masked.astype("<i8").tobytes()).hexdigest() if len(masked) else ""
     nonce, weighting = split.spec.nonce, weighting_of(split)
-    return GramOrigin(nonce, split.rows, len(masked), digest, dtype, weighting)
+    return GramOrigin.of(nonce, split.rows, masked_rows(split), dtype, weighting)
+
+
+def no_gram_error(
+    split: KernelSplit, stored: GramOrigin | None, wanted: GramOrigin
+) -> IncompleteError:
+    """Return the error for a gram of dropped rows that is wanted, and is not the stored one."""
+    why = f"none of {wanted.dtype} products, or none that is whole and of these weights, is stored"
+    if stored is not None and stored.rows == wanted.rows:
+        why = (
+            f"the stored one is without {stored.masked} masked rows, and {wanted.masked} are masked "
+            f"now: mask what was masked then, and no more"
+        )
+    elif stored is not None:
+        why = f"the stored one is of {stored.rows} rows, and there are {wanted.rows}"
+    return dropped_error(
+        layout.split_path(split.epoch, split.name), f"no gram is that of now: {why}"
+    )
 
 
 def _updated(
@@ -157,64 +149,12 @@ def _sum(left: Gram, right: Gram, sign: int) -> Gram:
     return replace(left, matrix=matrix, trace=float(np.trace(matrix)))
 
 
-@dataclass(frozen=True, eq=False)
-class GramDocument:
-    """A gram in the store, as its document describes it.
-
-    Attributes
-    ----------
-    origin : GramOrigin
-        Its ``dtype`` is the wanted one also where the products are of float64, so that it compares
-        equal to the wanted origin; ``dtype`` below is the real one.
-    used : int
-        Number of unmasked rows, those of weight 0 included.
-    trace : float
-    dtype : {"float32", "float64"}
-        Dtype of its products.
-    arrays : dict of str to SavedArray
-        ``gram``, and ``masked`` where rows were left out.
-    """
-
-    origin: GramOrigin
-    used: int
-    trace: float
-    dtype: GramDtype
-    arrays: dict[str, SavedArray]
-
-
 def stored_gram(split: KernelSplit, wanted: GramOrigin) -> GramDocument | None:
     """Return the stored gram of a split if it has no more rows than wanted; None if none can be used.
 
     A damaged one counts as none: it is computed again.
     """
-    try:
-        document = read_table(split.location, _path(split))
-        if not document:
-            return None
-        known = fields({k: v for k, v in document.items() if k in _FIELDS}, _FIELDS)
-        if known["used"] > known["rows"] or known["masked"] > known["rows"]:
-            return None
-        origin = GramOrigin(**{name: known[name] for name in asdict(wanted)})
-        arrays = table_arrays(document)
-        # A gram of format 1 has no checksums: its chunks may be of any matrix.
-        if arrays["gram"].tails is None or arrays["gram"].shape != (_dim(split),) * 2:
-            return None
-    except (KeyError, TypeError, ValueError, OSError):
-        return None
-    same = (origin.nonce, origin.weighting) == (wanted.nonce, wanted.weighting)
-    if not same or origin.dtype not in (wanted.dtype, "float64") or origin.rows > wanted.rows:
-        return None
-    used, trace = known["used"], known["trace"]
-    return GramDocument(replace(origin, dtype=wanted.dtype), used, trace, origin.dtype, arrays)
-
-
-_FIELDS = {
-    **dict.fromkeys(("nonce", "masked", "used"), whole()),
-    "rows": whole(1),
-    **dict.fromkeys(("masked_digest", "weighting"), text()),
-    "dtype": one_of("float32", "float64"),
-    "trace": number(),
-}
+    return read_gram_document(split.location, _path(split), _dim(split), wanted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,12 +190,20 @@ def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
     place, path = split.location, _path(split)
     try:
         with claimed(place, path, "kernel"):
+            if rows_are_gone(split):
+                return
             pending = start_gram(split)
             gram_array(_dim(split)).write(place, path, made.matrix)
             publish(split, pending, replace(wanted, dtype=made.dtype), made.rows, made.trace)
     except (OSError, ValueError):
         # A query also works on a store that it may not write to; the gram is computed again next time.
         return
+
+
+def rows_are_gone(split: KernelSplit) -> bool:
+    """Tell whether the rows were dropped by now: the gram that is there must not be replaced."""
+    path = layout.split_path(split.epoch, split.name)
+    return is_dropped(split.location, path, split.spec.nonce)
 
 
 def start_gram(split: KernelSplit) -> bytes:
@@ -293,12 +241,6 @@ def publish(
         arrays["masked"] = masked
     document = {**asdict(origin), "used": used, "trace": trace}
     publish_table(place, path, list(arrays.values()), document, instead_of=pending)
-
-
-def gram_array(dim: int) -> SavedArray:
-    """Describe the array of a gram of ``dim`` features."""
-    chunk = min(dim, GRAM_CHUNK)
-    return SavedArray("gram", "float64", (dim, dim), (chunk, chunk), ("feature", "feature_2"))
 
 
 def _path(split: KernelSplit) -> str:

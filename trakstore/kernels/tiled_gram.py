@@ -19,10 +19,10 @@ from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError
 from trakstore.kernels.gram import PRODUCT_ROWS, GramDtype
 from trakstore.kernels.row_weights import KernelSplit, row_weights, unmasked_count, weighting_of
 from trakstore.kernels.stored_grams import (
-    GRAM_CHUNK,
-    gram_array,
+    no_gram_error,
     origin_of,
     publish,
+    rows_are_gone,
     start_gram,
     stored_gram,
 )
@@ -34,6 +34,7 @@ from trakstore.planning import SLACK, human_bytes, ranges, with_slack
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.claims import claimed
+from trakstore.storage.tables.gram_documents import GRAM_CHUNK, gram_array
 from trakstore.storage.tables.saved_arrays import SavedArray, TableArray
 
 # Train rows of one product.
@@ -279,6 +280,8 @@ def split_tiles(
         array, count = known.arrays["gram"], known.used
         how: Any = {"dtype": known.dtype, "stored": array}
         return TiledGram(split.location, path, array.shape[0], count, known.trace, **how)
+    if split.dropped:
+        raise no_gram_error(split, None if known is None else known.origin, wanted)
     # Refuse before what is stored goes.
     strip_plan(features, dtype, memory_limit)
     how = {"dtype": dtype, "memory_limit": memory_limit}
@@ -297,12 +300,13 @@ def split_tiles(
 def _in_store(split: KernelSplit, path: str) -> Iterator[bytes | None]:
     """Begin a gram in the store, for this process alone, and yield its document.
 
-    It is None where the store cannot be written, or another process makes the same gram just now.
+    It is None where the store cannot be written, another process makes the same gram just now, or the
+    rows were dropped since the split was opened.
     """
     with ExitStack() as stack:
         try:
             stack.enter_context(claimed(split.location, path, "kernel"))
-            begun = start_gram(split)
+            begun = None if rows_are_gone(split) else start_gram(split)
         except (OSError, ValueError) as error:
             _clear_frames(error)
             begun = None

@@ -24,7 +24,7 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
 # Options of the methods that factor a kernel.
-_KERNEL = ("damping", "memory_limit")
+_KERNEL = ("damping", "memory_limit", "device")
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def scores_by_name(
     kernel: KernelRows = None,
     memory_limit: int | str | None = None,
     learning_rates: Mapping[Epoch, float] | float | None = None,
+    device: str = "cpu",
     allow_other_weights: bool = False,
 ) -> Scores:
     """Compute the scores of a method that is named.
@@ -100,6 +101,8 @@ def scores_by_name(
         For ``trak`` and ``influence`` alone.
     learning_rates : mapping of epoch to float, or float, optional
         For TracIn alone.
+    device : str
+        Device of grams and of tiles of scores.
 
     Raises
     ------
@@ -119,8 +122,10 @@ def scores_by_name(
         "kernel": kernel,
         "memory_limit": memory_limit,
         "learning_rates": learning_rates,
+        "device": device,
     }
     options = {name: given[name] for name in method.options if given[name] is not None}
-    return method.scores(
+    scores = method.scores(
         store, targets, train, epochs, allow_other_weights=allow_other_weights, **options
     )
+    return scores.to(device)

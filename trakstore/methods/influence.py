@@ -42,6 +42,7 @@ def influence_scores(
     solver: Solver | None = None,
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    device: str = "cpu",
     allow_other_weights: bool = False,
 ) -> Scores:
     r"""Compute influence functions in the space of the projection, averaged over epochs.
@@ -76,6 +77,9 @@ def influence_scores(
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process for the grams; a quarter of the available memory when None.
+    device : str
+        Device of grams and of tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use
+        it warns and works on the CPU, as solvers always do.
     allow_other_weights : bool
         Score also where targets and train rows of an epoch were made with different checkpoints.
 
@@ -117,13 +121,19 @@ def influence_scores(
         kernels = [_curved(store, pair, hessian) for pair in pairs]
     weight = float(sampled.draws) if sampled else 1.0
     factors = factors_of(
-        kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+        kernels,
+        damped,
+        solver=solver,
+        dtype=gram_dtype,
+        memory_limit=memory_limit,
+        device=device,
     )
     parts = [
         part_of(pair, factor, kernel=weighting_of(split), weight=weight, **scale)
         for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
     ]
-    return scores_of("influence", parts, pairs)
+    scores = scores_of("influence", parts, pairs)
+    return scores.to(device)
 
 
 def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSplit:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-import numpy as np
-
 from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.kernels.choice import keep_gram
 from trakstore.kernels.row_weights import WeightedSplit
 from trakstore.kernels.solvers import Damping
-from trakstore.methods.epochs import EpochPair, check_of, need_open
+from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, need_open
 from trakstore.storage import layout
 from trakstore.storage.layout import Epoch, epoch_sort_key
+from trakstore.storage.sampled_rows import WEIGHTING, draws_of, of_train
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
@@ -119,39 +119,46 @@ def sampled_kernel(
     name = layout.sampled_split(train)
     opened = store.open_splits([pair.epoch for pair in pairs], (name,))
     splits = [_of_train(opened[pair.epoch][0], pair) for pair in pairs]
-    draws = {_draws(split, pair.train.stored) for split, pair in zip(splits, pairs, strict=True)}
+    draws = {draws_of(split, pair.train.stored) for split, pair in zip(splits, pairs, strict=True)}
     if len(draws) > 1:
         raise SpecMismatchError(
             f"epochs have {', '.join(map(str, sorted(draws)))} draws of labels: choose epochs= of one "
             f"number of draws"
         )
-    return SampledKernel(tuple(WeightedSplit(split, "loss") for split in splits), draws.pop())
-
-
-def _draws(sampled: Split, train: Split) -> int:
-    """Return the rows of each train sample; 0 where they are not of these samples."""
-    own, data = sampled.spec.dataset, train.spec.dataset
-    if own is None or data is None:  # given from elsewhere, of which nothing else is known
-        return sampled.rows // train.rows
-    of, _, draws = own.rpartition("~")
-    number = draws.partition("x")[0]
-    return int(number) if of == data and number.isdigit() else 0
+    return SampledKernel(tuple(WeightedSplit(split, WEIGHTING) for split in splits), draws.pop())
 
 
 def _of_train(sampled: Split, pair: EpochPair) -> Split:
     """Return the sampled rows of an epoch without those of masked train samples."""
     sampled.require_complete()
-    train = pair.train.stored
-    draws = _draws(sampled, train)
-    if draws * train.rows != sampled.rows or sampled.spec.checkpoint != train.spec.checkpoint:
-        raise SpecMismatchError(
-            f"{sampled.name} of epoch {pair.epoch!r} has {sampled.rows} rows, data "
-            f"{str(sampled.spec.dataset)[-28:]} and weights {str(sampled.spec.checkpoint)[:12]}, "
-            f"{train.name} has {train.rows}, {str(train.spec.dataset)[-24:]} and "
-            f"{str(train.spec.checkpoint)[:12]}: sampled rows are some for each train row, by the same "
-            f"weights; drop them (trakstore drop) and featurize them again, or use kernel='train'"
-        )
-    if not len(pair.train.masked):
-        return sampled
-    left_out = (pair.train.masked[:, None] * draws + np.arange(draws)).ravel()
-    return replace(sampled, masked=np.union1d(sampled.masked, left_out))
+    return of_train(sampled, pair.train.stored)
+
+
+def store_sampled_gram(
+    store: FeatureStore, epoch: Epoch, train: str, *, memory_limit: int | str | None = None
+) -> None:
+    """Compute the gram of the sampled rows of an epoch and store it, unless it is stored.
+
+    So that a store's :meth:`~trakstore.FeatureStore.drop_rows` can remove them. Where it cannot be
+    stored, nothing is said.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    epoch : int or str
+    train : str
+        Name of the split of the train rows.
+    memory_limit : int or str, optional
+        Bytes of one process.
+
+    Raises
+    ------
+    TrakStoreError
+        As :func:`sampled_kernel`.
+    MemoryLimitError
+        The gram does not fit.
+    """
+    pairs = epoch_pairs(store, train, train, epoch)
+    kernel = sampled_kernel(store, pairs, train, "sampled")
+    assert kernel is not None  # it was asked for
+    keep_gram(kernel.rows[0], memory_limit=memory_limit)

@@ -142,6 +142,7 @@ def whitened_cos_scores(
     of: Of = "loss",
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    device: str = "cpu",
     allow_other_weights: bool = False,
 ) -> Scores:
     r"""Compute the cosine of H^(-1/2) t and H^(-1/2) φ, averaged over epochs: TrackStar's score.
@@ -167,6 +168,9 @@ def whitened_cos_scores(
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
+    device : str
+        Device of grams and of tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use
+        it warns and works on the CPU, as solvers always do.
     allow_other_weights : bool
         Score also where targets and train rows of an epoch were made with different checkpoints.
 
@@ -205,26 +209,32 @@ def whitened_cos_scores(
     # The cosine of H^(-1/2) t and H^(-1/2) φ is t H⁻¹ φᵀ over the roots of t H⁻¹ tᵀ and φ H⁻¹ φᵀ: one
     # factor of H solves for all three, and no root of H is needed. With targets in it, H is in memory.
     if mix:
-        factors = _mixed_factors(pairs, damped, mix, gram_dtype, limit)
+        factors = _mixed_factors(pairs, damped, mix, gram_dtype, limit, device)
     else:
         kernels = [pair.train.stored for pair in pairs]
-        factors = factors_of(kernels, damped, dtype=gram_dtype, memory_limit=limit)
+        factors = factors_of(kernels, damped, dtype=gram_dtype, memory_limit=limit, device=device)
     for pair, factor in zip(pairs, factors, strict=True):
         # Factors of the epochs before this one stay, and have their share of the limit.
         lengths = partial(_lengths, factor=factor, limit=max(1, limit - held_bytes(parts)))
         kernel = f"mix {mix}" if mix else ""
         parts.append(part_of(pair, factor, kernel=kernel, **_unit_scales(pair, lengths, of)))
-    return scores_of("whitened_cos", parts, pairs)
+    scores = scores_of("whitened_cos", parts, pairs)
+    return scores.to(device)
 
 
 def _mixed_factors(
-    pairs: Sequence[EpochPair], damping: Damping, mix: float, dtype: GramDtype, limit: int
+    pairs: Sequence[EpochPair],
+    damping: Damping,
+    mix: float,
+    dtype: GramDtype,
+    limit: int,
+    device: str,
 ) -> Iterator[Factor]:
     """Factor H of each epoch, with the targets' kernel in it."""
     sides = [side.stored for pair in pairs for side in (pair.train, pair.target)]
     # A mixture of two grams is stored nowhere and has no rows: it is factored in memory.
     solver, held = Cholesky(), 0
-    grams = grams_at_once(sides, damping, solver, dtype, limit)
+    grams = grams_at_once(sides, damping, solver, dtype, limit, device)
 
     # A function of its own, since grams that a generator holds would outlive its ``yield``.
     def factored(at: int) -> Factor:
@@ -234,6 +244,7 @@ def _mixed_factors(
                 dtype=dtype,
                 memory_limit=max(1, limit - held),
                 ready=grams.pop(side, None),
+                device=device,
             )
             for side in (at, at + 1)
         )

@@ -43,6 +43,7 @@ def trak_scores(
     solver: Solver | None = None,
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
+    device: str = "cpu",
     allow_other_weights: bool = False,
 ) -> Scores:
     r"""Compute TRAK: how training on each sample moves each target's model output.
@@ -94,6 +95,9 @@ def trak_scores(
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process for the grams; a quarter of the available memory when None.
+    device : str
+        Device of grams and of tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use
+        it warns and works on the CPU, as solvers always do.
     allow_other_weights : bool
         Score also where targets and train rows of an epoch were made with different checkpoints.
 
@@ -142,7 +146,12 @@ def trak_scores(
         kernels, damped = list(sampled.rows), sampled.damping(damping)
     scales = [_train_scale(pair, own_temperature) for pair in pairs]
     factors = factors_of(
-        kernels, damped, solver=solver, dtype=gram_dtype, memory_limit=memory_limit
+        kernels,
+        damped,
+        solver=solver,
+        dtype=gram_dtype,
+        memory_limit=memory_limit,
+        device=device,
     )
     parts = [
         part_of(
@@ -156,7 +165,8 @@ def trak_scores(
     ]
     if average == "auto":
         average = "factors" if own_temperature is None and not sampled else "scores"
-    return scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
+    scores = scores_of("trak", parts, pairs, average=average, soft_threshold=soft_threshold)
+    return scores.to(device)
 
 
 def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float | None:

@@ -1,32 +1,44 @@
-"""Tiles on a GPU through torch, which is imported here and only when a GPU is asked for."""
+"""The GPU of this process: whether torch can use it, what is free there, and how it multiplies.
+
+torch is imported here only when a GPU is asked for. A device is named as torch names it. ``"cpu"``
+means NumPy; ``"cpu:0"`` is torch on the CPU, by which tests run the code for GPUs.
+"""
 
 from __future__ import annotations
 
+import threading
 import warnings
-import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError
 
 
 class NoDeviceWarning(UserWarning):
     """A device that this process cannot use, so that it works on the CPU."""
 
 
-# The device and the left operands there of each window that is in use.
-_ON_DEVICE: weakref.WeakKeyDictionary[Any, tuple[str, list[Any]]] = weakref.WeakKeyDictionary()
+class NotFiniteError(NumericsError):
+    """Values on a GPU that are not finite; the CPU looks at the same rows again and names them."""
 
 
 @cache
 def usable_device(device: str) -> str:
-    """Return ``device`` if torch can use it in this process, else ``"cpu"`` with a warning (once)."""
+    """Return ``device`` if torch can use it in this process, else ``"cpu"`` with a warning (once).
+
+    Raises
+    ------
+    TrakStoreError
+        When it is neither the CPU nor a GPU.
+    """
     if device == "cpu":
         return device
     try:
         import torch
 
+        _need_cpu_or_gpu(device)
         torch.zeros(1, device=device)
     except (ImportError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -39,39 +51,97 @@ def usable_device(device: str) -> str:
     return device
 
 
-def torch_tile(window: Any, start: int, stop: int, device: str) -> NDArray[np.float32]:
-    """Compute the scores of a :class:`~trakstore.scores.parts.Window` with train rows on ``device``.
+def _need_cpu_or_gpu(device: str) -> None:
+    import torch
 
-    Features travel as they are stored and become float32 on the device; products are float32 (no
-    TF32), so the numbers are those of the CPU to float32 rounding.
+    try:
+        known = torch.device(device).type in ("cpu", "cuda")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise TrakStoreError(f"device is 'cuda', 'cuda:1' and the like, or 'cpu', got {device!r}")
+
+
+def free_bytes(device: str) -> int | None:
+    """Return the bytes that this process may still take on a GPU; None where it works on the CPU."""
+    if usable_device(device) == "cpu":
+        return None
+    import torch
+
+    there = torch.device(device)
+    if there.type != "cuda":
+        return None
+    # What torch keeps of memory that it has freed is free for this process.
+    kept = torch.cuda.memory_reserved(there) - torch.cuda.memory_allocated(there)
+    return int(torch.cuda.mem_get_info(there)[0] + kept)
+
+
+@contextmanager
+def working_on_gpu(device: str) -> Iterator[None]:
+    """Compute on a GPU within, with exact products of float32.
+
+    Raises
+    ------
+    MemoryLimitError
+        When the GPU has no room left.
     """
     import torch
 
-    lefts = _lefts(window, device)
-    total: Any = None
-    for left, train, scale in zip(lefts, window.trains, window.scales, strict=True):
-        right = _moved(train.read(start, stop), device).to(torch.float32)
-        if scale is not None:
-            # Not in place: on the CPU it may be the caller's own array.
-            right = right * _moved(scale.read(start, stop), device).to(torch.float32)[:, None]
-        total = left @ right.T if total is None else total.addmm_(left, right.T)
-    if window.scale is not None:
-        total *= _moved(window.scale.read(start, stop), device).to(torch.float32)
-    tile: NDArray[np.float32] = total.cpu().numpy()
-    return tile
+    there = torch.device(device)
+    # With an index of -1 the current device stays as it is.
+    current = -1 if there.type != "cuda" or there.index is None else there.index
+    try:
+        with torch.cuda.device(current), _EXACT:
+            yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryLimitError(
+            f"{device} has no room left for a tile, though it had when this began: does another "
+            f"program use it? Ask again, or work on the CPU (device='cpu')"
+        ) from error
 
 
-def _lefts(window: Any, device: str) -> list[Any]:
-    """Return the left operands on the device, to which they are sent once for all tiles."""
-    kept = _ON_DEVICE.get(window)
-    if kept is None or kept[0] != device:
-        kept = (device, [_moved(left, device) for left in window.lefts])
-        _ON_DEVICE[window] = kept
-    return kept[1]
+class _ExactProducts:
+    """Products of float32 without TF32, from the first thread that enters to the last that leaves.
+
+    TF32 has 10 bits of mantissa. The setting belongs to the process, so that threads that enter while
+    another one is inside must neither save nor put back what that one has set.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: str | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = _allowed_tf32()
+                if self._before is not None:
+                    _set_precision("highest")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._before is not None:
+                _set_precision(self._before)
 
 
-def _moved(array: NDArray[Any], device: str) -> Any:
+_EXACT = _ExactProducts()
+
+
+def _allowed_tf32() -> str | None:
+    """Return the setting that allows TF32; None where products are exact already."""
     import torch
 
-    # torch takes neither arrays that cannot be written nor views with negative strides.
-    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)
+    try:
+        setting = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # torch has two ways to allow TF32, and refuses to read one after the other was used.
+        return "high"
+    return None if setting == "highest" else setting
+
+
+def _set_precision(setting: Any) -> None:
+    import torch
+
+    torch.set_float32_matmul_precision(setting)

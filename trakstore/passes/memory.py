@@ -15,7 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trakstore.passes.dask_cluster import active_client, worker_memory, workers_of
+from trakstore.passes.dask_cluster import (
+    active_client,
+    cluster_errors,
+    worker_memory,
+    workers_of,
+)
+from trakstore.passes.gpu import free_bytes
 from trakstore.passes.scheduler import task_slots
 from trakstore.paths import exists
 from trakstore.planning import byte_count, fit_slots, human_bytes, with_slack
@@ -23,6 +29,11 @@ from trakstore.storage.backends.ahead import AHEAD_BYTES
 
 # A quarter of the memory: the rest is for the page cache, the caller's arrays, other processes.
 SHARE = 4
+# The other half is for what torch and its libraries take beside tensors, and for other programs.
+DEVICE_SHARE = 2
+# Tasks that send tiles to one GPU at once: more read no faster than it copies.
+DEVICE_TASKS = 8
+DEVICE_ADVICE = "work on the CPU (device='cpu'), or free its memory"
 # Bytes that count as available where the system does not say.
 UNKNOWN = 4 * 2**30
 # The parameter M_MMAP_THRESHOLD of mallopt(3).
@@ -58,6 +69,38 @@ def memory_budget(memory_limit: int | str | None) -> int:
         stacklevel=2,
     )
     return most
+
+
+def device_budget(device: str) -> int | None:
+    """Return the bytes that an operation may take on a GPU: half of what is free there.
+
+    On a cluster that is the GPU of the worker that has least. None where all work on the CPU.
+    """
+    if device == "cpu":
+        return None
+    client = active_client()
+    if client is None:
+        free = [free_bytes(device)]
+    else:
+        with cluster_errors(client):
+            free = list(client.run(free_bytes, device).values())
+    known = [one for one in free if one is not None]
+    return min(known) // DEVICE_SHARE if known else None
+
+
+def device_slots(device: str, slot_bytes: int, what: str) -> int:
+    """Return the number of tasks of one process that may run at once, of so many bytes on a GPU.
+
+    Raises
+    ------
+    MemoryLimitError
+        When fewer fit than :func:`least_slots`.
+    """
+    limit, most, least = device_budget(device), task_slots(), least_slots()
+    if limit is None:
+        return most
+    slots = max(least, min(most, DEVICE_TASKS))
+    return fit_slots(slots, least, 0, slot_bytes, limit, f"{what} on {device}", DEVICE_ADVICE)
 
 
 def least_slots() -> int:

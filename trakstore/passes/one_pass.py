@@ -3,19 +3,22 @@
 The rows are cut into ranges of whole tiles (:mod:`~trakstore.passes.scheduler`). In each range a pass
 starts a state, visits one tile after the other, and finishes the state into a result; results of
 neighbouring ranges are merged, left before right, in a tree that depends on the shape alone.
+
+A pass has its tiles and its states in the memory of one device. Results of ranges are on the CPU.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trakstore.passes.gpu import NotFiniteError, working_on_gpu
 from trakstore.passes.scheduler import map_reduce, tile_ranges
 from trakstore.passes.sent import Sent
 
@@ -70,8 +73,26 @@ class Pass(Sent, ABC, Generic[S, R]):
         """Read ahead what the visits of these tiles will ask for: by default nothing."""
         return nullcontext()
 
+    @property
+    def device(self) -> str:
+        """The device whose memory has the tiles: by default the CPU."""
+        return "cpu"
+
+    def on_cpu(self) -> Pass[S, R]:
+        """Return the same pass with its tiles on the CPU."""
+        return self
+
     def over(self, start: int, stop: int) -> R:
         """Compute the result of one range."""
+        device = self.device
+        if device != "cpu":
+            # To look at each value of a tile would have a GPU wait for its answer. It tells at the end
+            # that something was not finite, and the CPU finds out what.
+            with suppress(NotFiniteError), working_on_gpu(device):
+                return self._visited(start, stop)
+        return self.on_cpu()._visited(start, stop)
+
+    def _visited(self, start: int, stop: int) -> R:
         # A range of one pass runs in one thread, so that a state needs no lock.
         tiles = self.tiles(start, stop)
         state = self.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -283,6 +283,16 @@ def take(rows: Rows, index: Taken) -> Rows:
     """Return the rows at ``index``: ``rows`` themselves where that is all of them."""
     whole = isinstance(index, range) and index == range(rows.shape[0])
     return rows if whole else TakenRows(rows, index)
+
+
+def scaled_integers(rows: Rows) -> tuple[Rows, Rows] | None:
+    """Return integers of 8 bits and the scale of each, where rows are stored so; None for others."""
+    if isinstance(rows, StoredColumn):
+        return None if rows.scale is None else (replace(rows, scale=None), rows.scale)
+    if isinstance(rows, TakenRows | UnmaskedRows):
+        parts = scaled_integers(rows.base)
+        return parts and (replace(rows, base=parts[0]), replace(rows, base=parts[1]))
+    return None
 
 
 def taken_rows(rows: Rows, at: NDArray[np.int64]) -> NDArray[Any]:

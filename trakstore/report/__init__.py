@@ -5,8 +5,8 @@ Sections of the page are listed in one place, ``SECTIONS`` in ``sections.py``. W
 - a section: its name in ``SECTIONS``, its numbers in ``Findings`` of the same file, its HTML in
   ``page.html``, at the same place among the others;
 - a part of the panel of a target: ``target_panels.py``, and the macro ``article`` of ``page.html``;
-- an entry of a list (a card): ``cards.py``, and the macro ``cards`` of ``page.html``;
-- a kind of sample, such as images or texts: ``sample.py``, and the macro ``sample`` of ``page.html``;
+- an entry of a list (a card): ``cards.py``, and the macro ``cards`` of ``macros.html``;
+- a kind of sample, such as images or texts: ``sample.py``, and the macro ``sample`` of ``macros.html``;
 - a chart: a function in ``charts.py``, which ``page.py`` or ``target_panels.py`` puts on the page;
 - a table of the page: ``page.html``; a table of the command line: ``analysis_tables.py``,
   ``evaluation_tables.py``, or ``terminal_tables.py`` for stores, kernels and lists of ``top_k``;

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from rich.table import Table
 
 from trakstore.markup import one_line
 from trakstore.report.terminal_tables import plain_table
-from trakstore.report.units import from_to, in_powers_of_ten
+from trakstore.report.units import from_to
 
 _LISTED = 5  # samples of a line
 
@@ -46,18 +45,6 @@ def change_table(found: xr.Dataset, title: str) -> Table:
         chance = [_or_dash(float(one[name]), ".2g") for name in ("p", "q")]
         interval = from_to(float(one["low"]), float(one["high"]), "+.3g")
         table.add_row(name, f"{float(one['change']):+.3g}", interval, *chance)
-    return table
-
-
-def group_table(
-    means: NDArray[np.float64], targets: Sequence[object], trains: Sequence[object]
-) -> Table:
-    """Make a table of mean scores: classes of targets (lines) with classes of train rows (columns)."""
-    scaled, unit = in_powers_of_ten(means)
-    table = plain_table("target class", *(str(one) for one in trains))
-    table.title = f"mean scores, in {unit}\ncolumns: train classes"
-    for name, row in zip(targets, scaled, strict=True):
-        table.add_row(str(name), *(f"{value:+z.1f}" for value in row))
     return table
 
 

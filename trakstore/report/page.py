@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
-from functools import partial
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from trakstore.errors import TrakStoreError
-from trakstore.markup import printable
 from trakstore.planning import human_bytes
 from trakstore.report.cards import change_cards, colour_level, suspect_cards
 from trakstore.report.charts import plot_distribution, plot_spectrum
@@ -21,9 +16,9 @@ from trakstore.report.inline_svg import inline_svg, untitled
 from trakstore.report.sections import SECTIONS, Classes, Findings
 from trakstore.report.store_facts import store_facts, store_verdict
 from trakstore.report.target_panels import panels
+from trakstore.report.template import content_policy, packaged_text, template_environment
 from trakstore.report.units import in_powers_of_ten
 
-_FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
 # Bytes of a page: what browsers on a telephone still open.
 MOST_BYTES = 2**25
 # Most lines of the tables about the store; the last ones are shown.
@@ -47,30 +42,19 @@ def render_page(findings: Findings) -> str:
     TrakStoreError
         A page of more than 32 MB.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    style, script = _packaged_text("page.css"), _packaged_text("page.js")
-    # Only what is given as Markup is not escaped: the page's own style and script, and charts, whose
-    # texts ElementTree escaped. A name that the template knows and nobody gave is an error, not "".
-    environment = Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        finalize=_spelled_out,
-    )
-    environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
-    environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
+    style, script = packaged_text("page.css"), packaged_text("page.js")
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     page = (
-        environment.from_string(_packaged_text("page.html"))
+        template_environment()
+        .get_template("page.html")
         .render(
             findings=findings,
             sections=SECTIONS,
             style=Markup(style),
             script=Markup(script),
-            policy=_policy(style, script),
+            policy=content_policy(style, script),
             drawn={name: Markup(svg) for name, svg in _drawings(findings).items()},
             facts_of_store=store_facts(findings.contents),
             verdict=store_verdict(findings.contents),
@@ -91,42 +75,6 @@ def render_page(findings: Findings) -> str:
             f"browsers open: ask for fewer targets, shorter lists (k=, --k) or smaller pictures"
         )
     return page
-
-
-def _spelled_out(value: Any) -> Any:
-    """Write control characters, such as line breaks and marks of writing direction, as escapes.
-
-    Jinja's escaping does not touch them. The type is compared exactly, because Markup is a subclass of
-    str and holds the page's own HTML.
-    """
-    return printable(value) if type(value) is str else value
-
-
-def _in_lines(text: str) -> str:
-    """Escape a text whose line breaks and tabs stay: it stands where they do no harm."""
-    from markupsafe import escape
-
-    return escape(printable(text, keep="\n\t"))
-
-
-def _packaged_text(name: str) -> str:
-    return files("trakstore.report").joinpath(name).read_text("utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    """Write a Content-Security-Policy: a text that got past the escaping could not run.
-
-    Style and script are allowed by their hashes, and pictures within the page. All else is forbidden:
-    loads, forms, and a ``<base>`` element, which would redirect links.
-    """
-
-    def digest(text: str) -> str:
-        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-    return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; "
-        f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _drawings(findings: Findings) -> Mapping[str, str]:
@@ -161,9 +109,3 @@ def _levels(classes: Classes) -> tuple[list[list[tuple[float, int]]], str]:
     scaled, unit = in_powers_of_ten(classes.means)
     most = float(np.abs(scaled).max())
     return [[(one, colour_level(one, most)) for one in row] for row in scaled.tolist()], unit
-
-
-def _written(form: str, value: float) -> str:
-    """Write a number with a true minus sign; one that is rounded to zero has none."""
-    text = f"{value:{form}}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

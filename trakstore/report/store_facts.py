@@ -77,7 +77,8 @@ def store_facts(contents: StoreContents) -> dict[str, str]:
         facts["parameters"] = f"{spec.parameters.count:,} in {count} tensors"
     if contents.splits:
         itemsize = np.dtype(spec.dtype).itemsize
-        size = sum(s.written_rows * split.dim * itemsize for split, s in contents.splits)
+        kept = [(split, s) for split, s in contents.splits if not split.dropped]
+        size = sum(s.written_rows * split.dim * itemsize for split, s in kept)
         facts["columns"] = _columns([split for split, _ in contents.splits])
         facts["size"] = f"{human_bytes(size)} of features"
         facts |= _origin(contents)
@@ -97,6 +98,10 @@ def _origin(contents: StoreContents) -> dict[str, str]:
     skipped = [(split, one) for split in splits for one in skipped_rows(split)]
     if skipped:
         facts["bad rows"] = f"{len(skipped):,} of the masked rows: {_reasons(skipped)}"
+    dropped = Counter(split.name for split in splits if split.dropped)
+    if dropped:
+        parts = [f"of {name} at {counted(n, 'epoch')}" for name, n in sorted(dropped.items())]
+        facts["dropped rows"] = f"{', '.join(parts)}, on purpose: their gram is kept"
     if contents.runs:
         last = contents.runs[-1]
         workers = counted(last.world_size, "worker")
@@ -125,6 +130,7 @@ def _features(contents: StoreContents) -> str:
     seed += ", another each epoch" if spec.projection.per_epoch else ""
     seed += "" if spec.scale is None else f", gradients scaled by {spec.scale.source}"
     bits = "" if spec.keep_bits is None else f", mantissas rounded to {spec.keep_bits} bits"
+    bits += " with a scale for each row" if spec.dtype == "int8" else ""
     return f"{spec.projection.kind}, dim {dim or 'not known yet'}{seed}, {spec.dtype}{bits}"
 
 

@@ -13,7 +13,7 @@ from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
-from trakstore.markup import one_line, printable
+from trakstore.markup import cells, one_line, printable
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import SplitStatus
 
@@ -162,8 +162,8 @@ def _classes(found: NDArray[Any], own: Any) -> Text:
 def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
     trains = [one_line(one) for one in top["train"].values.tolist()]
     # Entries stand in columns as wide as the terminal allows: equal widths keep these straight.
-    width = max(map(len, trains))
-    entries = [Text(one.rjust(width)) for one in trains]
+    width = max(map(cells, trains))
+    entries = [Text(" " * (width - cells(one)) + one) for one in trains]
     if "label" in top:
         own = top["target_label"].item()
         for entry, label in zip(entries, top["label"].values.tolist(), strict=True):

@@ -37,6 +37,11 @@ class Problem:
     workers: int = 1
     memory_limit: int | None = None
 
+    @property
+    def read_itemsize(self) -> int:
+        """Bytes of a value that was read: those that are stored in 8 bits become float32."""
+        return 4 if self.itemsize == 1 else self.itemsize
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -113,7 +118,7 @@ def costs(problem: Problem) -> tuple[Cost, ...]:
 
 def planned_sizes(problem: Problem) -> ScoreSizes:
     """Return the sizes of the scores of a problem, chunked as a store has them."""
-    dim, itemsize = problem.dim, problem.itemsize
+    dim, itemsize = problem.dim, problem.read_itemsize
     train, target = (_tile_height(problem, rows) for rows in (problem.rows, problem.targets))
     limit, held = problem.memory_limit or memory_budget(None), 0
     for _ in range(problem.epochs):
@@ -130,17 +135,17 @@ def planned_sizes(problem: Problem) -> ScoreSizes:
 def _tile_height(problem: Problem, rows: int) -> int:
     """Return the rows of a tile of a split with so many rows."""
     chunk_rows = block_shape(rows, problem.dim, problem.itemsize).chunk_rows
-    return tile_height(chunk_rows, problem.dim * problem.itemsize)
+    return tile_height(chunk_rows, problem.dim * problem.read_itemsize)
 
 
 def _gram_plan(problem: Problem, limit: int) -> tuple[int, int]:
     """Return peak bytes, and passes over the features: one, or one for each round of strips."""
     rows, dim, step = problem.rows, problem.dim, _tile_height(problem, problem.rows)
     if isinstance(choose_solver(rows, dim, Damping(), limit), Cholesky):
-        waiting, each = gram_bytes(dim, step, problem.itemsize, 4)
+        waiting, each = gram_bytes(dim, step, problem.read_itemsize, 4)
         slots = fit_slots(task_slots(), 1, waiting, each, limit, f"a gram of {dim}")
         return waiting + slots * each, 1
-    plan = plan_strips(rows, dim, problem.itemsize, step, "float32", limit)
+    plan = plan_strips(rows, dim, problem.read_itemsize, step, "float32", limit)
     return plan.memory, -(-dim // plan.height)
 
 

@@ -6,6 +6,7 @@ Both are written window of targets after window; what a stopped save wrote of a 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,6 @@ from trakstore.planning import CHUNK_BYTES, human_bytes
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_number, as_whole
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import F32
 from trakstore.scores.save import Begun, Save, narrowed
 from trakstore.scores.streaming import WindowPass
 from trakstore.scores.top_k import plan_top_k, top_k
@@ -67,7 +67,11 @@ def save_above(save: Save, threshold: float) -> Begun:
     limit = memory_budget(save.memory_limit)
     # A window's entries, sorted, and entries that wait to be merged.
     fixed = 4 * limit // WINDOW_SHARE
-    plan = plan_windows(scores.sizes, "scores above a threshold", limit, fixed_bytes=fixed)
+    sizes = scores.sizes
+    # On a GPU a tile has magnitudes and a mask beside it.
+    there = 6 * sizes.tile_rows
+    what = "scores above a threshold"
+    plan = plan_windows(sizes, what, limit, fixed_bytes=fixed, device_bytes=there)
     stop = SavedArray("stop", "int64", (rows,), (plan.targets,), ("target",))
     # Until it is known how many entries there are, the arrays are as long as there are scores.
     size = rows * columns
@@ -141,6 +145,7 @@ class _AbovePass(WindowPass[list[NDArray[np.void]], _Entries]):
     """Entries whose magnitude is a threshold or more."""
 
     most: _Most
+    takes_tensors: ClassVar[bool] = True
 
     @staticmethod
     def merge(left: _Entries, right: _Entries) -> _Entries:
@@ -150,7 +155,19 @@ class _AbovePass(WindowPass[list[NDArray[np.void]], _Entries]):
     def begin(self) -> list[NDArray[np.void]]:
         return []
 
-    def take(self, state: list[NDArray[np.void]], tile: F32, low: int) -> None:
+    def take(self, state: list[NDArray[np.void]], tile: Any, low: int) -> None:
+        row, column, score = self._above(tile, low)
+        entries = np.empty(len(row), dtype=ENTRY)
+        entries["row"], entries["column"], entries["score"] = row, column + low, score
+        state.append(entries)
+        self.most.check(sum(map(len, state)), TASK_SHARE)
+
+    def _above(self, tile: Any, low: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return row, column and score of a tile's entries."""
+        if not isinstance(tile, np.ndarray):
+            from trakstore.scores.device_lists import entries_above
+
+            return entries_above(tile, self.most.threshold)
         # A finite sum says so of all its terms.
         if not np.isfinite(np.add.reduce(tile, axis=None)) and not np.isfinite(tile).all():
             raise NumericsError(
@@ -158,10 +175,7 @@ class _AbovePass(WindowPass[list[NDArray[np.void]], _Entries]):
                 f"features with `trakstore kernel`"
             )
         row, column = np.nonzero(np.abs(tile) >= self.most.threshold)
-        entries = np.empty(len(row), dtype=ENTRY)
-        entries["row"], entries["column"], entries["score"] = row, column + low, tile[row, column]
-        state.append(entries)
-        self.most.check(sum(map(len, state)), TASK_SHARE)
+        return row, column, tile[row, column]
 
     def end(self, state: list[NDArray[np.void]]) -> _Entries:
         return _Entries(np.concatenate(state), self.most)

@@ -13,13 +13,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.markup import card, facts_markup
+from trakstore.passes.gpu import usable_device
 from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.passes.rows import MeanRows, Rows, Taken, take, together
 from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
-from trakstore.scores.parts import F32, Part, Window, held_bytes
-from trakstore.scores.window_plans import ScoreSizes, solve_bytes, tile_bytes
+from trakstore.scores.parts import F32, Part, TileMaker, Window, held_bytes
+from trakstore.scores.window_plans import ScoreSizes, tile_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import Epoch, as_epoch
 
@@ -128,12 +129,10 @@ class Scores:
             rows,
             sum(part.target.shape[1] for part in parts),
             max(tile_bytes(rows, part.train.shape[1], part.train.dtype.itemsize) for part in parts),
-            max(
-                solve_bytes(count, part.target.shape[1], part.target.dtype.itemsize)
-                for part, count in solved
-            ),
+            max(part.solve_memory(count) for part, count in solved),
             held_bytes(parts),
             self.train_ids.dtype.itemsize,
+            self.device,
         )
 
     def __repr__(self) -> str:
@@ -183,7 +182,8 @@ class Scores:
     def to(self, device: str) -> Scores:
         """Return the same scores, whose tiles are computed on ``"cuda"`` (by torch) or ``"cpu"``.
 
-        Where a worker cannot use the device, it warns and works on the CPU.
+        Running lists and sums stay there too. Where a worker cannot use the device, it warns and works
+        on the CPU.
         """
         return replace(self, device=device)
 
@@ -265,19 +265,27 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class _FillPass(Pass[None, None]):
+class _FillPass(Pass[TileMaker, None]):
     window: Window
     out: F32
     merge = staticmethod(nothing)
 
+    @property
+    def device(self) -> str:
+        return usable_device(self.window.device)
+
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         return self.window.reading(tiles)
 
-    def start(self) -> None:
-        return
+    def start(self) -> TileMaker:
+        return self.window.tile_maker(self.step)
 
-    def visit(self, state: None, low: int, high: int) -> None:  # noqa: ARG002
-        self.window.tile(low, high, self.out[:, low:high])
+    def visit(self, state: TileMaker, low: int, high: int) -> TileMaker:
+        state.host_tile(low, high, self.out[:, low:high])
+        return state
+
+    def finish(self, state: TileMaker) -> None:  # noqa: ARG002
+        return
 
 
 def positions(index: Index, size: int, dim: str) -> Taken:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError
 from trakstore.kernels.solvers import Factor
-from trakstore.passes.gpu import torch_tile, usable_device
+from trakstore.passes.gpu import usable_device, working_on_gpu
 from trakstore.passes.rows import Rows, Taken, take, together
 from trakstore.passes.scheduler import tile_rows
 from trakstore.passes.sent import Sent
 from trakstore.planning import ranges
-from trakstore.scores.window_plans import SCRATCH_VALUES
+from trakstore.scores.window_plans import SCRATCH_VALUES, solve_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import Epoch
 
@@ -57,7 +57,17 @@ class Part:
     @property
     def solve_rows(self) -> int:
         """Number of targets that are solved at once."""
-        return max(tile_rows(self.target), 1 if self.factor is None else self.factor.solve_rows)
+        rows = tile_rows(self.target)
+        if self.factor is None:
+            return rows
+        rows = max(rows, self.factor.solve_rows)
+        return rows if self.factor.most_rows is None else min(rows, self.factor.most_rows)
+
+    def solve_memory(self, count: int) -> int:
+        """Return the bytes that it takes to solve ``count`` targets."""
+        rows, columns = count, self.target.shape[1]
+        more = 0 if self.factor is None else self.factor.solve_memory(rows)
+        return solve_bytes(rows, columns, self.target.dtype.itemsize) + more
 
     def left(self, start: int, stop: int) -> F32:
         """Compute L for a window of targets: solved in float64, kept as float32, (stop - start, k).
@@ -115,6 +125,19 @@ def held_bytes(parts: Iterable[Part]) -> int:
     return sum(factor.memory for factor in factors.values())
 
 
+class TileMaker(Protocol):
+    """Tiles of a window, made one after the other: each may be gone when the next one is made."""
+
+    def tile(self, start: int, stop: int) -> Any:
+        """Compute scores with train rows start..stop, shape (w, stop - start), where they belong.
+
+        That is a NumPy array, or a tensor on a GPU.
+        """
+
+    def host_tile(self, start: int, stop: int, out: F32 | None = None) -> F32:
+        """Compute the same as a NumPy array, in ``out`` if given."""
+
+
 @dataclass(frozen=True, eq=False)
 class Window(Sent):
     """A window of targets against all train rows, as it is sent to workers.
@@ -150,15 +173,28 @@ class Window(Sent):
         wanted = ((rows, low, high) for low, high in tiles for rows in columns)
         return together(wanted, self.ahead)
 
-    def tile(self, start: int, stop: int, out: F32 | None = None) -> F32:
-        """Compute scores with train rows start..stop, shape (w, stop - start), in ``out`` if given."""
-        if out is None:
-            out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
+    def tile_maker(self, step: int) -> TileMaker:
+        """Return what makes tiles of at most ``step`` train rows, on the device of this window."""
         device = usable_device(self.device)
         if device == "cpu":
-            self._fill(start, stop, out)
-        else:
-            out[...] = torch_tile(self, start, stop, device)
+            return _HostTiles(self, step)
+        from trakstore.scores.device_tiles import DeviceTiles
+
+        return DeviceTiles(self, device)
+
+    def on_cpu(self) -> Window:
+        """Return the same window with its tiles on the CPU."""
+        return self if self.device == "cpu" else replace(self, device="cpu")
+
+    def tile(self, start: int, stop: int, out: F32 | None = None) -> F32:
+        """Compute scores with train rows start..stop, shape (w, stop - start), in ``out`` if given."""
+        device = usable_device(self.device)
+        if device != "cpu":
+            with working_on_gpu(device):
+                return self.tile_maker(stop - start).host_tile(start, stop, out)
+        if out is None:
+            out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
+        self._fill(start, stop, out)
         return self._shrunk(out)
 
     def entries(
@@ -195,6 +231,23 @@ class Window(Sent):
                     _add_product(out, left, right.T)
             if self.scale is not None:
                 out *= _column(self.scale, start, stop)
+
+
+# One array for all tiles, since a cluster's workers give each freed one back to the system.
+class _HostTiles:
+    """Tiles in memory, each in the place of the one before it."""
+
+    def __init__(self, window: Window, step: int) -> None:
+        self._window, self._step = window, step
+        self._buffer: F32 | None = None
+
+    def tile(self, start: int, stop: int) -> F32:
+        if self._buffer is None:
+            self._buffer = np.empty((len(self._window.lefts[0]), self._step), dtype=np.float32)
+        return self._window.tile(start, stop, self._buffer[:, : stop - start])
+
+    def host_tile(self, start: int, stop: int, out: F32 | None = None) -> F32:
+        return self.tile(start, stop) if out is None else self._window.tile(start, stop, out)
 
 
 def _add_product(out: F32, left: F32, right: F32) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -133,6 +134,27 @@ def first_of(lists: Lists, k: int) -> Lists:
 def select_bytes(k: int, columns: int) -> int:
     """Return the bytes for looking at some rows of a tile and sorting in their waiting entries."""
     return SELECT_BYTES + 4 * k * max(1, SELECT_VALUES // columns) * (STATE_BYTES + 32)
+
+
+def group_size(k: int, columns: int) -> int:
+    """Return the columns of a group, by which about as many groups as candidates are looked at.
+
+    Examples
+    --------
+    >>> [group_size(k, 8192) for k in (20, 100, 2000, 8192)]
+    [16, 8, 2, 1]
+    """
+    return 1 << int(math.log2(max(1.0, math.sqrt(columns / k))))
+
+
+def device_list_bytes(k: int, columns: int) -> int:
+    """Return the bytes of a target's list on a GPU, and of what is made of its part of a tile."""
+    size = group_size(k, columns)
+    candidates = k * size + columns % size if size > 1 else columns
+    looked_at = k + max(candidates, columns // size)
+    # Keys; ranks as they are made, joined, and as topk works on them; two lists, and what is gathered
+    # for them.
+    return 4 * columns + 64 * looked_at + 96 * k
 
 
 def check_finite(tile: NDArray[Any], target: int, positions: NDArray[np.int64]) -> None:

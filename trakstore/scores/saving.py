@@ -28,7 +28,7 @@ from trakstore.scores.window_plans import plan_windows
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
-from trakstore.storage.group_documents import PLACE
+from trakstore.storage.group_documents import COORDINATES, PLACE
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.saved_arrays import SavedArray
@@ -126,6 +126,7 @@ def _save(save: Save, top: int | None, threshold: float | None) -> None:
     # The ids come last, as they cost little and are written again by a save that goes on.
     arrays = begun.arrays + [_save_ids(save, rows, dim) for dim, rows in ids.items()]
     document = {
+        COORDINATES: " ".join(f"{dim}_id" for dim in ids),
         "method": scores.method,
         "epochs": list(scores.epochs),
         "average": scores.average,
@@ -231,7 +232,8 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
     Returns
     -------
     DataArray
-        For a whole matrix: dims ``("target", "train")``, ids as coordinates.
+        For a whole matrix: dims ``("target", "train")``, ids as coordinates, as for
+        ``.sel(target_id="img7")``.
     Dataset
         For the ``top`` of each target: ``score``, ``train`` (ids) and ``position`` with dims
         ``("target", "rank")``, as :func:`top_k` gives it. For those above a ``threshold``: ``score``
@@ -256,7 +258,8 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
         one: (array.dimensions, array.open(location, path).to_dask())
         for one, array in arrays.items()
     }
-    attrs = {key: value for key, value in document.items() if key not in (ARRAYS, PLACE)}
+    own = (ARRAYS, PLACE, COORDINATES)
+    attrs = {key: value for key, value in document.items() if key not in own}
     coords = {one: lazy.pop(one) for one in ("target_id", "train_id") if one in lazy}
     try:
         if "scores" in lazy:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar, cast
 
-import numpy as np
-
+from trakstore.passes.gpu import usable_device
 from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import F32, Window
+from trakstore.scores.parts import F32, TileMaker, Window
 from trakstore.scores.window_plans import WindowPlan, plan_windows
 
 S = TypeVar("S")
@@ -22,7 +21,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
-class WindowPass(Pass[tuple[S, F32], R]):
+class WindowPass(Pass[tuple[S, TileMaker], R]):
     """A pass of a window of targets over the train rows, which takes tiles of scores.
 
     Attributes
@@ -31,20 +30,23 @@ class WindowPass(Pass[tuple[S, F32], R]):
         The targets, and the train rows.
     first : int
         Position of the first target among all.
+    takes_tensors : bool
+        Whether :meth:`take` gets tiles of a GPU as tensors there; they come back else.
     """
 
     window: Window
     first: int
+    takes_tensors: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self) -> S:
         """Return a new state."""
 
     @abstractmethod
-    def take(self, state: S, tile: F32, low: int) -> None:
+    def take(self, state: S, tile: Any, low: int) -> None:
         """Change the state by the scores with the train rows from ``low`` on.
 
-        The tile, of shape ``(targets, train rows)``, is filled anew afterwards.
+        The tile, of shape ``(targets, train rows)`` and float32, is filled anew afterwards.
         """
 
     def end(self, state: S) -> R:
@@ -61,19 +63,26 @@ class WindowPass(Pass[tuple[S, F32], R]):
         """Position of the first of these targets among all, and of the one behind the last."""
         return self.first, self.first + self.targets
 
+    @property
+    def device(self) -> str:
+        return usable_device(self.window.device)
+
+    def on_cpu(self) -> Self:
+        return replace(self, window=self.window.on_cpu())
+
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         return self.window.reading(tiles)
 
-    def start(self) -> tuple[S, F32]:
-        # One array for all tiles, since a cluster's workers give each freed one back to the system.
-        return self.begin(), np.empty((self.targets, self.step), dtype=np.float32)
+    def start(self) -> tuple[S, TileMaker]:
+        return self.begin(), self.window.tile_maker(self.step)
 
-    def visit(self, state: tuple[S, F32], low: int, high: int) -> tuple[S, F32]:
-        own, buffer = state
-        self.take(own, self.window.tile(low, high, buffer[:, : high - low]), low)
+    def visit(self, state: tuple[S, TileMaker], low: int, high: int) -> tuple[S, TileMaker]:
+        own, maker = state
+        make = maker.tile if self.takes_tensors else maker.host_tile
+        self.take(own, make(low, high), low)
         return state
 
-    def finish(self, state: tuple[S, F32]) -> R:
+    def finish(self, state: tuple[S, TileMaker]) -> R:
         return self.end(state[0])
 
 

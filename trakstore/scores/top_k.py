@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import dask.array as da
 import numpy as np
@@ -21,7 +21,6 @@ from trakstore.passes.rows import ArrayRows, Rows, TakenRows, taken_rows, togeth
 from trakstore.passes.scheduler import WAITING, merged_in_pairs
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores, need_scores
-from trakstore.scores.parts import F32
 from trakstore.scores.running_lists import (
     NOWHERE,
     STATE_BYTES,
@@ -29,12 +28,16 @@ from trakstore.scores.running_lists import (
     Lists,
     Order,
     Running,
+    device_list_bytes,
     merge,
     select_bytes,
 )
 from trakstore.scores.selection import Groups, Where, train_groups
 from trakstore.scores.streaming import WindowPass, each_window
 from trakstore.scores.window_plans import ScoreSizes, WindowPlan, plan_windows
+
+if TYPE_CHECKING:
+    from trakstore.scores.device_lists import DeviceLists
 
 
 def top_k(
@@ -130,16 +133,18 @@ def plan_top_k(
         # Lists of ranges wait to be merged, and a merge makes as much again for its sort.
         target_bytes=(WAITING + 4) * STATE_BYTES * k * count,
         state_bytes=state,
+        device_bytes=count * device_list_bytes(k, sizes.tile_rows),
     )
 
 
 @dataclass(frozen=True, eq=False)
-class SelectPass(WindowPass[list[Running], list[Lists]]):
-    """The lists of a window, one for each group; see :class:`Running`."""
+class SelectPass(WindowPass[list["Running | DeviceLists"], list[Lists]]):
+    """The lists of a window, one for each group, where its tiles are; see :class:`Running`."""
 
     k: int
     order: Order
     groups: Groups | None
+    takes_tensors: ClassVar[bool] = True
 
     @staticmethod
     def merge(left: list[Lists], right: list[Lists]) -> list[Lists]:
@@ -150,13 +155,18 @@ class SelectPass(WindowPass[list[Running], list[Lists]]):
         every = super().tiles(start, stop)
         return [one for one in every if self.groups is None or self.groups.reach(*one)]
 
-    def begin(self) -> list[Running]:
-        return [
-            Running(self.targets, self.k, np.dtype(np.float32), self.step)
-            for _ in ([0] if self.groups is None else self.groups.counts)
-        ]
+    def begin(self) -> list[Running | DeviceLists]:
+        return [self._lists() for _ in ([0] if self.groups is None else self.groups.counts)]
 
-    def take(self, state: list[Running], tile: F32, low: int) -> None:
+    def _lists(self) -> Running | DeviceLists:
+        device = self.device
+        if device == "cpu":
+            return Running(self.targets, self.k, np.dtype(np.float32), self.step)
+        from trakstore.scores.device_lists import DeviceLists
+
+        return DeviceLists(self.targets, self.k, device)
+
+    def take(self, state: list[Running | DeviceLists], tile: Any, low: int) -> None:
         if self.groups is None:
             state[0].offer(tile, self.first, np.arange(low, low + tile.shape[1]), self.order)
             return
@@ -164,7 +174,7 @@ class SelectPass(WindowPass[list[Running], list[Lists]]):
             part = tile if len(columns) == tile.shape[1] else tile[:, columns]
             state[group].offer(part, self.first, columns + low, self.order)
 
-    def end(self, state: list[Running]) -> list[Lists]:
+    def end(self, state: list[Running | DeviceLists]) -> list[Lists]:
         return [one.lists() for one in state]
 
 

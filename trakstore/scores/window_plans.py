@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trakstore.passes.memory import least_slots, memory_budget, room_ahead
+from trakstore.errors import LARGER_LIMIT
+from trakstore.passes.memory import (
+    DEVICE_ADVICE,
+    DEVICE_TASKS,
+    device_budget,
+    least_slots,
+    memory_budget,
+    room_ahead,
+)
 from trakstore.passes.scheduler import task_slots
 from trakstore.planning import ranges, window_rows, with_slack
 
@@ -32,6 +40,8 @@ class ScoreSizes:
         Bytes of the kernels' factors, which stay in memory.
     id_bytes : int
         Bytes of one train id.
+    device : str
+        Device that computes tiles.
     """
 
     targets: int
@@ -41,6 +51,7 @@ class ScoreSizes:
     solve_bytes: int
     held_bytes: int = 0
     id_bytes: int = 8
+    device: str = "cpu"
 
 
 def tile_bytes(rows: int, columns: int, itemsize: int) -> int:
@@ -78,6 +89,7 @@ def plan_windows(
     task_bytes: int = 0,
     target_bytes: int = 0,
     state_bytes: int = 0,
+    device_bytes: int = 0,
     align: int = 1,
 ) -> WindowPlan:
     """Choose how many targets to take at once, and how many tasks to run.
@@ -92,27 +104,73 @@ def plan_windows(
     fixed_bytes, task_bytes, target_bytes, state_bytes : int
         Bytes that the operation needs beside the tiles: at all, in each task, for each target of a
         window, and for each target in each task.
+    device_bytes : int
+        Bytes on a GPU for each target in each task, beside its scores.
     align : int
         Windows are whole multiples of so many targets where more than one fits.
 
     Raises
     ------
     MemoryLimitError
-        When one target does not fit.
+        When one target does not fit, here or on the GPU.
     """
     limit, rows, step = memory_budget(memory_limit), sizes.targets, sizes.tile_rows
     fixed = fixed_bytes + sizes.held_bytes + sizes.solve_bytes
     task = task_bytes + sizes.tile_bytes + 4 * min(SCRATCH_VALUES, rows * step)
     # In float32: a target's left factors in the window, and its scores in each task's tile.
     target, each = target_bytes + 4 * sizes.columns, state_bytes + 4 * step
+    slots, fitting = _fitting(rows, fixed, task, target, each, limit, what)
+    there = device_budget(sizes.device)
+    if there is not None:
+        few = _on_device(sizes, device_bytes, there, what)
+        slots, fitting = min(slots, few.workers), min(fitting, few.targets)
+    targets = max(fitting // align * align, min(align, fitting))
+    memory = fixed + slots * task + targets * (target + slots * each)
+    return WindowPlan(targets, slots, memory, room_ahead(limit, memory, slots))
+
+
+def _on_device(sizes: ScoreSizes, list_bytes: int, limit: int, what: str) -> WindowPlan:
+    """Choose how many targets and tasks fit a GPU."""
+    # A tile is there twice as stored, as one is sent while the other is used, and as it is computed
+    # with. In the plan of the host it counts once as stored.
+    task, target, each = 2 * sizes.tile_bytes, 4 * sizes.columns, list_bytes + 4 * sizes.tile_rows
+    slots, targets = _fitting(
+        sizes.targets,
+        0,
+        task,
+        target,
+        each,
+        limit,
+        f"{what} on {sizes.device}",
+        DEVICE_TASKS,
+        DEVICE_ADVICE,
+    )
+    return WindowPlan(targets, slots, slots * task + targets * (target + slots * each))
+
+
+def _fitting(
+    rows: int,
+    fixed: int,
+    task: int,
+    target: int,
+    each: int,
+    limit: int,
+    what: str,
+    most: int | None = None,
+    advice: str = LARGER_LIMIT,
+) -> tuple[int, int]:
+    """Choose the tasks at once and the targets of a window.
+
+    Bytes are ``fixed`` at all, ``task`` in each task, ``target`` for each target, and ``each`` for each
+    target in each task; at ``most`` so many tasks.
+    """
     # Every task has a tile of its own. Tasks give way as long as that leaves no room for a window that
     # is worth a pass over the train rows, since each window reads all of them.
-    slots, least, enough = task_slots(), least_slots(), min(rows, ENOUGH_TARGETS)
+    least, enough = least_slots(), min(rows, ENOUGH_TARGETS)
+    slots = max(least, min(task_slots(), task_slots() if most is None else most))
     while slots > least and (
         with_slack(fixed + slots * task + enough * (target + slots * each)) > limit
     ):
         slots -= 1
-    fitting = window_rows(rows, target + slots * each, fixed + slots * task, limit, what)
-    targets = max(fitting // align * align, min(align, fitting))
-    memory = fixed + slots * task + targets * (target + slots * each)
-    return WindowPlan(targets, slots, memory, room_ahead(limit, memory, slots))
+    row, once = target + slots * each, fixed + slots * task
+    return slots, window_rows(rows, row, once, limit, what, advice)

@@ -13,7 +13,8 @@ from trakstore.spec.comparison import shortened
 from trakstore.spec.store_spec import StoreSpec
 from trakstore.spec.whole_fields import set_whole
 
-_FLOATS, _NUMBERS = ("float32", "float16"), ("float32", "float16", "float64", "int64", "int32")
+_FEATURES = ("float32", "float16", "int8")
+_NUMBERS = ("float32", "float16", "float64", "int64", "int32", "int8")
 _WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "keep_bits")
 # A document that says more is damaged or forged, and is refused before memory is taken for it.
 _MOST_BLOCKS, _MOST_BLOCK_ROWS = 2**22, 2**25  # of a split, of a block
@@ -35,7 +36,10 @@ _FIELDS = {
     "chunk_columns": documents.whole(1, 2**31 - 1),
     "given": documents.optional(documents.text()),
     "nonce": documents.whole(0, 2**32 - 1),
+    "coordinates": documents.text(),
 }
+# Fields that are younger than the format: where they are empty, the document stays as it was.
+_ADDED = ("widths", "given", "coordinates")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class SplitSpec:
         Shape of a block and of a feature chunk; see :class:`trakstore.planning.BlockShape`.
     nonce : int
         Random 32-bit number that tells this split from one of the same name that was dropped.
+    coordinates : str
+        Names of the arrays that xarray takes for coordinates; empty in splits of before there were any.
     """
 
     rows: int
@@ -81,6 +87,7 @@ class SplitSpec:
     chunk_rows: int = field(default=1, compare=False)
     chunk_columns: int = field(default=1, compare=False)
     nonce: int = field(default=0, compare=False)
+    coordinates: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
@@ -121,9 +128,7 @@ class SplitSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON."""
         document = {**asdict(self), "columns": dict(self.columns), "widths": dict(self.widths)}
-        # These two are younger than the format: where they are empty, the document stays as it was.
-        added = ("widths", "given")
-        return {name: value for name, value in document.items() if value or name not in added}
+        return {name: value for name, value in document.items() if value or name not in _ADDED}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> SplitSpec:
@@ -134,9 +139,7 @@ class SplitSpec:
         DamagedError
             When a field has a value that no writer gives it, or the sizes do not fit together.
         """
-        spec = cls(
-            **documents.fields(document, _FIELDS, ("widths", "given"), "the split's document")
-        )
+        spec = cls(**documents.fields(document, _FIELDS, _ADDED, "the split's document"))
         _check_columns(spec)
         _check_shape(spec)
         return spec
@@ -145,15 +148,23 @@ class SplitSpec:
 def _check_columns(spec: SplitSpec) -> None:
     """Raise a :class:`DamagedError` for columns that no split has."""
     dtypes, widths = dict(spec.columns), dict(spec.widths)
-    if dtypes.get("features") not in _FLOATS or dtypes.get("sample_id") not in ("int64", "str"):
+    if dtypes.get("features") not in _FEATURES or dtypes.get("sample_id") not in ("int64", "str"):
         raise DamagedError(
-            f"the split's columns must have features of {' or '.join(_FLOATS)} and a sample_id of "
+            f"the split's columns must have features of {' or '.join(_FEATURES)} and a sample_id of "
             f"int64 or str, got {shortened(dtypes)}"
         )
     # Each column is a folder beside three arrays of the store's own, which it must not take over.
     strange = sorted(dtypes.keys() & {"written", "masked", "skipped"})
     strange += sorted(widths.keys() - {n for n in dtypes if n.startswith("activations.")})
     strange += sorted(n for n in dtypes if n != "sample_id" and dtypes[n] == "str")
+    # Integers of 8 bits are features, which mean nothing without the scale of each row.
+    strange += sorted(n for n in dtypes if n != "features" and dtypes[n] == "int8")
+    scaled, scale = dtypes["features"] == "int8", dtypes.get("row_scale")
+    if scale != ("float32" if scaled else None):
+        raise DamagedError(
+            f"the split's document has features of {dtypes['features']} and row_scale of {scale}: it "
+            f"is there, in float32, for features of int8 alone"
+        )
     if strange:
         raise DamagedError(f"the split's document has a column that no split has: {strange[0]!r}")
 

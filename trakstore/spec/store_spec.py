@@ -14,12 +14,13 @@ from trakstore.spec.projection_spec import ProjectionSpec
 from trakstore.spec.scale_spec import ScaleSpec
 from trakstore.spec.whole_fields import set_whole
 
-__all__ = ["FORMAT_VERSION", "AutocastDtype", "FeatureDtype", "StoreSpec"]
+__all__ = ["FORMAT_VERSION", "FeatureDtype", "Precision", "StoreSpec"]
 
 FORMAT_VERSION = 2
 
-FeatureDtype = Literal["float32", "float16"]
-AutocastDtype = Literal["bfloat16"]
+FeatureDtype = Literal["float32", "float16", "int8"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+LessPrecise = Literal["tf32", "bfloat16"]
 
 _FIELDS = {
     "projection": documents.made_by(ProjectionSpec.from_dict, "a projection"),
@@ -29,7 +30,7 @@ _FIELDS = {
     ),
     "dtype": documents.one_of(*get_args(FeatureDtype)),
     "keep_bits": documents.optional(documents.whole(1, 23)),
-    "autocast": documents.optional(documents.one_of(*get_args(AutocastDtype))),
+    "autocast": documents.optional(documents.one_of(*get_args(LessPrecise))),
     "scale": documents.optional(documents.made_by(ScaleSpec.from_dict, "a scale of gradients")),
 }
 # Stores are older than these, and a trakstore refuses a field that it does not know: a store that was
@@ -42,9 +43,10 @@ class StoreSpec:
     """Description that all features of a store have in common.
 
     ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere. With
+    ``dtype`` ``"int8"``, features are integers of 8 bits, times a scale for each row. With
     ``keep_bits`` the mantissas of float32 features are rounded to so many bits before they are
-    written, and compressed. ``autocast`` is the dtype of the model's products, where that was less than
-    its parameters' precision. ``scale`` names the factors that gradients were multiplied with before
+    written, and compressed. ``autocast`` is the precision of the model's products, where that was less
+    than its parameters'. ``scale`` names the factors that gradients were multiplied with before
     the projection, where there are any.
     """
 
@@ -53,7 +55,7 @@ class StoreSpec:
     parameters: ParameterSpec | None = None
     dtype: FeatureDtype = "float32"
     keep_bits: int | None = None
-    autocast: AutocastDtype | None = None
+    autocast: LessPrecise | None = None
     scale: ScaleSpec | None = None
 
     def __post_init__(self) -> None:
@@ -62,9 +64,11 @@ class StoreSpec:
                 f"projection must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), "
                 f"got {self.projection!r}"
             )
-        if self.autocast not in (None, *get_args(AutocastDtype)):
-            known = ", ".join(get_args(AutocastDtype))
-            raise TrakStoreError(f"autocast is {known} or None, got {self.autocast!r}")
+        if self.autocast not in (None, *get_args(LessPrecise)):
+            known = ", ".join(get_args(LessPrecise))
+            raise TrakStoreError(
+                f"products are in {known} or None for float32, got {self.autocast!r}"
+            )
         if self.dtype not in get_args(FeatureDtype):
             known = ", ".join(get_args(FeatureDtype))
             raise TrakStoreError(f"features are stored as {known}, got {self.dtype!r}")

@@ -18,6 +18,8 @@ from trakstore.storage import layout
 from trakstore.storage.arrays import block_keys, column_form, marker_entries
 from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.columns import first_few
+from trakstore.storage.dropped_rows import dropped_columns
+from trakstore.storage.eight_bits import MOST_ERROR, dequantised, rounding_bound
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
 from trakstore.storage.skipped import stated_reasons, unlike_norms
@@ -78,7 +80,11 @@ def check_block(split: Split, block: int) -> list[Finding]:
     wrong = _wrong_marker(spec, block, marker)
     wrong_parts: list[_Wrong] = [] if wrong is None else [wrong]
     rows = _Rows(spec, block)
+    gone = dropped_columns(spec) if split.dropped else ()
     for i, key in enumerate(block_keys(spec, block)):
+        # What was deleted on purpose is not missed. A row without it says nothing about its norm.
+        if key.partition("/")[0] in gone:
+            continue
         tail = None if wrong else marker[(2 + i) * TAIL : (3 + i) * TAIL]
         bad = _check_chunk(split, key, tail, rows)
         wrong_parts += [] if bad is None else [bad]
@@ -215,6 +221,8 @@ class _Rows:
         name, _, rest = key.partition("/")
         values = column_form(self.spec, name).decode(key, value)
         if name == layout.FEATURES:
+            if values.dtype == np.int8 and layout.ROW_SCALE not in self.narrow:
+                return  # a scale that is damaged, and is told of: the rows say nothing
             self._add_squares(values, *layout.chunk_numbers(rest))
         elif name in self.finite:
             self._add_finite(name, values, layout.chunk_numbers(rest)[0])
@@ -226,6 +234,8 @@ class _Rows:
         row = down * height - self.first
         rows, columns = min(height, self.count - row), min(width, self.spec.dim - across * width)
         tile = values[:rows, :columns]
+        if tile.dtype == np.int8:
+            tile = dequantised(tile, self.narrow[layout.ROW_SCALE][row : row + rows])
         wide = tile.astype(np.float32, copy=False)  # float16 is slow to sum
         self.squares[row : row + rows] += np.einsum("ij,ij->i", wide, wide, dtype=np.float64)
         self.awaited -= 1
@@ -284,8 +294,13 @@ class _Rows:
         )
         relative = EXACT if exact else NARROWED
         absolute = math.sqrt(self.spec.dim) * float(np.finfo(np.float32).smallest_subnormal)
+        allowed = relative * norm + absolute
+        if layout.ROW_SCALE in self.narrow:
+            # No more than what rounding to 8 bits can do to these rows, and than the writer lets it.
+            bound = rounding_bound(self.narrow[layout.ROW_SCALE], self.spec.dim)
+            allowed = np.minimum(bound, MOST_ERROR * norm) + EXACT * norm + absolute
         difference = np.abs(np.sqrt(self.squares) - norm)
-        return np.asarray((difference <= relative * norm + absolute) | ~np.isfinite(norm))
+        return np.asarray((difference <= allowed) | ~np.isfinite(norm))
 
     def _named(self, bad: NDArray[np.bool_], what: str) -> str:
         rows = np.flatnonzero(bad) + self.first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numcodecs import BitRound
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.planning import counted
 from trakstore.storage import layout
+from trakstore.storage.eight_bits import EIGHT_BITS, MOST_ERROR, dequantised, quantised
 from trakstore.storage.ids import as_ids
 
 _OF_ONE = {"have": "has", "are": "is"}
@@ -21,7 +22,7 @@ UNDERFLOW = 0.01  # largest relative change of a row's norm that storing it may 
 def stored_rows(
     features: NDArray[Any], dtype: str, first_row: int, keep_bits: int | None = None
 ) -> dict[str, NDArray[Any]]:
-    """Return the ``features`` and ``norm`` columns of rows, as they are stored.
+    """Return the columns ``features``, ``norm`` and, in 8 bits, ``row_scale``, as they are stored.
 
     Parameters
     ----------
@@ -38,67 +39,111 @@ def stored_rows(
     ------
     NumericsError
         For NaN or inf; for values that ``dtype`` cannot hold; for rows whose norm the cast changes
-        by more than 1% (underflow).
+        by more than 1% (underflow), or that 8 bits move by more than a quarter of their norm.
     """
     if features.dtype.kind not in "iuf":
         raise TrakStoreError(
             f"features are real numbers, got {features.dtype}; of complex ones, give the real and "
             f"the imaginary part as two features"
         )
-    stored, norm = _stored(features, dtype, first_row, "features", keep_bits)
-    return {layout.FEATURES: stored, "norm": norm.astype(np.float32)}
+    cast, norm = _stored(features, dtype, first_row, "features", keep_bits)
+    more = {} if cast.scale is None else {layout.ROW_SCALE: cast.scale}
+    return {layout.FEATURES: cast.stored, "norm": norm.astype(np.float32), **more}
 
 
 def stored_activations(rows: NDArray[Any], dtype: str, first_row: int) -> NDArray[Any]:
     """Return activations as they are stored, shape (rows, width); raise as :func:`stored_rows`."""
-    return _stored(rows, dtype, first_row, "activations")[0]
+    return _stored(rows, activations_dtype(dtype), first_row, "activations")[0].stored
+
+
+def activations_dtype(dtype: str) -> str:
+    """Return the dtype that activations are stored in: of features in 8 bits, float16."""
+    return "float16" if dtype == EIGHT_BITS else dtype
+
+
+def hashed_dtype(dtype: str) -> str:
+    """Return the dtype in which given features are hashed: those in 8 bits as float32."""
+    return "float32" if dtype == EIGHT_BITS else dtype
+
+
+def row_columns_of(dtype: str) -> dict[str, str]:
+    """Return the columns, and their dtypes, that come with features of a stored dtype."""
+    scale = {layout.ROW_SCALE: "float32"} if dtype == EIGHT_BITS else {}
+    return {layout.FEATURES: dtype, "norm": "float32", **scale}
 
 
 def unstorable(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> NDArray[np.bool_]:
     """Tell which finite rows would be refused, since they are not kept by the stored dtype."""
-    stored, norm = _cast(rows, dtype, keep_bits), _norms(rows)
-    if stored is rows:
+    cast, norm = _cast(rows, dtype, keep_bits), _norms(rows)
+    if cast.read is rows:
         return np.zeros(len(rows), dtype=bool)
-    return _overflowed(stored) | _changed(stored, norm)
+    return _overflowed(cast.read) | _changed(cast, norm) | _far(cast, rows, norm)
 
 
 def _stored(
     rows: NDArray[Any], dtype: str, first_row: int, kind: str, keep_bits: int | None = None
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+) -> tuple[_Cast, NDArray[np.float64]]:
     """Return rows as they are stored, and their norms before; refuse those that would change."""
     norm = _norms(rows)
     remedy = "look at these samples and at the weights"
     _refuse(~np.isfinite(norm), first_row, f"have NaN or infinite {kind}", remedy)
-    stored = _cast(rows, dtype, keep_bits)
+    cast = _cast(rows, dtype, keep_bits)
     if rows.dtype.kind in "iu":  # the norm would not tell: it is near though integers are rounded
-        changed = ~_as_given(rows, _cast(rows, dtype)).all(axis=1)
+        changed = ~_as_given(rows, _cast(rows, dtype).read).all(axis=1)
         remedy = "give floats, or smaller ones"
         _refuse(np.asarray(changed), first_row, f"have integers that {dtype} does not", remedy)
-    if stored is not rows:
+    if cast.read is not rows:
         what = f"underflow {dtype}" if keep_bits is None else f"are not kept by {keep_bits} bits"
-        _refuse(_overflowed(stored), first_row, f"overflow {stored.dtype}", "use float32")
+        _refuse(_overflowed(cast.read), first_row, f"overflow {dtype}", "use float32")
         what += " (the norm changes by more than 1%)"
-        _refuse(_changed(stored, norm), first_row, what, "use float32")
-    return stored, norm
+        _refuse(_changed(cast, norm), first_row, what, "use float32")
+        what = (
+            f"are off by more than {MOST_ERROR:.0%} in 8 bits (one number far larger, or all tiny)"
+        )
+        _refuse(_far(cast, rows, norm), first_row, what, "use float16")
+    return cast, norm
 
 
-def _cast(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> NDArray[Any]:
+class _Cast(NamedTuple):
+    """Rows as they are stored, as they are read, and the scale of each where there is one."""
+
+    stored: NDArray[Any]
+    read: NDArray[Any]
+    scale: NDArray[np.float32] | None = None
+
+
+def _cast(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> _Cast:
+    if dtype == EIGHT_BITS:
+        integers, scale = quantised(rows)
+        return _Cast(integers, dequantised(integers, scale), scale)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         stored = np.ascontiguousarray(rows.astype(dtype, copy=False))
     if keep_bits is None:
-        return stored
+        return _Cast(stored, stored)
     codec = BitRound(keepbits=keep_bits)
     bits = np.asarray(codec.decode(codec.encode(stored.copy())))  # encoding rounds in place
-    return bits.view(stored.dtype).reshape(stored.shape)
+    rounded = bits.view(stored.dtype).reshape(stored.shape)
+    return _Cast(rounded, rounded)
+
+
+def _far(cast: _Cast, rows: NDArray[Any], norm: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which rows in 8 bits are too far from what they were."""
+    if cast.scale is None:
+        return np.zeros(len(rows), dtype=bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(~(_norms(cast.read - rows) <= MOST_ERROR * norm))
 
 
 def _overflowed(stored: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(~np.isfinite(stored).all(axis=1))
 
 
-def _changed(stored: NDArray[Any], norm: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _changed(cast: _Cast, norm: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which rows have another norm. Of those in 8 bits, how far they moved tells more."""
+    if cast.scale is not None:
+        return np.zeros(len(norm), dtype=bool)
     with np.errstate(invalid="ignore"):  # the norm of a row that overflows is infinite
-        return np.asarray(np.abs(_norms(stored) - norm) > UNDERFLOW * norm)
+        return np.asarray(np.abs(_norms(cast.read) - norm) > UNDERFLOW * norm)
 
 
 def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:

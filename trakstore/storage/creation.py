@@ -69,7 +69,10 @@ def make_split(
             f"{location} holds features of dimension {store.dim}, got {spec.dim}"
         )
     shape, nonce = spec_shape(spec, store.dtype, batch_rows), secrets.randbits(32)
+    # Commit records and reasons of bad rows are arrays too, and no data: xarray sets them aside.
+    aside = f"{layout.SAMPLE_ID} {layout.WRITTEN} {layout.SKIPPED}"
     wanted = replace(spec, keep_bits=store.keep_bits, nonce=nonce, **vars(shape))
+    wanted = replace(wanted, coordinates=aside)
     path, put = layout.split_path(epoch, split), location.put_if_absent
     with error_context(f"{split} at epoch {epoch} cannot be stored"):
         SplitSpec.from_dict(wanted.to_dict())  # as every reader of it will

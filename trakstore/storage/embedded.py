@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,37 @@ from numpy.typing import NDArray
 
 from trakstore.errors import SpecMismatchError
 from trakstore.storage.backends.location import Where
+from trakstore.storage.known_rows import KnownRows, row_digests
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import find_store, open_store
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
+log = logging.getLogger("trakstore")
+
 _NORMS_AGREE = 1e-2  # relative: a stored float16 row keeps its norm to that
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """Properties of rows of features that came back.
+
+    Attributes
+    ----------
+    out_to_loss : ndarray of float32, shape (rows,)
+        Q of the rows, in their order; NaN where a row is not known.
+    weights : frozenset of str
+        Hashes of the weights that the known ones were computed with; empty where that is not known.
+    missing : int
+        Rows that are not known.
+    chunked : bool
+        Whether rows of this split were computed by several calls, each in place of those before.
+    """
+
+    out_to_loss: NDArray[np.float32]
+    weights: frozenset[str]
+    missing: int = 0
+    chunked: bool = False
 
 
 class EmbeddedStore:
@@ -33,6 +61,8 @@ class EmbeddedStore:
 
     def __init__(self, where: Where | FeatureStore | None = None) -> None:
         self._temporary = where is None
+        # Rows that were replaced by others of the same weights, by split: chunks of one data set.
+        self._replaced: dict[str, list[KnownRows]] = {}
         if where is None:
             folder = tempfile.mkdtemp("-trakstore")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -52,18 +82,57 @@ class EmbeddedStore:
             # what the same object computed of other weights, or data, before.
             if not self._temporary:
                 raise
-            open_store(self.where).drop(epoch, split)
+            store = open_store(self.where)
+            before = KnownRows.of(store.split(epoch, split))
+            store.drop(epoch, split)
             write(self.where)
+            self._note_replaced(split, before, open_store(self.where).split(epoch, split))
         return open_store(self.where).split(epoch, split)
 
-    def find(self, name: str, features: NDArray[np.float32]) -> Split | None:
-        """Find the complete split of this name whose rows have the norms of these features."""
+    def _note_replaced(self, name: str, before: KnownRows, now: Split) -> None:
+        """Remember rows that went, if what came in their place has the same weights."""
+        weights = now.spec.checkpoint or ""
+        known = [one for one in (*self._replaced.pop(name, ()), before) if one.weights == weights]
+        if known:
+            self._replaced[name] = known
+            log.info("%s at epoch %s now has the last %d rows alone", name, now.epoch, now.rows)
+
+    def find(self, name: str, features: NDArray[np.float32]) -> FoundRows:
+        """Find what belongs to rows of features of a split.
+
+        They are those of a whole split, by their number and their norms; or else each row is looked
+        for by what it holds, among all rows of splits of this name, and of those that were replaced.
+        """
         store = self.open()
-        for epoch in store.epochs_of(name) if store else ():
-            split = store.split(epoch, name)  # type: ignore[union-attr]
-            if split.rows != len(features) or not split.status().complete:
-                continue
-            norms = split.column("norm").read(0, split.rows)
-            if np.allclose(np.linalg.norm(features, axis=1), norms, rtol=_NORMS_AGREE):
-                return split
-        return None
+        splits = [store.split(epoch, name) for epoch in store.epochs_of(name)] if store else []
+        splits = [split for split in splits if split.status().complete]
+        for split in splits:
+            if split.rows == len(features) and _norms_agree(split, features):
+                scale = split.column("out_to_loss").read(0, split.rows)
+                return FoundRows(scale, frozenset({split.spec.checkpoint or ""}))
+        replaced = self._replaced.get(name, [])
+        known = chain(replaced, map(KnownRows.of, splits))
+        return _found_by_content(features, known, chunked=bool(replaced))
+
+
+def _norms_agree(split: Split, features: NDArray[np.float32]) -> bool:
+    norms = split.column("norm").read(0, split.rows)
+    return np.allclose(np.linalg.norm(features, axis=1), norms, rtol=_NORMS_AGREE)
+
+
+def _found_by_content(
+    features: NDArray[np.float32], known: Iterable[KnownRows], *, chunked: bool
+) -> FoundRows:
+    digests, weights = row_digests(features), set[str]()
+    scale = np.full(len(digests), np.nan, dtype=np.float32)
+    missing = np.ones(len(digests), dtype=bool)
+    for rows in known:  # split after split is read, until all rows were met
+        at = rows.places(digests)
+        fresh = missing & (at >= 0)
+        if fresh.any():
+            scale[fresh] = rows.out_to_loss[at[fresh]]
+            weights.add(rows.weights)
+            missing &= ~fresh
+        if not missing.any():
+            break
+    return FoundRows(scale, frozenset(weights), int(missing.sum()), chunked)

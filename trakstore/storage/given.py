@@ -16,7 +16,14 @@ from trakstore.quantities import as_number, as_whole
 from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
-from trakstore.storage.columns import column_dtype, row_column, sample_ids, stored_rows
+from trakstore.storage.columns import (
+    column_dtype,
+    hashed_dtype,
+    row_column,
+    row_columns_of,
+    sample_ids,
+    stored_rows,
+)
 from trakstore.storage.completion import note_complete
 from trakstore.storage.creation import make_split
 from trakstore.storage.growth import append_rows, give_again
@@ -99,9 +106,7 @@ class GivenRows:
     def columns(self) -> tuple[tuple[str, str], ...]:
         """Names and dtypes of all columns that are stored, sorted."""
         narrow = {name: column_dtype(array) for name, array in self.narrow.items()}
-        return tuple(
-            sorted({layout.FEATURES: self.spec.dtype, "norm": "float32", **narrow}.items())
-        )
+        return tuple(sorted({**row_columns_of(self.spec.dtype), **narrow}.items()))
 
     def split_spec(
         self, checkpoint: str | None, learning_rate: float | None, block_rows: int
@@ -142,7 +147,7 @@ class GivenRows:
             )
         for start, stop in self._hashed():
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                rows = np.asarray(self.features[start:stop]).astype(self.spec.dtype)
+                rows = np.asarray(self.features[start:stop]).astype(hashed_dtype(self.spec.dtype))
             digest.update(np.ascontiguousarray(rows).data)
         return digest.hexdigest()
 
@@ -162,12 +167,13 @@ class GivenRows:
         missing, names = set(split.missing_blocks()), set[str]()
         for block in sorted(set(range(split.spec.blocks)) - missing):
             start, stop = split.spec.block_range(block)
-            last = stop if self.in_memory else start + 1
+            last, wide = stop if self.in_memory else start + 1, row_columns_of(self.spec.dtype)
+            read = self.read(start, last)
             for name, values in {
                 **{name: array[start:stop] for name, array in self.narrow.items()},
-                layout.FEATURES: self.read(start, last)[layout.FEATURES],
+                **{name: read[name] for name in wide if name != "norm"},
             }.items():
-                stored = split.column(name).read(start, start + len(values))
+                stored = split.column_as_stored(name).read(start, start + len(values))
                 if not np.array_equal(stored, values):
                     names.add(name)
         return sorted(names)

@@ -19,12 +19,18 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 
 _CHECKSUM = "crc32c"
+_OWN = "trakstore"
 PLACE = "place"  # the attribute that says at which path a document belongs
+# The attribute that names the arrays which xarray takes for coordinates: ids, and what is no data.
+# Where it is there, all others lie below one of our own, out of the way of people who open a group.
+COORDINATES = "coordinates"
 
 
 def group_document(attributes: Mapping[str, Any]) -> bytes:
     """Return the zarr document of a group: a pure function of its attributes, with their checksum."""
     checked = {**attributes, _CHECKSUM: _checksum(attributes)} if attributes else {}
+    if COORDINATES in checked:
+        checked = {COORDINATES: checked.pop(COORDINATES), _OWN: checked}
     document = {"zarr_format": 3, "node_type": "group", "attributes": checked}
     return json.dumps(document, indent=1, sort_keys=True).encode()
 
@@ -42,6 +48,8 @@ def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, 
     known = whole.get("attributes") if isinstance(whole, dict) else None
     if not isinstance(known, dict):
         raise DamagedError(f"{where}: the metadata document is damaged (it has no attributes)")
+    if known.keys() == {COORDINATES, _OWN} and isinstance(known[_OWN], dict):
+        known = {**known[_OWN], COORDINATES: known[COORDINATES]}
     stored = known.pop(_CHECKSUM, None)
     if check and known and stored != _checksum(known):
         raise DamagedError(

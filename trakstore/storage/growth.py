@@ -19,6 +19,7 @@ from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, row_document
 from trakstore.storage.claims import claimed
 from trakstore.storage.completion import forget_complete, note_complete
+from trakstore.storage.dropped_rows import forget_dropped
 from trakstore.storage.ids import as_ids
 from trakstore.storage.masks import MaskEntry, Masks, change_masks
 from trakstore.storage.snapshots import open_splits
@@ -56,13 +57,14 @@ def append_rows(
     Raises
     ------
     IncompleteError
-        When rows of the split are missing.
+        When rows of the split are missing, or were dropped.
     """
     place, path = split.location, split.path
     with claimed(place, path, "append") as done:
         # Opened again under the claim: another append may have ended since the caller looked.
         old = _as_it_is(split)
         old.require_complete()
+        old.require_rows()
         spec = replace(old.spec, rows=old.rows + rows, dataset=dataset, given=None)
         grown = replace(old, spec=spec)
         writer = BlockWriter(grown)
@@ -100,7 +102,8 @@ def _after_old(split: Split, start: int, fresh: Columns) -> Columns:
     if start >= split.rows:
         return fresh
     # The old rows go through numbers and come out byte for byte: columns are stored as they are read.
-    old = {name: split.column(name).read(start, split.rows) for name in split.columns}
+    stored = split.column_as_stored
+    old = {name: stored(name).read(start, split.rows) for name in split.columns}
     both = {name: np.concatenate([old[name], fresh[name]]) for name in split.columns}
     bad, count = split.skipped >= start, split.rows - start
     if bad.any() or layout.SKIPPED in fresh:
@@ -236,6 +239,7 @@ def drop_split(split: Split) -> None:
         for name in (*split.columns, layout.MASKED, layout.SKIPPED, layout.WRITTEN):
             place.delete_folder(layout.child(path, name))
         forget_complete(split)
+        forget_dropped(place, path)
         place.delete([layout.document_key(path)])
         place.delete_folder(path)
 

@@ -7,6 +7,7 @@
     {epoch}/{split}/zarr.json        spec of the split
     {epoch}/{split}/features         (sample, feature)
     {epoch}/{split}/{column}         (sample,)
+    {epoch}/{split}/row_scale        (sample,): of features that are stored in 8 bits
     {epoch}/{split}/activations.{x}  (sample, unit) of a layer x, where they were asked for
     {epoch}/{split}/written          (block, entry): the markers that commit blocks
     {epoch}/{split}/masked           (sample,): rows that were left out, in stores of format 1
@@ -14,6 +15,7 @@
     _masks/{split}/{number}          rows that are left out, of all epochs; the highest number counts
     _claims/{path}~/{number}         who changes what lies at a path, or did last
     _complete/{epoch}/{split}        a split that was complete: no marker of it may be missing
+    _dropped/{epoch}/{split}         a split whose features were deleted, and whose gram is kept
     runs/{epoch}.{split}.{run}       what each run did; "planned": a split that is still to come
     scores/{name}                    saved score matrices
     dynamics/{split}/{run}.{number}  what a training process saw of samples
@@ -40,6 +42,7 @@ DOCUMENT = "zarr.json"  # the last part of the key of each metadata document
 FEATURES = "features"
 ACTIVATIONS = "activations."
 SAMPLE_ID = "sample_id"
+ROW_SCALE = "row_scale"
 WRITTEN = "written"
 MASKED = "masked"
 SKIPPED = "skipped"
@@ -48,12 +51,15 @@ GRAMS = "grams"
 RUNS = "runs"
 DYNAMICS = "dynamics"
 EVALUATION = "evaluation"
-# No epoch of any format can have these four names: a name begins with a letter.
+# No epoch of any format can have these five names: a name begins with a letter.
 MASKS = "_masks"
 CLAIMS = "_claims"
 COMPLETE = "_complete"
+DROPPED = "_dropped"
 SCALES = "_scales"
-RESERVED = frozenset({SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE, SCALES})
+RESERVED = frozenset(
+    {SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE, DROPPED, SCALES}
+)
 
 SAMPLED = "~sampled"  # ends the name of a split of samples with labels drawn from the model
 KEPT = ".kept"  # ends the name of what stays of a mask that is deleted
@@ -233,6 +239,11 @@ def claimed_path(claims: str) -> str:
 def complete_path(epoch: Epoch, split: str) -> str:
     """Return the group that says that a split was complete."""
     return f"{COMPLETE}/{split_path(epoch, split)}"
+
+
+def dropped_path(split: str) -> str:
+    """Return the group that says that the features of the split at path ``split`` were deleted."""
+    return f"{DROPPED}/{split}"
 
 
 def models_path(name: str, first: int) -> str:

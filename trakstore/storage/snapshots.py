@@ -20,6 +20,7 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.backends.together import together
 from trakstore.storage.claims import last_claim
+from trakstore.storage.dropped_rows import DroppedRows, read_dropped
 from trakstore.storage.group_documents import attributes
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
@@ -45,14 +46,14 @@ def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list
     paths = [layout.split_path(*one) for one in wanted]  # refuses what is no name
     names = sorted({name for _, name in wanted})
     calls: list[Callable[[], Any]] = [partial(read_masks, location, name) for name in names]
-    for read in (_read_spec, _list_markers, _list_left_out):
+    for read in (_read_spec, _list_markers, _list_left_out, _read_note):
         calls += [partial(read, location, path) for path in paths]
     results = iter(together(location, calls))
     masks = {name: next(results) for name in names}
-    specs, markers, left_out = ([next(results) for _ in paths] for _ in range(3))
+    specs, markers, left_out, notes = ([next(results) for _ in paths] for _ in range(4))
     opened = [
         None if spec is None else _opened(location, *one, *spec, *listed)
-        for one, spec, *listed in zip(wanted, specs, markers, left_out, strict=True)
+        for one, spec, *listed in zip(wanted, specs, markers, left_out, notes, strict=True)
     ]
     for one in opened:
         if one is not None:
@@ -98,6 +99,11 @@ def _read_spec(location: Location, path: str) -> tuple[SplitSpec, bool] | None:
             last = marker_of(location, path, spec, spec.blocks - 1, fresh=True)
             return spec, last.rows > stop - start
     return spec, False
+
+
+def _read_note(location: Location, path: str) -> DroppedRows | None:
+    """Read the note that a split's features were deleted; only one of drawn labels can have it."""
+    return read_dropped(location, path) if path.endswith(layout.SAMPLED) else None
 
 
 def _list_markers(location: Location, path: str) -> list[str]:
@@ -161,6 +167,7 @@ def _opened(
     more: bool,
     names: list[str],
     left_out: tuple[list[int], list[int]],
+    note: DroppedRows | None,
 ) -> _Opened:
     path, written = layout.split_path(epoch, name), set(blocks_among(names))
     old, bad = left_out
@@ -177,7 +184,8 @@ def _opened(
     if more or max(written, default=0) >= spec.blocks:
         refuse_older(location, path, spec)
     complete = written.issuperset(range(spec.blocks))
-    split = Split(location, layout.as_epoch(epoch), name, spec, complete)
+    dropped = note is not None and note.nonce == spec.nonce
+    split = Split(location, layout.as_epoch(epoch), name, spec, complete, dropped=dropped)
     bad = [block for block in bad if block in written]  # of others the norms are not there yet
     return _Opened(
         split, _reads(split.masked_before, spec, old), _reads(split.column("norm"), spec, bad)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,9 +24,12 @@ from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import column_dimensions, column_form, column_shape
 from trakstore.storage.backends.location import Location
+from trakstore.storage.dropped_rows import dropped_error
 from trakstore.storage.group_documents import PLACE, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.stored import StoredColumn
+
+_TASK_BYTES = 64_000_000  # of features, in float32
 
 
 def split_document(path: str, spec: SplitSpec) -> bytes:
@@ -78,6 +81,8 @@ class SplitStatus:
         The same in blocks.
     missing : tuple of (start, stop)
         Row ranges that are not committed.
+    dropped : bool
+        True if the features were deleted on purpose, and their gram is kept.
     """
 
     epoch: Epoch
@@ -87,6 +92,7 @@ class SplitStatus:
     blocks: int
     written_blocks: int
     missing: tuple[tuple[int, int], ...]
+    dropped: bool = False
 
     @property
     def complete(self) -> bool:
@@ -113,6 +119,11 @@ class Split:
         that were bad when they were written.
     skipped : ndarray of int64
         The latter alone.
+    own_masked : ndarray of int64, optional
+        The rows that the store leaves out, where ``masked`` has more: see
+        :func:`~trakstore.storage.sampled_rows.of_train`.
+    dropped : bool
+        True if the features were deleted on purpose, and their gram is kept.
     """
 
     location: Location
@@ -122,12 +133,15 @@ class Split:
     complete: bool = field(default=False, compare=False)
     masked: NDArray[np.int64] = field(default_factory=_no_rows, compare=False, repr=False)
     skipped: NDArray[np.int64] = field(default_factory=_no_rows, compare=False, repr=False)
+    own_masked: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    dropped: bool = field(default=False, compare=False)
 
     @property
     def state(self) -> str:
-        """Equal for splits with the same rows, of which the same are left out."""
+        """Equal for splits with the same rows, of which the store leaves out the same."""
         # The nonce tells splits of one name apart, rows an append; masked rows are known by their hash.
-        left_out = hashlib.sha256(self.masked.astype("<i8").tobytes()).hexdigest()
+        masked = self.masked if self.own_masked is None else self.own_masked
+        left_out = hashlib.sha256(masked.astype("<i8").tobytes()).hexdigest()
         return f"{self.spec.nonce:08x}-{self.rows}-{left_out}"
 
     @property
@@ -170,9 +184,8 @@ class Split:
         step = self.spec.block_rows
         missing = tuple((a * step, min(self.rows, b * step)) for a, b in gaps)
         absent = sum(stop - start for start, stop in missing)
-        return SplitStatus(
-            self.epoch, self.name, self.rows, self.rows - absent, total, len(written), missing
-        )
+        counts = (self.rows, self.rows - absent, total, len(written))
+        return SplitStatus(self.epoch, self.name, *counts, missing, self.dropped)
 
     def require_complete(self) -> None:
         """Raise an :class:`IncompleteError` that names the rows that are missing, if any are now."""
@@ -189,14 +202,28 @@ class Split:
             f"missing {shown}{more}; run the same featurize again to write them"
         )
 
+    def require_rows(self) -> None:
+        """Raise an :class:`IncompleteError` if the features were deleted, and their gram is kept."""
+        if self.dropped:
+            raise dropped_error(self.path)
+
     def column(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
         """Return a stored column; with ``allow_missing``, unwritten rows come as its fill value.
+
+        Features that are stored in 8 bits are float32 when they are read: times the scale of each row.
 
         Raises
         ------
         NotFoundError
             When the split has no such column.
         """
+        column = self.column_as_stored(name, allow_missing=allow_missing)
+        if name == layout.FEATURES and layout.ROW_SCALE in self.columns:
+            return replace(column, scale=self.column_as_stored(layout.ROW_SCALE))
+        return column
+
+    def column_as_stored(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
+        """Return a column as :meth:`column` does, but for integers of 8 bits as they are stored."""
         dtypes = dict(self.spec.columns)
         if name not in dtypes:
             raise NotFoundError(
@@ -241,18 +268,28 @@ class Split:
                     f"{self.name} at epoch {self.epoch} has sample {both[0]} already"
                 )
 
+    @property
+    def _task_rows(self) -> int:
+        """Rows of a block of lazy columns: one task of Dask, which is slow where they are small."""
+        numbers = max(self.spec.dim, *(width for _, width in self.spec.widths), 1)
+        row_bytes = numbers * np.dtype(np.float32).itemsize
+        return self.spec.block_rows * max(1, _TASK_BYTES // (row_bytes * self.spec.block_rows))
+
     def to_xarray(self, *, allow_missing: bool = False) -> xr.Dataset:
         """Return all columns, lazy, with dimensions ``sample`` and ``feature``; layers have their own.
+
+        Blocks of all columns have the same rows: whole blocks of the store, of 64 MB of features or so.
 
         Raises
         ------
         IncompleteError
-            When rows are missing and ``allow_missing`` is not set.
+            When rows are missing and ``allow_missing`` is not set, or features were dropped.
         """
+        self.require_rows()
         if not allow_missing:
             self.require_complete()
         columns: dict[str, Any] = {}
         for name in self.columns:
             column = self.column(name, allow_missing=allow_missing)
-            columns[name] = (column_dimensions(name, column.ndim), column.to_dask())
+            columns[name] = (column_dimensions(name, column.ndim), column.to_dask(self._task_rows))
         return xr.Dataset(columns).set_coords(layout.SAMPLE_ID)

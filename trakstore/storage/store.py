@@ -22,6 +22,7 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where, open_location
 from trakstore.storage.catalogue import Catalogue, catalogue_of
 from trakstore.storage.creation import make_split
+from trakstore.storage.dropping import drop_rows
 from trakstore.storage.given import GivenRows, append_given, write_given
 from trakstore.storage.growth import drop_split, mask_samples
 from trakstore.storage.layout import Epoch
@@ -84,8 +85,9 @@ class FeatureStore:
             Projection that makes features of gradients.
         output, parameters : optional
             Output, and parameters, of which gradients are taken; none when features are made elsewhere.
-        dtype : {"float32", "float16"}
-            Stored dtype of features.
+        dtype : {"float32", "float16", "int8"}
+            Stored dtype of features; ``"int8"``: 8 bits a number and a scale for each row, by which
+            about a hundredth of a row's norm is lost to rounding.
         keep_bits : int, optional
             Round the mantissas of float32 features to so many of their 23 bits, and compress.
 
@@ -382,6 +384,33 @@ class FeatureStore:
             self._catalogue.remove(epoch)
         elif not forgotten:
             raise self._catalogue.not_found(epoch)
+
+    def drop_rows(self, epoch: Epoch, split: str) -> None:
+        """Delete the features of rows with drawn labels, whose gram is stored, to free the disk.
+
+        A kernel of these rows takes the gram from then on. The split stays, with all its other columns,
+        as one that is complete, and featurize passes over it. While another sample of the train split
+        is masked, or after rows were appended to it, no kernel can be made of the gram: to have the
+        rows again, :meth:`drop` the split and featurize the draws again.
+
+        Parameters
+        ----------
+        epoch, split
+            Names of the epoch and of the split at it, which ends with ``~sampled``.
+
+        Raises
+        ------
+        NotFoundError
+            When it is not there.
+        TrakStoreError
+            When it is a split of another name, or its gram is not stored as that of the rows which
+            count now, those of masked train samples left out.
+        IncompleteError
+            When rows of it, or of the train split, are missing.
+        SpecMismatchError
+            When it is not of the train rows.
+        """
+        drop_rows(self.split(epoch, split))
 
     def runs(self) -> tuple[Run, ...]:
         """Return records of the runs that wrote features, oldest first."""

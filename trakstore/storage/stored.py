@@ -25,6 +25,8 @@ from trakstore.storage.arrays import array_documents, encode
 from trakstore.storage.backends.ahead import AHEAD_BYTES, Wanted, is_wanted, read_ahead, read_key
 from trakstore.storage.backends.chunks import TAIL, ChunkForm, fill_value, grid, intact
 from trakstore.storage.backends.location import Location
+from trakstore.storage.dropped_rows import dropped_error, is_dropped
+from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.markers import MisplacedError, marker_of, tail_of_chunk, wanted_marker
 
 
@@ -43,7 +45,7 @@ def read_together(
         Bytes that are held at a time.
     """
     values, markers = list[Wanted](), set[str]()
-    for column, start, stop in wanted:
+    for column, start, stop in _with_scales(wanted):
         for numbers in [] if column.location.near else column.chunks_of(start, stop):
             marker = column.wanted_marker(numbers)
             # A marker commits many chunks and is kept once it was read: it is asked for once.
@@ -53,6 +55,16 @@ def read_together(
             form, key = column.form, layout.chunk_key(column.path, numbers)
             values.append(Wanted(column.location, key, form.most, form.size + TAIL))
     return read_ahead(values, most) if len(values) > 1 else nullcontext()
+
+
+def _with_scales(
+    wanted: Iterable[tuple[StoredColumn, int, int]],
+) -> Iterator[tuple[StoredColumn, int, int]]:
+    """Yield reads of columns, each followed by that of its rows' scale where there is one."""
+    for column, start, stop in wanted:
+        yield column, start, stop
+        if column.scale is not None:
+            yield column.scale, start, stop
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,8 @@ class StoredColumn:
         Rows that were never written and are to be given as the fill value.
     committed_by : SplitSpec, optional
         Spec of the split whose markers its chunks are compared with; None where no marker counts them.
+    scale : StoredColumn, optional
+        Scale of each row, by which its integers are multiplied: what is read is float32.
     """
 
     location: Location
@@ -82,11 +96,12 @@ class StoredColumn:
     token: str
     missing: tuple[tuple[int, int], ...] = ()
     committed_by: SplitSpec | None = None
+    scale: StoredColumn | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Stored dtype."""
-        return self.form.values
+        """The dtype of what is read: the stored one, or float32 where rows have a scale."""
+        return self.form.values if self.scale is None else np.dtype(np.float32)
 
     @property
     def ndim(self) -> int:
@@ -106,12 +121,18 @@ class StoredColumn:
         DamagedError
             When a chunk is missing, truncated, does not have its checksum, or is not the one that its
             block's marker commits.
+        IncompleteError
+            When the features were dropped.
         LocationError
             When the place cannot be read.
         """
         if not self.missing:
             return self._read(start, stop)
-        rows = np.full((stop - start, *self.shape[1:]), fill_value(self.form.dtype), self.dtype)
+        rows = np.full(
+            (stop - start, *self.shape[1:]),
+            fill_value(self.dtype.name if self.scale else self.form.dtype),
+            self.dtype,
+        )
         for a, b in self._present(start, stop):
             rows[a - start : b - start] = self._read(a, b)
         return rows
@@ -123,10 +144,11 @@ class StoredColumn:
         # A view of a chunk's bytes is read-only: people and Dask may write into what they sliced.
         return rows if rows.flags.writeable else rows.copy()
 
-    def to_dask(self) -> da.Array:
-        """Return a lazy Dask array of the column, one block for each stored chunk of rows."""
-        chunks = (tuple(b - a for a, b in ranges(self.shape[0], self.chunk_rows)), *self.shape[1:])
-        name = f"{self.path.replace('/', '-')}-{self.token}"
+    def to_dask(self, rows: int | None = None) -> da.Array:
+        """Return a lazy Dask array of the column in blocks of ``rows``, or of a stored chunk's rows."""
+        rows = rows or self.chunk_rows
+        chunks = (tuple(b - a for a, b in ranges(self.shape[0], rows)), *self.shape[1:])
+        name = f"{self.path.replace('/', '-')}-{self.token}-{rows}"
         meta = np.empty((0,) * self.ndim, self.dtype)
         lazy: da.Array = da.from_array(self, chunks=chunks, name=name, asarray=False, meta=meta)
         return lazy
@@ -150,13 +172,18 @@ class StoredColumn:
         """
         try:
             with self._together(start, stop):
-                return self._rows(start, stop)
+                return self._scaled(self._rows(start, stop), start, stop)
         except MisplacedError:
             pass
         try:
-            return self._rows(start, stop, fresh=True)
+            rows = self._rows(start, stop, fresh=True)
         except MisplacedError:
-            return self._before_append(start, stop)
+            rows = self._before_append(start, stop)
+        return self._scaled(rows, start, stop)
+
+    def _scaled(self, rows: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
+        """Return rows that were read, times the scale of each where they have one."""
+        return rows if self.scale is None else dequantised(rows, self.scale.read(start, stop))
 
     def _together(self, start: int, stop: int) -> AbstractContextManager[None]:
         """Ask for the chunks of some rows and their markers at once, unless they are on their way."""
@@ -199,6 +226,10 @@ class StoredColumn:
         if content is None:
             if self.location.get(layout.DOCUMENT) is None:
                 raise LocationError(f"there is no store at {self.location}")
+            # Chunks that were deleted on purpose, maybe since the split was opened.
+            split = layout.parent(self.path)
+            if spec is not None and is_dropped(self.location, split, spec.nonce):
+                raise dropped_error(split)
             raise DamagedError(f"chunk {key} is missing though its block was committed")
         if not intact(content):
             raise DamagedError(
@@ -240,7 +271,7 @@ class StoredColumn:
         # The tails in the old marker are those of chunks with fill values behind the old rows. The rows
         # are read without the marker, and encoded as they were then: equal tails show equal rows.
         split, _, name = self.path.rpartition("/")
-        rows = replace(self, committed_by=None).read(first, last)
+        rows = replace(self, committed_by=None, scale=None).read(first, last)
         chunks = encode({name: array_documents(spec)[name]}, (first, last), {name: rows})
         marker = marker_of(self.location, split, spec, block, fresh=True)
         for key, content in chunks.items():

@@ -57,3 +57,18 @@ def test_blocks_of_chunks_are_written_anywhere(tmp_path: Path) -> None:
     array.write(location, "t", matrix[:, :8])
     np.testing.assert_array_equal(by_zarr(location, "t/m"), matrix)
     np.testing.assert_array_equal(array.read(location, "t"), matrix)
+
+
+def test_blocks_of_a_lazy_array_are_several_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = place(tmp_path)
+    matrix = np.random.default_rng(0).normal(size=(7, 50))
+    array = SavedArray("m", "float64", matrix.shape, (3, 4), ("a", "b"))
+    array.create(location, "t")
+    array.write(location, "t", matrix)
+    assert array.open(location, "t").to_dask().chunks == ((3, 3, 1), (50,))
+    monkeypatch.setattr("trakstore.storage.tables.saved_arrays._TASK_BYTES", 2 * 3 * 4 * 8)
+    lazy = array.open(location, "t").to_dask()
+    assert lazy.chunks == ((3, 3, 1), (8,) * 6 + (2,))
+    np.testing.assert_array_equal(lazy.compute(), matrix)

@@ -6,16 +6,16 @@ import math
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.checkpoints.stored_weights import Shape, StoredWeights
+
+if TYPE_CHECKING:  # it takes a second, which most folders need not wait for
+    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 METADATA = ".metadata"
 
@@ -24,6 +24,8 @@ class DistributedFolder(StoredWeights):
     """Tensors that several ranks wrote; one process reads them, whatever the number of ranks was."""
 
     def __init__(self, path: Path) -> None:
+        from torch.distributed.checkpoint.metadata import StorageMeta
+
         self.path, self.where = path, str(path)
         with (path / METADATA).open("rb") as file:
             self._metadata: Metadata = _PlainUnpickler(file).load()
@@ -42,10 +44,15 @@ class DistributedFolder(StoredWeights):
         return {name: tuple(one.size) for name, one in self._tensors().items()}
 
     def _tensors(self) -> dict[str, TensorStorageMetadata]:
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
         described = self._metadata.state_dict_metadata.items()
         return {name: one for name, one in described if isinstance(one, TensorStorageMetadata)}
 
     def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+        from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+
         # `dcp.load` would be a collective operation where a process group exists, and ranks that
         # featurize never wait for one another: so its steps are taken here, for this process alone.
         described = self._tensors()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from math import prod
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, vector
 from trakstore.features.projectors import Outer, Piece, Rows
+from trakstore.features.projectors.pieces import Unfolded
 
 __all__ = ["MATCHERS"]
 
@@ -61,6 +62,34 @@ class Geometry:
         shape, by = (n, channels, *self.kernel, *out), (by_sample, by_channel, *taps, *steps)
         return x.as_strided(shape, by).reshape(n, -1, positions).transpose(1, 2)
 
+    def places(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return offsets of positions and of columns in padded samples ``(n, each, channels, *sizes)``.
+
+        The entry of a window is at the sum of both; int32, one number a position and a column.
+        """
+        return _places(self, tuple(x.shape[1:]), x.stride()[1:], x.device)
+
+
+@cache
+def _places(
+    geometry: Geometry, shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    (each, channels, *sizes), (by_each, by_channel, *steps) = shape, strides
+    dims = zip(sizes, geometry.kernel, geometry.stride, geometry.dilation, steps, strict=True)
+    positions, columns = [(each, by_each)], [(channels, by_channel)]
+    for size, k, s, d, step in dims:
+        positions.append(((size - d * (k - 1) - 1) // s + 1, s * step))
+        columns.append((k, d * step))
+    return _offsets(positions).to(device), _offsets(columns).to(device)
+
+
+def _offsets(dims: list[tuple[int, int]]) -> Tensor:
+    """Return the offsets of all entries of some dimensions, given as sizes and strides, in order."""
+    total = torch.zeros(1, dtype=torch.int32)
+    for size, step in dims:
+        total = (total[:, None] + torch.arange(size, dtype=torch.int32) * step).flatten()
+    return total
+
 
 class Convolution(WeightAndBias):
     """A convolution; positions are those of the output."""
@@ -88,8 +117,14 @@ class Convolution(WeightAndBias):
 
     def _outer(self, name: str, left: Tensor, x: Tensor, first_row: int) -> Outer:
         columns, right = x.shape[2] * prod(self._shape.kernel), partial(self._right, x)
-        filtered = partial(self._filtered, x)
-        return Outer(name, left, right, left.shape[1], columns, first_row, filtered)
+        filtered, unfolded = partial(self._filtered, x), partial(self._unfolded, x)
+        return Outer(name, left, right, left.shape[1], columns, first_row, filtered, unfolded)
+
+    def _unfolded(self, x: Tensor, start: int, stop: int) -> Unfolded:
+        """Return the padded input itself, and where its windows are."""
+        own = x[start:stop]
+        padded = self._shape.padded(own.flatten(0, 1)).unflatten(0, own.shape[:2])
+        return Unfolded(padded, *self._shape.places(padded))
 
     def _right(self, x: Tensor, start: int, stop: int) -> Tensor:
         windows = self._shape.unfolded(x[start:stop].flatten(0, 1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, as_rows
+from trakstore.features.layers.sums import position_sums
 from trakstore.features.projectors import Piece
 
 __all__ = ["MATCHERS"]
@@ -24,16 +25,30 @@ class Elementwise(Layer):
 
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
         """See :meth:`Layer.pieces`."""
+        if inputs and self._is_of_last(gradient):
+            # A scale of the last dimension, as of many models' own norms.
+            sums = position_sums(gradient, inputs[0], channels=False, alone=False)
+            if sums is not None:
+                yield as_rows(self._use.name, self._use.parameter, sums[0])
+                return
         product = gradient if not inputs else gradient * inputs[0]
-        own = self._unbroadcast(product.squeeze(1).to(torch.float32))
+        own = self._unbroadcast(product.squeeze(1))
         yield as_rows(self._use.name, self._use.parameter, self._in_parameter(own))
 
+    def _is_of_last(self, gradient: Tensor) -> bool:
+        """Tell whether the parameter has a number for each place of the last dimension."""
+        whole = self._use.whole and self._use.parameter.ndim == 1
+        return whole and len(self._use.parameter) == gradient.shape[-1]
+
     def _unbroadcast(self, product: Tensor) -> Tensor:
-        """Sum ``(batch, ...)`` to ``(batch, *shape of the view)``."""
+        """Sum ``(batch, ...)`` to ``(batch, *shape of the view)``, float32."""
         shape, inner = self._use.tensor.shape, product.ndim - 1
         sizes = ([1] * inner + list(shape))[-inner:] if inner else []
         dims = [i + 1 for i, size in enumerate(sizes) if size == 1]
-        summed = product.sum(dims, keepdim=True) if dims else product
+        # A GPU casts while it sums; on the CPU a sum of what was cast before has other last bits.
+        if not dims or product.device.type == "cpu":
+            product = product.to(torch.float32)
+        summed = product.sum(dims, keepdim=True, dtype=torch.float32) if dims else product
         return summed.reshape(len(product), *shape)
 
     def _in_parameter(self, own: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, as_rows
+from trakstore.features.layers.sums import position_sums
 from trakstore.features.projectors import Piece
 from trakstore.features.projectors.loops import compiled
 from trakstore.features.projectors.threads import shared
@@ -41,12 +42,32 @@ class Normalisation(WeightAndBias):
 
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
         """See :meth:`Layer.pieces`."""
-        if self._bias:
-            yield self._summed(self._bias, gradient)
         if self._weight:
             x = inputs[0]
             normal = self._normalise(x.flatten(0, 1)).reshape(x.shape)
+            at_once = self._at_once(gradient, normal)
+            if at_once:
+                yield from at_once
+                return
+        if self._bias:
+            yield self._summed(self._bias, gradient)
+        if self._weight:
             yield self._summed(self._weight, gradient * normal)
+
+    def _at_once(self, gradient: Tensor, normal: Tensor) -> list[Piece]:
+        """Return the gradients of scale and bias by one kernel; nothing where there is none."""
+        if self._dims > 1:
+            return []
+        alone = self._bias is not None
+        sums = position_sums(gradient, normal, channels=not self._dims, alone=alone)
+        if sums is None:
+            return []
+        uses = (self._weight, self._bias)
+        return [
+            as_rows(use.name, use.parameter, one)
+            for use, one in zip(uses, sums, strict=True)
+            if use
+        ]
 
     def _summed(self, use: Use, product: Tensor) -> Piece:
         # All dimensions are summed that the parameter does not have, but for the samples'. Dimension 1

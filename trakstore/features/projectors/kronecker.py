@@ -10,13 +10,16 @@ times that of ``sjlt`` and more. Source: Choe et al. (2024), LoGra, without its 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from trakstore.features.projectors.collecting import Collecting
 from trakstore.features.projectors.hashing import hash2, keys
-from trakstore.features.projectors.pieces import Gathered, Outer, product
-from trakstore.features.projectors.projector import Projector, remembered
+from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
+from trakstore.features.projectors.products import Side, times
+from trakstore.features.projectors.projector import Projector, Sides, remembered
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -24,62 +27,117 @@ __all__ = ["Kronecker"]
 
 
 class Kronecker(Projector):
-    """Both factors projected, their product sketched."""
+    """Both factors projected, their product sketched.
 
-    def __init__(self, spec: ProjectionSpec, parameters: ParameterSpec) -> None:
+    Parameters
+    ----------
+    spec, parameters
+        As of :class:`Projector`.
+    factors : mapping of name to (rows, columns), optional
+        Factors of the rows and columns of gradients, which L and R are multiplied with.
+    """
+
+    def __init__(
+        self,
+        spec: ProjectionSpec,
+        parameters: ParameterSpec,
+        factors: Mapping[str, Sides] | None = None,
+    ) -> None:
         super().__init__(spec, parameters)
-        self._side = spec.side or 1
+        self._side, self._factors = spec.side or 1, factors
         small = tuple((name, self._small(shape)) for name, shape in self.matrices.items())
         self._sketch = SJLT(spec, ParameterSpec(small))
 
+    def of_scaled(self, factors: Mapping[str, Sides]) -> Kronecker:
+        """See :meth:`Projector.of_scaled`."""
+        return Kronecker(self.spec, ParameterSpec(tuple(self.shapes.items())), factors)
+
+    def collecting(self) -> Collecting:
+        """See :meth:`Projector.collecting`: small matrices wait for one another, as a sketch's do."""
+        return _Reduced(self._reduced, self._sketch.collecting())
+
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile; see :meth:`Projector.add`."""
-        left, right = self._sides_of(name, tile.device)
-        small = tile.to(torch.float32) if right is None else tile.to(torch.float32) @ right
-        if left is None:
-            self._sketch.add(out, name, small, first_row)
-        else:
-            self._sketch.add(out, name, left[first_row : first_row + tile.shape[1]].T @ small)
+        self.add_piece(out, Rows(name, tile, first_row))
+
+    def add_piece(self, out: Tensor, piece: Piece) -> None:
+        """Add the projection of a piece, made small before."""
+        self._sketch.add_piece(out, self._reduced(piece))
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, each projected before."""
-        # G = leftᵀ·right, summed over positions, so that L·G·Rᵀ = (left·Lᵀ)ᵀ·(right·Rᵀ).
-        left, right = self._sides_of(outer.name, out.device)
-        own, first_row = outer.left.to(torch.float32), outer.first_row
-        if left is not None:
-            # These are some rows of the weight, and all rows of what L makes of them.
-            own = product(own, left[first_row : first_row + outer.rows])
-            first_row = 0
-        if right is None:
-            other = outer.make_right(0, outer.batch).to(torch.float32)
-        else:
-            other = outer.right_times(0, outer.batch, right)
-        own = own.transpose(1, 2)
-        # With one position this is a column times a row, which sums nothing.
-        small = own * other if outer.positions == 1 else own @ other
-        self._sketch.add(out, outer.name, small, first_row)
+        self.add_piece(out, outer)
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
         """Add rows that an index picks, projected on both sides."""
-        name, values = gathered.name, gathered.values.to(torch.float32)
-        left, right = self._sides_of(name, out.device)
+        self.add_piece(out, gathered)
+
+    def _reduced(self, piece: Piece) -> Rows | Gathered:
+        """Return L·G·Rᵀ, as a piece of the small matrix."""
+        if isinstance(piece, Rows):
+            return self._of_rows(piece)
+        return self._of_outer(piece) if isinstance(piece, Outer) else self._of_gathered(piece)
+
+    def _of_rows(self, rows: Rows) -> Rows:
+        left, right = self._sides_of(rows.name, rows.tile.device)
+        small, first_row = rows.tile.to(torch.float32), rows.first_row
+        own = slice(first_row, first_row + small.shape[1])
         if right is not None:
-            values = values @ right
-        if left is None:
-            self._sketch.add_gathered(out, Gathered(name, gathered.index, values))
+            small = small @ right.whole if isinstance(right, Side) else small * right
+        if isinstance(left, Side):
+            return Rows(rows.name, left.whole[own].T @ small)
+        return Rows(rows.name, small if left is None else small * left[own, None], first_row)
+
+    def _of_outer(self, outer: Outer) -> Rows:
+        # G = leftᵀ·right, summed over positions, so that L·G·Rᵀ = (left·Lᵀ)ᵀ·(right·Rᵀ).
+        left, right = self._sides_of(outer.name, outer.left.device)
+        first_row, units = outer.first_row, [1.0, 1.0]
+        own = slice(first_row, first_row + outer.rows)
+        if isinstance(left, Side):
+            # These are some rows of the weight, and all rows of what L makes of them.
+            mine, units[0] = times(outer.left, left, own)
+            first_row = 0
         else:
-            self._sketch.add(out, name, left[gathered.index].transpose(1, 2) @ values)
+            mine = outer.left.to(torch.float32)
+            mine = mine if left is None else mine * left[own]
+        if isinstance(right, Side):
+            other, units[1] = outer.right_times(0, outer.batch, right)
+        else:
+            other = outer.make_right(0, outer.batch).to(torch.float32)
+            other = other if right is None else other * right
+        small = _multiplied(mine.transpose(1, 2), other, units[0] * units[1])
+        return Rows(outer.name, small, first_row)
+
+    def _of_gathered(self, gathered: Gathered) -> Rows | Gathered:
+        name, values = gathered.name, gathered.values.to(torch.float32)
+        left, right = self._sides_of(name, values.device)
+        if right is not None:
+            values = values @ right.whole if isinstance(right, Side) else values * right
+        if isinstance(left, Side):
+            return Rows(name, left.whole[gathered.index].transpose(1, 2) @ values)
+        if left is not None:
+            values = values * left[gathered.index][:, :, None]
+        return Gathered(name, gathered.index, values)
 
     @remembered
-    def _sides_of(self, name: str, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Return Lᵀ and Rᵀ of a parameter, each ``(size, side)``; None is the identity."""
-        shape = self.matrices[name]
-        sizes = zip(("left", "right"), shape, self._small(shape), strict=True)
-        left, right = (
-            None if small == size else self._signs(name, which, size).to(device)
-            for which, size, small in sizes
-        )
-        return left, right
+    def _sides_of(
+        self, name: str, device: torch.device
+    ) -> tuple[Side | Tensor | None, Side | Tensor | None]:
+        """Return Lᵀ and Rᵀ of a parameter, each ``(size, side)``.
+
+        A diagonal matrix is given as its diagonal ``(size,)``; None is the identity.
+        """
+        shape, factors = self.matrices[name], None
+        if self._factors is not None:
+            factors = [one.to(device) for one in self._factors[name]]
+        sides: list[Side | Tensor | None] = []
+        for i, small in enumerate(self._small(shape)):
+            if small == shape[i]:
+                sides.append(None if factors is None else factors[i])
+                continue
+            signs = self._signs(name, ("left", "right")[i], shape[i]).to(device)
+            sides.append(Side.of(signs if factors is None else signs * factors[i][:, None]))
+        return sides[0], sides[1]
 
     def _signs(self, name: str, which: str, size: int) -> Tensor:
         i, j = torch.arange(self._side)[:, None], torch.arange(size)[None]
@@ -90,3 +148,27 @@ class Kronecker(Projector):
     def _small(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Shape of the projected matrix; biases and scales are left as they are."""
         return shape if 1 in shape else (min(shape[0], self._side), min(shape[1], self._side))
+
+
+class _Reduced(Collecting):
+    """Pieces that are made small, and then collected as a sketch's own."""
+
+    def __init__(self, reduced: Callable[[Piece], Piece], collected: Collecting) -> None:
+        self._reduced, self._collected = reduced, collected
+
+    def add(self, out: Tensor, piece: Piece) -> None:
+        self._collected.add(out, self._reduced(piece))
+
+    def finish(self) -> None:
+        self._collected.finish()
+
+
+def _multiplied(left: Tensor, right: Tensor, unit: float) -> Tensor:
+    """Multiply ``(b, m, k)`` and ``(b, k, n)`` and a unit."""
+    if left.shape[2] == 1:  # a column times a row, which sums nothing
+        product = left * right
+        return product if unit == 1 else product.mul_(unit)
+    if unit == 1:
+        return left @ right
+    empty = left.new_empty(1, 1, 1)  # that counts for nothing
+    return torch.baddbmm(empty, left, right, beta=0, alpha=unit)

@@ -8,11 +8,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Gathered", "Outer", "Piece", "Rows", "part", "product"]
+from trakstore.features.projectors.products import (
+    Side,
+    aligned,
+    low_dtype,
+    times,
+    up_to_aligned,
+    wide_bmm,
+)
 
-_WIDER = "dtype" in torch.ops.aten.bmm.overloads()  # products in a wider dtype: torch 2.8
+__all__ = ["Gathered", "Outer", "Piece", "Rows", "Unfolded", "part"]
 
 Filters = Callable[[int, int, Tensor], Tensor]
+
+
+class Unfolded(NamedTuple):
+    """A right factor ``(batch, positions, columns)`` as it lies in a smaller tensor.
+
+    Attributes
+    ----------
+    input : Tensor
+        Samples first.
+    positions, columns : Tensor, int32, shape (positions,) and (columns,)
+        Offsets, whose sum is that of an entry behind the sample's first.
+    """
+
+    input: Tensor
+    positions: Tensor
+    columns: Tensor
 
 
 class Outer(NamedTuple):
@@ -32,6 +55,8 @@ class Outer(NamedTuple):
         Row of the parameter that is the first of these.
     filtered : callable, optional
         ``filtered(start, stop, matrix)`` gives the same as ``right @ matrix``, faster.
+    unfolded : callable, optional
+        ``unfolded(start, stop)`` gives the same as ``make_right``, as it lies in a smaller tensor.
     """
 
     name: str
@@ -41,6 +66,7 @@ class Outer(NamedTuple):
     columns: int
     first_row: int = 0
     filtered: Filters | None = None
+    unfolded: Callable[[int, int], Unfolded] | None = None
 
     @property
     def batch(self) -> int:
@@ -59,24 +85,29 @@ class Outer(NamedTuple):
     def former(self) -> Callable[[int, int], Tensor]:
         """Return a function that forms the gradients of rows ``start`` to ``stop``.
 
-        They are ``(batch, rows, columns)``, float32. On a GPU factors of which one is bfloat16 are
-        multiplied as such, as in training, and summed in float32.
+        They are ``(batch, rows, columns)``, float32. On a GPU factors in 16 bits are multiplied as
+        such, as in training, and summed in float32. There ``start`` is a multiple of 8.
         """
         # The right factor is made once, for all rows that are then formed.
-        left, right = self.left, self.make_right(0, self.batch)
-        if left.is_cuda and torch.bfloat16 in (left.dtype, right.dtype) and _WIDER:
-            low = left.to(torch.bfloat16), right.to(torch.bfloat16)
-            return lambda a, b: torch.bmm(
-                low[0][:, :, a:b].transpose(1, 2), low[1], out_dtype=torch.float32
-            )
-        left, right = left.to(torch.float32), right.to(torch.float32)
-        return lambda a, b: left[:, :, a:b].transpose(1, 2) @ right
+        left, right, columns = self.left, self.make_right(0, self.batch), self.columns
+        low = low_dtype(left, right)
+        if low is None:
+            left, right = left.to(torch.float32), right.to(torch.float32)
+            return lambda a, b: left[:, :, a:b].transpose(1, 2) @ right
+        left, right = aligned(left.to(low)), aligned(right.to(low))
+        # Rows and columns of zeros behind the last ones are formed, too, and not shown.
+        return lambda a, b: wide_bmm(left[:, :, a : up_to_aligned(b)].transpose(1, 2), right)[
+            :, : b - a, :columns
+        ]
 
-    def right_times(self, start: int, stop: int, matrix: Tensor) -> Tensor:
-        """Multiply the right factor with ``matrix (columns, n)``: ``(stop - start, positions, n)``."""
+    def right_times(self, start: int, stop: int, side: Side) -> tuple[Tensor, float]:
+        """Multiply the right factor with a side ``(columns, n)``: the product and its unit.
+
+        The product is ``(stop - start, positions, n)``, float32.
+        """
         if self.filtered is not None:
-            return self.filtered(start, stop, matrix)
-        return product(self.make_right(start, stop).to(torch.float32), matrix)
+            return self.filtered(start, stop, side.whole), 1.0
+        return times(self.make_right(start, stop), side)
 
 
 class Rows(NamedTuple):
@@ -108,10 +139,3 @@ Piece = Outer | Rows | Gathered
 def part(tensor: Tensor, start: int, stop: int) -> Tensor:
     """Return rows ``start`` to ``stop``: the tensor itself where they are all, as views take time."""
     return tensor if stop - start == tensor.shape[0] else tensor[start:stop]
-
-
-def product(stacked: Tensor, matrix: Tensor) -> Tensor:
-    """Multiply ``(a, b, c)`` with ``(c, d)``: one product where nothing is copied."""
-    if not stacked.is_contiguous():
-        return stacked @ matrix
-    return torch.mm(stacked.view(-1, stacked.shape[2]), matrix).view(*stacked.shape[:2], -1)

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from trakstore.errors import SpecMismatchError
+from trakstore.features.projectors.collecting import Collecting
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
-__all__ = ["Projector", "as_matrix", "remembered"]
+__all__ = ["Projector", "Sides", "as_matrix", "remembered"]
+
+Sides = tuple[Tensor, Tensor]  # of a parameter: factors of its rows and of its columns
 
 _Arguments = TypeVarTuple("_Arguments")
 _Owner = TypeVar("_Owner")
@@ -24,6 +27,7 @@ _Result = TypeVar("_Result")
 
 _TILE = 1 << 20  # entries of gradients that are formed at once, in a core's cache
 _LARGE_TILE = 1 << 26  # and not on the CPU: 256 MB
+_CORE = 64  # rows that a GPU's tensor cores take at once
 _TEST_PARAMETERS = ParameterSpec((("weight", (3, 5)),))
 
 
@@ -78,6 +82,16 @@ class Projector(ABC):
         """Number of features."""
         return self.spec.dim or 0
 
+    def of_scaled(self, factors: Mapping[str, Sides]) -> Projector | None:  # noqa: ARG002
+        """Return the projector of scaled gradients, where this kind has a place for factors.
+
+        Parameters
+        ----------
+        factors : mapping of name to (rows, columns)
+            Factors of each parameter, float32, of shapes (rows,) and (columns,).
+        """
+        return None
+
     @abstractmethod
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile of a parameter's gradients to ``out``.
@@ -94,6 +108,10 @@ class Projector(ABC):
             Row of the parameter that is the tile's first.
         """
 
+    def collecting(self) -> Collecting:
+        """Return what adds the pieces of one backward pass."""
+        return Collecting(self)
+
     def add_piece(self, out: Tensor, piece: Piece) -> None:
         """Add the projection of a part of a parameter's gradients, formed or not."""
         if isinstance(piece, Rows):
@@ -105,8 +123,13 @@ class Projector(ABC):
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors: by default as tiles of all samples and some rows."""
-        form, most = outer.former(), _TILE if out.device.type == "cpu" else _LARGE_TILE
-        for start, stop in ranges(outer.rows, max(1, most // (outer.batch * outer.columns))):
+        form, entries = outer.former(), outer.batch * outer.columns
+        if out.device.type == "cpu":
+            most = max(1, _TILE // entries)
+        else:
+            # Whole tiles of a tensor core; a tile that began elsewhere would be read number by number.
+            most = max(1, _LARGE_TILE // entries // _CORE) * _CORE
+        for start, stop in ranges(outer.rows, most):
             self.add(out, outer.name, form(start, stop), outer.first_row + start)
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
-from trakstore.features.projectors.projector import Projector, remembered
+from trakstore.features.projectors.projector import Projector, Sides, remembered
 
-__all__ = ["Scaled"]
+__all__ = ["Scaled", "scaled"]
 
-Sides = tuple[Tensor, Tensor]
+
+def scaled(projector: Projector, factors: Mapping[str, Sides]) -> Projector:
+    """Return the projector of scaled gradients: one that holds the factors itself, where it can."""
+    return projector.of_scaled(factors) or Scaled(projector, factors)
 
 
 class Scaled(Projector):
@@ -69,7 +72,7 @@ def _outer(outer: Outer, rows: Tensor, columns: Tensor) -> Outer:
     left = _times(outer.left, own)
     right = partial(_right, outer.make_right, columns)
     filtered = outer.filtered and partial(_filtered, outer.filtered, columns)
-    return outer._replace(left=left, make_right=right, filtered=filtered)
+    return outer._replace(left=left, make_right=right, filtered=filtered, unfolded=None)
 
 
 def _right(make: Callable[[int, int], Tensor], columns: Tensor, start: int, stop: int) -> Tensor:

@@ -14,6 +14,8 @@ s copies, Pham and Pagh (2013) for the bound on the variance of products of such
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,30 +23,71 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.projectors import loops
+from trakstore.features.projectors.collecting import Collecting, Listed, Place, SmallPieces
 from trakstore.features.projectors.hashing import hash1, hash2, keys
-from trakstore.features.projectors.pieces import Gathered, Outer
-from trakstore.features.projectors.projector import Projector, remembered
+from trakstore.features.projectors.pieces import Gathered, Outer, Piece, part
+from trakstore.features.projectors.products import low_dtype
+from trakstore.features.projectors.projector import Projector, Sides, remembered
+from trakstore.features.projectors.sheared import WINDOW, Sheared, pays, unfolds_in_place
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
-from trakstore.features.projectors.triton import usable
+from trakstore.features.projectors.triton import gathers, usable
+from trakstore.features.projectors.windows import WaitingWindows, WindowLists
 from trakstore.planning import ranges
+from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["SJLT"]
 
+_CPU = torch.device("cpu")
+_GENERATION = 8  # of a GPU that multiplies bfloat16
 _ADD = 0.2  # nanoseconds to add an entry
+_FORMED = 1 << 26  # entries of gradients that a GPU forms at once
 _ENTRIES = 1 << 24  # gathered at once by plain torch on a device
 
 
 class SJLT(Projector):
-    """Sparse random signs: s non-zeros for each entry of the gradient."""
+    """Sparse random signs: s non-zeros for each entry of the gradient.
+
+    Parameters
+    ----------
+    spec, parameters
+        As of :class:`Projector`.
+    factors : mapping of name to (rows, columns), optional
+        Factors of the rows and columns of gradients. They are in the tables of signs, so that a scale
+        costs nothing.
+    """
+
+    def __init__(
+        self,
+        spec: ProjectionSpec,
+        parameters: ParameterSpec,
+        factors: Mapping[str, Sides] | None = None,
+    ) -> None:
+        super().__init__(spec, parameters)
+        self._factors = factors
+        self.windows = WindowLists(self.dim, 1 / math.sqrt(self.spec.s))
+
+    def of_scaled(self, factors: Mapping[str, Sides]) -> SJLT:
+        """See :meth:`Projector.of_scaled`."""
+        return SJLT(self.spec, ParameterSpec(tuple(self.shapes.items())), factors)
+
+    def collecting(self) -> Collecting:
+        """See :meth:`Projector.collecting`: on a GPU many pieces are added by one kernel."""
+        return _OnDevice(self, self.add_listed, lambda device: usable(device))
+
+    def add_listed(self, out: Tensor, places: tuple[Place, ...], entries: Tensor) -> None:
+        """Add the sketch of rows of some parameters, ``entries (batch, all)``, on a GPU."""
+        from trakstore.features.projectors.triton.listed import add_listed
+
+        add_listed(out, entries, self._lists_of(places, out.device))
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the sketch of a tile; see :meth:`Projector.add`."""
+        if usable(out.device):
+            self._add_on_device(out, name, tile, first_row)
+            return
         if out.device.type != "cpu":
-            if usable(out.device):
-                self._add_on_device(out, name, tile, first_row)
-            else:
-                self._rotate(out, name, tile, first_row)
+            self._rotate(out, name, tile, first_row)
             return
         tile = tile.float().contiguous()
         batch, rows, rest = tile.shape
@@ -61,7 +104,8 @@ class SJLT(Projector):
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, by the evaluation that is cheapest for its shape."""
         if out.device.type != "cpu":
-            super().add_outer(out, outer)
+            if not self._add_unfolded(out, outer):
+                super().add_outer(out, outer)
             return
         last_row = outer.first_row + outer.rows
         self._need_inside(outer.name, outer.first_row, last_row, outer.columns)
@@ -110,10 +154,42 @@ class SJLT(Projector):
         """Add a tile, or rows that ``index (batch, rows)`` picks, by the kernel of a GPU."""
         from trakstore.features.projectors.triton.sparse import add_sketch
 
-        tile = tile.to(torch.float32).contiguous()
-        scale = 1 / math.sqrt(self.spec.s)
+        scale, factors = 1 / math.sqrt(self.spec.s), self._sides(name, out.device)
         for copy in range(self.spec.s):
-            add_sketch(out, tile, self._keys(name, copy), scale, first_row, index)
+            add_sketch(out, tile, self._keys(name, copy), scale, first_row, index, factors)
+
+    def sheared(self, out: Tensor, outer: Outer) -> tuple[Sheared, torch.dtype] | None:
+        """Return how a product is sketched without being formed, if that is faster on this device.
+
+        Returns
+        -------
+        Sheared, torch.dtype
+            Table of its rows, and the dtype in which its factors are multiplied.
+        """
+        dtype = low_dtype(outer.left, outer.left)
+        if dtype is None or self.dim < WINDOW or not usable(out.device, _GENERATION):
+            return None
+        if not gathers():
+            return None
+        last_row = outer.first_row + outer.rows
+        table = self._sheared_rows_of(outer.name, outer.first_row, last_row, out.device)
+        sizes = outer.positions, outer.rows, outer.columns
+        faster = pays(table, *sizes, unfolded=outer.unfolded is not None)
+        return (table, dtype) if faster else None
+
+    def _add_unfolded(self, out: Tensor, outer: Outer) -> bool:
+        """Add a product of which no right factor is written, if that is faster; tell whether it is."""
+        dtype = low_dtype(outer.left, outer.left)
+        if outer.unfolded is None or dtype is None or not usable(out.device, _GENERATION):
+            return False
+        if not unfolds_in_place(outer.positions, outer.rows, outer.columns):
+            return False
+        from trakstore.features.projectors.triton.shear import formed
+
+        for start, stop in ranges(outer.batch, max(1, _FORMED // (outer.rows * outer.columns))):
+            tile = formed(part(outer.left, start, stop), outer.unfolded(start, stop), dtype)
+            self.add(part(out, start, stop), outer.name, tile, outer.first_row)
+        return True
 
     def _rotate(self, out: Tensor, name: str, tile: Tensor, first_row: int) -> None:
         """Add a tile in plain torch, on a device without kernels of its own."""
@@ -125,8 +201,10 @@ class SJLT(Projector):
         c = torch.arange(rest, device=out.device)
         for copy in range(self.spec.s):
             offsets, signs = self._runs(name, copy, r, -(-rest // self.dim))
-            signs = signs / math.sqrt(self.spec.s)
-            signed = tile.to(torch.float32) * self._signs2(name, copy, c)
+            signs, signs2 = self._scaled(
+                name, r, c, signs / math.sqrt(self.spec.s), self._signs2(name, copy, c)
+            )
+            signed = tile.to(torch.float32) * signs2
             for lo, hi in ranges(rows, max(1, _ENTRIES // (len(tile) * self.dim))):
                 for run, (first, last) in enumerate(ranges(rest, self.dim)):
                     part = signed[:, lo:hi, first:last]
@@ -139,7 +217,8 @@ class SJLT(Projector):
         k, c = self.dim, torch.arange(rest, device=device)
         r = torch.arange(first_row, first_row + rows, device=device)[:, None]
         offset, sign1 = self._runs(name, copy, r, -(-rest // k))
-        value = sign1[:, c // k] * self._signs2(name, copy, c) / math.sqrt(self.spec.s)
+        sign1, sign2 = self._scaled(name, r, c, sign1, self._signs2(name, copy, c))
+        value = sign1[:, c // k] * sign2 / math.sqrt(self.spec.s)
         return (offset[:, c // k] + c) % k, value
 
     def _runs(self, name: str, copy: int, rows: Tensor, runs: int) -> tuple[Tensor, Tensor]:
@@ -153,6 +232,24 @@ class SJLT(Projector):
     def _signs2(self, name: str, copy: int, positions: Tensor) -> Tensor:
         return (1 - 2 * (hash1(positions, self._keys(name, copy)[1]) & 1)).to(torch.float32)
 
+    def _scaled(
+        self, name: str, rows: Tensor, columns: Tensor, signs: Tensor, signs2: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Multiply signs of rows ``(n, runs)`` and of columns with the factors that there are."""
+        sides = self._sides(name, rows.device)
+        return (
+            (signs, signs2)
+            if sides is None
+            else (signs * sides[0][rows], signs2 * sides[1][columns])
+        )
+
+    @remembered
+    def _sides(self, name: str, device: torch.device) -> Sides | None:
+        if self._factors is None:
+            return None
+        rows, columns = self._factors[name]
+        return rows.to(device), columns.to(device)
+
     @remembered
     def _keys(self, name: str, copy: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the keys of runs, and of signs of positions."""
@@ -165,15 +262,35 @@ class SJLT(Projector):
         self, name: str, first_row: int, rows: int
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Return columns and signed values of all entries of a few rows, for each copy."""
-        rest, cpu = self.matrices[name][1], torch.device("cpu")
+        rest = self.matrices[name][1]
         copies = [
-            self.entries(name, copy, first_row, rows, rest, cpu) for copy in range(self.spec.s)
+            self.entries(name, copy, first_row, rows, rest, _CPU) for copy in range(self.spec.s)
         ]
         return [(c.flatten().numpy(), v.flatten().numpy()) for c, v in copies]
 
     @remembered
     def _merged_rows_of(self, name: str, first_row: int, last_row: int) -> list[Runs]:
         return [Runs(one.rows(first_row, last_row), self.dim) for one in self._tables_of(name)]
+
+    @remembered
+    def _lists_of(self, places: tuple[Place, ...], device: torch.device) -> Listed:
+        """Return the entries of each feature, for rows of some parameters one after another."""
+        columns, values = list[Tensor](), list[Tensor]()
+        for copy in range(self.spec.s):
+            each = [
+                self.entries(name, copy, first, last - first, self.matrices[name][1], _CPU)
+                for name, first, last in places
+            ]
+            columns.append(torch.cat([one.flatten() for one, _ in each]))
+            values.append(torch.cat([one.flatten() for _, one in each]))
+        return Listed(*(one.to(device) for one in Listed.of(columns, values, self.dim)))
+
+    @remembered
+    def _sheared_rows_of(
+        self, name: str, first_row: int, last_row: int, device: torch.device
+    ) -> Sheared:
+        tables = [one.rows(first_row, last_row) for one in self._tables_of(name)]
+        return Sheared.of(tables, self.dim, device)
 
     @remembered
     def _tables_of(self, name: str) -> list[RunTable]:
@@ -183,9 +300,28 @@ class SJLT(Projector):
         tables = []
         for copy in range(self.spec.s):
             offsets, signs = self._runs(name, copy, r, -(-rest // self.dim))
-            signs2 = self._signs2(name, copy, c)
+            signs, signs2 = self._scaled(name, r, c, signs, self._signs2(name, copy, c))
             tables.append(RunTable(offsets.numpy(), signs.numpy(), signs2.numpy()))
         return tables
+
+
+class _OnDevice(SmallPieces):
+    """Pieces of a backward pass on a GPU: products are not formed where that is slower."""
+
+    def __init__(self, projector: SJLT, *given: Any) -> None:
+        super().__init__(projector, *given)
+        self._sketch, self._windows = projector, WaitingWindows(projector.windows)
+
+    def add(self, out: Tensor, piece: Piece) -> None:
+        chosen = self._sketch.sheared(out, piece) if isinstance(piece, Outer) else None
+        if chosen and isinstance(piece, Outer):
+            self._windows.add(out, piece, *chosen)
+        else:
+            super().add(out, piece)
+
+    def finish(self) -> None:
+        self._windows.finish()
+        super().finish()
 
 
 def _rotated(part: Tensor, offsets: Tensor, signs: Tensor, dim: int) -> Tensor:

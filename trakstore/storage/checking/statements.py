@@ -7,16 +7,20 @@ its own, which stays when the document is deleted.
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 from trakstore.errors import DamagedError, LocationError
 from trakstore.storage import layout
 from trakstore.storage.checking.walk import Walk
 from trakstore.storage.claims import Claim, claimed, last_claim
 from trakstore.storage.completion import forget_complete, note_complete, read_completion
+from trakstore.storage.dropped_rows import forget_dropped, note_dropped, placed_note
 from trakstore.storage.group_documents import EMPTY, attributes, group_document
 from trakstore.storage.masks import mask_numbers, parsed_masks
 from trakstore.storage.numbered import stored_numbers
+from trakstore.storage.sampled_rows import gram_of_draws
 from trakstore.storage.split import Split
+from trakstore.storage.tables.saved_table import read_table
 
 
 def check_masks(walk: Walk) -> None:
@@ -87,6 +91,51 @@ def _note_again(walk: Walk, path: str) -> None:
     for split in walk.opened_splits(layout.last_part(path)):
         if layout.complete_path(split.epoch, split.name) == path:
             note_complete(split)
+
+
+def check_dropped(walk: Walk) -> None:
+    """Check the notes of splits whose features were dropped, and that their grams are there."""
+    _strange(walk, layout.DROPPED)
+    for path in walk.groups(layout.DROPPED, 2):
+        split = walk.opened_at(layout.below(layout.DROPPED, path))
+        document, what = walk.read(layout.document_key(path))
+        if document is None and not _was_emptied(walk, path):
+            continue
+        try:
+            note = placed_note(document or b"", path)
+            wrong = "" if note.document == document else "is not as it was written"
+        except DamagedError as error:
+            wrong = what if document is None else f"is damaged ({error})"
+        if wrong:
+            repaired = walk.repair and split is not None and _drop_noted_again(split)
+            walk.say("document", layout.document_key(path), wrong, repaired=repaired)
+        elif split is not None and split.dropped:
+            _check_kept_gram(walk, split, note.gram)
+
+
+def _drop_noted_again(split: Split) -> bool:
+    """Write the note of dropped features again, unless they are all there, when there is none."""
+    place, path = split.location, split.path
+    folder = layout.chunk_folder(layout.child(path, layout.FEATURES))
+    if place.names(folder):
+        forget_dropped(place, path)
+    else:
+        note_dropped(place, path, split.spec.nonce, split.rows, gram_of_draws(split))
+    return True
+
+
+def _check_kept_gram(walk: Walk, split: Split, path: str) -> None:
+    """Find a gram that is gone though the rows that it was computed from were dropped."""
+    there: dict[str, Any] = {}
+    with suppress(DamagedError):  # which is said with the other tables
+        there = read_table(walk.location, path)
+    if there.get("nonce") != split.spec.nonce or there.get("rows") != split.rows:
+        what = (
+            f"is gone, or of other rows, though the rows of {split.name} were dropped: drop the split "
+            f"(store.drop) and featurize the draws again"
+        )
+        where = {"epoch": split.epoch, "split": split.name}
+        walk.say("missing", layout.document_key(path), what, **where)
 
 
 def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:

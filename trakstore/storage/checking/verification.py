@@ -23,6 +23,7 @@ from trakstore.storage.block_checks import Finding, check_block
 from trakstore.storage.checking.statements import (
     check_claims,
     check_completions,
+    check_dropped,
     check_masks,
     deleted_markers,
 )
@@ -37,13 +38,17 @@ from trakstore.storage.store import FeatureStore
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Counts of a split that was verified: its blocks, those that are committed, the bad ones."""
+    """Counts of a split that was verified: its blocks, those that are committed, the bad ones.
+
+    Of one whose features were ``dropped``, only the other columns were read.
+    """
 
     epoch: Epoch
     split: str
     blocks: int
     written_blocks: int
     bad_blocks: int
+    dropped: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ def verify_store(
             walk.saved()
             check_masks(walk)
             check_completions(walk)
+            check_dropped(walk)
             check_claims(walk)
             walk.runs()
     walk.clear_leftovers()
@@ -189,7 +195,8 @@ def _check_split(
             if wrong:
                 bad += 1
                 _bad_block(walk, split, block, wrong)
-    return SplitReport(split.epoch, split.name, split.spec.blocks, len(inside), bad)
+    counts = (split.spec.blocks, len(inside), bad)
+    return SplitReport(split.epoch, split.name, *counts, split.dropped)
 
 
 def _twice_checked(split: Split, block: int) -> list[Finding]:

@@ -23,6 +23,7 @@ from trakstore.storage.arrays import array_documents, column_grid, row_document
 from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding, FindingKind
+from trakstore.storage.dropped_rows import dropped_columns, is_dropped
 from trakstore.storage.group_documents import EMPTY, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
@@ -200,12 +201,24 @@ class Walk:
         wanted = group_document(attributes(document or b"", path))
         if document != wanted and alone is self.repair:
             self.document(key, wanted, epoch=epoch, split=name)
-        made = self._opened[path] = Split(self.location, epoch, name, spec)
+        dropped = self._is_dropped(path, spec.nonce)
+        made = self._opened[path] = Split(self.location, epoch, name, spec, dropped=dropped)
         return made
+
+    def _is_dropped(self, path: str, nonce: int) -> bool:
+        """Tell whether the features of a split were dropped; a damaged note, a finding, says so too."""
+        try:
+            return is_dropped(self.location, path, nonce)
+        except DamagedError:
+            return True
 
     def opened_splits(self, name: str) -> list[Split]:
         """Return the splits of a name that were opened, at all epochs."""
         return [split for split in self._opened.values() if split.name == name]
+
+    def opened_at(self, path: str) -> Split | None:
+        """Return the split at a path, if it was opened."""
+        return self._opened.get(path)
 
     def keys(self, split: Split, *, any_written: bool) -> None:
         """Check the documents of a split's arrays, and for keys that it cannot have."""
@@ -216,6 +229,8 @@ class Walk:
             # writer makes the rest.
             if any_written or self.read(key)[0] is not None:
                 self.document(key, wanted, **where)
+        if split.dropped:
+            self._dropped_chunks(split)
         for key in self.find(split.path, lambda one: not _belongs(split, one)):
             if _is_beyond(split, key):
                 repaired = self.repair and self.abandoned(key)
@@ -224,6 +239,15 @@ class Walk:
                 self.say("foreign", key, f"is {_BEYOND}", repaired=repaired, **where)
             else:
                 self.strange(key, **where)
+
+    def _dropped_chunks(self, split: Split) -> None:
+        """Find chunks of features that a stopped call of ``drop_rows`` left."""
+        for name in dropped_columns(split.spec):
+            folder = layout.chunk_folder(layout.child(split.path, name))
+            if self.find(folder) and self.repair:
+                self.location.delete_folder(folder)
+            elif self.find(folder):
+                self.leftovers.append(folder)
 
     def left_out(self, split: Split, name: str, remedy: str) -> None:
         """Check a column that leaves rows out: it has chunks for blocks with such rows only."""

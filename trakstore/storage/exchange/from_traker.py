@@ -71,7 +71,7 @@ def import_traker(
         Number of scalar parameters that were differentiated. With it, features are multiplied by
         √(parameters/dim), so that their products estimate those of gradients; without it they are
         copied as they are. TRAK scores are the same either way, since damping is relative.
-    dtype : {"float32", "float16"}
+    dtype : {"float32", "float16", "int8"}
         Stored dtype; float16 is traker's own default.
 
     Raises

@@ -44,7 +44,8 @@ def export_split(
     epoch, split
         The split.
     to : path
-        ``*.npy`` has one column, in the stored dtype. ``*.parquet`` has all: a row a sample, with
+        ``*.npy`` has one column, in the stored dtype, but features of 8 bits as float32.
+        ``*.parquet`` has all: a row a sample, with
         ``features`` as a list of fixed size, and the specs of store and split as metadata
         (``trakstore.store``, ``trakstore.split``); it needs ``pip install trakstore[parquet]``.
         The file appears when it is complete; one that is there is not replaced.
@@ -59,7 +60,7 @@ def export_split(
     Raises
     ------
     IncompleteError
-        When rows are missing.
+        When rows are missing, or were dropped.
     DamagedError
         When stored bytes are damaged; nothing is left behind.
     LocationError
@@ -70,6 +71,8 @@ def export_split(
     opened = open_store(store)
     chosen = opened.split(epoch, split)
     chosen.require_complete()
+    if Path(to).suffix != ".npy" or column == layout.FEATURES:
+        chosen.require_rows()
     target = Path(to)
     if target.suffix not in (".npy", ".parquet"):
         raise TrakStoreError(f"{target} must end in .npy or .parquet")
@@ -122,10 +125,12 @@ def _write_parquet(store: FeatureStore, split: Split, path: Path) -> None:
     except ImportError:
         raise TrakStoreError("Parquet needs pyarrow: pip install 'trakstore[parquet]'") from None
     # The schema is made before the first rows are read: all row groups have the same types.
-    schema = pa.schema([(name, _arrow_type(split, name)) for name in split.columns])
+    # Features are those that queries see: of 8 bits, times the scale of each row.
+    names = [name for name in split.columns if name != layout.ROW_SCALE]
+    schema = pa.schema([(name, _arrow_type(split, name)) for name in names])
     specs = {"trakstore.store": store.spec.to_dict(), "trakstore.split": split.spec.to_dict()}
     schema = schema.with_metadata({key: json.dumps(spec) for key, spec in specs.items()})
-    columns = [split.column(name) for name in split.columns]
+    columns = [split.column(name) for name in names]
     with pq.ParquetWriter(path, schema) as writer:
         for start, stop in _pieces(split):
             arrays = [
@@ -138,10 +143,9 @@ def _write_parquet(store: FeatureStore, split: Split, path: Path) -> None:
 def _arrow_type(split: Split, name: str) -> pa.DataType:
     import pyarrow as pa
 
-    dtype = dict(split.spec.columns)[name]
-    if dtype == "str":
+    if dict(split.spec.columns)[name] == "str":
         return pa.string()
-    one = pa.from_numpy_dtype(np.dtype(dtype))
+    one = pa.from_numpy_dtype(split.column(name).dtype)
     width = column_shape(split.spec, name)[0][1:]
     return pa.list_(one, *width) if width else one
 

@@ -32,6 +32,7 @@ from trakstore.storage.block_checks import Finding
 from trakstore.storage.columns import column_dtype
 
 _AT_ONCE = 4096  # chunks whose ends are read at once,
+_TASK_BYTES = 64_000_000  # of a lazy block
 _READ_AT_ONCE = 16  # chunks that are read at once,
 _WRITE_AT_ONCE = 8  # and chunks that are written at once
 
@@ -391,9 +392,15 @@ class TableArray:
             return form.decode(key, content)
 
     def to_dask(self) -> da.Array:
-        """Return a lazy Dask array, one block for each stored chunk."""
+        """Return a lazy Dask array: a block is a stored chunk, or several along the last dimension.
+
+        Dask is slow where blocks are small, so a block has as many chunks as make up 64 MB.
+        """
         meta = np.empty((0,) * self.ndim, self.dtype)
+        *first, last = self.chunks
+        chunk_bytes = math.prod(self.chunks) * max(self.dtype.itemsize, 1)
+        blocks = (*first, last * max(1, _TASK_BYTES // chunk_bytes))
         lazy: da.Array = da.from_array(
-            self, self.chunks, asarray=False, fancy=False, meta=meta, inline_array=False
+            self, blocks, asarray=False, fancy=False, meta=meta, inline_array=False
         )
         return lazy

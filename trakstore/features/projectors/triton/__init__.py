@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-__all__ = ["usable"]
+__all__ = ["gathers", "usable"]
 
 log = logging.getLogger("trakstore")
 
@@ -38,3 +38,13 @@ def usable(device: torch.device, generation: int = 7) -> bool:
         )
         return False
     return torch.cuda.get_device_capability(device)[0] >= generation
+
+
+@cache
+def gathers() -> bool:
+    """Tell whether Triton can gather within a tile: it can since version 3.2."""
+    if find_spec("triton") is None:
+        return False
+    import triton.language
+
+    return hasattr(triton.language, "gather")

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trakstore.features.projectors.triton.partial_sums import add_partial_sums
 from trakstore.features.projectors.triton.words import hash1, hash2, signed
 
 __all__ = ["add_sketch"]
@@ -29,17 +30,26 @@ _FREE = ("batch", "rows", "items", "share", "dim", "first_row", "run0", "run1", 
 
 
 @triton.jit
-def _signed_piece(sample, c, word, start, width, sign0, sign1, in_batch):
+def _signed_piece(
+    sample, c, word, start, width, sign0, sign1, row_factor, factors, in_batch, SCALED: tl.constexpr
+):
     """Entries at positions ``c`` of a run, with their signs; zero outside of the run."""
     minus = (word ^ hash1(start + c, sign0, sign1)) & 1
-    g = tl.load(sample + c, mask=in_batch & (c >= 0) & (c < width), other=0.0)
-    return g * (1 - 2 * minus.to(tl.int32)).to(tl.float32)
+    inside = in_batch & (c >= 0) & (c < width)
+    sign = (1 - 2 * minus.to(tl.int32)).to(tl.float32)
+    if SCALED:
+        sign *= row_factor * tl.load(factors + start + c, mask=inside, other=0.0)
+    return tl.load(sample + c, mask=inside, other=0.0).to(tl.float32) * sign
 
 
 @triton.jit(do_not_specialize=_FREE)
 def _sketch(
     tile,
+    by_sample,
+    by_row,
     index,
+    row_factors,
+    factors,
     partial,
     batch,
     rows,
@@ -54,21 +64,23 @@ def _sketch(
     sign0,
     sign1,
     GATHERED: tl.constexpr,
+    SCALED: tl.constexpr,
     SAMPLES: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
     """Sums of ``share`` of the ``items = rows · runs`` for some samples and features.
 
-    ``tile (batch, rows, rest)``, ``index (batch, rows)`` where GATHERED, ``partial (shares, batch,
-    dim)``. Positions are written as a start plus a range, which the compiler knows to be contiguous;
-    with a remainder in it, it would read the samples' dimension first.
+    ``tile (batch, rows, rest)``, ``index (batch, rows)`` where GATHERED, ``row_factors`` of all rows
+    and ``factors (rest,)`` of columns where SCALED, ``partial (shares, batch, dim)``. Positions are
+    written as a start plus a range, which the compiler knows to be contiguous; with a remainder in it,
+    it would read the samples' dimension first.
     """
     first = tl.program_id(0) * FEATURES
     i = tl.arange(0, FEATURES)[None, :]
     b = (tl.program_id(1) * SAMPLES + tl.arange(0, SAMPLES))[:, None]
     part = tl.program_id(2)
     in_batch = b < batch
-    sample = tile + b.to(tl.int64) * rows * rest
+    sample = tile + b.to(tl.int64) * by_sample
     total = tl.zeros([SAMPLES, FEATURES], dtype=tl.float32)
     for item in range(part * share, tl.minimum(items, (part + 1) * share)):
         row = item // runs
@@ -82,22 +94,25 @@ def _sketch(
         offset = (((word >> 1).to(tl.uint64) * dim) >> 31).to(tl.int32)
         position = first - offset  # of the run, that falls on the first feature
         position = tl.where(position < 0, position + dim, position)
-        run = sample + (row.to(tl.int64) * rest + start)
+        run = sample + (row.to(tl.int64) * by_row + start)
+        factor = tl.load(row_factors + r) if SCALED else 1.0
+        here, there = position + i, position - dim + i
         if GATHERED:
+            own = in_batch & (here < dim)
             total += _signed_piece(
-                run, position + i, word, start, width, sign0, sign1, in_batch & (position + i < dim)
+                run, here, word, start, width, sign0, sign1, factor, factors, own, SCALED
             )
             total += _signed_piece(
-                run, position - dim + i, word, start, width, sign0, sign1, in_batch
+                run, there, word, start, width, sign0, sign1, factor, factors, in_batch, SCALED
             )
         else:
             if position < width:
                 total += _signed_piece(
-                    run, position + i, word, start, width, sign0, sign1, in_batch
+                    run, here, word, start, width, sign0, sign1, factor, factors, in_batch, SCALED
                 )
             if position + FEATURES > dim:  # the run's first position falls on a later feature
                 total += _signed_piece(
-                    run, position - dim + i, word, start, width, sign0, sign1, in_batch
+                    run, there, word, start, width, sign0, sign1, factor, factors, in_batch, SCALED
                 )
     m = first + i
     out = partial + (part.to(tl.int64) * batch + b) * dim + m
@@ -111,6 +126,7 @@ def add_sketch(
     scale: float,
     first_row: int = 0,
     index: Tensor | None = None,
+    factors: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Add one copy of the sketch of a tile.
 
@@ -118,7 +134,8 @@ def add_sketch(
     ----------
     out : Tensor, shape (batch, dim), float32
         Changed in place.
-    tile : Tensor, shape (batch, rows, rest), float32, contiguous
+    tile : Tensor, shape (batch, rows, rest), of floats
+        Copied unless entries of a row are side by side.
     keys : two tuples of int
         Keys of the runs' hashes and of the positions' signs.
     scale : float
@@ -127,7 +144,10 @@ def add_sketch(
         Row of the parameter that is the tile's first,
     index : Tensor, shape (batch, rows), int32, contiguous, optional
         or rows of the parameter that each sample has.
+    factors : two Tensors, float32, optional
+        Factors of all rows of the parameter, and of its columns.
     """
+    tile = tile if tile.stride(2) == 1 or tile.shape[2] == 1 else tile.contiguous()
     batch, rows, rest = tile.shape
     dim = out.shape[1]
     runs = -(-rest // dim)
@@ -139,7 +159,10 @@ def add_sketch(
     with torch.cuda.device_of(out):
         _sketch[(*grid, shares)](
             tile,
+            tile.stride(0),
+            tile.stride(1),
             tile if index is None else index,
+            *(factors or (tile, tile)),
             partial,
             batch,
             rows,
@@ -152,11 +175,12 @@ def add_sketch(
             *runs_keys,
             *signs_keys,
             GATHERED=index is not None,
+            SCALED=factors is not None,
             SAMPLES=_SAMPLES,
             FEATURES=_FEATURES,
             num_warps=1,
         )
-    out.add_(partial.sum(0), alpha=scale)
+    add_partial_sums(out, partial, scale)
 
 
 def _shares(programs: int, rows: int, rest: int, dim: int) -> int:

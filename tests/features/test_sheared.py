@@ -1,0 +1,252 @@
+"""Products of factors that are sketched on the chip, against the definition of P."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import reference_projection as reference
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trakstore.features.layers import Call, convolution
+from trakstore.features.projectors import SJLT, Outer, windows
+from trakstore.features.projectors.sheared import (
+    COLUMNS,
+    FEATURES,
+    ROWS,
+    WINDOW,
+    Sheared,
+    Windows,
+    pays,
+)
+from trakstore.spec import ParameterSpec, ProjectionSpec
+
+pytest.importorskip("triton", reason="kernels need Triton, which there is for Linux")
+from trakstore.features.projectors.triton.shear import formed
+from trakstore.features.projectors.windows import WaitingWindows, WindowLists
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+CPU = torch.device("cpu")
+# positions, rows, columns, dim, copies: odd ones, runs that wrap around, several of them, merged rows
+SHAPES = [
+    (5, 9, 33, 256, 1),
+    (70, 40, 300, 257, 1),
+    (1, 300, 129, 256, 2),
+    (3, 7, 700, 300, 1),
+]
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def of_rows(projector: SJLT, first: int, last: int, device: torch.device = DEVICE) -> Sheared:
+    return projector._sheared_rows_of("w", first, last, device)
+
+
+def added(
+    projector: SJLT, left: torch.Tensor, right: torch.Tensor, first: int, dtype: torch.dtype
+) -> np.ndarray[Any, Any]:
+    left, right = left.to(DEVICE), right.to(DEVICE)
+    outer = Outer("w", left, lambda a, b: right[a:b], right.shape[1], right.shape[2], first)
+    out = torch.ones(len(left), projector.dim, device=DEVICE)
+    table = of_rows(projector, first, first + left.shape[2])
+    waiting = WaitingWindows(WindowLists(projector.dim, projector.spec.s**-0.5))
+    waiting.add(out, outer, table, dtype)
+    waiting.finish()
+    return out.cpu().numpy() - 1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("positions", "rows", "columns", "dim", "copies"), SHAPES)
+def test_a_product_is_sketched_as_its_definition_says(
+    positions: int, rows: int, columns: int, dim: int, copies: int, turned: bool
+) -> None:
+    spec, shape = ProjectionSpec("sjlt", dim=dim, seed=5, s=copies), (rows + 3, columns)
+    left, right = draw(3, positions, rows), draw(3, positions, columns)
+    if turned:  # as of a convolution
+        left, right = (one.mT.contiguous().mT for one in (left, right))
+    got = added(SJLT(spec, ParameterSpec((("w", shape),))), left, right, 2, torch.float32)
+    g = (left.double().mT @ right.double()).flatten(1).numpy()
+    expected = g @ reference.matrix(spec, {"w": shape})[2 * columns : (2 + rows) * columns]
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_of_16_bits_are_rounded_and_nothing_else(dtype: torch.dtype) -> None:
+    spec, shape = ProjectionSpec("sjlt", dim=300), (50, 200)
+    left, right = draw(2, 17, 50, dtype=dtype), draw(2, 17, 200, dtype=dtype)
+    projector = SJLT(spec, ParameterSpec((("w", shape),)))
+    got = added(projector, left, right, 0, dtype)
+    exact = (left.double().mT @ right.double()).flatten(1).numpy() @ reference.matrix(
+        spec, {"w": shape}
+    )
+    # On a GPU a row that is the sum of others is rounded once more, as every operand is.
+    allowed = float(torch.finfo(dtype).eps) if GPU else 1e-5
+    assert np.linalg.norm(got - exact) <= allowed * np.linalg.norm(exact)
+
+
+# channels, size, groups and options of a convolution: windows that overlap, or do not; rows apart
+CONVOLUTIONS: list[tuple[int, tuple[int, ...], dict[str, Any]]] = [
+    (3, (7, 6), {"kernel_size": 3, "padding": 1}),
+    (4, (9, 8), {"kernel_size": (2, 3), "stride": 2, "groups": 2}),
+    (2, (11,), {"kernel_size": 3, "dilation": 2, "padding": "same"}),
+]
+
+
+def outers_of_convolution(channels: int, size: tuple[int, ...], options: Any) -> list[Outer]:
+    """Pieces of 3 samples, each of which has 2 entries."""
+    make = nn.Conv1d if len(size) == 1 else nn.Conv2d
+    layer = make(channels, 6, bias=False, **options)
+    x = draw(6, channels, *size)
+    positional = x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
+    call = Call(positional, {}, {id(layer.weight): "w"})
+    matched = convolution.MATCHERS[F.conv1d if len(size) == 1 else F.conv2d](call)
+    assert matched
+    gradient = torch.randn_like(layer(x)).detach()
+    ready = [one.unflatten(0, (3, 2)).to(DEVICE) for one in (x, gradient)]
+    return [one for one in matched.pieces((ready[0],), ready[1]) if isinstance(one, Outer)]
+
+
+@pytest.mark.parametrize(("channels", "size", "options"), CONVOLUTIONS)
+def test_an_input_is_unfolded_where_it_lies(
+    channels: int, size: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    outers = outers_of_convolution(channels, size, options)
+    columns, rows = outers[0].columns, sum(outer.rows for outer in outers)
+    projector = SJLT(ProjectionSpec("sjlt", dim=256), ParameterSpec((("w", (rows, columns)),)))
+    waiting, got = WaitingWindows(projector.windows), torch.zeros(3, 256, device=DEVICE)
+    expected = torch.zeros(3, 256)
+    for outer in outers:
+        right, unfolded = outer.make_right(0, 3), outer.unfolded and outer.unfolded(0, 3)
+        assert unfolded
+        places = unfolded.positions[:, None] + unfolded.columns
+        by_sample = unfolded.input.stride(0)
+        for b in range(3):
+            first = unfolded.input.storage_offset() + b * by_sample
+            own = unfolded.input.as_strided((int(places.max()) + 1,), (1,), first)
+            assert torch.equal(own[places.long()], right[b])
+        tile = formed(outer.left, unfolded, torch.float32)
+        torch.testing.assert_close(tile, outer.left.mT @ right, rtol=1e-5, atol=1e-5)
+        projector.add(expected, "w", tile.cpu(), outer.first_row)
+        last_row = outer.first_row + outer.rows
+        table = of_rows(projector, outer.first_row, last_row)
+        waiting.add(got, outer, table, torch.float32)
+    waiting.finish()
+    torch.testing.assert_close(got.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_factors_of_a_scale_are_in_the_tables() -> None:
+    spec, shape = ProjectionSpec("sjlt", dim=256), (30, 140)
+    left, right = draw(2, 4, 30), draw(2, 4, 140)
+    sides = draw(30).abs(), draw(140).abs()
+    projector = SJLT(spec, ParameterSpec((("w", shape),)), {"w": sides})
+    got = added(projector, left, right, 0, torch.float32)
+    g = left.double().mT @ right.double() * sides[0][:, None] * sides[1]
+    expected = g.flatten(1).numpy() @ reference.matrix(spec, {"w": shape})
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "dim"), [(2000, 50, 512), (300, 1000, 700), (1, 5, 256)]
+)
+def test_every_row_has_one_slot_in_a_group_within_its_window(
+    rows: int, columns: int, dim: int
+) -> None:
+    projector = SJLT(ProjectionSpec("sjlt", dim=dim, s=2), ParameterSpec((("w", (rows, columns)),)))
+    table, runs = of_rows(projector, 0, rows, CPU), -(-columns // dim)
+    assert table.slots % ROWS == 0 and len(table.runs) == table.slots // ROWS
+    assert int(table.shifts.max()) <= WINDOW - COLUMNS and int(table.shifts.min()) >= 0
+    counts = table.first.diff()
+    slot = torch.repeat_interleave(torch.arange(table.slots), counts)
+    run, copy = table.runs[slot // ROWS, 0] // dim, table.runs[slot // ROWS, 2] // columns
+    seen = set(zip(table.rows.tolist(), run.tolist(), copy.tolist(), strict=True))
+    assert len(seen) == len(table.rows) == rows * runs * 2
+    offset = torch.from_numpy(table.starts[0])[slot // table.group] + table.shifts[slot]
+    for which, own in enumerate(projector._tables_of("w")):
+        mine = copy == which
+        expected = own.offsets[table.rows[mine], run[mine]]
+        np.testing.assert_array_equal(offset[mine] % dim, expected)
+        np.testing.assert_array_equal(
+            table.signs[mine], own.signs[table.rows[mine].long(), run[mine].long()]
+        )
+
+
+@pytest.mark.parametrize("k", [256, 300, 1000, 1025])
+def test_windows_are_listed_for_every_tile_that_they_fall_on(k: int) -> None:
+    projector = SJLT(ProjectionSpec("sjlt", dim=k), ParameterSpec((("w", (200, 500)),)))
+    tables = [of_rows(projector, *rows, CPU) for rows in ((0, 150), (150, 200))]
+    lists = Windows.of(tables, k, CPU)
+    starts = np.concatenate([table.starts.ravel() for table in tables])
+    for tile in range(-(-k // FEATURES)):
+        features = range(tile * FEATURES, min(k, (tile + 1) * FEATURES))
+        hit = [
+            i
+            for i, start in enumerate(starts)
+            if start >= 0 and any((m - start) % k < WINDOW for m in features)
+        ]
+        own = slice(int(lists.first[tile]), int(lists.first[tile + 1]))
+        assert lists.windows[own].tolist() == hit
+        assert lists.starts[own].tolist() == starts[hit].tolist()
+
+
+def test_windows_of_many_products_wait_for_one_another() -> None:
+    shapes = {f"w{i}": (20 + i, 40) for i in range(3)}
+    parameters = ParameterSpec(tuple(shapes.items()))
+    projector = SJLT(ProjectionSpec("sjlt", dim=256), parameters)
+    pieces, expected = [], torch.zeros(2, 256)
+    for name, (rows, columns) in shapes.items():
+        left, right = draw(2, 3, rows), draw(2, 3, columns)
+        projector.add(expected, name, left.mT @ right)
+        there = right.to(DEVICE)
+        pieces.append(Outer(name, left.to(DEVICE), lambda a, b, r=there: r[a:b], 3, columns))  # type: ignore[misc]
+    folded = []
+    for _ in range(2):
+        waiting, out = WaitingWindows(projector.windows), torch.zeros(2, 256, device=DEVICE)
+        for outer in pieces:
+            table = projector._sheared_rows_of(outer.name, 0, outer.rows, DEVICE)
+            waiting.add(out, outer, table, torch.float32)
+        folded.append(len(waiting._tables))
+        waiting.finish()
+        torch.testing.assert_close(out.cpu(), expected, rtol=1e-5, atol=1e-5)
+    assert folded == [1, 3], "once it is known how many there are, all are folded at once"
+
+
+@pytest.mark.parametrize("bytes_", [1, 3 * 4 * WINDOW, 1 << 13])
+def test_large_batches_are_done_in_parts(bytes_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_BYTES", bytes_)
+    spec, shape = ProjectionSpec("sjlt", dim=256), (5, 40)
+    left, right = draw(5, 3, 5), draw(5, 3, 40)
+    projector = SJLT(spec, ParameterSpec((("w", shape),)))
+    got = added(projector, left, right, 0, torch.float32)
+    expected = torch.zeros(5, 256)
+    projector.add(expected, "w", left.mT @ right)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_it_pays_where_tiles_are_full_and_rows_are_merged() -> None:
+    def chosen(positions: int, rows: int, columns: int, dim: int) -> bool:
+        projector = SJLT(ProjectionSpec("sjlt", dim=dim), ParameterSpec((("w", (rows, columns)),)))
+        return pays(of_rows(projector, 0, rows, CPU), positions, rows, columns)
+
+    assert chosen(512, 5632, 2048, 4096) and chosen(512, 2048, 5632, 4096)
+    assert chosen(512, 32000, 2048, 4096)
+    assert not chosen(512, 256, 2048, 4096), "groups would be nearly empty"
+    assert not chosen(512, 2048, 2048, 1 << 20), "offsets are far from one another"
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+def test_on_a_gpu_each_run_gives_the_same_bits() -> None:
+    projector = SJLT(ProjectionSpec("sjlt", dim=2048), ParameterSpec((("w", (3000, 2500)),)))
+    left = draw(9, 300, 3000, dtype=torch.bfloat16)
+    right = draw(9, 300, 2500, dtype=torch.bfloat16)
+    first = added(projector, left, right, 0, torch.bfloat16)
+    for _ in range(5):
+        np.testing.assert_array_equal(added(projector, left, right, 0, torch.bfloat16), first)

@@ -1,0 +1,56 @@
+"""Models that are spread over the devices of one process: a second device is made up, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import backend_registration
+
+from trakstore.features.spread import SpreadSums, is_spread
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="torch has no place for a device in Python",
+)
+def test_features_are_those_of_the_model_on_one_device() -> None:
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [sys.executable, str(TESTS / "features" / "spread_model.py")],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout)
+    assert found.pop("Parts generic") == []
+    assert {"first.0.weight", "last.0.weight"} <= set(found.pop("Unknown generic"))
+    assert "spread over devices" in found.pop("refused")
+    assert len(found) == 9 and max(found.values()) < 1e-5, found
+
+
+def test_a_model_is_spread_where_accelerate_placed_it() -> None:
+    model: Any = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
+    assert not is_spread(model)
+    model.hf_device_map = {"0": "cpu", "1": "meta"}
+    assert is_spread(model)
+    model[1] = nn.Linear(2, 2)
+    assert not is_spread(model)
+
+
+def test_summands_are_made_once_for_each_device() -> None:
+    sums = SpreadSums(torch.zeros(2, 3))
+    sums.on(torch.device("cpu")).add_(1)
+    assert sums.on(torch.device("meta")) is sums.on(torch.device("meta"))
+    assert sums.on(torch.device("meta")).is_meta and sums.on(torch.device("cpu")).sum() == 6

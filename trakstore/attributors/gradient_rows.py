@@ -1,0 +1,125 @@
+"""Loss gradients of a split's samples, computed anew for each pass over them and never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Subset
+
+from trakstore.errors import NumericsError, SpecMismatchError
+from trakstore.features.batches import Batches
+from trakstore.features.draws import LabelDraws
+from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.job import Job
+from trakstore.features.parameters import parameter_spec, select_parameters
+from trakstore.features.projectors import make_projector
+from trakstore.features.scale_choice import stored_scale
+from trakstore.features.split_samples import SplitSamples
+from trakstore.features.wanted_spec import output_on
+from trakstore.planning import ranges
+from trakstore.spec import ProjectionSpec, StoreSpec
+from trakstore.storage.split import Split
+
+
+@dataclass(frozen=True)
+class GradientRows:
+    """Gradients of the loss, scaled as the store's are, and not projected.
+
+    Attributes
+    ----------
+    engine : FactorisedEngine
+        Its projector is the identity.
+    batches : Batches
+        Reader of the rows of the whole split.
+    rows : ndarray of int64
+        Positions of the rows that are taken.
+    labels : LabelDraws or None
+        Labels that are drawn once and kept, so that all passes are over the same rows.
+    at_once : int
+        Rows of one tile.
+    where : str
+        Name of the split, for messages.
+    """
+
+    engine: FactorisedEngine
+    batches: Batches
+    rows: NDArray[np.int64]
+    labels: LabelDraws | None
+    at_once: int
+    where: str
+
+    @classmethod
+    def of(
+        cls, job: Job, spec: StoreSpec, split: Split, rows: NDArray[np.int64], device: torch.device
+    ) -> GradientRows:
+        """Prepare some rows of a stored split; the model has the weights of its epoch.
+
+        Raises
+        ------
+        SpecMismatchError
+            When the job's samples are not those of the split.
+        """
+        samples = SplitSamples.of(job, split.name)
+        if split.spec.dataset not in (None, samples.fingerprint):
+            raise SpecMismatchError(
+                f"{split.name} of epoch {split.epoch!r} was made from the data "
+                f"{str(split.spec.dataset)[-24:]}, the job has {samples.fingerprint[-24:]}: give the "
+                f"job that the store was made from"
+            )
+        selected, output = select_parameters(job.model, job.parameters), output_on(job, device)
+        projector = make_projector(
+            ProjectionSpec("identity"), parameter_spec(selected, job.parameters)
+        )
+        scale = stored_scale(split.location, spec)
+        projector = projector if scale is None else scale.scaled(projector)
+        engine = FactorisedEngine(job.model, output, selected, projector)
+        batches = Batches.of(job.model, output, samples.dataset, device, job.collate)
+        labels = samples.labels(job.model, output)
+        where = f"{split.name} at epoch {split.epoch}"
+        return cls(engine, batches, rows, labels, job.batch_size, where)
+
+    def tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows in order, each with its place: float32, shape (rows of a tile, parameters).
+
+        Raises
+        ------
+        NumericsError
+            When a gradient is not finite.
+        """
+        for start, stop in ranges(len(self.rows), self.at_once):
+            rows = self.rows[start:stop]
+            own = replace(self.batches, dataset=Subset(self.batches.dataset, rows.tolist()))
+            batch = own.read(0, len(rows))
+            if self.labels is not None:
+                batch = self.labels.labelled(rows, batch)
+            features, outputs = self.engine.rows(batch)
+            # A loss gradient is −q times that of the output. Both sides of a score have the sign.
+            gradients = features * outputs.out_to_loss.detach().to(features)[:, None]
+            if not bool(gradients.isfinite().all()):
+                raise NumericsError(f"{self.where}: gradients of rows {rows[0]}.. are not finite")
+            yield slice(start, stop), gradients.detach()
+
+    def matrix(self) -> Tensor:
+        """Compute all rows at once, shape (rows, parameters)."""
+        return torch.cat([tile for _, tile in self.tiles()])
+
+    def products(self, vectors: Tensor) -> NDArray[np.float64]:
+        """Compute ``vectors`` Gᵀ, shapes (m, parameters) -> (m, rows), in one pass over the rows G."""
+        out = np.empty((len(vectors), len(self.rows)))
+        for at, tile in self.tiles():
+            out[:, at] = (vectors @ tile.T).double().cpu().numpy()
+        return out
+
+    def combined(self, weights: NDArray[np.float64]) -> Tensor:
+        """Compute ``weights`` G, shapes (m, rows) -> (m, parameters), in one pass over the rows G."""
+        out: Tensor | None = None
+        for at, tile in self.tiles():
+            own = torch.from_numpy(np.ascontiguousarray(weights[:, at])).to(tile)
+            out = own @ tile if out is None else out.addmm_(own, tile)
+        assert out is not None
+        return out

@@ -1,0 +1,295 @@
+"""Influence without projection for a few targets, by conjugate gradients that a store speeds up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from trakstore.attributors.gradient_rows import GradientRows
+from trakstore.errors import NotFoundError, SpecMismatchError
+from trakstore.features.batches import evaluated
+from trakstore.features.devices import worker_device, working_on
+from trakstore.features.fingerprint import checkpoint_hash
+from trakstore.features.job import Job
+from trakstore.kernels.iterative import RowsKernel
+from trakstore.kernels.many_epochs import factors_of
+from trakstore.kernels.row_weights import kernel_rows, masked_rows
+from trakstore.kernels.solvers import F64, Damping, Factor
+from trakstore.methods.epochs import EpochPair, epoch_pairs
+from trakstore.methods.sampled_kernel import SampledKernel, sampled_kernel
+from trakstore.passes.rows import Rows, take, whole_column
+from trakstore.quantities import as_whole
+from trakstore.storage.layout import Epoch
+from trakstore.storage.split import Split
+from trakstore.storage.store import FeatureStore
+
+Positions: TypeAlias = NDArray[np.int64]
+_Map: TypeAlias = Callable[[F64], F64]
+
+
+def unprojected_scores(
+    job: Job,
+    store: FeatureStore,
+    targets: str = "test",
+    train: str = "train",
+    epochs: Epoch | Sequence[Epoch] | None = None,
+    damping: float | Damping | None = None,
+    *,
+    rows: ArrayLike | None = None,
+    iterations: int = 2,
+    device: str | None = None,
+    memory_limit: int | str | None = None,
+) -> xr.DataArray:
+    r"""Compute influence functions of whole gradients, for a few targets, with the help of a store.
+
+    .. math:: \tau(t, z) = \nabla l(t)^\top (G^\top G / d + \lambda I)^{-1} \nabla l(z)
+
+    averaged over epochs, with the gradients G of the train samples with d draws of labels each. They
+    are :func:`~trakstore.influence_scores` with ``kernel="sampled"``, without the noise of the
+    projection. Nothing of the size of G is held: with
+
+    .. math:: (G^\top G + \lambda I)^{-1} = (I - G^\top (G G^\top + \lambda I)^{-1} G) / \lambda
+
+    conjugate gradients run in the space of the samples, where the store has ΦΦᵀ ≈ GGᵀ, whose inverse is
+    their preconditioner, and whose scores are where they begin. Each iteration computes all gradients
+    of G twice; beside them two passes over G, and one over the train samples, are needed, for any
+    number of targets: two iterations take about six times as long as to featurize the drawn labels.
+
+    Parameters
+    ----------
+    job : Job
+        The one that the store was made from, with ``sampled`` and the weights of the epochs.
+    store : FeatureStore
+        Open store with the targets, the train samples, and these with drawn labels.
+    targets, train : str
+        Names of splits.
+    epochs : epoch or sequence of epochs, optional
+        All that have both splits when None.
+    damping : float or Damping, optional
+        c of λ = c·tr(K)/n, with the store's kernel K, or ``Damping(absolute=λ)``; 0.1 when None.
+        Without projection a smaller one is better than with it.
+    rows : array_like of int, optional
+        Positions of targets in their stored split; all when None. A gradient of each is held, beside
+        three vectors of that size.
+    iterations : int
+        Steps from the store's answer. At 0 its own α stays, between gradients that are not projected.
+    device : str, optional
+        Device of the model; the GPU where there is one when None.
+    memory_limit : int or str, optional
+        Bytes for the store's kernel; a quarter of the available memory when None.
+
+    Returns
+    -------
+    DataArray
+        Dimensions ``target`` and ``train``, float32, with the coordinates ``target_id`` and
+        ``train_id``. Positive: giving the sample more weight lowers the target's loss.
+
+    Raises
+    ------
+    NotFoundError
+        When the store has no drawn labels, or no such epoch, split or row.
+    IncompleteError
+        When the features of the drawn labels were dropped, and only their gram is there.
+    SpecMismatchError
+        When data or weights of the job are not those of the store.
+    NumericsError
+        When a gradient is not finite.
+
+    References
+    ----------
+    Martens: "Deep learning via Hessian-free optimization", ICML 2010, for the conjugate gradients.
+    """
+    iterations = as_whole(iterations, "iterations", 0)
+    pairs = epoch_pairs(store, targets, train, epochs)
+    kernel = sampled_kernel(store, pairs, train, "sampled")
+    assert kernel is not None
+    chosen = _chosen(pairs[0].target.stored, rows)
+    place = worker_device(device)
+    own = kernel.damping(damping)
+    factors = factors_of(kernel.rows, own, memory_limit=memory_limit, kept=False)
+    total = np.zeros((len(chosen), pairs[0].train.rows))
+    with job.lent():
+        for at, (pair, factor) in enumerate(zip(pairs, factors, strict=True)):
+            job.load(pair.epoch)
+            with evaluated(job.model, place), working_on(place):
+                _check_weights(job, pair.train.stored)
+                one = _Epoch.of(job, store, pair, kernel, at, chosen, factor, place)
+                total += one.scores(iterations)
+    coords = {
+        "target_id": ("target", whole_column(pairs[0].target.stored.column("sample_id"))[chosen]),
+        "train_id": ("train", whole_column(pairs[0].train.column("sample_id"))),
+    }
+    values = (total / len(pairs)).astype(np.float32)
+    return xr.DataArray(values, dims=("target", "train"), coords=coords, name="unprojected")
+
+
+def _chosen(split: Split, rows: ArrayLike | None) -> Positions:
+    if rows is None:
+        return _unmasked(split)
+    chosen = np.atleast_1d(np.asarray(rows)).astype(np.int64)
+    if len(chosen) and not (chosen.min() >= 0 and chosen.max() < split.rows):
+        raise NotFoundError(f"rows {chosen.tolist()[:5]} are not all in 0..{split.rows - 1}")
+    return chosen
+
+
+def _unmasked(split: Split) -> Positions:
+    return np.setdiff1d(np.arange(split.rows), masked_rows(split))
+
+
+def _taken(rows: Rows, chosen: Positions) -> F64:
+    return np.asarray(take(rows, chosen).read(0, len(chosen)), dtype=np.float64)
+
+
+def _check_weights(job: Job, split: Split) -> None:
+    """Refuse weights that the split was not made with."""
+    weights = checkpoint_hash(job.model)
+    if split.spec.checkpoint not in (None, weights):
+        raise SpecMismatchError(
+            f"{split.name} of epoch {split.epoch!r} was made with the weights "
+            f"{str(split.spec.checkpoint)[:12]}, the job has {weights[:12]} for it"
+        )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """Gradients of one epoch, and the store's kernel of it.
+
+    Attributes
+    ----------
+    target, train, drawn : GradientRows
+        Gradients; the drawn ones are G.
+    projected : ndarray, shape (m, k)
+        Stored loss gradients t̂ of the targets.
+    kernel : RowsKernel
+        Stored rows Φ of the drawn samples.
+    factor : Factor
+        ΦᵀΦ + λI, where λ is that of the sum over all draws.
+    draws : int
+    """
+
+    target: GradientRows
+    train: GradientRows
+    drawn: GradientRows
+    projected: F64
+    kernel: RowsKernel
+    factor: Factor
+    draws: int
+
+    @classmethod
+    def of(
+        cls,
+        job: Job,
+        store: FeatureStore,
+        pair: EpochPair,
+        kernel: SampledKernel,
+        at: int,
+        chosen: Positions,
+        factor: Factor,
+        device: torch.device,
+    ) -> _Epoch:
+        drawn = kernel.rows[at]
+        train = pair.train.stored
+        gradients = partial(GradientRows.of, job, store.spec)
+        projected = _taken(pair.target.stored.column("features"), chosen)
+        projected *= whole_column(pair.target.stored.column("out_to_loss"))[chosen, None]
+        # The trace is asked for by solvers alone, and the factor is there already.
+        stored = RowsKernel(kernel_rows(drawn), 0.0)
+        return cls(
+            gradients(pair.target.stored, chosen, device),
+            gradients(train, _unmasked(train), device),
+            gradients(drawn.stored, _unmasked(drawn.stored), device),
+            projected,
+            stored,
+            factor,
+            kernel.draws,
+        )
+
+    def scores(self, iterations: int) -> F64:
+        """Compute the scores of the targets (target, train)."""
+        queries, damping = self.target.matrix(), self.factor.damping
+        # The store's own answer, α = t̂ (ΦᵀΦ + λI)⁻¹ Φᵀ, is nearer than what its inverse makes of the
+        # whole gradients' tGᵀ, whose projection noise is divided by λ.
+        start = self.kernel.project(self.factor.solve(self.projected))
+        state = _Solution(self.drawn, damping, self._preconditioned, queries, start)
+        for _ in range(iterations):
+            state.step()
+        # The sum over draws has draws times the Gauss-Newton matrix, and its λ.
+        return self.train.products((queries - state.lifted) * (self.draws / damping))
+
+    def _preconditioned(self, values: F64) -> F64:
+        """Compute ``values`` (ΦΦᵀ + λI)⁻¹, shapes (m, rows) -> (m, rows), by the k x k factor."""
+        inner = self.factor.solve(self.kernel.combine(values))
+        return (values - self.kernel.project(inner)) / self.factor.damping
+
+
+class _Solution:
+    """Conjugate gradients for α (GGᵀ + λI) = t Gᵀ, each target's α on its own.
+
+    Parameters
+    ----------
+    drawn : GradientRows
+        G.
+    damping : float
+        λ.
+    preconditioned : callable
+        Product with what is nearly (GGᵀ + λI)⁻¹.
+    queries : Tensor, shape (m, parameters)
+        Gradients t of the targets.
+    start : ndarray, shape (m, rows)
+        First α.
+
+    Attributes
+    ----------
+    lifted : Tensor, shape (m, parameters)
+        α G, which is all that is asked of α.
+    """
+
+    def __init__(
+        self, drawn: GradientRows, damping: float, preconditioned: _Map, queries: Tensor, start: F64
+    ) -> None:
+        self._drawn, self._damping, self._preconditioned = drawn, damping, preconditioned
+        self._queries, self._start = queries, start
+        self.lifted = drawn.combined(start)
+
+    @cached_property
+    def _residual(self) -> F64:
+        # t Gᵀ − α (GGᵀ + λI) needs one pass over the rows, since t and α G are there.
+        return self._drawn.products(self._queries - self.lifted) - self._damping * self._start
+
+    @cached_property
+    def _direction(self) -> F64:
+        return self._preconditioned(self._residual)
+
+    @cached_property
+    def _squared(self) -> F64:
+        """Squared norm of each residual in the metric of the preconditioner."""
+        return _dots(self._residual, self._direction)
+
+    def step(self) -> None:
+        """Take one step, by two passes over the rows."""
+        squared, direction = self._squared, self._direction
+        lifted = self._drawn.combined(direction)
+        applied = self._drawn.products(lifted) + self._damping * direction
+        step = _over(squared, _dots(direction, applied))[:, None]
+        self.lifted += torch.from_numpy(step).to(lifted) * lifted
+        self._residual -= step * applied
+        turned = self._preconditioned(self._residual)
+        self._squared = _dots(self._residual, turned)
+        self._direction = turned + _over(self._squared, squared)[:, None] * direction
+
+
+def _dots(left: F64, right: F64) -> F64:
+    return np.asarray(np.einsum("ij,ij->i", left, right))
+
+
+def _over(numbers: F64, others: F64) -> F64:
+    """Divide; 0 for a target that is solved to the last digit, which takes no further step."""
+    return np.divide(numbers, others, out=np.zeros_like(others), where=others > 0)

@@ -1,0 +1,194 @@
+"""Commands by name, with what the help says of each: only one that runs is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as the list of commands shows it.
+
+    Attributes
+    ----------
+    name : str
+        The word that people type.
+    place : str
+        Module below ``trakstore.cli`` and name of the function: ``"import_traker:import_"``.
+    summary : str
+        First paragraph of the function's docstring.
+    example : str
+        A line that its help ends with.
+    """
+
+    name: str
+    place: str
+    summary: str
+    example: str
+
+    def load(self) -> Callable[..., None]:
+        """Import the function that runs the command."""
+        module, _, function = self.place.partition(":")
+        loaded: Callable[..., None] = getattr(import_module(f"trakstore.cli.{module}"), function)
+        return loaded
+
+
+# In the order of the help.
+COMMANDS = (
+    Command(
+        "demo",
+        "demo:demo",
+        "Train on digits, store features, and draw what helped and what harmed: under a minute.",
+        "trakstore demo --out trakstore-demo",
+    ),
+    Command(
+        "featurize",
+        "featurize:featurize",
+        "Write the features of a job's data sets to a store, going on where an earlier "
+        "run stopped.",
+        "trakstore featurize jobs.py:digits --store run.zarr --split train --split test",
+    ),
+    Command(
+        "estimate",
+        "estimate:estimate",
+        "Estimate bytes on disk, peak memory, flops and time, also for far more rows.",
+        "trakstore estimate --rows 1000000 --dim 2048 --targets 1000",
+    ),
+    Command(
+        "info",
+        "info:info",
+        "Show what a store holds on one screen; the last line says whether it can be used now.",
+        "trakstore info run.zarr",
+    ),
+    Command(
+        "kernel",
+        "kernel:kernel",
+        "Show spectrum, condition and ranks of the kernel of a split, one line an epoch.",
+        "trakstore kernel run.zarr --epoch 10 --damping 1",
+    ),
+    Command(
+        "score",
+        "score:score",
+        "Compute the score of every target with every train row, and save the matrix in the store.",
+        "trakstore score run.zarr --targets test --train train --save test-on-train",
+    ),
+    Command(
+        "drop",
+        "drop:drop",
+        "Delete saved scores, or rows with drawn labels whose gram is kept, from a store.",
+        "trakstore drop run.zarr --scores test-on-train",
+    ),
+    Command(
+        "topk",
+        "topk:topk",
+        "List the train samples with the largest scores for each target.",
+        "trakstore topk run.zarr --k 10 --target 17 --memory-limit 600MB",
+    ),
+    Command(
+        "neighbours",
+        "neighbours:neighbours",
+        "List the train samples nearest to each target, by features or activations of a "
+        "checkpoint.",
+        "trakstore neighbours run.zarr --epoch 10 --k 5 --metric cosine",
+    ),
+    Command(
+        "evolve",
+        "evolve:evolve",
+        "Show the scores of targets epoch by epoch, each epoch alone.",
+        "trakstore evolve run.zarr --target 17 --k 5",
+    ),
+    Command(
+        "transitions",
+        "transitions:transitions",
+        "List the train samples whose influence on the targets grew and shrank most.",
+        "trakstore transitions run.zarr --before 100 --after 1000 --null 50,100",
+    ),
+    Command(
+        "groups",
+        "groups:groups",
+        "Show the mean score of each class of targets with each class of train samples.",
+        "trakstore groups run.zarr --method trak",
+    ),
+    Command(
+        "dynamics",
+        "dynamics:dynamics",
+        "List the samples that a tracker found hardest, by one of its summaries.",
+        "trakstore dynamics run.zarr --by aum --k 20",
+    ),
+    Command(
+        "report",
+        "report:report",
+        "Write one HTML page: targets with the samples that helped and harmed them, and when.",
+        "trakstore report run.zarr --job jobs.py:digits -o report.html",
+    ),
+    Command(
+        "serve",
+        "serve:serve",
+        "Answer over HTTP, and on a page, which train samples made the model do this.",
+        "trakstore serve run.zarr --job jobs.py:digits --port 8765",
+    ),
+    Command(
+        "verify",
+        "verify:verify",
+        "Read every byte of a store and report what is damaged; exit code 1 when something is.",
+        "trakstore verify run.zarr --repair",
+    ),
+    Command(
+        "export",
+        "export:export",
+        "Copy a split to a .npy (one column) or Parquet (all columns) file, block by block.",
+        "trakstore export run.zarr --epoch 10 --split train --to train.parquet",
+    ),
+    Command(
+        "import",
+        "import_traker:import_",
+        "Copy the features of a finished traker 0.3 run into a store, an epoch for each model id.",
+        "trakstore import trak_results --store run.zarr --parameters 11173962",
+    ),
+)
+
+EVALUATIONS = (
+    Command(
+        "checks",
+        "evaluate.checks:checks",
+        "Look for dropout left on, shuffled data, wrong checkpoints, copies, singular "
+        "kernels and more.",
+        "trakstore evaluate checks jobs.py:digits run.zarr",
+    ),
+    Command(
+        "lds",
+        "evaluate.lds:lds",
+        "Compare scores with models that were trained on random subsets: the linear "
+        "datamodeling score.",
+        "trakstore evaluate lds run.zarr --models halves --trainer jobs.py:trainer --count 200",
+    ),
+    Command(
+        "counterfactual",
+        "evaluate.counterfactual:counterfactual",
+        "Train again without each target's top samples, and without as many others.",
+        "trakstore evaluate counterfactual run.zarr --models removed --trainer "
+        "jobs.py:trainer --target 17",
+    ),
+    Command(
+        "mislabels",
+        "evaluate.mislabels:mislabels",
+        "List the samples with the largest self-scores, which wrong labels tend to have.",
+        "trakstore evaluate mislabels run.zarr --wrong wrong-ids.txt",
+    ),
+    Command(
+        "efficiency",
+        "evaluate.efficiency:efficiency",
+        "Measure a job on the first samples of its splits, each combination of sizes in "
+        "a new process.",
+        "trakstore evaluate efficiency jobs.py:digits --train-rows 1000 --dim 512 --dim 2048",
+    ),
+    Command(
+        "stability",
+        "evaluate.stability:stability",
+        "Show how alike the scores of several stores are, or without --other, those of "
+        "single epochs.",
+        "trakstore evaluate stability run.zarr --other seed1.zarr --k 10",
+    ),
+)

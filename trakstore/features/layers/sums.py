@@ -1,0 +1,45 @@
+"""Sums over positions, for the gradients of scales and biases of a layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trakstore.features.projectors.triton import usable
+
+__all__ = ["position_sums"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def position_sums(
+    gradient: Tensor, x: Tensor, channels: bool, alone: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Return sums of ``gradient·x`` over positions, and of ``gradient``; None but on a GPU.
+
+    There it is one kernel that reads both once, and sums products that are not rounded to 16 bits.
+
+    Parameters
+    ----------
+    gradient, x : Tensor, shape (batch, each, ..., kept), or (batch, 1, kept, ...)
+    channels : bool
+        Whether the dimension that is kept is that of channels, and not the last.
+    alone : bool
+        Whether the second sums are asked for. Otherwise they have no numbers.
+
+    Returns
+    -------
+    products, sums : Tensor, shape (batch, kept), float32
+    """
+    if not usable(gradient.device) or gradient.ndim < 3:
+        return None
+    alike = gradient.shape == x.shape and gradient.dtype in _DTYPES and x.dtype in _DTYPES
+    if not alike or (channels and gradient.shape[1] != 1):
+        return None
+    from trakstore.features.projectors.triton.position_sums import position_sums
+
+    if channels:
+        gradient, x = (one.flatten(0, 1).flatten(2).mT for one in (gradient, x))
+    else:
+        gradient, x = gradient.flatten(1, -2), x.flatten(1, -2)
+    return position_sums(gradient, x, alone)

@@ -1,0 +1,216 @@
+"""Rows of samples that are in no store: the features that a query needs, by models that stay loaded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trakstore.errors import MemoryLimitError, SpecMismatchError
+from trakstore.features.activations import NamedActivations
+from trakstore.features.background import ReadAhead
+from trakstore.features.batches import Batches, evaluated
+from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.devices import need_one_device, worker_device, working_on
+from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.fitness import explained, need_apart
+from trakstore.features.job import Job
+from trakstore.features.outputs import ModelOutput
+from trakstore.features.parameters import parameter_spec, select_parameters
+from trakstore.features.plain import copied
+from trakstore.features.projectors import make_projector
+from trakstore.features.scale_choice import scale_of_store
+from trakstore.features.wanted_spec import output_on, wanted_spec
+from trakstore.features.watch import WeightWatch
+from trakstore.features.weights import own_copy
+from trakstore.planning import human_bytes
+from trakstore.spec import StoreSpec, check_equal
+from trakstore.storage import layout
+from trakstore.storage.eight_bits import dequantised
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["LoadedModels"]
+
+# What computes shares settings of the whole process (determinism, autocast, modes of modules), so that
+# samples of several threads take turns.
+_TURN = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _LoadedEpoch:
+    """The model of an epoch, in eval mode on its device, with what computes its rows."""
+
+    model: nn.Module
+    output: ModelOutput
+    engine: FactorisedEngine
+    spec: StoreSpec
+    batches: Batches
+    watch: WeightWatch
+    where: str
+
+    def columns(self, sample: Any) -> Columns:
+        """Compute the columns of one sample, compared with an ordinary backward pass."""
+        batches = replace(self.batches, dataset=[sample])
+        batch = batches.read(0, 1)
+        with explained(self.model, self.output, batch):
+            classes = self.output.check(self.model, copied(batch))
+        rows = RowComputer(
+            self.engine,
+            NamedActivations(self.model, self.output, ()),
+            self.output,
+            ReadAhead(lambda piece: batches.several(*piece, 1, by_length=False)),
+            np.zeros(1, dtype=np.int64),
+            self.where,
+            self.spec,
+            classes,
+            batch_size=1,
+            pool=1,
+            measured=(0,),
+            shortest=(),
+            at_once=1,
+            pick=lambda chosen: batches.read(0, len(chosen)),
+            check="all",
+        )
+        columns = rows.columns(0, 1)
+        self.watch.check()
+        # Rows in 8 bits are read as their multiples of a scale, and so are these.
+        if layout.ROW_SCALE in columns:
+            scale = columns.pop(layout.ROW_SCALE)
+            columns[layout.FEATURES] = dequantised(columns[layout.FEATURES], scale)
+        return columns
+
+    def predicted(self, sample: Any) -> int | None:
+        batch = replace(self.batches, dataset=[sample]).read(0, 1)
+        with torch.no_grad(), explained(self.model, self.output, batch):
+            classes = self.output.predictions(self.model, batch)
+        return None if classes is None else int(classes[0])
+
+
+class LoadedModels:
+    """The models of some epochs of a job, each loaded once, which give rows of new samples.
+
+    Parameters
+    ----------
+    job : Job
+        The job that the store's features were made by; its own model stays as it is.
+    store : FeatureStore
+    epochs : mapping of epoch to str or None
+        Epochs to load, with the hash that their weights must have; None where it is not known.
+    device : str, optional
+        Where the models are; by default a GPU where there is one.
+    memory_limit : int
+        Most bytes that the weights of all epochs may take together.
+
+    Raises
+    ------
+    NotFoundError
+        The job has no such epoch.
+    SpecMismatchError
+        The job makes other features than the store has, or an epoch's weights are others.
+    MemoryLimitError
+        The weights take more than the limit.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        store: FeatureStore,
+        epochs: Mapping[int | str, str | None],
+        device: str | None = None,
+        *,
+        memory_limit: int,
+    ) -> None:
+        self.device = worker_device(device)
+        need_one_device(job.model)
+        need_apart(job.model)
+        each = sum(one.numel() * one.element_size() for one in job.model.state_dict().values())
+        # A small model's weights are held once more, to see that a pass does not change them.
+        if 2 * each * len(epochs) > memory_limit:
+            raise MemoryLimitError(
+                f"the weights of {len(epochs)} epochs take {human_bytes(2 * each * len(epochs))}, and "
+                f"{human_bytes(memory_limit)} are allowed: name fewer epochs, or raise the memory limit"
+            )
+        job.check_files(list(epochs))
+        self._job, self._epochs = job, dict[int | str, _LoadedEpoch]()
+        with job.lent():
+            for epoch, known in epochs.items():
+                self._epochs[epoch] = self._load(store, epoch, known)
+
+    def rows(
+        self,
+        sample: Any,
+        epochs: Sequence[int | str],
+        go_on: Callable[[], None] = lambda: None,
+    ) -> dict[int | str, Columns]:
+        """Compute the columns of one sample at some epochs, as a store has them.
+
+        Parameters
+        ----------
+        sample : object
+            A sample as the job's data sets give it.
+        epochs : sequence of epochs
+        go_on : callable
+            Called before each epoch: it raises where nobody waits for the answer any more.
+
+        Returns
+        -------
+        dict of epoch to dict of str to ndarray
+            ``features``, shape (1, dim), as a split's column of that name is read; and ``norm``,
+            ``out_to_loss``, ``loss``, ``output`` and, where there are classes, ``label``, shape (1,).
+
+        Raises
+        ------
+        TrakStoreError
+            A sample that the model does not take.
+        NumericsError
+            Features that are not finite.
+        """
+        found = {}
+        for epoch in epochs:
+            go_on()
+            with self._turn(epoch) as loaded:
+                found[epoch] = loaded.columns(sample)
+        return found
+
+    def predicted(self, sample: Any, epoch: int | str) -> int | None:
+        """Predict the class of a sample by the model of an epoch; None where there are no classes."""
+        with self._turn(epoch) as loaded:
+            return loaded.predicted(sample)
+
+    @contextmanager
+    def _turn(self, epoch: int | str) -> Iterator[_LoadedEpoch]:
+        """Give the model of an epoch to one thread, in eval mode on its device meanwhile."""
+        loaded = self._epochs[epoch]
+        with _TURN, working_on(self.device), evaluated(loaded.model, self.device):
+            yield loaded
+
+    def _load(self, store: FeatureStore, epoch: int | str, known: str | None) -> _LoadedEpoch:
+        job = self._job
+        model = own_copy(job.load(epoch)).to(self.device)
+        with _TURN, working_on(self.device), evaluated(model, self.device):
+            watch = WeightWatch(model)
+            if known is not None and watch.hash != known:
+                raise SpecMismatchError(
+                    f"the job's weights of epoch {epoch!r} are {watch.hash[:12]}, the store's features "
+                    f"were made with {known[:12]}: name the job that was featurized"
+                )
+            selected, output = select_parameters(model, job.parameters), output_on(job, self.device)
+            parameters = parameter_spec(selected, job.parameters)
+            scale = scale_of_store(store, job, parameters)
+            spec = wanted_spec(job, store, output, parameters, scale)
+            check_equal(store.spec, spec, "the store")
+            projector = make_projector(spec.projection.at(epoch), parameters)
+            if scale is not None:
+                projector = scale.scaled(projector)
+            engine = FactorisedEngine(model, output, selected, projector)
+            some = next(iter(job.datasets.values()))
+            batches = Batches.of(model, output, some, self.device, job.collate)
+        return _LoadedEpoch(
+            model, output, engine, spec, batches, watch, f"the sample at epoch {epoch}"
+        )

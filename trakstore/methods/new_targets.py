@@ -1,0 +1,101 @@
+"""Scores of targets that are in no split, with kernels that were factored before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NotFoundError
+from trakstore.kernels.inverse_metric import quadratic_form
+from trakstore.methods.similarity import InverseRows
+from trakstore.passes.rows import ArrayRows, Rows
+from trakstore.scores.factored import Scores
+from trakstore.scores.parts import Part
+from trakstore.storage.layout import FEATURES, Epoch
+
+# Columns of some targets at one epoch, each with a row a target.
+TargetColumns = Mapping[str, NDArray[Any]]
+
+
+def of_new_targets(
+    scores: Scores,
+    targets: Mapping[Epoch, TargetColumns],
+    ids: NDArray[Any],
+    memory_limit: int | str | None = None,
+) -> Scores:
+    """Return the scores of other targets with the same train rows, kernels and scales.
+
+    Parameters
+    ----------
+    scores : Scores
+        Scores of any targets, as the functions of this folder give them with ``of="loss"``.
+    targets : mapping of epoch to mapping of str to ndarray
+        For the epochs that are to be combined, in this order: ``features``, shape (m, k), and the
+        columns ``out_to_loss`` and ``norm``, shape (m,), where the method takes them.
+    ids : ndarray, shape (m,)
+        Names of the targets.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Scores
+        (target, train), shape (m, n). Equal, bit by bit, to those of a split that holds these columns.
+
+    Raises
+    ------
+    NotFoundError
+        An epoch that the scores do not hold, or a column that is not there.
+    """
+    parts = []
+    for epoch, columns in targets.items():
+        (part,) = scores.epoch(epoch).parts
+        row_scale = _ROW_SCALES[scores.method](part, columns, memory_limit)
+        parts.append(replace(part, target=_rows(columns, FEATURES), row_scale=row_scale))
+    return replace(scores, parts=tuple(parts), target_ids=ArrayRows(ids), target_labels=None)
+
+
+RowScale = Callable[[Part, TargetColumns, "int | str | None"], Rows | None]
+
+
+def _rows(columns: TargetColumns, name: str) -> ArrayRows:
+    if name not in columns:
+        raise NotFoundError(f"the targets have no column {name!r}, which this method needs")
+    return ArrayRows(columns[name])
+
+
+def _none(*_: object) -> None:
+    """Return no scale: gradients are those of the output."""
+
+
+def _loss(_: Part, columns: TargetColumns, __: object) -> Rows:
+    """Return the factor of the loss's gradients, up to the sign that both sides share."""
+    return _rows(columns, "out_to_loss")
+
+
+def _unit(_: Part, columns: TargetColumns, __: object) -> Rows:
+    return InverseRows(_rows(columns, "norm"), _rows(columns, "out_to_loss"))
+
+
+def _whitened(part: Part, columns: TargetColumns, memory_limit: int | str | None) -> Rows:
+    """Return the scale to unit length in the metric of the factored kernel."""
+    if part.factor is None:
+        raise TypeError("whitened scores have a kernel")
+    squared = quadratic_form(_rows(columns, FEATURES), part.factor, memory_limit=memory_limit)
+    lengths = ArrayRows(np.sqrt(np.maximum(squared, 0)))
+    return InverseRows(lengths, _rows(columns, "out_to_loss"))
+
+
+# By the name that the scores of each method have.
+_ROW_SCALES: dict[str, RowScale] = {
+    "trak": _none,
+    "influence": _loss,
+    "tracin": _loss,
+    "grad_dot": _loss,
+    "grad_cos": _unit,
+    "whitened_cos": _whitened,
+}

@@ -1,0 +1,82 @@
+"""Templates of pages: their filters, their escaping, and the policy that a browser enforces."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache, partial
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from trakstore.markup import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
+
+
+@cache
+def template_environment() -> Environment:
+    """Make the environment of the templates that come with the package.
+
+    All text is escaped, but for what is given as ``Markup``.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    # Only what is given as Markup is not escaped: the page's own style and script, and charts, whose
+    # texts ElementTree escaped. A name that the template knows and nobody gave is an error, not "".
+    environment = Environment(
+        loader=FunctionLoader(packaged_text),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=_spelled_out,
+    )
+    environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
+    environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
+    return environment
+
+
+def packaged_text(name: str, package: str = "trakstore.report") -> str:
+    """Read a file that comes with a package."""
+    return files(package).joinpath(name).read_text("utf-8")
+
+
+def content_policy(style: str, script: str) -> str:
+    """Write a Content-Security-Policy: a text that got past the escaping could not run.
+
+    Style and script are allowed by their hashes, and pictures within the page. All else is forbidden:
+    loads, forms, and a ``<base>`` element, which would redirect links.
+    """
+
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; "
+        f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _spelled_out(value: Any) -> Any:
+    """Write control characters, such as line breaks and marks of writing direction, as escapes.
+
+    Jinja's escaping does not touch them. The type is compared exactly, because Markup is a subclass of
+    str and holds the page's own HTML.
+    """
+    return printable(value) if type(value) is str else value
+
+
+def _in_lines(text: str) -> str:
+    """Escape a text whose line breaks and tabs stay: it stands where they do no harm."""
+    from markupsafe import escape
+
+    return escape(printable(text, keep="\n\t"))
+
+
+def _written(form: str, value: float) -> str:
+    """Write a number with a true minus sign; one that is rounded to zero has none."""
+    text = f"{value:{form}}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,29 @@
+"""``Answer``: what a question gives, which shows itself in a notebook."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+
+from trakstore.report.extras import need_extra
+from trakstore.serve.answer_data import AnswerData
+from trakstore.serve.rendering import answer_page
+
+_BESIDE = 8  # entries beside each other in a usual notebook
+
+
+@dataclass(frozen=True, repr=False)
+class Answer(AnswerData):
+    """First proponents and opponents of one sample; in a notebook, shown as on the live page."""
+
+    def _repr_html_(self) -> str:
+        """Show the lists in a frame that runs no script."""
+        need_extra("an answer as HTML", "serve", "jinja2")
+        rows = sum(math.ceil(len(one) / _BESIDE) for one in (self.proponents, self.opponents))
+        tall = any(one.shown is not None for one in (*self.proponents, *self.opponents))
+        height = min(900, 320 + rows * (200 if tall else 90))
+        return (
+            f'<iframe title="{escape(repr(self))}" sandbox srcdoc="{escape(answer_page(self))}" '
+            f'style="width:100%;height:{height}px;border:0"></iframe>'
+        )

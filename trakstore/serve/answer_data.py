@@ -1,0 +1,124 @@
+"""Data of an answer: the samples that helped and harmed, and what they were found by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trakstore.report.sample import Shown
+from trakstore.storage.layout import Epoch
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A train sample in a list.
+
+    Attributes
+    ----------
+    id : int or str
+        Sample id.
+    score : float
+        Score of the asked sample with it.
+    position : int
+        Row of the stored train split.
+    label : int or None
+        Class, where it is stored.
+    by_epoch : tuple of float
+        Score of each epoch alone; none where there is one epoch.
+    low, high : float or None
+        95% bootstrap interval of the mean over epochs, from three on: as if they were models that were
+        trained apart, which epochs of one training are not.
+    shown : Shown or None
+        Text, picture or cells, where the data set is there.
+    """
+
+    id: int | str
+    score: float
+    position: int
+    label: int | None = None
+    by_epoch: tuple[float, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    shown: Shown | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        own: dict[str, Any] = {"id": self.id, "score": self.score, "position": self.position}
+        if self.label is not None:
+            own["label"] = self.label
+        if self.by_epoch:
+            own["by_epoch"] = list(self.by_epoch)
+        if self.low is not None:
+            own |= {"low": self.low, "high": self.high}
+        return own | shown_document(self.shown)
+
+
+@dataclass(frozen=True)
+class AnswerData:
+    """First proponents and opponents of one sample.
+
+    Attributes
+    ----------
+    target : int, str or None
+        Id of the sample; None where it is in no split.
+    split : str or None
+        Split that it is in.
+    label, predicted : int or None
+        Its class, and the class that the model of the last epoch says; None where that is not known.
+    shown : Shown or None
+        The sample itself.
+    proponents, opponents : tuple of Entry
+        The largest scores, and the smallest, the first one first.
+    method : str
+        Name of the method.
+    epochs : tuple of epochs
+        Epochs whose scores are combined.
+    share : float
+        Share of the train rows that were looked at: 1 once it is whole.
+    provenance : mapping of str to str, number or mapping
+        What the scores were made from.
+    """
+
+    target: int | str | None
+    split: str | None
+    label: int | None
+    predicted: int | None
+    shown: Shown | None
+    proponents: tuple[Entry, ...]
+    opponents: tuple[Entry, ...]
+    method: str
+    epochs: tuple[Epoch, ...]
+    share: float
+    provenance: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold, as the service gives it."""
+        asked = {"label": self.label, "predicted": self.predicted, **shown_document(self.shown)}
+        return {
+            "target": self.target,
+            "split": self.split,
+            "asked": {name: value for name, value in asked.items() if value is not None},
+            "proponents": [one.to_dict() for one in self.proponents],
+            "opponents": [one.to_dict() for one in self.opponents],
+            "method": self.method,
+            "epochs": list(self.epochs),
+            "share": self.share,
+            "provenance": dict(self.provenance),
+        }
+
+    def __repr__(self) -> str:
+        of = "a new sample" if self.target is None else f"{self.target!r} of {self.split}"
+        first = ", ".join(f"{one.id!r} {one.score:+.3g}" for one in self.proponents[:3])
+        return f"Answer({self.method} of {of}: {first}, ...)"
+
+
+def shown_document(shown: Shown | None) -> dict[str, Any]:
+    """Write a sample for JSON: its image as a ``data:`` URL, its text, or its cells."""
+    if shown is None:
+        return {}
+    if shown.image:
+        return {"image": shown.image}
+    if shown.cells:
+        return {"cells": dict(shown.cells)}
+    return {"text": shown.text}

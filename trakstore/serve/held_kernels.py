@@ -1,0 +1,95 @@
+"""Kernels of a few methods, factored once and held for all questions."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+from trakstore.errors import TrakStoreError
+from trakstore.kernels.solvers import Damping
+from trakstore.methods.by_name import default_damping, find_method, scores_by_name
+from trakstore.methods.sampled_kernel import KernelRows
+from trakstore.passes.rows import Rows
+from trakstore.scores.factored import Scores
+from trakstore.serve.held_rows import HeldRows
+from trakstore.serve.question import BadQuestionError
+from trakstore.storage.layout import Epoch
+from trakstore.storage.store import FeatureStore
+
+_MOST = 3  # methods whose kernels are in memory
+
+
+@dataclass
+class HeldKernels:
+    """Scores of the train rows with themselves, by method: their kernels serve any target.
+
+    Attributes
+    ----------
+    store : FeatureStore
+    train : str
+        Split that is held responsible.
+    epochs : tuple of epochs
+    method : str
+        Method of the service: that it has no scores is an error as it is.
+    damping, kernel, memory_limit
+        As the methods take them.
+    ids : Rows
+        Ids of the train rows, in memory, as every answer lists some.
+    rows : HeldRows
+    """
+
+    store: FeatureStore
+    train: str
+    epochs: tuple[Epoch, ...]
+    method: str
+    damping: float | Damping | None
+    kernel: KernelRows
+    memory_limit: int | str | None
+    ids: Rows
+    rows: HeldRows
+    _made: OrderedDict[str, Scores] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def scores(self, method: str) -> Scores:
+        """Return the scores of a method, made when it is first asked for.
+
+        Raises
+        ------
+        BadQuestionError
+            The store has no scores by this method.
+        """
+        # One thread factors a kernel, and all others that need it wait for that.
+        with self._lock:
+            if method not in self._made:
+                self._made[method] = self._new(method)
+                while len(self._made) > _MOST:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(method)
+            return self._made[method]
+
+    def c(self, method: str) -> float | Damping:
+        """Return the damping of a method: what was asked for, or its default."""
+        if self.damping is not None:
+            return self.damping
+        return default_damping(method, self.store, self.train, self.epochs, self.kernel)
+
+    def _new(self, method: str) -> Scores:
+        takes = "kernel" in find_method(method).options
+        try:
+            scores = scores_by_name(
+                method,
+                self.store,
+                self.train,
+                self.train,
+                self.epochs,
+                damping=self.c(method),
+                kernel=self.kernel if takes else None,
+                memory_limit=self.memory_limit,
+            )
+        except TrakStoreError as error:
+            if method == self.method:
+                raise
+            # Its message may name places: it is for the log alone.
+            raise BadQuestionError(f"this store has no scores by {method!r}") from error
+        return self.rows.held(replace(scores, train_ids=self.ids))

@@ -1,0 +1,57 @@
+"""Train rows of small stores, held in memory for the next question."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from trakstore.passes.dask_cluster import active_client
+from trakstore.passes.rows import ArrayRows, Rows, whole_column
+from trakstore.scores.factored import Scores
+from trakstore.storage.layout import Epoch
+
+MOST_HELD = 2**28  # bytes of all epochs together
+
+
+class HeldRows:
+    """Train features of each epoch, read once where all of them are few.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes that may be taken; at most 256 MB are.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._most = min(MOST_HELD, budget)
+        self._features: dict[Epoch, Rows] = {}
+
+    def held(self, scores: Scores) -> Scores:
+        """Return the same scores with rows in memory, where these fit; their tiles are the same."""
+        # What a cluster's workers need they read themselves: else each question would send it.
+        if active_client() is not None or sum(map(_bytes, _trains(scores))) > self._most:
+            return scores
+        for part in scores.parts:
+            self._features.setdefault(part.epoch, _in_memory(part.train))
+        parts = [
+            replace(
+                part,
+                train=self._features[part.epoch],
+                column_scale=part.column_scale and _in_memory(part.column_scale),
+            )
+            for part in scores.parts
+        ]
+        return replace(scores, parts=tuple(parts))
+
+
+def _trains(scores: Scores) -> list[Rows]:
+    return [part.train for part in scores.parts]
+
+
+def _bytes(rows: Rows) -> int:
+    return math.prod(rows.shape) * rows.dtype.itemsize
+
+
+def _in_memory(rows: Rows) -> ArrayRows:
+    # Of the same chunks, so that tiles, and with them all roundings, stay as they are.
+    return ArrayRows(whole_column(rows), rows.chunk_rows)

@@ -1,0 +1,33 @@
+"""Limits on what one request, and all of them together, may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most that requests may take.
+
+    Attributes
+    ----------
+    body_bytes : int
+        Bytes of a request's body.
+    body_seconds : float
+        Seconds in which a body must have come.
+    seconds : float
+        Seconds from a question to its answer, waiting included.
+    waiting : int
+        Questions that wait or are answered at once; others are told to come later.
+    threads : int
+        Questions that are answered at once.
+    letters : int
+        Characters of a text that is asked about.
+    """
+
+    body_bytes: int = 8 * 2**20
+    body_seconds: float = 15.0
+    seconds: float = 60.0
+    waiting: int = 512
+    threads: int = 4
+    letters: int = 200_000

@@ -1,0 +1,27 @@
+"""The live page: a report that can be asked, whole in one response."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from trakstore.report.template import content_policy, packaged_text
+from trakstore.serve.rendering import PACKAGE
+
+
+@cache
+def live_page() -> str:
+    """Return the page; it holds nothing of the store, and asks for that by itself."""
+    style, script = _parts()
+    page = packaged_text("live.html", PACKAGE)
+    return page.replace("/* style */", style).replace("/* script */", script)
+
+
+@cache
+def page_policy() -> str:
+    """Return the policy of the page: its own style and script, and questions to where it came from."""
+    return f"{content_policy(*_parts())}; connect-src 'self'; frame-ancestors 'none'"
+
+
+def _parts() -> tuple[str, str]:
+    style = packaged_text("page.css") + packaged_text("live.css", PACKAGE)
+    return style, packaged_text("live.js", PACKAGE)

@@ -1,0 +1,50 @@
+"""Origin of an answer's scores, in words that name no place of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePath
+from typing import Any
+
+from trakstore.kernels.solvers import Damping
+from trakstore.methods.by_name import find_method
+from trakstore.methods.epochs import OF_FEATURES, EpochPair
+from trakstore.storage.layout import Epoch
+from trakstore.storage.store import FeatureStore
+
+
+def provenance_of(
+    store: FeatureStore,
+    pairs: Mapping[Epoch, EpochPair],
+    method: str,
+    damping: float | Damping,
+) -> dict[str, Any]:
+    """Say what scores of some epochs by a method are made from."""
+    c, train = Damping.of(damping), next(iter(pairs.values())).train
+    used = {"absolute": c.absolute} if c.relative is None else {"relative": c.relative}
+    return {
+        "store": PurePath(str(store.location)).name,
+        "projection": store.spec.projection.kind,
+        "dim": train.dim,
+        "train": train.stored.name,
+        "train_rows": train.rows,
+        "damping": used if "damping" in find_method(method).options else None,
+        "checkpoints": {
+            str(epoch): (known_weights(pair) or "")[:12] for epoch, pair in pairs.items()
+        },
+        "trakstore": _version(),
+    }
+
+
+def known_weights(pair: EpochPair) -> str | None:
+    """Return the hash of the weights of an epoch, where the store knows it."""
+    checkpoint: str | None = pair.train.stored.spec.checkpoint
+    return None if checkpoint is None or checkpoint.startswith(OF_FEATURES) else checkpoint
+
+
+def _version() -> str:
+    try:
+        return version("trakstore")
+    except PackageNotFoundError:  # run from its sources
+        return "unknown"

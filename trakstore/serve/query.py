@@ -1,0 +1,389 @@
+"""``Query``: a store and its models, held ready to be asked about one sample after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trakstore.errors import TrakStoreError, did_you_mean
+from trakstore.kernels.solvers import Damping
+from trakstore.methods.by_name import METHODS, find_method
+from trakstore.methods.epochs import epoch_pairs
+from trakstore.methods.new_targets import of_new_targets
+from trakstore.methods.sampled_kernel import KernelRows
+from trakstore.passes.memory import memory_budget
+from trakstore.passes.rows import ArrayRows
+from trakstore.quantities import as_whole
+from trakstore.report.sample import show_sample
+from trakstore.report.sample_source import Render, sample_source
+from trakstore.scores.both_ends import both_ends
+from trakstore.serve.answer import Answer
+from trakstore.serve.asked_sample import AskedSample, taken_columns
+from trakstore.serve.entries import entries_of
+from trakstore.serve.held_kernels import HeldKernels
+from trakstore.serve.held_rows import HeldRows
+from trakstore.serve.new_samples import NewSamples
+from trakstore.serve.provenance import known_weights, provenance_of
+from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
+from trakstore.serve.samples_to_show import SamplesToShow
+from trakstore.serve.stored_samples import StoredSamples
+from trakstore.storage.backends.read_only import ReadOnlyLocation
+from trakstore.storage.layout import Epoch, as_epoch
+from trakstore.storage.store import FeatureStore
+
+if TYPE_CHECKING:  # it needs torch
+    from trakstore.features import Job
+
+MOST_LISTED = 1000
+_TILES_OF_STAGE, _MOST_STAGES = 32, 20
+
+
+class Query:
+    """A store that is asked about one sample after another, also about new ones.
+
+    The store is read and never written. Weights, and the factors of the kernels of all epochs, are
+    loaded once and held; what is masked, appended or featurized later is seen by a new ``Query``.
+    Several threads may ask at once.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        An open store.
+    job : Job or str, optional
+        The job that was featurized, or its name like ``"jobs.py:digits"``: its models give the features
+        of new samples, its data sets hold the samples to show. Without one, only samples of the store
+        can be asked about.
+    targets, train : str
+        The split whose ids are looked up first, and the one that is held responsible.
+    epochs : epoch or sequence of epochs, optional
+        Checkpoints to answer from; by default all that have these splits.
+    method : str
+        The method of questions that name none.
+    damping : float or Damping, optional
+        c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
+    kernel : {"train", "sampled"}, optional
+        Rows of the kernel of ``trak`` and ``influence``, as they take it.
+    render : callable, tokenizer or str, optional
+        What shows a sample, as in :func:`trakstore.report.write_report`.
+    prepare : callable or str, optional
+        Function of a dict with ``text``, ``image`` (a PIL image) or ``sample``, and ``label``, that
+        returns a sample of the job, or its name; by default samples are made like the first of the
+        job's data set.
+    device : str, optional
+        Where the models are; by default a GPU where there is one.
+    memory_limit : int or str, optional
+        Most memory to take for the models, and for a question, such as ``"600MB"``; a quarter of
+        what is free by default.
+
+    Raises
+    ------
+    NotFoundError
+        A split, epoch, method or job that is not there.
+    SpecMismatchError
+        The job makes other features, its weights or its data sets are others.
+    MemoryLimitError
+        The models do not fit.
+
+    Examples
+    --------
+    >>> import trakstore as ts
+    >>> query = ts.Query(ts.open_store("run.zarr"), "jobs.py:digits")  # doctest: +SKIP
+    >>> query.ask(target=17, k=5).proponents[0].id  # doctest: +SKIP
+    1203
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        job: Job | str | None = None,
+        *,
+        targets: str = "test",
+        train: str = "train",
+        epochs: Epoch | Sequence[Epoch] | None = None,
+        method: str = "trak",
+        damping: float | Damping | None = None,
+        kernel: KernelRows = None,
+        render: Render | str | None = None,
+        prepare: Callable[[dict[str, Any]], Any] | str | None = None,
+        device: str | None = None,
+        memory_limit: int | str | None = None,
+    ) -> None:
+        find_method(method)
+        self.store = replace(store, location=ReadOnlyLocation.of(store.location))
+        self.method, self.train = method.replace("_", "-"), train
+        self._limit = memory_limit
+        # A store that only has train rows can be asked about these, and about new samples.
+        self.targets = targets if store.epochs_of(targets, train) else train
+        self._pairs = {
+            pair.epoch: pair for pair in epoch_pairs(self.store, self.targets, train, epochs)
+        }
+        self._stored = StoredSamples(self._pairs)
+        self._kernels = HeldKernels(
+            self.store,
+            train,
+            self.epochs,
+            self.method,
+            damping,
+            kernel,
+            memory_limit,
+            ArrayRows(self._stored.train_ids.values),
+            HeldRows(memory_budget(memory_limit) // 4),
+        )
+        first = self._stored.first
+        self._models, self._new, self._job = None, None, None
+        if job is not None:
+            from trakstore.features.job import load_job
+            from trakstore.features.query_rows import LoadedModels
+
+            self._job = job = load_job(job) if isinstance(job, str) else job
+            known = {epoch: known_weights(pair) for epoch, pair in self._pairs.items()}
+            self._models = LoadedModels(
+                job, self.store, known, device, memory_limit=memory_budget(memory_limit)
+            )
+            self._new = NewSamples.of(job, self.targets, prepare)
+        splits = [first.target.stored, first.train.stored]
+        self._show = SamplesToShow(sample_source(job, render, splits))
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        """Epochs that it answers from."""
+        return tuple(self._pairs)
+
+    @property
+    def takes(self) -> list[str]:
+        """Names of what new samples can be made of, such as "text"; none where there is no job."""
+        return [] if self._new is None else self._new.kinds
+
+    @property
+    def rows(self) -> int:
+        """Number of train rows, masked ones not counted."""
+        return self._stored.first.train.rows
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods that questions may name."""
+        return [*METHODS]
+
+    def some_targets(self, count: int) -> list[int | str]:
+        """Return ids of some samples that can be asked about, evenly spaced.
+
+        Parameters
+        ----------
+        count : int
+            Most ids.
+        """
+        return self._stored.some_targets(count)
+
+    def prepare(self) -> Query:
+        """Factor the kernels and try one question, so that the first one that comes is quick."""
+        self.ask(target="@0", k=1)
+        if self._new is not None and self._models is not None:
+            self._models.rows(self._new.dataset[0], self.epochs)
+        return self
+
+    def ask(
+        self,
+        sample: Any = None,
+        k: int = 20,
+        *,
+        target: int | str | None = None,
+        split: str | None = None,
+        text: str | None = None,
+        image: Any = None,
+        label: Any = None,
+        epochs: Epoch | Sequence[Epoch] | None = None,
+        method: str | None = None,
+    ) -> Answer:
+        """List the train samples with the largest and the smallest scores for one sample.
+
+        Parameters
+        ----------
+        sample : object, optional
+            A sample as the job's data sets give it; or one of ``target``, ``text`` and ``image``.
+        k : int
+            Entries of each list.
+        target : int or str, optional
+            Id of a sample of the store, or ``"@N"`` for row N.
+        split : str, optional
+            Split of ``target``; by default that of the targets, else the train split.
+        text : str, optional
+            A text, made a sample by the tokenizer of the job's collator.
+        image : bytes, PIL image or array, optional
+            An image, made a sample of the size of the job's.
+        label : object, optional
+            Class of a text or image; the model's own prediction by default.
+        epochs : epoch or sequence of epochs, optional
+            Epochs to combine; all by default.
+        method : str, optional
+            A method by its name; by default that of this ``Query``.
+
+        Returns
+        -------
+        Answer
+            Scores of a target are those of ``top_k(scores.isel(target=[row]), k)``, bit by bit.
+            Those of a new sample have the bits of a split that was featurized one sample at a
+            time, and those of larger batches up to rounding.
+
+        Raises
+        ------
+        BadQuestionError
+            A question that has no answer.
+        NumericsError
+            Features of the sample, or scores, are not finite.
+        """
+        chosen = None if epochs is None else _as_tuple(epochs)
+        question = Question(
+            target, split, text, image, sample, label, k=k, epochs=chosen, method=method
+        )
+        *_, answer = self.stages(question, stages=1)
+        return answer
+
+    def stages(
+        self,
+        question: Question,
+        *,
+        stages: int | None = None,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> Iterator[Answer]:
+        """Answer a question in stages, each after a further part of the train rows.
+
+        Parameters
+        ----------
+        question : Question
+            The sample, and how it is asked about.
+        stages : int, optional
+            Parts; by default one for small stores, up to 20 for large ones.
+        go_on : callable
+            Called between steps: it raises where nobody waits for the answer any more.
+
+        Yields
+        ------
+        Answer
+            The last one is whole.
+        """
+        epochs = self._known_epochs(question.epochs)
+        k = self._known_length(question.k)
+        method = self._known_method(question.method)
+        asked = self._asked(question, epochs, go_on)
+        go_on()
+        scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
+        tiles = -(-scores.shape[1] // scores.tile_rows)
+        count = stages or max(1, min(_MOST_STAGES, tiles // _TILES_OF_STAGE))
+        for ends in both_ends(scores, k, stages=count, memory_limit=self._limit):
+            go_on()
+            lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
+            yield Answer(
+                asked.target,
+                asked.split,
+                asked.label,
+                asked.predicted,
+                asked.shown,
+                *lists,
+                method=method,
+                epochs=epochs,
+                share=ends.share,
+                provenance=self.provenance(epochs, method),
+            )
+
+    def _known_epochs(self, named: Sequence[Epoch] | None) -> tuple[Epoch, ...]:
+        if named is None:
+            return self.epochs
+        try:
+            epochs = tuple(as_epoch(one) for one in named)
+        except TrakStoreError as error:  # no epoch can have such a name
+            raise UnknownSampleError(str(error)) from None
+        for epoch in epochs:
+            if epoch not in self._pairs:
+                raise UnknownSampleError(f"no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
+        if not epochs or len(set(epochs)) < len(epochs):
+            raise BadQuestionError("epochs must be some epochs, each named once")
+        return epochs
+
+    def _known_length(self, k: Any) -> int:
+        most = min(self.rows, MOST_LISTED)
+        try:
+            return as_whole(k, "k", 1, most)
+        except TrakStoreError as error:
+            raise BadQuestionError(str(error)) from None
+
+    def _known_method(self, name: str | None) -> str:
+        method = self.method if name is None else name.replace("_", "-")
+        if method not in METHODS:
+            raise UnknownSampleError(f"no method {name!r}{did_you_mean(method, METHODS)}")
+        return method
+
+    def _asked(
+        self, question: Question, epochs: tuple[Epoch, ...], go_on: Callable[[], None]
+    ) -> AskedSample:
+        if question.target is not None:
+            return self._of_store(question, epochs)
+        return self._fresh(question, epochs, go_on)
+
+    def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
+        """Read a sample of the store."""
+        stored, (split, row) = self._stored, self._stored.place(question)
+        ids, position = stored.ids_of(split).values[row : row + 1], stored.position(split, row)
+        asked = AskedSample(
+            stored.columns(split, row, epochs),
+            ids,
+            ids.tolist()[0],
+            split,
+            stored.label(split, row),
+        )
+        if not question.show:
+            return asked
+        shown = self._show(split, position, asked.target)
+        return replace(asked, shown=shown, predicted=self._predicted(split, position, epochs[-1]))
+
+    def _predicted(self, split: str, position: int, epoch: Epoch) -> int | None:
+        """Predict the class of a sample of the store; None where the job has no models or classes."""
+        if self._models is None or self._job is None:
+            return None
+        with self._show.lock:
+            sample = self._job.datasets[split][position]
+        return self._models.predicted(sample, epoch)
+
+    def _fresh(
+        self, question: Question, epochs: tuple[Epoch, ...], go_on: Callable[[], None]
+    ) -> AskedSample:
+        """Compute the features of a new sample."""
+        if self._models is None or self._new is None:
+            raise BadQuestionError("only samples of the store can be asked about: there is no job")
+        models, last = self._models, epochs[-1]
+        with self._show.lock:
+            sample = self._new.make(question, lambda one: models.predicted(one, last))
+        found = models.rows(sample, epochs, go_on)
+        label = found[last].get("label")
+        return AskedSample(
+            {epoch: taken_columns(columns) for epoch, columns in found.items()},
+            np.zeros(1, dtype=np.int64),
+            label=None if label is None else int(label[0]),
+            predicted=models.predicted(sample, last),
+            shown=show_sample(question.text or sample) if question.show else None,
+        )
+
+    def provenance(self, epochs: Sequence[Epoch], method: str) -> dict[str, Any]:
+        """Say what scores are made from, without a place of this machine.
+
+        Parameters
+        ----------
+        epochs : sequence of epochs
+            Epochs of the scores.
+        method : str
+            Name of their method.
+
+        Returns
+        -------
+        dict
+            Name of the store, projection and dimension, train split and rows, damping, hashes of
+            the weights by epoch, and the version of the package.
+        """
+        pairs = {epoch: self._pairs[epoch] for epoch in epochs}
+        return provenance_of(self.store, pairs, method, self._kernels.c(method))
+
+
+def _as_tuple(epochs: Epoch | Sequence[Epoch]) -> tuple[Epoch, ...]:
+    return (epochs,) if isinstance(epochs, int | str) else tuple(epochs)

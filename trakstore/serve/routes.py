@@ -1,0 +1,279 @@
+"""The service over HTTP: its addresses, its errors, and the headers of what it sends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trakstore.errors import TrakStoreError
+from trakstore.serve.access import Access
+from trakstore.serve.answer import Answer
+from trakstore.serve.bodies import BadRequestError, question_of, read_json
+from trakstore.serve.description import openapi
+from trakstore.serve.limits import Limits
+from trakstore.serve.live_page import live_page, page_policy
+from trakstore.serve.metrics import Metrics
+from trakstore.serve.query import MOST_LISTED, Query
+from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
+from trakstore.serve.rendering import answer_part
+from trakstore.serve.work import Work
+
+log = logging.getLogger("trakstore")
+_LINES = "application/x-ndjson"
+_PATHS = ("/", "/query", "/panel", "/store", "/health", "/metrics", "/openapi.json")
+_HEADERS = {
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "cross-origin-resource-policy": "same-origin",
+}
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIApp:
+    """Make the application that answers requests.
+
+    Parameters
+    ----------
+    query : Query
+    access : Access
+    limits : Limits
+    version : str
+        Version of the package, for its description.
+
+    Returns
+    -------
+    ASGI application
+    """
+    metrics = Metrics()
+    work = Work(query, limits, metrics)
+    description = openapi(version, limits)
+
+    @asynccontextmanager
+    async def life(_: Starlette) -> AsyncIterator[None]:
+        yield
+        work.close()
+
+    async def page(_: Request) -> Response:
+        return Response(
+            live_page(), media_type="text/html", headers={"content-security-policy": page_policy()}
+        )
+
+    async def described(_: Request) -> Response:
+        return _json(description)
+
+    async def health(_: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def counted(_: Request) -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def about(_: Request) -> Response:
+        return _json(_about(query))
+
+    async def answered(request: Request) -> Response:
+        document = read_json(await _body(request, limits))
+        question = question_of(document, limits)
+        if document.get("stream") or _LINES in request.headers.get("accept", ""):
+            return await _streamed(work, question, _line)
+        last = None
+        async for one in work.stages(question, 1):
+            last = one
+        return _json({} if last is None else last.to_dict())
+
+    async def panel(request: Request) -> Response:
+        question = question_of(read_json(await _body(request, limits)), limits)
+        return await _streamed(work, question, _panel_line)
+
+    routes = [
+        Route("/", page),
+        Route("/query", answered, methods=["POST"]),
+        Route("/panel", panel, methods=["POST"]),
+        Route("/store", about),
+        Route("/health", health),
+        Route("/metrics", counted),
+        Route("/openapi.json", described),
+    ]
+    errors: dict[Any, Any] = {
+        BadRequestError: _refused,
+        UnknownSampleError: _unknown,
+        BadQuestionError: _bad_question,
+        TrakStoreError: _bad_sample,
+        HTTPException: _no_such_address,
+        Exception: _fault,
+    }
+    app = Starlette(routes=routes, exception_handlers=errors, lifespan=life)
+    app.router.redirect_slashes = False
+    return _Guard(app, access, metrics)
+
+
+class _Guard:
+    """Application around another: access comes first, headers and counts come last."""
+
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
+        self._app, self._access, self._metrics = app, access, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in _PATHS else "other"
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.request(path, message["status"])
+                more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        request = Request(scope)
+        try:
+            self._access.check(request.method, scope["path"], request.headers)
+        except BadRequestError as error:
+            await (_error(error.status, error.message))(scope, receive, sending)
+            return
+        await self._app(scope, receive, sending)
+
+
+async def _body(request: Request, limits: Limits) -> bytes:
+    """Read a body of JSON within the limits of size and time."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # Pages of other sites cannot send this kind without asking first, and are not answered.
+    if kind != "application/json":
+        raise BadRequestError(415, "send JSON with Content-Type: application/json")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise BadRequestError(415, "send the body without Content-Encoding")
+    large = BadRequestError(413, f"the body has more than {limits.body_bytes:,} bytes")
+    said = request.headers.get("content-length", "0")
+    if said.isdigit() and int(said[:20]) > limits.body_bytes:
+        raise large
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.body_bytes:
+                    raise large
+                parts.append(part)
+    except TimeoutError:
+        raise BadRequestError(408, "the body did not come in time") from None
+    except ClientDisconnect:
+        raise BadRequestError(400, "the body did not come whole") from None
+    return b"".join(parts)
+
+
+async def _streamed(
+    work: Work, question: Question, line: Callable[[Answer], dict[str, Any]]
+) -> Response:
+    """Send stages as lines of JSON; what goes wrong before the first one has a status of its own."""
+    stages = work.stages(question, None)
+    first = await anext(stages)
+
+    async def lines() -> AsyncIterator[bytes]:
+        try:
+            yield _encoded(line(first)) + b"\n"
+            async for one in stages:
+                yield _encoded(line(one)) + b"\n"
+        except BadRequestError as error:
+            yield _encoded({"error": error.message}) + b"\n"
+        except Exception as error:
+            log.exception("a stream ended early", exc_info=error)
+            yield _encoded({"error": "the answer could not be finished"}) + b"\n"
+        finally:
+            await stages.aclose()  # type: ignore[attr-defined]
+
+    return StreamingResponse(lines(), media_type=_LINES)
+
+
+def _line(answer: Answer) -> dict[str, Any]:
+    return answer.to_dict()
+
+
+def _panel_line(answer: Answer) -> dict[str, Any]:
+    """Return a stage for the page: its HTML, and the ids behind its buttons."""
+    # As texts: a browser's numbers have 53 bits.
+    lists = {"Proponents": answer.proponents, "Opponents": answer.opponents}
+    return {
+        "share": answer.share,
+        "html": answer_part(answer, asking=True),
+        "ids": {name: [str(one.id) for one in listed] for name, listed in lists.items()},
+    }
+
+
+def _about(query: Query) -> dict[str, Any]:
+    """Return what a page needs to offer questions."""
+    provenance = query.provenance(query.epochs, query.method)
+    return {
+        "store": provenance["store"],
+        "epochs": list(query.epochs),
+        "methods": query.methods,
+        "method": query.method,
+        "targets": query.targets,
+        "train": query.train,
+        "takes": query.takes,
+        "some": query.some_targets(12),
+        "most": min(query.rows, MOST_LISTED),
+    }
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    status, message = getattr(error, "status", 400), getattr(error, "message", "")
+    return _error(status, message)
+
+
+async def _unknown(_: Request, error: Exception) -> Response:
+    return _error(404, str(error))
+
+
+async def _bad_question(_: Request, error: Exception) -> Response:
+    return _error(422, str(error))
+
+
+async def _bad_sample(_: Request, error: Exception) -> Response:
+    # Its message may name files and code of this machine.
+    log.warning("a question was refused: %s", error)
+    return _error(
+        422, "the model or the store does not take this sample; the service's log says why"
+    )
+
+
+async def _no_such_address(_: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    messages = {404: "there is nothing at this address", 405: "this address takes another method"}
+    headers = getattr(error, "headers", None)
+    return _error(status, messages.get(status, "the request is refused"), headers)
+
+
+async def _fault(_: Request, __: Exception) -> Response:
+    return _error(500, "a fault of the service; its log says more")
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    more = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "5"}}.get(status, {})
+    return _json({"error": message}, status, {**(headers or {}), **more})
+
+
+def _json(
+    document: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(_encoded(document), status, headers, media_type="application/json")
+
+
+def _encoded(document: dict[str, Any]) -> bytes:
+    # In ASCII, so that a half of a surrogate pair in somebody's id is no fault.
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")

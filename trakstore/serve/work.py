@@ -1,0 +1,87 @@
+"""Questions under way: some at once on threads, others waiting, each with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+from trakstore.serve.answer import Answer
+from trakstore.serve.bodies import BadRequestError
+from trakstore.serve.limits import Limits
+from trakstore.serve.metrics import Metrics
+from trakstore.serve.query import Query
+from trakstore.serve.question import Question
+
+
+class _GivenUpError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Work:
+    """Threads that answer questions.
+
+    Parameters
+    ----------
+    query : Query
+    limits : Limits
+    metrics : Metrics
+    """
+
+    def __init__(self, query: Query, limits: Limits, metrics: Metrics) -> None:
+        self.query, self.limits, self.metrics = query, limits, metrics
+        self._threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
+
+    def close(self) -> None:
+        """Take no more questions; those under way end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def stages(self, question: Question, stages: int | None) -> AsyncIterator[Answer]:
+        """Yield the stages of an answer as they come.
+
+        Raises
+        ------
+        BadRequestError
+            503: too many questions wait, or the answer takes too long.
+        """
+        if self.metrics.waiting >= self.limits.waiting:
+            raise BadRequestError(503, "too many questions wait: ask again in a while")
+        began, gone = time.monotonic(), threading.Event()
+        loop, coming = asyncio.get_running_loop(), asyncio.Queue[Answer | BaseException | None]()
+
+        def go_on() -> None:
+            if gone.is_set():
+                raise _GivenUpError
+
+        def answer() -> None:
+            end: BaseException | None = None
+            try:
+                go_on()
+                for one in self.query.stages(question, stages=stages, go_on=go_on):
+                    loop.call_soon_threadsafe(coming.put_nowait, one)
+            # Whatever it is, it is raised where the answer is waited for.
+            except BaseException as error:  # noqa: BLE001
+                end = error
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(coming.put_nowait, end)
+
+        self.metrics.waiting += 1
+        task = self._threads.submit(answer)
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                while (one := await coming.get()) is not None:
+                    if isinstance(one, BaseException):
+                        raise one
+                    yield one
+            self.metrics.answered(time.monotonic() - began)
+        except TimeoutError:
+            raise BadRequestError(
+                503, f"the answer takes more than {self.limits.seconds:g} seconds"
+            ) from None
+        finally:
+            # The thread sees it before its next step; one that only waits is never begun.
+            gone.set()
+            task.cancel()
+            self.metrics.waiting -= 1

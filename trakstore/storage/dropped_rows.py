@@ -1,0 +1,104 @@
+"""Splits whose features were deleted on purpose: a stored gram holds all that is asked of them.
+
+The document ``_dropped/{epoch}/{split}`` is published before the first chunk goes. The split's other
+columns and its markers stay: the split is complete, and no worker writes it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from trakstore.documents import text, whole
+from trakstore.errors import IncompleteError, error_context
+from trakstore.spec import SplitSpec
+from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import group_document, make_groups, placed_fields
+
+
+@dataclass(frozen=True)
+class DroppedRows:
+    """A note that the features of a split were deleted.
+
+    Attributes
+    ----------
+    place : str
+        Path of the note itself.
+    nonce, rows : int
+        Nonce of the split, and its rows then: of another split of the same name it says nothing.
+    gram : str
+        Path of the gram that is kept.
+    """
+
+    place: str
+    nonce: int
+    rows: int
+    gram: str
+
+    @property
+    def document(self) -> bytes:
+        return group_document(asdict(self))
+
+
+_FIELDS = {"place": text(), "nonce": whole(0, 2**32 - 1), "rows": whole(1), "gram": text()}
+
+
+def dropped_columns(spec: SplitSpec) -> tuple[str, ...]:
+    """Return the columns that go: features, activations, and the scale of rows in 8 bits.
+
+    Without the scale, a plain reader of Zarr has NaN for such rows, and not the fill value times it.
+    """
+    scale = (layout.ROW_SCALE,) if layout.ROW_SCALE in dict(spec.columns) else ()
+    return (layout.FEATURES, *dict(spec.widths), *scale)
+
+
+def read_dropped(location: Location, split: str) -> DroppedRows | None:
+    """Read the note on the split at a path; None where there is none.
+
+    Raises
+    ------
+    DamagedError
+        When the document is damaged or belongs elsewhere.
+    """
+    path = layout.dropped_path(split)
+    document = location.get(layout.document_key(path))
+    if document is None:
+        return None
+    with error_context(f"{location}: {path}"):
+        return placed_note(document, path)
+
+
+def placed_note(document: bytes, path: str) -> DroppedRows:
+    """Return the note in the document at a path; raise for one that is damaged or belongs elsewhere."""
+    return DroppedRows(**placed_fields(document, path, _FIELDS))
+
+
+def is_dropped(location: Location, split: str, nonce: int) -> bool:
+    """Tell whether the features of the split at a path, of this nonce, were deleted."""
+    # Of other splits nothing is ever dropped, so that to open them takes no request more.
+    if not split.endswith(layout.SAMPLED):
+        return False
+    note = read_dropped(location, split)
+    return note is not None and note.nonce == nonce
+
+
+def note_dropped(location: Location, split: str, nonce: int, rows: int, gram: str) -> None:
+    """Note that the features of the split at a path are to be deleted: nobody reads them any more."""
+    path = layout.dropped_path(split)
+    make_groups(location, layout.parent(path))
+    location.put({layout.document_key(path): DroppedRows(path, nonce, rows, gram).document})
+
+
+def forget_dropped(location: Location, split: str) -> None:
+    """Delete the note on the split at a path."""
+    location.delete_folder(layout.dropped_path(split))
+
+
+def dropped_error(split: str, why: str = "") -> IncompleteError:
+    """Return the error for asking for the features of the split at a path, which were deleted."""
+    epoch, _, name = split.partition("/")
+    return IncompleteError(
+        f"the rows of {name} at epoch {epoch} were dropped, and only their gram is kept"
+        f"{why and '; '}{why}: to have the rows again, drop the split (store.drop) and featurize the "
+        f"draws again"
+    )

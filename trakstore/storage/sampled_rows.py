@@ -1,0 +1,77 @@
+"""Rows of samples with labels drawn from the model, beside the train rows that they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from trakstore.errors import SpecMismatchError
+from trakstore.storage import layout
+from trakstore.storage.split import Split
+
+# Weighting of these rows in their kernel: that of loss gradients, the square of out_to_loss.
+WEIGHTING: Literal["loss"] = "loss"
+
+
+def gram_of_draws(split: Split) -> str:
+    """Return the path of the gram that a sampled kernel is made of."""
+    return layout.gram_path(split.epoch, split.name, WEIGHTING)
+
+
+def draws_of(sampled: Split, train: Split) -> int:
+    """Return the rows of each train sample; 0 where they are not of these samples."""
+    own, data = sampled.spec.dataset, train.spec.dataset
+    if own is None or data is None:  # given from elsewhere, of which nothing else is known
+        return sampled.rows // train.rows
+    made = origin_of_draws(own)
+    return made.draws if made is not None and made.dataset == data else 0
+
+
+class DrawsOrigin(NamedTuple):
+    """Fingerprint of the data set of some draws, their number for each sample, and their seed."""
+
+    dataset: str
+    draws: int
+    seed: int
+
+
+def origin_of_draws(fingerprint: str | None) -> DrawsOrigin | None:
+    """Read the fingerprint of a split of drawn labels; None for one of anything else.
+
+    Examples
+    --------
+    >>> origin_of_draws("768:ab~4x0")
+    DrawsOrigin(dataset='768:ab', draws=4, seed=0)
+    """
+    of, _, made = (fingerprint or "").rpartition("~")
+    draws, _, seed = made.partition("x")
+    digits = draws.isdigit() and seed.isdigit()
+    return DrawsOrigin(of, int(draws), int(seed)) if of and digits else None
+
+
+def of_train(sampled: Split, train: Split) -> Split:
+    """Return sampled rows without those of train samples that are masked.
+
+    Raises
+    ------
+    SpecMismatchError
+        When they are not of these train rows, or of other weights.
+    """
+    draws = draws_of(sampled, train)
+    if draws * train.rows != sampled.rows or sampled.spec.checkpoint != train.spec.checkpoint:
+        raise SpecMismatchError(
+            f"{sampled.name} of epoch {train.epoch!r} has {sampled.rows} rows, data "
+            f"{str(sampled.spec.dataset)[-28:]} and weights {str(sampled.spec.checkpoint)[:12]}, "
+            f"{train.name} has {train.rows}, {str(train.spec.dataset)[-24:]} and "
+            f"{str(train.spec.checkpoint)[:12]}: sampled rows are some for each train row, by the same "
+            f"weights; drop the split (store.drop) and featurize it again, or use kernel='train'"
+        )
+    if not len(train.masked):
+        return sampled
+    # What the store leaves out of the sampled split itself stays known: by that a gram's writer sees
+    # whether the split is still as it was.
+    own = sampled.masked
+    left_out = (train.masked[:, None] * draws + np.arange(draws)).ravel()
+    return replace(sampled, masked=np.union1d(own, left_out), own_masked=own)
