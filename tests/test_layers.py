@@ -276,6 +276,8 @@ ORDER: dict[str, list[str]] = {
         "spent",
         "watch",
         "task",
+        "worker",
+        "shares",
         "twins",
         "incoming",
         "recorder",
