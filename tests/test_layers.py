@@ -267,6 +267,7 @@ ORDER: dict[str, list[str]] = {
         "second_moments",
         "optimizer_moments",
         "job",
+        "load_job",
         "split_samples",
         "sampled_moments",
         "scale_choice",
