@@ -193,13 +193,15 @@ def pipeline(small: bool, rounds: int) -> None:
         parts = [(inputs[i : i + 32], labels[i : i + 32]) for i in range(0, n, 32)]
         data = list(zip(inputs, labels, strict=True))
 
+        folder = tempfile.TemporaryDirectory()
         runs: dict[str, tuple[Callable[[], Any], int]] = {"floor": (work.floor(), 32)}
         for kind in ("sjlt", "kronecker"):
             spec = ts.ProjectionSpec(kind, dim=dim)  # type: ignore[arg-type]
             engine = work.engine(spec)
             runs[f"{kind} alone"] = partial(_all_rows, engine, parts), n
-            runs[f"{kind} whole"] = partial(_whole, work, data, spec), n
-        line(f"{work.name} ({work.count:,} parameters), {n} samples", compared(runs, rounds))
+            runs[f"{kind} whole"] = partial(_whole, work, data, spec, folder.name), n
+        with folder:
+            line(f"{work.name} ({work.count:,} parameters), {n} samples", compared(runs, rounds))
 
 
 def _all_rows(engine: FactorisedEngine, parts: list[Batch]) -> None:
@@ -207,11 +209,11 @@ def _all_rows(engine: FactorisedEngine, parts: list[Batch]) -> None:
         engine.rows(part)
 
 
-def _whole(work: Work, data: list[Any], spec: ts.ProjectionSpec) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        where, output = Path(folder) / "s.zarr", work.output
-        options: Any = {"output": output, "projector": spec, "batch_size": 32, "progress": False}
-        featurize(work.model, data, where, **options)
+def _whole(work: Work, data: list[Any], spec: ts.ProjectionSpec, folder: str) -> None:
+    # Each time another store, in a folder that goes at the end: to remove one is not part of it.
+    where = Path(folder) / f"{len(list(Path(folder).iterdir()))}.zarr"
+    options: Any = {"projector": spec, "batch_size": 32, "progress": False}
+    featurize(work.model, data, where, output=work.output, **options)
 
 
 def scaled(small: bool, rounds: int) -> None:

@@ -25,7 +25,7 @@ TYPES = {
     **dict.fromkeys(("position_offsets", "column_offsets"), "*i32"),
     **dict.fromkeys(("pairs", "index", "first", "shifts", "places", "starts", "listed"), "*i32"),
     **dict.fromkeys(("left", "right", "merged", "gradient", "x"), "*bf16"),
-    **dict.fromkeys(("products", "sums"), "*fp32"),
+    **dict.fromkeys(("products", "sums", "gradients"), "*fp32"),
     "scale": "fp32",
 }
 UNEVEN = ("positions", "rest", "batch", "count", "groups", "column_tiles", "shares", "dim")
@@ -100,6 +100,8 @@ def every_kernel(target: int) -> None:
     compiled(label, shear._shear, 8, target, GROUP=32, **places, **sheared)
     one = {"SHEARED": False, "ROWS": 64, "GROUP": 128, "left_by_position": 1, **product}
     compiled("products of an input", shear._shear, 4, target, **places, **one)
+    tile = {"ROWS": 128, "COLUMNS": 128, "GROUP": 32, "WINDOW": 256, "maxnreg": 128}
+    compiled("sheared gradients", shear._shear_formed, 8, target, **tile)
     folded = {"WINDOW": 256, "FEATURES": 128, "LISTED": 16}
     compiled("folded windows", shear._fold, 4, target, **folded)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from features.models import ConvNet, Samples, mlp, seeded
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 import trakstore as ts
 from trakstore.errors import MemoryLimitError, SpecMismatchError, TrakStoreError
@@ -189,6 +190,23 @@ def test_newer_settings_are_put_back() -> None:
         assert are_tf32() and torch.backends.mkldnn.matmul.fp32_precision != "tf32"
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="older than this setting")
+def test_convolutions_do_not_take_what_holds_for_all_of_torch() -> None:
+    backends: Any = torch.backends
+    parts = (backends, backends.cuda.matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn)
+    plain = [one.fp32_precision for one in parts]
+    backends.fp32_precision = "tf32"
+    before = [one.fp32_precision for one in parts]
+    try:
+        # The second is what a GPU has besides.
+        with working_on(torch.device("cpu")), cudnn.flags(enabled=True, allow_tf32=False):
+            assert "tf32" not in [one.fp32_precision for one in parts]
+        assert [one.fp32_precision for one in parts] == before
+    finally:
+        for one, value in zip(parts, plain, strict=True):
+            one.fp32_precision = value
 
 
 def _settings() -> tuple[Any, ...]:

@@ -95,6 +95,27 @@ def test_gathered_rows_are_those_of_whole_gradients(kind: ProjectionKind) -> Non
     close(out.cpu().numpy(), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_and_gathered_rows_are_scaled(dtype: torch.dtype) -> None:
+    """Factors of a scale are in the kernel; tiles in 16 bits, or that are a part of another, too."""
+    spec, shape = ProjectionSpec("sjlt", dim=20, s=2), (12, 30)
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.rand(12, generator=generator) + 0.5, torch.rand(30, generator=generator) + 0.5
+    projector = SJLT(spec, ParameterSpec((("w", shape),)), {"w": sides})
+    p = reference.matrix(spec, {"w": shape})
+    factors = (sides[0][:, None] * sides[1]).double()
+    g = tile(3, 12, 40).to(dtype)[:, :, :30]
+    expected = (g[:, 4:].double() * factors[4:]).flatten(1).numpy() @ p[120:]
+    close(projected(projector, g[:, 4:], 4), expected)
+    index = torch.randint(0, 12, (3, 5), generator=generator)
+    values, whole = tile(3, 5, 30).to(dtype), torch.zeros(3, 12, 30, dtype=torch.float64)
+    for b in range(3):
+        whole[b].index_add_(0, index[b], values[b].double())
+    out = torch.zeros(3, 20, device=DEVICE)
+    projector.add_gathered(out, Gathered("w", index.to(DEVICE), values.to(DEVICE)))
+    close(out.cpu().numpy(), (whole * factors).flatten(1).numpy() @ p)
+
+
 @pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
 def test_many_programs_add_their_parts(kind: ProjectionKind) -> None:
     """Enough entries that they are shared out."""

@@ -78,6 +78,28 @@ def test_a_new_sample_has_the_bits_of_a_split_of_single_samples(
     assert answer.target is None and answer.label == stored.label
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_narrow_stores_round_new_samples_as_their_rows(
+    dtype: Any, job: Any, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    from trakstore.features import featurize_job
+
+    narrow = replace(job, dtype=dtype)
+    featurize_job(narrow, tmp_path / "n.zarr", progress=False)
+    query = ts.Query(ts.open_store(tmp_path / "n.zarr"), narrow)
+    data = {"alone": [job.datasets["test"][5]]}
+    alone = replace(narrow, datasets=data, ids={}, batch_size=1)
+    featurize_job(alone, tmp_path / "n.zarr", progress=False)
+    store = ts.open_store(tmp_path / "n.zarr")
+    for method in ("trak", "grad-cos"):
+        answer = query.ask(job.datasets["test"][5], k=7, method=method)
+        assert lists(answer) == expected(scores_by_name(method, store, "alone"), 7)
+        answer = query.ask(target=105, k=7, method=method)
+        assert lists(answer) == expected(scores_by_name(method, store).isel(target=[5]), 7)
+
+
 def test_some_epochs_are_combined_as_scores_of_these(
     query: ts.Query, store: ts.FeatureStore
 ) -> None:

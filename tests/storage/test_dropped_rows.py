@@ -29,10 +29,12 @@ SPLIT, N, DRAWS, DIM = "train~sampled", 30, 2, 12
 GONE = "rows of train~sampled at epoch 0 were dropped"
 
 
-def filled(where: Any, n: int = N, dim: int = DIM, epochs: Any = (0,)) -> ts.FeatureStore:
+def filled(
+    where: Any, n: int = N, dim: int = DIM, epochs: Any = (0,), dtype: Any = "float32"
+) -> ts.FeatureStore:
     """A store of some train rows, two draws of each, and four targets."""
     rng = np.random.default_rng(1)
-    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("identity"))
+    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("identity"), dtype=dtype)
     for epoch in epochs:
         for split, rows in (("test", 4), ("train", n), (SPLIT, n * DRAWS)):
             features = rng.standard_normal((rows, dim)).astype(np.float32)
@@ -90,6 +92,21 @@ def test_the_rest_of_the_split_stays_and_nothing_is_wrong(store: ts.FeatureStore
     plain = zarr.open_group(store.location.address, mode="r")[f"0/{SPLIT}"]
     assert np.isnan(plain["features"][:]).all()  # type: ignore[index]
     assert np.isfinite(plain["norm"][:]).all()  # type: ignore[index]
+
+
+def test_of_rows_in_8_bits_plain_readers_have_nothing_left(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s.zarr", dtype="int8")
+    wanted = scores_of(store, solver=Cholesky())
+    dropped(store)
+    np.testing.assert_array_equal(scores_of(store), wanted)
+    plain = zarr.open_group(store.location.address, mode="r")[f"0/{SPLIT}"]
+    rows = plain["features"][:] * plain["row_scale"][:][:, None]  # type: ignore[index]
+    assert np.isnan(rows).all()
+    for name in ("features", "row_scale"):
+        with pytest.raises(IncompleteError, match=GONE):
+            store.split(0, SPLIT).column(name).read(0, 3)
+    report = verify_store(store)
+    assert report.ok and not report.leftovers
 
 
 def test_features_are_asked_for_in_vain(store: ts.FeatureStore, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ COMMANDS = (
     Command(
         "drop",
         "drop:drop",
-        "Delete saved scores from a store. The features stay, and scores can be computed again.",
+        "Delete saved scores, or rows with drawn labels whose gram is kept, from a store.",
         "trakstore drop run.zarr --scores test-on-train",
     ),
     Command(

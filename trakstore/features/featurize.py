@@ -296,7 +296,8 @@ def _new_scale(
     if epoch is not None:
         job.load(epoch)
     with _lent(job, worker):
-        return new_scale(job, output_on(job, worker.device), split, worker.device)
+        output = output_on(job, worker.device)
+        return new_scale(job, output, split, worker.device, worker.sharding)
 
 
 @contextmanager
@@ -304,6 +305,8 @@ def _lent(job: Job, worker: _Worker) -> Iterator[None]:
     """Lend a job's model to a worker, on its device and in eval mode."""
     need_one_device(job.model)
     need_apart(job.model)
+    if worker.sharding.whole:
+        need_room(job.model, worker.device)
     with working_on(worker.device, job.precision), evaluated(job.model, worker.device):
         yield
 
@@ -319,8 +322,6 @@ def _prepared(
     scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
     with _lent(job, worker):
-        if worker.sharding.whole:
-            need_room(job.model, worker.device)
         prepare = partial(
             SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding
         )
@@ -335,7 +336,7 @@ def _prepared(
             try:
                 yield task, line
             finally:  # also when it was stopped
-                if task.rows_written:
+                if task.rows_written and worker.sharding.writes:
                     record_run(task.writer.split.location, _run(job, task, worker, began))
 
 

@@ -32,23 +32,33 @@ def are_tf32() -> bool:
 @contextmanager
 def matrix_products(*, tf32: bool) -> Iterator[None]:
     """Have float32 products of matrices be exact, or in TF32 where there is that; put all back."""
-    named = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
-    backends: list[Any] = [one for one in named if hasattr(one, "fp32_precision")]
-    before = [one.fp32_precision for one in backends]
-    whole = _whole_setting()
+    backends: Any = torch.backends
+    products = _with_precision(backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None))
+    # What holds for all of torch would hold for convolutions, too, whatever they are set to later; to
+    # put it back changes them, so that theirs are put back behind it.
+    others = [getattr(backends.cudnn, name, None) for name in ("conv", "rnn")]
+    touched = _with_precision(backends, *products, *others)
+    before, whole = [one.fp32_precision for one in touched], _whole_setting()
     try:
         # Torch has an older setting and newer ones, and refuses to tell the older where they differ:
         # it stays as it is then.
         if whole is not None:
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        for one in backends:
+        for one in _with_precision(backends):
+            one.fp32_precision = "none"
+        for one in products:
             one.fp32_precision = "tf32" if tf32 else "ieee"
         yield
     finally:
         if whole is not None:
             torch.set_float32_matmul_precision(whole)
-        for one, value in zip(backends, before, strict=True):
+        for one, value in zip(touched, before, strict=True):
             one.fp32_precision = value
+
+
+def _with_precision(*settings: Any) -> list[Any]:
+    """Return the settings that have a precision of their own, as torch 2.9 brought them."""
+    return [one for one in settings if hasattr(one, "fp32_precision")]
 
 
 def _whole_setting() -> str | None:

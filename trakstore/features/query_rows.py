@@ -31,6 +31,8 @@ from trakstore.features.watch import WeightWatch
 from trakstore.features.weights import own_copy
 from trakstore.planning import human_bytes
 from trakstore.spec import StoreSpec, check_equal
+from trakstore.storage import layout
+from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["LoadedModels"]
@@ -77,6 +79,10 @@ class _LoadedEpoch:
         )
         columns = rows.columns(0, 1)
         self.watch.check()
+        # Rows in 8 bits are read as their multiples of a scale, and so are these.
+        if layout.ROW_SCALE in columns:
+            scale = columns.pop(layout.ROW_SCALE)
+            columns[layout.FEATURES] = dequantised(columns[layout.FEATURES], scale)
         return columns
 
     def predicted(self, sample: Any) -> int | None:
@@ -155,8 +161,8 @@ class LoadedModels:
         Returns
         -------
         dict of epoch to dict of str to ndarray
-            ``features``, shape (1, dim) in the stored dtype, and ``norm``, ``out_to_loss``, ``loss``,
-            ``output`` and, where there are classes, ``label``, shape (1,) each.
+            ``features``, shape (1, dim), as a split's column of that name is read; and ``norm``,
+            ``out_to_loss``, ``loss``, ``output`` and, where there are classes, ``label``, shape (1,).
 
         Raises
         ------

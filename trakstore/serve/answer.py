@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from html import escape
 
 from trakstore.report.extras import need_extra
@@ -13,7 +12,6 @@ from trakstore.serve.rendering import answer_page
 _BESIDE = 8  # entries beside each other in a usual notebook
 
 
-@dataclass(frozen=True, repr=False)
 class Answer(AnswerData):
     """First proponents and opponents of one sample; in a notebook, shown as on the live page."""
 

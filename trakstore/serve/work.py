@@ -55,6 +55,10 @@ class Work:
             if gone.is_set():
                 raise _GivenUpError
 
+        def ended(error: BaseException | None) -> None:
+            self.metrics.waiting -= 1
+            coming.put_nowait(error)
+
         def answer() -> None:
             end: BaseException | None = None
             try:
@@ -65,23 +69,28 @@ class Work:
             except BaseException as error:  # noqa: BLE001
                 end = error
             if not loop.is_closed():
-                loop.call_soon_threadsafe(coming.put_nowait, end)
+                loop.call_soon_threadsafe(ended, end)
 
         self.metrics.waiting += 1
         task = self._threads.submit(answer)
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                while (one := await coming.get()) is not None:
-                    if isinstance(one, BaseException):
-                        raise one
-                    yield one
+            # A deadline for each wait, as the lines of a stream may be asked for by several tasks. A
+            # reader that takes its time holds up nobody: its answer is ready, and counts no more.
+            while True:
+                left = began + self.limits.seconds - time.monotonic()
+                one = await asyncio.wait_for(coming.get(), max(left, 0.001))
+                if one is None:
+                    break
+                if isinstance(one, BaseException):
+                    raise one
+                yield one
             self.metrics.answered(time.monotonic() - began)
         except TimeoutError:
             raise BadRequestError(
                 503, f"the answer takes more than {self.limits.seconds:g} seconds"
             ) from None
         finally:
-            # The thread sees it before its next step; one that only waits is never begun.
+            # A thread that is at it sees this before its next step, and counts until then.
             gone.set()
-            task.cancel()
-            self.metrics.waiting -= 1
+            if task.cancel():
+                ended(None)

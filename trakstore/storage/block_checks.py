@@ -18,6 +18,7 @@ from trakstore.storage import layout
 from trakstore.storage.arrays import block_keys, column_form, marker_entries
 from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.columns import first_few
+from trakstore.storage.dropped_rows import dropped_columns
 from trakstore.storage.eight_bits import MOST_ERROR, dequantised, rounding_bound
 from trakstore.storage.layout import Epoch
 from trakstore.storage.markers import marker_of
@@ -79,10 +80,10 @@ def check_block(split: Split, block: int) -> list[Finding]:
     wrong = _wrong_marker(spec, block, marker)
     wrong_parts: list[_Wrong] = [] if wrong is None else [wrong]
     rows = _Rows(spec, block)
-    wide = {layout.FEATURES, *dict(spec.widths)}
+    gone = dropped_columns(spec) if split.dropped else ()
     for i, key in enumerate(block_keys(spec, block)):
         # What was deleted on purpose is not missed. A row without it says nothing about its norm.
-        if split.dropped and key.partition("/")[0] in wide:
+        if key.partition("/")[0] in gone:
             continue
         tail = None if wrong else marker[(2 + i) * TAIL : (3 + i) * TAIL]
         bad = _check_chunk(split, key, tail, rows)

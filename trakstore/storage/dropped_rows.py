@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from trakstore.documents import text, whole
 from trakstore.errors import IncompleteError, error_context
+from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import group_document, make_groups, placed_fields
@@ -40,6 +41,15 @@ class DroppedRows:
 
 
 _FIELDS = {"place": text(), "nonce": whole(0, 2**32 - 1), "rows": whole(1), "gram": text()}
+
+
+def dropped_columns(spec: SplitSpec) -> tuple[str, ...]:
+    """Return the columns that go: features, activations, and the scale of rows in 8 bits.
+
+    Without the scale, a plain reader of Zarr has NaN for such rows, and not the fill value times it.
+    """
+    scale = (layout.ROW_SCALE,) if layout.ROW_SCALE in dict(spec.columns) else ()
+    return (layout.FEATURES, *dict(spec.widths), *scale)
 
 
 def read_dropped(location: Location, split: str) -> DroppedRows | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.storage import layout
 from trakstore.storage.claims import claimed
-from trakstore.storage.dropped_rows import forget_dropped, note_dropped
+from trakstore.storage.dropped_rows import dropped_columns, forget_dropped, note_dropped
 from trakstore.storage.sampled_rows import WEIGHTING, gram_of_draws, of_train
 from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split
@@ -52,7 +52,7 @@ def drop_rows(split: Split) -> None:
             _need_gram(counted)
             note_dropped(place, path, now.spec.nonce, now.rows, gram)
             _refuse_changed(split, counted)
-        for name in (layout.FEATURES, *dict(now.spec.widths)):
+        for name in dropped_columns(now.spec):
             place.delete_folder(layout.chunk_folder(layout.child(path, name)))
 
 

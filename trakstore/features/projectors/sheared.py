@@ -17,16 +17,19 @@ bytes of gradients    8·rows·columns (float32, both ways)    (8·256/128)·D·
 bytes of factors      as in training                         and 2·T·(rows + D) for merged rows
 ====================  =====================================  =======================================
 
-For 1.1e9 parameters, batch 8, dim 4,096 that is 70 GB and 9.0 TFLOP against 2.0 GB and 6.6 TFLOP. With
-more features than rows (dim 32,768) offsets are far from one another, groups small, and the first way
-is cheaper: it is chosen then, by numbers that depend on shapes and hashes alone. No card has measured
-the constants of the second way yet.
+For the linear layers of 1.1e9 parameters at batch 8 x 512 and dim 4,096 that is 66 GB and 8.5 TFLOP
+against 12 GB and 5.4 TFLOP (those layers that are formed as before among them). With many more features
+than rows offsets are far from one another, groups small, and the first way is cheaper: it is chosen
+then, by numbers that depend on shapes and hashes alone. In float32, where no tensor core multiplies,
+tiles are formed in memory as before, but of merged rows. No card has measured the constants of the
+second way yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -57,9 +60,9 @@ _GROUPS = (64, 32, 16)  # rows of a group, at most
 _USUAL = 512  # positions for which the size of groups is chosen
 
 # Bytes and operations in a picosecond of an H100, as far as was measured: sketches read at 2.3 TB/s,
-# stacks of products run at 500 TFLOP/s. Assumed, and not measured: 300 TFLOP/s for products in Triton,
-# and a cycle of a multiprocessor for 4 entries that are sheared.
-_READ, _STACKED, _TRITON, _SHEAR = 2.3, 500.0, 300.0, 1.1
+# stacks of products run at 500 TFLOP/s in 16 bits, at 50 in float32. Assumed, and not measured: 300
+# TFLOP/s for products in Triton, and a cycle of a multiprocessor for 4 entries that are sheared.
+_READ, _STACKED, _WHOLE, _TRITON, _SHEAR = 2.3, 500.0, 50.0, 300.0, 1.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,8 @@ class Sheared:
         Of the run of each tile of rows its first column, its columns, and where its copy's signs begin.
     signs2 : Tensor, float32, shape (copies · columns,)
         Factors of columns.
+    spans : tuple of (start, width, first, last)
+        First column of each run and its columns, its first slot and the end of its last.
     """
 
     group: int
@@ -97,6 +102,7 @@ class Sheared:
     starts: NDArray[np.int64]
     runs: Tensor
     signs2: Tensor
+    spans: tuple[tuple[int, int, int, int], ...]
 
     @property
     def slots(self) -> int:
@@ -131,9 +137,13 @@ class Sheared:
         entries = ROWS * int((-(-tiles[:, 1] // COLUMNS) * COLUMNS).sum())
         at = np.arange(0, widths.max(), COLUMNS)[:, None]
         starts = np.where(at < widths, (bases + at) % k, -1)
-        return cls(
-            group, entries, first, rows_of, factors[0], shifts_of, starts, places, factors[1]
+        ends = np.concatenate([[0], np.cumsum([len(one.shifts) for one in each])]).tolist()
+        spans = tuple(
+            (start, width, *own)
+            for (_, start, width, _), own in zip(runs, pairwise(ends), strict=True)
         )
+        tables_of_slots = (first, rows_of, factors[0], shifts_of, starts, places, factors[1])
+        return cls(group, entries, *tables_of_slots, spans)
 
 
 class Windows(NamedTuple):
@@ -231,23 +241,37 @@ def _entry(positions: int, group: int) -> float:
     return 2 * positions / _TRITON + _SHEAR + window
 
 
-def pays(table: Sheared, positions: int, rows: int, columns: int, unfolded: bool = False) -> bool:
-    """Tell whether a sample is sketched faster by shearing than by tiles through memory.
+def pays(
+    table: Sheared,
+    positions: int,
+    rows: int,
+    columns: int,
+    low: bool = True,
+    unfolded: bool = False,
+) -> bool:
+    """Tell whether a sample is sketched faster by shearing than by tiles of all rows.
 
     Parameters
     ----------
     table : Sheared
     positions, rows, columns : int
         Sizes of the factors.
+    low : bool
+        Whether factors are in 16 bits. Those in float32 are multiplied as before, but merged.
     unfolded : bool
         Whether the right factor lies in a smaller tensor.
     """
     copies = len(table.signs2) // columns
+    both_ways = 4 * (1 + copies) / _READ
+    merging = (2 if low else 4) * positions * (len(table.rows) + table.slots) / _READ
+    if not low:
+        product = 2 * positions / _WHOLE
+        each = product + 8 / _READ + _entry(0, table.group)
+        return table.entries * each + merging < rows * columns * (product + both_ways)
     forming = 2 * positions * rows * columns / _STACKED
     if unfolded:
         forming = min(forming + _unfolding(positions, columns), _indexed(positions, rows, columns))
-    tiles = forming + rows * columns * 4 * (1 + copies) / _READ
-    merging = 2 * positions * (len(table.rows) + table.slots) / _READ
+    tiles = forming + rows * columns * both_ways
     return table.entries * _entry(positions, table.group) + merging < tiles
 
 

@@ -159,23 +159,21 @@ class SJLT(Projector):
             add_sketch(out, tile, self._keys(name, copy), scale, first_row, index, factors)
 
     def sheared(self, out: Tensor, outer: Outer) -> tuple[Sheared, torch.dtype] | None:
-        """Return how a product is sketched without being formed, if that is faster on this device.
+        """Return how a product is sketched with its rows merged, if that is faster on this device.
 
         Returns
         -------
         Sheared, torch.dtype
             Table of its rows, and the dtype in which its factors are multiplied.
         """
-        dtype = low_dtype(outer.left, outer.left)
-        if dtype is None or self.dim < WINDOW or not usable(out.device, _GENERATION):
-            return None
-        if not gathers():
+        if self.dim < WINDOW or not usable(out.device, _GENERATION) or not gathers():
             return None
         last_row = outer.first_row + outer.rows
         table = self._sheared_rows_of(outer.name, outer.first_row, last_row, out.device)
-        sizes = outer.positions, outer.rows, outer.columns
-        faster = pays(table, *sizes, unfolded=outer.unfolded is not None)
-        return (table, dtype) if faster else None
+        low, sizes = low_dtype(outer.left, outer.left), (outer.positions, outer.rows, outer.columns)
+        in_place = outer.unfolded is not None
+        faster = pays(table, *sizes, low=low is not None, unfolded=in_place)
+        return (table, low or torch.float32) if faster else None
 
     def _add_unfolded(self, out: Tensor, outer: Outer) -> bool:
         """Add a product of which no right factor is written, if that is faster; tell whether it is."""

@@ -58,9 +58,13 @@ class WaitingWindows:
 
         windows = self._place(out, len(out), table.starts.size)
         each = 2 * outer.positions * (table.slots + outer.columns)
+        if dtype == torch.float32:  # whose gradients are formed
+            each += each + 4 * table.entries
         for start, stop in ranges(len(out), max(1, _BYTES // each)):
             own = first + start, first + stop
-            right = outer.unfolded(*own) if outer.unfolded else outer.make_right(*own)
+            in_place = outer.unfolded is not None and dtype != torch.float32
+            make = outer.unfolded if in_place and outer.unfolded else outer.make_right
+            right = make(*own)
             left = part(outer.left, *own)
             write_windows(part(windows, start, stop), left, right, table, dtype)
         self._tables.append(table)

@@ -23,7 +23,7 @@ from trakstore.storage.arrays import array_documents, column_grid, row_document
 from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding, FindingKind
-from trakstore.storage.dropped_rows import is_dropped
+from trakstore.storage.dropped_rows import dropped_columns, is_dropped
 from trakstore.storage.group_documents import EMPTY, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
@@ -242,7 +242,7 @@ class Walk:
 
     def _dropped_chunks(self, split: Split) -> None:
         """Find chunks of features that a stopped call of ``drop_rows`` left."""
-        for name in (layout.FEATURES, *dict(split.spec.widths)):
+        for name in dropped_columns(split.spec):
             folder = layout.chunk_folder(layout.child(split.path, name))
             if self.find(folder) and self.repair:
                 self.location.delete_folder(folder)

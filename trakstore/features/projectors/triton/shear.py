@@ -148,6 +148,36 @@ def _shear(
             tl.store(here, tile, mask=(row < rows)[:, None] & inside[None, :])
 
 
+@triton.jit(do_not_specialize=("first_tile",))
+def _shear_formed(
+    gradients,
+    by_sample,
+    first_tile,
+    signs2,
+    shifts,
+    places,
+    out,
+    out_by_sample,
+    width,
+    rows,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WINDOW: tl.constexpr,
+):
+    """Windows of a tile of one run's ``gradients (batch, slots of the run, width)``."""
+    tile_c, own_tile, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    tile_r = first_tile + own_tile
+    c = tile_c * COLUMNS + tl.arange(0, COLUMNS)
+    inside, slot = c < width, own_tile * ROWS + tl.arange(0, ROWS)
+    place = slot.to(tl.int64)[:, None] * width + c[None, :]
+    tile = tl.load(gradients + b * by_sample + place, mask=inside[None, :], other=0.0)
+    _write_windows(
+        tile, signs2, shifts, places, out + b * out_by_sample, tile_r, tile_c,
+        tl.load(places + 3 * tile_r), c, inside, rows, ROWS, COLUMNS, GROUP, WINDOW,
+    )  # fmt: skip
+
+
 @triton.jit
 def _write_windows(
     tile, signs2, shifts, places, out, tile_r, tile_c, start, c, inside, rows,
@@ -221,10 +251,40 @@ def write_windows(
     table : Sheared
         Merged rows of the parameter's rows that the product has.
     dtype : torch.dtype
-        Dtype of both factors where they are multiplied. Merged rows are rounded to it once.
+        Dtype of both factors where they are multiplied. Merged rows are rounded to it once. Products
+        in float32 are formed in memory, since no tensor core makes them.
     """
+    if dtype == torch.float32 and isinstance(right, Tensor):
+        _write_formed(windows, _merged(left, table, dtype), right, table)
+        return
     grid = len(table.starts), table.slots // ROWS, len(left)
     _multiply(windows, _merged(left, table, dtype), right, table.slots, grid, dtype, table)
+
+
+def _write_formed(windows: Tensor, merged: Tensor, right: Tensor, table: Sheared) -> None:
+    right = right.to(torch.float32)
+    for start, width, first, last in table.spans:
+        gradients = torch.bmm(merged[:, :, first:last].mT, right[:, :, start : start + width])
+        grid = triton.cdiv(width, COLUMNS), (last - first) // ROWS, len(windows)
+        with torch.cuda.device_of(windows):
+            _shear_formed[grid](
+                gradients,
+                gradients.stride(0),
+                first // ROWS,
+                table.signs2,
+                table.shifts,
+                table.runs,
+                windows,
+                windows.stride(0),
+                width,
+                table.slots,
+                ROWS=ROWS,
+                COLUMNS=COLUMNS,
+                GROUP=table.group,
+                WINDOW=WINDOW,
+                num_warps=8,
+                maxnreg=_REGISTERS,
+            )
 
 
 def formed(left: Tensor, right: Unfolded, dtype: torch.dtype) -> Tensor:
