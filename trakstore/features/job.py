@@ -140,8 +140,8 @@ class Job:
         Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
         of those named), whose features are written as a split ``train~sampled``: with ``kernel=
         "sampled"`` scores take them for their kernel; once its gram is stored, ``store.drop_rows`` may
-        remove them. More draws make it less noisy, most where samples
-        times draws are not much more than the numbers of a row (``benchmarks/accuracy.py lm``).
+        remove them. More draws make it less noisy, most where samples times draws are not much more
+        than the numbers of a row (``benchmarks/accuracy.py lm``).
     draw_seed : int
         Number that drawn labels follow from.
     skip_bad_rows : bool
@@ -287,9 +287,7 @@ class Job:
             known = ", ".join(get_args(Precision))
             raise TrakStoreError(f"precision is one of {known}, got {self.precision!r}")
         if self.autocast and self.precision == "tf32":
-            raise TrakStoreError(
-                "autocast='bfloat16' and precision='tf32' contradict: give one of them"
-            )
+            raise TrakStoreError("autocast='bfloat16' and precision='tf32' contradict: give one")
         self.precision, self.autocast = self.autocast or self.precision, None
 
     @property
