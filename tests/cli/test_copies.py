@@ -82,7 +82,7 @@ def test_many_findings_are_cut_short(run: Any, store: ts.FeatureStore) -> None:
         (["export", "{store}", "--epoch", "1", "--to", "{folder}/a.csv"], ".npy or .parquet"),
         (["export", "{store}", "--epoch", "7", "--to", "{folder}/a.npy"], "no epoch 7"),
         (["import", "{folder}", "--store", "{folder}/b.zarr"], "no metadata.json"),
-        (["import", "{folder}", "--store", "{folder}/b.zarr", "--dtype", "int8"], "float16"),
+        (["import", "{folder}", "--store", "{folder}/b.zarr", "--dtype", "int4"], "float16"),
     ],
 )
 def test_bad_use(
