@@ -21,7 +21,8 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.batches import evaluated
 from trakstore.features.featurize import featurize_job
 from trakstore.features.fingerprint import dataset_rows
-from trakstore.features.job import Job, load_job
+from trakstore.features.job import Job
+from trakstore.features.load_job import load_job
 from trakstore.features.task import SplitTask
 from trakstore.methods.trak import trak_scores
 from trakstore.passes.memory import linux_bytes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trakstore.features.chat import TokenCounts, chat_rows, count_tokens
 from trakstore.features.featurize import Featurized, featurize, featurize_job
-from trakstore.features.job import Job, load_job
+from trakstore.features.job import Job
+from trakstore.features.load_job import load_job
 from trakstore.features.outputs import (
     DPO,
     CausalLM,

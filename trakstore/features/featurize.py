@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from typing import Any, Literal, Unpack
 
-import torch
 from torch import nn
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
-from trakstore.features.devices import (
-    device_of,
-    need_one_device,
-    need_room,
-    worker_device,
-    working_on,
-)
+from trakstore.features.devices import need_one_device, need_room, working_on
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
-from trakstore.features.ranks import rank_and_world
 from trakstore.features.scale import Scale
 from trakstore.features.scale_choice import ChosenScale, new_scale
-from trakstore.features.sharding import WHOLE, Sharding, sharding_of, with_memory
-from trakstore.features.spent import Featurized, Spent
+from trakstore.features.shares import do_share, help_others
+from trakstore.features.spent import Featurized
 from trakstore.features.task import SplitTask
 from trakstore.features.twins import warn_of_twins
 from trakstore.features.wanted_spec import output_on
-from trakstore.planning import share
+from trakstore.features.worker import Worker
 from trakstore.progress import ProgressLine
 from trakstore.spec import Precision
 from trakstore.storage.backends.location import Where
@@ -149,14 +139,14 @@ def featurize(
         **options,
     )
     began = time.monotonic()
-    worker = _Worker.of(job, rank, world_size, device)
+    worker = Worker.of(job, rank, world_size, device)
     with worker.sharding.together():
         scale = _new_scale(job, store, split, worker)
         own = job.splits[-1]
         with _prepared(job, store, epoch, own, worker, progress, scale) as (task, line):
             if worker.leads:
                 warn_of_twins(task.writer.split, set())
-            done = _do_share(task, worker, line) + _help(task, worker, line)
+            done = do_share(task, worker, line) + help_others(task, worker, line)
     done = replace(done, prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
@@ -207,7 +197,7 @@ def featurize_job(
         Rows, blocks and bytes that this worker wrote, and its time.
     """
     began = time.monotonic()
-    worker = _Worker.of(job, rank, world_size, device)
+    worker = Worker.of(job, rank, world_size, device)
     asked: dict[str, Any] = {
         "batch_size": batch_size,
         "memory_limit": memory_limit,
@@ -228,9 +218,9 @@ def featurize_job(
         made = _new_scale(job, store, next(iter(job.datasets)), worker, job.epochs[-1])
         # Shares of all splits come first. A worker that helped at the end of each would take blocks
         # whose own workers are about to come to them.
-        for duty in (_do_share, _help):
+        for duty in (do_share, help_others):
             for epoch, split in chosen:
-                if duty is _help:
+                if duty is help_others:
                     # A split that is complete needs no weights, and no samples to be tried.
                     there = open_store(store).split(epoch, split)
                     if worker.sharding.agreed(partial(_is_complete, there)):
@@ -240,38 +230,10 @@ def featurize_job(
                 with _prepared(job, store, epoch, split, worker, progress, made) as (task, line):
                     if worker.leads:
                         warn_of_twins(task.writer.split, twins)
-                    if duty is _do_share:
+                    if duty is do_share:
                         _note_rest(job, task, worker, chosen)
                     done += replace(duty(task, worker, line), prepared=task.prepared)
     return done.within(time.monotonic() - began)
-
-
-@dataclass(frozen=True)
-class _Worker:
-    """One of ``world`` processes, or groups of ranks of one model, that share a split's blocks."""
-
-    rank: int
-    world: int
-    device: torch.device
-    sharding: Sharding = WHOLE
-
-    @classmethod
-    def of(cls, job: Job, rank: int | None, world_size: int | None, device: str | None) -> _Worker:
-        if job.checkpoints:
-            with_memory(job.model, worker_device(device))
-        sharding = sharding_of(job.model)
-        if sharding.whole:
-            return cls(*rank_and_world(rank, world_size), device_of(job.model, device))
-        # The launcher's numbers are of ranks, which share a model: groups of them share the blocks.
-        group = 0 if rank is None else rank
-        groups = 1 if world_size is None else world_size
-        number, numbers = group * sharding.replicas + sharding.replica, groups * sharding.replicas
-        return cls(*rank_and_world(number, numbers), worker_device(device), sharding)
-
-    @property
-    def leads(self) -> bool:
-        """Tell whether this is the first of all, which shows how far they are."""
-        return self.rank == 0 and self.sharding.leads
 
 
 def _are_sampled(labels: str) -> bool:
@@ -284,7 +246,7 @@ def _new_scale(
     job: Job,
     store: Where | FeatureStore,
     split: str,
-    worker: _Worker,
+    worker: Worker,
     epoch: int | str | None = None,
 ) -> ChosenScale | None:
     """Make the scale that a job asks for, where there is no store yet, at the weights of an epoch.
@@ -296,14 +258,17 @@ def _new_scale(
     if epoch is not None:
         job.load(epoch)
     with _lent(job, worker):
-        return new_scale(job, output_on(job, worker.device), split, worker.device)
+        output = output_on(job, worker.device)
+        return new_scale(job, output, split, worker.device, worker.sharding)
 
 
 @contextmanager
-def _lent(job: Job, worker: _Worker) -> Iterator[None]:
+def _lent(job: Job, worker: Worker) -> Iterator[None]:
     """Lend a job's model to a worker, on its device and in eval mode."""
     need_one_device(job.model)
     need_apart(job.model)
+    if worker.sharding.whole:
+        need_room(job.model, worker.device)
     with working_on(worker.device, job.precision), evaluated(job.model, worker.device):
         yield
 
@@ -314,13 +279,11 @@ def _prepared(
     store: Where | FeatureStore,
     epoch: int | str,
     split: str,
-    worker: _Worker,
+    worker: Worker,
     show: bool,
     scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
     with _lent(job, worker):
-        if worker.sharding.whole:
-            need_room(job.model, worker.device)
         prepare = partial(
             SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding
         )
@@ -335,7 +298,7 @@ def _prepared(
             try:
                 yield task, line
             finally:  # also when it was stopped
-                if task.rows_written:
+                if task.rows_written and worker.sharding.writes:
                     record_run(task.writer.split.location, _run(job, task, worker, began))
 
 
@@ -368,7 +331,7 @@ def _line(task: SplitTask, show: bool) -> ProgressLine:
 
 
 def _note_rest(
-    job: Job, task: SplitTask, worker: _Worker, chosen: Sequence[tuple[int | str, str]]
+    job: Job, task: SplitTask, worker: Worker, chosen: Sequence[tuple[int | str, str]]
 ) -> None:
     """Note the splits that are still to come, before the first is filled; this one is made now."""
     split = task.writer.split
@@ -378,7 +341,7 @@ def _note_rest(
         split_is_made(split.location, split.epoch, split.name)
 
 
-def _run(job: Job, task: SplitTask, worker: _Worker, began: str) -> Run:
+def _run(job: Job, task: SplitTask, worker: Worker, began: str) -> Run:
     split = task.writer.split
     return Run(
         split.epoch,
@@ -393,63 +356,6 @@ def _run(job: Job, task: SplitTask, worker: _Worker, began: str) -> Run:
         task.blocks_written,
         library_versions(),
     )
-
-
-def _do_share(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
-    """Write the blocks that are this rank's duty: they depend on count, rank and world alone."""
-    missing = set(task.missing())
-    own = share(task.writer.spec.blocks, worker.rank, worker.world)
-    return _write([block for block in own if block in missing], task, line)
-
-
-def _help(task: SplitTask, worker: _Worker, line: ProgressLine) -> Featurized:
-    """Write blocks until none is missing: half of them between two listings, so that those are few.
-
-    Each block's marker is looked at just before. The last few missing blocks are most likely in the
-    hands of other workers: those are first given the time that a block takes.
-    """
-    done, began, waited = Featurized(0, 0, 0.0), time.monotonic(), False
-    # Each helper has an order of its own, so that helpers spread over what is missing.
-    choice = random.Random(worker.rank)
-    while missing := task.missing():
-        if len(missing) < worker.world and not waited:
-            waited = True
-            _wait_for(task, missing, task.seconds_per_block)
-            _show_others(task, line)
-            continue
-        choice.shuffle(missing)
-        done += _write(missing[: -(-len(missing) // 2)], task, line)
-    note_complete(task.writer.split)
-    seconds = time.monotonic() - began
-    idle = Featurized(0, 0, seconds - done.seconds, spent=Spent(helping=seconds - done.seconds))
-    return done + idle
-
-
-def _wait_for(task: SplitTask, missing: list[int], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and task.writer.split.missing_blocks() == missing:
-        time.sleep(min(0.2, seconds / 10))
-
-
-def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized:
-    began, before = time.monotonic(), (task.rows_written, task.blocks_written, task.spent)
-    own = task.sharding.dealt(blocks)
-    for block, then in zip_longest(own, own[1:]):
-        if task.is_written(block):  # another worker was faster
-            continue
-        task.write(block, then)
-        start, stop = task.writer.spec.block_range(block)
-        line.advance(stop - start)
-        _show_others(task, line)
-    task.wait()
-    task.sharding.finish()
-    return task.since(*before, time.monotonic() - began)
-
-
-def _show_others(task: SplitTask, line: ProgressLine) -> None:
-    """Count what other workers committed, when it is time for that: one listing."""
-    if line.wants_a_look():
-        line.reach(task.writer.split.status().written_rows)
 
 
 def _chosen(asked: Sequence[Any] | None, known: tuple[Any, ...], what: str) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
@@ -19,7 +19,6 @@ from trakstore.features.parameters import as_patterns, uncompiled
 from trakstore.features.scale import Scale, as_scale
 from trakstore.features.sharding import Shard, built_on_meta
 from trakstore.features.weights import kept, unshared
-from trakstore.named import call_named, load_named
 from trakstore.paths import exists
 from trakstore.planning import byte_count
 from trakstore.quantities import as_number, as_whole, shown
@@ -27,7 +26,7 @@ from trakstore.spec import FeatureDtype, Precision, ProjectionSpec
 from trakstore.storage import layout
 from trakstore.storage.layout import as_epoch
 
-__all__ = ["Job", "JobOptions", "load_job"]
+__all__ = ["Job", "JobOptions"]
 
 _MAPPINGS = {"datasets": "{'train': data}", "ids": "{'train': ids}", "learning_rates": "{10: 0.1}"}
 
@@ -141,8 +140,8 @@ class Job:
         Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
         of those named), whose features are written as a split ``train~sampled``: with ``kernel=
         "sampled"`` scores take them for their kernel; once its gram is stored, ``store.drop_rows`` may
-        remove them. More draws make it less noisy, most where samples
-        times draws are not much more than the numbers of a row (``benchmarks/accuracy.py lm``).
+        remove them. More draws make it less noisy, most where samples times draws are not much more
+        than the numbers of a row (``benchmarks/accuracy.py lm``).
     draw_seed : int
         Number that drawn labels follow from.
     skip_bad_rows : bool
@@ -288,9 +287,7 @@ class Job:
             known = ", ".join(get_args(Precision))
             raise TrakStoreError(f"precision is one of {known}, got {self.precision!r}")
         if self.autocast and self.precision == "tf32":
-            raise TrakStoreError(
-                "autocast='bfloat16' and precision='tf32' contradict: give one of them"
-            )
+            raise TrakStoreError("autocast='bfloat16' and precision='tf32' contradict: give one")
         self.precision, self.autocast = self.autocast or self.precision, None
 
     @property
@@ -389,31 +386,6 @@ class Job:
             )
         for path in paths.values():
             weights_file(path)  # refuses a folder that holds none
-
-
-def load_job(name: str) -> Job:
-    """Load the job that ``jobs.py:digits`` or ``package.module:name`` names.
-
-    Parameters
-    ----------
-    name : str
-        Name of a :class:`Job`, or of a function without arguments that returns one.
-
-    Raises
-    ------
-    NotFoundError
-        When the file, module or name does not exist.
-    TrakStoreError
-        When it is not a job.
-    """
-    job = load_named(name, "job")
-    if callable(job) and not isinstance(job, Job):
-        job = call_named(job, name, "job")
-    if not isinstance(job, Job):
-        raise TrakStoreError(
-            f"{name} gave a {type(job).__name__}; it must be or return a trakstore Job"
-        )
-    return replace(job, name=job.name or name)
 
 
 def _by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkpoint]:

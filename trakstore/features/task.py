@@ -212,6 +212,8 @@ class SplitTask:
         """Sum up the last ``seconds``, before which there were so many rows and blocks."""
         done, now = self.rows_written - rows, self.spent - spent
         now = replace(now, helping=max(0.0, seconds - now.total))
+        if not self.sharding.writes:
+            return Featurized(0, 0, seconds, spent=now)
         size = done * self.writer.split.row_bytes
         return Featurized(done, self.blocks_written - blocks, seconds, size, now)
 

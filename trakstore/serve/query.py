@@ -135,7 +135,7 @@ class Query:
         first = self._stored.first
         self._models, self._new, self._job = None, None, None
         if job is not None:
-            from trakstore.features.job import load_job
+            from trakstore.features.load_job import load_job
             from trakstore.features.query_rows import LoadedModels
 
             self._job = job = load_job(job) if isinstance(job, str) else job

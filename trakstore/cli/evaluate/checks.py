@@ -26,7 +26,7 @@ def checks(
     What passes comes last, one line for all its epochs; --json tells each by itself.
     """
     from trakstore.evaluation.checks import check_setup
-    from trakstore.features.job import load_job
+    from trakstore.features.load_job import load_job
 
     out, done = console(), []
     with only_json(asked.as_json):

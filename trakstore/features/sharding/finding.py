@@ -31,6 +31,10 @@ def sharding_of(model: nn.Module) -> Sharding:
         return WHOLE
     _refuse_renormalising(model)
     units = tuple(units_of(model))
+    if units and not hasattr(torch.cpu.Stream, "record_event") and _is_on_cpu(units[0]):
+        raise TrakStoreError(
+            f"FSDP2 of torch {torch.__version__} gathers on GPUs alone; take a later torch for the CPU"
+        )
     pairs = _pairs(units)
     seen = [pairs.get(id(one), one) for one in model.parameters()]
     tensors = _tensors(dict(zip(dict(model.named_parameters()), seen, strict=True)))
@@ -49,6 +53,10 @@ def sharding_of(model: nn.Module) -> Sharding:
         numbers=len(shards),
         tensors=tensors,
     )
+
+
+def _is_on_cpu(unit: Unit) -> bool:
+    return unit.places[0][2].device.type == "cpu"
 
 
 def _on_cpu(ranks: list[int]) -> Any:

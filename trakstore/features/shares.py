@@ -1,0 +1,77 @@
+"""Blocks that a worker writes: its own share of a split, then what others have not come to.
+
+Workers do not speak with each other, but for ranks of one sharded model: markers of blocks say what is
+there.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from itertools import zip_longest
+
+from trakstore.features.spent import Featurized, Spent
+from trakstore.features.task import SplitTask
+from trakstore.features.worker import Worker
+from trakstore.planning import share
+from trakstore.progress import ProgressLine
+from trakstore.storage.completion import note_complete
+
+__all__ = ["do_share", "help_others"]
+
+
+def do_share(task: SplitTask, worker: Worker, line: ProgressLine) -> Featurized:
+    """Write the blocks that are this rank's duty: they depend on count, rank and world alone."""
+    missing = set(task.missing())
+    own = share(task.writer.spec.blocks, worker.rank, worker.world)
+    return _write([block for block in own if block in missing], task, line)
+
+
+def help_others(task: SplitTask, worker: Worker, line: ProgressLine) -> Featurized:
+    """Write blocks until none is missing: half of them between two listings, so that those are few.
+
+    Each block's marker is looked at just before. The last few missing blocks are most likely in the
+    hands of other workers: those are first given the time that a block takes.
+    """
+    done, began, waited = Featurized(0, 0, 0.0), time.monotonic(), False
+    # Each helper has an order of its own, so that helpers spread over what is missing.
+    choice = random.Random(worker.rank)
+    while missing := task.missing():
+        if len(missing) < worker.world and not waited:
+            waited = True
+            _wait_for(task, missing, task.seconds_per_block)
+            _show_others(task, line)
+            continue
+        choice.shuffle(missing)
+        done += _write(missing[: -(-len(missing) // 2)], task, line)
+    note_complete(task.writer.split)
+    seconds = time.monotonic() - began
+    idle = Featurized(0, 0, seconds - done.seconds, spent=Spent(helping=seconds - done.seconds))
+    return done + idle
+
+
+def _wait_for(task: SplitTask, missing: list[int], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and task.writer.split.missing_blocks() == missing:
+        time.sleep(min(0.2, seconds / 10))
+
+
+def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized:
+    began, before = time.monotonic(), (task.rows_written, task.blocks_written, task.spent)
+    own = task.sharding.dealt(blocks)
+    for block, then in zip_longest(own, own[1:]):
+        if task.is_written(block):  # another worker was faster
+            continue
+        task.write(block, then)
+        start, stop = task.writer.spec.block_range(block)
+        line.advance(stop - start)
+        _show_others(task, line)
+    task.wait()
+    task.sharding.finish()
+    return task.since(*before, time.monotonic() - began)
+
+
+def _show_others(task: SplitTask, line: ProgressLine) -> None:
+    """Count what other workers committed, when it is time for that: one listing."""
+    if line.wants_a_look():
+        line.reach(task.writer.split.status().written_rows)
