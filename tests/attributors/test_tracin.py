@@ -15,9 +15,11 @@ from torch import nn
 
 import trakstore as ts
 from trakstore.attributors import TracInAttributor
+from trakstore.attributors.triples import with_triples
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.features import featurize
 from trakstore.features.fingerprint import hashed_rows
+from trakstore.storage import catalogue
 
 TRAIN, TEST = Samples(40), Samples(9, seed=1)
 N = 60
@@ -113,6 +115,34 @@ def test_false_triples_have_the_other_loss() -> None:
         TracInAttributor(Links(), device="cpu").compute_gradient(*ASKED, label=0)
 
 
+def test_a_triple_is_a_tensor_an_array_or_a_tuple_everywhere() -> None:
+    one = TracInAttributor(Distances(), device="cpu")
+    rows = torch.tensor(TRIPLES[:5])
+    asked = torch.tensor(ASKED)
+    wanted = one.compute_influences(ASKED, TRIPLES[:5], 5)
+    forms: list[Any] = [rows, rows.numpy(), list(rows), list(rows.numpy()), TRIPLES[:5]]
+    for form in forms:
+        for own in (asked, asked.numpy(), tuple(asked.numpy()), ASKED):
+            assert one.compute_influences(own, form, 5) == wanted
+        several = one.compute_influences(form, form, 5)
+        assert several == one.compute_influences(TRIPLES[:5], TRIPLES[:5], 5)
+    influence = one.compute_influence(TRIPLES[0], ASKED)
+    for change in (torch.tensor, np.array):
+        assert one.compute_influence(change(TRIPLES[0]), change(ASKED)) == influence
+    for label in (None, 0, 1):
+        names = one.compute_gradient(*ASKED, label=label)
+        labelled = [] if label is None else [(*ASKED, 1.0)]
+        for own in (asked, asked.numpy(), ASKED, list(ASKED), *labelled):
+            got = one.compute_gradient(own, label=label)
+            assert all(torch.equal(got[name], names[name]) for name in names)
+
+
+def test_sequences_of_tokens_are_no_triples() -> None:
+    sequences = [torch.arange(6), torch.arange(2, 7)]
+    assert with_triples(sequences) == sequences
+    assert with_triples([torch.zeros(3)])[0].dtype == torch.float32
+
+
 def gradients(model: nn.Module) -> Any:
     return TracInAttributor(model, device="cpu").compute_gradient(*TRIPLES[0], label=1.0).values()
 
@@ -202,6 +232,85 @@ def test_a_store_that_was_written_before_is_read(tmp_path: Path) -> None:
     assert store.splits == ("test", "train")
     top = ts.top_k(ts.tracin_scores(store, learning_rates=1.0), 3, order="magnitude")
     assert [[e["train_index"] for e in row] for row in found] == top["train"].values.tolist()
+
+
+def test_a_store_of_other_features_is_refused(tmp_path: Path) -> None:
+    first = TracInAttributor(mlp(), device="cpu", store=tmp_path / "s")
+    wanted = first.compute_influences(TEST, TRAIN)
+    others: dict[str, dict[str, Any]] = {
+        "holds projection .*identity.*, this run has .*sjlt": {"projection_dim": 64},
+        "holds parameters .*, this run has": {"use_last_layers_only": True, "num_last_layers": 1},
+        "holds output .*margin.*, this run has .*cross_entropy": {"output": "cross_entropy"},
+    }
+    for words, options in others.items():
+        one = TracInAttributor(mlp(), device="cpu", store=tmp_path / "s", **options)
+        for ask in (one.compute_influences, one.compute_influences_sampled):
+            with pytest.raises(SpecMismatchError, match=words):
+                ask(TEST, TRAIN)
+    again = TracInAttributor(mlp(), device="cpu", store=tmp_path / "s")
+    assert again.compute_influences(TEST, TRAIN) == wanted
+
+
+def test_a_temporary_store_begins_anew_with_another_output() -> None:
+    one = TracInAttributor(mlp(), device="cpu")
+    before = one.compute_influences(TEST, TRAIN)
+    one.output = "cross_entropy"
+    own = TracInAttributor(mlp(), device="cpu", output="cross_entropy")
+    after = one.compute_influences(TEST, TRAIN)
+    assert after == own.compute_influences(TEST, TRAIN)
+    assert after != before
+
+
+def test_the_precision_is_that_of_the_store(tmp_path: Path) -> None:
+    featurize(mlp(), TRAIN, tmp_path / "s", progress=False, precision="bfloat16",
+              projector=ts.ProjectionSpec("identity"))  # fmt: skip
+    one = TracInAttributor(mlp(), device="cpu", store=tmp_path / "s")
+    one.compute_influences(TEST, TRAIN, top_k=3)
+    store = ts.open_store(tmp_path / "s")
+    assert store.spec.autocast == "bfloat16"
+    assert len(store.splits) == 2 and "train" in store.splits
+
+
+def test_splits_of_32_samples_and_a_digest_are_told_by_all_and_others_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {"few": Samples(32), "many": Samples(40)}
+    for split, own in data.items():
+        featurize(mlp(), own, tmp_path / "s", split=split, progress=False,
+                  projector=ts.ProjectionSpec("identity"))  # fmt: skip
+    one = TracInAttributor(mlp(), device="cpu", store=tmp_path / "s")
+    one.compute_influences(data["few"], data["few"])
+    assert "compared" not in caplog.text
+    for _ in range(2):
+        one.compute_influences(data["few"], data["many"])
+    assert caplog.text.count("of many are used: of its 40 samples, 32 were compared") == 1
+    assert ts.open_store(tmp_path / "s").splits == ("few", "many")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_loop_over_single_samples_opens_no_more_splits_each_time(
+    tmp_path: Path, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = TracInAttributor(Distances(), device="cpu", store=tmp_path / "s" if given else None)
+    opened: list[int] = []
+    own = catalogue.open_splits
+
+    def counted(location: Any, wanted: Any) -> Any:
+        opened[-1] += len(wanted)
+        return own(location, wanted)
+
+    monkeypatch.setattr(catalogue, "open_splits", counted)
+    for triple in dict.fromkeys(TRIPLES[:8]):
+        opened.append(0)
+        one.compute_influence(triple, ASKED)
+    assert len(opened) > 5
+    assert opened[-1] == opened[2]  # the first calls made the store and the test sample's split
+    sampled: list[int] = []
+    for triple in dict.fromkeys(TRIPLES[20:25]):
+        opened.append(0)
+        one.compute_influences_sampled([triple] * 2, TRIPLES, 0.5, None)
+        sampled.append(opened[-1])
+    assert sampled[-1] == sampled[2]
 
 
 def test_bad_use() -> None:

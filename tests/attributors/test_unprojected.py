@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from features.models import seeded
+from features.models import Samples, mlp, seeded
 from features.whole_models import Language
 
 import trakstore as ts
 from trakstore.attributors import unprojected_scores
-from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
+from trakstore.attributors.gradient_rows import GradientRows
+from trakstore.errors import IncompleteError, NotFoundError, SpecMismatchError, TrakStoreError
 from trakstore.features import Job, featurize_job
+from trakstore.features.outputs import CausalLM
+from trakstore.kernels.iterative import RowsKernel
+from trakstore.methods.sampled_kernel import store_sampled_gram
 
 TRAIN, TARGETS, DRAWS, C = 24, 5, 3, 0.05
 
@@ -63,6 +67,27 @@ def test_they_are_those_of_a_store_without_projection(whole: Any) -> None:
         assert apart(scores, wanted) < 1e-3
 
 
+def classes() -> Job:
+    data = {"train": Samples(TRAIN), "test": Samples(TARGETS, seed=1)}
+    return Job(mlp(), data, output="cross_entropy", sampled=DRAWS, batch_size=7,
+               projector=ts.ProjectionSpec("identity"))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["language", "classes"])
+def test_outputs_whose_loss_falls_with_them_and_outputs_that_are_the_loss(
+    kind: str, tmp_path: Path
+) -> None:
+    projector = ts.ProjectionSpec("identity")
+    job = (
+        classes() if kind == "classes" else made(projector=projector, output=CausalLM(over="loss"))
+    )
+    store = stored(job, tmp_path / "s.zarr")
+    drawn = store.split(store.epochs[0], "train~sampled")
+    assert (drawn.column("out_to_loss").read(0, drawn.rows) < 0).any()
+    wanted = np.asarray(ts.influence_scores(store, damping=C, kernel="sampled"))
+    assert apart(unprojected_scores(job, store, damping=C, iterations=0), wanted) < 1e-5
+
+
 def test_a_few_iterations_take_the_noise_of_the_projection_out(whole: Any, tmp_path: Path) -> None:
     lam = whole[3]
     job = made(projector=ts.ProjectionSpec("sjlt", dim=512))
@@ -83,18 +108,82 @@ def test_rows_are_chosen_and_masked_ones_left_out(whole: Any, tmp_path: Path) ->
     some = unprojected_scores(job, store, damping=C, rows=[3, 0], epochs=[1, 2])
     np.testing.assert_allclose(some, every[[3, 0]], rtol=1e-3, atol=1e-3 * float(every.std()))
     assert some.target_id.values.tolist() == [3, 0]
+    for same in (np.array([True, False, False, True, False]), slice(0, 4, 3), [-5, 3]):
+        again = unprojected_scores(job, store, damping=C, rows=same, epochs=[1, 2])
+        assert again.target_id.values.tolist() == [0, 3]
     own = stored(made(projector=ts.ProjectionSpec("identity")), tmp_path / "masked.zarr")
     own.mask("train", [4, 5])
     masked = unprojected_scores(job, ts.open_store(own.location), damping=C)
     wanted = np.asarray(ts.influence_scores(ts.open_store(own.location), damping=C))
     assert masked.shape == (TARGETS, TRAIN - 2)
     assert apart(masked, wanted) < 1e-3
+    own.mask("test", [1])
+    with pytest.raises(NotFoundError, match=r"rows \[1\] of test are masked"):
+        unprojected_scores(job, ts.open_store(own.location), rows=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("output", CausalLM(reduction="sum")),
+        ("parameters", ("layers.*",)),
+        ("projector", ts.ProjectionSpec("sjlt", dim=64)),
+        ("precision", "bfloat16"),
+        ("scale", "adam"),
+    ],
+)
+def test_a_job_of_other_features_is_refused_with_both_values(
+    option: str, value: Any, whole: Any
+) -> None:
+    other = made(**{"projector": ts.ProjectionSpec("identity"), option: value})
+    words = {
+        "output": "holds output .*mean.*, this run has .*sum",
+        "parameters": r"parameters .*\(\('token.*, this run has .*\(\('layers",
+        "projector": "holds projection .*identity.*, this run has .*sjlt",
+        "precision": "holds autocast None, this run has bfloat16",
+        "scale": "has one from 'samples' as the scale of its gradients, and 'adam' is asked",
+    }
+    with pytest.raises(SpecMismatchError, match=words[option]):
+        unprojected_scores(other, whole[1], damping=C)
+
+
+def test_dropped_rows_are_told_before_any_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = made(projector=ts.ProjectionSpec("identity"))
+    store = stored(job, tmp_path / "s.zarr")
+    store_sampled_gram(store, 2, "train")
+    store.drop_rows(2, "train~sampled")  # of the last epoch alone
+    monkeypatch.setattr(GradientRows, "tiles", None)
+    with pytest.raises(IncompleteError, match=r"epoch 2 were dropped.*unprojected_scores needs"):
+        unprojected_scores(job, ts.open_store(store.location), damping=C)
+
+
+def test_passes_over_stored_rows_keep_to_the_limit(
+    whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int | None] = []
+
+    def seen(features: Any, trace: float, limit: int | None = None) -> RowsKernel:
+        limits.append(limit)
+        return RowsKernel(features, trace, limit)
+
+    monkeypatch.setattr("trakstore.attributors.unprojected.RowsKernel", seen)
+    job, store, wanted, _ = whole
+    scores = unprojected_scores(job, store, damping=C, iterations=0, memory_limit="300MB")
+    assert limits == [300_000_000] * 2
+    assert apart(scores, wanted) < 1e-3
 
 
 def test_what_does_not_fit_is_refused(whole: Any, tmp_path: Path) -> None:
     job, store, *_ = whole
-    with pytest.raises(NotFoundError, match=r"not all in 0\.\.4"):
+    with pytest.raises(NotFoundError, match="rows=5 is outside of 5 positions"):
         unprojected_scores(job, store, rows=[5])
+    with pytest.raises(TrakStoreError, match="selects none of the 5 rows of test"):
+        unprojected_scores(job, store, rows=[])
+    for bad in ([1.9], [True, False], "1"):
+        with pytest.raises(TrakStoreError, match="positions or a mask of 5"):
+            unprojected_scores(job, store, rows=bad)  # type: ignore[arg-type]
     with pytest.raises(TrakStoreError, match="iterations"):
         unprojected_scores(job, store, iterations=-1)
     other = made(projector=ts.ProjectionSpec("identity"))

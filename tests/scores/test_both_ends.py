@@ -65,6 +65,9 @@ def test_what_is_refused(make_scores, draw) -> None:
         next(both_ends(scores, 3))
     with pytest.raises(TrakStoreError, match=r"1\.\.101"):
         next(both_ends(scores.isel(target=[0]), 102))
+    for stages in (0, -1, 1.5):
+        with pytest.raises(TrakStoreError, match="stages must be an integer, 1 or more"):
+            next(both_ends(scores.isel(target=[0]), 3, stages=stages))  # type: ignore[arg-type]
     train = draw(40, 2)
     train[17, 0] = np.inf
     part = Part(0, ArrayRows(draw(1, 2)), ArrayRows(train, 8))

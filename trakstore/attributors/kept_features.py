@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trakstore.errors import SpecMismatchError
 from trakstore.features import Job, featurize_job
-from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint, whole_digest
+from trakstore.features.fingerprint import (
+    checkpoint_hash,
+    dataset_fingerprint,
+    sampled_rows,
+    whole_digest,
+)
+from trakstore.features.wanted_spec import check_job
 from trakstore.storage.backends.location import Where
 from trakstore.storage.embedded import EmbeddedStore
+from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
+from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
+
+log = logging.getLogger("trakstore")
 
 _SHOWN = 12  # digits of a digest in the name of a split
 
 
 class KeptFeatures:
-    """A store with a split for each data set, which is found again by what its samples hold.
+    """A store with a split for each data set, which is found again by what all its samples hold.
+
+    Splits that ``featurize`` wrote to a given store are found by its fingerprint, which is over all ids
+    and 32 samples: of a data set with more of them, a change of another sample is not seen, and a
+    warning says that such a split is used.
 
     Parameters
     ----------
     where : path, FeatureStore or zarr store, optional
         Place of the store. By default a temporary folder that goes with this object, and is emptied
-        when the model's weights change; a given store refuses other weights.
+        when the model's weights change, or the kind of features; a given store refuses others than its
+        own.
     """
 
     def __init__(self, where: Where | FeatureStore | None = None) -> None:
         self._given, self._embedded = where, EmbeddedStore(where)
+        # Rows of splits that are named by what they hold, so that none is opened twice for that.
+        self._rows: dict[str, int] = {}
+        self._warned: set[str] = set()
 
     def computed(
         self, job: Job, sides: Mapping[str, Any], ids: Mapping[str, NDArray[Any]], device: str
@@ -48,10 +68,16 @@ class KeptFeatures:
             Names of the samples of each.
         device : str
             Where features are computed.
+
+        Raises
+        ------
+        SpecMismatchError
+            When a given store has another output, projection or parameters than the job, or other
+            weights.
         """
-        digests = {side: whole_digest(data, ids[side])[:_SHOWN] for side, data in sides.items()}
+        store, job = self._opened(job, device)
         names = {
-            side: self._name(job, side, data, ids[side], digests[side])
+            side: self._name(store, job, f"{side}.{_digest(data, ids[side])}", data, ids[side])
             for side, data in sides.items()
         }
         job = replace(
@@ -59,54 +85,74 @@ class KeptFeatures:
             datasets={names[side]: data for side, data in sides.items()},
             ids={names[side]: ids[side].tolist() for side in sides},
         )
-        if lacking := self._lacking(job):
+        if lacking := _lacking(store, job):
             self._compute(job, lacking, device)
         return open_store(self._embedded.where), names
 
-    def has(self, job: Job, data: Any, ids: NDArray[Any]) -> bool:
+    def has(self, job: Job, data: Any, ids: NDArray[Any], device: str) -> bool:
         """Tell whether all features of a data set are there, with the weights of the job."""
-        store = self._embedded.open()
-        if store is None or not any(
-            store.split(job.epochs[0], name).rows == len(ids)
-            for name in store.splits_of(job.epochs[0])
-        ):
+        store, job = self._opened(job, device)
+        if store is None or not self._any_of_length(store, job.epochs[0], len(ids)):
             return False  # samples need not be read for that
-        digest = whole_digest(data, ids)[:_SHOWN]
-        name = self._name(job, "train", data, ids, digest)
-        return not self._lacking(replace(job, datasets={name: data}))
+        name = self._name(store, job, f"train.{_digest(data, ids)}", data, ids)
+        return not _lacking(store, replace(job, datasets={name: data}))
 
-    def _name(self, job: Job, side: str, data: Any, ids: NDArray[Any], digest: str) -> str:
-        """Return the name of the split that has these samples, or will have them."""
-        store = self._embedded.open()
-        there = store.splits_of(job.epochs[0]) if store else ()
-        for name in there:
-            if name.endswith(f".{digest}"):
-                return name
-        if store is not None and self._given is not None:
-            # Splits that featurize wrote are told by its fingerprint. Those of here, whose names have a
-            # dot, are not: it is of 32 samples, and would take data of which another changed for them.
-            fingerprint = dataset_fingerprint(data, ids)
-            for name in there:
-                if "." not in name and store.split(job.epochs[0], name).spec.dataset == fingerprint:
-                    return name
-        return f"{side}.{digest}"
-
-    def _lacking(self, job: Job) -> list[str]:
-        """Return the data sets of which features lack at some epoch, or are of other weights."""
+    def _opened(self, job: Job, device: str) -> tuple[FeatureStore | None, Job]:
+        """Open the store if its features are those of the job, whose precision is the store's then."""
         store = self._embedded.open()
         if store is None:
-            return list(job.datasets)
-        complete = set(job.datasets)
-        with job.lent():
-            for epoch in job.epochs:
-                weights = checkpoint_hash(job.load(epoch))
-                splits = [store.split(epoch, name) for name in store.splits_of(epoch)]
-                complete &= {
-                    split.name
-                    for split in splits
-                    if split.spec.checkpoint == weights and split.status().complete
-                }
-        return [name for name in job.datasets if name not in complete]
+            return None, job
+        own = replace(job, precision=store.spec.autocast or "float32")
+        try:
+            check_job(own, store, torch.device(device), "give store= another place")
+        except SpecMismatchError:
+            # In a place that somebody named, features of another kind are somebody's.
+            if self._given is not None:
+                raise
+            self._begin_anew()
+            return None, job
+        return store, own
+
+    def _any_of_length(self, store: FeatureStore, epoch: Epoch, length: int) -> bool:
+        names = store.splits_of(epoch)
+        # Foreign splits may have gained rows since they were opened.
+        unknown = [name for name in names if "." not in name or name not in self._rows]
+        if unknown:
+            opened = store.open_splits((epoch,), unknown)[epoch]
+            self._rows |= {one.name: one.rows for one in opened}
+        return length in (self._rows[name] for name in names)
+
+    def _name(
+        self, store: FeatureStore | None, job: Job, own: str, data: Any, ids: NDArray[Any]
+    ) -> str:
+        """Return the name of the split that has these samples, or will have them: then its ``own``."""
+        if store is None:
+            return own
+        there = store.splits_of(job.epochs[0])
+        of_digest = own[own.index(".") :]
+        for name in there:
+            if name.endswith(of_digest):
+                return name
+        # Splits of here, whose names have a dot, hold something else.
+        foreign = [name for name in there if "." not in name] if self._given is not None else []
+        if not foreign:
+            return own
+        fingerprint = dataset_fingerprint(data, ids)
+        for split in store.open_splits(job.epochs[:1], foreign)[job.epochs[0]]:
+            if split.spec.dataset == fingerprint:
+                self._warn_of(split, len(sampled_rows(data)))
+                return split.name
+        return own
+
+    def _warn_of(self, split: Split, compared: int) -> None:
+        if compared < split.rows and split.name not in self._warned:
+            self._warned.add(split.name)
+            log.warning(
+                "features of %s are used: of its %d samples, %d were compared, and all ids",
+                split.name,
+                split.rows,
+                compared,
+            )
 
     def _compute(self, job: Job, splits: list[str], device: str) -> None:
         asked: dict[str, Any] = {"device": device, "progress": False}
@@ -116,8 +162,34 @@ class KeptFeatures:
             # In a place that somebody named, features of other weights are somebody's.
             if self._given is not None:
                 raise
-            self._embedded = EmbeddedStore()
+            self._begin_anew()
             featurize_job(job, self._embedded.where, **asked)
+
+    def _begin_anew(self) -> None:
+        self._embedded = EmbeddedStore()
+        self._rows.clear()
+
+
+def _digest(data: Any, ids: NDArray[Any]) -> str:
+    return whole_digest(data, ids)[:_SHOWN]
+
+
+def _lacking(store: FeatureStore | None, job: Job) -> list[str]:
+    """Return the data sets of which features lack at some epoch, or are of other weights."""
+    complete = set(job.datasets)
+    with job.lent():
+        for epoch in job.epochs:
+            complete &= set(() if store is None else store.splits_of(epoch))
+            if store is None or not complete:
+                break  # weights need not be loaded for that
+            weights = checkpoint_hash(job.load(epoch))
+            # Only the splits that are asked for are opened: there may be one for each sample by now.
+            complete = {
+                split.name
+                for split in store.open_splits((epoch,), sorted(complete))[epoch]
+                if split.spec.checkpoint == weights and split.complete
+            }
+    return [name for name in job.datasets if name not in complete]
 
 
 def positions(data: Any) -> NDArray[np.int64]:

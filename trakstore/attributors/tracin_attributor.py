@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from trakstore.attributors.kept_features import KeptFeatures, positions
-from trakstore.attributors.triples import TripleScore, is_triple, scores_triples, with_triples
+from trakstore.attributors.triples import (
+    TripleScore,
+    as_triple,
+    is_triple,
+    scores_triples,
+    with_triples,
+)
 from trakstore.errors import TrakStoreError
 from trakstore.features import Job
 from trakstore.features.batches import Batches, evaluated
@@ -83,7 +89,10 @@ class TracInAttributor:
     device : str, optional
         By default this worker's GPU where there is one, else the CPU.
     store : path or FeatureStore, optional
-        Where features are kept; by default a temporary folder that goes with this object.
+        Where features are kept; by default a temporary folder that goes with this object. A store that
+        is there must have the same output, parameters and projection. Its splits that ``featurize``
+        wrote are used for the data sets that it would take for the same, by ids and 32 samples; a
+        warning says so where there are more samples.
 
     Attributes
     ----------
@@ -142,8 +151,8 @@ class TracInAttributor:
         ----------
         test, train : DataLoader without shuffling, data set, or list of samples
             Samples ``(input, label)``, or as the output takes them. ``test`` may be a single sample: a
-            tuple or a dict. ``train`` may be a tensor of triples, or a factory that has them as
-            ``mapped_triples``.
+            tuple, a dict, or a triple as a tensor or an array. ``train`` may be a tensor or an array of
+            triples, a list of such triples, or a factory that has them as ``mapped_triples``.
         top_k : int
             Length of each list; all train samples where there are fewer.
         test_triple, training_triples
@@ -233,7 +242,7 @@ class TracInAttributor:
 
         Parameters
         ----------
-        train_triple, test_triple : tuple or dict
+        train_triple, test_triple : tuple, dict, or tensor or array of a triple
             Samples, triples or any other.
         learning_rate : float, optional
             Learning rate at all checkpoints, in place of ``learning_rates``.
@@ -248,7 +257,8 @@ class TracInAttributor:
         Parameters
         ----------
         *sample
-            Entries of the sample, such as ``head, relation, tail`` or ``input, label``.
+            Entries of the sample, such as ``head, relation, tail`` or ``input, label``, or the sample
+            itself: a tuple, a dict, or a triple as a tensor or an array.
         label : float, optional
             1 for a triple that is true, 0 for one that is false.
 
@@ -262,10 +272,10 @@ class TracInAttributor:
         TrakStoreError
             A label of 0 where the model does not score triples.
         """
-        entries: Any = sample[0] if len(sample) == 1 else sample
+        entries: Any = as_triple(sample[0]) if len(sample) == 1 else sample
         output = as_output(self._job(Loaded([entries])).output)
         if label is not None and isinstance(output, TripleScore):
-            entries = (*sample, float(label))
+            entries = (*entries[:3], float(label))
         elif label not in (None, 1):
             raise TrakStoreError("only a model that takes (head, relation, tail) has false triples")
         batches = Batches.of(self.model, output, [entries], self.device, None)
@@ -280,7 +290,7 @@ class TracInAttributor:
     ) -> Scores:
         """Compute scores with drawn train samples, or take them of all that are there already."""
         every = positions(data.dataset)
-        if self._kept.has(self._job(data), data.dataset, every):
+        if self._kept.has(self._job(data), data.dataset, every, str(self.device)):
             whole = self._scores(targets, data, every, learning_rate)
             return whole.isel(train=drawn.positions)
         part = data._replace(dataset=Subset(data.dataset, drawn.positions.tolist()))
@@ -343,6 +353,7 @@ def _samples(given: Any) -> Loaded:
 
 def _targets(given: Any) -> tuple[Loaded, bool]:
     """Return test samples, and whether there is a single one, given by itself."""
+    given = as_triple(given)
     single = isinstance(given, Mapping) or is_triple(given)
     single |= isinstance(given, Tensor) and given.ndim == 1
     if type(given) is tuple:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from inspect import Parameter
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.outputs.model_output import Model, parameters_of, widened
+from trakstore.quantities import is_whole
 
 _ENTRIES = 3
 
@@ -73,16 +75,36 @@ class TripleRows:
 
 
 def with_triples(given: Any) -> Any:
-    """Return triples of a factory (``mapped_triples``) or a tensor as samples, all else as it is."""
+    """Return triples of a factory (``mapped_triples``), tensor, array or list as samples.
+
+    All else is returned as it is.
+    """
     rows = getattr(given, "mapped_triples", given)
-    return TripleRows(rows) if isinstance(rows, Tensor) and rows.ndim == 2 else given
+    if isinstance(rows, Tensor | np.ndarray) and rows.ndim == 2:
+        return TripleRows(torch.as_tensor(rows))
+    return [as_triple(one) for one in given] if isinstance(given, list) else given
+
+
+def as_triple(sample: Any) -> Any:
+    """Return a triple that is a tensor or an array as a tuple, and any other sample as it is.
+
+    Examples
+    --------
+    >>> as_triple(torch.tensor([3, 1, 7]))
+    (3, 1, 7)
+    """
+    if not isinstance(sample, Tensor | np.ndarray) or sample.ndim != 1:
+        return sample
+    # Sequences of tokens are 1-D too: what is not of a triple's length stays one tensor.
+    entries = tuple(sample.tolist()) if len(sample) in (_ENTRIES, _ENTRIES + 1) else ()
+    return entries if is_triple(entries) else sample
 
 
 def is_triple(sample: Any) -> bool:
     """Tell whether a sample is three whole numbers, or these and a label."""
     if not isinstance(sample, tuple | list) or len(sample) not in (_ENTRIES, _ENTRIES + 1):
         return False
-    return all(map(_is_whole, sample[:_ENTRIES]))
+    return all(map(is_whole, sample[:_ENTRIES]))
 
 
 def scores_triples(model: Any) -> bool:
@@ -91,9 +113,3 @@ def scores_triples(model: Any) -> bool:
     taken = parameters_of(model).values()
     needed = [one for one in taken if one.kind in kinds and one.default is Parameter.empty]
     return len(needed) == _ENTRIES
-
-
-def _is_whole(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.ndim == 0 and not value.is_floating_point()
-    return isinstance(value, int)

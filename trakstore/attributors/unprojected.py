@@ -10,23 +10,28 @@ from typing import TypeAlias
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.attributors.gradient_rows import GradientRows
-from trakstore.errors import NotFoundError, SpecMismatchError
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
 from trakstore.features.batches import evaluated
 from trakstore.features.devices import worker_device, working_on
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.job import Job
+from trakstore.features.wanted_spec import check_job
 from trakstore.kernels.iterative import RowsKernel
 from trakstore.kernels.many_epochs import factors_of
-from trakstore.kernels.row_weights import kernel_rows, masked_rows
+from trakstore.kernels.row_weights import loss_gradient_rows, masked_rows
 from trakstore.kernels.solvers import F64, Damping, Factor
 from trakstore.methods.epochs import EpochPair, epoch_pairs
 from trakstore.methods.sampled_kernel import SampledKernel, sampled_kernel
+from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows, take, whole_column
 from trakstore.quantities import as_whole
+from trakstore.scores.factored import Index
+from trakstore.scores.factored import positions as positions_of
+from trakstore.storage.dropped_rows import dropped_error
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
@@ -43,7 +48,7 @@ def unprojected_scores(
     epochs: Epoch | Sequence[Epoch] | None = None,
     damping: float | Damping | None = None,
     *,
-    rows: ArrayLike | None = None,
+    rows: Index | None = None,
     iterations: int = 2,
     device: str | None = None,
     memory_limit: int | str | None = None,
@@ -76,9 +81,10 @@ def unprojected_scores(
     damping : float or Damping, optional
         c of λ = c·tr(K)/n, with the store's kernel K, or ``Damping(absolute=λ)``; 0.1 when None.
         Without projection a smaller one is better than with it.
-    rows : array_like of int, optional
-        Positions of targets in their stored split; all when None. A gradient of each is held, beside
-        three vectors of that size.
+    rows : int, slice, sequence of int, or array of bool, optional
+        Positions of targets in their stored split, or a mask of all its rows; negative ones count
+        from the end. All that are not masked when None. A gradient of each is held, beside three
+        vectors of that size.
     iterations : int
         Steps from the store's answer. At 0 its own α stays, between gradients that are not projected.
     device : str, optional
@@ -95,11 +101,14 @@ def unprojected_scores(
     Raises
     ------
     NotFoundError
-        When the store has no drawn labels, or no such epoch, split or row.
+        When the store has no drawn labels, or no such epoch, split or row, or the row is masked.
     IncompleteError
-        When the features of the drawn labels were dropped, and only their gram is there.
+        When the features of targets or drawn labels were dropped, and only their gram is there.
     SpecMismatchError
-        When data or weights of the job are not those of the store.
+        When data, weights, output, parameters, projection, scale or precision of the job are not those
+        of the store.
+    TrakStoreError
+        When ``rows`` is empty, or neither positions nor a mask.
     NumericsError
         When a gradient is not finite.
 
@@ -113,15 +122,19 @@ def unprojected_scores(
     assert kernel is not None
     chosen = _chosen(pairs[0].target.stored, rows)
     place = worker_device(device)
+    # Hours of gradients may come before the first stored row is read: all is checked before them.
+    _need_rows([*(pair.target.stored for pair in pairs), *(one.stored for one in kernel.rows)])
+    check_job(job, store, place, "give the job that the store was made from")
+    limit = memory_budget(memory_limit)
     own = kernel.damping(damping)
-    factors = factors_of(kernel.rows, own, memory_limit=memory_limit, kept=False)
+    factors = factors_of(kernel.rows, own, memory_limit=limit, kept=False)
     total = np.zeros((len(chosen), pairs[0].train.rows))
     with job.lent():
         for at, (pair, factor) in enumerate(zip(pairs, factors, strict=True)):
             job.load(pair.epoch)
-            with evaluated(job.model, place), working_on(place):
+            with evaluated(job.model, place), working_on(place, job.precision):
                 _check_weights(job, pair.train.stored)
-                one = _Epoch.of(job, store, pair, kernel, at, chosen, factor, place)
+                one = _Epoch.of(job, store, pair, kernel, at, chosen, factor, place, limit)
                 total += one.scores(iterations)
     coords = {
         "target_id": ("target", whole_column(pairs[0].target.stored.column("sample_id"))[chosen]),
@@ -131,12 +144,19 @@ def unprojected_scores(
     return xr.DataArray(values, dims=("target", "train"), coords=coords, name="unprojected")
 
 
-def _chosen(split: Split, rows: ArrayLike | None) -> Positions:
+def _chosen(split: Split, rows: Index | None) -> Positions:
     if rows is None:
         return _unmasked(split)
-    chosen = np.atleast_1d(np.asarray(rows)).astype(np.int64)
-    if len(chosen) and not (chosen.min() >= 0 and chosen.max() < split.rows):
-        raise NotFoundError(f"rows {chosen.tolist()[:5]} are not all in 0..{split.rows - 1}")
+    chosen = np.asarray(positions_of(rows, split.rows, "rows"), dtype=np.int64)
+    if not len(chosen):
+        raise TrakStoreError(
+            f"rows= selects none of the {split.rows} rows of {split.name}: name some"
+        )
+    masked = np.intersect1d(chosen, masked_rows(split))
+    if len(masked):
+        raise NotFoundError(
+            f"rows {masked.tolist()[:5]} of {split.name} are masked: leave them out of rows="
+        )
     return chosen
 
 
@@ -146,6 +166,13 @@ def _unmasked(split: Split) -> Positions:
 
 def _taken(rows: Rows, chosen: Positions) -> F64:
     return np.asarray(take(rows, chosen).read(0, len(chosen)), dtype=np.float64)
+
+
+def _need_rows(splits: Sequence[Split]) -> None:
+    """Refuse splits whose features were deleted."""
+    for split in splits:
+        if split.dropped:
+            raise dropped_error(split.path, "unprojected_scores needs the rows of all epochs")
 
 
 def _check_weights(job: Job, split: Split) -> None:
@@ -169,7 +196,7 @@ class _Epoch:
     projected : ndarray, shape (m, k)
         Stored loss gradients t̂ of the targets.
     kernel : RowsKernel
-        Stored rows Φ of the drawn samples.
+        Stored rows Φ of the drawn samples, with the signs of G.
     factor : Factor
         ΦᵀΦ + λI, where λ is that of the sum over all draws.
     draws : int
@@ -194,14 +221,16 @@ class _Epoch:
         chosen: Positions,
         factor: Factor,
         device: torch.device,
+        limit: int,
     ) -> _Epoch:
         drawn = kernel.rows[at]
         train = pair.train.stored
         gradients = partial(GradientRows.of, job, store.spec)
         projected = _taken(pair.target.stored.column("features"), chosen)
         projected *= whole_column(pair.target.stored.column("out_to_loss"))[chosen, None]
-        # The trace is asked for by solvers alone, and the factor is there already.
-        stored = RowsKernel(kernel_rows(drawn), 0.0)
+        # A row of the store and one of G have to be of one sign: start and preconditioner go from one
+        # space to the other. The trace is asked for by solvers alone, and the factor is there already.
+        stored = RowsKernel(loss_gradient_rows(drawn), 0.0, limit)
         return cls(
             gradients(pair.target.stored, chosen, device),
             gradients(train, _unmasked(train), device),

@@ -6,12 +6,13 @@ import torch
 
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
+from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.precision import Autocast
-from trakstore.features.scale_choice import ChosenScale
-from trakstore.spec import ParameterSpec, ProjectionSpec, StoreSpec
+from trakstore.features.scale_choice import ChosenScale, scale_of_store
+from trakstore.spec import ParameterSpec, ProjectionSpec, StoreSpec, check_equal
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["output_on", "wanted_spec"]
+__all__ = ["check_job", "output_on", "wanted_spec"]
 
 _DIM = 2048
 # Outputs for which a projection of each epoch's own was measured to be better.
@@ -46,3 +47,28 @@ def wanted_spec(
     named = None if scale is None else scale.spec
     less = None if job.precision == "float32" else job.precision
     return StoreSpec(projection, output.spec, parameters, dtype, keep_bits, less, named)
+
+
+def check_job(job: Job, store: FeatureStore, device: torch.device, remedy: str) -> None:
+    """Refuse a job whose features would not be of the kind that a store holds.
+
+    Parameters
+    ----------
+    job : Job
+        Its model may have any weights.
+    store : FeatureStore
+        Store whose features are to be used with those of the job.
+    device : torch.device
+        Device that the job runs on.
+    remedy : str
+        Words of the message about what to do.
+
+    Raises
+    ------
+    SpecMismatchError
+        When output, parameters, projection, scale, precision or dtype differ; both values are shown.
+    """
+    parameters = parameter_spec(select_parameters(job.model, job.parameters), job.parameters)
+    scale = scale_of_store(store, job, parameters)
+    wanted = wanted_spec(job, store, output_on(job, device), parameters, scale)
+    check_equal(store.spec, wanted, str(store.location), remedy)

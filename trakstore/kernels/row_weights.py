@@ -169,6 +169,17 @@ def kernel_rows(split: KernelSplit) -> Rows:
     return UnmaskedRows(rows, masked) if len(masked) else rows
 
 
+def loss_gradient_rows(split: KernelSplit) -> Rows:
+    """Return qᵢ·φᵢ of the unmasked rows: with their sign, which √(q²) of the kernel's rows has lost.
+
+    Their gram is that of ``kernel_rows`` of a split that is weighted with ``"loss"``; products of a row
+    with anything but rows of this kind are not the same.
+    """
+    rows = SignedRows(split.column(layout.FEATURES), split.column("out_to_loss"))
+    masked = masked_rows(split)
+    return UnmaskedRows(rows, masked) if len(masked) else rows
+
+
 @dataclass(frozen=True, eq=False)
 class _WeightRows(RowByRow):
     """Weights w from the column q."""
@@ -194,7 +205,21 @@ class WeightedRows(RowByRow):
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        scale = np.sqrt(self.weights.read(start, stop)).astype(np.float32)
-        rows: NDArray[np.float32] = np.asarray(self.base.read(start, stop), dtype=np.float32)
-        scaled: NDArray[np.float32] = rows * scale[:, None]
-        return scaled
+        return _scaled(self.base.read(start, stop), np.sqrt(self.weights.read(start, stop)))
+
+
+@dataclass(frozen=True, eq=False)
+class SignedRows(RowByRow):
+    """diag(q)·base, in float32."""
+
+    q: Rows
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        return _scaled(self.base.read(start, stop), self.q.read(start, stop))
+
+
+def _scaled(rows: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.float32]:
+    own: NDArray[np.float32] = np.asarray(rows, dtype=np.float32)
+    scaled: NDArray[np.float32] = own * scale.astype(np.float32)[:, None]
+    return scaled

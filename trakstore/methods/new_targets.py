@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError
+from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.kernels.inverse_metric import quadratic_form
 from trakstore.methods.similarity import InverseRows
 from trakstore.passes.rows import ArrayRows, Rows
@@ -32,7 +32,8 @@ def of_new_targets(
     Parameters
     ----------
     scores : Scores
-        Scores of any targets, as the functions of this folder give them with ``of="loss"``.
+        Scores of any targets, as the functions of this folder give them with ``of="loss"``, whose
+        kernels are of train rows alone.
     targets : mapping of epoch to mapping of str to ndarray
         For the epochs that are to be combined, in this order: ``features``, shape (m, k), and the
         columns ``out_to_loss`` and ``norm``, shape (m,), where the method takes them.
@@ -50,10 +51,17 @@ def of_new_targets(
     ------
     NotFoundError
         An epoch that the scores do not hold, or a column that is not there.
+    TrakStoreError
+        A kernel with the targets mixed in: other targets have another.
     """
     parts = []
     for epoch, columns in targets.items():
         (part,) = scores.epoch(epoch).parts
+        if part.kernel.startswith("mix"):
+            raise TrakStoreError(
+                f"{scores.method} scores of epoch {epoch!r} have a kernel with {part.kernel} of their "
+                f"own targets in it, and new targets have another: use mix=0, or featurize the targets"
+            )
         row_scale = _ROW_SCALES[scores.method](part, columns, memory_limit)
         parts.append(replace(part, target=_rows(columns, FEATURES), row_scale=row_scale))
     return replace(scores, parts=tuple(parts), target_ids=ArrayRows(ids), target_labels=None)

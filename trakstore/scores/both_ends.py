@@ -14,6 +14,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.scheduler import map_reduce, one_blas_thread
 from trakstore.planning import ranges
+from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.parts import F32
 from trakstore.scores.running_lists import Lists, Order, Running, merge
@@ -65,7 +66,7 @@ def both_ends(
     Raises
     ------
     TrakStoreError
-        More than one target, or ``k`` is not in 1..train rows.
+        More than one target, ``k`` is not in 1..train rows, or ``stages`` is no number of 1 or more.
     NumericsError
         A score is NaN or infinite.
     MemoryLimitError
@@ -76,6 +77,7 @@ def both_ends(
     if targets != 1:
         raise TrakStoreError(f"both ends are listed of one target, got {targets}")
     k = check_request(k, columns, "largest")
+    stages = as_whole(stages, "stages", 1)
     plan = plan_top_k(scores.sizes, 2 * k, None, memory_limit)
     one = _BothPass(step, scores.window(0, 1, plan.ahead), 0, k)
     lists: tuple[Lists, Lists] | None = None

@@ -216,8 +216,10 @@ class Scores:
 
         Raises
         ------
+        NotFoundError
+            When a position is out of range.
         TrakStoreError
-            When a position is out of range, or a mask has another length.
+            When it is neither a position nor a mask of all.
         """
         targets = positions(target, self.shape[0], "target")
         trains = positions(train, self.shape[1], "train")
@@ -299,7 +301,7 @@ def positions(index: Index, size: int, dim: str) -> Taken:
         raise TrakStoreError(f"{dim}= takes an integer, a slice, positions or a mask of {size}")
     outside = array[(array < -size) | (array >= size)]
     if outside.size:
-        raise TrakStoreError(f"{dim}={outside[0]} is outside of {size} positions")
+        raise NotFoundError(f"{dim}={outside[0]} is outside of {size} positions")
     # Negative positions count from the end, as in NumPy.
     return np.where(array < 0, array + size, array).astype(np.int64)
 
