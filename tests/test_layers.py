@@ -92,6 +92,7 @@ ORDER: dict[str, list[str]] = {
     "storage/checking": [
         "walk",
         "statements",
+        "dropped_splits",
         "verification",
     ],
     "storage/tables": [

@@ -109,6 +109,25 @@ def test_rows_are_dropped_and_never_made_again_unasked(run: Any, tmp_path: Path)
     np.testing.assert_array_equal(store.features(0, "train~sampled"), left)
 
 
+def test_a_damaged_note_is_shown_and_repaired(run: Any, tmp_path: Path) -> None:
+    store = stored(tmp_path / "s.zarr", 2, 8)
+    run("drop", store.location, "--rows", "train~sampled")
+    store.location.put({"_dropped/0/train~sampled/zarr.json": b"{}"})
+    ran = run("info", store.location)
+    assert ran.code == 0 and "damaged: " in ran.out and "verify --repair" in ran.out
+    (split,) = [
+        one
+        for one in json.loads(run("info", store.location, "--json").out)["splits"]
+        if one["damaged_note"]
+    ]
+    assert split["split"] == "train~sampled" and not split["dropped"]
+    ran = run("topk", store.location, "--k", "3")
+    assert ran.code == 2 and "verify --repair" in ran.err
+    run("verify", store.location, "--repair")
+    assert run("verify", store.location).code == 0
+    assert run("topk", store.location, "--k", "3").code == 0
+
+
 def test_rows_that_cannot_be_dropped(
     run: Any, plain: ts.FeatureStore, drawn: ts.FeatureStore
 ) -> None:

@@ -10,6 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from dropped_stores import (
+    DIM,
+    DRAWS,
+    GONE,
+    GRAM,
+    NOTE,
+    SPLIT,
+    N,
+    chunks,
+    dropped,
+    filled,
+    scores_of,
+)
 
 import trakstore as ts
 from trakstore.errors import DamagedError, IncompleteError, SpecMismatchError, TrakStoreError
@@ -23,44 +36,13 @@ from trakstore.methods.sampled_kernel import store_sampled_gram
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.checking.verification import verify_store
+from trakstore.storage.dropped_rows import note_dropped
 from trakstore.storage.exchange.to_files import export_split
-
-SPLIT, N, DRAWS, DIM = "train~sampled", 30, 2, 12
-GONE = "rows of train~sampled at epoch 0 were dropped"
-
-
-def filled(
-    where: Any, n: int = N, dim: int = DIM, epochs: Any = (0,), dtype: Any = "float32"
-) -> ts.FeatureStore:
-    """A store of some train rows, two draws of each, and four targets."""
-    rng = np.random.default_rng(1)
-    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("identity"), dtype=dtype)
-    for epoch in epochs:
-        for split, rows in (("test", 4), ("train", n), (SPLIT, n * DRAWS)):
-            features = rng.standard_normal((rows, dim)).astype(np.float32)
-            q = rng.uniform(0.1, 1, rows).astype(np.float32)
-            store.write_split(epoch, split, features, out_to_loss=q, block_rows=8)
-    return store
-
-
-def scores_of(store: ts.FeatureStore, **how: Any) -> Any:
-    return np.asarray(ts.trak_scores(store, kernel="sampled", **how))
-
-
-def dropped(store: ts.FeatureStore) -> ts.FeatureStore:
-    for epoch in store.epochs:
-        store_sampled_gram(store, epoch, "train")
-        store.drop_rows(epoch, SPLIT)
-    return store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ts.FeatureStore:
     return filled(tmp_path / "s.zarr")
-
-
-def chunks(store: ts.FeatureStore, column: str = "features") -> list[str]:
-    return store.location.find(layout.chunk_folder(f"0/{SPLIT}/{column}"), lambda _: True)
 
 
 @pytest.mark.parametrize("n", [N, 5])
@@ -381,3 +363,43 @@ def test_a_solver_for_the_gram_is_chosen(tmp_path: Path, monkeypatch: pytest.Mon
     chosen.append("|")
     scores_of(store)
     assert chosen[0] == "Dual" and chosen[-1] == "Cholesky"
+
+
+def test_a_damaged_note_blocks_its_rows_and_nothing_else(store: ts.FeatureStore) -> None:
+    dropped(store)
+    store.location.put({NOTE: b"{}"})
+    said = {one.split: one.damaged_note for one in store.status()}
+    assert said.pop(SPLIT).count("verify --repair") == 1 and set(said.values()) == {""}
+    assert np.isfinite(np.asarray(ts.trak_scores(store, kernel="train"))).all()
+    reads: list[Callable[[], Any]] = [
+        lambda: scores_of(store),
+        lambda: store.features(0, SPLIT),
+        lambda: store.drop_rows(0, SPLIT),
+        lambda: store.split(0, SPLIT).column("features").read(0, 1),
+    ]
+    for read in reads:
+        with pytest.raises(DamagedError, match=f"_dropped/0/{SPLIT}.*verify --repair") as raised:
+            read()
+        assert "it: " not in str(raised.value)
+    store.drop(0, SPLIT)
+    assert store.location.get(NOTE) is None and verify_store(store).ok
+
+
+def test_a_note_of_other_rows_says_nothing(store: ts.FeatureStore) -> None:
+    dropped(store)
+    wanted, nonce = scores_of(store), store.split(0, SPLIT).spec.nonce
+    note_dropped(store.location, f"0/{SPLIT}", nonce, N * DRAWS - 1, GRAM)
+    assert not store.split(0, SPLIT).dropped
+    with pytest.raises(DamagedError, match="missing though its block was committed"):
+        store.features(0, SPLIT).values  # noqa: B018
+    findings = verify_store(store).findings
+    assert NOTE in {one.key for one in findings}
+    note_dropped(store.location, f"0/{SPLIT}", nonce, N * DRAWS, GRAM)
+    np.testing.assert_array_equal(scores_of(store), wanted)
+
+
+def test_a_column_that_stays_is_damaged_where_it_is_missing(store: ts.FeatureStore) -> None:
+    dropped(store)
+    store.location.delete([f"0/{SPLIT}/norm/c/1"])
+    with pytest.raises(DamagedError, match="missing though its block was committed"):
+        store.split(0, SPLIT).column("norm").read(8, 9)

@@ -125,6 +125,25 @@ def test_rows_that_cannot_be_kept_are_refused(name: str) -> None:
         np.testing.assert_array_equal(unstorable(rows, "int8"), np.arange(5) == 3)
 
 
+def test_integers_are_rounded_as_other_numbers_are(tmp_path: Path) -> None:
+    """They need not be multiples of a scale that float32 happens to have."""
+    for whole in (np.arange(80).reshape(10, 8) - 40, np.arange(2040, 0, -255, np.uint16)[None]):
+        store = ts.FeatureStore.create(
+            tmp_path / str(whole.dtype), projection=ts.ProjectionSpec("identity"), dtype="int8"
+        )
+        store.write_split(0, "train", whole)
+        split = store.split(0, "train")
+        rows, scale = split.column("features").read(0, len(whole)), np.abs(whole).max(1) / 127
+        assert (np.abs(rows - whole) <= 0.501 * scale[:, None]).all()
+        norms = np.linalg.norm(whole.astype(float), axis=1)
+        np.testing.assert_allclose(split.column("norm").read(0, len(whole)), norms, rtol=1e-6)
+        assert verify_store(store).ok
+    far = np.ones((1, 65_536), np.int64)
+    far[0, 7] = 600
+    with pytest.raises(NumericsError, match="1 row is off by more than 25% in 8 bits"):
+        stored_rows(far, "int8", 0)
+
+
 def test_rows_below_the_smallest_scale_are_refused() -> None:
     rows = np.ones((3, 8), np.float32)
     rows[1] *= 1e-44

@@ -203,7 +203,7 @@ def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
 def rows_are_gone(split: KernelSplit) -> bool:
     """Tell whether the rows were dropped by now: the gram that is there must not be replaced."""
     path = layout.split_path(split.epoch, split.name)
-    return is_dropped(split.location, path, split.spec.nonce)
+    return is_dropped(split.location, path, split.spec)
 
 
 def start_gram(split: KernelSplit) -> bytes:

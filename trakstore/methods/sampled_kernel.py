@@ -13,8 +13,9 @@ from trakstore.kernels.row_weights import WeightedSplit
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, need_open
 from trakstore.storage import layout
+from trakstore.storage.dropped_rows import WEIGHTING
 from trakstore.storage.layout import Epoch, epoch_sort_key
-from trakstore.storage.sampled_rows import WEIGHTING, draws_of, of_train
+from trakstore.storage.sampled_rows import draws_of, of_train
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 

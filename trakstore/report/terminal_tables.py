@@ -68,9 +68,11 @@ def completeness_table(status: Sequence[SplitStatus]) -> Table:
 
 
 def missing_lines(status: Sequence[SplitStatus]) -> list[str]:
-    """Write lines about missing rows, a few at most."""
+    """Write lines about missing rows, and damaged splits, a few at most."""
+    damaged = [one.damaged_note for one in status if one.damaged_note][:_LINES]
     partial = [one for one in status if not one.complete]
-    lines = [
+    lines = [f"damaged: {message}" for message in damaged]
+    lines += [
         f"missing: {one.split} at epoch {one.epoch}: rows {_ranges(one.missing)}"
         for one in partial[:_LINES]
     ]
@@ -186,6 +188,8 @@ def plain_table(first: str, *others: str) -> Table:
 
 
 def _rows(status: SplitStatus) -> str:
+    if status.damaged_note:
+        return "damaged"
     if status.complete:
         return f"{status.rows:,}"
     share = 100 * status.written_rows // status.rows

@@ -15,7 +15,7 @@ from trakstore.spec.whole_fields import set_whole
 
 _FEATURES = ("float32", "float16", "int8")
 _NUMBERS = ("float32", "float16", "float64", "int64", "int32", "int8")
-_WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "keep_bits")
+_WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "keep_bits", "draws")
 # A document that says more is damaged or forged, and is refused before memory is taken for it.
 _MOST_BLOCKS, _MOST_BLOCK_ROWS = 2**22, 2**25  # of a split, of a block
 _MOST_ENTRIES = 2**16  # of a block's commit record: one for each chunk
@@ -37,9 +37,10 @@ _FIELDS = {
     "given": documents.optional(documents.text()),
     "nonce": documents.whole(0, 2**32 - 1),
     "coordinates": documents.text(),
+    "draws": documents.whole(),
 }
 # Fields that are younger than the format: where they are empty, the document stays as it was.
-_ADDED = ("widths", "given", "coordinates")
+_ADDED = ("widths", "given", "coordinates", "draws")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class SplitSpec:
         Random 32-bit number that tells this split from one of the same name that was dropped.
     coordinates : str
         Names of the arrays that xarray takes for coordinates; empty in splits of before there were any.
+    draws : int
+        Rows of each train sample, in given rows of drawn labels; 0 where that is not known.
     """
 
     rows: int
@@ -88,6 +91,7 @@ class SplitSpec:
     chunk_columns: int = field(default=1, compare=False)
     nonce: int = field(default=0, compare=False)
     coordinates: str = field(default="", compare=False)
+    draws: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         for name in _WHOLE:

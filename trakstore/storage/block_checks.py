@@ -162,10 +162,12 @@ def _has_old_rows(split: Split, block: int) -> bool:
     start, stop = split.spec.block_range(block)
     if stop - start == split.spec.block_rows:
         return False
+    gone = dropped_columns(split.spec) if split.dropped else ()
     try:
         marker_of(split.location, split.path, split.spec, block, fresh=True)
         for name in split.columns:
-            split.column(name).read(start, stop)
+            if name not in gone:
+                split.column(name).read(start, stop)
     except DamagedError:
         return False
     return True

@@ -88,7 +88,9 @@ def _stored(
     remedy = "look at these samples and at the weights"
     _refuse(~np.isfinite(norm), first_row, f"have NaN or infinite {kind}", remedy)
     cast = _cast(rows, dtype, keep_bits)
-    if rows.dtype.kind in "iu":  # the norm would not tell: it is near though integers are rounded
+    # Of integers that are rounded the norm would not tell: it is near. In 8 bits all numbers are
+    # rounded, and how far they may move is checked below.
+    if rows.dtype.kind in "iu" and dtype != EIGHT_BITS:
         changed = ~_as_given(rows, _cast(rows, dtype).read).all(axis=1)
         remedy = "give floats, or smaller ones"
         _refuse(np.asarray(changed), first_row, f"have integers that {dtype} does not", remedy)

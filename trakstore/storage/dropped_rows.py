@@ -7,13 +7,17 @@ columns and its markers stay: the split is complete, and no worker writes it aga
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from trakstore.documents import text, whole
-from trakstore.errors import IncompleteError, error_context
+from trakstore.errors import DamagedError, IncompleteError
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import group_document, make_groups, placed_fields
+
+# Weighting of these rows in their kernel: that of loss gradients, the square of out_to_loss.
+WEIGHTING: Literal["loss"] = "loss"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class DroppedRows:
     def document(self) -> bytes:
         return group_document(asdict(self))
 
+    def is_of(self, spec: SplitSpec) -> bool:
+        """Tell whether the note is of the split with this spec: of another one it says nothing."""
+        return (self.nonce, self.rows) == (spec.nonce, spec.rows)
+
 
 _FIELDS = {"place": text(), "nonce": whole(0, 2**32 - 1), "rows": whole(1), "gram": text()}
 
@@ -50,6 +58,11 @@ def dropped_columns(spec: SplitSpec) -> tuple[str, ...]:
     """
     scale = (layout.ROW_SCALE,) if layout.ROW_SCALE in dict(spec.columns) else ()
     return (layout.FEATURES, *dict(spec.widths), *scale)
+
+
+def kept_gram(split: str) -> str:
+    """Return the path of the gram that is kept of the split at a path."""
+    return layout.gram_of(split, WEIGHTING)
 
 
 def read_dropped(location: Location, split: str) -> DroppedRows | None:
@@ -64,22 +77,32 @@ def read_dropped(location: Location, split: str) -> DroppedRows | None:
     document = location.get(layout.document_key(path))
     if document is None:
         return None
-    with error_context(f"{location}: {path}"):
+    try:
         return placed_note(document, path)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{location}: {path}, which says that rows were dropped, is damaged ({error}): trakstore "
+            f"verify --repair writes it again if the rows are gone and their gram is whole, else "
+            f"deletes it"
+        ) from error
 
 
 def placed_note(document: bytes, path: str) -> DroppedRows:
     """Return the note in the document at a path; raise for one that is damaged or belongs elsewhere."""
-    return DroppedRows(**placed_fields(document, path, _FIELDS))
+    note = DroppedRows(**placed_fields(document, path, _FIELDS))
+    gram = kept_gram(layout.below(layout.DROPPED, path))
+    if note.gram != gram:
+        raise DamagedError(f"it names {note.gram!r:.80} as the gram, which is {gram}")
+    return note
 
 
-def is_dropped(location: Location, split: str, nonce: int) -> bool:
-    """Tell whether the features of the split at a path, of this nonce, were deleted."""
+def is_dropped(location: Location, split: str, spec: SplitSpec) -> bool:
+    """Tell whether the features of the split at a path, of this spec, were deleted."""
     # Of other splits nothing is ever dropped, so that to open them takes no request more.
     if not split.endswith(layout.SAMPLED):
         return False
     note = read_dropped(location, split)
-    return note is not None and note.nonce == nonce
+    return note is not None and note.is_of(spec)
 
 
 def note_dropped(location: Location, split: str, nonce: int, rows: int, gram: str) -> None:

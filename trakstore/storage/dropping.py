@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.errors import DamagedError, LocationError, SpecMismatchError, TrakStoreError
 from trakstore.storage import layout
+from trakstore.storage.arrays import block_keys
 from trakstore.storage.claims import claimed
-from trakstore.storage.dropped_rows import dropped_columns, forget_dropped, note_dropped
-from trakstore.storage.sampled_rows import WEIGHTING, gram_of_draws, of_train
+from trakstore.storage.dropped_rows import (
+    WEIGHTING,
+    dropped_columns,
+    forget_dropped,
+    kept_gram,
+    note_dropped,
+)
+from trakstore.storage.sampled_rows import of_train
 from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split
 from trakstore.storage.tables.gram_documents import GramOrigin, read_gram_document
-from trakstore.storage.tables.saved_table import check_table
+from trakstore.storage.tables.saved_table import check_table, read_table
+
+GRAM_GONE = "is gone, or of other rows"
 
 
 def drop_rows(split: Split) -> None:
     """Delete the features of rows with drawn labels, of which a stored gram is kept.
 
     A note is published before the first chunk goes: from then on nobody reads the features, and a call
-    that was stopped is finished by the same call.
+    that was stopped is finished by the same call, if the gram still is what it was.
 
     Parameters
     ----------
@@ -44,38 +53,112 @@ def drop_rows(split: Split) -> None:
             f"drawn labels, such as {layout.sampled_split('train')}, can be dropped while it stays; "
             f"store.drop deletes a whole split"
         )
-    place, path, gram = split.location, split.path, gram_of_draws(split)
+    place, path, gram = split.location, split.path, kept_gram(split.path)
     # Under both claims: whoever computes the gram again would replace the one that is kept.
     with claimed(place, path, "drop rows"), claimed(place, gram, "drop rows"):
-        now, counted = _as_they_are(split)
-        if not now.dropped:
-            _need_gram(counted)
-            note_dropped(place, path, now.spec.nonce, now.rows, gram)
-            _refuse_changed(split, counted)
-        for name in dropped_columns(now.spec):
-            place.delete_folder(layout.chunk_folder(layout.child(path, name)))
+        now, train = _as_they_are(split)
+        if now.dropped:
+            finish_drop(now)
+            return
+        counted = _counted(now, train)
+        _need_gram(counted)
+        note_dropped(place, path, now.spec.nonce, now.rows, gram)
+        _refuse_changed(split, counted)
+        _delete_chunks(now)
 
 
-def _as_they_are(split: Split) -> tuple[Split, Split]:
-    """Open the split as it is now; return it, and its rows without those of masked train samples."""
+def finish_drop(split: Split) -> None:
+    """Delete the chunks that a call of :func:`drop_rows` left which was stopped behind its note.
+
+    The caller has the claims of the split and of its gram, and has read the note.
+
+    Raises
+    ------
+    TrakStoreError
+        When the gram is not that of the rows any more. If no chunk has gone yet, the note is taken
+        back: the rows count again.
+    """
+    if has_all_chunks(split):
+        try:
+            _need_gram(_counted(*_as_they_are(split)))
+        except LocationError:  # which says nothing about the gram
+            raise
+        except TrakStoreError:
+            forget_dropped(split.location, split.path)
+            raise
+    elif chunks_left(split) and (wrong := wrong_gram(split)):
+        raise TrakStoreError(
+            f"the rows of {split.name} at epoch {split.epoch} that are left stay, though some "
+            f"are gone, since their gram {wrong}: put it back from a copy, or drop the split "
+            f"(store.drop) and featurize the draws again"
+        )
+    _delete_chunks(split)
+
+
+def gram_is_gone(split: Split) -> bool:
+    """Tell whether there is no gram of a split that was dropped, or one of other rows."""
+    try:
+        there = read_table(split.location, kept_gram(split.path))
+    except DamagedError:
+        return False
+    return (there.get("nonce"), there.get("rows")) != (split.spec.nonce, split.rows)
+
+
+def wrong_gram(split: Split) -> str:
+    """Return what is wrong with the gram that is kept of a split: empty for one that is whole.
+
+    Rows that were left out of it may be others than those that are masked now.
+    """
+    if gram_is_gone(split):
+        return GRAM_GONE
+    return "; ".join(map(str, check_table(split.location, kept_gram(split.path))))
+
+
+def chunks_left(split: Split) -> set[str]:
+    """List the chunks that are there of columns that go with dropped rows."""
+    folders = (
+        layout.chunk_folder(layout.child(split.path, n)) for n in dropped_columns(split.spec)
+    )
+    return {key for folder in folders for key in split.location.find(folder, lambda _: True)}
+
+
+def has_all_chunks(split: Split) -> bool:
+    """Tell whether no chunk has gone of columns that go with dropped rows."""
+    goes, spec = dropped_columns(split.spec), split.spec
+    keys = {key for block in range(spec.blocks) for key in block_keys(spec, block)}
+    wanted = {layout.child(split.path, key) for key in keys if key.partition("/")[0] in goes}
+    return wanted <= chunks_left(split)
+
+
+def _delete_chunks(split: Split) -> None:
+    for name in dropped_columns(split.spec):
+        split.location.delete_folder(layout.chunk_folder(layout.child(split.path, name)))
+
+
+def _as_they_are(split: Split) -> tuple[Split, Split | None]:
+    """Open the split as it is now, and its train split."""
     name = split.name.removesuffix(layout.SAMPLED)
     now, train = open_splits(split.location, [(split.epoch, split.name), (split.epoch, name)])
-    if now is None or now.spec.nonce != split.spec.nonce:
+    if now is None or now.spec.nonce != split.spec.nonce or now.rows != split.rows:
         raise _changed(split)
-    if now.dropped:
-        return now, now
+    return now, train
+
+
+def _counted(split: Split, train: Split | None) -> Split:
+    """Return a split without the rows of masked train samples; raise where rows are missing."""
     if train is None:
+        name = split.name.removesuffix(layout.SAMPLED)
         raise TrakStoreError(
             f"epoch {split.epoch} has no split {name!r}, to which the rows of {split.name} belong"
         )
-    now.require_complete()
+    split.require_complete()
     train.require_complete()
-    return now, of_train(now, train)
+    return of_train(split, train)
 
 
 def _need_gram(split: Split) -> None:
     """Raise a :class:`TrakStoreError` unless the gram of these rows is stored, to the last byte."""
-    place, path, spec = split.location, gram_of_draws(split), split.spec
+    place, path, spec = split.location, kept_gram(split.path), split.spec
     wanted = GramOrigin.of(spec.nonce, split.rows, split.masked, "float32", WEIGHTING)
     known, wrong = read_gram_document(place, path, split.dim, wanted), ""
     if known is None:

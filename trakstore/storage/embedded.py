@@ -63,6 +63,8 @@ class EmbeddedStore:
         self._temporary = where is None
         # Rows that were replaced by others of the same weights, by split: chunks of one data set.
         self._replaced: dict[str, list[KnownRows]] = {}
+        # Rows of splits that are there, by nonce and number: to digest them is to read all of them.
+        self._known: dict[tuple[int, int], KnownRows] = {}
         if where is None:
             folder = tempfile.mkdtemp("-trakstore")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -83,16 +85,26 @@ class EmbeddedStore:
             if not self._temporary:
                 raise
             store = open_store(self.where)
-            before = KnownRows.of(store.split(epoch, split))
+            old = store.split(epoch, split)
+            # Rows that a call which failed left half written are nobody's: it returned none.
+            before = self._rows_of(old) if old.complete else None
             store.drop(epoch, split)
+            self._known.pop((old.spec.nonce, old.rows), None)
             write(self.where)
             self._note_replaced(split, before, open_store(self.where).split(epoch, split))
         return open_store(self.where).split(epoch, split)
 
-    def _note_replaced(self, name: str, before: KnownRows, now: Split) -> None:
+    def _rows_of(self, split: Split) -> KnownRows:
+        """Return the rows of a split that is complete; they are read once."""
+        key = (split.spec.nonce, split.rows)
+        if key not in self._known:
+            self._known[key] = KnownRows.of(split)
+        return self._known[key]
+
+    def _note_replaced(self, name: str, before: KnownRows | None, now: Split) -> None:
         """Remember rows that went, if what came in their place has the same weights."""
-        weights = now.spec.checkpoint or ""
-        known = [one for one in (*self._replaced.pop(name, ()), before) if one.weights == weights]
+        weights, went = now.spec.checkpoint or "", [] if before is None else [before]
+        known = [one for one in (*self._replaced.pop(name, ()), *went) if one.weights == weights]
         if known:
             self._replaced[name] = known
             log.info("%s at epoch %s now has the last %d rows alone", name, now.epoch, now.rows)
@@ -111,7 +123,7 @@ class EmbeddedStore:
                 scale = split.column("out_to_loss").read(0, split.rows)
                 return FoundRows(scale, frozenset({split.spec.checkpoint or ""}))
         replaced = self._replaced.get(name, [])
-        known = chain(replaced, map(KnownRows.of, splits))
+        known = chain(replaced, map(self._rows_of, splits))
         return _found_by_content(features, known, chunked=bool(replaced))
 
 

@@ -29,7 +29,7 @@ from trakstore.storage.creation import make_split
 from trakstore.storage.growth import append_rows, give_again
 from trakstore.storage.layout import Epoch
 from trakstore.storage.snapshots import open_splits
-from trakstore.storage.split import Split
+from trakstore.storage.split import Split, split_spec
 from trakstore.storage.writer import BlockWriter
 
 LEAST_ROWS = 64  # of a block, which is a file for each column
@@ -199,11 +199,25 @@ def write_given(
         When the split is there with another shape, other columns or other values.
     """
     spec = _same_as_stored(location, epoch, split, given, spec)
+    spec = replace(spec, draws=_draws_now(location, epoch, split, spec.rows))
     made = make_split(location, given.spec, epoch, split, spec, batch_rows=given.batch_rows)
     writer = BlockWriter(made)
     for block in made.missing_blocks():
         writer.write(block, given.read(*made.spec.block_range(block)))
     note_complete(made)
+
+
+def _draws_now(location: Location, epoch: Epoch, split: str, rows: int) -> int:
+    """Return the rows of each train sample, where these are of drawn labels; else 0, or if not known.
+
+    Later the numbers of rows do not tell: the train split may have grown to as many rows as these.
+    """
+    if not split.endswith(layout.SAMPLED):
+        return 0
+    path = layout.split_path(epoch, split.removesuffix(layout.SAMPLED))
+    document = location.get(layout.document_key(path))
+    draws, more = divmod(rows, split_spec(document, path).rows) if document is not None else (0, 0)
+    return 0 if more else draws
 
 
 def _same_as_stored(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import google_crc32c
@@ -43,17 +44,19 @@ def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, 
     DamagedError
         When the document is not what was written.
     """
-    with error_context(where):
+    # Without words for where it is, the message begins with what is wrong.
+    at = f"{where}: " if where else ""
+    with error_context(where) if where else nullcontext():
         whole = parsed(document)
     known = whole.get("attributes") if isinstance(whole, dict) else None
     if not isinstance(known, dict):
-        raise DamagedError(f"{where}: the metadata document is damaged (it has no attributes)")
+        raise DamagedError(f"{at}the metadata document is damaged (it has no attributes)")
     if known.keys() == {COORDINATES, _OWN} and isinstance(known[_OWN], dict):
         known = {**known[_OWN], COORDINATES: known[COORDINATES]}
     stored = known.pop(_CHECKSUM, None)
     if check and known and stored != _checksum(known):
         raise DamagedError(
-            f"{where}: the metadata document is damaged (its attributes have checksum "
+            f"{at}the metadata document is damaged (its attributes have checksum "
             f"{_checksum(known)}, it says {stored})"
         )
     return known
@@ -68,7 +71,7 @@ def placed_fields(document: bytes, path: str, checks: Mapping[str, Check]) -> di
         When it is damaged, has other fields, or belongs elsewhere.
     """
     try:
-        known = fields(attributes(document, "it"), checks, what="it")
+        known = fields(attributes(document, ""), checks, what="it")
     except SpecMismatchError as error:
         raise DamagedError(str(error)) from error
     if known[PLACE] != path:

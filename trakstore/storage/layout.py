@@ -203,7 +203,12 @@ def run_path(epoch: Epoch, split: str, run: str) -> str:
 
 def gram_path(epoch: Epoch, split: str, weighting: str = "") -> str:
     """Return the group of the gram of a split's features; a weighted one's name can be no split's."""
-    return f"{GRAMS}/{split_path(epoch, split)}" + (f"~{weighting}" if weighting else "")
+    return gram_of(split_path(epoch, split), weighting)
+
+
+def gram_of(split: str, weighting: str = "") -> str:
+    """Return the group of the gram of the features of the split at path ``split``."""
+    return f"{GRAMS}/{split}" + (f"~{weighting}" if weighting else "")
 
 
 def dynamics_path(split: str) -> str:

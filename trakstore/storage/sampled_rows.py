@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,22 +11,34 @@ from trakstore.errors import SpecMismatchError
 from trakstore.storage import layout
 from trakstore.storage.split import Split
 
-# Weighting of these rows in their kernel: that of loss gradients, the square of out_to_loss.
-WEIGHTING: Literal["loss"] = "loss"
-
-
-def gram_of_draws(split: Split) -> str:
-    """Return the path of the gram that a sampled kernel is made of."""
-    return layout.gram_path(split.epoch, split.name, WEIGHTING)
-
 
 def draws_of(sampled: Split, train: Split) -> int:
     """Return the rows of each train sample; 0 where they are not of these samples."""
     own, data = sampled.spec.dataset, train.spec.dataset
     if own is None or data is None:  # given from elsewhere, of which nothing else is known
-        return sampled.rows // train.rows
+        return sampled.spec.draws or _draws_by_ids(sampled, train)
     made = origin_of_draws(own)
     return made.draws if made is not None and made.dataset == data else 0
+
+
+def _draws_by_ids(sampled: Split, train: Split) -> int:
+    """Return the rows of each train sample by the numbers of rows, unless ids say otherwise: then 0.
+
+    Integers as ids say nothing, nor do texts that are no ``{train id}~{draw}``.
+    """
+    draws = sampled.rows // train.rows
+    ids, own = train.column(layout.SAMPLE_ID), sampled.column(layout.SAMPLE_ID)
+    if not draws or own.dtype.kind != "T":
+        return draws
+    # By another number of draws, the second sample is elsewhere already; the last one ends the rows.
+    for row in sorted({0, min(1, train.rows - 1), train.rows - 1}):
+        (one,) = ids.read(row, row + 1).tolist()
+        there = own.read(row * draws, (row + 1) * draws).tolist()
+        if not all("~" in name for name in there):
+            return draws
+        if there != [f"{one}~{draw}" for draw in range(draws)]:
+            return 0
+    return draws
 
 
 class DrawsOrigin(NamedTuple):
@@ -61,8 +73,9 @@ def of_train(sampled: Split, train: Split) -> Split:
     """
     draws = draws_of(sampled, train)
     if draws * train.rows != sampled.rows or sampled.spec.checkpoint != train.spec.checkpoint:
+        each = f", {sampled.spec.draws} for each train row," if sampled.spec.draws else ""
         raise SpecMismatchError(
-            f"{sampled.name} of epoch {train.epoch!r} has {sampled.rows} rows, data "
+            f"{sampled.name} of epoch {train.epoch!r} has {sampled.rows} rows{each} data "
             f"{str(sampled.spec.dataset)[-28:]} and weights {str(sampled.spec.checkpoint)[:12]}, "
             f"{train.name} has {train.rows}, {str(train.spec.dataset)[-24:]} and "
             f"{str(train.spec.checkpoint)[:12]}: sampled rows are some for each train row, by the same "

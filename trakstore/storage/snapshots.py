@@ -101,9 +101,16 @@ def _read_spec(location: Location, path: str) -> tuple[SplitSpec, bool] | None:
     return spec, False
 
 
-def _read_note(location: Location, path: str) -> DroppedRows | None:
-    """Read the note that a split's features were deleted; only one of drawn labels can have it."""
-    return read_dropped(location, path) if path.endswith(layout.SAMPLED) else None
+def _read_note(location: Location, path: str) -> DroppedRows | DamagedError | None:
+    """Read the note that a split's features were deleted; only one of drawn labels can have it.
+
+    The error of a damaged one is returned: it is in the way of those who ask for the rows, or for what
+    is made of them, and not of those who look at the split, or drop it.
+    """
+    try:
+        return read_dropped(location, path) if path.endswith(layout.SAMPLED) else None
+    except DamagedError as error:
+        return error
 
 
 def _list_markers(location: Location, path: str) -> list[str]:
@@ -167,7 +174,7 @@ def _opened(
     more: bool,
     names: list[str],
     left_out: tuple[list[int], list[int]],
-    note: DroppedRows | None,
+    note: DroppedRows | DamagedError | None,
 ) -> _Opened:
     path, written = layout.split_path(epoch, name), set(blocks_among(names))
     old, bad = left_out
@@ -184,8 +191,15 @@ def _opened(
     if more or max(written, default=0) >= spec.blocks:
         refuse_older(location, path, spec)
     complete = written.issuperset(range(spec.blocks))
-    dropped = note is not None and note.nonce == spec.nonce
-    split = Split(location, layout.as_epoch(epoch), name, spec, complete, dropped=dropped)
+    split = Split(
+        location,
+        layout.as_epoch(epoch),
+        name,
+        spec,
+        complete,
+        dropped=isinstance(note, DroppedRows) and note.is_of(spec),
+        damaged_note=str(note) if isinstance(note, DamagedError) else "",
+    )
     bad = [block for block in bad if block in written]  # of others the norms are not there yet
     return _Opened(
         split, _reads(split.masked_before, spec, old), _reads(split.column("norm"), spec, bad)

@@ -83,6 +83,8 @@ class SplitStatus:
         Row ranges that are not committed.
     dropped : bool
         True if the features were deleted on purpose, and their gram is kept.
+    damaged_note : str
+        Words for it where the note that would say so cannot be read; else empty.
     """
 
     epoch: Epoch
@@ -93,6 +95,7 @@ class SplitStatus:
     written_blocks: int
     missing: tuple[tuple[int, int], ...]
     dropped: bool = False
+    damaged_note: str = ""
 
     @property
     def complete(self) -> bool:
@@ -124,6 +127,9 @@ class Split:
         :func:`~trakstore.storage.sampled_rows.of_train`.
     dropped : bool
         True if the features were deleted on purpose, and their gram is kept.
+    damaged_note : str
+        Words for it where the note that would say so cannot be read: then the split can be looked at
+        and deleted, and nothing else.
     """
 
     location: Location
@@ -135,6 +141,7 @@ class Split:
     skipped: NDArray[np.int64] = field(default_factory=_no_rows, compare=False, repr=False)
     own_masked: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
     dropped: bool = field(default=False, compare=False)
+    damaged_note: str = field(default="", compare=False, repr=False)
 
     @property
     def state(self) -> str:
@@ -185,10 +192,11 @@ class Split:
         missing = tuple((a * step, min(self.rows, b * step)) for a, b in gaps)
         absent = sum(stop - start for start, stop in missing)
         counts = (self.rows, self.rows - absent, total, len(written))
-        return SplitStatus(self.epoch, self.name, *counts, missing, self.dropped)
+        return SplitStatus(self.epoch, self.name, *counts, missing, self.dropped, self.damaged_note)
 
     def require_complete(self) -> None:
         """Raise an :class:`IncompleteError` that names the rows that are missing, if any are now."""
+        self._require_sound_note()
         if self.complete:
             return
         # A worker may have committed the rest since the split was opened.
@@ -204,8 +212,14 @@ class Split:
 
     def require_rows(self) -> None:
         """Raise an :class:`IncompleteError` if the features were deleted, and their gram is kept."""
+        self._require_sound_note()
         if self.dropped:
             raise dropped_error(self.path)
+
+    def _require_sound_note(self) -> None:
+        """Raise a :class:`DamagedError` where nothing tells whether the features were deleted."""
+        if self.damaged_note:
+            raise DamagedError(self.damaged_note)
 
     def column(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
         """Return a stored column; with ``allow_missing``, unwritten rows come as its fill value.

@@ -25,7 +25,7 @@ from trakstore.storage.arrays import array_documents, encode
 from trakstore.storage.backends.ahead import AHEAD_BYTES, Wanted, is_wanted, read_ahead, read_key
 from trakstore.storage.backends.chunks import TAIL, ChunkForm, fill_value, grid, intact
 from trakstore.storage.backends.location import Location
-from trakstore.storage.dropped_rows import dropped_error, is_dropped
+from trakstore.storage.dropped_rows import dropped_columns, dropped_error, is_dropped
 from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.markers import MisplacedError, marker_of, tail_of_chunk, wanted_marker
 
@@ -226,9 +226,10 @@ class StoredColumn:
         if content is None:
             if self.location.get(layout.DOCUMENT) is None:
                 raise LocationError(f"there is no store at {self.location}")
-            # Chunks that were deleted on purpose, maybe since the split was opened.
-            split = layout.parent(self.path)
-            if spec is not None and is_dropped(self.location, split, spec.nonce):
+            # Chunks that were deleted on purpose, maybe since the split was opened; others never are.
+            split, own = layout.parent(self.path), layout.last_part(self.path)
+            goes = spec is not None and own in dropped_columns(spec)
+            if spec is not None and goes and is_dropped(self.location, split, spec):
                 raise dropped_error(split)
             raise DamagedError(f"chunk {key} is missing though its block was committed")
         if not intact(content):

@@ -7,25 +7,21 @@ its own, which stays when the document is deleted.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 from trakstore.errors import DamagedError, LocationError
 from trakstore.storage import layout
 from trakstore.storage.checking.walk import Walk
 from trakstore.storage.claims import Claim, claimed, last_claim
 from trakstore.storage.completion import forget_complete, note_complete, read_completion
-from trakstore.storage.dropped_rows import forget_dropped, note_dropped, placed_note
 from trakstore.storage.group_documents import EMPTY, attributes, group_document
 from trakstore.storage.masks import mask_numbers, parsed_masks
 from trakstore.storage.numbered import stored_numbers
-from trakstore.storage.sampled_rows import gram_of_draws
 from trakstore.storage.split import Split
-from trakstore.storage.tables.saved_table import read_table
 
 
 def check_masks(walk: Walk) -> None:
     """Check the documents that leave rows out of splits."""
-    _strange(walk, layout.MASKS)
+    strange_files(walk, layout.MASKS)
     for split in walk.below(layout.MASKS):
         path = layout.masks_path(split)
         for number in range(1, 1 + max(mask_numbers(walk.below(path)), default=0)):
@@ -54,7 +50,7 @@ def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
 
 def check_completions(walk: Walk) -> None:
     """Check the notes of splits that were complete."""
-    _strange(walk, layout.COMPLETE)
+    strange_files(walk, layout.COMPLETE)
     for path in walk.groups(layout.COMPLETE, 2):
         wrong = _wrong_completion(walk, path)
         if wrong is not None:
@@ -66,7 +62,7 @@ def check_completions(walk: Walk) -> None:
 def _wrong_completion(walk: Walk, path: str) -> str | None:
     document, _ = walk.read(layout.document_key(path))
     if document is None:
-        return "is missing" if _was_emptied(walk, path) else None
+        return "is missing" if was_emptied(walk, path) else None
     try:
         note = read_completion(walk.location, path)
     except DamagedError as error:
@@ -91,51 +87,6 @@ def _note_again(walk: Walk, path: str) -> None:
     for split in walk.opened_splits(layout.last_part(path)):
         if layout.complete_path(split.epoch, split.name) == path:
             note_complete(split)
-
-
-def check_dropped(walk: Walk) -> None:
-    """Check the notes of splits whose features were dropped, and that their grams are there."""
-    _strange(walk, layout.DROPPED)
-    for path in walk.groups(layout.DROPPED, 2):
-        split = walk.opened_at(layout.below(layout.DROPPED, path))
-        document, what = walk.read(layout.document_key(path))
-        if document is None and not _was_emptied(walk, path):
-            continue
-        try:
-            note = placed_note(document or b"", path)
-            wrong = "" if note.document == document else "is not as it was written"
-        except DamagedError as error:
-            wrong = what if document is None else f"is damaged ({error})"
-        if wrong:
-            repaired = walk.repair and split is not None and _drop_noted_again(split)
-            walk.say("document", layout.document_key(path), wrong, repaired=repaired)
-        elif split is not None and split.dropped:
-            _check_kept_gram(walk, split, note.gram)
-
-
-def _drop_noted_again(split: Split) -> bool:
-    """Write the note of dropped features again, unless they are all there, when there is none."""
-    place, path = split.location, split.path
-    folder = layout.chunk_folder(layout.child(path, layout.FEATURES))
-    if place.names(folder):
-        forget_dropped(place, path)
-    else:
-        note_dropped(place, path, split.spec.nonce, split.rows, gram_of_draws(split))
-    return True
-
-
-def _check_kept_gram(walk: Walk, split: Split, path: str) -> None:
-    """Find a gram that is gone though the rows that it was computed from were dropped."""
-    there: dict[str, Any] = {}
-    with suppress(DamagedError):  # which is said with the other tables
-        there = read_table(walk.location, path)
-    if there.get("nonce") != split.spec.nonce or there.get("rows") != split.rows:
-        what = (
-            f"is gone, or of other rows, though the rows of {split.name} were dropped: drop the split "
-            f"(store.drop) and featurize the draws again"
-        )
-        where = {"epoch": split.epoch, "split": split.name}
-        walk.say("missing", layout.document_key(path), what, **where)
 
 
 def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:
@@ -210,7 +161,7 @@ def _check_last(walk: Walk, top: str) -> None:
     """Check the last claim: it stays when it has ended, so that where it is gone it was deleted."""
     numbers = stored_numbers(walk.location, top)
     last = layout.child(top, max(numbers, default=0))
-    if numbers and _was_emptied(walk, last):
+    if numbers and was_emptied(walk, last):
         repaired = walk.repair and _take_over(walk, top)
         what = "is missing: it told who changed what"
         walk.say("document", layout.document_key(last), what, repaired=repaired)
@@ -224,13 +175,13 @@ def _take_over(walk: Walk, top: str) -> bool:
     return False
 
 
-def _strange(walk: Walk, top: str) -> None:
+def strange_files(walk: Walk, top: str) -> None:
     """Keep the files that are no documents."""
     for key in walk.find(top, lambda one: not layout.is_document(one)):
         walk.strange(key)
 
 
-def _was_emptied(walk: Walk, path: str) -> bool:
+def was_emptied(walk: Walk, path: str) -> bool:
     """Tell whether a folder is there without the document that it was made for.
 
     It is looked at twice: a writer makes the folder first, and the document may have come meanwhile.

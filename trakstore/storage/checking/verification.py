@@ -20,10 +20,10 @@ from trakstore.quantities import as_whole
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.block_checks import Finding, check_block
+from trakstore.storage.checking.dropped_splits import check_dropped, check_grams, finish_dropping
 from trakstore.storage.checking.statements import (
     check_claims,
     check_completions,
-    check_dropped,
     check_masks,
     deleted_markers,
 )
@@ -102,9 +102,10 @@ def verify_store(
         Only these; else everything, saved scores too.
     repair : bool
         Delete the markers of bad blocks, so that the next featurize (or ``write_split``) writes them
-        again; drop bad grams; write documents again that follow from others; end claims of killed
-        processes; remove leftovers of killed writers and of stopped appends that are older than an
-        hour. Sound chunks, and files that are not the store's, are left alone.
+        again; drop bad grams, but none whose rows were dropped; write documents again that follow from
+        others; finish a stopped drop of rows, or take it back where their gram is another by now; end
+        claims of killed processes; remove leftovers of killed writers and of stopped appends that are
+        older than an hour. Sound chunks, and files that are not the store's, are left alone.
     workers : int, optional
         Threads; each holds one chunk at a time. By default four more than there are CPUs.
     progress : bool
@@ -148,6 +149,7 @@ def verify_store(
         reports = tuple(_check_alone(walk, split, pool, threads, line) for split in opened)
         if epochs is None and splits is None:
             walk.saved()
+            check_grams(walk)
             check_masks(walk)
             check_completions(walk)
             check_dropped(walk)
@@ -168,7 +170,7 @@ def _check_alone(
         now = walk.opened(split.epoch, split.name, alone=True)
         if now is None:
             return SplitReport(split.epoch, split.name, 0, 0, 0)
-        return _check_split(walk, now, pool, threads, line)
+        return _check_split(walk, finish_dropping(walk, now), pool, threads, line)
 
 
 def _check_split(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from operator import lt, ne
 from typing import Any
@@ -17,7 +16,7 @@ from trakstore.errors import (
     SpecMismatchError,
     did_you_mean,
 )
-from trakstore.spec import StoreSpec
+from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, column_grid, row_document
 from trakstore.storage.backends.chunks import TAIL, intact
@@ -31,7 +30,7 @@ from trakstore.storage.snapshots import refuse_older
 from trakstore.storage.split import Split, blocks_among, split_spec
 from trakstore.storage.tables.retrained import read_models
 from trakstore.storage.tables.runs import Run
-from trakstore.storage.tables.saved_table import check_table, delete_table, table_names
+from trakstore.storage.tables.saved_table import check_table, table_names
 from trakstore.storage.tables.scale_factors import check_factors, read_factors
 from trakstore.storage.tables.training_records import read_record
 
@@ -201,16 +200,25 @@ class Walk:
         wanted = group_document(attributes(document or b"", path))
         if document != wanted and alone is self.repair:
             self.document(key, wanted, epoch=epoch, split=name)
-        dropped = self._is_dropped(path, spec.nonce)
+        dropped = self.is_dropped(path, spec)
         made = self._opened[path] = Split(self.location, epoch, name, spec, dropped=dropped)
         return made
 
-    def _is_dropped(self, path: str, nonce: int) -> bool:
-        """Tell whether the features of a split were dropped; a damaged note, a finding, says so too."""
+    def is_dropped(self, path: str, spec: SplitSpec) -> bool:
+        """Tell whether the features of a split were dropped.
+
+        A damaged note, which is a finding of its own, says nothing: then it is seen from the features,
+        and those that are there are checked as any others.
+        """
         try:
-            return is_dropped(self.location, path, nonce)
+            return is_dropped(self.location, path, spec)
         except DamagedError:
-            return True
+            folder = layout.chunk_folder(layout.child(path, layout.FEATURES))
+            return not self.location.find(folder, lambda _: True)
+
+    def keep(self, split: Split) -> None:
+        """Take a split that was opened for what it was found to be since."""
+        self._opened[split.path] = split
 
     def opened_splits(self, name: str) -> list[Split]:
         """Return the splits of a name that were opened, at all epochs."""
@@ -229,7 +237,7 @@ class Walk:
             # writer makes the rest.
             if any_written or self.read(key)[0] is not None:
                 self.document(key, wanted, **where)
-        if split.dropped:
+        if split.dropped and not self.repair:
             self._dropped_chunks(split)
         for key in self.find(split.path, lambda one: not _belongs(split, one)):
             if _is_beyond(split, key):
@@ -244,9 +252,7 @@ class Walk:
         """Find chunks of features that a stopped call of ``drop_rows`` left."""
         for name in dropped_columns(split.spec):
             folder = layout.chunk_folder(layout.child(split.path, name))
-            if self.find(folder) and self.repair:
-                self.location.delete_folder(folder)
-            elif self.find(folder):
+            if self.find(folder):
                 self.leftovers.append(folder)
 
     def left_out(self, split: Split, name: str, remedy: str) -> None:
@@ -284,7 +290,7 @@ class Walk:
                 self.say("document", key, f"{what}; it is a record only, and may be removed")
 
     def saved(self) -> None:
-        """Check the saved tables; a gram is computed again when it is not there."""
+        """Check the saved tables, but for grams."""
         for path in self.groups(layout.SCORES):
             self.findings += check_table(self.location, path)
         for top, read in ((layout.DYNAMICS, read_record), (layout.EVALUATION, read_models)):
@@ -292,12 +298,6 @@ class Walk:
                 self.findings += check_table(self.location, path, read)
         for path in self.groups(layout.SCALES):
             self.findings += check_table(self.location, path, check_factors)
-        for path in self.groups(layout.GRAMS, 2):
-            # A gram follows from the rows: a bad one is dropped, and computed when it is asked for.
-            wrong = list(check_table(self.location, path))
-            if wrong and self.repair:
-                delete_table(self.location, path)
-            self.findings += [replace(one, repaired=self.repair) for one in wrong]
 
     def groups(self, top: str, depth: int = 1) -> list[str]:
         """List the paths of the groups so deep below a group; those above need documents."""

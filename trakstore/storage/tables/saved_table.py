@@ -288,6 +288,22 @@ def check_table(
         yield from array.check(location, path)
 
 
+def rewrite_documents(location: Location, path: str) -> None:
+    """Write the documents again that follow from a table's own, where they are other bytes: its own
+    from what it says, and those of its arrays.
+
+    Raises
+    ------
+    DamagedError
+        When its own cannot be read.
+    """
+    what = read_table(location, path)
+    wanted = {layout.document_key(path): group_document(what)} if what else {}
+    for array in table_arrays(what).values() if what else ():
+        wanted[layout.document_key(path, array.name)] = array.document
+    location.put({key: one for key, one in wanted.items() if location.get(key) != one})
+
+
 def _has_arrays(location: Location, path: str) -> bool:
     own = layout.document_key(path)
     return any(not layout.is_leftover(k) for k in location.find(path, lambda one: one != own))
