@@ -139,7 +139,8 @@ def _repair_note(walk: Walk, split: Split) -> bool:
             note_dropped(place, path, split.spec.nonce, split.rows, gram)
         else:
             forget_dropped(place, path)
-            _check_kept_gram(walk, split)
+            if not has_all_chunks(split):
+                _check_kept_gram(walk, split)
     return True
 
 
