@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import reference_projection as reference
 import torch
 
-from trakstore.features.projectors import Outer, Piece, Projector, Rows, make_projector
+from trakstore.features.projectors import SJLT, Outer, Piece, Projector, Rows, make_projector
 from trakstore.features.projectors import sjlt as sjlt_file
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -89,6 +91,25 @@ def test_factors_of_a_scale_are_in_the_list() -> None:
         ]
         expected = torch.cat(flat, 1).double().numpy() @ reference.matrix(spec, SHAPES)
         assert np.abs(out.cpu().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_lists_of_sets_that_are_new_in_every_batch_do_not_pile_up() -> None:
+    shapes = {f"b{i}": (8 + i,) for i in range(8)}
+    spec, generator = ProjectionSpec("sjlt", dim=16, s=2), random.Random(0)
+    projector = make_projector(spec, ParameterSpec(tuple(shapes.items())))
+    assert isinstance(projector, SJLT)
+    p, size = reference.matrix(spec, shapes), np.cumsum([0, *(n for (n,) in shapes.values())])
+    sets = [tuple(generator.sample(range(8), 3)) for _ in range(40)]
+    assert len(set(sets)) > 30
+    for batch, own in enumerate([*sets, sets[0], sets[-1]]):
+        out = torch.zeros(2, 16, device=DEVICE)
+        tiles = [torch.randn(2, 8 + i, 1, device=DEVICE) for i in own]
+        collected(projector, [Rows(f"b{i}", t) for i, t in zip(own, tiles, strict=True)], out)
+        if batch in (0, 39, 40, 41):  # also of a set whose list was dropped
+            parts = zip(own, tiles, strict=True)
+            each = [t[:, :, 0].double().cpu().numpy() @ p[size[i] : size[i + 1]] for i, t in parts]
+            np.testing.assert_allclose(out.cpu(), sum(each), rtol=1e-5, atol=1e-5)
+    assert len(projector._lists) == 16
 
 
 def test_pieces_of_other_outputs_are_apart() -> None:

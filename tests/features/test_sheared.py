@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 
 from trakstore.features.layers import Call, convolution
 from trakstore.features.projectors import SJLT, Outer, windows
+from trakstore.features.projectors import sjlt as sjlt_file
+from trakstore.features.projectors.pieces import Unfolded
 from trakstore.features.projectors.sheared import (
     COLUMNS,
     FEATURES,
@@ -227,7 +230,42 @@ def test_windows_of_many_products_wait_for_one_another() -> None:
         folded.append(len(waiting._tables))
         waiting.finish()
         torch.testing.assert_close(out.cpu(), expected, rtol=1e-5, atol=1e-5)
-    assert folded == [1, 3], "once it is known how many there are, all are folded at once"
+    assert folded == [3, 3], "all are folded at once, in the first batch too"
+
+
+def sketched(projector: SJLT, pieces: list[Outer]) -> tuple[torch.Tensor, list[int]]:
+    """Return the sketch of a batch by windows, and how many tables each fold had."""
+    waiting, out = WaitingWindows(projector.windows), torch.zeros(2, projector.dim, device=DEVICE)
+    with mock.patch.object(projector.windows, "of", wraps=projector.windows.of) as of:
+        for outer in pieces:
+            table = projector._sheared_rows_of(outer.name, 0, outer.rows, DEVICE)
+            waiting.add(out, outer, table, torch.float32)
+        waiting.finish()
+    return out.cpu(), [len(call.args[0]) for call in of.call_args_list]
+
+
+@pytest.mark.parametrize(("tables", "folds"), [(4, [4]), (3, [3, 1]), (0, [1, 1, 1, 1])])
+def test_bits_do_not_depend_on_the_batches_before(
+    tables: int, folds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = {"a": (40, 300), "b": (30, 200), "c": (50, 280), "d": (20, 260)}
+    spec, parameters = ProjectionSpec("sjlt", dim=300), ParameterSpec(tuple(shapes.items()))
+    fresh, seen = SJLT(spec, parameters), SJLT(spec, parameters)
+    pieces, expected, sizes = [], torch.zeros(2, 300), []
+    for name, (rows, columns) in shapes.items():
+        left, right = draw(2, 8, rows), draw(2, 8, columns)
+        fresh.add(expected, name, left.mT @ right)
+        there = right.to(DEVICE)
+        pieces.append(Outer(name, left.to(DEVICE), lambda a, b, r=there: r[a:b], 8, columns))  # type: ignore[misc]
+        sizes.append(fresh._sheared_rows_of(name, 0, rows, CPU).starts.size)
+    monkeypatch.setattr(windows, "_TOGETHER", sum(sizes[:tables]))
+    first, own = sketched(fresh, pieces)
+    assert own == folds
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-5)
+    sketched(seen, pieces[:1])
+    for _ in range(2):
+        again, own = sketched(seen, pieces)
+        assert own == folds and torch.equal(again, first)
 
 
 @pytest.mark.parametrize("bytes_", [1, 3 * 4 * WINDOW, 1 << 13])
@@ -240,6 +278,39 @@ def test_large_batches_are_done_in_parts(bytes_: int, monkeypatch: pytest.Monkey
     expected = torch.zeros(5, 256)
     projector.add(expected, "w", left.mT @ right)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float16, torch.float16, torch.float16),
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float32, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_both_factors_decide_in_which_dtype_they_are_multiplied(
+    left: torch.dtype,
+    right: torch.dtype,
+    expected: torch.dtype,
+    in_place: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sjlt_file, "usable", lambda *_: True)
+    rows, columns = 4096, 640
+    projector = SJLT(ProjectionSpec("sjlt", dim=512), ParameterSpec((("w", (rows, columns)),)))
+    out = torch.zeros(2, 512, device="meta")
+    one = torch.empty(2, 300, rows, dtype=left, device="meta")
+    other = torch.empty(2, 300, columns, dtype=right, device="meta")
+    outer = Outer("w", one, lambda a, b: other[a:b], 300, columns)
+    if in_place:
+        places = torch.empty(0, dtype=torch.int32, device="meta")
+        never: Any = lambda *_: pytest.fail("it is not unfolded to see its dtype")  # noqa: E731
+        unfolded = lambda a, b: Unfolded(other[a:b], places, places)  # noqa: E731
+        outer = outer._replace(make_right=never, unfolded=unfolded)
+    chosen = projector.sheared(out, outer)
+    assert chosen and chosen[1] == expected
 
 
 def test_it_pays_where_tiles_are_full_and_rows_are_merged() -> None:

@@ -8,13 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils import backend_registration
 
+from trakstore.features.axes import Following
+from trakstore.features.projectors import Collecting, Piece, Rows, make_projector
 from trakstore.features.spread import SpreadSums, is_spread
+from trakstore.features.tape import Tape
+from trakstore.spec import ParameterSpec, ProjectionSpec
 
 TESTS = Path(__file__).parents[1]
 
@@ -54,3 +60,33 @@ def test_summands_are_made_once_for_each_device() -> None:
     sums.on(torch.device("cpu")).add_(1)
     assert sums.on(torch.device("meta")) is sums.on(torch.device("meta"))
     assert sums.on(torch.device("meta")).is_meta and sums.on(torch.device("cpu")).sum() == 6
+
+
+class Noted(Collecting):
+    """Devices of the pieces that came, and at last that it ended."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def add(self, out: torch.Tensor, piece: Piece) -> None:
+        assert isinstance(piece, Rows) and piece.tile.device == out.device
+        self.seen.append(out.device.type)
+
+    def finish(self) -> None:
+        self.seen.append("end")
+
+
+def test_pieces_of_each_device_are_collected_by_themselves() -> None:
+    projector = make_projector(
+        ProjectionSpec("sjlt", dim=16), ParameterSpec((("a", (3,)), ("b", (3,))))
+    )
+    sums, made = SpreadSums(torch.zeros(2, 16)), [Noted(), Noted()]
+    following = Following(2, frozenset())
+    with mock.patch.object(projector, "collecting", side_effect=made):
+        tape = Tape(following, {}, projector, lambda _, device: sums.on(device), lambda _: True)
+        for name, device in (("a", "cpu"), ("b", "meta"), ("a", "cpu")):
+            piece = Rows(name, torch.ones(2, 3, 1, device=device))
+            tape._add(piece, True, torch.device(device))
+        x = torch.ones(2, requires_grad=True)
+        tape.backward(2 * x, [get_gradient_edge(x).node], set())
+    assert [one.seen for one in made] == [["cpu", "cpu", "end"], ["meta", "end"]]

@@ -40,7 +40,8 @@ class SpreadSums:
         """Return the summand to which a layer on a device adds."""
         if device == self._own.device:
             return self._own
-        # Each device has a thread of its own in a backward pass: none but that one asks for this.
+        # Each device has a thread of its own in a backward pass: none but that one asks for this. What
+        # waits to be added is folded after the pass, into summands that were asked for before.
         if device not in self._others:
             self._others[device] = torch.zeros_like(self._own, device=device)
         return self._others[device]

@@ -15,7 +15,7 @@ from trakstore.features.axes import Axis, Following, Mark, Placed, Routed, Unpla
 from trakstore.features.constants import Constants
 from trakstore.features.gradients import FAILURES
 from trakstore.features.layers import Call, Layer, Some
-from trakstore.features.projectors import Piece, Projector
+from trakstore.features.projectors import Collecting, Piece, Projector
 from trakstore.features.recording import Key, Untrusted, expanded
 from trakstore.features.sharding import is_part, local_part
 
@@ -56,9 +56,7 @@ class Tape:
     _first: list[GradientEdge] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
     _running: bool = False
-
-    def __post_init__(self) -> None:
-        self._pieces = self.projector.collecting()
+    _pieces: dict[torch.device, Collecting] = field(default_factory=dict)
 
     def __call__(self, key: Key, layer: Layer, call: Call, output: Tensor, mark: Mark) -> Tensor:
         """Note a layer; return its output, repeated for each sample where it has none."""
@@ -164,7 +162,17 @@ class Tape:
         if isinstance(piece, Some):
             self.projector.add_piece(out[piece.samples], own)
         else:
-            self._pieces.add(out, own)
+            self._collecting(device).add(out, own)
+
+    def _collecting(self, device: torch.device) -> Collecting:
+        """Return what adds the pieces of a device, whose thread alone asks for it in a pass.
+
+        Another for each: their threads would otherwise take one another's memory, and where one writes
+        between the pieces of another, sums would be cut differently in each run.
+        """
+        if device not in self._pieces:
+            self._pieces[device] = self.projector.collecting()
+        return self._pieces[device]
 
     def _front(self, tensor: Tensor, axis: Placed) -> Tensor:
         front = axis.front(tensor, self.following.batch)
@@ -196,7 +204,8 @@ class Tape:
             torch.autograd.grad(
                 output, ends, torch.ones_like(output), retain_graph=again, allow_unused=True
             )
-            self._pieces.finish()
+            for collecting in self._pieces.values():
+                collecting.finish()
         finally:
             self._running = False
 

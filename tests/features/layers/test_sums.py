@@ -39,14 +39,14 @@ def test_sums_of_the_last_dimension(shape: tuple[int, ...], dtype: torch.dtype) 
     torch.testing.assert_close(got[1], g.float().sum(middle), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 70, 9), (3, 1, 5, 8, 9)])
+@pytest.mark.parametrize("shape", [(3, 1, 70, 9), (3, 1, 5, 8, 9), (4, 1, 70)])
 def test_sums_of_channels(shape: tuple[int, ...]) -> None:
     g, x = draw(*shape), draw(*shape) + 1
     got = sums.position_sums(g, x, channels=True, alone=True)
     assert got
-    places = list(range(3, len(shape)))
-    torch.testing.assert_close(got[0], (g * x).sum(places)[:, 0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(got[1], g.sum(places)[:, 0], rtol=1e-5, atol=1e-5)
+    products, sums_of_g = ((one[:, 0, :, None].flatten(2)).sum(2) for one in (g * x, g))
+    torch.testing.assert_close(got[0], products, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[1], sums_of_g, rtol=1e-5, atol=1e-5)
 
 
 def test_what_the_kernel_does_not_do_is_left_to_torch() -> None:
@@ -64,10 +64,16 @@ def batch_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tup
     return x, x.mean((0, 2)), x.var((0, 2)), weight, bias
 
 
+def batch_norm_of_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:
+    rows = x[:, 0]
+    return rows, rows.mean(0), rows.var(0), weight, bias
+
+
 CALLS: dict[str, tuple[Any, int, Any]] = {
     "layer norm": (F.layer_norm, 6, lambda x, w, b: (x, (6,), w, b)),
     "rms norm": (F.rms_norm, 6, lambda x, w, _: (x, (6,), w)),
     "batch norm": (F.batch_norm, 5, batch_norm),
+    "batch norm of rows": (F.batch_norm, 6, batch_norm_of_rows),
     "product": (torch.mul, 6, lambda x, w, _: (x, w)),
 }
 

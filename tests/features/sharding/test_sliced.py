@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -72,6 +73,40 @@ def test_parts_add_up_to_the_whole(spec: ProjectionSpec, piece: Any, dim: int) -
         Sliced(projector, {"weight": span}).add_piece(parts, piece(span))
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
     assert float(whole.norm()) > 1
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
+def test_parts_are_collected_as_wholes_are(spec: ProjectionSpec) -> None:
+    projector = make_projector(spec, PARAMETERS)
+    for dim in (0, 1):
+        whole, parts = (torch.zeros(2, projector.dim) for _ in range(2))
+        pieces = (rows, outer, gathered) if dim else (rows, outer)
+        for make in pieces:
+            projector.add_piece(whole, make(None))
+        for span in spans(dim):
+            inner = projector.collecting()
+            with (
+                mock.patch.object(projector, "collecting", return_value=inner),
+                mock.patch.object(inner, "add", wraps=inner.add) as added,
+            ):
+                collecting = Sliced(projector, {"weight": span}).collecting()
+                for make in pieces:
+                    collecting.add(parts, make(span))
+                collecting.finish()
+            assert added.call_count == len(pieces), "its own way of collecting is used"
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_factor_with_other_columns_beside_it_is_made_whole() -> None:
+    span = Span(1, 50, 100)
+    piece = outer(span)
+    assert isinstance(piece, Outer)
+    nothing: Any = lambda *_: pytest.fail("knows of no other columns")  # noqa: E731
+    piece = piece._replace(unfolded=nothing, filtered=nothing)
+    placed = Sliced(make_projector(SPECS[0], PARAMETERS), {"weight": span})._placed(piece)
+    assert isinstance(placed, Outer) and placed.columns == COLUMNS
+    assert placed.unfolded is None and placed.filtered is None
+    assert torch.equal(placed.make_right(0, 2)[:, :, 50:100], piece.make_right(0, 2))
 
 
 def test_a_part_that_is_none_of_this_rank_is_refused() -> None:

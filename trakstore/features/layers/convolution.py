@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import chain
 from math import prod
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = ["MATCHERS"]
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _GROUPS = 8  # more are done at once, with whole gradients: these weights are small
+_PLACES = 128  # kept: a model's convolutions that differ, but not those of all sizes of inputs
 _FEW = 64  # positions, up to which windows are rows in memory
 
 
@@ -70,7 +71,7 @@ class Geometry:
         return _places(self, tuple(x.shape[1:]), x.stride()[1:], x.device)
 
 
-@cache
+@lru_cache(_PLACES)
 def _places(
     geometry: Geometry, shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def position_sums(
 
     Parameters
     ----------
-    gradient, x : Tensor, shape (batch, each, ..., kept), or (batch, 1, kept, ...)
+    gradient, x : Tensor, shape (batch, each, ..., kept), or (batch, 1, kept, ...) for channels
     channels : bool
         Whether the dimension that is kept is that of channels, and not the last.
     alone : bool
@@ -39,7 +39,8 @@ def position_sums(
     from trakstore.features.projectors.triton.position_sums import position_sums
 
     if channels:
-        gradient, x = (one.flatten(0, 1).flatten(2).mT for one in (gradient, x))
+        # Rows without further dimensions have one position.
+        gradient, x = (one.flatten(0, 1).unsqueeze(2).flatten(2).mT for one in (gradient, x))
     else:
         gradient, x = gradient.flatten(1, -2), x.flatten(1, -2)
     return position_sums(gradient, x, alone)

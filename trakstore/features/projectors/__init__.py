@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.projectors.collecting import Collecting
 from trakstore.features.projectors.gaussian import Gaussian
 from trakstore.features.projectors.identity import Identity
 from trakstore.features.projectors.kronecker import Kronecker
@@ -15,6 +16,7 @@ from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
 
 __all__ = [
     "SJLT",
+    "Collecting",
     "Gathered",
     "Gaussian",
     "Identity",

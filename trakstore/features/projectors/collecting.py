@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from trakstore.features.projectors.pieces import Piece, Rows
 
-__all__ = ["Collecting", "Listed", "Place", "SmallPieces"]
+__all__ = ["Changed", "Collecting", "Listed", "Place", "SmallPieces"]
 
 _SMALL = 1 << 16  # entries of a piece that waits for others
 
@@ -49,10 +48,10 @@ class Listed(NamedTuple):
     def of(cls, columns: list[Tensor], values: list[Tensor], dim: int) -> Listed:
         """Sort the entries of copies: ``columns`` and ``values`` are those of all entries, in order."""
         column, value = torch.cat(columns), torch.cat(values)
-        entry = torch.arange(len(columns[0])).repeat(len(columns))
-        order = column.argsort(stable=True)
-        counts = np.bincount(column.numpy(), minlength=dim)
-        first = torch.from_numpy(np.concatenate([[0], counts.cumsum()]))
+        entry = torch.arange(len(columns[0]), device=column.device).repeat(len(columns))
+        # Where they are, as a GPU sorts them faster than a list is sent there.
+        column, order = column.sort(stable=True)
+        first = torch.searchsorted(column, torch.arange(dim + 1).to(column))
         return cls(first.to(torch.int32), entry[order].to(torch.int32), value[order])
 
 
@@ -68,6 +67,29 @@ class Collecting:
 
     def finish(self) -> None:
         """Add what waits."""
+
+
+class Changed(Collecting):
+    """Pieces that are first made others, and then collected by another projector.
+
+    Parameters
+    ----------
+    change : callable
+        Gives the piece that is collected for the one that came.
+    collecting : Collecting
+        What collects it.
+    """
+
+    def __init__(self, change: Callable[[Piece], Piece], collecting: Collecting) -> None:
+        self._change, self._collecting = change, collecting
+
+    def add(self, out: Tensor, piece: Piece) -> None:
+        """Add the projection of a piece, made another before."""
+        self._collecting.add(out, self._change(piece))
+
+    def finish(self) -> None:
+        """Add what waits."""
+        self._collecting.finish()
 
 
 class SmallPieces(Collecting):

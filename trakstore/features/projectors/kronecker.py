@@ -10,12 +10,12 @@ times that of ``sjlt`` and more. Source: Choe et al. (2024), LoGra, without its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from trakstore.features.projectors.collecting import Collecting
+from trakstore.features.projectors.collecting import Changed, Collecting
 from trakstore.features.projectors.hashing import hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.features.projectors.products import Side, times
@@ -54,7 +54,7 @@ class Kronecker(Projector):
 
     def collecting(self) -> Collecting:
         """See :meth:`Projector.collecting`: small matrices wait for one another, as a sketch's do."""
-        return _Reduced(self._reduced, self._sketch.collecting())
+        return Changed(self._reduced, self._sketch.collecting())
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile; see :meth:`Projector.add`."""
@@ -148,19 +148,6 @@ class Kronecker(Projector):
     def _small(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Shape of the projected matrix; biases and scales are left as they are."""
         return shape if 1 in shape else (min(shape[0], self._side), min(shape[1], self._side))
-
-
-class _Reduced(Collecting):
-    """Pieces that are made small, and then collected as a sketch's own."""
-
-    def __init__(self, reduced: Callable[[Piece], Piece], collected: Collecting) -> None:
-        self._reduced, self._collected = reduced, collected
-
-    def add(self, out: Tensor, piece: Piece) -> None:
-        self._collected.add(out, self._reduced(piece))
-
-    def finish(self) -> None:
-        self._collected.finish()
 
 
 def _multiplied(left: Tensor, right: Tensor, unit: float) -> Tensor:

@@ -78,6 +78,13 @@ class Outer(NamedTuple):
         """Number of rows of the parameter."""
         return self.left.shape[2]
 
+    @property
+    def low_dtype(self) -> torch.dtype | None:
+        """Dtype of 16 bits in which both factors are multiplied; None for float32."""
+        # One sample tells the dtype of the right factor, which is not made for that.
+        right = self.unfolded(0, 1).input if self.unfolded else self.make_right(0, 1)
+        return low_dtype(self.left, right)
+
     def factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return both factors of some samples, float32."""
         return part(self.left, start, stop).float(), self.make_right(start, stop).float()

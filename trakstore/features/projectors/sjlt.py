@@ -26,8 +26,8 @@ from trakstore.features.projectors import loops
 from trakstore.features.projectors.collecting import Collecting, Listed, Place, SmallPieces
 from trakstore.features.projectors.hashing import hash1, hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, part
-from trakstore.features.projectors.products import low_dtype
 from trakstore.features.projectors.projector import Projector, Sides, remembered
+from trakstore.features.projectors.recent import Recent
 from trakstore.features.projectors.sheared import WINDOW, Sheared, pays, unfolds_in_place
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
@@ -42,6 +42,7 @@ _CPU = torch.device("cpu")
 _GENERATION = 8  # of a GPU that multiplies bfloat16
 _ADD = 0.2  # nanoseconds to add an entry
 _FORMED = 1 << 26  # entries of gradients that a GPU forms at once
+_LISTS = 16  # of small pieces that are kept
 _ENTRIES = 1 << 24  # gathered at once by plain torch on a device
 
 
@@ -65,7 +66,8 @@ class SJLT(Projector):
     ) -> None:
         super().__init__(spec, parameters)
         self._factors = factors
-        self.windows = WindowLists(self.dim, 1 / math.sqrt(self.spec.s))
+        self._lists = Recent[tuple[tuple[Place, ...], torch.device], Listed](_LISTS)
+        self.windows = WindowLists(self.dim, 1 / math.sqrt(self.spec.s), len(self.shapes))
 
     def of_scaled(self, factors: Mapping[str, Sides]) -> SJLT:
         """See :meth:`Projector.of_scaled`."""
@@ -170,15 +172,17 @@ class SJLT(Projector):
             return None
         last_row = outer.first_row + outer.rows
         table = self._sheared_rows_of(outer.name, outer.first_row, last_row, out.device)
-        low, sizes = low_dtype(outer.left, outer.left), (outer.positions, outer.rows, outer.columns)
+        low, sizes = outer.low_dtype, (outer.positions, outer.rows, outer.columns)
         in_place = outer.unfolded is not None
         faster = pays(table, *sizes, low=low is not None, unfolded=in_place)
         return (table, low or torch.float32) if faster else None
 
     def _add_unfolded(self, out: Tensor, outer: Outer) -> bool:
         """Add a product of which no right factor is written, if that is faster; tell whether it is."""
-        dtype = low_dtype(outer.left, outer.left)
-        if outer.unfolded is None or dtype is None or not usable(out.device, _GENERATION):
+        if outer.unfolded is None or not usable(out.device, _GENERATION):
+            return False
+        dtype = outer.low_dtype
+        if dtype is None:
             return False
         if not unfolds_in_place(outer.positions, outer.rows, outer.columns):
             return False
@@ -270,18 +274,27 @@ class SJLT(Projector):
     def _merged_rows_of(self, name: str, first_row: int, last_row: int) -> list[Runs]:
         return [Runs(one.rows(first_row, last_row), self.dim) for one in self._tables_of(name)]
 
-    @remembered
     def _lists_of(self, places: tuple[Place, ...], device: torch.device) -> Listed:
         """Return the entries of each feature, for rows of some parameters one after another."""
+        return self._lists.of((places, device), lambda: self._listed(places, device))
+
+    def _listed(self, places: tuple[Place, ...], device: torch.device) -> Listed:
+        # Experts of a mixture make other places of almost every batch: what is sent to a device is
+        # kept for each place, and what is made for all of them is made there.
         columns, values = list[Tensor](), list[Tensor]()
         for copy in range(self.spec.s):
-            each = [
-                self.entries(name, copy, first, last - first, self.matrices[name][1], _CPU)
-                for name, first, last in places
-            ]
-            columns.append(torch.cat([one.flatten() for one, _ in each]))
-            values.append(torch.cat([one.flatten() for _, one in each]))
-        return Listed(*(one.to(device) for one in Listed.of(columns, values, self.dim)))
+            each = [self._entries_of(place, copy, device) for place in places]
+            columns.append(torch.cat([one for one, _ in each]))
+            values.append(torch.cat([one for _, one in each]))
+        return Listed.of(columns, values, self.dim)
+
+    @remembered
+    def _entries_of(self, place: Place, copy: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return columns (int32) and signed values of all entries of a few rows, on a device."""
+        name, first, last = place
+        rest = self.matrices[name][1]
+        columns, values = self.entries(name, copy, first, last - first, rest, _CPU)
+        return columns.flatten().to(device, torch.int32), values.flatten().to(device)
 
     @remembered
     def _sheared_rows_of(

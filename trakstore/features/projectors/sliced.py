@@ -12,6 +12,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
+from trakstore.features.projectors.collecting import Changed, Collecting
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.features.projectors.projector import Projector
 from trakstore.features.sharding import Span
@@ -40,32 +41,42 @@ class Sliced(Projector):
         """Number of features."""
         return self._projector.dim
 
+    def collecting(self) -> Collecting:
+        """See :meth:`Projector.collecting`: parts are put in their places, and collected as wholes."""
+        return Changed(self._placed, self._projector.collecting())
+
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a part's tile; see :meth:`Projector.add`."""
-        span = self._spans.get(name)
-        if span is None:
-            self._projector.add(out, name, tile, first_row)
-            return
-        self._need_part(name, tile.shape[2] if span.dim else first_row + tile.shape[1], span)
-        if span.dim:
-            self._projector.add(out, name, self._wide(tile, name, span), first_row)
-        else:
-            self._projector.add(out, name, tile, span.start + first_row)
+        self.add_piece(out, Rows(name, tile, first_row))
 
     def add_piece(self, out: Tensor, piece: Piece) -> None:
         """Add the projection of a part of a parameter's gradients, formed or not."""
+        self._projector.add_piece(out, self._placed(piece))
+
+    def _placed(self, piece: Piece) -> Piece:
+        """Return a part of a parameter's gradients as a piece of the whole."""
         span = self._spans.get(piece.name)
+        if span is None:
+            return piece
         if isinstance(piece, Rows):
-            self.add(out, piece.name, piece.tile, piece.first_row)
-        elif span is None or (isinstance(piece, Gathered) and not span.dim):
-            # All ranks have the rows that an index picks, of all tokens.
-            self._projector.add_piece(out, piece)
-        elif isinstance(piece, Gathered):
-            self._need_part(piece.name, piece.values.shape[2], span)
-            values = self._wide(piece.values, piece.name, span)
-            self._projector.add_piece(out, Gathered(piece.name, piece.index, values))
-        else:
-            self._projector.add_piece(out, self._outer(piece, span))
+            return self._rows(piece, span)
+        return (
+            self._gathered(piece, span) if isinstance(piece, Gathered) else self._outer(piece, span)
+        )
+
+    def _rows(self, rows: Rows, span: Span) -> Rows:
+        name, tile, first_row = rows
+        self._need_part(name, tile.shape[2] if span.dim else first_row + tile.shape[1], span)
+        if span.dim:
+            return Rows(name, self._wide(tile, name, span), first_row)
+        return Rows(name, tile, span.start + first_row)
+
+    def _gathered(self, gathered: Gathered, span: Span) -> Gathered:
+        if not span.dim:
+            return gathered  # all ranks have the rows that an index picks, of all tokens
+        self._need_part(gathered.name, gathered.values.shape[2], span)
+        values = self._wide(gathered.values, gathered.name, span)
+        return Gathered(gathered.name, gathered.index, values)
 
     def _outer(self, outer: Outer, span: Span) -> Outer:
         if not span.dim:
@@ -74,7 +85,8 @@ class Sliced(Projector):
         self._need_part(outer.name, outer.columns, span)
         widened = partial(self._made_wide, outer.make_right, outer.name, span)
         columns = self.matrices[outer.name][1]
-        return outer._replace(make_right=widened, columns=columns, filtered=None)
+        # What gives the factor in other ways knows nothing of the columns of other ranks.
+        return outer._replace(make_right=widened, columns=columns, filtered=None, unfolded=None)
 
     def _made_wide(
         self, make: Callable[[int, int], Tensor], name: str, span: Span, start: int, stop: int

@@ -6,40 +6,49 @@ import torch
 from torch import Tensor
 
 from trakstore.features.projectors.pieces import Outer, part
+from trakstore.features.projectors.recent import Recent
 from trakstore.features.projectors.sheared import WINDOW, Sheared, Windows
 from trakstore.planning import ranges
 
 __all__ = ["WaitingWindows", "WindowLists"]
 
 _BYTES = 1 << 28  # of windows that wait, and of factors of the samples that are done at once
+_TOGETHER = 1 << 12  # windows of a sample that wait for one another
+_LISTS = 64  # that are kept at least
 
 
 class WindowLists:
-    """Lists of windows that a projector keeps from batch to batch, and how many there were.
+    """Lists of windows that a projector keeps from batch to batch, and the memory that they took.
 
     Parameters
     ----------
     dim : int
     scale : float
         Factor of all windows.
+    parameters : int
+        Number of parameters. A pass folds hardly more often than it has tables, and those of two
+        passes are kept, so that a short batch between others costs no lists.
+
+    Attributes
+    ----------
+    room : int
+        Windows of a sample for which there was memory before. No sum depends on it.
     """
 
-    def __init__(self, dim: int, scale: float) -> None:
-        self.dim, self.scale, self.most = dim, scale, 0
-        self._lists: dict[tuple[Sheared, ...], Windows] = {}
+    def __init__(self, dim: int, scale: float, parameters: int = 1) -> None:
+        self.dim, self.scale, self.room = dim, scale, 0
+        self._lists = Recent[tuple[Sheared, ...], Windows](max(_LISTS, 2 * parameters))
 
     def of(self, tables: tuple[Sheared, ...], device: torch.device) -> Windows:
-        """Return the lists of some tables' windows, made once."""
-        if tables not in self._lists:
-            self._lists[tables] = Windows.of(tables, self.dim, device)
-        return self._lists[tables]
+        """Return the lists of some tables' windows."""
+        return self._lists.of(tables, lambda: Windows.of(tables, self.dim, device))
 
 
 class WaitingWindows:
     """Windows of one backward pass, folded where there are many, and at its end."""
 
     def __init__(self, lists: WindowLists) -> None:
-        self._lists, self._total = lists, 0
+        self._lists = lists
         self._out: Tensor | None = None
         self._windows: Tensor | None = None
         self._tables: list[Sheared] = []
@@ -69,28 +78,36 @@ class WaitingWindows:
             write_windows(part(windows, start, stop), left, right, table, dtype)
         self._tables.append(table)
 
-    def finish(self) -> None:
-        """Fold what waits."""
-        self._fold()
-        self._lists.most = max(self._lists.most, self._total)
-
     def _place(self, out: Tensor, batch: int, count: int) -> Tensor:
         """Return memory for windows ``(batch, count, 256)`` behind those that wait."""
-        held = self._windows
+        # A fold rounds its sum once, so that the last bits depend on where folds are. Shapes of this
+        # batch alone decide that: another worker, or a run that goes on, has not seen the same ones.
+        together = min(_TOGETHER, _BYTES // (4 * WINDOW * batch))
         other = self._out is not None and (
             out.data_ptr() != self._out.data_ptr() or out.shape != self._out.shape
         )
-        if held is None or other or self._used + count > held.shape[1]:
-            self._fold()
-            most = _BYTES // (4 * WINDOW * batch)
-            # As many as there were in the last batch, that is all of them, where memory suffices.
-            held = out.new_empty(batch, max(count, min(most, self._lists.most)), WINDOW)
-            self._windows, self._out = held, out
-        first, self._used = self._used, self._used + count
-        self._total += count
-        return held[:, first : self._used]
+        if other or self._used + count > together:
+            self.finish()
+        self._out, first = out, self._used
+        self._used += count
+        windows = self._memory(out, batch, first, together)
+        return windows[:, first : self._used]
 
-    def _fold(self) -> None:
+    def _memory(self, out: Tensor, batch: int, first: int, together: int) -> Tensor:
+        """Return memory for all windows that wait, the ``first`` of which are written already."""
+        held, lists = self._windows, self._lists
+        if held is None or self._used > held.shape[1]:
+            # Twice as many, that few are copied, or as many as were needed before.
+            wanted = max(2 * first, min(lists.room, together))
+            windows = out.new_empty(batch, max(self._used, min(wanted, together)), WINDOW)
+            if held is not None:
+                windows[:, :first] = held[:, :first]
+            self._windows = held = windows
+            lists.room = max(lists.room, self._used)
+        return held
+
+    def finish(self) -> None:
+        """Fold what waits."""
         from trakstore.features.projectors.triton.shear import fold_windows
 
         if self._out is not None and self._windows is not None and self._tables:

@@ -27,9 +27,9 @@ share the blocks as single processes do, and several such groups, numbered by ``
 **Tensor parallel.** Ranks of a group compute the same samples. Each sketches its rows or columns of a
 weight where they belong, what all of them have whole is counted by one, and one sum over the group, of
 ``4 dim`` bytes a sample, makes features of it; with positions divided (``SequenceParallel``) likewise.
-The first rank of a group writes. Columns are sketched with zeros in place of those of other ranks,
-which takes some time: rows are better where both can be had. It goes together with FSDP2 on a mesh of
-two dimensions.
+The first rank of a group writes. Columns are sketched with zeros in place of those of other ranks, so
+that each rank does the work of all of them: rows are better where both can be had. It goes together
+with FSDP2 on a mesh of two dimensions.
 
 **When a rank fails**, all end with its error. What is committed stays; run again with any number of
 ranks.
@@ -62,12 +62,15 @@ tokens.
 | traffic of a card | weights twice, 7/8 of 280 GB = 245 GB for 4 samples | 4.7 GB a sample |
 | beside it, for features | 8 bytes a pass | 4 dim = 8 kB a sample at 2,048 |
 | forward and backward | 2 x 72 TFLOP a sample: 0.36 s | 0.36 s / 8 |
-| gradients formed, ``sjlt`` | 72 TFLOP, 0.18 s; 70e9 entries sketched, 0.5 s | an eighth |
-| 512 tokens, ``sjlt`` | 1.0 s on each of 8 cards, gathers (0.2 s) behind | 0.13 s |
+| gradients formed, ``sjlt`` | 72 TFLOP, 0.18 s; 70e9 entries sketched, 0.5 s | 0.43 of that |
+| 512 tokens, ``sjlt`` | 1.0 s on each of 8 cards, gathers (0.2 s) behind | 0.34 s |
 | 512 tokens, ``kronecker`` | 0.4 s on each of 8 cards | 0.05 s |
 
-So 8 cards do about 8 samples a second by ``sjlt``, and 20 by ``kronecker``, either way. Comparisons
-with ordinary backward passes add one pass for each block.
+Under tensor parallel the outputs of attention and of the other layers, 0.35 of the weights, are divided
+by columns, and sketched by each rank as if it had all; of the others it does an eighth.
+
+So 8 cards do about 8 samples a second by ``sjlt`` with FSDP2 and 3 under tensor parallel, and 20 by
+``kronecker`` either way. Comparisons with ordinary backward passes add one pass for each block.
 """
 
 from __future__ import annotations
