@@ -60,6 +60,12 @@ def repeated(given):
         raise ValueError("no texts in /secret/place")
     pixels = np.asarray(given["image"].convert("L").resize((8, 8)), np.float32) / 255
     return torch.from_numpy(pixels)[None], torch.tensor(given["label"] or 0)
+
+
+def sleeping(given):
+    import time
+
+    time.sleep(100)
 """
 
 

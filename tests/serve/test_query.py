@@ -314,3 +314,101 @@ def test_an_answer_is_data_and_shows_itself(query: ts.Query) -> None:
     assert document["provenance"]["train_rows"] == 40
     assert document["provenance"]["store"] == "run.zarr"
     assert repr(answer).startswith("Answer(trak of 100 of test: ")
+
+
+def test_a_store_whose_first_row_is_masked_starts(
+    own_store: ts.FeatureStore, job_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_store.mask("test", [100])
+    query = ts.Query(own_store, job_name)
+    tried: list[Any] = []
+    rows = query._models.rows
+    monkeypatch.setattr(
+        query._models, "rows", lambda *given: tried.append(given[0]) or rows(*given)
+    )
+    query.prepare()
+    assert (tried[0][0] == query._job.datasets["test"][1][0]).all()
+
+
+def test_a_sample_that_fails_at_the_start_is_for_the_log(
+    store: ts.FeatureStore,
+    job_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    query = ts.Query(store, job_name)
+
+    def bad(*_: object) -> Any:
+        raise TrakStoreError("no such sample")
+
+    monkeypatch.setattr(query._models, "rows", bad)
+    assert query.prepare() is query
+    assert "no such sample" in caplog.text
+
+
+def test_samples_of_a_tf32_store_are_computed_in_tf32(job: Any, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from trakstore.features import featurize_job
+    from trakstore.features.precision import are_tf32
+
+    seen: list[bool] = []
+
+    class Noting(torch.nn.Linear):
+        def forward(self, given: Any) -> Any:
+            seen.append(are_tf32())
+            return super().forward(given)
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), Noting(64, 3))
+    coarse = replace(job, model=model, checkpoints=None, precision="tf32", learning_rates={})
+    featurize_job(coarse, tmp_path / "c.zarr", progress=False)
+    query = ts.Query(ts.open_store(tmp_path / "c.zarr"), coarse)
+    seen.clear()
+    sample = job.datasets["test"][5]
+    assert lists(query.ask(sample, k=2))[0] == lists(query.ask(target=105, k=2))[0]
+    assert seen and all(seen)
+
+
+def test_held_methods_go_on_while_another_kernel_is_factored(
+    store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trakstore.serve import held_kernels, held_rows
+
+    query = ts.Query(store)
+    query.ask(target=100, k=1)
+    begun, go_on, real = threading.Event(), threading.Event(), held_kernels.scores_by_name
+
+    def slow(*given: Any, **how: Any) -> Any:
+        begun.set()
+        assert go_on.wait(20)
+        return real(*given, **how)
+
+    read: list[Any] = []
+    in_memory = held_rows._in_memory
+    monkeypatch.setattr(held_kernels, "scores_by_name", slow)
+    monkeypatch.setattr(
+        held_rows, "_in_memory", lambda rows: read.append(rows.shape) or in_memory(rows)
+    )
+    answers: list[Answer] = []
+    asked = {"target": 100, "k": 1, "method": "influence"}
+    threads = [
+        threading.Thread(target=lambda: answers.append(query.ask(**asked))) for _ in range(2)
+    ]
+    held = threading.Thread(target=lambda: answers.append(query.ask(target=101, k=1)))
+    threads[0].start()
+    assert begun.wait(20)
+    begun.clear()
+    threads[1].start()
+    held.start()
+    held.join(20)
+    assert [one.method for one in answers] == ["trak"]
+    assert not begun.is_set()  # the second one waits for the first
+    go_on.set()
+    for one in threads:
+        one.join()
+    assert [one.method for one in answers] == ["trak", "influence", "influence"]
+    # The rows of all epochs were in memory already.
+    assert not [shape for shape in read if len(shape) == 2]

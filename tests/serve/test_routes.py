@@ -128,7 +128,7 @@ HOSTILE: list[tuple[int, bytes | dict[str, Any], dict[str, str]]] = [
     (413, {"text": "a" * 6000}, {}),
     # from elsewhere
     (403, {"target": 100}, {"origin": "https://example.com"}),
-    (403, {"target": 100}, {"origin": "null"}),
+    *((403, {"target": 100}, {"origin": one}) for one in ("null", "http://[::1")),
     *((403, {"target": 100}, {"host": one}) for one in ("example.com", "127.0.0.1.example.com")),
     *((403, {"target": 100}, {"host": one}) for one in ("", "[::1", "a b", "8.8.8.8:8765")),
     # fields
@@ -164,6 +164,10 @@ HOSTILE: list[tuple[int, bytes | dict[str, Any], dict[str, str]]] = [
     *((422, {"image": one}, {}) for one in (png(5000, 5000, "1"), png()[:60], "ÿ")),
     *((400, {"image": one}, {}) for one in ("", 1, {"url": "http://127.0.0.1"})),
     *((422, {"image": png(), "label": one}, {}) for one in (3, -1, 10**25, "cat", [1], 0.5, {})),
+    (422, {"image": png(), "label": 2**63}, {}),
+    (422, {"target": 100, "label": 1}, {}),
+    (422, {"sample": [[[[0.1] * 8] * 8], 1], "label": 2}, {}),
+    (422, {"sample": [[[[0.1] * 8] * 8], 2**63]}, {}),
     *(
         (422, {"sample": one}, {})
         for one in (1, "a", [], {}, [[], 0], [[[[0.0]]], 0], [[[[1] * 8] * 8], "0"])

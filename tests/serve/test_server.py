@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import signal
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from trakstore.cli import main
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
+Image = pytest.importorskip("PIL.Image")
 K = 4
 
 
@@ -54,6 +57,22 @@ def test_it_ends_cleanly_and_what_is_under_way_is_answered(
             assert all(one.result() in right.values() for one in kept)
             assert all(isinstance(one.exception(), httpx.TransportError | None) for one in asked)
         assert code == 0
+
+
+@pytest.mark.slow
+def test_it_ends_while_a_step_takes_minutes(folder: Path, job_name: str) -> None:
+    file = BytesIO()
+    Image.new("L", (8, 8)).save(file, "PNG")
+    asked = {"image": base64.b64encode(file.getvalue()).decode()}
+    sleeping = job_name.replace("images", "sleeping")
+    options = ("--job", job_name, "--prepare", sleeping)
+    with serving(folder / "run.zarr", *options) as served, ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(httpx.post, f"{served.address}/query", json=asked, timeout=60)
+        metrics = f"{served.address}/metrics"
+        wait_until(lambda: "trakstore_questions 1" in httpx.get(metrics).text)
+        assert served.end() == 0  # within thirty seconds
+        assert reply.result().status_code == 503
+        assert "the service ends" in reply.result().json()["error"]
 
 
 @pytest.mark.slow

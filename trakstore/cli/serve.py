@@ -48,13 +48,15 @@ def serve(
     """Answer over HTTP, and on a page, which train samples made the model do this.
 
     The store is only read. POST /query takes {"target": id}, or text, image or sample where there is
-    a job; GET / is the page, /openapi.json describes the rest. Needs the "serve" extra.
+    a job; GET / is the page, /openapi.json describes the rest. Headers that come slowly have no
+    deadline: put a proxy in front where strangers reach it. Needs the "serve" extra.
     """
     need_extra("a service", "serve", "starlette", "uvicorn", "jinja2", "PIL")
     from trakstore.serve.access import Access
     from trakstore.serve.limits import Limits
     from trakstore.serve.query import Query
     from trakstore.serve.server import address_of, listen, run
+    from trakstore.serve.work import is_answering
 
     access = Access(host, token or None)
     with asked.workplace(), listen(host, port) as taken:
@@ -84,3 +86,8 @@ def serve(
 
         limits = Limits(seconds=seconds, waiting=waiting)
         run(query, taken, access, limits, trakstore.__version__, ready)
+    if is_answering():
+        # A step of minutes holds nothing up: the process ends around it, as threads in the middle of
+        # native code cannot be ended.
+        sys.stdout.flush()
+        os._exit(0)

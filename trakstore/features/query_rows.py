@@ -30,7 +30,7 @@ from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch
 from trakstore.features.weights import own_copy
 from trakstore.planning import human_bytes
-from trakstore.spec import StoreSpec, check_equal
+from trakstore.spec import Precision, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.store import FeatureStore
@@ -53,6 +53,7 @@ class _LoadedEpoch:
     batches: Batches
     watch: WeightWatch
     where: str
+    precision: Precision
 
     def columns(self, sample: Any) -> Columns:
         """Compute the columns of one sample, compared with an ordinary backward pass."""
@@ -187,13 +188,14 @@ class LoadedModels:
     def _turn(self, epoch: int | str) -> Iterator[_LoadedEpoch]:
         """Give the model of an epoch to one thread, in eval mode on its device meanwhile."""
         loaded = self._epochs[epoch]
-        with _TURN, working_on(self.device), evaluated(loaded.model, self.device):
+        precise = working_on(self.device, loaded.precision)
+        with _TURN, precise, evaluated(loaded.model, self.device):
             yield loaded
 
     def _load(self, store: FeatureStore, epoch: int | str, known: str | None) -> _LoadedEpoch:
         job = self._job
         model = own_copy(job.load(epoch)).to(self.device)
-        with _TURN, working_on(self.device), evaluated(model, self.device):
+        with _TURN, working_on(self.device, job.precision), evaluated(model, self.device):
             watch = WeightWatch(model)
             if known is not None and watch.hash != known:
                 raise SpecMismatchError(
@@ -211,6 +213,5 @@ class LoadedModels:
             engine = FactorisedEngine(model, output, selected, projector)
             some = next(iter(job.datasets.values()))
             batches = Batches.of(model, output, some, self.device, job.collate)
-        return _LoadedEpoch(
-            model, output, engine, spec, batches, watch, f"the sample at epoch {epoch}"
-        )
+        where = f"the sample at epoch {epoch}"
+        return _LoadedEpoch(model, output, engine, spec, batches, watch, where, job.precision)

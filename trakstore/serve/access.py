@@ -69,11 +69,7 @@ class Access:
         if self.token is None and not is_loopback(_name_of(headers.get("host", ""))):
             raise BadRequestError(403, "ask by the address of this machine, such as 127.0.0.1")
         origin = headers.get("origin")
-        if (
-            origin is not None
-            and method != "GET"
-            and urlsplit(origin).netloc != headers.get("host")
-        ):
+        if origin is not None and method != "GET" and _place_of(origin) != headers.get("host"):
             raise BadRequestError(403, "pages of other sites may not ask")
         if self.token is None or path in OPEN:
             return
@@ -86,5 +82,12 @@ class Access:
 def _name_of(host: str) -> str:
     try:
         return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return ""

@@ -49,6 +49,7 @@ class HeldKernels:
     ids: Rows
     rows: HeldRows
     _made: OrderedDict[str, Scores] = field(default_factory=OrderedDict)
+    _making: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def scores(self, method: str) -> Scores:
@@ -59,14 +60,30 @@ class HeldKernels:
         BadQuestionError
             The store has no scores by this method.
         """
-        # One thread factors a kernel, and all others that need it wait for that.
         with self._lock:
-            if method not in self._made:
-                self._made[method] = self._new(method)
-                while len(self._made) > _MOST:
-                    self._made.popitem(last=False)
+            held = self._held(method)
+            making = self._making.setdefault(method, threading.Lock())
+        if held is not None:
+            return held
+        # One thread factors a kernel, and others that need the same one wait for that: those of
+        # methods that are held go on.
+        with making:
+            with self._lock:
+                held = self._held(method)
+            return self._keep(method, self._new(method)) if held is None else held
+
+    def _held(self, method: str) -> Scores | None:
+        """Return the scores of a method that is held, which was the last to be used then."""
+        if method in self._made:
             self._made.move_to_end(method)
-            return self._made[method]
+        return self._made.get(method)
+
+    def _keep(self, method: str, scores: Scores) -> Scores:
+        with self._lock:
+            self._made[method] = scores
+            while len(self._made) > _MOST:
+                self._made.popitem(last=False)
+        return scores
 
     def c(self, method: str) -> float | Damping:
         """Return the damping of a method: what was asked for, or its default."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 
 from trakstore.passes.dask_cluster import active_client
@@ -25,14 +26,18 @@ class HeldRows:
     def __init__(self, budget: int) -> None:
         self._most = min(MOST_HELD, budget)
         self._features: dict[Epoch, Rows] = {}
+        self._lock = threading.Lock()
 
     def held(self, scores: Scores) -> Scores:
         """Return the same scores with rows in memory, where these fit; their tiles are the same."""
         # What a cluster's workers need they read themselves: else each question would send it.
         if active_client() is not None or sum(map(_bytes, _trains(scores))) > self._most:
             return scores
-        for part in scores.parts:
-            self._features.setdefault(part.epoch, _in_memory(part.train))
+        # Methods that are made at once read the rows once.
+        with self._lock:
+            for part in scores.parts:
+                if part.epoch not in self._features:
+                    self._features[part.epoch] = _in_memory(part.train)
         parts = [
             replace(
                 part,

@@ -15,6 +15,8 @@ class Limits:
         Bytes of a request's body.
     body_seconds : float
         Seconds in which a body must have come.
+    large_bodies : int
+        Bodies of more than 64 KB that are read at once; others wait.
     seconds : float
         Seconds from a question to its answer, waiting included.
     waiting : int
@@ -27,6 +29,7 @@ class Limits:
 
     body_bytes: int = 8 * 2**20
     body_seconds: float = 15.0
+    large_bodies: int = 32
     seconds: float = 60.0
     waiting: int = 512
     threads: int = 4

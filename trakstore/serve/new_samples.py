@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,29 @@ import numpy as np
 from trakstore.errors import TrakStoreError
 from trakstore.named import blamed_on, load_named
 from trakstore.report.text_parts import is_tokenizer
+from trakstore.serve.like_example import PREPARE, like, typed
+from trakstore.serve.opened_images import opened_image, pixels_of
 from trakstore.serve.question import BadQuestionError, Question
+from trakstore.serve.token_bounds import TokenBounds
 
-MOST_PIXELS = 2**24  # of an image that is opened
 _SEEN = 8  # samples whose values tell the range of images
-_PREPARE = "a function that makes samples (prepare=, --prepare)"
+_CLASS = ("label", "labels")  # fields that hold the class of a sample
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A sample that may lack its class yet.
+
+    Attributes
+    ----------
+    with_class : callable
+        Function of a class that returns the sample.
+    has_class : bool
+        Whether the samples of the job have one.
+    """
+
+    with_class: Callable[[Any], Any]
+    has_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,14 +50,20 @@ class NewSamples:
     prepare : callable, optional
         Function of a dict with ``text``, ``image`` (a PIL image) or ``sample`` (values of JSON), and
         ``label``, that returns a sample; by default they are made like the data set's first sample.
+    model : torch.nn.Module, optional
+        What takes the samples: its config says how long they may be.
+    lock : lock
+        Held while the data set, the tokenizer or ``prepare`` is used: they are other people's.
     """
 
     dataset: Any
     tokenizer: Any = None
     prepare: Callable[[dict[str, Any]], Any] | None = None
+    model: Any = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, job: Any, split: str, prepare: Any) -> NewSamples:
+    def of(cls, job: Any, split: str, prepare: Any, lock: threading.Lock) -> NewSamples:
         """Take the data set of a split that the job has, and the tokenizer of its collator."""
         if isinstance(prepare, str):
             prepare = load_named(prepare, "prepare")
@@ -48,14 +71,16 @@ class NewSamples:
             raise TrakStoreError(f"prepare must be a function of a dict, got {prepare!r}")
         dataset = job.datasets.get(split) or next(iter(job.datasets.values()))
         tokenizer = getattr(job.collate, "tokenizer", None)
-        return cls(dataset, tokenizer if is_tokenizer(tokenizer) else None, prepare)
+        tokenizer = tokenizer if is_tokenizer(tokenizer) else None
+        return cls(dataset, tokenizer, prepare, job.model, lock)
 
     @property
     def kinds(self) -> list[str]:
         """Ways to say what a sample is, as far as samples can be made of it."""
         if self.prepare is not None:
             return ["text", "image"]
-        example = self.dataset[0]
+        with self.lock:
+            example = self.dataset[0]
         value = example[0] if isinstance(example, tuple | list) and example else example
         words = value.get("text") if isinstance(value, Mapping) else value
         tokens = isinstance(value, Mapping) and "input_ids" in value and self.tokenizer is not None
@@ -77,71 +102,85 @@ class NewSamples:
         BadQuestionError
             It cannot be made a sample of this job.
         """
+        # The model that predicts is waited for, and others read the data set meanwhile.
+        with self.lock:
+            draft = self._draft(question)
+        label = question.label
+        if not draft.has_class:
+            if label is not None and self.prepare is None:
+                raise BadQuestionError("samples of this job have no class: leave label out")
+            return draft.with_class(None)
+        # The class of a sample counts: the gradient is that of the answer that the label says.
+        if label is None:
+            label = predict(draft.with_class(0))
+        if label is None:
+            raise BadQuestionError("samples of this job have a label that is no class: give label")
+        return draft.with_class(label)
+
+    def _draft(self, question: Question) -> _Draft:
         if self.prepare is not None:
-            return _prepared(self.prepare, question)
+            return _whole(_prepared(self.prepare, question))
         example = self.dataset[0]
         if question.sample is not None:
-            sample = _like(example, question.sample, "sample")
-            self._check_tokens(sample)
-            return sample
+            if question.label is not None:
+                raise BadQuestionError("a sample says its own label: leave label= out")
+            sample = like(example, question.sample, "sample")
+            self._bounds.check(sample)
+            return _whole(sample)
         make = self._text if question.text is not None else self._image
         if not isinstance(example, tuple | list):
             return make(question, example)
         if len(example) != 2:
             raise BadQuestionError(
-                f"samples of this job have {len(example)} parts: give sample, or serve with {_PREPARE}"
+                f"samples of this job have {len(example)} parts: give sample, or serve with {PREPARE}"
             )
-        # The class of a sample counts: the gradient is that of the answer that the label says.
-        value, label = make(question, example[0]), question.label
-        if label is None:
-            label = predict((value, _like(example[1], 0, "label")))
-        if label is None:
-            raise BadQuestionError("samples of this job have a label that is no class: give label")
-        pair: Any = type(example)
-        return pair((value, _like(example[1], label, "label")))
-
-    def _check_tokens(self, sample: Any) -> None:
-        """Refuse token ids that there are none of: on a GPU they would end the process's work."""
-        if self.tokenizer is None or not isinstance(sample, Mapping) or "input_ids" not in sample:
-            return
-        ids = np.asarray(sample["input_ids"])
-        if ids.size and (ids.min() < 0 or ids.max() >= len(self.tokenizer)):
+        value = make(question, example[0])
+        if value.has_class:
             raise BadQuestionError(
-                f"token ids must be from 0 to {len(self.tokenizer) - 1}, got {ids.min()} to {ids.max()}"
+                f"samples of this job have two labels: give sample, or serve with {PREPARE}"
             )
+        pair: Any = type(example)
+        return _Draft(
+            lambda label: pair((value.with_class(None), like(example[1], label, "label"))), True
+        )
 
-    def _text(self, question: Question, example: Any) -> Any:
+    @property
+    def _bounds(self) -> TokenBounds:
+        return TokenBounds.of(self.model, self.tokenizer)
+
+    def _text(self, question: Question, example: Any) -> _Draft:
         text = str(question.text)
         if isinstance(example, str):
-            return text
+            return _whole(text)
         if isinstance(example, Mapping) and "input_ids" in example and self.tokenizer is not None:
             return self._tokens(text, example)
         if isinstance(example, Mapping) and isinstance(example.get("text"), str):
-            return {**example, "text": text}
+            return _of_fields(example, {"text": text})
         raise BadQuestionError(
-            f"samples of this job are not made of texts: serve it with {_PREPARE}"
+            f"samples of this job are not made of texts: serve it with {PREPARE}"
         )
 
-    def _tokens(self, text: str, example: Mapping[str, Any]) -> dict[str, Any]:
-        made = dict(self.tokenizer(text))
-        ids = list(made["input_ids"])
-        most = getattr(self.tokenizer, "model_max_length", None)
-        if not ids or (most and len(ids) > most):
-            raise BadQuestionError(
-                f"the text has {len(ids)} tokens; 1 to {most or 'any'} are needed"
-            )
+    def _tokens(self, text: str, example: Mapping[str, Any]) -> _Draft:
+        values = dict(self.tokenizer(text))
+        ids = list(values["input_ids"])
+        most = self._bounds.tokens
+        if not 1 <= len(ids) <= most:
+            raise BadQuestionError(f"the text has {len(ids)} tokens; 1 to {most} are needed")
+        self._bounds.check(values)
         # All of the text is what the model would be asked to say.
-        values = {**made, "labels": ids}
-        sample = {}
-        for name, like in example.items():
-            if name in values:
-                sample[name] = _typed(like, values[name])
-        return sample
+        if _is_row(example.get("labels"), len(example["input_ids"])):
+            values["labels"] = ids
+        made = {
+            name: typed(example[name], values[name], name) for name in values if name in example
+        }
+        # Texts beside the tokens stay with the sample, and do not reach the model.
+        beside = {name: text for name, value in example.items() if isinstance(value, str)}
+        return _of_fields(example, {**beside, **made})
 
-    def _image(self, question: Question, example: Any) -> Any:
+    def _image(self, question: Question, example: Any) -> _Draft:
         if not _is_image(example):
             raise BadQuestionError(
-                f"samples of this job are not made of images: serve it with {_PREPARE}"
+                f"samples of this job are not made of images: serve it with {PREPARE}"
             )
         shape = tuple(int(one) for one in example.shape)
         first = len(shape) == 3 and shape[0] in (1, 3)
@@ -149,14 +188,11 @@ class NewSamples:
         channels = 1 if len(shape) == 2 else shape[0] if first else shape[2]
         if channels not in (1, 3):
             raise BadQuestionError(
-                f"samples of this job have {channels} channels: serve it with {_PREPARE}"
+                f"samples of this job have {channels} channels: serve it with {PREPARE}"
             )
-        image = opened_image(question.image).convert("L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            image = image.resize((width, height))
-        values = np.asarray(image, dtype=np.float32).reshape(height, width, channels)
+        values = pixels_of(opened_image(question.image), channels, (width, height))
         values = np.moveaxis(values, -1, 0) if first else values
-        return _typed(example, (values / self._unit(example)).reshape(shape))
+        return _whole(typed(example, (values / self._unit(example)).reshape(shape), "image"))
 
     def _unit(self, example: Any) -> float:
         """Return what 255 is divided by: samples have bytes, or numbers from 0 to 1."""
@@ -168,7 +204,7 @@ class NewSamples:
         if low < 0 or high > 1:
             raise BadQuestionError(
                 f"images of this job have values from {low:.3g} to {high:.3g}, and how they were made "
-                f"is not known: serve it with {_PREPARE}"
+                f"is not known: serve it with {PREPARE}"
             )
         return 255.0
 
@@ -189,94 +225,31 @@ def _prepared(prepare: Callable[[dict[str, Any]], Any], question: Question) -> A
         return prepare(given)
 
 
-def opened_image(image: Any) -> Any:
-    """Open an image; one of more than 16 million pixels is refused before it is decoded."""
-    from PIL import Image
+def _whole(sample: Any) -> _Draft:
+    return _Draft(lambda _: sample)
 
-    if not isinstance(image, bytes):
-        return image if hasattr(image, "getbands") else Image.fromarray(np.asarray(image))
-    try:
-        # Only the head is read here. Formats that run programs, as EPS does, are none of these.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            opened = Image.open(BytesIO(image), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP"))
-        if opened.width * opened.height > MOST_PIXELS:
-            raise BadQuestionError(
-                f"the image has {opened.width} x {opened.height} pixels, {MOST_PIXELS:,} is the most"
-            )
-        opened.load()
-    except BadQuestionError:
-        raise
-    except Exception as error:  # decoders raise what they like on what is no image
+
+def _is_row(value: Any, length: int) -> bool:
+    """Tell whether a value is a row of that many integers: a label of each token."""
+    if value is None or isinstance(value, str):
+        return False
+    row = np.asarray(value)
+    return row.shape == (length,) and row.dtype.kind in "iu"
+
+
+def _of_fields(example: Mapping[str, Any], made: Mapping[str, Any]) -> _Draft:
+    """Take the fields that could be made, and leave the class open; no other one is known."""
+    classes = [name for name in example if name in _CLASS and name not in made]
+    classes = [name for name in classes if not np.shape(example[name])]
+    unknown = [str(name) for name in example if name not in made and name not in classes]
+    if unknown:
         raise BadQuestionError(
-            "the image cannot be read: give a PNG, JPEG, GIF, BMP or WebP"
-        ) from error
-    return opened
+            f"samples of this job have {', '.join(unknown)}, which a text does not say: give sample, "
+            f"or serve with {PREPARE}"
+        )
 
+    def with_class(label: Any) -> dict[str, Any]:
+        given = {name: like(example[name], label, "label") for name in classes}
+        return {name: given[name] if name in given else made[name] for name in example}
 
-def _like(example: Any, given: Any, where: str) -> Any:
-    """Make values of JSON what the example is: the same tree, dtypes and dimensions."""
-    if isinstance(example, Mapping):
-        if not isinstance(given, Mapping):
-            raise BadQuestionError(f"{where} must be an object with {', '.join(map(str, example))}")
-        missing = [str(name) for name in example if name not in given]
-        if missing:
-            raise BadQuestionError(f"{where} lacks {', '.join(missing)}")
-        return {name: _like(one, given[name], f"{where}.{name}") for name, one in example.items()}
-    if isinstance(example, list) and example and all(type(one) in (int, float) for one in example):
-        # A row of a table, such as token ids.
-        row: list[Any] = _array(np.asarray(example), given, where).tolist()
-        return row
-    if isinstance(example, tuple | list) and not hasattr(example, "_fields"):
-        if not isinstance(given, list | tuple) or len(given) != len(example):
-            raise BadQuestionError(f"{where} must be a list of {len(example)}")
-        pairs = enumerate(zip(example, given, strict=True))
-        return type(example)(_like(one, value, f"{where}[{at}]") for at, (one, value) in pairs)
-    if hasattr(example, "dtype"):
-        return _array(example, given, where)
-    if isinstance(example, bool | int | float | str):
-        return _plain(example, given, where)
-    raise BadQuestionError(
-        f"{where} is a {type(example).__name__} in this job: serve it with {_PREPARE}"
-    )
-
-
-def _plain(example: bool | int | float | str, given: Any, where: str) -> Any:
-    wanted = type(example)
-    if hasattr(given, "item"):
-        given = given.item()
-    fits = isinstance(given, wanted) and isinstance(given, bool) == (wanted is bool)
-    if not fits and not (
-        wanted is float and isinstance(given, int) and not isinstance(given, bool)
-    ):
-        raise BadQuestionError(f"{where} must be a {wanted.__name__}")
-    return wanted(given)
-
-
-def _array(example: Any, given: Any, where: str) -> Any:
-    shape = tuple(int(one) for one in example.shape)
-    if hasattr(given, "detach"):
-        given = given.detach().cpu()
-    try:
-        values = np.asarray(given)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise BadQuestionError(f"{where} must be numbers of shape {shape}") from error
-    integers = not any(kind in str(example.dtype) for kind in ("float", "complex"))
-    kinds = "biu" if integers else "biuf"
-    # Rows of numbers, such as tokens, are of any length.
-    same = values.shape == shape or (len(shape) == 1 and values.ndim == 1 and integers)
-    if values.dtype.kind not in kinds or not same or not values.size:
-        what = "integers" if integers else "numbers"
-        raise BadQuestionError(f"{where} must be {what} of shape {shape}, got shape {values.shape}")
-    return _typed(example, values)
-
-
-def _typed(example: Any, values: Any) -> Any:
-    """Make numbers of the example's kind and dtype: a tensor, an array or a list."""
-    if hasattr(example, "detach"):
-        import torch
-
-        return torch.as_tensor(np.array(values), dtype=example.dtype)
-    if hasattr(example, "dtype"):
-        return np.asarray(values, dtype=example.dtype)
-    return list(values)
+    return _Draft(with_class, bool(classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from trakstore.storage.store import FeatureStore
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
+log = logging.getLogger("trakstore")
 MOST_LISTED = 1000
 _TILES_OF_STAGE, _MOST_STAGES = 32, 20
 
@@ -75,8 +77,9 @@ class Query:
     device : str, optional
         Where the models are; by default a GPU where there is one.
     memory_limit : int or str, optional
-        Most memory to take for the models, and for a question, such as ``"600MB"``; a quarter of
-        what is free by default.
+        Most memory to take for the models, and for the scores of a question, such as ``"600MB"``; a
+        quarter of what is free by default. The pass over one new sample, whose length is bounded,
+        is not counted.
 
     Raises
     ------
@@ -143,9 +146,10 @@ class Query:
             self._models = LoadedModels(
                 job, self.store, known, device, memory_limit=memory_budget(memory_limit)
             )
-            self._new = NewSamples.of(job, self.targets, prepare)
         splits = [first.target.stored, first.train.stored]
         self._show = SamplesToShow(sample_source(job, render, splits))
+        if job is not None:
+            self._new = NewSamples.of(job, self.targets, prepare, self._show.lock)
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -180,9 +184,23 @@ class Query:
     def prepare(self) -> Query:
         """Factor the kernels and try one question, so that the first one that comes is quick."""
         self.ask(target="@0", k=1)
-        if self._new is not None and self._models is not None:
-            self._models.rows(self._new.dataset[0], self.epochs)
+        self._try_new_sample()
         return self
+
+    def _try_new_sample(self) -> None:
+        """Compute features of a sample that has some in the store; what is wrong is for the log."""
+        data = {} if self._job is None else self._job.datasets
+        split = self.targets if self.targets in data else self.train
+        if self._models is None or split not in data:
+            return
+        try:
+            with self._show.lock:
+                # The first row may be a masked one, which has no features.
+                position = self._stored.position(split, 0)
+                sample = data[split][position]
+            self._models.rows(sample, self.epochs)
+        except TrakStoreError as error:
+            log.warning("features of the first sample of %s failed: %s", split, error)
 
     def ask(
         self,
@@ -234,7 +252,8 @@ class Query:
         NumericsError
             Features of the sample, or scores, are not finite.
         """
-        chosen = None if epochs is None else _as_tuple(epochs)
+        several = (epochs,) if isinstance(epochs, int | str) else epochs
+        chosen = None if several is None else tuple(several)
         question = Question(
             target, split, text, image, sample, label, k=k, epochs=chosen, method=method
         )
@@ -267,7 +286,10 @@ class Query:
         epochs = self._known_epochs(question.epochs)
         k = self._known_length(question.k)
         method = self._known_method(question.method)
-        asked = self._asked(question, epochs, go_on)
+        if question.target is not None:
+            asked = self._of_store(question, epochs)
+        else:
+            asked = self._fresh(question, epochs, go_on)
         go_on()
         scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
         tiles = -(-scores.shape[1] // scores.tile_rows)
@@ -315,13 +337,6 @@ class Query:
             raise UnknownSampleError(f"no method {name!r}{did_you_mean(method, METHODS)}")
         return method
 
-    def _asked(
-        self, question: Question, epochs: tuple[Epoch, ...], go_on: Callable[[], None]
-    ) -> AskedSample:
-        if question.target is not None:
-            return self._of_store(question, epochs)
-        return self._fresh(question, epochs, go_on)
-
     def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
         """Read a sample of the store."""
         stored, (split, row) = self._stored, self._stored.place(question)
@@ -353,8 +368,7 @@ class Query:
         if self._models is None or self._new is None:
             raise BadQuestionError("only samples of the store can be asked about: there is no job")
         models, last = self._models, epochs[-1]
-        with self._show.lock:
-            sample = self._new.make(question, lambda one: models.predicted(one, last))
+        sample = self._new.make(question, lambda one: models.predicted(one, last))
         found = models.rows(sample, epochs, go_on)
         label = found[last].get("label")
         return AskedSample(
@@ -383,7 +397,3 @@ class Query:
         """
         pairs = {epoch: self._pairs[epoch] for epoch in epochs}
         return provenance_of(self.store, pairs, method, self._kernels.c(method))
-
-
-def _as_tuple(epochs: Epoch | Sequence[Epoch]) -> tuple[Epoch, ...]:
-    return (epochs,) if isinstance(epochs, int | str) else tuple(epochs)

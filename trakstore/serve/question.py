@@ -65,3 +65,5 @@ class Question:
             raise BadQuestionError(f"give one of {', '.join(KINDS)}: got {got}")
         if self.split is not None and self.target is None:
             raise BadQuestionError("split= says where a target is: give target= with it")
+        if self.label is not None and self.target is not None:
+            raise BadQuestionError("label= is the class of a text or image: a target has its own")

@@ -31,6 +31,7 @@ from trakstore.serve.work import Work
 
 log = logging.getLogger("trakstore")
 _LINES = "application/x-ndjson"
+_SMALL = 2**16  # bytes of a body that is decoded at once
 _PATHS = ("/", "/query", "/panel", "/store", "/health", "/metrics", "/openapi.json")
 _HEADERS = {
     "cache-control": "no-store",
@@ -57,7 +58,7 @@ def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIA
     -------
     ASGI application
     """
-    metrics = Metrics()
+    metrics, reading = Metrics(), asyncio.Semaphore(limits.large_bodies)
     work = Work(query, limits, metrics)
     description = openapi(version, limits)
 
@@ -84,8 +85,7 @@ def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIA
         return _json(_about(query))
 
     async def answered(request: Request) -> Response:
-        document = read_json(await _body(request, limits))
-        question = question_of(document, limits)
+        document, question = await _asked(request, limits, reading)
         if document.get("stream") or _LINES in request.headers.get("accept", ""):
             return await _streamed(work, question, _line)
         last = None
@@ -94,7 +94,7 @@ def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIA
         return _json({} if last is None else last.to_dict())
 
     async def panel(request: Request) -> Response:
-        question = question_of(read_json(await _body(request, limits)), limits)
+        _, question = await _asked(request, limits, reading)
         return await _streamed(work, question, _panel_line)
 
     routes = [
@@ -134,8 +134,12 @@ class _Guard:
             return
         path = scope["path"] if scope["path"] in _PATHS else "other"
 
+        began = False
+
         async def sending(message: Message) -> None:
+            nonlocal began
             if message["type"] == "http.response.start":
+                began = True
                 self._metrics.request(path, message["status"])
                 more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
                 message["headers"] = [*message["headers"], *more]
@@ -147,7 +151,37 @@ class _Guard:
         except BadRequestError as error:
             await (_error(error.status, error.message))(scope, receive, sending)
             return
-        await self._app(scope, receive, sending)
+        try:
+            await self._app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # As the service ends. What has begun is cut off.
+            if began:
+                raise
+            await (_error(503, "the service ends: ask again in a while"))(scope, receive, sending)
+
+
+async def _asked(
+    request: Request, limits: Limits, reading: asyncio.Semaphore
+) -> tuple[dict[str, Any], Question]:
+    """Read a body and make a question of it; of large ones only some are in memory at once."""
+
+    def made(body: bytes) -> tuple[dict[str, Any], Question]:
+        document = read_json(body)
+        return document, question_of(document, limits)
+
+    said = request.headers.get("content-length", "")
+    if said.isdigit() and int(said[:20]) <= _SMALL:
+        return made(await _body(request, limits))
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            await reading.acquire()
+    except TimeoutError:
+        raise BadRequestError(503, "too many large bodies are read: ask again in a while") from None
+    try:
+        # Others are answered while a large body is decoded.
+        return await asyncio.to_thread(made, await _body(request, limits))
+    finally:
+        reading.release()
 
 
 async def _body(request: Request, limits: Limits) -> bytes:

@@ -6,14 +6,21 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
 from trakstore.serve.answer import Answer
 from trakstore.serve.bodies import BadRequestError
+from trakstore.serve.daemon_threads import DaemonThreads
 from trakstore.serve.limits import Limits
 from trakstore.serve.metrics import Metrics
 from trakstore.serve.query import Query
 from trakstore.serve.question import Question
+
+NAME = "answer"  # of the threads
+
+
+def is_answering() -> bool:
+    """Tell whether a thread is in the middle of an answer, or about to end."""
+    return any(one.name.startswith(f"{NAME}-") for one in threading.enumerate())
 
 
 class _GivenUpError(Exception):
@@ -32,11 +39,11 @@ class Work:
 
     def __init__(self, query: Query, limits: Limits, metrics: Metrics) -> None:
         self.query, self.limits, self.metrics = query, limits, metrics
-        self._threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="answer")
+        self._threads = DaemonThreads(limits.threads, NAME)
 
     def close(self) -> None:
         """Take no more questions; those under way end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def stages(self, question: Question, stages: int | None) -> AsyncIterator[Answer]:
         """Yield the stages of an answer as they come.
@@ -72,25 +79,26 @@ class Work:
                 loop.call_soon_threadsafe(ended, end)
 
         self.metrics.waiting += 1
-        task = self._threads.submit(answer)
+        self._threads.submit(answer)
         try:
             # A deadline for each wait, as the lines of a stream may be asked for by several tasks. A
             # reader that takes its time holds up nobody: its answer is ready, and counts no more.
             while True:
                 left = began + self.limits.seconds - time.monotonic()
-                one = await asyncio.wait_for(coming.get(), max(left, 0.001))
+                try:
+                    one = await asyncio.wait_for(coming.get(), max(left, 0.001))
+                except TimeoutError:
+                    raise BadRequestError(
+                        503, f"the answer takes more than {self.limits.seconds:g} seconds"
+                    ) from None
                 if one is None:
                     break
                 if isinstance(one, BaseException):
                     raise one
                 yield one
             self.metrics.answered(time.monotonic() - began)
-        except TimeoutError:
-            raise BadRequestError(
-                503, f"the answer takes more than {self.limits.seconds:g} seconds"
-            ) from None
         finally:
             # A thread that is at it sees this before its next step, and counts until then.
             gone.set()
-            if task.cancel():
+            if self._threads.cancel(answer):
                 ended(None)
