@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import threading
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,14 @@ def test_an_answer_is_data_and_shows_itself(query: ts.Query) -> None:
     assert document["provenance"]["train_rows"] == 40
     assert document["provenance"]["store"] == "run.zarr"
     assert repr(answer).startswith("Answer(trak of 100 of test: ")
+
+
+def test_the_model_may_be_one_that_a_function_builds(job: Any, store: ts.FeatureStore) -> None:
+    from torch import nn
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    sample = job.datasets["test"][3]
+    own, built = (ts.Query(store, one) for one in (job, replace(job, model=build)))
+    assert lists(built.ask(sample, k=5)) == lists(own.ask(sample, k=5))
