@@ -51,6 +51,7 @@ ORDER: dict[str, list[str]] = {
         "fitting",
         "adapter",
         "formats",
+        "by_epoch",
         "loading_weights",
         "trainer_folder",
     ],

@@ -64,6 +64,24 @@ def noisy():
 
 def wrong():
     return {"model": None}
+
+
+def built():
+    # The same job of a function, whose model has no weights before it is loaded.
+    return replace(small(), model=lambda: nn.Linear(4, 3))
+
+
+def regression():
+    # Of 20 samples with labels of their own each.
+    inputs, numbers = torch.randn(20, 4), torch.arange(20) / 10
+    data = torch.utils.data.TensorDataset(inputs, numbers)
+    return Job(nn.Linear(4, 1), {"train": data}, "squared_error", ProjectionSpec("sjlt", dim=8))
+
+
+def several():
+    # Of samples with three numbers for a label each.
+    data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.rand(20, 3))
+    return replace(regression(), model=nn.Linear(4, 3), datasets={"train": data})
 """
 
 

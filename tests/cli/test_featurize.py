@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 import trakstore as ts
+from trakstore.cli.narrowed_job import of_last_layers
+from trakstore.errors import TrakStoreError
+from trakstore.features import load_job
 
 
 def test_a_slurm_array_is_seen(
@@ -46,6 +49,36 @@ def test_gradients_of_the_last_layers(run: Any, jobs: Path, tmp_path: Path) -> N
     names = [name for name, _ in ts.open_store(place).spec.parameters.shapes]
     assert names == ["3.weight", "3.bias"]
     assert "parameters" in run(*asked).err  # of all layers is another store
+
+
+def test_the_last_layers_of_a_model_that_a_function_builds(
+    run: Any, jobs: Path, tmp_path: Path
+) -> None:
+    places = tmp_path / "a.zarr", tmp_path / "b.zarr"
+    for name, place in zip(("small", "built"), places, strict=True):
+        ran = run("featurize", f"{jobs}:{name}", "--store", place, "--last-layers", "1")
+        assert ran.code == 0 and "last layers alone: the model (3 x 4)" in ran.err
+    one, other = (ts.open_store(place).split(1, "train").column("features") for place in places)
+    np.testing.assert_array_equal(one.read(0, 20), other.read(0, 20))
+
+
+def test_last_layers_of_what_ranks_are_to_share(jobs: Path) -> None:
+    """A model that has no weights before is not built whole; another stays off the card."""
+    with pytest.raises(TrakStoreError, match=r"--last-layers .* name the layers in the job"):
+        of_last_layers(load_job(f"{jobs}:built"), 1, None, to_shard=True)
+    job, _ = of_last_layers(load_job(f"{jobs}:deep"), 1, "no such device", to_shard=True)
+    assert job.parameters == ("3.weight", "3.bias")
+
+
+@pytest.mark.parametrize("name", ["regression", "several"])
+def test_labels_that_are_no_strata(name: str, run: Any, jobs: Path, tmp_path: Path) -> None:
+    asked = ["featurize", f"{jobs}:{name}", "--store", tmp_path / "a.zarr", "--sample-rate", "0.2"]
+    ran = run(*asked)
+    if name == "regression":
+        assert ran.code == 0 and "note: samples are drawn without strata" in ran.err
+        assert ts.open_store(tmp_path / "a.zarr").split(0, "train").rows == 4
+    else:
+        assert "stratify_by='label' is a sequence of 3" in run(*asked, "--stratify-by", "label").err
 
 
 def test_a_share_of_the_train_samples(run: Any, jobs: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from trakstore.features.outputs import CausalLM, ModelOutput, as_output
 from trakstore.features.outputs.sequences import sequences
-from trakstore.features.precision import Autocast
+from trakstore.features.precision import Autocast, are_tf32, matrix_products
 
 CPU = torch.device("cpu")
 
@@ -139,3 +139,18 @@ def test_encoder_decoders_are_known_through_it() -> None:
 
     found = Autocast(Same(), CPU)(model, batch).output
     torch.testing.assert_close(found, CausalLM("loss")(model, batch).output)
+
+
+def test_it_is_set_where_a_process_forbade_to_change_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Importing torch's own test tools does that to a process, for good."""
+    settings = torch.backends.disable_global_flags.__globals__
+    monkeypatch.setitem(settings, "__allow_nonbracketed_mutation_flag", False)
+    before = are_tf32()
+    with matrix_products(tf32=True):
+        assert are_tf32()
+        with matrix_products(tf32=False):
+            assert not are_tf32()
+        assert are_tf32()
+    assert are_tf32() == before and torch.backends.flags_frozen()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import threading
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -412,3 +413,14 @@ def test_held_methods_go_on_while_another_kernel_is_factored(
     assert [one.method for one in answers] == ["trak", "influence", "influence"]
     # The rows of all epochs were in memory already.
     assert not [shape for shape in read if len(shape) == 2]
+
+
+def test_the_model_may_be_one_that_a_function_builds(job: Any, store: ts.FeatureStore) -> None:
+    from torch import nn
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    sample = job.datasets["test"][3]
+    own, built = (ts.Query(store, one) for one in (job, replace(job, model=build)))
+    assert lists(built.ask(sample, k=5)) == lists(own.ask(sample, k=5))

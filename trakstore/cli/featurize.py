@@ -115,9 +115,9 @@ def featurize(
         Option(
             metavar="WHAT",
             help="Draw the same share of each label, relation (of triples) or key of dict samples; "
-            "or none.",
+            "or none. auto: of each label where they are integers and few, else none.",
         ),
-    ] = "label",
+    ] = "auto",
     sample_seed: Annotated[int, Option(min=0, help="Seed of the draw.")] = 0,
     fsdp: Annotated[
         bool,
@@ -158,7 +158,9 @@ def featurize(
     numbers = asked or {"rank": rank, "world_size": world_size}
     with only_json(as_json), _progress_when_stopped(store, rank):
         done = _featurize(
-            partial(_chosen_job, job, last_layers, sample_rate, stratify_by, sample_seed, rank),
+            partial(
+                _chosen_job, job, last_layers, sample_rate, stratify_by, sample_seed, rank, fsdp
+            ),
             store,
             epochs=chosen_epochs(epoch),
             splits=split or None,
@@ -190,6 +192,7 @@ def _chosen_job(
     by: str,
     seed: int,
     rank: int,
+    to_shard: bool,
     device: str | None,
 ) -> Job:
     """Load a job, and leave out of it what was not asked for."""
@@ -197,9 +200,11 @@ def _chosen_job(
 
     job = load_job(name)
     if rate is not None:
-        job = of_drawn_samples(job, rate, None if by == "none" else by, seed)
+        job, stratified = of_drawn_samples(job, rate, by, seed)
+        if rank == 0 and by == "auto" and not stratified:
+            error_line("samples are drawn without strata: labels are no integers, or many", "note")
     if layers is not None:
-        job, chosen = of_last_layers(job, layers, device)
+        job, chosen = of_last_layers(job, layers, device, to_shard=to_shard)
         if rank == 0:
             error_line(f"gradients are of the last layers alone: {chosen.words}", "note")
     return job

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 
 if TYPE_CHECKING:
     from trakstore.features import Job
@@ -16,32 +19,70 @@ if TYPE_CHECKING:
 TRAIN = "train"  # name of the split that is drawn from
 
 
-def of_last_layers(job: Job, count: int, device: str | None) -> tuple[Job, LastLayers]:
+def of_last_layers(
+    job: Job, count: int, device: str | None, *, to_shard: bool = False
+) -> tuple[Job, LastLayers]:
     """Return the job with the parameters of the layers that its model uses last, and which these are.
 
-    The model is called once, with the first sample of the first data set.
+    The model is called once, with the first sample of the first data set; on the CPU where it is
+    ``to_shard``, since a card need not hold all of it.
+
+    Raises
+    ------
+    TrakStoreError
+        When the model is to be sharded, and its parameters have no memory before.
     """
+    import torch
+
     from trakstore.features.batches import Batches, evaluated
     from trakstore.features.devices import worker_device
     from trakstore.features.last_layers import last_layers
     from trakstore.features.outputs import as_output
 
-    where, output = worker_device(device), as_output(job.output)
+    unbuilt = any(one.is_meta for one in job.model.parameters())
+    if unbuilt and to_shard:
+        raise TrakStoreError(
+            "--last-layers calls the whole model, of which each rank is to hold a part alone (--fsdp): "
+            "name the layers in the job, such as parameters=('head.*',), or give it the module itself"
+        )
+    where = torch.device("cpu") if to_shard else worker_device(device)
+    output = as_output(job.output)
     dataset = next(iter(job.datasets.values()))
     batches = Batches.of(job.model, output, dataset, where, job.collate)
-    with evaluated(job.model, where):
+    loaded = job.lent() if unbuilt else nullcontext()
+    with loaded, evaluated(job.load(job.epochs[0]) if unbuilt else job.model, where):
         batch = batches.read(0, 1)
         layers = last_layers(job.model, count, lambda: output(job.model, batch))
     return replace(job, parameters=layers.patterns), layers
 
 
-def of_drawn_samples(job: Job, rate: float, by: str | None, seed: int) -> Job:
+def of_drawn_samples(job: Job, rate: float, by: str | None, seed: int) -> tuple[Job, bool]:
     """Return the job with a share of its train samples, of each stratum alike, under their own names.
+
+    Parameters
+    ----------
+    job : Job
+    rate : float
+        Share of the samples, above 0 and at most 1.
+    by : {"auto", "none"} or str
+        Name of the strata as :func:`.loading.stratum` takes it. ``"auto"``: the same share of each
+        label, where labels are integers and so few that two of each are within the share.
+    seed : int
+        Seed of the draw.
+
+    Returns
+    -------
+    Job
+        Job of the drawn samples.
+    bool
+        Whether there are strata.
 
     Raises
     ------
     NotFoundError
         When the job has no data set of that name.
+    TrakStoreError
+        When samples have no such stratum, or a rate is none.
     """
     from torch.utils.data import Subset
 
@@ -55,11 +96,32 @@ def of_drawn_samples(job: Job, rate: float, by: str | None, seed: int) -> Job:
     whole = job.datasets[TRAIN]
     rows = range(dataset_rows(whole))
     # Every sample is read once, for its stratum.
-    strata = None if by is None else np.array([stratum(whole[row], by) for row in rows])
+    if by == "auto":
+        strata = _few_labels(whole, rows, rate)
+    else:
+        strata = None if by == "none" else np.array([stratum(whole[row], by) for row in rows])
     drawn = sample_rows(len(rows), rate, strata=strata, seed=seed).positions.tolist()
     names = job.ids.get(TRAIN, rows)
-    return replace(
+    drawn_job = replace(
         job,
         datasets={**job.datasets, TRAIN: Subset(whole, drawn)},
         ids={**job.ids, TRAIN: [names[row] for row in drawn]},
     )
+    return drawn_job, strata is not None
+
+
+def _few_labels(dataset: Any, rows: Sequence[int], rate: float) -> NDArray[Any] | None:
+    """Return the labels of all samples; None where they are no strata that a share can be drawn of."""
+    from trakstore.features.loading import stratum
+
+    labels: list[int] = []
+    for row in rows:
+        try:
+            label = stratum(dataset[row], "label")
+        except TrakStoreError:  # samples without labels, or with several numbers for one
+            return None
+        if not isinstance(label, int | np.integer):
+            return None
+        labels.append(int(label))
+    # Two of each stratum are drawn at least: of many strata that would be more than the share.
+    return np.array(labels) if 2 * len(set(labels)) <= max(2.0, rate * len(rows)) else None

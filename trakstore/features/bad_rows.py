@@ -9,13 +9,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NumericsError
+from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.planning import counted
 from trakstore.storage import layout
 from trakstore.storage.columns import activations_dtype, unstorable
 from trakstore.storage.skipped import REASONS, reason_text, skipped_norms
 
-__all__ = ["BadRows"]
+__all__ = ["BadRows", "need_classes"]
 
 _SHOWN = 5
 _LABEL = "label"
@@ -149,3 +149,24 @@ def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
             numbers = np.einsum("ij,ij->i", values, values, dtype=np.float64)
     finite: NDArray[np.bool_] = np.isfinite(numbers)
     return finite
+
+
+def need_classes(labels: NDArray[Any], classes: int | None, start: int) -> None:
+    """Raise a :class:`TrakStoreError` unless labels are classes of the model, where it has such.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (rows,)
+    classes : int or None
+        Number of classes; None where any label is one.
+    start : int
+        Position of the first row in its split.
+    """
+    if classes is None:
+        return
+    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(bad):
+        raise TrakStoreError(
+            f"sample {start + bad[0]} has label {labels[bad[0]]:.0f}, the model has classes 0 to "
+            f"{classes - 1}"
+        )

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError, error_context
+from trakstore.errors import MemoryLimitError, NumericsError, error_context
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
-from trakstore.features.bad_rows import BadRows
+from trakstore.features.bad_rows import BadRows, need_classes
 from trakstore.features.blockcheck import CheckedRows, checked_rows, difference, signs_of
 from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
@@ -312,7 +312,7 @@ class RowComputer:
             for name in [*parts[0]]
         }
         if "label" in joined and not self.skip_bad_rows:
-            self._check_labels(joined["label"], start)
+            need_classes(joined["label"], self.classes, start)
         bad = self._bad(joined, start, stop)
         if not self.skip_bad_rows:
             bad.refuse()
@@ -389,13 +389,3 @@ class RowComputer:
         features, outputs = rows(batch)
         named = {name: column.float() for name, column in outputs._asdict().items()}
         return {layout.FEATURES: features, **named, **self.activations.of(batch)}
-
-    def _check_labels(self, labels: NDArray[Any], start: int) -> None:
-        if self.classes is None:
-            return
-        bad = np.flatnonzero((labels < 0) | (labels >= self.classes))
-        if len(bad):
-            raise TrakStoreError(
-                f"sample {start + bad[0]} has label {labels[bad[0]]:.0f}, the model has classes 0 to "
-                f"{self.classes - 1}"
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -253,7 +253,8 @@ def _new_scale(
 
     They are the model's present ones where there is none.
     """
-    if job.scale is None or find_store(store) is not None:
+    # Passes of all ranks follow: one that saw the store a moment earlier would not take part.
+    if job.scale is None or worker.sharding.agreed(lambda: find_store(store) is not None):
         return None
     if epoch is not None:
         job.load(epoch)
@@ -287,12 +288,7 @@ def _prepared(
         prepare = partial(
             SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding
         )
-        try:
-            task = prepare()
-        except SpecMismatchError:
-            if not _came_second(store, scale):
-                raise
-            task = prepare()
+        task = _prepared_by_all(prepare, worker, lambda: _came_second(store, scale))
         with task, _line(task, show and worker.leads) as line:
             began = now()
             try:
@@ -300,6 +296,28 @@ def _prepared(
             finally:  # also when it was stopped
                 if task.rows_written and worker.sharding.writes:
                     record_run(task.writer.split.location, _run(job, task, worker, began))
+
+
+def _prepared_by_all(
+    prepare: Callable[[], SplitTask], worker: Worker, again: Callable[[], bool]
+) -> SplitTask:
+    """Prepare a split, and once more where another worker made the store first.
+
+    Ranks of a sharded model do so together: each of them has passes in it, in which all take part.
+    """
+    task, mismatch = None, None
+    try:
+        task = prepare()
+    except SpecMismatchError as error:
+        mismatch = error
+    if worker.sharding.agreed(lambda: mismatch is not None and again()):
+        with nullcontext() if task is None else task:
+            pass  # gives the model back as it was
+        return prepare()
+    if mismatch is not None:
+        raise mismatch
+    assert task is not None  # else there is a mismatch
+    return task
 
 
 def _is_complete(split: Split) -> bool:

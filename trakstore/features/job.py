@@ -13,11 +13,17 @@ from torch import nn
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.batches import Collate
 from trakstore.features.blockcheck import CheckedRows
-from trakstore.features.checkpoints import Checkpoint, TrainerFolder, load_weights, weights_file
+from trakstore.features.checkpoints import (
+    Checkpoint,
+    TrainerFolder,
+    by_epoch,
+    load_weights,
+    weights_file,
+)
 from trakstore.features.outputs import ModelOutput, as_output, output_for
 from trakstore.features.parameters import as_patterns, uncompiled
 from trakstore.features.scale import Scale, as_scale
-from trakstore.features.sharding import Shard, built_on_meta
+from trakstore.features.sharding import Shard, built_on_meta, whole_with_memory
 from trakstore.features.weights import kept, unshared
 from trakstore.paths import exists
 from trakstore.planning import byte_count
@@ -237,7 +243,7 @@ class Job:
         if self.check not in get_args(CheckedRows):
             raise TrakStoreError(f"check must be 'some' or 'all', got {self.check!r}")
         if self.checkpoints is not None:
-            self.checkpoints = _by_epoch(self._weights)
+            self.checkpoints = by_epoch(self._weights)
         if self.memory_limit is not None:
             byte_count(self.memory_limit)  # refuses what is not a size
         self.scale = as_scale(self.scale)
@@ -311,7 +317,8 @@ class Job:
     def lent(self) -> Iterator[None]:
         """Let :meth:`load` change the model, which has its own weights again afterwards.
 
-        A copy of them is held on the CPU meanwhile; of its buffers alone, without checkpoints.
+        A copy of them is held on the CPU meanwhile; of its buffers alone, without checkpoints. What a
+        function built has no weights of its own: they are loaded anew afterwards.
         """
         # Once more, as attributes may have been set since the job was made.
         self._own_checkpoints()
@@ -348,13 +355,15 @@ class Job:
         NotFoundError
             When the job has no such epoch.
         TrakStoreError
-            When its weights are not of this model.
+            When its weights are not of this model, or of an adapter alone while a function built the
+            model, without weights.
         """
         epoch = as_epoch(epoch)
         if self.checkpoints is None and epoch == 0:
             return self.model
         if epoch not in self._weights:
             raise NotFoundError(f"the job has no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
+        whole_with_memory(self.model)
         kind = load_weights(self._weights[epoch], self.model, f"checkpoint {epoch}")
         if kind == "adapter" and self._whole is not None:
             raise TrakStoreError(
@@ -386,14 +395,3 @@ class Job:
             )
         for path in paths.values():
             weights_file(path)  # refuses a folder that holds none
-
-
-def _by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkpoint]:
-    """Name weights by epochs as the store does; a mapping that has such names is not read."""
-    epochs = {epoch: as_epoch(epoch) for epoch in checkpoints}
-    # A mapping that has the store's names is left alone: its values may be read when asked for.
-    if all(type(epoch) is type(given) for given, epoch in epochs.items()):
-        return checkpoints
-    if len(set(epochs.values())) < len(epochs):
-        raise TrakStoreError(f"checkpoints name an epoch twice: {', '.join(map(repr, epochs))}")
-    return {epoch: checkpoints[given] for given, epoch in epochs.items()}

@@ -127,7 +127,7 @@ def stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:
     Raises
     ------
     TrakStoreError
-        For a name that samples do not have.
+        For a name that samples do not have, or values that are several numbers.
 
     Examples
     --------
@@ -143,7 +143,7 @@ def stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:
         key: Any = "labels" if by == "label" and by not in sample else by
         if key not in sample:
             raise TrakStoreError(f"samples have no {by!r}, they have {sorted(sample)}")
-    elif by == "label" and isinstance(sample, Sequence):
+    elif by == "label" and isinstance(sample, Sequence) and not isinstance(sample, str | bytes):
         key = -1
     elif by in _TRIPLE and isinstance(sample, Sequence) and len(sample) >= len(_TRIPLE):
         key = _TRIPLE.index(by)
@@ -153,4 +153,12 @@ def stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:
             f"'relation' for triples (head, relation, tail), a key of dicts, or a function of a sample"
         )
     value = sample[key]
+    if getattr(value, "ndim", 0):  # an array or a tensor
+        value = value.reshape(-1).tolist()
+        value = value[0] if len(value) == 1 else value
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        raise TrakStoreError(
+            f"stratify_by={by!r} is a sequence of {len(value)} values in samples, and a stratum is "
+            f"one: give a key of dicts that is one number or text, a function of a sample, or none"
+        )
     return value.item() if hasattr(value, "item") else value

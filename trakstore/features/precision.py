@@ -45,20 +45,26 @@ def matrix_products(*, tf32: bool) -> Iterator[None]:
         if whole is not None:
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
         for one in _with_precision(backends):
-            one.fp32_precision = "none"
+            _set_precision(one, "none")
         for one in products:
-            one.fp32_precision = "tf32" if tf32 else "ieee"
+            _set_precision(one, "tf32" if tf32 else "ieee")
         yield
     finally:
         if whole is not None:
             torch.set_float32_matmul_precision(whole)
         for one, value in zip(touched, before, strict=True):
-            one.fp32_precision = value
+            _set_precision(one, value)
 
 
 def _with_precision(*settings: Any) -> list[Any]:
     """Return the settings that have a precision of their own, as torch 2.9 brought them."""
     return [one for one in settings if hasattr(one, "fp32_precision")]
+
+
+def _set_precision(setting: Any, value: str) -> None:
+    # A process may have forbidden to change settings for good, as torch's own tests do.
+    with getattr(torch.backends, "__allow_nonbracketed_mutation")():
+        setting.fp32_precision = value
 
 
 def _whole_setting() -> str | None:

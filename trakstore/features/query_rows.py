@@ -128,8 +128,6 @@ class LoadedModels:
         memory_limit: int,
     ) -> None:
         self.device = worker_device(device)
-        need_one_device(job.model)
-        need_apart(job.model)
         each = sum(one.numel() * one.element_size() for one in job.model.state_dict().values())
         # A small model's weights are held once more, to see that a pass does not change them.
         if 2 * each * len(epochs) > memory_limit:
@@ -194,7 +192,11 @@ class LoadedModels:
 
     def _load(self, store: FeatureStore, epoch: int | str, known: str | None) -> _LoadedEpoch:
         job = self._job
-        model = own_copy(job.load(epoch)).to(self.device)
+        # A model that a function built has no numbers before.
+        given = job.load(epoch)
+        need_one_device(given)
+        need_apart(given)
+        model = own_copy(given).to(self.device)
         with _TURN, working_on(self.device, job.precision), evaluated(model, self.device):
             watch = WeightWatch(model)
             if known is not None and watch.hash != known:

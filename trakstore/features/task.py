@@ -45,7 +45,7 @@ from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import column_dtype
 from trakstore.storage.creation import spec_shape
 from trakstore.storage.growth import append_rows
-from trakstore.storage.opening import find_store, location_of
+from trakstore.storage.opening import find_store, location_of, open_store
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.scale_factors import write_factors
 from trakstore.storage.writer import BlockWriter
@@ -105,7 +105,11 @@ class SplitTask:
             clock.lap("samples")
             output = output_on(job, device)
             parameters = parameter_spec(selected, job.parameters)
+            # One decision of all ranks: to scale, and what to compare with, follow from it.
             there = find_store(store)
+            is_there = there is not None
+            if sharding.agreed(lambda: is_there) != is_there:
+                there = None if is_there else open_store(store)
             scale = scale if there is None else scale_of_store(there, job, parameters)
             spec = wanted_spec(job, there, output, parameters, scale)
             if there is not None:

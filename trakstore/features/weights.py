@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.sharding import local_part
+from trakstore.features.sharding import forget_numbers, has_own_numbers, local_part
 
 __all__ = ["Kept", "kept", "own_copy", "shares_memory", "state_dicts", "unshared"]
 
@@ -85,13 +85,15 @@ def kept(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     """Give a model its own parameters and buffers again at the end, whatever happened.
 
     A copy of them is held on the CPU meanwhile, which takes as much memory as the model does; or of
-    its buffers alone.
+    its buffers alone. Parameters that were built without numbers count as not loaded again at the end,
+    and are not copied, unless others have numbers of their own.
     """
-    own = Kept.of(model, also=None if parameters else ())
+    own = Kept.of(model, also=None if parameters and has_own_numbers(model) else ())
     try:
         yield
     finally:
         own.give_back()
+        forget_numbers(model)
 
 
 def own_copy(model: nn.Module) -> nn.Module:

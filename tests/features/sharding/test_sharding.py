@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,10 +17,13 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import trakstore as ts
 from trakstore.errors import TrakStoreError
-from trakstore.features import featurize
+from trakstore.features import Job, featurize
+from trakstore.features.featurize import _new_scale, _prepared_by_all
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.projectors import SJLT, Outer
-from trakstore.features.sharding import shard_blocks, sharding_of, whole_tensor
+from trakstore.features.sharding import Sharding, shard_blocks, sharding_of, whole_tensor
+from trakstore.features.sharding.lockstep import Step
+from trakstore.features.worker import Worker
 
 OPTIONS: dict[str, Any] = {
     "output": "causal_lm",
@@ -192,3 +196,39 @@ def test_a_pass_that_ends_for_want_of_memory_is_made_with_fewer_samples(
     got = features(model, tmp_path / "sharded.zarr")
     assert "going on with 1 samples at once" in caplog.text
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_pass_that_a_rank_does_not_know_ends_with_words() -> None:
+    model = made(Gpt)
+    shard_blocks(model, init_device_mesh("cpu", (1,)))
+    lockstep = sharding_of(model).lockstep
+    assert lockstep is not None
+    with pytest.raises(TrakStoreError, match="do not go through it alike"):
+        lockstep._take_part(Step.AGREEMENT)
+
+
+class Told:
+    """Lockstep of a rank whose first rank gives other answers than its own would be."""
+
+    def __init__(self, *answers: bool) -> None:
+        self.answers = list(answers)
+
+    def agreed(self, ask: Any) -> Any:
+        ask()
+        return self.answers.pop(0)
+
+
+def test_ranks_make_a_scale_where_the_first_one_sees_no_store(tmp_path: Path) -> None:
+    job = Job(made(Gpt), {"train": Texts(10)}, output="causal_lm", scale="samples")
+    sharding = Sharding(lockstep=Told(True))  # type: ignore[arg-type]
+    worker = Worker(0, 1, torch.device("cpu"), sharding)
+    assert _new_scale(job, tmp_path / "a.zarr", "train", worker) is None
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_ranks_prepare_once_more_together_or_not_at_all(again: bool) -> None:
+    tasks = [MagicMock(), MagicMock()]
+    worker = Worker(0, 1, torch.device("cpu"), Sharding(lockstep=Told(again)))  # type: ignore[arg-type]
+    task = _prepared_by_all(iter(tasks).__next__, worker, lambda: False)
+    assert task is tasks[again]
+    assert tasks[0].__exit__.called == again  # weights were given back before

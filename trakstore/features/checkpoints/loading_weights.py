@@ -12,12 +12,12 @@ from torch import nn
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.checkpoints.adapter import is_adapter, load_adapter
-from trakstore.features.checkpoints.fitting import fitted, tied_names
+from trakstore.features.checkpoints.fitting import fitted, some_names, tied_names
 from trakstore.features.checkpoints.formats import Checkpoint, opened
 from trakstore.features.checkpoints.plain_tensors import plain_tensors
 from trakstore.features.checkpoints.stored_weights import StoredWeights, WeightsInMemory
 from trakstore.features.parameters import canonical_name, is_pretrained_model
-from trakstore.features.sharding import local_part, own_part
+from trakstore.features.sharding import local_part, note_loaded, own_part, unloaded
 from trakstore.features.weights import shares_memory
 from trakstore.features.wording import first_line
 from trakstore.paths import is_file
@@ -49,7 +49,8 @@ def load_weights(
     NotFoundError
         When there is no such file or folder.
     TrakStoreError
-        When the weights are not of this model, or a function gives the model's own tensors.
+        When the weights are not of this model, or a function gives the model's own tensors; when a
+        parameter of a model that was built without numbers would be left without.
     """
     choices = opened(checkpoint, where)
     if callable(checkpoint) and any(
@@ -60,6 +61,12 @@ def load_weights(
             f"epoch was loaded last; let it give copies"
         )
     if adapters := [one for one in choices if is_adapter(one, model)]:
+        if missing := unloaded(model):
+            raise TrakStoreError(
+                f"{where} is an adapter, and the weights that it adapts were never loaded "
+                f"({some_names(missing)}): the model was built by a function, without numbers; give "
+                f"the job the module itself (model=function()), or checkpoints of whole weights"
+            )
         load_adapter(adapters[0], model)
         return "adapter"
     weights, names = _weights_of_model(choices, model, checkpoint)
@@ -73,6 +80,12 @@ def load_weights(
                 )
         for piece in weights.pieces(list(names)):
             _put({names[name]: value for name, value in piece.items()}, model, weights.where)
+    note_loaded(model, names.values())
+    if missing := unloaded(model):
+        raise TrakStoreError(
+            f"{weights.where} has no weights for {some_names(missing)}, and the function that built "
+            f"the model gave it none: give the job the module itself, or a checkpoint that has them"
+        )
     return "whole"
 
 

@@ -76,7 +76,15 @@ So 8 cards do about 8 samples a second by ``sjlt`` with FSDP2 and 3 under tensor
 from __future__ import annotations
 
 from trakstore.features.sharding.finding import sharding_of
-from trakstore.features.sharding.on_meta import built_on_meta, with_memory
+from trakstore.features.sharding.on_meta import (
+    built_on_meta,
+    forget_numbers,
+    has_own_numbers,
+    note_loaded,
+    unloaded,
+    whole_with_memory,
+    with_memory,
+)
 from trakstore.features.sharding.places import local_part, own_part, whole_tensor
 from trakstore.features.sharding.sharding import WHOLE, Sharding, Take
 from trakstore.features.sharding.slices import Span, is_part
@@ -95,14 +103,19 @@ __all__ = [
     "Span",
     "Take",
     "built_on_meta",
+    "forget_numbers",
     "free_at_once",
+    "has_own_numbers",
     "is_part",
     "local_part",
+    "note_loaded",
     "own_part",
     "shard_blocks",
     "shard_model",
     "sharding_of",
     "started_ranks",
+    "unloaded",
     "whole_tensor",
+    "whole_with_memory",
     "with_memory",
 ]

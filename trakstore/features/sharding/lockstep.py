@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 # Seconds that a rank which failed waits for the others to come and hear of it.
 _PATIENCE = 20
+_NOT_ALIKE = "the ranks of the sharded model do not go through it alike"
 
 
 class Step(IntEnum):
@@ -92,7 +93,7 @@ class Lockstep:
         """Return what the first rank is told; all ranks ask at once."""
         self._close()
         if self._vote(Step.AGREEMENT) != Step.AGREEMENT:
-            raise TrakStoreError("the ranks of the sharded model do not go through it alike")
+            raise TrakStoreError(_NOT_ALIKE)
         answer: list[Any] = [None, None]
         if self.first:
             try:
@@ -236,6 +237,9 @@ class Lockstep:
         self._met.append(unit)
 
     def _take_part(self, step: Step) -> None:
+        # A pass that this rank never began has no order here; an agreement has none at all.
+        if step not in self._orders:
+            raise TrakStoreError(_NOT_ALIKE)
         for unit in self._orders[step]:
             unit.gathered()
 
