@@ -202,8 +202,11 @@ class SplitTask:
     def __exit__(self, *exception: Any) -> None:
         try:
             self.background.__exit__(*exception)
-            if self.rows_written and exception[0] is None:
-                self.watch.check(surely=True)
+            if exception[0] is None:
+                if self.rows_written:
+                    self.watch.check(surely=True)
+                # A rank that wrote nothing takes part in the passes by which others check.
+                self.sharding.finish()
         finally:
             self.watch.give_back()
 

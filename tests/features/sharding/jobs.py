@@ -44,6 +44,11 @@ def unlucky() -> Job:
     return Job(made(Gpt), {"train": Unlucky(90)}, **OPTIONS)  # type: ignore[arg-type]
 
 
+def few() -> Job:
+    """Return a job of one block a split: fewer than ranks."""
+    return Job(made(Gpt), {"train": Texts(3), "test": Texts(2)}, **OPTIONS)  # type: ignore[arg-type]
+
+
 def stored() -> Job:
     """Return a job whose weights come from files alone."""
     checkpoints = {1: "one.safetensors", 2: "two"}

@@ -53,6 +53,13 @@ def test_a_rank_is_killed_and_fewer_go_on(tmp_path: Path, monkeypatch: pytest.Mo
     same_rows(tmp_path, "unlucky", monkeypatch)
 
 
+def test_a_rank_has_no_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes part in all passes of the other one, also in those by which that checks at the end."""
+    assert ran(2, "few", tmp_path) == 0
+    assert all(status.complete for status in ts.open_store(tmp_path / "ranks.zarr").status())
+    same_rows(tmp_path, "few", monkeypatch)
+
+
 def test_a_rank_that_fails_ends_all_with_its_error(tmp_path: Path) -> None:
     # Without torchrun, which would stop the others before they could say anything.
     with socket.socket() as free:
