@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -297,3 +299,27 @@ def test_parameters_with_another_name_or_shape_get_another_projection() -> None:
 def test_bad_specs(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(TrakStoreError, match=message):
         ProjectionSpec(**arguments)
+
+
+def test_nothing_needs_triton_on_the_cpu(tmp_path: Path) -> None:
+    """Torch for the CPU comes without it."""
+    program = f"""
+import sys
+sys.modules["triton"] = None
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+import trakstore as ts
+from trakstore.features import Job, featurize_job
+torch.manual_seed(0)
+layers = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.LayerNorm(12)
+model = nn.Sequential(*layers, nn.Linear(12, 3))
+data = TensorDataset(torch.rand(20, 1, 4, 4), torch.randint(3, (20,)))
+for kind in "sjlt", "kronecker", "rademacher", "gaussian":
+    spec = ts.ProjectionSpec(kind, dim=16)
+    job = Job(model, {{"train": data}}, projector=spec, scale="samples", sampled=2)
+    print(featurize_job(job, {str(tmp_path)!r} + "/" + kind, progress=False).rows)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["60"] * 4  # each sample, and two draws of its label

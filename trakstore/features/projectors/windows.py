@@ -108,9 +108,10 @@ class WaitingWindows:
 
     def finish(self) -> None:
         """Fold what waits."""
-        from trakstore.features.projectors.triton.shear import fold_windows
-
         if self._out is not None and self._windows is not None and self._tables:
+            # Torch for the CPU comes without Triton, and has no windows to fold.
+            from trakstore.features.projectors.triton.shear import fold_windows
+
             lists = self._lists.of(tuple(self._tables), self._out.device)
             fold_windows(self._out, self._windows[:, : self._used], lists, self._lists.scale)
         self._tables, self._used, self._windows, self._out = [], 0, None, None
