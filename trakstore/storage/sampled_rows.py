@@ -73,9 +73,9 @@ def of_train(sampled: Split, train: Split) -> Split:
     """
     draws = draws_of(sampled, train)
     if draws * train.rows != sampled.rows or sampled.spec.checkpoint != train.spec.checkpoint:
-        each = f", {sampled.spec.draws} for each train row," if sampled.spec.draws else ""
+        each = f" ({sampled.spec.draws} for each train row)" if sampled.spec.draws else ""
         raise SpecMismatchError(
-            f"{sampled.name} of epoch {train.epoch!r} has {sampled.rows} rows{each} data "
+            f"{sampled.name} of epoch {train.epoch!r} has {sampled.rows} rows{each}, data "
             f"{str(sampled.spec.dataset)[-28:]} and weights {str(sampled.spec.checkpoint)[:12]}, "
             f"{train.name} has {train.rows}, {str(train.spec.dataset)[-24:]} and "
             f"{str(train.spec.checkpoint)[:12]}: sampled rows are some for each train row, by the same "
