@@ -193,8 +193,13 @@ def test_newer_settings_are_put_back() -> None:
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="older than this setting")
-def test_convolutions_do_not_take_what_holds_for_all_of_torch() -> None:
+def test_convolutions_do_not_take_what_holds_for_all_of_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     backends: Any = torch.backends
+    # Whoever imports torch's own test tools may not change its settings any more.
+    settings = backends.disable_global_flags.__globals__
+    monkeypatch.setitem(settings, "__allow_nonbracketed_mutation_flag", True)
     parts = (backends, backends.cuda.matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn)
     plain = [one.fp32_precision for one in parts]
     backends.fp32_precision = "tf32"
