@@ -294,6 +294,7 @@ ORDER: dict[str, list[str]] = {
         "commands",
         "options",
         "output",
+        "program",
         "cluster",
         "request",
         "walkthrough",
