@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import re
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from command_lines import check_options, check_whole, trakstore_lines
+from page_blocks import Block, blocks, run_block
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -24,19 +24,6 @@ SPOKEN_OF = (5, 10, 50, 100, 1000)  # epochs in the blocks
 TRAINED_ELSEWHERE = (
     "finetuned",
 )  # jobs of a Trainer's folder: the tests of examples run such a one
-
-
-class Block(NamedTuple):
-    """A fenced block, and the line of its fence."""
-
-    language: str
-    text: str
-    line: int
-
-
-def blocks(text: str) -> list[Block]:
-    fences = re.finditer(r"^```(.*)\n((?:.*\n)*?)```$", text, flags=re.MULTILINE)
-    return [Block(one[1], one[2], text[: one.start()].count("\n") + 1) for one in fences]
 
 
 def split(name: str, rows: int) -> TensorDataset:
@@ -63,19 +50,6 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         **{"make_model": make_model, "model": model, "dataset": train},
         **{"train": train, "test": test, "__name__": "readme"},
     }
-
-
-def run_block(block: Block, names: dict[str, Any]) -> None:
-    """Run statements, or compare a session with its answers; errors name README's line."""
-    if ">>> " in block.text:
-        session = doctest.DocTestParser().get_doctest(
-            block.text, names, "README.md", str(README), block.line
-        )
-        failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(session, clear_globs=False)
-        names.update(session.globs)
-        assert not failed.failed, f"the session at line {block.line}"
-        return
-    exec(compile("\n" * block.line + block.text, str(README), "exec"), names)  # noqa: S102
 
 
 def featurize_as_told(block: Block, names: dict[str, Any]) -> None:
@@ -109,7 +83,7 @@ def test_the_python_blocks_run(names: dict[str, Any]) -> None:
         if block.language == "python":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the data are few
-                run_block(block, names)
+                run_block(README, block, names)
             ran += 1
         elif block.language == "bash":
             featurize_as_told(block, names)
