@@ -297,6 +297,7 @@ ORDER: dict[str, list[str]] = {
         "commands",
         "options",
         "output",
+        "program",
         "cluster",
         "request",
         "walkthrough",
