@@ -13,6 +13,7 @@ from trakstore.markup import printable
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+_SHARED_SCRIPTS = ("theme.js", "cut_boxes.js")
 _FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
 
 
@@ -42,6 +43,11 @@ def template_environment() -> Environment:
 def packaged_text(name: str, package: str = "trakstore.report") -> str:
     """Read a file that comes with a package."""
     return files(package).joinpath(name).read_text("utf-8")
+
+
+def page_script(own: str) -> str:
+    """Join the scripts that all pages share, in their order, and the page's own."""
+    return "".join(map(packaged_text, _SHARED_SCRIPTS)) + own
 
 
 def content_policy(style: str, script: str) -> str:
