@@ -9,12 +9,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from trakstore.markup import printable
+from trakstore.report.units import written
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 _SHARED_SCRIPTS = ("theme.js", "cut_boxes.js")
-_FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
+_FORMS = {"number": ".3g", "tenths": ".1f", "hundredths": ".2f"}
 
 
 @cache
@@ -35,7 +36,7 @@ def template_environment() -> Environment:
         undefined=StrictUndefined,
         finalize=_spelled_out,
     )
-    environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
+    environment.filters |= {name: partial(written, form) for name, form in _FORMS.items()}
     environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
     return environment
 
@@ -80,9 +81,3 @@ def _in_lines(text: str) -> str:
     from markupsafe import escape
 
     return escape(printable(text, keep="\n\t"))
-
-
-def _written(form: str, value: float) -> str:
-    """Write a number with a true minus sign; one that is rounded to zero has none."""
-    text = f"{value:{form}}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
