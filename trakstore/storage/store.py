@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trakstore.spec import (
+    FORMAT_VERSION,
     FeatureDtype,
     OutputSpec,
     ParameterSpec,
@@ -15,7 +16,7 @@ from trakstore.spec import (
     StoreSpec,
 )
 from trakstore.storage import layout
-from trakstore.storage.backends.location import Where, open_location
+from trakstore.storage.backends.location import Location, Where, open_location
 from trakstore.storage.creation import make_split
 from trakstore.storage.dropping import drop_rows
 from trakstore.storage.given import GivenRows, append_given, write_given
@@ -43,6 +44,11 @@ class FeatureStore(StoreContents):
     format : int
         Version of the format that it was made in: see ``storage/FORMAT.md``.
     """
+
+    # Once more, so that the annotations of its ``__init__`` are names of this module.
+    location: Location
+    spec: StoreSpec
+    format: int = FORMAT_VERSION
 
     @classmethod
     def create(
