@@ -18,6 +18,7 @@ RANKS: dict[str, int] = {
     "paths": 0,
     "documents": 2,
     "named": 1,
+    "machine_code": 1,
     "quantities": 1,
     "planning": 2,
     "sampling": 2,
@@ -134,6 +135,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "passes": [
         "sent",
+        "half_precision",
         "rows",
         "dask_cluster",
         "scheduler",
