@@ -30,6 +30,12 @@ class Weighted(ModelOutput):
     ------
     TrakStoreError
         When ``output`` is no :class:`ModelOutput`.
+
+    Examples
+    --------
+    >>> from trakstore.features import CausalLM
+    >>> Weighted(CausalLM(over="loss"), "advantages").spec.name
+    'weighted'
     """
 
     name = "weighted"
