@@ -62,6 +62,14 @@ class Featurized:
         Parts of the time.
     prepared : Preparation
         Parts of the time that it took to prepare, of those that are measured.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> from trakstore.features import featurize
+    >>> done = featurize(model, train, "memory://featurized", projector=projection, progress=False)
+    >>> done.rows, done.blocks
+    (24, 1)
     """
 
     rows: int
