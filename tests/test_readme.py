@@ -1,4 +1,4 @@
-"""What README.md shows works: its blocks run in order, its command lines parse, links lead somewhere."""
+"""What README.md shows works: blocks run in order, command lines parse, links lead somewhere."""
 
 from __future__ import annotations
 
