@@ -25,7 +25,7 @@ from trakstore.features.task import SplitTask
 from trakstore.features.twins import warn_of_twins
 from trakstore.features.wanted_spec import output_on
 from trakstore.features.worker import Worker
-from trakstore.progress import ProgressLine
+from trakstore.progress import ProgressLine, StepLine
 from trakstore.spec import Precision
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
@@ -140,10 +140,10 @@ def featurize(
     )
     began = time.monotonic()
     worker = Worker.of(job, rank, world_size, device)
-    with worker.sharding.together():
-        scale = _new_scale(job, store, split, worker)
+    with StepLine(show=progress and worker.leads) as steps, worker.sharding.together():
+        scale = _new_scale(job, store, split, worker, steps)
         own = job.splits[-1]
-        with _prepared(job, store, epoch, own, worker, progress, scale) as (task, line):
+        with _prepared(job, store, epoch, own, worker, steps, scale) as (task, line):
             if worker.leads:
                 warn_of_twins(task.writer.split, set())
             done = do_share(task, worker, line) + help_others(task, worker, line)
@@ -214,8 +214,12 @@ def featurize_job(
     job.check_names()
     job.check_files(named)
     done, twins = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
-    with job.lent() if restore else nullcontext(), worker.sharding.together():
-        made = _new_scale(job, store, next(iter(job.datasets)), worker, job.epochs[-1])
+    with (
+        StepLine(show=progress and worker.leads) as steps,
+        job.lent() if restore else nullcontext(),
+        worker.sharding.together(),
+    ):
+        made = _new_scale(job, store, next(iter(job.datasets)), worker, steps, job.epochs[-1])
         # Shares of all splits come first. A worker that helped at the end of each would take blocks
         # whose own workers are about to come to them.
         for duty in (do_share, help_others):
@@ -226,8 +230,9 @@ def featurize_job(
                     if worker.sharding.agreed(partial(_is_complete, there)):
                         note_complete(there)
                         continue
+                steps.step(f"loading the weights of epoch {epoch}")
                 job.load(epoch)
-                with _prepared(job, store, epoch, split, worker, progress, made) as (task, line):
+                with _prepared(job, store, epoch, split, worker, steps, made) as (task, line):
                     if worker.leads:
                         warn_of_twins(task.writer.split, twins)
                     if duty is do_share:
@@ -247,6 +252,7 @@ def _new_scale(
     store: Where | FeatureStore,
     split: str,
     worker: Worker,
+    steps: StepLine,
     epoch: int | str | None = None,
 ) -> ChosenScale | None:
     """Make the scale that a job asks for, where there is no store yet, at the weights of an epoch.
@@ -256,6 +262,7 @@ def _new_scale(
     # Passes of all ranks follow: one that saw the store a moment earlier would not take part.
     if job.scale is None or worker.sharding.agreed(lambda: find_store(store) is not None):
         return None
+    steps.step(f"preparing {split}: second moments that scale its gradients")
     if epoch is not None:
         job.load(epoch)
     with _lent(job, worker):
@@ -281,21 +288,26 @@ def _prepared(
     epoch: int | str,
     split: str,
     worker: Worker,
-    show: bool,
+    steps: StepLine,
     scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
+    def say(part: str) -> None:
+        steps.step(f"preparing {split} at epoch {epoch}: {part}")
+
     with _lent(job, worker):
         prepare = partial(
-            SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding
+            SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding, say
         )
         task = _prepared_by_all(prepare, worker, lambda: _came_second(store, scale))
-        with task, _line(task, show and worker.leads) as line:
-            began = now()
-            try:
-                yield task, line
-            finally:  # also when it was stopped
-                if task.rows_written and worker.sharding.writes:
-                    record_run(task.writer.split.location, _run(job, task, worker, began))
+        with task:
+            with _line(task, steps.show) as line:
+                began = now()
+                try:
+                    yield task, line
+                finally:  # also when it was stopped
+                    if task.rows_written and worker.sharding.writes:
+                        record_run(task.writer.split.location, _run(job, task, worker, began))
+            steps.step(f"finishing {split} at epoch {epoch}")
 
 
 def _prepared_by_all(
