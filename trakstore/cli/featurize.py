@@ -87,6 +87,14 @@ def featurize(
             help="Also write the train samples with labels drawn from the model.",
         ),
     ] = None,
+    tokens: Annotated[
+        int | None,
+        Option(
+            min=1,
+            metavar="N",
+            help="Also write a row for each N tokens of the test samples, of a language model.",
+        ),
+    ] = None,
     last_layers: Annotated[
         int | None,
         Option(
@@ -165,6 +173,7 @@ def featurize(
             check="all" if check_all else None,
             scale=scale,
             sampled=sampled,
+            tokens=tokens,
             device=device,
             tp=tp if fsdp else None,
             leads=rank == 0,

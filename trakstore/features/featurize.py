@@ -61,6 +61,7 @@ def featurize(
     labels: Literal["given", "sampled"] = "given",
     draws: int = 4,
     seed: int = 0,
+    tokens: int = 0,
     **options: Unpack[JobOptions],
 ) -> Featurized:
     """Write the projected per-sample gradients of a data set to a store.
@@ -103,6 +104,10 @@ def featurize(
         Rows of each sample then, each with other labels.
     seed : int
         Number that drawn labels follow from.
+    tokens : int
+        Tokens of a row, where rows are of tokens, and not of samples: 1 for each token of its own.
+        Written as a split of its own, ``test~tokens``, whose rows ``id#token`` add up to those of the
+        samples; see ``tokens`` of a :class:`Job`.
     **options
         How features are computed and stored: ``output``, ``projector``, ``parameters``,
         ``activations``, ``batch_size``, ``dtype``, ``collate``, ``block_rows``, ``keep_bits``,
@@ -127,14 +132,18 @@ def featurize(
     TrakStoreError
         When model, output and data set do not fit together; nothing is written then.
     """
+    drawn = _are_sampled(labels)
+    if drawn and tokens:
+        raise TrakStoreError("labels='sampled' and tokens= are of two splits: give one at a time")
     job = Job(
         model,
         {split: dataset},
         checkpoints=None,
         ids={} if ids is None else {split: ids},
         learning_rates={} if learning_rate is None else {epoch: learning_rate},
-        sampled={split: draws} if _are_sampled(labels) else 0,
+        sampled={split: draws} if drawn else 0,
         draw_seed=seed,
+        tokens={split: tokens} if tokens else 0,
         name="",
         **options,
     )
@@ -164,6 +173,7 @@ def featurize_job(
     check: CheckedRows | None = None,
     scale: Scale = None,
     sampled: int | Mapping[str, int] | None = None,
+    tokens: int | Mapping[str, int] | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -182,7 +192,7 @@ def featurize_job(
         Where features are written; made when it is not there.
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows, precision, check, scale, sampled : optional
+    batch_size, memory_limit, skip_bad_rows, precision, check, scale, sampled, tokens : optional
         Values in place of the job's own.
     device, rank, world_size, progress
         As in :func:`featurize`.
@@ -206,6 +216,7 @@ def featurize_job(
         "check": check,
         "scale": scale,
         "sampled": sampled,
+        "tokens": tokens,
     }
     job = replace(job, **{name: value for name, value in asked.items() if value is not None})
     named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")

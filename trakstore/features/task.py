@@ -35,6 +35,7 @@ from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.streamed import Streamed
+from trakstore.features.token_samples import TokenSamples, samples_of
 from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count
@@ -99,7 +100,7 @@ class SplitTask:
         clock.lap("weights")
         with ExitStack() as undo:
             undo.callback(watch.give_back)
-            samples = SplitSamples.of(job, split)
+            samples = samples_of(job, split)
             layout.split_path(epoch, split)  # refuses bad names
             fingerprint = samples.fingerprint
             clock.lap("samples")
@@ -242,7 +243,7 @@ def _probed(
     job: Job,
     epoch: int | str,
     split: str,
-    samples: SplitSamples,
+    samples: SplitSamples | TokenSamples,
     device: torch.device,
     engine: FactorisedEngine,
     output: ModelOutput,
@@ -268,7 +269,7 @@ def _probed(
     # A batch holds all draws of its samples, so that one forward pass can serve them.
     each = samples.each
     size = min(job.batch_size * each, len(ids))
-    some = [row * each for row in sampled_rows(samples.given)]
+    some = samples.first_rows(sampled_rows(samples.given))
     uneven = batches.uneven(some) if size < len(ids) else None
 
     def pick(rows: NDArray[np.int64]) -> Any:
@@ -339,7 +340,7 @@ def _append(
     split: str,
     wanted: SplitSpec,
     rows: RowComputer,
-    samples: SplitSamples,
+    samples: SplitSamples | TokenSamples,
 ) -> None:
     """Add the samples that the data set has more than the store, if the others are the same."""
     if split not in store.splits_of(epoch):
