@@ -292,6 +292,7 @@ ORDER: dict[str, list[str]] = {
         "twins",
         "incoming",
         "recorder",
+        "run_records",
         "featurize",
         "query_rows",
         "chat",

@@ -17,6 +17,7 @@ from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, need_room, working_on
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
+from trakstore.features.run_records import note_rest, run_of
 from trakstore.features.scale import Scale
 from trakstore.features.scale_choice import ChosenScale, new_scale
 from trakstore.features.shares import do_share, help_others
@@ -33,14 +34,7 @@ from trakstore.storage.layout import as_epochs, as_splits
 from trakstore.storage.opening import find_store, open_store
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
-from trakstore.storage.tables.runs import (
-    Run,
-    library_versions,
-    note_plan,
-    now,
-    record_run,
-    split_is_made,
-)
+from trakstore.storage.tables.runs import now, record_run
 
 __all__ = ["Featurized", "featurize", "featurize_job"]
 
@@ -247,7 +241,7 @@ def featurize_job(
                     if worker.leads:
                         warn_of_twins(task.writer.split, twins)
                     if duty is do_share:
-                        _note_rest(job, task, worker, chosen)
+                        note_rest(job, task, worker, chosen)
                     done += replace(duty(task, worker, line), prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
@@ -317,7 +311,7 @@ def _prepared(
                     yield task, line
                 finally:  # also when it was stopped
                     if task.rows_written and worker.sharding.writes:
-                        record_run(task.writer.split.location, _run(job, task, worker, began))
+                        record_run(task.writer.split.location, run_of(job, task, worker, began))
             steps.step(f"finishing {split} at epoch {epoch}")
 
 
@@ -368,34 +362,6 @@ def _line(task: SplitTask, show: bool) -> ProgressLine:
         item_bytes=split.row_bytes,
         begun=split.status().written_rows if show else 0,
         show=show,
-    )
-
-
-def _note_rest(
-    job: Job, task: SplitTask, worker: Worker, chosen: Sequence[tuple[int | str, str]]
-) -> None:
-    """Note the splits that are still to come, before the first is filled; this one is made now."""
-    split = task.writer.split
-    if (split.epoch, split.name) == chosen[0]:
-        note_plan(split.location, _run(job, task, worker, now()), chosen[1:])
-    else:
-        split_is_made(split.location, split.epoch, split.name)
-
-
-def _run(job: Job, task: SplitTask, worker: Worker, began: str) -> Run:
-    split = task.writer.split
-    return Run(
-        split.epoch,
-        split.name,
-        job.name or type(job.model).__name__,
-        began,
-        now(),
-        worker.rank,
-        worker.world,
-        str(worker.device),
-        task.rows_written,
-        task.blocks_written,
-        library_versions(),
     )
 
 

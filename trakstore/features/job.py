@@ -223,10 +223,6 @@ class Job:
             if not isinstance(getattr(self, name), Mapping):
                 got = type(getattr(self, name)).__name__
                 raise TrakStoreError(f"{name} must be a mapping, like {what}, got {got}")
-        if not self.datasets:
-            raise TrakStoreError(
-                "datasets is an empty mapping: give at least one, like {'train': data}"
-            )
         if isinstance(self.checkpoints, str | Path):
             folder = TrainerFolder.of(Path(self.checkpoints))
             self.checkpoints = folder.checkpoints
