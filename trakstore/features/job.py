@@ -335,13 +335,15 @@ class Job:
                 self._whole = None
 
     def check_names(self) -> None:
-        """Check that ids and learning rates are of splits and epochs that the job has.
+        """Check that there are data sets, and ids and learning rates of splits and epochs alone.
 
         Raises
         ------
         NotFoundError
             With the nearest name, when one is not.
         """
+        if not self.datasets:
+            raise TrakStoreError("the job has no data sets: give some, like {'train': data}")
         for what, given, known in (
             ("ids of the split", self.ids, tuple(self.datasets)),
             ("a learning rate of epoch", self.learning_rates, self.epochs),
