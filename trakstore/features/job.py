@@ -339,6 +339,8 @@ class Job:
 
         Raises
         ------
+        TrakStoreError
+            When there are no data sets.
         NotFoundError
             With the nearest name, when one is not.
         """
