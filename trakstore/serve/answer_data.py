@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trakstore.report.sample import Shown
+from trakstore.report.scored_tokens import ScoredTokens
 from trakstore.storage.layout import Epoch
 
 
@@ -31,6 +32,8 @@ class Entry:
         trained apart, which epochs of one training are not.
     shown : Shown or None
         Text, picture or cells, where the data set is there.
+    tokens : ScoredTokens or None
+        Tokens with their parts of the score, where they were asked for.
     """
 
     id: int | str
@@ -41,6 +44,7 @@ class Entry:
     low: float | None = None
     high: float | None = None
     shown: Shown | None = None
+    tokens: ScoredTokens | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -51,6 +55,8 @@ class Entry:
             own["by_epoch"] = list(self.by_epoch)
         if self.low is not None:
             own |= {"low": self.low, "high": self.high}
+        if self.tokens is not None:
+            own["tokens"] = self.tokens.to_list()
         return own | shown_document(self.shown)
 
 
