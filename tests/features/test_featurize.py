@@ -397,6 +397,14 @@ def test_jobs_that_cannot_be_had(tmp_path: Path) -> None:
             load_job(name)
 
 
+def test_jobs_without_weights_or_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrakStoreError, match=r"checkpoints is an empty .* leave checkpoints out"):
+        Job(mlp(), {"train": Samples(3)}, checkpoints={})
+    with pytest.raises(TrakStoreError, match=r"the job has no data sets: give some, like \{"):
+        featurize_job(Job(mlp(), {}), tmp_path / "s", progress=False)
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_checkpoint_of_another_model_and_unsafe_files_are_refused(tmp_path: Path) -> None:
     import pickle
 

@@ -34,6 +34,12 @@ class Entry:
         Text, picture or cells, where the data set is there.
     tokens : ScoredTokens or None
         Tokens with their parts of the score, where they were asked for.
+
+    Examples
+    --------
+    >>> first = ts.Query(store).ask(target="test-0", k=2).proponents[0]
+    >>> first.id, first.position, first.label, len(first.by_epoch)
+    ('train-9', 9, 0, 3)
     """
 
     id: int | str
@@ -97,6 +103,11 @@ class AnswerData:
     epochs: tuple[Epoch, ...]
     share: float
     provenance: Mapping[str, Any]
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether tokens of some entries have scores."""
+        return any(one.tokens for one in (*self.proponents, *self.opponents))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold, as the service gives it."""
