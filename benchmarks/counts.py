@@ -175,10 +175,10 @@ def kernels_counted(count: Count) -> Iterator[None]:
     ]
     on_meta: list[Any] = [sjlt, rademacher]
     with contextlib.suppress(ImportError):  # of trees before these kernels
-        from trakstore.features.layers import sums
+        from trakstore.features.layers import summed_positions
         from trakstore.features.projectors.triton import listed, partial_sums, position_sums, shear
 
-        on_meta.append(sums)
+        on_meta.append(summed_positions)
         places.append((position_sums, "_sums", nothing))
         places += [(listed, "_add", nothing), (partial_sums, "_add", nothing)]
         places += [(shear, "_merge", nothing), (shear, "_shear", sheared_operations)]

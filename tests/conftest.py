@@ -22,8 +22,9 @@ MOST_PROCESSES = 8  # unless -n says: each needs about a GB, and 20 seconds to i
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite in a process per core, and files that are named in this process."""
+    started = hasattr(config, "workerinput")  # this process is one of them: it starts no others
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if whole and config.getoption("numprocesses", 0) is None:  # with pytest-xdist, without -n
+    if whole and not started and config.getoption("numprocesses", 0) is None:
         config.option.numprocesses = "logical"
         config.option.maxprocesses = config.option.maxprocesses or MOST_PROCESSES
         config.option.dist = "worksteal"  # whole parts of the order: files mostly stay together

@@ -15,6 +15,7 @@ import trakstore as ts
 ROOT = Path(__file__).parent.parent
 NEEDED = {
     *("py.typed", "report/page.css", "report/page.js", "report/macros.html"),
+    *("report/theme.js", "report/cut_boxes.js"),
     *("serve/live.html", "serve/answer.html", "storage/FORMAT.md"),
 }
 

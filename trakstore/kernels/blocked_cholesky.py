@@ -27,7 +27,7 @@ from trakstore.kernels.solvers import (
 from trakstore.kernels.tiled_gram import Scratch, TiledGram
 from trakstore.passes.memory import give_back, memory_budget
 from trakstore.planning import human_bytes, ranges, with_slack
-from trakstore.storage.tables.saved_arrays import TableArray
+from trakstore.storage.tables.table_array import TableArray
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,12 @@ from trakstore.report.inline_svg import inline_svg, untitled
 from trakstore.report.sections import SECTIONS, Classes, Findings
 from trakstore.report.store_facts import store_facts, store_verdict
 from trakstore.report.target_panels import panels
-from trakstore.report.template import content_policy, packaged_text, template_environment
+from trakstore.report.template import (
+    content_policy,
+    packaged_text,
+    page_script,
+    template_environment,
+)
 from trakstore.report.units import in_powers_of_ten
 
 # Bytes of a page: what browsers on a telephone still open.
@@ -44,7 +49,7 @@ def render_page(findings: Findings) -> str:
     """
     from markupsafe import Markup
 
-    style, script = packaged_text("page.css"), packaged_text("page.js")
+    style, script = packaged_text("page.css"), page_script(packaged_text("page.js"))
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     page = (
         template_environment()

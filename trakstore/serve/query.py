@@ -22,8 +22,8 @@ from trakstore.report.sample import show_sample
 from trakstore.report.sample_source import Render, sample_source
 from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
+from trakstore.serve.answer_entries import entries_of
 from trakstore.serve.asked_sample import AskedSample, taken_columns
-from trakstore.serve.entries import entries_of
 from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
 from trakstore.serve.new_samples import NewSamples
