@@ -171,6 +171,18 @@ class Job:
     ------
     TrakStoreError
         For an attribute that is not what it must be.
+
+    Examples
+    --------
+    >>> job = Job(
+    ...     model,
+    ...     datasets={"train": train, "test": test},
+    ...     checkpoints={1: model.state_dict(), 2: model.state_dict()},
+    ...     output="margin",
+    ...     projector=ts.ProjectionSpec("sjlt", dim=256),
+    ... )
+    >>> job.epochs, job.splits
+    ((1, 2), ('train', 'test'))
     """
 
     model: nn.Module
@@ -323,13 +335,17 @@ class Job:
                 self._whole = None
 
     def check_names(self) -> None:
-        """Check that ids and learning rates are of splits and epochs that the job has.
+        """Check that there are data sets, and ids and learning rates of splits and epochs alone.
 
         Raises
         ------
+        TrakStoreError
+            When there are no data sets.
         NotFoundError
             With the nearest name, when one is not.
         """
+        if not self.datasets:
+            raise TrakStoreError("the job has no data sets: give some, like {'train': data}")
         for what, given, known in (
             ("ids of the split", self.ids, tuple(self.datasets)),
             ("a learning rate of epoch", self.learning_rates, self.epochs),
