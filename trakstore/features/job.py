@@ -327,6 +327,8 @@ class Job:
 
         Raises
         ------
+        TrakStoreError
+            When there is no data set.
         NotFoundError
             With the nearest name, when one is not.
         """
