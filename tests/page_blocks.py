@@ -69,3 +69,13 @@ def run_page(page: Path, names: dict[str, Any]) -> int:
 def shows(wanted: str, printed: str) -> bool:
     """Tell whether a page shows what was printed."""
     return doctest.OutputChecker().check_output(wanted, printed, SHOWN)
+
+
+def without_blocks(text: str) -> str:
+    """Return a page's prose, without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def inline_code(text: str) -> list[str]:
+    """List what stands between backticks in a page's prose."""
+    return re.findall(r"`([^`]+)`", without_blocks(text))

@@ -18,6 +18,7 @@ RANKS: dict[str, int] = {
     "paths": 0,
     "documents": 2,
     "named": 1,
+    "machine_code": 1,
     "quantities": 1,
     "planning": 2,
     "sampling": 2,
@@ -37,6 +38,7 @@ RANKS: dict[str, int] = {
     "cli": 12,
     "__main__": 13,
     "__init__": 13,
+    "conftest": 13,  # names that examples in docstrings have
 }
 QUERY = ("passes", "kernels", "scores", "methods", "analysis")
 APART = [pair for room in QUERY for pair in (("features", room), (room, "features"))]
@@ -134,6 +136,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "passes": [
         "sent",
+        "half_precision",
         "rows",
         "dask_cluster",
         "scheduler",

@@ -1,4 +1,4 @@
-"""What README.md shows works: its Python blocks run in order, its command lines parse, its links lead."""
+"""What README.md shows works: blocks run in order, command lines parse, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import check_options, check_whole, trakstore_lines
-from page_blocks import Block, blocks, run_block, shows
-
-from trakstore.cli import main
+from command_lines import check_options, check_whole, run_lines, trakstore_lines
+from page_blocks import blocks, inline_code, run_block, shows, without_blocks
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 MOST_WORDS = 1600
-OWN_JOB = "examples/digits.py:digits"  # lines with it, or with its store, run as they stand
-STORE = "digits.zarr"
-GOES_ON = ("serve",)  # commands that do not end
+OURS = {"examples/digits.py:digits", "digits.zarr"}  # lines with these run as they stand
 DOCUMENTS = [
     README,
     ROOT / "benchmarks" / "README.md",
@@ -38,22 +34,9 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"__name__": "readme"}
 
 
-def run_lines(block: Block) -> int:
-    """Run a shell block's lines of ``trakstore`` that are about the digits; return their number."""
-    lines = [
-        words
-        for words in trakstore_lines(block.text)
-        if {OWN_JOB, STORE} & set(words) and words[0] not in GOES_ON
-    ]
-    for words in lines:
-        assert main(words) == 0, words
-    return len(lines)
-
-
 @pytest.mark.slow
 def test_its_blocks_run(names: dict[str, Any]) -> None:
-    ran, shown, lines = 0, 0, 0
-    printed = None
+    ran, shown, lines, printed = 0, 0, 0, None
     for block in blocks(README.read_text()):
         if block.language == "python":
             with warnings.catch_warnings():
@@ -65,7 +48,7 @@ def test_its_blocks_run(names: dict[str, Any]) -> None:
             assert shows(block.text, printed), f"line {block.line}: printed was\n{printed}"
             shown += 1
         elif block.language == "bash":
-            lines += run_lines(block)
+            lines += run_lines(block.text, OURS, {"serve"})  # which does not end
         printed = None
     assert ran >= 10
     assert shown >= 1
@@ -96,8 +79,8 @@ def test_the_command_lines_parse() -> None:
 
 
 def test_the_options_in_the_prose_exist() -> None:
-    inline = [one for one in inline_code(README) if one.startswith("trakstore ")]
-    assert len(inline) >= 2
+    inline = [one for one in inline_code(README.read_text()) if one.startswith("trakstore ")]
+    assert inline
     for one in inline:
         (words,) = trakstore_lines(" ".join(one.split()))
         check_options(words)
@@ -116,7 +99,7 @@ def test_what_does_not_parse_is_seen(line: str) -> None:
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
-    for target in links(page):
+    for target in links_in(without_blocks(page.read_text())):
         path, _, heading = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.is_relative_to(ROOT), f"{target} leads out of the repository"
@@ -128,7 +111,7 @@ def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_files_that_are_run_are_there(page: Path) -> None:
     code = [one.text for one in blocks(page.read_text()) if one.language == "bash"]
-    text = "\n".join([*code, *inline_code(page)])
+    text = "\n".join([*code, *inline_code(page.read_text())])
     named = set(re.findall(r"\b(?:examples|benchmarks)/\w+\.(?:py|sh)\b", text))
     assert not [one for one in named if not (ROOT / one).exists()]
 
@@ -136,16 +119,6 @@ def test_files_that_are_run_are_there(page: Path) -> None:
 def test_a_missing_file_and_heading_are_seen() -> None:
     assert "a-heading-with-code-and-a-comma" in slugs("## A heading, with `code` and a comma")
     assert links_in("![a](b.png) [c](d.md#e) [f](https://g.h)") == ["b.png", "d.md#e"]
-
-
-def inline_code(page: Path) -> list[str]:
-    """What stands between backticks outside of fenced blocks."""
-    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    return re.findall(r"`([^`]+)`", prose)
-
-
-def links(page: Path) -> list[str]:
-    return links_in(re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE))
 
 
 def links_in(text: str) -> list[str]:

@@ -43,8 +43,9 @@ def run(*command: str | Path, **environment: str) -> str:
 
 
 def sources() -> set[str]:
-    """All files of the package, as the checkout has them."""
+    """All files of the package, as the checkout has them, but the one for tests of examples."""
     found = (one for one in (ROOT / "trakstore").rglob("*") if one.is_file())
+    found = (one for one in found if one.name != "conftest.py")
     return {str(one.relative_to(ROOT)) for one in found if "__pycache__" not in one.parts}
 
 

@@ -368,6 +368,7 @@ def test_a_job_of_epochs_and_splits(tmp_path: Path) -> None:
 def test_the_keywords_of_featurize_are_a_jobs_attributes(tmp_path: Path) -> None:
     own = {"model", "datasets", "checkpoints", "ids", "learning_rates", "name"}
     own |= {"sampled", "draw_seed"}  # labels=, draws= and seed= there
+    own |= {"tokens"}  # of its one split there
     own |= {"shard"}  # for models that the command shards
     assert own | JobOptions.__annotations__.keys() == {
         field.name for field in fields(Job) if field.init

@@ -125,6 +125,17 @@ def featurize(
         the block that they are in is not written.
     TrakStoreError
         When model, output and data set do not fit together; nothing is written then.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> done = featurize(model, train, "memory://one", epoch=15, projector=projection, progress=False)
+    >>> done.rows
+    24
+    >>> featurize(model, train, "memory://one", epoch=15, projector=projection, progress=False).rows
+    0
+    >>> ts.open_store("memory://one").features(15, "train").shape
+    (24, 8)
     """
     drawn = _are_sampled(labels)
     if drawn and tokens:
@@ -199,6 +210,15 @@ def featurize_job(
     -------
     Featurized
         Rows, blocks and bytes that this worker wrote, and its time.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> job = Job(model, {"train": train, "test": test}, projector=projection)
+    >>> featurize_job(job, "memory://job", progress=False).rows
+    30
+    >>> ts.trak_scores(ts.open_store("memory://job"))
+    <Scores trak (target: 6, train: 24), epochs 0>
     """
     began = time.monotonic()
     worker = Worker.of(job, rank, world_size, device)

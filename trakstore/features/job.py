@@ -171,6 +171,18 @@ class Job:
     ------
     TrakStoreError
         For an attribute that is not what it must be.
+
+    Examples
+    --------
+    >>> job = Job(
+    ...     model,
+    ...     datasets={"train": train, "test": test},
+    ...     checkpoints={1: model.state_dict(), 2: model.state_dict()},
+    ...     output="margin",
+    ...     projector=ts.ProjectionSpec("sjlt", dim=256),
+    ... )
+    >>> job.epochs, job.splits
+    ((1, 2), ('train', 'test'))
     """
 
     model: nn.Module
@@ -328,7 +340,7 @@ class Job:
         Raises
         ------
         TrakStoreError
-            When there is no data set.
+            When there are no data sets.
         NotFoundError
             With the nearest name, when one is not.
         """

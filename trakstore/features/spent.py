@@ -55,6 +55,14 @@ class Featurized:
         Rows of its own share that a worker which had finished its own committed first.
     repeated : int
         Rows that it helped with, and that the worker which had them in hand committed first.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> from trakstore.features import featurize
+    >>> done = featurize(model, train, "memory://featurized", projector=projection, progress=False)
+    >>> done.rows, done.blocks
+    (24, 1)
     """
 
     rows: int

@@ -43,6 +43,11 @@ class BlockedCholesky(Solver):
         Bytes of one process; a quarter of what is available when None.
     scratch : str, optional
         Folder in which L is kept while it is in use; the system's when None.
+
+    Examples
+    --------
+    >>> ts.trak_scores(store, solver=BlockedCholesky(memory_limit="2GB"))
+    <Scores trak (target: 6, train: 24), epochs 2, 5, 15>
     """
 
     form: ClassVar[Form] = "tiles"

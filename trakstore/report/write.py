@@ -61,6 +61,11 @@ class WrittenReport:
         Sections that this store has no data for, and why.
     token_ids : bool
         Whether samples are shown as token ids, which ``render`` could make text of.
+
+    Examples
+    --------
+    >>> written = write_report(store, "report.html")  # doctest: +SKIP
+    >>> written.path.name, sorted(written.left_out)  # doctest: +SKIP
     """
 
     path: Path

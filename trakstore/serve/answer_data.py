@@ -31,6 +31,12 @@ class Entry:
         trained apart, which epochs of one training are not.
     shown : Shown or None
         Text, picture or cells, where the data set is there.
+
+    Examples
+    --------
+    >>> first = ts.Query(store).ask(target="test-0", k=2).proponents[0]
+    >>> first.id, first.position, first.label, len(first.by_epoch)
+    ('train-9', 9, 0, 3)
     """
 
     id: int | str

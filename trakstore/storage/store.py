@@ -43,6 +43,15 @@ class FeatureStore(StoreReader):
         The properties that all its features share.
     format : int
         Version of the format that it was made in: see ``storage/FORMAT.md``.
+
+    Examples
+    --------
+    >>> store
+    FeatureStore('memory://examples', sjlt, dim 8, epochs: 2, 5, 15)
+    >>> store.epochs, store.splits
+    ((2, 5, 15), ('test', 'train'))
+    >>> store.features(15, "train").dims
+    ('sample', 'feature')
     """
 
     # Once more, so that the annotations of its ``__init__`` are names of this module.

@@ -169,6 +169,14 @@ class CausalLM(_Tokens):
     stand beside its logits, and are taken as they are. The first token behind padding at the left, and
     the first of each document of a pack (where ``position_ids`` begin again, or ``seq_idx`` changes),
     are predicted by nothing, and do not count.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Embedding(16, 16))
+    >>> tokens = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    >>> rows = CausalLM()(network, {"input": tokens, "labels": tokens})
+    >>> rows.output.shape
+    torch.Size([2])
     """
 
     name = "causal_lm"
@@ -204,6 +212,13 @@ class MaskedLM(_Tokens):
     """The tokens that have labels, from all others (or one class for each token, as in tagging).
 
     Of an encoder-decoder model, the target's.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Embedding(16, 16))
+    >>> tokens, labels = torch.tensor([[3, 1, 4]]), torch.tensor([[-100, 7, -100]])
+    >>> MaskedLM()(network, {"input": tokens, "labels": labels}).loss.shape
+    torch.Size([1])
     """
 
     name = "masked_lm"

@@ -31,6 +31,12 @@ class Weighted(ModelOutput, SeparatesTokens):
     ------
     TrakStoreError
         When ``output`` is no :class:`ModelOutput`.
+
+    Examples
+    --------
+    >>> from trakstore.features import CausalLM
+    >>> Weighted(CausalLM(over="loss"), "advantages").spec.name
+    'weighted'
     """
 
     name = "weighted"
