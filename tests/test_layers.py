@@ -222,7 +222,7 @@ ORDER: dict[str, list[str]] = {
         "block_checks",
         "tables",
         "dropping",
-        "store_contents",
+        "store_reader",
         "store",
         "staging",
         "opening",
