@@ -10,7 +10,7 @@ import xarray as xr
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.markup import one_line
-from trakstore.report.top_images import INK, OTHER, SAME
+from trakstore.report.top_images import HARMED, HELPED, INK
 from trakstore.report.units import evenly_spaced
 
 if TYPE_CHECKING:
@@ -41,11 +41,16 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     ------
     NotFoundError
         Variables or targets that ``top`` does not have.
+
+    Examples
+    --------
+    >>> plot_top(ts.top_k(ts.trak_scores(store), 5)).get_xlabel()
+    'score'
     """
     one = _one_target(top, target, "top_k", ("score", "train"))
     score, places = one["score"].values, np.arange(one.sizes["rank"])
     axes = _axes(ax)
-    axes.barh(places, score, color=np.where(score > 0, SAME, OTHER).tolist(), height=0.7)
+    axes.barh(places, score, color=np.where(score > 0, HELPED, HARMED).tolist(), height=0.7)
     axes.set_yticks(places, [one_line(name) for name in one["train"].values.tolist()])
     for text in axes.get_yticklabels():
         text.set_parse_math(False)  # between dollar signs in ids, matplotlib would read TeX
@@ -64,6 +69,13 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
         From :func:`trakstore.analysis.trajectories`.
     target, ax
         As in :func:`plot_top`.
+
+    Examples
+    --------
+    >>> from trakstore.analysis import trajectories
+    >>> scores = ts.trak_scores(store)
+    >>> len(plot_evolution(trajectories(scores, ts.top_k(scores, 4)["position"])).lines)
+    5
     """
     one = _one_target(found, target, "analysis.trajectories", ("standard", "train"))
     values = one["standard"].values  # (epoch, rank)
@@ -71,7 +83,7 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
     axes, places = _axes(ax), np.arange(len(values))
     axes.axhline(0, color=INK, linewidth=0.8)
     for line, name in zip(values.T, one["train"].values.tolist(), strict=True):
-        colour = SAME if line[-1] > 0 else OTHER
+        colour = HELPED if line[-1] > 0 else HARMED
         label = f"train {one_line(name)}"
         axes.plot(places, line, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
     labelled = evenly_spaced(len(places), 9)
@@ -94,6 +106,11 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
     ------
     TrakStoreError
         No report.
+
+    Examples
+    --------
+    >>> plot_spectrum(ts.kernel_report(store, 15)).get_yscale()
+    'log'
     """
     several = list(reports) if isinstance(reports, Sequence) else [reports]
     if not several:
@@ -104,9 +121,9 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
         values = values[values > 1e-9 * values[0]]  # the rest is rounding noise
         places = np.arange(1, len(values) + 1)
         axes.loglog(places, values, color=ACCENT, alpha=shade, label=f"epoch {one.epoch}")
-        axes.axhline(one.lam, color=OTHER, alpha=shade, linewidth=0.9, linestyle="--")
+        axes.axhline(one.lam, color=HARMED, alpha=shade, linewidth=0.9, linestyle="--")
     # An empty line, for the legend alone: each kernel's own λ has no entry of its own.
-    axes.plot([], [], color=OTHER, linestyle="--", linewidth=0.9, label="λ of each")
+    axes.plot([], [], color=HARMED, linestyle="--", linewidth=0.9, label="λ of each")
     for text in axes.legend(frameon=False, fontsize="small").get_texts():
         text.set_parse_math(False)
     _label(axes, "place", "eigenvalue", "")
@@ -124,6 +141,12 @@ def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None
         Position of the target; None for all, in standard deviations from each one's mean.
     ax
         As in :func:`plot_top`.
+
+    Examples
+    --------
+    >>> from trakstore.analysis import distribution
+    >>> plot_distribution(distribution(ts.trak_scores(store), bins=8)).get_yscale()
+    'log'
     """
     pooled = target is None
     names = ("pooled", "pooled_edge") if pooled else ("count", "edge")

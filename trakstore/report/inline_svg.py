@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from trakstore.report.charts import ACCENT, GRID
-from trakstore.report.top_images import INK, OTHER, SAME
+from trakstore.report.top_images import HARMED, HELPED, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +23,8 @@ COLOURS = {
     INK: "currentColor",
     "#000000": "currentColor",
     ACCENT: "var(--accent)",
-    SAME: "var(--good)",
-    OTHER: "var(--bad)",
+    HELPED: "var(--good)",
+    HARMED: "var(--bad)",
     GRID: "var(--line)",
 }
 _KEPT = (

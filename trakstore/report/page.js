@@ -1,5 +1,3 @@
-"use strict";
-
 // Targets are tabs: one panel is shown, arrows move between those that the filter leaves.
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -62,22 +60,6 @@ filter.addEventListener("input", narrow);
 if (label) {
   label.addEventListener("change", narrow);
 }
-
-// The button turns over what the system prefers.
-
-const theme = document.getElementById("theme");
-let dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
-
-function paint() {
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  theme.setAttribute("aria-pressed", String(dark));
-}
-
-theme.addEventListener("click", () => {
-  dark = !dark;
-  paint();
-});
-paint();
 
 const linked = tabs.find((tab) => `#${tab.id}` === location.hash);
 if (linked) {

@@ -10,14 +10,19 @@ import xarray as xr
 
 from trakstore.errors import TrakStoreError
 from trakstore.planning import human_bytes
-from trakstore.report.cards import change_cards, colour_level, suspect_cards
+from trakstore.report.cards import change_cards, suspect_cards
 from trakstore.report.charts import plot_distribution, plot_spectrum
 from trakstore.report.inline_svg import inline_svg, untitled
 from trakstore.report.sections import SECTIONS, Classes, Findings
 from trakstore.report.store_facts import store_facts, store_verdict
 from trakstore.report.target_panels import panels
-from trakstore.report.template import content_policy, packaged_text, template_environment
-from trakstore.report.units import in_powers_of_ten
+from trakstore.report.template import (
+    content_policy,
+    packaged_text,
+    page_script,
+    template_environment,
+)
+from trakstore.report.units import colour_level, in_powers_of_ten
 
 # Bytes of a page: what browsers on a telephone still open.
 MOST_BYTES = 2**25
@@ -44,7 +49,7 @@ def render_page(findings: Findings) -> str:
     """
     from markupsafe import Markup
 
-    style, script = packaged_text("page.css"), packaged_text("page.js")
+    style, script = packaged_text("page.css"), page_script(packaged_text("page.js"))
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     page = (
         template_environment()

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from trakstore.report.cards import colour_level, listed_cards
+from trakstore.report.cards import listed_cards
 from trakstore.report.charts import plot_distribution, plot_evolution
 from trakstore.report.inline_svg import inline_svg, untitled
 from trakstore.report.sections import PATHS, Findings
-from trakstore.report.units import evenly_spaced
+from trakstore.report.units import colour_level, evenly_spaced, number_form
 
 MOST_EPOCHS = 12
 
@@ -60,8 +60,9 @@ class Panel:
         self.label = None if own is None else str(own)
         self.predicted = None if findings.predicted is None else str(findings.predicted[at])
         self.measured = {name: float(values[at]) for name, values in findings.measured.items()}
-        self.proponents = listed_cards(findings, ups, "score", own=own)
-        self.opponents = listed_cards(findings, downs, "score", own=own)
+        form = number_form(np.concatenate([ups["score"].values, downs["score"].values]))
+        self.proponents = listed_cards(findings, ups, "score", form, own=own)
+        self.opponents = listed_cards(findings, downs, "score", form, own=own)
         self.histogram = _histogram(findings.spread, at, self.key)
         paths = findings.paths
         self.lines = "" if paths is None else _lines(paths, at, self.key)

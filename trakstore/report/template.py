@@ -9,11 +9,13 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from trakstore.markup import printable
+from trakstore.report.units import written
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
+_SHARED_SCRIPTS = ("theme.js", "cut_boxes.js")
+_FORMS = {"number": ".3g", "tenths": ".1f", "hundredths": ".2f"}
 
 
 @cache
@@ -34,7 +36,7 @@ def template_environment() -> Environment:
         undefined=StrictUndefined,
         finalize=_spelled_out,
     )
-    environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
+    environment.filters |= {name: partial(written, form) for name, form in _FORMS.items()}
     environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
     return environment
 
@@ -42,6 +44,11 @@ def template_environment() -> Environment:
 def packaged_text(name: str, package: str = "trakstore.report") -> str:
     """Read a file that comes with a package."""
     return files(package).joinpath(name).read_text("utf-8")
+
+
+def page_script(own: str) -> str:
+    """Join the scripts that all pages share, in their order, and the page's own."""
+    return "".join(map(packaged_text, _SHARED_SCRIPTS)) + own
 
 
 def content_policy(style: str, script: str) -> str:
@@ -74,9 +81,3 @@ def _in_lines(text: str) -> str:
     from markupsafe import escape
 
     return escape(printable(text, keep="\n\t"))
-
-
-def _written(form: str, value: float) -> str:
-    """Write a number with a true minus sign; one that is rounded to zero has none."""
-    text = f"{value:{form}}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

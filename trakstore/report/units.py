@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LEVELS = 4
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -34,6 +35,36 @@ def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(places.round().astype(np.int64))
 
 
+def number_form(values: NDArray[Any]) -> str:
+    """Choose one format for numbers that stand together: three digits for the largest, and a sign.
+
+    Numbers that would be zeros for the most part, or very long, have an exponent, all of them.
+
+    Examples
+    --------
+    >>> [written(number_form(np.array([0.4412, -0.05])), one) for one in (0.4412, -0.05, -0.0001)]
+    ['+0.441', '−0.050', '0.000']
+    >>> number_form(np.array([-1234.5])), number_form(np.array([3e-7])), number_form(np.zeros(2))
+    ('+.0f', '+.1e', '+.2f')
+    """
+    numbers = np.abs(np.asarray(values, dtype=np.float64))
+    most = float(numbers[np.isfinite(numbers)].max(initial=0.0))
+    power = math.floor(math.log10(most)) if most > 0 else 0
+    return f"+.{max(0, 2 - power)}f" if -4 <= power <= 6 else "+.1e"
+
+
+def written(form: str, value: float) -> str:
+    """Write a number with a true minus sign; one that is rounded to zero has no sign.
+
+    Examples
+    --------
+    >>> written(".2g", -0.05), written("+.1f", -0.01)
+    ('−0.05', '0.0')
+    """
+    text = f"{value:{form}}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
 def in_powers_of_ten(values: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
     """Divide numbers by a power of ten, so that the largest is in 1..10; return that power too.
 
@@ -46,3 +77,16 @@ def in_powers_of_ten(values: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
     most = float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0.0))
     power = math.floor(math.log10(most)) if most > 0 else 0
     return numbers / 10.0**power, f"10{str(power).translate(_SUPERSCRIPTS)}" if power else "1"
+
+
+def colour_level(value: float, most: float) -> int:
+    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
+
+    Examples
+    --------
+    >>> colour_level(-1.0, 4.0), colour_level(0.01, 4.0), colour_level(4.0, 4.0), colour_level(3.0, 0.0)
+    (-2, 0, 4, 0)
+    """
+    if most == 0:
+        return 0
+    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
