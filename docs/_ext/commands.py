@@ -16,11 +16,6 @@ with 1 where `verify` or a check found something, with 2 and one line on standar
 with 130 when it was interrupted. `--json` prints one document for programs. This page is made of the
 commands' own help.
 
-```{contents}
-:local:
-:depth: 1
-```
-
 """
 
 
@@ -32,7 +27,10 @@ def page() -> str:
     body = text[text.index("\n## ") + 1 :]
     body = re.sub(r"^### `", "## `", body, flags=re.MULTILINE)
     body = re.sub(
-        r"^Example: (.*)$", r"**Example**:\n\n```console\n$ \1\n```", body, flags=re.MULTILINE
+        r"^Example: (.*)$",
+        r"**Example**:\n\n```console\n$ \1\n```",
+        body,
+        flags=re.MULTILINE,
     )
     # Descriptions are plain text, in which these begin no markup.
     outside = re.split(r"(```.*?```|`[^`\n]*`)", body, flags=re.DOTALL)
