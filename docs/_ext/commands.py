@@ -18,6 +18,16 @@ commands' own help.
 
 """
 
+# What stands for a value, where an option names no word of its own.
+WORDS = {
+    "int range": "N",
+    "float range": "X",
+    "int": "N",
+    "float": "X",
+    "str": "TEXT",
+    "list[str]": "TEXT",
+}
+
 
 def page() -> str:
     """Return the page as Markdown: a section a command, with its arguments, options and an example."""
@@ -32,6 +42,8 @@ def page() -> str:
         body,
         flags=re.MULTILINE,
     )
+    for kind, word in WORDS.items():
+        body = body.replace(f"<{kind}>`", f"{word}`")
     # Descriptions are plain text, in which these begin no markup.
     outside = re.split(r"(```.*?```|`[^`\n]*`)", body, flags=re.DOTALL)
     outside[::2] = [one.replace("<", "&lt;").replace("[", r"\[") for one in outside[::2]]
