@@ -10,7 +10,7 @@ import xarray as xr
 
 from trakstore.errors import TrakStoreError
 from trakstore.planning import human_bytes
-from trakstore.report.cards import change_cards, colour_level, suspect_cards
+from trakstore.report.cards import change_cards, suspect_cards
 from trakstore.report.charts import plot_distribution, plot_spectrum
 from trakstore.report.inline_svg import inline_svg, untitled
 from trakstore.report.sections import SECTIONS, Classes, Findings
@@ -22,7 +22,7 @@ from trakstore.report.template import (
     page_script,
     template_environment,
 )
-from trakstore.report.units import in_powers_of_ten
+from trakstore.report.units import colour_level, in_powers_of_ten
 
 # Bytes of a page: what browsers on a telephone still open.
 MOST_BYTES = 2**25

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LEVELS = 4
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -76,3 +77,16 @@ def in_powers_of_ten(values: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
     most = float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0.0))
     power = math.floor(math.log10(most)) if most > 0 else 0
     return numbers / 10.0**power, f"10{str(power).translate(_SUPERSCRIPTS)}" if power else "1"
+
+
+def colour_level(value: float, most: float) -> int:
+    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
+
+    Examples
+    --------
+    >>> colour_level(-1.0, 4.0), colour_level(0.01, 4.0), colour_level(4.0, 4.0), colour_level(3.0, 0.0)
+    (-2, 0, 4, 0)
+    """
+    if most == 0:
+        return 0
+    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))

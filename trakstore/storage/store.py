@@ -24,13 +24,13 @@ from trakstore.storage.growth import drop_split, mask_samples
 from trakstore.storage.layout import Epoch
 from trakstore.storage.root import make_root
 from trakstore.storage.split import Split
-from trakstore.storage.store_contents import StoreContents
+from trakstore.storage.store_reader import StoreReader
 from trakstore.storage.tables.runs import forget_plan
 
 
-# Its contents say how it is shown.
+# The reader says how it is shown.
 @dataclass(frozen=True, repr=False)
-class FeatureStore(StoreContents):
+class FeatureStore(StoreReader):
     """Features of samples, by epoch and split, in one place.
 
     Open one with :func:`~trakstore.storage.opening.open_store`, or make one with :meth:`create`.

@@ -1,4 +1,4 @@
-"""Contents of a store: epochs and splits that are there, and what each holds."""
+"""A reader of a store: epochs and splits that are there, and what each holds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trakstore.storage.tables.runs import Run, list_runs
 
 
 @dataclass(frozen=True)
-class StoreContents:
+class StoreReader:
     """Epochs and splits of a store under one spec, opened and listed as they are now.
 
     Attributes
