@@ -13,8 +13,6 @@ from trakstore.report.sample import Shown
 from trakstore.report.sections import Findings
 from trakstore.report.units import from_to, number_form, written
 
-LEVELS = 4
-
 
 @dataclass(frozen=True)
 class Card:
@@ -73,19 +71,6 @@ def change_cards(findings: Findings, listed: xr.Dataset) -> list[Card]:
         for a, b, q in zip(low, high, rate, strict=True)
     ]
     return listed_cards(findings, listed, "change", form, notes=notes)
-
-
-def colour_level(value: float, most: float) -> int:
-    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
-
-    Examples
-    --------
-    >>> colour_level(-1.0, 4.0), colour_level(0.01, 4.0), colour_level(4.0, 4.0), colour_level(3.0, 0.0)
-    (-2, 0, 4, 0)
-    """
-    if most == 0:
-        return 0
-    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
 
 
 def listed_cards(

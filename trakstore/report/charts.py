@@ -50,6 +50,11 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     ------
     NotFoundError
         Variables or targets that ``top`` does not have.
+
+    Examples
+    --------
+    >>> plot_top(ts.top_k(ts.trak_scores(store), 5)).get_xlabel()
+    'score'
     """
     one = _one_target(top, target, "top_k", ("score", "train"))
     score, places = one["score"].values, np.arange(one.sizes["rank"])
@@ -76,6 +81,13 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
         From :func:`trakstore.analysis.trajectories`.
     target, ax
         As in :func:`plot_top`.
+
+    Examples
+    --------
+    >>> from trakstore.analysis import trajectories
+    >>> scores = ts.trak_scores(store)
+    >>> len(plot_evolution(trajectories(scores, ts.top_k(scores, 4)["position"])).lines)
+    5
     """
     one = _one_target(found, target, "analysis.trajectories", ("score", "standard", "train"))
     values, helped = one["standard"].values, one["score"].values.mean(axis=0) > 0
@@ -109,6 +121,11 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
     ------
     TrakStoreError
         No report.
+
+    Examples
+    --------
+    >>> plot_spectrum(ts.kernel_report(store, 15)).get_yscale()
+    'log'
     """
     several = list(reports) if isinstance(reports, Sequence) else [reports]
     if not several:
@@ -147,6 +164,12 @@ def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None
         Position of the target; None for all, in standard deviations from each one's mean.
     ax
         As in :func:`plot_top`.
+
+    Examples
+    --------
+    >>> from trakstore.analysis import distribution
+    >>> plot_distribution(distribution(ts.trak_scores(store), bins=8)).get_yscale()
+    'log'
     """
     pooled = target is None
     names = ("pooled", "pooled_edge") if pooled else ("count", "edge")

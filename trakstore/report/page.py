@@ -12,7 +12,7 @@ import xarray as xr
 from trakstore.errors import TrakStoreError
 from trakstore.markup import without_folders
 from trakstore.planning import human_bytes
-from trakstore.report.cards import change_cards, colour_level, suspect_cards
+from trakstore.report.cards import change_cards, suspect_cards
 from trakstore.report.charts import plot_distribution, plot_spectrum
 from trakstore.report.formula import Formula, method_formula
 from trakstore.report.highlights import highlights
@@ -26,7 +26,7 @@ from trakstore.report.template import (
     page_script,
     template_environment,
 )
-from trakstore.report.units import in_powers_of_ten
+from trakstore.report.units import colour_level, in_powers_of_ten
 
 # Bytes of a page: what browsers on a telephone still open.
 MOST_BYTES = 2**25

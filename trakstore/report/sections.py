@@ -19,6 +19,7 @@ from trakstore.methods.influence import self_scores
 from trakstore.methods.kernel_report import KernelReport, kernel_report
 from trakstore.methods.sampled_kernel import SampledKernel
 from trakstore.passes.rows import Rows, TakenRows, whole_column
+from trakstore.progress import begin_step
 from trakstore.report.dominance import dominants
 from trakstore.report.labels import with_labels
 from trakstore.report.sample_source import SampleSource
@@ -153,11 +154,14 @@ class Findings:
         self.targets, self.train = split.stored.name, last.train.stored.name
         # Scores leave masked rows out, samples are found by the rows of the stored split.
         self.stored_rows = _taken(split.positions, self.rows)
+        begin_step(f"report: lists of {len(self.rows)} targets")
         ups = top_k(chosen, self.k, order="largest", memory_limit=limit)
         downs = top_k(chosen, self.k, order="smallest", memory_limit=limit)
         self.proponents = with_labels(ups, self.pairs[0], self.rows)
         self.opponents = with_labels(downs, self.pairs[0], self.rows)
+        begin_step("report: spread of the scores")
         self.spread = distribution(chosen, memory_limit=limit)
+        begin_step("report: scores over the epochs")
         self.paths = self._paths(chosen)
         self.ranks = self._ranks(chosen)
         self.dominant = dominants(self.proponents, last, self.rows)
@@ -173,6 +177,7 @@ class Findings:
 
     def _section(self, name: str, compute: Callable[[], T]) -> T | None:
         """Compute a section that this store may not have; the page says why it is not there."""
+        begin_step(f"report: {name.lower()}")
         try:
             return compute()
         except TrakStoreError as error:

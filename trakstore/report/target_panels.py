@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from trakstore.report.cards import colour_level, listed_cards
+from trakstore.report.cards import listed_cards
 from trakstore.report.charts import plot_distribution, plot_evolution
 from trakstore.report.inline_svg import inline_svg, untitled
 from trakstore.report.sections import PATHS, Findings
-from trakstore.report.units import evenly_spaced, number_form, written
+from trakstore.report.units import colour_level, evenly_spaced, number_form, written
 
 MOST_EPOCHS = 12
 

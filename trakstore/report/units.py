@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LEVELS = 4
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -121,3 +122,16 @@ def spread_apart(values: NDArray[Any], gap: float, low: float, high: float) -> N
     apart = np.empty_like(numbers)
     apart[order] = np.clip(nearest, low, high - steps[-1]) + steps
     return apart
+
+
+def colour_level(value: float, most: float) -> int:
+    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
+
+    Examples
+    --------
+    >>> colour_level(-1.0, 4.0), colour_level(0.01, 4.0), colour_level(4.0, 4.0), colour_level(3.0, 0.0)
+    (-2, 0, 4, 0)
+    """
+    if most == 0:
+        return 0
+    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))

@@ -17,6 +17,7 @@ from trakstore.methods.by_name import default_damping, find_method, scores_by_na
 from trakstore.methods.epochs import EpochPair, UnmaskedSplit, epoch_pairs
 from trakstore.methods.sampled_kernel import KernelRows, sampled_kernel
 from trakstore.passes.rows import TakenRows
+from trakstore.progress import begin_step, told_on_terminal
 from trakstore.quantities import as_whole
 from trakstore.report.extras import need_extra
 from trakstore.report.page import render_page
@@ -60,6 +61,11 @@ class WrittenReport:
         Sections that this store has no data for, and why.
     token_ids : bool
         Whether samples are shown as token ids, which ``render`` could make text of.
+
+    Examples
+    --------
+    >>> written = write_report(store, "report.html")  # doctest: +SKIP
+    >>> written.path.name, sorted(written.left_out)  # doctest: +SKIP
     """
 
     path: Path
@@ -69,6 +75,7 @@ class WrittenReport:
     token_ids: bool
 
 
+@told_on_terminal
 def write_report(
     store: FeatureStore,
     path: str | os.PathLike[str] = "report.html",
@@ -161,6 +168,7 @@ def write_report(
     24
     """
     # From here to the scores, everything that can be refused is: scores take hours.
+    begin_step("report: epochs, splits and samples")
     path = Path(path)
     need_extra("a report", "report", "jinja2", "matplotlib", "PIL")
     takes = "kernel" in find_method(method).options
@@ -182,6 +190,7 @@ def write_report(
     splits = [last.target.stored, last.train.stored]
     samples = sample_source(job, render, splits, max(_LEAST_LETTERS, min(LETTERS, letters)))
     _try_samples(samples, last, int(rows[0]))
+    begin_step("report: kernels of the scores")
     scores = scores_by_name(
         method,
         store,
@@ -248,6 +257,7 @@ def _in_words(damping: Damping) -> str:
 
 def _write_page(path: Path, findings: Findings) -> int:
     """Write the page; return its bytes."""
+    begin_step("report: charts and texts of the page")
     # A path whose bytes are no text has halves of surrogate pairs, which UTF-8 lacks.
     page = render_page(findings).encode("utf-8", "replace")
     with writing(path):

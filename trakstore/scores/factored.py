@@ -55,12 +55,24 @@ class Scores:
     device : str
         Device that computes tiles: see :meth:`to`.
     soft_threshold : float
-        s of sign(τ)·max(|τ| − s, 0), applied to each score last; 0 changes nothing.
+        s of ``sign(τ)·max(|τ| − s, 0)``, applied to each score last; 0 changes nothing.
 
     Raises
     ------
     TrakStoreError
         When there is no part, or parts differ in their targets, train rows or dimension.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store)
+    >>> scores
+    <Scores trak (target: 6, train: 24), epochs 2, 5, 15>
+    >>> scores.isel(target=[0, 1]).epoch(15).shape
+    (2, 24)
+    >>> scores.to_xarray().dims
+    ('target', 'train')
+    >>> np.asarray(scores).shape
+    (6, 24)
     """
 
     method: str

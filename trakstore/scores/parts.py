@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -22,6 +23,11 @@ from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import Epoch
 
 F32: TypeAlias = NDArray[np.float32]
+# Targets of a window that are multiplied with float16 rows as they lie: of more, each row would be
+# widened so often that a matrix product of float32 rows is faster.
+FEW_TARGETS = 16
+# Values of float16 features from which on these loops are used: 64 MB.
+MANY_VALUES = 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +209,7 @@ class Window(Sent):
         """Compute single scores of targets with train rows start + columns, shape (e,)."""
         out = np.zeros(len(targets), dtype=np.float32)
         for left, train, scale in zip(self.lefts, self.trains, self.scales, strict=True):
-            right = np.asarray(train.read(start, stop), dtype=np.float32)
+            right = _float32(train.read(start, stop), train)
             product = _dots(left, right, targets, columns)
             out += product if scale is None else product * _column(scale, start, stop)[columns]
         if self.scale is not None:
@@ -221,7 +227,18 @@ class Window(Sent):
         with np.errstate(over="ignore", invalid="ignore"):
             parts = zip(self.lefts, self.trains, self.scales, strict=True)
             for at, (left, train, scale) in enumerate(parts):
-                right = np.asarray(train.read(start, stop), dtype=np.float32)
+                rows = train.read(start, stop)
+                if len(left) <= FEW_TARGETS and _are_many_halves(train):
+                    from trakstore.passes.half_precision import few_products
+
+                    product = out if at == 0 else np.empty_like(out)
+                    few_products(left, rows, product)
+                    if scale is not None:
+                        product *= _column(scale, start, stop)
+                    if at:
+                        out += product
+                    continue
+                right = _float32(rows, train)
                 if scale is not None:
                     right = right * _column(scale, start, stop)[:, None]
                 # The first product goes straight into the tile; only the others need room of their own.
@@ -231,6 +248,25 @@ class Window(Sent):
                     _add_product(out, left, right.T)
             if self.scale is not None:
                 out *= _column(self.scale, start, stop)
+
+
+def _are_many_halves(train: Rows) -> bool:
+    """Tell whether rows are float16, and so many that compiled loops are worth their start."""
+    if train.dtype != np.float16 or math.prod(train.shape) < MANY_VALUES:
+        return False
+    # Imported here, since numba takes half a second to import.
+    from trakstore.passes.half_precision import has_instructions
+
+    return has_instructions()
+
+
+def _float32(rows: NDArray[Any], train: Rows) -> F32:
+    """Return rows of ``train`` as float32."""
+    if _are_many_halves(train):
+        from trakstore.passes.half_precision import widened
+
+        return widened(rows)
+    return np.asarray(rows, dtype=np.float32)
 
 
 # One array for all tiles, since a cluster's workers give each freed one back to the system.

@@ -86,6 +86,13 @@ def approximate_top_k(
     References
     ----------
     Halko, Martinsson and Tropp (2011), algorithm 4.4, for U.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store)
+    >>> top = ts.approximate_top_k(scores, 3, columns=8, candidates=12)
+    >>> top["train"].values[0].tolist(), top.attrs["recall"]
+    (['train-9', 'train-15', 'train-18'], 1.0)
     """
     rows, trains = scores.shape
     k, columns = check_request(k, trains, order), as_whole(columns, "columns")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trakstore.errors import TrakStoreError, did_you_mean
+from trakstore.errors import TrakStoreError
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import METHODS, find_method
 from trakstore.methods.epochs import epoch_pairs
@@ -17,29 +17,29 @@ from trakstore.methods.new_targets import of_new_targets
 from trakstore.methods.sampled_kernel import KernelRows
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows
-from trakstore.quantities import as_whole
 from trakstore.report.sample import show_sample
 from trakstore.report.sample_source import Render, sample_source
 from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
+from trakstore.serve.answer_entries import entries_of
 from trakstore.serve.asked_sample import AskedSample, taken_columns
-from trakstore.serve.entries import entries_of
 from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
+from trakstore.serve.known_names import known_epochs, known_length, known_method
 from trakstore.serve.new_samples import NewSamples
 from trakstore.serve.provenance import known_weights, provenance_of
-from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
+from trakstore.serve.question import BadQuestionError, Question
 from trakstore.serve.samples_to_show import SamplesToShow
 from trakstore.serve.stored_samples import StoredSamples
+from trakstore.serve.token_scores import TokenScorer, asked_tokens
 from trakstore.storage.backends.read_only import ReadOnlyLocation
-from trakstore.storage.layout import Epoch, as_epoch
+from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
 log = logging.getLogger("trakstore")
-MOST_LISTED = 1000
 _TILES_OF_STAGE, _MOST_STAGES = 32, 20
 
 
@@ -150,6 +150,7 @@ class Query:
         self._show = SamplesToShow(sample_source(job, render, splits))
         if job is not None:
             self._new = NewSamples.of(job, self.targets, prepare, self._show.lock)
+        self._scorer = TokenScorer.of(self._job, self._models, render, self._show.lock)
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -214,6 +215,7 @@ class Query:
         label: Any = None,
         epochs: Epoch | Sequence[Epoch] | None = None,
         method: str | None = None,
+        tokens: int = 0,
     ) -> Answer:
         """List the train samples with the largest and the smallest scores for one sample.
 
@@ -237,6 +239,10 @@ class Query:
             Epochs to combine; all by default.
         method : str, optional
             A method by its name; by default that of this ``Query``.
+        tokens : int
+            Entries of each list, 20 at most, whose tokens have scores of their own, which add up to
+            the entry's: ``answer.proponents[0].tokens``. Of language models, by passes over the found
+            samples anew, one for each token.
 
         Returns
         -------
@@ -255,7 +261,7 @@ class Query:
         several = (epochs,) if isinstance(epochs, int | str) else epochs
         chosen = None if several is None else tuple(several)
         question = Question(
-            target, split, text, image, sample, label, k=k, epochs=chosen, method=method
+            target, split, text, image, sample, label, k, chosen, method, tokens=tokens
         )
         *_, answer = self.stages(question, stages=1)
         return answer
@@ -283,9 +289,10 @@ class Query:
         Answer
             The last one is whole.
         """
-        epochs = self._known_epochs(question.epochs)
-        k = self._known_length(question.k)
-        method = self._known_method(question.method)
+        epochs = known_epochs(question.epochs, self.epochs)
+        k = known_length(question.k, self.rows)
+        method = known_method(question.method, self.method)
+        scored = asked_tokens(question.tokens, self._scorer)
         if question.target is not None:
             asked = self._of_store(question, epochs)
         else:
@@ -297,6 +304,9 @@ class Query:
         for ends in both_ends(scores, k, stages=count, memory_limit=self._limit):
             go_on()
             lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
+            if scored and self._scorer and ends.share == 1.0:
+                more = self._scorer.of_entries(scored, scores, self._stored, go_on)
+                lists = more(lists[0]), more(lists[1])
             yield Answer(
                 asked.target,
                 asked.split,
@@ -309,33 +319,6 @@ class Query:
                 share=ends.share,
                 provenance=self.provenance(epochs, method),
             )
-
-    def _known_epochs(self, named: Sequence[Epoch] | None) -> tuple[Epoch, ...]:
-        if named is None:
-            return self.epochs
-        try:
-            epochs = tuple(as_epoch(one) for one in named)
-        except TrakStoreError as error:  # no epoch can have such a name
-            raise UnknownSampleError(str(error)) from None
-        for epoch in epochs:
-            if epoch not in self._pairs:
-                raise UnknownSampleError(f"no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
-        if not epochs or len(set(epochs)) < len(epochs):
-            raise BadQuestionError("epochs must be some epochs, each named once")
-        return epochs
-
-    def _known_length(self, k: Any) -> int:
-        most = min(self.rows, MOST_LISTED)
-        try:
-            return as_whole(k, "k", 1, most)
-        except TrakStoreError as error:
-            raise BadQuestionError(str(error)) from None
-
-    def _known_method(self, name: str | None) -> str:
-        method = self.method if name is None else name.replace("_", "-")
-        if method not in METHODS:
-            raise UnknownSampleError(f"no method {name!r}{did_you_mean(method, METHODS)}")
-        return method
 
     def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
         """Read a sample of the store."""

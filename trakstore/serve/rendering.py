@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from trakstore.report.cards import Card, colour_level
+from trakstore.report.cards import Card
 from trakstore.report.template import content_policy, packaged_text, template_environment
-from trakstore.report.units import from_to, in_powers_of_ten, number_form, written
+from trakstore.report.units import colour_level, from_to, in_powers_of_ten, number_form, written
 from trakstore.serve.answer_data import AnswerData, Entry
 
 PACKAGE = "trakstore.serve"

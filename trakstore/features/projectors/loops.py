@@ -7,13 +7,10 @@ who calls them has checked rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from trakstore.machine_code import compiled
 
 __all__ = [
     "add_direct",
@@ -21,26 +18,15 @@ __all__ = [
     "add_gathered",
     "add_products",
     "add_runs",
-    "compiled",
     "draw_signs",
     "fold",
     "merge",
     "merge_rows",
 ]
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Float = NDArray[np.float32]
 _Complex = NDArray[np.complex64]
 _Int = NDArray[np.int64]
-
-
-def compiled(function: _Function) -> _Function:
-    """A loop on arrays as machine code, without the lock."""
-    compiler: Any = partial(numba.njit, nogil=True, fastmath=True)
-    try:
-        return cast("_Function", compiler(cache=True)(function))
-    except RuntimeError:  # there is nowhere to keep the machine code
-        return cast("_Function", compiler()(function))
 
 
 @compiled

@@ -117,7 +117,7 @@ class DurableLocalStore(LocalStore):
         path = f"{self.root}{os.sep}{check_key(key)}"
         at = key.find("/")
         while at >= 0:
-            if is_link(Path(path[: len(path) - len(key) + at])):
+            if is_link(path[: len(path) - len(key) + at]):
                 raise DamagedError(_LINK.format(key[:at]))
             at = key.find("/", at + 1)
         return Path(path)

@@ -1,0 +1,33 @@
+"""Loops on arrays as machine code, compiled by numba when they first run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import numba
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+# Sums in any order, which vector instructions need, but no more: NaN and infinity stay what they are.
+_IN_ANY_ORDER = {"reassoc", "contract", "nsz"}
+
+
+def compiled(function: _Function) -> _Function:
+    """Compile a loop on finite numbers, which then holds no lock."""
+    return _compiled(function, True)
+
+
+def compiled_for_all(function: _Function) -> _Function:
+    """Compile a loop on numbers that may be NaN or infinite, which then holds no lock."""
+    return _compiled(function, _IN_ANY_ORDER)
+
+
+def _compiled(function: _Function, fastmath: bool | set[str]) -> _Function:
+    compiler: Any = partial(numba.njit, nogil=True, fastmath=fastmath)
+    try:
+        return cast("_Function", compiler(cache=True)(function))
+    except RuntimeError:  # there is nowhere to keep the machine code
+        return cast("_Function", compiler()(function))

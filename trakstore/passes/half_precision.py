@@ -1,0 +1,106 @@
+"""Products with float16 rows, which are widened in registers: as fast as memory gives them.
+
+NumPy widens float16 at about 1 GB/s a core, one number after the other, and the float32 rows are then
+written and read once more: for one target that takes five times as long as reading them. What is here
+is compiled, which takes a moment in each process: it is for rows that are many.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from trakstore.machine_code import compiled_for_all
+
+F32 = NDArray[np.float32]
+_F32 = np.float32
+
+
+@cache
+def has_instructions() -> bool:
+    """Tell whether this processor widens float16 itself; without that nothing here can be compiled."""
+    # All 64-bit processors by ARM do, those of Intel and AMD since 2013.
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(llvmlite.binding.get_host_cpu_features().get("f16c", False))
+    return platform.machine().lower() in ("arm64", "aarch64")
+
+
+def _widening(_: Any, bits: Any) -> Any:  # pragma: no cover
+    """Take the bits of a uint16 for a float16, and widen it: one instruction for several numbers."""
+
+    def widen(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        return builder.fpext(builder.bitcast(values[0], ir.HalfType()), ir.FloatType())
+
+    return numba.types.float32(bits), widen
+
+
+_float: Any = intrinsic(_widening)
+
+
+@compiled_for_all
+def _widen(out: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            out[i, j] = _float(rows[i, j])
+
+
+# Both have four sums at a time, since each addition to a single one would wait for the one before.
+@compiled_for_all
+def _one(out: F32, left: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
+    """Multiply one target with rows, four rows at a time."""
+    count, columns = rows.shape
+    for first in range(0, count, 4):
+        # Of the last four some may have been multiplied already.
+        i = min(first, max(0, count - 4))
+        i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
+        a, b, c, d = _F32(0), _F32(0), _F32(0), _F32(0)
+        for j in range(columns):
+            value = left[j]
+            a += value * _float(rows[i, j])
+            b += value * _float(rows[i1, j])
+            c += value * _float(rows[i2, j])
+            d += value * _float(rows[i3, j])
+        out[i], out[i1], out[i2], out[i3] = a, b, c, d
+
+
+@compiled_for_all
+def _four(out: F32, lefts: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
+    """Multiply four targets with rows, each of which is widened once."""
+    for i in range(rows.shape[0]):
+        a, b, c, d = _F32(0), _F32(0), _F32(0), _F32(0)
+        for j in range(rows.shape[1]):
+            value = _float(rows[i, j])
+            a += value * lefts[0, j]
+            b += value * lefts[1, j]
+            c += value * lefts[2, j]
+            d += value * lefts[3, j]
+        out[0, i], out[1, i], out[2, i], out[3, i] = a, b, c, d
+
+
+def widened(rows: NDArray[np.float16]) -> F32:
+    """Return float16 rows (n, k) as float32, equal to the bit to what NumPy gives."""
+    out = np.empty(rows.shape, dtype=np.float32)
+    _widen(out, _bits(rows))
+    return out
+
+
+def few_products(lefts: F32, rows: NDArray[np.float16], out: F32) -> None:
+    """Compute ``lefts @ rows.T`` in float32, shapes (m, k), (n, k) and (m, n), for few targets."""
+    bits, whole = _bits(rows), len(lefts) // 4 * 4
+    for at in range(0, whole, 4):
+        _four(out[at : at + 4], lefts[at : at + 4], bits)
+    for at in range(whole, len(lefts)):
+        _one(out[at], lefts[at], bits)
+
+
+def _bits(rows: NDArray[np.float16]) -> NDArray[np.uint16]:
+    # Rows next to each other in memory: loops over others do not become vector instructions.
+    return np.ascontiguousarray(rows).view(np.uint16)
