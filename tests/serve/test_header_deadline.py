@@ -50,7 +50,14 @@ async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Strea
 
 async def drip(writer: asyncio.StreamWriter, reader: asyncio.StreamReader, head: bytes) -> float:
     """Send a byte now and then until the server has closed; return after how many seconds it had."""
-    began, closed = time.monotonic(), asyncio.create_task(reader.read())
+
+    async def ended() -> bytes:
+        try:
+            return await reader.read()
+        except ConnectionResetError:  # bytes were on their way when it closed
+            return b""
+
+    began, closed = time.monotonic(), asyncio.create_task(ended())
     for byte in head:
         if closed.done():
             break
