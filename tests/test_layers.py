@@ -370,6 +370,7 @@ ORDER: dict[str, list[str]] = {
         "live_page",
         "daemon_threads",
         "work",
+        "header_deadline",
         "routes",
         "server",
     ],
