@@ -59,7 +59,7 @@ def featurize(
     world_size: int | None = None,
     progress: bool = True,
     labels: Literal["given", "sampled"] = "given",
-    draws: int = 4,
+    draws: int = 8,
     seed: int = 0,
     **options: Unpack[JobOptions],
 ) -> Featurized:
@@ -100,7 +100,8 @@ def featurize(
         ``"sampled"``: features of the same samples with labels that are drawn from the model's own
         predictions, as a split of its own, ``train~sampled``; see ``sampled`` of a :class:`Job`.
     draws : int
-        Rows of each sample then, each with other labels.
+        Rows of each sample then, each with other labels; 8 were measured to be worth their time
+        (``benchmarks/README.md``, language models).
     seed : int
         Number that drawn labels follow from.
     **options

@@ -270,7 +270,7 @@ class Job:
             if str(split).endswith(layout.SAMPLED):
                 raise TrakStoreError(
                     f"{split!r} names samples with drawn labels, and no data set: name the data set "
-                    f"without {layout.SAMPLED!r}, with labels='sampled' (of a job: sampled=4)"
+                    f"without {layout.SAMPLED!r}, with labels='sampled' (of a job: sampled=8)"
                 )
         asked = self.sampled
         named = asked if isinstance(asked, Mapping) else {"train": asked} if asked else {}
