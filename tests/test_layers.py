@@ -316,6 +316,7 @@ ORDER: dict[str, list[str]] = {
         "drop",
         "lists",
         "topk",
+        "index",
         "neighbours",
         "evolve",
         "transitions",
