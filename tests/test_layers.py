@@ -347,6 +347,7 @@ ORDER: dict[str, list[str]] = {
         "entries",
         "held_rows",
         "held_kernels",
+        "held_index",
         "provenance",
         "query",
         "limits",

@@ -17,18 +17,24 @@ from trakstore.methods.new_targets import of_new_targets
 from trakstore.methods.sampled_kernel import KernelRows
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows
-from trakstore.quantities import as_whole
 from trakstore.report.sample import show_sample
 from trakstore.report.sample_source import Render, sample_source
 from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
 from trakstore.serve.asked_sample import AskedSample, taken_columns
 from trakstore.serve.entries import entries_of
+from trakstore.serve.held_index import HeldIndex
 from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
 from trakstore.serve.new_samples import NewSamples
 from trakstore.serve.provenance import known_weights, provenance_of
-from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
+from trakstore.serve.question import (
+    BadQuestionError,
+    Question,
+    UnknownSampleError,
+    known_length,
+    known_method,
+)
 from trakstore.serve.samples_to_show import SamplesToShow
 from trakstore.serve.stored_samples import StoredSamples
 from trakstore.storage.backends.read_only import ReadOnlyLocation
@@ -39,7 +45,6 @@ if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
 log = logging.getLogger("trakstore")
-MOST_LISTED = 1000
 _TILES_OF_STAGE, _MOST_STAGES = 32, 20
 
 
@@ -68,6 +73,9 @@ class Query:
         c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
         Rows of the kernel of ``trak`` and ``influence``, as they take it.
+    index : bool
+        Ask the stored index of ``method`` and these epochs (:func:`trakstore.build_index`): scores are
+        exact, a list may lack some, and an answer's ``provenance["index"]`` says the recall.
     render : callable, tokenizer or str, optional
         What shows a sample, as in :func:`trakstore.report.write_report`.
     prepare : callable or str, optional
@@ -109,6 +117,7 @@ class Query:
         method: str = "trak",
         damping: float | Damping | None = None,
         kernel: KernelRows = None,
+        index: bool = False,
         render: Render | str | None = None,
         prepare: Callable[[dict[str, Any]], Any] | str | None = None,
         device: str | None = None,
@@ -133,8 +142,11 @@ class Query:
             kernel,
             memory_limit,
             ArrayRows(self._stored.train_ids.values),
-            HeldRows(memory_budget(memory_limit) // 4),
+            # An index reads single rows from the store.
+            HeldRows(0 if index else memory_budget(memory_limit) // 4),
         )
+        held = self._kernels.scores(self.method) if index else None
+        self._index = None if held is None else HeldIndex.of(held, memory_limit)
         first = self._stored.first
         self._models, self._new, self._job = None, None, None
         if job is not None:
@@ -284,8 +296,8 @@ class Query:
             The last one is whole.
         """
         epochs = self._known_epochs(question.epochs)
-        k = self._known_length(question.k)
-        method = self._known_method(question.method)
+        k = known_length(question.k, self.rows)
+        method = known_method(question.method, self.method)
         if question.target is not None:
             asked = self._of_store(question, epochs)
         else:
@@ -294,7 +306,11 @@ class Query:
         scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
         tiles = -(-scores.shape[1] // scores.tile_rows)
         count = stages or max(1, min(_MOST_STAGES, tiles // _TILES_OF_STAGE))
-        for ends in both_ends(scores, k, stages=count, memory_limit=self._limit):
+        provenance, passes = self.provenance(epochs, method), None
+        if self._index is not None and self._index.serves(scores):
+            provenance["index"] = self._index.said
+            passes = self._index.both_ends(scores, k)
+        for ends in passes or both_ends(scores, k, stages=count, memory_limit=self._limit):
             go_on()
             lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
             yield Answer(
@@ -307,7 +323,7 @@ class Query:
                 method=method,
                 epochs=epochs,
                 share=ends.share,
-                provenance=self.provenance(epochs, method),
+                provenance=provenance,
             )
 
     def _known_epochs(self, named: Sequence[Epoch] | None) -> tuple[Epoch, ...]:
@@ -323,19 +339,6 @@ class Query:
         if not epochs or len(set(epochs)) < len(epochs):
             raise BadQuestionError("epochs must be some epochs, each named once")
         return epochs
-
-    def _known_length(self, k: Any) -> int:
-        most = min(self.rows, MOST_LISTED)
-        try:
-            return as_whole(k, "k", 1, most)
-        except TrakStoreError as error:
-            raise BadQuestionError(str(error)) from None
-
-    def _known_method(self, name: str | None) -> str:
-        method = self.method if name is None else name.replace("_", "-")
-        if method not in METHODS:
-            raise UnknownSampleError(f"no method {name!r}{did_you_mean(method, METHODS)}")
-        return method
 
     def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
         """Read a sample of the store."""

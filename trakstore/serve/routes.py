@@ -24,8 +24,8 @@ from trakstore.serve.description import openapi
 from trakstore.serve.limits import Limits
 from trakstore.serve.live_page import live_page, page_policy
 from trakstore.serve.metrics import Metrics
-from trakstore.serve.query import MOST_LISTED, Query
-from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
+from trakstore.serve.query import Query
+from trakstore.serve.question import MOST_LISTED, BadQuestionError, Question, UnknownSampleError
 from trakstore.serve.rendering import answer_part
 from trakstore.serve.work import Work
 
