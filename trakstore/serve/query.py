@@ -142,7 +142,6 @@ class Query:
             kernel,
             memory_limit,
             ArrayRows(self._stored.train_ids.values),
-            # An index reads single rows from the store.
             HeldRows(0 if index else memory_budget(memory_limit) // 4),
         )
         held = self._kernels.scores(self.method) if index else None
@@ -295,8 +294,7 @@ class Query:
         Answer
             The last one is whole.
         """
-        epochs = self._known_epochs(question.epochs)
-        k = known_length(question.k, self.rows)
+        epochs, k = self._known_epochs(question.epochs), known_length(question.k, self.rows)
         method = known_method(question.method, self.method)
         if question.target is not None:
             asked = self._of_store(question, epochs)
