@@ -20,6 +20,7 @@ from trakstore.report.template import (
     content_policy,
     packaged_text,
     page_script,
+    page_style,
     template_environment,
 )
 from trakstore.report.units import colour_level, in_powers_of_ten
@@ -49,7 +50,7 @@ def render_page(findings: Findings) -> str:
     """
     from markupsafe import Markup
 
-    style, script = packaged_text("page.css"), page_script(packaged_text("page.js"))
+    style, script = page_style(), page_script(packaged_text("page.js"))
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     page = (
         template_environment()

@@ -22,6 +22,7 @@ from trakstore.passes.rows import Rows, TakenRows, whole_column
 from trakstore.report.labels import with_labels
 from trakstore.report.sample_source import SampleSource
 from trakstore.report.store_facts import StoreContents
+from trakstore.report.token_lists import TokenLists
 from trakstore.report.units import evenly_spaced
 from trakstore.scores.factored import Scores
 from trakstore.scores.sums import group_scores
@@ -91,6 +92,8 @@ class Findings:
         Method, splits, epochs and damping, for people.
     sampled : SampledKernel, optional
         Rows of the kernels, where they are not the train rows.
+    tokens : TokenLists, optional
+        What shades the texts of the first entries of each list by the scores of their tokens.
     left_out : dict of str to str
         Name of a section that is not there, and why.
     contents : StoreContents
@@ -133,6 +136,7 @@ class Findings:
     show: SampleSource
     asked: Mapping[str, str]
     sampled: SampledKernel | None = None
+    tokens: TokenLists | None = None
     left_out: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
