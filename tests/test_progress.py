@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trakstore import progress
-from trakstore.progress import ProgressLine, StepLine
+from trakstore.progress import ProgressLine, StepLine, begin_step, told_on_terminal
 
 
 class Clock:
@@ -147,3 +147,23 @@ def test_a_terminal_gets_the_step_and_keeps_what_is_printed(
         assert part in said.err
     counted = said.err[said.err.index("train [1]") : said.err.rindex("100/400")]
     assert "first passes" not in counted
+
+
+def test_a_function_tells_its_caller_or_a_terminal(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_SECONDS", 0.05)
+
+    @told_on_terminal
+    def work() -> int:
+        begin_step("kernels")
+        time.sleep(0.2)
+        return 3
+
+    begin_step("of nobody")
+    assert work() == 3 and capsys.readouterr().err == ""  # a log, and a caller who shows nothing
+    with StepLine():
+        assert work() == 3
+    assert "kernels, " in capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert work() == 3 and "kernels" in capsys.readouterr().err

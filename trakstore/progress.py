@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextvars import ContextVar, Token
+from functools import wraps
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -15,6 +17,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from trakstore.markup import printable
 from trakstore.planning import human_bytes, human_time
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _SECONDS = 10.0  # between plain lines, and between looks at what others did
 
 
@@ -217,6 +221,25 @@ class StepLine:
 
 # The line of steps around what runs now; threads of other work have their own.
 _around: ContextVar[StepLine | None] = ContextVar("steps", default=None)
+
+
+def begin_step(text: str) -> None:
+    """Begin a step on the line around what runs now; nothing is said where there is none."""
+    if (line := _around.get()) is not None:
+        line.step(text)
+
+
+def told_on_terminal(work: Callable[P, T]) -> Callable[P, T]:
+    """Have a function tell a terminal of its steps, unless its caller shows them."""
+
+    @wraps(work)
+    def told(*args: P.args, **options: P.kwargs) -> T:
+        if _around.get() is not None:
+            return work(*args, **options)
+        with StepLine(show=on_terminal()):
+            return work(*args, **options)
+
+    return told
 
 
 def _spinner() -> Progress:

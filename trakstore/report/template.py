@@ -8,7 +8,7 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from trakstore.markup import printable
+from trakstore.markup import one_line, printable
 from trakstore.report.text_parts import ScoredPart
 from trakstore.report.units import written
 
@@ -38,8 +38,12 @@ def template_environment() -> Environment:
         finalize=_spelled_out,
     )
     environment.filters |= {name: partial(written, form) for name, form in _FORMS.items()}
-    environment.filters["shade"] = _shade
-    environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
+    environment.filters |= {
+        "percent": "{:.0%}".format,
+        "in_lines": _in_lines,
+        "short_id": _short_id,
+        "shade": _shade,
+    }
     return environment
 
 
@@ -81,6 +85,11 @@ def _spelled_out(value: Any) -> Any:
     str and holds the page's own HTML.
     """
     return printable(value) if type(value) is str else value
+
+
+def _short_id(name: object) -> str:
+    """Write an id where there is little room; it may be a whole prompt."""
+    return one_line(name, 24)
 
 
 def _shade(part: ScoredPart) -> str:

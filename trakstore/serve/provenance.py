@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Any
 
+import trakstore
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import find_method
 from trakstore.methods.epochs import EpochPair
@@ -33,12 +33,5 @@ def provenance_of(
         "checkpoints": {
             str(epoch): (pair.known_weights or "")[:12] for epoch, pair in pairs.items()
         },
-        "trakstore": _version(),
+        "trakstore": trakstore.__version__,
     }
-
-
-def _version() -> str:
-    try:
-        return version("trakstore")
-    except PackageNotFoundError:  # run from its sources
-        return "unknown"
