@@ -8,7 +8,7 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from trakstore.markup import printable
+from trakstore.markup import one_line, printable
 from trakstore.report.units import written
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ def template_environment() -> Environment:
         finalize=_spelled_out,
     )
     environment.filters |= {name: partial(written, form) for name, form in _FORMS.items()}
-    environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
+    environment.filters |= {
+        "percent": "{:.0%}".format,
+        "in_lines": _in_lines,
+        "short_id": _short_id,
+    }
     return environment
 
 
@@ -74,6 +78,11 @@ def _spelled_out(value: Any) -> Any:
     str and holds the page's own HTML.
     """
     return printable(value) if type(value) is str else value
+
+
+def _short_id(name: object) -> str:
+    """Write an id where there is little room; it may be a whole prompt."""
+    return one_line(name, 24)
 
 
 def _in_lines(text: str) -> str:

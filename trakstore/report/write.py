@@ -202,17 +202,24 @@ def write_report(
         memory_limit=memory_limit,
         allow_other_weights=allow_other_weights,
     )
-    asked = {
-        "method": scores.method,
-        "targets": f"{targets}, {last.target.rows:,} samples",
-        "train": f"{train}, {last.train.rows:,} samples",
-        "shown": chosen,
-        "epochs": span(known, most=8),
-        "damping": _in_words(damping),
-        "samples by": " and ".join(name_of(o) for o in (job, render) if o is not None) or "id only",
-    }
+    asked = {"shown": chosen, "epochs": span(known, most=8), "damping": _in_words(damping)}
+    drawn = " and ".join(name_of(one) for one in (job, render) if one is not None)
+    provenance = {"samples shown by": drawn or "their ids only"}
     findings = Findings(
-        *(store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit, samples, asked),
+        *(
+            store,
+            scores,
+            pairs,
+            rows,
+            k,
+            ends,
+            null_epochs,
+            damping,
+            memory_limit,
+            samples,
+            asked,
+            provenance,
+        ),
         sampled=sampled,
     )
     size = _write_page(path, findings)
@@ -227,11 +234,11 @@ def _shown_rows(
     if len(names) > MOST_TARGETS:
         raise TrakStoreError(f"a page shows {MOST_TARGETS} targets at most, got {len(names)}")
     if names:
-        return named_rows(split, names), f"{len(names)} targets that were named"
+        return named_rows(split, names), "those that were named"
     rows = default_rows(split, count)
     if "loss" not in split.stored.columns:
-        return rows, f"{len(rows)} targets, evenly spaced"
-    return rows, f"{len(rows)} targets: half by largest loss, the others evenly spaced"
+        return rows, "evenly spaced"
+    return rows, "half by largest loss, the others evenly spaced"
 
 
 def _try_samples(samples: SampleSource, pair: EpochPair, row: int) -> None:
