@@ -72,7 +72,8 @@ def approximate_top_k(
     """
     need_scores(scores)
     rows, trains = scores.shape
-    k, wide = check_request(k, trains, order), usual_candidates(k, trains)
+    k = check_request(k, trains, order)
+    wide = usual_candidates(k, trains)
     if candidates is not None:
         needed = f"must be in {k}..{trains} (k to the train rows)"
         wide = as_whole(candidates, "candidates", k, trains, needed=needed)
