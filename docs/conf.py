@@ -26,11 +26,11 @@ version = release = trakstore.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "numpydoc",
     "myst_parser",
     "sphinx_copybutton",
     "sphinx_design",
+    "mathml",
 ]
 templates_path = ["_templates"]
 html_static_path = ["_static"]
@@ -44,7 +44,9 @@ myst_heading_anchors = 4
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
+toc_object_entries_show_parents = "hide"
 
+html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "trakstore"
 html_show_sourcelink = False
@@ -77,9 +79,23 @@ def lead_to_pages(_app: object, name: str, source: list[str]) -> None:
         source[0] = re.sub(rf"\]\({re.escape(up + file)}", f"]({here}{page}", source[0])
 
 
+def find_by_last_name(app: Any, _env: object, node: Any, content: Any) -> Any:
+    """Resolve the name of the module that holds an object to the page of its public name."""
+    if node.get("refdomain") != "py":
+        return None
+    domain = app.env.get_domain("py")
+    last = node["reftarget"].rsplit(".", 1)[-1]
+    known = {name for name in domain.objects if name.rsplit(".", 1)[-1] == last}
+    if not node["reftarget"].startswith("trakstore.") or len(known) != 1:
+        return None
+    where = (app.env, node["refdoc"], app.builder, node["reftype"])
+    return domain.resolve_xref(*where, known.pop(), node, content)
+
+
 def setup(app: Any) -> None:
     """Write the page of commands before Sphinx looks for pages; what was generated before goes."""
     shutil.rmtree(GENERATED, ignore_errors=True)
     GENERATED.mkdir()
     (GENERATED / "commands.md").write_text(commands.page())
     app.connect("source-read", lead_to_pages)
+    app.connect("missing-reference", find_by_last_name)

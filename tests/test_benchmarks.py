@@ -48,10 +48,11 @@ def test_scores_over_time_print_peaks(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_two_passes_print_a_share_of_the_time_and_a_recall() -> None:
+def test_an_index_prints_times_and_a_recall_that_rises() -> None:
     lines = run("approximate.py", "--small")
-    assert [line.split(":")[0] for line in lines[::4]] == ["trak", "plain"]
-    assert all("recall" in line for line in lines[1:4])
+    assert [line.split(":")[0] for line in lines[:4]] == ["warm", "warm", "cold", "cold"]
+    recalls = [float(line.split("recall ")[1][:5]) for line in lines if "candidates:" in line]
+    assert recalls == sorted(recalls) and 0.3 < recalls[0] < 0.98 < recalls[-1]
 
 
 def test_tracking_has_a_price() -> None:

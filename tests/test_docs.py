@@ -25,7 +25,7 @@ def listed() -> set[str]:
     names = set()
     for page in REFERENCE.glob("*.md"):
         for module, table in re.findall(
-            r"currentmodule:: (\S+)\n.. autosummary::\n   :toctree: generated/\n\n((?:   \S+\n)+)",
+            r"currentmodule:: (\S+)\n.. autosummary::\n(?:   :.*\n)+\n((?:   \S+\n)+)",
             page.read_text(),
         ):
             names |= {f"{module}.{name}" for name in table.split()}

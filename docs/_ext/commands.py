@@ -16,12 +16,17 @@ with 1 where `verify` or a check found something, with 2 and one line on standar
 with 130 when it was interrupted. `--json` prints one document for programs. This page is made of the
 commands' own help.
 
-```{contents}
-:local:
-:depth: 1
-```
-
 """
+
+# What stands for a value, where an option names no word of its own.
+WORDS = {
+    "int range": "N",
+    "float range": "X",
+    "int": "N",
+    "float": "X",
+    "str": "TEXT",
+    "list[str]": "TEXT",
+}
 
 
 def page() -> str:
@@ -32,8 +37,13 @@ def page() -> str:
     body = text[text.index("\n## ") + 1 :]
     body = re.sub(r"^### `", "## `", body, flags=re.MULTILINE)
     body = re.sub(
-        r"^Example: (.*)$", r"**Example**:\n\n```console\n$ \1\n```", body, flags=re.MULTILINE
+        r"^Example: (.*)$",
+        r"**Example**:\n\n```console\n$ \1\n```",
+        body,
+        flags=re.MULTILINE,
     )
+    for kind, word in WORDS.items():
+        body = body.replace(f"<{kind}>`", f"{word}`")
     # Descriptions are plain text, in which these begin no markup.
     outside = re.split(r"(```.*?```|`[^`\n]*`)", body, flags=re.DOTALL)
     outside[::2] = [one.replace("<", "&lt;").replace("[", r"\[") for one in outside[::2]]

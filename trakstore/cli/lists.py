@@ -14,6 +14,7 @@ from trakstore.planning import counted
 from trakstore.report.terminal_tables import top_table
 
 SHOWN = 20  # targets of a table
+RECALL = ("recall", "candidates", "checked", "recall_k", "recall_candidates")
 
 
 def list_documents(top: xr.Dataset, rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -37,9 +38,22 @@ def shown_lists(top: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
     """Yield a table for people, then a line about the ``hidden`` targets that it leaves out."""
     yield top_table(top)
     if "recall" in top.attrs:
-        share, checked = 100 * top.attrs["recall"], top.attrs["checked"]
-        yield f"these are {share:.0f}% of the true lists, as {checked} of the targets show"
+        yield _recall_line(**{name: top.attrs.get(name) for name in RECALL})
     yield from hidden_targets(hidden)
+
+
+def _recall_line(
+    recall: float, candidates: int, checked: int | None, recall_k: int, recall_candidates: int
+) -> str:
+    """Say how much of the true lists an answer has."""
+    if checked is None:
+        return "these are the true lists: all train rows were candidates"
+    if not checked or recall != recall:
+        return f"{candidates} candidates a target; the recall was not measured for this method"
+    return (
+        f"{100 * recall:.0f}% of the true top-{recall_k} lists of {checked} targets were found when "
+        f"the index was built, with {recall_candidates} candidates; here {candidates}"
+    )
 
 
 def hidden_targets(count: int) -> Iterator[str]:

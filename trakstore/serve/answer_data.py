@@ -106,7 +106,7 @@ class AnswerData:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether tokens of some entries have scores."""
+        """True when tokens of some entries have scores."""
         return any(one.tokens for one in (*self.proponents, *self.opponents))
 
     def to_dict(self) -> dict[str, Any]:

@@ -92,10 +92,15 @@ class Query:
 
     Examples
     --------
-    >>> import trakstore as ts
-    >>> query = ts.Query(ts.open_store("run.zarr"), "jobs.py:digits")  # doctest: +SKIP
-    >>> query.ask(target=17, k=5).proponents[0].id  # doctest: +SKIP
-    1203
+    >>> query = ts.Query(store)
+    >>> query.rows, query.some_targets(2)
+    (24, ['test-0', 'test-5'])
+    >>> query.ask(target="test-0", k=5).proponents[0].id
+    'train-9'
+
+    With the job, samples are shown, and new ones can be asked about:
+
+    >>> query = ts.Query(store, "jobs.py:digits")  # doctest: +SKIP
     """
 
     def __init__(
@@ -257,6 +262,12 @@ class Query:
             A question that has no answer.
         NumericsError
             Features of the sample, or scores, are not finite.
+
+        Examples
+        --------
+        >>> answer = ts.Query(store).ask(target="test-0", k=2)
+        >>> [one.id for one in answer.proponents], [one.id for one in answer.opponents]
+        (['train-9', 'train-15'], ['train-16', 'train-22'])
         """
         several = (epochs,) if isinstance(epochs, int | str) else epochs
         chosen = None if several is None else tuple(several)

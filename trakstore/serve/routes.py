@@ -226,6 +226,13 @@ async def _streamed(
                 yield _encoded(line(one)) + b"\n"
         except BadRequestError as error:
             yield _encoded({"error": error.message}) + b"\n"
+        except asyncio.CancelledError:
+            # As the service ends, or as nobody reads any more.
+            yield (
+                _encoded({"error": "the service ends, and the answer was cut off: ask again"})
+                + b"\n"
+            )
+            raise
         except Exception as error:
             log.exception("a stream ended early", exc_info=error)
             yield _encoded({"error": "the answer could not be finished"}) + b"\n"
