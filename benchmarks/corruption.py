@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from trakstore.storage.writer import BlockWriter
 ROWS, MORE, DIM, BLOCK = 35, 2, 24, 8
 EPOCHS: tuple[int | str, ...] = (0, 5, "final")
 DTYPES = ("float32", "float16")
+COLUMNS = ("features", "norm", "sample_id", "label", "out_to_loss")
 
 Columns = dict[tuple[Any, ...], Any]
 
@@ -137,46 +139,59 @@ def build_tiny(where: Path, dtype: Any = "float32") -> ts.FeatureStore:
 
 def read(where: Path) -> Columns:
     """Every column of every split, and all tables; where reading is refused, the error."""
-    found: Columns = {}
+    columns: Columns = {}
+    opened = _or_refusal(lambda: ts.open_store(where))
 
     def keep(name: tuple[Any, ...], values: Callable[[], Any]) -> None:
-        try:
-            found[name] = values()
-        except (TrakStoreError, ValueError) as error:  # zarr's own, for a chunk that is damaged
-            found[name] = error
+        columns[name] = opened if isinstance(opened, Exception) else _or_refusal(values)
 
     for epoch in EPOCHS:
         for split in ("train", "test", *(["half", "bad"] if epoch == 0 else [])):
-            for column in ("features", "norm", "sample_id", "label", "out_to_loss", "masked"):
-                keep((epoch, split, column), lambda: _column(where, epoch, split, column))  # noqa: B023
-            keep((epoch, split, "skipped"), lambda: _reasons(where, epoch, split))  # noqa: B023
-        keep((epoch, "gram"), lambda: _gram(where, epoch))  # noqa: B023
+            columns |= _split_columns(opened, epoch, split)
+        keep((epoch, "gram"), lambda: _gram(opened, epoch))  # noqa: B023
     for name in ("s", "s2", "top", "top2", "above", "above2"):
-        keep((name,), lambda: _values(ts.open_scores(where, name)))  # noqa: B023
-    keep(("again",), lambda: _values(retrained_models(where, "again")))
-    keep(("dynamics",), lambda: _dynamics(where))
-    return found
+        keep((name,), lambda: _values(ts.open_scores(opened, name)))  # noqa: B023
+    keep(("again",), lambda: _values(retrained_models(opened, "again")))
+    keep(("dynamics",), lambda: _dynamics(opened))
+    return columns
 
 
-def _column(where: Path, epoch: Any, split: str, column: str) -> Any:
-    opened = ts.open_store(where).split(epoch, split)
-    if split != "half":
-        opened.require_complete()
-    if column == "masked":
-        return opened.masked
-    return opened.column(column, allow_missing=split == "half").read(0, opened.rows)
+def _or_refusal(values: Callable[[], Any]) -> Any:
+    """Call a function; return the error where reading is refused."""
+    try:
+        return values()
+    except (TrakStoreError, ValueError) as error:  # zarr's own, for a chunk that is damaged
+        return error
 
 
-def _reasons(where: Path, epoch: Any, split: str) -> Any:
-    opened = ts.open_store(where).split(epoch, split)
-    if split != "half":
-        opened.require_complete()
-    return np.array([str(row) for row in skipped_rows(opened)])
+def _split_columns(store: Any, epoch: Any, name: str) -> Columns:
+    """Return each column of a split that is opened once, or the error of each."""
+
+    def opened() -> Any:
+        split = store.split(epoch, name)
+        if name != "half":
+            split.require_complete()
+        return split
+
+    split = store if isinstance(store, Exception) else _or_refusal(opened)
+    ways = {
+        **{column: partial(_column, split, column) for column in COLUMNS},
+        "masked": lambda: split.masked,
+        "skipped": lambda: np.array([str(row) for row in skipped_rows(split)]),
+    }
+    refused = isinstance(split, Exception)
+    return {
+        (epoch, name, column): split if refused else _or_refusal(way)
+        for column, way in ways.items()
+    }
 
 
-def _gram(where: Path, epoch: Any) -> Any:
+def _column(split: Any, column: str) -> Any:
+    return split.column(column, allow_missing=split.name == "half").read(0, split.rows)
+
+
+def _gram(store: ts.FeatureStore, epoch: Any) -> Any:
     """The gram of a train split, rounded: one that is damaged is computed again, and not stored."""
-    store = ts.open_store(where)
     sealed = Location("sealed", store.location.store.with_read_only(True), reopens=False)
     matrix = split_gram(replace(store, location=sealed).split(epoch, "train")).matrix
     return np.round(matrix, 3)
@@ -190,8 +205,8 @@ def _values(saved: Any) -> Any:
     return np.array(texts)
 
 
-def _dynamics(where: Path) -> Any:
-    parts = record_parts(ts.open_store(where).location, "train")
+def _dynamics(store: ts.FeatureStore) -> Any:
+    parts = record_parts(store.location, "train")
     names = ("sample_id", "epoch", "measures")
     return np.array([str([part.read(name).tolist() for name in names]) for part in parts])
 

@@ -1,4 +1,4 @@
-"""Command lines of ``trakstore`` found in texts, and whether the command takes them."""
+"""Command lines of ``trakstore`` found in texts: whether the command takes them, and running some."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from itertools import groupby
 from typing import Any
 
-from trakstore.cli.app import command_line
+from trakstore.cli.app import command_line, main
 
 OPERATORS = {"&&", "||", "|", ";", "&", ">", ">>"}
 OTHERS = {"pip", "git", "cd"}  # where the name is that of a package or a folder
@@ -52,3 +52,15 @@ def check_options(words: list[str]) -> None:
     known = {name for one in command.params for name in one.opts}
     unknown = [word for word in rest if word.startswith("-") and word not in known]
     assert not unknown, f"trakstore {words} has options that are not known: {unknown}"
+
+
+def run_lines(script: str, about: set[str], but: set[str]) -> int:
+    """Run the lines of a script that name one of some jobs or stores; return how many these were.
+
+    Commands ``but`` are not run: one that does not end, or that was run before.
+    """
+    lines = [words for words in trakstore_lines(script) if about & set(words)]
+    ran = [words for words in lines if words[0] not in but]
+    for words in ran:
+        assert main(words) == 0, words
+    return len(ran)

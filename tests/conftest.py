@@ -16,6 +16,27 @@ if not torch.cuda.is_available():
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+MOST_PROCESSES = 8  # unless -n says: each needs about a GB, and 20 seconds to import the tests
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in a process per core, and files that are named in this process."""
+    started = hasattr(config, "workerinput")  # this process is one of them: it starts no others
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and not started and config.getoption("numprocesses", 0) is None:
+        config.option.numprocesses = "logical"
+        config.option.maxprocesses = config.option.maxprocesses or MOST_PROCESSES
+        config.option.dist = "worksteal"  # whole parts of the order: files mostly stay together
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores' threads among the processes that will be started, and what they start."""
+    processes = len(config.getoption("tx", None) or ())
+    if processes > 1:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:

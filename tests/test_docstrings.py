@@ -15,7 +15,7 @@ from house import docstrings, opens_weakly
 from numpydoc.docscrape import NumpyDocString
 
 import trakstore as ts
-from trakstore import analysis, attributors, evaluation, features, report, serve
+from trakstore import analysis, attributors, errors, evaluation, features, kernels, report, serve
 
 ROOT = Path(ts.__file__).parent
 DOORS = (ts, analysis, attributors, evaluation, features, report, serve)
@@ -142,3 +142,22 @@ def test_errors_are_named(name: str) -> None:
     entries = parsed(value)["Raises"]
     named = {one.strip() for entry in entries for one in (entry.name or entry.type).split(",")}
     assert not raised(value) - named
+
+
+def named() -> Iterator[tuple[str, Any]]:
+    """Names that people import, without members of classes."""
+    for door in (*DOORS, kernels, errors):
+        for name in door.__all__:
+            value = getattr(door, name)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                yield f"{door.__name__}.{name}", value
+
+
+# What is not for users: they meet the messages that these make.
+INTERNAL = ("trakstore.errors.lacks_threads",)
+
+
+@pytest.mark.parametrize("name", [one for one, _ in named() if one not in INTERNAL])
+def test_a_public_name_has_an_example(name: str) -> None:
+    examples = parsed(dict(named())[name])["Examples"]
+    assert any(line.strip() for line in examples), "no section Examples"

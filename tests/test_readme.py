@@ -1,119 +1,68 @@
-"""What README.md shows works: its Python blocks run in order, its command lines parse."""
+"""What README.md shows works: blocks run in order, command lines parse, links lead somewhere."""
 
 from __future__ import annotations
 
-import dataclasses
-import doctest
 import re
+import shutil
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import torch
-from command_lines import check_options, check_whole, trakstore_lines
-from torch import nn
-from torch.utils.data import TensorDataset
+from command_lines import check_options, check_whole, run_lines, trakstore_lines
+from page_blocks import blocks, inline_code, run_block, shows, without_blocks
 
-from trakstore.attributors import TrainingDynamicsTracker
-from trakstore.cli.demo import load_images
-from trakstore.features import featurize_job
-
-README = Path(__file__).parent.parent / "README.md"
-SPOKEN_OF = (5, 10, 50, 100, 1000)  # epochs in the blocks
-TRAINED_ELSEWHERE = (
-    "finetuned",
-)  # jobs of a Trainer's folder: the tests of examples run such a one
-
-
-class Block(NamedTuple):
-    """A fenced block, and the line of its fence."""
-
-    language: str
-    text: str
-    line: int
-
-
-def blocks(text: str) -> list[Block]:
-    fences = re.finditer(r"^```(.*)\n((?:.*\n)*?)```$", text, flags=re.MULTILINE)
-    return [Block(one[1], one[2], text[: one.start()].count("\n") + 1) for one in fences]
-
-
-def split(name: str, rows: int) -> TensorDataset:
-    side = load_images()[name]
-    return TensorDataset(*(torch.from_numpy(a[:rows]) for a in (side.images, side.labels)))
-
-
-def make_model(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+MOST_WORDS = 1600
+OURS = {"examples/digits.py:digits", "digits.zarr"}  # lines with these run as they stand
+DOCUMENTS = [
+    README,
+    ROOT / "benchmarks" / "README.md",
+    ROOT / ".github" / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs" / "howto").glob("*.md")),
+]
 
 
 @pytest.fixture
 def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What a reader is taken to have: a model, its checkpoints, and data."""
+    """What a reader has who works in a clone, and has trained a language model."""
     monkeypatch.chdir(tmp_path)
-    for epoch in SPOKEN_OF:
-        torch.save(make_model(epoch).state_dict(), f"ckpt-{epoch}.pt")
-    train, test = split("train", 120), split("test", 20)
-    model = make_model(10)
+    shutil.copytree(ROOT / "examples", "examples")
     transformers = pytest.importorskip("transformers")
     transformers.ByT5Tokenizer().save_pretrained("my-model")
-    return {
-        **{"make_model": make_model, "model": model, "dataset": train},
-        **{"train": train, "test": test, "__name__": "readme"},
-    }
-
-
-def run_block(block: Block, names: dict[str, Any]) -> None:
-    """Run statements, or compare a session with its answers; errors name README's line."""
-    if ">>> " in block.text:
-        session = doctest.DocTestParser().get_doctest(
-            block.text, names, "README.md", str(README), block.line
-        )
-        failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(session, clear_globs=False)
-        names.update(session.globs)
-        assert not failed.failed, f"the session at line {block.line}"
-        return
-    exec(compile("\n" * block.line + block.text, str(README), "exec"), names)  # noqa: S102
-
-
-def featurize_as_told(block: Block, names: dict[str, Any]) -> None:
-    """Write the features of the jobs that a shell block names, at all epochs spoken of."""
-    for words in trakstore_lines(block.text):
-        if words[:1] == ["featurize"]:
-            _, job = words[1].split(":")
-            if job in TRAINED_ELSEWHERE:
-                continue
-            checkpoints = {epoch: f"ckpt-{epoch}.pt" for epoch in SPOKEN_OF}
-            whole = dataclasses.replace(names[job](), checkpoints=checkpoints)
-            place = words[words.index("--store") + 1]
-            featurize_job(whole, place, progress=False)
-            watch_training(place, names["train"])
-
-
-def watch_training(place: str, train: TensorDataset) -> None:
-    """Leave in the store what a tracker saw of a training."""
-    images, labels = train.tensors
-    with TrainingDynamicsTracker(train, store=place) as tracker, torch.no_grad():
-        for epoch in SPOKEN_OF:
-            logits = make_model(epoch)(images)
-            tracker.update(epoch, 0, images, labels, logits, ids=range(len(train)))
+    return {"__name__": "readme"}
 
 
 @pytest.mark.slow
-def test_the_python_blocks_run(names: dict[str, Any]) -> None:
-    found, ran = blocks(README.read_text()), 0
-    assert {one.language for one in found} <= {"python", "bash", "text", "json"}
-    for block in found:
+def test_its_blocks_run(names: dict[str, Any]) -> None:
+    ran, shown, lines, printed = 0, 0, 0, None
+    for block in blocks(README.read_text()):
         if block.language == "python":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the data are few
-                run_block(block, names)
+                printed = run_block(README, block, names)
             ran += 1
+            continue
+        if block.language == "text" and printed is not None:
+            assert shows(block.text, printed), f"line {block.line}: printed was\n{printed}"
+            shown += 1
         elif block.language == "bash":
-            featurize_as_told(block, names)
-    assert ran >= 3
+            lines += run_lines(block.text, OURS, {"serve"})  # which does not end
+        printed = None
+    assert ran >= 10
+    assert shown >= 1
+    assert lines >= 3
+
+
+def test_it_is_short() -> None:
+    # Code, tables and links are counted too, as `wc -w README.md` does.
+    assert len(README.read_text().split()) <= MOST_WORDS
+
+
+def test_blocks_are_of_known_languages() -> None:
+    found = {block.language for block in blocks(README.read_text())}
+    assert found == {"python", "bash", "text"}
 
 
 def test_the_command_lines_parse() -> None:
@@ -130,9 +79,8 @@ def test_the_command_lines_parse() -> None:
 
 
 def test_the_options_in_the_prose_exist() -> None:
-    prose = re.sub(r"^```.*?^```$", "", README.read_text(), flags=re.DOTALL | re.MULTILINE)
-    inline = [one for one in re.findall(r"`([^`]+)`", prose) if one.startswith("trakstore ")]
-    assert len(inline) >= 5
+    inline = [one for one in inline_code(README.read_text()) if one.startswith("trakstore ")]
+    assert inline
     for one in inline:
         (words,) = trakstore_lines(" ".join(one.split()))
         check_options(words)
@@ -147,3 +95,42 @@ def test_what_does_not_parse_is_seen(line: str) -> None:
         Exception, match=r"No such option|Missing|no such command|Invalid|valid int"
     ):
         check_whole(words)
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
+    for target in links_in(without_blocks(page.read_text())):
+        path, _, heading = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_relative_to(ROOT), f"{target} leads out of the repository"
+        assert file.exists(), f"{page.name} links to {target}, which is not there"
+        if heading:
+            assert heading in headings(file), f"{file} has no heading #{heading}"
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_files_that_are_run_are_there(page: Path) -> None:
+    code = [one.text for one in blocks(page.read_text()) if one.language == "bash"]
+    text = "\n".join([*code, *inline_code(page.read_text())])
+    named = set(re.findall(r"\b(?:examples|benchmarks)/\w+\.(?:py|sh)\b", text))
+    assert not [one for one in named if not (ROOT / one).exists()]
+
+
+def test_a_missing_file_and_heading_are_seen() -> None:
+    assert "a-heading-with-code-and-a-comma" in slugs("## A heading, with `code` and a comma")
+    assert links_in("![a](b.png) [c](d.md#e) [f](https://g.h)") == ["b.png", "d.md#e"]
+
+
+def links_in(text: str) -> list[str]:
+    """Targets of links and pictures that are no addresses."""
+    return [one for one in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in one]
+
+
+def headings(page: Path) -> set[str]:
+    return slugs(page.read_text())
+
+
+def slugs(text: str) -> set[str]:
+    """Names that GitHub, and MyST after it, give to headings."""
+    found = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in found}

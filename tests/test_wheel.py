@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -15,6 +17,7 @@ import trakstore as ts
 ROOT = Path(__file__).parent.parent
 NEEDED = {
     *("py.typed", "report/page.css", "report/page.js", "report/macros.html"),
+    *("report/theme.js", "report/cut_boxes.js"),
     *("serve/live.html", "serve/answer.html", "storage/FORMAT.md"),
 }
 
@@ -42,18 +45,40 @@ def run(*command: str | Path, **environment: str) -> str:
 
 
 def sources() -> set[str]:
-    """All files of the package, as the checkout has them."""
+    """All files of the package, as the checkout has them, but the one for tests of examples."""
     found = (one for one in (ROOT / "trakstore").rglob("*") if one.is_file())
+    found = (one for one in found if one.name != "conftest.py")
     return {str(one.relative_to(ROOT)) for one in found if "__pycache__" not in one.parts}
+
+
+def description(wheel: Path) -> str:
+    """The text that an index shows of a wheel."""
+    with ZipFile(wheel) as opened:
+        (name,) = [one for one in opened.namelist() if one.endswith("/METADATA")]
+        return opened.read(name).decode().partition("\n\n")[2]
 
 
 @pytest.mark.slow
 def test_the_wheel_builds_and_installs(tmp_path: Path) -> None:
-    run("-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT)
-    (wheel,) = tmp_path.glob("*.whl")
+    built = tmp_path / "dist"
+    # The wheel is built from the sdist, which so is seen to be whole.
+    run("-m", "build", "--no-isolation", "--outdir", built, ROOT)
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    run("-m", "twine", "check", "--strict", wheel, sdist)
     held = {name for name in ZipFile(wheel).namelist() if name.startswith("trakstore/")}
     assert held == sources()
     assert {f"trakstore/{name}" for name in NEEDED} <= held
+    with tarfile.open(sdist) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    assert sources() <= names
+    assert {"README.md", "LICENSE", "tests/test_wheel.py", "docs/changes.md"} <= names
+
+    # Of the README all is there but what leads nowhere on an index.
+    shown = description(wheel)
+    leads = re.findall(r"\]\((?!https?://)[^)]*\)", re.sub(r"(?s)```.*?```", "", shown))
+    assert not leads and shown.startswith("# trakstore\n")
+    code = re.compile(r"(?s)```.*?```")
+    assert code.findall(shown) == code.findall((ROOT / "README.md").read_text())
 
     target = tmp_path / "installed"
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]

@@ -52,7 +52,16 @@ NO_THREADS = (
 
 
 class TrakStoreError(ValueError):
-    """Base of every error that trakstore raises on purpose."""
+    """Base of every error that trakstore raises on purpose.
+
+    Examples
+    --------
+    >>> try:
+    ...     raise IncompleteError("rows 64:128 of train at epoch 3 are missing")
+    ... except TrakStoreError as error:
+    ...     print(error)
+    rows 64:128 of train at epoch 3 are missing
+    """
 
     def __str__(self) -> str:  # one line, whatever the names and messages in it hold
         return printable(" ".join(ValueError.__str__(self).splitlines()))
@@ -62,34 +71,90 @@ class TrakStoreError(ValueError):
 
 
 class NotFoundError(TrakStoreError, KeyError):
-    """A name (epoch, split, store, job, method) that does not exist."""
+    """A name (epoch, split, store, job, method) that does not exist.
+
+    Examples
+    --------
+    >>> store.split(3, "train")
+    Traceback (most recent call last):
+    trakstore.errors.NotFoundError: memory://examples has no epoch 3; there are 2, 5, 15
+    """
 
     def __str__(self) -> str:  # KeyError would show the message in quotes
         return TrakStoreError.__str__(self)
 
 
 class SpecMismatchError(TrakStoreError):
-    """The store's spec, checkpoint or data set is not the writer's; both values are printable."""
+    """The store's spec, checkpoint or data set is not the writer's; both values are printable.
+
+    Examples
+    --------
+    >>> other = ts.ProjectionSpec("sjlt", dim=16)
+    >>> ts.FeatureStore.create("memory://examples", projection=other)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    trakstore.errors.SpecMismatchError: memory://examples holds projection ...
+    """
 
 
 class IncompleteError(TrakStoreError):
-    """Rows that were asked for have not been written yet."""
+    """Rows that were asked for have not been written yet.
+
+    Examples
+    --------
+    >>> begun = ts.FeatureStore.create("memory://begun", projection=store.spec.projection)
+    >>> split = begun.create_split(0, "train", store.split(15, "train").spec)
+    >>> begun.features(0, "train")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    trakstore.errors.IncompleteError: train at epoch 0 has 0 of 24 rows; ...
+    """
 
 
 class DamagedError(TrakStoreError, OSError):
-    """Stored bytes are missing or are not those that were written."""
+    """Stored bytes are missing or are not those that were written.
+
+    Examples
+    --------
+    >>> broken = ts.FeatureStore.create("memory://broken", projection=store.spec.projection)
+    >>> split = broken.write_split(0, "train", np.ones((4, 8), np.float32))
+    >>> broken.location.delete_folder("0/train/features")
+    >>> np.asarray(broken.features(0, "train"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    trakstore.errors.DamagedError: chunk 0/train/features/c/0/0 is missing ...
+    """
 
 
 class LocationError(TrakStoreError, OSError):
-    """A location that cannot be opened, read or written."""
+    """A location that cannot be opened, read or written.
+
+    Examples
+    --------
+    >>> ts.open_store("memory://nowhere")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    trakstore.errors.LocationError: there is no store at memory://nowhere; ...
+    """
 
 
 class NumericsError(TrakStoreError, ArithmeticError):
-    """Non-finite or unrepresentable values, or a kernel that cannot be factored."""
+    """Non-finite or unrepresentable values, or a kernel that cannot be factored.
+
+    Examples
+    --------
+    >>> other = ts.FeatureStore.create("memory://nan", projection=store.spec.projection)
+    >>> other.write_split(0, "train", np.full((2, 8), np.nan, np.float32))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    trakstore.errors.NumericsError: train at epoch 0: 2 rows have NaN or infinite ...
+    """
 
 
 class MemoryLimitError(TrakStoreError, MemoryError):
-    """An operation that does not fit the memory limit, whatever its tiles."""
+    """An operation that does not fit the memory limit, whatever its tiles.
+
+    Examples
+    --------
+    >>> ts.top_k(ts.trak_scores(store), 3, memory_limit="1kB")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    trakstore.errors.MemoryLimitError: top-3 of 6 targets needs at least ...
+    """
 
 
 def lacks_threads(error: RuntimeError) -> bool:

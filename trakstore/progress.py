@@ -1,18 +1,24 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar or a spinner on a terminal, a plain line now and then in a log."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from functools import wraps
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from trakstore.markup import printable
 from trakstore.planning import human_bytes, human_time
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _SECONDS = 10.0  # between plain lines, and between looks at what others did
 
 
@@ -60,6 +66,7 @@ class ProgressLine:
         self.what, self.total, self.done = printable(what), total, begun
         self._unit, self._item_bytes, self._first, self._show = unit, item_bytes, begun, show
         self._began = self._said = self._looked = time.monotonic()
+        self._steps: StepLine | None = None
         self._bar: Progress | None = None
         if show and on_terminal():
             self._bar = Progress(
@@ -107,6 +114,10 @@ class ProgressLine:
         return ", ".join(parts)
 
     def __enter__(self) -> Self:
+        # Two lines that are drawn at once would overwrite each other.
+        self._steps = _around.get() if self._show else None
+        if self._steps is not None:
+            self._steps.pause()
         if self._bar is not None:
             self._bar.start()
         return self
@@ -119,3 +130,125 @@ class ProgressLine:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self._steps is not None:
+            self._steps.resume()
+
+
+class StepLine:
+    """Step that long work is at, on standard error, and how long it has taken.
+
+    It is for work whose items cannot be counted. A :class:`ProgressLine` that is shown within takes its
+    place meanwhile.
+
+    Parameters
+    ----------
+    show : bool
+        False prints nothing at all.
+    drawn : bool
+        False prints plain lines on a terminal, too: while other code may draw bars of its own there.
+
+    Examples
+    --------
+    >>> with StepLine(show=False) as line:
+    ...     line.step("report: lists of 24 targets")
+    """
+
+    def __init__(self, *, show: bool = True, drawn: bool = True) -> None:
+        self.show, self._drawn = show, drawn and on_terminal()
+        self._text, self._began = "", time.monotonic()
+        self._spinner: Progress | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._token: Token[StepLine | None] | None = None
+        self._outer: StepLine | None = None
+
+    def step(self, text: str) -> None:
+        """Begin a step, which ends the one before."""
+        self._text, self._began = printable(text), time.monotonic()
+        self.resume()
+        if self._spinner is not None:
+            self._spinner.reset(self._spinner.task_ids[0], description=self._text)
+
+    def pause(self) -> None:
+        """Show nothing until :meth:`resume`, or the next step."""
+        if self._spinner is not None:
+            self._spinner.stop()
+        self._spinner = None
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+
+    def resume(self) -> None:
+        """Show the step again; nothing before the first one, and after the end."""
+        if not self.show or not self._text or self._token is None:
+            return
+        if self._drawn and self._spinner is None:
+            self._spinner = _spinner()
+            self._spinner.add_task(self._text)
+            self._spinner.start()
+        elif not self._drawn and self._thread is None:
+            self._ended = threading.Event()
+            self._thread = threading.Thread(target=self._tell, args=(self._ended,), daemon=True)
+            self._thread.start()
+
+    def _tell(self, ended: threading.Event) -> None:
+        """Print the step now and then, also while one takes long, until ``ended``."""
+        while not ended.wait(_SECONDS):
+            seconds = time.monotonic() - self._began
+            print(f"{self._text}, {human_time(seconds)} so far", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        self._outer = _around.get() if self.show else None
+        if self._outer is not None:
+            self._outer.pause()
+        self._token = _around.set(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.pause()
+        if self._token is not None:
+            _around.reset(self._token)
+        self._token = None
+        if self._outer is not None:
+            self._outer.resume()
+
+
+# The line of steps around what runs now; threads of other work have their own.
+_around: ContextVar[StepLine | None] = ContextVar("steps", default=None)
+
+
+def begin_step(text: str) -> None:
+    """Begin a step on the line around what runs now; nothing is said where there is none."""
+    if (line := _around.get()) is not None:
+        line.step(text)
+
+
+def told_on_terminal(work: Callable[P, T]) -> Callable[P, T]:
+    """Have a function tell a terminal of its steps, unless its caller shows them."""
+
+    @wraps(work)
+    def told(*args: P.args, **options: P.kwargs) -> T:
+        if _around.get() is not None:
+            return work(*args, **options)
+        with StepLine(show=on_terminal()):
+            return work(*args, **options)
+
+    return told
+
+
+def _spinner() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        # What is printed meanwhile goes where it was meant to go, which may be a file.
+        redirect_stdout=False,
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from page_blocks import blocks
 
 import trakstore as ts
+from trakstore.cli.program import program_words
 
 ROOT = Path(ts.__file__).parent.parent
 
@@ -69,6 +73,43 @@ def test_training_gives_the_same_bits_whatever_the_threads() -> None:
             assert torch.equal(one, second[epoch][name])  # type: ignore[index]
 
 
+def test_commands_begin_with_words_that_a_shell_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = (tmp_path / name / "trakstore" for name in ("my env", "other"))
+    for program in (own, other):
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\necho {program.parent.name}\n")
+        program.chmod(0o755)
+
+    def said(python: Path, *folders: Path) -> str:
+        monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setenv("PATH", os.pathsep.join([*map(str, folders), os.defpath]))
+        words = program_words()
+        if words.endswith("-m trakstore"):
+            return words
+        ran = subprocess.run(words, shell=True, capture_output=True, text=True, check=True)
+        assert ran.stdout.strip() == own.parent.name
+        return words
+
+    python = own.with_name("python")
+    assert said(python, own.parent) == "trakstore"
+    assert said(python) == f"'{own}'"
+    assert said(python, other.parent) == f"'{own}'"
+    alone = tmp_path / "python"
+    assert said(alone, other.parent) == f"{alone} -m trakstore"
+
+
+def shown_lines(page: str) -> list[str]:
+    """Patterns of the lines that a page says the demo prints; its numbers may be any."""
+    (block,) = (
+        one.text for one in blocks(page) if one.language == "text" and "TRAK over" in one.text
+    )
+    lines = [re.sub(r"\d+", r"\\d+", re.escape(line.strip())) for line in block.splitlines()]
+    assert len(lines) == 6
+    return [re.sub(r"(\\ )+", r"\\s+", line) for line in lines]
+
+
 @pytest.mark.slow
 def test_the_whole_way(run: Any, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
@@ -89,6 +130,9 @@ def test_the_whole_way(run: Any, tmp_path: Path) -> None:
     again = run("demo", "--out", out)
     assert again.code == 0
     assert "all there" in again.out
+    assert f"\n  {program_words()} info {out / 'store.zarr'}\n" in again.out
+    for line in shown_lines((ROOT / "README.md").read_text()):
+        assert re.search(line, again.out), line
 
 
 @pytest.mark.slow

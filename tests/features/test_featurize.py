@@ -368,6 +368,7 @@ def test_a_job_of_epochs_and_splits(tmp_path: Path) -> None:
 def test_the_keywords_of_featurize_are_a_jobs_attributes(tmp_path: Path) -> None:
     own = {"model", "datasets", "checkpoints", "ids", "learning_rates", "name"}
     own |= {"sampled", "draw_seed"}  # labels=, draws= and seed= there
+    own |= {"tokens"}  # of its one split there
     own |= {"shard"}  # for models that the command shards
     assert own | JobOptions.__annotations__.keys() == {
         field.name for field in fields(Job) if field.init
@@ -394,6 +395,14 @@ def test_jobs_that_cannot_be_had(tmp_path: Path) -> None:
     ]:
         with pytest.raises(error, match=message):
             load_job(name)
+
+
+def test_jobs_without_weights_or_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrakStoreError, match=r"checkpoints is an empty .* leave checkpoints out"):
+        Job(mlp(), {"train": Samples(3)}, checkpoints={})
+    with pytest.raises(TrakStoreError, match=r"the job has no data sets: give some, like \{"):
+        featurize_job(Job(mlp(), {}), tmp_path / "s", progress=False)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_checkpoint_of_another_model_and_unsafe_files_are_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from trakstore.spec import ParameterSpec, ProjectionSpec
 
 pytest.importorskip("triton", reason="kernels need Triton, which there is for Linux")
 from trakstore.features.projectors.triton.shear import formed
-from trakstore.features.projectors.windows import WaitingWindows, WindowLists
+from trakstore.features.projectors.waiting_windows import WaitingWindows, WindowLists
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 

@@ -139,6 +139,19 @@ def test_the_command_writes_the_same_page(
     assert (written.path, written.bytes) == (out, len(by_command))
 
 
+def test_the_command_tells_its_steps(
+    store: ts.FeatureStore, out: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trakstore.progress._SECONDS", 0.01)
+    assert main(["report", str(store.location), "-o", str(out)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    steps = [line.partition(", ")[0] for line in said if line.endswith(" so far")]
+    assert "report: charts and texts of the page" in steps  # these take a second
+    assert all(one.startswith("report: ") for one in steps)
+    write_report(store, out)
+    assert capsys.readouterr().err == ""  # who calls it from Python has a log of his own
+
+
 def test_a_job_and_a_function_may_be_given_themselves(
     jobs: Path, store: ts.FeatureStore, out: Path
 ) -> None:
@@ -157,7 +170,7 @@ def test_a_job_and_a_function_may_be_given_themselves(
 def test_an_absolute_damping(store: ts.FeatureStore, out: Path) -> None:
     write_report(store, out, damping=ts.Damping(absolute=0.25), count=1, k=1, epochs=3)
     page = out.read_text()
-    assert "λ = 0.25" in page and "<td>0.25</td>" in page
+    assert "<dd>λ = 0.25</dd>" in page and "<td>0.25</td>" in page
 
 
 def test_without_a_job_a_function_gets_the_place(

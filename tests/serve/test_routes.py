@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
 import time
 from collections.abc import Iterator
 from io import BytesIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +21,10 @@ pytest.importorskip("httpx")
 from starlette.testclient import TestClient
 
 from trakstore.errors import TrakStoreError
+from trakstore.serve import routes
 from trakstore.serve.access import Access
 from trakstore.serve.limits import Limits
+from trakstore.serve.question import Question
 from trakstore.serve.routes import service
 
 LIMITS = Limits(body_bytes=200_000, body_seconds=2, seconds=20, waiting=50, threads=2, letters=5000)
@@ -290,3 +294,38 @@ def test_limits_of_time_and_number(query: ts.Query, monkeypatch: pytest.MonkeyPa
             one.join()
         assert codes == [200, 200]
         assert "trakstore_questions 0" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    "version", ["2.3", "2.4"]
+)  # in the first a task listens for the reader, too
+def test_a_stream_that_is_cut_off_says_so(version: str) -> None:
+    async def stages(*_: Any) -> Any:
+        yield SimpleNamespace(number=1)
+        await asyncio.sleep(60)
+        raise AssertionError("it was to be cut off")
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def main() -> None:
+        work: Any = SimpleNamespace(stages=stages)
+        reply = await routes._streamed(work, Question(target=1), lambda one: {"stage": one.number})
+        scope = {"type": "http", "asgi": {"spec_version": version}}
+        task = asyncio.create_task(reply(scope, receive, send))
+        while len(sent) < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()  # as uvicorn does when questions have had their time to end
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    lines = [json.loads(one["body"]) for one in sent[1:] if one["body"]]
+    assert lines[0] == {"stage": 1}
+    assert lines[1:] == [{"error": "the service ends, and the answer was cut off: ask again"}]

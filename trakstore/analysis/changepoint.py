@@ -27,6 +27,12 @@ class ChangePoint:
         Ends of the smallest run of values around ``index`` that has 95% of it.
     evidence : float
         How many times as probable the curve is with a change as without.
+
+    Examples
+    --------
+    >>> change = change_point([0.1, 0.2, 0.1, 0.9, 1.0, 0.9])
+    >>> change.index, change.low, change.high
+    (3, 3, 3)
     """
 
     index: int

@@ -12,9 +12,10 @@ F64 = NDArray[np.float64]
 
 
 def participation_ratio(scores: Matrix, memory_limit: int | str | None = None) -> F64:
-    """Participation ratio (Σ|τ|)² / Σ τ² of each target: the number of samples that share its score.
+    """Participation ratio of each target: the number of samples that share its score.
 
-    From 1, where one sample has it all, to n. NaN for a target whose scores are all zero.
+    That is ``(Σ|τ|)² / Σ τ²``: from 1, where one sample has it all, to n. NaN for a target whose scores
+    are all zero.
 
     Parameters
     ----------
@@ -26,12 +27,17 @@ def participation_ratio(scores: Matrix, memory_limit: int | str | None = None) -
     Returns
     -------
     ndarray of float64, shape (m,)
+
+    Examples
+    --------
+    >>> participation_ratio(np.array([[1.0, 0.0, 0.0], [1.0, -1.0, 1.0]]))
+    array([1., 3.])
     """
     return by_target(scores, participation_of_rows, memory_limit)
 
 
 def gini(scores: Matrix, memory_limit: int | str | None = None) -> F64:
-    """Gini coefficient of |τ| for each target: 0 where all are equal, near 1 where one has all.
+    """Gini coefficient of ``|τ|`` for each target: 0 where all are equal, near 1 where one has all.
 
     Parameters
     ----------
@@ -62,6 +68,11 @@ def positive_mass(scores: Matrix, share: float = 0.1, memory_limit: int | str | 
         As in :func:`participation_ratio`.
     share : float
         Above 0, at most 1; at least one sample is counted.
+
+    Examples
+    --------
+    >>> positive_mass(np.array([[3.0, 1.0, -5.0, 0.0]]), share=0.25)
+    array([0.75])
     """
     share = as_number(share, "share", above=0, most=1, needed="must be above 0 and at most 1")
     return by_target(scores, lambda rows: positive_mass_of_rows(rows, share), memory_limit)

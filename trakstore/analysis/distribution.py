@@ -47,6 +47,12 @@ def distribution(
         A score is NaN or infinite.
     MemoryLimitError
         The scores of one target do not fit.
+
+    Examples
+    --------
+    >>> counts = distribution(ts.trak_scores(store), bins=4)
+    >>> counts["count"].sizes, counts["count"].sum("bin").values.tolist()
+    (Frozen({'target': 6, 'bin': 4}), [24, 24, 24, 24, 24, 24])
     """
     bins = as_whole(bins, "bins", 2)
     targets = scores.shape[0]

@@ -60,6 +60,14 @@ def evolution(
         A score is NaN or infinite.
     MemoryLimitError
         The scores of one target do not fit.
+
+    Examples
+    --------
+    >>> over_time = evolution(ts.trak_scores(store).isel(target=[0]), k=2)
+    >>> over_time.epoch.values.tolist(), over_time["train"].values[:, 0].tolist()
+    ([2, 5, 15], [['train-21', 'train-12'], ['train-9', 'train-3'], ['train-15', 'train-9']])
+    >>> over_time["spearman"].values[:, 0].round(1)
+    array([nan, 0.6, 0.5])
     """
     k = check_request(k, scores.shape[1], order)
     # Arrays of many sizes come and go below: those that the allocator keeps would be as much again.

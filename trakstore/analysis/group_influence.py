@@ -71,6 +71,12 @@ def contrast(
     ------
     TrakStoreError
         For masks of another length, an empty kind, a target of both kinds.
+
+    Examples
+    --------
+    >>> aligned = np.arange(6) < 3
+    >>> contrast(ts.grad_dot_scores(store), aligned, ~aligned).shape
+    (24,)
     """
     one, other = (np.asarray(mask, dtype=bool) for mask in (aligned, conflicting))
     count = scores.shape[0]
@@ -117,6 +123,12 @@ def same_class_share(
     ------
     TrakStoreError
         For labels of another length.
+
+    Examples
+    --------
+    >>> share, base = same_class_share(ts.trak_scores(store), np.arange(24) % 3, np.arange(6) % 3)
+    >>> bool((share > base).all()), base.round(2).tolist()
+    (True, [0.33, 0.33, 0.33, 0.33, 0.33, 0.33])
     """
     train, target = need_labels(scores, train_labels, target_labels)
     shares = [

@@ -32,6 +32,12 @@ class Property:
         Two-sided: share of random draws of as many samples whose mean is at least as far from all's.
     corrected : float
         Holm's, for as many properties as were looked at.
+
+    Examples
+    --------
+    >>> (even,) = compare_properties(lambda n: {"even": n % 2 == 0}, range(100), range(0, 20, 2))
+    >>> even.name, even.chosen, even.all, even.p < 0.01
+    ('even', 1.0, 0.5, True)
     """
 
     name: str
@@ -74,6 +80,15 @@ def compare_properties(
     TrakStoreError
         When nothing is chosen, a position is out of range or named twice, samples have other
         properties than the first.
+
+    Examples
+    --------
+    >>> describe = lambda text: {"length": len(text), "shouts": text.isupper()}
+    >>> texts = ["HELP"] * 5 + ["please", "hello", "thanks", "goodbye"] * 5
+    >>> for one in compare_properties(describe, texts, [0, 1, 2, 3, 4]):
+    ...     print(one.name, one.chosen, one.all, one.p < 0.05)
+    length 4.0 5.6 True
+    shouts 1.0 0.2 True
     """
     draws, seed = as_whole(draws, "draws", 1), as_whole(seed, "seed", 0)
     names, values = _table([dict(describe(sample)) for sample in samples])

@@ -52,6 +52,16 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
     ----------
     Swayamdipta et al. (2020) for the first three, Toneva et al. (2019) for forgetting, Pleiss et al.
     (2020) for AUM, Paul et al. (2021) for EL2N.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from trakstore.attributors import TrainingDynamicsTracker
+    >>> labels, logits = torch.tensor([0, 1]), torch.tensor([[2.0, 0.0], [1.0, 0.0]])
+    >>> with TrainingDynamicsTracker(store="memory://dynamics") as tracker:
+    ...     tracker.update(0, 0, None, labels, logits, ids=[7, 8])
+    >>> training_dynamics("memory://dynamics")["correctness"].values
+    array([1., 0.])
     """
     location = location_of(store)
     parts = record_parts(location, split)
@@ -85,6 +95,13 @@ def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
     ------
     NotFoundError
         When a sample was not tracked.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> seen = xr.Dataset({"aum": ("sample", [0.5, -1.0])}, coords={"sample_id": ("sample", [7, 8])})
+    >>> dynamics_of(seen, [8, 7])["aum"].values
+    array([-1. ,  0.5])
     """
     wanted = as_ids(ids).astype(dynamics["sample_id"].dtype)
     known = dynamics["sample_id"].values

@@ -49,6 +49,13 @@ def trajectories(
         A position that is not among the train rows, masked ones being none.
     NumericsError, MemoryLimitError
         As in :func:`trakstore.scores.moments.row_moments`.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store)
+    >>> lines = trajectories(scores, ts.top_k(scores, 2)["position"])
+    >>> lines["score"].dims, lines["standard"].values[:, 0].round(1).tolist()
+    (('epoch', 'target', 'rank'), [[0.7, 0.3], [2.9, 1.4], [1.4, 1.9]])
     """
     rows = np.asarray(position)
     if rows.ndim != 2 or len(rows) != scores.shape[0] or rows.dtype.kind not in "iu":

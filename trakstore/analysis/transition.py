@@ -45,6 +45,13 @@ class Transition:
         Name of the scale.
     null_pairs : int
         Number of pairs of the null; 0 without one.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store)
+    >>> change = transition(scores.epoch(5), scores.epoch(15), k=2)
+    >>> change.gained["train"].values.tolist(), change.scale, change.null_pairs
+    (['train-14', 'train-5'], 'standard', 0)
     """
 
     changes: xr.Dataset
@@ -98,7 +105,7 @@ def transition(
     null : sequence of pairs of Scores
         Where nothing is thought to have happened: neighbouring checkpoints of a stable phase, or one
         checkpoint under two seeds of the projection; not the transition itself. The p-value of a
-        change d is (1 + #{null changes of any sample of magnitude |d| or more}) / (1 + their number).
+        change d is (1 + #{null changes of any sample of magnitude d or more}) / (1 + their number).
     scale : {"standard", "rank", "raw"}
         Scale on which both checkpoints are compared.
     k : int
@@ -125,6 +132,16 @@ def transition(
     References
     ----------
     Benjamini and Hochberg (1995). Pooled null: Efron, "Large-Scale Inference", 2010, chapter 6.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store)
+    >>> null = [(scores.epoch(2), scores.epoch(5))]
+    >>> change = transition(scores.epoch(5), scores.epoch(15), null, k=2)
+    >>> change.gained["train"].values.tolist(), change.gained["q"].values.round(1).tolist()
+    (['train-14', 'train-5'], [0.9, 0.9])
+    >>> change.lost["change"].values.round(2)
+    array([-0.67, -0.61])
     """
     pairs = [(before, after), *null]
     k = _check(pairs, scale, k)

@@ -54,6 +54,14 @@ class BiasAttributor:
         score on itself, which would outweigh those on all others.
     **options
         ``task``, ``proj_dim``, ``device`` and ``store`` of a :class:`TRAKAttributor`.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> one = BiasAttributor(model, test[:3], test[3:], train, projector=projection, device="cpu")
+    >>> found = one.find_spurious_examples(top_k=3)
+    >>> found["indices"].shape, found["contrast"].shape
+    (torch.Size([3]), torch.Size([24]))
     """
 
     def __init__(

@@ -27,6 +27,19 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
     """:class:`TRAKAttributor` for a model whose weights change.
 
     Call ``compute_epoch_features`` for both splits whenever it has the weights of an epoch, then ask.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> network = nn.Linear(4, 3)
+    >>> trak = DelayedGeneralizationTRAK(network, projector=projection, device="cpu")
+    >>> for epoch in (0, 1):
+    ...     network.reset_parameters()  # a training would change the weights
+    ...     for split, data in (("train", train), ("test", test)):
+    ...         features = trak.compute_epoch_features(data, epoch, split)
+    >>> evolution = trak.analyze_attribution_evolution(test_idx=0, top_k=3)
+    >>> sorted(evolution[1])
+    ['max', 'mean', 'spearman', 'std', 'top_indices', 'top_scores']
     """
 
     def analyze_attribution_evolution(
@@ -130,6 +143,16 @@ class PhaseTransitionAttributor:
     ------
     TrakStoreError
         Fewer than two checkpoints, a curve of another length, or state dicts or paths without a model.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> checkpoints = [nn.Linear(4, 3), nn.Linear(4, 3), model]
+    >>> one = PhaseTransitionAttributor(checkpoints, train, test, projector=projection, device="cpu")
+    >>> influences = one.compute_transition_attributions(top_k=3)
+    >>> found = one.find_critical_examples(influences, top_k=3)
+    >>> one.transition, len(found)
+    ((0, 2), 3)
     """
 
     def __init__(
@@ -202,7 +225,7 @@ class PhaseTransitionAttributor:
         Returns
         -------
         list of dict
-            ``train_index``, ``change``, ``p_value``, the largest |change| first.
+            ``train_index``, ``change``, ``p_value``, the largest ``|change|`` first.
         """
         columns = (influences[name].tolist() for name in ("indices", "changes", "p_values"))
         every = [

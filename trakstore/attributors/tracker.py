@@ -40,6 +40,15 @@ class TrainingDynamicsTracker(TrainingRecorder):
         Name of the data set in the store.
     rank : int
         Number of this process among those that train together, each with its own samples.
+
+    Examples
+    --------
+    >>> inputs, labels = torch.utils.data.default_collate(train)
+    >>> with TrainingDynamicsTracker(store="memory://watched") as tracker:
+    ...     for epoch in (0, 1):  # of training
+    ...         tracker.update(epoch, 0, inputs, labels, model(inputs), ids=range(24))
+    >>> tracker.analyze()["confidence"].shape
+    (24,)
     """
 
     def __init__(

@@ -60,6 +60,17 @@ class TRAKAttributor:
         Number of scalars that gradients are taken of.
     projection_matrix : ProjectionMatrix
         Matrix of shape (total_params, proj_dim), computed where it is looked at.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> trak = TRAKAttributor(model, projector=projection, device="cpu")
+    >>> features = trak.compute_train_features(train), trak.compute_test_features(test)
+    >>> attributions = trak.compute_attributions(*features)
+    >>> attributions.shape
+    torch.Size([6, 24])
+    >>> trak.find_top_attributions(attributions, test_idx=0, top_k=3).shape
+    torch.Size([3])
     """
 
     def __init__(
@@ -254,7 +265,7 @@ class TRAKAttributor:
         dict
             ``same_class_bias``: share of the positive score from the target's class, less the share
             of train samples that are of it, and both of these; ``attribution_concentration``: Gini
-            coefficient of |score|; ``participation_ratio``; ``positive_mass_top_tenth``.
+            coefficient of ``|score|``; ``participation_ratio``; ``positive_mass_top_tenth``.
         """
         summary = class_summary(_array(attributions), _array(train_labels), _array(test_labels))
         means, bias = summary.means(), float(np.nanmean(summary.share - summary.base))
@@ -297,6 +308,12 @@ def compute_attribution_stability(
     ------
     TrakStoreError
         Fewer than 2 runs or 10 samples, or a projection without a seed.
+
+    Examples
+    --------
+    >>> trak = TRAKAttributor(model, projector=ts.ProjectionSpec("rademacher", dim=8), device="cpu")
+    >>> sorted(compute_attribution_stability(trak, train, num_runs=2, top_k=3))
+    ['jaccard', 'num_runs', 'rank_biased_overlap', 'spearman']
     """
     data, spec = loaded(dataloader), attributor.projection
     rows = range(len(data.dataset))

@@ -34,7 +34,17 @@ UNNAMED = "scores"  # name of the experiment of those who give none
 
 
 class ModelIDException(TrakStoreError):
-    """A checkpoint that is not known, or not featurized."""
+    """A checkpoint that is not known, or not featurized.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+    ...     traker = TRAKer(model, "image_classification", 24, folder, device="cpu")
+    ...     traker.finalize_features(model_ids=[3])
+    Traceback (most recent call last):
+    trakstore.attributors.traker.ModelIDException: Model ID 3 not registered, ...
+    """
 
 
 @contextmanager
@@ -98,6 +108,21 @@ class TRAKer:
         singular.
     gradient_computer, saver, score_computer, use_half_precision, proj_max_batch_size
         Taken, and without effect: features are float32.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> batch, targets = (tuple(torch.utils.data.default_collate(one)) for one in (train, test))
+    >>> with TemporaryDirectory() as folder:
+    ...     traker = TRAKer(model, "image_classification", 24, folder, device="cpu", proj_dim=8)
+    ...     traker.load_checkpoint(model.state_dict(), model_id=0)
+    ...     traker.featurize(batch, num_samples=24)
+    ...     traker.finalize_features()
+    ...     traker.start_scoring_checkpoint("test", model.state_dict(), model_id=0, num_targets=6)
+    ...     traker.score(targets, num_samples=6)
+    ...     scores = traker.finalize_scores("test")
+    >>> scores.shape  # train, target, as in that library
+    (24, 6)
     """
 
     def __init__(

@@ -115,6 +115,15 @@ def unprojected_scores(
     References
     ----------
     Martens: "Deep learning via Hessian-free optimization", ICML 2010, for the conjugate gradients.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> from trakstore.features import Job, featurize_job
+    >>> job = Job(model, {"train": train, "test": test}, projector=projection, sampled=2)
+    >>> done = featurize_job(job, "memory://sampled", progress=False)
+    >>> unprojected_scores(job, ts.open_store("memory://sampled"), rows=[0]).sizes
+    Frozen({'target': 1, 'train': 24})
     """
     iterations = as_whole(iterations, "iterations", 0)
     pairs = epoch_pairs(store, targets, train, epochs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typer import Option
 
 from trakstore.cli.options import Json
 from trakstore.cli.output import console, only_json, print_json
+from trakstore.cli.program import program_words
 from trakstore.cli.walkthrough import Images, ask
 from trakstore.errors import LocationError
 from trakstore.paths import exists, is_folder
@@ -104,6 +106,7 @@ def demo(
     say.print(f"  picture  {document['picture']}")
     say.print(f"  store    {document['store']}")
     say.print("next, without the model:")
+    where, program = shlex.quote(str(out / "store.zarr")), program_words()
     for line in (
         "info {}",
         "report {} --job trakstore.cli.demo:digits --out report.html",
@@ -111,7 +114,7 @@ def demo(
         "kernel {}",
         "score {} --save test-on-train",
     ):
-        say.print(f"  trakstore {line.format(out / 'store.zarr')}")
+        say.print(f"  {program} {line.format(where)}")
 
 
 def _walk(out: Path, say: Console) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def _walk(out: Path, say: Console) -> dict[str, Any]:
     say.print(answers.table())
     share = answers.same_class
     say.print(
-        f"   of the target's own class: {share['most_helpful']:.0%} of the 10 most helpful, "
+        f"   own class: {share['most_helpful']:.0%} of the 10 most helpful, "
         f"{share['most_harmful']:.0%} of the 10 most harmful, {share['base_rate']:.0%} at random",
         soft_wrap=True,
     )

@@ -15,6 +15,7 @@ from trakstore.cli.narrowed_job import of_drawn_samples, of_last_layers
 from trakstore.cli.options import Epochs, JobName, Json, chosen_epochs
 from trakstore.cli.output import error_line, only_json, print_json
 from trakstore.planning import counted, human_bytes, human_time
+from trakstore.progress import StepLine
 from trakstore.storage.opening import find_store
 
 if TYPE_CHECKING:
@@ -28,14 +29,6 @@ _SPENT = {
     "computing": "gradients and projection",
     "writing": "waiting for the storage",
     "helping": "markers and other workers",
-}
-_PREPARED = {
-    "weights": "hash of the weights",
-    "samples": "fingerprint of the samples",
-    "passes": "first passes of the model",
-    "checks": "check of the engine, and its tables and kernels",
-    "memory": "memory of a sample",
-    "store": "opening the store",
 }
 
 
@@ -92,6 +85,14 @@ def featurize(
             min=1,
             metavar="DRAWS",
             help="Also write the train samples with labels drawn from the model.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        Option(
+            min=1,
+            metavar="N",
+            help="Also write a row for each N tokens of the test samples, of a language model.",
         ),
     ] = None,
     last_layers: Annotated[
@@ -172,15 +173,17 @@ def featurize(
             check="all" if check_all else None,
             scale=scale,
             sampled=sampled,
+            tokens=tokens,
             device=device,
             tp=tp if fsdp else None,
+            leads=rank == 0,
             **numbers,
         )
     if as_json:
         worker = {"rank": rank, "world_size": world_size}
         print_json({"job": job, "store": store, **worker, **asdict(done)})
     else:
-        sys.stdout.write(_line(done, store, rank, world_size))
+        sys.stdout.write(_line(done, store, rank, world_size) + _twice(done, rank, world_size))
         if rank == 0 and done.blocks:
             sys.stdout.write(_where_time_went(done.spent) + _preparation(done.prepared))
 
@@ -216,6 +219,7 @@ def _featurize(
     *,
     device: str | None,
     tp: int | None,
+    leads: bool,
     **options: Any,
 ) -> Featurized:
     from trakstore.features import featurize_job
@@ -224,11 +228,17 @@ def _featurize(
 
     # A wrong device is refused before the job is made, which may take minutes.
     own = worker_device(device)
-    with nullcontext() if tp is None else started_ranks(own, tp) as mesh:
-        made = make(device)
-        if mesh is not None:
-            shard_model(made.model, mesh, made.shard)
-        return featurize_job(made, store, device=device, restore=False, **options)
+    # Libraries that load a model draw bars of their own.
+    with StepLine(show=leads, drawn=False) as steps:
+        if tp is not None:
+            steps.step("waiting for the other ranks")
+        with nullcontext() if tp is None else started_ranks(own, tp) as mesh:
+            steps.step("loading the job")
+            made = make(device)
+            if mesh is not None:
+                steps.step("sharding the model")
+                shard_model(made.model, mesh, made.shard)
+            return featurize_job(made, store, device=device, restore=False, **options)
 
 
 @contextmanager
@@ -246,8 +256,12 @@ def _progress_when_stopped(store: str, rank: int) -> Iterator[None]:
         raise
 
 
+def _who(rank: int, world_size: int) -> str:
+    return f"rank {rank} of {world_size}: " if world_size > 1 else ""
+
+
 def _line(done: Featurized, store: str, rank: int, world_size: int) -> str:
-    who = f"rank {rank} of {world_size}: " if world_size > 1 else ""
+    who = _who(rank, world_size)
     if done.blocks == 0:
         return f"{who}nothing to write, all of it is in {store}\n"
     seconds = max(done.seconds, 1e-9)
@@ -256,6 +270,23 @@ def _line(done: Featurized, store: str, rank: int, world_size: int) -> str:
         f"{human_bytes(done.bytes)} "
         f"of features, {human_time(done.seconds)}, {done.rows / seconds:,.0f} rows/s, "
         f"{human_bytes(round(done.bytes / seconds))}/s\n"
+    )
+
+
+def _twice(done: Featurized, rank: int, world_size: int) -> str:
+    """Write why rows were computed by another worker too; nothing where none were."""
+    reasons = {
+        "another worker, which had finished its own share, helped with them and was faster": (
+            done.overtaken
+        ),
+        "this worker helped with what was still missing, and the worker that had them in hand was "
+        "faster": done.repeated,
+    }
+    return "".join(
+        f"{_who(rank, world_size)}{counted(rows, 'row')} of these were written twice: {reason} "
+        f"(only time is lost: both wrote the same values)\n"
+        for reason, rows in reasons.items()
+        if rows
     )
 
 
@@ -270,6 +301,8 @@ def _where_time_went(spent: Spent) -> str:
 
 def _preparation(prepared: Preparation) -> str:
     """Write the seconds of each part of preparing."""
-    seconds = {words: getattr(prepared, name) for name, words in _PREPARED.items()}
+    from trakstore.features.preparation import PARTS
+
+    seconds = {words: getattr(prepared, name) for name, words in PARTS.items()}
     parts = ", ".join(f"{words} {human_time(one)}" for words, one in seconds.items())
     return f"preparing: {parts}\n"

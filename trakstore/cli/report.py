@@ -11,6 +11,7 @@ from typer import Option
 from trakstore.cli.options import Null, target_option
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.planning import counted, human_bytes
+from trakstore.progress import StepLine
 from trakstore.report.write import MOST_LISTED, MOST_TARGETS, WrittenReport, write_report
 
 
@@ -58,7 +59,7 @@ def report(
 
     The page loads nothing. Needs matplotlib and Jinja, the "report" extra.
     """
-    with asked.workplace():
+    with asked.workplace(), StepLine():
         written = write_report(
             asked.opened,
             out,

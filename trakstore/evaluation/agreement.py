@@ -47,6 +47,13 @@ def stability(
     References
     ----------
     Webber, Moffat, Zobel: "A Similarity Measure for Indefinite Rankings", TOIS 2010, equation 7.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store)
+    >>> agreement = stability([scores.epoch(5), scores.epoch(15)], top_k=5)
+    >>> sorted(agreement), stability([scores, scores], top_k=5)["spearman"]
+    (['jaccard', 'rank_biased_overlap', 'spearman'], 1.0)
     """
     shapes = {tuple(run.shape) for run in runs}
     if len(runs) < 2 or len(shapes) > 1:

@@ -155,7 +155,9 @@ def _cut(job: Job, splits: tuple[str, str], rows: tuple[int, int], dim: int) -> 
     known = {split: len(dataset) for split, dataset in datasets.items()}
     ids = {split: names[: known[split]] for split, names in job.ids.items() if split in known}
     spec = replace(job.projector or ProjectionSpec("sjlt", dim=dim), dim=dim)
-    return replace(job, datasets=datasets, ids=ids, projector=spec, sampled=0, memory_limit=None)
+    return replace(
+        job, datasets=datasets, ids=ids, projector=spec, sampled=0, tokens=0, memory_limit=None
+    )
 
 
 def _round(job: Job, splits: tuple[str, str], folder: Path) -> tuple[float, float, float, float]:

@@ -38,6 +38,14 @@ class LDS:
         Share of the resampled means that lie in the interval.
     resampled : ndarray of float64, shape (resamples,)
         Means of the bootstrap; of two scores against the same models, equal seeds give pairs.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> scores, subsets = rng.normal(size=(3, 20)), rng.random((40, 20)) < 0.5
+    >>> result = lds(scores, subsets, (scores @ subsets.T).T + rng.normal(size=(40, 3)))
+    >>> result.per_target.shape, result.low <= result.mean <= result.high
+    ((3,), True)
     """
 
     mean: float
@@ -58,6 +66,14 @@ class Difference:
     ----------
     mean, low, high : float
         The difference, and its bootstrap interval.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> scores, subsets = rng.normal(size=(3, 20)), rng.random((40, 20)) < 0.5
+    >>> outputs = (scores @ subsets.T).T
+    >>> lds_difference(lds(scores, subsets, outputs), lds(-scores, subsets, outputs))
+    Difference(mean=2.0, low=2.0, high=2.0)
     """
 
     mean: float
@@ -77,8 +93,8 @@ def lds(
 ) -> LDS:
     r"""Compute the linear datamodeling score of a (target, train) matrix.
 
-    .. math:: \mathrm{LDS}(z) = \rho\bigl(\{\textstyle\sum_{i \in S_j} \tau(z, i)\}_j,
-              \{f(z; \theta(S_j))\}_j\bigr)
+    .. math:: \mathrm{LDS}(z) = \rho(s_z, f_z), \qquad s_{zj} = \sum_{i \in S_j} \tau(z, i),
+              \qquad f_{zj} = f(z; \theta(S_j))
 
     with Spearman's ρ over the subsets S_j; the mean over targets. The interval resamples targets
     and subsets, since all targets share the models; ranks are those among all subsets.
@@ -115,6 +131,16 @@ def lds(
     ----------
     Park et al.: "TRAK: Attributing Model Behavior at Scale", ICML 2023, definition 2.4; Ilyas et al.:
     "Datamodels", ICML 2022.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> scores, subsets = rng.normal(size=(3, 20)), rng.random((40, 20)) < 0.5
+    >>> outputs = (scores @ subsets.T).T
+    >>> lds(scores, subsets, outputs).mean
+    1.0
+    >>> lds(-scores, subsets, outputs).mean
+    -1.0
     """
     level = as_number(level, "level", above=0, most=1)
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
@@ -149,6 +175,15 @@ def lds_difference(one: LDS, other: LDS) -> Difference:
     ------
     TrakStoreError
         When they cannot be compared.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> true, subsets = rng.normal(size=(3, 20)), rng.random((40, 20)) < 0.5
+    >>> outputs, noisy = (true @ subsets.T).T, true + rng.normal(size=true.shape)
+    >>> difference = lds_difference(lds(true, subsets, outputs), lds(noisy, subsets, outputs))
+    >>> difference.low > 0
+    True
     """
     kinds = [(len(x.per_target), x.subsets, len(x.resampled), x.level) for x in (one, other)]
     if kinds[0] != kinds[1]:
@@ -182,6 +217,12 @@ def predicted_outputs(
         For subsets of another number of train rows.
     NumericsError
         For scores that are not finite.
+
+    Examples
+    --------
+    >>> scores = np.array([[1.0, 2.0, 4.0]])
+    >>> predicted_outputs(scores, np.array([[True, False, True], [False, True, False]]))
+    array([[5., 2.]])
     """
     if subsets.ndim != 2 or subsets.shape[1] != scores.shape[1]:
         raise TrakStoreError(

@@ -131,6 +131,16 @@ def counterfactual(
         Sizes or targets out of range; a class with fewer other rows than a size.
     SpecMismatchError
         The name is that of other removals.
+
+    Examples
+    --------
+    >>> from trakstore.evaluation import Retrained
+    >>> def trainer(subsets, seeds):  # a model whose output is the share of rows it was given
+    ...     return Retrained(subsets.mean(1, keepdims=True).repeat(6, 1).astype(np.float32))
+    >>> scores = ts.trak_scores(store)
+    >>> found = counterfactual(scores, trainer, "memory://removed", "top", sizes=(6,), repeats=1)
+    >>> found["change"].sel(removal="top").values[0].round(2).tolist()
+    [0.25, 0.25, 0.25, 0.25, 0.25, 0.25]
     """
     chosen = np.arange(scores.shape[0]) if targets is None else np.asarray(targets, dtype=np.int64)
     sizes = [as_whole(size, "a size") for size in sizes]

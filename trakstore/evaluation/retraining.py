@@ -53,6 +53,11 @@ class Retrained(NamedTuple):
         The higher, the surer: the margin, for one.
     predicted : ndarray of int64, shape (models, targets), or None
         Classes that the models predict, where there are classes.
+
+    Examples
+    --------
+    >>> Retrained(np.zeros((2, 6), np.float32)).output.shape
+    (2, 6)
     """
 
     output: NDArray[np.float32]
@@ -113,6 +118,15 @@ def retrain(
         A model's outputs are not finite.
     LocationError
         Another process trains models of that name just now.
+
+    Examples
+    --------
+    >>> from trakstore.evaluation import SubsetPlan
+    >>> def trainer(subsets, seeds):
+    ...     return Retrained(subsets.sum(1, keepdims=True).astype(np.float32))
+    >>> models = retrain(trainer, "memory://plan", "halves", SubsetPlan(rows=24), models=4)
+    >>> models["subset"].shape, models["output"].values.ravel().tolist()
+    ((4, 24), [12.0, 12.0, 12.0, 12.0])
     """
     models, at_once = as_whole(models, "models", 0), as_whole(at_once, "at_once", 1)
     location = location_of(store, create=True)
@@ -172,6 +186,12 @@ def add_retrained(
         The name is that of models of a plan.
     NumericsError
         Outputs that are not finite.
+
+    Examples
+    --------
+    >>> subsets = np.random.default_rng(0).random((5, 24)) < 0.5
+    >>> add_retrained("memory://elsewhere", "halves", subsets, np.ones((5, 6))).sizes
+    Frozen({'model': 5, 'train': 24, 'target': 6})
     """
     location, subset = location_of(store, create=True), np.asarray(subsets, dtype=bool)
     output = _checked(np.asarray(outputs), len(subset))
@@ -211,6 +231,13 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
         When a part cannot be read.
     TrakStoreError
         Parts are of different targets or train rows.
+
+    Examples
+    --------
+    >>> subsets = np.random.default_rng(0).random((5, 24)) < 0.5
+    >>> models = add_retrained("memory://kept", "halves", subsets, np.ones((5, 6)))
+    >>> retrained_models("memory://kept", "halves")["subset"].dims
+    ('model', 'train')
     """
     location = location_of(store)
     parts = model_parts(location, name)

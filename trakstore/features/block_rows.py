@@ -23,6 +23,7 @@ from trakstore.features.footprint import Need, peak_bytes, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.to_host import gpu_done, in_order, to_host
+from trakstore.features.token_rows import TokenRows
 from trakstore.features.wording import first_line, listed
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
@@ -78,8 +79,9 @@ class RowComputer:
         Reader of the samples at some rows, as a batch of their own.
     check : {"some", "all"}
         Rows of each block that are compared with ordinary backward passes.
-    labels : LabelDraws, optional
-        Drawer of the labels that samples have in place of their own.
+    labels : LabelDraws or TokenRows, optional
+        Drawer of the labels that samples have in place of their own, or what says which of their tokens
+        are a row.
     skip_bad_rows : bool
         Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
         instead of an error.
@@ -101,7 +103,7 @@ class RowComputer:
     pick: Callable[[NDArray[np.int64]], Any]
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
-    labels: LabelDraws | None = None
+    labels: LabelDraws | TokenRows | None = None
     need: Need | None = None
 
     @property

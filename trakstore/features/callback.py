@@ -55,6 +55,16 @@ def featurize_epoch(
     -------
     Featurized
         Rows, blocks and bytes that were written, and the time that it took.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> data = {"train": train, "test": test}
+    >>> for epoch in range(2):
+    ...     network = nn.Linear(4, 3)  # a training would change the weights of one
+    ...     done = featurize_epoch(network, data, "memory://epochs", epoch, projector=projection)
+    >>> ts.open_store("memory://epochs").epochs
+    (0, 1)
     """
     done = Featurized(0, 0, 0.0)
     for split, dataset in datasets.items():

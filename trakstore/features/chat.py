@@ -49,6 +49,14 @@ def chat_rows(
     TrakStoreError
         When a conversation has no turn of the assistant within its length, a turn has no role, there is
         no template, or it does not keep the turns before a turn as they were.
+
+    Examples
+    --------
+    >>> turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    >>> from transformers import AutoTokenizer  # doctest: +SKIP
+    >>> tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct")  # doctest: +SKIP
+    >>> rows = chat_rows([turns], tokenizer)  # doctest: +SKIP
+    >>> tokenizer.decode(rows[0]["labels"][rows[0]["labels"] != -100])  # doctest: +SKIP
     """
     if max_length is not None:
         max_length = as_whole(max_length, "max_length", 1)
@@ -126,6 +134,12 @@ class TokenCounts:
         tokenizer each add one.
     cut : tuple of int
         Positions of rows of the greatest length that do not end in an end-of-sequence token.
+
+    Examples
+    --------
+    >>> counts = count_tokens([{"input_ids": [5, 6], "labels": [-100, -100]}])
+    >>> counts.tokens, counts.counted, counts.without_labels
+    (2, 0, (0,))
     """
 
     rows: int
@@ -166,6 +180,11 @@ def count_tokens(dataset: Any, tokenizer: Any = None) -> TokenCounts:
     ------
     TrakStoreError
         For a data set of other rows.
+
+    Examples
+    --------
+    >>> count_tokens([{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, {"input_ids": [5]}])
+    TokenCounts(rows=2, tokens=4, counted=1, without_labels=(1,), doubled_starts=(), cut=())
     """
     count = dataset_rows(dataset)
     start, end = (getattr(tokenizer, f"{which}_token_id", None) for which in ("bos", "eos"))

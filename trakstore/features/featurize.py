@@ -17,6 +17,7 @@ from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, need_room, working_on
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
+from trakstore.features.run_records import note_rest, run_of
 from trakstore.features.scale import Scale
 from trakstore.features.scale_choice import ChosenScale, new_scale
 from trakstore.features.shares import do_share, help_others
@@ -25,7 +26,7 @@ from trakstore.features.task import SplitTask
 from trakstore.features.twins import warn_of_twins
 from trakstore.features.wanted_spec import output_on
 from trakstore.features.worker import Worker
-from trakstore.progress import ProgressLine
+from trakstore.progress import ProgressLine, StepLine
 from trakstore.spec import Precision
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
@@ -33,14 +34,7 @@ from trakstore.storage.layout import as_epochs, as_splits
 from trakstore.storage.opening import find_store, open_store
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
-from trakstore.storage.tables.runs import (
-    Run,
-    library_versions,
-    note_plan,
-    now,
-    record_run,
-    split_is_made,
-)
+from trakstore.storage.tables.runs import now, record_run
 
 __all__ = ["Featurized", "featurize", "featurize_job"]
 
@@ -61,6 +55,7 @@ def featurize(
     labels: Literal["given", "sampled"] = "given",
     draws: int = 4,
     seed: int = 0,
+    tokens: int = 0,
     **options: Unpack[JobOptions],
 ) -> Featurized:
     """Write the projected per-sample gradients of a data set to a store.
@@ -103,6 +98,10 @@ def featurize(
         Rows of each sample then, each with other labels.
     seed : int
         Number that drawn labels follow from.
+    tokens : int
+        Tokens of a row, where rows are of tokens, and not of samples: 1 for each token of its own.
+        Written as a split of its own, ``test~tokens``, whose rows ``id#token`` add up to those of the
+        samples; see ``tokens`` of a :class:`Job`.
     **options
         How features are computed and stored: ``output``, ``projector``, ``parameters``,
         ``activations``, ``batch_size``, ``dtype``, ``collate``, ``block_rows``, ``keep_bits``,
@@ -126,24 +125,39 @@ def featurize(
         the block that they are in is not written.
     TrakStoreError
         When model, output and data set do not fit together; nothing is written then.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> done = featurize(model, train, "memory://one", epoch=15, projector=projection, progress=False)
+    >>> done.rows
+    24
+    >>> featurize(model, train, "memory://one", epoch=15, projector=projection, progress=False).rows
+    0
+    >>> ts.open_store("memory://one").features(15, "train").shape
+    (24, 8)
     """
+    drawn = _are_sampled(labels)
+    if drawn and tokens:
+        raise TrakStoreError("labels='sampled' and tokens= are of two splits: give one at a time")
     job = Job(
         model,
         {split: dataset},
         checkpoints=None,
         ids={} if ids is None else {split: ids},
         learning_rates={} if learning_rate is None else {epoch: learning_rate},
-        sampled={split: draws} if _are_sampled(labels) else 0,
+        sampled={split: draws} if drawn else 0,
         draw_seed=seed,
+        tokens={split: tokens} if tokens else 0,
         name="",
         **options,
     )
     began = time.monotonic()
     worker = Worker.of(job, rank, world_size, device)
-    with worker.sharding.together():
-        scale = _new_scale(job, store, split, worker)
+    with StepLine(show=progress and worker.leads) as steps, worker.sharding.together():
+        scale = _new_scale(job, store, split, worker, steps)
         own = job.splits[-1]
-        with _prepared(job, store, epoch, own, worker, progress, scale) as (task, line):
+        with _prepared(job, store, epoch, own, worker, steps, scale) as (task, line):
             if worker.leads:
                 warn_of_twins(task.writer.split, set())
             done = do_share(task, worker, line) + help_others(task, worker, line)
@@ -164,6 +178,7 @@ def featurize_job(
     check: CheckedRows | None = None,
     scale: Scale = None,
     sampled: int | Mapping[str, int] | None = None,
+    tokens: int | Mapping[str, int] | None = None,
     device: str | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -182,7 +197,7 @@ def featurize_job(
         Where features are written; made when it is not there.
     epochs, splits : sequence, optional
         Some of the job's; all when None.
-    batch_size, memory_limit, skip_bad_rows, precision, check, scale, sampled : optional
+    batch_size, memory_limit, skip_bad_rows, precision, check, scale, sampled, tokens : optional
         Values in place of the job's own.
     device, rank, world_size, progress
         As in :func:`featurize`.
@@ -195,6 +210,15 @@ def featurize_job(
     -------
     Featurized
         Rows, blocks and bytes that this worker wrote, and its time.
+
+    Examples
+    --------
+    >>> projection = ts.ProjectionSpec("rademacher", dim=8)
+    >>> job = Job(model, {"train": train, "test": test}, projector=projection)
+    >>> featurize_job(job, "memory://job", progress=False).rows
+    30
+    >>> ts.trak_scores(ts.open_store("memory://job"))
+    <Scores trak (target: 6, train: 24), epochs 0>
     """
     began = time.monotonic()
     worker = Worker.of(job, rank, world_size, device)
@@ -206,6 +230,7 @@ def featurize_job(
         "check": check,
         "scale": scale,
         "sampled": sampled,
+        "tokens": tokens,
     }
     job = replace(job, **{name: value for name, value in asked.items() if value is not None})
     named = _chosen(None if epochs is None else as_epochs(epochs), job.epochs, "epoch")
@@ -214,8 +239,12 @@ def featurize_job(
     job.check_names()
     job.check_files(named)
     done, twins = Featurized(0, 0, 0.0), set[frozenset[int | str]]()
-    with job.lent() if restore else nullcontext(), worker.sharding.together():
-        made = _new_scale(job, store, next(iter(job.datasets)), worker, job.epochs[-1])
+    with (
+        StepLine(show=progress and worker.leads) as steps,
+        job.lent() if restore else nullcontext(),
+        worker.sharding.together(),
+    ):
+        made = _new_scale(job, store, next(iter(job.datasets)), worker, steps, job.epochs[-1])
         # Shares of all splits come first. A worker that helped at the end of each would take blocks
         # whose own workers are about to come to them.
         for duty in (do_share, help_others):
@@ -226,12 +255,13 @@ def featurize_job(
                     if worker.sharding.agreed(partial(_is_complete, there)):
                         note_complete(there)
                         continue
+                steps.step(f"loading the weights of epoch {epoch}")
                 job.load(epoch)
-                with _prepared(job, store, epoch, split, worker, progress, made) as (task, line):
+                with _prepared(job, store, epoch, split, worker, steps, made) as (task, line):
                     if worker.leads:
                         warn_of_twins(task.writer.split, twins)
                     if duty is do_share:
-                        _note_rest(job, task, worker, chosen)
+                        note_rest(job, task, worker, chosen)
                     done += replace(duty(task, worker, line), prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
@@ -247,6 +277,7 @@ def _new_scale(
     store: Where | FeatureStore,
     split: str,
     worker: Worker,
+    steps: StepLine,
     epoch: int | str | None = None,
 ) -> ChosenScale | None:
     """Make the scale that a job asks for, where there is no store yet, at the weights of an epoch.
@@ -256,6 +287,7 @@ def _new_scale(
     # Passes of all ranks follow: one that saw the store a moment earlier would not take part.
     if job.scale is None or worker.sharding.agreed(lambda: find_store(store) is not None):
         return None
+    steps.step(f"preparing {split}: second moments that scale its gradients")
     if epoch is not None:
         job.load(epoch)
     with _lent(job, worker):
@@ -281,21 +313,26 @@ def _prepared(
     epoch: int | str,
     split: str,
     worker: Worker,
-    show: bool,
+    steps: StepLine,
     scale: ChosenScale | None,
 ) -> Iterator[tuple[SplitTask, ProgressLine]]:
+    def say(part: str) -> None:
+        steps.step(f"preparing {split} at epoch {epoch}: {part}")
+
     with _lent(job, worker):
         prepare = partial(
-            SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding
+            SplitTask.prepare, job, store, epoch, split, worker.device, scale, worker.sharding, say
         )
         task = _prepared_by_all(prepare, worker, lambda: _came_second(store, scale))
-        with task, _line(task, show and worker.leads) as line:
-            began = now()
-            try:
-                yield task, line
-            finally:  # also when it was stopped
-                if task.rows_written and worker.sharding.writes:
-                    record_run(task.writer.split.location, _run(job, task, worker, began))
+        with task:
+            with _line(task, steps.show) as line:
+                began = now()
+                try:
+                    yield task, line
+                finally:  # also when it was stopped
+                    if task.rows_written and worker.sharding.writes:
+                        record_run(task.writer.split.location, run_of(job, task, worker, began))
+            steps.step(f"finishing {split} at epoch {epoch}")
 
 
 def _prepared_by_all(
@@ -345,34 +382,6 @@ def _line(task: SplitTask, show: bool) -> ProgressLine:
         item_bytes=split.row_bytes,
         begun=split.status().written_rows if show else 0,
         show=show,
-    )
-
-
-def _note_rest(
-    job: Job, task: SplitTask, worker: Worker, chosen: Sequence[tuple[int | str, str]]
-) -> None:
-    """Note the splits that are still to come, before the first is filled; this one is made now."""
-    split = task.writer.split
-    if (split.epoch, split.name) == chosen[0]:
-        note_plan(split.location, _run(job, task, worker, now()), chosen[1:])
-    else:
-        split_is_made(split.location, split.epoch, split.name)
-
-
-def _run(job: Job, task: SplitTask, worker: Worker, began: str) -> Run:
-    split = task.writer.split
-    return Run(
-        split.epoch,
-        split.name,
-        job.name or type(job.model).__name__,
-        began,
-        now(),
-        worker.rank,
-        worker.world,
-        str(worker.device),
-        task.rows_written,
-        task.blocks_written,
-        library_versions(),
     )
 
 

@@ -20,6 +20,7 @@ from trakstore.features.checkpoints import (
     load_weights,
     weights_file,
 )
+from trakstore.features.derived_splits import draws_by_split, need_own_names, runs_by_split
 from trakstore.features.outputs import ModelOutput, as_output, output_for
 from trakstore.features.parameters import as_patterns, uncompiled
 from trakstore.features.scale import Scale, as_scale
@@ -150,6 +151,11 @@ class Job:
         than the numbers of a row (``benchmarks/accuracy.py lm``).
     draw_seed : int
         Number that drawn labels follow from.
+    tokens : int or mapping of split to int
+        Tokens of a row of the split ``test~tokens``, which is written beside ``"test"`` (or beside
+        those named): 1 for a row for each token that counts, more for runs of as many. Rows are named
+        ``id#token``, by the place of their first token in the sample, and add up to the sample's. Each
+        costs a forward and a backward pass of the whole sample; of language models alone.
     skip_bad_rows : bool
         Store rows that have NaN or infinite features, outputs, losses or activations, a label that is
         no class, or features that the stored dtype cannot hold, as masked instead of refusing them:
@@ -165,6 +171,18 @@ class Job:
     ------
     TrakStoreError
         For an attribute that is not what it must be.
+
+    Examples
+    --------
+    >>> job = Job(
+    ...     model,
+    ...     datasets={"train": train, "test": test},
+    ...     checkpoints={1: model.state_dict(), 2: model.state_dict()},
+    ...     output="margin",
+    ...     projector=ts.ProjectionSpec("sjlt", dim=256),
+    ... )
+    >>> job.epochs, job.splits
+    ((1, 2), ('train', 'test'))
     """
 
     model: nn.Module
@@ -190,11 +208,13 @@ class Job:
     scale: Scale = None
     sampled: int | Mapping[str, int] = 0
     draw_seed: int = 0
+    tokens: int | Mapping[str, int] = 0
     name: str = ""
     shard: Shard | None = None
     # The epoch whose whole weights the model has, where they are not its own.
     _whole: int | str | None = field(default=None, init=False, repr=False, compare=False)
     _draws: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _runs: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module) and callable(self.model):
@@ -248,7 +268,9 @@ class Job:
             byte_count(self.memory_limit)  # refuses what is not a size
         self.scale = as_scale(self.scale)
         self.draw_seed = as_whole(self.draw_seed, "draw_seed", 0)
-        self._draws = self._checked_draws()
+        need_own_names(self.datasets)
+        self._draws = draws_by_split(self.sampled, self.datasets)
+        self._runs = runs_by_split(self.tokens, self.datasets, as_output(self.output))
 
     @property
     def epochs(self) -> tuple[int | str, ...]:
@@ -257,33 +279,17 @@ class Job:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits that are written: the data sets, then those with drawn labels."""
-        return (*self.datasets, *map(layout.sampled_split, self._draws))
+        """Names of the splits that are written: the data sets, those with drawn labels, of tokens."""
+        drawn, tokens = map(layout.sampled_split, self._draws), map(layout.token_split, self._runs)
+        return (*self.datasets, *drawn, *tokens)
 
     def draws_of(self, split: str) -> int:
         """Return the draws of labels for each sample of a split; 0 where it has its own labels."""
-        own = split.removesuffix(layout.SAMPLED)
-        return 0 if own == split else self._draws[own]
+        return self._draws[layout.own_split(split)] if split.endswith(layout.SAMPLED) else 0
 
-    def _checked_draws(self) -> dict[str, int]:
-        for split in self.datasets:
-            if str(split).endswith(layout.SAMPLED):
-                raise TrakStoreError(
-                    f"{split!r} names samples with drawn labels, and no data set: name the data set "
-                    f"without {layout.SAMPLED!r}, with labels='sampled' (of a job: sampled=4)"
-                )
-        asked = self.sampled
-        named = asked if isinstance(asked, Mapping) else {"train": asked} if asked else {}
-        draws = {
-            split: as_whole(number, f"draws of {split!r}", 1) for split, number in named.items()
-        }
-        for split in draws:
-            if split not in self.datasets:
-                raise NotFoundError(
-                    f"labels are to be drawn for the split {split!r}, which the job does not have"
-                    f"{did_you_mean(split, tuple(self.datasets))}"
-                )
-        return draws
+    def tokens_of(self, split: str) -> int:
+        """Return the tokens of a row of a split of tokens."""
+        return self._runs[layout.own_split(split)]
 
     def _set_precision(self) -> None:
         """Check the precision, for which ``autocast`` is another name that is not needed afterwards."""
@@ -329,13 +335,17 @@ class Job:
                 self._whole = None
 
     def check_names(self) -> None:
-        """Check that ids and learning rates are of splits and epochs that the job has.
+        """Check that there are data sets, and ids and learning rates of splits and epochs alone.
 
         Raises
         ------
+        TrakStoreError
+            When there are no data sets.
         NotFoundError
             With the nearest name, when one is not.
         """
+        if not self.datasets:
+            raise TrakStoreError("the job has no data sets: give some, like {'train': data}")
         for what, given, known in (
             ("ids of the split", self.ids, tuple(self.datasets)),
             ("a learning rate of epoch", self.learning_rates, self.epochs),

@@ -25,6 +25,13 @@ def load_job(name: str) -> Job:
         When the file, module or name does not exist.
     TrakStoreError
         When it is not a job.
+
+    Examples
+    --------
+    >>> job = load_job("jobs.py:digits")  # doctest: +SKIP
+    >>> load_job("jobs.py")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    trakstore.errors.TrakStoreError: a job is named like jobs.py:name or package.module:name, ...
     """
     job = load_named(name, "job")
     if callable(job) and not isinstance(job, Job):

@@ -45,6 +45,12 @@ class WithIds:
     ------
     TrakStoreError
         When there are not as many ids as samples.
+
+    Examples
+    --------
+    >>> named = WithIds([(0.5, 1), (0.7, 0)], ids=["a", "b"])
+    >>> named[1]
+    (0.7, 0, 'b')
     """
 
     def __init__(self, dataset: Any, ids: Sequence[int] | Sequence[str] | None = None) -> None:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import astuple, dataclass, replace
-from operator import add
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-__all__ = ["Preparation", "Stopwatch"]
+from trakstore.features.seconds import SecondsByPart
+
+__all__ = ["PARTS", "Preparation", "Stopwatch"]
+
+# Words for the parts, in the order in which they come.
+PARTS = {
+    "weights": "hash of the weights",
+    "samples": "fingerprint of the samples",
+    "passes": "first passes of the model",
+    "checks": "check of the engine, and its tables and kernels",
+    "memory": "memory of a sample",
+    "store": "opening the store",
+}
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Preparation(SecondsByPart):
     """Seconds of preparing splits, by part; they do not overlap.
 
     Attributes
@@ -36,21 +48,20 @@ class Preparation:
     memory: float = 0.0
     store: float = 0.0
 
-    @property
-    def total(self) -> float:
-        """Sum of all parts."""
-        return float(sum(astuple(self)))
-
-    def __add__(self, other: Preparation) -> Preparation:
-        return Preparation(*map(add, astuple(self), astuple(other)))
-
 
 class Stopwatch:
-    """Clock whose laps are parts of preparing; a part may have several."""
+    """Clock whose laps are parts of preparing, in their order; a part may have several.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    say : callable, optional
+        Told what begins, in words, when it begins.
+    """
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self.measured = Preparation()
-        self._since = time.monotonic()
+        self._say, self._since = say, time.monotonic()
+        self._announce(next(iter(PARTS)))
 
     def lap(self, part: str) -> None:
         """Count the time since the last lap to a part."""
@@ -58,3 +69,10 @@ class Stopwatch:
         before = getattr(self.measured, part)
         self.measured = replace(self.measured, **{part: before + now - self._since})
         self._since = now
+        names = list(PARTS)
+        if part != names[-1]:
+            self._announce(names[names.index(part) + 1])
+
+    def _announce(self, part: str) -> None:
+        if self._say is not None:
+            self._say(PARTS[part])

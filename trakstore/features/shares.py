@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from dataclasses import replace
 from itertools import zip_longest
 
 from trakstore.features.spent import Featurized, Spent
@@ -24,7 +25,9 @@ def do_share(task: SplitTask, worker: Worker, line: ProgressLine) -> Featurized:
     """Write the blocks that are this rank's duty: they depend on count, rank and world alone."""
     missing = set(task.missing())
     own = share(task.writer.spec.blocks, worker.rank, worker.world)
-    return _write([block for block in own if block in missing], task, line)
+    done = _write([block for block in own if block in missing], task, line)
+    # Of a block of its own, it was a helper who was faster.
+    return replace(done, overtaken=done.repeated, repeated=0)
 
 
 def help_others(task: SplitTask, worker: Worker, line: ProgressLine) -> Featurized:
@@ -57,7 +60,8 @@ def _wait_for(task: SplitTask, missing: list[int], seconds: float) -> None:
 
 
 def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized:
-    began, before = time.monotonic(), (task.rows_written, task.blocks_written, task.spent)
+    began = time.monotonic()
+    before = (task.rows_written, task.blocks_written, task.rows_twice, task.spent)
     own = task.sharding.dealt(blocks)
     for block, then in zip_longest(own, own[1:]):
         if task.is_written(block):  # another worker was faster

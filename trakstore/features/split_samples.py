@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,7 @@ class SplitSamples:
     @classmethod
     def of(cls, job: Job, split: str) -> SplitSamples:
         """Take those of a split that the job has."""
-        own = split.removesuffix(layout.SAMPLED)
+        own = layout.own_split(split)
         dataset, draws = job.datasets[own], job.draws_of(split)
         count = dataset_rows(dataset, f"the data set {own!r}")
         return cls(dataset, sample_ids(job.ids.get(own), count), draws, job.draw_seed)
@@ -71,6 +72,10 @@ class SplitSamples:
         """Fingerprint of the data set, and of the draws."""
         own = dataset_fingerprint(self.given, self.given_ids)
         return f"{own}~{self.draws}x{self.seed}" if self.draws else own
+
+    def first_rows(self, samples: Sequence[int]) -> list[int]:
+        """Return the first row of each of some samples."""
+        return [at * self.each for at in samples]
 
     def first(self, rows: int) -> SplitSamples:
         """Return those of the first ``rows`` rows, which are whole samples."""

@@ -22,12 +22,11 @@ from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import sampled_rows
+from trakstore.features.first_samples import first_outputs, first_samples
 from trakstore.features.fitness import explained
-from trakstore.features.gradients import cut
 from trakstore.features.job import Job
-from trakstore.features.outputs import ModelOutput, RowOutputs
+from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import parameter_spec, select_parameters
-from trakstore.features.plain import copied
 from trakstore.features.preparation import Preparation, Stopwatch
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import ChosenScale, scale_of_store
@@ -36,9 +35,10 @@ from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.streamed import Streamed
+from trakstore.features.token_samples import TokenSamples, samples_of
 from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch
-from trakstore.planning import byte_count, ranges
+from trakstore.planning import byte_count
 from trakstore.spec import SplitSpec, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
@@ -53,9 +53,7 @@ from trakstore.storage.writer import BlockWriter
 __all__ = ["SplitTask"]
 
 _USED = 0.9  # of what is free on a GPU
-_PROBE = 2  # rows that are computed before anything is written
 _REPEATED = 8  # rows that a collator is given twice
-_TRIED = 64  # rows among which good ones are looked for
 
 
 @dataclass
@@ -72,6 +70,7 @@ class SplitTask:
     sharding: Sharding = WHOLE
     prepared: Preparation = field(default_factory=Preparation)
     rows_written: int = 0
+    rows_twice: int = 0  # of those, committed by another worker since they were begun
     spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
     _computed: float = 0.0  # time at which the columns of the last block were there
@@ -86,20 +85,22 @@ class SplitTask:
         device: torch.device,
         scale: ChosenScale | None = None,
         sharding: Sharding = WHOLE,
+        say: Callable[[str], None] | None = None,
     ) -> SplitTask:
         """Check that everything fits together, then open the split, which may be new.
 
         The model is in eval mode, on the device, with the weights of the epoch. A store that is made
-        new has this ``scale``. Ranks of a sharded model prepare a split at once.
+        new has this ``scale``. Ranks of a sharded model prepare a split at once. ``say`` is told of
+        each part of the work as it begins.
         """
-        clock = Stopwatch()
+        clock = Stopwatch(say)
         selected = select_parameters(job.model, job.parameters)
         sharding.meet()  # a rank that could not load its weights says so here
         watch = WeightWatch(job.model)
         clock.lap("weights")
         with ExitStack() as undo:
             undo.callback(watch.give_back)
-            samples = SplitSamples.of(job, split)
+            samples = samples_of(job, split)
             layout.split_path(epoch, split)  # refuses bad names
             fingerprint = samples.fingerprint
             clock.lap("samples")
@@ -185,7 +186,10 @@ class SplitTask:
         columns = finish()
         self._computed = time.monotonic()
         if self.sharding.writes:
+            twice = self.writer.is_written(block)
             self.writer.write(block, columns)
+            start, stop = self.writer.spec.block_range(block)
+            self.rows_twice += stop - start if twice else 0
 
     def wait(self) -> None:
         """Wait until all blocks are committed; raise what went wrong in that."""
@@ -215,14 +219,18 @@ class SplitTask:
         """Blocks that this task computed and committed."""
         return len(self._seconds)
 
-    def since(self, rows: int, blocks: int, spent: Spent, seconds: float) -> Featurized:
-        """Sum up the last ``seconds``, before which there were so many rows and blocks."""
+    def since(self, rows: int, blocks: int, twice: int, spent: Spent, seconds: float) -> Featurized:
+        """Sum up the last ``seconds``, before which there were so many rows and blocks.
+
+        Rows that another worker committed meanwhile count as ``repeated``.
+        """
         done, now = self.rows_written - rows, self.spent - spent
         now = replace(now, helping=max(0.0, seconds - now.total))
         if not self.sharding.writes:
             return Featurized(0, 0, seconds, spent=now)
         size = done * self.writer.split.row_bytes
-        return Featurized(done, self.blocks_written - blocks, seconds, size, now)
+        again = self.rows_twice - twice
+        return Featurized(done, self.blocks_written - blocks, seconds, size, now, repeated=again)
 
     @property
     def seconds_per_block(self) -> float:
@@ -235,7 +243,7 @@ def _probed(
     job: Job,
     epoch: int | str,
     split: str,
-    samples: SplitSamples,
+    samples: SplitSamples | TokenSamples,
     device: torch.device,
     engine: FactorisedEngine,
     output: ModelOutput,
@@ -252,16 +260,16 @@ def _probed(
         )
     batches = Batches.of(model, output, dataset, device, job.collate)
     batches.need_repeatable(min(len(ids), _REPEATED))
-    probed, first, classes = _first_samples(job, output, batches, len(ids))
+    probed, first, classes = first_samples(job, output, batches, len(ids))
     # Later outputs of this sample are compared with these.
     with explained(model, output, first):
-        watch.asks(partial(_outputs, model, output, first))
+        watch.asks(partial(first_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
     clock.lap("passes")
     # A batch holds all draws of its samples, so that one forward pass can serve them.
     each = samples.each
     size = min(job.batch_size * each, len(ids))
-    some = [row * each for row in sampled_rows(samples.given)]
+    some = samples.first_rows(sampled_rows(samples.given))
     uneven = batches.uneven(some) if size < len(ids) else None
 
     def pick(rows: NDArray[np.int64]) -> Any:
@@ -316,29 +324,6 @@ def _within_memory(
     return rows
 
 
-def _first_samples(
-    job: Job, output: ModelOutput, batches: Batches, count: int
-) -> tuple[tuple[int, int], Any, int | None]:
-    """Choose rows that are computed first of all; return them, their batch and the number of classes.
-
-    They are the first ones; where bad rows are skipped, the first of some that are good.
-    """
-    windows = list(ranges(min(count, _TRIED if job.skip_bad_rows else _PROBE), _PROBE))
-    for window in windows:
-        batch = batches.read(*window)
-        try:
-            with explained(job.model, output, batch):
-                classes = output.check(job.model, copied(batch))
-                good = not job.skip_bad_rows or _finite(job.model, output, batch)
-        except TrakStoreError:
-            if window == windows[-1]:
-                raise  # none of those that were tried is good: the last one says why
-            continue
-        if good:
-            break
-    return window, batch, classes
-
-
 @contextmanager
 def _blaming_changes(watch: WeightWatch) -> Iterator[None]:
     """Raise that the model changed, if it did, in place of an error about rows that are wrong."""
@@ -349,29 +334,13 @@ def _blaming_changes(watch: WeightWatch) -> Iterator[None]:
         raise
 
 
-def _outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutputs | None:
-    """Return outputs of the first sample; None where memory does not suffice, which is said later."""
-    sample = copied(cut(batch, 0, 1))
-    try:
-        with torch.enable_grad():  # some models take gradients themselves
-            return RowOutputs(*(column.detach() for column in output(model, sample)))
-    except torch.OutOfMemoryError:
-        return None
-
-
-def _finite(model: torch.nn.Module, output: ModelOutput, batch: Any) -> bool:
-    """Tell whether each sample has an output and a loss."""
-    with torch.enable_grad():
-        return all(bool(column.isfinite().all()) for column in output(model, copied(batch)))
-
-
 def _append(
     store: FeatureStore,
     epoch: int | str,
     split: str,
     wanted: SplitSpec,
     rows: RowComputer,
-    samples: SplitSamples,
+    samples: SplitSamples | TokenSamples,
 ) -> None:
     """Add the samples that the data set has more than the store, if the others are the same."""
     if split not in store.splits_of(epoch):

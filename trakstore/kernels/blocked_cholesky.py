@@ -27,7 +27,7 @@ from trakstore.kernels.solvers import (
 from trakstore.kernels.tiled_gram import Scratch, TiledGram
 from trakstore.passes.memory import give_back, memory_budget
 from trakstore.planning import human_bytes, ranges, with_slack
-from trakstore.storage.tables.saved_arrays import TableArray
+from trakstore.storage.tables.table_array import TableArray
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class BlockedCholesky(Solver):
         Bytes of one process; a quarter of what is available when None.
     scratch : str, optional
         Folder in which L is kept while it is in use; the system's when None.
+
+    Examples
+    --------
+    >>> ts.trak_scores(store, solver=BlockedCholesky(memory_limit="2GB"))
+    <Scores trak (target: 6, train: 24), epochs 2, 5, 15>
     """
 
     form: ClassVar[Form] = "tiles"

@@ -56,6 +56,12 @@ def factor_split(
         Features that are not finite, or a kernel that is singular at this damping.
     MemoryLimitError
         The kernel does not fit in any form.
+
+    Examples
+    --------
+    >>> factor = factor_split(store.split(15, "train"), damping=0.1)
+    >>> type(factor).__name__, factor.dim, round(factor.condition)
+    ('CholeskyFactor', 8, 73)
     """
     damped, limit = Damping.of(damping), memory_budget(memory_limit)
     need_solver(solver)

@@ -97,6 +97,14 @@ def save_inverse(factor: Factor, out: Any, *, memory_limit: int | str | None = N
     ------
     MemoryLimitError
         When one row does not fit.
+
+    Examples
+    --------
+    >>> from trakstore.kernels import factor_split
+    >>> out = np.empty((8, 8))
+    >>> save_inverse(factor_split(store.split(15, "train")), out)
+    >>> np.allclose(out, out.T)
+    True
     """
     dim, limit = factor.dim, memory_budget(memory_limit)
     strip = window_rows(dim, 40 * dim, 0, limit, f"one row of the inverse of a kernel of {dim}")

@@ -133,6 +133,12 @@ class ConjugateGradients(Solver):
         Norm of the residual, relative to the right-hand side's, at which a row is solved.
     iterations : int
         Most iterations.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store, solver=ConjugateGradients())
+    >>> np.allclose(scores, ts.trak_scores(store), atol=1e-4)
+    True
     """
 
     form: ClassVar[Form] = "rows"
@@ -209,6 +215,11 @@ class Dual(Solver):
     """The n x n form, for fewer rows than columns:
 
     (ΦᵀΦ + λI)⁻¹ = (I − Φᵀ (ΦΦᵀ + λI)⁻¹ Φ) / λ, with one step of iterative refinement.
+
+    Examples
+    --------
+    >>> np.allclose(ts.trak_scores(store, solver=Dual()), ts.trak_scores(store), atol=1e-4)
+    True
     """
 
     form: ClassVar[Form] = "rows"

@@ -102,6 +102,13 @@ class Factor(Sent, ABC):
         Condition number of K + λI: an estimate, whose kind the solver says.
     solve_rows : int
         Rows that a solve should have at once, where each solve reads from disk; else 1.
+
+    Examples
+    --------
+    >>> from trakstore.kernels import factor_split
+    >>> factor = factor_split(store.split(15, "train"))
+    >>> factor.dim, factor.solve(np.eye(8)[:2]).shape
+    (8, (2, 8))
     """
 
     dim: int
@@ -135,6 +142,11 @@ class Solver(ABC):
     ----------
     form : {"matrix", "rows", "tiles"}
         Form of the kernel that ``factor`` takes: a ``Gram``, a ``RowsKernel`` or a ``TiledGram``.
+
+    Examples
+    --------
+    >>> isinstance(Cholesky(), Solver)
+    True
     """
 
     form: ClassVar[Form] = "matrix"

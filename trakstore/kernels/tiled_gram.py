@@ -35,7 +35,8 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.claims import claimed
 from trakstore.storage.tables.gram_documents import GRAM_CHUNK, gram_array
-from trakstore.storage.tables.saved_arrays import SavedArray, TableArray
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.table_array import TableArray
 
 # Train rows of one product.
 STRIP_ROWS = 1024

@@ -107,6 +107,12 @@ def influence_scores(
     ----------
     Koh, Liang: "Understanding Black-box Predictions via Influence Functions", ICML 2017; Grosse et
     al.: "Studying Large Language Model Generalization with Influence Functions", 2023, section 2.
+
+    Examples
+    --------
+    >>> scores = ts.influence_scores(store, hessian="loss")
+    >>> ts.top_k(scores, 3)["train"].values[0].tolist()
+    ['train-9', 'train-15', 'train-12']
     """
     check_of("loss", store)
     damped = Damping.of(TRAIN_DAMPING if damping is None else damping)
@@ -205,6 +211,14 @@ def self_scores(
         Non-finite features, or a kernel that is singular at this damping.
     MemoryLimitError
         A gram does not fit.
+
+    Examples
+    --------
+    >>> own = ts.self_scores(store)
+    >>> own.shape, bool((own > 0).all())
+    ((24,), True)
+    >>> own.train_id.values[own.values.argmax()]
+    'train-10'
     """
     damped, pairs = Damping.of(damping), epoch_pairs(store, split, split, epochs)
     lengths, scales = [], []

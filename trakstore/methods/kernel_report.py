@@ -57,6 +57,16 @@ class KernelReport:
         tr(K (K + λI)⁻¹).
     warnings : tuple of str
         Sentences that say what is wrong, and what to do.
+
+    Examples
+    --------
+    >>> report = ts.kernel_report(store, epoch=15)
+    >>> round(report.condition), round(report.effective_dim, 1)
+    (45, 4.4)
+    >>> print(report)
+    KernelReport of train at epoch 15: 24 rows x 8, weights none
+    λ = 7.73, c = 1; condition 44.6, damped 10.8
+    rank: stable 1.9, effective 4.1; effective dimension 4.4
     """
 
     epoch: Epoch
@@ -156,6 +166,14 @@ def kernel_report(
         Features that are not finite, or all zero.
     MemoryLimitError
         The gram does not fit.
+
+    Examples
+    --------
+    >>> report = ts.kernel_report(store, epoch=15, damping=0.1)
+    >>> report.n, report.dim, report.eigenvalues.shape
+    (24, 8, (8,))
+    >>> report.damped_condition < report.condition
+    True
     """
     need_open(store)
     check_gram_dtype(gram_dtype)

@@ -84,6 +84,12 @@ def neighbours(
         The splits were made with different weights, or have other dimensions.
     MemoryLimitError
         The plan does not fit.
+
+    Examples
+    --------
+    >>> near = ts.neighbours(store, epoch=15, k=2, metric="cosine")
+    >>> near["train"].values[0].tolist(), near["distance"].values[0].round(2).tolist()
+    (['train-9', 'train-6'], [0.43, 0.5])
     """
     if metric not in get_args(Metric):
         raise TrakStoreError(f"metric must be 'l2' or 'cosine', got {metric!r}")

@@ -77,6 +77,13 @@ def grad_dot_scores(
     ----------
     Charpiat, Girard, Felardos, Tarabalka: "Input Similarity from the Neural Network Perspective",
     NeurIPS 2019.
+
+    Examples
+    --------
+    >>> ts.grad_dot_scores(store, epochs=[5, 15])
+    <Scores grad_dot (target: 6, train: 24), epochs 5, 15>
+    >>> ts.top_k(ts.grad_dot_scores(store), 3)["train"].values[0].tolist()
+    ['train-18', 'train-3', 'train-9']
     """
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
@@ -123,6 +130,14 @@ def grad_cos_scores(
         Rows of a split are missing.
     SpecMismatchError
         Dimensions or numbers of rows differ, or the weights of an epoch's splits.
+
+    Examples
+    --------
+    >>> cosines = np.asarray(ts.grad_cos_scores(store, epochs=15))
+    >>> cosines.shape, bool(abs(cosines).max() <= 1.001)
+    ((6, 24), True)
+    >>> ts.top_k(ts.grad_cos_scores(store), 3)["train"].values[0].tolist()
+    ['train-6', 'train-9', 'train-18']
     """
     check_of(of, store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
@@ -199,6 +214,12 @@ def whitened_cos_scores(
     ----------
     Chang, Rajagopal, Bolukbasi, Dixon, Tenney: "Scalable Influence and Fact Tracing for Large
     Language Model Pretraining", 2024, section 3.
+
+    Examples
+    --------
+    >>> scores = ts.whitened_cos_scores(store, mix=0.5)
+    >>> ts.top_k(scores, 3)["train"].values[0].tolist()
+    ['train-6', 'train-9', 'train-15']
     """
     check_of(of, store)
     mix = as_number(mix, "mix", least=0, most=1, needed="is a share from 0 to 1")

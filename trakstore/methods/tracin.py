@@ -65,6 +65,14 @@ def tracin_scores(
     Pruthi, Liu, Sundararajan, Kale: "Estimating Training Data Influence by Tracing Gradient
     Descent", NeurIPS 2020, section 3.2; on cancellation: Yeh, Taly, Sundararajan, Liu, Ravikumar:
     "First is Better Than Last for Language Data Influence", NeurIPS 2022.
+
+    Examples
+    --------
+    >>> scores = ts.tracin_scores(store, learning_rates={2: 0.1, 5: 0.1, 15: 0.01})
+    >>> scores
+    <Scores tracin (target: 6, train: 24), epochs 2, 5, 15>
+    >>> ts.top_k(scores, 3)["train"].values[0].tolist()
+    ['train-18', 'train-3', 'train-9']
     """
     check_of("loss", store)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)

@@ -86,8 +86,8 @@ def trak_scores(
         products. ``"auto"``: ``"factors"`` without a temperature and for K of train rows, else
         ``"scores"``.
     soft_threshold : float
-        s >= 0: each score becomes sign(τ)·max(|τ| − s, 0), as the paper does for scores of which few
-        are not 0; the paper chooses s by cross-validation.
+        s >= 0: each score becomes ``sign(τ)·max(|τ| − s, 0)``, as the paper does for scores of which
+        few are not 0; the paper chooses s by cross-validation.
     solver : Solver, optional
         One of :mod:`trakstore.kernels`. When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for
         a gram that does not fit the memory limit, else ``Cholesky()``.
@@ -127,6 +127,14 @@ def trak_scores(
     ----------
     Park, Georgiev, Ilyas, Leclerc, Madry: "TRAK: Attributing Model Behavior at Scale", ICML 2023,
     section 3.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store)
+    >>> scores
+    <Scores trak (target: 6, train: 24), epochs 2, 5, 15>
+    >>> ts.top_k(scores, 3)["train"].values[0].tolist()
+    ['train-9', 'train-15', 'train-18']
     """
     if average not in (*get_args(Average), "auto"):
         raise TrakStoreError(f"average must be 'auto', 'factors' or 'scores', got {average!r}")

@@ -11,9 +11,7 @@ import xarray as xr
 
 from trakstore.report.sample import Shown
 from trakstore.report.sections import Findings
-from trakstore.report.units import from_to
-
-LEVELS = 4
+from trakstore.report.units import from_to, number_form, written
 
 
 @dataclass(frozen=True)
@@ -28,61 +26,68 @@ class Card:
         Picture, text or cells; None for its id alone.
     value, share : float
         Score or change, and its share, 0 to 1, of the largest magnitude of the list.
+    number : str
+        The value as it is written, in the format of all numbers that stand together.
     label : str or None
         Class, where it is stored.
     same : bool or None
         True where it is of the target's class; None where that is not known.
     note : str
         Words below the value.
+    predicted : str or None
+        Class that the model says, where it was asked.
     """
 
     name: str
     shown: Shown | None
     value: float
     share: float
+    number: str
     label: str | None = None
     same: bool | None = None
     note: str = ""
+    predicted: str | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """True where another class was predicted."""
+        return None not in (self.label, self.predicted) and self.label != self.predicted
 
 
 def suspect_cards(findings: Findings) -> list[Card]:
     """Make cards of train samples by their score on themselves."""
-    return [] if findings.suspects is None else listed_cards(findings, findings.suspects, "score")
+    if findings.suspects is None:
+        return []
+    form = number_form(findings.suspects["score"].values)
+    return listed_cards(findings, findings.suspects, "score", form)
 
 
 def change_cards(findings: Findings, listed: xr.Dataset) -> list[Card]:
     """Make cards of gained or lost samples, with their intervals and false discovery rates."""
     low, high, rate = (listed[name].values.tolist() for name in ("low", "high", "q"))
+    form = number_form(np.concatenate([listed["change"].values, low, high]))
     notes = [
-        from_to(a, b, "+.2g") + ("" if math.isnan(q) else f", FDR {q:.2g}")
+        from_to(a, b, form) + ("" if math.isnan(q) else f", FDR {q:.2g}")
         for a, b, q in zip(low, high, rate, strict=True)
     ]
-    return listed_cards(findings, listed, "change", notes=notes)
-
-
-def colour_level(value: float, most: float) -> int:
-    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
-
-    Examples
-    --------
-    >>> colour_level(-1.0, 4.0), colour_level(0.01, 4.0), colour_level(4.0, 4.0), colour_level(3.0, 0.0)
-    (-2, 0, 4, 0)
-    """
-    if most == 0:
-        return 0
-    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
+    return listed_cards(findings, listed, "change", form, notes=notes)
 
 
 def listed_cards(
     findings: Findings,
     listed: xr.Dataset,
     value: str,
+    form: str,
     own: Any = None,
     notes: list[str] | None = None,
 ) -> list[Card]:
+    """Make the cards of a list, whose numbers are its column ``value`` in the format ``form``."""
     names, places = listed["train"].values.tolist(), listed["position"].values.tolist()
     values = listed[value].values.astype(float)
     labels = listed["label"].values.tolist() if "label" in listed else [None] * len(names)
+    predicted = (
+        listed["predicted"].values.tolist() if "predicted" in listed else [None] * len(names)
+    )
     # Bars are relative to their own list; a list of zeros has none.
     most = float(np.abs(values).max(initial=0)) or 1.0
     return [
@@ -91,11 +96,13 @@ def listed_cards(
             shown=findings.show(findings.train, int(place), name),
             value=float(one),
             share=abs(float(one)) / most,
+            number=written(form, float(one)),
             label=None if label is None else str(label),
             same=None if own is None or label is None else bool(label == own),
             note=note,
+            predicted=None if said is None else str(said),
         )
-        for name, place, one, label, note in zip(
-            names, places, values, labels, notes or [""] * len(names), strict=True
+        for name, place, one, label, said, note in zip(
+            names, places, values, labels, predicted, notes or [""] * len(names), strict=True
         )
     ]

@@ -1,5 +1,3 @@
-"use strict";
-
 // Targets are tabs: one panel is shown, arrows move between those that the filter leaves.
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -63,23 +61,16 @@ if (label) {
   label.addEventListener("change", narrow);
 }
 
-// The button turns over what the system prefers.
+// What a link leads to is shown: a target's tab, or a section that is folded.
 
-const theme = document.getElementById("theme");
-let dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
-
-function paint() {
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  theme.setAttribute("aria-pressed", String(dark));
+function follow() {
+  const linked = document.getElementById(location.hash.slice(1));
+  if (tabs.includes(linked)) {
+    choose(linked, false);
+  } else if (linked) {
+    linked.querySelectorAll("details.provenance").forEach((one) => (one.open = true));
+  }
 }
 
-theme.addEventListener("click", () => {
-  dark = !dark;
-  paint();
-});
-paint();
-
-const linked = tabs.find((tab) => `#${tab.id}` === location.hash);
-if (linked) {
-  choose(linked, false);
-}
+window.addEventListener("hashchange", follow);
+follow();

@@ -135,6 +135,13 @@ def sample_source(
     return SampleSource(read, partial(predicted_classes, loaded), letters=letters)
 
 
+def tokenizer_of(job: Job, render: Render | str | None) -> Any:
+    """Return the tokenizer that ``render`` is or names, else that of the job's collator, else None."""
+    given = load_named(render, "render") if isinstance(render, str) else render
+    own = given if is_tokenizer(given) else getattr(job.collate, "tokenizer", None)
+    return own if is_tokenizer(own) else None
+
+
 def name_of(given: object) -> str:
     """Name a job or a render function for people.
 

@@ -8,12 +8,14 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from trakstore.markup import printable
+from trakstore.markup import one_line, printable
+from trakstore.report.units import written
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_FORMS = {"number": ".3g", "signed": "+.2g", "tenths": ".1f", "hundredths": ".2f"}
+_SHARED_SCRIPTS = ("theme.js", "cut_boxes.js")
+_FORMS = {"number": ".3g", "tenths": ".1f", "hundredths": ".2f"}
 
 
 @cache
@@ -34,14 +36,23 @@ def template_environment() -> Environment:
         undefined=StrictUndefined,
         finalize=_spelled_out,
     )
-    environment.filters |= {name: partial(_written, form) for name, form in _FORMS.items()}
-    environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
+    environment.filters |= {name: partial(written, form) for name, form in _FORMS.items()}
+    environment.filters |= {
+        "percent": "{:.0%}".format,
+        "in_lines": _in_lines,
+        "short_id": _short_id,
+    }
     return environment
 
 
 def packaged_text(name: str, package: str = "trakstore.report") -> str:
     """Read a file that comes with a package."""
     return files(package).joinpath(name).read_text("utf-8")
+
+
+def page_script(own: str) -> str:
+    """Join the scripts that all pages share, in their order, and the page's own."""
+    return "".join(map(packaged_text, _SHARED_SCRIPTS)) + own
 
 
 def content_policy(style: str, script: str) -> str:
@@ -69,14 +80,13 @@ def _spelled_out(value: Any) -> Any:
     return printable(value) if type(value) is str else value
 
 
+def _short_id(name: object) -> str:
+    """Write an id where there is little room; it may be a whole prompt."""
+    return one_line(name, 24)
+
+
 def _in_lines(text: str) -> str:
     """Escape a text whose line breaks and tabs stay: it stands where they do no harm."""
     from markupsafe import escape
 
     return escape(printable(text, keep="\n\t"))
-
-
-def _written(form: str, value: float) -> str:
-    """Write a number with a true minus sign; one that is rounded to zero has none."""
-    text = f"{value:{form}}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

@@ -11,12 +11,19 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
+from trakstore.markup import one_line
+from trakstore.report.units import number_form, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SAME, OTHER, INK = "#1a7f5a", "#c2452d", "#22262b"
+HELPED, HARMED, INK, SOFT = "#1a7f5a", "#c2452d", "#22262b", "#5b636d"
+# Frames: a sample of the target's class has a whole line, one of another class a broken one.
+_SAME: Any = "solid"
+_OTHER: Any = (0, (2.2, 1.3))
+# Inches of a line of images, and of what stands above the first one.
+_LINE, _HEAD = 1.62, 1.05
 
 
 def draw_top_images(
@@ -32,6 +39,9 @@ def draw_top_images(
     title: str = "",
 ) -> Path:
     """Draw each target with its most helpful and most harmful train images.
+
+    Above an image stand its class and its score, below it its id. Colours say what helped and what
+    harmed; a broken frame is of another class than the target's.
 
     Parameters
     ----------
@@ -69,28 +79,33 @@ def draw_top_images(
     sizes = {rows, len(target_labels), helpful.sizes["target"], harmful.sizes["target"]}
     if rows == 0 or len(sizes) > 1:
         raise TrakStoreError(f"a picture needs as many lists as targets, got {sorted(sizes)}")
-    lists = [("most helpful", helpful), ("most harmful", harmful)]
-    columns = [top.sizes["rank"] for _, top in lists]
-    figure = Figure(figsize=(1.05 * (2.3 + sum(columns)), 1.4 * rows + 1.25), facecolor="white")
+    lists = [("most helpful", helpful, HELPED), ("most harmful", harmful, HARMED)]
+    columns = [top.sizes["rank"] for _, top, _ in lists]
+    size = (1.05 * (2.3 + sum(columns)), _LINE * rows + _HEAD)
+    figure = Figure(figsize=size, facecolor="white")
     FigureCanvasAgg(figure)  # a canvas without a display, whatever backend the user chose
     axes = _grid(figure, rows, columns)
     names = notes or [""] * rows
+    # One format for the whole picture: its scores are there to be compared.
+    form = number_form(np.concatenate([top["score"].values.ravel() for _, top, _ in lists]))
     for row in range(rows):
-        _image(axes[row][0][0], targets[row], INK)
-        _caption(axes[row][0][0], str(target_labels[row]), names[row], INK)
-        for cells, (_, top) in zip(axes[row][1:], lists, strict=True):
-            _top_row(cells, top.isel(target=row), train, train_labels, target_labels[row])
-    _headings(figure, axes[0], ["target", *(name for name, _ in lists)], title)
+        own, target_id = target_labels[row], helpful["target_id"].values[row]
+        _image(axes[row][0][0], targets[row], INK, _SAME)
+        _caption(axes[row][0][0], str(own), names[row], f"id {one_line(target_id, 14)}", INK)
+        for cells, (_, top, colour) in zip(axes[row][1:], lists, strict=True):
+            _top_row(cells, top.isel(target=row), train, train_labels, own, colour, form)
+    headings = [("target", INK), *((name, colour) for name, _, colour in lists)]
+    _headings(figure, axes[0], headings, title)
     figure.savefig(path, dpi=160)
     return Path(path)
 
 
 def _grid(figure: Figure, rows: int, columns: list[int]) -> list[list[list[Axes]]]:
     """Make axes by row, then group (target, helpful, harmful), then place; a gap between groups."""
-    height = 1.4 * rows + 1.25
+    height = figure.get_figheight()
     ratios = [1.15, 0.25, *[1.0] * columns[0], 0.25, *[1.0] * columns[1]]
-    margins = {"left": 0.02, "right": 0.98, "bottom": 0.24 / height, "top": 1 - 1.2 / height}
-    spaces = {"width_ratios": ratios, "wspace": 0.12, "hspace": 0.58}
+    margins = {"left": 0.02, "right": 0.98, "bottom": 0.34 / height, "top": 1 - 1.2 / height}
+    spaces = {"width_ratios": ratios, "wspace": 0.12, "hspace": 0.66}
     grid = figure.add_gridspec(rows, len(ratios), **margins, **spaces)
     second = 3 + columns[0]  # a column for the target, one for each gap
     groups = [[0], range(2, second - 1), range(second, len(ratios))]
@@ -101,40 +116,63 @@ def _grid(figure: Figure, rows: int, columns: list[int]) -> list[list[list[Axes]
 
 
 def _top_row(
-    axes: list[Axes], top: xr.Dataset, train: NDArray[Any], labels: NDArray[Any], own: Any
+    axes: list[Axes],
+    top: xr.Dataset,
+    train: NDArray[Any],
+    labels: NDArray[Any],
+    own: Any,
+    colour: str,
+    form: str,
 ) -> None:
-    places = zip(axes, top["position"].values, top["score"].values, strict=True)
-    for axis, position, score in places:
-        colour = SAME if labels[position] == own else OTHER
-        _image(axis, train[position], colour)
-        _caption(axis, str(labels[position]), f"{score:+.2g}", colour)
+    columns = (top[name].values.tolist() for name in ("position", "score", "train"))
+    for axis, position, score, name in zip(axes, *columns, strict=True):
+        _image(axis, train[position], colour, _SAME if labels[position] == own else _OTHER)
+        _caption(
+            axis, str(labels[position]), written(form, score), f"id {one_line(name, 14)}", colour
+        )
 
 
-def _image(axis: Axes, image: NDArray[Any], colour: str) -> None:
+def _image(axis: Axes, image: NDArray[Any], colour: str, line: Any) -> None:
     axis.imshow(np.asarray(image), cmap="gray_r", interpolation="nearest")
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=2.2)
+        spine.set(color=colour, linewidth=2.2, linestyle=line)
 
 
-def _caption(axis: Axes, first: str, second: str, colour: str) -> None:
-    style: dict[str, Any] = {"transform": axis.transAxes, "color": colour, "va": "bottom"}
-    axis.text(0.0, 1.06, first, ha="left", fontsize=9, fontweight="bold", **style)
-    axis.text(1.0, 1.06, second, ha="right", fontsize=7.5, **style)
+def _caption(axis: Axes, label: str, note: str, below: str, colour: str) -> None:
+    """Write the class and a note above an image, and its id below."""
+    style: dict[str, Any] = {"transform": axis.transAxes, "parse_math": False}
+    axis.text(
+        0.0, 1.06, label, ha="left", va="bottom", fontsize=10, fontweight="bold", color=INK, **style
+    )
+    axis.text(1.0, 1.06, note, ha="right", va="bottom", fontsize=8.5, color=colour, **style)
+    axis.text(0.0, -0.06, below, ha="left", va="top", fontsize=8, color=SOFT, **style)
 
 
-def _headings(figure: Figure, groups: list[list[Axes]], names: list[str], title: str) -> None:
+def _headings(
+    figure: Figure, groups: list[list[Axes]], names: list[tuple[str, str]], title: str
+) -> None:
+    from matplotlib.lines import Line2D
+
     height = figure.get_figheight()
-    figure.text(0.02, 1 - 0.2 / height, title, ha="left", va="top", fontsize=12, color=INK)
-    for cells, name in zip(groups, names, strict=True):
+    figure.text(0.02, 1 - 0.2 / height, title, ha="left", va="top", fontsize=13, color=INK)
+    for cells, (name, colour) in zip(groups, names, strict=True):
         left = cells[0].get_position().x0
         figure.text(
-            left, 1 - 0.62 / height, name, fontsize=11, fontweight="bold", color=INK, va="top"
+            left, 1 - 0.6 / height, name, fontsize=12, fontweight="bold", color=colour, va="top"
         )
-    right = groups[-1][-1].get_position().x1
-    for place, (name, colour) in enumerate([("other class", OTHER), ("same class", SAME)]):
-        at = right - 0.95 * place / figure.get_figwidth()
-        figure.text(
-            at, 1 - 0.64 / height, f"■ {name}", ha="right", va="top", fontsize=8.5, color=colour
-        )
+    key = [
+        Line2D([], [], color=SOFT, linewidth=2.2, linestyle=line, label=name)
+        for name, line in (("the target's class", _SAME), ("another class", _OTHER))
+    ]
+    place = (groups[-1][-1].get_position().x1, 1 - 0.58 / height)
+    style: dict[str, Any] = {"frameon": False, "labelcolor": SOFT, "fontsize": 9, "ncols": 2}
+    figure.legend(
+        handles=key,
+        loc="upper right",
+        bbox_to_anchor=place,
+        borderaxespad=0,
+        handlelength=2.6,
+        **style,
+    )

@@ -17,6 +17,7 @@ from trakstore.methods.by_name import default_damping, find_method, scores_by_na
 from trakstore.methods.epochs import EpochPair, UnmaskedSplit, epoch_pairs
 from trakstore.methods.sampled_kernel import KernelRows, sampled_kernel
 from trakstore.passes.rows import TakenRows
+from trakstore.progress import begin_step, told_on_terminal
 from trakstore.quantities import as_whole
 from trakstore.report.extras import need_extra
 from trakstore.report.page import render_page
@@ -60,6 +61,11 @@ class WrittenReport:
         Sections that this store has no data for, and why.
     token_ids : bool
         Whether samples are shown as token ids, which ``render`` could make text of.
+
+    Examples
+    --------
+    >>> written = write_report(store, "report.html")  # doctest: +SKIP
+    >>> written.path.name, sorted(written.left_out)  # doctest: +SKIP
     """
 
     path: Path
@@ -69,6 +75,7 @@ class WrittenReport:
     token_ids: bool
 
 
+@told_on_terminal
 def write_report(
     store: FeatureStore,
     path: str | os.PathLike[str] = "report.html",
@@ -161,6 +168,7 @@ def write_report(
     24
     """
     # From here to the scores, everything that can be refused is: scores take hours.
+    begin_step("report: epochs, splits and samples")
     path = Path(path)
     need_extra("a report", "report", "jinja2", "matplotlib", "PIL")
     takes = "kernel" in find_method(method).options
@@ -182,6 +190,7 @@ def write_report(
     splits = [last.target.stored, last.train.stored]
     samples = sample_source(job, render, splits, max(_LEAST_LETTERS, min(LETTERS, letters)))
     _try_samples(samples, last, int(rows[0]))
+    begin_step("report: kernels of the scores")
     scores = scores_by_name(
         method,
         store,
@@ -193,17 +202,24 @@ def write_report(
         memory_limit=memory_limit,
         allow_other_weights=allow_other_weights,
     )
-    asked = {
-        "method": scores.method,
-        "targets": f"{targets}, {last.target.rows:,} samples",
-        "train": f"{train}, {last.train.rows:,} samples",
-        "shown": chosen,
-        "epochs": span(known, most=8),
-        "damping": _in_words(damping),
-        "samples by": " and ".join(name_of(o) for o in (job, render) if o is not None) or "id only",
-    }
+    asked = {"shown": chosen, "epochs": span(known, most=8), "damping": _in_words(damping)}
+    drawn = " and ".join(name_of(one) for one in (job, render) if one is not None)
+    provenance = {"samples shown by": drawn or "their ids only"}
     findings = Findings(
-        *(store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit, samples, asked),
+        *(
+            store,
+            scores,
+            pairs,
+            rows,
+            k,
+            ends,
+            null_epochs,
+            damping,
+            memory_limit,
+            samples,
+            asked,
+            provenance,
+        ),
         sampled=sampled,
     )
     size = _write_page(path, findings)
@@ -218,11 +234,11 @@ def _shown_rows(
     if len(names) > MOST_TARGETS:
         raise TrakStoreError(f"a page shows {MOST_TARGETS} targets at most, got {len(names)}")
     if names:
-        return named_rows(split, names), f"{len(names)} targets that were named"
+        return named_rows(split, names), "those that were named"
     rows = default_rows(split, count)
     if "loss" not in split.stored.columns:
-        return rows, f"{len(rows)} targets, evenly spaced"
-    return rows, f"{len(rows)} targets: half by largest loss, the others evenly spaced"
+        return rows, "evenly spaced"
+    return rows, "half by largest loss, the others evenly spaced"
 
 
 def _try_samples(samples: SampleSource, pair: EpochPair, row: int) -> None:
@@ -241,6 +257,7 @@ def _in_words(damping: Damping) -> str:
 
 def _write_page(path: Path, findings: Findings) -> int:
     """Write the page; return its bytes."""
+    begin_step("report: charts and texts of the page")
     # A path whose bytes are no text has halves of surrogate pairs, which UTF-8 lacks.
     page = render_page(findings).encode("utf-8", "replace")
     with writing(path):

@@ -69,6 +69,14 @@ def approximate_top_k(
         A score is NaN or infinite.
     MemoryLimitError
         The plan does not fit the memory limit.
+
+    Examples
+    --------
+    >>> scores = ts.grad_dot_scores(store)
+    >>> index = ts.build_index(scores, k=3)
+    >>> top = ts.approximate_top_k(scores, 3, index=index, candidates=20)
+    >>> top["train"].values[0].tolist(), top.attrs["recall"]
+    (['train-18', 'train-3', 'train-9'], 1.0)
     """
     need_scores(scores)
     rows, trains = scores.shape

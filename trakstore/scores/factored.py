@@ -55,12 +55,24 @@ class Scores:
     device : str
         Device that computes tiles: see :meth:`to`.
     soft_threshold : float
-        s of sign(τ)·max(|τ| − s, 0), applied to each score last; 0 changes nothing.
+        s of ``sign(τ)·max(|τ| − s, 0)``, applied to each score last; 0 changes nothing.
 
     Raises
     ------
     TrakStoreError
         When there is no part, or parts differ in their targets, train rows or dimension.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store)
+    >>> scores
+    <Scores trak (target: 6, train: 24), epochs 2, 5, 15>
+    >>> scores.isel(target=[0, 1]).epoch(15).shape
+    (2, 24)
+    >>> scores.to_xarray().dims
+    ('target', 'train')
+    >>> np.asarray(scores).shape
+    (6, 24)
     """
 
     method: str
@@ -188,7 +200,13 @@ class Scores:
         return replace(self, device=device)
 
     def block(self, t0: int, t1: int, n0: int, n1: int) -> F32:
-        """Compute the dense block of targets t0..t1 and train rows n0..n1."""
+        """Compute the dense block of targets t0..t1 and train rows n0..n1.
+
+        Examples
+        --------
+        >>> ts.trak_scores(store).block(0, 2, 10, 15).shape
+        (2, 5)
+        """
         window = self.window(t0, t1)
         with window.reading([(n0, n1)]):
             return window.tile(n0, n1)
@@ -200,6 +218,11 @@ class Scores:
         ------
         NotFoundError
             When the scores do not hold that epoch.
+
+        Examples
+        --------
+        >>> ts.trak_scores(store).epoch(15)
+        <Scores trak (target: 6, train: 24), epochs 15>
         """
         for part in self.parts:
             if part.epoch == as_epoch(epoch):
@@ -220,6 +243,11 @@ class Scores:
             When a position is out of range.
         TrakStoreError
             When it is neither a position nor a mask of all.
+
+        Examples
+        --------
+        >>> ts.trak_scores(store).isel(target=slice(2), train=[0, 5, 7])
+        <Scores trak (target: 2, train: 3), epochs 2, 5, 15>
         """
         targets = positions(target, self.shape[0], "target")
         trains = positions(train, self.shape[1], "train")
@@ -234,7 +262,14 @@ class Scores:
         )
 
     def to_xarray(self) -> xr.DataArray:
-        """Return a lazy, Dask-backed array of float32, with the ids as non-index coordinates."""
+        """Return a lazy, Dask-backed array of float32, with the ids as non-index coordinates.
+
+        Examples
+        --------
+        >>> matrix = ts.trak_scores(store).to_xarray()
+        >>> matrix.dims, matrix.isel(target=0).mean().compute().shape
+        (('target', 'train'), ())
+        """
         rows, columns = self._block
         coords = {
             "target_id": ("target", lazy_column(self.target_ids, rows)),

@@ -67,7 +67,7 @@ def save_scores(
     top : int, optional
         Keep the so many scores of largest magnitude of each target only.
     threshold : float, optional
-        Keep the scores with |score| >= threshold only.
+        Keep the scores with ``|score| >= threshold`` only.
     dtype : {"float32", "float16"}
         Stored dtype.
     memory_limit : int or str, optional
@@ -90,6 +90,13 @@ def save_scores(
         When one target and one tile do not fit, or too many scores pass the threshold.
     LocationError
         When another process saves under that name just now.
+
+    Examples
+    --------
+    >>> ts.save_scores(ts.trak_scores(store), store, "trak", overwrite=True).sizes
+    Frozen({'target': 6, 'train': 24})
+    >>> ts.save_scores(ts.trak_scores(store), store, "trak-top", top=5, overwrite=True).sizes
+    Frozen({'target': 6, 'rank': 5})
     """
     need_scores(scores)
     if dtype not in ("float32", "float16"):
@@ -185,6 +192,14 @@ def drop_scores(store: Where | FeatureStore, name: str) -> None:
         When nothing has that name.
     LocationError
         When another process saves under that name just now.
+
+    Examples
+    --------
+    >>> saved = ts.save_scores(ts.grad_dot_scores(store), store, "for-now")
+    >>> ts.drop_scores(store, "for-now")
+    >>> ts.open_scores(store, "for-now")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    trakstore.errors.NotFoundError: memory://examples has no scores 'for-now'...
     """
     location, path = open_store(store).location, layout.scores_path(name)
     if location.get(layout.document_key(path)) is None:
@@ -246,6 +261,13 @@ def open_scores(store: Where | FeatureStore, name: str) -> xr.DataArray | xr.Dat
         When no complete matrix has that name.
     DamagedError
         When the document that describes them is damaged or gone, or its arrays do not fit together.
+
+    Examples
+    --------
+    >>> saved = ts.save_scores(ts.trak_scores(store), store, "whole", overwrite=True)
+    >>> scores = ts.open_scores(store, "whole")
+    >>> scores.sel(target_id="test-0").sel(train_id="train-3").shape
+    ()
     """
     location, path = open_store(store).location, layout.scores_path(name)
     document = read_table(location, path)
@@ -288,6 +310,13 @@ def sparse_scores(store: Where | FeatureStore, name: str) -> csr_array:
         When no complete matrix has that name.
     TrakStoreError
         When they were saved otherwise.
+
+    Examples
+    --------
+    >>> saved = ts.save_scores(ts.grad_cos_scores(store), store, "large", threshold=0.1, overwrite=True)
+    >>> matrix = ts.sparse_scores(store, "large")
+    >>> matrix.shape, bool(abs(matrix.data).min() >= 0.1)
+    ((6, 24), True)
     """
     saved = open_scores(store, name)
     if not isinstance(saved, xr.Dataset) or "stop" not in saved:

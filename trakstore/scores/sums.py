@@ -61,6 +61,14 @@ def group_scores(
         A feature or scale that is not finite.
     MemoryLimitError
         The sums do not fit.
+
+    Examples
+    --------
+    >>> classes = ts.group_scores(ts.grad_cos_scores(store), targets="label", train="label", how="mean")
+    >>> np.asarray(classes).round(1)
+    array([[ 0.7, -0.3, -0.1],
+           [-0.2,  0.9,  0.1],
+           [-0. ,  0.3,  0.7]], dtype=float32)
     """
     if how not in get_args(How):
         raise TrakStoreError(f"how must be 'sum' or 'mean', got {how!r}")

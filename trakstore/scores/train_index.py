@@ -210,6 +210,13 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
         When it is of other epochs, features, damping or fewer rows.
     MemoryLimitError
         When the codes do not fit.
+
+    Examples
+    --------
+    >>> scores = ts.grad_dot_scores(store)
+    >>> made = ts.build_index(scores, k=5)
+    >>> ts.open_index(scores)
+    <TrainIndex _indexes/train/plain (train: 24), recall 1.000 at 5>
     """
     rows = IndexedRows.of(scores)
     found = read_index(rows.location, rows.path)

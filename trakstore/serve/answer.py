@@ -13,7 +13,14 @@ _BESIDE = 8  # entries beside each other in a usual notebook
 
 
 class Answer(AnswerData):
-    """First proponents and opponents of one sample; in a notebook, shown as on the live page."""
+    """First proponents and opponents of one sample; in a notebook, shown as on the live page.
+
+    Examples
+    --------
+    >>> answer = ts.Query(store).ask(target="test-0", k=2)
+    >>> answer.method, answer.epochs, [one.id for one in answer.proponents]
+    ('trak', (2, 5, 15), ['train-9', 'train-15'])
+    """
 
     def _repr_html_(self) -> str:
         """Show the lists in a frame that runs no script."""

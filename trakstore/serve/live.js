@@ -1,5 +1,3 @@
-"use strict";
-
 // Two sides, each with a question and its answer. The address holds both questions, so that it can be
 // sent on. Answers come as HTML that the service has escaped; scripts in it would not run.
 
@@ -115,6 +113,7 @@ function put(at, html) {
   close.textContent = "Close";
   close.addEventListener("click", () => clear(at));
   sides[at].replaceChildren(close, ...parsed.body.childNodes);
+  watchBoxes();
 }
 
 function progress(at, share) {
@@ -362,22 +361,6 @@ sides.forEach((side, at) => {
   });
 });
 window.addEventListener("popstate", recall);
-
-// The button turns over what the system prefers.
-
-const theme = byId("theme");
-let dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
-
-function paint() {
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  theme.setAttribute("aria-pressed", String(dark));
-}
-
-theme.addEventListener("click", () => {
-  dark = !dark;
-  paint();
-});
-paint();
 
 // The start.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Any
 
+import trakstore
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import find_method
 from trakstore.methods.epochs import OF_FEATURES, EpochPair
@@ -33,7 +33,7 @@ def provenance_of(
         "checkpoints": {
             str(epoch): (known_weights(pair) or "")[:12] for epoch, pair in pairs.items()
         },
-        "trakstore": _version(),
+        "trakstore": trakstore.__version__,
     }
 
 
@@ -41,10 +41,3 @@ def known_weights(pair: EpochPair) -> str | None:
     """Return the hash of the weights of an epoch, where the store knows it."""
     checkpoint: str | None = pair.train.stored.spec.checkpoint
     return None if checkpoint is None or checkpoint.startswith(OF_FEATURES) else checkpoint
-
-
-def _version() -> str:
-    try:
-        return version("trakstore")
-    except PackageNotFoundError:  # run from its sources
-        return "unknown"

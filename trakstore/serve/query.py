@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trakstore.errors import TrakStoreError, did_you_mean
+from trakstore.errors import TrakStoreError
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import METHODS, find_method
 from trakstore.methods.epochs import epoch_pairs
@@ -21,24 +21,20 @@ from trakstore.report.sample import show_sample
 from trakstore.report.sample_source import Render, sample_source
 from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
+from trakstore.serve.answer_entries import entries_of
 from trakstore.serve.asked_sample import AskedSample, taken_columns
-from trakstore.serve.entries import entries_of
 from trakstore.serve.held_index import HeldIndex
 from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
+from trakstore.serve.known_names import known_epochs, known_length, known_method
 from trakstore.serve.new_samples import NewSamples
 from trakstore.serve.provenance import known_weights, provenance_of
-from trakstore.serve.question import (
-    BadQuestionError,
-    Question,
-    UnknownSampleError,
-    known_length,
-    known_method,
-)
+from trakstore.serve.question import BadQuestionError, Question
 from trakstore.serve.samples_to_show import SamplesToShow
 from trakstore.serve.stored_samples import StoredSamples
+from trakstore.serve.token_scores import TokenScorer, asked_tokens
 from trakstore.storage.backends.read_only import ReadOnlyLocation
-from trakstore.storage.layout import Epoch, as_epoch
+from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:  # it needs torch
@@ -100,10 +96,15 @@ class Query:
 
     Examples
     --------
-    >>> import trakstore as ts
-    >>> query = ts.Query(ts.open_store("run.zarr"), "jobs.py:digits")  # doctest: +SKIP
-    >>> query.ask(target=17, k=5).proponents[0].id  # doctest: +SKIP
-    1203
+    >>> query = ts.Query(store)
+    >>> query.rows, query.some_targets(2)
+    (24, ['test-0', 'test-5'])
+    >>> query.ask(target="test-0", k=5).proponents[0].id
+    'train-9'
+
+    With the job, samples are shown, and new ones can be asked about:
+
+    >>> query = ts.Query(store, "jobs.py:digits")  # doctest: +SKIP
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Query:
         self._show = SamplesToShow(sample_source(job, render, splits))
         if job is not None:
             self._new = NewSamples.of(job, self.targets, prepare, self._show.lock)
+        self._scorer = TokenScorer.of(self._job, self._models, render, self._show.lock)
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -225,6 +227,7 @@ class Query:
         label: Any = None,
         epochs: Epoch | Sequence[Epoch] | None = None,
         method: str | None = None,
+        tokens: int = 0,
     ) -> Answer:
         """List the train samples with the largest and the smallest scores for one sample.
 
@@ -248,6 +251,10 @@ class Query:
             Epochs to combine; all by default.
         method : str, optional
             A method by its name; by default that of this ``Query``.
+        tokens : int
+            Entries of each list, 20 at most, whose tokens have scores of their own, which add up to
+            the entry's: ``answer.proponents[0].tokens``. Of language models, by passes over the found
+            samples anew, one for each token.
 
         Returns
         -------
@@ -262,11 +269,17 @@ class Query:
             A question that has no answer.
         NumericsError
             Features of the sample, or scores, are not finite.
+
+        Examples
+        --------
+        >>> answer = ts.Query(store).ask(target="test-0", k=2)
+        >>> [one.id for one in answer.proponents], [one.id for one in answer.opponents]
+        (['train-9', 'train-15'], ['train-16', 'train-22'])
         """
         several = (epochs,) if isinstance(epochs, int | str) else epochs
         chosen = None if several is None else tuple(several)
         question = Question(
-            target, split, text, image, sample, label, k=k, epochs=chosen, method=method
+            target, split, text, image, sample, label, k, chosen, method, tokens=tokens
         )
         *_, answer = self.stages(question, stages=1)
         return answer
@@ -294,8 +307,9 @@ class Query:
         Answer
             The last one is whole.
         """
-        epochs, k = self._known_epochs(question.epochs), known_length(question.k, self.rows)
+        epochs, k = known_epochs(question.epochs, self.epochs), known_length(question.k, self.rows)
         method = known_method(question.method, self.method)
+        scored = asked_tokens(question.tokens, self._scorer)
         if question.target is not None:
             asked = self._of_store(question, epochs)
         else:
@@ -304,13 +318,16 @@ class Query:
         scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
         tiles = -(-scores.shape[1] // scores.tile_rows)
         count = stages or max(1, min(_MOST_STAGES, tiles // _TILES_OF_STAGE))
-        provenance, passes = self.provenance(epochs, method), None
+        provenance = self.provenance(epochs, method)
+        passes = both_ends(scores, k, stages=count, memory_limit=self._limit)
         if self._index is not None and self._index.serves(scores):
-            provenance["index"] = self._index.said
-            passes = self._index.both_ends(scores, k)
-        for ends in passes or both_ends(scores, k, stages=count, memory_limit=self._limit):
+            provenance["index"], passes = self._index.said, self._index.both_ends(scores, k)
+        for ends in passes:
             go_on()
             lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
+            if scored and self._scorer and ends.share == 1.0:
+                more = self._scorer.of_entries(scored, scores, self._stored, go_on)
+                lists = more(lists[0]), more(lists[1])
             yield Answer(
                 asked.target,
                 asked.split,
@@ -323,20 +340,6 @@ class Query:
                 share=ends.share,
                 provenance=provenance,
             )
-
-    def _known_epochs(self, named: Sequence[Epoch] | None) -> tuple[Epoch, ...]:
-        if named is None:
-            return self.epochs
-        try:
-            epochs = tuple(as_epoch(one) for one in named)
-        except TrakStoreError as error:  # no epoch can have such a name
-            raise UnknownSampleError(str(error)) from None
-        for epoch in epochs:
-            if epoch not in self._pairs:
-                raise UnknownSampleError(f"no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
-        if not epochs or len(set(epochs)) < len(epochs):
-            raise BadQuestionError("epochs must be some epochs, each named once")
-        return epochs
 
     def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
         """Read a sample of the store."""

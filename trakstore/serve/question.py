@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trakstore.errors import TrakStoreError, did_you_mean
-from trakstore.methods.by_name import METHODS
-from trakstore.quantities import as_whole
+from trakstore.errors import TrakStoreError
 from trakstore.storage.layout import Epoch
 
-MOST_LISTED = 1000
 # Ways to say which sample is meant; one of them is given.
 KINDS = ("target", "text", "image", "sample")
 
@@ -46,6 +43,8 @@ class Question:
         Epochs to combine; all that are served by default.
     method : str, optional
         A method by its name; that of the :class:`~trakstore.serve.Query` by default.
+    tokens : int
+        Entries of each list, from the first, whose tokens have scores of their own.
     show : bool
         Whether entries come with their texts and images.
     """
@@ -59,6 +58,7 @@ class Question:
     k: int = 20
     epochs: tuple[Epoch, ...] | None = None
     method: str | None = None
+    tokens: int = 0
     show: bool = True
 
     def __post_init__(self) -> None:
@@ -70,19 +70,3 @@ class Question:
             raise BadQuestionError("split= says where a target is: give target= with it")
         if self.label is not None and self.target is not None:
             raise BadQuestionError("label= is the class of a text or image: a target has its own")
-
-
-def known_length(k: Any, rows: int) -> int:
-    """Return the entries of a list that a question asks for, of so many train rows."""
-    try:
-        return as_whole(k, "k", 1, min(rows, MOST_LISTED))
-    except TrakStoreError as error:
-        raise BadQuestionError(str(error)) from None
-
-
-def known_method(name: str | None, usual: str) -> str:
-    """Return the name of the method that a question asks for, or the usual one."""
-    method = usual if name is None else name.replace("_", "-")
-    if method not in METHODS:
-        raise UnknownSampleError(f"no method {name!r}{did_you_mean(method, METHODS)}")
-    return method

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from trakstore.report.cards import Card, colour_level
+from trakstore.report.cards import Card
 from trakstore.report.template import content_policy, packaged_text, template_environment
-from trakstore.report.units import from_to, in_powers_of_ten
+from trakstore.report.units import colour_level, from_to, in_powers_of_ten, number_form, written
 from trakstore.serve.answer_data import AnswerData, Entry
 
 PACKAGE = "trakstore.serve"
@@ -29,12 +29,13 @@ def answer_part(answer: AnswerData, *, asking: bool = False) -> str:
     rows, unit = _by_epoch(answer)
     name = "typed or dropped here" if answer.target is None else str(answer.target)
     ends = (("Proponents", "helpful"), ("Opponents", "harmful"))
+    form = number_form(np.array([one.score for one in (*answer.proponents, *answer.opponents)]))
     part: str = _template().render(
         answer=answer,
         name=name,
         facts=_facts(answer),
         lists=[
-            (title, kind, _cards(listed, answer.label))
+            (title, kind, _cards(listed, answer.label, form))
             for (title, kind), listed in zip(
                 ends, (answer.proponents, answer.opponents), strict=True
             )
@@ -74,7 +75,7 @@ def _facts(answer: AnswerData) -> dict[str, str]:
     return said
 
 
-def _cards(listed: tuple[Entry, ...], label: int | None) -> list[Card]:
+def _cards(listed: tuple[Entry, ...], label: int | None, form: str) -> list[Card]:
     most = max((abs(one.score) for one in listed), default=0.0) or 1.0
     return [
         Card(
@@ -82,9 +83,10 @@ def _cards(listed: tuple[Entry, ...], label: int | None) -> list[Card]:
             shown=one.shown,
             value=one.score,
             share=abs(one.score) / most,
+            number=written(form, one.score),
             label=None if one.label is None else str(one.label),
             same=None if label is None or one.label is None else one.label == label,
-            note="" if one.low is None or one.high is None else from_to(one.low, one.high, "+.2g"),
+            note="" if one.low is None or one.high is None else from_to(one.low, one.high, form),
         )
         for one in listed
     ]

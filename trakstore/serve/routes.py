@@ -21,11 +21,12 @@ from trakstore.serve.access import Access
 from trakstore.serve.answer import Answer
 from trakstore.serve.bodies import BadRequestError, question_of, read_json
 from trakstore.serve.description import openapi
+from trakstore.serve.known_names import MOST_LISTED
 from trakstore.serve.limits import Limits
 from trakstore.serve.live_page import live_page, page_policy
 from trakstore.serve.metrics import Metrics
 from trakstore.serve.query import Query
-from trakstore.serve.question import MOST_LISTED, BadQuestionError, Question, UnknownSampleError
+from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
 from trakstore.serve.rendering import answer_part
 from trakstore.serve.work import Work
 
@@ -225,6 +226,13 @@ async def _streamed(
                 yield _encoded(line(one)) + b"\n"
         except BadRequestError as error:
             yield _encoded({"error": error.message}) + b"\n"
+        except asyncio.CancelledError:
+            # As the service ends, or as nobody reads any more.
+            yield (
+                _encoded({"error": "the service ends, and the answer was cut off: ask again"})
+                + b"\n"
+            )
+            raise
         except Exception as error:
             log.exception("a stream ended early", exc_info=error)
             yield _encoded({"error": "the answer could not be finished"}) + b"\n"

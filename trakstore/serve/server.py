@@ -11,6 +11,7 @@ import uvicorn
 
 from trakstore.errors import LocationError
 from trakstore.serve.access import Access
+from trakstore.serve.header_deadline import DeadlineProtocol
 from trakstore.serve.limits import Limits
 from trakstore.serve.query import Query
 from trakstore.serve.routes import service
@@ -71,6 +72,7 @@ def run(
     """Answer requests until SIGINT or SIGTERM; what is under way then has ten seconds to end."""
     config = uvicorn.Config(
         service(query, access, limits, version),
+        http=DeadlineProtocol,
         log_level="warning",
         access_log=False,
         server_header=False,

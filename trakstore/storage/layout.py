@@ -62,7 +62,9 @@ RESERVED = frozenset(
     {SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE, DROPPED, SCALES, INDEXES}
 )
 
-SAMPLED = "~sampled"  # ends the name of a split of samples with labels drawn from the model
+# Ends of the names of splits that are made of another split's samples.
+SAMPLED = "~sampled"  # with labels drawn from the model
+TOKENS = "~tokens"  # with a row for each token
 KEPT = ".kept"  # ends the name of what stays of a mask that is deleted
 MARKER_SEPARATOR = "."  # between the numbers in the key of a marker
 
@@ -85,8 +87,8 @@ def check_name(name: str, what: str) -> str:
     trakstore.errors.TrakStoreError: '../train' cannot name a split: names begin with a letter and \
 have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
-    # A split has a twin of the same samples whose name no one else can give.
-    own = name.removesuffix(SAMPLED) if what == "split" and isinstance(name, str) else name
+    # A split has twins of the same samples whose names no one else can give.
+    own = own_split(name) if what == "split" and isinstance(name, str) else name
     if not isinstance(own, str) or not NAME.fullmatch(own) or is_leftover(own):
         article = "an" if what[0] in "aeiou" else "a"
         shown = repr(name) if len(repr(name)) < 200 else f"{repr(name)[:100]}..."
@@ -185,6 +187,31 @@ def sampled_split(split: str) -> str:
     'train~sampled'
     """
     return check_name(split, "split") + SAMPLED
+
+
+def token_split(split: str) -> str:
+    """Return the name of the split of the tokens of the same samples.
+
+    Examples
+    --------
+    >>> token_split("test")
+    'test~tokens'
+    """
+    return check_name(split, "split") + TOKENS
+
+
+def own_split(split: str) -> str:
+    """Return the name of the split whose samples these are, which may be the split itself.
+
+    Examples
+    --------
+    >>> own_split("test~tokens"), own_split("train~sampled"), own_split("test")
+    ('test', 'train', 'test')
+    """
+    for end in (SAMPLED, TOKENS):
+        if split.endswith(end):
+            return split.removesuffix(end)
+    return split
 
 
 def scale_path(digest: str) -> str:

@@ -23,6 +23,14 @@ def open_store(where: Where | FeatureStore) -> FeatureStore:
         When nothing is there, or something that is not a feature store.
     SpecMismatchError
         When a newer trakstore wrote it.
+
+    Examples
+    --------
+    >>> ts.open_store("memory://examples").epochs
+    (2, 5, 15)
+    >>> ts.open_store("memory://nowhere")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    trakstore.errors.LocationError: there is no store at memory://nowhere; ...
     """
     if isinstance(where, FeatureStore):
         return where

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
-
-import xarray as xr
 
 from trakstore.spec import (
     FORMAT_VERSION,
@@ -20,21 +17,20 @@ from trakstore.spec import (
 )
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where, open_location
-from trakstore.storage.catalogue import Catalogue, catalogue_of
 from trakstore.storage.creation import make_split
 from trakstore.storage.dropping import drop_rows
 from trakstore.storage.given import GivenRows, append_given, write_given
 from trakstore.storage.growth import drop_split, mask_samples
 from trakstore.storage.layout import Epoch
-from trakstore.storage.notebook import store_markup
 from trakstore.storage.root import make_root
-from trakstore.storage.skipped import SkippedRow, skipped_rows
-from trakstore.storage.split import Split, SplitStatus
-from trakstore.storage.tables.runs import Run, forget_plan, list_runs
+from trakstore.storage.split import Split
+from trakstore.storage.store_reader import StoreReader
+from trakstore.storage.tables.runs import forget_plan
 
 
-@dataclass(frozen=True)
-class FeatureStore:
+# The reader says how it is shown.
+@dataclass(frozen=True, repr=False)
+class FeatureStore(StoreReader):
     """Features of samples, by epoch and split, in one place.
 
     Open one with :func:`~trakstore.storage.opening.open_store`, or make one with :meth:`create`.
@@ -47,19 +43,21 @@ class FeatureStore:
         The properties that all its features share.
     format : int
         Version of the format that it was made in: see ``storage/FORMAT.md``.
+
+    Examples
+    --------
+    >>> store
+    FeatureStore('memory://examples', sjlt, dim 8, epochs: 2, 5, 15)
+    >>> store.epochs, store.splits
+    ((2, 5, 15), ('test', 'train'))
+    >>> store.features(15, "train").dims
+    ('sample', 'feature')
     """
 
+    # Once more, so that the annotations of its ``__init__`` are names of this module.
     location: Location
     spec: StoreSpec
     format: int = FORMAT_VERSION
-
-    # Kept as long as the store is: other stores of the place in this process have the same.
-    @cached_property
-    def _catalogue(self) -> Catalogue:
-        return catalogue_of(self.location)
-
-    def __reduce__(self) -> Any:
-        return type(self), (self.location, self.spec, self.format)
 
     @classmethod
     def create(
@@ -124,79 +122,6 @@ class FeatureStore:
         place = where.location if isinstance(where, FeatureStore) else where
         location = open_location(place, create=True)
         return cls(location, *make_root(location, spec)).refresh()
-
-    @property
-    def epochs(self) -> tuple[Epoch, ...]:
-        """Epochs that are known here: integers in order, then names; see :meth:`refresh`."""
-        return self._catalogue.epochs
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits that are known here, at any epoch; see :meth:`refresh`."""
-        return self._catalogue.splits
-
-    def refresh(self) -> FeatureStore:
-        """Look again at which epochs and splits are there: other processes may have made some."""
-        self._catalogue.read()
-        return self
-
-    def splits_of(self, epoch: Epoch) -> tuple[str, ...]:
-        """Return the names of the splits that are at an epoch now."""
-        return self._catalogue.list_splits(epoch)
-
-    def epochs_of(self, *splits: str) -> tuple[Epoch, ...]:
-        """Return the epochs that have all of these splits now."""
-        return self._catalogue.epochs_of([layout.check_name(name, "split") for name in splits])
-
-    def split(self, epoch: Epoch, split: str) -> Split:
-        """Open a split at an epoch, as it is now.
-
-        Raises
-        ------
-        NotFoundError
-            With the nearest name, when there is none.
-        """
-        return self.open_splits((epoch,), (split,))[layout.as_epoch(epoch)][0]
-
-    def open_splits(
-        self, epochs: Sequence[Epoch] | None, names: Sequence[str]
-    ) -> dict[Epoch, tuple[Split, ...]]:
-        """Open splits as they are now, of many epochs at once.
-
-        Parameters
-        ----------
-        epochs : sequence of epochs, or None
-            None for all that have all of these splits.
-        names : sequence of str
-            Names of the splits; those of each epoch are returned in this order.
-
-        Raises
-        ------
-        NotFoundError
-            When one of these epochs has not all of them.
-        """
-        return self._catalogue.open(self.spec, epochs, names)
-
-    def status(self) -> tuple[SplitStatus, ...]:
-        """Return what is there and what is missing, of each split at each epoch."""
-        return self._catalogue.status()
-
-    def features(self, epoch: Epoch, split: str, *, allow_missing: bool = False) -> xr.DataArray:
-        """Return the features of a split: lazy, dims ``("sample", "feature")``, with ``sample_id``.
-
-        Parameters
-        ----------
-        epoch, split
-            Names of the epoch and of the split at it.
-        allow_missing : bool
-            Return rows that were not written yet as NaN.
-
-        Raises
-        ------
-        IncompleteError
-            When rows are missing and ``allow_missing`` is not set.
-        """
-        return self.split(epoch, split).to_xarray(allow_missing=allow_missing)[layout.FEATURES]
 
     def create_split(
         self, epoch: Epoch, split: str, spec: SplitSpec, *, batch_rows: int = 1
@@ -263,6 +188,13 @@ class FeatureStore:
             For values that are not finite or that the stored dtype cannot hold.
         SpecMismatchError
             When the split is there with another shape, other columns or other values.
+
+        Examples
+        --------
+        >>> made = ts.FeatureStore.create("memory://elsewhere-made", projection=store.spec.projection)
+        >>> split = made.write_split("final", "train", np.ones((3, 8), np.float32), ids=["a", "b", "c"])
+        >>> split.rows, made.splits_of("final")
+        (3, ('train',))
         """
         layout.split_path(epoch, split)  # refuses bad names
         where = f"{split} at epoch {epoch}"
@@ -305,6 +237,13 @@ class FeatureStore:
             For values that are not finite or that the stored dtype cannot hold.
         TrakStoreError
             When columns or dimensions differ, or an id is there already.
+
+        Examples
+        --------
+        >>> made = ts.FeatureStore.create("memory://grown", projection=store.spec.projection)
+        >>> split = made.write_split(0, "train", np.ones((3, 8), np.float32))
+        >>> made.append(0, "train", np.zeros((2, 8), np.float32)).rows
+        5
         """
         old = self.split(epoch, split)
         where = f"{split} at epoch {epoch}"
@@ -349,17 +288,20 @@ class FeatureStore:
         TrakStoreError
             When ``masked`` is not a boolean, or a row is to be taken in again that was bad when it was
             written.
+
+        Examples
+        --------
+        >>> made = ts.FeatureStore.create("memory://masked", projection=store.spec.projection)
+        >>> for split, rows in (("train", 3), ("test", 2)):
+        ...     written = made.write_split(0, split, np.ones((rows, 8), np.float32))
+        >>> made.mask("train", [1])
+        1
+        >>> ts.grad_dot_scores(made, of="output").shape
+        (2, 2)
         """
         chosen = None if epochs is None else layout.as_epochs(epochs)
         splits = self._catalogue.open_named(self.spec, chosen, split)
         return mask_samples(splits, ids, masked=masked)
-
-    def skipped(self, epoch: Epoch, split: str) -> tuple[SkippedRow, ...]:
-        """Return the rows of a split, at one epoch, that were bad when they were written.
-
-        They are left out of everything, as masked rows are.
-        """
-        return skipped_rows(self.split(epoch, split))
 
     def drop(self, epoch: Epoch, split: str | None = None) -> None:
         """Delete a split at an epoch, or a whole epoch, from the disk; of two at once one is refused.
@@ -370,6 +312,15 @@ class FeatureStore:
         ------
         NotFoundError
             When it is not there.
+
+        Examples
+        --------
+        >>> made = ts.FeatureStore.create("memory://dropped", projection=store.spec.projection)
+        >>> for epoch in (0, 1):
+        ...     written = made.write_split(epoch, "train", np.ones((3, 8), np.float32))
+        >>> made.drop(epoch=0)
+        >>> made.epochs
+        (1,)
         """
         forgotten = forget_plan(self.location, epoch, split)
         if forgotten and split is not None:
@@ -411,16 +362,3 @@ class FeatureStore:
             When it is not of the train rows.
         """
         drop_rows(self.split(epoch, split))
-
-    def runs(self) -> tuple[Run, ...]:
-        """Return records of the runs that wrote features, oldest first."""
-        return list_runs(self.location)
-
-    def __repr__(self) -> str:
-        epochs = ", ".join(map(str, self.epochs)) or "none"
-        what = f"{self.spec.projection.kind}, dim {self.spec.dim}"
-        return f"FeatureStore({str(self.location)!r}, {what}, epochs: {epochs})"
-
-    def _repr_html_(self) -> str:
-        """Show a notebook the rows of each split at the last epochs, as this process saw them."""
-        return store_markup(str(self.location), self.spec, self._catalogue)

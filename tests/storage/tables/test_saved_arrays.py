@@ -68,7 +68,7 @@ def test_blocks_of_a_lazy_array_are_several_chunks(
     array.create(location, "t")
     array.write(location, "t", matrix)
     assert array.open(location, "t").to_dask().chunks == ((3, 3, 1), (50,))
-    monkeypatch.setattr("trakstore.storage.tables.saved_arrays._TASK_BYTES", 2 * 3 * 4 * 8)
+    monkeypatch.setattr("trakstore.storage.tables.table_array._TASK_BYTES", 2 * 3 * 4 * 8)
     lazy = array.open(location, "t").to_dask()
     assert lazy.chunks == ((3, 3, 1), (8,) * 6 + (2,))
     np.testing.assert_array_equal(lazy.compute(), matrix)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, as_rows
-from trakstore.features.layers.sums import position_sums
+from trakstore.features.layers.summed_positions import position_sums
 from trakstore.features.projectors import Piece
 
 __all__ = ["MATCHERS"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, as_rows
-from trakstore.features.layers.sums import position_sums
+from trakstore.features.layers.summed_positions import position_sums
 from trakstore.features.projectors import Piece
 from trakstore.features.projectors.threads import shared
 from trakstore.machine_code import compiled

@@ -105,6 +105,12 @@ class Margin(_Classification):
 
     With p the own class's probability, output = log(p / (1 - p)), loss = -log p and
     ``out_to_loss`` = 1 - p. Source: Park et al. (2023), TRAK, section 3.2.
+
+    Examples
+    --------
+    >>> rows = Margin()(model, (torch.eye(4), torch.tensor([0, 1, 2, 0])))
+    >>> rows.output.shape, torch.allclose(rows.out_to_loss, torch.sigmoid(-rows.output))
+    (torch.Size([4]), True)
     """
 
     name = "margin"
@@ -116,7 +122,14 @@ class Margin(_Classification):
 
 
 class CrossEntropy(_Classification):
-    """The loss itself: output = loss = -log p, hence ``out_to_loss`` = -1."""
+    """The loss itself: output = loss = -log p, hence ``out_to_loss`` = -1.
+
+    Examples
+    --------
+    >>> rows = CrossEntropy()(model, (torch.eye(4), torch.tensor([0, 1, 2, 0])))
+    >>> rows.out_to_loss
+    tensor([-1., -1., -1., -1.])
+    """
 
     name = "cross_entropy"
 

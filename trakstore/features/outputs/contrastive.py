@@ -48,6 +48,16 @@ class Contrastive(ModelOutput):
     -----
     The model gives ``(image, text)`` embeddings of shape (batch, width), or an object with
     ``image_embeds`` and ``text_embeds``.
+
+    Examples
+    --------
+    >>> class Pairs(nn.Module):
+    ...     def forward(self, image, text):
+    ...         return image, text
+    ...
+    >>> output = Contrastive(torch.eye(4), torch.eye(4), scale=10.0)
+    >>> output(Pairs(), (torch.ones(2, 4), torch.ones(2, 4))).out_to_loss.shape
+    torch.Size([2])
     """
 
     name = "contrastive"

@@ -36,6 +36,14 @@ class FunctionOutput(ModelOutput):
     ------
     TrakStoreError
         For a name that is no text.
+
+    Examples
+    --------
+    >>> def loss(model, batch):
+    ...     return (model(batch[0]).squeeze(1) - batch[1]).abs()
+    >>> output = FunctionOutput(loss, name="absolute-error")
+    >>> output(nn.Linear(4, 1), (torch.eye(4), torch.ones(4))).loss.shape
+    torch.Size([4])
     """
 
     name = "function"

@@ -15,6 +15,7 @@ from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutpu
 from trakstore.features.outputs.odds import log_losses, log_odds, outside, rounded, shortfall
 from trakstore.features.outputs.predicted_classes import PredictsClasses
 from trakstore.features.outputs.sequences import IGNORED, Sequences, sequences
+from trakstore.features.outputs.tokens import OfTokens, SeparatesTokens
 from trakstore.spec import OutputSpec
 
 __all__ = ["CausalLM", "MaskedLM"]
@@ -25,7 +26,7 @@ _CLASSIFIER = "; one label a sample is asked by output='margin'"
 
 
 @dataclass(frozen=True)
-class _Tokens(ModelOutput, PredictsClasses):
+class _Tokens(ModelOutput, PredictsClasses, SeparatesTokens):
     """Predicted tokens of a sequence.
 
     Batches are dicts with ``input_ids`` and, where there is padding, ``attention_mask``, beside
@@ -65,7 +66,12 @@ class _Tokens(ModelOutput, PredictsClasses):
         return OutputSpec(self.name, tuple(sorted(options.items())))
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
-        """See :meth:`ModelOutput.__call__`; NaN for a sequence without a token that counts."""
+        """See :meth:`ModelOutput.__call__`; NaN for a sequence without a token that counts.
+
+        Of a batch of :class:`OfTokens`, the output and ``out_to_loss`` are the sequence's, the
+        gradient and the loss the tokens' parts of them.
+        """
+        own, batch = batch if isinstance(batch, OfTokens) else (None, batch)
         parts = sequences(model, batch, self.name)
         logits, wanted = self._aligned(parts.logits(model), parts)
         counted = wanted != IGNORED
@@ -74,7 +80,12 @@ class _Tokens(ModelOutput, PredictsClasses):
         # Rows that have no output compute one of all tokens, and are filled afterwards: what is filled
         # has no gradient, while a NaN on the way would make the gradients NaN.
         counted |= undefined[:, None]
-        rows = self._rows(shortfall(logits, wanted.clamp(0, logits.shape[-1] - 1)), counted)
+        x = shortfall(logits, wanted.clamp(0, logits.shape[-1] - 1))
+        if own is None:
+            rows = self._rows(x, counted)
+        else:
+            rows = self._rows(torch.where(own, x, x.detach()), counted)
+            rows = rows._replace(loss=self._reduced(F.softplus(x).masked_fill(~own, 0), counted))
         filled = RowOutputs(*(one.masked_fill(undefined, torch.nan) for one in rows))
         return rounded(filled, logits.dtype)
 
@@ -110,6 +121,12 @@ class _Tokens(ModelOutput, PredictsClasses):
                 f"{logits.shape[2] - 1}, and {IGNORED} stands where nothing is asked"
             )
         return None
+
+    def tokens(self, model: Model, batch: Any) -> Tensor:
+        """See :meth:`SeparatesTokens.tokens`."""
+        parts = sequences(model, batch, self.name)
+        numbers = self._beside_logits(parts.numbers, parts)
+        return numbers.masked_fill(self._wanted(parts) == IGNORED, -1)
 
     def counted(self, model: Model, batch: Any) -> Tensor:
         """See :meth:`PredictsClasses.counted`: tokens that have a label."""
@@ -152,6 +169,14 @@ class CausalLM(_Tokens):
     stand beside its logits, and are taken as they are. The first token behind padding at the left, and
     the first of each document of a pack (where ``position_ids`` begin again, or ``seq_idx`` changes),
     are predicted by nothing, and do not count.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Embedding(16, 16))
+    >>> tokens = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    >>> rows = CausalLM()(network, {"input": tokens, "labels": tokens})
+    >>> rows.output.shape
+    torch.Size([2])
     """
 
     name = "causal_lm"
@@ -187,6 +212,13 @@ class MaskedLM(_Tokens):
     """The tokens that have labels, from all others (or one class for each token, as in tagging).
 
     Of an encoder-decoder model, the target's.
+
+    Examples
+    --------
+    >>> network = nn.Sequential(nn.Embedding(16, 16))
+    >>> tokens, labels = torch.tensor([[3, 1, 4]]), torch.tensor([[-100, 7, -100]])
+    >>> MaskedLM()(network, {"input": tokens, "labels": labels}).loss.shape
+    torch.Size([1])
     """
 
     name = "masked_lm"

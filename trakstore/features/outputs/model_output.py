@@ -45,6 +45,12 @@ class RowOutputs(NamedTuple):
         The loss l.
     out_to_loss : Tensor
         -dl/d(output).
+
+    Examples
+    --------
+    >>> loss = torch.tensor([0.5, 2.0])
+    >>> RowOutputs(output=loss, loss=loss, out_to_loss=-torch.ones(2)).loss
+    tensor([0.5000, 2.0000])
     """
 
     output: Tensor
@@ -66,6 +72,12 @@ class ModelOutput(ABC):
         that has to be watched.
     columns : frozenset of str or None
         Columns that the output itself reads of batches that are dicts; None where they may be any.
+
+    Examples
+    --------
+    >>> from trakstore.features import Margin
+    >>> isinstance(Margin(), ModelOutput), Margin().spec.name
+    (True, 'margin')
     """
 
     name: str

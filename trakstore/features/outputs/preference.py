@@ -35,6 +35,11 @@ class DPO(ModelOutput):
     ----------
     beta : float
         Inverse temperature β, above 0.
+
+    Examples
+    --------
+    >>> DPO(beta=0.1).spec
+    OutputSpec(name='dpo', options=(('beta', 0.1),))
     """
 
     name = "dpo"

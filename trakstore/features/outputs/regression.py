@@ -24,6 +24,12 @@ class SquaredError(ModelOutput):
 
     The model gives ``(batch,)`` or ``(batch, 1)``; batches are ``(input, ..., y)``, or dicts with
     ``labels`` (or ``label``).
+
+    Examples
+    --------
+    >>> rows = SquaredError()(nn.Linear(4, 1), (torch.eye(4), torch.ones(4)))
+    >>> torch.allclose(rows.out_to_loss, 1 - rows.output)
+    True
     """
 
     name = "squared_error"

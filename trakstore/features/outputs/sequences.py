@@ -68,6 +68,14 @@ class Sequences:
             answer = answer[0]
         return widened(need_tensor(answer, "the model's logits"))
 
+    @property
+    def numbers(self) -> Tensor:
+        """Places of all tokens, counted from 0 behind padding at the left, (batch, length) int64."""
+        mask = self.keywords.get("attention_mask")
+        if not self.target and isinstance(mask, Tensor) and mask.shape == self.labels.shape:
+            return (mask != 0).cumsum(1) - 1
+        return torch.arange(self.labels.shape[1], device=self.labels.device).expand_as(self.labels)
+
     def relabelled(self, batch: Any, labels: Tensor) -> Any:
         """Return the batch that these are the parts of, with other labels.
 

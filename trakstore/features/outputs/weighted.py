@@ -9,10 +9,11 @@ from torch import Tensor
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs.model_output import Model, ModelOutput, RowOutputs, need_tensor
+from trakstore.features.outputs.tokens import OfTokens, SeparatesTokens, need_tokens
 from trakstore.spec import OutputSpec
 
 
-class Weighted(ModelOutput):
+class Weighted(ModelOutput, SeparatesTokens):
     """Another output, of which each sample's loss is multiplied by a number that the data carry.
 
     loss = w·l and ``out_to_loss`` = w·(the other's); the output, whose gradient is stored, is the
@@ -30,6 +31,12 @@ class Weighted(ModelOutput):
     ------
     TrakStoreError
         When ``output`` is no :class:`ModelOutput`.
+
+    Examples
+    --------
+    >>> from trakstore.features import CausalLM
+    >>> Weighted(CausalLM(over="loss"), "advantages").spec.name
+    'weighted'
     """
 
     name = "weighted"
@@ -59,6 +66,16 @@ class Weighted(ModelOutput):
         weights = weights.reshape(-1).to(loss.dtype)
         return RowOutputs(output, weights * loss, weights * misses)
 
+    def tokens(self, model: Model, batch: Any) -> Tensor:
+        """Number the tokens of a batch that count, for the model, as the other output does.
+
+        Raises
+        ------
+        TrakStoreError
+            When that is not made of tokens.
+        """
+        return need_tokens(self.output).tokens(model, self._apart(batch)[1])
+
     def labels(self, batch: Any) -> Tensor | None:
         """Return the other output's classes of a batch."""
         return self.output.labels(self._apart(batch)[1])
@@ -82,7 +99,10 @@ class Weighted(ModelOutput):
             )
         return self.output.check(model, rest)
 
-    def _apart(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+    def _apart(self, batch: Any) -> tuple[Tensor, Any]:
+        if isinstance(batch, OfTokens):
+            weights, rest = self._apart(batch.batch)
+            return weights, OfTokens(batch.own, rest)
         if not isinstance(batch, Mapping) or self.key not in batch:
             got = sorted(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
             raise TrakStoreError(f"weighted outputs need dicts with {self.key!r}, got {got}")

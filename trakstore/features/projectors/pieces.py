@@ -81,8 +81,8 @@ class Outer(NamedTuple):
     @property
     def low_dtype(self) -> torch.dtype | None:
         """Dtype of 16 bits in which both factors are multiplied; None for float32."""
-        # One sample tells the dtype of the right factor, which is not made for that.
-        right = self.unfolded(0, 1).input if self.unfolded else self.make_right(0, 1)
+        # No sample at all tells the dtype of the right factor, which is not made for that.
+        right = self.unfolded(0, 0).input if self.unfolded else self.make_right(0, 0)
         return low_dtype(self.left, right)
 
     def factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:

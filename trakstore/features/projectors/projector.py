@@ -145,7 +145,7 @@ class Projector(ABC):
 
         Parameters
         ----------
-        gradients : mapping of name to Tensor, shape (batch, *shape of the parameter)
+        gradients : mapping of name to Tensor, shape (batch, ...) with the parameter's shape
 
         Returns
         -------

@@ -32,7 +32,7 @@ from trakstore.features.projectors.sheared import WINDOW, Sheared, pays, unfolds
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
 from trakstore.features.projectors.triton import gathers, usable
-from trakstore.features.projectors.windows import WaitingWindows, WindowLists
+from trakstore.features.projectors.waiting_windows import WaitingWindows, WindowLists
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
 

@@ -53,18 +53,20 @@ On paper, not measured: 80 layers of width 8,192 with 0.86e9 parameters each, em
 2.1e9, bfloat16, 8 cards of 80 GB that gather at 300 GB/s and compute at 400 TFLOP/s, samples of 512
 tokens.
 
-| | FSDP2 on 8 | TP 8 |
-|---|---|---|
-| weights held | 140 GB / 8 = 17.5 GB | 17.5 GB |
-| gathered at a time | two layers 3.4 GB, embedding and head 4.2 GB | none |
-| activations, by sample | 0.24 MB a token and layer: 10 GB | 2 to 3 GB |
-| samples at once | 4 on each card: 39 GB, 64 GB in all | 16 on all |
-| traffic of a card | weights twice, 7/8 of 280 GB = 245 GB for 4 samples | 4.7 GB a sample |
-| beside it, for features | 8 bytes a pass | 4 dim = 8 kB a sample at 2,048 |
-| forward and backward | 2 x 72 TFLOP a sample: 0.36 s | 0.36 s / 8 |
-| gradients formed, ``sjlt`` | 72 TFLOP, 0.18 s; 70e9 entries sketched, 0.5 s | 0.43 of that |
-| 512 tokens, ``sjlt`` | 1.0 s on each of 8 cards, gathers (0.2 s) behind | 0.34 s |
-| 512 tokens, ``kronecker`` | 0.4 s on each of 8 cards | 0.05 s |
+========================== ================================================ ==========================
+quantity                   FSDP2 on 8                                       TP 8
+========================== ================================================ ==========================
+weights held               140 GB / 8 = 17.5 GB                             17.5 GB
+gathered at a time         two layers 3.4 GB, embedding and head 4.2 GB     none
+activations, by sample     0.24 MB a token and layer: 10 GB                 2 to 3 GB
+samples at once            4 on each card: 39 GB, 64 GB in all              16 on all
+traffic of a card          weights twice: 245 GB (7/8 of 280) for 4 samples 4.7 GB a sample
+beside it, for features    8 bytes a pass                                   8 kB a sample at dim 2,048
+forward and backward       2 x 72 TFLOP a sample: 0.36 s                    0.36 s / 8
+gradients formed, ``sjlt`` 72 TFLOP, 0.18 s; 70e9 entries sketched, 0.5 s   0.43 of that
+512 tokens, ``sjlt``       1.0 s on each of 8 cards, gathers (0.2 s) behind 0.34 s
+512 tokens, ``kronecker``  0.4 s on each of 8 cards                         0.05 s
+========================== ================================================ ==========================
 
 Under tensor parallel the outputs of attention and of the other layers, 0.35 of the weights, are divided
 by columns, and sketched by each rank as if it had all; of the others it does an eighth.

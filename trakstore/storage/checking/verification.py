@@ -125,6 +125,11 @@ def verify_store(
         When a newer trakstore wrote it.
     NotFoundError
         When an epoch or split is named that is not there.
+
+    Examples
+    --------
+    >>> ts.verify_store(store, workers=1).ok
+    True
     """
     epochs = None if epochs is None else layout.as_epochs(epochs)
     splits = None if splits is None else layout.as_splits(splits)

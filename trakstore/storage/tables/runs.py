@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import trakstore
 from trakstore.documents import entries, fields, made_by, text, whole
 from trakstore.errors import TrakStoreError
 from trakstore.markup import printable
@@ -82,8 +83,9 @@ _RUN = {
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that features depend on."""
-    versions = {}
-    for name in ("trakstore", "torch", "zarr", "numcodecs", "numpy"):
+    # Its own is that of the code that runs: an editable installation's metadata may be older.
+    versions = {"trakstore": trakstore.__version__}
+    for name in ("torch", "zarr", "numcodecs", "numpy"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -11,7 +11,7 @@ import xarray as xr
 from trakstore.scores.both_ends import BothEnds
 from trakstore.scores.factored import Scores
 from trakstore.serve.answer_data import Entry
-from trakstore.serve.by_epoch import intervals, scores_by_epoch
+from trakstore.serve.epoch_intervals import intervals, scores_by_epoch
 from trakstore.serve.samples_to_show import SamplesToShow
 from trakstore.serve.stored_samples import StoredSamples
 

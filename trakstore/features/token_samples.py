@@ -1,0 +1,147 @@
+"""Tokens of samples, with a row of features each.
+
+Rows of a split ``test~tokens`` are tokens of the samples of ``test``, sample after sample: all that
+count, or runs of some. A row is computed as its sample is, by a forward and a backward pass of its own,
+in which only its tokens' losses are differentiated. So it goes through every engine, and costs what its
+sample costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import Subset
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.batches import Batches
+from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
+from trakstore.features.fitness import explained
+from trakstore.features.job import Job
+from trakstore.features.outputs import ModelOutput
+from trakstore.features.outputs.tokens import SeparatesTokens, need_tokens
+from trakstore.features.split_samples import SplitSamples
+from trakstore.features.streamed import Streamed
+from trakstore.features.token_rows import TokenRows
+from trakstore.storage import layout
+from trakstore.storage.columns import sample_ids
+from trakstore.storage.ids import as_ids
+
+__all__ = ["TokenSamples", "samples_of", "token_numbers"]
+
+
+@dataclass(frozen=True)
+class TokenSamples:
+    """Samples of a split that has rows for tokens; as :class:`~.split_samples.SplitSamples`.
+
+    Attributes
+    ----------
+    given : map-style data set
+        The job's own.
+    given_ids : ndarray
+        Names of its samples.
+    tokens : sequence of ndarray of int64
+        Numbers of the tokens of each sample that count.
+    run : int
+        Tokens of a row; the last row of a sample may have fewer.
+    output : SeparatesTokens
+    """
+
+    given: Any
+    given_ids: NDArray[Any]
+    tokens: Sequence[NDArray[np.int64]]
+    run: int
+    output: SeparatesTokens
+
+    # Rows of one sample need not stay together: each has a forward pass of its own.
+    each = 1
+
+    @classmethod
+    def of(cls, job: Job, split: str) -> TokenSamples:
+        """Take those of a split that the job has, whose samples are all read once for that.
+
+        Raises
+        ------
+        TrakStoreError
+            When the output is not made of tokens, the data set is a stream, or no token counts.
+        """
+        own = layout.own_split(split)
+        dataset, output = job.datasets[own], job.output
+        count = dataset_rows(dataset, f"the data set {own!r}")
+        assert isinstance(output, ModelOutput)  # a job makes it one
+        separate = need_tokens(output)
+        if isinstance(dataset, Streamed):
+            raise TrakStoreError(
+                f"the data set {own!r} is a stream, and rows of tokens need samples that can be read "
+                f"again: give the samples to be asked about as a list"
+            )
+        batches = Batches.of(job.model, output, dataset, torch.device("cpu"), job.collate)
+        tokens = [token_numbers(job.model, output, batches.read(at, at + 1)) for at in range(count)]
+        if not any(map(len, tokens)):
+            raise TrakStoreError(f"no token of the data set {own!r} counts: all labels are -100")
+        ids = sample_ids(job.ids.get(own), count)
+        return cls(dataset, ids, tokens, job.tokens_of(split), separate)
+
+    @property
+    def ids(self) -> NDArray[Any]:
+        """Names of the rows: the sample's, ``#`` and the number of the row's first token."""
+        named = zip(self.given_ids.tolist(), self.tokens, strict=True)
+        return as_ids([f"{one}#{at}" for one, tokens in named for at in tokens[:: self.run]])
+
+    @property
+    def dataset(self) -> Any:
+        """Map-style data set of the rows' samples."""
+        return Subset(self.given, np.repeat(np.arange(len(self.tokens)), self._rows).tolist())
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data set, and of all its tokens that count."""
+        digest = hashlib.sha256()
+        for tokens in self.tokens:
+            digest.update(f"{tokens.tolist()};".encode())
+        own = dataset_fingerprint(self.given, self.given_ids)
+        return f"{own}#{self.run}:{digest.hexdigest()}"
+
+    def first(self, rows: int) -> TokenSamples:
+        """Return those of the first ``rows`` rows, as whole samples."""
+        count = int(np.searchsorted(np.cumsum(self._rows), rows, side="right"))
+        given = Subset(self.given, range(count))
+        return TokenSamples(
+            given, self.given_ids[:count], self.tokens[:count], self.run, self.output
+        )
+
+    def first_rows(self, samples: Sequence[int]) -> list[int]:
+        """Return the first row of each of some samples; of those alone that have a row."""
+        begins = np.cumsum(self._rows) - self._rows
+        return [int(begins[at]) for at in samples if len(self.tokens[at])]
+
+    def labels(self, model: nn.Module, output: ModelOutput) -> TokenRows:  # noqa: ARG002
+        """Return what tells the rows of one sample apart."""
+        first = [np.arange(0, len(tokens), self.run) for tokens in self.tokens]
+        return TokenRows(model, self.output, np.concatenate(first), self.run)
+
+    @property
+    def _rows(self) -> NDArray[np.int64]:
+        """Rows of each sample."""
+        return np.array([-(-len(tokens) // self.run) for tokens in self.tokens], dtype=np.int64)
+
+
+def token_numbers(model: nn.Module, output: ModelOutput, batch: Any) -> NDArray[np.int64]:
+    """Return the numbers of the tokens that count, of a batch of one sample."""
+    with explained(model, output, batch):
+        numbers = need_tokens(output).tokens(model, batch)[0].cpu().numpy()
+    counted: NDArray[np.int64] = numbers[numbers >= 0]
+    return counted
+
+
+def samples_of(job: Job, split: str) -> SplitSamples | TokenSamples:
+    """Take the samples of a split that the job has, whichever its rows are of."""
+    if split.endswith(layout.TOKENS):
+        return TokenSamples.of(job, split)
+    return SplitSamples.of(job, split)
