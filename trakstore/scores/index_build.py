@@ -102,8 +102,9 @@ def build_index(
 
     Examples
     --------
-    >>> ts.build_index(ts.grad_dot_scores(store), k=5)
-    <TrainIndex _indexes/train/plain (train: 24), recall 1.000 at 5>
+    >>> index = ts.build_index(ts.grad_dot_scores(store, epochs=15), k=3, checked=4)
+    >>> index.document.rows, index.document.checked
+    (24, 4)
     """
     rows = IndexedRows.of(scores)
     wanted, limit = rows.document(seed), memory_budget(memory_limit)

@@ -213,10 +213,10 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
 
     Examples
     --------
-    >>> scores = ts.grad_dot_scores(store)
-    >>> made = ts.build_index(scores, k=5)
-    >>> ts.open_index(scores)
-    <TrainIndex _indexes/train/plain (train: 24), recall 1.000 at 5>
+    >>> scores = ts.grad_dot_scores(store, epochs=[2, 5])
+    >>> index = ts.build_index(scores, k=3)
+    >>> ts.open_index(scores).document.rows
+    24
     """
     rows = IndexedRows.of(scores)
     found = read_index(rows.location, rows.path)

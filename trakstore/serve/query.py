@@ -28,7 +28,7 @@ from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
 from trakstore.serve.known_names import known_epochs, known_length, known_method
 from trakstore.serve.new_samples import NewSamples
-from trakstore.serve.provenance import known_weights, provenance_of
+from trakstore.serve.provenance import provenance_of
 from trakstore.serve.question import BadQuestionError, Question
 from trakstore.serve.samples_to_show import SamplesToShow
 from trakstore.serve.stored_samples import StoredSamples
@@ -154,7 +154,7 @@ class Query:
             from trakstore.features.query_rows import LoadedModels
 
             self._job = job = load_job(job) if isinstance(job, str) else job
-            known = {epoch: known_weights(pair) for epoch, pair in self._pairs.items()}
+            known = {epoch: pair.known_weights for epoch, pair in self._pairs.items()}
             self._models = LoadedModels(
                 job, self.store, known, device, memory_limit=memory_budget(memory_limit)
             )
@@ -173,6 +173,11 @@ class Query:
     def takes(self) -> list[str]:
         """Names of what new samples can be made of, such as "text"; none where there is no job."""
         return [] if self._new is None else self._new.kinds
+
+    @property
+    def scores_tokens(self) -> bool:
+        """True where tokens of found samples can have scores: by the job of a language model."""
+        return self._scorer is not None
 
     @property
     def rows(self) -> int:
@@ -307,7 +312,8 @@ class Query:
         Answer
             The last one is whole.
         """
-        epochs, k = known_epochs(question.epochs, self.epochs), known_length(question.k, self.rows)
+        epochs = known_epochs(question.epochs, self.epochs)
+        k = known_length(question.k, self.rows)
         method = known_method(question.method, self.method)
         scored = asked_tokens(question.tokens, self._scorer)
         if question.target is not None:
@@ -318,11 +324,11 @@ class Query:
         scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
         tiles = -(-scores.shape[1] // scores.tile_rows)
         count = stages or max(1, min(_MOST_STAGES, tiles // _TILES_OF_STAGE))
-        provenance = self.provenance(epochs, method)
-        passes = both_ends(scores, k, stages=count, memory_limit=self._limit)
+        provenance, passes = self.provenance(epochs, method), None
         if self._index is not None and self._index.serves(scores):
-            provenance["index"], passes = self._index.said, self._index.both_ends(scores, k)
-        for ends in passes:
+            provenance["index"] = self._index.said
+            passes = self._index.both_ends(scores, k)
+        for ends in passes or both_ends(scores, k, stages=count, memory_limit=self._limit):
             go_on()
             lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
             if scored and self._scorer and ends.share == 1.0:
@@ -360,6 +366,8 @@ class Query:
     def _predicted(self, split: str, position: int, epoch: Epoch) -> int | None:
         """Predict the class of a sample of the store; None where the job has no models or classes."""
         if self._models is None or self._job is None:
+            return None
+        if split not in self._job.datasets:  # rows of tokens have no classes
             return None
         with self._show.lock:
             sample = self._job.datasets[split][position]
