@@ -23,6 +23,7 @@ from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
 from trakstore.serve.answer_entries import entries_of
 from trakstore.serve.asked_sample import AskedSample, taken_columns
+from trakstore.serve.held_index import HeldIndex
 from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
 from trakstore.serve.known_names import known_epochs, known_length, known_method
@@ -68,6 +69,9 @@ class Query:
         c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
         Rows of the kernel of ``trak`` and ``influence``, as they take it.
+    index : bool
+        Ask the stored index of ``method`` and these epochs (:func:`trakstore.build_index`): scores are
+        exact, a list may lack some, and an answer's ``provenance["index"]`` says the recall.
     render : callable, tokenizer or str, optional
         What shows a sample, as in :func:`trakstore.report.write_report`.
     prepare : callable or str, optional
@@ -114,6 +118,7 @@ class Query:
         method: str = "trak",
         damping: float | Damping | None = None,
         kernel: KernelRows = None,
+        index: bool = False,
         render: Render | str | None = None,
         prepare: Callable[[dict[str, Any]], Any] | str | None = None,
         device: str | None = None,
@@ -138,8 +143,10 @@ class Query:
             kernel,
             memory_limit,
             ArrayRows(self._stored.train_ids.values),
-            HeldRows(memory_budget(memory_limit) // 4),
+            HeldRows(0 if index else memory_budget(memory_limit) // 4),
         )
+        held = self._kernels.scores(self.method) if index else None
+        self._index = None if held is None else HeldIndex.of(held, memory_limit)
         first = self._stored.first
         self._models, self._new, self._job = None, None, None
         if job is not None:
@@ -317,7 +324,11 @@ class Query:
         scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
         tiles = -(-scores.shape[1] // scores.tile_rows)
         count = stages or max(1, min(_MOST_STAGES, tiles // _TILES_OF_STAGE))
-        for ends in both_ends(scores, k, stages=count, memory_limit=self._limit):
+        provenance, passes = self.provenance(epochs, method), None
+        if self._index is not None and self._index.serves(scores):
+            provenance["index"] = self._index.said
+            passes = self._index.both_ends(scores, k)
+        for ends in passes or both_ends(scores, k, stages=count, memory_limit=self._limit):
             go_on()
             lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
             if scored and self._scorer and ends.share == 1.0:
@@ -333,7 +344,7 @@ class Query:
                 method=method,
                 epochs=epochs,
                 share=ends.share,
-                provenance=self.provenance(epochs, method),
+                provenance=provenance,
             )
 
     def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
