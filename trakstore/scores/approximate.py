@@ -69,6 +69,14 @@ def approximate_top_k(
         A score is NaN or infinite.
     MemoryLimitError
         The plan does not fit the memory limit.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store, epochs=15)
+    >>> index = ts.build_index(scores, k=3)
+    >>> top = ts.approximate_top_k(scores, 3, index=index, candidates=12)
+    >>> top["train"].values[0].tolist()
+    ['train-15', 'train-9', 'train-1']
     """
     need_scores(scores)
     rows, trains = scores.shape

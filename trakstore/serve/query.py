@@ -28,7 +28,7 @@ from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
 from trakstore.serve.known_names import known_epochs, known_length, known_method
 from trakstore.serve.new_samples import NewSamples
-from trakstore.serve.provenance import known_weights, provenance_of
+from trakstore.serve.provenance import provenance_of
 from trakstore.serve.question import BadQuestionError, Question
 from trakstore.serve.samples_to_show import SamplesToShow
 from trakstore.serve.stored_samples import StoredSamples
@@ -154,7 +154,7 @@ class Query:
             from trakstore.features.query_rows import LoadedModels
 
             self._job = job = load_job(job) if isinstance(job, str) else job
-            known = {epoch: known_weights(pair) for epoch, pair in self._pairs.items()}
+            known = {epoch: pair.known_weights for epoch, pair in self._pairs.items()}
             self._models = LoadedModels(
                 job, self.store, known, device, memory_limit=memory_budget(memory_limit)
             )
@@ -173,6 +173,11 @@ class Query:
     def takes(self) -> list[str]:
         """Names of what new samples can be made of, such as "text"; none where there is no job."""
         return [] if self._new is None else self._new.kinds
+
+    @property
+    def scores_tokens(self) -> bool:
+        """True where tokens of found samples can have scores: by the job of a language model."""
+        return self._scorer is not None
 
     @property
     def rows(self) -> int:
@@ -361,6 +366,8 @@ class Query:
     def _predicted(self, split: str, position: int, epoch: Epoch) -> int | None:
         """Predict the class of a sample of the store; None where the job has no models or classes."""
         if self._models is None or self._job is None:
+            return None
+        if split not in self._job.datasets:  # rows of tokens have no classes
             return None
         with self._show.lock:
             sample = self._job.datasets[split][position]
