@@ -50,6 +50,7 @@ html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "trakstore"
 html_show_sourcelink = False
+html_sidebars = {"*": []}  # pages without others beside them
 html_theme_options: dict[str, Any] = {
     "navbar_align": "left",
     "navigation_with_keys": False,

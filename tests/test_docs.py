@@ -66,8 +66,9 @@ def test_the_pages_build(tmp_path: Path) -> None:
     missing = [name for name in listed() if not (made / f"{name}.html").is_file()]
     assert not missing
     commands = (made / "commands.html").read_text()
-    for command in (*COMMANDS, *EVALUATIONS):
-        assert f"trakstore {command.name}" in commands or f"evaluate {command.name}" in commands
+    sections = [f"trakstore-{one.name}" for one in COMMANDS]
+    sections += [f"trakstore-evaluate-{one.name}" for one in EVALUATIONS]
+    assert not [one for one in sections if f'id="{one}"' not in commands]
     articles = [
         re.sub(r"<(pre|code|head|nav)\b.*?</\1>", "", path.read_text(), flags=re.DOTALL)
         for path in tmp_path.rglob("*.html")

@@ -19,14 +19,7 @@ commands' own help.
 """
 
 # What stands for a value, where an option names no word of its own.
-WORDS = {
-    "int range": "N",
-    "float range": "X",
-    "int": "N",
-    "float": "X",
-    "str": "TEXT",
-    "list[str]": "TEXT",
-}
+WORDS = {"int": "N", "float": "X", "str": "TEXT"}
 
 
 def page() -> str:
@@ -42,8 +35,11 @@ def page() -> str:
         body,
         flags=re.MULTILINE,
     )
-    for kind, word in WORDS.items():
-        body = body.replace(f"<{kind}>`", f"{word}`")
+    body = re.sub(
+        r"<(?:list\[)?(\w+)\]?(?: range)?>`",
+        lambda kind: WORDS.get(kind[1], kind[1].upper()) + "`",
+        body,
+    )
     # Descriptions are plain text, in which these begin no markup.
     outside = re.split(r"(```.*?```|`[^`\n]*`)", body, flags=re.DOTALL)
     outside[::2] = [one.replace("<", "&lt;").replace("[", r"\[") for one in outside[::2]]

@@ -170,3 +170,36 @@ def test_another_text_than_was_featurized_is_refused(folder: Path) -> None:
             query.ask(target=0, k=1, tokens=1)
     finally:
         sample["input_ids"][:] = kept
+
+
+def test_the_service_scores_tokens(folder: Path) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("httpx")
+    starlette = pytest.importorskip("starlette.testclient")
+    from trakstore.serve.access import Access
+    from trakstore.serve.limits import Limits
+    from trakstore.serve.routes import service
+
+    query = ts.Query(ts.open_store(folder / "llama.zarr"), job(llama), render=Words())
+    app = service(query, Access("127.0.0.1", None), Limits(), "1.0")
+    with starlette.TestClient(app, base_url="http://127.0.0.1:8765") as client:
+        assert client.get("/store").json()["tokens"] is True
+        listed = client.post("/query", json={"target": 0, "k": 4, "tokens": True}).json()
+        scored = [one.get("tokens") for one in listed["proponents"]]
+        assert [bool(one) for one in scored] == [True, True, True, False]
+        total = sum(one["score"] for one in scored[0])
+        assert abs(total - listed["proponents"][0]["score"]) < 1e-5 * abs(total) + 1e-9
+        # Texts are not needed for that, and the page has them shaded.
+        bare = {"target": 0, "k": 2, "tokens": 1, "samples": False}
+        answer = client.post("/query", json=bare).json()["proponents"][0]
+        assert answer["tokens"] == scored[0]
+        assert "text" not in answer
+        panel = client.post("/panel", json={"target": 0, "k": 2, "tokens": 1}).text
+        html = json.loads(panel.splitlines()[-1])["html"]
+        strongest = max(scored[0], key=lambda one: abs(one["score"]))["text"]
+        assert f"<li><code>{strongest}</code>" in html
+        assert "tokens that raise the score" in html
+        for wrong, status in (("yes", 400), (-1, 400), (99, 422)):
+            reply = client.post("/query", json={"target": 0, "k": 2, "tokens": wrong})
+            assert reply.status_code == status
+            assert "tokens must be" in reply.json()["error"]

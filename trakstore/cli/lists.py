@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,21 +39,20 @@ def shown_lists(top: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
     """Yield a table for people, then a line about the ``hidden`` targets that it leaves out."""
     yield top_table(top)
     if "recall" in top.attrs:
-        yield _recall_line(**{name: top.attrs.get(name) for name in RECALL})
+        yield _recall_line(top.attrs)
     yield from hidden_targets(hidden)
 
 
-def _recall_line(
-    recall: float, candidates: int, checked: int | None, recall_k: int, recall_candidates: int
-) -> str:
+def _recall_line(said: Mapping[str, Any]) -> str:
     """Say how much of the true lists an answer has."""
-    if checked is None:
+    if "checked" not in said:
         return "these are the true lists: all train rows were candidates"
-    if not checked or recall != recall:
-        return f"{candidates} candidates a target; the recall was not measured for this method"
+    if math.isnan(said["recall"]):
+        return f"{said['candidates']} candidates a target; recall was not measured for this method"
     return (
-        f"{100 * recall:.0f}% of the true top-{recall_k} lists of {checked} targets were found when "
-        f"the index was built, with {recall_candidates} candidates; here {candidates}"
+        f"{100 * said['recall']:.0f}% of the true top-{said['recall_k']} lists of {said['checked']} "
+        f"targets were found when the index was built, with {said['recall_candidates']} candidates; "
+        f"here {said['candidates']}"
     )
 
 

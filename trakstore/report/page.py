@@ -24,6 +24,7 @@ from trakstore.report.template import (
     content_policy,
     packaged_text,
     page_script,
+    page_style,
     template_environment,
 )
 from trakstore.report.units import colour_level, in_powers_of_ten
@@ -53,7 +54,7 @@ def render_page(findings: Findings) -> str:
     """
     from markupsafe import Markup
 
-    style, script = packaged_text("page.css"), page_script(packaged_text("page.js"))
+    style, script = page_style(), page_script(packaged_text("page.js"))
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
     # A page is sent on: paths of the machine that made it are no business of its readers.
     local = partial(without_folders, known=str(findings.store.location))

@@ -24,6 +24,7 @@ from trakstore.report.dominance import dominants
 from trakstore.report.labels import with_labels
 from trakstore.report.sample_source import SampleSource
 from trakstore.report.store_facts import StoreContents
+from trakstore.report.token_lists import TokenLists
 from trakstore.report.units import evenly_spaced
 from trakstore.scores.factored import Scores
 from trakstore.scores.sums import group_scores
@@ -95,6 +96,8 @@ class Findings:
         Sources of the samples, for people.
     sampled : SampledKernel, optional
         Rows of the kernels, where they are not the train rows.
+    tokens : TokenLists, optional
+        What shades the texts of the first entries of each list by the scores of their tokens.
     left_out : dict of str to str
         Name of a section that is not there, and why.
     contents : StoreContents
@@ -143,6 +146,7 @@ class Findings:
     asked: Mapping[str, str]
     provenance: Mapping[str, str]
     sampled: SampledKernel | None = None
+    tokens: TokenLists | None = None
     left_out: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 
-from trakstore.report.cards import listed_cards
+from trakstore.report.cards import Card, listed_cards
 from trakstore.report.charts import plot_distribution, plot_evolution
 from trakstore.report.inline_svg import inline_svg, untitled
 from trakstore.report.sections import PATHS, Findings
@@ -66,8 +66,8 @@ class Panel:
         self.predicted = None if findings.predicted is None else str(findings.predicted[at])
         self.measured = {name: float(values[at]) for name, values in findings.measured.items()}
         form = number_form(np.concatenate([ups["score"].values, downs["score"].values]))
-        self.proponents = listed_cards(findings, ups, "score", form, own=own)
-        self.opponents = listed_cards(findings, downs, "score", form, own=own)
+        self.proponents = self._shaded(listed_cards(findings, ups, "score", form, own=own), ups)
+        self.opponents = self._shaded(listed_cards(findings, downs, "score", form, own=own), downs)
         self.histogram = _histogram(findings.spread, at, self.key)
         paths = findings.paths
         self.lines = "" if paths is None else _lines(paths, at, self.key)
@@ -81,6 +81,19 @@ class Panel:
         )
         self.dominant = findings.dominant[at]
         self.dominant_opponent = findings.dominant_opponent[at]
+
+    def _shaded(self, cards: list[Card], listed: xr.Dataset) -> list[Card]:
+        """Return a list whose first texts are shaded, where that is asked for."""
+        tokens = self.findings.tokens
+        if tokens is None:
+            return cards
+        scores = self.findings.scores.isel(target=int(self.findings.rows[self.at]))
+        places = listed["position"].values.tolist()[: tokens.count]
+        first = [
+            replace(card, shown=tokens.shown(place, scores))
+            for card, place in zip(cards, places, strict=False)
+        ]
+        return [*first, *cards[len(first) :]]
 
     @property
     def words(self) -> str:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from trakstore.markup import one_line, printable
+from trakstore.report.text_parts import ScoredPart
 from trakstore.report.units import written
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def template_environment() -> Environment:
         "percent": "{:.0%}".format,
         "in_lines": _in_lines,
         "short_id": _short_id,
+        "shade": _shade,
     }
     return environment
 
@@ -53,6 +55,11 @@ def packaged_text(name: str, package: str = "trakstore.report") -> str:
 def page_script(own: str) -> str:
     """Join the scripts that all pages share, in their order, and the page's own."""
     return "".join(map(packaged_text, _SHARED_SCRIPTS)) + own
+
+
+def page_style() -> str:
+    """Return the style of pages that show samples."""
+    return packaged_text("page.css") + packaged_text("tokens.css")
 
 
 def content_policy(style: str, script: str) -> str:
@@ -83,6 +90,12 @@ def _spelled_out(value: Any) -> Any:
 def _short_id(name: object) -> str:
     """Write an id where there is little room; it may be a whole prompt."""
     return one_line(name, 24)
+
+
+def _shade(part: ScoredPart) -> str:
+    """Return the classes of a token: its sign, and how much of the largest score it has."""
+    way = "for" if part.level > 0 else "against"
+    return f" {way} {way}{abs(part.level)}" if part.level else ""
 
 
 def _in_lines(text: str) -> str:

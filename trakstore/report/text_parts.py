@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.report.units import colour_level
+from trakstore.report.units import colour_level, written
 
-Kind: TypeAlias = Literal["plain", "prompt", "learned", "special"]
+Kind: TypeAlias = Literal["plain", "prompt", "learned", "special", "asked"]
 Scored: TypeAlias = Mapping[int, float]
 
 _NO_SCORES: Scored = {}
@@ -31,9 +31,9 @@ class TextPart:
     ----------
     text : str
         The characters, with their line breaks.
-    kind : {"plain", "prompt", "learned", "special"}
+    kind : {"plain", "prompt", "learned", "special", "asked"}
         Prompt and learned tokens, where a text has both; special tokens such as an end of sequence,
-        and marks of what is cut off; else plain.
+        and marks of what is cut off; tokens that are asked about; else plain.
     """
 
     text: str
@@ -60,6 +60,11 @@ class ScoredPart(TextPart):
     def level(self) -> int:
         """Colour, -4 to 4."""
         return colour_level(self.share, 1.0)
+
+    @property
+    def number(self) -> str:
+        """Score, written."""
+        return written("+.2g", self.score)
 
 
 def is_tokenizer(value: Any) -> bool:
@@ -280,8 +285,9 @@ def excerpt(
 def _start(text: str, parts: Sequence[TextPart], letters: int, lines: int) -> int:
     """Choose where an excerpt begins: at 0, or shortly before what is learned."""
     learned = 0
+    wanted = "asked" if any(part.kind == "asked" for part in parts) else "learned"
     for part in parts:
-        if part.kind == "learned":
+        if part.kind == wanted:
             break
         learned += len(part.text)
     else:

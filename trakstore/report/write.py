@@ -33,6 +33,7 @@ from trakstore.report.targets_and_epochs import (
     transition_ends,
 )
 from trakstore.report.terminal_tables import span
+from trakstore.report.token_lists import TokenLists
 from trakstore.storage.exchange.named_files import check_file_place, writing
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
@@ -96,6 +97,7 @@ def write_report(
     kernel: KernelRows = None,
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
+    tokens: int = 0,
 ) -> WrittenReport:
     """Write one HTML page: targets with the samples that helped and harmed them, and when.
 
@@ -142,6 +144,9 @@ def write_report(
         Most memory to take, such as ``"600MB"``; a quarter of what is free by default.
     allow_other_weights : bool
         Whether targets and train rows of an epoch may be of different checkpoints.
+    tokens : int
+        Entries of each list whose texts are shaded by the scores of their tokens, which add up to the
+        entry's. Of a job of a language model: at each epoch, by a pass for each token.
 
     Returns
     -------
@@ -181,6 +186,11 @@ def write_report(
     sampled = sampled_kernel(store, pairs, train, kernel) if takes else None
     check_list_length(as_whole(k, "k", 1, MOST_LISTED), last.train)
     as_whole(count, "count", 1, MOST_TARGETS)
+    as_whole(tokens, "tokens", 0, k)
+    if tokens and job is None:
+        raise TrakStoreError(
+            "tokens have scores by the models of a job: name that too (job=, --job)"
+        )
     names = [target_ids] if isinstance(target_ids, str) else list(target_ids)
     rows, chosen = _shown_rows(last.target, names, count)
     ends = transition_ends(known, before, after)
@@ -190,6 +200,9 @@ def write_report(
     splits = [last.target.stored, last.train.stored]
     samples = sample_source(job, render, splits, max(_LEAST_LETTERS, min(LETTERS, letters)))
     _try_samples(samples, last, int(rows[0]))
+    shades = None
+    if tokens and job is not None:
+        shades = TokenLists.of(tokens, job, store, pairs, render, samples.letters, memory_limit)
     begin_step("report: kernels of the scores")
     scores = scores_by_name(
         method,
@@ -221,6 +234,7 @@ def write_report(
             provenance,
         ),
         sampled=sampled,
+        tokens=shades,
     )
     size = _write_page(path, findings)
     token_ids = render is None and samples.token_ids

@@ -69,10 +69,19 @@ def approximate_top_k(
         A score is NaN or infinite.
     MemoryLimitError
         The plan does not fit the memory limit.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store, epochs=15)
+    >>> index = ts.build_index(scores, k=3)
+    >>> top = ts.approximate_top_k(scores, 3, index=index, candidates=12)
+    >>> top["train"].values[0].tolist()
+    ['train-15', 'train-9', 'train-1']
     """
     need_scores(scores)
     rows, trains = scores.shape
-    k, wide = check_request(k, trains, order), usual_candidates(k, trains)
+    k = check_request(k, trains, order)
+    wide = usual_candidates(k, trains)
     if candidates is not None:
         needed = f"must be in {k}..{trains} (k to the train rows)"
         wide = as_whole(candidates, "candidates", k, trains, needed=needed)

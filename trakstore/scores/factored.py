@@ -46,7 +46,7 @@ class Scores:
     train_positions : Rows, shape (n,), optional
         Positions of the train rows in the stored split; 0, 1, ... when None.
     reduce : {"mean", "sum"}
-        Reduction over the epochs.
+        Reduction over the epochs; a mean weighs them by the inverse ``length`` of their parts.
     average : {"factors", "scores"}
         Place of the column scales Q_c. ``"factors"``: averaged apart from the products,
         (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
@@ -121,6 +121,14 @@ class Scores:
         return tuple(part.epoch for part in self.parts)
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """Factors of the epochs' parts: they sum up to 1 in a mean, and are all 1 in a sum."""
+        if self.reduce == "sum":
+            return (1.0,) * len(self.parts)
+        inverse = [1 / part.length for part in self.parts]
+        return tuple(one / sum(inverse) for one in inverse)
+
+    @property
     def tile_rows(self) -> int:
         """Train rows of one tile."""
         return min(tile_rows(part.train) for part in self.parts)
@@ -175,11 +183,10 @@ class Scores:
         ``ahead`` bytes of stored rows may be read before they are asked for, here and in each task.
         """
         # The mean over epochs is in the left factors, so that tiles only add up.
-        share = np.float32(1 / len(self.parts) if self.reduce == "mean" else 1)
         with together((one for part in self.parts for one in part.reads(start, stop)), ahead):
             lefts = tuple(part.left(start, stop) for part in self.parts)
-        for left in lefts:
-            left *= share
+        for left, share in zip(lefts, self.shares, strict=True):
+            left *= np.float32(share)
         apart = self.scale_apart
         return Window(
             lefts,

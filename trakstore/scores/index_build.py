@@ -99,6 +99,12 @@ def build_index(
     ----------
     Gao and Long: "RaBitQ: Quantizing High-Dimensional Vectors with a Theoretical Error Bound for
     Approximate Nearest Neighbor Search", SIGMOD 2024.
+
+    Examples
+    --------
+    >>> index = ts.build_index(ts.grad_dot_scores(store, epochs=15), k=3, checked=4)
+    >>> index.document.rows, index.document.checked
+    (24, 4)
     """
     rows = IndexedRows.of(scores)
     wanted, limit = rows.document(seed), memory_budget(memory_limit)

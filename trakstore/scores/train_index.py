@@ -210,6 +210,13 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
         When it is of other epochs, features, damping or fewer rows.
     MemoryLimitError
         When the codes do not fit.
+
+    Examples
+    --------
+    >>> scores = ts.grad_dot_scores(store, epochs=[2, 5])
+    >>> index = ts.build_index(scores, k=3)
+    >>> ts.open_index(scores).document.rows
+    24
     """
     rows = IndexedRows.of(scores)
     found = read_index(rows.location, rows.path)

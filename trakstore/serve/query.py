@@ -23,11 +23,12 @@ from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
 from trakstore.serve.answer_entries import entries_of
 from trakstore.serve.asked_sample import AskedSample, taken_columns
+from trakstore.serve.held_index import HeldIndex
 from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
 from trakstore.serve.known_names import known_epochs, known_length, known_method
 from trakstore.serve.new_samples import NewSamples
-from trakstore.serve.provenance import known_weights, provenance_of
+from trakstore.serve.provenance import provenance_of
 from trakstore.serve.question import BadQuestionError, Question
 from trakstore.serve.samples_to_show import SamplesToShow
 from trakstore.serve.stored_samples import StoredSamples
@@ -68,6 +69,9 @@ class Query:
         c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
         Rows of the kernel of ``trak`` and ``influence``, as they take it.
+    index : bool
+        Ask the stored index of ``method`` and these epochs (:func:`trakstore.build_index`): scores are
+        exact, a list may lack some, and an answer's ``provenance["index"]`` says the recall.
     render : callable, tokenizer or str, optional
         What shows a sample, as in :func:`trakstore.report.write_report`.
     prepare : callable or str, optional
@@ -114,6 +118,7 @@ class Query:
         method: str = "trak",
         damping: float | Damping | None = None,
         kernel: KernelRows = None,
+        index: bool = False,
         render: Render | str | None = None,
         prepare: Callable[[dict[str, Any]], Any] | str | None = None,
         device: str | None = None,
@@ -138,8 +143,10 @@ class Query:
             kernel,
             memory_limit,
             ArrayRows(self._stored.train_ids.values),
-            HeldRows(memory_budget(memory_limit) // 4),
+            HeldRows(0 if index else memory_budget(memory_limit) // 4),
         )
+        held = self._kernels.scores(self.method) if index else None
+        self._index = None if held is None else HeldIndex.of(held, memory_limit)
         first = self._stored.first
         self._models, self._new, self._job = None, None, None
         if job is not None:
@@ -147,7 +154,7 @@ class Query:
             from trakstore.features.query_rows import LoadedModels
 
             self._job = job = load_job(job) if isinstance(job, str) else job
-            known = {epoch: known_weights(pair) for epoch, pair in self._pairs.items()}
+            known = {epoch: pair.known_weights for epoch, pair in self._pairs.items()}
             self._models = LoadedModels(
                 job, self.store, known, device, memory_limit=memory_budget(memory_limit)
             )
@@ -166,6 +173,11 @@ class Query:
     def takes(self) -> list[str]:
         """Names of what new samples can be made of, such as "text"; none where there is no job."""
         return [] if self._new is None else self._new.kinds
+
+    @property
+    def scores_tokens(self) -> bool:
+        """True where tokens of found samples can have scores: by the job of a language model."""
+        return self._scorer is not None
 
     @property
     def rows(self) -> int:
@@ -312,7 +324,11 @@ class Query:
         scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
         tiles = -(-scores.shape[1] // scores.tile_rows)
         count = stages or max(1, min(_MOST_STAGES, tiles // _TILES_OF_STAGE))
-        for ends in both_ends(scores, k, stages=count, memory_limit=self._limit):
+        provenance, passes = self.provenance(epochs, method), None
+        if self._index is not None and self._index.serves(scores):
+            provenance["index"] = self._index.said
+            passes = self._index.both_ends(scores, k)
+        for ends in passes or both_ends(scores, k, stages=count, memory_limit=self._limit):
             go_on()
             lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
             if scored and self._scorer and ends.share == 1.0:
@@ -328,7 +344,7 @@ class Query:
                 method=method,
                 epochs=epochs,
                 share=ends.share,
-                provenance=self.provenance(epochs, method),
+                provenance=provenance,
             )
 
     def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
@@ -350,6 +366,8 @@ class Query:
     def _predicted(self, split: str, position: int, epoch: Epoch) -> int | None:
         """Predict the class of a sample of the store; None where the job has no models or classes."""
         if self._models is None or self._job is None:
+            return None
+        if split not in self._job.datasets:  # rows of tokens have no classes
             return None
         with self._show.lock:
             sample = self._job.datasets[split][position]

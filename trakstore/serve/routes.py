@@ -268,6 +268,7 @@ def _about(query: Query) -> dict[str, Any]:
         "targets": query.targets,
         "train": query.train,
         "takes": query.takes,
+        "tokens": query.scores_tokens,
         "some": query.some_targets(12),
         "most": min(query.rows, MOST_LISTED),
     }
