@@ -1,7 +1,8 @@
 """Which settings tell best what training on other data would have given: LDS on retrained models.
 
     python benchmarks/accuracy.py [mlp] [cnn] [few] [--out accuracy] [--models 750] [--small]
-    python benchmarks/accuracy.py lm [--out accuracy] [--models 160] [--seed 0] [--small]
+    python benchmarks/accuracy.py lm [--out accuracy] [--models 160] [--repeats 2] [--seed 0]
+        [--parts stores bits peers memory] [--small]
 
 Digits of scikit-learn, 1,297 to train on and 500 to ask about. The truth is the margin of models that
 were trained on random halves: ``mlp`` (26,122 parameters) and ``cnn`` (13,706) on all train rows, and
@@ -17,9 +18,11 @@ picture beside it. About half an hour on two cores.
 tokens, cut from functions of this Python's standard library; 128 others are asked about. The truth is
 the mean loss of models that were retrained on halves, all from the same weights, each half twice in
 another order, by which it is told what scores can reach at most. Scores are made from four checkpoints
-of one training: by the library from stores, and in memory from whole gradients (their products,
-kernels of their own and of sampled tokens, scaled or not, and EK-FAC, which take 8 GB for the larger
-decoder). Lines go to --out/lm.json. Another seed takes other modules, halves and weights. To train one
+of one training: by the library from stores, of four and of one byte a number, by other libraries, and
+in memory from whole gradients (their products, kernels of their own and of sampled tokens, scaled or
+not, and EK-FAC, which take 8 GB for the larger decoder). Lines go to --out/lm.json, where those of
+--parts that are left out stay. The truth and the stores are kept under --out and used again. With
+--repeats 1 each half is taken once. Another seed takes other modules, halves and weights. To train one
 model takes 3 and 7 seconds of one core: about half an hour on two, for all.
 """
 
@@ -36,7 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 from accuracy_chart import draw
-from accuracy_language import language
+from accuracy_language import PARTS, language
 from accuracy_lines import Lines
 from accuracy_peers import PEERS, dattri_lds
 from accuracy_variants import VARIANTS, Parts
@@ -312,6 +315,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("accuracy"))
     parser.add_argument("--models", type=int, help="trained on halves")
     parser.add_argument("--seed", type=int, default=0, help="of the language models' text")
+    told = "what is told of language models"
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help=told)
+    parser.add_argument("--repeats", type=int, default=2, help="of each half of a text")
     parser.add_argument("--small", action="store_true", help="a few lines of little training")
     options = parser.parse_args()
     if unknown := set(options.kinds) - set(named):
@@ -320,7 +326,14 @@ def main() -> None:
     if options.kinds != ["lm"]:
         digits(options)
     if "lm" in options.kinds:
-        language(options.out, options.models or 160, options.seed, options.small)
+        language(
+            options.out,
+            options.models or 160,
+            options.repeats,
+            options.seed,
+            options.parts,
+            options.small,
+        )
 
 
 if __name__ == "__main__":

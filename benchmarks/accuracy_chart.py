@@ -52,6 +52,7 @@ SERIES = {
     "trak_scores": "a projection for each epoch",
     "trak_scores, scale, 4 draws": "scaled, 4 draws of labels",
     "trak_scores, scale, 8 draws": "scaled, 8 draws",
+    "trak_scores, scale, 8 draws, 8 bits": "scaled, 8 draws, 8 bits a number",
     "traker": "traker",
     "dattri": "dattri, TRAK",
 }

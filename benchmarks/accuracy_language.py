@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from trakstore.evaluation.lds import LDS, lds
 from trakstore.features import Job, featurize_job
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 
-DRAWS, MORE, REPEATS = 4, 8, 2
+DRAWS, FEWER = 8, 4
 
 
 @dataclass
@@ -66,6 +67,11 @@ class LanguageGround:
         )
         return ts.open_store(place)
 
+    def best(self, dim: int, draws: int = DRAWS, dtype: str = "float32") -> ts.FeatureStore:
+        """Features as they are best for a language model that Adam trained."""
+        options: dict[str, Any] = {"per_epoch": True, "scale": "samples"}
+        return self.store(dim, f"-own-{draws}-{dtype}", sampled=draws, dtype=dtype, **options)
+
     def job(self, **options: Any) -> Job:
         states = dict(self.truth.states)
         options = {"sampled": DRAWS, "output": "causal_lm", "batch_size": 128} | options
@@ -99,18 +105,18 @@ def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
         lines.default = None  # the first line is what the others of this size are compared with
         plain = ground.store(dim)
         own_plain = ground.store(dim, "-own-plain", per_epoch=True)
-        of_samples = ground.store(dim, "-samples", scale="samples", sampled=DRAWS)
-        own = ground.store(dim, "-own", per_epoch=True, scale="samples", sampled=DRAWS)
-        more = ground.store(dim, "-more", per_epoch=True, scale="samples", sampled=MORE)
+        of_samples = ground.store(dim, "-samples", scale="samples", sampled=FEWER)
+        fewer = ground.best(dim, FEWER)
+        own = ground.best(dim)
         of_adam = ground.store(dim, "-adam", scale=moments)
         for count in (len(plain.epochs), 1):
             of: Any = {"epochs": list(plain.epochs)[-count:]}
             scores = {
                 "trak_scores, one projection": ts.trak_scores(plain, **of),
                 "trak_scores": ts.trak_scores(own_plain, **of),
-                "trak_scores, scale, 4 draws": ts.trak_scores(own, **of),
-                f"trak_scores, scale, {MORE} draws": ts.trak_scores(more, **of),
-                "influence_scores, scale, 4 draws": ts.influence_scores(own, **of),
+                f"trak_scores, scale, {FEWER} draws": ts.trak_scores(fewer, **of),
+                f"trak_scores, scale, {DRAWS} draws": ts.trak_scores(own, **of),
+                f"influence_scores, scale, {DRAWS} draws": ts.influence_scores(own, **of),
                 "influence_scores": ts.influence_scores(plain, **of),
                 "grad_dot_scores": ts.grad_dot_scores(plain, **of),
                 "grad_cos_scores": ts.grad_cos_scores(plain, **of),
@@ -119,12 +125,24 @@ def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
                 "grad_dot_scores, scale": ts.grad_dot_scores(of_samples, **of),
             }
             for c in (0.03, 0.1, 0.3, 1.0):
-                for name, store in (("", own), (", one projection", of_samples)):
+                cases = (("", own, DRAWS), (", one projection", of_samples, FEWER))
+                for name, store, draws in cases:
                     one = ts.trak_scores(store, damping=c, kernel="sampled", **of)
-                    scores[f"trak_scores, scale, 4 draws, c = {c}{name}"] = one
+                    scores[f"trak_scores, scale, {draws} draws, c = {c}{name}"] = one
             size = bytes_of_row(plain, count)
             for name, one in scores.items():
                 lines.add(f"{dim} x {count}", name, one, bytes=size, checkpoints=count)
+
+
+def in_eight_bits(ground: LanguageGround, lines: Lines, small: bool) -> None:
+    """Scores of all checkpoints from rows of 8 bits: more numbers in the same bytes."""
+    for dim in (64,) if small else (8192, 16384):
+        store = ground.best(dim, dtype="int8")
+        size, count = bytes_of_row(store, len(store.epochs)), len(store.epochs)
+        for c in (0.1, 0.03):
+            name = f"trak_scores, scale, {DRAWS} draws, 8 bits" + f", c = {c}" * (c != 0.1)
+            one = ts.trak_scores(store, damping=c)
+            lines.add(f"{dim} x {count}", name, one, bytes=size, checkpoints=count)
 
 
 def by_others(ground: LanguageGround, lines: Lines, small: bool) -> None:
@@ -144,20 +162,20 @@ def by_others(ground: LanguageGround, lines: Lines, small: bool) -> None:
             else {}
         )
         lines.add("peers", name, found, **size)
-    store = ground.store(dim, "-own", per_epoch=True, scale="samples", sampled=DRAWS)
+    store = ground.best(dim)
     for steps in (0, 2):
         found = unprojected_scores(ground.job(), store, damping=0.03, iterations=steps)
         lines.add("whole", f"unprojected_scores, {steps} iterations, {dim} numbers stored", found)
 
 
-def in_memory(ground: LanguageGround, lines: Lines, draws: int) -> None:
+def in_memory(ground: LanguageGround, lines: Lines, small: bool) -> None:
     """Scores of whole gradients: means over checkpoints, and of each checkpoint alone."""
     text, made = ground.truth.text, []
     train, target = torch.from_numpy(text.train), torch.from_numpy(text.target)
     for number, state in enumerate(ground.truth.states.values()):
         model = ground.recipe.model()
         model.load_state_dict(state)
-        rows = Rows.compute(model, train, target, draws, seed=ground.seed + number)
+        rows = Rows.compute(model, train, target, 2 if small else FEWER, seed=ground.seed + number)
         made.append(references(rows))
     for name in made[0]:
         scores: list[NDArray[np.float64]] = [one[name] for one in made]
@@ -166,19 +184,26 @@ def in_memory(ground: LanguageGround, lines: Lines, draws: int) -> None:
             lines.add(f"dense, {epoch}", name, one)
 
 
-def language(out: Path, models: int, seed: int, small: bool) -> None:
-    """Write the lines of both sizes of language model."""
-    found: list[dict[str, Any]] = []
+# What is told of a model, by the name that chooses it.
+PARTS = {"stores": from_stores, "bits": in_eight_bits, "peers": by_others, "memory": in_memory}
+
+
+def language(
+    out: Path, models: int, repeats: int, seed: int, parts: Sequence[str], small: bool
+) -> None:
+    """Write the lines of both sizes of language model; those of parts left out stay as they were."""
     out.mkdir(parents=True, exist_ok=True)
+    path = out / "lm.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for kind in ("tiny",) if small else ("small", "large"):
-        ground = LanguageGround(kind, out, models, REPEATS, seed)
+        ground = LanguageGround(kind, out, models, repeats, seed)
         alone, attainable = ground.ceiling()
         print(f"{kind}: {len(ground.truth.subsets)} models; losses of two models of one half "
               f"correlate by {alone:.3f}, which allows an LDS of {attainable:.3f}")  # fmt: skip
-        lines = Lines(ground)
-        from_stores(ground, lines, small)
-        by_others(ground, lines, small)
-        in_memory(ground, lines, 2 if small else DRAWS)
-        found += lines.found
-        (out / "lm.json").write_text(json.dumps(found, indent=1))
+        for part in parts:
+            lines = Lines(ground)
+            PARTS[part](ground, lines, small)
+            found = [one for one in found if (one["model"], one.get("part")) != (kind, part)]
+            found += [one | {"part": part} for one in lines.found]
+            path.write_text(json.dumps(found, indent=1))
     draw_language(found, out / "language.svg")

@@ -103,10 +103,9 @@ def rankings(ground: LanguageGround, small: bool) -> dict[str, NDArray[Any]]:
     train, target = torch.from_numpy(text.train), torch.from_numpy(text.target)
     model = ground.recipe.model()
     model.load_state_dict(ground.truth.states[max(ground.truth.states)])
-    own = ground.store(dim, "-own", per_epoch=True, scale="samples", sampled=DRAWS)
     random = np.random.default_rng(0).random((len(target), len(train)))
     return {
-        f"trak_scores, scale, {DRAWS} draws": np.asarray(ts.trak_scores(own)),
+        f"trak_scores, scale, {DRAWS} draws": np.asarray(ts.trak_scores(ground.best(dim))),
         "trak_scores, one projection": np.asarray(ts.trak_scores(ground.store(dim))),
         "BM25": bm25(text.train, text.target),
         "cosine of last states": states_cosine(model, train, target),

@@ -3,7 +3,7 @@
     hf download EleutherAI/bergson-wikitext-512-chunks --repo-type dataset --local-dir text
     hf download EleutherAI/bergson-wikitext-gpt2-leaderboard --local-dir model
     hf download EleutherAI/bergson-wikitext-gpt2-leaderboard-bank --repo-type dataset --local-dir bank
-    python benchmarks/leaderboard.py text model bank [--out leaderboard] [--dim 8192] [--draws 4]
+    python benchmarks/leaderboard.py text model bank [--out leaderboard] [--dim 8192] [--draws 8]
         [--checkpoints 36 48 60 72] [--queries 50] [--batch-size 16] [--device cuda]
 
 (``--local-dir bank`` may hold several banks: give the folder that has ``subsets.json``.) GPT-2 was
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("bank", type=Path, help="folder with subsets.json")
     parser.add_argument("--out", type=Path, default=Path("leaderboard"))
     parser.add_argument("--dim", type=int, default=8192)
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--checkpoints", type=int, nargs="*", default=[36, 48, 60, 72])
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=16)

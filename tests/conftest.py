@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -36,6 +36,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if processes > 1:
         threads = max(1, (os.cpu_count() or 1) // processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Leave files of tests to pytest alone, not to doctest, which passes over those it cannot import.
+
+    With ``--import-mode=importlib`` what doctest failed to import counts as imported: a file of tests
+    with a wrong import would be skipped, and no error told.
+    """
+    collectors = yield
+    return [one for one in collectors if type(one).__name__ != "DoctestModule"]
 
 
 @pytest.fixture(scope="session")

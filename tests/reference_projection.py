@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ def mix(x: int) -> int:
     return x ^ x >> 16
 
 
+@cache  # asked for again with each entry of a matrix
 def keys(spec: Any, name: str, shape: tuple[int, ...], stream: str) -> list[int]:
     text = json.dumps(
         [spec.kind, spec.version, spec.dim, spec.seed, spec.s, name, list(shape), stream],

@@ -48,10 +48,11 @@ def test_scores_over_time_print_peaks(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_two_passes_print_a_share_of_the_time_and_a_recall() -> None:
+def test_an_index_prints_times_and_a_recall_that_rises() -> None:
     lines = run("approximate.py", "--small")
-    assert [line.split(":")[0] for line in lines[::4]] == ["trak", "plain"]
-    assert all("recall" in line for line in lines[1:4])
+    assert [line.split(":")[0] for line in lines[:4]] == ["warm", "warm", "cold", "cold"]
+    recalls = [float(line.split("recall ")[1][:5]) for line in lines if "candidates:" in line]
+    assert recalls == sorted(recalls) and 0.3 < recalls[0] < 0.98 < recalls[-1]
 
 
 def test_tracking_has_a_price() -> None:
@@ -138,9 +139,12 @@ def test_accuracy_on_language_models_is_told_line_by_line(tmp_path: Path) -> Non
     stored, dense = (
         [line for line in lines if f" {how} " in line] for how in ("64 x 2", "dense x 2")
     )
-    assert len(stored) == 19 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
+    assert len(stored) == 21 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
     assert sum("EK-FAC" in line for line in dense) == 4
     found = json.loads((tmp_path / "lm.json").read_text())
+    eight = [line for line in lines if "8 bits" in line]
+    assert len(eight) == 2 and all(" 64 x 2 " in line for line in eight)
+    assert {one["bytes"] for one in found if "8 bits" in one["name"]} == {2 * 64}
     told = [line for line in lines[1:] if line and "is passed over" not in line]
     assert len(found) == len(told) and found[0]["bytes"] == 2 * 64 * 4
     assert {"traker", "unprojected_scores, 2 iterations, 64 numbers stored"} <= {
@@ -149,6 +153,13 @@ def test_accuracy_on_language_models_is_told_line_by_line(tmp_path: Path) -> Non
     assert (tmp_path / "language.svg").stat().st_size > 1000
     again = run("accuracy.py", "lm", "--small", "--models", "8", "--out", str(tmp_path))
     assert again == lines, "the truth is read, and scores are the same"
+    only = run(
+        "accuracy.py", "lm", "--small", "--models", "8", "--parts", "bits", "--out", str(tmp_path)
+    )
+    assert only == [lines[0], *eight]
+    assert sorted(map(str, json.loads((tmp_path / "lm.json").read_text()))) == sorted(
+        map(str, found)
+    )
     tables = run("language_use.py", "--small", "--targets", "4", "--out", str(tmp_path))
     assert [line.split(",")[0].split("  ")[0] for line in tables] == [
         "tiny: fall of a target's loss by a step on 10 documents",

@@ -1,4 +1,4 @@
-"""How-tos work as they stand: Python blocks and lines about the digits run, all other lines parse."""
+"""How-tos work as they stand: Python blocks, and lines about the digits, are run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_lines import check_options, check_whole, run_lines, trakstore_lines
-from page_blocks import blocks, inline_code, run_block, shows
+from command_lines import run_lines
+from page_blocks import blocks, run_block, shows
 
 from trakstore.features import featurize_job, load_job
 
@@ -56,17 +56,6 @@ def test_a_page_runs(page: Path) -> None:
             text = "\n".join(line for line in block.text.splitlines() if "tcp://" not in line)
             run_lines(text, {STORE}, {"featurize", "serve"})
         printed = None
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_its_command_lines_parse(page: Path) -> None:
-    for block in blocks(page.read_text()):
-        for words in trakstore_lines(block.text) if block.language == "bash" else []:
-            check_whole(words)
-    for one in inline_code(page.read_text()):
-        if one.startswith("trakstore "):
-            (words,) = trakstore_lines(" ".join(one.split()))
-            check_options(words)
 
 
 def test_there_are_pages_and_they_show_blocks() -> None:

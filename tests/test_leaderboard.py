@@ -69,7 +69,7 @@ def test_a_bank_of_the_layout_is_read_and_scored(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=240, check=True, env=ENVIRONMENT,
     )  # fmt: skip
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("6 models, 4 queries, 2 checkpoints, 64 numbers a row, 4 draws")
+    assert lines[0].startswith("6 models, 4 queries, 2 checkpoints, 64 numbers a row, 8 draws")
     found = json.loads((tmp_path / "out/leaderboard.json").read_text())
     assert len(found) == 6 and all(-1 <= one <= 1 for line in found.values() for one in line)
     # The losses are those of transformers' own models, and chunks that are left out have no part.

@@ -116,6 +116,13 @@ def test_files_that_are_run_are_there(page: Path) -> None:
     assert not [one for one in named if not (ROOT / one).exists()]
 
 
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_package_is_installed_from_a_clone(page: Path) -> None:
+    # It is on no index yet: what is there under its name, one day, may be anybody's.
+    installed = re.findall(r"pip install [^\n`&]*", page.read_text())
+    assert not [line for line in installed if re.search(r"\btrakstore\b", line)]
+
+
 def test_a_missing_file_and_heading_are_seen() -> None:
     assert "a-heading-with-code-and-a-comma" in slugs("## A heading, with `code` and a comma")
     assert links_in("![a](b.png) [c](d.md#e) [f](https://g.h)") == ["b.png", "d.md#e"]

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
     from trakstore.methods.tracin import tracin_scores
     from trakstore.methods.trak import trak_scores, trak_scores_of_arrays
+    from trakstore.scores.approximate import approximate_top_k
     from trakstore.scores.factored import Scores
+    from trakstore.scores.index_build import build_index
     from trakstore.scores.saving import drop_scores, open_scores, save_scores, sparse_scores
     from trakstore.scores.sums import group_scores
     from trakstore.scores.top_k import top_k
-    from trakstore.scores.two_pass import approximate_top_k
+    from trakstore.scores.train_index import open_index
     from trakstore.serve.query import Query
     from trakstore.spec import ProjectionSpec
     from trakstore.storage.checking.verification import verify_store
@@ -41,7 +43,8 @@ _MODULES = {
     "Query": "trakstore.serve.query",
     "Scores": "trakstore.scores.factored",
     "TrakStoreError": "trakstore.errors",
-    "approximate_top_k": "trakstore.scores.two_pass",
+    "approximate_top_k": "trakstore.scores.approximate",
+    "build_index": "trakstore.scores.index_build",
     "drop_scores": "trakstore.scores.saving",
     "grad_cos_scores": "trakstore.methods.similarity",
     "grad_dot_scores": "trakstore.methods.similarity",
@@ -49,6 +52,7 @@ _MODULES = {
     "influence_scores": "trakstore.methods.influence",
     "kernel_report": "trakstore.methods.kernel_report",
     "neighbours": "trakstore.methods.neighbours",
+    "open_index": "trakstore.scores.train_index",
     "open_scores": "trakstore.scores.saving",
     "open_store": "trakstore.storage.opening",
     "save_scores": "trakstore.scores.saving",
@@ -71,6 +75,7 @@ __all__ = [
     "Scores",
     "TrakStoreError",
     "approximate_top_k",
+    "build_index",
     "drop_scores",
     "grad_cos_scores",
     "grad_dot_scores",
@@ -78,6 +83,7 @@ __all__ = [
     "influence_scores",
     "kernel_report",
     "neighbours",
+    "open_index",
     "open_scores",
     "open_store",
     "save_scores",

@@ -15,6 +15,8 @@ _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
 )
 
+# Folders of a path that begins at a root, at ``~``, a drive or a scheme such as s3://.
+_FOLDERS = re.compile(r"""(?<![\w.])(?:\w+:/|~|[A-Za-z]:)?[/\\](?:[^\s/\\'"]+[/\\])+""")
 _CELL = "text-align: left; padding: 0.15em 1em 0.15em 0; vertical-align: top"
 _WIDTH, _HEIGHT = 220, 56
 
@@ -37,6 +39,29 @@ def printable(text: object, keep: str = "") -> str:
     \x1b[2Jcat\u202e dög ✓
     """
     return _UNSEEN.sub(lambda one: one[0] if one[0] in keep else repr(one[0])[1:-1], str(text))
+
+
+def without_folders(text: str, known: str = "") -> str:
+    """Cut the folders off paths in a text, which would name people and machines to whoever reads it.
+
+    Paths with spaces are found only where they are ``known``.
+
+    Parameters
+    ----------
+    text : str
+    known : str
+        A path that may stand in the text.
+
+    Examples
+    --------
+    >>> without_folders("verify /home/anna/run.zarr; s3://bucket/a/b.zarr of ~/x/jobs.py:digits")
+    'verify run.zarr; b.zarr of jobs.py:digits'
+    >>> without_folders("'/my disk/run.zarr' in 1/2 of a.b/c", known="/my disk/run.zarr")
+    "'run.zarr' in 1/2 of a.b/c"
+    """
+    if known:
+        text = text.replace(known, re.split(r"[/\\]", known.rstrip("/\\"))[-1])
+    return _FOLDERS.sub("", text)
 
 
 def one_line(name: object, most: int = 36) -> str:

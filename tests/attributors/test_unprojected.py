@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +105,24 @@ def test_a_few_iterations_take_the_noise_of_the_projection_out(whole: Any, tmp_p
 
 def test_rows_are_chosen_and_masked_ones_left_out(whole: Any, tmp_path: Path) -> None:
     job, store, *_ = whole
-    every = unprojected_scores(job, store, damping=C)
-    some = unprojected_scores(job, store, damping=C, rows=[3, 0], epochs=[1, 2])
+    own: dict[str, Any] = {"damping": C, "iterations": 1}
+    every = unprojected_scores(job, store, **own)
+    some = unprojected_scores(job, store, rows=[3, 0], epochs=[1, 2], **own)
     np.testing.assert_allclose(some, every[[3, 0]], rtol=1e-3, atol=1e-3 * float(every.std()))
     assert some.target_id.values.tolist() == [3, 0]
     for same in (np.array([True, False, False, True, False]), slice(0, 4, 3), [-5, 3]):
-        again = unprojected_scores(job, store, damping=C, rows=same, epochs=[1, 2])
+        again = unprojected_scores(job, store, damping=C, rows=same, epochs=2, iterations=0)
         assert again.target_id.values.tolist() == [0, 3]
-    own = stored(made(projector=ts.ProjectionSpec("identity")), tmp_path / "masked.zarr")
-    own.mask("train", [4, 5])
-    masked = unprojected_scores(job, ts.open_store(own.location), damping=C)
-    wanted = np.asarray(ts.influence_scores(ts.open_store(own.location), damping=C))
+    where = tmp_path / "masked.zarr"
+    shutil.copytree(Path(store.location.address), where)
+    ts.open_store(where).mask("train", [4, 5])
+    masked = unprojected_scores(job, ts.open_store(where), **own)
+    wanted = np.asarray(ts.influence_scores(ts.open_store(where), damping=C))
     assert masked.shape == (TARGETS, TRAIN - 2)
     assert apart(masked, wanted) < 1e-3
-    own.mask("test", [1])
+    ts.open_store(where).mask("test", [1])
     with pytest.raises(NotFoundError, match=r"rows \[1\] of test are masked"):
-        unprojected_scores(job, ts.open_store(own.location), rows=[0, 1])
+        unprojected_scores(job, ts.open_store(where), rows=[0, 1])
 
 
 @pytest.mark.parametrize(
@@ -148,10 +151,12 @@ def test_a_job_of_other_features_is_refused_with_both_values(
 
 
 def test_dropped_rows_are_told_before_any_gradient(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = made(projector=ts.ProjectionSpec("identity"))
-    store = stored(job, tmp_path / "s.zarr")
+    job, at_first, *_ = whole
+    where = tmp_path / "s.zarr"
+    shutil.copytree(Path(at_first.location.address), where)
+    store = ts.open_store(where)
     store_sampled_gram(store, 2, "train")
     store.drop_rows(2, "train~sampled")  # of the last epoch alone
     monkeypatch.setattr(GradientRows, "tiles", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from page_blocks import blocks
 
 import trakstore as ts
 from trakstore.cli.program import program_words
@@ -98,6 +100,16 @@ def test_commands_begin_with_words_that_a_shell_finds(
     assert said(alone, other.parent) == f"{alone} -m trakstore"
 
 
+def shown_lines(page: str) -> list[str]:
+    """Patterns of the lines that a page says the demo prints; its numbers may be any."""
+    (block,) = (
+        one.text for one in blocks(page) if one.language == "text" and "TRAK over" in one.text
+    )
+    lines = [re.sub(r"\d+", r"\\d+", re.escape(line.strip())) for line in block.splitlines()]
+    assert len(lines) == 6
+    return [re.sub(r"(\\ )+", r"\\s+", line) for line in lines]
+
+
 @pytest.mark.slow
 def test_the_whole_way(run: Any, tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
@@ -119,6 +131,8 @@ def test_the_whole_way(run: Any, tmp_path: Path) -> None:
     assert again.code == 0
     assert "all there" in again.out
     assert f"\n  {program_words()} info {out / 'store.zarr'}\n" in again.out
+    for line in shown_lines((ROOT / "README.md").read_text()):
+        assert re.search(line, again.out), line
 
 
 @pytest.mark.slow

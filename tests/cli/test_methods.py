@@ -83,16 +83,42 @@ def test_bad_learning_rates(asked: list[str], said: str, run: Any, rated: ts.Fea
     assert ran.code == 2 and said in ran.err
 
 
-def test_two_passes(run: Any, rated: ts.FeatureStore) -> None:
+def test_an_index_of_few_rows(run: Any, rated: ts.FeatureStore) -> None:
+    """All rows are candidates, so that nothing is asked of an index, which need not be there."""
     asked = ["topk", rated.location, "--k", "3", "--approximate"]
     found = json.loads(run(*asked, "--json").out)
-    wanted = ts.approximate_top_k(ts.trak_scores(rated), 3)
-    assert (found["recall"], found["checked"]) == (wanted.attrs["recall"], 4)
+    exact = ts.top_k(ts.trak_scores(rated), 3)
+    assert found["recall"] == 1 and "checked" not in found
+    for row, one in enumerate(found["targets"]):
+        assert [entry["position"] for entry in one["top"]] == exact["position"].values[row].tolist()
+    assert "these are the true lists" in run(*asked).out
+
+
+def test_an_index_is_built_and_asked(
+    run: Any, rated: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trakstore.scores import train_index
+
+    scored = ["--damping", "2"]
+    monkeypatch.setattr(train_index, "LEAST_CANDIDATES", 3)
+    monkeypatch.setattr(train_index, "CANDIDATES_PER_ENTRY", 2)
+    asked = ["topk", rated.location, "--k", "2", "--approximate", *scored]
+    ran = run(*asked)
+    assert ran.code == 2 and "run `trakstore index`" in ran.err
+    built = json.loads(run("index", rated.location, *scored, "--json").out)
+    assert built["rows"] == rated.split(1, "train").rows and built["method"] == "trak"
+    assert 0 < built["recall"] <= 1 and built["checked"] == 4
+    assert "of the true top-" in run("index", rated.location, *scored).out
+    found = json.loads(run(*asked, "--json").out)
+    wanted = ts.approximate_top_k(ts.trak_scores(rated, damping=2.0), 2)
+    assert found["recall"] == wanted.attrs["recall"] == built["recall"]
     for row, one in enumerate(found["targets"]):
         assert [entry["position"] for entry in one["top"]] == wanted["position"].values[
             row
         ].tolist()
-    assert "these are 100% of the true lists, as 4 of the targets show" in run(*asked).out
+    assert "lists of 4 targets were found" in run(*asked).out
+    ran = run(*asked[:-1], "20")
+    assert ran.code == 2 and "was made with the damping" in ran.err
 
 
 def test_neighbours_by_activations(run: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import trakstore as ts
+from trakstore.cli import main
 from trakstore.storage.writer import BlockWriter
 
 SLOW = """
@@ -117,13 +118,25 @@ COMPLETIONS = {
 
 
 @pytest.mark.parametrize("shell", COMPLETIONS)
-def test_shells_complete(shell: str, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "trakstore"]
+def test_shells_complete(
+    shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for what, more in (("complete", COMPLETIONS[shell]), ("source", {})):
-        asked = {**environment, **more, "_TRAKSTORE_COMPLETE": f"{what}_{shell}"}
-        ran = subprocess.run(command, env=asked, capture_output=True, text=True, check=False)
-        assert ran.stderr == ""
-        assert ("verify" if what == "complete" else "_TRAKSTORE_COMPLETE") in ran.stdout
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            for name, text in {**more, "_TRAKSTORE_COMPLETE": f"{what}_{shell}"}.items():
+                patch.setenv(name, text)
+            main([])
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert ("verify" if what == "complete" else "_TRAKSTORE_COMPLETE") in out
+
+
+def test_a_process_completes(environment: dict[str, str]) -> None:
+    asked = {**environment, **COMPLETIONS["bash"], "_TRAKSTORE_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-m", "trakstore"]
+    ran = subprocess.run(command, env=asked, capture_output=True, text=True, check=False)
+    assert ran.stderr == ""
+    assert "verify" in ran.stdout
 
 
 def test_info_names_the_command_that_goes_on(run: Any, jobs: Path, tmp_path: Path) -> None:

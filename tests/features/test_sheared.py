@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trakstore.features.layers import Call, convolution
-from trakstore.features.projectors import SJLT, Outer, windows
+from trakstore.features.projectors import SJLT, Outer, waiting_windows
 from trakstore.features.projectors import sjlt as sjlt_file
 from trakstore.features.projectors.pieces import Unfolded
 from trakstore.features.projectors.sheared import (
@@ -258,7 +258,7 @@ def test_bits_do_not_depend_on_the_batches_before(
         there = right.to(DEVICE)
         pieces.append(Outer(name, left.to(DEVICE), lambda a, b, r=there: r[a:b], 8, columns))  # type: ignore[misc]
         sizes.append(fresh._sheared_rows_of(name, 0, rows, CPU).starts.size)
-    monkeypatch.setattr(windows, "_TOGETHER", sum(sizes[:tables]))
+    monkeypatch.setattr(waiting_windows, "_TOGETHER", sum(sizes[:tables]))
     first, own = sketched(fresh, pieces)
     assert own == folds
     torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-5)
@@ -270,7 +270,7 @@ def test_bits_do_not_depend_on_the_batches_before(
 
 @pytest.mark.parametrize("bytes_", [1, 3 * 4 * WINDOW, 1 << 13])
 def test_large_batches_are_done_in_parts(bytes_: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "_BYTES", bytes_)
+    monkeypatch.setattr(waiting_windows, "_BYTES", bytes_)
     spec, shape = ProjectionSpec("sjlt", dim=256), (5, 40)
     left, right = draw(5, 3, 5), draw(5, 3, 40)
     projector = SJLT(spec, ParameterSpec((("w", shape),)))

@@ -26,20 +26,29 @@ def drawn(columns: Any) -> Any:
     rng = np.random.default_rng(8)
     for epoch in (0, "final"):
         columns[epoch, "train~sampled"] = {
-            "features": rng.standard_normal((60 * DRAWS, 12)).astype(np.float32),
+            # Gradients of the later epoch are longer, as they are in trainings.
+            "features": rng.normal(0, 1 + 2 * (epoch == "final"), (60 * DRAWS, 12)).astype(
+                np.float32
+            ),
             "out_to_loss": rng.uniform(size=60 * DRAWS).astype(np.float32),
             "ids": [f"{row}~{draw}" for row in range(60) for draw in range(DRAWS)],
         }
     return columns
 
 
-def inverse(columns: Any, epoch: Any, c: float, kept: Any = None) -> Any:
-    """(K + λI)⁻¹ of K = Σ q²·φφᵀ / draws and λ = c·tr(K)/n."""
+def kernel(columns: Any, epoch: Any, kept: Any = None) -> Any:
+    """K = Σ q²·φφᵀ / draws and tr(K)/n."""
     given = columns[epoch, "train~sampled"]
     g = given["features"].astype(np.float64) * given["out_to_loss"][:, None]
     g = g if kept is None else g.reshape(60, DRAWS, -1)[kept].reshape(-1, 12)
     k = g.T @ g / DRAWS
-    return np.linalg.inv(k + c * np.trace(k) / (len(g) / DRAWS) * np.eye(12))
+    return k, np.trace(k) / (len(g) / DRAWS)
+
+
+def inverse(columns: Any, epoch: Any, c: float, kept: Any = None) -> Any:
+    """(K + λI)⁻¹ with λ = c·tr(K)/n."""
+    k, mean_square = kernel(columns, epoch, kept)
+    return np.linalg.inv(k + c * mean_square * np.eye(12))
 
 
 def side(columns: Any, epoch: Any, split: str, loss: bool) -> Any:
@@ -55,7 +64,8 @@ def expected(columns: Any, c: float, of_loss: bool, kept: Any = None) -> Any:
         @ side(columns, e, "train", True).T
         for e in (0, "final")
     ]
-    return np.mean(parts, axis=0)
+    lengths = [np.sqrt(kernel(columns, e, kept)[1]) for e in (0, "final")]
+    return np.average(parts, axis=0, weights=1 / np.array(lengths))
 
 
 def assert_close(scores: Any, wanted: Any) -> None:
@@ -80,6 +90,19 @@ def test_absolute_damping_is_added_to_the_mean_over_draws(drawn: Any, store_of: 
         @ side(drawn, 0, "train", True).T
     )
     assert_close(trak_scores(store, epochs=0, damping=Damping(absolute=lam)), wanted)
+
+
+def test_epochs_weigh_alike_where_lambda_is_given(drawn: Any, store_of: Any) -> None:
+    store = store_of(drawn)
+    for damping in (Damping(absolute=0.7), 0.0):
+        each = [np.asarray(trak_scores(store, epochs=e, damping=damping)) for e in (0, "final")]
+        assert_close(trak_scores(store, damping=damping), np.mean(each, axis=0))
+
+
+def test_one_epoch_of_several_has_its_own_scores(drawn: Any, store_of: Any) -> None:
+    store = store_of(drawn)
+    of_both, alone = trak_scores(store).epoch("final"), trak_scores(store, epochs="final")
+    np.testing.assert_array_equal(np.asarray(of_both), np.asarray(alone))
 
 
 def test_the_kernel_of_train_rows_is_asked_for(drawn: Any, columns: Any, store_of: Any) -> None:

@@ -192,7 +192,9 @@ def test_a_telephone(browser: Any, page: str) -> None:
     browser.get(page)
     width = "return document.documentElement.scrollWidth"
     assert browser.execute_script(width) <= 390
-    tabs(browser)[1].click()
+    tab = tabs(browser)[1]
+    browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", tab)
+    tab.click()
     assert shown(browser) == ["t1"]
 
 

@@ -67,6 +67,24 @@ def test_evolution(store: ts.FeatureStore) -> None:
     lines = [line.get_ydata() for line in own.lines if len(line.get_xdata()) == 3]
     np.testing.assert_allclose(lines, found["standard"].values[:, 1].T)
     assert [one.get_text() for one in own.get_xticklabels()] == ["1", "2", "final"]
+    # Each line has its name at its end, apart from the others, and a look that says which way it goes.
+    names = [str(one) for one in found["train"].values[1]]
+    assert [one.get_text() for one in own.texts] == names
+    heights = np.array([one.get_position()[1] for one in own.texts])
+    np.testing.assert_array_equal(np.argsort(heights), np.argsort(found["standard"].values[-1, 1]))
+    height = own.texts[0].get_window_extent().height
+    pixels = np.sort(own.transData.transform([(0, one) for one in heights])[:, 1])
+    assert (np.diff(pixels) >= 0.8 * height).all()
+
+
+def test_lines_of_what_helped_and_what_harmed(store: ts.FeatureStore) -> None:
+    scores = ts.trak_scores(store)
+    ends = [
+        ts.top_k(scores, 2, order=order)["position"].values for order in ("largest", "smallest")
+    ]
+    axes = plot_evolution(trajectories(scores, np.concatenate(ends, 1)))
+    looks = [(o.get_marker(), o.get_linestyle()) for o in axes.lines if len(o.get_xdata()) == 3]
+    assert looks == [("o", "-")] * 2 + [("s", "--")] * 2
 
 
 def test_spectrum(store: ts.FeatureStore) -> None:
@@ -75,6 +93,8 @@ def test_spectrum(store: ts.FeatureStore) -> None:
     drawn = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 6]
     np.testing.assert_allclose(drawn, [one.eigenvalues for one in reports])
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    marks = [line.get_marker() for line in axes.lines if len(line.get_xdata()) == 6]
+    assert len(set(marks)) == 3
     assert len(plot_spectrum(reports[0]).lines) == 3
     with pytest.raises(TrakStoreError, match="needs a kernel report"):
         plot_spectrum([])

@@ -109,6 +109,56 @@ def test_what_is_cut_fades_out(browser: Any) -> None:
     assert browser.execute_script(place) == pytest.approx(browser.execute_script(left), abs=1)
 
 
+LETTERS = """
+const texts = document.querySelectorAll("#t0 svg text, #scores svg text, #kernels svg text");
+return [...texts].map((one) => {
+  const scale = one.getScreenCTM();
+  return parseFloat(getComputedStyle(one).fontSize) * Math.hypot(scale.a, scale.b);
+});
+"""
+BEYOND = """
+const out = [];
+for (const svg of document.querySelectorAll("#t0 figure svg, #scores svg, #kernels svg")) {
+  const box = svg.getBoundingClientRect();
+  for (const text of svg.querySelectorAll("text")) {
+    const own = text.getBoundingClientRect();
+    if (own.left < box.left - 1 || own.right > box.right + 1 || own.bottom > box.bottom + 1) {
+      out.push(text.textContent);
+    }
+  }
+}
+return out;
+"""
+OVERLAPPING = """
+const names = [...document.querySelectorAll("#t0 figure:first-of-type svg text")].filter(
+  (one) => one.textContent.startsWith("group-")
+);
+const boxes = names.map((one) => one.getBoundingClientRect()).sort((a, b) => a.top - b.top);
+const near = boxes.slice(1).filter((box, at) => box.top + box.height / 2 < boxes[at].bottom - 3);
+return [names.map((one) => one.textContent), near.length];
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_charts_can_be_read(browser: Any, page: str, width: int) -> None:
+    emulate(browser, width=width)
+    browser.get(page)
+    letters = browser.execute_script(LETTERS)
+    assert len(letters) > 40 and min(letters) >= 11
+    assert browser.execute_script(BEYOND) == []
+    # Each line has its name at its end, and no name is written over another.
+    names, near = browser.execute_script(OVERLAPPING)
+    assert len(names) == len(set(names)) == 10 and near == 0
+
+
+def test_lines_are_told_apart_without_colours(browser: Any) -> None:
+    lines = "return [...document.querySelectorAll('#t0 figure:first-of-type svg path')]"
+    dashes = browser.execute_script(f"{lines}.map(one => one.getAttribute('stroke-dasharray'))")
+    marks = "return document.querySelectorAll('#t0 figure:first-of-type svg defs path').length"
+    assert sum(one is not None for one in dashes) == 5
+    assert browser.execute_script(marks) > 2
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_button_says_what_it_does(browser: Any, page: str, scheme: str) -> None:
     emulate(browser, scheme, width=390)
@@ -121,6 +171,16 @@ def test_the_button_says_what_it_does(browser: Any, page: str, scheme: str) -> N
     look = "return document.documentElement.dataset.theme"
     assert browser.execute_script(look) == other.split()[0].lower()
     assert button.text == own
+
+
+def test_a_link_opens_what_is_folded(browser: Any) -> None:
+    facts = browser.find_element("css selector", "#store .facts")
+    assert not facts.is_displayed()
+    browser.find_element("css selector", "nav a[href='#store']").click()
+    for _ in range(100):
+        if facts.is_displayed():
+            break
+    assert facts.is_displayed()
 
 
 def test_without_scripts_there_is_no_button(browser: Any, page: str) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from trakstore.evaluation.verdicts import Check
 from trakstore.markup import cells
-from trakstore.report.analysis_tables import change_table
+from trakstore.report.analysis_tables import change_table, evolution_table
 from trakstore.report.evaluation_tables import check_lines, passed_lines, suspects_table
 from trakstore.report.group_table import GroupTable
 from trakstore.report.terminal_tables import completeness_table, missing_lines, top_table
@@ -84,6 +84,17 @@ def test_prompts_as_ids_leave_room_for_the_numbers() -> None:
     scores = xr.DataArray([0.5, 0.25], dims="train", coords={"train_id": ("train", PROMPTS)})
     lines = text(suspects_table(scores, None), width=80).splitlines()
     assert [line.split()[-1] for line in lines if "def f" in line] == ["0.5", "0.25"]
+
+
+@pytest.mark.parametrize("name", ["数" * 17 + "1", "a/" * 17 + "1"])
+def test_ends_of_names_are_kept_over_epochs(name: str) -> None:
+    numbers = ("mean", "std", "max", "spearman", "kept")
+    columns = {one: ("epoch", [0.25, 0.5]) for one in numbers}
+    train = (("epoch", "rank"), np.array([[name, "b\nc"]] * 2))
+    found = xr.Dataset({**columns, "train": train}, {"epoch": [1, 2]}, {"order": "largest"})
+    shown = text(evolution_table(found), width=80)
+    assert all(cells(line) <= 80 for line in shown.splitlines())
+    assert "".join(shown.split()).count(f"{name},b\\nc") == 2
 
 
 def test_groups_fit_a_terminal_in_one_unit() -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from trakstore.report.text_parts import TextPart, excerpt, is_tokenizer, preview, token_parts
+from trakstore.report.text_parts import (
+    ScoredPart,
+    TextPart,
+    excerpt,
+    is_tokenizer,
+    preview,
+    token_parts,
+)
 
 
 class Words:
@@ -133,3 +140,49 @@ def test_what_is_learned_is_seen_behind_a_long_prompt() -> None:
         ("learned", 400),
         ("special", 1),
     ]
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes: 0 is the end."""
+
+    all_special_ids = (0,)
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+
+def test_tokens_with_scores_are_parts_of_their_own() -> None:
+    ids = [*"é: aß".encode(), 0]
+    labels = [-100] * 3 + ids[3:]
+    sample = {"input_ids": ids, "labels": labels}
+    scores = {3: 1.0, 4: -4.0, 5: 0.5, 6: 0.5, 7: 0.0}
+    parts = token_parts(sample, Bytes(), scores)
+    assert parts is not None
+    # A character of two tokens is one part, whose score is the sum of both.
+    assert [(one.text, one.kind) for one in parts] == [
+        ("é:", "prompt"),
+        (" ", "learned"),
+        ("a", "learned"),
+        ("ß", "learned"),
+        ("\0", "special"),
+    ]
+    scored = [one for one in parts if isinstance(one, ScoredPart)]
+    assert [one.tokens for one in scored] == [(3,), (4,), (5, 6), (7,)]
+    assert [one.score for one in scored] == [1.0, -4.0, 1.0, 0.0]
+    assert [one.share for one in scored] == [0.25, -1.0, 0.25, 0.0]
+    assert [one.level for one in scored] == [2, -4, 2, 0]
+    # A cut through a text leaves each part its score.
+    first = excerpt(parts, 4)
+    assert [one.score for one in first if isinstance(one, ScoredPart)] == [1.0, -4.0]
+
+
+def test_scores_of_padded_texts_and_of_targets() -> None:
+    padded = {"input_ids": [9, 65, 66], "attention_mask": [0, 1, 1]}
+    parts = token_parts(padded, Bytes(), {1: 2.0})
+    assert parts is not None
+    assert [(one.text, isinstance(one, ScoredPart)) for one in parts] == [("A", False), ("B", True)]
+    target = {"input_ids": [65, 66], "labels": [-100, 67, 68]}
+    parts = token_parts(target, Bytes(), {1: 2.0, 2: 1.0})
+    assert parts is not None
+    assert [one.text for one in parts] == ["AB", "\n", "C", "D"]
+    assert [one.tokens for one in parts if isinstance(one, ScoredPart)] == [(1,), (2,)]

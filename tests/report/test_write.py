@@ -170,7 +170,7 @@ def test_a_job_and_a_function_may_be_given_themselves(
 def test_an_absolute_damping(store: ts.FeatureStore, out: Path) -> None:
     write_report(store, out, damping=ts.Damping(absolute=0.25), count=1, k=1, epochs=3)
     page = out.read_text()
-    assert "λ = 0.25" in page and "<td>0.25</td>" in page
+    assert "<dd>λ = 0.25</dd>" in page and "<td>0.25</td>" in page
 
 
 def test_without_a_job_a_function_gets_the_place(

@@ -23,7 +23,6 @@ from trakstore.scores.moments import row_moments
 from trakstore.scores.running_lists import device_list_bytes
 from trakstore.scores.streaming import for_each_tile
 from trakstore.scores.top_k import SelectPass, top_k
-from trakstore.scores.two_pass import approximate_top_k
 from trakstore.scores.window_plans import plan_windows
 
 DEVICE = "cpu:0"
@@ -234,15 +233,6 @@ def test_the_worker_whose_gpu_has_least_decides(monkeypatch):
     monkeypatch.setattr(Client, "run", lambda *_: {"a": None})
     assert memory.device_budget("cuda") is None
     assert memory.device_budget("cpu") is None
-
-
-def test_candidates_and_their_exact_scores(make_scores):
-    scores, _ = make_scores(m=40, n=700, k=16, chunk=64)
-    found, expected = (
-        approximate_top_k(one, 6, columns=12, candidates=80) for one in (scores.to(DEVICE), scores)
-    )
-    assert found.recall == pytest.approx(expected.recall, abs=0.02)
-    assert (found.position.values == expected.position.values).mean() > 0.95
 
 
 def test_rows_in_8_bits_travel_as_such(draw, monkeypatch):

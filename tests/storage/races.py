@@ -222,10 +222,19 @@ def look(folder: Path) -> dict[str, bytes]:
     return dict(pickle.loads(answer.read_bytes()))  # noqa: S301
 
 
-def race(folder: Path, first: str, second: str, rounds: int, chance: random.Random) -> list[str]:
-    """What went wrong in so many rounds."""
-    alone = {name: after(folder, name) for name in (first, second)}
-    orders = [after(folder, first, second), after(folder, second, first)]
+def race(
+    folder: Path,
+    first: str,
+    second: str,
+    rounds: int,
+    chance: random.Random,
+    alone: dict[str, dict[str, bytes]],
+) -> list[str]:
+    """What went wrong in so many rounds; ``alone`` keeps the states after one operation."""
+    for name in {first, second} - alone.keys():
+        alone[name] = after(folder, name)
+    both = {(first, second), (second, first)}  # one order where an operation meets itself
+    orders = [after(folder, *names) for names in both]
     wrong, where = [], str(folder / "run")
     for _ in range(rounds):
         shutil.rmtree(where)
@@ -257,10 +266,10 @@ def main() -> int:
         return 1
     every = itertools.combinations_with_replacement(OPERATIONS, 2)
     pairs = [tuple(one.split("+")) for one in given.pairs] or list(every)
-    chance, wrong = random.Random(given.seed), []
+    chance, wrong, alone = random.Random(given.seed), [], {}
     for first, second in pairs:
         print(f"{first}+{second}", flush=True)
-        wrong += race(given.folder, first, second, given.rounds, chance)
+        wrong += race(given.folder, first, second, given.rounds, chance, alone)
     print("\n".join(wrong) or f"{len(pairs)} pairs, {given.rounds} rounds each: none was wrong")
     return bool(wrong)
 

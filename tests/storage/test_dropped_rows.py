@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,15 @@ from trakstore.storage.dropped_rows import note_dropped
 from trakstore.storage.exchange.to_files import export_split
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store below, to be copied."""
+    return Path(filled(tmp_path_factory.mktemp("built") / "s.zarr").location.address)
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> ts.FeatureStore:
-    return filled(tmp_path / "s.zarr")
+def store(built: Path, tmp_path: Path) -> ts.FeatureStore:
+    return ts.open_store(shutil.copytree(built, tmp_path / "s.zarr"))
 
 
 @pytest.mark.parametrize("n", [N, 5])

@@ -57,17 +57,25 @@ def filled(where: Any, dtype: Any = "int8", features: Any = None) -> ts.FeatureS
     return store
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ts.FeatureStore:
-    return filled(tmp_path / "s.zarr")
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the two stores below, to be copied."""
+    folder = tmp_path_factory.mktemp("built")
+    filled(folder / "s.zarr")
+    read = {(e, s): read_plainly(folder / "s.zarr", f"{e}/{s}") for e in (0, 1) for s in ROWS}
+    filled(folder / "same.zarr", "float32", read)
+    return folder
 
 
 @pytest.fixture
-def same(store: ts.FeatureStore, tmp_path: Path) -> ts.FeatureStore:
+def store(built: Path, tmp_path: Path) -> ts.FeatureStore:
+    return ts.open_store(shutil.copytree(built / "s.zarr", tmp_path / "s.zarr"))
+
+
+@pytest.fixture
+def same(built: Path, tmp_path: Path) -> ts.FeatureStore:
     """A store in float32 of what the one in 8 bits has."""
-    place = Path(store.location.address)
-    read = {(e, s): read_plainly(place, f"{e}/{s}") for e in (0, 1) for s in ROWS}
-    return filled(tmp_path / "same.zarr", "float32", read)
+    return ts.open_store(shutil.copytree(built / "same.zarr", tmp_path / "same.zarr"))
 
 
 @settings(max_examples=60, deadline=None)

@@ -62,6 +62,25 @@ def test_a_mask_that_loses_is_made_again_on_top_of_the_other(where: Path) -> Non
     assert calls == [0, 1] and masked(where) == [1, 2]
 
 
+def test_a_mask_that_others_build_on_at_once_counts_its_rows(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ts.open_store(where)
+    place, other = type(store.location), iter([lambda: ts.open_store(where).mask("train", [1, 2])])
+    put = place.put_if_absent
+
+    def noted(self: Any, key: str, value: bytes) -> bytes:
+        there = put(self, key, value)
+        if key.endswith("train/1/zarr.json"):
+            next(other, lambda: 0)()  # another process, as soon as the document is there
+        return there
+
+    monkeypatch.setattr(place, "put_if_absent", noted)
+    assert store.mask("train", [3]) == 2  # a row at two epochs
+    assert masked(where) == masked(where, 1) == [1, 2, 3]
+    assert verify_store(where).ok
+
+
 def test_all_epochs_or_none(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ts.open_store(where)
     store.append(1, "train", np.ones((1, 4), np.float32), ids=[99])

@@ -137,19 +137,22 @@ def unprojected_scores(
     limit = memory_budget(memory_limit)
     own = kernel.damping(damping)
     factors = factors_of(kernel.rows, own, memory_limit=limit, kept=False)
-    total = np.zeros((len(chosen), pairs[0].train.rows))
+    total, shares = np.zeros((len(chosen), pairs[0].train.rows)), 0.0
     with job.lent():
         for at, (pair, factor) in enumerate(zip(pairs, factors, strict=True)):
             job.load(pair.epoch)
             with evaluated(job.model, place), working_on(place, job.precision):
                 _check_weights(job, pair.train.stored)
                 one = _Epoch.of(job, store, pair, kernel, at, chosen, factor, place, limit)
-                total += one.scores(iterations)
+                # The epochs are weighed as those of influence_scores.
+                share = 1 / kernel.parts_of(factor)["length"]
+                total += share * one.scores(iterations)
+                shares += share
     coords = {
         "target_id": ("target", whole_column(pairs[0].target.stored.column("sample_id"))[chosen]),
         "train_id": ("train", whole_column(pairs[0].train.column("sample_id"))),
     }
-    values = (total / len(pairs)).astype(np.float32)
+    values = (total / shares).astype(np.float32)
     return xr.DataArray(values, dims=("target", "train"), coords=coords, name="unprojected")
 
 

@@ -87,6 +87,12 @@ COMMANDS = (
         "trakstore topk run.zarr --k 10 --target 17 --memory-limit 600MB",
     ),
     Command(
+        "index",
+        "index:index",
+        "Build an index of the train rows, or add the rows that were appended since.",
+        "trakstore index run.zarr --method trak",
+    ),
+    Command(
         "neighbours",
         "neighbours:neighbours",
         "List the train samples nearest to each target, by features or activations of a "

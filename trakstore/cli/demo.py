@@ -144,7 +144,7 @@ def _walk(out: Path, say: Console) -> dict[str, Any]:
     say.print(answers.table())
     share = answers.same_class
     say.print(
-        f"   of the target's own class: {share['most_helpful']:.0%} of the 10 most helpful, "
+        f"   own class: {share['most_helpful']:.0%} of the 10 most helpful, "
         f"{share['most_harmful']:.0%} of the 10 most harmful, {share['base_rate']:.0%} at random",
         soft_wrap=True,
     )

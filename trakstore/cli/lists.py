@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from trakstore.planning import counted
 from trakstore.report.terminal_tables import top_table
 
 SHOWN = 20  # targets of a table
+RECALL = ("recall", "candidates", "checked", "recall_k", "recall_candidates")
 
 
 def list_documents(top: xr.Dataset, rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -37,9 +39,21 @@ def shown_lists(top: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
     """Yield a table for people, then a line about the ``hidden`` targets that it leaves out."""
     yield top_table(top)
     if "recall" in top.attrs:
-        share, checked = 100 * top.attrs["recall"], top.attrs["checked"]
-        yield f"these are {share:.0f}% of the true lists, as {checked} of the targets show"
+        yield _recall_line(top.attrs)
     yield from hidden_targets(hidden)
+
+
+def _recall_line(said: Mapping[str, Any]) -> str:
+    """Say how much of the true lists an answer has."""
+    if "checked" not in said:
+        return "these are the true lists: all train rows were candidates"
+    if math.isnan(said["recall"]):
+        return f"{said['candidates']} candidates a target; recall was not measured for this method"
+    return (
+        f"{100 * said['recall']:.0f}% of the true top-{said['recall_k']} lists of {said['checked']} "
+        f"targets were found when the index was built, with {said['recall_candidates']} candidates; "
+        f"here {said['candidates']}"
+    )
 
 
 def hidden_targets(count: int) -> Iterator[str]:

@@ -52,6 +52,14 @@ def report(
         str | None, Option(metavar="EPOCH", help="End of the transition; default: the last.")
     ] = None,
     null: Null = None,
+    tokens: Annotated[
+        int,
+        Option(
+            min=0,
+            metavar="N",
+            help="Shade the texts of the first N entries of each list by the scores of their tokens.",
+        ),
+    ] = 0,
     *,
     asked: ScoreRequest,
 ) -> None:
@@ -79,6 +87,7 @@ def report(
             kernel=asked.kernel,  # type: ignore[arg-type]
             memory_limit=asked.memory_limit,
             allow_other_weights=asked.allow_other_weights,
+            tokens=tokens,
         )
     document = {
         "report": str(out),

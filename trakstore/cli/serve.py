@@ -31,6 +31,9 @@ def serve(
             help="file.py:name that makes a sample of a dict with text, image or sample, and label.",
         ),
     ] = None,
+    index: Annotated[
+        bool, Option("--index", help="Ask the index that `trakstore index` built.")
+    ] = False,
     device: Annotated[str | None, Option(help="cpu or cuda; default: a GPU if there is.")] = None,
     host: Annotated[
         str, Option(help="Address to listen at; others than this machine need --token.")
@@ -69,6 +72,7 @@ def serve(
             method=asked.method,
             damping=asked.damping,
             kernel=asked.kernel,  # type: ignore[arg-type]
+            index=index,
             render=render,
             prepare=prepare,
             device=device,

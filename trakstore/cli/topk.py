@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Option
 
-from trakstore.cli.lists import SHOWN, list_documents, shown_lists
+from trakstore.cli.lists import RECALL, SHOWN, list_documents, shown_lists
 from trakstore.cli.options import ListLength, ScoreDevice, Target
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.report.labels import with_labels
 from trakstore.report.targets_and_epochs import check_list_length
+from trakstore.scores.approximate import approximate_top_k
 from trakstore.scores.top_k import top_k
-from trakstore.scores.two_pass import approximate_top_k
 
 if TYPE_CHECKING:
     from trakstore.scores.running_lists import Order
@@ -28,7 +28,10 @@ def topk(
     ] = False,
     approximate: Annotated[
         bool,
-        Option("--approximate", help="Search in two passes, for large dims; the recall is shown."),
+        Option(
+            "--approximate",
+            help="Ask the index (trakstore index): exact scores of what it finds; its recall is shown.",
+        ),
     ] = False,
     device: ScoreDevice = "cpu",
     *,
@@ -50,7 +53,7 @@ def topk(
         "method": scores.method,
         "order": order,
         "epochs": list(scores.epochs),
-        **{name: top.attrs[name] for name in ("recall", "checked") if name in top.attrs},
+        **{name: top.attrs[name] for name in RECALL if name in top.attrs},
         **list_documents(top, rows),
     }
     asked.answer(document, shown_lists(top, hidden), top)

@@ -85,6 +85,15 @@ def check_setup(
     ------
     NotFoundError
         When the store has none of the epochs that are asked for.
+
+    Examples
+    --------
+    >>> from trakstore.features import Job, featurize_job
+    >>> job = Job(model, {"train": train, "test": test}, projector=ts.ProjectionSpec("sjlt", dim=8))
+    >>> done = featurize_job(job, "memory://checked", progress=False)
+    >>> first = next(check_setup(job, "memory://checked"))
+    >>> first.name, first.verdict
+    ('samples stay', 'pass')
     """
     opened = open_store(store)
     chosen = opened.epochs if epochs is None else as_epochs(epochs)

@@ -93,8 +93,8 @@ def lds(
 ) -> LDS:
     r"""Compute the linear datamodeling score of a (target, train) matrix.
 
-    .. math:: \mathrm{LDS}(z) = \rho\bigl(\{\textstyle\sum_{i \in S_j} \tau(z, i)\}_j,
-              \{f(z; \theta(S_j))\}_j\bigr)
+    .. math:: \mathrm{LDS}(z) = \rho(s_z, f_z), \qquad s_{zj} = \sum_{i \in S_j} \tau(z, i),
+              \qquad f_{zj} = f(z; \theta(S_j))
 
     with Spearman's ρ over the subsets S_j; the mean over targets. The interval resamples targets
     and subsets, since all targets share the models; ranks are those among all subsets.

@@ -60,10 +60,12 @@ class SubsetTrainer:
 
     Examples
     --------
-    ::
+    >>> trainer = SubsetTrainer(lambda: nn.Linear(4, 3), train, test, epochs=1)
+    >>> trainer(np.ones((2, 24), bool), np.arange(2)).output.shape
+    (2, 6)
 
-        trainer = SubsetTrainer(make_model, train, test, epochs=10,
-                                optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    With 200 models on random halves, for the linear datamodeling score::
+
         retrain(trainer, store, "halves", SubsetPlan(rows=len(train)), models=200)
     """
 

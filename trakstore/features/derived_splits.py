@@ -14,7 +14,7 @@ from trakstore.storage import layout
 __all__ = ["draws_by_split", "need_own_names", "runs_by_split"]
 
 _MADE_OF = {
-    layout.SAMPLED: ("samples with drawn labels", "with labels='sampled' (of a job: sampled=4)"),
+    layout.SAMPLED: ("samples with drawn labels", "with labels='sampled' (of a job: sampled=8)"),
     layout.TOKENS: ("rows of tokens", "with tokens=1"),
 }
 

@@ -53,7 +53,7 @@ def featurize(
     world_size: int | None = None,
     progress: bool = True,
     labels: Literal["given", "sampled"] = "given",
-    draws: int = 4,
+    draws: int = 8,
     seed: int = 0,
     tokens: int = 0,
     **options: Unpack[JobOptions],
@@ -95,7 +95,8 @@ def featurize(
         ``"sampled"``: features of the same samples with labels that are drawn from the model's own
         predictions, as a split of its own, ``train~sampled``; see ``sampled`` of a :class:`Job`.
     draws : int
-        Rows of each sample then, each with other labels.
+        Rows of each sample then, each with other labels; 8 were measured to be worth their time
+        (``benchmarks/README.md``, language models).
     seed : int
         Number that drawn labels follow from.
     tokens : int

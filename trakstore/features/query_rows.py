@@ -6,26 +6,32 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
+from torch.utils import _pytree as tree
 
-from trakstore.errors import MemoryLimitError, SpecMismatchError
+from trakstore.errors import MemoryLimitError, SpecMismatchError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.batches import Batches, evaluated
 from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, worker_device, working_on
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fitness import explained, need_apart
 from trakstore.features.job import Job
-from trakstore.features.outputs import ModelOutput
+from trakstore.features.outputs import ModelOutput, as_output
+from trakstore.features.outputs.tokens import need_tokens
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import scale_of_store
+from trakstore.features.token_rows import TokenRows
+from trakstore.features.token_samples import token_numbers
 from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch
 from trakstore.features.weights import own_copy
@@ -35,11 +41,29 @@ from trakstore.storage import layout
 from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["LoadedModels"]
+__all__ = ["LoadedModels", "SampleTokens"]
 
 # What computes shares settings of the whole process (determinism, autocast, modes of modules), so that
 # samples of several threads take turns.
 _TURN = threading.Lock()
+
+
+class SampleTokens(NamedTuple):
+    """Parts that the tokens of a sample have in its row at one epoch.
+
+    Attributes
+    ----------
+    numbers : ndarray of int64, shape (tokens,)
+        Places of the tokens in the sample, counted from 0 without padding.
+    features : ndarray of float32, shape (tokens, dim)
+        Rows that add up to the sample's.
+    read : tree of ndarray
+        The sample as the model reads it.
+    """
+
+    numbers: NDArray[np.int64]
+    features: NDArray[np.float32]
+    read: Any
 
 
 @dataclass(frozen=True)
@@ -57,33 +81,57 @@ class _LoadedEpoch:
 
     def columns(self, sample: Any) -> Columns:
         """Compute the columns of one sample, compared with an ordinary backward pass."""
-        batches = replace(self.batches, dataset=[sample])
-        batch = batches.read(0, 1)
-        with explained(self.model, self.output, batch):
-            classes = self.output.check(self.model, copied(batch))
-        rows = RowComputer(
-            self.engine,
-            NamedActivations(self.model, self.output, ()),
-            self.output,
-            ReadAhead(lambda piece: batches.several(*piece, 1, by_length=False)),
-            np.zeros(1, dtype=np.int64),
-            self.where,
-            self.spec,
-            classes,
-            batch_size=1,
-            pool=1,
-            measured=(0,),
-            shortest=(),
-            at_once=1,
-            pick=lambda chosen: batches.read(0, len(chosen)),
-            check="all",
-        )
-        columns = rows.columns(0, 1)
-        self.watch.check()
+        columns = self._computed(self._computer(sample, 1, 1, self.spec, check="all"), 1)
         # Rows in 8 bits are read as their multiples of a scale, and so are these.
         if layout.ROW_SCALE in columns:
             scale = columns.pop(layout.ROW_SCALE)
             columns[layout.FEATURES] = dequantised(columns[layout.FEATURES], scale)
+        return columns
+
+    def tokens(self, sample: Any, output: ModelOutput, at_once: int) -> SampleTokens:
+        """Compute the parts of a sample's row that its tokens have, some tokens at once."""
+        batch = replace(self.batches, dataset=[sample]).read(0, 1)
+        numbers = token_numbers(self.model, output, batch)
+        count = len(numbers)
+        if not count:
+            raise TrakStoreError(f"{self.where} has no token that counts")
+        # Parts are not rounded as rows are stored: each would lose as much as a whole row does.
+        spec = replace(self.spec, dtype="float32", keep_bits=None)
+        rows = self._computer(sample, count, min(at_once, count), spec, check="some")
+        separate = need_tokens(output)
+        rows.labels = TokenRows(self.model, separate, np.arange(count), 1)
+        read = tree.tree_map(lambda tensor: tensor[0].cpu().numpy(), batch)
+        return SampleTokens(numbers, self._computed(rows, count)[layout.FEATURES], read)
+
+    def _computer(
+        self, sample: Any, count: int, at_once: int, spec: StoreSpec, check: CheckedRows
+    ) -> RowComputer:
+        """Make what computes rows of one sample that is there some times."""
+        batches = replace(self.batches, dataset=[sample] * count)
+        batch = batches.read(0, 1)
+        with explained(self.model, self.output, batch):
+            classes = self.output.check(self.model, copied(batch))
+        return RowComputer(
+            self.engine,
+            NamedActivations(self.model, self.output, ()),
+            self.output,
+            ReadAhead(lambda piece: batches.several(*piece, at_once, by_length=False)),
+            np.zeros(count, dtype=np.int64),
+            self.where,
+            spec,
+            classes,
+            batch_size=at_once,
+            pool=at_once,
+            measured=(0,),
+            shortest=(),
+            at_once=at_once,
+            pick=lambda chosen: batches.read(0, len(chosen)),
+            check=check,
+        )
+
+    def _computed(self, rows: RowComputer, count: int) -> Columns:
+        columns = rows.columns(0, count)
+        self.watch.check()
         return columns
 
     def predicted(self, sample: Any) -> int | None:
@@ -176,6 +224,39 @@ class LoadedModels:
             with self._turn(epoch) as loaded:
                 found[epoch] = loaded.columns(sample)
         return found
+
+    def tokens(
+        self,
+        sample: Any,
+        epochs: Sequence[int | str],
+        go_on: Callable[[], None] = lambda: None,
+    ) -> dict[int | str, SampleTokens]:
+        """Compute the parts that a sample's tokens have in its rows at some epochs.
+
+        Each token costs a forward and a backward pass of the sample.
+
+        Parameters
+        ----------
+        sample : object
+            A sample as the job's data sets give it, with a token that counts.
+        epochs : sequence of epochs
+        go_on : callable
+            Called before each epoch: it raises where nobody waits for the answer any more.
+
+        Raises
+        ------
+        TrakStoreError
+            The job's output is not made of tokens, or none of the sample counts.
+        NumericsError
+            Features that are not finite.
+        """
+        parts = {}
+        output = as_output(self._job.output)
+        for epoch in epochs:
+            go_on()
+            with self._turn(epoch) as loaded:
+                parts[epoch] = loaded.tokens(sample, output, self._job.batch_size)
+        return parts
 
     def predicted(self, sample: Any, epoch: int | str) -> int | None:
         """Predict the class of a sample by the model of an epoch; None where there are no classes."""

@@ -101,6 +101,11 @@ class EpochPair:
         target, train = self.target.gradient_scale(of), self.train.gradient_scale(of)
         return {"row_scale": target, "column_scale": train}
 
+    @property
+    def known_weights(self) -> str | None:
+        """Hash of the weights that the train rows were made with, where the store knows it."""
+        return _weights(self.train)
+
 
 def need_open(store: FeatureStore) -> None:
     """Raise a :class:`TrakStoreError` for the path of a store, or any other thing that is none."""

@@ -65,8 +65,9 @@ def influence_scores(
     kernel : {"train", "sampled"}, optional
         Rows of H. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
         from the model (``featurize(labels="sampled")``): H = Σ ∇l ∇lᵀ / draws, the Gauss-Newton matrix
-        also where outputs are sequences. When None: those, where there are some at all epochs,
-        ``hessian`` is not ``"loss"`` and the output is not the margin.
+        also where outputs are sequences; the mean then weighs checkpoints by 1/√λ, since gradients grow
+        while a model is trained. When None: those, where there are some at all epochs, ``hessian`` is
+        not ``"loss"`` and the output is not the margin.
     hessian : {"gauss_newton", "loss"}
         ``"gauss_newton"``: H = Σᵢ l''ᵢ φᵢ φᵢᵀ, with the loss's second derivative in the output:
         q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is
@@ -125,7 +126,6 @@ def influence_scores(
         kernels, damped = sampled.rows, sampled.damping(damping)
     else:
         kernels = [_curved(store, pair, hessian) for pair in pairs]
-    weight = float(sampled.draws) if sampled else 1.0
     factors = factors_of(
         kernels,
         damped,
@@ -135,7 +135,13 @@ def influence_scores(
         device=device,
     )
     parts = [
-        part_of(pair, factor, kernel=weighting_of(split), weight=weight, **scale)
+        part_of(
+            pair,
+            factor,
+            kernel=weighting_of(split),
+            **(sampled.parts_of(factor) if sampled else {}),
+            **scale,
+        )
         for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
     ]
     scores = scores_of("influence", parts, pairs)

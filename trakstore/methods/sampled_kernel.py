@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -10,7 +11,7 @@ from typing import Literal, TypeAlias, get_args
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.kernels.choice import keep_gram
 from trakstore.kernels.row_weights import WeightedSplit
-from trakstore.kernels.solvers import Damping
+from trakstore.kernels.solvers import Damping, Factor
 from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, need_open
 from trakstore.storage import layout
 from trakstore.storage.dropped_rows import WEIGHTING
@@ -58,6 +59,16 @@ class SampledKernel:
         if given.relative is not None:
             return Damping(relative=given.relative * self.draws)
         return Damping(absolute=(given.absolute or 0.0) * self.draws)
+
+    def parts_of(self, factor: Factor) -> dict[str, float]:
+        """Return weight and length of an epoch's part of scores, as a :class:`Part` takes them.
+
+        Gradients grow while a model is trained, and with them the scores of an epoch, as t does in
+        tᵀK⁻¹φ: by their length, the root of tr(K)/n, late epochs would weigh most, which tell least of
+        what other data would have given. λ = c·tr(K)/n is its square, but for a factor that epochs
+        share; a λ that was given as it is, or is 0, weighs all alike.
+        """
+        return {"weight": float(self.draws), "length": math.sqrt(factor.damping) or 1.0}
 
 
 def takes_sampled(

@@ -54,7 +54,7 @@ def grad_dot_scores(
         All that have both splits when None.
     of : {"loss", "output"}
         Function whose gradients are taken: those of the loss are the stored ones times
-        −``out_to_loss``, on both sides. Positive for ``"loss"``: a small step on the train sample
+        minus ``out_to_loss``, on both sides. Positive for ``"loss"``: a small step on the train sample
         lowers the target's loss.
     allow_other_weights : bool
         Score also where targets and train rows of an epoch were made with different checkpoints.

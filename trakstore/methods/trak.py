@@ -74,8 +74,9 @@ def trak_scores(
     kernel : {"train", "sampled"}, optional
         Rows of K. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
         from the model (``featurize(labels="sampled")``): K = Σ q²·φφᵀ / draws, the Gauss-Newton matrix;
-        there is no temperature then, and Q = ``out_to_loss``. When None: those, where there are some
-        at all epochs, no temperature was given and the output is not the margin.
+        there is no temperature then, Q = ``out_to_loss``, and the mean weighs checkpoints by 1/√λ_c,
+        since gradients grow while a model is trained. When None: those, where there are some at all
+        epochs, no temperature was given and the output is not the margin.
     temperature : float, "auto" or None
         Above 0. ``"auto"``: 2 where the store's output is the margin, None for others: whole sequences
         are so unlikely that p (1 − p) is no weight. None: K = ΦᵀΦ and Q = ``out_to_loss``.
@@ -167,7 +168,7 @@ def trak_scores(
             factor,
             column_scale=scale,
             kernel=weighting_of(split),
-            weight=float(sampled.draws) if sampled else 1.0,
+            **(sampled.parts_of(factor) if sampled else {}),
         )
         for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
     ]

@@ -22,7 +22,8 @@ def evolution_table(found: xr.Dataset) -> Table:
     with the scores of the epoch before, ``kept`` the share of the list that was in the list before.
     """
     table = plain_table("epoch", "mean", "std", "max", "like before", "kept")
-    table.add_column(f"{_train(found)}, {found.attrs['order']} first")
+    # Names without spaces are folded: else the end of one that is wider than the column would be lost.
+    table.add_column(f"{_train(found)}, {found.attrs['order']} first", overflow="fold")
     for at, epoch in enumerate(found["epoch"].values.tolist()):
         one = found.isel(epoch=at)
         numbers = [f"{float(one[name]):.3g}" for name in ("mean", "std", "max")]

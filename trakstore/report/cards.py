@@ -13,8 +13,6 @@ from trakstore.report.sample import Shown
 from trakstore.report.sections import Findings
 from trakstore.report.units import from_to, number_form, written
 
-LEVELS = 4
-
 
 @dataclass(frozen=True)
 class Card:
@@ -36,6 +34,8 @@ class Card:
         True where it is of the target's class; None where that is not known.
     note : str
         Words below the value.
+    predicted : str or None
+        Class that the model says, where it was asked.
     """
 
     name: str
@@ -46,6 +46,12 @@ class Card:
     label: str | None = None
     same: bool | None = None
     note: str = ""
+    predicted: str | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """True where another class was predicted."""
+        return None not in (self.label, self.predicted) and self.label != self.predicted
 
 
 def suspect_cards(findings: Findings) -> list[Card]:
@@ -67,19 +73,6 @@ def change_cards(findings: Findings, listed: xr.Dataset) -> list[Card]:
     return listed_cards(findings, listed, "change", form, notes=notes)
 
 
-def colour_level(value: float, most: float) -> int:
-    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
-
-    Examples
-    --------
-    >>> colour_level(-1.0, 4.0), colour_level(0.01, 4.0), colour_level(4.0, 4.0), colour_level(3.0, 0.0)
-    (-2, 0, 4, 0)
-    """
-    if most == 0:
-        return 0
-    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))
-
-
 def listed_cards(
     findings: Findings,
     listed: xr.Dataset,
@@ -92,6 +85,9 @@ def listed_cards(
     names, places = listed["train"].values.tolist(), listed["position"].values.tolist()
     values = listed[value].values.astype(float)
     labels = listed["label"].values.tolist() if "label" in listed else [None] * len(names)
+    predicted = (
+        listed["predicted"].values.tolist() if "predicted" in listed else [None] * len(names)
+    )
     # Bars are relative to their own list; a list of zeros has none.
     most = float(np.abs(values).max(initial=0)) or 1.0
     return [
@@ -104,8 +100,9 @@ def listed_cards(
             label=None if label is None else str(label),
             same=None if own is None or label is None else bool(label == own),
             note=note,
+            predicted=None if said is None else str(said),
         )
-        for name, place, one, label, note in zip(
-            names, places, values, labels, notes or [""] * len(names), strict=True
+        for name, place, one, label, said, note in zip(
+            names, places, values, labels, predicted, notes or [""] * len(names), strict=True
         )
     ]

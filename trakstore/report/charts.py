@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.markup import one_line
 from trakstore.report.top_images import HARMED, HELPED, INK
-from trakstore.report.units import evenly_spaced
+from trakstore.report.units import evenly_spaced, plain_number, spread_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
     from trakstore.methods.kernel_report import KernelReport
 
 ACCENT, GRID = "#2f5fa8", "#d5d9de"
+# Looks of lines, by whether their sample helped: those who see no colours tell them apart too.
+_LINES: dict[bool, dict[str, Any]] = {
+    True: {"color": HELPED, "marker": "o", "linestyle": "solid"},
+    False: {"color": HARMED, "marker": "s", "linestyle": "dashed"},
+}
+_MARKERS = "os^Dv*Xp"  # of kernels, as many as a report has
+_LABEL = 15  # characters of a name at the end of a line
 
 
 def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
@@ -63,6 +72,9 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
 def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     """Draw the train samples of one target over epochs as lines, in standard deviations of its scores.
 
+    Each line has its sample's name at its end. Samples that helped, by the mean of their scores, have
+    whole lines and round marks; those that harmed broken lines and square ones.
+
     Parameters
     ----------
     found : Dataset
@@ -77,15 +89,16 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
     >>> len(plot_evolution(trajectories(scores, ts.top_k(scores, 4)["position"])).lines)
     5
     """
-    one = _one_target(found, target, "analysis.trajectories", ("standard", "train"))
-    values = one["standard"].values  # (epoch, rank)
+    one = _one_target(found, target, "analysis.trajectories", ("score", "standard", "train"))
+    values, helped = one["standard"].values, one["score"].values.mean(axis=0) > 0
     # Epochs stand evenly, by their place: names may be words, and 1, 2, 5 and 1000 would crowd.
     axes, places = _axes(ax), np.arange(len(values))
-    axes.axhline(0, color=INK, linewidth=0.8)
-    for line, name in zip(values.T, one["train"].values.tolist(), strict=True):
-        colour = HELPED if line[-1] > 0 else HARMED
-        label = f"train {one_line(name)}"
-        axes.plot(places, line, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
+    axes.plot([0, max(places[-1], 1)], [0, 0], color=INK, linewidth=0.8)
+    names = [one_line(name, _LABEL) for name in one["train"].values.tolist()]
+    looks = [_LINES[bool(up)] for up in helped]
+    for line, name, look in zip(values.T, names, looks, strict=True):
+        axes.plot(places, line, label=f"train {name}", markersize=3.5, linewidth=1.2, **look)
+    _name_lines(axes, values[-1], names, [look["color"] for look in looks], float(places[-1]))
     labelled = evenly_spaced(len(places), 9)
     axes.set_xticks(places[labelled], [str(one["epoch"].values[at]) for at in labelled])
     _label(axes, "epoch", "standard deviations", f"target {one_line(one['target_id'].item())}")
@@ -94,6 +107,8 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
 
 def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | None = None) -> Axes:
     """Draw the eigenvalues of kernels, first to last, both axes logarithmic; dashed, the damping λ.
+
+    Kernels are told apart by the marks on their lines.
 
     Parameters
     ----------
@@ -120,12 +135,20 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
         shade, values = 0.25 + 0.75 * at / len(several), one.eigenvalues
         values = values[values > 1e-9 * values[0]]  # the rest is rounding noise
         places = np.arange(1, len(values) + 1)
-        axes.loglog(places, values, color=ACCENT, alpha=shade, label=f"epoch {one.epoch}")
+        # The first mark is elsewhere on each line: lines often lie upon each other.
+        marked = np.geomspace(min(1 + at, len(values)), len(values), 5).astype(int) - 1
+        marks = {
+            "marker": _MARKERS[(at - 1) % len(_MARKERS)],
+            "markevery": np.unique(marked).tolist(),
+        }
+        axes.loglog(places, values, color=ACCENT, alpha=shade, label=f"epoch {one.epoch}", **marks)
         axes.axhline(one.lam, color=HARMED, alpha=shade, linewidth=0.9, linestyle="--")
     # An empty line, for the legend alone: each kernel's own λ has no entry of its own.
     axes.plot([], [], color=HARMED, linestyle="--", linewidth=0.9, label="λ of each")
-    for text in axes.legend(frameon=False, fontsize="small").get_texts():
+    for text in axes.legend(frameon=False).get_texts():
         text.set_parse_math(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_ticks(axis)
     _label(axes, "place", "eigenvalue", "")
     return axes
 
@@ -157,6 +180,7 @@ def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
     axes.minorticks_off()
+    _plain_ticks(axes.yaxis)
     axes.axvline(0, color=INK, linewidth=0.8)
     title = "all targets" if pooled else f"target {one_line(one['target_id'].item())}"
     _label(axes, "standard deviations" if pooled else "score", "train samples", title)
@@ -182,6 +206,30 @@ def _axes(ax: Axes | None) -> Axes:
     from matplotlib import pyplot
 
     return pyplot.subplots()[1]
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Write the numbers of a logarithmic axis without TeX, whose exponents are too small to read."""
+    axis.set_major_formatter(lambda value, _: plain_number(value))
+
+
+def _name_lines(
+    axes: Axes, ends: NDArray[Any], names: Sequence[str], colours: Sequence[str], last: float
+) -> None:
+    """Write the names of lines to the right of their ends, at the epoch ``last``, and apart."""
+    width = max(last, 1.0)
+    lead = 0.12 * width
+    # The axis goes on behind the last epoch, to make room for the names.
+    axes.set_xlim(-0.05 * width, last + lead + 0.95 * width)
+    (low, high), size = axes.get_ylim(), float(axes.xaxis.get_label().get_fontsize())
+    height = 1.15 * size / (axes.bbox.height / axes.figure.dpi * 72) * (high - low)
+    places = spread_apart(ends, height, low + height / 2, high - height / 2)
+    axes.set_ylim(low, high)
+    for end, place, name, colour in zip(ends, places, names, colours, strict=True):
+        axes.plot([last, last + lead], [end, place], color=colour, linewidth=0.5)
+        axes.text(
+            last + 1.3 * lead, place, name, color=colour, va="center", size=size, parse_math=False
+        )
 
 
 def _label(axes: Axes, x: str, y: str, title: str) -> None:

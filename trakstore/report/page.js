@@ -61,7 +61,16 @@ if (label) {
   label.addEventListener("change", narrow);
 }
 
-const linked = tabs.find((tab) => `#${tab.id}` === location.hash);
-if (linked) {
-  choose(linked, false);
+// What a link leads to is shown: a target's tab, or a section that is folded.
+
+function follow() {
+  const linked = document.getElementById(location.hash.slice(1));
+  if (tabs.includes(linked)) {
+    choose(linked, false);
+  } else if (linked) {
+    linked.querySelectorAll("details.provenance").forEach((one) => (one.open = true));
+  }
 }
+
+window.addEventListener("hashchange", follow);
+follow();

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from trakstore.errors import TrakStoreError
+from trakstore.markup import without_folders
 from trakstore.planning import human_bytes
-from trakstore.report.cards import change_cards, colour_level, suspect_cards
+from trakstore.report.cards import change_cards, suspect_cards
 from trakstore.report.charts import plot_distribution, plot_spectrum
+from trakstore.report.formula import Formula, method_formula
+from trakstore.report.highlights import highlights
 from trakstore.report.inline_svg import inline_svg, untitled
 from trakstore.report.sections import SECTIONS, Classes, Findings
 from trakstore.report.store_facts import store_facts, store_verdict
@@ -20,9 +24,10 @@ from trakstore.report.template import (
     content_policy,
     packaged_text,
     page_script,
+    page_style,
     template_environment,
 )
-from trakstore.report.units import in_powers_of_ten
+from trakstore.report.units import colour_level, in_powers_of_ten
 
 # Bytes of a page: what browsers on a telephone still open.
 MOST_BYTES = 2**25
@@ -49,8 +54,11 @@ def render_page(findings: Findings) -> str:
     """
     from markupsafe import Markup
 
-    style, script = packaged_text("page.css"), page_script(packaged_text("page.js"))
+    style, script = page_style(), page_script(packaged_text("page.js"))
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
+    # A page is sent on: paths of the machine that made it are no business of its readers.
+    local = partial(without_folders, known=str(findings.store.location))
+    shown = panels(findings)
     page = (
         template_environment()
         .get_template("page.html")
@@ -61,12 +69,16 @@ def render_page(findings: Findings) -> str:
             script=Markup(script),
             policy=content_policy(style, script),
             drawn={name: Markup(svg) for name, svg in _drawings(findings).items()},
-            facts_of_store=store_facts(findings.contents),
+            name=local(str(findings.store.location)),
+            local=local,
+            formula=_formula(findings),
+            highlights=highlights(findings, shown),
+            facts_of_store={**store_facts(findings.contents), **findings.provenance},
             verdict=store_verdict(findings.contents),
             splits=findings.contents.splits[-MOST_SPLITS:],
             runs=findings.contents.runs[-MOST_RUNS:],
             markup=Markup,
-            panels=panels(findings),
+            panels=shown,
             suspects=suspect_cards(findings),
             changes=_changes(findings),
             levels=levels,
@@ -82,13 +94,19 @@ def render_page(findings: Findings) -> str:
     return page
 
 
+def _formula(findings: Findings) -> Formula:
+    output = findings.store.spec.output
+    name = None if output is None else output.name
+    return method_formula(findings.scores, name, findings.asked["damping"])
+
+
 def _drawings(findings: Findings) -> Mapping[str, str]:
     drawn = {
         "pooled": inline_svg(
             lambda axes: untitled(plot_distribution(findings.spread, None, axes)),
             "Histogram of scores of the targets shown, in standard deviations from each target's mean",
             "pooled",
-            (7.0, 2.6),
+            (4.6, 2.4),
         )
     }
     if findings.kernels:
@@ -96,7 +114,7 @@ def _drawings(findings: Findings) -> Mapping[str, str]:
             lambda axes: plot_spectrum(findings.kernels, axes),
             "Eigenvalues of each kernel, largest first; the table beside it has the numbers",
             "spectrum",
-            (7.0, 3.4),
+            (4.6, 3.4),
         )
     return drawn
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.report.text_parts import TextPart, excerpt, preview, string_parts
+from trakstore.report.text_parts import ScoredPart, TextPart, excerpt, preview, string_parts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SIDE, FIGURE_SIDE = 128, 360  # pixels of the longer side of an image, of a drawn figure
 _LOSSLESS = 64 * 64  # images of more pixels become JPEG
 LETTERS = 10_000  # of a text, where a page has room for that
+_STRONGEST = 3
 _CELLS, _CELL_LETTERS = 12, 60
 _CHANNELS = (1, 3, 4)
 
@@ -57,6 +58,12 @@ class Shown:
     def preview(self) -> tuple[TextPart, ...]:
         """Parts of a long text that are shown at first; none of a text that is shown whole."""
         return preview(self.parts)
+
+    @property
+    def strongest(self) -> tuple[ScoredPart, ...]:
+        """Tokens with the largest scores by magnitude, three at most; none without scores."""
+        scored = [one for one in self.parts if isinstance(one, ScoredPart) and one.score]
+        return tuple(sorted(scored, key=lambda one: -abs(one.score))[:_STRONGEST])
 
     @property
     def brief(self) -> str:

@@ -17,7 +17,9 @@ from trakstore.passes.rows import whole_column
 from trakstore.quantities import shown
 from trakstore.report.sample import LETTERS, Shown, show_sample, shown_text
 from trakstore.report.text_parts import is_tokenizer, string_parts, token_parts
-from trakstore.storage.layout import Epoch
+from trakstore.report.token_targets import TokenTargets, is_of_tokens
+from trakstore.storage.columns import sample_ids
+from trakstore.storage.layout import Epoch, own_split
 from trakstore.storage.split import Split
 
 if TYPE_CHECKING:  # it needs torch
@@ -122,17 +124,30 @@ def sample_source(
 
     loaded = load_job(job) if isinstance(job, str) else job
     datasets = loaded.datasets
-    tokenizer = getattr(loaded.collate, "tokenizer", None)
-    if draw is None and is_tokenizer(tokenizer):
-        draw = _checked(tokenizer, letters)
+    decoder = tokenizer_of(loaded, render)
+    if draw is None and decoder is not None:
+        draw = _checked(decoder, letters)
     for split in splits:
-        _check_dataset(datasets, split, name_of(job))
+        _check_dataset(datasets, loaded.ids, split, name_of(job))
+    tokens = {one.name: TokenTargets.of(one, loaded) for one in splits if is_of_tokens(one.name)}
 
     def read(one: StoredSample) -> Any:
+        if one.split in tokens:
+            return tokens[one.split].shown(one.id, decoder, draw, letters)
         sample = datasets[one.split][one.row]
         return sample if draw is None else draw(sample)
 
-    return SampleSource(read, partial(predicted_classes, loaded), letters=letters)
+    def predict(epoch: Epoch, split: str, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        return None if split in tokens else predicted_classes(loaded, epoch, split, rows)
+
+    return SampleSource(read, predict, letters=letters)
+
+
+def tokenizer_of(job: Job, render: Render | str | None) -> Any:
+    """Return the tokenizer that ``render`` is or names, else that of the job's collator, else None."""
+    given = load_named(render, "render") if isinstance(render, str) else render
+    own = given if is_tokenizer(given) else getattr(job.collate, "tokenizer", None)
+    return own if is_tokenizer(own) else None
 
 
 def name_of(given: object) -> str:
@@ -188,23 +203,28 @@ def _can_be_shown(made: Any) -> bool:
     return made is None or isinstance(made, kinds) or any(hasattr(made, one) for one in drawn)
 
 
-def _check_dataset(datasets: Any, split: Split, job: str) -> None:
+def _check_dataset(datasets: Any, own_ids: Mapping[str, Any], split: Split, job: str) -> None:
     """Refuse a data set with other samples than the features are of."""
     from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
 
-    if split.name not in datasets:
-        raise NotFoundError(
-            f"{job} has no data set {split.name!r}{did_you_mean(split.name, datasets)}"
-        )
-    dataset, remedy = datasets[split.name], "name the job that was featurized"
+    of_tokens = is_of_tokens(split.name)
+    own = own_split(split.name) if of_tokens else split.name
+    if own not in datasets:
+        raise NotFoundError(f"{job} has no data set {own!r}{did_you_mean(own, datasets)}")
+    dataset, remedy = datasets[own], "name the job that was featurized"
     # The number first: to hash data reads some of them.
     rows = dataset_rows(dataset)
-    if rows != split.rows:
+    if rows != split.rows and not of_tokens:
         raise SpecMismatchError(
             f"{split.name} of {job} has {rows} samples, the store has {split.rows}: {remedy}"
         )
-    ids = whole_column(split.column("sample_id"))
     stored = split.spec.dataset
+    if of_tokens:
+        # What is behind it is of the tokens; ids of rows are not those of samples.
+        stored = None if stored is None else stored.partition("#")[0]
+        ids = sample_ids(own_ids.get(own), rows)
+    else:
+        ids = whole_column(split.column("sample_id"))
     if stored is not None and dataset_fingerprint(dataset, ids) != stored:
         raise SpecMismatchError(
             f"{split.name} of {job} holds other samples than the store was made from: {remedy}"

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 import trakstore
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.kernels.solvers import Damping
-from trakstore.methods.epochs import EpochPair
+from trakstore.methods.epochs import EpochPair, UnmaskedSplit
 from trakstore.methods.influence import self_scores
 from trakstore.methods.kernel_report import KernelReport, kernel_report
 from trakstore.methods.sampled_kernel import SampledKernel
 from trakstore.passes.rows import Rows, TakenRows, whole_column
 from trakstore.progress import begin_step
+from trakstore.report.dominance import dominants
 from trakstore.report.labels import with_labels
 from trakstore.report.sample_source import SampleSource
 from trakstore.report.store_facts import StoreContents
+from trakstore.report.token_lists import TokenLists
 from trakstore.report.units import evenly_spaced
 from trakstore.scores.factored import Scores
 from trakstore.scores.sums import group_scores
@@ -89,9 +91,13 @@ class Findings:
     show : SampleSource
         Source of the samples that the page shows.
     asked : mapping of str to str
-        Method, splits, epochs and damping, for people.
+        Epochs, damping and choice of targets, for people.
+    provenance : mapping of str to str
+        Sources of the samples, for people.
     sampled : SampledKernel, optional
         Rows of the kernels, where they are not the train rows.
+    tokens : TokenLists, optional
+        What shades the texts of the first entries of each list by the scores of their tokens.
     left_out : dict of str to str
         Name of a section that is not there, and why.
     contents : StoreContents
@@ -106,8 +112,12 @@ class Findings:
         From ``analysis.distribution``.
     paths : Dataset or None
         From ``analysis.trajectories``: the first of each list, one list after the other.
+    ranks : Dataset or None
+        From ``analysis.evolution``: how far each epoch's proponents are those of the epoch before.
+    dominant, dominant_opponent : list of Dominant or None
+        For each target, the first of its list where that dominates the list.
     measured : mapping of str to array, shape (m,)
-        Stored columns of the targets at the last epoch, such as their loss.
+        Stored columns of the targets at the last epoch, such as their loss; the output by its name.
     predicted : array of int64, shape (m,), or None
         Classes that the model of the last epoch predicts.
     kernels : list of KernelReport
@@ -117,7 +127,8 @@ class Findings:
     classes : Classes or None
         Mean scores between classes.
     suspects : Dataset or None
-        Dimension ``rank``: ``train`` (ids), ``position``, ``score`` (on itself), maybe ``label``.
+        Dimension ``rank``: ``train`` (ids), ``position``, ``score`` (on itself), maybe ``label``
+        and ``predicted``, the class that the model of the last epoch says.
     made : str
         Time and version of the program.
     """
@@ -133,7 +144,9 @@ class Findings:
     memory_limit: int | str | None
     show: SampleSource
     asked: Mapping[str, str]
+    provenance: Mapping[str, str]
     sampled: SampledKernel | None = None
+    tokens: TokenLists | None = None
     left_out: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -154,8 +167,10 @@ class Findings:
         self.spread = distribution(chosen, memory_limit=limit)
         begin_step("report: scores over the epochs")
         self.paths = self._paths(chosen)
-        names = [name for name in ("output", "loss") if name in split.stored.columns]
-        self.measured = {name: _taken(split.column(name), self.rows) for name in names}
+        self.ranks = self._ranks(chosen)
+        self.dominant = dominants(self.proponents, last, self.rows)
+        self.dominant_opponent = dominants(self.opponents, last, self.rows)
+        self.measured = self._measured(split)
         ask = partial(self.show.predict, last.epoch, self.targets, self.stored_rows)
         self.predicted = self._section("Predictions", ask)
         self.kernels = self._section("Kernels", self._kernels) or []
@@ -182,6 +197,22 @@ class Findings:
             return None
         first = [top["position"].values[:, :PATHS] for top in (self.proponents, self.opponents)]
         return trajectories(chosen, np.concatenate(first, 1), memory_limit=self.memory_limit)
+
+    def _ranks(self, chosen: Scores) -> xr.Dataset | None:
+        from trakstore.analysis.evolution import evolution
+
+        if len(chosen.epochs) < 2:
+            return None
+        return evolution(chosen, self.k, memory_limit=self.memory_limit)
+
+    def _measured(self, split: UnmaskedSplit) -> dict[str, NDArray[Any]]:
+        output = self.store.spec.output
+        names = {
+            "output": "output" if output is None else f"output ({output.name})",
+            "loss": "loss",
+        }
+        there = {stored: name for stored, name in names.items() if stored in split.stored.columns}
+        return {name: _taken(split.column(stored), self.rows) for stored, name in there.items()}
 
     def _kernels(self) -> list[KernelReport]:
         # The damped kernels of the scores: rows are weighted as the method weights them.
@@ -238,6 +269,12 @@ class Findings:
         first = scores[np.argsort(-scores.values, kind="stable")[:SUSPECTS]]
         columns = {"score": first, "train": first["train_id"], "position": first["position"]}
         listed = xr.Dataset({name: ("rank", one.values) for name, one in columns.items()})
+        # Where the model cannot be asked about the targets, the page says so once.
+        if self.predicted is not None:
+            rows = listed["position"].values.astype(np.int64)
+            predicted = self.show.predict(self.pairs[-1].epoch, split.name, rows)
+            if predicted is not None:
+                listed["predicted"] = ("rank", predicted)
         return with_labels(listed, self.pairs[0])
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 
-from trakstore.report.cards import colour_level, listed_cards
+from trakstore.report.cards import Card, listed_cards
 from trakstore.report.charts import plot_distribution, plot_evolution
 from trakstore.report.inline_svg import inline_svg, untitled
 from trakstore.report.sections import PATHS, Findings
-from trakstore.report.units import evenly_spaced, number_form
+from trakstore.report.units import colour_level, evenly_spaced, number_form, written
 
 MOST_EPOCHS = 12
 
@@ -45,6 +46,10 @@ class Panel:
         Charts as SVG; no lines where there is one epoch only.
     epoch_names, epoch_rows : list
         Head and rows of the table that says the same as the lines.
+    stability : list of (name, cells)
+        Lines below it: how far each epoch's ranks are those of the epoch before.
+    dominant, dominant_opponent : Dominant or None
+        First of a list, where that dominates it.
     """
 
     findings: Findings
@@ -61,8 +66,8 @@ class Panel:
         self.predicted = None if findings.predicted is None else str(findings.predicted[at])
         self.measured = {name: float(values[at]) for name, values in findings.measured.items()}
         form = number_form(np.concatenate([ups["score"].values, downs["score"].values]))
-        self.proponents = listed_cards(findings, ups, "score", form, own=own)
-        self.opponents = listed_cards(findings, downs, "score", form, own=own)
+        self.proponents = self._shaded(listed_cards(findings, ups, "score", form, own=own), ups)
+        self.opponents = self._shaded(listed_cards(findings, downs, "score", form, own=own), downs)
         self.histogram = _histogram(findings.spread, at, self.key)
         paths = findings.paths
         self.lines = "" if paths is None else _lines(paths, at, self.key)
@@ -71,12 +76,36 @@ class Panel:
         if paths is not None:
             one, length = paths.isel(target=at), min(PATHS, findings.k)
             self.epoch_names, self.epoch_rows = _by_epoch(one, length)
+        self.stability = (
+            [] if findings.ranks is None else _stability(findings.ranks, at, findings.k)
+        )
+        self.dominant = findings.dominant[at]
+        self.dominant_opponent = findings.dominant_opponent[at]
+
+    def _shaded(self, cards: list[Card], listed: xr.Dataset) -> list[Card]:
+        """Return a list whose first texts are shaded, where that is asked for."""
+        tokens = self.findings.tokens
+        if tokens is None:
+            return cards
+        scores = self.findings.scores.isel(target=int(self.findings.rows[self.at]))
+        places = listed["position"].values.tolist()[: tokens.count]
+        first = [
+            replace(card, shown=tokens.shown(place, scores))
+            for card, place in zip(cards, places, strict=False)
+        ]
+        return [*first, *cards[len(first) :]]
 
     @property
     def words(self) -> str:
         """Text that the page's filter searches."""
         brief = self.shown.brief if self.shown else ""
         return f"{self.name} {brief} {'wrong' if self.wrong else ''}".lower()
+
+    @property
+    def brief(self) -> str:
+        """First words of the sample; empty where its id says the same."""
+        brief = self.shown.brief if self.shown else ""
+        return "" if brief.rstrip("…").strip() in " ".join(self.name.split()) else brief
 
     @property
     def wrong(self) -> bool:
@@ -115,3 +144,16 @@ def _by_epoch(paths: xr.Dataset, length: int) -> tuple[list[str], list[EpochRow]
         )
     ]
     return [str(epoch) for epoch in paths["epoch"].values[columns]], rows
+
+
+def _stability(ranks: xr.Dataset, at: int, k: int) -> list[tuple[str, list[str]]]:
+    """Lines of the same columns; the first epoch has none before it."""
+    columns = evenly_spaced(ranks.sizes["epoch"], MOST_EPOCHS)
+    kept, correlation = (ranks[name].values[columns, at].tolist() for name in ("kept", "spearman"))
+    return [
+        (f"kept of the first {k}", ["" if math.isnan(one) else f"{one * k:.0f}" for one in kept]),
+        (
+            "rank correlation",
+            ["" if math.isnan(one) else written(".2f", one) for one in correlation],
+        ),
+    ]

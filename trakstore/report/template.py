@@ -8,7 +8,8 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from trakstore.markup import printable
+from trakstore.markup import one_line, printable
+from trakstore.report.text_parts import ScoredPart
 from trakstore.report.units import written
 
 if TYPE_CHECKING:
@@ -37,7 +38,12 @@ def template_environment() -> Environment:
         finalize=_spelled_out,
     )
     environment.filters |= {name: partial(written, form) for name, form in _FORMS.items()}
-    environment.filters |= {"percent": "{:.0%}".format, "in_lines": _in_lines}
+    environment.filters |= {
+        "percent": "{:.0%}".format,
+        "in_lines": _in_lines,
+        "short_id": _short_id,
+        "shade": _shade,
+    }
     return environment
 
 
@@ -49,6 +55,11 @@ def packaged_text(name: str, package: str = "trakstore.report") -> str:
 def page_script(own: str) -> str:
     """Join the scripts that all pages share, in their order, and the page's own."""
     return "".join(map(packaged_text, _SHARED_SCRIPTS)) + own
+
+
+def page_style() -> str:
+    """Return the style of pages that show samples."""
+    return packaged_text("page.css") + packaged_text("tokens.css")
 
 
 def content_policy(style: str, script: str) -> str:
@@ -74,6 +85,17 @@ def _spelled_out(value: Any) -> Any:
     str and holds the page's own HTML.
     """
     return printable(value) if type(value) is str else value
+
+
+def _short_id(name: object) -> str:
+    """Write an id where there is little room; it may be a whole prompt."""
+    return one_line(name, 24)
+
+
+def _shade(part: ScoredPart) -> str:
+    """Return the classes of a token: its sign, and how much of the largest score it has."""
+    way = "for" if part.level > 0 else "against"
+    return f" {way} {way}{abs(part.level)}" if part.level else ""
 
 
 def _in_lines(text: str) -> str:

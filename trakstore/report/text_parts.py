@@ -10,10 +10,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Kind: TypeAlias = Literal["plain", "prompt", "learned", "special"]
+from trakstore.report.units import colour_level, written
 
+Kind: TypeAlias = Literal["plain", "prompt", "learned", "special", "asked"]
+Scored: TypeAlias = Mapping[int, float]
+
+_NO_SCORES: Scored = {}
 _IGNORED = -100  # the label of tokens that have no loss, as transformers has it
 _MARK = "…"
+_BROKEN, _BYTES = "\N{REPLACEMENT CHARACTER}", 4  # part of a character, and most parts of one
 # Characters and lines up to which a text is shown whole, and those of the preview of a longer one.
 _SHORT, _PREVIEW = (900, 18), (600, 12)
 
@@ -26,13 +31,40 @@ class TextPart:
     ----------
     text : str
         The characters, with their line breaks.
-    kind : {"plain", "prompt", "learned", "special"}
+    kind : {"plain", "prompt", "learned", "special", "asked"}
         Prompt and learned tokens, where a text has both; special tokens such as an end of sequence,
-        and marks of what is cut off; else plain.
+        and marks of what is cut off; tokens that are asked about; else plain.
     """
 
     text: str
     kind: Kind = "plain"
+
+
+@dataclass(frozen=True)
+class ScoredPart(TextPart):
+    """Piece of a text that is a token with a score of its own, or a few that make one character.
+
+    Attributes
+    ----------
+    tokens : tuple of int
+        Places of the tokens in the sample.
+    score, share : float
+        Sum of their scores, and its share, -1 to 1, of the largest magnitude of the sample.
+    """
+
+    tokens: tuple[int, ...] = ()
+    score: float = 0.0
+    share: float = 0.0
+
+    @property
+    def level(self) -> int:
+        """Colour, -4 to 4."""
+        return colour_level(self.share, 1.0)
+
+    @property
+    def number(self) -> str:
+        """Score, written."""
+        return written("+.2g", self.score)
 
 
 def is_tokenizer(value: Any) -> bool:
@@ -47,7 +79,9 @@ def is_tokenizer(value: Any) -> bool:
     return callable(getattr(value, "decode", None)) and hasattr(value, "all_special_ids")
 
 
-def token_parts(sample: Any, tokenizer: Any) -> tuple[TextPart, ...] | None:
+def token_parts(
+    sample: Any, tokenizer: Any, scores: Scored = _NO_SCORES
+) -> tuple[TextPart, ...] | None:
     """Decode the tokens of a sample, and tell its prompt from what is learned.
 
     Parameters
@@ -58,6 +92,9 @@ def token_parts(sample: Any, tokenizer: Any) -> tuple[TextPart, ...] | None:
         are other tokens than the input, as encoder-decoders have them, follow it as what is learned.
         Of a pair, as :class:`trakstore.features.DPO` has it, both continuations are shown.
     tokenizer : transformers.PreTrainedTokenizerBase
+    scores : mapping of int to float
+        Scores of some tokens, each of which is a :class:`ScoredPart` then, by their places in the
+        sample: without padding, or in the labels where these are other tokens than the input.
 
     Returns
     -------
@@ -68,7 +105,7 @@ def token_parts(sample: Any, tokenizer: Any) -> tuple[TextPart, ...] | None:
         sample = sample[0]
     row = sample if isinstance(sample, Mapping) else {"input_ids": sample}
     if "chosen_input_ids" not in row:
-        return _row_parts(row, "", tokenizer)
+        return _row_parts(row, "", tokenizer, scores)
     chosen, rejected = (_row_parts(row, side, tokenizer) for side in ("chosen_", "rejected_"))
     if chosen is None or rejected is None:
         return None
@@ -95,26 +132,30 @@ def string_parts(sample: Any) -> tuple[TextPart, ...]:
     return tuple(chain.from_iterable(parts))
 
 
-def _row_parts(row: Mapping[str, Any], side: str, tokenizer: Any) -> tuple[TextPart, ...] | None:
+def _row_parts(
+    row: Mapping[str, Any], side: str, tokenizer: Any, scores: Scored = _NO_SCORES
+) -> tuple[TextPart, ...] | None:
     """Decode the columns of a row whose names begin with ``side``."""
     ids = _numbers(row.get(f"{side}input_ids"))
     if ids is None:
         return None
     mask, labels = (_numbers(row.get(side + name)) for name in ("attention_mask", "labels"))
     kept = np.ones(len(ids), dtype=bool) if mask is None or len(mask) != len(ids) else mask != 0
+    numbers = list(range(int(kept.sum())))
     if labels is None:
-        return _decoded(ids[kept], ["plain"] * int(kept.sum()), tokenizer)
+        return _decoded(ids[kept], ["plain"] * len(numbers), tokenizer, numbers, scores)
     learned = labels != _IGNORED
     if len(labels) != len(ids) or (labels != ids)[learned].any():
         answer = labels[learned]
-        source = _decoded(ids[kept], ["prompt"] * int(kept.sum()), tokenizer)
-        target = _decoded(answer, ["learned"] * len(answer), tokenizer)
+        places = np.flatnonzero(learned).tolist()
+        source = _decoded(ids[kept], ["prompt"] * len(numbers), tokenizer)
+        target = _decoded(answer, ["learned"] * len(answer), tokenizer, places, scores)
         return (*source, TextPart("\n"), *target)
     told = learned[kept].any() and not learned[kept].all()
     kinds: list[Kind] = [
         "plain" if not told else "learned" if one else "prompt" for one in learned[kept].tolist()
     ]
-    return _decoded(ids[kept], kinds, tokenizer)
+    return _decoded(ids[kept], kinds, tokenizer, numbers, scores)
 
 
 def _numbers(values: Any) -> NDArray[np.int64] | None:
@@ -127,8 +168,14 @@ def _numbers(values: Any) -> NDArray[np.int64] | None:
     return array.astype(np.int64) if array.ndim == 1 and array.dtype.kind in "iu" else None
 
 
-def _decoded(ids: NDArray[np.int64], kinds: Sequence[Kind], tokenizer: Any) -> tuple[TextPart, ...]:
-    """Decode runs of tokens of one kind; special tokens are a kind of their own."""
+def _decoded(
+    ids: NDArray[np.int64],
+    kinds: Sequence[Kind],
+    tokenizer: Any,
+    numbers: Sequence[int] = (),
+    scores: Scored = _NO_SCORES,
+) -> tuple[TextPart, ...]:
+    """Decode runs of tokens of one kind, and each token that has a score; special ones are a kind."""
     special = set(tokenizer.all_special_ids)
     every: list[int] = ids.tolist()
     named: list[Kind] = [
@@ -137,9 +184,42 @@ def _decoded(ids: NDArray[np.int64], kinds: Sequence[Kind], tokenizer: Any) -> t
     parts, start = [], 0
     for kind, run in groupby(named):
         stop = start + len(list(run))
-        parts.append(TextPart(_run_text(every, start, stop, tokenizer), kind))
-        start = stop
+        # A run is broken where a token has a score, and another before it, or after it, has none.
+        has_score = [bool(scores) and numbers[at] in scores for at in range(start, stop)]
+        for scored, some in groupby(has_score):
+            end = start + len(list(some))
+            if scored:
+                parts += _scored(every, start, end, kind, tokenizer, numbers, scores)
+            else:
+                parts.append(TextPart(_run_text(every, start, end, tokenizer), kind))
+            start = end
     return tuple(parts)
+
+
+def _scored(
+    ids: list[int],
+    start: int,
+    stop: int,
+    kind: Kind,
+    tokenizer: Any,
+    numbers: Sequence[int],
+    scores: Scored,
+) -> list[TextPart]:
+    """Decode the tokens from start to stop one by one, with their scores."""
+    parts: list[TextPart] = []
+    most = max(map(abs, scores.values())) or 1.0
+    while start < stop:
+        end = start + 1
+        text = _run_text(ids, start, end, tokenizer)
+        # A character may be of several tokens, of which none is a text alone.
+        while text.endswith(_BROKEN) and end < min(stop, start + _BYTES):
+            end += 1
+            text = _run_text(ids, start, end, tokenizer)
+        own = tuple(numbers[start:end])
+        score = sum(scores[one] for one in own)
+        parts.append(ScoredPart(text, kind, own, score, score / most))
+        start = end
+    return parts
 
 
 def _run_text(ids: list[int], start: int, stop: int, tokenizer: Any) -> str:
@@ -205,8 +285,9 @@ def excerpt(
 def _start(text: str, parts: Sequence[TextPart], letters: int, lines: int) -> int:
     """Choose where an excerpt begins: at 0, or shortly before what is learned."""
     learned = 0
+    wanted = "asked" if any(part.kind == "asked" for part in parts) else "learned"
     for part in parts:
-        if part.kind == "learned":
+        if part.kind == wanted:
             break
         learned += len(part.text)
     else:

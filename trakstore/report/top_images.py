@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HELPED, HARMED, INK, SOFT = "#1a7f5a", "#c2452d", "#22262b", "#5b636d"
 # Frames: a sample of the target's class has a whole line, one of another class a broken one.
-_SAME: Any = "solid"  # line styles: of a frame, of the sample's class or another
+_SAME: Any = "solid"
 _OTHER: Any = (0, (2.2, 1.3))
 # Inches of a line of images, and of what stands above the first one.
 _LINE, _HEAD = 1.62, 1.05

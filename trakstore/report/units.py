@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LEVELS = 4
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -53,15 +54,18 @@ def number_form(values: NDArray[Any]) -> str:
 
 
 def written(form: str, value: float) -> str:
-    """Write a number with a true minus sign; one that is rounded to zero has no sign.
+    """Write a number with a true minus sign, and without an e; one that is rounded to zero has no sign.
 
     Examples
     --------
-    >>> written(".2g", -0.05), written("+.1f", -0.01)
-    ('−0.05', '0.0')
+    >>> written(".2g", -0.05), written("+.1f", -0.01), written(".3g", 1.77e6)
+    ('−0.05', '0.0', '1.77·10⁶')
     """
-    text = f"{value:{form}}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+    text, e, power = f"{value:{form}}".partition("e")
+    if float(text) == 0:
+        return text.lstrip("+-")
+    text = text.replace("-", "\N{MINUS SIGN}")
+    return f"{text}·{_power_of_ten(int(power))}" if e else text
 
 
 def in_powers_of_ten(values: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
@@ -75,4 +79,59 @@ def in_powers_of_ten(values: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
     numbers = np.asarray(values, dtype=np.float64)
     most = float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0.0))
     power = math.floor(math.log10(most)) if most > 0 else 0
-    return numbers / 10.0**power, f"10{str(power).translate(_SUPERSCRIPTS)}" if power else "1"
+    return numbers / 10.0**power, _power_of_ten(power) if power else "1"
+
+
+def plain_number(value: float) -> str:
+    """Write a number above 0 without an e, however large or small it is.
+
+    Examples
+    --------
+    >>> [plain_number(one) for one in (1000.0, 0.01, 1e-5, 2e7)]
+    ['1,000', '0.01', '10⁻⁵', '2·10⁷']
+    """
+    if 1e-3 <= value < 1e4:
+        return f"{value:,g}"
+    factor, _, power = f"{value:.2e}".partition("e")
+    scale = _power_of_ten(int(power))
+    return scale if float(factor) == 1 else f"{float(factor):g}·{scale}"
+
+
+def _power_of_ten(power: int) -> str:
+    return f"10{str(power).translate(_SUPERSCRIPTS)}"
+
+
+def spread_apart(values: NDArray[Any], gap: float, low: float, high: float) -> NDArray[np.float64]:
+    """Move numbers as little as possible so that they are ``gap`` apart, between ``low`` and ``high``.
+
+    Labels of lines are put beside their ends by this. Where there is no room the gap is smaller.
+
+    Examples
+    --------
+    >>> spread_apart(np.array([1.0, 1.0, 5.0]), 2.0, 0.0, 6.0)
+    array([0., 2., 5.])
+    """
+    from scipy.optimize import isotonic_regression
+
+    numbers = np.asarray(values, dtype=np.float64)
+    order = np.argsort(numbers, kind="stable")
+    steps = np.arange(len(numbers)) * min(gap, (high - low) / max(1, len(numbers) - 1))
+    # Less their steps, numbers that are far enough apart ascend: the nearest such numbers are those of
+    # isotonic regression, and within bounds those that are cut to them.
+    nearest = isotonic_regression(numbers[order] - steps).x
+    apart = np.empty_like(numbers)
+    apart[order] = np.clip(nearest, low, high - steps[-1]) + steps
+    return apart
+
+
+def colour_level(value: float, most: float) -> int:
+    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
+
+    Examples
+    --------
+    >>> colour_level(-1.0, 4.0), colour_level(0.01, 4.0), colour_level(4.0, 4.0), colour_level(3.0, 0.0)
+    (-2, 0, 4, 0)
+    """
+    if most == 0:
+        return 0
+    return round(math.copysign(LEVELS * math.sqrt(abs(value) / most), value))

@@ -33,6 +33,7 @@ from trakstore.report.targets_and_epochs import (
     transition_ends,
 )
 from trakstore.report.terminal_tables import span
+from trakstore.report.token_lists import TokenLists
 from trakstore.storage.exchange.named_files import check_file_place, writing
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
@@ -96,6 +97,7 @@ def write_report(
     kernel: KernelRows = None,
     memory_limit: int | str | None = None,
     allow_other_weights: bool = False,
+    tokens: int = 0,
 ) -> WrittenReport:
     """Write one HTML page: targets with the samples that helped and harmed them, and when.
 
@@ -142,6 +144,9 @@ def write_report(
         Most memory to take, such as ``"600MB"``; a quarter of what is free by default.
     allow_other_weights : bool
         Whether targets and train rows of an epoch may be of different checkpoints.
+    tokens : int
+        Entries of each list whose texts are shaded by the scores of their tokens, which add up to the
+        entry's. Of a job of a language model: at each epoch, by a pass for each token.
 
     Returns
     -------
@@ -181,6 +186,11 @@ def write_report(
     sampled = sampled_kernel(store, pairs, train, kernel) if takes else None
     check_list_length(as_whole(k, "k", 1, MOST_LISTED), last.train)
     as_whole(count, "count", 1, MOST_TARGETS)
+    as_whole(tokens, "tokens", 0, k)
+    if tokens and job is None:
+        raise TrakStoreError(
+            "tokens have scores by the models of a job: name that too (job=, --job)"
+        )
     names = [target_ids] if isinstance(target_ids, str) else list(target_ids)
     rows, chosen = _shown_rows(last.target, names, count)
     ends = transition_ends(known, before, after)
@@ -190,6 +200,9 @@ def write_report(
     splits = [last.target.stored, last.train.stored]
     samples = sample_source(job, render, splits, max(_LEAST_LETTERS, min(LETTERS, letters)))
     _try_samples(samples, last, int(rows[0]))
+    shades = None
+    if tokens and job is not None:
+        shades = TokenLists.of(tokens, job, store, pairs, render, samples.letters, memory_limit)
     begin_step("report: kernels of the scores")
     scores = scores_by_name(
         method,
@@ -202,18 +215,26 @@ def write_report(
         memory_limit=memory_limit,
         allow_other_weights=allow_other_weights,
     )
-    asked = {
-        "method": scores.method,
-        "targets": f"{targets}, {last.target.rows:,} samples",
-        "train": f"{train}, {last.train.rows:,} samples",
-        "shown": chosen,
-        "epochs": span(known, most=8),
-        "damping": _in_words(damping),
-        "samples by": " and ".join(name_of(o) for o in (job, render) if o is not None) or "id only",
-    }
+    asked = {"shown": chosen, "epochs": span(known, most=8), "damping": _in_words(damping)}
+    drawn = " and ".join(name_of(one) for one in (job, render) if one is not None)
+    provenance = {"samples shown by": drawn or "their ids only"}
     findings = Findings(
-        *(store, scores, pairs, rows, k, ends, null_epochs, damping, memory_limit, samples, asked),
+        *(
+            store,
+            scores,
+            pairs,
+            rows,
+            k,
+            ends,
+            null_epochs,
+            damping,
+            memory_limit,
+            samples,
+            asked,
+            provenance,
+        ),
         sampled=sampled,
+        tokens=shades,
     )
     size = _write_page(path, findings)
     token_ids = render is None and samples.token_ids
@@ -227,11 +248,11 @@ def _shown_rows(
     if len(names) > MOST_TARGETS:
         raise TrakStoreError(f"a page shows {MOST_TARGETS} targets at most, got {len(names)}")
     if names:
-        return named_rows(split, names), f"{len(names)} targets that were named"
+        return named_rows(split, names), "those that were named"
     rows = default_rows(split, count)
     if "loss" not in split.stored.columns:
-        return rows, f"{len(rows)} targets, evenly spaced"
-    return rows, f"{len(rows)} targets: half by largest loss, the others evenly spaced"
+        return rows, "evenly spaced"
+    return rows, "half by largest loss, the others evenly spaced"
 
 
 def _try_samples(samples: SampleSource, pair: EpochPair, row: int) -> None:

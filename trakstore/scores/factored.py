@@ -46,7 +46,7 @@ class Scores:
     train_positions : Rows, shape (n,), optional
         Positions of the train rows in the stored split; 0, 1, ... when None.
     reduce : {"mean", "sum"}
-        Reduction over the epochs.
+        Reduction over the epochs; a mean weighs them by the inverse ``length`` of their parts.
     average : {"factors", "scores"}
         Place of the column scales Q_c. ``"factors"``: averaged apart from the products,
         (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
@@ -121,6 +121,14 @@ class Scores:
         return tuple(part.epoch for part in self.parts)
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """Factors of the epochs' parts: they sum up to 1 in a mean, and are all 1 in a sum."""
+        if self.reduce == "sum":
+            return (1.0,) * len(self.parts)
+        inverse = [1 / part.length for part in self.parts]
+        return tuple(one / sum(inverse) for one in inverse)
+
+    @property
     def tile_rows(self) -> int:
         """Train rows of one tile."""
         return min(tile_rows(part.train) for part in self.parts)
@@ -175,11 +183,10 @@ class Scores:
         ``ahead`` bytes of stored rows may be read before they are asked for, here and in each task.
         """
         # The mean over epochs is in the left factors, so that tiles only add up.
-        share = np.float32(1 / len(self.parts) if self.reduce == "mean" else 1)
         with together((one for part in self.parts for one in part.reads(start, stop)), ahead):
             lefts = tuple(part.left(start, stop) for part in self.parts)
-        for left in lefts:
-            left *= share
+        for left, share in zip(lefts, self.shares, strict=True):
+            left *= np.float32(share)
         apart = self.scale_apart
         return Window(
             lefts,
@@ -200,7 +207,13 @@ class Scores:
         return replace(self, device=device)
 
     def block(self, t0: int, t1: int, n0: int, n1: int) -> F32:
-        """Compute the dense block of targets t0..t1 and train rows n0..n1."""
+        """Compute the dense block of targets t0..t1 and train rows n0..n1.
+
+        Examples
+        --------
+        >>> ts.trak_scores(store).block(0, 2, 10, 15).shape
+        (2, 5)
+        """
         window = self.window(t0, t1)
         with window.reading([(n0, n1)]):
             return window.tile(n0, n1)
@@ -212,6 +225,11 @@ class Scores:
         ------
         NotFoundError
             When the scores do not hold that epoch.
+
+        Examples
+        --------
+        >>> ts.trak_scores(store).epoch(15)
+        <Scores trak (target: 6, train: 24), epochs 15>
         """
         for part in self.parts:
             if part.epoch == as_epoch(epoch):
@@ -232,6 +250,11 @@ class Scores:
             When a position is out of range.
         TrakStoreError
             When it is neither a position nor a mask of all.
+
+        Examples
+        --------
+        >>> ts.trak_scores(store).isel(target=slice(2), train=[0, 5, 7])
+        <Scores trak (target: 2, train: 3), epochs 2, 5, 15>
         """
         targets = positions(target, self.shape[0], "target")
         trains = positions(train, self.shape[1], "train")
@@ -246,7 +269,14 @@ class Scores:
         )
 
     def to_xarray(self) -> xr.DataArray:
-        """Return a lazy, Dask-backed array of float32, with the ids as non-index coordinates."""
+        """Return a lazy, Dask-backed array of float32, with the ids as non-index coordinates.
+
+        Examples
+        --------
+        >>> matrix = ts.trak_scores(store).to_xarray()
+        >>> matrix.dims, matrix.isel(target=0).mean().compute().shape
+        (('target', 'train'), ())
+        """
         rows, columns = self._block
         coords = {
             "target_id": ("target", lazy_column(self.target_ids, rows)),

@@ -47,6 +47,9 @@ class Part:
     column_scale : Rows, shape (n,), optional
         Q of this epoch; ``Scores.average`` says how the epochs' Q enter.
     weight : float
+    length : float
+        Length of a gradient of this epoch, in a unit that all parts share: a mean over epochs weighs
+        them by its inverse.
     kernel : str
         Name of the weighting of K, or of the mix of two: it tells factors of one λ apart.
     """
@@ -58,6 +61,7 @@ class Part:
     row_scale: Rows | None = None
     column_scale: Rows | None = None
     weight: float = 1.0
+    length: float = 1.0
     kernel: str = ""
 
     @property

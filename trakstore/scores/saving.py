@@ -214,6 +214,8 @@ def scores_token(scores: Scores) -> str:
         (
             str(part.epoch),
             part.weight,
+            # Scores that were saved before epochs had lengths keep their token.
+            *((part.length,) if part.length != 1 else ()),
             part.kernel,
             part.factor and (type(part.factor).__name__, part.factor.damping),
             *(rows and rows.token for rows in (part.target, part.train)),

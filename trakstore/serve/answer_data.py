@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trakstore.report.sample import Shown
+from trakstore.report.scored_tokens import ScoredTokens
 from trakstore.storage.layout import Epoch
 
 
@@ -31,6 +32,8 @@ class Entry:
         trained apart, which epochs of one training are not.
     shown : Shown or None
         Text, picture or cells, where the data set is there.
+    tokens : ScoredTokens or None
+        Tokens with their parts of the score, where they were asked for.
 
     Examples
     --------
@@ -47,6 +50,7 @@ class Entry:
     low: float | None = None
     high: float | None = None
     shown: Shown | None = None
+    tokens: ScoredTokens | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -57,6 +61,8 @@ class Entry:
             own["by_epoch"] = list(self.by_epoch)
         if self.low is not None:
             own |= {"low": self.low, "high": self.high}
+        if self.tokens is not None:
+            own["tokens"] = self.tokens.to_list()
         return own | shown_document(self.shown)
 
 
@@ -97,6 +103,11 @@ class AnswerData:
     epochs: tuple[Epoch, ...]
     share: float
     provenance: Mapping[str, Any]
+
+    @property
+    def has_tokens(self) -> bool:
+        """True when tokens of some entries have scores."""
+        return any(one.tokens for one in (*self.proponents, *self.opponents))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold, as the service gives it."""

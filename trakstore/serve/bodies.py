@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from trakstore.serve.limits import Limits
 from trakstore.serve.question import KINDS, BadQuestionError, Question
 
-_NAME_LETTERS, _MOST_EPOCHS = 1000, 1000
-_FIELDS = (*KINDS, "split", "label", "k", "epochs", "method", "samples", "stream")
+_NAME_LETTERS, _MOST_EPOCHS, _FEW_SCORED = 1000, 1000, 3
+_FIELDS = (*KINDS, "split", "label", "k", "epochs", "method", "samples", "stream", "tokens")
 
 
 class BadRequestError(Exception):
@@ -80,6 +80,8 @@ def question_of(document: Mapping[str, Any], limits: Limits) -> Question:
         k=given.get("k", 20),
         epochs=None if epochs is None else tuple(epochs if isinstance(epochs, list) else [epochs]),
         method=given.get("method"),
+        # True stands for a few: each token is a pass over its sample, for which somebody waits.
+        tokens=_FEW_SCORED if given.get("tokens") is True else int(given.get("tokens", 0)),
         show=given.get("samples", True),
     )
 
@@ -127,6 +129,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "method": _is_short,
     "samples": _is_switch,
     "stream": _is_switch,
+    "tokens": lambda value: isinstance(value, int) and value >= 0,
 }
 _WANTED = {
     "target": "an id: an integer or a text of at most 1,000 characters",
@@ -138,4 +141,5 @@ _WANTED = {
     "method": "a name",
     "samples": "true or false",
     "stream": "true or false",
+    "tokens": "true or false, or a number of entries",
 }

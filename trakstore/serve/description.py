@@ -71,6 +71,11 @@ def _question(limits: Limits) -> dict[str, Any]:
             "method": {"type": "string", "enum": [*METHODS]},
             "samples": {"type": "boolean", "default": True},
             "stream": {"type": "boolean", "default": False},
+            "tokens": {
+                "oneOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 20}],
+                "default": False,
+                "description": "Entries of each list whose tokens have scores; true for three.",
+            },
         },
     }
 
@@ -111,6 +116,18 @@ def _entry() -> dict[str, Any]:
             "text": {"type": "string"},
             "image": {"type": "string", "description": "A data: URL."},
             "cells": {"type": "object"},
+            "tokens": {
+                "type": "array",
+                "description": "Tokens whose scores add up to the entry's.",
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "tokens": {"type": "array", "items": {"type": "integer"}},
+                        "text": {"type": "string"},
+                        "score": number,
+                    },
+                },
+            },
         },
     }
 

@@ -22,7 +22,7 @@ def scores_by_epoch(scores: Scores, columns: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def intervals(scores: Scores, each: NDArray[np.float32] | None) -> list[Interval]:
-    """Return 95% bootstrap intervals of means over epochs, one for each column of ``each``.
+    """Return 95% bootstrap intervals of (weighted) means over epochs, one for each column of ``each``.
 
     None where a score is not the mean of those of its epochs, or there are fewer than three.
     """
@@ -33,5 +33,7 @@ def intervals(scores: Scores, each: NDArray[np.float32] | None) -> list[Interval
     # One seed: the same question has the same answer.
     drawn = np.random.default_rng(0).integers(len(each), size=(_RESAMPLES, len(each)))
     counts = np.stack([(drawn == epoch).mean(axis=1) for epoch in range(len(each))], axis=1)
+    counts *= scores.shares
+    counts /= counts.sum(axis=1, keepdims=True)
     ends = np.quantile(counts @ each.astype(np.float64), [0.025, 0.975], axis=0)
     return [(float(low), float(high)) for low, high in ends.T]

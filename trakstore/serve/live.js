@@ -59,6 +59,9 @@ function common() {
   if (epochs) {
     question.epochs = epochs;
   }
+  if (byId("tokens").checked) {
+    question.tokens = true;
+  }
   return question;
 }
 
@@ -92,6 +95,7 @@ function fill(question) {
   byId("text").value = question.text ?? "";
   byId("label").value = question.label ?? "";
   byId("k").value = question.k ?? 12;
+  byId("tokens").checked = Boolean(question.tokens);
   byId("method").value = question.method ?? about.method;
   if (question.image) {
     preview(question.image);
@@ -348,11 +352,14 @@ sides.forEach((side, at) => {
     if (!button || event.target.closest("summary") || !found[at]) {
       return;
     }
-    const { k, method, epochs } = questions[at];
+    const { k, method, epochs, tokens } = questions[at];
     const target = found[at][button.dataset.list][button.dataset.at];
     const question = { k, method, target, split: about.train };
     if (epochs) {
       question.epochs = epochs;
+    }
+    if (tokens) {
+      question.tokens = tokens;
     }
     if (at === 0) {
       fill(question);
@@ -385,6 +392,7 @@ function offer() {
   options(byId("method"), about.methods.map((one) => [one, one]), about.method);
   options(byId("some"), about.some.map((one) => [String(one), String(one)]), "");
   byId("target").placeholder = `such as ${about.some[0]}`;
+  byId("with-tokens").hidden = !about.tokens;
   byId("k").max = about.most;
   byId("k").value = Math.min(12, about.most);
   for (const field of document.querySelectorAll(".new")) {

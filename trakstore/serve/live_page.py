@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from trakstore.report.template import content_policy, packaged_text, page_script
+from trakstore.report.template import content_policy, packaged_text, page_script, page_style
 from trakstore.serve.rendering import PACKAGE
 
 
@@ -23,5 +23,5 @@ def page_policy() -> str:
 
 
 def _parts() -> tuple[str, str]:
-    style = packaged_text("page.css") + packaged_text("live.css", PACKAGE)
+    style = page_style() + packaged_text("live.css", PACKAGE)
     return style, page_script(packaged_text("live.js", PACKAGE))

@@ -9,7 +9,7 @@ from typing import Any
 import trakstore
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import find_method
-from trakstore.methods.epochs import OF_FEATURES, EpochPair
+from trakstore.methods.epochs import EpochPair
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
@@ -31,13 +31,7 @@ def provenance_of(
         "train_rows": train.rows,
         "damping": used if "damping" in find_method(method).options else None,
         "checkpoints": {
-            str(epoch): (known_weights(pair) or "")[:12] for epoch, pair in pairs.items()
+            str(epoch): (pair.known_weights or "")[:12] for epoch, pair in pairs.items()
         },
         "trakstore": trakstore.__version__,
     }
-
-
-def known_weights(pair: EpochPair) -> str | None:
-    """Return the hash of the weights of an epoch, where the store knows it."""
-    checkpoint: str | None = pair.train.stored.spec.checkpoint
-    return None if checkpoint is None or checkpoint.startswith(OF_FEATURES) else checkpoint

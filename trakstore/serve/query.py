@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trakstore.errors import TrakStoreError, did_you_mean
+from trakstore.errors import TrakStoreError
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import METHODS, find_method
 from trakstore.methods.epochs import epoch_pairs
@@ -17,29 +17,30 @@ from trakstore.methods.new_targets import of_new_targets
 from trakstore.methods.sampled_kernel import KernelRows
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows
-from trakstore.quantities import as_whole
 from trakstore.report.sample import show_sample
 from trakstore.report.sample_source import Render, sample_source
 from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
 from trakstore.serve.answer_entries import entries_of
 from trakstore.serve.asked_sample import AskedSample, taken_columns
+from trakstore.serve.held_index import HeldIndex
 from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
+from trakstore.serve.known_names import known_epochs, known_length, known_method
 from trakstore.serve.new_samples import NewSamples
-from trakstore.serve.provenance import known_weights, provenance_of
-from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
+from trakstore.serve.provenance import provenance_of
+from trakstore.serve.question import BadQuestionError, Question
 from trakstore.serve.samples_to_show import SamplesToShow
 from trakstore.serve.stored_samples import StoredSamples
+from trakstore.serve.token_scores import TokenScorer, asked_tokens
 from trakstore.storage.backends.read_only import ReadOnlyLocation
-from trakstore.storage.layout import Epoch, as_epoch
+from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
 log = logging.getLogger("trakstore")
-MOST_LISTED = 1000
 _TILES_OF_STAGE, _MOST_STAGES = 32, 20
 
 
@@ -68,6 +69,9 @@ class Query:
         c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
         Rows of the kernel of ``trak`` and ``influence``, as they take it.
+    index : bool
+        Ask the stored index of ``method`` and these epochs (:func:`trakstore.build_index`): scores are
+        exact, a list may lack some, and an answer's ``provenance["index"]`` says the recall.
     render : callable, tokenizer or str, optional
         What shows a sample, as in :func:`trakstore.report.write_report`.
     prepare : callable or str, optional
@@ -92,10 +96,15 @@ class Query:
 
     Examples
     --------
-    >>> import trakstore as ts
-    >>> query = ts.Query(ts.open_store("run.zarr"), "jobs.py:digits")  # doctest: +SKIP
-    >>> query.ask(target=17, k=5).proponents[0].id  # doctest: +SKIP
-    1203
+    >>> query = ts.Query(store)
+    >>> query.rows, query.some_targets(2)
+    (24, ['test-0', 'test-5'])
+    >>> query.ask(target="test-0", k=5).proponents[0].id
+    'train-9'
+
+    With the job, samples are shown, and new ones can be asked about:
+
+    >>> query = ts.Query(store, "jobs.py:digits")  # doctest: +SKIP
     """
 
     def __init__(
@@ -109,6 +118,7 @@ class Query:
         method: str = "trak",
         damping: float | Damping | None = None,
         kernel: KernelRows = None,
+        index: bool = False,
         render: Render | str | None = None,
         prepare: Callable[[dict[str, Any]], Any] | str | None = None,
         device: str | None = None,
@@ -133,8 +143,10 @@ class Query:
             kernel,
             memory_limit,
             ArrayRows(self._stored.train_ids.values),
-            HeldRows(memory_budget(memory_limit) // 4),
+            HeldRows(0 if index else memory_budget(memory_limit) // 4),
         )
+        held = self._kernels.scores(self.method) if index else None
+        self._index = None if held is None else HeldIndex.of(held, memory_limit)
         first = self._stored.first
         self._models, self._new, self._job = None, None, None
         if job is not None:
@@ -142,7 +154,7 @@ class Query:
             from trakstore.features.query_rows import LoadedModels
 
             self._job = job = load_job(job) if isinstance(job, str) else job
-            known = {epoch: known_weights(pair) for epoch, pair in self._pairs.items()}
+            known = {epoch: pair.known_weights for epoch, pair in self._pairs.items()}
             self._models = LoadedModels(
                 job, self.store, known, device, memory_limit=memory_budget(memory_limit)
             )
@@ -150,6 +162,7 @@ class Query:
         self._show = SamplesToShow(sample_source(job, render, splits))
         if job is not None:
             self._new = NewSamples.of(job, self.targets, prepare, self._show.lock)
+        self._scorer = TokenScorer.of(self._job, self._models, render, self._show.lock)
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -160,6 +173,11 @@ class Query:
     def takes(self) -> list[str]:
         """Names of what new samples can be made of, such as "text"; none where there is no job."""
         return [] if self._new is None else self._new.kinds
+
+    @property
+    def scores_tokens(self) -> bool:
+        """True where tokens of found samples can have scores: by the job of a language model."""
+        return self._scorer is not None
 
     @property
     def rows(self) -> int:
@@ -214,6 +232,7 @@ class Query:
         label: Any = None,
         epochs: Epoch | Sequence[Epoch] | None = None,
         method: str | None = None,
+        tokens: int = 0,
     ) -> Answer:
         """List the train samples with the largest and the smallest scores for one sample.
 
@@ -237,6 +256,10 @@ class Query:
             Epochs to combine; all by default.
         method : str, optional
             A method by its name; by default that of this ``Query``.
+        tokens : int
+            Entries of each list, 20 at most, whose tokens have scores of their own, which add up to
+            the entry's: ``answer.proponents[0].tokens``. Of language models, by passes over the found
+            samples anew, one for each token.
 
         Returns
         -------
@@ -251,11 +274,17 @@ class Query:
             A question that has no answer.
         NumericsError
             Features of the sample, or scores, are not finite.
+
+        Examples
+        --------
+        >>> answer = ts.Query(store).ask(target="test-0", k=2)
+        >>> [one.id for one in answer.proponents], [one.id for one in answer.opponents]
+        (['train-9', 'train-15'], ['train-16', 'train-22'])
         """
         several = (epochs,) if isinstance(epochs, int | str) else epochs
         chosen = None if several is None else tuple(several)
         question = Question(
-            target, split, text, image, sample, label, k=k, epochs=chosen, method=method
+            target, split, text, image, sample, label, k, chosen, method, tokens=tokens
         )
         *_, answer = self.stages(question, stages=1)
         return answer
@@ -283,9 +312,10 @@ class Query:
         Answer
             The last one is whole.
         """
-        epochs = self._known_epochs(question.epochs)
-        k = self._known_length(question.k)
-        method = self._known_method(question.method)
+        epochs = known_epochs(question.epochs, self.epochs)
+        k = known_length(question.k, self.rows)
+        method = known_method(question.method, self.method)
+        scored = asked_tokens(question.tokens, self._scorer)
         if question.target is not None:
             asked = self._of_store(question, epochs)
         else:
@@ -294,9 +324,16 @@ class Query:
         scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
         tiles = -(-scores.shape[1] // scores.tile_rows)
         count = stages or max(1, min(_MOST_STAGES, tiles // _TILES_OF_STAGE))
-        for ends in both_ends(scores, k, stages=count, memory_limit=self._limit):
+        provenance, passes = self.provenance(epochs, method), None
+        if self._index is not None and self._index.serves(scores):
+            provenance["index"] = self._index.said
+            passes = self._index.both_ends(scores, k)
+        for ends in passes or both_ends(scores, k, stages=count, memory_limit=self._limit):
             go_on()
             lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
+            if scored and self._scorer and ends.share == 1.0:
+                more = self._scorer.of_entries(scored, scores, self._stored, go_on)
+                lists = more(lists[0]), more(lists[1])
             yield Answer(
                 asked.target,
                 asked.split,
@@ -307,35 +344,8 @@ class Query:
                 method=method,
                 epochs=epochs,
                 share=ends.share,
-                provenance=self.provenance(epochs, method),
+                provenance=provenance,
             )
-
-    def _known_epochs(self, named: Sequence[Epoch] | None) -> tuple[Epoch, ...]:
-        if named is None:
-            return self.epochs
-        try:
-            epochs = tuple(as_epoch(one) for one in named)
-        except TrakStoreError as error:  # no epoch can have such a name
-            raise UnknownSampleError(str(error)) from None
-        for epoch in epochs:
-            if epoch not in self._pairs:
-                raise UnknownSampleError(f"no epoch {epoch!r}{did_you_mean(epoch, self.epochs)}")
-        if not epochs or len(set(epochs)) < len(epochs):
-            raise BadQuestionError("epochs must be some epochs, each named once")
-        return epochs
-
-    def _known_length(self, k: Any) -> int:
-        most = min(self.rows, MOST_LISTED)
-        try:
-            return as_whole(k, "k", 1, most)
-        except TrakStoreError as error:
-            raise BadQuestionError(str(error)) from None
-
-    def _known_method(self, name: str | None) -> str:
-        method = self.method if name is None else name.replace("_", "-")
-        if method not in METHODS:
-            raise UnknownSampleError(f"no method {name!r}{did_you_mean(method, METHODS)}")
-        return method
 
     def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
         """Read a sample of the store."""
@@ -356,6 +366,8 @@ class Query:
     def _predicted(self, split: str, position: int, epoch: Epoch) -> int | None:
         """Predict the class of a sample of the store; None where the job has no models or classes."""
         if self._models is None or self._job is None:
+            return None
+        if split not in self._job.datasets:  # rows of tokens have no classes
             return None
         with self._show.lock:
             sample = self._job.datasets[split][position]

@@ -43,6 +43,8 @@ class Question:
         Epochs to combine; all that are served by default.
     method : str, optional
         A method by its name; that of the :class:`~trakstore.serve.Query` by default.
+    tokens : int
+        Entries of each list, from the first, whose tokens have scores of their own.
     show : bool
         Whether entries come with their texts and images.
     """
@@ -56,6 +58,7 @@ class Question:
     k: int = 20
     epochs: tuple[Epoch, ...] | None = None
     method: str | None = None
+    tokens: int = 0
     show: bool = True
 
     def __post_init__(self) -> None:

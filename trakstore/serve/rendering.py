@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from trakstore.report.cards import Card, colour_level
-from trakstore.report.template import content_policy, packaged_text, template_environment
-from trakstore.report.units import from_to, in_powers_of_ten, number_form, written
+from trakstore.report.cards import Card
+from trakstore.report.template import (
+    content_policy,
+    packaged_text,
+    page_style,
+    template_environment,
+)
+from trakstore.report.units import colour_level, from_to, in_powers_of_ten, number_form, written
 from trakstore.serve.answer_data import AnswerData, Entry
 
 PACKAGE = "trakstore.serve"
@@ -50,7 +55,7 @@ def answer_part(answer: AnswerData, *, asking: bool = False) -> str:
 
 def answer_page(answer: AnswerData) -> str:
     """Render an answer as a page that runs no script and loads nothing."""
-    style = packaged_text("page.css") + _OWN_STYLE
+    style = page_style() + _OWN_STYLE
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{content_policy(style, "")}">'

@@ -21,10 +21,11 @@ from trakstore.serve.access import Access
 from trakstore.serve.answer import Answer
 from trakstore.serve.bodies import BadRequestError, question_of, read_json
 from trakstore.serve.description import openapi
+from trakstore.serve.known_names import MOST_LISTED
 from trakstore.serve.limits import Limits
 from trakstore.serve.live_page import live_page, page_policy
 from trakstore.serve.metrics import Metrics
-from trakstore.serve.query import MOST_LISTED, Query
+from trakstore.serve.query import Query
 from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
 from trakstore.serve.rendering import answer_part
 from trakstore.serve.work import Work
@@ -267,6 +268,7 @@ def _about(query: Query) -> dict[str, Any]:
         "targets": query.targets,
         "train": query.train,
         "takes": query.takes,
+        "tokens": query.scores_tokens,
         "some": query.some_targets(12),
         "most": min(query.rows, MOST_LISTED),
     }

@@ -51,14 +51,15 @@ GRAMS = "grams"
 RUNS = "runs"
 DYNAMICS = "dynamics"
 EVALUATION = "evaluation"
-# No epoch of any format can have these five names: a name begins with a letter.
+# No epoch of any format can have these six names: a name begins with a letter.
 MASKS = "_masks"
 CLAIMS = "_claims"
 COMPLETE = "_complete"
 DROPPED = "_dropped"
 SCALES = "_scales"
+INDEXES = "_indexes"
 RESERVED = frozenset(
-    {SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE, DROPPED, SCALES}
+    {SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE, DROPPED, SCALES, INDEXES}
 )
 
 # Ends of the names of splits that are made of another split's samples.
@@ -221,6 +222,11 @@ def scale_path(digest: str) -> str:
 def scores_path(name: str) -> str:
     """Return the group of a saved score matrix."""
     return f"{SCORES}/{check_name(name, 'score matrix')}"
+
+
+def index_path(split: str, kernel: str) -> str:
+    """Return the group of the index of a train split's rows in the metric of a kernel."""
+    return f"{INDEXES}/{check_name(split, 'split')}/{check_name(kernel, 'kernel of an index')}"
 
 
 def run_path(epoch: Epoch, split: str, run: str) -> str:

@@ -29,7 +29,7 @@ from trakstore.storage.group_documents import (
     make_groups,
     placed_fields,
 )
-from trakstore.storage.numbered import numbers_among, publish_numbered
+from trakstore.storage.numbered import numbers_among
 
 ATTEMPTS = 100
 _MOST_ROWS = 2**28  # of a mask, which is held in memory
@@ -209,7 +209,9 @@ def change_masks(
             return
         number = current.number + 1
         document = _document({**current.entries, **changed}, layout.child(path, number))
-        if publish_numbered(location, path, number, document):
+        # Documents of masks are never deleted, so whoever finds a number absent is the first to use it.
+        # The next may be there already, made from this one.
+        if location.put_if_absent(layout.document_key(path, number), document) == document:
             _note_written(location, path, number)
             return
     raise LocationError(
@@ -225,7 +227,7 @@ def _document(by_epoch: Mapping[str, MaskEntry], place: str) -> bytes:
         epoch: {"nonce": entry.nonce, "rows": entry.rows, "mask": masks.index(entry.packed)}
         for epoch, entry in by_epoch.items()
     }
-    # A random text makes each document unique: `publish_numbered` reads back whether its own is there.
+    # A random text makes each document unique: who wrote it reads back whether its own is there.
     known = {PLACE: place, "writing": secrets.token_hex(8), "masks": masks, "epochs": epochs}
     return group_document(known)
 

@@ -188,6 +188,13 @@ class FeatureStore(StoreReader):
             For values that are not finite or that the stored dtype cannot hold.
         SpecMismatchError
             When the split is there with another shape, other columns or other values.
+
+        Examples
+        --------
+        >>> made = ts.FeatureStore.create("memory://elsewhere-made", projection=store.spec.projection)
+        >>> split = made.write_split("final", "train", np.ones((3, 8), np.float32), ids=["a", "b", "c"])
+        >>> split.rows, made.splits_of("final")
+        (3, ('train',))
         """
         layout.split_path(epoch, split)  # refuses bad names
         where = f"{split} at epoch {epoch}"
@@ -230,6 +237,13 @@ class FeatureStore(StoreReader):
             For values that are not finite or that the stored dtype cannot hold.
         TrakStoreError
             When columns or dimensions differ, or an id is there already.
+
+        Examples
+        --------
+        >>> made = ts.FeatureStore.create("memory://grown", projection=store.spec.projection)
+        >>> split = made.write_split(0, "train", np.ones((3, 8), np.float32))
+        >>> made.append(0, "train", np.zeros((2, 8), np.float32)).rows
+        5
         """
         old = self.split(epoch, split)
         where = f"{split} at epoch {epoch}"
@@ -274,6 +288,16 @@ class FeatureStore(StoreReader):
         TrakStoreError
             When ``masked`` is not a boolean, or a row is to be taken in again that was bad when it was
             written.
+
+        Examples
+        --------
+        >>> made = ts.FeatureStore.create("memory://masked", projection=store.spec.projection)
+        >>> for split, rows in (("train", 3), ("test", 2)):
+        ...     written = made.write_split(0, split, np.ones((rows, 8), np.float32))
+        >>> made.mask("train", [1])
+        1
+        >>> ts.grad_dot_scores(made, of="output").shape
+        (2, 2)
         """
         chosen = None if epochs is None else layout.as_epochs(epochs)
         splits = self._catalogue.open_named(self.spec, chosen, split)
@@ -288,6 +312,15 @@ class FeatureStore(StoreReader):
         ------
         NotFoundError
             When it is not there.
+
+        Examples
+        --------
+        >>> made = ts.FeatureStore.create("memory://dropped", projection=store.spec.projection)
+        >>> for epoch in (0, 1):
+        ...     written = made.write_split(epoch, "train", np.ones((3, 8), np.float32))
+        >>> made.drop(epoch=0)
+        >>> made.epochs
+        (1,)
         """
         forgotten = forget_plan(self.location, epoch, split)
         if forgotten and split is not None:

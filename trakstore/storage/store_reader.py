@@ -66,7 +66,13 @@ class StoreReader:
         return self._catalogue.list_splits(epoch)
 
     def epochs_of(self, *splits: str) -> tuple[Epoch, ...]:
-        """Return the epochs that have all of these splits now."""
+        """Return the epochs that have all of these splits now.
+
+        Examples
+        --------
+        >>> store.epochs_of("train", "test")
+        (2, 5, 15)
+        """
         return self._catalogue.epochs_of([layout.check_name(name, "split") for name in splits])
 
     def split(self, epoch: Epoch, split: str) -> Split:
@@ -76,6 +82,14 @@ class StoreReader:
         ------
         NotFoundError
             With the nearest name, when there is none.
+
+        Examples
+        --------
+        >>> split = store.split(15, "train")
+        >>> split.rows, split.columns
+        (24, ('features', 'label', 'norm', 'out_to_loss', 'sample_id'))
+        >>> split.column("label").read(0, 4)
+        array([0, 1, 2, 0])
         """
         return self.open_splits((epoch,), (split,))[layout.as_epoch(epoch)][0]
 
@@ -99,7 +113,13 @@ class StoreReader:
         return self._catalogue.open(self.spec, epochs, names)
 
     def status(self) -> tuple[SplitStatus, ...]:
-        """Return what is there and what is missing, of each split at each epoch."""
+        """Return what is there and what is missing, of each split at each epoch.
+
+        Examples
+        --------
+        >>> [(one.split, one.rows, one.complete) for one in store.status() if one.epoch == 15]
+        [('test', 6, True), ('train', 24, True)]
+        """
         return self._catalogue.status()
 
     def features(self, epoch: Epoch, split: str, *, allow_missing: bool = False) -> xr.DataArray:
@@ -116,6 +136,14 @@ class StoreReader:
         ------
         IncompleteError
             When rows are missing and ``allow_missing`` is not set.
+
+        Examples
+        --------
+        >>> features = store.features(epoch=15, split="train")
+        >>> features.shape, features.dtype
+        ((24, 8), dtype('float32'))
+        >>> features.isel(sample=slice(2)).compute().coords["sample_id"].values
+        array(['train-0', 'train-1'], dtype=StringDType())
         """
         return self.split(epoch, split).to_xarray(allow_missing=allow_missing)[layout.FEATURES]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from operator import lt, ne
 from typing import Any
@@ -22,15 +23,17 @@ from trakstore.storage.arrays import array_documents, column_grid, row_document
 from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding, FindingKind
+from trakstore.storage.claims import claimed
 from trakstore.storage.dropped_rows import dropped_columns, is_dropped
 from trakstore.storage.group_documents import EMPTY, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import no_store_error, open_store, stores_inside
 from trakstore.storage.snapshots import refuse_older
 from trakstore.storage.split import Split, blocks_among, split_spec
+from trakstore.storage.tables.index_documents import check_index
 from trakstore.storage.tables.retrained import read_models
 from trakstore.storage.tables.runs import Run
-from trakstore.storage.tables.saved_table import check_table, table_names
+from trakstore.storage.tables.saved_table import check_table, delete_table, table_names
 from trakstore.storage.tables.scale_factors import check_factors, read_factors
 from trakstore.storage.tables.training_records import read_record
 
@@ -299,6 +302,18 @@ class Walk:
                 self.findings += check_table(self.location, path, read)
         for path in self.groups(layout.SCALES):
             self.findings += check_table(self.location, path, check_factors)
+        for path in self.groups(layout.INDEXES, 2):
+            wrong = list(check_table(self.location, path, check_index))
+            self.findings += self._dropped(path) if wrong and self.repair else wrong
+
+    def _dropped(self, path: str) -> list[Finding]:
+        """Drop a bad index, which follows from the rows; return what was wrong with it."""
+        # Under its claim: another process may build it.
+        with claimed(self.location, path, "repair"):
+            wrong = list(check_table(self.location, path, check_index))
+            if wrong:
+                delete_table(self.location, path)
+        return [replace(one, repaired=True) for one in wrong]
 
     def groups(self, top: str, depth: int = 1) -> list[str]:
         """List the paths of the groups so deep below a group; those above need documents."""

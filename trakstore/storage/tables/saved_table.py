@@ -92,6 +92,20 @@ def begin_table(
     return document
 
 
+def begin_longer_table(
+    location: Location, path: str, arrays: Sequence[SavedArray], token: str = ""
+) -> bytes:
+    """Say that a table is written again with longer arrays, whose chunks so far stay.
+
+    Takes and gives what :func:`begin_table` does. A chunk that an array ended in has to be written
+    again before the table is published: it has fill values where the new rows belong.
+    """
+    document = _pending(token, arrays)
+    location.put({layout.document_key(path): document})
+    location.put({layout.document_key(path, one.name): one.document for one in arrays})
+    return document
+
+
 def _pending(token: str, arrays: Sequence[SavedArray]) -> bytes:
     known = {"of": token, "nonce": secrets.token_hex(8)}
     return group_document({PENDING: {**known, ARRAYS: [array.to_dict() for array in arrays]}})

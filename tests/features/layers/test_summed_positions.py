@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trakstore.features.layers import MATCHERS, Call, sums
+from trakstore.features.layers import MATCHERS, Call, summed_positions
 from trakstore.features.projectors import Rows
 
 pytest.importorskip("triton", reason="kernels need Triton, which there is for Linux")
@@ -20,7 +20,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture(autouse=True)
 def kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sums, "usable", lambda device: device.type == DEVICE.type)
+    monkeypatch.setattr(summed_positions, "usable", lambda device: device.type == DEVICE.type)
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def draw(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(3, 1, 70, 9), (3, 2, 5, 4, 65), (2, 1, 130)])
 def test_sums_of_the_last_dimension(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     g, x = draw(*shape).to(dtype), draw(*shape[::-1]).permute(*range(len(shape))[::-1]).to(dtype)
-    got = sums.position_sums(g, x, channels=False, alone=True)
+    got = summed_positions.position_sums(g, x, channels=False, alone=True)
     assert got
     middle = list(range(1, len(shape) - 1))
     torch.testing.assert_close(got[0], (g.float() * x.float()).sum(middle), rtol=1e-5, atol=1e-5)
@@ -42,7 +42,7 @@ def test_sums_of_the_last_dimension(shape: tuple[int, ...], dtype: torch.dtype) 
 @pytest.mark.parametrize("shape", [(3, 1, 70, 9), (3, 1, 5, 8, 9), (4, 1, 70)])
 def test_sums_of_channels(shape: tuple[int, ...]) -> None:
     g, x = draw(*shape), draw(*shape) + 1
-    got = sums.position_sums(g, x, channels=True, alone=True)
+    got = summed_positions.position_sums(g, x, channels=True, alone=True)
     assert got
     products, sums_of_g = ((one[:, 0, :, None].flatten(2)).sum(2) for one in (g * x, g))
     torch.testing.assert_close(got[0], products, rtol=1e-5, atol=1e-5)
@@ -51,9 +51,11 @@ def test_sums_of_channels(shape: tuple[int, ...]) -> None:
 
 def test_what_the_kernel_does_not_do_is_left_to_torch() -> None:
     g = draw(3, 2, 5, 4)
-    assert sums.position_sums(g, g, channels=True, alone=True) is None, "entries are in between"
-    assert sums.position_sums(g, g.double(), channels=False, alone=True) is None
-    assert sums.position_sums(g, g[..., :1], channels=False, alone=True) is None
+    assert summed_positions.position_sums(g, g, channels=True, alone=True) is None, (
+        "entries are in between"
+    )
+    assert summed_positions.position_sums(g, g.double(), channels=False, alone=True) is None
+    assert summed_positions.position_sums(g, g[..., :1], channels=False, alone=True) is None
 
 
 def scales(*shape: int) -> list[torch.Tensor]:

@@ -1,0 +1,147 @@
+"""Texts on the page that are shaded by the scores of their tokens, and tokens as targets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from features.whole_models import Language
+
+import trakstore as ts
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
+from trakstore.features import Job, featurize_job
+from trakstore.report import write_report
+from trakstore.report.sample_source import sample_source
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+
+class Letters:
+    """A tokenizer of letters, the third of which would be HTML."""
+
+    all_special_ids = (0,)
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return "".join("<i>" if one == 2 else chr(97 + one) for one in ids)
+
+
+def job(**options: Any) -> Job:
+    torch.manual_seed(0)
+    data = {
+        split: [{"input_ids": one, "labels": one} for one in torch.randint(0, 11, (rows, 5))]
+        for split, rows in (("train", 8), ("test", 3))
+    }
+    options = {"tokens": 1, "ids": {"test": ["a", "b", "c"]}, **options}
+    return Job(
+        Named(), data, output="causal_lm", projector=ts.ProjectionSpec("sjlt", dim=16), **options
+    )
+
+
+class Named(Language):
+    """The model with the name of its argument as texts have it."""
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_ids)
+
+
+@pytest.fixture(scope="module")
+def own() -> Job:
+    return job()
+
+
+@pytest.fixture(scope="module")
+def store(own: Job, tmp_path_factory: pytest.TempPathFactory) -> ts.FeatureStore:
+    where = tmp_path_factory.mktemp("shaded") / "s.zarr"
+    featurize_job(own, where, progress=False)
+    store = ts.open_store(where)
+    store.mask("train", [0])
+    return ts.open_store(where)
+
+
+def tokens_on(page: str) -> list[tuple[str, str, str]]:
+    """Classes, number and text of every token that has a score."""
+    found = re.findall(r'<span class="token([^"]*)" title="([^"]+)">([^<]*)</span>', page)
+    return [(classes, number, text) for classes, number, text in found]
+
+
+def test_the_first_texts_of_each_list_are_shaded(
+    own: Job, store: ts.FeatureStore, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"job": own, "render": Letters(), "k": 3, "target_ids": ["b"]}
+    write_report(store, tmp_path / "r.html", tokens=2, **asked)
+    page = (tmp_path / "r.html").read_text()
+    tokens = tokens_on(page)
+    # Four tokens of each of two samples in both lists: the first of a text is predicted by nothing.
+    assert len(tokens) == 4 * 2 * 2
+    first = ts.Query(store, own).ask(target="b", k=3, tokens=2).proponents[0]
+    assert first.tokens is not None
+    for (classes, number, text), part in zip(tokens, first.tokens.scored, strict=False):
+        letter = Letters().decode([int(part.text)])
+        assert text == letter.replace("<", "&lt;").replace(">", "&gt;")
+        value = float(number.replace("−", "-"))
+        np.testing.assert_allclose(value, part.score, rtol=0.06)
+        way = "for" if part.level > 0 else "against"
+        assert classes == (f" {way} {way}{abs(part.level)}" if part.level else "")
+    # What the colours say stands there in words, too.
+    strongest = re.findall(r"<li><code>(.*?)</code> <span>(.*?)</span></li>", page)
+    assert len(strongest) == 3 * 2 * 2
+    largest = max(first.tokens.scored, key=lambda one: abs(one.score))
+    assert strongest[0][1] == largest.number
+    assert "tokens that raise the score" in page
+    assert "<i>" not in page
+    write_report(store, tmp_path / "plain.html", **asked)
+    plain = (tmp_path / "plain.html").read_text()
+    assert tokens_on(plain) == []
+    assert "tokens that raise" not in plain
+
+
+def test_a_token_that_is_a_target_is_marked_in_its_text(
+    own: Job, store: ts.FeatureStore, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"job": own, "render": Letters(), "k": 2, "target_ids": ["b#3"]}
+    write_report(store, tmp_path / "t.html", targets="test~tokens", **asked)
+    page = (tmp_path / "t.html").read_text()
+    ids = own.datasets["test"][1]["input_ids"].tolist()
+    marked = re.findall(r'<strong class="asked">(.*?)</strong>', page)
+    assert marked == [Letters().decode([ids[3]]).replace("<", "&lt;").replace(">", "&gt;")]
+    # Without a tokenizer the sample is shown as it is.
+    split = store.split(0, "test~tokens")
+    shown = sample_source(own, None, [split])("test~tokens", 5, "b#2")
+    assert shown is not None
+    assert dict(shown.cells)["input_ids"] == " ".join(map(str, ids))
+    answer = ts.Query(store, own, targets="test~tokens").ask(target="b#3", k=2)
+    assert answer.target == "b#3"
+    assert answer.predicted is None
+
+
+def test_runs_of_tokens_are_marked_together(tmp_path: Path) -> None:
+    other = job(tokens={"test": 2})
+    featurize_job(other, tmp_path / "s.zarr", splits=["test~tokens"], progress=False)
+    split = ts.open_store(tmp_path / "s.zarr").split(0, "test~tokens")
+    source = sample_source(other, Letters(), [split])
+    shown = source("test~tokens", 1, "a#3")
+    assert shown is not None
+    ids = other.datasets["test"][0]["input_ids"].tolist()
+    marked = [one.text for one in shown.parts if one.kind == "asked"]
+    assert "".join(marked) == Letters().decode(ids[3:5])
+    # Other texts than were featurized are refused, as of any split.
+    changed = job()
+    changed.datasets["test"][0]["input_ids"] = changed.datasets["test"][1]["input_ids"]
+    with pytest.raises(SpecMismatchError, match="other samples"):
+        sample_source(changed, Letters(), [split])
+    changed.datasets = {"train": changed.datasets["train"]}
+    with pytest.raises(NotFoundError, match="no data set 'test'"):
+        sample_source(changed, Letters(), [split])
+
+
+def test_what_cannot_be_shaded_is_refused(own: Job, store: ts.FeatureStore, tmp_path: Path) -> None:
+    with pytest.raises(TrakStoreError, match="by the models of a job"):
+        write_report(store, tmp_path / "r.html", k=3, tokens=1)
+    with pytest.raises(TrakStoreError, match="tokens must be an integer from 0 to 3"):
+        write_report(store, tmp_path / "r.html", job=own, k=3, tokens=4)
+    assert not (tmp_path / "r.html").exists()

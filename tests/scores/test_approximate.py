@@ -1,0 +1,378 @@
+"""Lists by an index: their scores are exact, what they miss is said, no row is taken for another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trakstore as ts
+from trakstore.errors import (
+    DamagedError,
+    MemoryLimitError,
+    NotFoundError,
+    SpecMismatchError,
+    TrakStoreError,
+)
+from trakstore.kernels import Cholesky, Dual, Eigen
+from trakstore.scores import index_build
+from trakstore.scores.sign_codes import Turn, add_estimates
+from trakstore.storage import layout
+from trakstore.storage.tables.saved_table import read_table
+
+ORDERS = ["largest", "smallest", "magnitude"]
+DIM, ROWS, TARGETS = 48, 1200, 24
+
+
+def features(rows: int, seed: int, dim: int = DIM) -> np.ndarray:
+    """Rows whose i-th direction has the share 1/i of the norm, in a random basis."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(np.random.default_rng(99).standard_normal((dim, dim)))[0]
+    spread = np.arange(1, dim + 1) ** -0.5
+    return ((rng.standard_normal((rows, dim)) * spread) @ basis).astype(np.float32)
+
+
+def make(
+    where: Path, dtype: str = "float16", epochs: tuple[int, ...] = (0,), **how
+) -> ts.FeatureStore:
+    store = ts.FeatureStore.create(
+        where, projection=ts.ProjectionSpec("sjlt", dim=DIM), dtype=dtype, **how
+    )
+    for epoch in epochs:
+        for split, rows in (("train", ROWS), ("test", TARGETS)):
+            q = np.random.default_rng(rows).uniform(0.1, 1, rows).astype(np.float32)
+            x = features(rows, 10 * epoch + rows)
+            store.write_split(
+                epoch, split, x, out_to_loss=q, ids=[f"{split}{i}" for i in range(rows)]
+            )
+    return store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make(tmp_path / "s.zarr")
+
+
+def recall(listed, exact) -> float:
+    pairs = zip(listed["position"].values, exact["position"].values, strict=True)
+    return float(np.mean([np.isin(*pair).mean() for pair in pairs]))
+
+
+def check_lists(scores, candidates, order="largest", k=10, **how):
+    """Compare lists with the exact pass: the same scores and ids for the same rows, in order."""
+    found = ts.approximate_top_k(scores, k, candidates=candidates, order=order, **how)
+    dense, positions = np.asarray(scores), scores.train_positions
+    columns = np.searchsorted(positions.read(0, scores.shape[1]), found["position"].values)
+    own = np.take_along_axis(dense, columns, 1)
+    np.testing.assert_allclose(found["score"], own, rtol=1e-4, atol=1e-5 * np.abs(dense).max())
+    key = {"largest": own, "smallest": -own, "magnitude": np.abs(own)}[order]
+    assert (np.diff(key) <= 1e-5 * np.abs(dense).max()).all()
+    assert all(len(set(row)) == k for row in found["position"].values.tolist())
+    ids = np.array([f"train{i}" for i in range(ROWS)])
+    np.testing.assert_array_equal(found["train"], ids[found["position"].values])
+    return found
+
+
+@pytest.mark.parametrize("bits", [False, True])
+def test_estimates_have_no_bias_and_the_error_that_is_said(bits):
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.standard_normal((256, 256)))[0].astype(np.float32)
+    rows = rng.standard_normal((4000, 256)).astype(np.float32)
+    target = rng.standard_normal(256).astype(np.float32)
+    signs, lengths = Turn.of(np.ascontiguousarray(rotation.T), integers=bits).codes(rows)
+    out = np.zeros(4000, np.float32)
+    add_estimates(out, rotation @ target, signs.view(np.uint64), lengths)
+    exact = rows @ target
+    error = (out - exact) / (np.linalg.norm(rows, axis=1) * np.linalg.norm(target)) * 16
+    assert abs(error.mean()) < 0.05 and 0.7 < error.std() < 0.82
+    assert np.corrcoef(out, exact)[0, 1] > 0.75
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("temperature", [None, 2.0])
+def test_scores_are_those_of_top_k(store, order, temperature):
+    scores = ts.trak_scores(store, temperature=temperature)
+    ts.build_index(scores)
+    some = check_lists(scores, 300, order)
+    exact = ts.top_k(scores, 10, order=order)
+    assert recall(some, exact) > 0.9
+    few = check_lists(scores, 20, order)
+    assert 0.2 < recall(few, exact) < recall(some, exact)
+    # One less than all, so that the index is asked: what it finds is the whole list.
+    nearly = check_lists(scores, ROWS - 1, order)
+    assert recall(nearly, exact) > 0.995
+    assert some.attrs["candidates"] == 300 and some.attrs["order"] == order
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_rows_of_other_dtypes(tmp_path, dtype):
+    scores = ts.trak_scores(make(tmp_path / "s.zarr", dtype))
+    ts.build_index(scores)
+    assert recall(check_lists(scores, 400), ts.top_k(scores, 10)) > 0.95
+
+
+def test_compressed_rows_and_a_store_that_is_not_a_folder():
+    store = make("memory://index", "float32", keep_bits=7)
+    scores = ts.trak_scores(store)
+    ts.build_index(scores)
+    assert recall(check_lists(scores, 400), ts.top_k(scores, 10)) > 0.95
+
+
+def test_the_metric_of_the_kernel_finds_more_than_the_plain_one(store):
+    """In the plain metric the directions that the kernel's inverse raises drown in the others'."""
+    scores = ts.trak_scores(store)
+    exact = ts.top_k(scores, 10)
+    whitened = ts.build_index(scores)
+    plain = ts.build_index(ts.grad_dot_scores(store, of="output"))
+    assert (whitened.path, plain.path) == ("_indexes/train/unweighted", "_indexes/train/plain")
+    found = ts.approximate_top_k(scores, 10, index=whitened, candidates=60)
+    window = scores.window(0, TARGETS)
+    lists = plain.lists(scores, window, 0, 10, 60, "largest")
+    hits = np.mean(
+        [
+            np.isin(a, b).mean()
+            for a, b in zip(exact["position"].values, lists.position, strict=True)
+        ]
+    )
+    assert recall(found, exact) > hits + 0.05
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ts.grad_dot_scores,
+        ts.grad_cos_scores,
+        partial(ts.influence_scores, hessian="loss"),
+        ts.whitened_cos_scores,
+    ],
+)
+def test_other_methods_that_are_one_product(store, method):
+    scores = method(store)
+    ts.build_index(scores)
+    assert recall(check_lists(scores, 400), ts.top_k(scores, 10)) > 0.9
+
+
+def test_several_epochs(tmp_path):
+    store = make(tmp_path / "s.zarr", epochs=(0, 1))
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores)
+    assert index.signs.shape == (2, ROWS, 1)
+    assert recall(check_lists(scores, 400), ts.top_k(scores, 10)) > 0.9
+    with pytest.raises(SpecMismatchError, match="is of the epochs 0, 1, these scores are of 1"):
+        ts.open_index(ts.trak_scores(store, epochs=1))
+
+
+@pytest.mark.parametrize("solver", [Eigen(), Cholesky()])
+def test_factors_that_hold_the_kernel(store, solver):
+    scores = ts.trak_scores(store, solver=solver)
+    ts.build_index(scores)
+    assert recall(check_lists(scores, 300), ts.top_k(scores, 10)) > 0.9
+
+
+def test_measured_recall_is_stored_and_said(store):
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores, k=5, checked=6)
+    assert (index.document.k, index.document.checked) == (5, 6)
+    # All rows are usual candidates of so few.
+    assert index.document.recall == 1 and index.document.candidates == ROWS
+    found = ts.approximate_top_k(scores, 3, candidates=30)
+    said = {name: found.attrs[name] for name in ("recall", "recall_k", "checked", "candidates")}
+    assert said == {"recall": 1, "recall_k": 5, "checked": 6, "candidates": 30}
+    unmeasured = ts.build_index(scores, checked=0)
+    assert np.isnan(ts.approximate_top_k(scores, 3, candidates=30).attrs["recall"])
+    assert "not measured" in repr(unmeasured)
+    # Without an index: all rows are candidates.
+    plain = ts.approximate_top_k(ts.grad_dot_scores(store), 3)
+    assert plain.attrs["recall"] == 1 and plain.attrs["candidates"] == ROWS
+    assert plain.identical(ts.top_k(ts.grad_dot_scores(store), 3).assign_attrs(plain.attrs))
+
+
+def test_recall_is_that_of_the_targets_it_was_measured_on(store, monkeypatch):
+    monkeypatch.setattr("trakstore.scores.train_index.LEAST_CANDIDATES", 40)
+    monkeypatch.setattr("trakstore.scores.train_index.CANDIDATES_PER_ENTRY", 1)
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores, checked=TARGETS)
+    found, exact = ts.approximate_top_k(scores, 10), ts.top_k(scores, 10)
+    assert (
+        index.document.recall == pytest.approx(recall(found, exact)) and index.document.recall < 1
+    )
+
+
+def test_masked_rows_are_in_no_answer(store):
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores)
+    gone = np.unique(ts.top_k(scores, 3)["position"].values)[:40]
+    store.mask("train", [f"train{i}" for i in gone])
+    masked = ts.trak_scores(ts.open_store(store.location))
+    for own in (None, index):
+        found = check_lists(masked, 300, index=own)
+        assert not np.isin(found["position"], gone).any()
+        assert recall(found, ts.top_k(masked, 10)) > 0.9
+    assert (
+        recall(
+            check_lists(masked.isel(train=slice(100, 900)), 300),
+            ts.top_k(masked.isel(train=slice(100, 900)), 10),
+        )
+        > 0.9
+    )
+
+
+def test_appended_rows_are_added_and_no_others_are_coded_again(store, monkeypatch):
+    scores = ts.trak_scores(store)
+    monkeypatch.setattr(index_build, "chunk_rows_of", lambda *_: 500)
+    before = ts.build_index(scores)
+    more = 1.4 * features(150, 77)
+    ids = [f"train{ROWS + i}" for i in range(150)]
+    store.append(0, "train", more, out_to_loss=np.ones(150, np.float32), ids=ids)
+    grown = ts.trak_scores(ts.open_store(store.location))
+    with pytest.raises(SpecMismatchError, match="has 1200 rows of 1350: rows were appended"):
+        ts.open_index(grown)
+    with pytest.raises(SpecMismatchError, match="1200 rows of 1350"):
+        ts.approximate_top_k(grown, 3, index=before, candidates=50)
+    coded = []
+    codes = index_build._EncodePass._codes
+    monkeypatch.setattr(
+        index_build._EncodePass, "_codes", lambda one, *at: coded.append(at) or codes(one, *at)
+    )
+    after = ts.build_index(grown)
+    # The last chunk had some of the rows.
+    assert coded == [(1000, 1350)]
+    np.testing.assert_array_equal(after.signs[:, :ROWS], before.signs)
+    np.testing.assert_array_equal(after.turns, before.turns)
+    exact, found = ts.top_k(grown, 10), ts.approximate_top_k(grown, 10, candidates=400)
+    assert recall(found, exact) > 0.9 and (exact["position"].values >= ROWS).any()
+    assert ts.verify_store(store.location).ok
+    coded.clear()
+    again = ts.build_index(grown)
+    assert not coded and again.document == after.document
+
+
+def test_another_kernel_and_other_features_are_refused(store):
+    ts.build_index(ts.trak_scores(store))
+    with pytest.raises(NotFoundError, match=r"no index of 'train' for the kernel 'logistic-2'"):
+        ts.open_index(ts.trak_scores(store, temperature=2.0))
+    with pytest.raises(SpecMismatchError, match="was made with the damping λ="):
+        ts.open_index(ts.trak_scores(store, damping=10.0))
+    other = make(Path(str(store.location)).with_name("other.zarr"))
+    with pytest.raises(SpecMismatchError, match="features that were replaced"):
+        index = ts.open_index(ts.trak_scores(store))
+        ts.approximate_top_k(ts.trak_scores(other), 3, index=index, candidates=30)
+    ts.build_index(ts.trak_scores(store, damping=10.0))
+    ts.open_index(ts.trak_scores(store, damping=10.0))
+
+
+def test_refusals(store, make_scores):
+    scores = ts.trak_scores(store)
+    arrays, _ = make_scores()
+    with pytest.raises(TrakStoreError, match="an index is of the train rows of a store"):
+        ts.build_index(arrays)
+    with pytest.raises(TrakStoreError, match="a DualFactor holds none"):
+        ts.build_index(ts.trak_scores(store, solver=Dual()))
+    with pytest.raises(NotFoundError, match="run `trakstore index`"):
+        ts.approximate_top_k(scores, 3, candidates=30)
+    for options in ({"candidates": 4}, {"candidates": ROWS + 1}):
+        with pytest.raises(TrakStoreError, match="candidates must be in"):
+            ts.approximate_top_k(scores, 5, **options)
+    with pytest.raises(TrakStoreError, match="order must be one of"):
+        ts.approximate_top_k(scores, 5, order="first")
+    with pytest.raises(TrakStoreError, match="index must be a TrainIndex"):
+        ts.approximate_top_k(scores, 5, index="here", candidates=30)
+    with pytest.raises(MemoryLimitError):
+        ts.build_index(scores, memory_limit="20kB")
+    ts.build_index(scores)
+    with pytest.raises(MemoryLimitError, match="in memory"):
+        ts.open_index(scores, memory_limit="20kB")
+
+
+def test_a_row_that_is_not_the_indexed_one_is_refused(store):
+    scores = ts.trak_scores(store)
+    ts.build_index(scores)
+    first = int(ts.top_k(scores.isel(target=0), 1)["position"][0, 0])
+    column = scores.parts[0].train
+    row = first % column.chunk_rows
+    key = layout.chunk_key(column.path, (first // column.chunk_rows, 0))
+    path = Path(str(store.location)) / key
+    content = bytearray(path.read_bytes())
+    content[row * DIM * 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DamagedError, match=f"row {first} of 0/train/features is not the one"):
+        ts.approximate_top_k(scores.isel(target=0), 5, candidates=30)
+
+
+def test_verify_finds_a_bad_index_and_repair_drops_it(store):
+    scores = ts.trak_scores(store)
+    path = ts.build_index(scores).path
+    assert ts.verify_store(store.location).ok
+    chunk = Path(str(store.location)) / layout.chunk_key(f"{path}/signs", (0, 0, 0))
+    content = bytearray(chunk.read_bytes())
+    content[3] ^= 1
+    chunk.write_bytes(bytes(content))
+    with pytest.raises(DamagedError):
+        ts.open_index(scores)
+    found = ts.verify_store(store.location)
+    assert [one.key for one in found.findings] == [f"{path}/signs/c/0/0/0"]
+    assert ts.verify_store(store.location, repair=True).findings[0].repaired
+    assert ts.verify_store(store.location).ok
+    with pytest.raises(NotFoundError):
+        ts.open_index(scores)
+
+
+KILLED = """
+    import os, signal, sys
+    import dask
+    import trakstore as ts
+    from trakstore.scores import index_build
+
+    dask.config.set(scheduler="synchronous")
+    index_build.chunk_rows_of = lambda *_: 100
+    codes, left = index_build._EncodePass._codes, [int(sys.argv[2])]
+    def counted(one, low, high):
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return codes(one, low, high)
+    index_build._EncodePass._codes = counted
+    ts.build_index(ts.trak_scores(ts.open_store(sys.argv[1])))
+"""
+
+
+def killed(store, after: int) -> None:
+    place = Path(index_build.__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(store.location), str(after)],
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(place)},
+    )
+    assert ran.returncode == -signal.SIGKILL
+
+
+def test_a_killed_build_goes_on_where_it_was(store, monkeypatch):
+    scores = ts.trak_scores(store)
+    killed(store, 5)
+    assert read_table(store.location, "_indexes/train/unweighted") == {}
+    assert ts.verify_store(store.location).ok
+    with pytest.raises(NotFoundError):
+        ts.open_index(scores)
+    lengths = Path(str(store.location)) / "_indexes/train/unweighted/length/c/0"
+    done = {100 * int(one.name) for one in lengths.iterdir()}
+    coded = []
+    codes = index_build._EncodePass._codes
+    monkeypatch.setattr(
+        index_build._EncodePass, "_codes", lambda one, *at: coded.append(at[0]) or codes(one, *at)
+    )
+    resumed = ts.build_index(scores)
+    assert len(done) == 5 and sorted(coded) == sorted({*range(0, ROWS, 100)} - done)
+    assert recall(check_lists(scores, 300), ts.top_k(scores, 10)) > 0.9
+    store.location.delete_folder("_indexes")
+    monkeypatch.setattr(index_build, "chunk_rows_of", lambda *_: 100)
+    whole = ts.build_index(scores)
+    for name in ("signs", "lengths", "checksums", "turns"):
+        np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
+    assert ts.verify_store(store.location).ok

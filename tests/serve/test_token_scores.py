@@ -1,0 +1,205 @@
+"""Tokens of the samples that an answer lists: their scores add up to the sample's."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from features.models import Samples, mlp
+from features.token_models import counted, gpt2_with_adapters, llama, padded, padded_left, texts
+
+import trakstore as ts
+from trakstore.errors import SpecMismatchError
+from trakstore.features import Job, featurize_job
+from trakstore.serve.question import BadQuestionError
+
+
+class Words:
+    """A tokenizer of words, of which the last stands for the end."""
+
+    all_special_ids = (22,)
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return " ".join(f"w{one}" for one in ids)
+
+
+@cache
+def job(make: Any) -> Job:
+    """A model at two epochs, whose train texts end in the token of the end, or not."""
+    model = make()
+    state = {name: one.detach().clone() for name, one in model.state_dict().items()}
+    later = {name: 1.2 * one if one.is_floating_point() else one for name, one in state.items()}
+    return Job(
+        model,
+        {"train": texts(9), "test": texts(3, seed=1)},
+        projector=ts.ProjectionSpec("sjlt", dim=48, per_epoch=True),
+        checkpoints={1: state, 2: later},
+        collate=padded_left if make is llama else padded,
+        batch_size=4,
+        ids={"train": [f"t{at}" for at in range(9)]},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tokens")
+    for make in (llama, gpt2_with_adapters):
+        featurize_job(job(make), made / f"{make.__name__}.zarr", progress=False)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "method"),
+    [(llama, "trak"), (llama, "influence"), (llama, "grad-cos"), (gpt2_with_adapters, "trak")],
+)
+def test_scores_of_tokens_add_up_to_their_samples(folder: Path, make: Any, method: str) -> None:
+    own = job(make)
+    query = ts.Query(ts.open_store(folder / f"{make.__name__}.zarr"), own, method=method)
+    answer = query.ask(target=0, k=3, tokens=2)
+    plain = query.ask(target=0, k=3)
+    largest = max(abs(one.score) for one in (*answer.proponents, *answer.opponents))
+    for listed, without in (
+        (answer.proponents, plain.proponents),
+        (answer.opponents, plain.opponents),
+    ):
+        assert [one.score for one in listed] == [one.score for one in without]
+        assert listed[2].tokens is None
+        for entry in listed[:2]:
+            assert entry.tokens is not None
+            places = [at for one in entry.tokens.scored for at in one.tokens]
+            assert places == counted(own.datasets["train"][entry.position])
+            total = sum(one.score for one in entry.tokens.scored)
+            assert abs(total - entry.score) < 1e-5 * largest
+            # They are no shares of one number: tokens differ.
+            assert len({one.score for one in entry.tokens.scored}) == len(places)
+
+
+def test_a_tokens_score_is_its_own_gradients(folder: Path) -> None:
+    """By hand: the product of the loss's gradient at one token with the sample's asked about."""
+    own = job(llama)
+    plain = Job(
+        own.model, own.datasets, projector=ts.ProjectionSpec("identity"), collate=padded_left
+    )
+    featurize_job(plain, folder / "identity.zarr", progress=False)
+    query = ts.Query(ts.open_store(folder / "identity.zarr"), plain, method="grad-dot")
+    entry = query.ask(target=0, k=1, tokens=1).proponents[0]
+    model = own.model.eval()
+    parameters = [one for one in model.parameters() if one.requires_grad]
+
+    def losses(sample: dict[str, list[int]]) -> list[torch.Tensor]:
+        ids = torch.tensor([sample["input_ids"]])
+        logits = model(input_ids=ids).logits[0].log_softmax(-1)
+        return [-logits[at - 1, ids[0, at]] for at in counted(sample)]
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        parts = torch.autograd.grad(loss, parameters, retain_graph=True)
+        return torch.cat([one.ravel() for one in parts])
+
+    asked = losses(own.datasets["test"][0])
+    whole = gradient(torch.stack(asked).mean())
+    each = losses(own.datasets["train"][entry.position])
+    wanted = [float(gradient(one) @ whole) / len(each) for one in each]
+    assert entry.tokens is not None
+    got = [one.score for one in entry.tokens.scored]
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5 * max(map(abs, wanted)))
+
+
+def test_texts_come_with_their_scores(folder: Path) -> None:
+    store = ts.open_store(folder / "llama.zarr")
+    answer = ts.Query(store, job(llama), render=Words()).ask(target=1, k=2, tokens=1)
+    first = answer.proponents[0]
+    assert first.shown is not None
+    sample = job(llama).datasets["train"][first.position]
+    assert first.shown.text == Words().decode(sample["input_ids"])
+    document = json.loads(json.dumps(answer.to_dict()))["proponents"]
+    assert "tokens" not in document[1]
+    listed = document[0]["tokens"]
+    assert [one["tokens"] for one in listed] == [[at] for at in counted(sample)]
+    assert listed[0]["text"].strip() == f"w{sample['input_ids'][counted(sample)[0]]}"
+    assert abs(sum(one["score"] for one in listed) - first.score) < 1e-5 * abs(first.score) + 1e-9
+    # Without a tokenizer, tokens are their numbers.
+    plain = ts.Query(store, job(llama)).ask(target=1, k=2, tokens=1).proponents[0]
+    assert plain.shown is not None
+    assert plain.shown.text.split() == list(map(str, sample["input_ids"]))
+
+
+def test_rounded_rows_add_up_to_their_rounding(folder: Path) -> None:
+    own = job(llama)
+    small = Job(
+        own.model,
+        own.datasets,
+        projector=own.projector,
+        collate=padded_left,
+        dtype="int8",
+        scale="samples",
+    )
+    featurize_job(small, folder / "int8.zarr", progress=False)
+    query = ts.Query(ts.open_store(folder / "int8.zarr"), small)
+    entry = query.ask(target=0, k=1, tokens=1).proponents[0]
+    assert entry.tokens is not None
+    total = sum(one.score for one in entry.tokens.scored)
+    assert abs(total - entry.score) < 0.03 * abs(entry.score)
+
+
+def test_what_cannot_be_asked(folder: Path, tmp_path: Path) -> None:
+    store = ts.open_store(folder / "llama.zarr")
+    with pytest.raises(BadQuestionError, match="needs the job"):
+        ts.Query(store).ask(target=0, k=2, tokens=1)
+    with pytest.raises(BadQuestionError, match="tokens must be an integer from 0 to 20"):
+        ts.Query(store, job(llama)).ask(target=0, k=2, tokens=21)
+    images = Job(mlp(), {"train": Samples(6)}, projector=ts.ProjectionSpec("sjlt", dim=8))
+    featurize_job(images, tmp_path / "i.zarr", progress=False)
+    with pytest.raises(BadQuestionError, match="an output that is made of tokens"):
+        ts.Query(ts.open_store(tmp_path / "i.zarr"), images).ask(target=0, k=2, tokens=1)
+
+
+def test_another_text_than_was_featurized_is_refused(folder: Path) -> None:
+    own = job(llama)
+    query = ts.Query(ts.open_store(folder / "llama.zarr"), own)
+    place = query.ask(target=0, k=1).proponents[0].position
+    sample = own.datasets["train"][place]
+    kept = list(sample["input_ids"])
+    try:
+        sample["input_ids"][1:] = [5] * (len(kept) - 1)
+        with pytest.raises(SpecMismatchError, match="add up to another row"):
+            query.ask(target=0, k=1, tokens=1)
+    finally:
+        sample["input_ids"][:] = kept
+
+
+def test_the_service_scores_tokens(folder: Path) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("httpx")
+    starlette = pytest.importorskip("starlette.testclient")
+    from trakstore.serve.access import Access
+    from trakstore.serve.limits import Limits
+    from trakstore.serve.routes import service
+
+    query = ts.Query(ts.open_store(folder / "llama.zarr"), job(llama), render=Words())
+    app = service(query, Access("127.0.0.1", None), Limits(), "1.0")
+    with starlette.TestClient(app, base_url="http://127.0.0.1:8765") as client:
+        assert client.get("/store").json()["tokens"] is True
+        listed = client.post("/query", json={"target": 0, "k": 4, "tokens": True}).json()
+        scored = [one.get("tokens") for one in listed["proponents"]]
+        assert [bool(one) for one in scored] == [True, True, True, False]
+        total = sum(one["score"] for one in scored[0])
+        assert abs(total - listed["proponents"][0]["score"]) < 1e-5 * abs(total) + 1e-9
+        # Texts are not needed for that, and the page has them shaded.
+        bare = {"target": 0, "k": 2, "tokens": 1, "samples": False}
+        answer = client.post("/query", json=bare).json()["proponents"][0]
+        assert answer["tokens"] == scored[0]
+        assert "text" not in answer
+        panel = client.post("/panel", json={"target": 0, "k": 2, "tokens": 1}).text
+        html = json.loads(panel.splitlines()[-1])["html"]
+        strongest = max(scored[0], key=lambda one: abs(one["score"]))["text"]
+        assert f"<li><code>{strongest}</code>" in html
+        assert "tokens that raise the score" in html
+        for wrong, status in (("yes", 400), (-1, 400), (99, 422)):
+            reply = client.post("/query", json={"target": 0, "k": 2, "tokens": wrong})
+            assert reply.status_code == status
+            assert "tokens must be" in reply.json()["error"]

@@ -1,0 +1,40 @@
+"""``trakstore index``: an index of train rows, by which single targets are answered in milliseconds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Option
+
+from trakstore.cli.request import ScoreRequest, with_request
+from trakstore.planning import human_bytes
+from trakstore.scores.index_build import build_index
+from trakstore.scores.train_index import TrainIndex
+
+
+@with_request()
+def index(
+    checked: Annotated[
+        int, Option(help="Targets whose exact lists are compared with those of the index.", min=0)
+    ] = 16,
+    *,
+    asked: ScoreRequest,
+) -> None:
+    """Build an index of the train rows, or add the rows that were appended since.
+
+    `trakstore topk --approximate` and `trakstore serve --index` ask it. It is kept in the store, and is
+    of one kernel and damping: name the method and damping that will be asked about.
+    """
+    with asked.workplace():
+        scores = asked.scores()
+        made = build_index(scores, checked=checked, memory_limit=asked.memory_limit)
+    asked.answer({"index": made.path, "bytes": made.nbytes, **made.document.values}, _shown(made))
+
+
+def _shown(made: TrainIndex) -> list[str]:
+    known = made.document
+    lines = [f"{made.path}: {known.rows:,} rows, {human_bytes(made.nbytes)}"]
+    if known.recall is not None:
+        share, checked = f"{100 * known.recall:.0f}%", known.checked
+        lines.append(f"it finds {share} of the true top-{known.k} lists, as {checked} targets show")
+    return lines

@@ -1,0 +1,122 @@
+"""Tokens of a train sample that was found, each with its part of the sample's score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.report.sample import LETTERS, Shown, shown_text
+from trakstore.report.text_parts import ScoredPart, TextPart, token_parts
+from trakstore.scores.factored import Scores
+from trakstore.scores.row_parts import of_row_parts, parts_apart
+
+if TYPE_CHECKING:  # it needs torch
+    from trakstore.features.query_rows import LoadedModels
+
+__all__ = ["ScoredTokens", "scored_tokens"]
+
+# Most that stored rows are off by, relative to them, in 8 bits or lower precision.
+_APART = 0.1
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """Tokens of a sample, with scores that add up to the sample's.
+
+    Attributes
+    ----------
+    parts : tuple of TextPart
+        The sample's text; each token that counts is a part of its own with its score.
+    """
+
+    parts: tuple[TextPart, ...]
+
+    @property
+    def scored(self) -> tuple[ScoredPart, ...]:
+        """Parts that have a score, in the order of the text."""
+        return tuple(one for one in self.parts if isinstance(one, ScoredPart))
+
+    def shown(self, letters: int = LETTERS) -> Shown:
+        """Return the text as a page shows it."""
+        return shown_text(self.parts, letters)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Return what JSON can hold: each token's places, text and score."""
+        return [
+            {"tokens": list(one.tokens), "text": one.text, "score": one.score}
+            for one in self.scored
+        ]
+
+
+class _Numbers:
+    """Tokens as their numbers, where nothing turns them into text."""
+
+    all_special_ids: Sequence[int] = ()
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        return "".join(f"{one} " for one in ids)
+
+
+def scored_tokens(
+    models: LoadedModels,
+    scores: Scores,
+    column: int,
+    sample: Any,
+    tokenizer: Any = None,
+    go_on: Callable[[], None] = lambda: None,
+) -> ScoredTokens:
+    """Compute the parts that the tokens of a train sample have in its score with one target.
+
+    The tokens' features are computed anew, at all epochs of the scores, each by a pass of its own over
+    the sample; they are scored by the same kernel, with the sample's Q.
+
+    Parameters
+    ----------
+    models : LoadedModels
+        Models of the epochs.
+    scores : Scores
+        Scores of one target, shape (1, n).
+    column : int
+        Place of the sample among the train rows.
+    sample : object
+        The sample as the job's data set gives it.
+    tokenizer : transformers.PreTrainedTokenizerBase, optional
+        What decodes tokens; without it they are shown as numbers.
+    go_on : callable
+        Called between epochs: it raises where nobody waits for the answer any more.
+
+    Raises
+    ------
+    TrakStoreError
+        The job's output is not made of tokens, or the scores are no sums over them.
+    SpecMismatchError
+        The tokens' rows do not add up to the stored one: the store has the features of another sample.
+    """
+    made = models.tokens(sample, scores.epochs, go_on)
+    first = made[scores.epochs[0]]
+    parts = {epoch: one.features for epoch, one in made.items()}
+    apart = parts_apart(scores, column, parts)
+    if not apart < _APART:
+        raise SpecMismatchError(
+            f"rows of the tokens add up to another row than the stored one (relative difference "
+            f"{apart:.2g}): the job gives another sample, or other tokens of it, than were featurized"
+        )
+    values = np.asarray(of_row_parts(scores, column, parts, first.numbers))[0]
+    by_place = dict(zip(first.numbers.tolist(), values.astype(float).tolist(), strict=True))
+    return ScoredTokens(_parts(first.read, tokenizer or _Numbers(), by_place))
+
+
+def _parts(read: Any, tokenizer: Any, scores: Mapping[int, float]) -> tuple[TextPart, ...]:
+    parts = token_parts(read, tokenizer, scores)
+    # What is read may be sound or images: the text is then in the labels alone.
+    if parts is None and isinstance(read, Mapping) and "labels" in read:
+        parts = token_parts({"input_ids": read["labels"]}, tokenizer, scores)
+    if parts is None:
+        raise TrakStoreError(
+            "the samples have neither 'input_ids' nor 'labels', whose text is shown"
+        )
+    return parts

@@ -1,0 +1,125 @@
+"""Top-k by an index: candidates from codes of one bit a direction, and their exact scores."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from trakstore.errors import TrakStoreError
+from trakstore.progress import ProgressLine, on_terminal
+from trakstore.quantities import as_whole
+from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.index_rows import IndexedRows
+from trakstore.scores.running_lists import Order
+from trakstore.scores.top_k import check_request, dataset_of, plan_top_k, top_k
+from trakstore.scores.train_index import TrainIndex, open_index, usual_candidates
+
+
+def approximate_top_k(
+    scores: Scores,
+    k: int,
+    *,
+    index: TrainIndex | None = None,
+    candidates: int | None = None,
+    order: Order = "largest",
+    memory_limit: int | str | None = None,
+) -> xr.Dataset:
+    """List the train rows with the first scores for each target, as an index finds them.
+
+    The codes of all train rows are compared with each target, and the first ``candidates`` are scored
+    exactly, from their stored rows. The scores that are listed are exact; a train row that is no
+    candidate is not listed. For one target or a few; many at once are faster by :func:`top_k`.
+    Where all rows would be candidates, nothing is asked of an index, and the answer is that of
+    :func:`top_k`.
+
+    Parameters
+    ----------
+    scores : Scores, shape (m, n)
+        Scores with the train rows and the kernel that the index is of.
+    k : int
+        Entries of each list.
+    index : TrainIndex, optional
+        From :func:`build_index` or :func:`open_index`; opened for this call when None, which reads a
+        16th of the bytes of the features.
+    candidates : int, optional
+        Candidates of each target, k to n. By default the most of 2,048, n/256 and 10 k.
+    order : {"largest", "smallest", "magnitude"}
+        Scores that come first. Equal scores are ordered by train position.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    Dataset
+        As for :func:`top_k`. Its attributes say the ``candidates`` of each list and the ``recall``:
+        the share of the exact lists (``recall_k`` entries of ``checked`` targets) that was found when
+        the index was built, with ``recall_candidates`` each; 1 where all rows were candidates, and NaN
+        where it was not measured with this method.
+
+    Raises
+    ------
+    TrakStoreError
+        ``k`` or ``candidates`` out of range, an unknown order, train rows of no store.
+    NotFoundError
+        When there is no index of these rows and kernel.
+    SpecMismatchError
+        When it is of other epochs, features, damping or fewer rows.
+    DamagedError
+        When a row is not the one that was indexed.
+    NumericsError
+        A score is NaN or infinite.
+    MemoryLimitError
+        The plan does not fit the memory limit.
+
+    Examples
+    --------
+    >>> scores = ts.trak_scores(store, epochs=15)
+    >>> index = ts.build_index(scores, k=3)
+    >>> top = ts.approximate_top_k(scores, 3, index=index, candidates=12)
+    >>> top["train"].values[0].tolist()
+    ['train-15', 'train-9', 'train-1']
+    """
+    need_scores(scores)
+    rows, trains = scores.shape
+    k = check_request(k, trains, order)
+    wide = usual_candidates(k, trains)
+    if candidates is not None:
+        needed = f"must be in {k}..{trains} (k to the train rows)"
+        wide = as_whole(candidates, "candidates", k, trains, needed=needed)
+    if wide == trains:
+        exact = top_k(scores, k, order=order, memory_limit=memory_limit)
+        return exact.assign_attrs(candidates=trains, recall=1.0)
+    if index is None:
+        index = open_index(scores, memory_limit=memory_limit)
+    else:
+        _need_index(index, scores)
+    plan, lists = plan_top_k(scores.sizes, wide, None, memory_limit), []
+    with ProgressLine(f"top-{k}", rows, unit="targets", show=on_terminal()) as progress:
+        for start, stop in plan.windows(rows):
+            window = scores.window(start, stop, plan.ahead)
+            lists.append(index.lists(scores, window, start, k, wide, order))
+            progress.advance(stop - start)
+    return dataset_of(lists, scores, order).assign_attrs(_said(index, scores, wide))
+
+
+def _need_index(index: object, scores: Scores) -> None:
+    """Refuse what is no index, or one of other rows."""
+    if not isinstance(index, TrainIndex):
+        raise TrakStoreError(
+            f"index must be a TrainIndex, as build_index and open_index give it, got {index!r}"
+        )
+    rows = IndexedRows.of(scores)
+    if index.path != rows.path:
+        raise TrakStoreError(f"the index at {index.path} is given; these scores need {rows.path}")
+    rows.refuse_other(index.document)
+
+
+def _said(index: TrainIndex, scores: Scores, candidates: int) -> dict[str, int | float]:
+    known = index.document
+    same = known.recall is not None and known.method == scores.method
+    return {
+        "candidates": candidates,
+        "recall": known.recall if same and known.recall is not None else float("nan"),
+        "recall_k": known.k,
+        "recall_candidates": known.candidates,
+        "checked": known.checked,
+    }

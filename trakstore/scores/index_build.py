@@ -1,0 +1,293 @@
+"""Building an index: codes of a store's train rows in a kernel's metric, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.kernels.metric_root import square_root
+from trakstore.kernels.solvers import Factor
+from trakstore.passes.memory import fitting_slots, memory_budget
+from trakstore.passes.one_pass import Pass, Tiles, nothing
+from trakstore.passes.scheduler import tile_rows
+from trakstore.planning import ranges
+from trakstore.progress import ProgressLine, on_terminal
+from trakstore.scores.factored import Scores
+from trakstore.scores.index_rows import IndexedRows, grows_from
+from trakstore.scores.parts import F32
+from trakstore.scores.sign_codes import Turn
+from trakstore.scores.train_index import TrainIndex, measured
+from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
+from trakstore.storage.claims import claimed
+from trakstore.storage.row_reads import row_checksums
+from trakstore.storage.stored import StoredColumn
+from trakstore.storage.tables.index_documents import IndexDocument, chunk_rows_of, read_index
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_table import (
+    begin_longer_table,
+    begin_table,
+    pending_arrays,
+    publish_table,
+)
+
+# Values of rows from which on torch, which takes seconds to import, multiplies integers.
+_INTEGER_VALUES = 2**26
+
+
+def build_index(
+    scores: Scores,
+    *,
+    k: int = 10,
+    checked: int = 16,
+    seed: int = 0,
+    memory_limit: int | str | None = None,
+) -> TrainIndex:
+    r"""Build, or bring up to date, the index that :func:`approximate_top_k` finds candidates with.
+
+    A score is one product of two rows that are whitened alike,
+
+    .. math:: t (K + \lambda I)^{-1} \varphi^\top = x\,y^\top, \qquad
+              y = \varphi\,S^{-\top} R, \qquad S S^\top = K + \lambda I,
+
+    with a random rotation R. Of y the index keeps the signs, a bit a direction: a 16th of float16
+    rows, and little more of noise than unrelated rows have. Without a kernel, S is the unit matrix.
+
+    The index is kept in the store beside the features, one for each train split and kernel, and is
+    found there by scores of the same split, epochs, kernel and damping. Masked rows are in it, and in
+    no answer. After an append, the same call adds the new rows. A call that was stopped goes on where
+    it was. The train rows are read once for the codes, and once for the exact lists of ``checked``
+    targets, by which the recall is measured that each answer tells.
+
+    Parameters
+    ----------
+    scores : Scores, shape (m, n)
+        Scores of targets of a store with its train rows, from :func:`trak_scores`,
+        :func:`influence_scores`, :func:`grad_dot_scores` or the like.
+    k : int
+        Entries of the lists that recall is measured on.
+    checked : int
+        Targets, evenly spaced, that recall is measured on; none when 0.
+    seed : int
+        Seed of the rotations.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    TrainIndex
+        Open, to be given to :func:`approximate_top_k`.
+
+    Raises
+    ------
+    TrakStoreError
+        Train rows that are in no store, or a kernel that no matrix holds.
+    LocationError
+        When another process builds the same index, or the store cannot be written.
+    MemoryLimitError
+        When the codes, or a tile, do not fit.
+
+    References
+    ----------
+    Gao and Long: "RaBitQ: Quantizing High-Dimensional Vectors with a Theoretical Error Bound for
+    Approximate Nearest Neighbor Search", SIGMOD 2024.
+
+    Examples
+    --------
+    >>> index = ts.build_index(ts.grad_dot_scores(store, epochs=15), k=3, checked=4)
+    >>> index.document.rows, index.document.checked
+    (24, 4)
+    """
+    rows = IndexedRows.of(scores)
+    wanted, limit = rows.document(seed), memory_budget(memory_limit)
+    with claimed(rows.location, rows.path, "index"):
+        arrays, pending = _begun(rows, wanted)
+        if pending is not None:
+            _encode(rows, wanted, arrays, limit)
+        index = TrainIndex.read(rows, wanted, arrays, limit)
+        made = measured(index, scores, k, checked, memory_limit)
+        if pending is None:
+            pending = begin_longer_table(rows.location, rows.path, arrays, _token(wanted))
+        publish_table(rows.location, rows.path, arrays, made.values, instead_of=pending)
+    return replace(index, document=made)
+
+
+def _token(wanted: IndexDocument) -> str:
+    """Name what is being built, so that a call that was stopped can go on."""
+    # Without λ: it may be rounded otherwise from one call to the next.
+    return repr(replace(wanted, dampings=()))
+
+
+def _begun(rows: IndexedRows, wanted: IndexDocument) -> tuple[list[SavedArray], bytes | None]:
+    """Return the arrays that are to be written, and the pending document; None where all are."""
+    place, path, token = rows.location, rows.path, _token(wanted)
+    document = place.get(layout.document_key(path))
+    begun = pending_arrays(document, token)
+    if begun and _readable(place, path, begun[0]):
+        return begun, document
+    stored = None if begun else _stored(place, path)
+    if stored is not None and grows_from(stored[0], wanted):
+        old, known = stored
+        arrays = [replace(one, tails=None) for one in wanted.arrays(known["signs"].chunks[1])]
+        if old.rows == wanted.rows:
+            return [known[one.name] for one in arrays], None
+        return arrays, begin_longer_table(place, path, arrays, token)
+    arrays = wanted.arrays(chunk_rows_of(wanted.dim, tile_rows(rows.columns[0])))
+    pending = begin_table(place, path, arrays, token)
+    for at, turn in enumerate(_turns(rows, wanted)):
+        arrays[0].write(place, path, turn[None], (at, 0, 0))
+    return arrays, pending
+
+
+def _stored(place: Location, path: str) -> tuple[IndexDocument, dict[str, SavedArray]] | None:
+    """Read the stored index; one that is damaged counts as none, since it is built again."""
+    try:
+        found = read_index(place, path)
+        if found is not None:
+            found[1]["turn"].read(place, path)
+    except (TrakStoreError, OSError):
+        return None
+    return found
+
+
+def _readable(place: Location, path: str, array: SavedArray) -> bool:
+    try:
+        array.read(place, path)
+    except (TrakStoreError, OSError):
+        return False
+    return True
+
+
+def _turns(rows: IndexedRows, wanted: IndexDocument) -> Iterator[F32]:
+    """Yield the matrix R Sᵀ of each epoch, which turns left factors L to x."""
+    rng = np.random.default_rng(wanted.seed)
+    for part in rows.parts:
+        normal = rng.standard_normal((wanted.dim, wanted.dim), dtype=np.float32)
+        rotation: F32 = np.linalg.qr(normal)[0]
+        root = None if part.factor is None else _root(part.factor)
+        yield rotation if root is None else rotation @ root.T
+
+
+def _root(factor: Factor) -> F32:
+    return square_root(factor).astype(np.float32)
+
+
+def _encode(
+    rows: IndexedRows, wanted: IndexDocument, arrays: Sequence[SavedArray], limit: int
+) -> None:
+    """Write the codes of all rows that have none yet."""
+    dim, count = wanted.dim, len(rows.columns)
+    step, tile = arrays[1].chunks[1], tile_rows(rows.columns[0])
+    # A tile as stored, as float32 and in 8 bits, turned, and the signs of a chunk; once, the turn, its
+    # inverse in float64 and the copies on the way there.
+    item = rows.columns[0].form.values.itemsize
+    each = min(tile, wanted.rows) * dim * (item + 14) + min(step, wanted.rows) * (dim // 8 + 16)
+    workers = fitting_slots(36 * dim * dim, each, limit, f"an index of rows of {dim}")
+    with (
+        ProgressLine("index", count * wanted.rows, unit="rows", show=on_terminal()) as progress,
+        _one_torch_thread(),
+    ):
+        for at, column in enumerate(rows.columns):
+            turn = arrays[0].open(rows.location, rows.path)[at].astype(np.float64)
+            # x = L (R Sᵀ)ᵀ, and y = φ (R Sᵀ)⁻¹: their product is L φᵀ, whatever the matrix is.
+            matrix = np.linalg.inv(turn).astype(np.float32)
+            coder = Turn.of(matrix, integers=_takes_integers(math.prod(column.shape)))
+            one = _EncodePass(step, column, coder, at, tile, rows.path, tuple(arrays))
+            one.run(wanted.rows, workers=workers, finished=progress.advance)
+
+
+def _takes_integers(values: int) -> bool:
+    return values >= _INTEGER_VALUES and _has_integer_products()
+
+
+@cache
+def _has_integer_products() -> bool:
+    """Tell whether torch multiplies integers of 8 bits on this machine, and as such."""
+    import torch
+
+    return hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Limit torch to one thread for each task within, where it is used."""
+    import sys
+
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, eq=False)
+class _EncodePass(Pass[None, None]):
+    """A pass that writes the codes of one epoch's rows, a chunk at a time."""
+
+    column: StoredColumn
+    turn: Turn
+    at: int
+    tile_rows: int
+    path: str
+    arrays: tuple[SavedArray, ...]
+    merge = staticmethod(nothing)
+
+    def start(self) -> None:
+        return
+
+    def tiles(self, start: int, stop: int) -> Tiles:
+        """Return the chunks that have no codes, or not of all their rows."""
+        return [one for one in super().tiles(start, stop) if not self._is_done(*one)]
+
+    def _is_done(self, low: int, high: int) -> bool:
+        # The lengths are written last. Where rows were appended, the chunk that was the last one has
+        # fill values, NaN, in their places.
+        lengths = self.arrays[3].open(self.column.location, self.path)
+        try:
+            return bool(np.isfinite(lengths[self.at, low:high]).all())
+        except (TrakStoreError, OSError):
+            return False
+
+    def visit(self, state: None, low: int, high: int) -> None:  # noqa: ARG002
+        signs, checksums, lengths = zip(*self._codes(low, high), strict=True)
+        values = [np.concatenate(one)[None] for one in (signs, checksums, lengths)]
+        for array, one in zip(self.arrays[1:], values, strict=True):
+            first = (self.at, low, 0)[: one.ndim]
+            array.write(self.column.location, self.path, one, first)
+
+    def _codes(
+        self, low: int, high: int
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint32], F32]]:
+        """Yield the codes of a chunk's rows, a tile at a time."""
+        for start, stop in ranges(high - low, self.tile_rows):
+            place = low + start, low + stop
+            stored = replace(self.column, scale=None).read(*place)
+            checksums = row_checksums(stored)
+            rows = stored if self.column.scale is None else self.column.read(*place)
+            wide = _widened(rows)
+            # Rows that were bad when they were written are NaN, and in no answer.
+            bad = ~np.isfinite(wide).all(axis=1)
+            wide[bad] = 0
+            signs, lengths = self.turn.codes(wide)
+            yield signs, checksums, lengths
+
+
+def _widened(rows: NDArray[Any]) -> F32:
+    from trakstore.passes.half_precision import has_instructions, widened
+
+    if rows.dtype == np.float16 and has_instructions():
+        return widened(rows)
+    return np.array(rows, dtype=np.float32)

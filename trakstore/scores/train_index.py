@@ -1,0 +1,246 @@
+"""``TrainIndex``: codes of train rows in memory, by which candidates of a list are found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trakstore.errors import NotFoundError
+from trakstore.passes.memory import memory_budget
+from trakstore.passes.rows import ArrayRows, PositionRows, Rows, TakenRows, whole_column
+from trakstore.passes.scheduler import one_blas_thread, task_slots
+from trakstore.planning import fit_slots, ranges
+from trakstore.scores.factored import Scores
+from trakstore.scores.index_rows import IndexedRows
+from trakstore.scores.parts import F32, Window
+from trakstore.scores.running_lists import Lists, Order, check_finite, first_of, keys
+from trakstore.scores.sign_codes import U64, add_estimates
+from trakstore.scores.top_k import top_k
+from trakstore.storage.eight_bits import dequantised
+from trakstore.storage.row_reads import read_single_rows
+from trakstore.storage.tables.index_documents import IndexDocument, read_index
+from trakstore.storage.tables.saved_arrays import SavedArray
+
+# Rows that one thread estimates at a time.
+_SCAN_ROWS = 2**16
+# Candidates of a list: so many at least, one for so many rows, and so many for each entry.
+LEAST_CANDIDATES, ROWS_PER_CANDIDATE, CANDIDATES_PER_ENTRY = 2048, 256, 10
+
+
+def usual_candidates(k: int, rows: int) -> int:
+    """Return the candidates of a list where none are asked for.
+
+    Examples
+    --------
+    >>> usual_candidates(10, 1500), usual_candidates(10, 100_000), usual_candidates(10, 1_000_000)
+    (1500, 2048, 3906)
+    """
+    wanted = max(LEAST_CANDIDATES, rows // ROWS_PER_CANDIDATE, CANDIDATES_PER_ENTRY * k)
+    return min(rows, wanted)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainIndex:
+    """An index of train rows, open: its codes are in memory.
+
+    Attributes
+    ----------
+    document : IndexDocument
+        Rows and metric, and the recall that was measured.
+    path : str
+        Its group in the store.
+    turns : ndarray of float32, shape (epochs, k, k)
+        Matrices that turn left factors.
+    signs : ndarray of uint64, shape (epochs, n, words)
+    lengths : ndarray of float32, shape (epochs, n)
+    checksums : ndarray of uint32, shape (epochs, n)
+        Checksums of the stored rows.
+    """
+
+    document: IndexDocument
+    path: str
+    turns: F32
+    signs: U64
+    lengths: F32
+    checksums: NDArray[np.uint32]
+    _columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        one = self.document
+        recall = "not measured" if one.recall is None else f"{one.recall:.3f} at {one.k}"
+        return f"<TrainIndex {self.path} (train: {one.rows}), recall {recall}>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        arrays = self.turns, self.signs, self.lengths, self.checksums
+        return sum(one.nbytes for one in arrays)
+
+    @classmethod
+    def read(
+        cls,
+        rows: IndexedRows,
+        document: IndexDocument,
+        arrays: Sequence[SavedArray],
+        memory_limit: int | str | None = None,
+    ) -> TrainIndex:
+        """Read the codes into memory.
+
+        Raises
+        ------
+        MemoryLimitError
+            When they do not fit.
+        DamagedError
+            When a chunk is not the one that was written.
+        """
+        sizes = [one.chunk_count * one.form.size for one in arrays]
+        limit, what = memory_budget(memory_limit), f"the index at {rows.path} in memory"
+        # Some chunks on their way, and the estimates and scales of one target.
+        fixed = 16 * max(one.form.size for one in arrays) + 16 * document.rows
+        fit_slots(1, 1, fixed, sum(sizes), limit, what)
+        read = {one.name: one.open(rows.location, rows.path)[...] for one in arrays}
+        signs = read["signs"].view(np.uint64)
+        parts = (read["turn"], signs, read["length"], read["checksum"])
+        return cls(document, rows.path, *parts)
+
+    def candidates(self, scores: Scores, window: Window, at: int, count: int, order: Order) -> Any:
+        """Find columns of the scores that come first for one target of a window, ascending."""
+        shape = (self.document.rows,)
+        columns = scores.shape[1]
+        total, estimate = np.zeros(columns, np.float32), np.empty(shape, np.float32)
+        positions = self._positions(scores)
+        for epoch, (left, scale) in enumerate(zip(window.lefts, window.scales, strict=True)):
+            estimate[:] = 0
+            self._estimate(estimate, epoch, self.turns[epoch] @ left[at])
+            own = estimate[:columns] if positions is None else estimate[positions]
+            total += own if scale is None else own * self._whole(scale)
+        if window.scale is not None:
+            total *= self._whole(window.scale)
+        near = np.argpartition(keys(total, order), columns - count)[columns - count :]
+        return np.sort(near)
+
+    def _estimate(self, out: F32, epoch: int, target: F32) -> None:
+        def scan(low: int, high: int) -> None:
+            add_estimates(
+                out[low:high], target, self.signs[epoch, low:high], self.lengths[epoch, low:high]
+            )
+
+        with ThreadPoolExecutor(task_slots()) as pool:
+            list(pool.map(lambda one: scan(*one), ranges(len(out), _SCAN_ROWS)))
+
+    def _positions(self, scores: Scores) -> NDArray[np.int64] | None:
+        """Return the stored position of each column of the scores; None where they are its number."""
+        rows = scores.train_positions
+        return None if rows is None or isinstance(rows, PositionRows) else self._kept(rows)
+
+    def _whole(self, scale: Rows) -> F32:
+        """Return a column of scales."""
+        return self._kept(scale).astype(np.float32)
+
+    def _kept(self, rows: Rows) -> NDArray[Any]:
+        """Return a column, which is kept: reading it takes as long as comparing all codes."""
+        if rows.token not in self._columns:
+            self._columns[rows.token] = whole_column(rows)
+        return self._columns[rows.token]
+
+    def rescored(
+        self, scores: Scores, window: Window, at: int, near: NDArray[np.int64], first: int
+    ) -> tuple[F32, NDArray[np.int64]]:
+        """Return the exact scores of one target of a window with columns (c,), and their positions."""
+        rows = IndexedRows.of(scores)
+        positions = self._positions(scores)
+        stored = near if positions is None else positions[near]
+        # Rows of one chunk are read together.
+        near, stored = near[np.argsort(stored)], np.sort(stored)
+        trains = []
+        for epoch, column in enumerate(rows.columns):
+            own = read_single_rows(column, stored, self.checksums[epoch, stored])
+            if column.scale is not None:
+                own = dequantised(own, TakenRows(column.scale, stored).read(0, len(stored)))
+            trains.append(ArrayRows(own))
+        taken = [scale and ArrayRows(self._whole(scale)[near]) for scale in window.scales]
+        one = replace(
+            window.on_cpu(),
+            lefts=tuple(left[at : at + 1] for left in window.lefts),
+            trains=tuple(trains),
+            scales=tuple(taken),
+            scale=window.scale and ArrayRows(self._whole(window.scale)[near]),
+        )
+        with one_blas_thread():
+            score = one.tile(0, len(near))
+        check_finite(score, first + at, near)
+        return score, near
+
+    def lists(
+        self, scores: Scores, window: Window, first: int, k: int, count: int, order: Order
+    ) -> Lists:
+        """Return the lists of a window of targets whose first is ``first`` among all."""
+        made = []
+        for at in range(len(window.lefts[0])):
+            near = self.candidates(scores, window, at, count, order)
+            score, columns = self.rescored(scores, window, at, near, first)
+            made.append(first_of(Lists(keys(score, order), score, columns[None]), k))
+        return Lists.joined(made)
+
+
+def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> TrainIndex:
+    """Open the stored index of the train rows of scores, to ask it more than once.
+
+    Parameters
+    ----------
+    scores : Scores
+        Scores of any targets with these train rows, by the kernel that the index is of.
+    memory_limit : int or str, optional
+        Bytes of one process; a quarter of the available memory when None.
+
+    Returns
+    -------
+    TrainIndex
+
+    Raises
+    ------
+    NotFoundError
+        When there is no index of these rows and kernel.
+    SpecMismatchError
+        When it is of other epochs, features, damping or fewer rows.
+    MemoryLimitError
+        When the codes do not fit.
+
+    Examples
+    --------
+    >>> scores = ts.grad_dot_scores(store, epochs=[2, 5])
+    >>> index = ts.build_index(scores, k=3)
+    >>> ts.open_index(scores).document.rows
+    24
+    """
+    rows = IndexedRows.of(scores)
+    found = read_index(rows.location, rows.path)
+    if found is None:
+        raise NotFoundError(rows.missing())
+    document, arrays = found
+    rows.refuse_other(document)
+    return TrainIndex.read(rows, document, list(arrays.values()), memory_limit)
+
+
+def measured(
+    index: TrainIndex, scores: Scores, k: int, checked: int, memory_limit: int | str | None
+) -> IndexDocument:
+    """Return the document with the recall of the lists of some targets, evenly spaced."""
+    targets, columns = scores.shape
+    k, count = min(k, columns), usual_candidates(min(k, columns), columns)
+    chosen = np.unique(np.linspace(0, targets - 1, min(checked, targets)).astype(int))
+    known = replace(index.document, method=scores.method, k=k, candidates=count)
+    if not len(chosen):
+        return known
+    few = scores.isel(target=chosen)
+    exact = top_k(few, k, memory_limit=memory_limit)["position"].values
+    lists = index.lists(few, few.window(0, len(chosen)), 0, k, count, "largest")
+    positions = index._positions(few)
+    own = lists.position if positions is None else positions[lists.position]
+    hits = sum(len(np.intersect1d(*pair)) for pair in zip(exact, own, strict=True))
+    return replace(known, checked=len(chosen), recall=hits / exact.size)

@@ -1,0 +1,66 @@
+"""Epochs, methods and lengths of lists that a question names, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trakstore.errors import TrakStoreError, did_you_mean
+from trakstore.methods.by_name import METHODS
+from trakstore.quantities import as_whole
+from trakstore.serve.question import BadQuestionError, UnknownSampleError
+from trakstore.storage.layout import Epoch, as_epoch
+
+MOST_LISTED = 1000
+
+
+def known_epochs(named: Sequence[Epoch] | None, known: tuple[Epoch, ...]) -> tuple[Epoch, ...]:
+    """Return the epochs that a question names, each once; all where it names none.
+
+    Raises
+    ------
+    UnknownSampleError
+        One that is not known.
+    BadQuestionError
+        None at all, or one twice.
+    """
+    if named is None:
+        return known
+    try:
+        epochs = tuple(as_epoch(one) for one in named)
+    except TrakStoreError as error:  # no epoch can have such a name
+        raise UnknownSampleError(str(error)) from None
+    for epoch in epochs:
+        if epoch not in known:
+            raise UnknownSampleError(f"no epoch {epoch!r}{did_you_mean(epoch, known)}")
+    if not epochs or len(set(epochs)) < len(epochs):
+        raise BadQuestionError("epochs must be some epochs, each named once")
+    return epochs
+
+
+def known_length(k: Any, rows: int) -> int:
+    """Return the entries of a list, of so many train rows.
+
+    Raises
+    ------
+    BadQuestionError
+        It is no number of 1 to 1,000, or more than there are.
+    """
+    try:
+        return as_whole(k, "k", 1, min(rows, MOST_LISTED))
+    except TrakStoreError as error:
+        raise BadQuestionError(str(error)) from None
+
+
+def known_method(name: str | None, usual: str) -> str:
+    """Return the method that a question names; the usual one where it names none.
+
+    Raises
+    ------
+    UnknownSampleError
+        There is no such method.
+    """
+    method = usual if name is None else name.replace("_", "-")
+    if method not in METHODS:
+        raise UnknownSampleError(f"no method {name!r}{did_you_mean(method, METHODS)}")
+    return method

@@ -1,0 +1,106 @@
+"""Tokens of the entries of an answer, scored while one waits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trakstore.errors import TrakStoreError
+from trakstore.quantities import as_whole
+from trakstore.report.sample_source import Render, tokenizer_of
+from trakstore.report.scored_tokens import scored_tokens
+from trakstore.scores.factored import Scores
+from trakstore.serve.answer_data import Entry
+from trakstore.serve.answer_entries import Entries
+from trakstore.serve.question import BadQuestionError
+from trakstore.serve.stored_samples import StoredSamples
+
+if TYPE_CHECKING:  # they need torch
+    from trakstore.features import Job
+    from trakstore.features.query_rows import LoadedModels
+
+MOST_SCORED = 20  # entries of a list
+
+
+@dataclass(frozen=True)
+class TokenScorer:
+    """Maker of the scores of tokens.
+
+    Attributes
+    ----------
+    job : Job
+    models : LoadedModels
+    tokenizer : transformers.PreTrainedTokenizerBase or None
+    lock : lock
+        Held while the data set is read: it is other people's.
+    """
+
+    job: Job
+    models: LoadedModels
+    tokenizer: Any
+    lock: threading.Lock
+
+    @classmethod
+    def of(
+        cls,
+        job: Job | None,
+        models: LoadedModels | None,
+        render: Render | str | None,
+        lock: threading.Lock,
+    ) -> TokenScorer | None:
+        """Make one for a job whose output is made of tokens; None for any other."""
+        if job is None or models is None:
+            return None
+        from trakstore.features.outputs.tokens import need_tokens
+
+        try:
+            need_tokens(job.output)  # type: ignore[arg-type]
+        except TrakStoreError:
+            return None
+        return cls(job, models, tokenizer_of(job, render), lock)
+
+    def of_entries(
+        self, count: int, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
+    ) -> Callable[[Entries], Entries]:
+        """Return a function of a list that scores the tokens of its first entries, and shows them."""
+
+        def scored(entries: Entries) -> Entries:
+            first = [self._scored(one, scores, stored, go_on) for one in entries[:count]]
+            return (*first, *entries[count:])
+
+        return scored
+
+    def _scored(
+        self, entry: Entry, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
+    ) -> Entry:
+        with self.lock:
+            sample = self.job.datasets[stored.train][entry.position]
+        column = int(stored.columns_of_train(np.array([entry.position]))[0])
+        tokens = scored_tokens(self.models, scores, column, sample, self.tokenizer, go_on)
+        shown = None if entry.shown is None else tokens.shown()
+        return replace(entry, tokens=tokens, shown=shown)
+
+
+def asked_tokens(count: Any, scorer: TokenScorer | None) -> int:
+    """Return the entries of each list whose tokens are asked for.
+
+    Raises
+    ------
+    BadQuestionError
+        There are no models that could tell them, or they are too many.
+    """
+    if count == 0:
+        return 0
+    if scorer is None:
+        raise BadQuestionError(
+            "tokens have no scores here: that needs the job, and an output that is made of tokens, as "
+            "language models have it"
+        )
+    try:
+        return as_whole(count, "tokens", 0, MOST_SCORED)
+    except TrakStoreError as error:
+        raise BadQuestionError(str(error)) from None

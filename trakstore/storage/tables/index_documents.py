@@ -1,0 +1,148 @@
+"""Documents of indexes: the rows and the metric that each is of, and the recall that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trakstore.documents import each, number, optional, text, whole
+from trakstore.errors import DamagedError, did_you_mean
+from trakstore.planning import CHUNK_BYTES
+from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
+from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.saved_table import known_fields, read_table, table_arrays, table_names
+
+WORD = 64  # bits that are compared at once: codes are padded to whole words
+_TURN_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class IndexDocument:
+    """Rows and metric of an index, and its measured recall.
+
+    Attributes
+    ----------
+    kernel : str
+        Name of the kernel whose metric the rows were turned to; ``"plain"`` for none.
+    epochs : tuple of str
+        Epochs of the rows, in order.
+    nonces : tuple of int
+        Nonces of the train split at these.
+    dampings : tuple of (float or None)
+        λ of each kernel; None without one.
+    rows : int
+        Rows of the split, masked ones included.
+    dim : int
+        Columns of the features.
+    seed : int
+        Seed of the rotations.
+    method : str
+        Method whose lists were compared.
+    k, candidates, checked : int
+        Entries of these lists, candidates of each, and number of targets.
+    recall : float or None
+        Share of the exact lists that was found; None where no target was checked.
+    """
+
+    kernel: str
+    epochs: tuple[str, ...]
+    nonces: tuple[int, ...]
+    dampings: tuple[float | None, ...]
+    rows: int
+    dim: int
+    seed: int
+    method: str = ""
+    k: int = 0
+    candidates: int = 0
+    checked: int = 0
+    recall: float | None = None
+
+    @classmethod
+    def read(cls, what: dict[str, Any]) -> IndexDocument:
+        """Read it from what a table is.
+
+        Raises
+        ------
+        DamagedError
+            When it is no index, or its arrays do not fit what it says.
+        """
+        made = cls(**known_fields(what, _FIELDS))
+        if not len(made.epochs) == len(made.nonces) == len(made.dampings) > 0:
+            raise DamagedError("an index says of some epochs more than of others")
+        arrays, wanted = table_arrays(what), made.arrays(1)
+        shapes = {name: one.shape for name, one in arrays.items()}
+        if shapes != {one.name: one.shape for one in wanted}:
+            raise DamagedError(f"an index of {made.rows} rows of {made.dim} has arrays of {shapes}")
+        return made
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {one: list(v) if isinstance(v, tuple) else v for one, v in asdict(self).items()}
+
+    def arrays(self, chunk_rows: int) -> list[SavedArray]:
+        """Describe the arrays, with so many rows in a chunk, in the order in which they are written."""
+        count, dim, size = len(self.epochs), self.dim, code_bytes(self.dim)
+        by_row, step = ("epoch", "sample"), min(chunk_rows, self.rows)
+        shape, chunks = (count, self.rows), (1, step)
+        turn = (1, min(dim, _TURN_ROWS), dim)
+        return [
+            SavedArray(
+                "turn", "float32", (count, dim, dim), turn, ("epoch", "direction", "feature")
+            ),
+            SavedArray("signs", "uint8", (*shape, size), (*chunks, size), (*by_row, "byte")),
+            SavedArray("checksum", "uint32", shape, chunks, by_row),
+            SavedArray("length", "float32", shape, chunks, by_row),
+        ]
+
+
+_FIELDS = {
+    **dict.fromkeys(("kernel", "method"), text()),
+    "epochs": each(text()),
+    "nonces": each(whole()),
+    "dampings": each(optional(number())),
+    **dict.fromkeys(("rows", "dim"), whole(1)),
+    **dict.fromkeys(("seed", "k", "candidates", "checked"), whole()),
+    "recall": optional(number()),
+}
+
+
+def code_bytes(dim: int) -> int:
+    """Return the bytes of the signs of a row: whole words of 64.
+
+    Examples
+    --------
+    >>> code_bytes(2048), code_bytes(100)
+    (256, 16)
+    """
+    return -(-dim // WORD) * (WORD // 8)
+
+
+def chunk_rows_of(dim: int, tile_rows: int) -> int:
+    """Return the rows of a chunk of signs: whole tiles, of about half of an ordinary chunk's bytes."""
+    return max(1, CHUNK_BYTES // 2 // code_bytes(dim) // tile_rows) * tile_rows
+
+
+def read_index(location: Location, path: str) -> tuple[IndexDocument, dict[str, SavedArray]] | None:
+    """Read what the index at a path is, and its arrays; None where there is none, or no whole one.
+
+    Raises
+    ------
+    DamagedError
+        When its document is damaged, or is none of an index.
+    """
+    what = read_table(location, path)
+    return (IndexDocument.read(what), table_arrays(what)) if what else None
+
+
+def check_index(_: Location, __: str, what: dict[str, Any]) -> IndexDocument:
+    """Read the document of an index, as :func:`~.saved_table.check_table` wants it read."""
+    return IndexDocument.read(what)
+
+
+def other_indexes(location: Location, split: str, kernel: str) -> str:
+    """Write the end of a message: kernels that the split has an index of."""
+    names: Sequence[str] = table_names(location, f"{layout.INDEXES}/{split}")
+    return did_you_mean(kernel, names) if names else ""
