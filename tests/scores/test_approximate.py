@@ -10,6 +10,7 @@ import textwrap
 from functools import partial
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 
@@ -27,7 +28,6 @@ from trakstore.scores.sign_codes import Turn, add_estimates
 from trakstore.storage import layout
 from trakstore.storage.tables.saved_table import read_table
 
-ORDERS = ["largest", "smallest", "magnitude"]
 DIM, ROWS, TARGETS = 48, 1200, 24
 
 
@@ -95,8 +95,9 @@ def test_estimates_have_no_bias_and_the_error_that_is_said(bits):
     assert np.corrcoef(out, exact)[0, 1] > 0.75
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("temperature", [None, 2.0])
+@pytest.mark.parametrize(
+    ("order", "temperature"), [("largest", None), ("smallest", 2.0), ("magnitude", None)]
+)
 def test_scores_are_those_of_top_k(store, order, temperature):
     scores = ts.trak_scores(store, temperature=temperature)
     ts.build_index(scores)
@@ -324,6 +325,34 @@ def test_verify_finds_a_bad_index_and_repair_drops_it(store):
         ts.open_index(scores)
 
 
+def test_a_build_that_failed_in_the_middle_goes_on(store, monkeypatch):
+    scores = ts.trak_scores(store)
+    monkeypatch.setattr(index_build, "chunk_rows_of", lambda *_: 100)
+    whole = ts.build_index(scores)
+    store.location.delete_folder("_indexes")
+    codes, coded = index_build._EncodePass._codes, []
+
+    def failing(one, low, high):
+        if low == 500:
+            raise OSError("the disk is full")
+        return codes(one, low, high)
+
+    monkeypatch.setattr(index_build._EncodePass, "_codes", failing)
+    with pytest.raises(OSError, match="disk is full"), dask.config.set(scheduler="synchronous"):
+        ts.build_index(scores)
+    with pytest.raises(NotFoundError):
+        ts.open_index(scores)
+    lengths = Path(str(store.location)) / "_indexes/train/unweighted/length/c/0"
+    done = {100 * int(one.name) for one in lengths.iterdir()}
+    monkeypatch.setattr(
+        index_build._EncodePass, "_codes", lambda one, *at: coded.append(at[0]) or codes(one, *at)
+    )
+    resumed = ts.build_index(scores)
+    assert done and sorted(coded) == sorted({*range(0, ROWS, 100)} - done)
+    for name in ("signs", "lengths", "checksums", "turns"):
+        np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
+
+
 KILLED = """
     import os, signal, sys
     import dask
@@ -353,6 +382,7 @@ def killed(store, after: int) -> None:
     assert ran.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_where_it_was(store, monkeypatch):
     scores = ts.trak_scores(store)
     killed(store, 5)
