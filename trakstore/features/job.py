@@ -18,7 +18,7 @@ from trakstore.features.checkpoints import (
     TrainerFolder,
     by_epoch,
     load_weights,
-    weights_file,
+    need_files,
 )
 from trakstore.features.derived_splits import draws_by_split, need_own_names, runs_by_split
 from trakstore.features.outputs import ModelOutput, as_output, output_for
@@ -26,7 +26,6 @@ from trakstore.features.parameters import as_patterns, uncompiled
 from trakstore.features.scale import Scale, as_scale
 from trakstore.features.sharding import Shard, built_on_meta, whole_with_memory
 from trakstore.features.weights import kept, unshared
-from trakstore.paths import exists
 from trakstore.planning import byte_count
 from trakstore.quantities import as_number, as_whole, shown
 from trakstore.spec import FeatureDtype, Precision, ProjectionSpec
@@ -391,17 +390,4 @@ class Job:
         NotFoundError
             When one is not.
         """
-        paths = {
-            epoch: Path(where)
-            for epoch in epochs
-            if isinstance(where := self._weights.get(epoch), str | Path)
-        }
-        missing = [f"{path} of epoch {epoch}" for epoch, path in paths.items() if not exists(path)]
-        if missing:
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise NotFoundError(
-                f"there is no checkpoint file {', '.join(missing[:5])}{more}; correct the job's "
-                f"checkpoints, or choose the epochs whose files are there"
-            )
-        for path in paths.values():
-            weights_file(path)  # refuses a folder that holds none
+        need_files(self._weights, epochs)

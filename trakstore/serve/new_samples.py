@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +17,12 @@ from trakstore.serve.like_example import PREPARE, like, typed
 from trakstore.serve.opened_images import opened_image, pixels_of
 from trakstore.serve.question import BadQuestionError, Question
 from trakstore.serve.token_bounds import TokenBounds
+from trakstore.storage.layout import Epoch
+
+if TYPE_CHECKING:  # it needs torch
+    from trakstore.features.query_rows import LoadedModels
+
+log = logging.getLogger("trakstore")
 
 _SEEN = 8  # samples whose values tell the range of images
 _CLASS = ("label", "labels")  # fields that hold the class of a sample
@@ -207,6 +214,23 @@ class NewSamples:
                 f"is not known: serve it with {PREPARE}"
             )
         return 255.0
+
+
+def try_sample(
+    models: LoadedModels,
+    dataset: Any,
+    position: int,
+    split: str,
+    epochs: Sequence[Epoch],
+    lock: threading.Lock,
+) -> None:
+    """Compute features of a sample that has some in the store; what is wrong is for the log."""
+    try:
+        with lock:
+            sample = dataset[position]
+        models.rows(sample, epochs)
+    except TrakStoreError as error:
+        log.warning("features of the first sample of %s failed: %s", split, error)
 
 
 def _is_image(value: Any) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trakstore.errors import TrakStoreError
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import METHODS, find_method
 from trakstore.methods.epochs import epoch_pairs
@@ -27,7 +25,7 @@ from trakstore.serve.held_index import HeldIndex
 from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
 from trakstore.serve.known_names import known_epochs, known_length, known_method
-from trakstore.serve.new_samples import NewSamples
+from trakstore.serve.new_samples import NewSamples, try_sample
 from trakstore.serve.provenance import provenance_of
 from trakstore.serve.question import BadQuestionError, Question
 from trakstore.serve.samples_to_show import SamplesToShow
@@ -40,7 +38,6 @@ from trakstore.storage.store import FeatureStore
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
-log = logging.getLogger("trakstore")
 _TILES_OF_STAGE, _MOST_STAGES = 32, 20
 
 
@@ -202,23 +199,13 @@ class Query:
     def prepare(self) -> Query:
         """Factor the kernels and try one question, so that the first one that comes is quick."""
         self.ask(target="@0", k=1)
-        self._try_new_sample()
-        return self
-
-    def _try_new_sample(self) -> None:
-        """Compute features of a sample that has some in the store; what is wrong is for the log."""
         data = {} if self._job is None else self._job.datasets
         split = self.targets if self.targets in data else self.train
-        if self._models is None or split not in data:
-            return
-        try:
-            with self._show.lock:
-                # The first row may be a masked one, which has no features.
-                position = self._stored.position(split, 0)
-                sample = data[split][position]
-            self._models.rows(sample, self.epochs)
-        except TrakStoreError as error:
-            log.warning("features of the first sample of %s failed: %s", split, error)
+        if self._models is not None and split in data:
+            # The first row may be a masked one, which has no features.
+            position = self._stored.position(split, 0)
+            try_sample(self._models, data[split], position, split, self.epochs, self._show.lock)
+        return self
 
     def ask(
         self,
@@ -367,8 +354,8 @@ class Query:
         """Predict the class of a sample of the store; None where the job has no models or classes."""
         if self._models is None or self._job is None:
             return None
-        if split not in self._job.datasets:  # rows of tokens have no classes
-            return None
+        if split not in self._job.datasets:
+            return None  # rows of tokens have no classes
         with self._show.lock:
             sample = self._job.datasets[split][position]
         return self._models.predicted(sample, epoch)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from trakstore.errors import TrakStoreError
-from trakstore.features.checkpoints.formats import Checkpoint
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.features.checkpoints.formats import Checkpoint, weights_file
+from trakstore.paths import exists
 from trakstore.storage.layout import as_epoch
 
 
@@ -30,3 +32,27 @@ def by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkp
     if len(set(epochs.values())) < len(epochs):
         raise TrakStoreError(f"checkpoints name an epoch twice: {', '.join(map(repr, epochs))}")
     return {epoch: checkpoints[given] for given, epoch in epochs.items()}
+
+
+def need_files(checkpoints: Mapping[int | str, Checkpoint], epochs: Sequence[int | str]) -> None:
+    """Raise unless the files of some epochs' weights are there.
+
+    Raises
+    ------
+    NotFoundError
+        When one is not.
+    """
+    paths = {
+        epoch: Path(where)
+        for epoch in epochs
+        if isinstance(where := checkpoints.get(epoch), str | Path)
+    }
+    missing = [f"{path} of epoch {epoch}" for epoch, path in paths.items() if not exists(path)]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise NotFoundError(
+            f"there is no checkpoint file {', '.join(missing[:5])}{more}; correct the job's "
+            f"checkpoints, or choose the epochs whose files are there"
+        )
+    for path in paths.values():
+        weights_file(path)  # refuses a folder that holds none
