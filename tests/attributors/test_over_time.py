@@ -104,8 +104,20 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+@pytest.fixture(scope="module")
+def of_named_models() -> tuple[Any, list[Any]]:
+    """Changes of a transition, and gaps of two checkpoints, that are models by their epochs."""
+    named = PhaseTransitionAttributor({0: mlp(0), 1: mlp(1)}, TRAIN, TEST, proj_dim=64)
+    bias = BiasAttributor(mlp(5), TRAIN, TEST, proj_dim=16)
+    timeline = bias.analyze_bias_development({0: mlp(0), 1: mlp(1)}, top_k=2)
+    changes = named.compute_transition_attributions()["changes"]
+    return changes, [one["gap"] for one in timeline.values()]
+
+
 @pytest.mark.parametrize("form", ["models", "states", "paths", "texts", "named paths"])
-def test_checkpoints_in_any_form(form: str, saved: list[Path]) -> None:
+def test_checkpoints_in_any_form(
+    form: str, saved: list[Path], of_named_models: tuple[Any, list[Any]]
+) -> None:
     forms: dict[str, Any] = {
         "models": [mlp(0), mlp(1)],
         "states": [mlp(0).state_dict(), mlp(1).state_dict()],
@@ -115,15 +127,14 @@ def test_checkpoints_in_any_form(form: str, saved: list[Path]) -> None:
     }
     model = None if form == "models" else mlp(5)
     made = PhaseTransitionAttributor(forms[form], TRAIN, TEST, model, proj_dim=64)
-    named = PhaseTransitionAttributor({0: mlp(0), 1: mlp(1)}, TRAIN, TEST, proj_dim=64)
     assert made.transition == (0, 1)
-    found, wanted = (one.compute_transition_attributions() for one in (made, named))
-    torch.testing.assert_close(found["changes"], wanted["changes"], rtol=0, atol=0)
+    changes, gaps = of_named_models
+    found = made.compute_transition_attributions()
+    torch.testing.assert_close(found["changes"], changes, rtol=0, atol=0)
     bias = BiasAttributor(mlp(5), TRAIN, TEST, proj_dim=16)
     timeline = bias.analyze_bias_development(forms[form], top_k=2)
-    other = bias.analyze_bias_development({0: mlp(0), 1: mlp(1)}, top_k=2)
     assert list(timeline) == [0, 1]
-    assert [one["gap"] for one in timeline.values()] == [one["gap"] for one in other.values()]
+    assert [one["gap"] for one in timeline.values()] == gaps
 
 
 def test_as_many_critical_examples_as_are_asked_for() -> None:

@@ -249,6 +249,7 @@ JOBS = {
     "built in that fails": ("builtins:type", "builtins:type: TypeError: "),
     "rank": ("{folder}/jobs.py:small --rank 2 --world-size 2", "rank"),
     "batch": ("{folder}/jobs.py:small --batch-size 0", "see trakstore featurize --help"),
+    "value": ("{folder}/jobs.py:small --batch-size nine", "got 'nine'"),
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import trakstore as ts
 
@@ -63,3 +64,16 @@ def test_a_job_without_tokens_is_refused_in_one_line(run: Any, tmp_path: Path) -
     assert refused.code != 0
     assert "'margin' is not made of one sequence's tokens" in refused.err
     assert "Traceback" not in refused.err
+
+
+def test_a_report_shades_tokens(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    (tmp_path / "jobs.py").write_text(JOBS)
+    where, page, job = tmp_path / "s.zarr", tmp_path / "r.html", f"{tmp_path}/jobs.py:texts"
+    assert run("featurize", job, "--store", where).code == 0
+    asked = ["report", where, "-o", page, "--job", job, "--k", "2", "--count", "1"]
+    assert run(*asked, "--tokens", "1").code == 0
+    # Four tokens of one sample in each list, as numbers, as there is no tokenizer.
+    assert page.read_text().count('<span class="token') == 4 * 2 + 2
+    assert "by the models of a job" in run("report", where, "--k", "2", "--tokens", "1").err

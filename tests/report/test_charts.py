@@ -85,6 +85,8 @@ def test_lines_of_what_helped_and_what_harmed(store: ts.FeatureStore) -> None:
     axes = plot_evolution(trajectories(scores, np.concatenate(ends, 1)))
     looks = [(o.get_marker(), o.get_linestyle()) for o in axes.lines if len(o.get_xdata()) == 3]
     assert looks == [("o", "-")] * 2 + [("s", "--")] * 2
+    # Of one epoch there are points, and their names.
+    assert len(plot_evolution(trajectories(scores.epoch(2), ends[0])).texts) == 2
 
 
 def test_spectrum(store: ts.FeatureStore) -> None:

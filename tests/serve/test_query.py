@@ -121,6 +121,12 @@ def test_each_epoch_alone_is_told_with_an_interval(query: ts.Query, store: ts.Fe
     assert query.ask(target=103, k=2, epochs=[1, 2]).proponents[0].low is None
 
 
+def test_intervals_are_explained_where_there_are_some(query: ts.Query) -> None:
+    said = "Below each score, a 95% interval over the epochs"
+    assert said in query.ask(target=103, k=3)._repr_html_()
+    assert said not in query.ask(target=103, k=3, epochs=[1, 2])._repr_html_()
+
+
 def test_train_samples_can_be_asked_about_and_are_their_own_proponents(query: ts.Query) -> None:
     for asked in ({"target": "a7"}, {"target": "@7", "split": "train"}):
         answer = query.ask(k=1, **asked)

@@ -312,6 +312,31 @@ def test_names_that_do_not_exist_get_the_nearest(tmp_path: Path) -> None:
         store.split(10, "train").column("norms")
 
 
+def test_stores_in_a_place_that_is_none_are_named(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"picture")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "zarr.json").write_text("{")
+    zarr.open_group(tmp_path / "group", mode="w")
+    with pytest.raises(LocationError, match=r"there is no store at .*; make one with"):
+        ts.open_store(tmp_path)
+    for name in ("a.zarr", "b.zarr"):
+        make(tmp_path / name)
+    for look in (ts.open_store, ts.verify_store):
+        with pytest.raises(
+            LocationError, match=r"no store at .*; in it there is a\.zarr, b\.zarr$"
+        ):
+            look(tmp_path)
+
+
+def test_groups_beside_a_folder_that_is_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(LocationError, match=r"no such folder$"):
+        ts.open_store(tmp_path / "nowhere" / "c.zarr")
+    make(tmp_path / "a.zarr")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(LocationError, match=r"no such folder; beside it there is a\.zarr$"):
+        ts.open_store(tmp_path / "c.zarr")
+
+
 def test_places_that_are_no_stores(tmp_path: Path) -> None:
     with pytest.raises(LocationError, match="no such folder"):
         ts.open_store(tmp_path / "nothing.zarr")

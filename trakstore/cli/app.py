@@ -154,7 +154,14 @@ def _usage(error: Any) -> str:
     """Write what was wrong on the command line, and which help to read."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "trakstore"
-    return f"{error.format_message().rstrip('.')}; see {path} --help"
+    return f"{error.format_message().rstrip('.')}{_got(error)}; see {path} --help"
+
+
+def _got(error: Any) -> str:
+    """Write the value that was refused; nothing where the message has it."""
+    # Newer releases of typer have values checked by pydantic, whose error alone knows it.
+    problems = getattr(error.__cause__, "errors", list)()
+    return f", got {problems[0]['input']!r}" if problems else ""
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 from trakstore.errors import LocationError
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location, Where, open_location
-from trakstore.storage.root import read_root
+from trakstore.storage.root import is_root, read_root
 from trakstore.storage.store import FeatureStore
+
+_LOOKED_AT = 20  # names in a place that is no store itself
 
 
 def open_store(where: Where | FeatureStore) -> FeatureStore:
@@ -37,11 +39,24 @@ def open_store(where: Where | FeatureStore) -> FeatureStore:
     location = open_location(where)
     store = find_store(location)
     if store is None:
-        raise LocationError(
-            f"there is no store at {location}; make one with `trakstore featurize` or "
-            f"FeatureStore.create"
-        )
+        raise no_store_error(location)
     return store
+
+
+def no_store_error(location: Location) -> LocationError:
+    """Make the error that a place is no store, which names stores that lie in it."""
+    inside = stores_inside(location)
+    if inside:
+        return LocationError(f"there is no store at {location}; in it there is {', '.join(inside)}")
+    return LocationError(
+        f"there is no store at {location}; make one with `trakstore featurize` or FeatureStore.create"
+    )
+
+
+def stores_inside(location: Location) -> list[str]:
+    """Return names of stores in a place, among the first that lie there."""
+    documents = {name: layout.document_key(name) for name in location.names("")[:_LOOKED_AT]}
+    return [name for name, key in documents.items() if is_root(location.get(key))]
 
 
 def find_store(where: Where | FeatureStore) -> FeatureStore | None:

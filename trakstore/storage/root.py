@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trakstore.documents import anything, fields, whole
-from trakstore.errors import LocationError, SpecMismatchError, error_context
+from trakstore.errors import DamagedError, LocationError, SpecMismatchError, error_context
 from trakstore.spec import FORMAT_VERSION, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
@@ -60,6 +60,14 @@ def read_root(document: bytes, location: Location) -> tuple[StoreSpec, int]:
         fields(checked, {**dict.fromkeys(checked, anything()), "format": whole(1)})
         spec = StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
     return spec, int(checked["format"])
+
+
+def is_root(document: bytes | None) -> bool:
+    """Tell whether a document is that of a store, of any format, sound or not."""
+    try:
+        return document is not None and _KIND in attributes(document, "", check=False)
+    except DamagedError:
+        return False
 
 
 def _refuse_foreign(location: Location) -> None:

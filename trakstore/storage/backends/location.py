@@ -12,8 +12,10 @@ import platform
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 from urllib.parse import unquote
@@ -32,6 +34,8 @@ from trakstore.storage.backends.buffers import chunk_buffer
 from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.backends.local import DurableLocalStore
 from trakstore.storage.layout import check_key, is_document
+
+_LOOKED_AT = 1000  # names beside a folder that is not there
 
 T = TypeVar("T")
 
@@ -361,7 +365,16 @@ def _reason(error: OSError, address: str) -> str:
 
 def _open_folder(folder: Path, create: bool) -> Location:
     if not create and not exists(folder):
-        raise LocationError(f"there is no store at {folder}: no such folder")
+        raise LocationError(f"there is no store at {folder}: no such folder{_beside(folder)}")
     if exists(folder) and not is_folder(folder):
         raise LocationError(f"{folder} is a file; a store is a folder")
     return Location(str(folder), DurableLocalStore(folder))
+
+
+def _beside(folder: Path) -> str:
+    """Name groups of zarr that lie where a folder was looked for."""
+    with suppress(OSError):
+        some = islice(folder.parent.iterdir(), _LOOKED_AT)
+        names = sorted(one.name for one in some if exists(one / "zarr.json"))
+        return f"; beside it there is {', '.join(names[:5])}" if names else ""
+    return ""

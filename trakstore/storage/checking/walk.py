@@ -27,7 +27,7 @@ from trakstore.storage.claims import claimed
 from trakstore.storage.dropped_rows import dropped_columns, is_dropped
 from trakstore.storage.group_documents import EMPTY, attributes, group_document
 from trakstore.storage.layout import Epoch
-from trakstore.storage.opening import open_store
+from trakstore.storage.opening import no_store_error, open_store, stores_inside
 from trakstore.storage.snapshots import refuse_older
 from trakstore.storage.split import Split, blocks_among, split_spec
 from trakstore.storage.tables.index_documents import check_index
@@ -97,8 +97,9 @@ class Walk:
         """Check the store's own document."""
         key = layout.DOCUMENT
         document, _ = self.read(key)
-        if document is None and not self.location.names(""):
-            open_store(self.location)  # says that there is none
+        # Of a folder of stores nothing is to be removed: it is no store that lost its document.
+        if document is None and (not self.location.names("") or stores_inside(self.location)):
+            raise no_store_error(self.location)
         try:
             stored = attributes(document or b"", str(self.location))
         except DamagedError as error:
