@@ -86,8 +86,9 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
     --------
     >>> from trakstore.analysis import trajectories
     >>> scores = ts.trak_scores(store)
-    >>> len(plot_evolution(trajectories(scores, ts.top_k(scores, 4)["position"])).lines)
-    5
+    >>> axes = plot_evolution(trajectories(scores, ts.top_k(scores, 4)["position"]))
+    >>> axes.get_xlabel(), axes.get_ylabel()
+    ('epoch', 'standard deviations')
     """
     one = _one_target(found, target, "analysis.trajectories", ("score", "standard", "train"))
     values, helped = one["standard"].values, one["score"].values.mean(axis=0) > 0
