@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trakstore.serve.by_epoch import intervals
+
+from trakstore.serve.epoch_intervals import intervals
 
 
 def test_an_epoch_that_weighs_most_decides_wherever_it_was_drawn() -> None:
