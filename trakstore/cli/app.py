@@ -160,7 +160,7 @@ def _usage(error: Any) -> str:
 def _got(error: Any) -> str:
     """Write the value that was refused; nothing where the message has it."""
     # Newer releases of typer have values checked by pydantic, whose error alone knows it.
-    problems: Any = getattr(error.__cause__, "errors", list)()
+    problems: list[Any] = getattr(error.__cause__, "errors", list)()
     return f", got {problems[0]['input']!r}" if problems else ""
 
 
