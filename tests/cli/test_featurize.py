@@ -207,7 +207,7 @@ def test_control_c_keeps_what_is_committed(tmp_path: Path, environment: dict[str
     assert 2 <= written <= 4  # blocks are written while the next is computed
     assert err == (
         f"stopped: rows committed in a.zarr: train at epoch 0 {4 * written}/40\n"
-        "interrupted: committed blocks are kept; the same command goes on\n"
+        "interrupted: what was committed is kept; give the same command again\n"
     )
     ran = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

@@ -127,7 +127,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return _closed_pipe()
     if code == INTERRUPTED:
-        error_line("committed blocks are kept; the same command goes on", "interrupted")
+        error_line("what was committed is kept; give the same command again", "interrupted")
     return int(code or 0)
 
 
