@@ -58,3 +58,14 @@ def test_other_keys_are_no_markers(name: str) -> None:
 def test_epochs_sort_as_numbers_then_names() -> None:
     epochs = ["final", 10, 2, "best"]
     assert sorted(epochs, key=layout.epoch_sort_key) == [2, 10, "best", "final"]
+
+
+def test_splits_that_are_made_of_others_are_named_after_them() -> None:
+    assert layout.sampled_split("train") == "train~sampled"
+    assert layout.token_split("test") == "test~tokens"
+    for name in ("train~sampled", "train~tokens", "train"):
+        assert layout.own_split(name) == "train"
+        assert layout.check_name(name, "split") == name
+    for name in ("train~tokens~sampled", "~tokens", "train~others"):
+        with pytest.raises(TrakStoreError, match="cannot name a split"):
+            layout.check_name(name, "split")

@@ -179,39 +179,18 @@ def split_path(epoch: Epoch, split: str) -> str:
 
 
 def sampled_split(split: str) -> str:
-    """Return the name of the split of the same samples with labels drawn from the model.
-
-    Examples
-    --------
-    >>> sampled_split("train")
-    'train~sampled'
-    """
+    """Return the name of the split of the same samples with labels drawn from the model."""
     return check_name(split, "split") + SAMPLED
 
 
 def token_split(split: str) -> str:
-    """Return the name of the split of the tokens of the same samples.
-
-    Examples
-    --------
-    >>> token_split("test")
-    'test~tokens'
-    """
+    """Return the name of the split of the tokens of the same samples."""
     return check_name(split, "split") + TOKENS
 
 
 def own_split(split: str) -> str:
-    """Return the name of the split whose samples these are, which may be the split itself.
-
-    Examples
-    --------
-    >>> own_split("test~tokens"), own_split("train~sampled"), own_split("test")
-    ('test', 'train', 'test')
-    """
-    for end in (SAMPLED, TOKENS):
-        if split.endswith(end):
-            return split.removesuffix(end)
-    return split
+    """Return the name of the split whose samples these are, which may be the split itself."""
+    return split.removesuffix(SAMPLED if split.endswith(SAMPLED) else TOKENS)
 
 
 def scale_path(digest: str) -> str:
