@@ -95,7 +95,9 @@ def test_a_score_that_was_interrupted_goes_on(
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all of them
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out) == (130, "")
-    assert err.splitlines() == ["interrupted: what was committed is kept; give the same command again"]
+    assert err.splitlines() == [
+        "interrupted: what was committed is kept; give the same command again"
+    ]
     wait_for(lambda: gone(running.pid), 20)
     kept = written()
     (tmp_path / "log").unlink()

@@ -139,10 +139,17 @@ class StoredColumn:
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         first, *rest = key if isinstance(key, tuple) else (key,)
-        start, stop, step = first.indices(self.shape[0])
-        rows = self.read(start, stop)[(slice(None, None, step), *rest)]
+        taken: Any
+        if isinstance(first, slice):
+            wanted = range(*first.indices(self.shape[0]))
+            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+            taken = slice(None, None, wanted.step)
+        else:  # a row, as Dask asks for it where one is taken of a lazy array
+            low = range(self.shape[0])[first]
+            high, taken = low + 1, 0
+        rows = self.read(low, high)[(taken, *rest)]
         # A view of a chunk's bytes is read-only: people and Dask may write into what they sliced.
-        return rows if rows.flags.writeable else rows.copy()
+        return np.array(rows) if not rows.flags.writeable else rows
 
     def to_dask(self, rows: int | None = None) -> da.Array:
         """Return a lazy Dask array of the column in blocks of ``rows``, or of a stored chunk's rows."""
