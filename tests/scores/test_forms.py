@@ -230,6 +230,9 @@ def test_the_solver_is_chosen_by_shape_and_memory(split_of: Any) -> None:
     assert isinstance(choose_solver(90, 40, Damping(), "130kB", held=15_000), Cholesky)
     assert isinstance(choose_solver(90, 40, Damping(), "130kB", held=20_000), BlockedCholesky)
     assert isinstance(choose_solver(25, 40, Damping()), Dual)
+    # Four factors of 25 x 25 beside one another; Cholesky's would be of 40 x 40.
+    assert isinstance(choose_solver(25, 40, Damping(), "45kB", held=15_000), Dual)
+    assert isinstance(choose_solver(25, 40, Damping(), "45kB", held=20_000), BlockedCholesky)
     assert isinstance(choose_solver(25, 40, Damping(0.0)), Cholesky)
     with pytest.raises(TrakStoreError, match="Cholesky works on a Gram, got a RowsKernel"):
         Cholesky().factor(split_kernel(split_of(spread(90, 40, 1.0)), "rows"))

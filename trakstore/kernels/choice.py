@@ -132,13 +132,14 @@ def choose_solver(
     """Choose Dual for fewer rows than columns, blocked for what does not fit, else Cholesky.
 
     Together with the ``held`` bytes of others, a factor in memory has at most a quarter of the limit,
-    or half of it if it is the only one.
+    or half of it if it is the only one; a dual one always half, since what would take its place on disk
+    has the square of more columns than there are rows.
     """
     limit = memory_budget(memory_limit)
     left, share = limit - held, limit // 4 if held else limit // 2
     damped = damping.absolute != 0 if damping.absolute is not None else damping.relative != 0
     # The dual form divides by λ, and has n x n numbers in the place of k x k.
-    if rows < dim and damped and held + 8 * rows**2 < share:
+    if rows < dim and damped and held + 8 * rows**2 < limit // 2:
         return Dual(left)
     # The gram, its factor, and the sums and products of two tasks, all k x k.
     fits = 40 * dim**2 < left and held + 8 * dim**2 < share
