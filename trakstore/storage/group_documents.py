@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import google_crc32c
+from crc32c import crc32c
 
 from trakstore.documents import Check, fields, parsed
 from trakstore.errors import DamagedError, SpecMismatchError, error_context
@@ -89,4 +89,4 @@ def make_groups(location: Location, path: str) -> None:
 
 def _checksum(attributes: Mapping[str, Any]) -> int:
     text = json.dumps(attributes, sort_keys=True, separators=(",", ":"))
-    return int(google_crc32c.value(text.encode()))
+    return crc32c(text.encode())

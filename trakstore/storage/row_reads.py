@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
 from trakstore.errors import DamagedError, LocationError
@@ -28,7 +28,7 @@ def row_checksums(rows: NDArray[Any]) -> NDArray[np.uint32]:
     """Compute the CRC-32C of the bytes of each row (n, k), as they are stored, shape (n,)."""
     stored = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
     data = stored.reshape(len(stored), -1).view(np.uint8)
-    return np.fromiter(map(google_crc32c.value, data), dtype=np.uint32, count=len(data))
+    return np.fromiter((crc32c(row.data) for row in data), dtype=np.uint32, count=len(data))
 
 
 def read_single_rows(

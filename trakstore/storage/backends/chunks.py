@@ -13,10 +13,10 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numcodecs import VLenUTF8, Zstd
 from numpy.typing import NDArray
 
@@ -24,7 +24,7 @@ from trakstore.errors import DamagedError
 
 TAIL = 4  # bytes
 # The crc32c of any text that ends in its own crc32c, whatever the text is.
-_SOUND = google_crc32c.value(bytes(TAIL))
+_SOUND = crc32c(bytes(TAIL))
 _COUNT = 4  # bytes of the number of strings, and of the length of each
 ID_BYTES, IDS_BYTES = 2**10, 2**24  # of strings in a chunk: each, and beyond that all
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -33,7 +33,7 @@ _ZSTD_HEAD = 18  # bytes of the longest header of a frame
 
 def tail_of(content: bytes) -> bytes:
     """Return the checksum of some bytes, as it stands behind them."""
-    return int(google_crc32c.value(content)).to_bytes(TAIL, "little")
+    return crc32c(content).to_bytes(TAIL, "little")
 
 
 def intact(value: bytes | NDArray[np.uint8]) -> bool:
@@ -44,7 +44,7 @@ def intact(value: bytes | NDArray[np.uint8]) -> bool:
     >>> intact(b"chunk" + tail_of(b"chunk")), intact(b"chink" + tail_of(b"chunk")), intact(b"")
     (True, False, False)
     """
-    return len(value) >= TAIL and bool(google_crc32c.value(value) == _SOUND)
+    return len(value) >= TAIL and crc32c(cast("bytes", value)) == _SOUND
 
 
 def fill_value(dtype: str) -> Any:
