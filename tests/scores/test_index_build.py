@@ -92,10 +92,10 @@ def assert_equal(one: ts.TrainIndex, other: ts.TrainIndex) -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"k": 0}, TrakStoreError),
-        ({"k": 2.5}, TrakStoreError),
-        ({"checked": -1}, TrakStoreError),
-        ({"checked": "all"}, TrakStoreError),
+        ({"k": 0, "seed": 1}, TrakStoreError),
+        ({"k": 2.5, "seed": 1}, TrakStoreError),
+        ({"checked": -1, "seed": 1}, TrakStoreError),
+        ({"checked": "all", "seed": 1}, TrakStoreError),
         ({"seed": -1}, TrakStoreError),
         ({"seed": None}, TrakStoreError),
         ({"memory_limit": "20kB", "seed": 1}, MemoryLimitError),
@@ -306,6 +306,18 @@ def test_an_index_that_was_begun_is_told_as_such(store):
     with pytest.raises(NotFoundError, match="'unweighted' that was built to its end: run") as told:
         ts.open_index(scores)
     assert "did you mean" not in str(told.value)
+
+
+@pytest.mark.parametrize("rows", [0, 40])
+def test_an_index_with_a_damaged_chunk_is_built_again(store, rows):
+    ts.build_index(ts.trak_scores(store))
+    path = Path(str(store.location)) / layout.chunk_key(f"{PATH}/signs", (0, 0, 0))
+    path.write_bytes(path.read_bytes()[::-1])
+    scores = ts.trak_scores(append(store, rows) if rows else store)
+    index = ts.build_index(scores)
+    assert ts.verify_store(store.location).ok
+    store.location.delete_folder("_indexes")
+    assert_equal(ts.build_index(scores), index)
 
 
 def test_a_damaged_chunk_of_a_stopped_build_is_coded_again(store, monkeypatch, coded):

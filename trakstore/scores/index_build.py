@@ -31,11 +31,17 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.claims import claimed
 from trakstore.storage.row_reads import row_checksums
 from trakstore.storage.stored import StoredColumn
-from trakstore.storage.tables.index_documents import IndexDocument, chunk_rows_of, known_index
+from trakstore.storage.tables.index_documents import (
+    IndexDocument,
+    check_index,
+    chunk_rows_of,
+    known_index,
+)
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.saved_table import (
     begin_longer_table,
     begin_table,
+    check_table,
     publish_table,
 )
 
@@ -201,11 +207,12 @@ _Stored: TypeAlias = tuple[IndexDocument, dict[str, SavedArray], bool]
 
 
 def _stored(place: Location, path: str) -> _Stored | None:
-    """Read the stored index, or what was begun; None without readable turns: it is built again."""
+    """Read the stored index, or what was begun; a damaged one counts as none: it is built again."""
     found = known_index(place, path)
+    if found is None or (found[2] and any(check_table(place, path, check_index))):
+        return None
     try:
-        if found is not None:
-            found[1]["turn"].read(place, path)
+        found[1]["turn"].read(place, path)
     except DamagedError:
         return None
     return found
