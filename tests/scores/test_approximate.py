@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from trakstore.errors import (
     TrakStoreError,
 )
 from trakstore.kernels import Cholesky, Dual, Eigen
-from trakstore.scores import index_build
+from trakstore.scores import index_build, index_recall
 from trakstore.scores.sign_codes import Turn, add_estimates
 from trakstore.storage import layout
 from trakstore.storage.tables.saved_table import read_table
@@ -194,9 +195,10 @@ def test_factors_that_hold_the_kernel(store, solver):
 def test_measured_recall_is_stored_and_said(store):
     scores = ts.trak_scores(store)
     index = ts.build_index(scores, k=5, checked=6)
-    assert (index.document.k, index.document.checked) == (5, 6)
+    (told,) = index.document.recalls
+    assert (told.k, told.checked) == (5, 6)
     # All rows are usual candidates of so few.
-    assert index.document.recall == 1 and index.document.candidates == ROWS
+    assert told.recall == 1 and told.candidates == ROWS
     found = ts.approximate_top_k(scores, 3, candidates=30)
     said = {name: found.attrs[name] for name in ("recall", "recall_k", "checked", "candidates")}
     assert said == {"recall": 1, "recall_k": 5, "checked": 6, "candidates": 30}
@@ -215,9 +217,56 @@ def test_recall_is_that_of_the_targets_it_was_measured_on(store, monkeypatch):
     scores = ts.trak_scores(store)
     index = ts.build_index(scores, checked=TARGETS)
     found, exact = ts.approximate_top_k(scores, 10), ts.top_k(scores, 10)
-    assert (
-        index.document.recall == pytest.approx(recall(found, exact)) and index.document.recall < 1
-    )
+    (told,) = index.document.recalls
+    assert told.recall == pytest.approx(recall(found, exact)) and told.recall < 1
+
+
+def told(scores, **how) -> float:
+    return ts.approximate_top_k(scores, 3, candidates=30, **how).attrs["recall"]
+
+
+def test_recall_is_told_only_where_it_was_measured(store):
+    loss, output = (ts.grad_dot_scores(store, of=of) for of in ("loss", "output"))
+    cosines = ts.grad_cos_scores(store)
+    ts.build_index(loss)
+    assert told(loss) == 1
+    for order in ("smallest", "magnitude"):
+        assert np.isnan(told(loss, order=order))
+    assert np.isnan(told(output)) and np.isnan(told(cosines))
+    assert np.isnan(told(loss.isel(train=slice(0, 1000))))
+    # What was measured on one kind of scores stays when another is.
+    index = ts.build_index(cosines, checked=5)
+    assert {one.method: one.checked for one in index.document.recalls} == {
+        "grad_dot": 16,
+        "grad_cos": 5,
+    }
+    assert told(loss) == 1 and told(cosines) == 1 and np.isnan(told(output))
+    assert ts.open_index(loss).document == index.document
+    store.mask("train", ["train5", "train7"])
+    again = ts.open_store(store.location)
+    assert told(ts.grad_cos_scores(again)) == 1 and told(ts.grad_dot_scores(again)) == 1
+
+
+def test_no_recall_of_a_selection_is_measured(store):
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores.isel(train=range(300)))
+    assert index.document.recalls == () and index.document.rows == ROWS
+    assert np.isnan(told(scores))
+
+
+def test_targets_whose_recall_is_measured_come_in_windows_that_fit(store, monkeypatch):
+    scores, sizes = ts.trak_scores(store), []
+    window = type(scores).window
+
+    def counted(one, low, high, *more):
+        sizes.append(high - low)
+        return window(one, low, high, *more)
+
+    monkeypatch.setattr(type(scores), "window", counted)
+    plan = index_recall.plan_top_k
+    monkeypatch.setattr(index_recall, "plan_top_k", lambda *given: replace(plan(*given), targets=5))
+    ts.build_index(scores, checked=12)
+    assert sizes[-3:] == [5, 5, 2]
 
 
 def test_masked_rows_are_in_no_answer(store):

@@ -21,10 +21,11 @@ from trakstore.passes.scheduler import tile_rows
 from trakstore.planning import ranges
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.scores.factored import Scores
+from trakstore.scores.index_recall import measured
 from trakstore.scores.index_rows import IndexedRows, grows_from
 from trakstore.scores.parts import F32
 from trakstore.scores.sign_codes import Turn
-from trakstore.scores.train_index import TrainIndex, measured
+from trakstore.scores.train_index import TrainIndex
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.claims import claimed
@@ -65,7 +66,8 @@ def build_index(
     found there by scores of the same split, epochs, kernel and damping. Masked rows are in it, and in
     no answer. After an append, the same call adds the new rows. A call that was stopped goes on where
     it was. The train rows are read once for the codes, and once for the exact lists of ``checked``
-    targets, by which the recall is measured that each answer tells.
+    targets, by which the recall is measured that answers with such scores tell: it is kept for each
+    method, and measured only of scores with all train rows.
 
     Parameters
     ----------
@@ -103,7 +105,7 @@ def build_index(
     Examples
     --------
     >>> index = ts.build_index(ts.grad_dot_scores(store, epochs=15), k=3, checked=4)
-    >>> index.document.rows, index.document.checked
+    >>> index.document.rows, index.document.recalls[0].checked
     (24, 4)
     """
     rows = IndexedRows.of(scores)
@@ -113,6 +115,10 @@ def build_index(
         if pending is not None:
             _encode(rows, wanted, arrays, limit)
         index = TrainIndex.read(rows, wanted, arrays, limit)
+        if pending is None:  # no row was coded: what was measured on these codes stays
+            stored = read_index(rows.location, rows.path)
+            recalls = stored[0].recalls if stored else ()
+            index = replace(index, document=replace(wanted, recalls=recalls))
         made = measured(index, scores, k, checked, memory_limit)
         if pending is None:
             pending = begin_longer_table(rows.location, rows.path, arrays, _token(wanted))

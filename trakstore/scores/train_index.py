@@ -20,7 +20,6 @@ from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.parts import F32, Window
 from trakstore.scores.running_lists import Lists, Order, check_finite, first_of, keys
 from trakstore.scores.sign_codes import U64, add_estimates
-from trakstore.scores.top_k import top_k
 from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.row_reads import read_single_rows
 from trakstore.storage.tables.index_documents import IndexDocument, read_index
@@ -51,7 +50,7 @@ class TrainIndex:
     Attributes
     ----------
     document : IndexDocument
-        Rows and metric, and the recall that was measured.
+        Rows and metric, and the recalls that were measured.
     path : str
         Its group in the store.
     turns : ndarray of float32, shape (epochs, k, k)
@@ -72,7 +71,8 @@ class TrainIndex:
 
     def __repr__(self) -> str:
         one = self.document
-        recall = "not measured" if one.recall is None else f"{one.recall:.3f} at {one.k}"
+        known = [f"{each.recall:.3f} at {each.k} ({each.method})" for each in one.recalls]
+        recall = ", ".join(known) or "not measured"
         return f"<TrainIndex {self.path} (train: {one.rows}), recall {recall}>"
 
     @property
@@ -113,7 +113,7 @@ class TrainIndex:
         shape = (self.document.rows,)
         columns = scores.shape[1]
         total, estimate = np.zeros(columns, np.float32), np.empty(shape, np.float32)
-        positions = self._positions(scores)
+        positions = self.positions(scores)
         for epoch, (left, scale) in enumerate(zip(window.lefts, window.scales, strict=True)):
             estimate[:] = 0
             self._estimate(estimate, epoch, self.turns[epoch] @ left[at])
@@ -133,7 +133,7 @@ class TrainIndex:
         with ThreadPoolExecutor(task_slots()) as pool:
             list(pool.map(lambda one: scan(*one), ranges(len(out), _SCAN_ROWS)))
 
-    def _positions(self, scores: Scores) -> NDArray[np.int64] | None:
+    def positions(self, scores: Scores) -> NDArray[np.int64] | None:
         """Return the stored position of each column of the scores; None where they are its number."""
         rows = scores.train_positions
         return None if rows is None or isinstance(rows, PositionRows) else self._kept(rows)
@@ -153,7 +153,7 @@ class TrainIndex:
     ) -> tuple[F32, NDArray[np.int64]]:
         """Return the exact scores of one target of a window with columns (c,), and their positions."""
         rows = IndexedRows.of(scores)
-        positions = self._positions(scores)
+        positions = self.positions(scores)
         stored = near if positions is None else positions[near]
         # Rows of one chunk are read together.
         near, stored = near[np.argsort(stored)], np.sort(stored)
@@ -225,22 +225,3 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
     document, arrays = found
     rows.refuse_other(document)
     return TrainIndex.read(rows, document, list(arrays.values()), memory_limit)
-
-
-def measured(
-    index: TrainIndex, scores: Scores, k: int, checked: int, memory_limit: int | str | None
-) -> IndexDocument:
-    """Return the document with the recall of the lists of some targets, evenly spaced."""
-    targets, columns = scores.shape
-    k, count = min(k, columns), usual_candidates(min(k, columns), columns)
-    chosen = np.unique(np.linspace(0, targets - 1, min(checked, targets)).astype(int))
-    known = replace(index.document, method=scores.method, k=k, candidates=count)
-    if not len(chosen):
-        return known
-    few = scores.isel(target=chosen)
-    exact = top_k(few, k, memory_limit=memory_limit)["position"].values
-    lists = index.lists(few, few.window(0, len(chosen)), 0, k, count, "largest")
-    positions = index._positions(few)
-    own = lists.position if positions is None else positions[lists.position]
-    hits = sum(len(np.intersect1d(*pair)) for pair in zip(exact, own, strict=True))
-    return replace(known, checked=len(chosen), recall=hits / exact.size)
