@@ -185,6 +185,26 @@ def test_several_epochs(tmp_path):
         ts.open_index(ts.trak_scores(store, epochs=1))
 
 
+@pytest.mark.parametrize("size", [1e-31, 1e30])
+def test_lists_of_targets_of_any_size(store, size):
+    """Ranks do not depend on the size of a target."""
+    scores = ts.trak_scores(store)
+    index, window = ts.build_index(scores, checked=0), scores.window(0, 4)
+    sized = replace(window, lefts=tuple(left * np.float32(size) for left in window.lefts))
+    for at in range(4):
+        wanted = index.candidates(scores, window, at, 100, "largest")
+        got = index.candidates(scores, sized, at, 100, "largest")
+        assert np.isin(got, wanted).mean() > 0.95
+
+
+def test_an_index_keeps_the_columns_of_the_latest_selections(store):
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores, checked=0)
+    for first in range(0, 200, 10):
+        check_lists(scores.isel(train=slice(first, 900)), 60, index=index)
+    assert len(index._columns) <= 6
+
+
 @pytest.mark.parametrize("solver", [Eigen(), Cholesky()])
 def test_factors_that_hold_the_kernel(store, solver):
     scores = ts.trak_scores(store, solver=solver)

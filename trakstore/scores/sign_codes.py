@@ -139,7 +139,8 @@ class Turn(Sent):
 def add_estimates(out: F32, target: F32, signs: U64, lengths: F32) -> None:
     """Add estimates of the products of a turned target (k,) with the rows of codes, shape (n,)."""
     low = float(target.min(initial=0))
-    step = max((float(target.max(initial=0)) - low) / (2**_PLANES - 1), 1e-30)
+    # Of a target of zeros all levels are 0, whatever the step is.
+    step = (float(target.max(initial=0)) - low) / (2**_PLANES - 1) or 1.0
     levels = np.rint((target - low) / step).astype(np.uint8)
     planes = np.zeros((_PLANES, signs.shape[1]), np.uint64)
     for plane in range(_PLANES):

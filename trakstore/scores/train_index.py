@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -114,9 +115,13 @@ class TrainIndex:
         columns = scores.shape[1]
         total, estimate = np.zeros(columns, np.float32), np.empty(shape, np.float32)
         positions = self.positions(scores)
+        # Tiny gradients make tiny targets, whose products would vanish in float32. A power of two
+        # changes no other bit, and one for all epochs leaves the ranking of their sum as it is.
+        most = max(float(np.abs(left[at]).max(initial=0)) for left in window.lefts)
+        exponent = -math.frexp(most)[1]
         for epoch, (left, scale) in enumerate(zip(window.lefts, window.scales, strict=True)):
             estimate[:] = 0
-            self._estimate(estimate, epoch, self.turns[epoch] @ left[at])
+            self._estimate(estimate, epoch, self.turns[epoch] @ np.ldexp(left[at], exponent))
             own = estimate[:columns] if positions is None else estimate[positions]
             total += own if scale is None else own * self._whole(scale)
         if window.scale is not None:
@@ -144,9 +149,14 @@ class TrainIndex:
 
     def _kept(self, rows: Rows) -> NDArray[Any]:
         """Return a column, which is kept: reading it takes as long as comparing all codes."""
-        if rows.token not in self._columns:
-            self._columns[rows.token] = whole_column(rows)
-        return self._columns[rows.token]
+        kept = self._columns.pop(rows.token, None)
+        column = whole_column(rows) if kept is None else kept
+        # The last is that which was asked for last. Each selection of train rows has other columns:
+        # those of the two latest stay. Several threads may be here, which at worst read one twice.
+        self._columns[rows.token] = column
+        for old in [*self._columns][: -2 * (len(self.turns) + 2)]:
+            self._columns.pop(old, None)
+        return column
 
     def rescored(
         self, scores: Scores, window: Window, at: int, near: NDArray[np.int64], first: int
