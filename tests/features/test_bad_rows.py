@@ -346,6 +346,17 @@ def test_a_block_that_lost_its_reasons_is_written_again(tmp_path: Path) -> None:
     assert verify_store(again).ok
 
 
+@pytest.mark.parametrize(("names", "own"), [("x", "x7"), (None, 7), ("integers", 107)])
+def test_skipped_rows_have_the_samples_own_ids(tmp_path: Path, names: Any, own: Any) -> None:
+    model, rows = regression([7])
+    ids = {"x": [f"x{at}" for at in range(N)], "integers": np.arange(100, 100 + N)}.get(names)
+    store = written(
+        tmp_path / "s", model, rows, output="squared_error", skip_bad_rows=True, ids=ids
+    )
+    (one,) = store.skipped(0, "train")
+    assert (one.position, one.id, type(one.id)) == (7, own, type(own))
+
+
 def test_info_says_which_rows_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from trakstore.cli import main
 

@@ -19,11 +19,11 @@ SECONDS = 0.5
 WHOLE = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n"
 
 
-async def app(_: Any, receive: Any, send: Any) -> None:
-    """Answer after the body, and longer than a head may take."""
-    while (await receive()).get("more_body"):
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answer after the body, and longer than a head may take; one path before the body."""
+    while scope["path"] != "/early" and (await receive()).get("more_body"):
         pass
-    await asyncio.sleep(2 * SECONDS)
+    await asyncio.sleep(0 if scope["path"] == "/early" else 2 * SECONDS)
     headers = [(b"content-length", b"2")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": b"ok"})
@@ -93,5 +93,27 @@ def test_only_heads_have_a_deadline(case: str, monkeypatch: pytest.MonkeyPatch) 
             await asyncio.sleep(2 * SECONDS)
             writer.write(WHOLE + b"{}")
             await asyncio.wait_for(reader.readuntil(b"\r\n\r\nok"), 20)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("length", [1_000_000, 4])
+def test_a_body_after_its_answer_has_a_deadline(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(header_deadline, "HEAD_SECONDS", SECONDS)
+    head = f"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n".encode()
+
+    async def main() -> None:
+        async with connected() as (reader, writer):
+            writer.write(head)
+            reply = await asyncio.wait_for(reader.readuntil(b"\r\n\r\nok"), 20)
+            assert reply.startswith(b"HTTP/1.1 200")
+            if length == 4:  # that comes in time, and the connection can be used again
+                writer.write(b"body" + WHOLE + b"{}")
+                await asyncio.wait_for(reader.readuntil(b"\r\n\r\nok"), 20)
+                return
+            # These bytes would come for five seconds.
+            assert await drip(writer, reader, b"b" * 100) < 4
 
     asyncio.run(main())

@@ -15,7 +15,8 @@ class DeadlineProtocol(H11Protocol):
     """Connection that is closed when the head of a request does not come whole in time.
 
     Without it a few thousand connections that send a byte now and then would keep all others out: the
-    service's own limits of time begin with the body.
+    service's own limits of time begin with the body, and end with the answer. So what is left of a body
+    that was answered before it had come has the same time.
     """
 
     _waiting: asyncio.TimerHandle | None = None
@@ -29,9 +30,15 @@ class DeadlineProtocol(H11Protocol):
         """Take bytes; the deadline is of the whole head, and does not move with each of them."""
         super().data_received(data)
         # Between requests nothing is waited for here: uvicorn closes connections that are kept alive.
-        if self.conn.their_state is not h11.IDLE:
+        if self.conn.their_state is h11.IDLE or self._is_answered_early():
+            self._wait()
+        else:
             self._end_wait()
-        elif self._waiting is None:
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the rest of the body, where there is one."""
+        super().on_response_complete()
+        if self._is_answered_early():
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -39,8 +46,13 @@ class DeadlineProtocol(H11Protocol):
         self._end_wait()
         super().connection_lost(exc)
 
+    def _is_answered_early(self) -> bool:
+        """Tell whether the body still comes after its answer; each byte resets uvicorn's own timer."""
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+
     def _wait(self) -> None:
-        self._waiting = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        if self._waiting is None:
+            self._waiting = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def _end_wait(self) -> None:
         if self._waiting is not None:

@@ -57,7 +57,7 @@ def skipped_rows(split: Split) -> tuple[SkippedRow, ...]:
                 f"{split.location}: {split.path}/{layout.SKIPPED} does not say why row {row} is bad: "
                 f"it was copied here, or is an older one"
             )
-        sample = ids.read(row, row + 1)[0].item()
+        (sample,) = ids.read(row, row + 1).tolist()
         rows.append(SkippedRow(row, sample, reason_text(int(reasons[0]))))
     return tuple(rows)
 
