@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import DamagedError
 from trakstore.kernels.metric_root import square_root
 from trakstore.kernels.solvers import Factor
 from trakstore.passes.memory import fitting_slots, memory_budget
@@ -20,23 +20,23 @@ from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.passes.scheduler import tile_rows
 from trakstore.planning import ranges
 from trakstore.progress import ProgressLine, on_terminal
-from trakstore.scores.factored import Scores
+from trakstore.quantities import as_whole
+from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.index_recall import measured
-from trakstore.scores.index_rows import IndexedRows, grows_from
+from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.parts import F32
 from trakstore.scores.sign_codes import Turn
-from trakstore.scores.train_index import TrainIndex
-from trakstore.storage import layout
+from trakstore.scores.top_k import plan_top_k
+from trakstore.scores.train_index import TrainIndex, need_index_memory
 from trakstore.storage.backends.location import Location
 from trakstore.storage.claims import claimed
 from trakstore.storage.row_reads import row_checksums
 from trakstore.storage.stored import StoredColumn
-from trakstore.storage.tables.index_documents import IndexDocument, chunk_rows_of, read_index
+from trakstore.storage.tables.index_documents import IndexDocument, chunk_rows_of, known_index
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.saved_table import (
     begin_longer_table,
     begin_table,
-    pending_arrays,
     publish_table,
 )
 
@@ -63,11 +63,12 @@ def build_index(
     rows, and little more of noise than unrelated rows have. Without a kernel, S is the unit matrix.
 
     The index is kept in the store beside the features, one for each train split and kernel, and is
-    found there by scores of the same split, epochs, kernel and damping. Masked rows are in it, and in
-    no answer. After an append, the same call adds the new rows. A call that was stopped goes on where
-    it was. The train rows are read once for the codes, and once for the exact lists of ``checked``
-    targets, by which the recall is measured that answers with such scores tell: it is kept for each
-    method, and measured only of scores with all train rows.
+    found there by scores of the same split, epochs, kernel and damping. A build that is refused leaves
+    the index that is there. Masked rows are in it, and in no answer. After an append, the same call
+    adds the new rows. A call that was stopped goes on where it was. The train rows are read once for
+    the codes, and once for the exact lists of ``checked`` targets, by which the recall is measured
+    that answers with such scores tell: it is kept for each method, and measured only of scores with
+    all train rows.
 
     Parameters
     ----------
@@ -91,7 +92,9 @@ def build_index(
     Raises
     ------
     TrakStoreError
-        Train rows that are in no store, or a kernel that no matrix holds.
+        Train rows that are in no store, a kernel that no matrix holds, or a count below its least.
+    SpecMismatchError
+        When the stored index has rows that were appended after the store was opened.
     LocationError
         When another process builds the same index, or the store cannot be written.
     MemoryLimitError
@@ -108,68 +111,108 @@ def build_index(
     >>> index.document.rows, index.document.recalls[0].checked
     (24, 4)
     """
-    rows = IndexedRows.of(scores)
-    wanted, limit = rows.document(seed), memory_budget(memory_limit)
+    need_scores(scores)
+    k, checked, seed = (
+        as_whole(k, "k", 1),
+        as_whole(checked, "checked", 0),
+        as_whole(seed, "seed", 0),
+    )
+    rows, limit = IndexedRows.of(scores), memory_budget(memory_limit)
+    if checked:
+        few = scores.isel(target=slice(0, checked))
+        plan_top_k(few.sizes, min(k, scores.shape[1]), None, memory_limit)
     with claimed(rows.location, rows.path, "index"):
-        arrays, pending = _begun(rows, wanted)
-        if pending is not None:
-            _encode(rows, wanted, arrays, limit)
-        index = TrainIndex.read(rows, wanted, arrays, limit)
-        if pending is None:  # no row was coded: what was measured on these codes stays
-            stored = read_index(rows.location, rows.path)
-            recalls = stored[0].recalls if stored else ()
-            index = replace(index, document=replace(wanted, recalls=recalls))
+        begun = _begun(rows, seed, limit)
+        if begun.pending is not None:
+            _encode(rows, begun.document, begun.arrays, limit)
+        index = TrainIndex.read(rows, begun.document, begun.arrays, limit)
         made = measured(index, scores, k, checked, memory_limit)
-        if pending is None:
-            pending = begin_longer_table(rows.location, rows.path, arrays, _token(wanted))
-        publish_table(rows.location, rows.path, arrays, made.values, instead_of=pending)
+        pending = begun.pending or begin_longer_table(
+            rows.location, rows.path, begun.arrays, begun.document.token
+        )
+        publish_table(rows.location, rows.path, begun.arrays, made.values, instead_of=pending)
     return replace(index, document=made)
 
 
-def _token(wanted: IndexDocument) -> str:
-    """Name what is being built, so that a call that was stopped can go on."""
-    # Without λ: it may be rounded otherwise from one call to the next.
-    return repr(replace(wanted, dampings=()))
+@dataclass(frozen=True)
+class _Begun:
+    """An index whose turns are stored.
+
+    Attributes
+    ----------
+    document : IndexDocument
+        Its λ are those of the turns.
+    arrays : list of SavedArray
+    pending : bytes or None
+        Document that is there until all rows have codes; None where they have.
+    """
+
+    document: IndexDocument
+    arrays: list[SavedArray]
+    pending: bytes | None
 
 
-def _begun(rows: IndexedRows, wanted: IndexDocument) -> tuple[list[SavedArray], bytes | None]:
-    """Return the arrays that are to be written, and the pending document; None where all are."""
-    place, path, token = rows.location, rows.path, _token(wanted)
-    document = place.get(layout.document_key(path))
-    begun = pending_arrays(document, token)
-    if begun and _readable(place, path, begun[0]):
-        return begun, document
-    stored = None if begun else _stored(place, path)
-    if stored is not None and grows_from(stored[0], wanted):
-        old, known = stored
-        arrays = [replace(one, tails=None) for one in wanted.arrays(known["signs"].chunks[1])]
-        if old.rows == wanted.rows:
-            return [known[one.name] for one in arrays], None
-        return arrays, begin_longer_table(place, path, arrays, token)
-    arrays = wanted.arrays(chunk_rows_of(wanted.dim, tile_rows(rows.columns[0])))
-    pending = begin_table(place, path, arrays, token)
-    for at, turn in enumerate(_turns(rows, wanted)):
+def _begun(rows: IndexedRows, seed: int, limit: int) -> _Begun:
+    """Begin an index, or go on with the stored one, which is touched once all has been checked."""
+    place, path, wanted = rows.location, rows.path, rows.document(seed)
+    wanted = replace(
+        wanted,
+        blocks=rows.blocks_digest(wanted.rows),
+        whole_blocks=rows.blocks_digest(wanted.rows, whole=True),
+    )
+    spec: Any = rows.columns[0].committed_by
+    step = chunk_rows_of(wanted.dim, spec.block_rows)
+    stored = _stored(place, path)
+    if stored is not None:
+        rows.refuse_longer(stored[0])
+    if stored is not None and _goes_on(rows, stored, wanted, step):
+        old, known, is_whole = stored
+        # The turns stay, so that a λ that drifts a little with each append is told from theirs.
+        kept = replace(wanted, dampings=old.dampings)
+        arrays = [replace(one, tails=None) for one in kept.arrays(known["signs"].chunks[1])]
+        if is_whole and old.rows == kept.rows:
+            # No row is coded: what was measured on these codes stays.
+            kept = replace(kept, recalls=old.recalls)
+            return _Begun(kept, [known[one.name] for one in arrays], None)
+        _need_memory(rows, kept, arrays, limit)
+        return _Begun(kept, arrays, begin_longer_table(place, path, arrays, kept.token))
+    arrays = wanted.arrays(step)
+    _need_memory(rows, wanted, arrays, limit)
+    turns = list(_turns(rows, wanted))
+    pending = begin_table(place, path, arrays, wanted.token)
+    for at, turn in enumerate(turns):
         arrays[0].write(place, path, turn[None], (at, 0, 0))
-    return arrays, pending
+    return _Begun(wanted, arrays, pending)
 
 
-def _stored(place: Location, path: str) -> tuple[IndexDocument, dict[str, SavedArray]] | None:
-    """Read the stored index; one that is damaged counts as none, since it is built again."""
+def _goes_on(rows: IndexedRows, stored: _Stored, wanted: IndexDocument, step: int) -> bool:
+    """Tell whether the codes of a stored index, or of one that was begun, stay."""
+    old, known, _ = stored
+    # Chunks of an index that was first of few rows are too small for many.
+    small = known["signs"].chunks[1] < min(step, wanted.rows)
+    return not (small and old.rows < wanted.rows) and rows.grows_from(old, wanted)
+
+
+def _need_memory(
+    rows: IndexedRows, wanted: IndexDocument, arrays: Sequence[SavedArray], limit: int
+) -> None:
+    """Raise a :class:`MemoryLimitError` where building, or opening the index then, does not fit."""
+    _workers(rows, wanted, arrays, limit)
+    need_index_memory(rows.path, wanted.rows, arrays, limit)
+
+
+_Stored: TypeAlias = tuple[IndexDocument, dict[str, SavedArray], bool]
+
+
+def _stored(place: Location, path: str) -> _Stored | None:
+    """Read the stored index, or what was begun; None without readable turns: it is built again."""
+    found = known_index(place, path)
     try:
-        found = read_index(place, path)
         if found is not None:
             found[1]["turn"].read(place, path)
-    except (TrakStoreError, OSError):
+    except DamagedError:
         return None
     return found
-
-
-def _readable(place: Location, path: str, array: SavedArray) -> bool:
-    try:
-        array.read(place, path)
-    except (TrakStoreError, OSError):
-        return False
-    return True
 
 
 def _turns(rows: IndexedRows, wanted: IndexDocument) -> Iterator[F32]:
@@ -190,13 +233,8 @@ def _encode(
     rows: IndexedRows, wanted: IndexDocument, arrays: Sequence[SavedArray], limit: int
 ) -> None:
     """Write the codes of all rows that have none yet."""
-    dim, count = wanted.dim, len(rows.columns)
+    count, workers = len(rows.columns), _workers(rows, wanted, arrays, limit)
     step, tile = arrays[1].chunks[1], tile_rows(rows.columns[0])
-    # A tile as stored, as float32 and in 8 bits, turned, and the signs of a chunk; once, the turn, its
-    # inverse in float64 and the copies on the way there.
-    item = rows.columns[0].form.values.itemsize
-    each = min(tile, wanted.rows) * dim * (item + 14) + min(step, wanted.rows) * (dim // 8 + 16)
-    workers = fitting_slots(36 * dim * dim, each, limit, f"an index of rows of {dim}")
     with (
         ProgressLine("index", count * wanted.rows, unit="rows", show=on_terminal()) as progress,
         _one_torch_thread(),
@@ -208,6 +246,18 @@ def _encode(
             coder = Turn.of(matrix, integers=_takes_integers(math.prod(column.shape)))
             one = _EncodePass(step, column, coder, at, tile, rows.path, tuple(arrays))
             one.run(wanted.rows, workers=workers, finished=progress.advance)
+
+
+def _workers(
+    rows: IndexedRows, wanted: IndexDocument, arrays: Sequence[SavedArray], limit: int
+) -> int:
+    """Return the number of chunks that are coded at once."""
+    dim, step, tile = wanted.dim, arrays[1].chunks[1], tile_rows(rows.columns[0])
+    # A tile as stored, as float32 and in 8 bits, turned, and the signs of a chunk; once, the turn, its
+    # inverse in float64 and the copies on the way there.
+    item = rows.columns[0].form.values.itemsize
+    each = min(tile, wanted.rows) * dim * (item + 14) + min(step, wanted.rows) * (dim // 8 + 16)
+    return fitting_slots(36 * dim * dim, each, limit, f"an index of rows of {dim}")
 
 
 def _takes_integers(values: int) -> bool:
@@ -261,10 +311,13 @@ class _EncodePass(Pass[None, None]):
     def _is_done(self, low: int, high: int) -> bool:
         # The lengths are written last. Where rows were appended, the chunk that was the last one has
         # fill values, NaN, in their places.
-        lengths = self.arrays[3].open(self.column.location, self.path)
         try:
-            return bool(np.isfinite(lengths[self.at, low:high]).all())
-        except (TrakStoreError, OSError):
+            *_, lengths = (
+                array.open(self.column.location, self.path)[self.at, low:high]
+                for array in self.arrays[1:]
+            )
+            return bool(np.isfinite(lengths).all())
+        except DamagedError:
             return False
 
     def visit(self, state: None, low: int, high: int) -> None:  # noqa: ARG002

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.passes.rows import Rows, TakenRows, UnmaskedRows
+from trakstore.planning import ranges
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
 from trakstore.storage import layout
+from trakstore.storage.backends.chunks import TAIL
 from trakstore.storage.backends.location import Location
 from trakstore.storage.stored import StoredColumn
 from trakstore.storage.tables.index_documents import IndexDocument, other_indexes
@@ -19,6 +22,7 @@ UNWEIGHTED = "unweighted"  # of a kernel whose rows count alike,
 SAMPLED = "sampled"  # and of one of rows with drawn labels
 # λ follows the rows: some that are masked or appended change it by about their share.
 _DAMPING_SHARE = 0.2
+_RECORDS_AT_ONCE = 4096  # commit records whose ends are read at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +99,54 @@ class IndexedRows:
             seed,
         )
 
+    def blocks_digest(self, rows: int, *, whole: bool = False) -> str:
+        """Return the SHA-256 of the ends of the commit records of the first blocks, at each epoch.
+
+        Parameters
+        ----------
+        rows : int
+            Rows of these blocks.
+        whole : bool
+            Without a last block that the rows do not fill.
+        """
+        digest = hashlib.sha256()
+        for column in self.columns:
+            spec: Any = column.committed_by
+            count = rows // spec.block_rows if whole else -(-rows // spec.block_rows)
+            split = layout.parent(column.path)
+            for start, stop in ranges(count, _RECORDS_AT_ONCE):
+                keys = [layout.marker_key(split, block) for block in range(start, stop)]
+                for end in self.location.get_tails(keys, TAIL):
+                    digest.update(end or b"")
+        return digest.hexdigest()
+
+    def grows_from(self, stored: IndexDocument, wanted: IndexDocument) -> bool:
+        """Tell whether an index becomes the wanted one by adding the rows behind its last."""
+        if (
+            not _same_rows(stored, wanted)
+            or stored.seed != wanted.seed
+            or stored.rows > wanted.rows
+            or not _near(stored, wanted)
+        ):
+            return False
+        if stored.rows == wanted.rows:
+            return stored.blocks == wanted.blocks
+        return stored.whole_blocks == self.blocks_digest(stored.rows, whole=True)
+
+    def refuse_longer(self, stored: IndexDocument) -> None:
+        """Raise a :class:`SpecMismatchError` where an index has rows that were appended since."""
+        wanted = self.document()
+        if _same_rows(stored, wanted) and stored.rows > wanted.rows:
+            raise SpecMismatchError(
+                f"the index at {self.path} of {self.location} has {stored.rows} rows, these scores "
+                f"have {wanted.rows}: rows were appended since the store was opened; open the store "
+                f"again (if it still has no more, delete the index)"
+            )
+
     def refuse_other(self, stored: IndexDocument) -> None:
         """Raise a :class:`SpecMismatchError` where an index is of other rows or another kernel."""
         wanted = self.document()
+        self.refuse_longer(stored)
         where = f"the index at {self.path} of {self.location}"
         again = "; run `trakstore index`, or ts.build_index, again"
         if stored.epochs != wanted.epochs:
@@ -126,14 +175,9 @@ class IndexedRows:
         )
 
 
-def grows_from(stored: IndexDocument, wanted: IndexDocument) -> bool:
-    """Tell whether an index becomes the wanted one by adding the rows behind its last."""
-    same = ("kernel", "epochs", "nonces", "dim", "seed")
-    return (
-        all(getattr(stored, name) == getattr(wanted, name) for name in same)
-        and _near(stored, wanted)
-        and stored.rows <= wanted.rows
-    )
+def _same_rows(stored: IndexDocument, wanted: IndexDocument) -> bool:
+    names = ("kernel", "epochs", "nonces", "dim")
+    return all(getattr(stored, name) == getattr(wanted, name) for name in names)
 
 
 def _near(stored: IndexDocument, wanted: IndexDocument) -> bool:

@@ -99,11 +99,7 @@ class TrainIndex:
         DamagedError
             When a chunk is not the one that was written.
         """
-        sizes = [one.chunk_count * one.form.size for one in arrays]
-        limit, what = memory_budget(memory_limit), f"the index at {rows.path} in memory"
-        # Some chunks on their way, and the estimates and scales of one target.
-        fixed = 16 * max(one.form.size for one in arrays) + 16 * document.rows
-        fit_slots(1, 1, fixed, sum(sizes), limit, what)
+        need_index_memory(rows.path, document.rows, arrays, memory_budget(memory_limit))
         read = {one.name: one.open(rows.location, rows.path)[...] for one in arrays}
         signs = read["signs"].view(np.uint64)
         parts = (read["turn"], signs, read["length"], read["checksum"])
@@ -196,6 +192,14 @@ class TrainIndex:
             score, columns = self.rescored(scores, window, at, near, first)
             made.append(first_of(Lists(keys(score, order), score, columns[None]), k))
         return Lists.joined(made)
+
+
+def need_index_memory(path: str, rows: int, arrays: Sequence[SavedArray], limit: int) -> None:
+    """Raise a :class:`MemoryLimitError` where the arrays of an index do not fit in memory."""
+    sizes = [one.chunk_count * one.form.size for one in arrays]
+    # Some chunks on their way, and the estimates and scales of one target.
+    fixed = 16 * max(one.form.size for one in arrays) + 16 * rows
+    fit_slots(1, 1, fixed, sum(sizes), limit, f"the index at {path} in memory")
 
 
 def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> TrainIndex:

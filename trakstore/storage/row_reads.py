@@ -67,7 +67,8 @@ def read_single_rows(
     if len(bad):
         raise DamagedError(
             f"{column.location}: row {positions[bad[0]]} of {column.path} is not the one that was "
-            f"indexed; look with `trakstore verify`"
+            f"indexed; look with `trakstore verify`, and if it finds nothing, build the index again "
+            f"(run `trakstore index`, or ts.build_index)"
         )
     return out
 

@@ -25,6 +25,7 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.root import make_root
 from trakstore.storage.split import Split
 from trakstore.storage.store_reader import StoreReader
+from trakstore.storage.tables.index_documents import drop_indexes
 from trakstore.storage.tables.runs import forget_plan
 
 
@@ -306,12 +307,15 @@ class FeatureStore(StoreReader):
     def drop(self, epoch: Epoch, split: str | None = None) -> None:
         """Delete a split at an epoch, or a whole epoch, from the disk; of two at once one is refused.
 
-        Splits that a job was to write there and has not begun are not missed any longer.
+        Splits that a job was to write there and has not begun are not missed any longer. Indexes of the
+        rows (:func:`build_index`) go as well.
 
         Raises
         ------
         NotFoundError
             When it is not there.
+        LocationError
+            When another process writes it, or builds an index of its rows.
 
         Examples
         --------
@@ -326,6 +330,8 @@ class FeatureStore(StoreReader):
         if forgotten and split is not None:
             return
         for name in self.splits_of(epoch) if split is None else (split,):
+            # Indexes of its rows go first: a drop that was stopped and goes on finds another nonce.
+            drop_indexes(self.location, name, self.split(epoch, name).spec.nonce)
             drop_split(self.split(epoch, name))
             self._catalogue.remove(epoch, name)
         if split is not None:

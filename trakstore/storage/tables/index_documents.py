@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trakstore.documents import each, fields, made_by, number, optional, text, whole
-from trakstore.errors import DamagedError, did_you_mean
+from trakstore.documents import each, fields, made_by, number, optional, parsed, text, whole
+from trakstore.errors import DamagedError, SpecMismatchError, did_you_mean
 from trakstore.planning import CHUNK_BYTES
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
+from trakstore.storage.claims import claimed
 from trakstore.storage.tables.saved_arrays import SavedArray
-from trakstore.storage.tables.saved_table import known_fields, read_table, table_arrays, table_names
+from trakstore.storage.tables.saved_table import (
+    ARRAYS,
+    delete_table,
+    known_fields,
+    pending_save,
+    read_table,
+    table_arrays,
+    table_names,
+)
 
 WORD = 64  # bits that are compared at once: codes are padded to whole words
 _TURN_ROWS = 1024
@@ -73,6 +83,9 @@ class IndexDocument:
         Columns of the features.
     seed : int
         Seed of the rotations.
+    blocks, whole_blocks : str
+        SHA-256 of the ends of the commit records of the rows' blocks, and of those blocks alone that
+        have as many rows as any: an append changes none of these.
     recalls : tuple of Recall
         One for each kind of scores that was measured.
     """
@@ -84,6 +97,8 @@ class IndexDocument:
     rows: int
     dim: int
     seed: int
+    blocks: str = ""
+    whole_blocks: str = ""
     recalls: tuple[Recall, ...] = ()
 
     @classmethod
@@ -103,6 +118,11 @@ class IndexDocument:
         if shapes != {one.name: one.shape for one in wanted}:
             raise DamagedError(f"an index of {made.rows} rows of {made.dim} has arrays of {shapes}")
         return made
+
+    @property
+    def token(self) -> str:
+        """Name of an index that is being built, from which :func:`known_index` reads the document."""
+        return json.dumps(self.values)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -126,7 +146,7 @@ class IndexDocument:
 
 
 _FIELDS = {
-    "kernel": text(),
+    **dict.fromkeys(("kernel", "blocks", "whole_blocks"), text()),
     "epochs": each(text()),
     "nonces": each(whole()),
     "dampings": each(optional(number())),
@@ -147,9 +167,11 @@ def code_bytes(dim: int) -> int:
     return -(-dim // WORD) * (WORD // 8)
 
 
-def chunk_rows_of(dim: int, tile_rows: int) -> int:
-    """Return the rows of a chunk of signs: whole tiles, of about half of an ordinary chunk's bytes."""
-    return max(1, CHUNK_BYTES // 2 // code_bytes(dim) // tile_rows) * tile_rows
+def chunk_rows_of(dim: int, block_rows: int) -> int:
+    """Return the rows of a chunk of signs: whole blocks, of about half of an ordinary chunk's bytes."""
+    # An append stores the last, short block again. Its codes are in the last, short chunk alone, which
+    # is written again as well.
+    return max(1, CHUNK_BYTES // 2 // code_bytes(dim) // block_rows) * block_rows
 
 
 def read_index(location: Location, path: str) -> tuple[IndexDocument, dict[str, SavedArray]] | None:
@@ -164,6 +186,50 @@ def read_index(location: Location, path: str) -> tuple[IndexDocument, dict[str, 
     return (IndexDocument.read(what), table_arrays(what)) if what else None
 
 
+def known_index(
+    location: Location, path: str
+) -> tuple[IndexDocument, dict[str, SavedArray], bool] | None:
+    """Read an index whether or not it was built to its end; a damaged one counts as none.
+
+    Returns
+    -------
+    (IndexDocument, dict, bool) or None
+        Its document, its arrays, and whether all of them are written.
+    """
+    try:
+        whole = read_index(location, path)
+        if whole is not None:
+            return (*whole, True)
+        begun = pending_save(location.get(layout.document_key(path)))
+        if begun is None:
+            return None
+        named = parsed(begun[0].encode())
+        what = (
+            {**named, ARRAYS: [one.to_dict() for one in begun[1]]}
+            if isinstance(named, dict)
+            else {}
+        )
+        return IndexDocument.read(what), table_arrays(what), False
+    except (DamagedError, SpecMismatchError):
+        return None
+
+
+def drop_indexes(location: Location, split: str, nonce: int) -> None:
+    """Delete the indexes of a split's rows, at an epoch where it has this nonce.
+
+    Raises
+    ------
+    LocationError
+        When another process builds one of them.
+    """
+    top = layout.child(layout.INDEXES, split)
+    for path in [layout.child(top, name) for name in table_names(location, top)]:
+        known = known_index(location, path)
+        if known is not None and nonce in known[0].nonces:
+            with claimed(location, path, "drop"):
+                delete_table(location, path)
+
+
 def check_index(_: Location, __: str, what: dict[str, Any]) -> IndexDocument:
     """Read the document of an index, as :func:`~.saved_table.check_table` wants it read."""
     return IndexDocument.read(what)
@@ -172,4 +238,6 @@ def check_index(_: Location, __: str, what: dict[str, Any]) -> IndexDocument:
 def other_indexes(location: Location, split: str, kernel: str) -> str:
     """Write the end of a message: kernels that the split has an index of."""
     names: Sequence[str] = table_names(location, f"{layout.INDEXES}/{split}")
+    if kernel in names:
+        return " that was built to its end"
     return did_you_mean(kernel, names) if names else ""

@@ -95,10 +95,12 @@ def begin_table(
 def begin_longer_table(
     location: Location, path: str, arrays: Sequence[SavedArray], token: str = ""
 ) -> bytes:
-    """Say that a table is written again with longer arrays, whose chunks so far stay.
+    """Say that a table is written again with arrays as long or longer, whose chunks so far stay.
 
     Takes and gives what :func:`begin_table` does. A chunk that an array ended in has to be written
-    again before the table is published: it has fill values where the new rows belong.
+    again before the table is published: it has fill values where the new rows belong. The same call
+    begins a save again that was stopped: between the two requests here, arrays keep documents of
+    their old lengths.
     """
     document = _pending(token, arrays)
     location.put({layout.document_key(path): document})
@@ -113,12 +115,24 @@ def _pending(token: str, arrays: Sequence[SavedArray]) -> bytes:
 
 def pending_arrays(document: bytes | None, token: str) -> list[SavedArray]:
     """Return the arrays of a save of what ``token`` names that was stopped; none of any other."""
+    begun = pending_save(document)
+    return begun[1] if begun is not None and begun[0] == token else []
+
+
+def pending_save(document: bytes | None) -> tuple[str, list[SavedArray]] | None:
+    """Return what a save that was stopped is of, and its arrays; None for a document of no save.
+
+    Raises
+    ------
+    DamagedError
+        When the document is damaged.
+    """
     if document in (None, EMPTY):
-        return []
+        return None
     known = attributes(document or b"", "a saved table").get(PENDING)
-    if not isinstance(known, dict) or known.get("of") != token:
-        return []
-    return list(_ARRAYS(known.get(ARRAYS), "arrays of a saved table"))
+    if not isinstance(known, dict) or not isinstance(known.get("of"), str):
+        return None
+    return known["of"], list(_ARRAYS(known.get(ARRAYS), "arrays of a saved table"))
 
 
 def publish_table(
