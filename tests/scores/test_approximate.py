@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
+import torch
 
 import trakstore as ts
 from trakstore.errors import (
@@ -94,6 +96,40 @@ def test_estimates_have_no_bias_and_the_error_that_is_said(bits):
     error = (out - exact) / (np.linalg.norm(rows, axis=1) * np.linalg.norm(target)) * 16
     assert abs(error.mean()) < 0.05 and 0.7 < error.std() < 0.82
     assert np.corrcoef(out, exact)[0, 1] > 0.75
+
+
+def test_products_of_8_bits_are_taken_where_they_change_few_signs():
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.standard_normal((128, 128)))[0].astype(np.float32)
+    spread = np.arange(1, 129, dtype=np.float32) ** -1.5
+    for scale, integers in ((np.ones(128, np.float32), True), (spread, False)):
+        rows = rng.standard_normal((300, 128), dtype=np.float32) * scale
+        # Whitened: each direction is as large as any in the end.
+        turn = Turn.of(rotation / scale[:, None], integers=False)
+        taken = turn.in_integers(rows)
+        assert taken.matrix.dtype == ("int8" if integers else "float32")
+        changed = np.bitwise_count(taken.codes(rows)[0] ^ turn.codes(rows)[0]).sum()
+        assert changed < 0.01 * 300 * 128
+
+
+def test_an_index_by_8_bits_on_one_thread_a_task(store, monkeypatch):
+    monkeypatch.setattr(index_build, "_INTEGER_VALUES", 0)
+    product, threads, before = torch._int_mm, [], torch.get_num_threads()
+    monkeypatch.setattr(
+        torch, "_int_mm", lambda *given: threads.append(torch.get_num_threads()) or product(*given)
+    )
+    scores = ts.trak_scores(store)
+    try:
+        torch.set_num_threads(2)
+        with ThreadPoolExecutor(1) as pool, dask.config.set(scheduler="threads", pool=pool):
+            # A thread keeps the number that it began with.
+            assert pool.submit(torch.get_num_threads).result() == 2
+            ts.build_index(scores, checked=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(threads) > 1 and set(threads) == {1}
+    assert recall(check_lists(scores, 300), ts.top_k(scores, 10)) > 0.9
 
 
 @pytest.mark.parametrize(

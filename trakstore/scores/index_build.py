@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.index_recall import measured
 from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.parts import F32
-from trakstore.scores.sign_codes import Turn
+from trakstore.scores.sign_codes import Turn, one_torch_thread
 from trakstore.scores.top_k import plan_top_k
 from trakstore.scores.train_index import TrainIndex, need_index_memory
 from trakstore.storage.backends.location import Location
@@ -235,15 +235,19 @@ def _encode(
     """Write the codes of all rows that have none yet."""
     count, workers = len(rows.columns), _workers(rows, wanted, arrays, limit)
     step, tile = arrays[1].chunks[1], tile_rows(rows.columns[0])
+    integers = _takes_integers(math.prod(rows.columns[0].shape))
     with (
         ProgressLine("index", count * wanted.rows, unit="rows", show=on_terminal()) as progress,
-        _one_torch_thread(),
+        # Each task limits its own thread: this brings back what threads that are made later start with.
+        one_torch_thread() if integers else nullcontext(),
     ):
         for at, column in enumerate(rows.columns):
             turn = arrays[0].open(rows.location, rows.path)[at].astype(np.float64)
             # x = L (R Sᵀ)ᵀ, and y = φ (R Sᵀ)⁻¹: their product is L φᵀ, whatever the matrix is.
             matrix = np.linalg.inv(turn).astype(np.float32)
-            coder = Turn.of(matrix, integers=_takes_integers(math.prod(column.shape)))
+            coder = Turn.of(matrix, integers=False)
+            if integers:
+                coder = coder.in_integers(_finite(column.read(0, min(tile, wanted.rows))))
             one = _EncodePass(step, column, coder, at, tile, rows.path, tuple(arrays))
             one.run(wanted.rows, workers=workers, finished=progress.advance)
 
@@ -270,23 +274,6 @@ def _has_integer_products() -> bool:
     import torch
 
     return hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Limit torch to one thread for each task within, where it is used."""
-    import sys
-
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,12 +323,15 @@ class _EncodePass(Pass[None, None]):
             stored = replace(self.column, scale=None).read(*place)
             checksums = row_checksums(stored)
             rows = stored if self.column.scale is None else self.column.read(*place)
-            wide = _widened(rows)
-            # Rows that were bad when they were written are NaN, and in no answer.
-            bad = ~np.isfinite(wide).all(axis=1)
-            wide[bad] = 0
-            signs, lengths = self.turn.codes(wide)
+            signs, lengths = self.turn.codes(_finite(rows))
             yield signs, checksums, lengths
+
+
+def _finite(rows: NDArray[Any]) -> F32:
+    """Return rows as float32, with zeros for those that were bad when they were written: all NaN."""
+    wide = _widened(rows)
+    wide[~np.isfinite(wide).all(axis=1)] = 0
+    return wide
 
 
 def _widened(rows: NDArray[Any]) -> F32:
