@@ -1,4 +1,4 @@
-"""``trakstore index``: an index of train rows, by which single targets are answered in milliseconds."""
+"""``trakstore index``: an index of train rows, by which single targets are answered quickly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def index(
     """Build an index of the train rows, or add the rows that were appended since.
 
     `trakstore topk --approximate` and `trakstore serve --index` ask it. It is kept in the store, and is
-    of one kernel and damping: name the method and damping that will be asked about.
+    of one kernel and damping: name the method and damping that will be asked about. It is quick for
+    uncompressed stores on a local disk; elsewhere whole chunks are read for each target.
     """
     with asked.workplace():
         scores = asked.scores()
