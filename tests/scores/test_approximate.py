@@ -26,6 +26,7 @@ from trakstore.errors import (
     TrakStoreError,
 )
 from trakstore.kernels import Cholesky, Dual, Eigen
+from trakstore.passes.rows import ArrayRows
 from trakstore.scores import index_build, index_recall
 from trakstore.scores.sign_codes import Turn, add_estimates
 from trakstore.storage import layout
@@ -195,6 +196,17 @@ def test_other_methods_that_are_one_product(store, method):
     scores = method(store)
     ts.build_index(scores)
     assert recall(check_lists(scores, 400), ts.top_k(scores, 10)) > 0.9
+
+
+def test_each_epoch_has_its_own_scale(tmp_path):
+    scores = ts.grad_dot_scores(make(tmp_path / "s.zarr", epochs=(0, 1)))
+    index, window = ts.build_index(scores, checked=0), scores.window(0, 3)
+    only = [np.zeros(ROWS, np.float32) for _ in range(2)]
+    only[0][:100], only[1][100:200] = 1, 1
+    scaled = replace(window, scales=tuple(map(ArrayRows, only)))
+    for at in range(3):
+        found = index.candidates(scores, scaled, at, 50, "magnitude")
+        assert (found < 100).any() and (found >= 100).any() and found.max() < 200
 
 
 def test_kernels_of_train_and_of_sampled_rows_have_an_index_each(store):
@@ -393,8 +405,15 @@ def test_refusals(store, make_scores):
     arrays, _ = make_scores()
     with pytest.raises(TrakStoreError, match="an index is of the train rows of a store"):
         ts.build_index(arrays)
-    with pytest.raises(TrakStoreError, match="a DualFactor holds none"):
+    with pytest.raises(
+        TrakStoreError, match=r"a DualFactor holds none.*topk` without --approximate"
+    ):
         ts.build_index(ts.trak_scores(store, solver=Dual()))
+    with pytest.raises(TrakStoreError, match=r"mix 0\.5 have one of their own targets: use mix=0"):
+        ts.build_index(ts.whitened_cos_scores(store, mix=0.5))
+    for first in (ts.top_k, ts.approximate_top_k):
+        with pytest.raises(TrakStoreError, match="these scores have no targets: select one"):
+            first(scores.isel(target=[]), 3)
     with pytest.raises(NotFoundError, match="run `trakstore index`"):
         ts.approximate_top_k(scores, 3, candidates=30)
     for options in ({"candidates": 4}, {"candidates": ROWS + 1}):

@@ -7,11 +7,11 @@ import xarray as xr
 from trakstore.errors import TrakStoreError
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
 from trakstore.scores.index_recall import recall_of
 from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.running_lists import Order
-from trakstore.scores.top_k import check_request, dataset_of, plan_top_k, top_k
+from trakstore.scores.top_k import check_request, dataset_of, need_targets, plan_top_k, top_k
 from trakstore.scores.train_index import TrainIndex, open_index, usual_candidates
 from trakstore.storage.tables.index_documents import Recall
 
@@ -29,7 +29,9 @@ def approximate_top_k(
 
     The codes of all train rows are compared with each target, and the first ``candidates`` are scored
     exactly, from their stored rows. The scores that are listed are exact; a train row that is no
-    candidate is not listed. For one target or a few; many at once are faster by :func:`top_k`.
+    candidate is not listed. For one target or a few; many at once are faster by :func:`top_k`. It is
+    quick for uncompressed stores on a local disk: elsewhere whole chunks are read for the candidates
+    of each target, which may be nearly all chunks.
     Where all rows would be candidates, nothing is asked of an index, and the answer is that of
     :func:`top_k`.
 
@@ -81,7 +83,7 @@ def approximate_top_k(
     >>> top["train"].values[0].tolist()
     ['train-15', 'train-9', 'train-1']
     """
-    need_scores(scores)
+    need_targets(scores)
     rows, trains = scores.shape
     k = check_request(k, trains, order)
     wide = usual_candidates(k, trains)
