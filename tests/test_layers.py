@@ -176,6 +176,7 @@ ORDER: dict[str, list[str]] = {
         "sign_codes",
         "index_rows",
         "train_index",
+        "index_recall",
         "index_build",
         "approximate",
         "save",

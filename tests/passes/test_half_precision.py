@@ -6,6 +6,7 @@ import numba
 import numpy as np
 import pytest
 
+import trakstore as ts
 from trakstore.errors import NumericsError
 from trakstore.passes.half_precision import few_products, has_instructions, widened
 from trakstore.passes.rows import ArrayRows, UnmaskedRows
@@ -78,6 +79,25 @@ def test_lists_and_tiles_of_many_rows(make_scores, monkeypatch, average, targets
     np.testing.assert_allclose(np.asarray(scores), dense, rtol=1e-4, atol=1e-5)
     if not calls:
         np.testing.assert_array_equal(got["score"], wanted["score"])
+
+
+def test_lists_of_stored_rows(draw, monkeypatch):
+    store = ts.FeatureStore.create(
+        "memory://halves", projection=ts.ProjectionSpec("sjlt", dim=24), dtype="float16"
+    )
+    test, train = draw(2, 24), draw(300, 24)
+    for split, rows in (("test", test), ("train", train)):
+        store.write_split(0, split, rows, out_to_loss=np.ones(len(rows), np.float32))
+    monkeypatch.setattr(parts, "MANY_VALUES", 0)
+    calls = []
+    monkeypatch.setattr("trakstore.passes.half_precision.few_products", _counted(calls))
+    halves = (one.astype(np.float16).astype(np.float64) for one in (test, train))
+    dense = np.matmul(next(halves), next(halves).T)
+    got = top_k(ts.grad_dot_scores(store, of="output"), 12)
+    assert calls
+    wanted = np.argsort(-dense, axis=1)[:, :12]
+    np.testing.assert_array_equal(got["position"], wanted)
+    np.testing.assert_allclose(got["score"], np.take_along_axis(dense, wanted, 1), rtol=1e-5)
 
 
 def _counted(calls):

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import dask
 import numpy as np
 import pytest
+import torch
 
 import trakstore as ts
 from trakstore.errors import (
@@ -23,7 +26,8 @@ from trakstore.errors import (
     TrakStoreError,
 )
 from trakstore.kernels import Cholesky, Dual, Eigen
-from trakstore.scores import index_build
+from trakstore.passes.rows import ArrayRows
+from trakstore.scores import index_build, index_recall
 from trakstore.scores.sign_codes import Turn, add_estimates
 from trakstore.storage import layout
 from trakstore.storage.tables.saved_table import read_table
@@ -95,6 +99,40 @@ def test_estimates_have_no_bias_and_the_error_that_is_said(bits):
     assert np.corrcoef(out, exact)[0, 1] > 0.75
 
 
+def test_products_of_8_bits_are_taken_where_they_change_few_signs():
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.standard_normal((128, 128)))[0].astype(np.float32)
+    spread = np.arange(1, 129, dtype=np.float32) ** -1.5
+    for scale, integers in ((np.ones(128, np.float32), True), (spread, False)):
+        rows = rng.standard_normal((300, 128), dtype=np.float32) * scale
+        # Whitened: each direction is as large as any in the end.
+        turn = Turn.of(rotation / scale[:, None], integers=False)
+        taken = turn.in_integers(rows)
+        assert taken.matrix.dtype == ("int8" if integers else "float32")
+        changed = np.bitwise_count(taken.codes(rows)[0] ^ turn.codes(rows)[0]).sum()
+        assert changed < 0.01 * 300 * 128
+
+
+def test_an_index_by_8_bits_on_one_thread_a_task(store, monkeypatch):
+    monkeypatch.setattr(index_build, "_INTEGER_VALUES", 0)
+    product, threads, before = torch._int_mm, [], torch.get_num_threads()
+    monkeypatch.setattr(
+        torch, "_int_mm", lambda *given: threads.append(torch.get_num_threads()) or product(*given)
+    )
+    scores = ts.trak_scores(store)
+    try:
+        torch.set_num_threads(2)
+        with ThreadPoolExecutor(1) as pool, dask.config.set(scheduler="threads", pool=pool):
+            # A thread keeps the number that it began with.
+            assert pool.submit(torch.get_num_threads).result() == 2
+            ts.build_index(scores, checked=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(threads) > 1 and set(threads) == {1}
+    assert recall(check_lists(scores, 300), ts.top_k(scores, 10)) > 0.9
+
+
 @pytest.mark.parametrize(
     ("order", "temperature"), [("largest", None), ("smallest", 2.0), ("magnitude", None)]
 )
@@ -160,6 +198,17 @@ def test_other_methods_that_are_one_product(store, method):
     assert recall(check_lists(scores, 400), ts.top_k(scores, 10)) > 0.9
 
 
+def test_each_epoch_has_its_own_scale(tmp_path):
+    scores = ts.grad_dot_scores(make(tmp_path / "s.zarr", epochs=(0, 1)))
+    index, window = ts.build_index(scores, checked=0), scores.window(0, 3)
+    only = [np.zeros(ROWS, np.float32) for _ in range(2)]
+    only[0][:100], only[1][100:200] = 1, 1
+    scaled = replace(window, scales=tuple(map(ArrayRows, only)))
+    for at in range(3):
+        found = index.candidates(scores, scaled, at, 50, "magnitude")
+        assert (found < 100).any() and (found >= 100).any() and found.max() < 200
+
+
 def test_kernels_of_train_and_of_sampled_rows_have_an_index_each(store):
     """Both are of loss gradients: the weighting alone does not tell them apart."""
     ids = [f"train{i}~0" for i in range(ROWS)]
@@ -184,6 +233,26 @@ def test_several_epochs(tmp_path):
         ts.open_index(ts.trak_scores(store, epochs=1))
 
 
+@pytest.mark.parametrize("size", [1e-31, 1e30])
+def test_lists_of_targets_of_any_size(store, size):
+    """Ranks do not depend on the size of a target."""
+    scores = ts.trak_scores(store)
+    index, window = ts.build_index(scores, checked=0), scores.window(0, 4)
+    sized = replace(window, lefts=tuple(left * np.float32(size) for left in window.lefts))
+    for at in range(4):
+        wanted = index.candidates(scores, window, at, 100, "largest")
+        got = index.candidates(scores, sized, at, 100, "largest")
+        assert np.isin(got, wanted).mean() > 0.95
+
+
+def test_an_index_keeps_the_columns_of_the_latest_selections(store):
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores, checked=0)
+    for first in range(0, 200, 10):
+        check_lists(scores.isel(train=slice(first, 900)), 60, index=index)
+    assert len(index._columns) <= 6
+
+
 @pytest.mark.parametrize("solver", [Eigen(), Cholesky()])
 def test_factors_that_hold_the_kernel(store, solver):
     scores = ts.trak_scores(store, solver=solver)
@@ -194,9 +263,10 @@ def test_factors_that_hold_the_kernel(store, solver):
 def test_measured_recall_is_stored_and_said(store):
     scores = ts.trak_scores(store)
     index = ts.build_index(scores, k=5, checked=6)
-    assert (index.document.k, index.document.checked) == (5, 6)
+    (told,) = index.document.recalls
+    assert (told.k, told.checked) == (5, 6)
     # All rows are usual candidates of so few.
-    assert index.document.recall == 1 and index.document.candidates == ROWS
+    assert told.recall == 1 and told.candidates == ROWS
     found = ts.approximate_top_k(scores, 3, candidates=30)
     said = {name: found.attrs[name] for name in ("recall", "recall_k", "checked", "candidates")}
     assert said == {"recall": 1, "recall_k": 5, "checked": 6, "candidates": 30}
@@ -215,9 +285,56 @@ def test_recall_is_that_of_the_targets_it_was_measured_on(store, monkeypatch):
     scores = ts.trak_scores(store)
     index = ts.build_index(scores, checked=TARGETS)
     found, exact = ts.approximate_top_k(scores, 10), ts.top_k(scores, 10)
-    assert (
-        index.document.recall == pytest.approx(recall(found, exact)) and index.document.recall < 1
-    )
+    (told,) = index.document.recalls
+    assert told.recall == pytest.approx(recall(found, exact)) and told.recall < 1
+
+
+def told(scores, **how) -> float:
+    return ts.approximate_top_k(scores, 3, candidates=30, **how).attrs["recall"]
+
+
+def test_recall_is_told_only_where_it_was_measured(store):
+    loss, output = (ts.grad_dot_scores(store, of=of) for of in ("loss", "output"))
+    cosines = ts.grad_cos_scores(store)
+    ts.build_index(loss)
+    assert told(loss) == 1
+    for order in ("smallest", "magnitude"):
+        assert np.isnan(told(loss, order=order))
+    assert np.isnan(told(output)) and np.isnan(told(cosines))
+    assert np.isnan(told(loss.isel(train=slice(0, 1000))))
+    # What was measured on one kind of scores stays when another is.
+    index = ts.build_index(cosines, checked=5)
+    assert {one.method: one.checked for one in index.document.recalls} == {
+        "grad_dot": 16,
+        "grad_cos": 5,
+    }
+    assert told(loss) == 1 and told(cosines) == 1 and np.isnan(told(output))
+    assert ts.open_index(loss).document == index.document
+    store.mask("train", ["train5", "train7"])
+    again = ts.open_store(store.location)
+    assert told(ts.grad_cos_scores(again)) == 1 and told(ts.grad_dot_scores(again)) == 1
+
+
+def test_no_recall_of_a_selection_is_measured(store):
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores.isel(train=range(300)))
+    assert index.document.recalls == () and index.document.rows == ROWS
+    assert np.isnan(told(scores))
+
+
+def test_targets_whose_recall_is_measured_come_in_windows_that_fit(store, monkeypatch):
+    scores, sizes = ts.trak_scores(store), []
+    window = type(scores).window
+
+    def counted(one, low, high, *more):
+        sizes.append(high - low)
+        return window(one, low, high, *more)
+
+    monkeypatch.setattr(type(scores), "window", counted)
+    plan = index_recall.plan_top_k
+    monkeypatch.setattr(index_recall, "plan_top_k", lambda *given: replace(plan(*given), targets=5))
+    ts.build_index(scores, checked=12)
+    assert sizes[-3:] == [5, 5, 2]
 
 
 def test_masked_rows_are_in_no_answer(store):
@@ -288,8 +405,15 @@ def test_refusals(store, make_scores):
     arrays, _ = make_scores()
     with pytest.raises(TrakStoreError, match="an index is of the train rows of a store"):
         ts.build_index(arrays)
-    with pytest.raises(TrakStoreError, match="a DualFactor holds none"):
+    with pytest.raises(
+        TrakStoreError, match=r"a DualFactor holds none.*topk` without --approximate"
+    ):
         ts.build_index(ts.trak_scores(store, solver=Dual()))
+    with pytest.raises(TrakStoreError, match=r"mix 0\.5 have one of their own targets: use mix=0"):
+        ts.build_index(ts.whitened_cos_scores(store, mix=0.5))
+    for first in (ts.top_k, ts.approximate_top_k):
+        with pytest.raises(TrakStoreError, match="these scores have no targets: select one"):
+            first(scores.isel(target=[]), 3)
     with pytest.raises(NotFoundError, match="run `trakstore index`"):
         ts.approximate_top_k(scores, 3, candidates=30)
     for options in ({"candidates": 4}, {"candidates": ROWS + 1}):

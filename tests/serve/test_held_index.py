@@ -49,7 +49,8 @@ def test_an_index_is_asked_about_its_method_and_epochs(
                 [one.score for one in found], [one.score for one in true], rtol=1e-4
             )
         said = answer.provenance["index"]
-        assert said["recall"] == built.document.recall and said["checked"] == 8
+        assert said["recall"] == built.document.recalls[0].recall and said["checked"] == 8
+        assert said["order"] == "largest"
         assert answer.share == 1 and "index" not in wanted.provenance
     # Of two epochs, for each of the ends.
     assert len(asked) == 8

@@ -1,15 +1,18 @@
-"""``trakstore index``: an index of train rows, by which single targets are answered in milliseconds."""
+"""``trakstore index``: an index of train rows, by which single targets are answered quickly."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 from typer import Option
 
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.planning import human_bytes
 from trakstore.scores.index_build import build_index
+from trakstore.scores.index_recall import MEASURED_ORDER, recall_of
 from trakstore.scores.train_index import TrainIndex
+from trakstore.storage.tables.index_documents import Recall
 
 
 @with_request()
@@ -23,18 +26,23 @@ def index(
     """Build an index of the train rows, or add the rows that were appended since.
 
     `trakstore topk --approximate` and `trakstore serve --index` ask it. It is kept in the store, and is
-    of one kernel and damping: name the method and damping that will be asked about.
+    of one kernel and damping: name the method and damping that will be asked about. It is quick for
+    uncompressed stores on a local disk; elsewhere whole chunks are read for each target.
     """
     with asked.workplace():
         scores = asked.scores()
         made = build_index(scores, checked=checked, memory_limit=asked.memory_limit)
-    asked.answer({"index": made.path, "bytes": made.nbytes, **made.document.values}, _shown(made))
+        known = recall_of(made.document, scores, MEASURED_ORDER)
+    values = made.document.values
+    del values["recalls"]
+    recall: dict[str, Any] = {"recall": None} if known is None else asdict(known)
+    document = {"index": made.path, "bytes": made.nbytes, **values, **recall}
+    asked.answer(document, _shown(made, known))
 
 
-def _shown(made: TrainIndex) -> list[str]:
-    known = made.document
-    lines = [f"{made.path}: {known.rows:,} rows, {human_bytes(made.nbytes)}"]
-    if known.recall is not None:
+def _shown(made: TrainIndex, known: Recall | None) -> list[str]:
+    lines = [f"{made.path}: {made.document.rows:,} rows, {human_bytes(made.nbytes)}"]
+    if known is not None:
         share, checked = f"{100 * known.recall:.0f}%", known.checked
         lines.append(f"it finds {share} of the true top-{known.k} lists, as {checked} targets show")
     return lines

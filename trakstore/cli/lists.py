@@ -54,7 +54,7 @@ def _recall_line(said: Mapping[str, Any]) -> str:
     if "checked" not in said:
         return "these are the true lists: all train rows were candidates"
     if math.isnan(said["recall"]):
-        return f"{said['candidates']} candidates a target; recall was not measured for this method"
+        return f"{said['candidates']} candidates a target; recall was not measured for such lists"
     return (
         f"{100 * said['recall']:.0f}% of the true top-{said['recall_k']} lists of {said['checked']} "
         f"targets were found when the index was built, with {said['recall_candidates']} candidates; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trakstore.errors import TrakStoreError
+from trakstore.kernels.iterative import DualFactor
 from trakstore.kernels.solvers import F64, CholeskyFactor, EigenFactor, Factor
 
 
@@ -28,7 +29,12 @@ def square_root(factor: Factor) -> F64:
         return np.tril(factor.lower)
     if isinstance(factor, EigenFactor):
         return factor.vectors * np.sqrt(factor.values + factor.damping)
+    few = (
+        "; for so few train rows, fewer than columns, no index is needed: top_k (`trakstore topk` "
+        "without --approximate) is quick"
+    )
     raise TrakStoreError(
         f"an index needs the kernel as a matrix, and a {type(factor).__name__} holds none: compute the "
         f"scores with solver=Cholesky() (from trakstore.kernels), or with a larger memory limit"
+        f"{few if isinstance(factor, DualFactor) else ''}"
     )

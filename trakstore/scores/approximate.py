@@ -7,11 +7,13 @@ import xarray as xr
 from trakstore.errors import TrakStoreError
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.index_recall import recall_of
 from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.running_lists import Order
-from trakstore.scores.top_k import check_request, dataset_of, plan_top_k, top_k
+from trakstore.scores.top_k import check_request, dataset_of, need_targets, plan_top_k, top_k
 from trakstore.scores.train_index import TrainIndex, open_index, usual_candidates
+from trakstore.storage.tables.index_documents import Recall
 
 
 def approximate_top_k(
@@ -27,7 +29,9 @@ def approximate_top_k(
 
     The codes of all train rows are compared with each target, and the first ``candidates`` are scored
     exactly, from their stored rows. The scores that are listed are exact; a train row that is no
-    candidate is not listed. For one target or a few; many at once are faster by :func:`top_k`.
+    candidate is not listed. For one target or a few; many at once are faster by :func:`top_k`. It is
+    quick for uncompressed stores on a local disk: elsewhere whole chunks are read for the candidates
+    of each target, which may be nearly all chunks.
     Where all rows would be candidates, nothing is asked of an index, and the answer is that of
     :func:`top_k`.
 
@@ -52,8 +56,9 @@ def approximate_top_k(
     Dataset
         As for :func:`top_k`. Its attributes say the ``candidates`` of each list and the ``recall``:
         the share of the exact lists (``recall_k`` entries of ``checked`` targets) that was found when
-        the index was built, with ``recall_candidates`` each; 1 where all rows were candidates, and NaN
-        where it was not measured with this method.
+        the index was built, with ``recall_candidates`` each; 1 where all rows were candidates. It is
+        measured on the largest scores with all train rows: for another order, a selection of rows, or
+        a method that it was not built with, it is NaN and the others are 0.
 
     Raises
     ------
@@ -78,7 +83,7 @@ def approximate_top_k(
     >>> top["train"].values[0].tolist()
     ['train-15', 'train-9', 'train-1']
     """
-    need_scores(scores)
+    need_targets(scores)
     rows, trains = scores.shape
     k = check_request(k, trains, order)
     wide = usual_candidates(k, trains)
@@ -98,7 +103,7 @@ def approximate_top_k(
             window = scores.window(start, stop, plan.ahead)
             lists.append(index.lists(scores, window, start, k, wide, order))
             progress.advance(stop - start)
-    return dataset_of(lists, scores, order).assign_attrs(_said(index, scores, wide))
+    return dataset_of(lists, scores, order).assign_attrs(_said(index, scores, wide, order))
 
 
 def _need_index(index: object, scores: Scores) -> None:
@@ -113,12 +118,13 @@ def _need_index(index: object, scores: Scores) -> None:
     rows.refuse_other(index.document)
 
 
-def _said(index: TrainIndex, scores: Scores, candidates: int) -> dict[str, int | float]:
-    known = index.document
-    same = known.recall is not None and known.method == scores.method
+def _said(
+    index: TrainIndex, scores: Scores, candidates: int, order: Order
+) -> dict[str, int | float]:
+    known = recall_of(index.document, scores, order) or Recall("", "", 0, 0, 0, float("nan"))
     return {
         "candidates": candidates,
-        "recall": known.recall if same and known.recall is not None else float("nan"),
+        "recall": known.recall,
         "recall_k": known.k,
         "recall_candidates": known.candidates,
         "checked": known.checked,

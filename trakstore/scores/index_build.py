@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeAlias
@@ -22,11 +22,12 @@ from trakstore.planning import ranges
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.index_recall import measured
 from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.parts import F32
-from trakstore.scores.sign_codes import Turn
+from trakstore.scores.sign_codes import Turn, one_torch_thread
 from trakstore.scores.top_k import plan_top_k
-from trakstore.scores.train_index import TrainIndex, measured, need_index_memory
+from trakstore.scores.train_index import TrainIndex, need_index_memory
 from trakstore.storage.backends.location import Location
 from trakstore.storage.claims import claimed
 from trakstore.storage.row_reads import row_checksums
@@ -72,7 +73,8 @@ def build_index(
     the index that is there. Masked rows are in it, and in no answer. After an append, the same call
     adds the new rows. A call that was stopped goes on where it was. The train rows are read once for
     the codes, and once for the exact lists of ``checked`` targets, by which the recall is measured
-    that each answer tells.
+    that answers with such scores tell: it is kept for each method, and measured only of scores with
+    all train rows.
 
     Parameters
     ----------
@@ -112,7 +114,7 @@ def build_index(
     Examples
     --------
     >>> index = ts.build_index(ts.grad_dot_scores(store, epochs=15), k=3, checked=4)
-    >>> index.document.rows, index.document.checked
+    >>> index.document.rows, index.document.recalls[0].checked
     (24, 4)
     """
     need_scores(scores)
@@ -175,6 +177,8 @@ def _begun(rows: IndexedRows, seed: int, limit: int) -> _Begun:
         kept = replace(wanted, dampings=old.dampings)
         arrays = [replace(one, tails=None) for one in kept.arrays(known["signs"].chunks[1])]
         if is_whole and old.rows == kept.rows:
+            # No row is coded: what was measured on these codes stays.
+            kept = replace(kept, recalls=old.recalls)
             return _Begun(kept, [known[one.name] for one in arrays], None)
         _need_memory(rows, kept, arrays, limit)
         return _Begun(kept, arrays, begin_longer_table(place, path, arrays, kept.token))
@@ -238,15 +242,19 @@ def _encode(
     """Write the codes of all rows that have none yet."""
     count, workers = len(rows.columns), _workers(rows, wanted, arrays, limit)
     step, tile = arrays[1].chunks[1], tile_rows(rows.columns[0])
+    integers = _takes_integers(math.prod(rows.columns[0].shape))
     with (
         ProgressLine("index", count * wanted.rows, unit="rows", show=on_terminal()) as progress,
-        _one_torch_thread(),
+        # Each task limits its own thread: this brings back what threads that are made later start with.
+        one_torch_thread() if integers else nullcontext(),
     ):
         for at, column in enumerate(rows.columns):
             turn = arrays[0].open(rows.location, rows.path)[at].astype(np.float64)
             # x = L (R Sᵀ)ᵀ, and y = φ (R Sᵀ)⁻¹: their product is L φᵀ, whatever the matrix is.
             matrix = np.linalg.inv(turn).astype(np.float32)
-            coder = Turn.of(matrix, integers=_takes_integers(math.prod(column.shape)))
+            coder = Turn.of(matrix, integers=False)
+            if integers:
+                coder = coder.in_integers(_finite(column.read(0, min(tile, wanted.rows))))
             one = _EncodePass(step, column, coder, at, tile, rows.path, tuple(arrays))
             one.run(wanted.rows, workers=workers, finished=progress.advance)
 
@@ -273,23 +281,6 @@ def _has_integer_products() -> bool:
     import torch
 
     return hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Limit torch to one thread for each task within, where it is used."""
-    import sys
-
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,12 +330,15 @@ class _EncodePass(Pass[None, None]):
             stored = replace(self.column, scale=None).read(*place)
             checksums = row_checksums(stored)
             rows = stored if self.column.scale is None else self.column.read(*place)
-            wide = _widened(rows)
-            # Rows that were bad when they were written are NaN, and in no answer.
-            bad = ~np.isfinite(wide).all(axis=1)
-            wide[bad] = 0
-            signs, lengths = self.turn.codes(wide)
+            signs, lengths = self.turn.codes(_finite(rows))
             yield signs, checksums, lengths
+
+
+def _finite(rows: NDArray[Any]) -> F32:
+    """Return rows as float32, with zeros for those that were bad when they were written: all NaN."""
+    wide = _widened(rows)
+    wide[~np.isfinite(wide).all(axis=1)] = 0
+    return wide
 
 
 def _widened(rows: NDArray[Any]) -> F32:

@@ -60,6 +60,11 @@ class IndexedRows:
             raise TrakStoreError(
                 "an index is of one kernel: its epochs here are weighted differently"
             )
+        if scores.parts[0].kernel.startswith("mix"):
+            raise TrakStoreError(
+                f"an index is of a kernel of train rows, for all targets; {scores.method} scores with "
+                f"{scores.parts[0].kernel} have one of their own targets: use mix=0"
+            )
         return cls(tuple(found), scores.parts)
 
     @property

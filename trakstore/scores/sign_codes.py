@@ -9,6 +9,8 @@ next to nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,8 @@ from trakstore.storage.tables.index_documents import code_bytes
 F32 = NDArray[np.float32]
 U64 = NDArray[np.uint64]
 _PLANES = 4  # bits of an entry of a target
+# Share of signs that 8 bits may change: of rows with a flat spectrum they change less than 1%.
+_MOST_CHANGED = 0.02
 
 
 def _counting(_: Any, word: Any) -> Any:  # pragma: no cover
@@ -88,6 +92,19 @@ def _add_lengths(out: F32, turned: Any, scales: F32) -> None:  # pragma: no cove
         out[i] = squares / sizes if sizes > 0 else np.float32(0)
 
 
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Limit torch to one thread in this thread: others code the rows of other chunks."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True, eq=False)
 class Turn(Sent):
     """A matrix that turns rows to the directions whose signs are kept, shape (k, k).
@@ -96,7 +113,7 @@ class Turn(Sent):
     ----------
     matrix : ndarray of int8 or float32, shape (k, k)
         With 8 bits, rows are rounded to as many: processors multiply such integers several times as
-        fast as floats, and what that adds to the error does not show beside that of one bit.
+        fast as floats. Where few signs change by that, it does not show beside the error of one bit.
     scales : ndarray of float32, shape (k,)
         Factors of its columns.
     """
@@ -111,6 +128,15 @@ class Turn(Sent):
             return cls(np.ascontiguousarray(matrix, np.float32), np.ones(len(matrix), np.float32))
         scales = (np.abs(matrix).max(axis=0) / np.float32(127)).astype(np.float32)
         return cls(np.rint(matrix / scales).astype(np.int8), scales)
+
+    def in_integers(self, some: F32) -> Turn:
+        """Return the matrix in 8 bits; this one where that changes too many signs of some rows."""
+        # Where the kernel's inverse raises directions that are small in the rows, these are less than
+        # the 127th part of the largest entries, and rounding leaves nothing of them.
+        rounded = Turn.of(np.asarray(self.matrix, np.float32), integers=True)
+        changed = np.bitwise_count(self.codes(some)[0] ^ rounded.codes(some)[0]).sum()
+        few = changed <= _MOST_CHANGED * len(some) * self.matrix.shape[1]
+        return rounded if few else self
 
     def codes(self, rows: F32) -> tuple[NDArray[np.uint8], F32]:
         """Return the signs of finite rows (n, k), packed, the first lowest, and their lengths (n,)."""
@@ -132,14 +158,16 @@ class Turn(Sent):
 
         whole, largest = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
         _quantise(whole, largest, rows)
-        product = torch._int_mm(torch.from_numpy(whole), torch.from_numpy(self.matrix))
+        with one_torch_thread():
+            product = torch._int_mm(torch.from_numpy(whole), torch.from_numpy(self.matrix))
         return product.numpy(), largest
 
 
 def add_estimates(out: F32, target: F32, signs: U64, lengths: F32) -> None:
     """Add estimates of the products of a turned target (k,) with the rows of codes, shape (n,)."""
     low = float(target.min(initial=0))
-    step = max((float(target.max(initial=0)) - low) / (2**_PLANES - 1), 1e-30)
+    # Of a target of zeros all levels are 0, whatever the step is.
+    step = (float(target.max(initial=0)) - low) / (2**_PLANES - 1) or 1.0
     levels = np.rint((target - low) / step).astype(np.uint8)
     planes = np.zeros((_PLANES, signs.shape[1]), np.uint64)
     for plane in range(_PLANES):

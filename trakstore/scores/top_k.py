@@ -100,7 +100,7 @@ def top_k(
         if where is not None or per_class:
             raise TrakStoreError("where= and per_class= are for Scores; select from the array")
         return _top_k_of_array(scores, k, order, memory_limit)
-    need_scores(scores)
+    need_targets(scores)
     columns = scores.shape[1]
     groups = train_groups(scores, where, per_class=per_class)
     k = check_request(k, columns if groups is None or per_class else groups.counts[0], order)
@@ -176,6 +176,13 @@ class SelectPass(WindowPass[list["Running | DeviceLists"], list[Lists]]):
 
     def end(self, state: list[Running | DeviceLists]) -> list[Lists]:
         return [one.lists() for one in state]
+
+
+def need_targets(scores: Scores) -> None:
+    """Raise a :class:`TrakStoreError` for anything but scores of one target or more."""
+    need_scores(scores)
+    if not scores.shape[0]:
+        raise TrakStoreError("these scores have no targets: select one at least")
 
 
 def check_request(k: int, columns: int, order: Order) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,6 @@ from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.parts import F32, Window
 from trakstore.scores.running_lists import Lists, Order, check_finite, first_of, keys
 from trakstore.scores.sign_codes import U64, add_estimates
-from trakstore.scores.top_k import top_k
 from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.row_reads import read_single_rows
 from trakstore.storage.tables.index_documents import IndexDocument, read_index
@@ -51,7 +51,7 @@ class TrainIndex:
     Attributes
     ----------
     document : IndexDocument
-        Rows and metric, and the recall that was measured.
+        Rows and metric, and the recalls that were measured.
     path : str
         Its group in the store.
     turns : ndarray of float32, shape (epochs, k, k)
@@ -72,7 +72,8 @@ class TrainIndex:
 
     def __repr__(self) -> str:
         one = self.document
-        recall = "not measured" if one.recall is None else f"{one.recall:.3f} at {one.k}"
+        known = [f"{each.recall:.3f} at {each.k} ({each.method})" for each in one.recalls]
+        recall = ", ".join(known) or "not measured"
         return f"<TrainIndex {self.path} (train: {one.rows}), recall {recall}>"
 
     @property
@@ -109,10 +110,14 @@ class TrainIndex:
         shape = (self.document.rows,)
         columns = scores.shape[1]
         total, estimate = np.zeros(columns, np.float32), np.empty(shape, np.float32)
-        positions = self._positions(scores)
+        positions = self.positions(scores)
+        # Tiny gradients make tiny targets, whose products would vanish in float32. A power of two
+        # changes no other bit, and one for all epochs leaves the ranking of their sum as it is.
+        most = max(float(np.abs(left[at]).max(initial=0)) for left in window.lefts)
+        exponent = -math.frexp(most)[1]
         for epoch, (left, scale) in enumerate(zip(window.lefts, window.scales, strict=True)):
             estimate[:] = 0
-            self._estimate(estimate, epoch, self.turns[epoch] @ left[at])
+            self._estimate(estimate, epoch, self.turns[epoch] @ np.ldexp(left[at], exponent))
             own = estimate[:columns] if positions is None else estimate[positions]
             total += own if scale is None else own * self._whole(scale)
         if window.scale is not None:
@@ -129,7 +134,7 @@ class TrainIndex:
         with ThreadPoolExecutor(task_slots()) as pool:
             list(pool.map(lambda one: scan(*one), ranges(len(out), _SCAN_ROWS)))
 
-    def _positions(self, scores: Scores) -> NDArray[np.int64] | None:
+    def positions(self, scores: Scores) -> NDArray[np.int64] | None:
         """Return the stored position of each column of the scores; None where they are its number."""
         rows = scores.train_positions
         return None if rows is None or isinstance(rows, PositionRows) else self._kept(rows)
@@ -140,16 +145,21 @@ class TrainIndex:
 
     def _kept(self, rows: Rows) -> NDArray[Any]:
         """Return a column, which is kept: reading it takes as long as comparing all codes."""
-        if rows.token not in self._columns:
-            self._columns[rows.token] = whole_column(rows)
-        return self._columns[rows.token]
+        kept = self._columns.pop(rows.token, None)
+        column = whole_column(rows) if kept is None else kept
+        # The last is that which was asked for last. Each selection of train rows has other columns:
+        # those of the two latest stay. Several threads may be here, which at worst read one twice.
+        self._columns[rows.token] = column
+        for old in [*self._columns][: -2 * (len(self.turns) + 2)]:
+            self._columns.pop(old, None)
+        return column
 
     def rescored(
         self, scores: Scores, window: Window, at: int, near: NDArray[np.int64], first: int
     ) -> tuple[F32, NDArray[np.int64]]:
         """Return the exact scores of one target of a window with columns (c,), and their positions."""
         rows = IndexedRows.of(scores)
-        positions = self._positions(scores)
+        positions = self.positions(scores)
         stored = near if positions is None else positions[near]
         # Rows of one chunk are read together.
         near, stored = near[np.argsort(stored)], np.sort(stored)
@@ -229,22 +239,3 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
     document, arrays = found
     rows.refuse_other(document)
     return TrainIndex.read(rows, document, list(arrays.values()), memory_limit)
-
-
-def measured(
-    index: TrainIndex, scores: Scores, k: int, checked: int, memory_limit: int | str | None
-) -> IndexDocument:
-    """Return the document with the recall of the lists of some targets, evenly spaced."""
-    targets, columns = scores.shape
-    k, count = min(k, columns), usual_candidates(min(k, columns), columns)
-    chosen = np.unique(np.linspace(0, targets - 1, min(checked, targets)).astype(int))
-    known = replace(index.document, method=scores.method, k=k, candidates=count)
-    if not len(chosen):
-        return known
-    few = scores.isel(target=chosen)
-    exact = top_k(few, k, memory_limit=memory_limit)["position"].values
-    lists = index.lists(few, few.window(0, len(chosen)), 0, k, count, "largest")
-    positions = index._positions(few)
-    own = lists.position if positions is None else positions[lists.position]
-    hits = sum(len(np.intersect1d(*pair)) for pair in zip(exact, own, strict=True))
-    return replace(known, checked=len(chosen), recall=hits / exact.size)

@@ -9,6 +9,7 @@ from typing import Any
 from trakstore.scores.approximate import approximate_top_k
 from trakstore.scores.both_ends import BothEnds
 from trakstore.scores.factored import Scores
+from trakstore.scores.index_recall import MEASURED_ORDER, recall_of
 from trakstore.scores.train_index import TrainIndex, open_index, usual_candidates
 
 
@@ -52,6 +53,9 @@ class HeldIndex:
         """Measured recall of its lists, for an answer's provenance."""
         if self.index is None:
             return {"recall": 1.0}
-        known = self.index.document
+        known = recall_of(self.index.document, self.scores, MEASURED_ORDER)
+        if known is None:
+            return {}
+        # Nothing is known of the list of opponents.
         names = ("recall", "k", "checked", "candidates")
-        return {name: getattr(known, name) for name in names if known.method == self.scores.method}
+        return {"order": MEASURED_ORDER, **{name: getattr(known, name) for name in names}}

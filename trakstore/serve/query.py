@@ -252,7 +252,8 @@ class Query:
         Returns
         -------
         Answer
-            Scores of a target are those of ``top_k(scores.isel(target=[row]), k)``, bit by bit.
+            Scores of a target are those of ``top_k(scores.isel(target=[row]), k)``, bit by bit; by an
+            index, up to rounding.
             Those of a new sample have the bits of a split that was featurized one sample at a
             time, and those of larger batches up to rounding.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trakstore.documents import each, number, optional, parsed, text, whole
+from trakstore.documents import each, fields, made_by, number, optional, parsed, text, whole
 from trakstore.errors import DamagedError, SpecMismatchError, did_you_mean
 from trakstore.planning import CHUNK_BYTES
 from trakstore.storage import layout
@@ -29,8 +29,43 @@ _TURN_ROWS = 1024
 
 
 @dataclass(frozen=True)
+class Recall:
+    """Share of the exact lists of some targets that an index found, with the largest scores first.
+
+    Attributes
+    ----------
+    method : str
+        Method of the scores.
+    scaling : str
+        Names of what their products are multiplied with.
+    k, candidates, checked : int
+        Entries of the lists, candidates of each, and number of targets.
+    recall : float
+    """
+
+    method: str
+    scaling: str
+    k: int
+    candidates: int
+    checked: int
+    recall: float
+
+    @classmethod
+    def read(cls, what: Any) -> Recall:
+        """Read it from a document."""
+        return cls(**fields(what, _RECALL_FIELDS, what="a recall of an index"))
+
+
+_RECALL_FIELDS = {
+    **dict.fromkeys(("method", "scaling"), text()),
+    **dict.fromkeys(("k", "candidates", "checked"), whole(1)),
+    "recall": number(),
+}
+
+
+@dataclass(frozen=True)
 class IndexDocument:
-    """Rows and metric of an index, and its measured recall.
+    """Rows and metric of an index, and its measured recalls.
 
     Attributes
     ----------
@@ -51,12 +86,8 @@ class IndexDocument:
     blocks, whole_blocks : str
         SHA-256 of the ends of the commit records of the rows' blocks, and of those blocks alone that
         have as many rows as any: an append changes none of these.
-    method : str
-        Method whose lists were compared.
-    k, candidates, checked : int
-        Entries of these lists, candidates of each, and number of targets.
-    recall : float or None
-        Share of the exact lists that was found; None where no target was checked.
+    recalls : tuple of Recall
+        One for each kind of scores that was measured.
     """
 
     kernel: str
@@ -68,11 +99,7 @@ class IndexDocument:
     seed: int
     blocks: str = ""
     whole_blocks: str = ""
-    method: str = ""
-    k: int = 0
-    candidates: int = 0
-    checked: int = 0
-    recall: float | None = None
+    recalls: tuple[Recall, ...] = ()
 
     @classmethod
     def read(cls, what: dict[str, Any]) -> IndexDocument:
@@ -119,13 +146,13 @@ class IndexDocument:
 
 
 _FIELDS = {
-    **dict.fromkeys(("kernel", "method", "blocks", "whole_blocks"), text()),
+    **dict.fromkeys(("kernel", "blocks", "whole_blocks"), text()),
     "epochs": each(text()),
     "nonces": each(whole()),
     "dampings": each(optional(number())),
     **dict.fromkeys(("rows", "dim"), whole(1)),
-    **dict.fromkeys(("seed", "k", "candidates", "checked"), whole()),
-    "recall": optional(number()),
+    "seed": whole(),
+    "recalls": each(made_by(Recall.read, "a recall")),
 }
 
 

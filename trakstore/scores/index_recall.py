@@ -1,0 +1,95 @@
+"""Recall of an index: which lists it was measured on, and of which it is told."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from trakstore.passes.rows import Rows, TakenRows, UnmaskedRows
+from trakstore.scores.factored import Scores
+from trakstore.scores.running_lists import Lists, Order
+from trakstore.scores.top_k import plan_top_k, top_k
+from trakstore.scores.train_index import TrainIndex, usual_candidates
+from trakstore.storage import layout
+from trakstore.storage.stored import StoredColumn
+from trakstore.storage.tables.index_documents import IndexDocument, Recall
+
+MEASURED_ORDER: Order = "largest"
+
+
+def measured(
+    index: TrainIndex, scores: Scores, k: int, checked: int, memory_limit: int | str | None
+) -> IndexDocument:
+    """Return the document with the recall of the lists of some targets, evenly spaced.
+
+    What is known of other scores stays. Of a selection of train rows nothing is measured: the index
+    is of all rows, and more of a short list is found.
+    """
+    targets, columns = scores.shape
+    known = tuple(one for one in index.document.recalls if not _is_of(one, scores))
+    document = replace(index.document, recalls=known)
+    chosen = np.unique(np.linspace(0, targets - 1, min(checked, targets)).astype(int))
+    if not len(chosen) or not _has_all_rows(scores):
+        return document
+    few, k = scores.isel(target=chosen), min(k, columns)
+    count = usual_candidates(k, columns)
+    exact = top_k(few, k, memory_limit=memory_limit)["position"].values
+    own = _listed(index, few, k, count, memory_limit)
+    hits = sum(len(np.intersect1d(*pair)) for pair in zip(exact, own, strict=True))
+    made = Recall(scores.method, _scaling(scores), k, count, len(chosen), hits / exact.size)
+    return replace(document, recalls=(*known, made))
+
+
+def _listed(
+    index: TrainIndex, few: Scores, k: int, count: int, memory_limit: int | str | None
+) -> Any:
+    """Return the stored positions in the lists of an index, shape (m, k)."""
+    plan = plan_top_k(few.sizes, k, None, memory_limit)
+    lists = Lists.joined(
+        [
+            index.lists(few, few.window(*at, plan.ahead), at[0], k, count, MEASURED_ORDER)
+            for at in plan.windows(few.shape[0])
+        ]
+    )
+    positions = index.positions(few)
+    return lists.position if positions is None else positions[lists.position]
+
+
+def recall_of(document: IndexDocument, scores: Scores, order: Order) -> Recall | None:
+    """Return the recall that was measured on such scores; None where none was."""
+    if order != MEASURED_ORDER or not _has_all_rows(scores):
+        return None
+    return next((one for one in document.recalls if _is_of(one, scores)), None)
+
+
+def _is_of(recall: Recall, scores: Scores) -> bool:
+    return (recall.method, recall.scaling) == (scores.method, _scaling(scores))
+
+
+def _scaling(scores: Scores) -> str:
+    """Name what the products are multiplied with, by which scores of one method differ."""
+    # By names and not by tokens: those change with each mask, and where λ is rounded otherwise.
+    part = scores.parts[0]
+    average = f"{scores.average}: " if len(scores.parts) > 1 else ""
+    return average + _name(part.column_scale)
+
+
+def _name(rows: Any) -> str:
+    while isinstance(rows, TakenRows | UnmaskedRows):
+        rows = rows.base
+    if isinstance(rows, StoredColumn):
+        return layout.last_part(rows.path)
+    if not is_dataclass(rows):
+        return "" if isinstance(rows, np.ndarray) or rows is None else str(rows)
+    inner = (_name(getattr(rows, field.name)) for field in fields(rows))
+    return f"{type(rows).__name__}({', '.join(one for one in inner if one)})"
+
+
+def _has_all_rows(scores: Scores) -> bool:
+    """Tell whether scores are with all train rows that are not masked."""
+    rows: Rows = scores.parts[0].train
+    while isinstance(rows, UnmaskedRows):
+        rows = rows.base
+    return isinstance(rows, StoredColumn)
