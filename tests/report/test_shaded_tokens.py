@@ -139,6 +139,38 @@ def test_runs_of_tokens_are_marked_together(tmp_path: Path) -> None:
         sample_source(changed, Letters(), [split])
 
 
+def test_a_run_is_of_tokens_that_count_of_the_sample_that_is_read(tmp_path: Path) -> None:
+    chat = {"input_ids": [1, 3, 4, 5, 6, 7, 8], "labels": [-100, 3, 4, -100, -100, 7, 8]}
+
+    def behind_a_prompt(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Two tokens before each sample: its numbers are those of what is read."""
+        rows = {name: [one[name] for one in samples] for name in ("input_ids", "labels")}
+        begin = {"input_ids": [1, 1], "labels": [-100, -100]}
+        return {name: torch.tensor([begin[name] + one for one in rows[name]]) for name in rows}
+
+    for collate, more in ((None, 0), (behind_a_prompt, 2)):
+        sample: Any = chat if collate else {name: torch.tensor(row) for name, row in chat.items()}
+        other = Job(
+            Named(),
+            {"train": [sample], "test": [sample]},
+            output="causal_lm",
+            projector=ts.ProjectionSpec("sjlt", dim=8),
+            tokens=3,
+            collate=collate,
+        )
+        where = tmp_path / f"{more}.zarr"
+        featurize_job(other, where, splits=["test~tokens"], progress=False)
+        split = ts.open_store(where).split(0, "test~tokens")
+        names = split.column("sample_id").read(0, split.rows).tolist()
+        assert names == [f"0#{1 + more}", f"0#{6 + more}"]
+        source = sample_source(other, Letters(), [split])
+        for row, wanted in enumerate(([3, 4, 7], [8])):
+            shown = source("test~tokens", row, names[row])
+            assert shown is not None
+            marked = "".join(one.text for one in shown.parts if one.kind == "asked")
+            assert marked == Letters().decode(wanted)
+
+
 def test_what_cannot_be_shaded_is_refused(own: Job, store: ts.FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(TrakStoreError, match="by the models of a job"):
         write_report(store, tmp_path / "r.html", k=3, tokens=1)

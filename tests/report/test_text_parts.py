@@ -178,7 +178,7 @@ def test_tokens_with_scores_are_parts_of_their_own() -> None:
 
 def test_scores_of_padded_texts_and_of_targets() -> None:
     padded = {"input_ids": [9, 65, 66], "attention_mask": [0, 1, 1]}
-    parts = token_parts(padded, Bytes(), {1: 2.0})
+    parts = token_parts(padded, Bytes(), {2: 2.0})
     assert parts is not None
     assert [(one.text, isinstance(one, ScoredPart)) for one in parts] == [("A", False), ("B", True)]
     target = {"input_ids": [65, 66], "labels": [-100, 67, 68]}

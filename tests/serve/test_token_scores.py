@@ -109,6 +109,40 @@ def test_a_tokens_score_is_its_own_gradients(folder: Path) -> None:
     np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5 * max(map(abs, wanted)))
 
 
+def beside_padding(ids: list[int], labels: list[int]) -> dict[str, list[int]]:
+    """A sample that carries padding of its own, at the left."""
+    kept = [0] * 3 + [1] * len(ids)
+    return {"input_ids": [0] * 3 + ids, "labels": [-100] * 3 + labels, "attention_mask": kept}
+
+
+@pytest.mark.parametrize("output", ["masked_lm", "causal_lm"])
+def test_labels_that_are_not_the_input_add_up_behind_padding(output: str, tmp_path: Path) -> None:
+    rows = torch.randint(1, 20, (7, 6), generator=torch.Generator().manual_seed(3)).tolist()
+    if output == "masked_lm":
+        hidden = [[21 if at in (1, 4) else one for at, one in enumerate(ids)] for ids in rows]
+        labels = [[one if at in (1, 4) else -100 for at, one in enumerate(ids)] for ids in rows]
+        wanted = [1, 4]
+    else:
+        hidden, labels, wanted = rows, [[*ids[:5], 21] for ids in rows], [1, 2, 3, 4, 5]
+    made = [beside_padding(*one) for one in zip(hidden, labels, strict=True)]
+    own = Job(
+        llama(),
+        {"train": made[:5], "test": made[5:]},
+        projector=ts.ProjectionSpec("sjlt", dim=32),
+        collate=lambda some: {name: torch.tensor([r[name] for r in some]) for name in some[0]},
+        output=output,
+    )
+    featurize_job(own, tmp_path / "s.zarr", progress=False)
+    answer = ts.Query(ts.open_store(tmp_path / "s.zarr"), own, render=Words())
+    for entry in answer.ask(target=0, k=2, tokens=2).proponents:
+        assert entry.tokens is not None
+        assert [at for one in entry.tokens.scored for at in one.tokens] == wanted
+        total = sum(one.score for one in entry.tokens.scored)
+        assert abs(total - entry.score) < 1e-4 * abs(entry.score)
+        said = [one.text.strip() for one in entry.tokens.scored]
+        assert said == [f"w{made[entry.position]['labels'][3 + at]}" for at in wanted]
+
+
 def test_texts_come_with_their_scores(folder: Path) -> None:
     store = ts.open_store(folder / "llama.zarr")
     answer = ts.Query(store, job(llama), render=Words()).ask(target=1, k=2, tokens=1)

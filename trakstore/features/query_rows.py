@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils import _pytree as tree
 
 from trakstore.errors import MemoryLimitError, SpecMismatchError, TrakStoreError
 from trakstore.features.activations import NamedActivations
@@ -31,7 +30,7 @@ from trakstore.features.plain import copied
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import scale_of_store
 from trakstore.features.token_rows import TokenRows
-from trakstore.features.token_samples import token_numbers
+from trakstore.features.token_samples import ReadTokens, read_tokens
 from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch
 from trakstore.features.weights import own_copy
@@ -53,17 +52,14 @@ class SampleTokens(NamedTuple):
 
     Attributes
     ----------
-    numbers : ndarray of int64, shape (tokens,)
-        Places of the tokens in the sample, counted from 0 without padding.
+    own : ReadTokens
+        The tokens.
     features : ndarray of float32, shape (tokens, dim)
         Rows that add up to the sample's.
-    read : tree of ndarray
-        The sample as the model reads it.
     """
 
-    numbers: NDArray[np.int64]
+    own: ReadTokens
     features: NDArray[np.float32]
-    read: Any
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,8 @@ class _LoadedEpoch:
     def tokens(self, sample: Any, output: ModelOutput, at_once: int) -> SampleTokens:
         """Compute the parts of a sample's row that its tokens have, some tokens at once."""
         batch = replace(self.batches, dataset=[sample]).read(0, 1)
-        numbers = token_numbers(self.model, output, batch)
-        count = len(numbers)
+        own = read_tokens(self.model, output, batch)
+        count = len(own.numbers)
         if not count:
             raise TrakStoreError(f"{self.where} has no token that counts")
         # Parts are not rounded as rows are stored: each would lose as much as a whole row does.
@@ -100,8 +96,7 @@ class _LoadedEpoch:
         rows = self._computer(sample, count, min(at_once, count), spec, check="some")
         separate = need_tokens(output)
         rows.labels = TokenRows(self.model, separate, np.arange(count), 1)
-        read = tree.tree_map(lambda tensor: tensor[0].cpu().numpy(), batch)
-        return SampleTokens(numbers, self._computed(rows, count)[layout.FEATURES], read)
+        return SampleTokens(own, self._computed(rows, count)[layout.FEATURES])
 
     def _computer(
         self, sample: Any, count: int, at_once: int, spec: StoreSpec, check: CheckedRows

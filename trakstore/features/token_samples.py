@@ -9,14 +9,15 @@ sample costs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils import _pytree as tree
 from torch.utils.data import Subset
 
 from trakstore.errors import TrakStoreError
@@ -33,7 +34,7 @@ from trakstore.storage import layout
 from trakstore.storage.columns import sample_ids
 from trakstore.storage.ids import as_ids
 
-__all__ = ["TokenSamples", "samples_of", "token_numbers"]
+__all__ = ["ReadTokens", "TokenSamples", "read_tokens", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class TokenSamples:
                 f"again: give the samples to be asked about as a list"
             )
         batches = Batches.of(job.model, output, dataset, torch.device("cpu"), job.collate)
-        tokens = [token_numbers(job.model, output, batches.read(at, at + 1)) for at in range(count)]
+        tokens = [
+            read_tokens(job.model, output, batches.read(at, at + 1)).numbers for at in range(count)
+        ]
         if not any(map(len, tokens)):
             raise TrakStoreError(f"no token of the data set {own!r} counts: all labels are -100")
         ids = sample_ids(job.ids.get(own), count)
@@ -132,12 +135,41 @@ class TokenSamples:
         return np.array([-(-len(tokens) // self.run) for tokens in self.tokens], dtype=np.int64)
 
 
-def token_numbers(model: nn.Module, output: ModelOutput, batch: Any) -> NDArray[np.int64]:
-    """Return the numbers of the tokens that count, of a batch of one sample."""
+class ReadTokens(NamedTuple):
+    """Tokens of a sample that count, in the sample as the model reads it.
+
+    Attributes
+    ----------
+    numbers : ndarray of int64, shape (tokens,)
+        Numbers that rows are named by, as :meth:`~.SeparatesTokens.tokens` has them.
+    positions : ndarray of int64, shape (tokens,)
+        Their positions in the labels that were read, or in the tokens where there are no labels:
+        padding is counted, which numbers leave out.
+    read : tree of Tensor
+        The sample, made a batch by the collator and taken from it.
+    """
+
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    read: Any
+
+
+def read_tokens(model: nn.Module, output: ModelOutput, batch: Any) -> ReadTokens:
+    """Return the tokens that count, of a batch of one sample."""
     with explained(model, output, batch):
         numbers = need_tokens(output).tokens(model, batch)[0].cpu().numpy()
-    counted: NDArray[np.int64] = numbers[numbers >= 0]
-    return counted
+    read = tree.tree_map_only(torch.Tensor, lambda one: one[0].cpu() if one.ndim else one, batch)
+    counted = np.flatnonzero(numbers >= 0)
+    # Numbers stand beside logits, which may lack the first token: nothing predicts it.
+    before = len(_labels(read)) - len(numbers)
+    return ReadTokens(numbers[counted], counted + before, read)
+
+
+def _labels(read: Any) -> Any:
+    """Return the row that says which tokens are predicted."""
+    if not isinstance(read, Mapping):
+        return read[-1] if isinstance(read, tuple | list) else read
+    return read["labels"] if "labels" in read else read["input_ids"]
 
 
 def samples_of(job: Job, split: str) -> SplitSamples | TokenSamples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from trakstore.scores.row_parts import of_row_parts, parts_apart
 
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features.query_rows import LoadedModels
+    from trakstore.features.token_samples import ReadTokens
 
 __all__ = ["ScoredTokens", "scored_tokens"]
 
 # Most that stored rows are off by, relative to them, in 8 bits or lower precision.
 _APART = 0.1
+_IGNORED = -100  # the label of tokens that have no loss, as transformers has it
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def scored_tokens(
         The tokens' rows do not add up to the stored one: the store has the features of another sample.
     """
     made = models.tokens(sample, scores.epochs, go_on)
-    first = made[scores.epochs[0]]
+    own = made[scores.epochs[0]].own
     parts = {epoch: one.features for epoch, one in made.items()}
     apart = parts_apart(scores, column, parts)
     if not apart < _APART:
@@ -105,18 +107,44 @@ def scored_tokens(
             f"rows of the tokens add up to another row than the stored one (relative difference "
             f"{apart:.2g}): the job gives another sample, or other tokens of it, than were featurized"
         )
-    values = np.asarray(of_row_parts(scores, column, parts, first.numbers))[0]
-    by_place = dict(zip(first.numbers.tolist(), values.astype(float).tolist(), strict=True))
-    return ScoredTokens(_parts(first.read, tokenizer or _Numbers(), by_place))
+    values = np.asarray(of_row_parts(scores, column, parts, own.numbers))[0]
+    return ScoredTokens(_parts(own, tokenizer or _Numbers(), values.astype(float).tolist()))
 
 
-def _parts(read: Any, tokenizer: Any, scores: Mapping[int, float]) -> tuple[TextPart, ...]:
+def _parts(own: ReadTokens, tokenizer: Any, values: Sequence[float]) -> tuple[TextPart, ...]:
+    """Return the text of a sample, whose tokens that count have these scores, in their order."""
+    read, scores = own.read, dict(zip(own.positions.tolist(), values, strict=True))
     parts = token_parts(read, tokenizer, scores)
     # What is read may be sound or images: the text is then in the labels alone.
     if parts is None and isinstance(read, Mapping) and "labels" in read:
-        parts = token_parts({"input_ids": read["labels"]}, tokenizer, scores)
+        labels = np.asarray(read["labels"])
+        alone = {"input_ids": labels, "attention_mask": (labels != _IGNORED).astype(np.int64)}
+        parts = token_parts(alone, tokenizer, scores)
     if parts is None:
         raise TrakStoreError(
             "the samples have neither 'input_ids' nor 'labels', whose text is shown"
         )
-    return parts
+    return _numbered(parts, own)
+
+
+def _numbered(parts: Sequence[TextPart], own: ReadTokens) -> tuple[TextPart, ...]:
+    """Name tokens by their numbers instead of their positions, which padding may move.
+
+    Raises
+    ------
+    TrakStoreError
+        The text lacks a token that has a score: what is shown would not add up to the sample's.
+    """
+    numbers = dict(zip(own.positions.tolist(), own.numbers.tolist(), strict=True))
+    shown = [at for one in parts if isinstance(one, ScoredPart) for at in one.tokens]
+    if sorted(shown) != sorted(numbers):
+        raise TrakStoreError(
+            f"the text of the sample has {len(shown)} of its {len(numbers)} tokens that count, and "
+            f"scores would not add up: ask without tokens, or give 'input_ids' and 'labels'"
+        )
+    return tuple(
+        replace(one, tokens=tuple(numbers[at] for at in one.tokens))
+        if isinstance(one, ScoredPart)
+        else one
+        for one in parts
+    )

@@ -47,7 +47,7 @@ class ScoredPart(TextPart):
     Attributes
     ----------
     tokens : tuple of int
-        Places of the tokens in the sample.
+        Positions of the tokens in the row, or their numbers where these have taken their place.
     score, share : float
         Sum of their scores, and its share, -1 to 1, of the largest magnitude of the sample.
     """
@@ -93,8 +93,8 @@ def token_parts(
         Of a pair, as :class:`trakstore.features.DPO` has it, both continuations are shown.
     tokenizer : transformers.PreTrainedTokenizerBase
     scores : mapping of int to float
-        Scores of some tokens, each of which is a :class:`ScoredPart` then, by their places in the
-        sample: without padding, or in the labels where these are other tokens than the input.
+        Scores of some tokens, each of which is a :class:`ScoredPart` then, by their positions in the
+        row, padding counted: in the labels where these are other tokens than the input.
 
     Returns
     -------
@@ -141,21 +141,21 @@ def _row_parts(
         return None
     mask, labels = (_numbers(row.get(side + name)) for name in ("attention_mask", "labels"))
     kept = np.ones(len(ids), dtype=bool) if mask is None or len(mask) != len(ids) else mask != 0
-    numbers = list(range(int(kept.sum())))
+    places = np.flatnonzero(kept).tolist()
     if labels is None:
-        return _decoded(ids[kept], ["plain"] * len(numbers), tokenizer, numbers, scores)
+        return _decoded(ids[kept], ["plain"] * len(places), tokenizer, places, scores)
     learned = labels != _IGNORED
     if len(labels) != len(ids) or (labels != ids)[learned].any():
         answer = labels[learned]
-        places = np.flatnonzero(learned).tolist()
-        source = _decoded(ids[kept], ["prompt"] * len(numbers), tokenizer)
-        target = _decoded(answer, ["learned"] * len(answer), tokenizer, places, scores)
+        asked = np.flatnonzero(learned).tolist()
+        source = _decoded(ids[kept], ["prompt"] * len(places), tokenizer)
+        target = _decoded(answer, ["learned"] * len(answer), tokenizer, asked, scores)
         return (*source, TextPart("\n"), *target)
     told = learned[kept].any() and not learned[kept].all()
     kinds: list[Kind] = [
         "plain" if not told else "learned" if one else "prompt" for one in learned[kept].tolist()
     ]
-    return _decoded(ids[kept], kinds, tokenizer, numbers, scores)
+    return _decoded(ids[kept], kinds, tokenizer, places, scores)
 
 
 def _numbers(values: Any) -> NDArray[np.int64] | None:
@@ -172,7 +172,7 @@ def _decoded(
     ids: NDArray[np.int64],
     kinds: Sequence[Kind],
     tokenizer: Any,
-    numbers: Sequence[int] = (),
+    places: Sequence[int] = (),
     scores: Scored = _NO_SCORES,
 ) -> tuple[TextPart, ...]:
     """Decode runs of tokens of one kind, and each token that has a score; special ones are a kind."""
@@ -185,11 +185,11 @@ def _decoded(
     for kind, run in groupby(named):
         stop = start + len(list(run))
         # A run is broken where a token has a score, and another before it, or after it, has none.
-        has_score = [bool(scores) and numbers[at] in scores for at in range(start, stop)]
+        has_score = [bool(scores) and places[at] in scores for at in range(start, stop)]
         for scored, some in groupby(has_score):
             end = start + len(list(some))
             if scored:
-                parts += _scored(every, start, end, kind, tokenizer, numbers, scores)
+                parts += _scored(every, start, end, kind, tokenizer, places, scores)
             else:
                 parts.append(TextPart(_run_text(every, start, end, tokenizer), kind))
             start = end
@@ -202,7 +202,7 @@ def _scored(
     stop: int,
     kind: Kind,
     tokenizer: Any,
-    numbers: Sequence[int],
+    places: Sequence[int],
     scores: Scored,
 ) -> list[TextPart]:
     """Decode the tokens from start to stop one by one, with their scores."""
@@ -215,7 +215,7 @@ def _scored(
         while text.endswith(_BROKEN) and end < min(stop, start + _BYTES):
             end += 1
             text = _run_text(ids, start, end, tokenizer)
-        own = tuple(numbers[start:end])
+        own = tuple(places[start:end])
         score = sum(scores[one] for one in own)
         parts.append(ScoredPart(text, kind, own, score, score / most))
         start = end

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from trakstore.errors import SpecMismatchError
 from trakstore.report.sample import LETTERS, shown_text
 from trakstore.report.text_parts import ScoredPart, TextPart, token_parts
 from trakstore.storage.columns import sample_ids
@@ -14,6 +15,7 @@ from trakstore.storage.split import Split
 
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
+    from trakstore.features.token_samples import ReadTokens
 
 __all__ = ["TokenTargets", "is_of_tokens"]
 
@@ -34,20 +36,35 @@ class TokenTargets:
         Position of each sample, by its id.
     run : int
         Tokens of a row.
+    read : callable
+        Function of a sample that returns its tokens as the model reads it.
     """
 
     samples: Any
     places: dict[str, int]
     run: int
+    read: Callable[[Any], ReadTokens]
 
     @classmethod
     def of(cls, split: Split, job: Job) -> TokenTargets:
         """Take the samples of a job that a split of tokens was made of."""
-        own = own_split(split.name)
+        import torch
+
+        from trakstore.features.batches import Batches
+        from trakstore.features.outputs import as_output
+        from trakstore.features.token_samples import read_tokens
+
+        own, output = own_split(split.name), as_output(job.output)
         ids = sample_ids(job.ids.get(own), len(job.datasets[own])).tolist()
         _, _, made = (split.spec.dataset or "").partition("#")
         run = int(made.partition(":")[0] or 1)
-        return cls(job.datasets[own], {str(one): at for at, one in enumerate(ids)}, run)
+        places = {str(one): at for at, one in enumerate(ids)}
+        batches = Batches.of(job.model, output, job.datasets[own], torch.device("cpu"), job.collate)
+
+        def read(sample: Any) -> ReadTokens:
+            return read_tokens(job.model, output, replace(batches, dataset=[sample]).read(0, 1))
+
+        return cls(job.datasets[own], places, run, read)
 
     def shown(
         self,
@@ -59,11 +76,22 @@ class TokenTargets:
         """Return what a page shows of a row, by its id: tokens that are decoded are marked."""
         name, _, first = str(row).rpartition("#")
         sample = self.samples[self.places[name]]
-        own = range(int(first), int(first) + self.run)
-        parts = tokenizer and token_parts(sample, tokenizer, dict.fromkeys(own, 1.0))
+        parts = tokenizer and self._parts(sample, tokenizer, int(first))
         if not parts:
             return sample if draw is None else draw(sample)
         return shown_text(map(_marked, parts), letters)
+
+    def _parts(self, sample: Any, tokenizer: Any, first: int) -> tuple[TextPart, ...] | None:
+        """Decode a sample, in which the tokens of a row have a score."""
+        tokens = self.read(sample)
+        # A run is of tokens that count: others may stand between them, as turns of a user do.
+        if first not in tokens.numbers:
+            raise SpecMismatchError(
+                f"token {first} of a sample does not count any more: name the job that was featurized"
+            )
+        begin = tokens.numbers.tolist().index(first)
+        own = tokens.positions[begin : begin + self.run].tolist()
+        return token_parts(tokens.read, tokenizer, dict.fromkeys(own, 1.0))
 
 
 def _marked(part: TextPart) -> TextPart:

@@ -40,7 +40,7 @@ class SeparatesTokens(ABC):
         """Number the tokens that count, int64, shape (batch, positions); -1 for all others.
 
         A number is the token's place in its sample, counted from 0 without padding: of an
-        encoder-decoder model, in the sample's labels.
+        encoder-decoder model, in the sample's labels. Positions are the last ones of the labels.
         """
 
 
