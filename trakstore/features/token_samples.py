@@ -108,13 +108,12 @@ class TokenSamples:
         own = dataset_fingerprint(self.given, self.given_ids)
         return f"{own}#{self.run}:{digest.hexdigest()}"
 
-    def first(self, rows: int) -> TokenSamples:
-        """Return those of the first ``rows`` rows, as whole samples."""
-        count = int(np.searchsorted(np.cumsum(self._rows), rows, side="right"))
-        given = Subset(self.given, range(count))
-        return TokenSamples(
-            given, self.given_ids[:count], self.tokens[:count], self.run, self.output
-        )
+    def of_first(self, rows: int) -> list[TokenSamples]:
+        """Return each choice of first samples that have ``rows`` rows, or else fewer."""
+        # Samples without tokens have no rows: any number of those that follow may belong to the choice.
+        ends = np.cumsum(self._rows)
+        fewest, most = np.searchsorted(ends, rows) + 1, np.searchsorted(ends, rows, side="right")
+        return [self._of_samples(int(one)) for one in range(min(fewest, most), most + 1)]
 
     def first_rows(self, samples: Sequence[int]) -> list[int]:
         """Return the first row of each of some samples; of those alone that have a row."""
@@ -125,6 +124,12 @@ class TokenSamples:
         """Return what tells the rows of one sample apart."""
         first = [np.arange(0, len(tokens), self.run) for tokens in self.tokens]
         return TokenRows(model, self.output, np.concatenate(first), self.run)
+
+    def _of_samples(self, count: int) -> TokenSamples:
+        given = Subset(self.given, range(count))
+        return TokenSamples(
+            given, self.given_ids[:count], self.tokens[:count], self.run, self.output
+        )
 
     @property
     def _rows(self) -> NDArray[np.int64]:
