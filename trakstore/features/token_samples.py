@@ -33,7 +33,7 @@ from trakstore.storage import layout
 from trakstore.storage.columns import sample_ids
 from trakstore.storage.ids import as_ids
 
-__all__ = ["TokenSamples", "samples_of", "token_numbers"]
+__all__ = ["TokenSamples", "samples_of", "stored_run", "token_numbers"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,18 @@ def token_numbers(model: nn.Module, output: ModelOutput, batch: Any) -> NDArray[
         numbers = need_tokens(output).tokens(model, batch)[0].cpu().numpy()
     counted: NDArray[np.int64] = numbers[numbers >= 0]
     return counted
+
+
+def stored_run(fingerprint: str | None) -> int:
+    """Read the tokens of a row from the fingerprint of rows of tokens; 0 from one of anything else.
+
+    Examples
+    --------
+    >>> stored_run("768:ab#3:cd"), stored_run("768:ab"), stored_run(None)
+    (3, 0, 0)
+    """
+    run, _, digest = (fingerprint or "").rpartition("#")[2].partition(":")
+    return int(run) if digest and "#" in str(fingerprint) and run.isdecimal() else 0
 
 
 def samples_of(job: Job, split: str) -> SplitSamples | TokenSamples:
