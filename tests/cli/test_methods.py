@@ -119,6 +119,11 @@ def test_an_index_is_built_and_asked(
     assert "lists of 4 targets were found" in run(*asked).out
     ran = run(*asked[:-1], "20")
     assert ran.code == 2 and "was made with the damping" in ran.err
+    # JSON has no NaN: what was not measured is null.
+    run("index", rated.location, "--method", "grad-dot", "--checked", "0")
+    asked[-2:] = "--method", "grad-dot"
+    assert json.loads(run(*asked, "--json").out)["recall"] is None
+    assert "recall was not measured" in run(*asked).out
 
 
 def test_neighbours_by_activations(run: Any, tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ class AlwaysDropping(nn.Module):
         return F.dropout(x, 0.5)  # training=True is the default
 
 
+def test_a_projection_for_each_epoch_is_looked_at_as_any_other(tmp_path: Path) -> None:
+    own = ts.ProjectionSpec("sjlt", dim=64, per_epoch=True)
+    states = {epoch: network().state_dict() for epoch in (3, 7)}
+    job = job_of(projector=own, checkpoints=states)
+    found = verdicts(job, stored(job, tmp_path))
+    assert found["fail"] == found["warn"] == [] and "projection keeps angles" in found["pass"]
+
+
 def test_dropout_left_on(tmp_path: Path) -> None:
     place = stored(job_of(), tmp_path)
     found = verdicts(job_of(network(AlwaysDropping())), place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import scores_by_name
 from trakstore.methods.influence import influence_scores
 from trakstore.methods.trak import trak_scores
+from trakstore.storage.backends.read_only import ReadOnlyLocation
 
 DRAWS = 3
 
@@ -70,6 +72,18 @@ def expected(columns: Any, c: float, of_loss: bool, kept: Any = None) -> Any:
 
 def assert_close(scores: Any, wanted: Any) -> None:
     np.testing.assert_allclose(np.asarray(scores), wanted, rtol=2e-4, atol=2e-5 * wanted.std())
+
+
+def test_a_store_that_was_reached_another_way_has_the_same_kernel(
+    drawn: Any, store_of: Any
+) -> None:
+    store = store_of(drawn)
+    other = replace(store, location=ReadOnlyLocation.of(store.location))
+    np.testing.assert_array_equal(np.asarray(trak_scores(other)), np.asarray(trak_scores(store)))
+    top = ts.top_k(trak_scores(store).isel(target=[2]), 4)
+    found = ts.Query(store).ask(target="@2", k=4).proponents
+    assert [one.id for one in found] == top["train"].values[0].tolist()
+    assert [one.score for one in found] == top["score"].values[0].tolist()
 
 
 @pytest.mark.parametrize(("method", "of_loss"), [(trak_scores, False), (influence_scores, True)])

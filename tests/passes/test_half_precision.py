@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 
@@ -15,6 +16,21 @@ from trakstore.scores.top_k import top_k
 
 pytestmark = pytest.mark.skipif(not has_instructions(), reason="this processor widens no float16")
 EVERY = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(-1, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("CPU_FEATURES", "", False),  # as NUMBA_CPU_NAME=generic sets it
+        ("CPU_FEATURES", "+avx,-f16c", False),
+        ("CPU_FEATURES", "+avx,+f16c", True),
+        ("DISABLE_JIT", 1, False),
+    ],
+)
+def test_what_numba_compiles_for_is_asked(name, value, wanted, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(numba.core.config, name, value)
+    assert has_instructions.__wrapped__() is wanted
 
 
 def test_every_number_becomes_the_one_that_numpy_gives():

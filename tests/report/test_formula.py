@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import trakstore as ts
+from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import scores_by_name
 from trakstore.report.formula import Formula, method_formula
 from trakstore.spec import OutputSpec
@@ -67,6 +68,34 @@ def test_the_temperature(store: ts.FeatureStore) -> None:
     assert dict(published.symbols)["K"] == "Σ φφᵀ over the train samples"
     assert dict(published.symbols)["p"] == "the model's probability of the right answer"
     assert formula(store, "influence").temperature is None
+
+
+def add_sampled_rows(store: ts.FeatureStore) -> None:
+    rng = np.random.default_rng(1)
+    ids = [f"{row}~0" for row in range(5)]
+    for epoch in (1, 2):
+        features, q = rng.normal(0, epoch, (5, 3)).astype("f4"), rng.uniform(size=5)
+        store.write_split(epoch, "train~sampled", features, out_to_loss=q, ids=ids)
+
+
+def test_the_rows_of_the_kernel(store: ts.FeatureStore) -> None:
+    add_sampled_rows(store)
+    of_train = ts.influence_scores(store, hessian="loss", kernel="train")
+    train = dict(method_formula(of_train, "margin", "c = 1").symbols)
+    sampled = dict(formula(store, "influence", kernel="sampled").symbols)
+    assert train["K"] == "Σ g gᵀ over the train samples"
+    assert sampled["K"] == "Σ g gᵀ over labels drawn from the model, by the number of draws"
+
+
+def test_the_mean_of_a_sampled_kernel_is_weighed(store: ts.FeatureStore) -> None:
+    add_sampled_rows(store)
+    found = formula(store, "trak", kernel="sampled")
+    assert (
+        found.score == "τ(t, z) = mean weighed by 1/√λ over epochs of φ(t)ᵀ (K + λI)⁻¹ φ(z) · Q(z)"
+    )
+    # A λ that is given is that of all epochs.
+    given = ts.trak_scores(store, kernel="sampled", damping=Damping(absolute=1.0))
+    assert method_formula(given, "margin", "λ = 1").score == SCORES["trak"]
 
 
 def test_one_epoch_has_no_mean(store: ts.FeatureStore) -> None:

@@ -160,6 +160,20 @@ def test_other_methods_that_are_one_product(store, method):
     assert recall(check_lists(scores, 400), ts.top_k(scores, 10)) > 0.9
 
 
+def test_kernels_of_train_and_of_sampled_rows_have_an_index_each(store):
+    """Both are of loss gradients: the weighting alone does not tell them apart."""
+    ids = [f"train{i}~0" for i in range(ROWS)]
+    more = {"out_to_loss": np.full(ROWS, 0.5, np.float32), "ids": ids}
+    store.write_split(0, "train~sampled", features(ROWS, 5), **more)
+    sampled = ts.influence_scores(store, kernel="sampled")
+    train = ts.influence_scores(store, hessian="loss", kernel="train")
+    assert ts.build_index(sampled, checked=0).path == "_indexes/train/sampled"
+    with pytest.raises(NotFoundError, match="no index of 'train' for the kernel 'loss'"):
+        ts.open_index(train)
+    ts.build_index(train, checked=0)
+    ts.open_index(sampled)
+
+
 def test_several_epochs(tmp_path):
     store = make(tmp_path / "s.zarr", epochs=(0, 1))
     scores = ts.trak_scores(store)

@@ -45,6 +45,11 @@ def job(job_name: str) -> Any:
     return load_job(job_name)
 
 
+def test_a_path_is_no_store(store: ts.FeatureStore) -> None:
+    with pytest.raises(TrakStoreError, match=r"needed an open store, got its path: open_store\("):
+        ts.Query(str(store.location))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_answer_about_a_stored_target_has_the_bits_of_top_k(
     method: str, query: ts.Query, store: ts.FeatureStore

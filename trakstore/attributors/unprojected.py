@@ -145,7 +145,7 @@ def unprojected_scores(
                 _check_weights(job, pair.train.stored)
                 one = _Epoch.of(job, store, pair, kernel, at, chosen, factor, place, limit)
                 # The epochs are weighed as those of influence_scores.
-                share = 1 / kernel.parts_of(factor)["length"]
+                share = 1 / kernel.part_values(factor)["length"]
                 total += share * one.scores(iterations)
                 shares += share
     coords = {

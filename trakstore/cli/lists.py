@@ -15,7 +15,13 @@ from trakstore.planning import counted
 from trakstore.report.terminal_tables import top_table
 
 SHOWN = 20  # targets of a table
-RECALL = ("recall", "candidates", "checked", "recall_k", "recall_candidates")
+_RECALL = ("recall", "candidates", "checked", "recall_k", "recall_candidates")
+
+
+def recall_document(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what the attributes of lists say of an index, for programs; null where it is NaN."""
+    known = {name: said[name] for name in _RECALL if name in said}
+    return {name: None if math.isnan(value) else value for name, value in known.items()}
 
 
 def list_documents(top: xr.Dataset, rows: NDArray[np.int64]) -> dict[str, Any]:

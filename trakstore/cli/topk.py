@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import BadParameter, Option
 
-from trakstore.cli.lists import RECALL, SHOWN, list_documents, shown_lists
+from trakstore.cli.lists import SHOWN, list_documents, recall_document, shown_lists
 from trakstore.cli.options import ListLength, ScoreDevice, Target
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.report.labels import with_labels
@@ -53,7 +53,7 @@ def topk(
         "method": scores.method,
         "order": order,
         "epochs": list(scores.epochs),
-        **{name: top.attrs[name] for name in RECALL if name in top.attrs},
+        **recall_document(top.attrs),
         **list_documents(top, rows),
     }
     asked.answer(document, shown_lists(top, hidden), top)

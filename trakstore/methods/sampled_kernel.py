@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.kernels.choice import keep_gram
@@ -60,15 +60,16 @@ class SampledKernel:
             return Damping(relative=given.relative * self.draws)
         return Damping(absolute=(given.absolute or 0.0) * self.draws)
 
-    def parts_of(self, factor: Factor) -> dict[str, float]:
-        """Return weight and length of an epoch's part of scores, as a :class:`Part` takes them.
+    def part_values(self, factor: Factor) -> dict[str, Any]:
+        """Return what an epoch's part of scores has of this kernel, as a :class:`Part` takes it.
 
         Gradients grow while a model is trained, and with them the scores of an epoch, as t does in
         tᵀK⁻¹φ: by their length, the root of tr(K)/n, late epochs would weigh most, which tell least of
         what other data would have given. λ = c·tr(K)/n is its square, but for a factor that epochs
         share; a λ that was given as it is, or is 0, weighs all alike.
         """
-        return {"weight": float(self.draws), "length": math.sqrt(factor.damping) or 1.0}
+        length = math.sqrt(factor.damping) or 1.0
+        return {"weight": float(self.draws), "length": length, "sampled": True}
 
 
 def takes_sampled(

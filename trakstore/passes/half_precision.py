@@ -26,9 +26,16 @@ _F32 = np.float32
 
 @cache
 def has_instructions() -> bool:
-    """Tell whether this processor widens float16 itself; without that nothing here can be compiled."""
+    """Tell whether numba compiles for a processor that widens float16 itself, as all here needs it."""
+    chosen: Any = numba.core.config
+    if chosen.DISABLE_JIT:
+        return False
     # All 64-bit processors by ARM do, those of Intel and AMD since 2013.
     if platform.machine().lower() in ("x86_64", "amd64"):
+        # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another processor than this one. Where it has no
+        # such instruction, the call of a function is compiled that is nowhere: the process would end.
+        if chosen.CPU_FEATURES is not None:
+            return "+f16c" in chosen.CPU_FEATURES.split(",")
         return bool(llvmlite.binding.get_host_cpu_features().get("f16c", False))
     return platform.machine().lower() in ("arm64", "aarch64")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from trakstore.scores.factored import Scores
+from trakstore.scores.parts import Part
 
 # What is summed up or averaged over epochs, by the name of the method.
 _SCORES = {
@@ -75,7 +76,7 @@ def method_formula(scores: Scores, output: str | None, damping: str) -> Formula:
     meanings = {
         "τ": f"positive where training on z {raised} of t",
         "A": "(K + λI)^(−1/2)",
-        "K": _kernel(weighting),
+        "K": _kernel(scores.parts[0]),
         "φ": f"projected gradient of {f'the output ({output})' if output else 'the output'}",
         "g": "projected gradient of the loss",
         "η": "learning rate of the epoch",
@@ -103,19 +104,21 @@ def _over_epochs(scores: Scores) -> str:
     one, scale = _SCORES[scores.method], " · Q(z)" if scores.method == "trak" else ""
     if len(scores.epochs) == 1:
         return f"τ(t, z) = {one}{scale}"
-    over = f"{scores.reduce} over epochs of"
+    alike = len({part.length for part in scores.parts}) == 1
+    # The length of an epoch's gradients is the root of its λ.
+    over = f"{scores.reduce}{'' if alike else ' weighed by 1/√λ'} over epochs of"
     if scale and scores.average == "factors":
         return f"τ(t, z) = [{over} {one}] · [mean over epochs of Q(z)]"
     return f"τ(t, z) = {over} {one}{scale}"
 
 
-def _kernel(weighting: str) -> str:
-    """Write the sum that K is, by the name of its weighting."""
-    if weighting.startswith("logistic"):
-        return "Σ p (1 − p) φφᵀ over the train samples"
-    if weighting == "loss":
+def _kernel(part: Part) -> str:
+    """Write the sum that the K of a part is."""
+    if part.sampled:
         return "Σ g gᵀ over labels drawn from the model, by the number of draws"
-    return "Σ φφᵀ over the train samples"
+    if part.kernel.startswith("logistic"):
+        return "Σ p (1 − p) φφᵀ over the train samples"
+    return f"Σ {'g gᵀ' if part.kernel == 'loss' else 'φφᵀ'} over the train samples"
 
 
 def _scale(output: str | None, weighting: str) -> str:

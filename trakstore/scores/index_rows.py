@@ -15,7 +15,8 @@ from trakstore.storage.stored import StoredColumn
 from trakstore.storage.tables.index_documents import IndexDocument, other_indexes
 
 PLAIN = "plain"  # names the metric of scores without a kernel,
-UNWEIGHTED = "unweighted"  # and of a kernel whose rows count alike
+UNWEIGHTED = "unweighted"  # of a kernel whose rows count alike,
+SAMPLED = "sampled"  # and of one of rows with drawn labels
 # λ follows the rows: some that are masked or appended change it by about their share.
 _DAMPING_SHARE = 0.2
 
@@ -70,7 +71,9 @@ class IndexedRows:
     def kernel(self) -> str:
         """Name of the kernel in the path of the index."""
         part = self.parts[0]
-        return PLAIN if part.factor is None else part.kernel or UNWEIGHTED
+        if part.factor is None:
+            return PLAIN
+        return SAMPLED if part.sampled else part.kernel or UNWEIGHTED
 
     @property
     def path(self) -> str:

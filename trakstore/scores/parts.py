@@ -52,6 +52,8 @@ class Part:
         them by its inverse.
     kernel : str
         Name of the weighting of K, or of the mix of two: it tells factors of one λ apart.
+    sampled : bool
+        True where the rows of K are those of labels that were drawn from the model.
     """
 
     epoch: Epoch
@@ -63,6 +65,9 @@ class Part:
     weight: float = 1.0
     length: float = 1.0
     kernel: str = ""
+    # In no token of scores: weight, length and λ differ from those of train rows, and scores that were
+    # saved before this was told keep their token.
+    sampled: bool = False
 
     @property
     def solve_rows(self) -> int:

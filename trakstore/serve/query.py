@@ -10,7 +10,7 @@ import numpy as np
 
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import METHODS, find_method
-from trakstore.methods.epochs import epoch_pairs
+from trakstore.methods.epochs import epoch_pairs, need_open
 from trakstore.methods.new_targets import of_new_targets
 from trakstore.methods.sampled_kernel import KernelRows
 from trakstore.passes.memory import memory_budget
@@ -122,6 +122,7 @@ class Query:
         memory_limit: int | str | None = None,
     ) -> None:
         find_method(method)
+        need_open(store)
         self.store = replace(store, location=ReadOnlyLocation.of(store.location))
         self.method, self.train = method.replace("_", "-"), train
         self._limit = memory_limit

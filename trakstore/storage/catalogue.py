@@ -41,16 +41,24 @@ class Catalogue:
         self._location = location
         # Replaced as a whole, never changed: other threads may be going through it.
         self._splits: dict[Epoch, dict[str, Seen | None]] = {}
+        self._was_read = False
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
         """Epochs: integers in order, then names."""
+        self._read_once()
         return tuple(sorted(self._splits, key=layout.epoch_sort_key))
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits of all epochs."""
+        self._read_once()
         return tuple(sorted({name for names in self._splits.values() for name in names}))
+
+    def _read_once(self) -> None:
+        # A store that came from another process, or by another way to its place, was not opened here.
+        if not self._was_read:
+            self.read()
 
     def splits_of(self, epoch: Epoch) -> tuple[str, ...]:
         """Return the names of the splits of one epoch."""
@@ -86,6 +94,7 @@ class Catalogue:
             }
             for epoch, names in zip(epochs, listed, strict=True)
         }
+        self._was_read = True
 
     def list_epochs(self) -> tuple[Epoch, ...]:
         """List the epochs that are there now, integers in order, then names: one listing."""

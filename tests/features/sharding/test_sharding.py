@@ -24,6 +24,7 @@ from trakstore.features.projectors import SJLT, Outer
 from trakstore.features.sharding import Sharding, shard_blocks, sharding_of, whole_tensor
 from trakstore.features.sharding.lockstep import Step
 from trakstore.features.worker import Worker
+from trakstore.progress import StepLine
 
 OPTIONS: dict[str, Any] = {
     "output": "causal_lm",
@@ -222,7 +223,7 @@ def test_ranks_make_a_scale_where_the_first_one_sees_no_store(tmp_path: Path) ->
     job = Job(made(Gpt), {"train": Texts(10)}, output="causal_lm", scale="samples")
     sharding = Sharding(lockstep=Told(True))  # type: ignore[arg-type]
     worker = Worker(0, 1, torch.device("cpu"), sharding)
-    assert _new_scale(job, tmp_path / "a.zarr", "train", worker) is None
+    assert _new_scale(job, tmp_path / "a.zarr", "train", worker, StepLine(show=False)) is None
 
 
 @pytest.mark.parametrize("again", [True, False])
