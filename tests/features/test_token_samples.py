@@ -239,6 +239,24 @@ def test_samples_without_tokens_may_be_the_first_that_are_appended(tmp_path: Pat
     assert ids == [f"{at}#{token}" for at, one in enumerate(data) for token in counted(one)]
 
 
+def test_rows_of_tokens_have_a_mask_of_their_own(tmp_path: Path) -> None:
+    own, where = job(llama()), tmp_path / "s.zarr"
+    featurize_job(own, where, epochs=1, progress=False)
+    store = ts.open_store(where)
+    ids = read(store, "sample_id", "test~tokens").tolist()
+    masked = [one for one in ids if one.startswith("a#")]
+
+    def targets() -> list[str]:
+        scores = ts.grad_dot_scores(store, targets="test~tokens")
+        named: list[str] = ts.top_k(scores, 1)["target_id"].values.tolist()
+        return named
+
+    store.mask("test", ["a"])
+    assert targets() == ids
+    assert store.mask("test~tokens", masked) == len(masked) > 1
+    assert targets() == [one for one in ids if one not in masked]
+
+
 def test_what_has_no_tokens_is_refused(tmp_path: Path) -> None:
     data = {"train": Samples(4), "test": Samples(4)}
     with pytest.raises(TrakStoreError, match="'margin' is not made of one sequence's tokens"):
