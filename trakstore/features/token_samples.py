@@ -64,7 +64,9 @@ class TokenSamples:
 
     @classmethod
     def of(cls, job: Job, split: str) -> TokenSamples:
-        """Take those of a split that the job has, whose samples are all read once for that.
+        """Take those of a split that the job has; its samples are all read once each time.
+
+        A worker does so for each epoch whose split it prepares.
 
         Raises
         ------
