@@ -330,6 +330,35 @@ def test_rows_of_drawn_labels_are_computed_again(kind: str, tmp_path: Path) -> N
     }
 
 
+def test_rows_of_tokens_are_compared_with_those_of_the_job(tmp_path: Path) -> None:
+    def job(words: Tensor = TOKENS, **more: Any) -> Job:
+        data = {"train": TensorDataset(TOKENS[:4]), "test": TensorDataset(words[:9])}
+        return job_of(Words(), datasets=data, output="causal_lm", **more)
+
+    def checked(asked: Job) -> dict[str, Check]:
+        every = check_setup(asked, place)
+        return {one.name: one for one in every if one.of == "test~tokens"}
+
+    place = stored(job(tokens=2), tmp_path)
+    # A job that does not ask for rows of tokens still has the samples.
+    for same in (job(tokens=2), job(), job(tokens=1)):
+        found = checked(same)
+        assert {one.verdict for one in found.values()} == {"pass"}
+        assert {"same data", "same checkpoint", "rows computed again"} <= found.keys()
+        assert found["same data"].meaning.startswith("of 9 samples compared by hash")
+    found = checked(job(TOKENS.flip(0)))
+    assert found["same data"].verdict == found["rows computed again"].verdict == "fail"
+    found = checked(job(TOKENS[:, :4]))
+    assert (found["same data"].verdict, found["same data"].number) == ("fail", 9 * 2)
+    other = job()
+    with torch.no_grad():
+        other.model.head.weight.mul_(1.5)
+    found = checked(other)
+    assert found["same checkpoint"].verdict == found["rows computed again"].verdict == "fail"
+    of_classes = job_of(datasets={"test": DATA["test"], "train": DATA["train"]})
+    assert "not made of one sequence's tokens" in checked(of_classes)["same data"].meaning
+
+
 def test_rows_of_other_draws_are_found(tmp_path: Path) -> None:
     """Rows of another seed under this one's name, as a program might write them."""
     how: dict[str, Any] = {"output": "cross_entropy", "sampled": 3}

@@ -223,6 +223,40 @@ def test_appended_samples_bring_their_tokens(tmp_path: Path) -> None:
     assert apart(grown, whole) < 1e-5
 
 
+def test_samples_without_tokens_may_be_the_first_that_are_appended(tmp_path: Path) -> None:
+    empty = [{"input_ids": [1, 2, 3], "labels": [-100] * 3}]
+    old, where = texts(3) + empty, tmp_path / "s.zarr"
+    data = old + 2 * empty + texts(2, seed=1)
+    made: dict[str, Any] = {"collate": padded_left, "projector": SPEC, "progress": False}
+    made |= {"split": "test", "tokens": 1, "output": "causal_lm"}
+    model = llama()
+    featurize(model, old, where, **made)
+    other = [*data[:3], texts(4)[3], *data[4:]]
+    with pytest.raises(SpecMismatchError, match="dataset"):
+        featurize(model, other, where, append=True, **made)
+    featurize(model, data, where, append=True, **made)
+    ids = read(ts.open_store(where), "sample_id", "test~tokens", 0).tolist()
+    assert ids == [f"{at}#{token}" for at, one in enumerate(data) for token in counted(one)]
+
+
+def test_rows_of_tokens_have_a_mask_of_their_own(tmp_path: Path) -> None:
+    own, where = job(llama()), tmp_path / "s.zarr"
+    featurize_job(own, where, epochs=1, progress=False)
+    store = ts.open_store(where)
+    ids = read(store, "sample_id", "test~tokens").tolist()
+    masked = [one for one in ids if one.startswith("a#")]
+
+    def targets() -> list[str]:
+        scores = ts.grad_dot_scores(store, targets="test~tokens")
+        named: list[str] = ts.top_k(scores, 1)["target_id"].values.tolist()
+        return named
+
+    store.mask("test", ["a"])
+    assert targets() == ids
+    assert store.mask("test~tokens", masked) == len(masked) > 1
+    assert targets() == [one for one in ids if one not in masked]
+
+
 def test_what_has_no_tokens_is_refused(tmp_path: Path) -> None:
     data = {"train": Samples(4), "test": Samples(4)}
     with pytest.raises(TrakStoreError, match="'margin' is not made of one sequence's tokens"):

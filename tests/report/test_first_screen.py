@@ -137,6 +137,13 @@ def test_a_near_copy_is_named(page: Written) -> None:
     assert named == [(str(at), str(at)) for at in alone[:4]]
 
 
+def test_lists_of_one_entry_say_nothing_of_a_next_one(page: Written, tmp_path: Path) -> None:
+    asked = {"k": 1, "target_ids": ["@0", "@1"]}
+    text = write_report(page.store, tmp_path / "page.html", **asked).path.read_text()
+    assert "Over epochs" in head(text)
+    assert "three times the score" not in head(text)
+
+
 def test_how_stable_ranks_are(page: Written) -> None:
     found = evolution(ts.trak_scores(page.store), 4)
     for at in (0, 7):

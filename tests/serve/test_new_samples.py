@@ -170,6 +170,16 @@ def test_the_number_of_tokens_and_their_range_are_bounded() -> None:
         made(torch.zeros(3, dtype=torch.int64), sample=[1] * 40_000)
 
 
+def test_a_sample_has_a_label_of_each_token_where_the_jobs_have() -> None:
+    fields = {"input_ids": [1, 2], "labels": [1, 2]}
+    encoder = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True))
+    other = {"input_ids": [1, 2, 3], "labels": [1, 2]}
+    with pytest.raises(BadQuestionError, match="has 2 labels of 3 tokens"):
+        made(fields, sample=other)
+    for example, model in (({**fields, "labels": [1, 2, 3]}, None), (fields, encoder)):
+        assert made(example, model=model, sample=other)["labels"] == [1, 2]
+
+
 def test_the_data_set_is_free_while_the_class_is_predicted() -> None:
     new = NewSamples([{"text": "a", "label": 1}])
 

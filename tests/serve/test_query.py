@@ -17,6 +17,8 @@ import trakstore as ts
 from trakstore.errors import LocationError, SpecMismatchError, TrakStoreError
 from trakstore.methods.by_name import METHODS, scores_by_name
 from trakstore.serve import Answer
+from trakstore.serve.bodies import question_of
+from trakstore.serve.limits import Limits
 from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
 from trakstore.storage.backends.read_only import ReadOnlyLocation
 
@@ -192,6 +194,18 @@ def test_a_function_makes_samples(store: ts.FeatureStore, job_name: str) -> None
     )
     with pytest.raises(TrakStoreError, match="prepare function"):
         query.ask(text="words")
+
+
+@pytest.mark.parametrize(("rows", "listed"), [(5, 5), (30, 20)])
+def test_lists_have_20_entries_or_all(rows: int, listed: int, tmp_path: Path) -> None:
+    store = ts.FeatureStore.create(tmp_path / "s", projection=ts.ProjectionSpec("sjlt", dim=4))
+    for split, count in (("train", rows), ("test", 2)):
+        features = np.random.default_rng(count).normal(size=(count, 4)).astype("f4")
+        store.write_split(0, split, features, out_to_loss=np.ones(count))
+    query = ts.Query(ts.open_store(tmp_path / "s"))
+    assert len(query.ask(target="@1").proponents) == listed
+    (answer,) = query.stages(question_of({"target": "@1"}, Limits()), stages=1)
+    assert len(answer.opponents) == listed
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.evaluation.model_checks import Probe, check_data, check_model
 from trakstore.evaluation.store_checks import check_kernel, check_rows
 from trakstore.evaluation.verdicts import Check, pass_if
@@ -19,6 +19,7 @@ from trakstore.features.blockcheck import checked_rows
 from trakstore.features.fingerprint import checkpoint_hash, dataset_rows, hashed_rows
 from trakstore.features.job import Job
 from trakstore.features.split_samples import SplitSamples
+from trakstore.features.token_samples import TokenSamples, stored_run
 from trakstore.spec import StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
@@ -57,8 +58,8 @@ def check_setup(
     other; frozen or unused parameters; two gradient engines agree; the projection keeps inner products;
     each stored split is of this data and this checkpoint (hashes, of data those of 32 spaced samples
     and of all ids; and rows computed again: the first, the last and some between, as any worker
-    would, those of drawn labels too), complete, finite, without zeros or copies; and the train kernel
-    can be inverted.
+    would, those of drawn labels and of tokens too), complete, finite, without zeros or copies; and the
+    train kernel can be inverted.
 
     Parameters
     ----------
@@ -147,8 +148,11 @@ def _split(
 ) -> Iterator[Check]:
     """Check one split; rows are computed again where the store's spec is given."""
     yield from check_rows(split)
-    own = split.name.removesuffix(layout.SAMPLED)
+    own = layout.own_split(split.name)
     if own not in data:
+        return
+    if split.name.endswith(layout.TOKENS):
+        yield from _tokens(job, split, data[own], weights, spec)
         return
     drawn = origin_of_draws(split.spec.dataset) if own != split.name else None
     yield _same_data(job, split, data[own][1], drawn)
@@ -158,29 +162,70 @@ def _split(
     if drawn is None:
         yield _again(job, split, spec)
     elif spec.autocast is None:
-        yield _again(job, split, spec, drawn)
+        yield _again(job, split, spec, _samples(job, split, drawn))
     else:
         # A label whose probability is rounded otherwise is another label.
         remedy = "labels that were drawn in lower precision cannot be drawn again to the last one"
         yield Check(_AGAIN, split.name, "warn", None, "not looked at", remedy)
 
 
+def _tokens(
+    job: Job, split: Split, data: _Data, weights: str | None, spec: StoreSpec | None
+) -> Iterator[Check]:
+    """Check a split of rows of tokens, whose run the store says: the job need not ask for them."""
+    samples = None
+    if data[1] is not None and (run := stored_run(split.spec.dataset)):
+        try:
+            own = replace(job, tokens={layout.own_split(split.name): run})
+            samples = TokenSamples.of(own, split.name)
+        except TrakStoreError as error:  # it has none, so that these are of another job
+            remedy = "give the job that the store was made with"
+            yield Check("same data", split.name, "fail", None, str(error), remedy)
+            return
+    if samples is not None:
+        count, rows = len(samples.tokens), len(samples.ids)
+        stored = split.spec.dataset
+        yield _compared(split, samples.fingerprint, stored, count, rows, "rows of tokens")
+    elif data[1] is not None:
+        yield Check("same data", split.name, "warn", None, "not looked at", _unhashed("data"))
+    else:
+        yield _compared(split, None, None, 0, 0)
+    yield _same_checkpoint(split, weights)
+    if samples is None or spec is None or weights is None:
+        return
+    if _is_whole(split, len(samples.ids)):
+        yield _again(job, split, spec, samples)
+
+
 def _same_data(job: Job, split: Split, fingerprint: str | None, drawn: DrawsOrigin | None) -> Check:
     """Compare the data by their hash; those of drawn labels are of so many draws of each sample."""
-    name, of, stored = "same data", split.name, split.spec
+    count = dataset_rows(job.datasets[layout.own_split(split.name)])
+    if drawn is None:
+        return _compared(split, fingerprint, split.spec.dataset, count, count)
+    return _compared(split, fingerprint, drawn.dataset, count, count * drawn.draws)
+
+
+def _compared(
+    split: Split,
+    fingerprint: str | None,
+    stored: str | None,
+    samples: int,
+    rows: int,
+    counted: str = "samples",
+) -> Check:
+    """Compare the fingerprint of so many samples and their rows with what the store has."""
+    name, of = "same data", split.name
     if fingerprint is None:
         return Check(name, of, "fail", None, "samples do not stay", _REMEDY)
-    samples = count = dataset_rows(job.datasets[of.removesuffix(layout.SAMPLED)])
-    if drawn is not None:
-        count, stored = samples * drawn.draws, replace(stored, dataset=drawn.dataset)
-    remedy = f"the store has {stored.rows:,} rows of other data: give the job that it was made with"
-    if count != stored.rows:
-        meaning = f"samples of the job; the store has {stored.rows:,}"
-        return Check(name, of, "fail", count, meaning, remedy)
-    if stored.dataset is None:
+    there = split.spec.rows
+    remedy = f"the store has {there:,} rows of other data: give the job that it was made with"
+    if rows != there:
+        meaning = f"{counted} of the job; the store has {there:,}"
+        return Check(name, of, "fail", rows, meaning, remedy)
+    if stored is None:
         return Check(name, of, "warn", None, "not looked at", _unhashed("data"))
     hashed = f"of {samples:,} samples compared by hash, and all ids"
-    equal = fingerprint == stored.dataset
+    equal = fingerprint == stored
     meaning = f"{hashed}: {'equal to' if equal else 'they differ from'} those of the store"
     return pass_if(equal, name, of, len(hashed_rows(samples)), meaning, remedy)
 
@@ -204,12 +249,15 @@ def _unhashed(what: str) -> str:
 
 def _comparable(job: Job, split: Split, drawn: DrawsOrigin | None) -> bool:
     """Tell whether a split is whole, and has rows that the job can compute again."""
-    own = split.name.removesuffix(layout.SAMPLED)
+    own = layout.own_split(split.name)
     if split.dropped or (own != split.name and drawn is None):
         return False
-    count = dataset_rows(job.datasets[own]) * (1 if drawn is None else drawn.draws)
-    some = len(split.skipped) < split.spec.rows <= count
-    return split.status().complete and some
+    return _is_whole(split, dataset_rows(job.datasets[own]) * (1 if drawn is None else drawn.draws))
+
+
+def _is_whole(split: Split, count: int) -> bool:
+    """Tell whether a split has all of its rows, one of them good, and no more than ``count``."""
+    return split.status().complete and len(split.skipped) < split.spec.rows <= count
 
 
 def _rounding(spec: StoreSpec) -> float:
@@ -218,10 +266,13 @@ def _rounding(spec: StoreSpec) -> float:
     return max(_NARROW[spec.dtype], bits, _AUTOCAST if spec.autocast else 0.0)
 
 
-def _again(job: Job, split: Split, spec: StoreSpec, drawn: DrawsOrigin | None = None) -> Check:
+def _again(
+    job: Job, split: Split, spec: StoreSpec, samples: SplitSamples | TokenSamples | None = None
+) -> Check:
     """Compare rows of some blocks with ordinary backward passes; the job has the epoch's weights.
 
-    Labels are drawn again as they were for the store: by sample, draw and seed.
+    Samples are given for other rows than one of each: labels are drawn again as they were for the
+    store, by sample, draw and seed.
     """
     # Spread over the split, first and last block among them: a worker that differed wrote some blocks.
     blocks = np.unique(np.linspace(0, split.spec.blocks - 1, _BLOCKS).astype(int)).tolist()
@@ -231,13 +282,13 @@ def _again(job: Job, split: Split, spec: StoreSpec, drawn: DrawsOrigin | None = 
     patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
         own = replace(job, parameters=patterns)
-        if drawn is None:
+        if samples is None:
             probe = Probe.of(own, split.name, rows)
         else:
-            probe = Probe.of_draws(own, _samples(job, split, drawn), rows)
+            probe = Probe.of_samples(own, samples, rows)
         wanted = probe.features_as_stored(split, spec).numpy()
     apart = _apart(split, rows, wanted)
-    if drawn is not None and len(rows) > 2:
+    if isinstance(samples, SplitSamples) and len(rows) > 2:
         # One label may be drawn otherwise, where rounding decides: the worst row does not count.
         kept = np.argsort(np.linalg.norm(apart, axis=1))[:-1]
         apart, wanted = apart[kept], wanted[kept]
@@ -252,7 +303,7 @@ def _again(job: Job, split: Split, spec: StoreSpec, drawn: DrawsOrigin | None = 
 
 def _samples(job: Job, split: Split, drawn: DrawsOrigin) -> SplitSamples:
     """Return the samples of a split of drawn labels, as the store's were drawn."""
-    name = split.name.removesuffix(layout.SAMPLED)
+    name = layout.own_split(split.name)
     dataset = job.datasets[name]
     ids = sample_ids(job.ids.get(name), dataset_rows(dataset))
     return SplitSamples(dataset, ids, drawn.draws, drawn.seed)

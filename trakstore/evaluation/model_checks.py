@@ -25,6 +25,7 @@ from trakstore.features.parameters import canonical_name, parameter_spec, select
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import stored_scale
 from trakstore.features.split_samples import SplitSamples
+from trakstore.features.token_samples import TokenSamples
 from trakstore.spec import ProjectionSpec, StoreSpec
 from trakstore.storage.columns import sample_ids
 from trakstore.storage.split import Split
@@ -52,8 +53,8 @@ class Probe:
         return cls(job, _read(job, dataset, rows))
 
     @classmethod
-    def of_draws(cls, job: Job, samples: SplitSamples, rows: list[int]) -> Probe:
-        """Take samples at some rows of a split, with labels that are drawn from the model once more."""
+    def of_samples(cls, job: Job, samples: SplitSamples | TokenSamples, rows: list[int]) -> Probe:
+        """Take some rows of a split: of tokens, or with labels drawn from the model once more."""
         batch = _read(job, samples.dataset, rows)
         labels = samples.labels(job.model, as_output(job.output))
         return cls(job, batch if labels is None else labels.labelled(np.array(rows), batch))

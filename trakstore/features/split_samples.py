@@ -77,11 +77,11 @@ class SplitSamples:
         """Return the first row of each of some samples."""
         return [at * self.each for at in samples]
 
-    def first(self, rows: int) -> SplitSamples:
-        """Return those of the first ``rows`` rows, which are whole samples."""
+    def of_first(self, rows: int) -> list[SplitSamples]:
+        """Return those of the first ``rows`` rows, which are whole samples: there is one choice."""
         samples = rows // self.each
         given = Subset(self.given, range(samples))
-        return SplitSamples(given, self.given_ids[:samples], self.draws, self.seed)
+        return [SplitSamples(given, self.given_ids[:samples], self.draws, self.seed)]
 
     def labels(self, model: nn.Module, output: ModelOutput) -> LabelDraws | None:
         """Return what draws the labels; None where they are the samples' own."""

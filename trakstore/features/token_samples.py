@@ -34,7 +34,7 @@ from trakstore.storage import layout
 from trakstore.storage.columns import sample_ids
 from trakstore.storage.ids import as_ids
 
-__all__ = ["ReadTokens", "TokenSamples", "read_tokens", "samples_of"]
+__all__ = ["ReadTokens", "TokenSamples", "read_tokens", "samples_of", "stored_run"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class TokenSamples:
 
     @classmethod
     def of(cls, job: Job, split: str) -> TokenSamples:
-        """Take those of a split that the job has, whose samples are all read once for that.
+        """Take those of a split that the job has; its samples are all read once each time.
+
+        A worker does so for each epoch whose split it prepares.
 
         Raises
         ------
@@ -111,13 +113,12 @@ class TokenSamples:
         own = dataset_fingerprint(self.given, self.given_ids)
         return f"{own}#{self.run}:{digest.hexdigest()}"
 
-    def first(self, rows: int) -> TokenSamples:
-        """Return those of the first ``rows`` rows, as whole samples."""
-        count = int(np.searchsorted(np.cumsum(self._rows), rows, side="right"))
-        given = Subset(self.given, range(count))
-        return TokenSamples(
-            given, self.given_ids[:count], self.tokens[:count], self.run, self.output
-        )
+    def of_first(self, rows: int) -> list[TokenSamples]:
+        """Return each choice of first samples that have ``rows`` rows, or else fewer."""
+        # Samples without tokens have no rows: any number of those that follow may belong to the choice.
+        ends = np.cumsum(self._rows)
+        fewest, most = np.searchsorted(ends, rows) + 1, np.searchsorted(ends, rows, side="right")
+        return [self._of_samples(int(one)) for one in range(min(fewest, most), most + 1)]
 
     def first_rows(self, samples: Sequence[int]) -> list[int]:
         """Return the first row of each of some samples; of those alone that have a row."""
@@ -128,6 +129,12 @@ class TokenSamples:
         """Return what tells the rows of one sample apart."""
         first = [np.arange(0, len(tokens), self.run) for tokens in self.tokens]
         return TokenRows(model, self.output, np.concatenate(first), self.run)
+
+    def _of_samples(self, count: int) -> TokenSamples:
+        given = Subset(self.given, range(count))
+        return TokenSamples(
+            given, self.given_ids[:count], self.tokens[:count], self.run, self.output
+        )
 
     @property
     def _rows(self) -> NDArray[np.int64]:
@@ -170,6 +177,18 @@ def _labels(read: Any) -> Any:
     if not isinstance(read, Mapping):
         return read[-1] if isinstance(read, tuple | list) else read
     return read["labels"] if "labels" in read else read["input_ids"]
+
+
+def stored_run(fingerprint: str | None) -> int:
+    """Read the tokens of a row from the fingerprint of rows of tokens; 0 from one of anything else.
+
+    Examples
+    --------
+    >>> stored_run("768:ab#3:cd"), stored_run("768:ab"), stored_run(None)
+    (3, 0, 0)
+    """
+    run, _, digest = (fingerprint or "").rpartition("#")[2].partition(":")
+    return int(run) if digest and "#" in str(fingerprint) and run.isdecimal() else 0
 
 
 def samples_of(job: Job, split: str) -> SplitSamples | TokenSamples:

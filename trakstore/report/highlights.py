@@ -41,7 +41,7 @@ def highlights(findings: Findings, panels: Sequence[Panel]) -> list[Highlight]:
     return [
         *_wrong(panels),
         *_own_class(findings),
-        *_dominated(panels),
+        *_dominated(findings, panels),
         *_stability(findings),
         *_suspects(findings),
     ]
@@ -67,7 +67,9 @@ def _own_class(findings: Findings) -> Iterator[Highlight]:
         yield Highlight("Own class", text, "classes")
 
 
-def _dominated(panels: Sequence[Panel]) -> Iterator[Highlight]:
+def _dominated(findings: Findings, panels: Sequence[Panel]) -> Iterator[Highlight]:
+    if findings.proponents.sizes["rank"] < 2:
+        return  # lists of one entry have no next one
     some = [one for one in panels if one.dominant is not None]
     if not some:
         text = "No target has a train sample with three times the score of the next."

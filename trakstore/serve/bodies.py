@@ -77,7 +77,7 @@ def question_of(document: Mapping[str, Any], limits: Limits) -> Question:
         image=_image(given["image"]) if "image" in given else None,
         sample=given.get("sample"),
         label=given.get("label"),
-        k=given.get("k", 20),
+        k=given.get("k"),
         epochs=None if epochs is None else tuple(epochs if isinstance(epochs, list) else [epochs]),
         method=given.get("method"),
         # True stands for a few: each token is a pass over its sample, for which somebody waits.

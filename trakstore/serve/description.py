@@ -66,7 +66,12 @@ def _question(limits: Limits) -> dict[str, Any]:
             "image": {"type": "string", "contentEncoding": "base64"},
             "sample": {"description": "Values as the job's data sets have them."},
             "label": {"description": "Class of a text or image; the prediction by default."},
-            "k": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20},
+            "k": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 1000,
+                "description": "Entries of each list; 20 by default, or all train rows.",
+            },
             "epochs": {"type": "array", "items": _ID},
             "method": {"type": "string", "enum": [*METHODS]},
             "samples": {"type": "boolean", "default": True},

@@ -11,7 +11,7 @@ from trakstore.quantities import as_whole
 from trakstore.serve.question import BadQuestionError, UnknownSampleError
 from trakstore.storage.layout import Epoch, as_epoch
 
-MOST_LISTED = 1000
+MOST_LISTED, _LISTED = 1000, 20
 
 
 def known_epochs(named: Sequence[Epoch] | None, known: tuple[Epoch, ...]) -> tuple[Epoch, ...]:
@@ -39,13 +39,15 @@ def known_epochs(named: Sequence[Epoch] | None, known: tuple[Epoch, ...]) -> tup
 
 
 def known_length(k: Any, rows: int) -> int:
-    """Return the entries of a list, of so many train rows.
+    """Return the entries of a list, of so many train rows; 20 or all of them where none is asked for.
 
     Raises
     ------
     BadQuestionError
         It is no number of 1 to 1,000, or more than there are.
     """
+    if k is None:
+        return min(rows, _LISTED)
     try:
         return as_whole(k, "k", 1, min(rows, MOST_LISTED))
     except TrakStoreError as error:

@@ -132,7 +132,7 @@ class NewSamples:
             if question.label is not None:
                 raise BadQuestionError("a sample says its own label: leave label= out")
             sample = like(example, question.sample, "sample")
-            self._bounds.check(sample)
+            self._bounds.check(sample, example)
             return _whole(sample)
         make = self._text if question.text is not None else self._image
         if not isinstance(example, tuple | list):
@@ -173,7 +173,7 @@ class NewSamples:
         most = self._bounds.tokens
         if not 1 <= len(ids) <= most:
             raise BadQuestionError(f"the text has {len(ids)} tokens; 1 to {most} are needed")
-        self._bounds.check(values)
+        self._bounds.check(values, {})
         # All of the text is what the model would be asked to say.
         if _is_row(example.get("labels"), len(example["input_ids"])):
             values["labels"] = ids

@@ -211,7 +211,7 @@ class Query:
     def ask(
         self,
         sample: Any = None,
-        k: int = 20,
+        k: int | None = None,
         *,
         target: int | str | None = None,
         split: str | None = None,
@@ -228,8 +228,8 @@ class Query:
         ----------
         sample : object, optional
             A sample as the job's data sets give it; or one of ``target``, ``text`` and ``image``.
-        k : int
-            Entries of each list.
+        k : int, optional
+            Entries of each list; 20 by default, or all where there are fewer train rows.
         target : int or str, optional
             Id of a sample of the store, or ``"@N"`` for row N.
         split : str, optional

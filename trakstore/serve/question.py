@@ -37,8 +37,8 @@ class Question:
         Values as the job's data sets give them.
     label : object, optional
         Class or value of a text or image; the model's own prediction by default.
-    k : int
-        Entries of each list.
+    k : int, optional
+        Entries of each list; 20 by default, or all where there are fewer train rows.
     epochs : tuple of epochs, optional
         Epochs to combine; all that are served by default.
     method : str, optional
@@ -55,7 +55,7 @@ class Question:
     image: Any = None
     sample: Any = None
     label: Any = None
-    k: int = 20
+    k: int | None = None
     epochs: tuple[Epoch, ...] | None = None
     method: str | None = None
     tokens: int = 0

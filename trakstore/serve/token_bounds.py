@@ -27,10 +27,13 @@ class TokenBounds:
         Most tokens of a sample.
     counts : mapping of str to int
         Rows of the embedding of a field: its integers are below that.
+    aligned : bool
+        Whether a label can be that of the token at its place; not where an encoder reads the tokens.
     """
 
     tokens: int
     counts: Mapping[str, int]
+    aligned: bool = True
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> TokenBounds:
@@ -44,12 +47,12 @@ class TokenBounds:
             "position_ids": positions,
         }
         tokens = [_whole(tokenizer, "model_max_length"), positions, MOST_NUMBERS]
-        return cls(
-            min(one for one in tokens if one), {name: one for name, one in counts.items() if one}
-        )
+        known = {name: one for name, one in counts.items() if one}
+        aligned = getattr(config, "is_encoder_decoder", False) is not True
+        return cls(min(one for one in tokens if one), known, aligned)
 
-    def check(self, sample: Any) -> None:
-        """Raise a :class:`BadQuestionError` for a sample beyond the bounds."""
+    def check(self, sample: Any, example: Any) -> None:
+        """Raise a :class:`BadQuestionError` for a sample beyond the bounds, or unlike the job's own."""
         if not isinstance(sample, Mapping) or "input_ids" not in sample:
             return
         length = np.asarray(sample["input_ids"]).size
@@ -61,9 +64,20 @@ class TokenBounds:
             if name in sample:
                 _need_within(np.asarray(sample[name]), 0, count, "token ids", name)
         labels = np.asarray(sample.get("labels", []))
+        # A causal model shifts labels by one place: of another length they would be those of others.
+        if self.aligned and _labels_each(example) and not _labels_each(sample):
+            raise BadQuestionError(
+                f"the sample has {labels.size:,} labels of {length:,} tokens: each token needs one"
+            )
         if "input_ids" in self.counts and labels.ndim and labels.dtype.kind in "iu":
             learned = labels[labels != _IGNORED]
             _need_within(learned, 0, self.counts["input_ids"], "token ids", "labels")
+
+
+def _labels_each(sample: Any) -> bool:
+    """Tell whether a sample has a label of each token."""
+    labels, ids = (np.shape(sample.get(name)) for name in ("labels", "input_ids"))
+    return len(labels) == 1 and labels == ids
 
 
 def _need_within(values: Any, low: int, count: int, what: str, name: str) -> None:

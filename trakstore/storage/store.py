@@ -263,7 +263,8 @@ class FeatureStore(StoreReader):
         """Leave samples out of kernels, scores and lists from now on; or take them in again.
 
         Nothing is rewritten, the other rows keep their positions. Masking is not deletion: the
-        features stay on the disk.
+        features stay on the disk. A split of tokens has a mask of its own: mask the ids of its rows in
+        ``"test~tokens"`` too, where the tokens of masked samples are to be left out.
 
         Parameters
         ----------
