@@ -109,7 +109,7 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
         if not null_epochs:
             log.warning(
                 "no null, so p-values are NaN: give null_epochs=[(16, 20)], pairs of epochs between "
-                "which nothing happened (to PhaseTransitionAttributor: two checkpoints or more of one phase)"
+                "which nothing happened (PhaseTransitionAttributor: several checkpoints of one phase)"
             )
         pairs = [(pre_transition_epoch, post_transition_epoch), *null_epochs]
         scores = self._scores(list(dict.fromkeys(epoch for pair in pairs for epoch in pair)))
