@@ -114,11 +114,18 @@ def call_with_sample(function: Any, name: str, what: str, sample: Any) -> Any:
 
 
 @contextmanager
-def blamed_on(name: str) -> Iterator[None]:
+def blamed_on(name: str, remedy: str = "") -> Iterator[None]:
     """Raise errors of somebody else's code as bad use, in a line that says where.
 
     The error is kept as the cause. An error that trakstore itself raises by mistake is a fault, and
     passes.
+
+    Parameters
+    ----------
+    name : str
+        What the code belongs to; the message begins with it.
+    remedy : str
+        What to do about it; the message ends with it.
 
     Examples
     --------
@@ -138,7 +145,8 @@ def blamed_on(name: str) -> Iterator[None]:
         if last.startswith(_OWN) and last != __file__:
             raise
         said = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise TrakStoreError(f"{name}: {said} ({_places(frames)})") from error
+        advice = f"; {remedy}" if remedy else ""
+        raise TrakStoreError(f"{name}: {said} ({_places(frames)}){advice}") from error
 
 
 def _places(frames: Sequence[traceback.FrameSummary]) -> str:

@@ -76,6 +76,17 @@ def test_examples_of_a_transition(delayed: DelayedGeneralizationTRAK) -> None:
     assert raw["gained_influence_indices"].tolist() == np.argsort(-dense)[:3].tolist()
 
 
+def test_a_transition_without_a_null_says_so(
+    delayed: DelayedGeneralizationTRAK, caplog: pytest.LogCaptureFixture
+) -> None:
+    delayed.find_phase_transition_examples(2, 5, top_k=3, null_epochs=[(1, 2)])
+    assert not caplog.records
+    found = delayed.find_phase_transition_examples(2, 5, top_k=3)
+    assert found["gained_influence_p_values"].isnan().all()
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("no null, so p-values are NaN: give null_epochs=[(16, 20)]")
+
+
 def test_a_transition_is_found_in_a_curve() -> None:
     states = {epoch: mlp(seed).state_dict() for seed, epoch in enumerate((1, 2, 3, 5, 9))}
     curve = [0.1, 0.12, 0.11, 0.9, 0.91]

@@ -80,6 +80,13 @@ def test_lds_trains_what_is_missing(run: Any, made: tuple[Path, Path]) -> None:
     assert "did you mean 'halves'" in run("evaluate", "lds", store, "--models", "halfs").error
 
 
+def test_lds_of_few_models_says_so(run: Any, made: tuple[Path, Path]) -> None:
+    store, trainers = made
+    asked = ["evaluate", "lds", store, "--models", "drawn", "--trainer", f"{trainers}:linear"]
+    assert "note: 49 models are few: train 200" in run(*asked, "--count", 49).err
+    assert "are few" not in run(*asked, "--count", 50).err
+
+
 def store_of(place: Path) -> ts.FeatureStore:
     return ts.open_store(place)
 

@@ -183,6 +183,19 @@ def test_frozen_parameters(tmp_path: Path) -> None:
     assert "no frozen parameters" in verdicts(unfrozen, tmp_path / "s.zarr")["pass"]
 
 
+def test_the_frozen_base_of_an_adapter(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(network(), peft.LoraConfig(r=2, target_modules=["0", "2"]))
+    # An adapter that is untrained has a B of zeros, and no gradient of A.
+    nn.init.normal_(model.base_model.model[0].lora_B["default"].weight)
+    nn.init.normal_(model.base_model.model[2].lora_B["default"].weight)
+    job = job_of(model)
+    place = stored(job, tmp_path)
+    assert "no frozen parameters" in verdicts(job, place)["pass"]
+    model.base_model.model[0].lora_A["default"].weight.requires_grad_(False)
+    assert "no frozen parameters" in verdicts(job, place)["warn"]
+
+
 class Idle(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -88,11 +88,21 @@ def ragged(samples: list[Any]) -> Any:
     }
 
 
+def padded(samples: list[Any]) -> Any:
+    """Tokens alone, as a collator that is made for dicts does."""
+    return torch.stack([sample["input_ids"] for sample in samples])
+
+
 BATCHES: dict[str, tuple[Any, Collate | None, str]] = {
     "lengths": (
         [{"ids": [1, 2]}, {"ids": [1, 2, 3]}],
         None,
-        r"samples 0 to 1 cannot be put into one batch .* pass collate= that pads them",
+        r"samples 0 to 1 cannot be put into one batch .* pass collate= that pads them$",
+    ),
+    "tokens": (
+        [{"input_ids": [1, 2]}, {"input_ids": [1, 2, 3]}],
+        None,
+        r"collate= that pads them, such as trakstore.features.pad_tokens or the Trainer's collator$",
     ),
     "ragged": ([{"boxes": [[1, 2], [3]]}], None, "samples 0 to 0 cannot be put into one batch"),
     "text": (
@@ -135,6 +145,11 @@ BATCHES: dict[str, tuple[Any, Collate | None, str]] = {
         [[1, 2], [3]],
         lambda samples: torch.tensor(samples),
         r"^the collator, of samples 0 to 1: ValueError: expected .* \(test_batches.py, line \d+\)$",
+    ),
+    "texts": (
+        ["a", "b"],
+        padded,
+        r"^the collator, of samples .*: TypeError: .*\); samples are str: give dicts with input_ids",
     ),
 }
 

@@ -223,6 +223,23 @@ def test_a_recurrent_model_is_done_one_by_one_with_one_line(
     assert [r.message[:32] for r in caplog.records] == ["per-sample gradients one by one,"]
 
 
+class Counting(Recurrent):
+    """A model that asks for a number of its input, which ``vmap`` cannot do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + 0 * x.sum().item())
+
+
+def test_the_reason_of_vmap_is_its_first_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="trakstore"):
+        run(seeded(Counting), Samples(4), tmp_path / "s.zarr")
+    said = " ".join(record.message for record in caplog.records)
+    assert "one by one, since vmap cannot do this model (vmap: It looks like" in said
+    assert "internals)" in said and "For (1)" not in said
+
+
 def test_parameter_patterns_and_frozen_parameters(tmp_path: Path) -> None:
     model, data = mlp(), Samples(9)
     store = run(model, data, tmp_path / "s.zarr", parameters=["2.*"])

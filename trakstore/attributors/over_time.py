@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from heapq import nsmallest
 from itertools import pairwise
@@ -21,6 +22,8 @@ from trakstore.features.weights import kept, state_dicts
 from trakstore.methods.trak import trak_scores
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
+
+log = logging.getLogger("trakstore")
 
 
 class DelayedGeneralizationTRAK(TRAKAttributor):
@@ -103,6 +106,11 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
             of all train samples, shape (n,): ``indices``, ``changes`` and ``p_values``; ``scale``;
             ``null_pairs``.
         """
+        if not null_epochs:
+            log.warning(
+                "no null, so p-values are NaN: give null_epochs=[(16, 20)], pairs of epochs between "
+                "which nothing happened (PhaseTransitionAttributor: several checkpoints of one phase)"
+            )
         pairs = [(pre_transition_epoch, post_transition_epoch), *null_epochs]
         scores = self._scores(list(dict.fromkeys(epoch for pair in pairs for epoch in pair)))
         change, *null = [(scores.epoch(before), scores.epoch(after)) for before, after in pairs]

@@ -157,12 +157,18 @@ def _independent(probe: Probe, where: str) -> Check:
 
 
 def _frozen(job: Job) -> Check:
-    """Warn of frozen parameters that the job's patterns name: they are left out without a word."""
+    """Warn of frozen parameters that the job's patterns name: they are left out without a word.
+
+    Not of those of the base below an adapter: they are meant to be frozen.
+    """
+    adapted = hasattr(job.model, "peft_config")
     parameters = [(canonical_name(name), p) for name, p in job.model.named_parameters()]
     frozen = [
         name
         for name, p in parameters
-        if not p.requires_grad and any(fnmatchcase(name, pattern) for pattern in job.parameters)
+        if not p.requires_grad
+        and any(fnmatchcase(name, pattern) for pattern in job.parameters)
+        and (".lora_" in name or not adapted)
     ]
     remedy = (
         f"{', '.join(frozen[:4])}{', ...' if len(frozen) > 4 else ''} match the patterns "

@@ -205,7 +205,8 @@ class Batches:
         if self.columns is not None and self.as_trainer:
             samples = self.columns.as_trainer(samples)
         if self.collate is not None:
-            with blamed_on(f"the collator, of samples {start} to {start + len(samples) - 1}"):
+            name = f"the collator, of samples {start} to {start + len(samples) - 1}"
+            with blamed_on(name, _text_remedy(samples)):
                 return self.collate(samples)
         if self.columns is not None:
             samples = self.columns.without_metadata(samples)
@@ -215,7 +216,7 @@ class Batches:
             last, reason = start + len(samples) - 1, " ".join(str(error).split())
             raise TrakStoreError(
                 f"samples {start} to {last} cannot be put into one batch ({reason[:200]}): make them "
-                f"tensors of one shape, or pass collate= that pads them"
+                f"tensors of one shape, or pass collate= that pads them{_padding_collators(samples)}"
             ) from error
 
     def _need_rows(self, leaf: Any, where: str, start: int, stop: int) -> None:
@@ -268,6 +269,20 @@ class Batches:
             # the stream that computes still reads it.
             tensor.record_stream(user)
         return moved
+
+
+def _text_remedy(samples: list[Any]) -> str:
+    """Advise those whose collator was given texts; nothing for other samples."""
+    if not isinstance(samples[0], str):
+        return ""
+    return "samples are str: give dicts with input_ids, or a collator that tokenizes"
+
+
+def _padding_collators(samples: list[Any]) -> str:
+    """Name what pads samples of tokens; nothing for other samples."""
+    if not (isinstance(samples[0], Mapping) and "input_ids" in samples[0]):
+        return ""
+    return ", such as trakstore.features.pad_tokens or the Trainer's collator"
 
 
 def _of_trainer(collate: Any) -> Any:

@@ -24,7 +24,7 @@ from trakstore.features.parameters import canonical_name
 from trakstore.features.plain import backward, copied
 from trakstore.features.projectors import Projector, Sliced
 from trakstore.features.sharding import WHOLE, Sharding, Take
-from trakstore.features.wording import first_line
+from trakstore.features.wording import first_sentence
 from trakstore.planning import ranges
 
 __all__ = ["FAILURES", "FeatureRows", "GenericEngine", "batch_size", "cut", "joined", "no_features"]
@@ -143,7 +143,7 @@ class GenericEngine:
         except torch.OutOfMemoryError:
             raise
         except FAILURES as error:
-            return first_line(error)
+            return first_sentence(error)
         wrong = bool(apart > self.tolerance * true.norm())
         return "its gradients are not those of backward()" if wrong else ""
 

@@ -390,4 +390,4 @@ class Job:
         NotFoundError
             When one is not.
         """
-        need_files(self._weights, epochs)
+        need_files(self._weights, epochs, self.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["first_line", "listed"]
+__all__ = ["first_line", "first_sentence", "listed"]
 
 
 def first_line(error: Exception) -> str:
@@ -17,6 +17,18 @@ def first_line(error: Exception) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def first_sentence(error: Exception) -> str:
+    """Return the first sentence of an error, whole, or its kind where it says nothing.
+
+    Examples
+    --------
+    >>> first_sentence(ValueError("1.5 is too much. Give less")), first_sentence(KeyError())
+    ('1.5 is too much', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].split(". ")[0].removesuffix(".") if lines else type(error).__name__
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

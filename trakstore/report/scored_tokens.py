@@ -37,6 +37,12 @@ class ScoredTokens:
 
     parts: tuple[TextPart, ...]
 
+    def __repr__(self) -> str:
+        strongest = ", ".join(
+            f"{one.text!r} {one.number}" for one in Shown(parts=self.parts).strongest
+        )
+        return f"ScoredTokens({len(self.scored)} tokens; strongest: {strongest or 'none'})"
+
     @property
     def scored(self) -> tuple[ScoredPart, ...]:
         """Parts that have a score, in the order of the text."""

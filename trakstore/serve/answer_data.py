@@ -52,6 +52,12 @@ class Entry:
     shown: Shown | None = None
     tokens: ScoredTokens | None = None
 
+    def __repr__(self) -> str:
+        words = self.shown.brief if self.shown else ""
+        text = f", {words!r}" if words else ""
+        tokens = f", {len(self.tokens.scored)} tokens" if self.tokens else ""
+        return f"Entry({self.id!r} {self.score:+.3g}{text}{tokens})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
         own: dict[str, Any] = {"id": self.id, "score": self.score, "position": self.position}

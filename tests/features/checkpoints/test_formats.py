@@ -342,6 +342,12 @@ def test_adapters_that_do_not_fit_are_told(tmp_path: Path) -> None:
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"])
     with pytest.raises(TrakStoreError, match=r"it lacks .*o_proj.*adapter_config.json"):
         load_weights(tmp_path / "adapter", peft.get_peft_model(llama(0), config), "checkpoint 1")
+    for modules in (["q_proj"], ["q_proj", "o_proj"], ["k_proj", "o_proj", "gate_proj"]):
+        other = peft.get_peft_model(llama(0), peft.LoraConfig(r=2, target_modules=modules))
+        on = ", ".join(sorted(modules))
+        said = f"the model's adapter is on {on}, the checkpoint's on q_proj, v_proj; make the model"
+        with pytest.raises(TrakStoreError, match=said):
+            load_weights(tmp_path / "adapter", other, "checkpoint 1")
     config = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"], modules_to_save=["norm"])
     for given in (peft.get_peft_model_state_dict(lora(1)), tmp_path / "adapter"):
         with pytest.raises(

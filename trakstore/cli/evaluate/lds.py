@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from trakstore.cli.evaluate.trainers import AtOnce, Models, Repeats, TrainerName, load_trainer
+from trakstore.cli.output import error_line
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.lds import lds as linear_datamodeling_score
@@ -16,6 +17,8 @@ from trakstore.progress import ProgressLine
 from trakstore.report.evaluation_tables import lds_table
 from trakstore.sampling import SubsetPlan
 from trakstore.scores.saving import open_scores
+
+_FEW = 50  # models below which the interval says little
 
 
 @with_request("method", "learning_rate")
@@ -60,6 +63,9 @@ def lds(
                     finished=line.advance,
                 )
         truth = retrained_models(asked.opened, models)
+        if truth.sizes["model"] < _FEW:
+            said = f"{truth.sizes['model']} models are few: train 200 for an interval to rely on"
+            error_line(f"{said} (--trainer and --count 200)", "note")
         matrices: dict[str, Any] = {one: request.scores() for one, request in requests.items()}
         matrices |= {one: open_scores(asked.opened, one) for one in scores or ()}
         results = {

@@ -15,6 +15,7 @@ from trakstore.features.parameters import canonical_name
 from trakstore.paths import is_file
 
 _PREFIX = "base_model.model."
+_LORA = ".lora_"
 _COMPARED = (
     *("peft_type", "r", "lora_alpha", "use_rslora", "use_dora"),
     *("alpha_pattern", "rank_pattern"),
@@ -28,8 +29,13 @@ def is_adapter(stored: StoredWeights, model: nn.Module) -> bool:
     names = {_bare(name) for name in stored.shapes()}
     whole = {_bare(name) for name in model.state_dict()}
     wanted = _wanted(model)
+    if whole <= names:
+        return False
+    # LoRA's file may be on other modules than the model's adapter; whole weights would have the base's.
+    if _lora_modules(names) and not any(".base_layer." in name for name in names):
+        return True
     # Whole weights have some of an adapter's names too, those of modules that are saved with it.
-    return not whole <= names and len(names & wanted) > len(names - wanted)
+    return len(names & wanted) > len(names - wanted)
 
 
 def load_adapter(stored: StoredWeights, model: nn.Module) -> None:
@@ -43,11 +49,7 @@ def load_adapter(stored: StoredWeights, model: nn.Module) -> None:
     from peft import set_peft_model_state_dict
 
     names = {_bare(name): name for name in stored.shapes()}
-    if missing := sorted(_wanted(model) - names.keys()):
-        raise TrakStoreError(
-            f"{stored.where} is not of the model's adapter: it lacks {some_names(missing)}; make the "
-            f"model with the configuration that lies beside the adapter (adapter_config.json)"
-        )
+    _check_modules(stored.where, set(names), _wanted(model))
     # A state dict in memory lies beside no configuration.
     if is_file(Path(stored.where)):
         _check_configuration(Path(stored.where).parent / "adapter_config.json", model)
@@ -71,6 +73,27 @@ def load_adapter(stored: StoredWeights, model: nn.Module) -> None:
 def _bare(name: str) -> str:
     """Return a name without wrappers and without PEFT's prefix, which transformers' own models lack."""
     return canonical_name(name).removeprefix(_PREFIX)
+
+
+def _check_modules(where: str, names: set[str], wanted: set[str]) -> None:
+    """Refuse an adapter that lacks names, or that is on modules where the model has none."""
+    own, given = _lora_modules(wanted), _lora_modules(names)
+    reasons = []
+    if missing := sorted(wanted - names):
+        reasons.append(f"it lacks {some_names(missing)}")
+    if own and given and own != given:
+        modules, others = ", ".join(sorted(own)), ", ".join(sorted(given))
+        reasons.append(f"the model's adapter is on {modules}, the checkpoint's on {others}")
+    if reasons:
+        raise TrakStoreError(
+            f"{where} is not of the model's adapter: {'; '.join(reasons)}; make the model with the "
+            f"configuration that lies beside the adapter (adapter_config.json)"
+        )
+
+
+def _lora_modules(names: set[str]) -> set[str]:
+    """Return the modules that LoRA adapts, as ``target_modules`` names them: the last part alone."""
+    return {name.partition(_LORA)[0].rpartition(".")[2] for name in names if _LORA in name}
 
 
 def _check_configuration(path: Path, model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,19 @@ def by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkp
     return {epoch: checkpoints[given] for given, epoch in epochs.items()}
 
 
-def need_files(checkpoints: Mapping[int | str, Checkpoint], epochs: Sequence[int | str]) -> None:
+def need_files(
+    checkpoints: Mapping[int | str, Checkpoint], epochs: Sequence[int | str], job: str = ""
+) -> None:
     """Raise unless the files of some epochs' weights are there.
+
+    Parameters
+    ----------
+    checkpoints : mapping of epoch to weights
+    epochs : sequence of epochs
+        Those whose files are needed.
+    job : str
+        Name of the job, such as ``folder/jobs.py:digits``. Where a file lies beside ``jobs.py``, the
+        error says so.
 
     Raises
     ------
@@ -47,12 +59,25 @@ def need_files(checkpoints: Mapping[int | str, Checkpoint], epochs: Sequence[int
         for epoch in epochs
         if isinstance(where := checkpoints.get(epoch), str | Path)
     }
-    missing = [f"{path} of epoch {epoch}" for epoch, path in paths.items() if not exists(path)]
+    missing = {epoch: path for epoch, path in paths.items() if not exists(path)}
     if missing:
+        first = [f"{path} of epoch {epoch}" for epoch, path in islice(missing.items(), 5)]
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise NotFoundError(
-            f"there is no checkpoint file {', '.join(missing[:5])}{more}; correct the job's "
+            f"there is no checkpoint file {', '.join(first)}{more}; correct the job's "
             f"checkpoints, or choose the epochs whose files are there"
+            f"{_place_looked_at(next(iter(missing.values())), job)}"
         )
     for path in paths.values():
         weights_file(path)  # refuses a folder that holds none
+
+
+def _place_looked_at(path: Path, job: str) -> str:
+    """Say where a relative path was looked for, and the folder of the job's file if it is there."""
+    if path.is_absolute():
+        return ""
+    place = f" (looked at {path.absolute()})"
+    file = Path(job.rpartition(":")[0])
+    if file.suffix == ".py" and exists(file.parent / path):
+        return f"{place}; it is beside {file.name}: run from {file.parent.resolve()}"
+    return place
