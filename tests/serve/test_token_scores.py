@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from features.token_models import counted, gpt2_with_adapters, llama, padded, pa
 import trakstore as ts
 from trakstore.errors import SpecMismatchError
 from trakstore.features import Job, featurize_job
+from trakstore.report.sample import Shown
 from trakstore.serve.question import BadQuestionError
 
 
@@ -162,6 +164,54 @@ def test_texts_come_with_their_scores(folder: Path) -> None:
     assert plain.shown.text.split() == list(map(str, sample["input_ids"]))
 
 
+class Collator:
+    """A collator with a tokenizer, as those of transformers are."""
+
+    tokenizer = Words()
+
+    def __call__(self, samples: Any) -> Any:
+        return padded_left(samples)
+
+
+def test_what_a_function_does_not_show_stays_hidden(folder: Path) -> None:
+    store, own = ts.open_store(folder / "llama.zarr"), replace(job(llama), collate=Collator())
+    shown = ts.Query(store, own).ask(target=1, k=2, tokens=1).proponents[0]
+    query = ts.Query(store, own, render=lambda _: "[hidden]")
+    entry = query.ask(target=1, k=2, tokens=1).proponents[0]
+    assert entry.shown is not None and shown.tokens is not None and entry.tokens is not None
+    assert entry.shown.text == "[hidden]"
+    document = entry.to_dict()
+    assert [one["tokens"] for one in document["tokens"]] == [
+        list(one.tokens) for one in shown.tokens.scored
+    ]
+    assert [one["score"] for one in document["tokens"]] == [
+        one.score for one in shown.tokens.scored
+    ]
+    assert shown.shown is not None and "w" in shown.shown.text
+    assert all(one.text.startswith("token ") for one in entry.shown.strongest)
+    assert "text" not in document["tokens"][0]
+    # Their numbers in the vocabulary would tell as much as their texts.
+    assert not any(one.text.strip().isdigit() for one in entry.tokens.parts)
+
+
+def test_an_image_stays_beside_the_text_of_its_tokens(folder: Path) -> None:
+    query = ts.Query(ts.open_store(folder / "llama.zarr"), job(llama), render=Words())
+    tokens = query.ask(target=1, k=2, tokens=1).proponents[0].tokens
+    assert tokens is not None
+    shown = tokens.shown(Shown("data:image/png;base64,AA", 3, 2))
+    assert (shown.image, shown.width, shown.height) == ("data:image/png;base64,AA", 3, 2)
+    assert shown.text == tokens.shown().text != ""
+
+
+def test_tokens_of_train_rows_that_are_tokens_have_no_scores(tmp_path: Path) -> None:
+    own = replace(job(llama), tokens={"train": 1})
+    featurize_job(own, tmp_path / "s.zarr", progress=False)
+    query = ts.Query(ts.open_store(tmp_path / "s.zarr"), own, train="train~tokens")
+    assert query.scores_tokens is False
+    with pytest.raises(BadQuestionError, match="tokens have no scores here"):
+        query.ask(target=0, k=2, tokens=1)
+
+
 def test_rounded_rows_add_up_to_their_rounding(folder: Path) -> None:
     own = job(llama)
     small = Job(
@@ -226,7 +276,9 @@ def test_the_service_scores_tokens(folder: Path) -> None:
         # Texts are not needed for that, and the page has them shaded.
         bare = {"target": 0, "k": 2, "tokens": 1, "samples": False}
         answer = client.post("/query", json=bare).json()["proponents"][0]
-        assert answer["tokens"] == scored[0]
+        assert answer["tokens"] == [
+            {name: value for name, value in one.items() if name != "text"} for one in scored[0]
+        ]
         assert "text" not in answer
         panel = client.post("/panel", json={"target": 0, "k": 2, "tokens": 1}).text
         html = json.loads(panel.splitlines()[-1])["html"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
-from trakstore.report.sample import LETTERS, Shown, shown_text
+from trakstore.report.sample import LETTERS, Shown, shown_text, strongest_of
 from trakstore.report.text_parts import ScoredPart, TextPart, token_parts
 from trakstore.scores.factored import Scores
 from trakstore.scores.row_parts import of_row_parts, parts_apart
@@ -32,24 +32,45 @@ class ScoredTokens:
     Attributes
     ----------
     parts : tuple of TextPart
-        The sample's text; each token that counts is a part of its own with its score.
+        The sample's text; each token that counts is a part of its own with its score. Where the text
+        is hidden, tokens that have a score alone, by their numbers.
+    hidden : bool
+        True where the text is not for who asks.
     """
 
     parts: tuple[TextPart, ...]
+    hidden: bool = False
 
     @property
     def scored(self) -> tuple[ScoredPart, ...]:
         """Parts that have a score, in the order of the text."""
         return tuple(one for one in self.parts if isinstance(one, ScoredPart))
 
-    def shown(self, letters: int = LETTERS) -> Shown:
-        """Return the text as a page shows it."""
-        return shown_text(self.parts, letters)
+    def shown(self, before: Shown | None = None, letters: int = LETTERS) -> Shown:
+        """Return the text as a page shows it, beside the image of what was shown before.
+
+        Where the text is hidden, that stays, with the tokens that have the largest scores.
+        """
+        before = before or Shown()
+        if self.hidden:
+            return replace(before, strongest=strongest_of(self.parts))
+        made = shown_text(self.parts, letters)
+        return replace(made, image=before.image, width=before.width, height=before.height)
+
+    def without_text(self) -> ScoredTokens:
+        """Return the same scores of tokens that are told by their numbers alone."""
+        named = (
+            replace(one, text=f"token {', '.join(map(str, one.tokens))}", kind="plain")
+            for one in self.scored
+        )
+        return ScoredTokens(tuple(named), hidden=True)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Return what JSON can hold: each token's places, text and score."""
+        """Return what JSON can hold: each token's places, its text unless it is hidden, and score."""
         return [
-            {"tokens": list(one.tokens), "text": one.text, "score": one.score}
+            {"tokens": list(one.tokens)}
+            | ({} if self.hidden else {"text": one.text})
+            | {"score": one.score}
             for one in self.scored
         ]
 

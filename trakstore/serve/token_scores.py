@@ -11,7 +11,7 @@ import numpy as np
 
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_whole
-from trakstore.report.sample_source import Render, tokenizer_of
+from trakstore.report.sample_source import Render, hides_tokens, tokenizer_of
 from trakstore.report.scored_tokens import scored_tokens
 from trakstore.scores.factored import Scores
 from trakstore.serve.answer_data import Entry
@@ -37,23 +37,30 @@ class TokenScorer:
     tokenizer : transformers.PreTrainedTokenizerBase or None
     lock : lock
         Held while the data set is read: it is other people's.
+    hidden : bool
+        True where a function decides on what is shown: tokens are told by their numbers then.
     """
 
     job: Job
     models: LoadedModels
     tokenizer: Any
     lock: threading.Lock
+    hidden: bool
 
     @classmethod
     def of(
         cls,
         job: Job | None,
+        train: str,
         models: LoadedModels | None,
         render: Render | str | None,
         lock: threading.Lock,
     ) -> TokenScorer | None:
-        """Make one for a job whose output is made of tokens; None for any other."""
-        if job is None or models is None:
+        """Make one for a job whose output is made of tokens; None for any other.
+
+        None, too, where the train rows are no samples of the job, but tokens of them.
+        """
+        if job is None or models is None or train not in job.datasets:
             return None
         from trakstore.features.outputs.tokens import need_tokens
 
@@ -61,7 +68,7 @@ class TokenScorer:
             need_tokens(job.output)  # type: ignore[arg-type]
         except TrakStoreError:
             return None
-        return cls(job, models, tokenizer_of(job, render), lock)
+        return cls(job, models, tokenizer_of(job, render), lock, hides_tokens(render))
 
     def of_entries(
         self, count: int, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
@@ -81,7 +88,10 @@ class TokenScorer:
             sample = self.job.datasets[stored.train][entry.position]
         column = int(stored.columns_of_train(np.array([entry.position]))[0])
         tokens = scored_tokens(self.models, scores, column, sample, self.tokenizer, go_on)
-        shown = None if entry.shown is None else tokens.shown()
+        # An entry that shows nothing has no text for who asks, by its tokens neither.
+        if self.hidden or entry.shown is None:
+            tokens = tokens.without_text()
+        shown = None if entry.shown is None else tokens.shown(entry.shown)
         return replace(entry, tokens=tokens, shown=shown)
 
 
