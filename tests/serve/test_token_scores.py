@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,10 +17,11 @@ from features.models import Samples, mlp
 from features.token_models import counted, gpt2_with_adapters, llama, padded, padded_left, texts
 
 import trakstore as ts
-from trakstore.errors import SpecMismatchError
-from trakstore.features import Job, featurize_job
+from trakstore.errors import MemoryLimitError, SpecMismatchError
+from trakstore.features import Job, featurize_job, query_rows
 from trakstore.report.sample import Shown
-from trakstore.serve.question import BadQuestionError
+from trakstore.serve import token_scores
+from trakstore.serve.question import BadQuestionError, Question
 
 
 class Words:
@@ -210,6 +213,63 @@ def test_tokens_of_train_rows_that_are_tokens_have_no_scores(tmp_path: Path) -> 
     assert query.scores_tokens is False
     with pytest.raises(BadQuestionError, match="tokens have no scores here"):
         query.ask(target=0, k=2, tokens=1)
+
+
+def test_a_long_question_gives_up_and_lets_others_have_their_turn(folder: Path) -> None:
+    own = replace(job(llama), batch_size=1)
+    query = ts.Query(ts.open_store(folder / "llama.zarr"), own)
+    calls: list[int] = []
+
+    def go_on() -> None:
+        assert not query_rows._TURN.locked()
+        calls.append(len(calls))
+
+    (answer,) = query.stages(Question(target=0, k=2, tokens=1), stages=1, go_on=go_on)
+    lists = (answer.proponents, answer.opponents)
+    passes = sum(len(one[0].tokens.scored) * 2 for one in lists if one[0].tokens)
+    assert passes >= 8 and len(calls) > passes
+    begun = len(calls)
+
+    class Late(Exception):
+        """Nobody waits any more."""
+
+    def give_up() -> None:
+        calls.append(0)
+        if len(calls) == begun + 8:
+            raise Late
+
+    with pytest.raises(Late):
+        list(query.stages(Question(target=0, k=2, tokens=1), stages=1, go_on=give_up))
+    assert len(calls) == begun + 8
+
+
+def test_a_turn_that_is_taken_again_comes_behind_those_who_wait() -> None:
+    order: list[str] = []
+
+    def other() -> None:
+        with query_rows.taking_turns():
+            order.append("other")
+
+    waits = threading.Thread(target=other)
+    with query_rows.taking_turns():
+        waits.start()
+        while not query_rows._NEXT.locked():
+            time.sleep(0.001)
+    with query_rows.taking_turns():
+        order.append("again")
+    waits.join()
+    assert order == ["other", "again"]
+
+
+def test_passes_over_tokens_are_within_the_limits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ts.open_store(folder / "llama.zarr")
+    with pytest.raises(MemoryLimitError):
+        ts.Query(store, replace(job(llama), memory_limit=10_000)).ask(target=0, k=2, tokens=1)
+    monkeypatch.setattr(token_scores, "MOST_PASSES", 5)
+    with pytest.raises(BadQuestionError, match="5 at most are made for a list"):
+        ts.Query(store, job(llama)).ask(target=0, k=2, tokens=1)
 
 
 def test_rounded_rows_add_up_to_their_rounding(folder: Path) -> None:

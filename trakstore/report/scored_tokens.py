@@ -110,7 +110,7 @@ def scored_tokens(
     tokenizer : transformers.PreTrainedTokenizerBase, optional
         What decodes tokens; without it they are shown as numbers.
     go_on : callable
-        Called between epochs: it raises where nobody waits for the answer any more.
+        Called between passes: it raises where nobody waits for the answer any more.
 
     Raises
     ------
@@ -119,16 +119,19 @@ def scored_tokens(
     SpecMismatchError
         The tokens' rows do not add up to the stored one: the store has the features of another sample.
     """
-    made = models.tokens(sample, scores.epochs, go_on)
-    own = made[scores.epochs[0]].own
-    parts = {epoch: one.features for epoch, one in made.items()}
-    apart = parts_apart(scores, column, parts)
-    if not apart < _APART:
-        raise SpecMismatchError(
-            f"rows of the tokens add up to another row than the stored one (relative difference "
-            f"{apart:.2g}): the job gives another sample, or other tokens of it, than were featurized"
-        )
-    values = np.asarray(of_row_parts(scores, column, parts, own.numbers))[0]
+    own = models.tokens(sample, scores.epochs[0])
+    if not len(own.numbers):
+        raise TrakStoreError("the sample has no token that counts, whose score could be shown")
+    values = np.zeros(len(own.numbers), dtype=np.float32)
+    # Rows of one epoch are let go of before those of the next are there: they may be many.
+    for epoch, parts in models.token_rows(sample, len(own.numbers), scores.epochs, go_on):
+        apart = parts_apart(scores, column, epoch, parts)
+        if not apart < _APART:
+            raise SpecMismatchError(
+                f"rows of the tokens add up to another row than the stored one (relative difference "
+                f"{apart:.2g}): the job gives another sample, or other tokens, than were featurized"
+            )
+        values += of_row_parts(scores, column, epoch, parts)[0]
     return ScoredTokens(_parts(own, tokenizer or _Numbers(), values.astype(float).tolist()))
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # they need torch
     from trakstore.features.query_rows import LoadedModels
 
 MOST_SCORED = 20  # entries of a list
+MOST_PASSES = 20_000  # over samples, for the tokens of a list: one for each token and epoch
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class TokenScorer:
         """Return a function of a list that scores the tokens of its first entries, and shows them."""
 
         def scored(entries: Entries) -> Entries:
+            self._need_few(entries[:count], scores, stored, go_on)
             first = [self._scored(one, scores, stored, go_on) for one in entries[:count]]
             return (*first, *entries[count:])
 
@@ -84,8 +86,7 @@ class TokenScorer:
     def _scored(
         self, entry: Entry, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
     ) -> Entry:
-        with self.lock:
-            sample = self.job.datasets[stored.train][entry.position]
+        sample = self._sample(entry, stored)
         column = int(stored.columns_of_train(np.array([entry.position]))[0])
         tokens = scored_tokens(self.models, scores, column, sample, self.tokenizer, go_on)
         # An entry that shows nothing has no text for who asks, by its tokens neither.
@@ -93,6 +94,26 @@ class TokenScorer:
             tokens = tokens.without_text()
         shown = None if entry.shown is None else tokens.shown(entry.shown)
         return replace(entry, tokens=tokens, shown=shown)
+
+    def _need_few(
+        self, entries: Entries, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
+    ) -> None:
+        """Raise a :class:`BadQuestionError` where the tokens of some entries are too many."""
+        passes = 0
+        for entry in entries:
+            go_on()
+            own = self.models.tokens(self._sample(entry, stored), scores.epochs[0])
+            passes += len(own.numbers) * len(scores.epochs)
+        if passes > MOST_PASSES:
+            raise BadQuestionError(
+                f"tokens of {len(entries)} samples at {len(scores.epochs)} epochs take {passes:,} "
+                f"passes (one for each token and epoch); {MOST_PASSES:,} at most are made for a list: "
+                f"ask for tokens of fewer entries, or for fewer epochs"
+            )
+
+    def _sample(self, entry: Entry, stored: StoredSamples) -> Any:
+        with self.lock:
+            return self.job.datasets[stored.train][entry.position]
 
 
 def asked_tokens(count: Any, scorer: TokenScorer | None) -> int:
