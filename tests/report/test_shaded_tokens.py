@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import trakstore as ts
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
 from trakstore.features import Job, featurize_job
 from trakstore.report import write_report
+from trakstore.report.sample import shown_text
 from trakstore.report.sample_source import sample_source
+from trakstore.report.text_parts import token_parts
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -171,9 +174,46 @@ def test_a_run_is_of_tokens_that_count_of_the_sample_that_is_read(tmp_path: Path
             assert marked == Letters().decode(wanted)
 
 
+def test_a_page_keeps_what_a_function_shows_in_place_of_texts(
+    own: Job, store: ts.FeatureStore, tmp_path: Path
+) -> None:
+    class Collator:
+        tokenizer = Letters()
+
+        def __call__(self, samples: Any) -> Any:
+            return {name: torch.stack([one[name] for one in samples]) for name in samples[0]}
+
+    own = replace(own, collate=Collator())
+    asked: dict[str, Any] = {"job": own, "render": lambda _: "[hidden]", "k": 2}
+    for targets, names in (("test", ["b"]), ("test~tokens", ["b#2"])):
+        where = tmp_path / "h.html"
+        write_report(store, where, targets=targets, target_ids=names, tokens=1, **asked)
+        page = where.read_text()
+        assert "[hidden]" in page
+        assert tokens_on(page) == [] == re.findall(r'<strong class="asked">(.*?)</strong>', page)
+        strongest = re.findall(r"<li><code>(.*?)</code> <span>(.*?)</span></li>", page)
+        assert len(strongest) == 3 * 2
+        assert all(re.fullmatch(r"token \d", one) for one, _ in strongest)
+
+
+def test_the_strongest_tokens_are_those_of_the_whole_text() -> None:
+    scores = dict(enumerate([0.1] * 39 + [-5.0]))
+    parts = token_parts({"input_ids": list(range(10)) * 4}, Letters(), scores)
+    assert parts is not None
+    shown = shown_text(parts, letters=10)
+    assert len(shown.text) < 20 and "…" in shown.text
+    assert shown.strongest[0].tokens == (39,)
+
+
 def test_what_cannot_be_shaded_is_refused(own: Job, store: ts.FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(TrakStoreError, match="by the models of a job"):
         write_report(store, tmp_path / "r.html", k=3, tokens=1)
     with pytest.raises(TrakStoreError, match="tokens must be an integer from 0 to 3"):
         write_report(store, tmp_path / "r.html", job=own, k=3, tokens=4)
+    of_tokens = replace(own, tokens={"train": 1, "test": 1})
+    where = tmp_path / "s.zarr"
+    featurize_job(of_tokens, where, splits=["train~tokens", "test"], progress=False)
+    asked: dict[str, Any] = {"job": of_tokens, "train": "train~tokens", "k": 3}
+    with pytest.raises(TrakStoreError, match="'train~tokens' is none of its data sets"):
+        write_report(ts.open_store(where), tmp_path / "r.html", tokens=1, **asked)
     assert not (tmp_path / "r.html").exists()

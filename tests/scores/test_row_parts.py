@@ -38,12 +38,17 @@ def parts_of(store: ts.FeatureStore, row: int) -> dict[Any, Any]:
     return made
 
 
+def scores_of(scores: Any, row: int, parts: dict[Any, Any]) -> Any:
+    """Scores of the parts: the shares of all epochs."""
+    return sum(of_row_parts(scores, row, epoch, some) for epoch, some in parts.items())
+
+
 @pytest.mark.parametrize("average", ["factors", "scores"])
 def test_trak_of_parts_is_trak_of_rows_that_stand_in_its_place(
     store: ts.FeatureStore, average: Any
 ) -> None:
     scores, parts = ts.trak_scores(store, average=average), parts_of(store, 4)
-    got = np.asarray(of_row_parts(scores, 4, parts, np.arange(PARTS)))
+    got = scores_of(scores, 4, parts)
     np.testing.assert_allclose(got.sum(1), np.asarray(scores)[:, 4], rtol=1e-5)
     # By hand: T (K + λI)⁻¹ φᵀ of each epoch, with the mean of Q apart from it, or with its own Q.
     epochs, q = [], []
@@ -60,13 +65,14 @@ def test_trak_of_parts_is_trak_of_rows_that_stand_in_its_place(
 
 def test_cosines_of_parts_have_the_rows_length(store: ts.FeatureStore) -> None:
     scores, parts = ts.grad_cos_scores(store), parts_of(store, 2)
-    got = np.asarray(of_row_parts(scores, 2, parts, np.arange(PARTS)))
+    got = scores_of(scores, 2, parts)
     np.testing.assert_allclose(got.sum(1), np.asarray(scores)[:, 2], rtol=1e-4, atol=1e-6)
 
 
 def test_other_rows_are_told_and_thresholds_refused(store: ts.FeatureStore) -> None:
     scores, parts = ts.trak_scores(store), parts_of(store, 4)
-    assert parts_apart(scores, 4, parts) < 1e-6
-    assert parts_apart(scores, 3, parts) > 0.1
+    for epoch, some in parts.items():
+        assert parts_apart(scores, 4, epoch, some) < 1e-6
+        assert parts_apart(scores, 3, epoch, some) > 0.1
     with pytest.raises(TrakStoreError, match="soft threshold"):
-        of_row_parts(replace(scores, soft_threshold=0.1), 4, parts, np.arange(PARTS))
+        scores_of(replace(scores, soft_threshold=0.1), 4, parts)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ from features.models import Samples, mlp
 from features.token_models import counted, gpt2_with_adapters, llama, padded, padded_left, texts
 
 import trakstore as ts
-from trakstore.errors import SpecMismatchError
-from trakstore.features import Job, featurize_job
-from trakstore.serve.question import BadQuestionError
+from trakstore.errors import MemoryLimitError, SpecMismatchError
+from trakstore.features import Job, featurize_job, query_rows
+from trakstore.report.sample import Shown
+from trakstore.serve import token_scores
+from trakstore.serve.question import BadQuestionError, Question
 
 
 class Words:
@@ -162,6 +167,111 @@ def test_texts_come_with_their_scores(folder: Path) -> None:
     assert plain.shown.text.split() == list(map(str, sample["input_ids"]))
 
 
+class Collator:
+    """A collator with a tokenizer, as those of transformers are."""
+
+    tokenizer = Words()
+
+    def __call__(self, samples: Any) -> Any:
+        return padded_left(samples)
+
+
+def test_what_a_function_does_not_show_stays_hidden(folder: Path) -> None:
+    store, own = ts.open_store(folder / "llama.zarr"), replace(job(llama), collate=Collator())
+    shown = ts.Query(store, own).ask(target=1, k=2, tokens=1).proponents[0]
+    query = ts.Query(store, own, render=lambda _: "[hidden]")
+    entry = query.ask(target=1, k=2, tokens=1).proponents[0]
+    assert entry.shown is not None and shown.tokens is not None and entry.tokens is not None
+    assert entry.shown.text == "[hidden]"
+    document = entry.to_dict()
+    assert [one["tokens"] for one in document["tokens"]] == [
+        list(one.tokens) for one in shown.tokens.scored
+    ]
+    assert [one["score"] for one in document["tokens"]] == [
+        one.score for one in shown.tokens.scored
+    ]
+    assert shown.shown is not None and "w" in shown.shown.text
+    assert all(one.text.startswith("token ") for one in entry.shown.strongest)
+    assert "text" not in document["tokens"][0]
+    # Their numbers in the vocabulary would tell as much as their texts.
+    assert not any(one.text.strip().isdigit() for one in entry.tokens.parts)
+
+
+def test_an_image_stays_beside_the_text_of_its_tokens(folder: Path) -> None:
+    query = ts.Query(ts.open_store(folder / "llama.zarr"), job(llama), render=Words())
+    tokens = query.ask(target=1, k=2, tokens=1).proponents[0].tokens
+    assert tokens is not None
+    shown = tokens.shown(Shown("data:image/png;base64,AA", 3, 2))
+    assert (shown.image, shown.width, shown.height) == ("data:image/png;base64,AA", 3, 2)
+    assert shown.text == tokens.shown().text != ""
+
+
+def test_tokens_of_train_rows_that_are_tokens_have_no_scores(tmp_path: Path) -> None:
+    own = replace(job(llama), tokens={"train": 1})
+    featurize_job(own, tmp_path / "s.zarr", progress=False)
+    query = ts.Query(ts.open_store(tmp_path / "s.zarr"), own, train="train~tokens")
+    assert query.scores_tokens is False
+    with pytest.raises(BadQuestionError, match="tokens have no scores here"):
+        query.ask(target=0, k=2, tokens=1)
+
+
+def test_a_long_question_gives_up_and_lets_others_have_their_turn(folder: Path) -> None:
+    own = replace(job(llama), batch_size=1)
+    query = ts.Query(ts.open_store(folder / "llama.zarr"), own)
+    calls: list[int] = []
+
+    def go_on() -> None:
+        assert not query_rows._TURN.locked()
+        calls.append(len(calls))
+
+    (answer,) = query.stages(Question(target=0, k=2, tokens=1), stages=1, go_on=go_on)
+    lists = (answer.proponents, answer.opponents)
+    passes = sum(len(one[0].tokens.scored) * 2 for one in lists if one[0].tokens)
+    assert passes >= 8 and len(calls) > passes
+    begun = len(calls)
+
+    class Late(Exception):
+        """Nobody waits any more."""
+
+    def give_up() -> None:
+        calls.append(0)
+        if len(calls) == begun + 8:
+            raise Late
+
+    with pytest.raises(Late):
+        list(query.stages(Question(target=0, k=2, tokens=1), stages=1, go_on=give_up))
+    assert len(calls) == begun + 8
+
+
+def test_a_turn_that_is_taken_again_comes_behind_those_who_wait() -> None:
+    order: list[str] = []
+
+    def other() -> None:
+        with query_rows.taking_turns():
+            order.append("other")
+
+    waits = threading.Thread(target=other)
+    with query_rows.taking_turns():
+        waits.start()
+        while not query_rows._NEXT.locked():
+            time.sleep(0.001)
+    with query_rows.taking_turns():
+        order.append("again")
+    waits.join()
+    assert order == ["other", "again"]
+
+
+def test_passes_over_tokens_are_within_the_limits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ts.open_store(folder / "llama.zarr")
+    with pytest.raises(MemoryLimitError):
+        ts.Query(store, replace(job(llama), memory_limit=10_000)).ask(target=0, k=2, tokens=1)
+    monkeypatch.setattr(token_scores, "MOST_PASSES", 5)
+    with pytest.raises(BadQuestionError, match="5 at most are made for a list"):
+        ts.Query(store, job(llama)).ask(target=0, k=2, tokens=1)
+
+
 def test_rounded_rows_add_up_to_their_rounding(folder: Path) -> None:
     own = job(llama)
     small = Job(
@@ -226,7 +336,9 @@ def test_the_service_scores_tokens(folder: Path) -> None:
         # Texts are not needed for that, and the page has them shaded.
         bare = {"target": 0, "k": 2, "tokens": 1, "samples": False}
         answer = client.post("/query", json=bare).json()["proponents"][0]
-        assert answer["tokens"] == scored[0]
+        assert answer["tokens"] == [
+            {name: value for name, value in one.items() if name != "text"} for one in scored[0]
+        ]
         assert "text" not in answer
         panel = client.post("/panel", json={"target": 0, "k": 2, "tokens": 1}).text
         html = json.loads(panel.splitlines()[-1])["html"]

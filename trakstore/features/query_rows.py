@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trakstore.errors import MemoryLimitError, SpecMismatchError, TrakStoreError
+from trakstore.errors import MemoryLimitError, SpecMismatchError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.batches import Batches, evaluated
@@ -34,32 +34,31 @@ from trakstore.features.token_samples import ReadTokens, read_tokens
 from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch
 from trakstore.features.weights import own_copy
-from trakstore.planning import human_bytes
+from trakstore.planning import byte_count, human_bytes, ranges
 from trakstore.spec import Precision, StoreSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.store import FeatureStore
 
-__all__ = ["LoadedModels", "SampleTokens"]
+__all__ = ["LoadedModels", "taking_turns"]
 
 # What computes shares settings of the whole process (determinism, autocast, modes of modules), so that
-# samples of several threads take turns.
-_TURN = threading.Lock()
+# samples of several threads take turns. Who waits longest holds _NEXT: a thread that gives its turn
+# back, to take another at once, gets it behind that one, and a long question holds up no other.
+_TURN, _NEXT = threading.Lock(), threading.Lock()
+
+_FREE = 0.9  # of a GPU's free memory, taken for the passes
 
 
-class SampleTokens(NamedTuple):
-    """Parts that the tokens of a sample have in its row at one epoch.
-
-    Attributes
-    ----------
-    own : ReadTokens
-        The tokens.
-    features : ndarray of float32, shape (tokens, dim)
-        Rows that add up to the sample's.
-    """
-
-    own: ReadTokens
-    features: NDArray[np.float32]
+@contextmanager
+def taking_turns() -> Iterator[None]:
+    """Wait for a turn to compute, and hold it."""
+    with _NEXT:
+        _TURN.acquire()
+    try:
+        yield
+    finally:
+        _TURN.release()
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,32 @@ class _LoadedEpoch:
             columns[layout.FEATURES] = dequantised(columns[layout.FEATURES], scale)
         return columns
 
-    def tokens(self, sample: Any, output: ModelOutput, at_once: int) -> SampleTokens:
-        """Compute the parts of a sample's row that its tokens have, some tokens at once."""
+    def tokens(self, sample: Any, output: ModelOutput) -> ReadTokens:
+        """Read the tokens of a sample that count."""
         batch = replace(self.batches, dataset=[sample]).read(0, 1)
-        own = read_tokens(self.model, output, batch)
-        count = len(own.numbers)
-        if not count:
-            raise TrakStoreError(f"{self.where} has no token that counts")
+        return read_tokens(self.model, output, batch)
+
+    def token_computer(
+        self, sample: Any, count: int, output: ModelOutput, at_once: int, limit: int | None
+    ) -> RowComputer:
+        """Make what computes the parts of a sample's row that its tokens have, within a limit.
+
+        Without a limit, that is what is free on the GPU.
+        """
         # Parts are not rounded as rows are stored: each would lose as much as a whole row does.
         spec = replace(self.spec, dtype="float32", keep_bits=None)
         rows = self._computer(sample, count, min(at_once, count), spec, check="some")
-        separate = need_tokens(output)
-        rows.labels = TokenRows(self.model, separate, np.arange(count), 1)
-        return SampleTokens(own, self._computed(rows, count)[layout.FEATURES])
+        rows.labels = TokenRows(self.model, need_tokens(output), np.arange(count), 1)
+        if limit is None:
+            torch.cuda.empty_cache()
+            return rows.fitting(int(_FREE * torch.cuda.mem_get_info(self.batches.device)[0]))
+        return rows.within(limit, count, count * self.engine.projector.dim * 4)
+
+    def token_features(self, rows: RowComputer, start: int, stop: int) -> NDArray[np.float32]:
+        """Compute the parts of some tokens."""
+        features: NDArray[np.float32] = rows.columns(start, stop)[layout.FEATURES]
+        self.watch.check()
+        return features
 
     def _computer(
         self, sample: Any, count: int, at_once: int, spec: StoreSpec, check: CheckedRows
@@ -117,7 +129,7 @@ class _LoadedEpoch:
             classes,
             batch_size=at_once,
             pool=at_once,
-            measured=(0,),
+            measured=tuple(range(min(2, count))),
             shortest=(),
             at_once=at_once,
             pick=lambda chosen: batches.read(0, len(chosen)),
@@ -149,7 +161,8 @@ class LoadedModels:
     device : str, optional
         Where the models are; by default a GPU where there is one.
     memory_limit : int
-        Most bytes that the weights of all epochs may take together.
+        Most bytes that the weights of all epochs may take together; and, on a CPU, the passes over
+        the tokens of a sample beside them. A job's own limit is another one for these.
 
     Raises
     ------
@@ -180,6 +193,7 @@ class LoadedModels:
             )
         job.check_files(list(epochs))
         self._job, self._epochs = job, dict[int | str, _LoadedEpoch]()
+        self._limit = memory_limit
         with job.lent():
             for epoch, known in epochs.items():
                 self._epochs[epoch] = self._load(store, epoch, known)
@@ -220,38 +234,71 @@ class LoadedModels:
                 found[epoch] = loaded.columns(sample)
         return found
 
-    def tokens(
-        self,
-        sample: Any,
-        epochs: Sequence[int | str],
-        go_on: Callable[[], None] = lambda: None,
-    ) -> dict[int | str, SampleTokens]:
-        """Compute the parts that a sample's tokens have in its rows at some epochs.
-
-        Each token costs a forward and a backward pass of the sample.
-
-        Parameters
-        ----------
-        sample : object
-            A sample as the job's data sets give it, with a token that counts.
-        epochs : sequence of epochs
-        go_on : callable
-            Called before each epoch: it raises where nobody waits for the answer any more.
+    def tokens(self, sample: Any, epoch: int | str) -> ReadTokens:
+        """Read the tokens of a sample that count, which costs no pass.
 
         Raises
         ------
         TrakStoreError
-            The job's output is not made of tokens, or none of the sample counts.
+            The job's output is not made of tokens.
+        """
+        with self._turn(epoch) as loaded:
+            return loaded.tokens(sample, as_output(self._job.output))
+
+    def token_rows(
+        self,
+        sample: Any,
+        count: int,
+        epochs: Sequence[int | str],
+        go_on: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[int | str, NDArray[np.float32]]]:
+        """Compute the parts that a sample's tokens have in its rows at some epochs.
+
+        Each token costs a forward and a backward pass of the sample. Other samples get their turn
+        between those of some tokens.
+
+        Parameters
+        ----------
+        sample : object
+            A sample as the job's data sets give it.
+        count : int
+            Number of its tokens that count, one at least.
+        epochs : sequence of epochs
+        go_on : callable
+            Called before the passes of some tokens: it raises where nobody waits for the answer any
+            more.
+
+        Yields
+        ------
+        epoch, ndarray of float32, shape (count, dim)
+            Rows that add up to the sample's.
+
+        Raises
+        ------
+        MemoryLimitError
+            The pass of one token does not fit.
         NumericsError
             Features that are not finite.
         """
-        parts = {}
-        output = as_output(self._job.output)
+        output, size = as_output(self._job.output), self._job.batch_size
         for epoch in epochs:
             go_on()
             with self._turn(epoch) as loaded:
-                parts[epoch] = loaded.tokens(sample, output, self._job.batch_size)
-        return parts
+                rows = loaded.token_computer(sample, count, output, size, self._limit_of_passes)
+            features = []
+            for start, stop in ranges(count, max(1, int(rows.at_once))):
+                go_on()
+                with self._turn(epoch) as loaded:
+                    features.append(loaded.token_features(rows, start, stop))
+            yield epoch, np.concatenate(features)
+
+    @property
+    def _limit_of_passes(self) -> int | None:
+        """Most bytes of passes over tokens; None where a GPU's free memory says it."""
+        given = self._job.memory_limit
+        if given is None:
+            return None if self.device.type == "cuda" else self._limit
+        return min(byte_count(given), self._limit)
 
     def predicted(self, sample: Any, epoch: int | str) -> int | None:
         """Predict the class of a sample by the model of an epoch; None where there are no classes."""
@@ -263,7 +310,7 @@ class LoadedModels:
         """Give the model of an epoch to one thread, in eval mode on its device meanwhile."""
         loaded = self._epochs[epoch]
         precise = working_on(self.device, loaded.precision)
-        with _TURN, precise, evaluated(loaded.model, self.device):
+        with taking_turns(), precise, evaluated(loaded.model, self.device):
             yield loaded
 
     def _load(self, store: FeatureStore, epoch: int | str, known: str | None) -> _LoadedEpoch:
@@ -273,7 +320,7 @@ class LoadedModels:
         need_one_device(given)
         need_apart(given)
         model = own_copy(given).to(self.device)
-        with _TURN, working_on(self.device, job.precision), evaluated(model, self.device):
+        with taking_turns(), working_on(self.device, job.precision), evaluated(model, self.device):
             watch = WeightWatch(model)
             if known is not None and watch.hash != known:
                 raise SpecMismatchError(

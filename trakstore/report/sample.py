@@ -28,7 +28,7 @@ _CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Shown:
-    """Sample as it is shown: one of these, the others empty.
+    """Sample as it is shown: one of these, the others empty; an image may have a text beside it.
 
     Attributes
     ----------
@@ -40,6 +40,9 @@ class Shown:
         Length of the text, of which ``parts`` may be an excerpt.
     cells : tuple of (name, value)
         Columns of a table row.
+    strongest : tuple of ScoredPart
+        Tokens with the largest scores by magnitude, three at most, of the whole text; none without
+        scores.
     """
 
     image: str = ""
@@ -48,6 +51,7 @@ class Shown:
     parts: tuple[TextPart, ...] = ()
     characters: int = 0
     cells: tuple[tuple[str, str], ...] = ()
+    strongest: tuple[ScoredPart, ...] = ()
 
     @property
     def text(self) -> str:
@@ -58,12 +62,6 @@ class Shown:
     def preview(self) -> tuple[TextPart, ...]:
         """Parts of a long text that are shown at first; none of a text that is shown whole."""
         return preview(self.parts)
-
-    @property
-    def strongest(self) -> tuple[ScoredPart, ...]:
-        """Tokens with the largest scores by magnitude, three at most; none without scores."""
-        scored = [one for one in self.parts if isinstance(one, ScoredPart) and one.score]
-        return tuple(sorted(scored, key=lambda one: -abs(one.score))[:_STRONGEST])
 
     @property
     def brief(self) -> str:
@@ -77,7 +75,17 @@ def shown_text(parts: Iterable[TextPart], letters: int = LETTERS) -> Shown:
     """Make a text of at most so many characters ready to be shown; its lines stay lines."""
     # Line breaks of other systems would be spelled out as the controls that they are.
     lines = tuple(replace(one, text=one.text.replace("\r\n", "\n")) for one in parts)
-    return Shown(parts=excerpt(lines, letters), characters=sum(len(one.text) for one in lines))
+    return Shown(
+        parts=excerpt(lines, letters),
+        characters=sum(len(one.text) for one in lines),
+        strongest=strongest_of(lines),
+    )
+
+
+def strongest_of(parts: Iterable[TextPart]) -> tuple[ScoredPart, ...]:
+    """Return the tokens with the largest scores by magnitude, three at most."""
+    scored = [one for one in parts if isinstance(one, ScoredPart) and one.score]
+    return tuple(sorted(scored, key=lambda one: -abs(one.score))[:_STRONGEST])
 
 
 def show_sample(sample: Any, letters: int = LETTERS) -> Shown:

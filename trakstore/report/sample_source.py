@@ -144,10 +144,25 @@ def sample_source(
 
 
 def tokenizer_of(job: Job, render: Render | str | None) -> Any:
-    """Return the tokenizer that ``render`` is or names, else that of the job's collator, else None."""
+    """Return the tokenizer that ``render`` is or names; without ``render`` that of the job's collator.
+
+    None where there is none, or ``render`` is a function: what it does not show stays hidden.
+    """
     given = load_named(render, "render") if isinstance(render, str) else render
-    own = given if is_tokenizer(given) else getattr(job.collate, "tokenizer", None)
+    own = getattr(job.collate, "tokenizer", None) if given is None else given
     return own if is_tokenizer(own) else None
+
+
+def hides_tokens(render: Render | str | None) -> bool:
+    """Tell whether a function decides on what is shown of a sample, so that its tokens are not shown.
+
+    Examples
+    --------
+    >>> hides_tokens(None), hides_tokens(lambda sample: "hidden")
+    (False, True)
+    """
+    given = load_named(render, "render") if isinstance(render, str) else render
+    return given is not None and not is_tokenizer(given)
 
 
 def name_of(given: object) -> str:

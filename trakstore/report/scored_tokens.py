@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
-from trakstore.report.sample import LETTERS, Shown, shown_text
+from trakstore.report.sample import LETTERS, Shown, shown_text, strongest_of
 from trakstore.report.text_parts import ScoredPart, TextPart, token_parts
 from trakstore.scores.factored import Scores
 from trakstore.scores.row_parts import of_row_parts, parts_apart
@@ -32,10 +32,14 @@ class ScoredTokens:
     Attributes
     ----------
     parts : tuple of TextPart
-        The sample's text; each token that counts is a part of its own with its score.
+        The sample's text; each token that counts is a part of its own with its score. Where the text
+        is hidden, tokens that have a score alone, by their numbers.
+    hidden : bool
+        True where the text is not for who asks.
     """
 
     parts: tuple[TextPart, ...]
+    hidden: bool = False
 
     def __repr__(self) -> str:
         strongest = ", ".join(
@@ -48,14 +52,31 @@ class ScoredTokens:
         """Parts that have a score, in the order of the text."""
         return tuple(one for one in self.parts if isinstance(one, ScoredPart))
 
-    def shown(self, letters: int = LETTERS) -> Shown:
-        """Return the text as a page shows it."""
-        return shown_text(self.parts, letters)
+    def shown(self, before: Shown | None = None, letters: int = LETTERS) -> Shown:
+        """Return the text as a page shows it, beside the image of what was shown before.
+
+        Where the text is hidden, that stays, with the tokens that have the largest scores.
+        """
+        before = before or Shown()
+        if self.hidden:
+            return replace(before, strongest=strongest_of(self.parts))
+        made = shown_text(self.parts, letters)
+        return replace(made, image=before.image, width=before.width, height=before.height)
+
+    def without_text(self) -> ScoredTokens:
+        """Return the same scores of tokens that are told by their numbers alone."""
+        named = (
+            replace(one, text=f"token {', '.join(map(str, one.tokens))}", kind="plain")
+            for one in self.scored
+        )
+        return ScoredTokens(tuple(named), hidden=True)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Return what JSON can hold: each token's places, text and score."""
+        """Return what JSON can hold: each token's places, its text unless it is hidden, and score."""
         return [
-            {"tokens": list(one.tokens), "text": one.text, "score": one.score}
+            {"tokens": list(one.tokens)}
+            | ({} if self.hidden else {"text": one.text})
+            | {"score": one.score}
             for one in self.scored
         ]
 
@@ -95,7 +116,7 @@ def scored_tokens(
     tokenizer : transformers.PreTrainedTokenizerBase, optional
         What decodes tokens; without it they are shown as numbers.
     go_on : callable
-        Called between epochs: it raises where nobody waits for the answer any more.
+        Called between passes: it raises where nobody waits for the answer any more.
 
     Raises
     ------
@@ -104,16 +125,19 @@ def scored_tokens(
     SpecMismatchError
         The tokens' rows do not add up to the stored one: the store has the features of another sample.
     """
-    made = models.tokens(sample, scores.epochs, go_on)
-    own = made[scores.epochs[0]].own
-    parts = {epoch: one.features for epoch, one in made.items()}
-    apart = parts_apart(scores, column, parts)
-    if not apart < _APART:
-        raise SpecMismatchError(
-            f"rows of the tokens add up to another row than the stored one (relative difference "
-            f"{apart:.2g}): the job gives another sample, or other tokens of it, than were featurized"
-        )
-    values = np.asarray(of_row_parts(scores, column, parts, own.numbers))[0]
+    own = models.tokens(sample, scores.epochs[0])
+    if not len(own.numbers):
+        raise TrakStoreError("the sample has no token that counts, whose score could be shown")
+    values = np.zeros(len(own.numbers), dtype=np.float32)
+    # Rows of one epoch are let go of before those of the next are there: they may be many.
+    for epoch, parts in models.token_rows(sample, len(own.numbers), scores.epochs, go_on):
+        apart = parts_apart(scores, column, epoch, parts)
+        if not apart < _APART:
+            raise SpecMismatchError(
+                f"rows of the tokens add up to another row than the stored one (relative difference "
+                f"{apart:.2g}): the job gives another sample, or other tokens, than were featurized"
+            )
+        values += of_row_parts(scores, column, epoch, parts)[0]
     return ScoredTokens(_parts(own, tokenizer or _Numbers(), values.astype(float).tolist()))
 
 

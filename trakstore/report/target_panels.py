@@ -90,7 +90,7 @@ class Panel:
         scores = self.findings.scores.isel(target=int(self.findings.rows[self.at]))
         places = listed["position"].values.tolist()[: tokens.count]
         first = [
-            replace(card, shown=tokens.shown(place, scores))
+            replace(card, shown=tokens.shown(place, scores, card.shown))
             for card, place in zip(cards, places, strict=False)
         ]
         return [*first, *cards[len(first) :]]

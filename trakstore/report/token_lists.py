@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trakstore.errors import TrakStoreError
 from trakstore.methods.epochs import EpochPair
 from trakstore.passes.memory import memory_budget
 from trakstore.report.sample import Shown
-from trakstore.report.sample_source import Render, tokenizer_of
+from trakstore.report.sample_source import Render, hides_tokens, tokenizer_of
 from trakstore.report.scored_tokens import scored_tokens
 from trakstore.scores.factored import Scores
 from trakstore.storage.store import FeatureStore
@@ -40,6 +41,8 @@ class TokenLists:
     tokenizer : transformers.PreTrainedTokenizerBase or None
     letters : int
         Most characters of a text.
+    hidden : bool
+        True where a function decides on what is shown: tokens are told by their numbers then.
     """
 
     count: int
@@ -48,6 +51,7 @@ class TokenLists:
     masked: NDArray[np.int64]
     tokenizer: Any
     letters: int
+    hidden: bool
 
     @classmethod
     def of(
@@ -65,7 +69,7 @@ class TokenLists:
         Raises
         ------
         TrakStoreError
-            The job's output is not made of tokens.
+            The job's output is not made of tokens, or train rows are no samples of the job.
         """
         from trakstore.features.load_job import load_job
         from trakstore.features.outputs import as_output
@@ -74,13 +78,19 @@ class TokenLists:
 
         loaded = load_job(job) if isinstance(job, str) else job
         need_tokens(as_output(loaded.output))
+        train = pairs[-1].train
+        if train.stored.name not in loaded.datasets:
+            raise TrakStoreError(
+                f"tokens have scores where train rows are samples of the job; {train.stored.name!r} "
+                f"is none of its data sets ({', '.join(loaded.datasets)}): leave tokens out"
+            )
         known = {pair.epoch: pair.known_weights for pair in pairs}
         models = LoadedModels(loaded, store, known, memory_limit=memory_budget(memory_limit))
-        train = pairs[-1].train
-        samples = loaded.datasets[train.stored.name]
-        return cls(count, models, samples, train.masked, tokenizer_of(loaded, render), letters)
+        samples, tokenizer = loaded.datasets[train.stored.name], tokenizer_of(loaded, render)
+        hidden = hides_tokens(render)
+        return cls(count, models, samples, train.masked, tokenizer, letters, hidden)
 
-    def shown(self, position: int, scores: Scores) -> Shown:
+    def shown(self, position: int, scores: Scores, before: Shown | None) -> Shown:
         """Return the text of a train sample, shaded.
 
         Parameters
@@ -89,9 +99,13 @@ class TokenLists:
             Row of the stored train split.
         scores : Scores
             Scores of the one target, shape (1, n).
+        before : Shown, optional
+            What is shown of the sample without scores: its image stays, and all of it where the text
+            is hidden.
         """
         # Columns of scores are rows that are not masked, positions count those too.
         column = position - int(np.searchsorted(self.masked, position))
         sample = self.samples[position]
         tokens = scored_tokens(self.models, scores, column, sample, self.tokenizer)
-        return tokens.shown(self.letters)
+        tokens = tokens.without_text() if self.hidden else tokens
+        return tokens.shown(before, self.letters)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
 from trakstore.passes.rows import ArrayRows, Rows
@@ -18,10 +15,8 @@ from trakstore.storage.layout import Epoch
 __all__ = ["of_row_parts", "parts_apart"]
 
 
-def of_row_parts(
-    scores: Scores, column: int, parts: Mapping[Epoch, F32], ids: NDArray[Any]
-) -> Scores:
-    """Return the scores of the same targets with the parts of one train row.
+def of_row_parts(scores: Scores, column: int, epoch: Epoch, parts: F32) -> F32:
+    """Compute one epoch's share of the scores of the same targets with the parts of one train row.
 
     Parameters
     ----------
@@ -29,16 +24,16 @@ def of_row_parts(
         Scores with all train rows, shape (m, n).
     column : int
         Place of the row among them.
-    parts : mapping of epoch to ndarray of float32, shape (p, k)
-        Rows of features that add up to the row's, for each epoch of the scores.
-    ids : ndarray, shape (p,)
-        Names of the parts.
+    epoch : epoch
+        One of the scores.
+    parts : ndarray of float32, shape (p, k)
+        Rows of features at that epoch that add up to the row's.
 
     Returns
     -------
-    Scores
-        (target, part), shape (m, p). A score is linear in the train row's features, and the row's Q and
-        length are those of each of its parts: scores of all parts add up to the row's.
+    ndarray of float32, shape (m, p)
+        A score is linear in the train row's features, and the row's Q and length are those of each of
+        its parts: shares of all epochs and parts add up to the row's score.
 
     Raises
     ------
@@ -50,27 +45,29 @@ def of_row_parts(
             "scores with a soft threshold are no sums over the parts of a row: ask without it"
         )
     one = scores.isel(train=column)
-    made = tuple(
-        replace(
-            part,
-            train=ArrayRows(parts[part.epoch]),
-            column_scale=_repeated(part.column_scale, len(ids)),
-        )
-        for part in one.parts
+    at = one.epochs.index(epoch)
+    part = one.parts[at]
+    # The Q that is averaged over the epochs is so before the others are left out.
+    scale = part.column_scale if one.scale_apart is None else one.scale_apart
+    part = replace(part, train=ArrayRows(parts), column_scale=_repeated(scale, len(parts)))
+    alone = replace(
+        one,
+        parts=(part,),
+        reduce="sum",
+        train_ids=ArrayRows(np.arange(len(parts))),
+        train_positions=None,
+        train_labels=None,
     )
-    named = ArrayRows(ids)
-    return replace(one, parts=made, train_ids=named, train_positions=None, train_labels=None)
+    return np.asarray(alone) * np.float32(one.shares[at])
 
 
-def parts_apart(scores: Scores, column: int, parts: Mapping[Epoch, F32]) -> float:
-    """Return how far the sum of parts is from the train row, relative to it, at the worst epoch."""
-    distances = []
-    for part in scores.isel(train=column).parts:
-        row = np.asarray(part.train.read(0, 1)[0], dtype=np.float64)
-        total = parts[part.epoch].sum(axis=0, dtype=np.float64)
-        tiny = np.finfo(np.float32).tiny
-        distances.append(np.linalg.norm(total - row) / max(np.linalg.norm(row), tiny))
-    return float(max(distances))
+def parts_apart(scores: Scores, column: int, epoch: Epoch, parts: F32) -> float:
+    """Return how far the sum of parts is from the train row at an epoch, relative to the row."""
+    one = scores.isel(train=column)
+    stored = one.parts[one.epochs.index(epoch)].train.read(0, 1)[0]
+    row, total = np.asarray(stored, dtype=np.float64), parts.sum(axis=0, dtype=np.float64)
+    length = max(np.linalg.norm(row), np.finfo(np.float32).tiny)
+    return float(np.linalg.norm(total - row) / length)
 
 
 def _repeated(scale: Rows | None, count: int) -> Rows | None:

@@ -141,7 +141,7 @@ def shown_document(shown: Shown | None) -> dict[str, Any]:
     if shown is None:
         return {}
     if shown.image:
-        return {"image": shown.image}
+        return {"image": shown.image} | ({"text": shown.text} if shown.parts else {})
     if shown.cells:
         return {"cells": dict(shown.cells)}
     return {"text": shown.text}

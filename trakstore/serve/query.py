@@ -160,7 +160,7 @@ class Query:
         self._show = SamplesToShow(sample_source(job, render, splits))
         if job is not None:
             self._new = NewSamples.of(job, self.targets, prepare, self._show.lock)
-        self._scorer = TokenScorer.of(self._job, self._models, render, self._show.lock)
+        self._scorer = TokenScorer.of(self._job, train, self._models, render, self._show.lock)
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:

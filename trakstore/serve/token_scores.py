@@ -11,7 +11,7 @@ import numpy as np
 
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_whole
-from trakstore.report.sample_source import Render, tokenizer_of
+from trakstore.report.sample_source import Render, hides_tokens, tokenizer_of
 from trakstore.report.scored_tokens import scored_tokens
 from trakstore.scores.factored import Scores
 from trakstore.serve.answer_data import Entry
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # they need torch
     from trakstore.features.query_rows import LoadedModels
 
 MOST_SCORED = 20  # entries of a list
+MOST_PASSES = 20_000  # over samples, for the tokens of a list: one for each token and epoch
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,30 @@ class TokenScorer:
     tokenizer : transformers.PreTrainedTokenizerBase or None
     lock : lock
         Held while the data set is read: it is other people's.
+    hidden : bool
+        True where a function decides on what is shown: tokens are told by their numbers then.
     """
 
     job: Job
     models: LoadedModels
     tokenizer: Any
     lock: threading.Lock
+    hidden: bool
 
     @classmethod
     def of(
         cls,
         job: Job | None,
+        train: str,
         models: LoadedModels | None,
         render: Render | str | None,
         lock: threading.Lock,
     ) -> TokenScorer | None:
-        """Make one for a job whose output is made of tokens; None for any other."""
-        if job is None or models is None:
+        """Make one for a job whose output is made of tokens; None for any other.
+
+        None, too, where the train rows are no samples of the job, but tokens of them.
+        """
+        if job is None or models is None or train not in job.datasets:
             return None
         from trakstore.features.outputs.tokens import need_tokens
 
@@ -61,7 +69,7 @@ class TokenScorer:
             need_tokens(job.output)  # type: ignore[arg-type]
         except TrakStoreError:
             return None
-        return cls(job, models, tokenizer_of(job, render), lock)
+        return cls(job, models, tokenizer_of(job, render), lock, hides_tokens(render))
 
     def of_entries(
         self, count: int, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
@@ -69,6 +77,7 @@ class TokenScorer:
         """Return a function of a list that scores the tokens of its first entries, and shows them."""
 
         def scored(entries: Entries) -> Entries:
+            self._need_few(entries[:count], scores, stored, go_on)
             first = [self._scored(one, scores, stored, go_on) for one in entries[:count]]
             return (*first, *entries[count:])
 
@@ -77,12 +86,34 @@ class TokenScorer:
     def _scored(
         self, entry: Entry, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
     ) -> Entry:
-        with self.lock:
-            sample = self.job.datasets[stored.train][entry.position]
+        sample = self._sample(entry, stored)
         column = int(stored.columns_of_train(np.array([entry.position]))[0])
         tokens = scored_tokens(self.models, scores, column, sample, self.tokenizer, go_on)
-        shown = None if entry.shown is None else tokens.shown()
+        # An entry that shows nothing has no text for who asks, by its tokens neither.
+        if self.hidden or entry.shown is None:
+            tokens = tokens.without_text()
+        shown = None if entry.shown is None else tokens.shown(entry.shown)
         return replace(entry, tokens=tokens, shown=shown)
+
+    def _need_few(
+        self, entries: Entries, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
+    ) -> None:
+        """Raise a :class:`BadQuestionError` where the tokens of some entries are too many."""
+        passes = 0
+        for entry in entries:
+            go_on()
+            own = self.models.tokens(self._sample(entry, stored), scores.epochs[0])
+            passes += len(own.numbers) * len(scores.epochs)
+        if passes > MOST_PASSES:
+            raise BadQuestionError(
+                f"tokens of {len(entries)} samples at {len(scores.epochs)} epochs take {passes:,} "
+                f"passes (one for each token and epoch); {MOST_PASSES:,} at most are made for a list: "
+                f"ask for tokens of fewer entries, or for fewer epochs"
+            )
+
+    def _sample(self, entry: Entry, stored: StoredSamples) -> Any:
+        with self.lock:
+            return self.job.datasets[stored.train][entry.position]
 
 
 def asked_tokens(count: Any, scorer: TokenScorer | None) -> int:
