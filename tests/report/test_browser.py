@@ -94,6 +94,27 @@ def background(browser: Any) -> str:
     return str(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
 
 
+def test_six_epochs_with_long_names_need_no_scrollbar(started: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("sjlt", dim=6))
+    for epoch in range(10, 70, 10):
+        for split, rows in (("train", 200), ("test", 1)):
+            store.write_split(
+                epoch,
+                split,
+                rng.normal(size=(rows, 6)).astype(np.float32),
+                out_to_loss=rng.uniform(0.1, 1, rows),
+                ids=[f"module.some_long_function_name_{split}:{i}" for i in range(rows)],
+            )
+    page = tmp_path / "page.html"
+    assert main(["report", str(store.location), "-o", str(page), "--k", "5"]) == 0
+    emulate(started, width=1280)
+    started.get(page.as_uri())
+    table = started.find_element("css selector", '[aria-label="Scores over epochs"]')
+    inner, outer = (int(table.get_property(f"{one}Width")) for one in ("scroll", "client"))
+    assert 0 < inner <= outer < 500  # beside the lines, not below them
+
+
 def test_it_asks_for_nothing(browser: Any, page: str) -> None:
     sent = events(browser, "Network.requestWillBeSent")
     asked = {one["request"]["url"] for one in sent}
