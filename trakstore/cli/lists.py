@@ -52,7 +52,7 @@ def shown_lists(top: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
 def _recall_line(said: Mapping[str, Any]) -> str:
     """Say how much of the true lists an answer has."""
     if "checked" not in said:
-        return "these are the true lists: all train rows were candidates"
+        return "these are the true lists: all train rows were candidates, so no index was asked"
     if math.isnan(said["recall"]):
         return f"{said['candidates']} candidates a target; recall was not measured for such lists"
     return (
