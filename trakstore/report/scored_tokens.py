@@ -42,9 +42,7 @@ class ScoredTokens:
     hidden: bool = False
 
     def __repr__(self) -> str:
-        strongest = ", ".join(
-            f"{one.text!r} {one.number}" for one in Shown(parts=self.parts).strongest
-        )
+        strongest = ", ".join(f"{one.text!r} {one.number}" for one in strongest_of(self.parts))
         return f"ScoredTokens({len(self.scored)} tokens; strongest: {strongest or 'none'})"
 
     @property
