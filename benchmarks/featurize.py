@@ -27,7 +27,7 @@ from torch import Tensor
 
 import trakstore as ts
 from trakstore.features import Job, featurize
-from trakstore.features.batches import evaluated
+from trakstore.features.evaluated import evaluated
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.last_layers import last_layers
 from trakstore.features.projectors.scaled import Scaled

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -61,3 +62,12 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A new bucket's URL, ``s3://name``; the environment leads to its server."""
     use_endpoint(monkeypatch, server)
     return f"s3://{make_bucket(server)}"
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium, for the tests of a module."""
+    from browser import chromium
+
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser

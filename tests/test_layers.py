@@ -273,6 +273,7 @@ ORDER: dict[str, list[str]] = {
         "sorted_batches",
         "padding",
         "batches",
+        "evaluated",
         "loading",
         "footprint",
         "activations",

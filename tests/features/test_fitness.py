@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import trakstore as ts
 from trakstore.errors import TrakStoreError
 from trakstore.features import Job, featurize, featurize_job
-from trakstore.features.batches import evaluated
+from trakstore.features.evaluated import evaluated
 from trakstore.features.fitness import need_apart
 from trakstore.features.parameters import select_parameters
 

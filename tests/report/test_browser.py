@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, emulate, events
+from browser import emulate, events
 
 import trakstore as ts
 from trakstore.cli import main
@@ -59,12 +59,6 @@ def texts(page: str) -> str:
     asked = ["report", f"{folder}/s.zarr", "-o", f"{folder}/texts.html", "--k", "5"]
     assert main([*asked, "--render", f"{folder}/draws.py:text", "--target", "@0"]) == 0
     return (folder / "texts.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser import chromium, emulate
+from browser import emulate
 from torch.utils.data import TensorDataset
 
 import trakstore as ts
@@ -50,12 +50,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     featurize_job(job, folder / "s.zarr")
     store = ts.open_store(folder / "s.zarr")
     return write_report(store, folder / "page.html", job=job, count=30).path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, emulate, events
+from browser import emulate, events
 from served import Served, serving
 
 import trakstore as ts
@@ -43,12 +43,6 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (folder / "draws.py").write_text(RENDER)
     with serving(folder / "s.zarr", "--render", f"{folder}/draws.py:text") as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -23,9 +23,10 @@ from trakstore.attributors.triples import (
 )
 from trakstore.errors import TrakStoreError
 from trakstore.features import Job
-from trakstore.features.batches import Batches, evaluated
+from trakstore.features.batches import Batches
 from trakstore.features.checkpoints import Checkpoint
 from trakstore.features.devices import worker_device
+from trakstore.features.evaluated import evaluated
 from trakstore.features.last_layers import last_layers
 from trakstore.features.loading import Loaded, loaded, stratum
 from trakstore.features.outputs import ModelOutput, as_output, output_for

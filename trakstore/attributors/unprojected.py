@@ -15,8 +15,8 @@ from torch import Tensor
 
 from trakstore.attributors.gradient_rows import GradientRows
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
-from trakstore.features.batches import evaluated
 from trakstore.features.devices import worker_device, working_on
+from trakstore.features.evaluated import evaluated
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.job import Job
 from trakstore.features.wanted_spec import check_job

@@ -34,8 +34,9 @@ def of_last_layers(
     """
     import torch
 
-    from trakstore.features.batches import Batches, evaluated
+    from trakstore.features.batches import Batches
     from trakstore.features.devices import worker_device
+    from trakstore.features.evaluated import evaluated
     from trakstore.features.last_layers import last_layers
     from trakstore.features.outputs import as_output
 

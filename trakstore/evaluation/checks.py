@@ -14,8 +14,8 @@ from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.evaluation.model_checks import Probe, check_data, check_model
 from trakstore.evaluation.store_checks import check_kernel, check_rows
 from trakstore.evaluation.verdicts import Check, pass_if
-from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import checked_rows
+from trakstore.features.evaluated import evaluated
 from trakstore.features.fingerprint import checkpoint_hash, dataset_rows, hashed_rows
 from trakstore.features.job import Job
 from trakstore.features.split_samples import SplitSamples

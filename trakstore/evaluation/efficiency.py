@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.batches import evaluated
+from trakstore.features.evaluated import evaluated
 from trakstore.features.featurize import featurize_job
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.job import Job

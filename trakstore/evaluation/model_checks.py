@@ -15,8 +15,9 @@ from torch.utils.data import Subset
 
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.verdicts import Check, pass_if
-from trakstore.features.batches import Batches, evaluated
+from trakstore.features.batches import Batches
 from trakstore.features.blockcheck import features_alone
+from trakstore.features.evaluated import evaluated
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows, hashed_rows
 from trakstore.features.job import Job

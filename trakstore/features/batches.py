@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,11 +17,9 @@ from torch.utils import _pytree as tree
 from torch.utils.data import default_collate
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.fitness import fit_modules, need_weights
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.padding import pad_tokens
 from trakstore.features.sample_columns import SampleColumns
-from trakstore.features.sharding import local_part
 from trakstore.features.sorted_batches import (
     MOST_PADDING,
     batches_by_length,
@@ -32,7 +29,7 @@ from trakstore.features.sorted_batches import (
 from trakstore.named import blamed_on
 from trakstore.planning import ranges
 
-__all__ = ["Batches", "Collate", "evaluated"]
+__all__ = ["Batches", "Collate"]
 
 log = logging.getLogger("trakstore")
 
@@ -343,62 +340,3 @@ def _as_tensor(value: Any) -> Any:
 @cache
 def _copies(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
-
-
-def _exact(device: str = "cpu") -> torch.autocast:
-    """Return a context in which autocast is off."""
-    return torch.autocast(device, enabled=False)
-
-
-@contextmanager
-def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put a model in eval mode on a device; put every module's mode, and the device, back.
-
-    Inference mode and autocast around the call do not count within, nor does the autocast that
-    accelerate wraps a trained model's forward in. What ``torch.compile`` made of parts of the model is
-    called as it was before: compiled code is not to be watched.
-
-    Raises
-    ------
-    TrakStoreError
-        When it is scripted, or has modules without weights.
-    """
-    need_weights(model)
-    first = next(model.parameters(), None)
-    # A model that is spread over ranks stays where its parts are.
-    home = first.device if first is not None and local_part(first) is first else device
-    with fit_modules(model), _own_forward(model), _uncompiled():
-        try:
-            if home != device:
-                model.to(device)
-            with torch.inference_mode(False), _exact(), _exact(device.type):
-                yield
-        finally:
-            if home != device:
-                model.to(home)
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Call all that is compiled as it was before."""
-    # Only who has compiled something has the compiler, which takes seconds to import.
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-@contextmanager
-def _own_forward(model: nn.Module) -> Iterator[None]:
-    """Give a model its own forward, in place of the one under autocast that accelerate gave it."""
-    wrapped = model.__dict__.get("forward")
-    own = model.__dict__.get("_original_forward")
-    if wrapped is None or own is None:
-        yield
-        return
-    model.forward = own
-    try:
-        yield
-    finally:
-        model.forward = wrapped

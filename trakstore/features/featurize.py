@@ -12,9 +12,9 @@ from typing import Any, Literal, Unpack
 from torch import nn
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
-from trakstore.features.batches import evaluated
 from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, need_room, working_on
+from trakstore.features.evaluated import evaluated
 from trakstore.features.fitness import need_apart
 from trakstore.features.job import Job, JobOptions
 from trakstore.features.run_records import note_rest, run_of

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.batches import Batches, evaluated
+from trakstore.features.batches import Batches
+from trakstore.features.evaluated import evaluated
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.wording import first_line

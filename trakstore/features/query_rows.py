@@ -16,10 +16,11 @@ from torch import nn
 from trakstore.errors import MemoryLimitError, SpecMismatchError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
-from trakstore.features.batches import Batches, evaluated
+from trakstore.features.batches import Batches
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, worker_device, working_on
+from trakstore.features.evaluated import evaluated
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fitness import explained, need_apart
 from trakstore.features.job import Job

@@ -52,12 +52,11 @@ class TokenTargets:
 
         from trakstore.features.batches import Batches
         from trakstore.features.outputs import as_output
-        from trakstore.features.token_samples import read_tokens
+        from trakstore.features.token_samples import read_tokens, stored_run
 
         own, output = own_split(split.name), as_output(job.output)
         ids = sample_ids(job.ids.get(own), len(job.datasets[own])).tolist()
-        _, _, made = (split.spec.dataset or "").partition("#")
-        run = int(made.partition(":")[0] or 1)
+        run = stored_run(split.spec.dataset) or 1
         places = {str(one): at for at, one in enumerate(ids)}
         batches = Batches.of(job.model, output, job.datasets[own], torch.device("cpu"), job.collate)
 
