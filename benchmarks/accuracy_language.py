@@ -94,8 +94,9 @@ class LanguageGround:
 
 def bytes_of_row(store: ts.FeatureStore, checkpoints: int) -> int:
     """Stored bytes of one train document's features."""
-    column = store.split(store.epochs[0], "train").column("features")
-    return checkpoints * column.shape[1] * column.dtype.itemsize
+    # Rows of 8 bits are read as float32: the store's own dtype is what takes room.
+    width = store.split(store.epochs[0], "train").column("features").shape[1]
+    return checkpoints * width * np.dtype(store.spec.dtype).itemsize
 
 
 def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
