@@ -49,6 +49,7 @@ ORDER: dict[str, list[str]] = {
         "safetensors_file",
         "torch_file",
         "shards",
+        "parts_planner",
         "distributed_folder",
         "fitting",
         "adapter",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import Replicate, Shard
 
 from trakstore.features.projectors import Gathered, Outer, Piece, Rows, Sliced, make_projector
-from trakstore.features.sharding import Span, own_part
+from trakstore.features.sharding import Span, part_of
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 ROWS, COLUMNS, RANKS = 7, 150, 3
@@ -125,7 +125,7 @@ def test_parts_of_two_dimensions_of_ranks_are_the_whole_in_some_order() -> None:
                 ndim=2, size=(2, 3).__getitem__, get_local_rank=place.__getitem__
             )
             like: Any = SimpleNamespace(device_mesh=mesh, placements=placements)
-            parts.append(own_part(whole, like))
+            parts.append(whole[part_of((7, 10), like)])
         numbers = torch.cat([one.reshape(-1) for one in parts]).sort().values
         times = 2 if placements[0] == Replicate() else 1
         torch.testing.assert_close(numbers, torch.arange(70.0).repeat_interleave(times))

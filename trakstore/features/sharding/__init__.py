@@ -87,7 +87,7 @@ from trakstore.features.sharding.on_meta import (
     whole_with_memory,
     with_memory,
 )
-from trakstore.features.sharding.places import local_part, own_part, whole_tensor
+from trakstore.features.sharding.places import Part, local_part, own_part, part_of, whole_tensor
 from trakstore.features.sharding.sharding import WHOLE, Sharding, Take
 from trakstore.features.sharding.slices import Span, is_part
 from trakstore.features.sharding.starting import (
@@ -100,6 +100,7 @@ from trakstore.features.sharding.starting import (
 
 __all__ = [
     "WHOLE",
+    "Part",
     "Shard",
     "Sharding",
     "Span",
@@ -112,6 +113,7 @@ __all__ = [
     "local_part",
     "note_loaded",
     "own_part",
+    "part_of",
     "shard_blocks",
     "shard_model",
     "sharding_of",
