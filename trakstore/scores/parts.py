@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError
 from trakstore.kernels.solvers import Factor
 from trakstore.passes.gpu import usable_device, working_on_gpu
+from trakstore.passes.last_chunk import LastChunk
 from trakstore.passes.rows import Rows, Taken, take, together
 from trakstore.passes.scheduler import tile_rows
 from trakstore.passes.sent import Sent
@@ -236,18 +237,15 @@ class Window(Sent):
         with np.errstate(over="ignore", invalid="ignore"):
             parts = zip(self.lefts, self.trains, self.scales, strict=True)
             for at, (left, train, scale) in enumerate(parts):
-                rows = train.read(start, stop)
                 if len(left) <= FEW_TARGETS and _are_many_halves(train):
-                    from trakstore.passes.half_precision import few_products
-
                     product = out if at == 0 else np.empty_like(out)
-                    few_products(left, rows, product)
+                    _multiply_halves(left, train, start, stop, product)
                     if scale is not None:
                         product *= _column(scale, start, stop)
                     if at:
                         out += product
                     continue
-                right = _float32(rows, train)
+                right = _float32(train.read(start, stop), train)
                 if scale is not None:
                     right = right * _column(scale, start, stop)[:, None]
                 # The first product goes straight into the tile; only the others need room of their own.
@@ -269,6 +267,15 @@ def _are_many_halves(train: Rows) -> bool:
     return has_instructions()
 
 
+def _multiply_halves(left: F32, train: Rows, start: int, stop: int, out: F32) -> None:
+    """Compute products of few targets with train rows that are float16, without widening them first."""
+    from trakstore.passes.checked_products import checked_products
+    from trakstore.passes.half_precision import few_products
+
+    if not checked_products(left, train, start, stop, out):
+        few_products(left, train.read(start, stop), out)
+
+
 def _float32(rows: NDArray[Any], train: Rows) -> F32:
     """Return rows of ``train`` as float32."""
     if _are_many_halves(train):
@@ -283,7 +290,9 @@ class _HostTiles:
     """Tiles in memory, each in the place of the one before it."""
 
     def __init__(self, window: Window, step: int) -> None:
-        self._window, self._step = window, step
+        scales = tuple(one and LastChunk(one) for one in window.scales)
+        scale = window.scale and LastChunk(window.scale)
+        self._window, self._step = replace(window, scales=scales, scale=scale), step
         self._buffer: F32 | None = None
 
     def tile(self, start: int, stop: int) -> F32:
