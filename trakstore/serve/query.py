@@ -21,7 +21,6 @@ from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
 from trakstore.serve.answer_entries import entries_of
 from trakstore.serve.asked_sample import AskedSample, taken_columns
-from trakstore.serve.held_index import HeldIndex
 from trakstore.serve.held_kernels import HeldKernels
 from trakstore.serve.held_rows import HeldRows
 from trakstore.serve.known_names import known_epochs, known_length, known_method
@@ -35,8 +34,9 @@ from trakstore.storage.backends.read_only import ReadOnlyLocation
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
-if TYPE_CHECKING:  # it needs torch
+if TYPE_CHECKING:  # they need torch and numba
     from trakstore.features import Job
+    from trakstore.serve.held_index import HeldIndex
 
 _TILES_OF_STAGE, _MOST_STAGES = 32, 20
 
@@ -143,8 +143,7 @@ class Query:
             ArrayRows(self._stored.train_ids.values),
             HeldRows(0 if index else memory_budget(memory_limit) // 4),
         )
-        held = self._kernels.scores(self.method) if index else None
-        self._index = None if held is None else HeldIndex.of(held, memory_limit)
+        self._index = self._held_index() if index else None
         first = self._stored.first
         self._models, self._new, self._job = None, None, None
         if job is not None:
@@ -161,6 +160,11 @@ class Query:
         if job is not None:
             self._new = NewSamples.of(job, self.targets, prepare, self._show.lock)
         self._scorer = TokenScorer.of(self._job, train, self._models, render, self._show.lock)
+
+    def _held_index(self) -> HeldIndex:
+        from trakstore.serve.held_index import HeldIndex
+
+        return HeldIndex.of(self._kernels.scores(self.method), self._limit)
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
