@@ -66,6 +66,7 @@ ORDER: dict[str, list[str]] = {
         "sharding",
         "finding",
         "on_meta",
+        "heartbeats",
         "starting",
     ],
     "spec": [

@@ -78,6 +78,7 @@ So 8 cards do about 8 samples a second by ``sjlt`` with FSDP2 and 3 under tensor
 from __future__ import annotations
 
 from trakstore.features.sharding.finding import sharding_of
+from trakstore.features.sharding.heartbeats import watched_ranks
 from trakstore.features.sharding.on_meta import (
     built_on_meta,
     forget_numbers,
@@ -119,6 +120,7 @@ __all__ = [
     "sharding_of",
     "started_ranks",
     "unloaded",
+    "watched_ranks",
     "whole_tensor",
     "whole_with_memory",
     "with_memory",
