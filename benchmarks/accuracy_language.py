@@ -30,7 +30,7 @@ SPREAD = 0.6745  # median of the absolute values of a standard normal distributi
 
 
 def soft_thresholded(scores: Any) -> NDArray[np.float64]:
-    """Move scores (target, train) towards 0 by the spread of most of each target's scores.
+    """Move scores (target, train) towards 0 as ``soft_threshold="auto"`` does, by others too.
 
     A target has little to do with most documents, so that most of its scores are noise: the median of
     their absolute values tells the standard deviation of it, however large the few others are.

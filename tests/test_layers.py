@@ -169,6 +169,7 @@ ORDER: dict[str, list[str]] = {
         "window_plans",
         "device_tiles",
         "parts",
+        "own_thresholds",
         "lazy",
         "factored",
         "row_parts",
