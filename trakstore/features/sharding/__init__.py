@@ -11,10 +11,10 @@ torchrun --nproc-per-node 8 -m trakstore featurize jobs.py:llama --store run.zar
 
 The model of the job is one that all ranks build alike, or a function that builds it: called so that
 parameters take no memory, it is sharded first, and each rank then reads its own parts of the
-checkpoints, a few modules at a time: of safetensors and files of ``torch.save``, in one file or several,
-no more; of a folder of ``torch.distributed.checkpoint`` the chunks that they meet, each of which is what
-one rank wrote of a tensor. (Files of before torch 1.6, and those that only ``from_pretrained`` of
-transformers can read, are in memory whole.)
+checkpoints, a few modules at a time: of safetensors and files of ``torch.save``, in one file or
+several, no more; of a folder of ``torch.distributed.checkpoint`` the chunks that they meet, each of
+which is what one rank wrote of a tensor. (Files of before torch 1.6, and those that only
+``from_pretrained`` of transformers can read, are in memory whole.)
 
 By default FSDP2 shards each child of every ``ModuleList``, then the whole; children that share a
 parameter with others are left to the whole, and modules of another dtype, such as float32 adapters in a
