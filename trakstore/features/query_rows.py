@@ -167,6 +167,12 @@ class LoadedModels:
     loaded : LoadedModels, optional
         Models of this job that are loaded already: those of the same weights are shared.
 
+    Attributes
+    ----------
+    device : torch.device
+    spec : StoreSpec
+        Spec of the store, whose precision says how near to stored rows these can be.
+
     Raises
     ------
     NotFoundError
@@ -196,6 +202,7 @@ class LoadedModels:
                 f"{human_bytes(memory_limit)} are allowed: name fewer epochs, or raise the memory limit"
             )
         job.check_files(list(epochs))
+        self.spec = store.spec
         self._job, self._epochs = job, dict[int | str, _LoadedEpoch]()
         self._limit = memory_limit
         with job.lent():
