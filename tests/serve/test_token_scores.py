@@ -302,8 +302,13 @@ def test_what_cannot_be_asked(folder: Path, tmp_path: Path) -> None:
     store = ts.open_store(folder / "llama.zarr")
     with pytest.raises(BadQuestionError, match="needs the job"):
         ts.Query(store).ask(target=0, k=2, tokens=1)
-    with pytest.raises(BadQuestionError, match="tokens must be an integer from 0 to 20"):
-        ts.Query(store, job(llama)).ask(target=0, k=2, tokens=21)
+    query = ts.Query(store, job(llama))
+    for count in (21, False, None):
+        with pytest.raises(BadQuestionError, match="tokens must be an integer from 0 to 20"):
+            query.ask(target=0, k=2, tokens=count)  # type: ignore[arg-type]
+    for ids, labels in (([3], [3]), ([3, 4], [-100, -100]), ([3, 4], [4, -100])):
+        with pytest.raises(BadQuestionError, match="no token of the sample counts"):
+            query.ask({"input_ids": ids, "labels": labels}, k=2)
     images = Job(mlp(), {"train": Samples(6)}, projector=ts.ProjectionSpec("sjlt", dim=8))
     featurize_job(images, tmp_path / "i.zarr", progress=False)
     with pytest.raises(BadQuestionError, match="an output that is made of tokens"):
