@@ -15,7 +15,7 @@ from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, d
 from trakstore.kernels.row_weights import masked_rows
 from trakstore.kernels.solvers import Factor
 from trakstore.passes.rows import PositionRows, Rows, UnmaskedRows
-from trakstore.scores.factored import Average, Scores
+from trakstore.scores.factored import Average, Scores, SoftThreshold
 from trakstore.scores.parts import Part
 from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.split import Split
@@ -266,7 +266,7 @@ def scores_of(
     *,
     reduce: Literal["mean", "sum"] = "mean",
     average: Average = "scores",
-    soft_threshold: float = 0.0,
+    soft_threshold: SoftThreshold = 0.0,
 ) -> Scores:
     """Make scores of these epochs, with the ids, positions and labels of their splits."""
     # All epochs have the same rows, masked alike, so that the first one's ids are those of all.
