@@ -317,6 +317,7 @@ ORDER: dict[str, list[str]] = {
         "options",
         "output",
         "program",
+        "uncollected",
         "cluster",
         "request",
         "walkthrough",
