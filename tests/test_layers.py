@@ -375,6 +375,7 @@ ORDER: dict[str, list[str]] = {
         "store_watch",
         "limits",
         "metrics",
+        "reply_headers",
         "description",
         "bodies",
         "access",
