@@ -188,6 +188,7 @@ ORDER: dict[str, list[str]] = {
         "sums",
         "moments",
         "windows",
+        "same_rows",
     ],
     "methods": [
         "epochs",
@@ -214,6 +215,7 @@ ORDER: dict[str, list[str]] = {
         "row_reads",
         "split",
         "sampled_rows",
+        "same_samples",
         "masks",
         "claims",
         "completion",
