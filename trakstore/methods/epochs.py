@@ -179,9 +179,10 @@ def epoch_pairs(
         pair.target.stored.require_complete()
         pair.train.stored.require_complete()
     if len(pairs) > 1:
-        for side in ([pair.target for pair in pairs], [pair.train for pair in pairs]):
-            # Positions of masked rows mean samples only where all epochs have these in one order.
-            need_same_samples([split.stored for split in side])
+        sides = [pair.target for pair in pairs], [pair.train for pair in pairs]
+        need_same_samples(*([split.stored for split in side] for side in sides))
+        for side in sides:
+            # Positions mean samples from here on: all epochs have these in one order.
             _check_masked_alike(side)
     return pairs
 

@@ -18,7 +18,7 @@ from trakstore.errors import SpecMismatchError
 from trakstore.quantities import shown
 from trakstore.spec.comparison import shortened
 from trakstore.storage import layout
-from trakstore.storage.backends.ahead import read_ahead
+from trakstore.storage.backends.ahead import Wanted, read_ahead
 from trakstore.storage.markers import marker_of, tail_of_chunk, wanted_marker
 from trakstore.storage.split import Split
 
@@ -36,37 +36,42 @@ class OtherSample(NamedTuple):
     other: int | str
 
 
-def need_same_samples(splits: Sequence[Split]) -> None:
-    """Raise a :class:`SpecMismatchError` unless all splits have the samples of the first, in order.
+def need_same_samples(*groups: Sequence[Split]) -> None:
+    """Raise a :class:`SpecMismatchError` unless all of a group have the samples of its first, in order.
 
     Splits of equal fingerprints have equal ids, which are not looked at then. Else a commit record has
     the checksum of each block's ids: these are compared, and ids read only where they differ.
 
     Parameters
     ----------
-    splits : sequence of Split
-        One split at several epochs, complete and with equally many rows.
+    groups : sequences of Split
+        Each one split at several epochs, complete and with equally many rows.
 
     Raises
     ------
     SpecMismatchError
         For the first split with another sample in some row, or that is known to be of other data.
     """
-    like, others = splits[0], splits[1:]
-    with _markers_together([one for one in others if not _same_data(one, like)], like):
-        for split in others:
-            different = first_other_sample(split, like)
-            if different is not None:
-                raise SpecMismatchError(
-                    f"{_named(split)} has sample {shown(different.own)} in row {different.row}, where "
-                    f"{_named(like)} has {shown(different.other)}: {_ADVICE}"
-                )
-            if None not in (split.spec.dataset, like.spec.dataset) and not _same_data(split, like):
-                raise SpecMismatchError(
-                    f"{_named(split)} was made from another data set than {_named(like)} (its "
-                    f"fingerprint is {shortened(split.spec.dataset)}, the other's "
-                    f"{shortened(like.spec.dataset)}), though their ids are equal: {_ADVICE}"
-                )
+    with _markers_together(groups):
+        for like, *others in groups:
+            for split in others:
+                _need_same(split, like)
+
+
+def _need_same(split: Split, like: Split) -> None:
+    different = first_other_sample(split, like)
+    if different is not None:
+        raise SpecMismatchError(
+            f"{_named(split)} has sample {shown(different.own)} in row {different.row}, where "
+            f"{_named(like)} has {shown(different.other)}: {_ADVICE}"
+        )
+    own, other = split.spec.dataset, like.spec.dataset
+    # Features that were given have no fingerprint: then ids alone say what rows are of.
+    if None not in (own, other) and own != other:
+        raise SpecMismatchError(
+            f"{_named(split)} was made from another data set than {_named(like)} (its fingerprint is "
+            f"{shortened(own)}, the other's {shortened(other)}), though their ids are equal: {_ADVICE}"
+        )
 
 
 def first_other_sample(split: Split, like: Split) -> OtherSample | None:
@@ -124,17 +129,22 @@ def _tail(split: Split, block: int) -> bytes:
     return tail_of_chunk(split.spec, marker, layout.SAMPLE_ID, (block,))
 
 
-def _markers_together(splits: Sequence[Split], like: Split) -> AbstractContextManager[None]:
+def _markers_together(groups: Sequence[Sequence[Split]]) -> AbstractContextManager[None]:
     """Within, the commit records that are compared are read without waiting for one after the other."""
-    alike = [one for one in splits if one.spec.block_rows == like.spec.block_rows]
-    wanted = [
-        wanted_marker(one.location, one.path, one.spec, block)
-        for one in ([like, *alike] if alike else [])
-        if not one.location.near
-        for block in range(one.spec.blocks)
-    ]
-    unread = [one for one in wanted if one is not None]
-    return read_ahead(unread) if unread else nullcontext()
+    wanted = dict[str, Wanted]()
+    for like, *others in groups:
+        alike = [one for one in others if _by_checksum(one, like)]
+        for one in [like, *alike] if alike and not like.location.near else []:
+            for block in range(one.spec.blocks):
+                marker = wanted_marker(one.location, one.path, one.spec, block)
+                if marker is not None:
+                    wanted[marker.key] = marker
+    return read_ahead([*wanted.values()]) if wanted else nullcontext()
+
+
+def _by_checksum(split: Split, like: Split) -> bool:
+    """Tell whether checksums of blocks are compared."""
+    return split.spec.block_rows == like.spec.block_rows and not _same_data(split, like)
 
 
 class _IdBlocks:
