@@ -95,6 +95,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "storage/checking": [
         "walk",
+        "repeated_ids",
         "statements",
         "dropped_splits",
         "verification",
