@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 from trakstore.errors import TrakStoreError
 from trakstore.serve import routes
 from trakstore.serve.access import Access
+from trakstore.serve.current_query import CurrentQuery
 from trakstore.serve.limits import Limits
 from trakstore.serve.question import Question
 from trakstore.serve.routes import service
@@ -32,7 +33,7 @@ TOKEN = "a-token-of-many-letters"
 
 
 def client_of(query: ts.Query, limits: Limits = LIMITS, token: str | None = None) -> Any:
-    app = service(query, Access("127.0.0.1", token), limits, "1.0")
+    app = service(CurrentQuery(query), Access("127.0.0.1", token), limits, "1.0")
     return TestClient(app, base_url="http://127.0.0.1:8765", raise_server_exceptions=False)
 
 

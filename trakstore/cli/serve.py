@@ -50,9 +50,9 @@ def serve(
 ) -> None:
     """Answer over HTTP, and on a page, which train samples made the model do this.
 
-    The store is only read. POST /query takes {"target": id}, or text, image or sample where there is
-    a job; GET / is the page, /openapi.json describes the rest. Headers that come slowly have no
-    deadline: put a proxy in front where strangers reach it. Needs the "serve" extra.
+    The store is only read, and what is masked or appended meanwhile is seen within seconds. POST
+    /query takes {"target": id}, or text, image or sample where there is a job; GET / is the page,
+    /openapi.json describes the rest. Needs the "serve" extra.
     """
     need_extra("a service", "serve", "starlette", "uvicorn", "jinja2", "PIL")
     from trakstore.serve.access import Access
@@ -78,7 +78,8 @@ def serve(
             device=device,
             memory_limit=asked.memory_limit,
         )
-        query.prepare()
+        # Kernels are factored before it listens; new samples are tried while it does.
+        query.ask(target="@0", k=1)
         address = address_of(taken, host)
 
         def ready() -> None:

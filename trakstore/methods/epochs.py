@@ -16,7 +16,7 @@ from trakstore.kernels.row_weights import masked_rows
 from trakstore.kernels.solvers import Factor
 from trakstore.passes.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.quantities import shown
-from trakstore.scores.factored import Average, Scores
+from trakstore.scores.factored import Average, Scores, SoftThreshold
 from trakstore.scores.parts import Part
 from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.same_samples import need_same_samples
@@ -285,7 +285,7 @@ def scores_of(
     *,
     reduce: Literal["mean", "sum"] = "mean",
     average: Average = "scores",
-    soft_threshold: float = 0.0,
+    soft_threshold: SoftThreshold = 0.0,
 ) -> Scores:
     """Make scores of these epochs, with the ids, positions and labels of their splits."""
     # epoch_pairs has seen that all epochs have the same samples in one order, masked alike: the first

@@ -11,14 +11,13 @@ import platform
 from functools import cache
 from typing import Any
 
-import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from trakstore.machine_code import compiled_for_all
+from trakstore.machine_code import compiled_for_all, has_x86_feature
 
 F32 = NDArray[np.float32]
 _F32 = np.float32
@@ -28,16 +27,10 @@ _F32 = np.float32
 def has_instructions() -> bool:
     """Tell whether numba compiles for a processor that widens float16 itself, as all here needs it."""
     chosen: Any = numba.core.config
-    if chosen.DISABLE_JIT:
-        return False
     # All 64-bit processors by ARM do, those of Intel and AMD since 2013.
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another processor than this one. Where it has no
-        # such instruction, the call of a function is compiled that is nowhere: the process would end.
-        if chosen.CPU_FEATURES is not None:
-            return "+f16c" in chosen.CPU_FEATURES.split(",")
-        return bool(llvmlite.binding.get_host_cpu_features().get("f16c", False))
-    return platform.machine().lower() in ("arm64", "aarch64")
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return not chosen.DISABLE_JIT
+    return has_x86_feature("f16c")
 
 
 def _widening(_: Any, bits: Any) -> Any:  # pragma: no cover

@@ -32,7 +32,7 @@ def openapi(version: str, limits: Limits) -> dict[str, Any]:
         "paths": {
             "/query": {"post": query},
             "/store": {"get": _plain("What can be asked", _JSON)},
-            "/health": {"get": _plain("Whether it works", _JSON)},
+            "/health": {"get": _plain("Whether it works on the store as it is", _JSON)},
             "/metrics": {"get": _plain("Counters for Prometheus", "text/plain")},
             "/openapi.json": {"get": _plain("This description", _JSON)},
             "/": {"get": _plain("A page to ask from", "text/html")},

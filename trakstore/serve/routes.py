@@ -20,6 +20,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.serve.access import Access
 from trakstore.serve.answer import Answer
 from trakstore.serve.bodies import BadRequestError, question_of, read_json
+from trakstore.serve.current_query import CurrentQuery
 from trakstore.serve.description import openapi
 from trakstore.serve.known_names import MOST_LISTED
 from trakstore.serve.limits import Limits
@@ -32,6 +33,10 @@ from trakstore.serve.work import Work
 
 log = logging.getLogger("trakstore")
 _LINES = "application/x-ndjson"
+_STALE = (
+    "the store has changed, and cannot be opened as it is now: answers are of it as it was before; the "
+    "service's log says why"
+)
 _SMALL = 2**16  # bytes of a body that is decoded at once
 _PATHS = ("/", "/query", "/panel", "/store", "/health", "/metrics", "/openapi.json")
 _HEADERS = {
@@ -44,12 +49,12 @@ _HEADERS = {
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIApp:
+def service(current: CurrentQuery, access: Access, limits: Limits, version: str) -> ASGIApp:
     """Make the application that answers requests.
 
     Parameters
     ----------
-    query : Query
+    current : CurrentQuery
     access : Access
     limits : Limits
     version : str
@@ -60,7 +65,7 @@ def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIA
     ASGI application
     """
     metrics, reading = Metrics(), asyncio.Semaphore(limits.large_bodies)
-    work = Work(query, limits, metrics)
+    work = Work(current, limits, metrics)
     description = openapi(version, limits)
 
     @asynccontextmanager
@@ -77,13 +82,13 @@ def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIA
         return _json(description)
 
     async def health(_: Request) -> Response:
-        return _json({"status": "ok"})
+        return _json({"status": "stale", "error": _STALE} if current.is_stale else {"status": "ok"})
 
     async def counted(_: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def about(_: Request) -> Response:
-        return _json(_about(query))
+        return _json(_about(current.query))
 
     async def answered(request: Request) -> Response:
         document, question = await _asked(request, limits, reading)

@@ -73,6 +73,17 @@ class SJLT(Projector):
         """See :meth:`Projector.of_scaled`."""
         return SJLT(self.spec, ParameterSpec(tuple(self.shapes.items())), factors)
 
+    def of_columns(self, columns: Mapping[str, tuple[int, int]]) -> SJLT:
+        """See :meth:`Projector.of_columns`: of those runs that columns are in."""
+        made = SJLT(self.spec, ParameterSpec(tuple(self.shapes.items())), self._factors)
+        for name, (start, stop) in columns.items():
+            rows, rest = self.matrices[name]
+            last = min(rest, -(-stop // self.dim) * self.dim)
+            # A rank that has no columns is given some, which are zero.
+            first = min(start, last - 1) // self.dim * self.dim
+            made.first_columns[name], made.matrices[name] = first, (rows, last - first)
+        return made
+
     def collecting(self) -> Collecting:
         """See :meth:`Projector.collecting`: on a GPU many pieces are added by one kernel."""
         return _OnDevice(self, self.add_listed, lambda device: usable(device))
@@ -158,7 +169,10 @@ class SJLT(Projector):
 
         scale, factors = 1 / math.sqrt(self.spec.s), self._sides(name, out.device)
         for copy in range(self.spec.s):
-            add_sketch(out, tile, self._keys(name, copy), scale, first_row, index, factors)
+            add_sketch(
+                *(out, tile, self._keys(name, copy), scale, first_row, index, factors),
+                first_run=self._first(name) // self.dim,
+            )
 
     def sheared(self, out: Tensor, outer: Outer) -> tuple[Sheared, torch.dtype] | None:
         """Return how a product is sketched with its rows merged, if that is faster on this device.
@@ -225,14 +239,19 @@ class SJLT(Projector):
 
     def _runs(self, name: str, copy: int, rows: Tensor, runs: int) -> tuple[Tensor, Tensor]:
         """Return offsets (int64) and signs (float32) of rows ``(n, 1)``, each ``(n, runs)``."""
-        run = torch.arange(runs, device=rows.device)[None]
+        run = torch.arange(runs, device=rows.device)[None] + self._first(name) // self.dim
         word = hash2(rows, run, self._keys(name, copy)[0])
         # The lowest bit is the sign, and the 31 others, as a fraction of 2³¹, the offset: a product
         # and a shift instead of a remainder, which favours no offset more than the bits allow.
         return (word >> 1) * self.dim >> 31, (1 - 2 * (word & 1)).to(torch.float32)
 
     def _signs2(self, name: str, copy: int, positions: Tensor) -> Tensor:
-        return (1 - 2 * (hash1(positions, self._keys(name, copy)[1]) & 1)).to(torch.float32)
+        true = positions + self._first(name)
+        return (1 - 2 * (hash1(true, self._keys(name, copy)[1]) & 1)).to(torch.float32)
+
+    def _first(self, name: str) -> int:
+        """Return the column of a parameter that is the first of those given, at the start of a run."""
+        return self.first_columns.get(name, 0)
 
     def _scaled(
         self, name: str, rows: Tensor, columns: Tensor, signs: Tensor, signs2: Tensor
@@ -250,6 +269,7 @@ class SJLT(Projector):
         if self._factors is None:
             return None
         rows, columns = self._factors[name]
+        columns = columns.narrow(0, self._first(name), self.matrices[name][1])
         return rows.to(device), columns.to(device)
 
     @remembered

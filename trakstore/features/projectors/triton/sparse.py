@@ -26,7 +26,10 @@ _RUNS = 16  # whole runs that a program should have, for partial sums to cost le
 _STEPS = 128  # runs, whole or not, that it may have before there are more programs
 # never compiled for special values; a dim known to be a multiple of 16 would make threads read every
 # fourth entry, as partial sums are then written in fours
-_FREE = ("batch", "rows", "items", "share", "dim", "first_row", "run0", "run1", "sign0", "sign1")
+_FREE = (
+    *("batch", "rows", "items", "share", "dim", "first_row", "first_run"),
+    *("run0", "run1", "sign0", "sign1"),
+)
 
 
 @triton.jit
@@ -59,6 +62,7 @@ def _sketch(
     share,
     dim,
     first_row,
+    first_run,
     run0,
     run1,
     sign0,
@@ -70,10 +74,10 @@ def _sketch(
 ):
     """Sums of ``share`` of the ``items = rows · runs`` for some samples and features.
 
-    ``tile (batch, rows, rest)``, ``index (batch, rows)`` where GATHERED, ``row_factors`` of all rows
-    and ``factors (rest,)`` of columns where SCALED, ``partial (shares, batch, dim)``. Positions are
-    written as a start plus a range, which the compiler knows to be contiguous; with a remainder in it,
-    it would read the samples' dimension first.
+    ``tile (batch, rows, rest)`` begins with a row and a run of the parameter; ``index (batch, rows)``
+    where GATHERED, ``row_factors`` of all rows and ``factors (rest,)`` of columns where SCALED,
+    ``partial (shares, batch, dim)``. Positions are written as a start plus a range, which the compiler
+    knows to be contiguous; with a remainder in it, it would read the samples' dimension first.
     """
     first = tl.program_id(0) * FEATURES
     i = tl.arange(0, FEATURES)[None, :]
@@ -82,15 +86,18 @@ def _sketch(
     in_batch = b < batch
     sample = tile + b.to(tl.int64) * by_sample
     total = tl.zeros([SAMPLES, FEATURES], dtype=tl.float32)
+    before = first_run * dim  # columns of the parameter that the tile has not
+    scales = factors - before
     for item in range(part * share, tl.minimum(items, (part + 1) * share)):
         row = item // runs
         start = (item - row * runs) * dim
         width = tl.minimum(dim, rest - start)
+        column = before + start
         if GATHERED:
             r = tl.load(index + b.to(tl.int64) * rows + row, mask=in_batch, other=0)
         else:
             r = first_row + row
-        word = hash2(r, item - row * runs, run0, run1)
+        word = hash2(r, first_run + item - row * runs, run0, run1)
         offset = (((word >> 1).to(tl.uint64) * dim) >> 31).to(tl.int32)
         position = first - offset  # of the run, that falls on the first feature
         position = tl.where(position < 0, position + dim, position)
@@ -100,19 +107,19 @@ def _sketch(
         if GATHERED:
             own = in_batch & (here < dim)
             total += _signed_piece(
-                run, here, word, start, width, sign0, sign1, factor, factors, own, SCALED
+                run, here, word, column, width, sign0, sign1, factor, scales, own, SCALED
             )
             total += _signed_piece(
-                run, there, word, start, width, sign0, sign1, factor, factors, in_batch, SCALED
+                run, there, word, column, width, sign0, sign1, factor, scales, in_batch, SCALED
             )
         else:
             if position < width:
                 total += _signed_piece(
-                    run, here, word, start, width, sign0, sign1, factor, factors, in_batch, SCALED
+                    run, here, word, column, width, sign0, sign1, factor, scales, in_batch, SCALED
                 )
             if position + FEATURES > dim:  # the run's first position falls on a later feature
                 total += _signed_piece(
-                    run, there, word, start, width, sign0, sign1, factor, factors, in_batch, SCALED
+                    run, there, word, column, width, sign0, sign1, factor, scales, in_batch, SCALED
                 )
     m = first + i
     out = partial + (part.to(tl.int64) * batch + b) * dim + m
@@ -127,6 +134,7 @@ def add_sketch(
     first_row: int = 0,
     index: Tensor | None = None,
     factors: tuple[Tensor, Tensor] | None = None,
+    first_run: int = 0,
 ) -> None:
     """Add one copy of the sketch of a tile.
 
@@ -145,7 +153,9 @@ def add_sketch(
     index : Tensor, shape (batch, rows), int32, contiguous, optional
         or rows of the parameter that each sample has.
     factors : two Tensors, float32, optional
-        Factors of all rows of the parameter, and of its columns.
+        Factors of all rows of the parameter, and of the tile's columns.
+    first_run : int
+        Run of the parameter that is the tile's first.
     """
     tile = tile if tile.stride(2) == 1 or tile.shape[2] == 1 else tile.contiguous()
     batch, rows, rest = tile.shape
@@ -172,6 +182,7 @@ def add_sketch(
             share,
             dim,
             first_row,
+            first_run,
             *runs_keys,
             *signs_keys,
             GATHERED=index is not None,
