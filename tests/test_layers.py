@@ -96,6 +96,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "storage/checking": [
         "walk",
+        "repeated_ids",
         "statements",
         "dropped_splits",
         "verification",
@@ -193,6 +194,7 @@ ORDER: dict[str, list[str]] = {
         "sums",
         "moments",
         "windows",
+        "same_rows",
     ],
     "methods": [
         "epochs",
@@ -220,6 +222,7 @@ ORDER: dict[str, list[str]] = {
         "row_reads",
         "split",
         "sampled_rows",
+        "same_samples",
         "masks",
         "claims",
         "completion",
