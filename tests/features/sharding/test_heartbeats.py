@@ -11,6 +11,7 @@ import torch.distributed as dist
 from trakstore.errors import TrakStoreError
 from trakstore.features.sharding import heartbeats
 from trakstore.features.sharding.heartbeats import Heartbeats, telling_failures
+from trakstore.features.sharding.lockstep import RankGoneError
 
 
 def test_a_rank_counts_as_lost_when_its_sign_is_an_old_one() -> None:
@@ -69,8 +70,9 @@ def test_a_rank_ends_when_another_is_silent(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(heartbeats, "_SILENT", 0.1)
     store = dist.HashStore()
     Heartbeats(store, 1, 2).beat()
-    (told,) = watched(Heartbeats(store, 0, 2))
+    (told,) = watched(Heartbeats(store, 0, 3))
     assert told.startswith("rank 1 of the sharded model gave no sign of life for 0 s")
+    assert Heartbeats(store, 2, 3).failure() == told, "a third one need not find out"
 
 
 @pytest.mark.usefixtures("quick")
@@ -118,6 +120,8 @@ def test_a_rank_that_is_told_in_time_ends_by_itself(monkeypatch: pytest.MonkeyPa
         (RuntimeError("connection closed"), True, "rank 1 failed: OSError: no disk"),
         (RuntimeError("connection closed"), False, "connection closed"),
         (TrakStoreError("a bad job"), True, "a bad job"),
+        (RankGoneError("another is gone"), True, "rank 1 failed: OSError: no disk"),
+        (RankGoneError("another is gone"), False, "another is gone"),
     ],
 )
 def test_the_error_that_counts_is_that_of_the_rank_which_failed(
@@ -129,8 +133,10 @@ def test_the_error_that_counts_is_that_of_the_rank_which_failed(
         second.fail(OSError("no disk"))
     with pytest.raises((TrakStoreError, RuntimeError), match=expected), telling_failures():
         raise error
-    own = f"rank 0 failed: {type(error).__name__}: {error}"
-    assert second.failure() == (own if expected == str(error) else None)
+    # Only an error of its own is told to others, and not that it was left behind.
+    own = expected == str(error) and not isinstance(error, RankGoneError)
+    said = f"rank 0 failed: {type(error).__name__}: {error}"
+    assert second.failure() == (said if own else None)
 
 
 def _given(hearts: Heartbeats) -> Any:

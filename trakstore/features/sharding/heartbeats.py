@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.sharding.lockstep import RankGoneError
 
 __all__ = ["Heartbeats", "telling_failures", "watched_ranks"]
 
@@ -82,8 +83,8 @@ class Heartbeats:
         self._store.set(f"failed/{self._rank}", message)
 
     def failure(self) -> str | None:
-        """Return the error of another rank, if one failed."""
-        told = (self._get(f"failed/{rank}") for rank in self._others)
+        """Return the error of another rank, if one failed, or what another one says of a lost rank."""
+        told = (self._get(f"failed/{rank}") for rank in ("lost", *self._others))
         return next((one.decode() for one in told if one is not None), None)
 
     def silence(self, now: float) -> str | None:
@@ -112,6 +113,8 @@ class Heartbeats:
             while not done.wait(_BEAT):
                 self.beat()
                 self._failure, self._silence = self.failure(), self.silence(monotonic())
+                if self._silence is not None:
+                    self._store.set("failed/lost", self._silence)
                 self._talked = monotonic()
             self.end()
         except RuntimeError:
@@ -152,10 +155,11 @@ def telling_failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = None
+        gone, told = isinstance(error, RankGoneError), None
         with suppress(RuntimeError):  # the store may be gone with another rank
-            told = None if isinstance(error, TrakStoreError) else hearts.failure()
-            if told is None:
+            if gone or not isinstance(error, TrakStoreError):
+                told = hearts.failure()
+            if told is None and not gone:
                 hearts.fail(error)
         if told is not None:
             raise TrakStoreError(told) from error
