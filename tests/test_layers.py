@@ -78,6 +78,7 @@ ORDER: dict[str, list[str]] = {
         "scale_spec",
         "comparison",
         "store_spec",
+        "rounding",
         "split_spec",
     ],
     "spec/projections": [

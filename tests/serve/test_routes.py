@@ -162,6 +162,7 @@ HOSTILE: list[tuple[int, bytes | dict[str, Any], dict[str, str]]] = [
     (400, {"target": 100, "epochs": list(range(2000))}, {}),
     *((404, {"target": 100, "method": one}, {}) for one in ("", "track", "__class__", "../trak")),
     *((400, {"target": 100, "method": one}, {}) for one in (1, ["trak"], "x" * 2000)),
+    (404, {"target": "a7"}, {}),  # a train sample, without its split
     *((404, {"target": 100, "split": one}, {}) for one in ("", "tset", "../test", "scores")),
     *((400, {"target": 100, name: 1}, {}) for name in ("samples", "stream")),
     *((400, {"target": 100, name: 1}, {}) for name in ("paths", "__proto__", "job", "<b>")),

@@ -60,8 +60,11 @@ def _question(limits: Limits) -> dict[str, Any]:
         "description": "One of target, text, image and sample is needed.",
         "oneOf": [{"required": [name]} for name in ("target", "text", "image", "sample")],
         "properties": {
-            "target": {**_ID, "description": 'An id of the store, or "@N" for row N.'},
-            "split": {"type": "string", "description": "Split of the target."},
+            "target": {**_ID, "description": 'An id of the split, or "@N" for its row N.'},
+            "split": {
+                "type": "string",
+                "description": "The targets' (the default) or the train split.",
+            },
             "text": {"type": "string", "maxLength": limits.letters},
             "image": {"type": "string", "contentEncoding": "base64"},
             "sample": {"description": "Values as the job's data sets have them."},
