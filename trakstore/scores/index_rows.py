@@ -22,6 +22,10 @@ UNWEIGHTED = "unweighted"  # of a kernel whose rows count alike,
 SAMPLED = "sampled"  # and of one of rows with drawn labels
 # λ follows the rows: some that are masked or appended change it by about their share.
 _DAMPING_SHARE = 0.2
+# The turns are of the K of the first rows: those that vary in other directions are found badly by them.
+# Where rows become more than so many times those of the turns, all are coded again by new turns, which
+# costs at most as many codes as there are rows, however often some are appended.
+_MOST_GROWTH = 2
 _RECORDS_AT_ONCE = 4096  # commit records whose ends are read at once
 
 
@@ -102,6 +106,7 @@ class IndexedRows:
             rows,
             dim,
             seed,
+            turned_rows=rows,
         )
 
     def blocks_digest(self, rows: int, *, whole: bool = False) -> str:
@@ -131,6 +136,7 @@ class IndexedRows:
             not _same_rows(stored, wanted)
             or stored.seed != wanted.seed
             or stored.rows > wanted.rows
+            or wanted.rows > _MOST_GROWTH * (stored.turned_rows or stored.rows)
             or not _near(stored, wanted)
         ):
             return False
@@ -145,7 +151,7 @@ class IndexedRows:
             raise SpecMismatchError(
                 f"the index at {self.path} of {self.location} has {stored.rows} rows, these scores "
                 f"have {wanted.rows}: rows were appended since the store was opened; open the store "
-                f"again (if it still has no more, delete the index)"
+                f"again (if it still has no more, build the index with anew=True, or --anew)"
             )
 
     def refuse_other(self, stored: IndexDocument) -> None:

@@ -88,6 +88,8 @@ class IndexDocument:
         have as many rows as any: an append changes none of these.
     recalls : tuple of Recall
         One for each kind of scores that was measured.
+    turned_rows : int
+        Rows of the split when the turns were made; 0 in documents of before this was kept.
     """
 
     kernel: str
@@ -100,6 +102,7 @@ class IndexDocument:
     blocks: str = ""
     whole_blocks: str = ""
     recalls: tuple[Recall, ...] = ()
+    turned_rows: int = 0
 
     @classmethod
     def read(cls, what: dict[str, Any]) -> IndexDocument:
@@ -110,7 +113,7 @@ class IndexDocument:
         DamagedError
             When it is no index, or its arrays do not fit what it says.
         """
-        made = cls(**known_fields(what, _FIELDS))
+        made = cls(**known_fields(what, _FIELDS, _NEWER))
         if not len(made.epochs) == len(made.nonces) == len(made.dampings) > 0:
             raise DamagedError("an index says of some epochs more than of others")
         arrays, wanted = table_arrays(what), made.arrays(1)
@@ -153,7 +156,9 @@ _FIELDS = {
     **dict.fromkeys(("rows", "dim"), whole(1)),
     "seed": whole(),
     "recalls": each(made_by(Recall.read, "a recall")),
+    "turned_rows": whole(),
 }
+_NEWER = ("turned_rows",)  # that documents of before do not have
 
 
 def code_bytes(dim: int) -> int:
