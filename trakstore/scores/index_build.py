@@ -49,6 +49,9 @@ from trakstore.storage.tables.saved_table import (
 
 # Values of rows from which on torch, which takes seconds to import, multiplies integers.
 _INTEGER_VALUES = 2**26
+# Places in which rows are looked at before all are multiplied so, and rows of each: at most that many
+# chunks are read twice.
+_PLACES, _PLACE_ROWS = 16, 64
 
 
 def build_index(
@@ -294,7 +297,7 @@ def _encode(
             matrix = np.linalg.inv(turn).astype(np.float32)
             coder = Turn.of(matrix, integers=False)
             if integers:
-                coder = coder.in_integers(_finite(column.read(0, min(tile, wanted.rows))))
+                coder = coder.in_integers(_spread_rows(column))
             one = _EncodePass(step, column, coder, at, tile, rows.path, tuple(arrays))
             one.run(wanted.rows, workers=workers, finished=progress.advance)
 
@@ -309,6 +312,14 @@ def _workers(
     item = rows.columns[0].form.values.itemsize
     each = min(tile, wanted.rows) * dim * (item + 14) + min(step, wanted.rows) * (dim // 8 + 16)
     return fitting_slots(36 * dim * dim, each, limit, f"an index of rows of {dim}")
+
+
+def _spread_rows(column: StoredColumn) -> F32:
+    """Read some rows of a column, in places that are evenly spaced: rows may be sorted by source."""
+    rows = column.shape[0]
+    starts = np.unique(np.linspace(0, max(0, rows - _PLACE_ROWS), _PLACES).astype(int))
+    some = [column.read(start, min(start + _PLACE_ROWS, rows)) for start in starts.tolist()]
+    return _finite(np.concatenate(some))
 
 
 def _takes_integers(values: int) -> bool:
