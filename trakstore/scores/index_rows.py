@@ -98,6 +98,7 @@ class IndexedRows:
         specs: list[Any] = [one.committed_by for one in self.columns]
         rows, dim = self.columns[0].shape
         factors = [part.factor for part in self.parts]
+        drawn = [part.sampled for part in self.parts if part.sampled is not None]
         return IndexDocument(
             self.kernel,
             tuple(str(part.epoch) for part in self.parts),
@@ -107,6 +108,8 @@ class IndexedRows:
             dim,
             seed,
             turned_rows=rows,
+            sampled=tuple(one.nonce for one in drawn),
+            draws=drawn[0].draws if drawn else 0,
         )
 
     def blocks_digest(self, rows: int, *, whole: bool = False) -> str:
@@ -171,6 +174,11 @@ class IndexedRows:
             raise SpecMismatchError(
                 f"{where} has {stored.rows} rows of {wanted.rows}: rows were appended since{again}"
             )
+        if (stored.sampled, stored.draws) != (wanted.sampled, wanted.draws):
+            raise SpecMismatchError(
+                f"{where} is of other sampled rows ({_drawn(stored)}) than these scores "
+                f"({_drawn(wanted)}): they were replaced since{again}"
+            )
         if not _near(stored, wanted):
             raise SpecMismatchError(
                 f"{where} was made with the damping λ={_shown(stored)}, these scores have "
@@ -187,7 +195,7 @@ class IndexedRows:
 
 
 def _same_rows(stored: IndexDocument, wanted: IndexDocument) -> bool:
-    names = ("kernel", "epochs", "nonces", "dim")
+    names = ("kernel", "epochs", "nonces", "dim", "sampled", "draws")
     return all(getattr(stored, name) == getattr(wanted, name) for name in names)
 
 
@@ -202,7 +210,16 @@ def _near(stored: IndexDocument, wanted: IndexDocument) -> bool:
 
 
 def _shown(document: IndexDocument) -> str:
-    return ", ".join("none" if one is None else f"{one:.3g}" for one in document.dampings)
+    # The λ of a sum over draws is that of the kernel times their number.
+    given = [one and one / (document.draws or 1) for one in document.dampings]
+    return ", ".join("none" if one is None else f"{one:.3g}" for one in given)
+
+
+def _drawn(document: IndexDocument) -> str:
+    """Name the sampled rows of an index; an index of before these were kept names none."""
+    if not document.sampled:
+        return "not told"
+    return f"{document.draws} draws, {', '.join(f'{one:08x}' for one in document.sampled)}"
 
 
 def _stored(rows: Rows) -> StoredColumn | None:
