@@ -131,6 +131,10 @@ class Turn(Sent):
 
     def in_integers(self, some: F32) -> Turn:
         """Return the matrix in 8 bits; this one where that changes too many signs of some rows."""
+        # Of rows of zeros, which samples without a gradient have, no sign changes: they tell nothing.
+        some = some[some.any(axis=1)]
+        if not len(some):
+            return self
         # Where the kernel's inverse raises directions that are small in the rows, these are less than
         # the 127th part of the largest entries, and rounding leaves nothing of them.
         rounded = Turn.of(np.asarray(self.matrix, np.float32), integers=True)
