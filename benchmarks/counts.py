@@ -58,7 +58,7 @@ from trakstore.features.projectors import make_projector, rademacher, sjlt
 from trakstore.spec import ProjectionSpec
 
 MEMORY, LOW, HIGH = 2.9e12, 500e12, 50e12  # bytes and operations a second
-META = torch.device("meta")
+META, CPU = torch.device("meta"), torch.device("cpu")
 
 
 @dataclass
@@ -146,7 +146,7 @@ def signs_operations(args: tuple[Any, ...]) -> tuple[float, float | None]:
 def sheared_operations(args: tuple[Any, ...]) -> tuple[float, float | None]:
     from trakstore.features.projectors.sheared import COLUMNS, ROWS
 
-    left, places, positions, rows, columns = args[0], args[12], *args[15:18]
+    left, places, positions, rows, columns = args[0], args[14], *args[17:20]
     entries = rows * columns
     if not places.is_meta:  # tables are on the CPU, so that they have numbers
         entries = ROWS * int((-(-places[:, 1] // COLUMNS) * COLUMNS).sum())
@@ -170,19 +170,26 @@ def kernels_counted(count: Count) -> Iterator[None]:
 
     places: list[tuple[Any, str, Any]] = [
         (sparse, "_sketch", nothing),
+        (sparse, "_sketch_tiles", nothing),
         (signs, "_draw_pairs", nothing),
         (signs, "_products", signs_operations),
     ]
     on_meta: list[Any] = [sjlt, rademacher]
     with contextlib.suppress(ImportError):  # of trees before these kernels
         from trakstore.features.layers import summed_positions
-        from trakstore.features.projectors.triton import listed, partial_sums, position_sums, shear
+        from trakstore.features.projectors.triton import (
+            fold,
+            listed,
+            partial_sums,
+            position_sums,
+            shear,
+        )
 
         on_meta.append(summed_positions)
         places.append((position_sums, "_sums", nothing))
         places += [(listed, "_add", nothing), (partial_sums, "_add", nothing)]
         places += [(shear, "_merge", nothing), (shear, "_shear", sheared_operations)]
-        places += [(shear, "_shear_formed", nothing), (shear, "_fold", nothing)]
+        places += [(shear, "_shear_formed", nothing), (fold, "_fold", nothing)]
     with contextlib.ExitStack() as stack:
         for module, name, of in places:
             stack.enter_context(mock.patch.object(module, name, Kernel(count, of)))
@@ -194,7 +201,7 @@ def kernels_counted(count: Count) -> Iterator[None]:
             made = sjlt.Sheared.of
             stack.enter_context(
                 mock.patch.object(
-                    sjlt.Sheared, "of", lambda tables, k, _: made(tables, k, torch.device("cpu"))
+                    sjlt.Sheared, "of", lambda tables, k, _, turn: made(tables, k, CPU, turn)
                 )
             )
         yield

@@ -277,7 +277,7 @@ def test_nothing_in_the_store_changes(own_store: ts.FeatureStore, job_name: str)
     query = ts.Query(own_store, job_name)
     for method in METHODS:
         query.ask(target=100, method=method)
-    query.ask(query._new.dataset[0])
+    query.ask(query._finder.new.dataset[0])
     assert {one: one.stat().st_mtime_ns for one in root.rglob("*")} == before
     with pytest.raises(LocationError, match="reading alone"):
         query.store.mask("train", ["a1"])
@@ -348,12 +348,12 @@ def test_a_store_whose_first_row_is_masked_starts(
     own_store.mask("test", [100])
     query = ts.Query(own_store, job_name)
     tried: list[Any] = []
-    rows = query._models.rows
+    rows = query._served.models.rows
     monkeypatch.setattr(
-        query._models, "rows", lambda *given: tried.append(given[0]) or rows(*given)
+        query._served.models, "rows", lambda *given: tried.append(given[0]) or rows(*given)
     )
     query.prepare()
-    assert (tried[0][0] == query._job.datasets["test"][1][0]).all()
+    assert (tried[0][0] == query._served.job.datasets["test"][1][0]).all()
 
 
 def test_a_sample_that_fails_at_the_start_is_for_the_log(
@@ -367,7 +367,7 @@ def test_a_sample_that_fails_at_the_start_is_for_the_log(
     def bad(*_: object) -> Any:
         raise TrakStoreError("no such sample")
 
-    monkeypatch.setattr(query._models, "rows", bad)
+    monkeypatch.setattr(query._served.models, "rows", bad)
     assert query.prepare() is query
     assert "no such sample" in caplog.text
 

@@ -321,11 +321,12 @@ def test_the_service_scores_tokens(folder: Path) -> None:
     pytest.importorskip("httpx")
     starlette = pytest.importorskip("starlette.testclient")
     from trakstore.serve.access import Access
+    from trakstore.serve.current_query import CurrentQuery
     from trakstore.serve.limits import Limits
     from trakstore.serve.routes import service
 
     query = ts.Query(ts.open_store(folder / "llama.zarr"), job(llama), render=Words())
-    app = service(query, Access("127.0.0.1", None), Limits(), "1.0")
+    app = service(CurrentQuery(query), Access("127.0.0.1", None), Limits(), "1.0")
     with starlette.TestClient(app, base_url="http://127.0.0.1:8765") as client:
         assert client.get("/store").json()["tokens"] is True
         listed = client.post("/query", json={"target": 0, "k": 4, "tokens": True}).json()

@@ -164,6 +164,8 @@ class LoadedModels:
     memory_limit : int
         Most bytes that the weights of all epochs may take together; and, on a CPU, the passes over
         the tokens of a sample beside them. A job's own limit is another one for these.
+    loaded : LoadedModels, optional
+        Models of this job that are loaded already: those of the same weights are shared.
 
     Raises
     ------
@@ -183,6 +185,7 @@ class LoadedModels:
         device: str | None = None,
         *,
         memory_limit: int,
+        loaded: LoadedModels | None = None,
     ) -> None:
         self.device = worker_device(device)
         each = sum(one.numel() * one.element_size() for one in job.model.state_dict().values())
@@ -197,7 +200,14 @@ class LoadedModels:
         self._limit = memory_limit
         with job.lent():
             for epoch, known in epochs.items():
-                self._epochs[epoch] = self._load(store, epoch, known)
+                there = None if loaded is None else loaded.model_of(epoch, known)
+                self._epochs[epoch] = there or self._load(store, epoch, known)
+
+    def model_of(self, epoch: int | str, known: str | None) -> _LoadedEpoch | None:
+        """Return the model of an epoch, where it has the weights that are known by their hash."""
+        loaded = self._epochs.get(epoch)
+        same = loaded is not None and known in (None, loaded.watch.hash)
+        return loaded if same else None
 
     def rows(
         self,

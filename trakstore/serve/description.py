@@ -14,7 +14,7 @@ _JSON = "application/json"
 def openapi(version: str, limits: Limits) -> dict[str, Any]:
     """Describe every address, what it takes and what it gives, as OpenAPI 3.1."""
     error = _reply("What is wrong", _ref("Error"))
-    codes = ("400", "401", "403", "404", "408", "413", "415", "422", "503")
+    codes = ("400", "401", "403", "404", "408", "413", "415", "422", "431", "503")
     answer = _reply("The samples that helped and harmed", _ref("Answer"))
     answer["content"]["application/x-ndjson"] = {
         "schema": {"description": "An Answer a line, the last one with a share of 1."}
@@ -32,7 +32,7 @@ def openapi(version: str, limits: Limits) -> dict[str, Any]:
         "paths": {
             "/query": {"post": query},
             "/store": {"get": _plain("What can be asked", _JSON)},
-            "/health": {"get": _plain("Whether it works", _JSON)},
+            "/health": {"get": _plain("Whether it works on the store as it is", _JSON)},
             "/metrics": {"get": _plain("Counters for Prometheus", "text/plain")},
             "/openapi.json": {"get": _plain("This description", _JSON)},
             "/": {"get": _plain("A page to ask from", "text/html")},

@@ -86,7 +86,8 @@ def _array(example: Any, given: Any, where: str) -> Any:
     # Python's integers beyond 64 bits are objects: they are told as too large.
     if integers and _are_whole(values):
         need_in_dtype(values, dtype, where)
-    kinds = "biu" if integers else "biuf"
+    # True is no 1: only where the job's samples have truth values, these are taken for numbers.
+    kinds = "biu" if dtype == "bool" else "iu" if integers else "iuf"
     # Rows of numbers, such as tokens, are of any length.
     same = values.shape == shape or (len(shape) == 1 and values.ndim == 1 and integers)
     if values.dtype.kind not in kinds or not same or not values.size:

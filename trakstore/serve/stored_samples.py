@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -46,6 +47,19 @@ class StoredSamples:
         """Classes by position in the stored train split; None where there are none."""
         stored = self.first.train.stored
         return whole_column(stored.column("label")) if "label" in stored.columns else None
+
+    def state(self, epochs: Sequence[Epoch]) -> str:
+        """Return a digest of the rows at some epochs, and of which of them are masked."""
+        return hashlib.sha256("".join(self._states[one] for one in epochs).encode()).hexdigest()[
+            :12
+        ]
+
+    @cached_property
+    def _states(self) -> dict[Epoch, str]:
+        return {
+            epoch: f"{pair.target.stored.state} {pair.train.stored.state}\n"
+            for epoch, pair in self._pairs.items()
+        }
 
     def some_targets(self, count: int) -> list[int | str]:
         """Return ids of some targets, evenly spaced."""

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
-from trakstore.features.checkpoints.stored_weights import Shape, StoredWeights
+from trakstore.features.checkpoints.stored_weights import (
+    WHOLE_TENSORS,
+    Parts,
+    Shape,
+    StoredWeights,
+)
+from trakstore.features.sharding import Part
 
 if TYPE_CHECKING:  # it takes a second, which most folders need not wait for
     from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -49,18 +55,23 @@ class DistributedFolder(StoredWeights):
         described = self._metadata.state_dict_metadata.items()
         return {name: one for name, one in described if isinstance(one, TensorStorageMetadata)}
 
-    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
-        from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    def read(self, names: Sequence[str], parts: Parts = WHOLE_TENSORS) -> dict[str, Tensor]:
         from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+        from trakstore.features.checkpoints.parts_planner import PartsPlanner
 
         # `dcp.load` would be a collective operation where a process group exists, and ranks that
         # featurize never wait for one another: so its steps are taken here, for this process alone.
         described = self._tensors()
+        whole = {name: tuple(slice(0, size) for size in described[name].size) for name in names}
+        wanted: dict[str, Part] = {name: parts.get(name, whole[name]) for name in names}
         state: dict[str, Any] = {
-            name: torch.empty(described[name].size, dtype=described[name].properties.dtype)
-            for name in names
+            name: torch.empty(
+                [one.stop - one.start for one in part], dtype=described[name].properties.dtype
+            )
+            for name, part in wanted.items()
         }
-        reader, planner = FileSystemReader(self.path), DefaultLoadPlanner()
+        reader, planner = FileSystemReader(self.path), PartsPlanner(described, wanted)
         reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         planner.set_up_planner(state, self._metadata, is_coordinator=True)
         plan = reader.prepare_local_plan(planner.create_local_plan())

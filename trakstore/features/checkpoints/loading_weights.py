@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.checkpoints.adapter import is_adapter, load_adapter
@@ -17,7 +17,7 @@ from trakstore.features.checkpoints.formats import Checkpoint, opened
 from trakstore.features.checkpoints.plain_tensors import plain_tensors
 from trakstore.features.checkpoints.stored_weights import StoredWeights, WeightsInMemory
 from trakstore.features.parameters import canonical_name, is_pretrained_model
-from trakstore.features.sharding import local_part, note_loaded, own_part, unloaded
+from trakstore.features.sharding import Part, local_part, note_loaded, own_part, unloaded
 from trakstore.features.weights import shares_memory
 from trakstore.features.wording import first_line
 from trakstore.paths import is_file
@@ -70,15 +70,16 @@ def load_weights(
         load_adapter(adapters[0], model)
         return "adapter"
     weights, names = _weights_of_model(choices, model, checkpoint)
+    parts = _own_parts(names, model)
     with plain_tensors(weights.where):
         for tied in tied_names(names, model):
-            first, *others = (weights.read([name])[name] for name in tied)
+            first, *others = (weights.read([name], parts)[name] for name in tied)
             if not all(torch.equal(first, other) for other in others):
                 raise TrakStoreError(
                     f"{weights.where} is not of this model: {' and '.join(tied)} differ there, and are "
                     f"one tensor in the model; make the model without tied weights"
                 )
-        for piece in weights.pieces(list(names)):
+        for piece in weights.pieces(list(names), parts):
             _put({names[name]: value for name, value in piece.items()}, model, weights.where)
     note_loaded(model, names.values())
     if missing := unloaded(model):
@@ -87,6 +88,17 @@ def load_weights(
             f"the model gave it none: give the job the module itself, or a checkpoint that has them"
         )
     return "whole"
+
+
+def _own_parts(names: Mapping[str, str], model: nn.Module) -> dict[str, Part]:
+    """Return what this rank holds of the tensors of a sharded model, by their stored names."""
+    own: dict[str, Any] = model.state_dict(keep_vars=True)
+    parts = {
+        name: own_part(own[own_name])
+        for name, own_name in names.items()
+        if isinstance(own[own_name], Tensor)
+    }
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _weights_of_model(
@@ -155,8 +167,8 @@ def _put(piece: dict[str, Any], model: nn.Module, where: str) -> None:
     own: dict[str, Any] = model.state_dict(keep_vars=True)
     spread = {name: own[name] for name in piece if local_part(own[name]) is not own[name]}
     with torch.no_grad():
-        for name, one in spread.items():  # each rank takes its part, and asks no other
-            local_part(one).copy_(own_part(piece.pop(name), one))
+        for name, one in spread.items():  # of these the piece has this rank's part
+            local_part(one).copy_(piece.pop(name))
     try:
         done = model.load_state_dict(piece, strict=False)
     except (RuntimeError, TypeError) as error:

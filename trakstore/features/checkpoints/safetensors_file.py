@@ -8,7 +8,12 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from trakstore.features.checkpoints.stored_weights import Shape, StoredWeights
+from trakstore.features.checkpoints.stored_weights import (
+    WHOLE_TENSORS,
+    Parts,
+    Shape,
+    StoredWeights,
+)
 
 
 class SafetensorsFile(StoredWeights):
@@ -23,8 +28,13 @@ class SafetensorsFile(StoredWeights):
     def shapes(self) -> Mapping[str, Shape | None]:
         return self._shapes
 
-    def read(self, names: Sequence[str]) -> dict[str, Tensor]:
+    def read(self, names: Sequence[str], parts: Parts = WHOLE_TENSORS) -> dict[str, Tensor]:
         # The file is mapped into memory while it is open, and what was read of it counts as memory of
         # the process: it is opened anew for each piece.
         with safe_open(self.path, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in names}
+            return {
+                name: opened.get_slice(name)[parts[name]]
+                if name in parts
+                else opened.get_tensor(name)
+                for name in names
+            }

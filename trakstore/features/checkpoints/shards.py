@@ -9,7 +9,13 @@ from typing import Any
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.features.checkpoints.safetensors_file import SafetensorsFile
-from trakstore.features.checkpoints.stored_weights import Shape, StoredWeights, WeightsInMemory
+from trakstore.features.checkpoints.stored_weights import (
+    WHOLE_TENSORS,
+    Parts,
+    Shape,
+    StoredWeights,
+    WeightsInMemory,
+)
 from trakstore.features.checkpoints.torch_file import torch_file
 from trakstore.paths import is_file
 
@@ -33,10 +39,11 @@ class Shards(StoredWeights):
     def shapes(self) -> Mapping[str, Shape | None]:
         return self._shapes
 
-    def read(self, names: Sequence[str]) -> dict[str, Any]:
+    def read(self, names: Sequence[str], parts: Parts = WHOLE_TENSORS) -> dict[str, Any]:
         tensors: dict[str, Any] = {}
         for path in dict.fromkeys(self.files[name] for name in names):
-            tensors |= _shard(path).read([name for name in names if self.files[name] == path])
+            own = [name for name in names if self.files[name] == path]
+            tensors |= _shard(path).read(own, parts)
         return tensors
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
+from trakstore.features.sharding import Part
+
 Shape = tuple[int, ...]
+Parts = Mapping[str, Part]  # of the tensors that are not read whole, by their names
+
+WHOLE_TENSORS: Parts = MappingProxyType({})
 
 # Numbers that a piece holds before it ends with its module: 16 MB in float32, so that a model of many
 # gigabytes is loaded beside a few megabytes, and one of many small modules is not walked for each.
@@ -32,13 +38,15 @@ class StoredWeights(ABC):
         """Names and shapes, without reading tensors; None for values that are no tensors."""
 
     @abstractmethod
-    def read(self, names: Sequence[str]) -> dict[str, Any]:
-        """Read the tensors of these names into memory of the CPU."""
+    def read(self, names: Sequence[str], parts: Parts = WHOLE_TENSORS) -> dict[str, Any]:
+        """Read the tensors of these names into memory of the CPU, of some of them a part alone."""
 
-    def pieces(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Read the tensors of these names, a few modules at a time."""
+    def pieces(
+        self, names: Sequence[str], parts: Parts = WHOLE_TENSORS
+    ) -> Iterator[dict[str, Any]]:
+        """Read the tensors of these names or their parts, a few modules at a time."""
         for piece in by_modules(names, self.shapes()):
-            yield self.read(piece)
+            yield self.read(piece, parts)
 
 
 class WeightsInMemory(StoredWeights):
@@ -53,11 +61,17 @@ class WeightsInMemory(StoredWeights):
             for name, value in self.state.items()
         }
 
-    def read(self, names: Sequence[str]) -> dict[str, Any]:
-        return {name: self.state[name] for name in names}
+    def read(self, names: Sequence[str], parts: Parts = WHOLE_TENSORS) -> dict[str, Any]:
+        # A part is a view: of a file that is mapped into memory, the rest is not read.
+        return {
+            name: self.state[name][parts[name]] if name in parts else self.state[name]
+            for name in names
+        }
 
-    def pieces(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-        yield self.read(names)
+    def pieces(
+        self, names: Sequence[str], parts: Parts = WHOLE_TENSORS
+    ) -> Iterator[dict[str, Any]]:
+        yield self.read(names, parts)
 
 
 def by_modules(names: Sequence[str], shapes: Mapping[str, Shape | None]) -> Iterator[list[str]]:

@@ -8,7 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Unit", "local_part", "own_part", "param_groups", "units_of", "whole_tensor"]
+__all__ = [
+    "Part",
+    "Unit",
+    "local_part",
+    "own_part",
+    "param_groups",
+    "part_of",
+    "units_of",
+    "whole_tensor",
+]
+
+Part = tuple[slice, ...]  # of a tensor, a slice of each dimension
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -25,19 +36,26 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def own_part(whole: Tensor, like: Tensor) -> Tensor:
-    """Return the part of a whole tensor that this rank holds of one like it, without a copy."""
-    spread: Any = like
-    mesh, part = spread.device_mesh, whole
+def own_part(spread: Tensor) -> Part | None:
+    """Return the part of a tensor that this rank holds; None of a tensor that is whole here."""
+    if local_part(spread) is spread:
+        return None
+    return part_of(tuple(spread.shape), spread)
+
+
+def part_of(shape: tuple[int, ...], like: Any) -> Part:
+    """Return the part that this rank holds of a tensor that is divided like a given one."""
+    mesh = like.device_mesh
+    bounds = [(0, size) for size in shape]
     # FSDP divides what tensor parallel left to a rank, and its dimension of the mesh stands before.
     for dim in reversed(range(mesh.ndim)):
-        placement = spread.placements[dim]
+        placement = like.placements[dim]
         if not placement.is_replicate():
-            size, number = part.shape[placement.dim], mesh.size(dim)
-            each = -(-size // number)  # as torch.chunk divides
-            start = min(size, each * mesh.get_local_rank(dim))
-            part = part.narrow(placement.dim, start, min(each, size - start))
-    return part
+            start, stop = bounds[placement.dim]
+            each = -(-(stop - start) // mesh.size(dim))  # as torch.chunk divides
+            start = min(stop, start + each * mesh.get_local_rank(dim))
+            bounds[placement.dim] = start, min(stop, start + each)
+    return tuple(slice(*one) for one in bounds)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,55 @@
+"""Parts of tensors that ``torch.distributed.checkpoint`` stored: only chunks they meet are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from trakstore.features.sharding import Part
+
+__all__ = ["PartsPlanner"]
+
+
+class PartsPlanner(DefaultLoadPlanner):
+    """A plan to read parts of tensors, each into a tensor of its own.
+
+    Parameters
+    ----------
+    stored : mapping of name to TensorStorageMetadata
+        Tensors of the folder.
+    parts : mapping of name to Part
+        What is read of them.
+    """
+
+    def __init__(
+        self, stored: Mapping[str, TensorStorageMetadata], parts: Mapping[str, Part]
+    ) -> None:
+        super().__init__()
+        self._stored, self._parts = stored, parts
+
+    def create_local_plan(self) -> LoadPlan:
+        """List the chunks that parts meet, and what of each is wanted."""
+        return LoadPlan([item for name in self._parts for item in self._items(name)])
+
+    def _items(self, name: str) -> Iterator[ReadItem]:
+        part = self._parts[name]
+        start, stop = (torch.Size(getattr(one, end) for one in part) for end in ("start", "stop"))
+        sizes = torch.Size(last - first for first, last in zip(start, stop, strict=True))
+        if 0 not in sizes:  # a rank may have no row of a short tensor
+            wanted = ChunkStorageMetadata(start, sizes)
+            yield from create_read_items_for_chunk_list(name, self._stored[name], [wanted])
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        """Return the memory of a part, which torch would take for a whole tensor and refuse."""
+        memory: Tensor = self.state_dict[index.fqn]
+        return memory

@@ -1,0 +1,38 @@
+"""Options of a query, which a later one of the same store has too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trakstore.kernels.solvers import Damping
+from trakstore.methods.sampled_kernel import KernelRows
+from trakstore.report.sample_source import Render
+from trakstore.serve.store_stamp import StoreStamp
+from trakstore.storage import layout
+from trakstore.storage.backends.location import Location
+from trakstore.storage.layout import Epoch
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """Options of a :class:`~trakstore.serve.Query`, as it takes them."""
+
+    targets: str
+    train: str
+    epochs: Epoch | Sequence[Epoch] | None
+    method: str
+    damping: float | Damping | None
+    kernel: KernelRows
+    index: bool
+    render: Render | str | None
+    prepare: Callable[[dict[str, Any]], Any] | str | None
+    device: str | None
+    memory_limit: int | str | None
+
+    def stamp(self, location: Location) -> StoreStamp:
+        """Return the stamp of all that answers depend on in a store."""
+        splits = dict.fromkeys((self.targets, self.train, layout.sampled_split(self.train)))
+        epochs = None if self.epochs is None else layout.as_epochs(self.epochs)
+        return StoreStamp(location, tuple(splits), epochs)
