@@ -181,6 +181,7 @@ ORDER: dict[str, list[str]] = {
         "device_lists",
         "top_k",
         "both_ends",
+        "top_directions",
         "sign_codes",
         "index_rows",
         "train_index",
