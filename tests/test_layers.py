@@ -172,6 +172,7 @@ ORDER: dict[str, list[str]] = {
         "parts",
         "own_thresholds",
         "lazy",
+        "vanishing",
         "factored",
         "row_parts",
         "streaming",
