@@ -173,6 +173,7 @@ ORDER: dict[str, list[str]] = {
         "parts",
         "own_thresholds",
         "lazy",
+        "vanishing",
         "factored",
         "row_parts",
         "streaming",
