@@ -86,7 +86,7 @@ def test_the_error_says_where_and_what_to_do(store: Any) -> None:
         need_same_samples(splits)
     for part in (
         "split 'train' of epoch 5 has sample 7 in row 1, where split 'train' of epoch 3 has 6",
-        "featurize that epoch again, with the same samples and ids in the same order",
+        "featurize that epoch again (store.drop first) with the same samples and ids in the same order",
         "leave it out (epochs=, --epoch)",
     ):
         assert part in str(caught.value)

@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.kernels.choice import keep_gram
-from trakstore.kernels.row_weights import WeightedSplit
+from trakstore.kernels.row_weights import KernelSplit, WeightedSplit
 from trakstore.kernels.solvers import Damping, Factor
 from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, need_open
+from trakstore.scores.parts import SampledRows
 from trakstore.storage import layout
 from trakstore.storage.dropped_rows import WEIGHTING
 from trakstore.storage.layout import Epoch, epoch_sort_key
@@ -60,16 +61,18 @@ class SampledKernel:
             return Damping(relative=given.relative * self.draws)
         return Damping(absolute=(given.absolute or 0.0) * self.draws)
 
-    def part_values(self, factor: Factor) -> dict[str, Any]:
+    def part_values(self, factor: Factor, split: KernelSplit) -> dict[str, Any]:
         """Return what an epoch's part of scores has of this kernel, as a :class:`Part` takes it.
 
-        Gradients grow while a model is trained, and with them the scores of an epoch, as t does in
-        tᵀK⁻¹φ: by their length, the root of tr(K)/n, late epochs would weigh most, which tell least of
-        what other data would have given. λ = c·tr(K)/n is its square, but for a factor that epochs
-        share; a λ that was given as it is, or is 0, weighs all alike.
+        ``split`` is that of the factor's rows. Gradients grow while a model is trained, and with them
+        the scores of an epoch, as t does in tᵀK⁻¹φ: by their length, the root of tr(K)/n, late epochs
+        would weigh most, which tell least of what other data would have given. λ = c·tr(K)/n is its
+        square, but for a factor that epochs share; a λ that was given as it is, or is 0, weighs all
+        alike.
         """
         length = math.sqrt(factor.damping) or 1.0
-        return {"weight": float(self.draws), "length": length, "sampled": True}
+        rows = SampledRows(split.spec.nonce, self.draws)
+        return {"weight": float(self.draws), "length": length, "sampled": rows}
 
 
 def need_kernel_rows(kernel: object) -> None:

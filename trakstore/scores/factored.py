@@ -21,6 +21,7 @@ from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
 from trakstore.scores.own_thresholds import own_thresholds, sampled_rows
 from trakstore.scores.parts import F32, Part, TileMaker, Window, held_bytes
+from trakstore.scores.vanishing import refuse_vanishing
 from trakstore.scores.window_plans import ScoreSizes, tile_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import Epoch, as_epoch
@@ -201,6 +202,7 @@ class Scores:
             lefts = tuple(part.left(start, stop) for part in self.parts)
         for left, share in zip(lefts, self.shares, strict=True):
             left *= np.float32(share)
+        refuse_vanishing(lefts, self.parts, self.scale_apart, start)
         if self.soft_threshold == "auto":
             sampled = [part for part in self.threshold_parts if part.epoch in self.epochs]
             thresholds = own_thresholds(self._window(lefts, sampled, None, ahead))

@@ -43,6 +43,9 @@ class QueryOptions:
 
     def stamp(self, location: Location) -> StoreStamp:
         """Return the stamp of all that answers depend on in a store."""
-        splits = dict.fromkeys((self.targets, self.train, layout.sampled_split(self.train)))
+        splits = dict.fromkeys((self.targets, self.train))
+        # The kernel may be of rows with drawn labels, which rows of tokens do not have.
+        if layout.own_split(self.train) == self.train:
+            splits[layout.sampled_split(self.train)] = None
         epochs = None if self.epochs is None else layout.as_epochs(self.epochs)
         return StoreStamp(location, tuple(splits), epochs)

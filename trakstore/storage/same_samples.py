@@ -23,8 +23,8 @@ from trakstore.storage.markers import marker_of, tail_of_chunk, wanted_marker
 from trakstore.storage.split import Split
 
 _ADVICE = (
-    "rows of several epochs are put together by position: featurize that epoch again, with the same "
-    "samples and ids in the same order (store.drop first), or leave it out (epochs=, --epoch)"
+    "rows of several epochs are put together by position, so featurize that epoch again (store.drop "
+    "first) with the same samples and ids in the same order, or leave it out (epochs=, --epoch)"
 )
 
 

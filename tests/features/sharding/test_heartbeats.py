@@ -16,29 +16,32 @@ from trakstore.features.sharding.lockstep import RankGoneError
 
 def test_a_rank_counts_as_lost_when_its_sign_is_an_old_one() -> None:
     store = dist.HashStore()
-    first, second = (Heartbeats(store, rank, 3) for rank in (0, 1))
+    first, second, third = (Heartbeats(store, rank, 3) for rank in range(3))
     assert first.silence(0.0) is None, "no rank has begun"
-    second.beat()
-    first.beat()
+    for one in (first, second, third):
+        one.beat()
     assert first.silence(100.0) is None
-    assert first.silence(139.0) is None
+    assert first.silence(129.0) is None
     second.beat()
     assert first.silence(160.0) is None
-    assert first.silence(199.0) is None
-    assert "rank 1 of the sharded model gave no sign of life for 41 s" in (
-        first.silence(201.0) or ""
+    assert first.silence(189.0) is None
+    assert third.silence(300.0) is None, (
+        "it looks after the first one, which it has not seen before"
     )
+    told = first.silence(191.0) or ""
+    assert told.startswith("rank 1 of the sharded model gave no sign of life for 31 s")
+    assert third.failure() == told
     second.end()
     assert first.silence(300.0) is None, "it was done"
 
 
-def test_an_error_is_told_to_the_others() -> None:
+def test_the_first_error_is_told_to_the_others() -> None:
     store = dist.HashStore()
     first, second = (Heartbeats(store, rank, 2) for rank in (0, 1))
     assert first.failure() is None
     second.fail(OSError("no disk"))
-    assert first.failure() == "rank 1 failed: OSError: no disk"
-    assert second.failure() is None, "it knows of its own"
+    first.fail(OSError("connection closed"))
+    assert first.failure() == second.failure() == "rank 1 failed: OSError: no disk"
 
 
 @pytest.fixture
@@ -133,10 +136,10 @@ def test_the_error_that_counts_is_that_of_the_rank_which_failed(
         second.fail(OSError("no disk"))
     with pytest.raises((TrakStoreError, RuntimeError), match=expected), telling_failures():
         raise error
-    # Only an error of its own is told to others, and not that it was left behind.
-    own = expected == str(error) and not isinstance(error, RankGoneError)
+    # An error of its own is told to others, and not that it was left behind.
     said = f"rank 0 failed: {type(error).__name__}: {error}"
-    assert second.failure() == (said if own else None)
+    own = None if isinstance(error, RankGoneError) else said
+    assert second.failure() == ("rank 1 failed: OSError: no disk" if told else own)
 
 
 def _given(hearts: Heartbeats) -> Any:

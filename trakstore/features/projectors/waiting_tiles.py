@@ -43,7 +43,7 @@ class TilePlace(NamedTuple):
 
 
 class Sketch(Protocol):
-    """What sketches gradients that wait.
+    """Projector that sketches gradients that wait.
 
     Attributes
     ----------

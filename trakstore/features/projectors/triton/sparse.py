@@ -252,7 +252,7 @@ def shares_of(
     share = -(-items // share_count(batch, place.rows, place.columns, dim))
     own = tuple(signed(key) for one in keys for key in one[:2])
     numbers = (place.offset, place.by_sample, place.by_row, place.first_row, place.columns, runs)
-    return [Share(*numbers, *part, *own, first_run) for part in ranges(items, share)]
+    return [Share._make((*numbers, *part, *own, first_run)) for part in ranges(items, share)]
 
 
 def add_sketches(out: Tensor, tiles: Tensor, shares: Tensor, scale: float) -> None:
