@@ -120,9 +120,9 @@ def test_tiles_in_turn_write_each_feature_once(in_turn: int, dtype: torch.dtype)
 
 
 def test_few_positions_are_done_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sjlt_file, "usable", lambda *_: True)
     projector = SJLT(ProjectionSpec("sjlt", dim=512), ParameterSpec((("w", (4096, 640)),)))
-    for positions, tiles in ((16, 4), (512, 1)):
+    for own, positions, tiles in ((9, 16, 4), (9, 512, 1), (8, 16, 1)):
+        monkeypatch.setattr(sjlt_file, "usable", lambda _, least=7, own=own: least <= own)
         left, right = (
             torch.empty(2, positions, n, dtype=torch.bfloat16, device="meta") for n in (4096, 640)
         )
