@@ -228,7 +228,11 @@ def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     told = dict(line.split(": ") for line in done.stdout.splitlines())
-    for kind in ("sketch", "sketch of one run", "sketch of gathered rows", "sketch of scaled rows"):
+    sketches = [
+        "sketch",
+        *(f"sketch of {one}" for one in ("one run", "gathered rows", "scaled rows", "many tiles")),
+    ]
+    for kind in sketches:
         assert told[f"sm_90 {kind}"].endswith("order 1, 0"), (
             "threads side by side read side by side"
         )

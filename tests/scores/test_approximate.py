@@ -102,22 +102,53 @@ def test_estimates_have_no_bias_and_the_error_that_is_said(bits):
 def test_products_of_8_bits_are_taken_where_they_change_few_signs():
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.standard_normal((128, 128)))[0].astype(np.float32)
-    spread = np.arange(1, 129, dtype=np.float32) ** -1.5
-    for scale, integers in ((np.ones(128, np.float32), True), (spread, False)):
+    even, spread = np.ones(128, np.float32), np.arange(1, 129, dtype=np.float32) ** -1.5
+    # Two directions are large: what is left of rows without them is as even.
+    two = np.where(np.arange(128) < 2, np.float32(200), even)
+    for scale, integers, apart in ((even, True, False), (spread, False, False), (two, True, True)):
         rows = rng.standard_normal((300, 128), dtype=np.float32) * scale
         # Whitened: each direction is as large as any in the end.
         turn = Turn.of(rotation / scale[:, None], integers=False)
         taken = turn.in_integers(rows)
         assert taken.matrix.dtype == ("int8" if integers else "float32")
-        changed = np.bitwise_count(taken.codes(rows)[0] ^ turn.codes(rows)[0]).sum()
-        assert changed < 0.01 * 300 * 128
+        assert (taken.top is not None) == apart
+        (signs, lengths), (wanted, exact) = taken.codes(rows), turn.codes(rows)
+        assert np.bitwise_count(signs ^ wanted).sum() < 0.01 * 300 * 128
+        np.testing.assert_allclose(lengths, exact, rtol=0.02)
+        few, _ = taken.codes(rows[:7])
+        assert np.bitwise_count(few ^ wanted[:7]).sum() < 0.02 * 7 * 128
+
+
+def test_rows_of_zeros_say_nothing_of_products_of_8_bits():
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.standard_normal((128, 128)))[0].astype(np.float32)
+    spread = np.arange(1, 129, dtype=np.float32) ** -1.5
+    turn = Turn.of(rotation / spread[:, None], integers=False)
+    rows = np.zeros((3000, 128), np.float32)
+    assert turn.in_integers(rows) is turn
+    rows[-20:] = rng.standard_normal((20, 128)) * spread
+    assert turn.in_integers(rows) is turn
+
+
+def test_rows_of_the_whole_split_are_looked_at_before_8_bits(store, monkeypatch):
+    monkeypatch.setattr(index_build, "_INTEGER_VALUES", 0)
+    monkeypatch.setattr(index_build, "_PLACE_ROWS", 3)
+    seen = []
+    monkeypatch.setattr(Turn, "in_integers", lambda one, some: seen.append(some) or one)
+    scores = ts.trak_scores(store)
+    ts.build_index(scores, checked=0)
+    x = store.features(0, "train").values.astype(np.float32)
+    places = np.unique(np.linspace(0, ROWS - 3, 16).astype(int))
+    np.testing.assert_array_equal(seen[0], x[(places[:, None] + np.arange(3)).ravel()])
 
 
 def test_an_index_by_8_bits_on_one_thread_a_task(store, monkeypatch):
     monkeypatch.setattr(index_build, "_INTEGER_VALUES", 0)
     product, threads, before = torch._int_mm, [], torch.get_num_threads()
     monkeypatch.setattr(
-        torch, "_int_mm", lambda *given: threads.append(torch.get_num_threads()) or product(*given)
+        torch,
+        "_int_mm",
+        lambda *given, **how: threads.append(torch.get_num_threads()) or product(*given, **how),
     )
     scores = ts.trak_scores(store)
     try:
@@ -221,6 +252,46 @@ def test_kernels_of_train_and_of_sampled_rows_have_an_index_each(store):
         ts.open_index(train)
     ts.build_index(train, checked=0)
     ts.open_index(sampled)
+
+
+def sampled_rows(store, draws: int, seed: int):
+    """Write rows of drawn labels; return scores whose kernel is of them."""
+    x = np.concatenate([features(ROWS, seed + draw) for draw in range(draws)])
+    x = x.reshape(draws, ROWS, DIM).swapaxes(0, 1).reshape(-1, DIM)
+    ids = [f"train{i}~{draw}" for i in range(ROWS) for draw in range(draws)]
+    more = {"out_to_loss": np.full(len(x), 0.5, np.float32), "ids": ids}
+    store.write_split(0, "train~sampled", x, **more)
+    return ts.influence_scores(store, kernel="sampled")
+
+
+def test_an_index_of_sampled_rows_that_were_replaced_is_refused(store):
+    index = ts.build_index(sampled_rows(store, 2, 5), checked=0)
+    assert index.document.draws == 2
+    assert index.document.sampled == (store.split(0, "train~sampled").spec.nonce,)
+    plain = ts.build_index(ts.grad_dot_scores(store), checked=0)
+    store.drop(0, "train~sampled")
+    # It goes with the rows that its kernel was of, and no other index does.
+    assert not (Path(str(store.location)) / index.path).exists()
+    assert ts.open_index(ts.grad_dot_scores(store)).document == plain.document
+    with pytest.raises(NotFoundError):
+        ts.open_index(sampled_rows(store, 2, 50))
+    for draws in (2, 4):
+        store.drop(0, "train~sampled")
+        scores = sampled_rows(store, draws, 50)
+        with pytest.raises(SpecMismatchError, match=rf"of other sampled rows \(2.*\({draws} draws"):
+            ts.approximate_top_k(scores, 3, index=index, candidates=30)
+    # An index of before these were kept is not taken for any.
+    old = replace(index, document=replace(index.document, sampled=(), draws=0))
+    with pytest.raises(SpecMismatchError, match=r"not told.*run `trakstore index`"):
+        ts.approximate_top_k(scores, 3, index=old, candidates=30)
+
+
+def test_the_damping_of_sampled_rows_is_told_for_one_draw(store):
+    index = ts.build_index(sampled_rows(store, 4, 5), checked=0)
+    scores = ts.influence_scores(store, kernel="sampled", damping=2.0)
+    own, (theirs,) = scores.parts[0].factor.damping / 4, index.document.dampings
+    with pytest.raises(SpecMismatchError, match=rf"λ={theirs / 4:.3g}, .*λ={own:.3g}: give"):
+        ts.approximate_top_k(scores, 3, index=index, candidates=30)
 
 
 def test_several_epochs(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -128,6 +130,19 @@ def test_a_question_that_is_given_up_does_not_wait_for_the_other_query(query: ts
 
     with pytest.raises(TimeoutError), current.taken(gone):
         raise AssertionError("it was to wait")
+
+
+def test_the_kernels_of_the_old_one_are_freed_at_once(own_store: ts.FeatureStore) -> None:
+    current = CurrentQuery(ts.Query(own_store).prepare())
+    scores = current.query._kernels.scores("trak")
+    held = [weakref.ref(current.query._kernels), *(weakref.ref(one.factor) for one in scores.parts)]
+    del scores
+    gc.disable()  # the objects of the start are never collected: nothing of it may be in a cycle
+    try:
+        current.renew()
+        assert [one() for one in held] == [None] * 5
+    finally:
+        gc.enable()
 
 
 def test_three_are_never_in_memory(own_store: ts.FeatureStore) -> None:

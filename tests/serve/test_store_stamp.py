@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import trakstore as ts
+from trakstore.serve.query_options import QueryOptions
 from trakstore.serve.store_stamp import StoreStamp
+from trakstore.storage.backends.location import open_location
 
 
 @pytest.fixture
@@ -67,3 +69,13 @@ def test_what_answers_do_not_depend_on_is_no_change(store: ts.FeatureStore) -> N
     store.write_split(1, "other", np.ones((2, 4), np.float32))
     store.mask("other", [1])
     assert stamp.read() == before
+
+
+@pytest.mark.parametrize(
+    ("train", "wanted"),
+    [("train", ("test", "train", "train~sampled")), ("train~tokens", ("test", "train~tokens"))],
+)
+def test_rows_of_the_kernel_are_looked_at_too(train: str, wanted: tuple[str, ...]) -> None:
+    options = QueryOptions("test", train, 3, "trak", *[None] * 2, False, *[None] * 4)
+    stamp = options.stamp(open_location("memory://stamp"))
+    assert (stamp.splits, stamp.epochs) == (wanted, (3,))

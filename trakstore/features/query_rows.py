@@ -25,7 +25,7 @@ from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fitness import explained, need_apart
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
-from trakstore.features.outputs.tokens import need_tokens
+from trakstore.features.outputs.tokens import SeparatesTokens, need_tokens
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
 from trakstore.features.projectors import make_projector
@@ -167,6 +167,12 @@ class LoadedModels:
     loaded : LoadedModels, optional
         Models of this job that are loaded already: those of the same weights are shared.
 
+    Attributes
+    ----------
+    device : torch.device
+    spec : StoreSpec
+        Spec of the store, whose precision says how near to stored rows these can be.
+
     Raises
     ------
     NotFoundError
@@ -196,6 +202,7 @@ class LoadedModels:
                 f"{human_bytes(memory_limit)} are allowed: name fewer epochs, or raise the memory limit"
             )
         job.check_files(list(epochs))
+        self.spec = store.spec
         self._job, self._epochs = job, dict[int | str, _LoadedEpoch]()
         self._limit = memory_limit
         with job.lent():
@@ -244,6 +251,11 @@ class LoadedModels:
             with self._turn(epoch) as loaded:
                 found[epoch] = loaded.columns(sample)
         return found
+
+    @property
+    def of_tokens(self) -> bool:
+        """True where the job's output is made of tokens."""
+        return isinstance(as_output(self._job.output), SeparatesTokens)
 
     def tokens(self, sample: Any, epoch: int | str) -> ReadTokens:
         """Read the tokens of a sample that count, which costs no pass.

@@ -140,7 +140,7 @@ def influence_scores(
             pair,
             factor,
             kernel=weighting_of(split),
-            **(sampled.part_values(factor) if sampled else {}),
+            **(sampled.part_values(factor, split) if sampled else {}),
             **scale,
         )
         for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)

@@ -173,7 +173,7 @@ def trak_scores(
             factor,
             column_scale=scale,
             kernel=weighting_of(split),
-            **(sampled.part_values(factor) if sampled else {}),
+            **(sampled.part_values(factor, split) if sampled else {}),
         )
         for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from trakstore.storage.stored import StoredColumn
 from trakstore.storage.tables.index_documents import IndexDocument, Recall
 
 MEASURED_ORDER: Order = "largest"
+# New rows that vary as those of before cost less, though the candidates are a smaller share of all.
+_FAR_LESS = 0.1
 
 
 def measured(
@@ -40,6 +43,17 @@ def measured(
     hits = sum(len(np.intersect1d(*pair)) for pair in zip(exact, own, strict=True))
     made = Recall(scores.method, _scaling(scores), k, count, len(chosen), hits / exact.size)
     return replace(document, recalls=(*known, made))
+
+
+def has_fallen(before: Sequence[Recall], made: IndexDocument, scores: Scores) -> bool:
+    """Tell whether the recall of such scores is far below that of before rows were added."""
+    pairs = [
+        (old, new)
+        for old in before
+        for new in made.recalls
+        if _is_of(old, scores) and _is_of(new, scores) and old.k == new.k
+    ]
+    return any(new.recall < old.recall - _FAR_LESS for old, new in pairs)
 
 
 def _listed(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,13 @@ FEW_TARGETS = 16
 MANY_VALUES = 2**25
 
 
+class SampledRows(NamedTuple):
+    """Nonce of a split of drawn labels, and its rows for each train row."""
+
+    nonce: int
+    draws: int
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """One epoch's share: weight · diag(row_scale) T (K + λI)⁻¹ Φᵀ, and its column scale.
@@ -53,8 +60,8 @@ class Part:
         them by its inverse.
     kernel : str
         Name of the weighting of K, or of the mix of two: it tells factors of one λ apart.
-    sampled : bool
-        True where the rows of K are those of labels that were drawn from the model.
+    sampled : SampledRows, optional
+        The rows of K, where these have labels that were drawn from the model.
     """
 
     epoch: Epoch
@@ -68,7 +75,7 @@ class Part:
     kernel: str = ""
     # In no token of scores: weight, length and λ differ from those of train rows, and scores that were
     # saved before this was told keep their token.
-    sampled: bool = False
+    sampled: SampledRows | None = None
 
     @property
     def solve_rows(self) -> int:

@@ -21,7 +21,7 @@ from trakstore.serve.answer import Answer
 from trakstore.serve.answer_entries import entries_of
 from trakstore.serve.held_index import HeldIndex
 from trakstore.serve.held_kernels import HeldKernels
-from trakstore.serve.known_names import known_epochs, known_length, known_method
+from trakstore.serve.known_names import known_epochs, known_length, known_method, named_epochs
 from trakstore.serve.new_samples import try_sample
 from trakstore.serve.provenance import provenance_of
 from trakstore.serve.query_options import QueryOptions
@@ -56,7 +56,7 @@ class Query:
         of new samples, its data sets hold the samples to show. Without one, only samples of the store
         can be asked about.
     targets, train : str
-        The split whose ids are looked up first, and the one that is held responsible.
+        The split whose samples ``target=`` names, and the one that is held responsible.
     epochs : epoch or sequence of epochs, optional
         Checkpoints to answer from; by default all that have these splits.
     method : str
@@ -273,9 +273,9 @@ class Query:
         k : int, optional
             Entries of each list; 20 by default, or all where there are fewer train rows.
         target : int or str, optional
-            Id of a sample of the store, or ``"@N"`` for row N.
+            Id of a sample of ``split``, or ``"@N"`` for its row N.
         split : str, optional
-            Split of ``target``; by default that of the targets, else the train split.
+            The targets' split, which is the default, also for an id that both have; or the train split.
         text : str, optional
             A text, made a sample by the tokenizer of the job's collator.
         image : bytes, PIL image or array, optional
@@ -312,8 +312,7 @@ class Query:
         >>> [one.id for one in answer.proponents], [one.id for one in answer.opponents]
         (['train-9', 'train-15'], ['train-16', 'train-22'])
         """
-        several = (epochs,) if isinstance(epochs, int | str) else epochs
-        chosen = None if several is None else tuple(several)
+        chosen = named_epochs(epochs)
         question = Question(
             target, split, text, image, sample, label, k, chosen, method, tokens=tokens
         )

@@ -29,6 +29,7 @@ from trakstore.serve.metrics import Metrics
 from trakstore.serve.query import Query
 from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
 from trakstore.serve.rendering import answer_part
+from trakstore.serve.reply_headers import HEADERS
 from trakstore.serve.work import Work
 
 log = logging.getLogger("trakstore")
@@ -38,14 +39,8 @@ _STALE = (
     "service's log says why"
 )
 _SMALL = 2**16  # bytes of a body that is decoded at once
+_MOST_HEADERS, _HEADER_BYTES = 200, 2**15
 _PATHS = ("/", "/query", "/panel", "/store", "/health", "/metrics", "/openapi.json")
-_HEADERS = {
-    "cache-control": "no-store",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "cross-origin-resource-policy": "same-origin",
-}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -147,12 +142,13 @@ class _Guard:
             if message["type"] == "http.response.start":
                 began = True
                 self._metrics.request(path, message["status"])
-                more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 
         request = Request(scope)
         try:
+            _need_small(scope["headers"])
             self._access.check(request.method, scope["path"], request.headers)
         except BadRequestError as error:
             await (_error(error.status, error.message))(scope, receive, sending)
@@ -164,6 +160,12 @@ class _Guard:
             if began:
                 raise
             await (_error(503, "the service ends: ask again in a while"))(scope, receive, sending)
+
+
+def _need_small(headers: list[tuple[bytes, bytes]]) -> None:
+    """Refuse a head that came at once, so that the connection's own bound of its size did not apply."""
+    if len(headers) > _MOST_HEADERS or sum(len(a) + len(b) for a, b in headers) > _HEADER_BYTES:
+        raise BadRequestError(431, "the request has too many headers, or too long ones")
 
 
 async def _asked(
@@ -192,9 +194,10 @@ async def _asked(
 
 async def _body(request: Request, limits: Limits) -> bytes:
     """Read a body of JSON within the limits of size and time."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind, _, more = request.headers.get("content-type", "").lower().partition(";")
+    charset = more.partition("charset=")[2].strip(' "') or "utf-8"
     # Pages of other sites cannot send this kind without asking first, and are not answered.
-    if kind != "application/json":
+    if kind.strip() != "application/json" or charset != "utf-8":
         raise BadRequestError(415, "send JSON with Content-Type: application/json")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise BadRequestError(415, "send the body without Content-Encoding")

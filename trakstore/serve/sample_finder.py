@@ -10,7 +10,7 @@ import numpy as np
 
 from trakstore.report.sample import show_sample
 from trakstore.serve.asked_sample import AskedSample, taken_columns
-from trakstore.serve.new_samples import NewSamples
+from trakstore.serve.new_samples import NewSamples, fresh_rows
 from trakstore.serve.question import BadQuestionError, Question
 from trakstore.serve.samples_to_show import SamplesToShow
 from trakstore.serve.stored_samples import StoredSamples
@@ -89,7 +89,7 @@ class SampleFinder:
             raise BadQuestionError("only samples of the store can be asked about: there is no job")
         models, last = self.models, epochs[-1]
         sample = self.new.make(question, lambda one: models.predicted(one, last))
-        computed = models.rows(sample, epochs, go_on)
+        computed = fresh_rows(models, sample, epochs, go_on)
         label = computed[last].get("label")
         return AskedSample(
             {epoch: taken_columns(columns) for epoch, columns in computed.items()},

@@ -72,25 +72,31 @@ class StoredSamples:
         return self.train_ids if split == self.train else self._target_ids
 
     def place(self, question: Question) -> tuple[str, int]:
-        """Find the split and the row of a question's target: the targets come first.
+        """Find the split and the row of a question's target: among the targets, if no split is named.
 
         Raises
         ------
         UnknownSampleError
-            There is no such sample, or split.
+            There is no such sample, or split; the message says so of an id that the train split has.
         """
         known = list(dict.fromkeys([self.targets, self.train]))
         if question.split is not None and question.split not in known:
             raise UnknownSampleError(
                 f"no split {question.split!r}{did_you_mean(question.split, known)}"
             )
-        name = question.target
-        for split in known if question.split is None else [question.split]:
-            row = None if name is None else self.ids_of(split).row(name)
-            if row is not None:
-                return split, row
-        where = " or ".join(known) if question.split is None else question.split
-        raise UnknownSampleError(f"{where} has no sample id {str(name)[:80]!r}")
+        name, split = question.target, question.split or self.targets
+        row = None if name is None else self.ids_of(split).row(name)
+        if row is not None:
+            return split, row
+        hint = self._hint(split, name)
+        raise UnknownSampleError(f"{split} has no sample id {str(name)[:80]!r}{hint}")
+
+    def _hint(self, split: str, name: int | str | None) -> str:
+        """Say how a sample is named that a split lacks: by the other split, or by its row."""
+        other = self.train if split == self.targets else self.targets
+        if other != split and name is not None and self.ids_of(other).row(name) is not None:
+            return f"; {other} has it: ask with split={other!r}"
+        return f"; @N names row N, from @0 to @{len(self.ids_of(split).values) - 1}"
 
     def columns(
         self, split: str, row: int, epochs: Sequence[Epoch]

@@ -38,10 +38,10 @@ those of other ranks: where a rank has fewer columns than ``dim``, rows are bett
 dimensions.
 
 **When a rank fails**, all end with its error. What is committed stays; run again with any number of
-ranks. One that stops without failing, or whose machine is lost, ends the others after 40 seconds under
-``trakstore featurize``, whose ranks give signs of life whatever they compute. In Python they wait for
-the timeout of your process group, half an hour by default: ``init_process_group(timeout=)`` must be
-longer than a block takes.
+ranks. One that stops without failing, or whose machine is lost, ends the others within a minute under
+``trakstore featurize``, whose ranks give signs of life whatever they compute. One that waits for its
+data for ever gives them, too, and is waited for until the timeout of the process group: half an hour.
+In Python that holds for all ranks: ``init_process_group(timeout=)`` must be longer than a block takes.
 
 What is refused: FSDP's first version (shard by ``fully_shard``), ``MixedPrecisionPolicy`` (give
 ``autocast="bfloat16"``, or convert the model), experts on ranks of their own and other meshes of
