@@ -104,15 +104,21 @@ def test_estimates_have_no_bias_and_the_error_that_is_said(bits):
 def test_products_of_8_bits_are_taken_where_they_change_few_signs():
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.standard_normal((128, 128)))[0].astype(np.float32)
-    spread = np.arange(1, 129, dtype=np.float32) ** -1.5
-    for scale, integers in ((np.ones(128, np.float32), True), (spread, False)):
+    even, spread = np.ones(128, np.float32), np.arange(1, 129, dtype=np.float32) ** -1.5
+    # Two directions are large: what is left of rows without them is as even.
+    two = np.where(np.arange(128) < 2, np.float32(200), even)
+    for scale, integers, apart in ((even, True, False), (spread, False, False), (two, True, True)):
         rows = rng.standard_normal((300, 128), dtype=np.float32) * scale
         # Whitened: each direction is as large as any in the end.
         turn = Turn.of(rotation / scale[:, None], integers=False)
         taken = turn.in_integers(rows)
         assert taken.matrix.dtype == ("int8" if integers else "float32")
-        changed = np.bitwise_count(taken.codes(rows)[0] ^ turn.codes(rows)[0]).sum()
-        assert changed < 0.01 * 300 * 128
+        assert (taken.top is not None) == apart
+        (signs, lengths), (wanted, exact) = taken.codes(rows), turn.codes(rows)
+        assert np.bitwise_count(signs ^ wanted).sum() < 0.01 * 300 * 128
+        np.testing.assert_allclose(lengths, exact, rtol=0.02)
+        few, _ = taken.codes(rows[:7])
+        assert np.bitwise_count(few ^ wanted[:7]).sum() < 0.02 * 7 * 128
 
 
 def test_rows_of_zeros_say_nothing_of_products_of_8_bits():
@@ -142,7 +148,9 @@ def test_an_index_by_8_bits_on_one_thread_a_task(store, monkeypatch):
     monkeypatch.setattr(index_build, "_INTEGER_VALUES", 0)
     product, threads, before = torch._int_mm, [], torch.get_num_threads()
     monkeypatch.setattr(
-        torch, "_int_mm", lambda *given: threads.append(torch.get_num_threads()) or product(*given)
+        torch,
+        "_int_mm",
+        lambda *given, **how: threads.append(torch.get_num_threads()) or product(*given, **how),
     )
     scores = ts.trak_scores(store)
     try:

@@ -75,6 +75,12 @@ class SampledKernel:
         return {"weight": float(self.draws), "length": length, "sampled": rows}
 
 
+def need_kernel_rows(kernel: object) -> None:
+    """Raise a :class:`~trakstore.errors.TrakStoreError` for what names no rows of a kernel."""
+    if kernel not in (None, *get_args(get_args(KernelRows)[0])):
+        raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
+
+
 def takes_sampled(
     store: FeatureStore, train: str, kernel: KernelRows, epochs: Iterable[Epoch] | None = None
 ) -> bool:
@@ -83,8 +89,7 @@ def takes_sampled(
     It is where they are asked for; where that is left open, if all of these epochs (or all with the
     train split) have them whole, the output determines the loss, and is no margin.
     """
-    if kernel not in (None, *get_args(get_args(KernelRows)[0])):
-        raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
+    need_kernel_rows(kernel)
     need_open(store)
     name = layout.sampled_split(train)
     if kernel is not None or name not in store.splits:

@@ -18,7 +18,13 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from trakstore.machine_code import compiled_for_all, has_x86_feature
-from trakstore.passes.half_precision import F32, _four, _one, has_instructions
+from trakstore.passes.half_precision import (
+    F32,
+    four_targets,
+    has_instructions,
+    one_target,
+    wide,
+)
 from trakstore.passes.rows import Rows
 from trakstore.storage.mapped_chunks import is_mappable, mapped_chunk
 from trakstore.storage.stored import StoredColumn
@@ -55,7 +61,11 @@ def checked_products(lefts: F32, rows: Rows, start: int, stop: int, out: F32) ->
             return False
         values, checksum = chunk
         part = out[:, low - start : low - start + step]
-        _multiply(part, sums, lefts, values.view(np.uint16), values.view(np.uint64))
+        both = values.view(np.uint16), values.view(np.uint64)
+        if len(lefts) == 1:
+            _multiply_one(part[0], sums, lefts[0], *both)
+        else:
+            _multiply(part, sums, lefts, *both)
         if _joined(sums, over) != checksum:
             return False
     return True
@@ -106,7 +116,9 @@ def _fetching(_: Any, words: Any, row: Any, column: Any) -> Any:  # pragma: no c
 
 _sum: Any = intrinsic(_summing)
 _fetch: Any = intrinsic(_fetching)
+_F32 = np.float32
 _LINE = 8  # words that come from memory together
+_COLUMNS = 128
 
 
 @compiled_for_all
@@ -121,21 +133,64 @@ def _multiply(
     for first in range(0, count, 4):
         # Of the last four some may have been done already.
         i = min(first, max(0, count - 4))
-        i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
-        a, b, c, d = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
-        # An instruction waits for the one before it in its row: so four rows have one under way each.
-        for j in range(words.shape[1]):
-            if j % _LINE == 0:
-                for ahead in range(4, 8):
-                    _fetch(words, min(i + ahead, count - 1), j)
-            a, b = _sum(a, words[i, j]), _sum(b, words[i1, j])
-            c, d = _sum(c, words[i2, j]), _sum(d, words[i3, j])
-        sums[i], sums[i1], sums[i2], sums[i3] = a, b, c, d
+        _sum_four(sums, words, i, 0, words.shape[1])
         four = rows[i : min(i + 4, out.shape[1])]
         for at in range(0, targets // 4 * 4, 4):
-            _four(out[at : at + 4, i : i + 4], lefts[at : at + 4], four)
+            four_targets(out[at : at + 4, i : i + 4], lefts[at : at + 4], four)
         for at in range(targets // 4 * 4, targets):
-            _one(out[at, i : i + 4], lefts[at], four)
+            one_target(out[at, i : i + 4], lefts[at], four)
+
+
+# Memory is waited for while words are summed, and hardly while numbers are multiplied: so the two take
+# turns, as often as the sums across a vector at the end of each turn allow.
+@compiled_for_all
+def _multiply_one(
+    out: F32, sums: U64, left: F32, rows: NDArray[np.uint16], words: U64
+) -> None:  # pragma: no cover
+    """Do the same for one target, some columns at a time."""
+    count, columns = rows.shape
+    last = len(out) - 1
+    for first in range(0, count, 4):
+        i = min(first, max(0, count - 4))
+        i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
+        s, t, u, v = _F32(0), _F32(0), _F32(0), _F32(0)
+        for low in range(0, columns, _COLUMNS):
+            high = min(low + _COLUMNS, columns)
+            part, a, b, c, d = left[low:high], _F32(0), _F32(0), _F32(0), _F32(0)
+            row, row1 = rows[i, low:high], rows[i1, low:high]
+            row2, row3 = rows[i2, low:high], rows[i3, low:high]
+            for j in range(len(part)):
+                value = part[j]
+                a += value * wide(row[j])
+                b += value * wide(row1[j])
+                c += value * wide(row2[j])
+                d += value * wide(row3[j])
+            s, t, u, v = s + a, t + b, u + c, v + d
+            _sum_four(sums, words, i, low // 4, high // 4)
+        for at, value in ((i, s), (i1, t), (i2, u), (i3, v)):
+            if at <= last:
+                out[at] = value
+
+
+@compiled_for_all
+def _sum_four(sums: U64, words: U64, i: int, low: int, high: int) -> None:  # pragma: no cover
+    """Take words of four rows into their registers, which begin with 0 in front of the first word.
+
+    Meanwhile those of the next four rows are fetched.
+    """
+    last = len(words) - 1
+    i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
+    if low == 0:
+        sums[i], sums[i1], sums[i2], sums[i3] = 0, 0, 0, 0
+    # An instruction waits for the one before it in its row: so four rows have one under way each.
+    a, b, c, d = sums[i], sums[i1], sums[i2], sums[i3]
+    for j in range(low, high):
+        if j % _LINE == 0:
+            for ahead in range(4, 8):
+                _fetch(words, min(i + ahead, last), j)
+        a, b = _sum(a, words[i, j]), _sum(b, words[i1, j])
+        c, d = _sum(c, words[i2, j]), _sum(d, words[i3, j])
+    sums[i], sums[i1], sums[i2], sums[i3] = a, b, c, d
 
 
 @cache

@@ -376,7 +376,10 @@ class _EncodePass(Pass[None, None]):
 def _finite(rows: NDArray[Any]) -> F32:
     """Return rows as float32, with zeros for those that were bad when they were written: all NaN."""
     wide = _widened(rows)
-    wide[~np.isfinite(wide).all(axis=1)] = 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A finite sum says so of all its terms, and nearly all rows have one: the others are looked at.
+        others = np.flatnonzero(~np.isfinite(np.add.reduce(wide, axis=1)))
+    wide[others[~np.isfinite(wide[others]).all(axis=1)]] = 0
     return wide
 
 

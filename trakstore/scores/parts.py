@@ -175,8 +175,8 @@ class Window(Sent):
         Column scale of their sum.
     device : str
         Device that computes tiles.
-    soft_threshold : float
-        See :class:`~trakstore.Scores`.
+    thresholds : ndarray of float32, shape (w,), optional
+        Soft threshold of each target, see :class:`~trakstore.Scores`; without, scores stay as they are.
     ahead : int
         Bytes of stored train rows that each task may read before it asks for them.
     """
@@ -186,7 +186,7 @@ class Window(Sent):
     scales: tuple[Rows | None, ...]
     scale: Rows | None
     device: str = "cpu"
-    soft_threshold: float = 0.0
+    thresholds: F32 | None = None
     ahead: int = AHEAD_BYTES
 
     def reading(self, tiles: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
@@ -205,6 +205,12 @@ class Window(Sent):
 
         return DeviceTiles(self, device)
 
+    def of_targets(self, start: int, stop: int) -> Window:
+        """Return the window of some of its targets."""
+        thresholds = None if self.thresholds is None else self.thresholds[start:stop]
+        lefts = tuple(left[start:stop] for left in self.lefts)
+        return replace(self, lefts=lefts, thresholds=thresholds)
+
     def on_cpu(self) -> Window:
         """Return the same window with its tiles on the CPU."""
         return self if self.device == "cpu" else replace(self, device="cpu")
@@ -218,7 +224,7 @@ class Window(Sent):
         if out is None:
             out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
         self._fill(start, stop, out)
-        return self._shrunk(out)
+        return out if self.thresholds is None else _shrunk(out, self.thresholds[:, None])
 
     def entries(
         self, start: int, stop: int, targets: NDArray[np.int64], columns: NDArray[np.int64]
@@ -231,13 +237,7 @@ class Window(Sent):
             out += product if scale is None else product * _column(scale, start, stop)[columns]
         if self.scale is not None:
             out *= _column(self.scale, start, stop)[columns]
-        return self._shrunk(out)
-
-    def _shrunk(self, out: F32) -> F32:
-        """Compute sign(τ)·max(|τ| − s, 0), which is τ less its share within −s..s, in place."""
-        if self.soft_threshold:
-            out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
-        return out
+        return out if self.thresholds is None else _shrunk(out, self.thresholds[targets])
 
     def _fill(self, start: int, stop: int, out: F32) -> None:
         # Whoever takes the tile looks for scores that are not finite.
@@ -262,6 +262,12 @@ class Window(Sent):
                     _add_product(out, left, right.T)
             if self.scale is not None:
                 out *= _column(self.scale, start, stop)
+
+
+def _shrunk(out: F32, threshold: F32) -> F32:
+    """Compute sign(τ)·max(|τ| − s, 0), which is τ less its share within −s..s, in place."""
+    out -= np.clip(out, -threshold, threshold)
+    return out
 
 
 def _are_many_halves(train: Rows) -> bool:

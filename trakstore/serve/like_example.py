@@ -78,6 +78,8 @@ def _array(example: Any, given: Any, where: str) -> Any:
     shape, dtype = tuple(int(one) for one in example.shape), dtype_name(example)
     if hasattr(given, "detach"):
         given = given.detach().cpu()
+    if dtype != "bool" and _has_switch(given):
+        raise BadQuestionError(f"{where} must be numbers ({dtype}), got true or false")
     try:
         values = np.asarray(given)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
@@ -86,7 +88,8 @@ def _array(example: Any, given: Any, where: str) -> Any:
     # Python's integers beyond 64 bits are objects: they are told as too large.
     if integers and _are_whole(values):
         need_in_dtype(values, dtype, where)
-    kinds = "biu" if integers else "biuf"
+    # True is no 1: only where the job's samples have truth values, these are taken for numbers.
+    kinds = "biu" if dtype == "bool" else "iu" if integers else "iuf"
     # Rows of numbers, such as tokens, are of any length.
     same = values.shape == shape or (len(shape) == 1 and values.ndim == 1 and integers)
     if values.dtype.kind not in kinds or not same or not values.size:
@@ -99,6 +102,13 @@ def _array(example: Any, given: Any, where: str) -> Any:
     if values.ndim == 1 and len(values) > most:
         raise BadQuestionError(f"{where} has {len(values):,} numbers, {most:,} is the most")
     return typed(example, values, where)
+
+
+def _has_switch(given: Any) -> bool:
+    """Tell whether a boolean is among values: NumPy would take it for 1 or 0."""
+    if isinstance(given, list | tuple):
+        return any(map(_has_switch, given))
+    return isinstance(given, bool) or str(getattr(given, "dtype", "")).endswith("bool")
 
 
 def _are_whole(values: Any) -> bool:

@@ -17,8 +17,9 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, LocationError, error_context
+from trakstore.errors import DamagedError, LocationError, TrakStoreError, error_context
 from trakstore.planning import ranges
+from trakstore.quantities import is_whole, shown
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, encode
@@ -144,6 +145,11 @@ class StoredColumn:
             wanted = range(*first.indices(self.shape[0]))
             low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
             taken = slice(None, None, wanted.step)
+        elif not is_whole(first):
+            raise TrakStoreError(
+                f"{self.path} takes a row or a slice of rows, got {shown(first)}: read rows with "
+                f"read(start, stop), or take any others of to_dask() or of the store's xarray"
+            )
         else:  # a row, as Dask asks for it where one is taken of a lazy array
             low = range(self.shape[0])[first]
             high, taken = low + 1, 0

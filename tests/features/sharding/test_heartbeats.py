@@ -11,33 +11,37 @@ import torch.distributed as dist
 from trakstore.errors import TrakStoreError
 from trakstore.features.sharding import heartbeats
 from trakstore.features.sharding.heartbeats import Heartbeats, telling_failures
+from trakstore.features.sharding.lockstep import RankGoneError
 
 
 def test_a_rank_counts_as_lost_when_its_sign_is_an_old_one() -> None:
     store = dist.HashStore()
-    first, second = (Heartbeats(store, rank, 3) for rank in (0, 1))
+    first, second, third = (Heartbeats(store, rank, 3) for rank in range(3))
     assert first.silence(0.0) is None, "no rank has begun"
-    second.beat()
-    first.beat()
+    for one in (first, second, third):
+        one.beat()
     assert first.silence(100.0) is None
-    assert first.silence(139.0) is None
+    assert first.silence(129.0) is None
     second.beat()
     assert first.silence(160.0) is None
-    assert first.silence(199.0) is None
-    assert "rank 1 of the sharded model gave no sign of life for 41 s" in (
-        first.silence(201.0) or ""
+    assert first.silence(189.0) is None
+    assert third.silence(300.0) is None, (
+        "it looks after the first one, which it has not seen before"
     )
+    told = first.silence(191.0) or ""
+    assert told.startswith("rank 1 of the sharded model gave no sign of life for 31 s")
+    assert third.failure() == told
     second.end()
     assert first.silence(300.0) is None, "it was done"
 
 
-def test_an_error_is_told_to_the_others() -> None:
+def test_the_first_error_is_told_to_the_others() -> None:
     store = dist.HashStore()
     first, second = (Heartbeats(store, rank, 2) for rank in (0, 1))
     assert first.failure() is None
     second.fail(OSError("no disk"))
-    assert first.failure() == "rank 1 failed: OSError: no disk"
-    assert second.failure() is None, "it knows of its own"
+    first.fail(OSError("connection closed"))
+    assert first.failure() == second.failure() == "rank 1 failed: OSError: no disk"
 
 
 @pytest.fixture
@@ -69,8 +73,9 @@ def test_a_rank_ends_when_another_is_silent(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(heartbeats, "_SILENT", 0.1)
     store = dist.HashStore()
     Heartbeats(store, 1, 2).beat()
-    (told,) = watched(Heartbeats(store, 0, 2))
+    (told,) = watched(Heartbeats(store, 0, 3))
     assert told.startswith("rank 1 of the sharded model gave no sign of life for 0 s")
+    assert Heartbeats(store, 2, 3).failure() == told, "a third one need not find out"
 
 
 @pytest.mark.usefixtures("quick")
@@ -118,6 +123,8 @@ def test_a_rank_that_is_told_in_time_ends_by_itself(monkeypatch: pytest.MonkeyPa
         (RuntimeError("connection closed"), True, "rank 1 failed: OSError: no disk"),
         (RuntimeError("connection closed"), False, "connection closed"),
         (TrakStoreError("a bad job"), True, "a bad job"),
+        (RankGoneError("another is gone"), True, "rank 1 failed: OSError: no disk"),
+        (RankGoneError("another is gone"), False, "another is gone"),
     ],
 )
 def test_the_error_that_counts_is_that_of_the_rank_which_failed(
@@ -129,8 +136,10 @@ def test_the_error_that_counts_is_that_of_the_rank_which_failed(
         second.fail(OSError("no disk"))
     with pytest.raises((TrakStoreError, RuntimeError), match=expected), telling_failures():
         raise error
-    own = f"rank 0 failed: {type(error).__name__}: {error}"
-    assert second.failure() == (own if expected == str(error) else None)
+    # An error of its own is told to others, and not that it was left behind.
+    said = f"rank 0 failed: {type(error).__name__}: {error}"
+    own = None if isinstance(error, RankGoneError) else said
+    assert second.failure() == ("rank 1 failed: OSError: no disk" if told else own)
 
 
 def _given(hearts: Heartbeats) -> Any:

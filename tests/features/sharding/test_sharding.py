@@ -225,6 +225,23 @@ def test_activations_of_divided_layers_are_refused(tmp_path: Path) -> None:
         features(model, tmp_path / "s.zarr", activations=["norm"])
 
 
+class Indivisible(Llama):
+    """Model that a rank cannot compute with its part of the heads."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids).unflatten(-1, (-1, 7))
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_layers_that_cannot_be_divided_are_explained(tmp_path: Path, sharded: bool) -> None:
+    model = made(Indivisible)
+    if sharded:
+        shard_blocks(model, init_device_mesh("cpu", (1,)))
+    with pytest.raises(TrakStoreError, match=r"don't multiply up to .* trained on") as caught:
+        features(model, tmp_path / "s.zarr")
+    assert ("heads and widths must be multiples of their number" in str(caught.value)) == sharded
+
+
 def test_a_pass_that_ends_for_want_of_memory_is_made_with_fewer_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,13 +19,14 @@ from typing import Any
 import torch.distributed as dist
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.sharding.lockstep import RankGoneError
 
 __all__ = ["Heartbeats", "telling_failures", "watched_ranks"]
 
 _BEAT = 5.0  # seconds
 # A rank counts as lost after so many seconds. A thread waits for Python's lock while another one reads
 # a large pickle, for one, but hardly so long.
-_SILENT = 40.0
+_SILENT = 30.0
 # Seconds in which ranks end by themselves once one of them has failed.
 _GRACE = 10.0
 _OVER = b"over"
@@ -44,10 +45,12 @@ class Heartbeats:
 
     def __init__(self, store: Any, rank: int, ranks: int) -> None:
         self._store, self._rank = store, rank
-        self._others = [other for other in range(ranks) if other != rank]
+        # Each looks after the next, and tells all: many ranks would keep the store busy otherwise. Of
+        # those that are stopped there is always one behind a rank that is not.
+        self._next = (rank + 1) % ranks
         self._beats = 0
-        # Of each rank its last sign, and when it was new here: clocks of machines are not compared.
-        self._seen: dict[int, tuple[bytes, float]] = {}
+        # The next one's last sign, and when it was new here: clocks of machines are not compared.
+        self._seen: tuple[bytes, float] | None = None
         self._talked = 0.0  # when this rank heard of the others last
         self._failure: str | None = None
         self._silence: str | None = None
@@ -77,30 +80,33 @@ class Heartbeats:
         self._store.set(f"beat/{self._rank}", _OVER)
 
     def fail(self, error: Exception) -> None:
-        """Tell the others of this rank's error."""
-        message = f"rank {self._rank} failed: {type(error).__name__}: {error}"
-        self._store.set(f"failed/{self._rank}", message)
+        """Tell the others of this rank's error, unless one of them failed before."""
+        self._tell(f"rank {self._rank} failed: {type(error).__name__}: {error}")
+
+    def _tell(self, message: str) -> None:
+        if self.failure() is None:
+            self._store.set("failure", message)
 
     def failure(self) -> str | None:
-        """Return the error of another rank, if one failed."""
-        told = (self._get(f"failed/{rank}") for rank in self._others)
-        return next((one.decode() for one in told if one is not None), None)
+        """Return what was told of a rank that failed or is lost, if one is."""
+        told = self._get("failure")
+        return None if told is None else told.decode()
 
     def silence(self, now: float) -> str | None:
-        """Say which other rank gave no sign of life for long, if there is one.
+        """Say that the next rank gave no sign of life for long, if so, and tell the others.
 
-        Ranks that have not given a first one are not expected to.
+        It is not expected to before its first one.
         """
-        for rank in self._others:
-            sign = self._get(f"beat/{rank}")
-            if sign is None or sign == _OVER:
-                continue
-            last, since = self._seen.get(rank, (None, now))
-            if sign != last:
-                self._seen[rank] = (sign, now)
-            elif now - since > _SILENT:
-                return _silence(f"rank {rank}", now - since)
-        return None
+        sign = self._get(f"beat/{self._next}")
+        if sign is None or sign == _OVER:
+            return None
+        if self._seen is None or sign != self._seen[0]:
+            self._seen = sign, now
+        if (silent := now - self._seen[1]) <= _SILENT:
+            return None
+        message = _silence(f"rank {self._next}", silent)
+        self._tell(message)
+        return message
 
     def _get(self, key: str) -> bytes | None:
         # To get a value that is not there would wait for it.
@@ -152,10 +158,11 @@ def telling_failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = None
+        gone, told = isinstance(error, RankGoneError), None
         with suppress(RuntimeError):  # the store may be gone with another rank
-            told = None if isinstance(error, TrakStoreError) else hearts.failure()
-            if told is None:
+            if gone or not isinstance(error, TrakStoreError):
+                told = hearts.failure()
+            if told is None and not gone:
                 hearts.fail(error)
         if told is not None:
             raise TrakStoreError(told) from error
