@@ -174,7 +174,7 @@ def entries_of(unfolded: Unfolded, b: int) -> torch.Tensor:
     places = unfolded.positions[:, None] + unfolded.columns
     known = torch.ones_like(places, dtype=torch.bool)
     if unfolded.inside is not None and unfolded.taps is not None:
-        known = (unfolded.inside[:, None] >> unfolded.taps) & 1 != 0
+        known = unfolded.inside[:, None] & unfolded.taps != 0
     sample = unfolded.input[b]
     whole = sample.as_strided((int(places[known].max()) + 1,), (1,))
     assert int(places[known].min()) >= 0

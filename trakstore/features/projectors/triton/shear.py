@@ -143,9 +143,11 @@ def _shear(
                 along = t * by_position
                 if INDEXED:
                     along = tl.load(position_offsets + at, mask=there, other=0)
-                if MASKED:  # beyond the last position no bit is set
+                if (
+                    MASKED
+                ):  # beyond the last position no bit is set, nor one of a column that is none
                     bits = tl.load(inside_bits + at, mask=there, other=0)[:, None]
-                    found = (((bits >> bit) & 1) != 0) & inside[None, :]
+                    found = (bits & bit) != 0
                 else:
                     found = there[:, None] & inside[None, :]
                 r = tl.load(other + along[:, None] + across[None, :], mask=found, other=0.0)
