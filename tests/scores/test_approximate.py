@@ -416,7 +416,7 @@ def test_recall_with_a_threshold_is_told_apart(store, monkeypatch):
 def test_scores_of_a_target_have_its_own_threshold(store):
     scores = ts.trak_scores(store)
     index, window = ts.build_index(scores, checked=0), scores.window(0, 3)
-    own = replace(window, soft_threshold=np.array([0.1, 0, 0.2], np.float32))
+    own = replace(window, thresholds=np.array([0.1, 0, 0.2], np.float32))
     near = np.arange(50)
     for at, threshold in enumerate((0.1, 0.0, 0.2)):
         plain, _ = index.rescored(scores, window, at, near, 0)
