@@ -171,14 +171,11 @@ class TrainIndex:
                 own = dequantised(own, TakenRows(column.scale, stored).read(0, len(stored)))
             trains.append(ArrayRows(own))
         taken = [scale and ArrayRows(self._whole(scale)[near]) for scale in window.scales]
-        threshold: Any = window.soft_threshold  # of all targets, or one for each
         one = replace(
-            window.on_cpu(),
-            lefts=tuple(left[at : at + 1] for left in window.lefts),
+            window.on_cpu().of_targets(at, at + 1),
             trains=tuple(trains),
             scales=tuple(taken),
             scale=window.scale and ArrayRows(self._whole(window.scale)[near]),
-            soft_threshold=threshold[at : at + 1] if np.ndim(threshold) else threshold,
         )
         with one_blas_thread():
             score = one.tile(0, len(near))
