@@ -50,8 +50,9 @@ class Known(NamedTuple):
         """Tell whether a result that is no tensor says something of the data."""
         if self.name in READS:
             return True
-        quiet = self.name.startswith(_QUIET) and self.name != "is_nonzero"
-        return not quiet and isinstance(out, (bool, int, float))
+        if not isinstance(out, bool | int | float):
+            return False
+        return self.name == "is_nonzero" or not self.name.startswith(_QUIET)
 
 
 _RULES: dict[str, Rule] = {
@@ -70,10 +71,11 @@ untyped_storage storage _typed_storage __repr__ __format__
 """
 READS = frozenset(_READS.split())
 # Beginnings of the names of those that tell Python about a tensor's dtype, memory and shape alone.
-_QUIET = (
-    *("is_", "_is_", "has_", "__get__", "sparse_dim", "dense_dim", "dim", "ndimension", "numel"),
-    *("nelement", "size", "__len__", "element_size", "storage_offset", "get_device", "data_ptr"),
-)
+_ABOUT_SHAPE = """
+is_ _is_ has_ __get__ sparse_dim dense_dim dim ndimension numel nelement size __len__ element_size
+storage_offset get_device data_ptr
+"""
+_QUIET = tuple(_ABOUT_SHAPE.split())
 # Functions that make tensors of what Python has.
 MAKES = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
 
